@@ -1,0 +1,135 @@
+"""The whole exception tree, and the exit code of each branch.
+
+    RepoManagerError                  1  unexpected
+    ├── UsageError                    2  the command line or a setting is wrong
+    ├── InputError                    3  a file or a value that was given is bad
+    │   ├── ModelError                   the ONNX model
+    │   ├── CalibrationError             the calibration data
+    │   ├── ConfigError                  a config.pbtxt
+    │   ├── RepositoryError              the model repository on disk
+    │   └── MissingDependencyError       an optional package that this step needs
+    ├── GateError                     4  a gate (sparsity, drift, objective) failed
+    ├── ServerError                   5  unreachable, refused, or a roll-out that was undone
+    │   ├── ServerUnreachableError
+    │   ├── ServerRefusedError
+    │   └── RolloutUndoneError
+    ├── InconclusiveError             6  the measurement does not decide
+    ├── RollbackFailedError           7  act by hand
+    └── ChangesNeededError            8  --check found changes to make
+
+A message names the subject, what was found, what was expected, and the next step.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CalibrationError",
+    "ChangesNeededError",
+    "ConfigError",
+    "GateError",
+    "InconclusiveError",
+    "InputError",
+    "MissingDependencyError",
+    "ModelError",
+    "RepoManagerError",
+    "RepositoryError",
+    "RollbackFailedError",
+    "RolloutUndoneError",
+    "ServerError",
+    "ServerRefusedError",
+    "ServerUnreachableError",
+    "UsageError",
+]
+
+
+class RepoManagerError(Exception):
+    """Root of every error that this package raises on purpose.
+
+    Args:
+        message: subject, what was found, what was expected.
+        hint: the next step for the user; shown on its own line.
+    """
+
+    exit_code: int = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class UsageError(RepoManagerError):
+    """The command line or a setting is wrong."""
+
+    exit_code = 2
+
+
+class InputError(RepoManagerError):
+    """A file or a value that was given is bad; nothing was changed."""
+
+    exit_code = 3
+
+
+class ModelError(InputError):
+    """The ONNX model cannot be read, checked, run or converted."""
+
+
+class CalibrationError(InputError):
+    """The calibration data is missing, unreadable or does not fit the model."""
+
+
+class ConfigError(InputError):
+    """A config.pbtxt cannot be parsed or contradicts the model."""
+
+
+class RepositoryError(InputError):
+    """The model repository, or something in it, is not what it has to be."""
+
+
+class MissingDependencyError(InputError):
+    """An optional package that this step needs is not installed."""
+
+
+class GateError(RepoManagerError):
+    """A gate failed: sparsity, drift, or a service-level objective."""
+
+    exit_code = 4
+
+
+class ServerError(RepoManagerError):
+    """A Triton server is unreachable, refused, or a roll-out was undone."""
+
+    exit_code = 5
+
+
+class ServerUnreachableError(ServerError):
+    """No answer from the server."""
+
+
+class ServerRefusedError(ServerError):
+    """The server answered with an error; its reason is quoted."""
+
+
+class RolloutUndoneError(ServerError):
+    """The roll-out failed and the previous state was put back."""
+
+
+class InconclusiveError(RepoManagerError):
+    """The measurement decides neither way."""
+
+    exit_code = 6
+
+
+class RollbackFailedError(RepoManagerError):
+    """Putting the previous state back failed; a person has to act."""
+
+    exit_code = 7
+
+
+class ChangesNeededError(RepoManagerError):
+    """`--check` found changes to make."""
+
+    exit_code = 8

@@ -1,0 +1,123 @@
+"""File operations that are atomic and durable, digests, and locks that survive a dead holder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from repo_manager.errors import RepositoryError
+from repo_manager.types import Digest
+
+__all__ = ["file_lock", "fsync_directory", "fsync_tree", "sha256_bytes", "sha256_file", "write_atomic"]
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> Digest:
+    """Return the digest of bytes in memory."""
+    return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def sha256_file(path: Path) -> Digest:
+    """Return the digest of a file's content, read in chunks.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return Digest("sha256:" + digest.hexdigest())
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a directory's entries durable (a rename is not, until its parent is synced)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(root: Path) -> None:
+    """Make every file and directory below and including `root` durable, leaves first."""
+    for directory, _, names in os.walk(root, topdown=False):
+        for name in names:
+            descriptor = os.open(Path(directory, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_directory(Path(directory))
+
+
+def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> None:
+    """Replace `path` by `data`: a reader sees the old content or the new, never a part.
+
+    Args:
+        path: the file to create or replace.
+        data: its new content.
+        staging: a directory on the same file system for the temporary file; `None` puts it beside
+            `path`. Triton reads a model's folder, so nothing temporary may lie there.
+
+    Raises:
+        OSError: the disk is full, read-only, ...; `path` is then as it was and nothing is left over.
+    """
+    folder = path.parent if staging is None else staging
+    temporary = folder / f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created when missing, never removed).
+
+    The kernel drops the lock when its holder dies, however it dies.
+
+    Args:
+        path: the lock's file; its folder must exist.
+        timeout_s: how long to wait for another holder.
+
+    Raises:
+        RepositoryError: another process still holds it after `timeout_s`.
+        OSError: the file cannot be created.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _acquire(descriptor, path, timeout_s)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
+    """Poll for the lock: flock has no timeout of its own."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise RepositoryError(
+                    f"{path} is locked by another process for more than {timeout_s:g} s",
+                    hint="Wait for the other repo-manager command to end, then run this one again.",
+                ) from None
+            time.sleep(0.01)

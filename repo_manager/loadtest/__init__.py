@@ -1,0 +1,1 @@
+"""Load on a served model: arrival schedules, clients, measurements, gates."""

@@ -1,0 +1,1 @@
+"""The model repository: layout, manifests, publishing, scanning."""

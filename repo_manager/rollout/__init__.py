@@ -1,0 +1,1 @@
+"""Putting a version into service: plan, apply, verify, undo."""

@@ -1,0 +1,1 @@
+"""The embedded tritonserver, its Python-based backends, and the model-control client."""

@@ -1,0 +1,1 @@
+"""Triton's config.pbtxt: derived from a model, read, written and checked."""

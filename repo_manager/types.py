@@ -1,0 +1,100 @@
+"""Small frozen types that every stage shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+from collections.abc import Mapping
+from typing import Any, NewType
+
+import numpy as np
+
+__all__ = ["Backend", "Digest", "Dim", "Precision", "TensorSpec", "as_json"]
+
+Digest = NewType("Digest", str)
+"""`sha256:` and 64 lower-case hexadecimal digits."""
+
+Dim = int | str | None
+"""One dimension: a fixed size, a named dynamic one, or an unnamed dynamic one (`None`)."""
+
+
+class Precision(str, enum.Enum):
+    """The precision that a model's weights and activations are stored and computed in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT8_FP16 = "int8+fp16"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Backend(str, enum.Enum):
+    """The Triton backend that serves a version."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt_rtx"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of a model's input or output.
+
+    Attributes:
+        name: the tensor's name in the graph.
+        dtype: NumPy's name of the element type (`float32`, `int64`, `bool`, ...), plus `bfloat16`
+            and `string`.
+        shape: one `Dim` per axis, batch axis included; `None` when the graph does not state the rank.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.name}: {self.dtype}[unknown rank]"
+        dims = ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name}: {self.dtype}[{dims}]"
+
+
+def as_json(value: Any) -> Any:
+    """Turn a stage's result into plain JSON types.
+
+    Frozen dataclasses become objects, enums their values, paths strings, tuples and sets arrays,
+    NumPy scalars Python numbers. A float that JSON cannot hold (NaN, infinity) becomes `null`.
+    A dataclass field with `metadata={"json": False}` is left out.
+
+    Raises:
+        TypeError: for a type that no stage's result may hold.
+    """
+    if isinstance(value, enum.Enum):
+        return value.value
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, np.generic):
+        return as_json(value.item())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: as_json(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.metadata.get("json", True)
+        }
+    if isinstance(value, Mapping):
+        return {str(as_json(key)): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(as_json(item) for item in value)
+    raise TypeError(f"{type(value).__name__} is not a type that a result may hold")

@@ -1,0 +1,92 @@
+"""Imports point one way (docs/architecture.md); this walks the syntax trees and holds the code to it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import repo_manager
+
+PACKAGE = Path(repo_manager.__file__).parent
+LAYERS = [
+    {"errors", "types", "files", "optional"},
+    {"settings"},
+    {"onnx_model"},
+    {"sparsity"},
+    {"precision"},
+    {"engine"},
+    {"triton_config"},
+    {"repository"},
+    {"server"},
+    {"rollout", "loadtest"},
+    {"report"},
+    {"pipeline"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+SETTINGS_USERS = {"settings", "pipeline", "cli"}
+# The backends run inside Triton's stub process, which has only the standard library, NumPy and their engine.
+STANDALONE = PACKAGE / "server" / "backends"
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[tuple[str, int, bool]]:
+    """Every import of ours in a file: (top-level unit, line, inside a function)."""
+    found: list[tuple[str, int, bool]] = []
+
+    def visit(node: ast.AST, in_function: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            names: list[str] = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                names = [f"{base}.{alias.name}" for alias in child.names] if base == "repo_manager" else [base]
+                if child.level:
+                    names = ["repo_manager." + unit_of(path)]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "repo_manager" and len(parts) > 1 and not parts[1].startswith("_"):
+                    found.append((parts[1], child.lineno, in_function))
+            visit(child, in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return found
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down_only(path: Path) -> None:
+    unit = unit_of(path)
+    for imported, line, in_function in imports_of(path):
+        where = f"{path}:{line}"
+        if STANDALONE in path.parents:
+            raise AssertionError(f"{where}: a backend runs without repo_manager")
+        assert imported in RANK, f"{where}: {imported} has no place in the layers"
+        if imported == unit:
+            continue
+        assert RANK[imported] < RANK[unit] or unit == imported or RANK[unit] == 0 == RANK[imported], (
+            f"{where}: {unit} may not import {imported}"
+        )
+        assert imported != "settings" or unit in SETTINGS_USERS, f"{where}: only pipeline and cli read settings"
+        # The command line imports a stage when its command runs, so that --help stays fast.
+        assert not in_function or unit == "cli", f"{where}: import at the top of the file"
+
+
+def test_every_unit_has_a_layer() -> None:
+    units = {unit_of(p) for p in MODULES} - {"__main__"}
+    assert units <= set(RANK)
+
+
+def test_a_breach_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = PACKAGE / "errors.py"
+    monkeypatch.setattr(ast, "parse", lambda _: compile("from repo_manager.cli import main", "x", "exec", 1024))
+    with pytest.raises(AssertionError, match="may not import cli"):
+        test_imports_point_down_only(bad)
