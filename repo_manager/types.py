@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import os
 from collections.abc import Mapping
-from typing import Any, NewType
-
-import numpy as np
+from typing import Any, NewType, Protocol, runtime_checkable
 
 __all__ = ["Backend", "Digest", "Dim", "Precision", "TensorSpec", "as_json"]
 
@@ -17,6 +16,13 @@ Digest = NewType("Digest", str)
 
 Dim = int | str | None
 """One dimension: a fixed size, a named dynamic one, or an unnamed dynamic one (`None`)."""
+
+
+@runtime_checkable
+class _Scalar(Protocol):
+    """A NumPy scalar, known by its method: the command line starts without importing NumPy."""
+
+    def item(self) -> Any: ...
 
 
 class Precision(str, enum.Enum):
@@ -80,8 +86,8 @@ def as_json(value: Any) -> Any:
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, np.generic):
+        return value if math.isfinite(value) else None
+    if isinstance(value, _Scalar):
         return as_json(value.item())
     if isinstance(value, os.PathLike):
         return os.fspath(value)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from repo_manager.errors import RepositoryError
+from repo_manager.files import file_lock, fsync_tree, sha256_bytes, sha256_file, write_atomic
+
+
+def test_digests_agree_and_name_their_algorithm(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 3_000_000)
+    assert sha256_file(path) == sha256_bytes(path.read_bytes())
+    assert sha256_bytes(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_write_replaces_the_content_and_keeps_the_mode(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_the_temporary_file_lies_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    seen: list[str] = []
+    replace = Path.replace
+
+    def spy(self: Path, target: Path) -> Path:
+        seen.append(str(self.parent))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", spy)
+    write_atomic(tmp_path / "f", b"", staging=staging)
+    assert seen == [str(staging)]
+
+
+def test_fsync_tree_takes_nested_folders(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "f").write_bytes(b"1")
+    fsync_tree(tmp_path)
+
+
+def test_a_held_lock_is_waited_for_and_then_reported(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with (
+        file_lock(lock),
+        pytest.raises(RepositoryError, match="locked by another process"),
+        file_lock(lock, timeout_s=0.05),
+    ):
+        pass
+    with file_lock(lock, timeout_s=0):
+        pass
+
+
+def _hold(path: Path, held: multiprocessing.synchronize.Event) -> None:  # type: ignore[name-defined]
+    with file_lock(path):
+        held.set()
+        signal.pause()
+
+
+def test_a_dead_holders_lock_is_free(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / "lock", held))
+    holder.start()
+    assert held.wait(30)
+    holder.kill()
+    holder.join()
+    with file_lock(tmp_path / "lock", timeout_s=5):
+        pass
