@@ -1,0 +1,63 @@
+"""What GPUs this machine has, asked of the driver's own tool."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+
+__all__ = ["Gpu", "find_gpus"]
+
+_FIELDS = ("name", "compute_cap", "driver_version", "memory.total")
+_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU.
+
+    Attributes:
+        name: the product's name, for instance `NVIDIA A100-SXM4-80GB`.
+        compute_capability: for instance `8.0`.
+        driver_version: the driver's version.
+        memory_bytes: the card's whole memory.
+    """
+
+    name: str
+    compute_capability: str
+    driver_version: str
+    memory_bytes: int
+
+    @property
+    def has_sparse_tensor_cores(self) -> bool:
+        """Whether it has Sparse Tensor Cores: Ampere (8.0) and newer."""
+        return float(self.compute_capability) >= 8.0
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """List the GPUs that `nvidia-smi` reports; empty where there is no driver or no card."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_gpus(answer.stdout)
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """Read the answer of `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`.
+
+    A line that lacks a field (a card that has fallen off the bus prints `[N/A]`) is skipped.
+    """
+    gpus = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) != len(_FIELDS):
+            continue
+        name, capability, driver, memory_mib = fields
+        if capability.replace(".", "", 1).isdigit() and memory_mib.isdigit():
+            gpus.append(Gpu(name, capability, driver, int(memory_mib) * 1024 * 1024))
+    return tuple(gpus)
