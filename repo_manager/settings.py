@@ -1,0 +1,91 @@
+"""The user's file and environment, validated. Only the command line and the pipeline read it.
+
+Order, later wins: the defaults below, the file (`$REPO_MANAGER_SETTINGS`, else
+`$XDG_CONFIG_HOME/repo-manager/settings.yaml`), then `REPO_MANAGER_<FIELD>` in the environment; an
+option on the command line wins over all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pydantic
+import yaml
+
+from repo_manager.errors import UsageError
+
+__all__ = ["Settings", "load_settings", "settings_path"]
+
+_PREFIX = "REPO_MANAGER_"
+
+
+class Settings(pydantic.BaseModel):
+    """What a user may set once for all commands."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    repository: Path = Path("model_repository")
+    """The model repository that commands work on."""
+    server: str | None = None
+    """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`, `http://host:port`); none: the embedded server."""
+    backend: str = "auto"
+    """The default of `add --backend`."""
+
+
+def settings_path(environment: Mapping[str, str]) -> Path:
+    """Return where the user's settings file is, whether it exists or not."""
+    if explicit := environment.get(_PREFIX + "SETTINGS"):
+        return Path(explicit)
+    base = environment.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "repo-manager" / "settings.yaml"
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings file and the environment.
+
+    Args:
+        environment: `None` takes the process's own.
+
+    Raises:
+        UsageError: the file is no YAML mapping, or a value does not fit; every problem is listed.
+    """
+    environment = os.environ if environment is None else environment
+    path = settings_path(environment)
+    values = _read_file(path, required=_PREFIX + "SETTINGS" in environment)
+    sources = dict.fromkeys(values, str(path))
+    for field in Settings.model_fields:
+        name = _PREFIX + field.upper()
+        if name in environment:
+            values[field] = environment[name]
+            sources[field] = f"the environment ({name})"
+    try:
+        return Settings.model_validate(values)
+    except pydantic.ValidationError as exc:
+        problems = "; ".join(
+            f"{problem['loc'][0]} from {sources.get(str(problem['loc'][0]), str(path))}: {problem['msg']}"
+            for problem in exc.errors()
+        )
+        known = ", ".join(Settings.model_fields)
+        raise UsageError(f"Settings are wrong: {problems}", hint=f"Known settings: {known}.") from exc
+
+
+def _read_file(path: Path, *, required: bool) -> dict[str, object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if required:
+            raise UsageError(f"{path}: no such settings file (named by {_PREFIX}SETTINGS)") from None
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{path}: the settings file cannot be read: {exc}") from exc
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise UsageError(f"{path}: not valid YAML: {exc}") from exc
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from repo_manager.errors import UsageError
+from repo_manager.settings import load_settings
+
+
+def environment(tmp_path: Path, text: str | None = None, **more: str) -> dict[str, str]:
+    if text is not None:
+        path = tmp_path / "repo-manager" / "settings.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    return {"XDG_CONFIG_HOME": str(tmp_path), **more}
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
+    settings = load_settings(environment(tmp_path))
+    assert settings.repository == Path("model_repository")
+    assert settings.server is None
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    text = "repository: /from/file\nserver: grpc://a:1\n"
+    settings = load_settings(environment(tmp_path, text, REPO_MANAGER_SERVER="grpc://b:2"))
+    assert settings.repository == Path("/from/file")
+    assert settings.server == "grpc://b:2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("repositry: /x\n", "repositry from .*settings.yaml"),
+        ("- a\n", "expected a mapping"),
+        ("a: [\n", "not valid YAML"),
+        ("repository: [1]\n", "repository from"),
+    ],
+)
+def test_a_wrong_file_is_told_where_and_what(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_settings(environment(tmp_path, text))
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such settings file"):
+        load_settings({"REPO_MANAGER_SETTINGS": str(tmp_path / "none.yaml")})
