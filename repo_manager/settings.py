@@ -29,7 +29,7 @@ class Settings(pydantic.BaseModel):
     repository: Path = Path("model_repository")
     """The model repository that commands work on."""
     server: str | None = None
-    """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`, `http://host:port`); none: the embedded server."""
+    """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`); none: the embedded server."""
     backend: str = "auto"
     """The default of `add --backend`."""
 
