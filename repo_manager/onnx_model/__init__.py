@@ -1,1 +1,23 @@
-"""Reading, checking and running ONNX models."""
+"""ONNX models: load and check, save, signature, weights, running them, and their batch axis."""
+
+from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
+from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.model import Model, load_model, parameter_count
+from repo_manager.onnx_model.save import save_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature, resolve_shape, signature_of
+
+__all__ = [
+    "BatchAxis",
+    "Model",
+    "Session",
+    "Signature",
+    "find_batch_axis",
+    "find_sizes",
+    "load_model",
+    "natural_inputs",
+    "parameter_count",
+    "resolve_shape",
+    "save_model",
+    "signature_of",
+]

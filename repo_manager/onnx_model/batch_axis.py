@@ -1,0 +1,137 @@
+"""Find out, by running it, whether a model treats its first axis as a batch of independent samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature
+from repo_manager.types import TensorSpec
+
+__all__ = ["BatchAxis", "find_batch_axis"]
+
+_TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}  # share of the largest magnitude; others 1e-3
+_Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class BatchAxis:
+    """Whether Triton may stack requests along the first axis, and why (not)."""
+
+    kind: Literal["batched", "unbatched"]
+    reason: str
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis is a batch axis."""
+        return self.kind == "batched"
+
+
+def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, NDArray[Any]] | None = None) -> BatchAxis:
+    """Decide whether a model's first axis is a batch axis.
+
+    It is when every input and output has a dynamic first dimension, and when two samples stacked give
+    what the two give alone, within 0.1 % of the largest magnitude (2 % in float16, 5 % in bfloat16).
+
+    Args:
+        model: the model to run.
+        signature: of the same model.
+        samples: real inputs with the batch axis first; rows 0 and 1 are used. `None`, or fewer than
+            two rows, takes made inputs.
+
+    Raises:
+        ModelError: ONNX Runtime does not take the model at all.
+    """
+    reason = _static_reason(signature)
+    if reason is not None:
+        return BatchAxis("unbatched", reason)
+    session = Session(model)
+    try:
+        first, second = _two_samples(session, signature, samples)
+        alone = [session.run(first), session.run(second)]
+    except ModelError as exc:
+        return BatchAxis("unbatched", f"it could not be tried out on made inputs: {exc.message}")
+    stacked = {name: np.concatenate([first[name], second[name]]) for name in first}
+    try:
+        together = session.run(stacked)
+    except ModelError as exc:
+        return BatchAxis("unbatched", f"it fails on two samples stacked: {exc.message}")
+    for name, value in together.items():
+        reason = _difference(name, value, [result[name] for result in alone])
+        if reason is not None:
+            return BatchAxis("unbatched", reason)
+    return BatchAxis("batched", "two samples stacked give the same outputs as each alone")
+
+
+def _static_reason(signature: Signature) -> str | None:
+    """Return why the declared shapes rule a batch axis out, or `None`."""
+    if not signature.inputs:
+        return "it has no inputs"
+    if not signature.outputs:
+        return "it has no outputs"
+    symbols: dict[str, str] = {}
+    for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            reason = _first_axis_reason(spec)
+            if reason is not None:
+                return f"{role} '{spec.name}' {reason}"
+            if spec.shape and isinstance(spec.shape[0], str) and role == "input":
+                symbols.setdefault(spec.shape[0], spec.name)
+    if len(symbols) > 1:
+        pairs = " and ".join(f"'{name}' ({symbol})" for symbol, name in list(symbols.items())[:2])
+        return f"inputs {pairs} have different first dimensions"
+    return None
+
+
+def _first_axis_reason(spec: TensorSpec) -> str | None:
+    if spec.shape is None:
+        return None  # not stated: the run decides
+    if not spec.shape:
+        return "is a scalar"
+    if isinstance(spec.shape[0], int):
+        return f"has a fixed first dimension of {spec.shape[0]}"
+    return None
+
+
+def _two_samples(session: Session, signature: Signature, samples: _Arrays | None) -> tuple[_Arrays, _Arrays]:
+    if samples is not None and all(name in samples for name in session.input_names):
+        rows = {name: np.asarray(samples[name]) for name in session.input_names}
+        if all(value.ndim > 0 and value.shape[0] >= 2 for value in rows.values()):
+            return (
+                {name: value[:1] for name, value in rows.items()},
+                {name: value[1:2] for name, value in rows.items()},
+            )
+    sizes = find_sizes(session, signature)
+    return natural_inputs(signature, seed=1, sizes=sizes), natural_inputs(signature, seed=2, sizes=sizes)
+
+
+def _difference(name: str, together: NDArray[Any], alone: list[NDArray[Any]]) -> str | None:
+    if any(value.ndim == 0 for value in (together, *alone)):
+        return f"output '{name}' is a scalar"
+    if any(value.shape[0] != 1 for value in alone):
+        return f"output '{name}' has {alone[0].shape[0]} rows for one sample"
+    if together.shape != (2, *alone[0].shape[1:]) or alone[0].shape != alone[1].shape:
+        return f"output '{name}' has shape {list(together.shape)} for two samples, {list(alone[0].shape)} for one"
+    expected = np.concatenate(alone)
+    if together.dtype.kind in "OUSb":
+        return None if np.array_equal(together, expected) else f"output '{name}' changes when samples are stacked"
+    wide = np.complex128 if together.dtype.kind == "c" else np.float64
+    found, wanted = together.astype(wide), expected.astype(wide)
+    finite = np.isfinite(wanted)
+    if not np.array_equal(found[~finite], wanted[~finite], equal_nan=True):
+        return f"output '{name}' changes when samples are stacked (NaN or infinity)"
+    if not finite.any():
+        return None
+    error = float(np.abs(found[finite] - wanted[finite]).max())
+    scale = float(np.abs(wanted[finite]).max())
+    if error > _TOLERANCE.get(together.dtype.name, 1e-3) * max(scale, 1e-6):
+        return f"output '{name}' changes by {error:.3g} (largest value {scale:.3g}) when samples are stacked"
+    return None

@@ -1,0 +1,120 @@
+"""Seeded, sensible inputs for a model that came without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature, resolve_shape
+from repo_manager.types import TensorSpec
+
+__all__ = ["find_sizes", "natural_inputs"]
+
+_DEFAULT_SIZE = 16  # of a dynamic axis that is neither the batch nor part of an image
+_IMAGE_SIZE = 64
+# Tried in turn for the dynamic axes that are not the batch: images, sequences, then the odd ones.
+_TRIED_SIZES = (64, 16, 224, 1, 32, 256, 512, 128, 8, 320, 48, 2048, 4, 2, 3, 1024)
+
+
+def natural_inputs(
+    signature: Signature, *, batch: int | None = None, seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Make one array per input: floats standard normal, integers 0 or 1, strings words.
+
+    Integers stay that small so that they work as indices, masks and token numbers; a scalar or
+    one-element integer is 1. The same symbol gets the same size everywhere.
+
+    Args:
+        signature: of the model.
+        batch: size of a dynamic first dimension; `None` is 1.
+        seed: same seed, same values.
+        sizes: see `resolve_shape`.
+
+    Raises:
+        ModelError: an input of a type that NumPy cannot make, or too large.
+    """
+    generator = np.random.default_rng(seed)
+    known = {**_guessed_sizes(signature), **(sizes or {})}
+    arrays = {}
+    for spec in signature.inputs:
+        shape = resolve_shape(spec, batch=1 if batch is None else batch, sizes=known, default=_DEFAULT_SIZE)
+        arrays[spec.name] = _values(spec, shape, generator)
+    return arrays
+
+
+def _guessed_sizes(signature: Signature) -> dict[str, int]:
+    """Give image-like axes (the last two of a rank-4 float) a size that convolutions survive."""
+    sizes: dict[str, int] = {}
+    for spec in signature.inputs:
+        if spec.shape is None or len(spec.shape) < 4 or not spec.dtype.startswith(("float", "uint8")):
+            continue
+        for axis, dim in enumerate(spec.shape):
+            if axis > 0 and not isinstance(dim, int):
+                sizes[f"{spec.name}:{axis}" if dim is None else dim] = _IMAGE_SIZE
+    for spec in signature.inputs:  # a symbol that is some input's first axis is the batch
+        if spec.shape and isinstance(spec.shape[0], str):
+            sizes.pop(spec.shape[0], None)
+    return sizes
+
+
+def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[Any]:
+    dtype = spec.dtype
+    if dtype == "string":
+        words = np.array(["a", "bc", "def", "ghij"], dtype=object)
+        return np.asarray(words[generator.integers(0, 4, shape)], dtype=object).reshape(shape)
+    if dtype == "bool":
+        return np.asarray(generator.integers(0, 2, shape), dtype=bool)
+    if (dtype.startswith(("int", "uint")) and dtype[-1] != "4") or dtype in ("int64", "uint64"):
+        if int(np.prod(shape, dtype=np.int64)) == 1:
+            return np.ones(shape, dtype)
+        if dtype == "uint8":  # mostly raw images
+            return np.asarray(generator.integers(0, 256, shape), np.uint8)
+        return np.asarray(generator.integers(0, 2, shape), dtype)
+    normal = generator.standard_normal(shape)
+    if dtype.startswith("complex"):
+        return np.asarray(normal, dtype)
+    if dtype.startswith(("float", "bfloat")) and (hasattr(np, dtype) or hasattr(ml_dtypes, dtype)):
+        return np.asarray(normal).astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    raise ModelError(f"input '{spec.name}' has type {dtype}, for which no values can be made", hint="Give sample data.")
+
+
+def find_sizes(session: Session, signature: Signature, *, seed: int = 0) -> dict[str, int]:
+    """Find sizes for the dynamic axes with which the model runs, trying a few usual ones.
+
+    Returns:
+        Sizes for `natural_inputs` and `resolve_shape`.
+
+    Raises:
+        ModelError: it ran with none of them; the message has the first failure.
+    """
+    first: ModelError | None = None
+    for sizes in _candidates(signature):
+        try:
+            session.run(natural_inputs(signature, seed=seed, sizes=sizes))
+        except ModelError as exc:
+            first = first or exc
+            continue
+        return {**_guessed_sizes(signature), **sizes}
+    assert first is not None
+    raise first
+
+
+def _candidates(signature: Signature) -> Iterator[dict[str, int]]:
+    yield {}
+    free = {
+        f"{spec.name}:{axis}" if dim is None else dim
+        for spec in signature.inputs
+        for axis, dim in enumerate(spec.shape or ())
+        if not isinstance(dim, int) and axis > 0
+    }
+    firsts = {spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
+    free -= firsts
+    if free:
+        for size in _TRIED_SIZES:
+            yield dict.fromkeys(free, size)

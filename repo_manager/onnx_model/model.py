@@ -1,0 +1,179 @@
+"""Load an ONNX model: graph in memory, weights on disk until they are asked for."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import mmap
+import secrets
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # published without stubs
+from numpy.typing import NDArray
+
+from repo_manager.errors import ModelError
+from repo_manager.files import sha256_file
+from repo_manager.onnx_model.validate import check_external_files, check_functions, check_spec, check_tensors
+from repo_manager.onnx_model.walk import tensors_of
+from repo_manager.onnx_model.weights import WeightStore, element_count, is_external
+from repo_manager.onnx_model.wire import cut_weights
+from repo_manager.types import Digest
+
+__all__ = ["Model", "load_model", "parameter_count"]
+
+MAX_FILE_BYTES = (1 << 31) - 1
+"""protobuf's limit for one message, and so for one .onnx file without its external data."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checked ONNX model on disk.
+
+    Attributes:
+        path: the .onnx file.
+        digest: of the file; with external files, of the list of all their digests and names.
+        external_files: absolute paths, all inside the model's folder.
+        size_bytes: the file and its external files together.
+        graph_only: the model without its large weights. Their bytes are read through `weights`.
+        weights: gives the stored bytes and the values of any tensor of `graph_only`.
+    """
+
+    path: Path
+    digest: Digest
+    external_files: tuple[Path, ...]
+    size_bytes: int
+    graph_only: onnx.ModelProto = field(repr=False, compare=False, metadata={"json": False})
+    weights: WeightStore = field(repr=False, compare=False, metadata={"json": False})
+
+    @functools.cached_property
+    def proto(self) -> onnx.ModelProto:
+        """The whole model in memory, external data included. Read once; do not change it.
+
+        Raises:
+            ModelError: the files are no longer what they were.
+        """
+        return self.rebuild()
+
+    def rebuild(
+        self, replace: Callable[[onnx.TensorProto], bytes | memoryview | None] | None = None
+    ) -> onnx.ModelProto:
+        """Return a fresh copy of the whole model that the caller owns, external data included.
+
+        Memory: the model once, plus its largest tensor.
+
+        Args:
+            replace: called for each tensor (of `graph_only`); what it returns is stored as that tensor's
+                `raw_data`; `None` keeps the original bytes.
+
+        Raises:
+            ModelError: the files are no longer what they were.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.graph_only)
+        for tensor in list(tensors_of(proto)):
+            data = None if replace is None else replace(tensor)
+            if data is None:
+                if not is_external(tensor) and self.weights.blob_of(tensor) is None:
+                    continue
+                data = self.weights.raw(tensor)
+            for name in ("external_data", "data_location", *_TYPED_FIELDS):
+                tensor.ClearField(name)
+            tensor.raw_data = bytes(data)
+        return proto
+
+    def array(self, tensor: onnx.TensorProto) -> NDArray[np.generic]:
+        """Return the values of a tensor of `graph_only` (or of `proto`)."""
+        return self.weights.array(tensor)
+
+
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+def load_model(path: Path) -> Model:
+    """Read and check an ONNX model.
+
+    Raises:
+        ModelError: missing, a directory, empty, truncated, not ONNX, rejected by the checker, external
+            data that is missing, short or outside the model's folder; one message naming the file.
+    """
+    path = Path(path)
+    size_bytes = _file_size(path)
+    # The digest runs beside the checks: hashing releases the interpreter's lock.
+    with ThreadPoolExecutor(1) as executor:
+        hashing = executor.submit(sha256_file, path)
+        try:
+            graph_only, weights = _read_graph(path)
+            external_files = check_external_files(graph_only, path.parent)
+            check_tensors(graph_only, weights)
+            check_functions(graph_only)
+            check_spec(graph_only, weights)
+            digest = hashing.result()
+        except ModelError as exc:
+            raise ModelError(f"{path}: {exc.message}", hint=exc.hint) from exc
+        except OSError as exc:
+            raise ModelError(f"{path}: cannot be read: {exc.strerror}") from exc
+    return Model(
+        path=path,
+        digest=_joint_digest(digest, external_files, path.parent),
+        external_files=tuple(file.absolute() for file in external_files),
+        size_bytes=size_bytes + sum(file.stat().st_size for file in external_files),
+        graph_only=graph_only,
+        weights=weights,
+    )
+
+
+def _file_size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not a usable path"
+        raise ModelError(f"{path}: cannot be read: {reason}", hint="Give the path of an .onnx file.") from exc
+    if stat.S_ISDIR(status.st_mode):
+        raise ModelError(f"{path}: is a directory, not an ONNX file", hint="Give the path of the .onnx file inside it.")
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path}: is not a regular file")
+    if status.st_size == 0:
+        raise ModelError(f"{path}: the file is empty", hint="Export or download the model again.")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ModelError(
+            f"{path}: {status.st_size} bytes in one file; ONNX files end at {MAX_FILE_BYTES} bytes",
+            hint="Save the model with external data.",
+        )
+    return status.st_size
+
+
+def _read_graph(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
+    marker = b"repo-manager:cut:" + secrets.token_bytes(16)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        serialised, blobs = cut_weights(data, marker)
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(serialised)
+    except DecodeError as exc:
+        raise ModelError("not an ONNX file: it cannot be decoded as one") from exc
+    if not proto.HasField("graph"):
+        raise ModelError("not an ONNX model: it holds no graph")
+    return proto, WeightStore(path, blobs)
+
+
+def _joint_digest(digest: Digest, external_files: tuple[Path, ...], folder: Path) -> Digest:
+    if not external_files:
+        return digest
+    joint = hashlib.sha256(f"{digest}\n".encode())
+    for file in external_files:
+        joint.update(f"{sha256_file(file)}  {file.relative_to(folder)}\n".encode())
+    return Digest("sha256:" + joint.hexdigest())
+
+
+def parameter_count(model: Model) -> int:
+    """Return how many numbers a model's weights hold: initializers and tensors in Constant nodes, at every depth.
+
+    A ConstantOfShape stores one number and counts as one; sparse tensors count their stored values.
+    """
+    return sum(element_count(tensor) for tensor in tensors_of(model.graph_only))

@@ -1,0 +1,85 @@
+"""A thin ONNX Runtime session on the CPU whose errors are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.validate import one_line
+
+__all__ = ["RUNTIME_ERRORS", "Session"]
+
+RUNTIME_ERRORS: tuple[type[BaseException], ...] = (
+    *(value for value in vars(_state).values() if isinstance(value, type) and issubclass(value, Exception)),
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    MemoryError,
+)
+_FATAL = 4  # ORT_LOGGING_LEVEL_FATAL: what matters comes back as an exception
+
+onnxruntime.set_default_logger_severity(_FATAL)
+
+
+class Session:
+    """Runs a model by ONNX Runtime on the CPU.
+
+    Args:
+        model: a loaded model or a path (external data works), or a model in memory (below 2 GB).
+        optimize: let ONNX Runtime rewrite the graph; `False` runs it as written.
+        threads: threads within one operator; `None` leaves it to ONNX Runtime.
+
+    Raises:
+        ModelError: ONNX Runtime does not take the model.
+    """
+
+    def __init__(
+        self, model: Model | Path | str | onnx.ModelProto, *, optimize: bool = True, threads: int | None = None
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.where = "the model in memory" if isinstance(model, onnx.ModelProto) else str(getattr(model, "path", model))
+        try:
+            source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else self.where
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except RUNTIME_ERRORS as exc:
+            raise ModelError(
+                f"{self.where}: ONNX Runtime {onnxruntime.__version__} does not take it: {one_line(exc)}"
+            ) from exc
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once.
+
+        Args:
+            inputs: one array per input name, of the type and shape that the model states.
+
+        Returns:
+            One array per output name.
+
+        Raises:
+            ModelError: wrong names, types or shapes, or an operator failed.
+        """
+        try:
+            values = self._session.run(list(self.output_names), dict(inputs))
+        except RUNTIME_ERRORS as exc:
+            raise ModelError(f"{self.where}: running it failed: {one_line(exc)}") from exc
+        for name, value in zip(self.output_names, values, strict=True):
+            if not isinstance(value, np.ndarray):
+                raise ModelError(f"{self.where}: output '{name}' is not a tensor but {type(value).__name__}")
+        return dict(zip(self.output_names, values, strict=True))

@@ -1,0 +1,169 @@
+"""Reject a broken model with one clear message, before native code meets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx.checker
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.walk import graphs_of, node_graphs, nodes_of, tensors_of
+from repo_manager.onnx_model.weights import (
+    WeightStore,
+    element_count,
+    external_data,
+    is_external,
+    payload_bytes,
+)
+
+__all__ = ["check_external_files", "check_functions", "check_spec", "check_tensors"]
+
+_CHECKER_ERRORS = (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError, MemoryError)
+_MESSAGE_CHARACTERS = 300
+
+
+def check_external_files(proto: onnx.ModelProto, folder: Path) -> tuple[Path, ...]:
+    """Return the external files of a model, each proven to lie inside its folder and to be long enough.
+
+    Raises:
+        ModelError: a path that leaves the folder (also through a link), a missing or short file, or
+            lengths that contradict a tensor's shape.
+    """
+    sizes: dict[Path, int] = {}
+    home = folder.resolve()
+    for tensor in tensors_of(proto):
+        if not is_external(tensor):
+            continue
+        place = external_data(tensor)
+        path = folder / place.location
+        if path not in sizes:
+            sizes[path] = _external_size(path, place.location, home, tensor.name)
+        needed = payload_bytes(tensor)
+        if place.length_bytes is not None and place.length_bytes != needed:
+            raise ModelError(
+                f"tensor '{tensor.name}' declares {place.length_bytes} bytes of external data; its shape needs {needed}"
+            )
+        if place.offset_bytes + needed > sizes[path]:
+            raise ModelError(
+                f"external file '{place.location}' has {sizes[path]} bytes; tensor '{tensor.name}' "
+                f"needs {needed} from byte {place.offset_bytes}",
+                hint="The file is incomplete: copy or download it again.",
+            )
+    return tuple(sorted(sizes))
+
+
+def _external_size(path: Path, location: str, home: Path, tensor: str) -> int:
+    shown = location if len(location) <= 120 else location[:120] + "..."
+    escape = ModelError(
+        f"tensor '{tensor}' has its data in '{shown}', outside the model's folder",
+        hint="External data must lie beside or below the model's file. Save the model again with its data there.",
+    )
+    if Path(location).is_absolute() or ".." in Path(location).parts:
+        raise escape
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as exc:
+        raise ModelError(
+            f"external file '{shown}' of tensor '{tensor}' is missing",
+            hint="A model with external data is several files: keep them together.",
+        ) from exc
+    if not target.is_relative_to(home):
+        raise escape
+    if not target.is_file():
+        raise ModelError(f"external file '{shown}' of tensor '{tensor}' is not a file")
+    return target.stat().st_size
+
+
+def check_tensors(proto: onnx.ModelProto, store: WeightStore) -> None:
+    """Check that every tensor's stored bytes fill its declared shape.
+
+    Raises:
+        ModelError: the tensor's name, what it holds and what it needs.
+    """
+    for tensor in tensors_of(proto):
+        count = element_count(tensor)
+        if tensor.data_type == onnx.TensorProto.STRING:
+            if len(tensor.string_data) != count:
+                raise ModelError(f"tensor '{tensor.name}' holds {len(tensor.string_data)} strings, not {count}")
+            continue
+        needed = payload_bytes(tensor)
+        if is_external(tensor):
+            continue
+        blob = store.blob_of(tensor)
+        if blob is not None or tensor.HasField("raw_data"):
+            held = blob.length_bytes if blob is not None else len(tensor.raw_data)
+            if held != needed:
+                raise ModelError(f"tensor '{tensor.name}' holds {held} bytes; its shape needs {needed}")
+        elif count and not any(
+            (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+        ):
+            raise ModelError(f"tensor '{tensor.name}' has no values; its shape needs {count}")
+
+
+def check_functions(proto: onnx.ModelProto) -> None:
+    """Check that no local function calls itself, directly or through others.
+
+    The checker and the runtime inline functions and would not come back.
+
+    Raises:
+        ModelError: the function's name.
+    """
+    calls = {
+        (function.domain, function.name): {
+            (inner.domain, inner.op_type)
+            for node in function.node
+            for inner in [node, *(n for body in node_graphs(node) for graph in graphs_of(body) for n in graph.node)]
+        }
+        for function in proto.functions
+    }
+    done: set[tuple[str, str]] = set()
+    for start in calls:
+        path: list[tuple[tuple[str, str], list[tuple[str, str]]]] = [(start, sorted(calls[start]))]
+        open_names = {start}
+        while path:
+            name, rest = path[-1]
+            if not rest:
+                path.pop()
+                open_names.discard(name)
+                done.add(name)
+                continue
+            callee = rest.pop()
+            if callee in open_names:
+                raise ModelError(f"local function '{callee[0]}.{callee[1]}' calls itself: the graph is cyclic")
+            if callee in calls and callee not in done:
+                path.append((callee, sorted(calls[callee])))
+                open_names.add(callee)
+
+
+def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
+    """Run ONNX's own checker on the graph; weights that were cut out or lie outside are left aside.
+
+    Raises:
+        ModelError: with the first line of the checker's message.
+    """
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    for tensor in tensors_of(light):
+        if is_external(tensor) or store.blob_of(tensor) is not None:
+            # A tensor without elements is the one form that the checker takes without its bytes.
+            tensor.ClearField("raw_data")
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.dims[:] = [0]
+    try:
+        onnx.checker.check_model(light.SerializeToString())
+    except _CHECKER_ERRORS as exc:
+        raise ModelError(f"not a valid ONNX model: {one_line(exc)}") from exc
+
+
+def one_line(exc: BaseException) -> str:
+    """Return the first telling line of a vendor's message, bounded."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    text = lines[0] if lines else type(exc).__name__
+    return text if len(text) <= _MESSAGE_CHARACTERS else text[:_MESSAGE_CHARACTERS] + "..."
+
+
+def has_nodes(proto: onnx.ModelProto) -> bool:
+    """Say whether a model computes anything at all."""
+    return any(True for _ in nodes_of(proto))

@@ -1,0 +1,125 @@
+"""Cut the large weights out of an ONNX file without parsing it, so that only the graph is held in memory.
+
+The protobuf wire format is walked by the field numbers of onnx.proto; a `raw_data` of at least
+`BLOB_BYTES` is replaced by a short marker, and its place in the file is remembered. Everything else is
+kept byte for byte, unknown fields too.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+from repo_manager.errors import ModelError
+
+__all__ = ["BLOB_BYTES", "Blob", "cut_weights"]
+
+BLOB_BYTES = 4096
+_MAX_DEPTH = 100  # protobuf's own limit on nested messages
+
+# kind of message -> {field number: kind of the nested message} (onnx.proto, IR version 14)
+_NESTED: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
+    "tensor": {},
+}
+_RAW_DATA = 9
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Where a weight's bytes lie in the model's file."""
+
+    offset_bytes: int
+    length_bytes: int
+
+
+class _Cutter:
+    def __init__(self, data: bytes | mmap.mmap, marker: bytes) -> None:
+        self.data = data
+        self.marker = marker
+        self.blobs: dict[bytes, Blob] = {}
+
+    def varint(self, position: int, end: int) -> tuple[int, int]:
+        value = shift = 0
+        while position < end and shift < 70:
+            byte = self.data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, position
+            shift += 7
+        raise _corrupt(position)
+
+    def skip(self, wire_type: int, position: int, end: int) -> int:
+        if wire_type == _VARINT:
+            return self.varint(position, end)[1]
+        step = {_FIXED64: 8, _FIXED32: 4}.get(wire_type)
+        if step is None or position + step > end:  # groups (3, 4) are not used by ONNX
+            raise _corrupt(position)
+        return position + step
+
+    def rewrite(self, kind: str, start: int, end: int, depth: int) -> bytes:
+        """Return the message in `[start, end)` with its large weights replaced by markers."""
+        if depth > _MAX_DEPTH:
+            raise ModelError(f"the graph is nested more than {_MAX_DEPTH} messages deep")
+        nested = _NESTED[kind]
+        out = bytearray()
+        position = kept = start
+        while position < end:
+            field_start = position
+            key, position = self.varint(position, end)
+            if key & 7 != _LENGTH:
+                position = self.skip(key & 7, position, end)
+                continue
+            length, position = self.varint(position, end)
+            if length > end - position:
+                raise _corrupt(position)
+            body, position = position, position + length
+            if length < BLOB_BYTES:
+                continue
+            if kind == "tensor" and key >> 3 == _RAW_DATA:
+                replacement = b"%s%08x" % (self.marker, len(self.blobs))
+                self.blobs[replacement] = Blob(body, length)
+            elif key >> 3 in nested:
+                replacement = self.rewrite(nested[key >> 3], body, position, depth + 1)
+            else:
+                continue
+            out += self.data[kept:field_start]
+            out += _varint_bytes(key) + _varint_bytes(len(replacement)) + replacement
+            kept = position
+        out += self.data[kept:end]
+        return bytes(out)
+
+
+def cut_weights(data: bytes | mmap.mmap, marker: bytes) -> tuple[bytes, dict[bytes, Blob]]:
+    """Return a serialised `ModelProto` without its large weights, and where these lie.
+
+    Args:
+        data: the whole file.
+        marker: random bytes that no tensor of the file can hold by accident; each cut `raw_data` becomes
+            the marker and a number, which is its key in the returned mapping.
+
+    Raises:
+        ModelError: the bytes are not a protobuf message, end too early, or are nested too deeply.
+    """
+    cutter = _Cutter(data, marker)
+    return cutter.rewrite("model", 0, len(data), 0), cutter.blobs
+
+
+def _varint_bytes(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _corrupt(position: int) -> ModelError:
+    return ModelError(f"not a complete ONNX file: its protobuf encoding breaks off at byte {position}")

@@ -1,0 +1,109 @@
+"""Tiny ONNX models, built in code. Import with `from support import onnx_models` (tests/ is on the path)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def weight(shape: Sequence[int], *, sparse: bool = False, axis: int = 1, seed: int = 0) -> np.ndarray:
+    """Seeded normal float32 values; `sparse` zeroes the first two of every four along `axis`."""
+    values = np.random.default_rng(seed).standard_normal(tuple(shape)).astype(np.float32)
+    if sparse:
+        moved = np.moveaxis(values, axis, -1)
+        moved[..., 0::4] = 0
+        moved[..., 1::4] = 0
+    return values
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: dict[str, np.ndarray | onnx.TensorProto] | None = None,
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
+    functions: Sequence[onnx.FunctionProto] = (),
+    domains: Sequence[tuple[str, int]] = (),
+) -> onnx.ModelProto:
+    """A checked-by-nobody model of these parts."""
+    tensors = [
+        value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value, name)
+        for name, value in (weights or {}).items()
+    ]
+    graph = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), tensors)
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(*domain) for domain in domains)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, functions=list(functions))
+
+
+def value(name: str, shape: Sequence[int | str | None] | None, dtype: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def mlp(*, batch: int | str | None = "N", sparse: bool = True, width: int = 64, classes: int = 8) -> onnx.ModelProto:
+    """Gemm (transB) - Relu - MatMul; x: [batch, 32] -> y: [batch, classes]."""
+    weights = {
+        "w1": weight((width, 32), sparse=sparse, axis=1, seed=1),
+        "b1": weight((width,), seed=2),
+        "w2": weight((width, classes), sparse=sparse, axis=0, seed=3),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="fc1", transB=1),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w2"], ["y"], name="fc2"),
+    ]
+    return model(nodes, [value("x", [batch, 32])], [value("y", [batch, classes])], weights)
+
+
+def cnn(*, batch: int | str | None = "N", sparse: bool = True, size: int | str | None = 16) -> onnx.ModelProto:
+    """Conv - Relu - Conv - GlobalAveragePool - Flatten - Gemm; x: [batch, 4, size, size] -> y: [batch, 10]."""
+    weights = {
+        "c1": weight((16, 4, 3, 3), sparse=sparse, axis=1, seed=1),
+        "c2": weight((32, 16, 3, 3), sparse=sparse, axis=1, seed=2),
+        "fc": weight((10, 32), sparse=sparse, axis=1, seed=3),
+        "fb": weight((10,), seed=4),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "c1"], ["a"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu1"),
+        helper.make_node("Conv", ["b", "c2"], ["c"], name="conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["d"], name="pool"),
+        helper.make_node("Flatten", ["d"], ["e"], name="flatten"),
+        helper.make_node("Gemm", ["e", "fc", "fb"], ["y"], name="head", transB=1),
+    ]
+    return model(nodes, [value("x", [batch, 4, size, size])], [value("y", [batch, 10])], weights)
+
+
+def lstm_with_state() -> onnx.ModelProto:
+    """An LSTM step with batch on axis 1 of its state: cannot be batched by Triton."""
+    hidden, features = 8, 4
+    weights = {"W": weight((1, 4 * hidden, features)), "R": weight((1, 4 * hidden, hidden), seed=1)}
+    node = helper.make_node(
+        "LSTM", ["x", "W", "R", "", "", "h", "c"], ["y", "hn", "cn"], name="lstm", hidden_size=hidden
+    )
+    inputs = [value("x", ["T", "N", features]), value("h", [1, "N", hidden]), value("c", [1, "N", hidden])]
+    outputs = [value("y", ["T", 1, "N", hidden]), value("hn", [1, "N", hidden]), value("cn", [1, "N", hidden])]
+    return model([node], inputs, outputs, weights)
+
+
+def embedding() -> onnx.ModelProto:
+    """int64 tokens [N, T] -> Gather -> ReduceMean -> float [N, 8]."""
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["e"], name="embed"),
+        helper.make_node("ReduceMean", ["e"], ["y"], name="mean", axes=[1], keepdims=0),
+    ]
+    inputs = [value("tokens", ["N", "T"], onnx.TensorProto.INT64)]
+    return model(nodes, inputs, [value("y", ["N", 8])], {"table": weight((100, 8))})
+
+
+def save(proto: onnx.ModelProto, path: Path) -> Path:
+    """Write without any check."""
+    path.write_bytes(proto.SerializeToString())
+    return path
