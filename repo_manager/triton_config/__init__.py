@@ -1,1 +1,46 @@
-"""Triton's config.pbtxt: derived from a model, read, written and checked."""
+"""Triton model configurations: config.pbtxt read, derived, compared and changed, always through protobuf."""
+
+from repo_manager.triton_config.compare import changed_fields, check_config, same_signature
+from repo_manager.triton_config.config import (
+    CONFIG_FILENAME,
+    DEFAULT_FILENAMES,
+    ModelConfig,
+    format_config,
+    parse_config,
+    read_config,
+)
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.dtypes import config_dtype, triton_dtype
+from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
+from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_config.rules import check_rules
+from repo_manager.triton_config.version_policy import (
+    replace_version_policy,
+    served_versions,
+    version_policy,
+    with_version_policy,
+)
+
+__all__ = [
+    "CONFIG_FILENAME",
+    "DEFAULT_FILENAMES",
+    "DEFAULT_MAX_BATCH_SIZE",
+    "ConfigOptions",
+    "ModelConfig",
+    "Problem",
+    "Severity",
+    "changed_fields",
+    "check_config",
+    "check_rules",
+    "config_dtype",
+    "derive_config",
+    "format_config",
+    "parse_config",
+    "read_config",
+    "replace_version_policy",
+    "same_signature",
+    "served_versions",
+    "triton_dtype",
+    "version_policy",
+    "with_version_policy",
+]

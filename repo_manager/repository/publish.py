@@ -1,0 +1,269 @@
+"""Publishing: a new, immutable version appears by one rename, or nothing does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repo_manager.errors import RepositoryError
+from repo_manager.files import fsync_directory
+from repo_manager.repository.disk import copy_durably, disk_errors, write_durably
+from repo_manager.repository.layout import (
+    MANIFEST_FILENAME,
+    check_file_name,
+    model_path,
+    open_repository,
+    triton_version,
+)
+from repo_manager.repository.manifest import (
+    MANIFEST_SCHEMA_VERSION,
+    FileRecord,
+    Manifest,
+    manifest_text,
+)
+from repo_manager.repository.staging import staged
+from repo_manager.repository.state import change_state, now_text, read_state, repository_lock
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    ModelConfig,
+    format_config,
+    read_config,
+    same_signature,
+    served_versions,
+    with_version_policy,
+)
+from repo_manager.triton_config.labels import labels_text
+from repo_manager.types import as_json
+
+__all__ = ["PublishPlan", "PublishedVersion", "plan_publish", "publish"]
+
+_FIXED_FIELDS = {"schema_version", "model", "version", "created", "backend", "files", "config", "extra"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishPlan:
+    """What publishing would do now.
+
+    Attributes:
+        repository: the root.
+        name: the model.
+        version: the number that the version would get, unless another process takes it first.
+        first: whether the model's folder and config.pbtxt would be new.
+        served: whether a load after publishing would serve it (the existing policy says so).
+        size_bytes: what it would occupy.
+    """
+
+    repository: Path
+    name: str
+    version: int
+    first: bool
+    served: bool
+    size_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedVersion:
+    """A version that now exists.
+
+    Attributes:
+        repository: the root.
+        name: the model.
+        version: its number.
+        path: its folder.
+        manifest: its record.
+        first: whether it is the model's first version, with which config.pbtxt was written.
+        served: whether the next load of the model serves it: true for a first version, else only where the policy
+            of config.pbtxt already includes it (`latest`, `all`).
+    """
+
+    repository: Path
+    name: str
+    version: int
+    path: Path
+    manifest: Manifest
+    first: bool
+    served: bool
+
+
+def plan_publish(repository: Path, name: str, files: Mapping[str, Path], config: ModelConfig) -> PublishPlan:
+    """Check everything that `publish` checks, and say what it would do; nothing is written.
+
+    Raises:
+        RepositoryError: as `publish`.
+    """
+    with disk_errors(f"plan publishing {name}"):
+        _check_arguments(name, files, config)
+        root = Path(repository).expanduser().resolve()
+        if root.exists():
+            root = open_repository(root)
+        folder = model_path(root, name)
+        first = _check_model(folder, name, config)
+        version = _next_version(root, name)
+        served = first or version in served_versions(read_config(folder), (*_taken(folder), version))
+        size_bytes = sum(path.stat().st_size for path in files.values())
+        return PublishPlan(root, name, version, first, served, size_bytes)
+
+
+def publish(
+    repository: Path,
+    name: str,
+    files: Mapping[str, Path],
+    config: ModelConfig,
+    details: Mapping[str, Any],
+) -> PublishedVersion:
+    """Publish a model's next version.
+
+    The files are copied to a staging folder on the repository's file system, with their manifest, made durable, and
+    renamed into place: Triton, `scan` and rsync see all of the version or none of it. For a model's first version the
+    whole folder appears at once, with a config.pbtxt that serves just this version; later the existing config.pbtxt
+    stays as it is. A number is given out once, also when the version is removed again.
+
+    Args:
+        repository: the root; made when it does not exist.
+        name: the model.
+        files: path inside the version -> file to copy. `config.model_filename` must be among them.
+        config: for a first version, written (with its labels); else compared with the existing one.
+        details: more fields of the manifest: precision, source, conversion, sparsity, golden, tools, machine, others.
+
+    Returns:
+        The version. Another process may already have published the one after it.
+
+    Raises:
+        RepositoryError: a name is not valid, the configuration does not fit the existing model, or the disk refuses.
+            Nothing of the version is then in the repository.
+        ConfigError: the existing config.pbtxt is broken.
+    """
+    with disk_errors(f"publish {name}"):
+        _check_arguments(name, files, config)
+        root = open_repository(repository, create=True)
+        _check_model(model_path(root, name), name, config)
+        with staged(root) as staging:
+            content = staging / "version"
+            records = _stage_files(content, files)
+            with repository_lock(root):
+                folder = model_path(root, name)
+                first = _check_model(folder, name, config)
+                version = _next_version(root, name)
+                manifest = _manifest(name, version, config, records, details)
+                write_durably(content / MANIFEST_FILENAME, manifest_text(manifest).encode())
+                fsync_directory(content)
+                change_state(root, name, lambda state: state.numbered(version), staging=staging)
+                if first:
+                    _place_first(root, folder, staging, version, config)
+                else:
+                    content.rename(folder / str(version))
+                    fsync_directory(folder)
+                served = version in served_versions(read_config(folder), _taken(folder))
+    return PublishedVersion(root, name, version, folder / str(version), manifest, first, served)
+
+
+def _check_arguments(name: str, files: Mapping[str, Path], config: ModelConfig) -> None:
+    for file in files:
+        check_file_name(file)
+    if config.name not in ("", name):
+        raise RepositoryError(f"the configuration is of model {config.name!r}, and {name!r} is to be published")
+    if config.model_filename and config.model_filename not in files:
+        raise RepositoryError(
+            f"the configuration serves {config.model_filename!r}, which is not among the files: "
+            f"{', '.join(map(repr, files)) or 'none'}"
+        )
+
+
+def _check_model(folder: Path, name: str, config: ModelConfig) -> bool:
+    """Return whether the model has no folder yet; check the configuration against the existing one otherwise."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return True
+    if not (folder / CONFIG_FILENAME).exists():
+        raise RepositoryError(
+            f"{folder} has no {CONFIG_FILENAME}, so Triton derives one that a new version could change",
+            hint=f"Write {folder / CONFIG_FILENAME} (a running server shows the derived one), or use another name.",
+        )
+    existing = read_config(folder)
+    if existing.name not in ("", name):
+        raise RepositoryError(f"{folder / CONFIG_FILENAME} names the model {existing.name!r}, not {name!r}")
+    differences = (*same_signature(existing, config), *_label_differences(folder, existing, config))
+    if differences:
+        raise RepositoryError(
+            f"model {name!r} in {folder.parent} serves something else under its one {CONFIG_FILENAME}:\n  "
+            + "\n  ".join(differences),
+            hint="Publish under another model name, or derive the configuration to fit the existing one.",
+        )
+    return False
+
+
+def _label_differences(folder: Path, existing: ModelConfig, config: ModelConfig) -> list[str]:
+    """Labels lie beside the versions: a change would make Triton reload every version, so it is refused."""
+    old_names = {o.name: o.label_filename for o in existing.message().output}
+    found = []
+    for output in config.message().output:
+        labels = config.labels.get(output.label_filename)
+        if labels is None:
+            continue
+        file = old_names.get(output.name, "")
+        text = (folder / file).read_text(encoding="utf-8") if file and (folder / file).is_file() else None
+        if text is None or text.split() != labels_text(labels).split():
+            state = "has no labels" if text is None else f"has other labels in {file}"
+            found.append(f"output {output.name!r} {state}")
+    return found
+
+
+def _taken(folder: Path) -> tuple[int, ...]:
+    """Every version that Triton would see, and so every number that is in use."""
+    if not folder.is_dir():
+        return ()
+    found = [triton_version(entry.name) for entry in os.scandir(folder) if entry.is_dir()]
+    return tuple(sorted({number for number in found if number is not None}))
+
+
+def _next_version(root: Path, name: str) -> int:
+    return max(0, read_state(root, name).highest_version, *_taken(root / name)) + 1
+
+
+def _stage_files(content: Path, files: Mapping[str, Path]) -> dict[str, FileRecord]:
+    content.mkdir()
+    records: dict[str, FileRecord] = {}
+    for name, source in sorted(files.items()):
+        target = content / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        records[name] = FileRecord(*copy_durably(Path(source), target))
+    for directory, _, _ in os.walk(content, topdown=False):
+        fsync_directory(Path(directory))
+    return records
+
+
+def _manifest(
+    name: str, version: int, config: ModelConfig, records: Mapping[str, FileRecord], details: Mapping[str, Any]
+) -> Manifest:
+    values = {key: as_json(value) for key, value in details.items()}
+    clash = _FIXED_FIELDS & set(values)
+    if clash:
+        raise RepositoryError(f"details may not set {', '.join(sorted(clash))}: publish does")
+    known = {field.name for field in dataclasses.fields(Manifest)}
+    return Manifest(
+        schema_version=MANIFEST_SCHEMA_VERSION,
+        model=name,
+        version=version,
+        created=now_text(),
+        backend=config.backend,
+        files=dict(records),
+        config=format_config(config),
+        precision=values.pop("precision", None),
+        extra={key: values.pop(key) for key in list(values) if key not in known},
+        **values,
+    )
+
+
+def _place_first(root: Path, folder: Path, staging: Path, version: int, config: ModelConfig) -> None:
+    """Put the whole model together and rename it into the root (over an empty folder, if there is one)."""
+    model = staging / "model"
+    model.mkdir()
+    (staging / "version").rename(model / str(version))
+    write_durably(model / CONFIG_FILENAME, format_config(with_version_policy(config, (version,))).encode())
+    for name, labels in config.labels.items():
+        write_durably(model / check_file_name(name), labels_text(labels).encode())
+    fsync_directory(model)
+    model.rename(folder)
+    fsync_directory(root)

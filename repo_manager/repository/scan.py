@@ -1,0 +1,185 @@
+"""Looking at a repository: its models and their versions, ours or anybody's."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.layout import MANIFEST_FILENAME, model_path, open_repository, version_number
+from repo_manager.repository.manifest import Manifest, read_manifest
+from repo_manager.triton_config import CONFIG_FILENAME, parse_config, version_policy
+from repo_manager.triton_config.text_fields import top_level_fields
+from repo_manager.triton_config.version_policy import policy_of_text, served_by
+
+__all__ = ["ModelEntry", "VersionEntry", "existing_versions", "find_model", "scan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionEntry:
+    """A version's folder.
+
+    Attributes:
+        version: its number.
+        path: the folder.
+        manifest: its record; `None` when there is none, it cannot be read, or the scan was not deep.
+        size_bytes: of all its files; `None` when the scan was not deep.
+        problems: what is wrong at first sight; `verify` looks closer.
+    """
+
+    version: int
+    path: Path
+    manifest: Manifest | None = None
+    size_bytes: int | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelEntry:
+    """A model's folder.
+
+    Attributes:
+        name: the model.
+        path: the folder.
+        backend: as config.pbtxt states it; empty when it does not.
+        max_batch_size: as config.pbtxt states it.
+        policy: the specific versions, `"latest:n"` or `"all"`.
+        served_versions: what a load serves now, ascending.
+        versions: ascending.
+        problems: what is wrong at first sight.
+    """
+
+    name: str
+    path: Path
+    backend: str
+    max_batch_size: int
+    policy: tuple[int, ...] | str
+    served_versions: tuple[int, ...]
+    versions: tuple[VersionEntry, ...]
+    problems: tuple[str, ...] = ()
+
+    def version(self, number: int) -> VersionEntry:
+        """Return a version.
+
+        Raises:
+            RepositoryError: there is none of that number.
+        """
+        for entry in self.versions:
+            if entry.version == number:
+                return entry
+        raise RepositoryError(
+            f"model {self.name!r} has no version {number}; "
+            f"it has {', '.join(str(entry.version) for entry in self.versions) or 'none'}",
+            hint=f"`repo-manager show {self.name}` lists them.",
+        )
+
+
+def scan(repository: Path, *, deep: bool = True) -> tuple[ModelEntry, ...]:
+    """List a repository's models, by name. Hidden folders are left out; `verify` reports them.
+
+    Args:
+        repository: the root.
+        deep: read each version's manifest and sizes as well. Without it 10,000 models of 10 versions take about a
+            second.
+
+    Raises:
+        RepositoryError: the root is no readable folder. A broken model is listed with its problems.
+    """
+    with disk_errors(f"list {repository}"):
+        root = open_repository(repository)
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        found = (_model(root, name, deep=deep) for name in names)
+        return tuple(entry for entry in found if entry is not None)
+
+
+def find_model(repository: Path, name: str) -> ModelEntry:
+    """Return one model with all its versions.
+
+    Raises:
+        RepositoryError: there is none of that name.
+    """
+    with disk_errors(f"look at {name}"):
+        root = open_repository(repository)
+        entry = _model(root, name, deep=True) if model_path(root, name).is_dir() else None
+        if entry is None:
+            raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
+        return entry
+
+
+def existing_versions(folder: Path) -> tuple[int, ...]:
+    """Return the numbers of a model's versions, ascending.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        numbers = [version_number(entry.name) for entry in entries if entry.is_dir()]
+    return tuple(sorted(number for number in numbers if number is not None))
+
+
+def _model(root: Path, name: str, *, deep: bool) -> ModelEntry | None:
+    """Look at a model; `None` when it was removed since its name was read."""
+    path = root / name
+    problems: list[str] = []
+    try:
+        numbers = existing_versions(path)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        return ModelEntry(name, path, "", 0, "latest:1", (), (), (f"cannot be read: {exc.strerror}",))
+    backend, max_batch_size, policy = "", 0, "latest:1"  # type: str, int, tuple[int, ...] | str
+    try:
+        backend, max_batch_size, policy = _facts(path / CONFIG_FILENAME)
+    except ConfigError as exc:
+        problems.append(exc.message)
+    if not numbers:
+        problems.append("has no version")
+    versions = tuple(_version(path / str(number), number, deep=deep) for number in numbers)
+    served = served_by(policy, numbers)
+    if numbers and not served:
+        problems.append(f"serves no version: the policy asks for {policy}, and there are {numbers}")
+    return ModelEntry(name, path, backend, max_batch_size, policy, served, versions, tuple(problems))
+
+
+def _version(path: Path, number: int, *, deep: bool) -> VersionEntry:
+    if not deep:
+        return VersionEntry(number, path)
+    manifest, problems = None, []
+    try:
+        if (path / MANIFEST_FILENAME).exists():
+            manifest = read_manifest(path)
+        size_bytes = sum(os.lstat(Path(folder, file)).st_size for folder, _, files in os.walk(path) for file in files)
+    except RepositoryError as exc:
+        problems.append(exc.message)
+        size_bytes = 0
+    except FileNotFoundError:
+        problems.append("was removed meanwhile")
+        size_bytes = 0
+    return VersionEntry(number, path, manifest, size_bytes, tuple(problems))
+
+
+def _facts(path: Path) -> tuple[str, int, tuple[int, ...] | str]:
+    """Backend, max_batch_size and policy of a config.pbtxt.
+
+    The four fields are read from the text: parsing all of 10,000 files with protobuf takes ten seconds.
+
+    Raises:
+        ConfigError: missing or broken.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"has no {CONFIG_FILENAME}; Triton derives one where the backend can") from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{CONFIG_FILENAME} cannot be read: {exc}") from exc
+    values = {field.name: field.value(text) for field in top_level_fields(text, where=CONFIG_FILENAME)}
+    simple = values.get("max_batch_size", "0").isdecimal() and "platform" not in values
+    backend = values.get("backend", '""')
+    if not simple or "\\" in backend or backend.count('"') != 2 or len(backend) < 2:
+        config = parse_config(text, where=CONFIG_FILENAME)
+        return config.backend, config.max_batch_size, version_policy(config)
+    policy = policy_of_text(values["version_policy"]) if "version_policy" in values else "latest:1"
+    return backend[1:-1], int(values.get("max_batch_size", "0")), policy

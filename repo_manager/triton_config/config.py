@@ -1,0 +1,169 @@
+"""`ModelConfig`: a config.pbtxt as a frozen value, read and written through protobuf."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+from tritonclient.grpc import model_config_pb2
+
+from repo_manager.errors import ConfigError
+from repo_manager.triton_config.text_fields import top_level_fields
+
+__all__ = ["CONFIG_FILENAME", "DEFAULT_FILENAMES", "ModelConfig", "format_config", "parse_config", "read_config"]
+
+CONFIG_FILENAME = "config.pbtxt"
+
+# triton-inference-server/core, src/constants.h; Triton has none for tensorrt_rtx, so ours is always written out.
+DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "tensorrt_rtx": "model.engine"}
+_PLATFORM_BACKENDS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
+
+# Stands for 0 while printing; no valid configuration holds it (max_batch_size must not be negative).
+_ZERO_STAND_IN = -(2**31)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A model's configuration.
+
+    Attributes:
+        text: protobuf's text form, in the fields' order; two equal configurations have equal texts.
+        labels: content of the label files that the outputs name: file name -> one label a line.
+        unknown_fields: top-level fields of the parsed text that our copy of Triton's schema does not know.
+    """
+
+    text: str
+    labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    unknown_fields: tuple[str, ...] = ()
+    _message: Any = dataclasses.field(default=None, repr=False, compare=False, metadata={"json": False})
+
+    @classmethod
+    def from_message(cls, message: Any, *, labels: Mapping[str, tuple[str, ...]] | None = None) -> ModelConfig:
+        """Wrap a copy of a `model_config_pb2.ModelConfig`.
+
+        Args:
+            message: the protobuf message; later changes to it do not reach the copy.
+            labels: content of the label files that it names.
+        """
+        copy = model_config_pb2.ModelConfig()
+        copy.CopyFrom(message)
+        return cls(text=_print(copy), labels=dict(labels or {}), _message=copy)
+
+    def message(self) -> Any:
+        """Return a copy of the protobuf message, free to change."""
+        copy = model_config_pb2.ModelConfig()
+        copy.CopyFrom(self._message)
+        return copy
+
+    @property
+    def name(self) -> str:
+        """The model's name; empty where Triton takes the folder's."""
+        return str(self._message.name)
+
+    @property
+    def backend(self) -> str:
+        """The backend's name, also when only the older `platform` is given; empty when neither is."""
+        return str(self._message.backend) or _PLATFORM_BACKENDS.get(self._message.platform, "")
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest batch; 0 when the tensors have no batch axis of Triton's."""
+        return int(self._message.max_batch_size)
+
+    @property
+    def model_filename(self) -> str:
+        """The model file's name in a version's folder; empty when Triton has no default for the backend."""
+        return str(self._message.default_model_filename) or DEFAULT_FILENAMES.get(self.backend, "")
+
+    @property
+    def label_filenames(self) -> tuple[str, ...]:
+        """The label files that the outputs name, each once."""
+        return tuple(dict.fromkeys(str(o.label_filename) for o in self._message.output if o.label_filename))
+
+
+def format_config(config: ModelConfig) -> str:
+    """Return the text to write into config.pbtxt, `max_batch_size: 0` included."""
+    return config.text
+
+
+def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
+    """Parse a config.pbtxt.
+
+    A top-level field that our copy of the schema lacks (of a newer Triton) is remembered by name in
+    `unknown_fields`, and is not in `text`: whoever rewrites the file must edit its text, not print the result.
+
+    Args:
+        text: the file's content.
+        where: what to call it in an error, normally its path.
+
+    Raises:
+        ConfigError: the text is not a model configuration; the message has the line.
+    """
+    message = model_config_pb2.ModelConfig()
+    unknown: tuple[str, ...] = ()
+    try:
+        text_format.Parse(text, message)
+    except (text_format.ParseError, ValueError, RecursionError) as exc:
+        known = model_config_pb2.ModelConfig.DESCRIPTOR.fields_by_name
+        unknown = tuple(dict.fromkeys(f.name for f in top_level_fields(text, where=where) if f.name not in known))
+        message = model_config_pb2.ModelConfig()
+        try:
+            if not unknown:
+                raise
+            text_format.Parse(text, message, allow_unknown_field=True)
+        except (text_format.ParseError, ValueError, RecursionError):
+            raise ConfigError(
+                f"{where} is not a Triton model configuration: {exc}",
+                hint="Correct the file; the fields are in Triton's model_config.proto.",
+            ) from exc
+    config = ModelConfig.from_message(message)
+    return dataclasses.replace(config, unknown_fields=unknown)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read and parse a config.pbtxt.
+
+    Args:
+        path: the file, or the model's folder.
+
+    Raises:
+        ConfigError: missing, unreadable, not UTF-8 or not a model configuration.
+    """
+    file = path / CONFIG_FILENAME if path.is_dir() else path
+    return parse_config(read_config_text(file), where=str(file))
+
+
+def read_config_text(path: Path) -> str:
+    """Read a config.pbtxt's text.
+
+    Raises:
+        ConfigError: missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist", hint="Every model needs a config.pbtxt in its folder.") from None
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path} is not UTF-8 text: {exc}") from exc
+
+
+def _print(message: Any) -> str:
+    """Print a message with `max_batch_size` written out also when it is 0.
+
+    Text format leaves out fields that have their default. A missing max_batch_size and 0 mean the same to Triton
+    once it is loaded, but not to a reader, and auto-completion may fill a missing one in.
+    """
+    is_zero = message.max_batch_size == 0
+    if is_zero:
+        message.max_batch_size = _ZERO_STAND_IN
+    text: str = text_format.MessageToString(message, as_utf8=True, use_short_repeated_primitives=True)
+    if is_zero:
+        message.max_batch_size = 0
+        # A line of its own: text format escapes newlines inside strings.
+        text = ("\n" + text).replace(f"\nmax_batch_size: {_ZERO_STAND_IN}\n", "\nmax_batch_size: 0\n", 1)[1:]
+    return text

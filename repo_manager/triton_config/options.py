@@ -1,0 +1,60 @@
+"""What a person may choose about a model's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from repo_manager.errors import ConfigError
+
+__all__ = ["DEFAULT_MAX_BATCH_SIZE", "ConfigOptions"]
+
+DEFAULT_MAX_BATCH_SIZE = 8
+INSTANCE_KINDS = ("auto", "cpu", "gpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigOptions:
+    """Choices that the model itself does not decide.
+
+    Attributes:
+        max_batch_size: `None`: 8 when the model has a batch axis, else 0. 0 on a batched model leaves the batch axis
+            in the dims, and Triton then joins no requests.
+        instance_count: instances per GPU (`gpu`) or in all (`cpu`); `None`: 1.
+        instance_kind: `cpu`, `gpu`, or `auto`: Triton then takes every GPU that it sees and the backend can use,
+            else the CPU. A `gpu` model does not load on a server without a GPU.
+        dynamic_batching: let Triton join waiting requests; used only when `max_batch_size` > 0.
+        preferred_batch_sizes: sizes that the batcher prefers to wait for; empty is best for most models.
+        max_queue_delay_us: how long the batcher may hold a request back, in microseconds.
+        labels: output name -> class labels, in order.
+        warmup: run the model once per batch size 1 and maximum before it is READY.
+        warmup_shapes: input name -> shape without the batch axis, for inputs whose config dims are dynamic.
+        threads: ONNX Runtime's intra-op threads of each instance; `None`: its default (all cores).
+        parameters: more `parameters` of the backend.
+        model_filename: the file in the version's folder; `None`: the backend's default.
+    """
+
+    max_batch_size: int | None = None
+    instance_count: int | None = None
+    instance_kind: str = "auto"
+    dynamic_batching: bool = True
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int = 0
+    labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    warmup: bool = False
+    warmup_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    threads: int | None = None
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    model_filename: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size is not None and not 0 <= self.max_batch_size < 2**31:
+            raise ConfigError(f"max_batch_size is {self.max_batch_size}; expected 0 or more")
+        if self.instance_count is not None and self.instance_count < 1:
+            raise ConfigError(f"instance_count is {self.instance_count}; expected 1 or more")
+        if self.instance_kind not in INSTANCE_KINDS:
+            raise ConfigError(f"instance_kind is {self.instance_kind!r}; expected {', '.join(INSTANCE_KINDS)}")
+        if self.max_queue_delay_us < 0:
+            raise ConfigError(f"max_queue_delay_us is {self.max_queue_delay_us}; expected 0 or more")
+        if self.threads is not None and self.threads < 0:
+            raise ConfigError(f"threads is {self.threads}; expected 0 (ONNX Runtime decides) or more")

@@ -1,0 +1,40 @@
+"""One finding about a configuration or a repository, worded the same way everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+__all__ = ["Problem", "Severity"]
+
+
+class Severity(str, enum.Enum):
+    """What a finding means for serving."""
+
+    ERROR = "error"
+    """Triton refuses it, serves something else, or the content is not what was published."""
+    WARNING = "warning"
+    """Triton serves it all the same; a person should look."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A finding.
+
+    Attributes:
+        where: the subject: a path below the repository's root, or a field of a configuration.
+        what: what was found and what was expected.
+        severity: error or warning.
+        hint: the next step; empty when there is none.
+    """
+
+    where: str
+    what: str
+    severity: Severity = Severity.ERROR
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
