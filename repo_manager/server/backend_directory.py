@@ -1,0 +1,136 @@
+"""The backend directory that the embedded server runs with, assembled once in the user's cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from repo_manager.errors import MissingDependencyError
+from repo_manager.server.installation import TritonInstallation, find_triton
+from repo_manager.server.paths import cache_directory
+
+__all__ = ["BackendDirectory", "assemble", "backend_directory"]
+
+OUR_BACKENDS = Path(__file__).parent / "backends"
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendDirectory:
+    """An assembled backend directory.
+
+    Attributes:
+        path: for `--backend-directory`.
+        python_bin: a folder whose `python3` makes the stub see this environment's packages when it
+            comes first in PATH; `None` for a tritonserver with native backends, which is used as it is.
+    """
+
+    path: Path
+    python_bin: Path | None
+
+
+def backend_directory() -> Path:
+    """Return the backend directory for the running Python, assembled when it is not there yet.
+
+    Raises:
+        MissingDependencyError: there is no tritonserver or no python backend to build on.
+    """
+    return assemble(find_triton()).path
+
+
+def assemble(triton: TritonInstallation) -> BackendDirectory:
+    """Assemble the python backend, its stub and our Python-based backends; one rename makes it visible.
+
+    The folder's name is a digest of everything in it, so an upgrade of this package, of the wheel or
+    of Python gets a folder of its own and a server that is running keeps its files.
+
+    Raises:
+        MissingDependencyError: the installation has no python backend.
+        OSError: the cache cannot be written.
+    """
+    if (triton.backends / "onnxruntime" / "libtriton_onnxruntime.so").is_file():
+        return BackendDirectory(path=triton.backends, python_bin=None)
+    python_backend = triton.backends / "python"
+    if not (python_backend / "libtriton_python.so").is_file():
+        raise MissingDependencyError(
+            f"{triton.binary} has neither a native onnxruntime backend nor a python backend in {triton.backends}",
+            hint="Use the tritonserver of nvidia-pytriton (unset REPO_MANAGER_TRITONSERVER) or of NVIDIA's image.",
+        )
+    search_path = stub_search_path()
+    target = cache_directory() / "backends" / _key(triton, search_path)
+    found = BackendDirectory(path=target / "backends", python_bin=target / "python" / "bin")
+    if target.is_dir():
+        return found
+    target.parent.mkdir(exist_ok=True, mode=0o700)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
+    try:
+        _fill(staging, triton, search_path)
+        try:
+            staging.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return found
+
+
+def stub_search_path() -> tuple[Path, ...]:
+    """Return the folders that the stub needs to import this environment's NumPy and ONNX Runtime."""
+    folders: list[Path] = []
+    for module in ("numpy", "onnxruntime"):
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise MissingDependencyError(f"{module}, which the embedded server's backend needs, is not installed")
+        folders.append(Path(spec.origin).resolve().parent.parent)
+    folders += [Path(entry) for entry in sys.path if Path(entry).name in {"site-packages", "dist-packages"}]
+    return tuple(dict.fromkeys(folder for folder in folders if folder.is_dir()))
+
+
+def _key(triton: TritonInstallation, search_path: tuple[Path, ...]) -> str:
+    parts = [sys.version, sys.base_prefix, sys.executable, *map(str, search_path)]
+    for file in (triton.binary, triton.stub, triton.backends / "python" / "libtriton_python.so"):
+        if file is not None:
+            state = file.stat()
+            parts.append(f"{file} {state.st_size} {state.st_mtime_ns}")
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for file in sorted(OUR_BACKENDS.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...]) -> None:
+    backends = folder / "backends"
+    # Copied, not linked: the wheel may be upgraded under a running server.
+    shutil.copytree(triton.backends / "python", backends / "python")
+    if triton.stub is not None:
+        shutil.copy2(triton.stub, backends / "python" / triton.stub.name)
+    for ours in sorted(OUR_BACKENDS.iterdir()):
+        if (ours / "model.py").is_file():
+            (backends / ours.name).mkdir()
+            shutil.copyfile(ours / "model.py", backends / ours.name / "model.py")
+    _write_python_home(folder / "python", search_path)
+
+
+def _write_python_home(folder: Path, search_path: tuple[Path, ...]) -> None:
+    """Write a virtual environment without packages of its own.
+
+    The stub starts an isolated interpreter (PYTHONPATH and PYTHONHOME are ignored) that takes its
+    paths from the `python3` found first in PATH. This one's `.pth` file leads to the packages of the
+    Python that runs repo-manager, however it came by them.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python3").symlink_to(base)
+    (folder / "pyvenv.cfg").write_text(
+        f"home = {base.parent}\ninclude-system-site-packages = false\nversion = {version}\n", encoding="utf-8"
+    )
+    packages = folder / "lib" / f"python{version}" / "site-packages"
+    packages.mkdir(parents=True)
+    lines = "".join(f"{entry}\n" for entry in search_path)
+    (packages / "repo_manager.pth").write_text(lines, encoding="utf-8")

@@ -1,0 +1,172 @@
+"""A model-control and inference client for one Triton server, the same over gRPC and HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.server.transport import (
+    ClientOptions,
+    Config,
+    Endpoint,
+    IndexEntry,
+    ServerMetadata,
+    Transport,
+    VersionStatistics,
+)
+from repo_manager.server.transport_grpc import GrpcTransport
+from repo_manager.server.transport_http import HttpTransport
+
+__all__ = ["TritonClient"]
+
+_POLL_S = 0.02
+
+
+class TritonClient:
+    """Talks to one Triton server; every call has a deadline.
+
+    Every call raises ServerUnreachableError when no answer came within its deadline, and
+    ServerRefusedError with Triton's own reason when the server answered with an error.
+    """
+
+    def __init__(self, endpoint: Endpoint, transport: Transport, options: ClientOptions) -> None:
+        self.endpoint = endpoint
+        self._transport = transport
+        self._options = options
+
+    @classmethod
+    def connect(cls, url: str, options: ClientOptions | None = None) -> TritonClient:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            url: `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
+            options: `None` takes the defaults.
+
+        Raises:
+            UsageError: the URL is not understood or a certificate cannot be read.
+        """
+        options = ClientOptions() if options is None else options
+        endpoint = Endpoint.parse(url)
+        kind = GrpcTransport if endpoint.protocol == "grpc" else HttpTransport
+        return cls(endpoint, kind(endpoint, options), options)
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+        return str(self.endpoint)
+
+    def __enter__(self) -> TritonClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
+
+    def live(self, *, timeout_s: float | None = None) -> bool:
+        """Say whether the server answers that it is alive."""
+        return self._transport.live(self._deadline(timeout_s))
+
+    def ready(self, *, timeout_s: float | None = None) -> bool:
+        """Say whether the server answers that it is ready."""
+        return self._transport.ready(self._deadline(timeout_s))
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the server is ready.
+
+        Raises:
+            ServerUnreachableError: it was not within `timeout_s`; with the last reason.
+        """
+        deadline = time.monotonic() + timeout_s
+        reason = "it answers, but is not ready"
+        while time.monotonic() < deadline:
+            try:
+                if self.ready(timeout_s=max(0.1, min(2.0, deadline - time.monotonic()))):
+                    return
+            except (ServerUnreachableError, ServerRefusedError) as exc:
+                reason = exc.message
+            time.sleep(_POLL_S)
+        raise ServerUnreachableError(f"{self.url} was not ready within {timeout_s:g} s: {reason}")
+
+    def metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
+        """Return the server's name, version and extensions."""
+        return self._transport.metadata(self._deadline(timeout_s))
+
+    def repository_index(self, *, timeout_s: float | None = None) -> tuple[IndexEntry, ...]:
+        """Return what the server knows of every model in its repository."""
+        return self._transport.index(self._deadline(timeout_s))
+
+    def versions(self, name: str, *, timeout_s: float | None = None) -> dict[int, IndexEntry]:
+        """Return the index's versions of one model (not those that were never loaded)."""
+        entries = (entry for entry in self.repository_index(timeout_s=timeout_s) if entry.name == name)
+        return {entry.version: entry for entry in entries if entry.version is not None}
+
+    def load(self, name: str, config: str | None = None, *, timeout_s: float | None = None) -> None:
+        """Load or reload a model; returns when its versions are ready (or when there was nothing to do).
+
+        Args:
+            name: the model.
+            config: a config in JSON that overrides the repository's until the model is unloaded.
+            timeout_s: `None` takes the options' `load_timeout_s`.
+        """
+        self._transport.load(name, config, self._load_deadline(timeout_s))
+
+    def unload(self, name: str, *, dependents: bool = False, timeout_s: float | None = None) -> None:
+        """Unload a model; Triton answers before in-flight requests have ended."""
+        self._transport.unload(name, dependents, self._load_deadline(timeout_s))
+
+    def statistics(
+        self, name: str = "", version: int | None = None, *, timeout_s: float | None = None
+    ) -> tuple[VersionStatistics, ...]:
+        """Return the counters of the loaded versions of a model (all models when `name` is empty)."""
+        return self._transport.statistics(name, _text(version), self._deadline(timeout_s))
+
+    def model_config(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> Config:
+        """Return the config that the server runs a model with, as a `ModelConfig` protobuf message."""
+        return self._transport.model_config(name, _text(version), self._deadline(timeout_s))
+
+    def model_ready(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> bool:
+        """Say whether a version (`None`: the newest served one) is ready; a killed stub still counts as ready."""
+        return self._transport.model_ready(name, _text(version), self._deadline(timeout_s))
+
+    def infer(
+        self,
+        name: str,
+        version: int | None,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Run one inference.
+
+        Args:
+            name: the model.
+            version: `None` leaves the choice to the server.
+            inputs: name -> array, batch axis included.
+            outputs: the outputs wanted; `None` for all.
+            timeout_s: `None` takes the options' `timeout_s`.
+
+        Returns:
+            Output name -> array; strings as `object` arrays of bytes, bfloat16 as float32.
+        """
+        return self._transport.infer(name, _text(version), inputs, outputs, self._deadline(timeout_s))
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        return self._options.timeout_s if timeout_s is None else timeout_s
+
+    def _load_deadline(self, timeout_s: float | None) -> float:
+        return self._options.load_timeout_s if timeout_s is None else timeout_s
+
+
+def _text(version: int | None) -> str:
+    return "" if version is None else str(version)

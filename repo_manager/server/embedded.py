@@ -1,0 +1,305 @@
+"""The embedded Triton server: a real tritonserver on a repository, for as long as this object lives."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError, ServerUnreachableError
+from repo_manager.server.backend_directory import BackendDirectory, assemble
+from repo_manager.server.http_probe import HttpProbe
+from repo_manager.server.installation import TritonInstallation, find_triton, libpython_directory
+from repo_manager.server.paths import log_directory
+from repo_manager.server.ports import check_port_is_free, free_ports, listening_ports
+from repo_manager.server.process import ServerProcess, reason_in_log, shared_memory_prefix, sweep_shared_memory
+from repo_manager.server.records import record_of, remove_record, write_record
+
+__all__ = ["EmbeddedServer", "ServerOptions"]
+
+_ATTEMPTS = 5
+_PROBE_S = 2.0
+_POLL_S = 0.01
+_KEPT_LOGS = 20
+ALL_MODELS = "*"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions:
+    """How to run the embedded server.
+
+    Attributes:
+        repository: a folder, or a URL that tritonserver understands (`s3://...`).
+        host: the address to bind; the loopback unless told otherwise.
+        http_port: 0 takes a free port.
+        grpc_port: 0 takes a free port.
+        metrics_port: 0 takes a free port.
+        load: models to load at the start; `*` stands for all of them, and then a model that fails is
+            listed in `EmbeddedServer.failures` while the others are served.
+        log_path: where the log goes (appended); `None` keeps it in the user's cache.
+        extra_args: more arguments for tritonserver.
+        environment: more environment variables for it.
+        record: let `running_server` find this server.
+    """
+
+    repository: str
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    load: tuple[str, ...] = ()
+    log_path: Path | None = None
+    extra_args: tuple[str, ...] = ()
+    environment: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
+    record: bool = True
+
+
+class EmbeddedServer:
+    """A real tritonserver in explicit model-control mode.
+
+    Use it as a context manager (started, ready, stopped), or call `start`, `wait_ready` and `stop`.
+    However this process ends, the server, its stubs, its shared memory and its ports go with it.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.failures: dict[str, str] = {}
+        self._id = f"repo-manager-{uuid.uuid4().hex[:12]}"
+        self._ports = (0, 0, 0)
+        self._process: ServerProcess | None = None
+        self._record: Path | None = None
+        self._log = options.log_path
+
+    def __enter__(self) -> EmbeddedServer:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop(deadline_s=2.0)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        """`http://host:port`."""
+        return f"http://{self._address}:{self._ports[0]}"
+
+    @property
+    def grpc_url(self) -> str:
+        """`grpc://host:port`."""
+        return f"grpc://{self._address}:{self._ports[1]}"
+
+    @property
+    def metrics_url(self) -> str:
+        """`http://host:port/metrics`."""
+        return f"http://{self._address}:{self._ports[2]}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """The tritonserver's process id."""
+        return self._running().pid
+
+    @property
+    def log_path(self) -> Path:
+        """The log's file."""
+        return self._running().log
+
+    @property
+    def _address(self) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)
+        return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+    def is_alive(self) -> bool:
+        """Say whether the tritonserver process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for the server's end; return its exit code, or `None` after `timeout_s`."""
+        return self._running().wait(timeout_s)
+
+    def log_tail(self, lines: int = 30) -> str:
+        """Return the last lines of this run's log."""
+        return "\n".join(self._running().read_log().splitlines()[-lines:])
+
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Start the server and wait until it listens; no model is loaded yet.
+
+        A free port that another process takes between choosing and binding costs another attempt.
+
+        Raises:
+            MissingDependencyError: there is no tritonserver on this machine.
+            RepositoryError: the repository is a path that is no folder.
+            ServerError: a given port is taken, or the server ended; with Triton's own reason.
+        """
+        if self._process is not None:
+            raise ServerError("This embedded server was started before", hint="Make a new EmbeddedServer.")
+        options = self.options
+        if "://" not in options.repository and not Path(options.repository).is_dir():
+            raise RepositoryError(
+                f"The model repository {options.repository} is not a folder",
+                hint="Create it, or publish a model into it with: repo-manager add",
+            )
+        triton = find_triton()
+        backends = assemble(triton)
+        sweep_shared_memory()
+        given = (options.http_port, options.grpc_port, options.metrics_port)
+        for port, purpose in zip(given, ("HTTP", "gRPC", "metrics"), strict=True):
+            if port:
+                check_port_is_free(options.host, port, purpose)
+        if self._log is None:
+            self._log = _new_log()
+        for attempt in range(_ATTEMPTS):
+            free = free_ports(options.host, 3)
+            self._ports = tuple(chosen or spare for chosen, spare in zip(given, free, strict=True))  # type: ignore[assignment]
+            if self._listens(triton, backends, timeout_s):
+                return
+            reason = self._end_reason()
+            self._process = None
+            lost_a_race = "already in use" in reason and not any(f":{port}'" in reason for port in given if port)
+            if not lost_a_race or attempt == _ATTEMPTS - 1:
+                raise ServerError(f"tritonserver did not start: {reason}", hint=f"Its log: {self._log}")
+
+    def _listens(self, triton: TritonInstallation, backends: BackendDirectory, timeout_s: float) -> bool:
+        """Run one attempt; say whether the server came up on the chosen ports."""
+        assert self._log is not None
+        prefix = shared_memory_prefix()
+        command = self._command(triton, backends, prefix)
+        self._process = ServerProcess.start(command, self._environment(triton, backends), self._log, prefix)
+        deadline = time.monotonic() + timeout_s
+        expected = set(self._ports[:2] if "--allow-metrics=false" in self.options.extra_args else self._ports)
+        while self._process.poll() is None:
+            # Another server may answer on a port that ours did not get: what counts is which process
+            # listens there, and that it then answers under the name that it was given.
+            if expected <= listening_ports(self._process.pid) and self._probe().server_id(_PROBE_S) == self._id:
+                return True
+            if time.monotonic() > deadline:
+                tail = self.log_tail(10)
+                self._process.stop(1.0)
+                raise ServerUnreachableError(
+                    f"tritonserver did not listen on {self.http_url} within {timeout_s:g} s; its log ends:\n{tail}"
+                )
+            time.sleep(_POLL_S)
+        return False
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Load the models that `load` names and wait until the server says that it is ready.
+
+        Raises:
+            ServerRefusedError: a model that was named failed to load; with Triton's own reason.
+            ServerUnreachableError: not ready within `timeout_s`.
+            ServerError: the server ended; with Triton's own reason.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._load_models(deadline)
+        except ServerUnreachableError as exc:
+            self._raise_if_ended()
+            raise ServerUnreachableError(f"tritonserver gave no answer: {exc.message}\n{self.log_tail(10)}") from exc
+        # Triton calls itself not ready for as long as any model's last load has failed.
+        path = "/v2/health/live" if self.failures else "/v2/health/ready"
+        while self._probe().status(path, _PROBE_S) != 200:
+            self._raise_if_ended()
+            if time.monotonic() > deadline:
+                raise ServerUnreachableError(f"tritonserver at {self.http_url} was not ready within {timeout_s:g} s")
+            time.sleep(_POLL_S)
+        if self.options.record and "://" not in self.options.repository:
+            urls = (self.http_url, self.grpc_url, self.metrics_url)
+            record = record_of(Path(self.options.repository), self.pid, urls, self.log_path)
+            self._record = None if record is None else write_record(record)
+
+    def _load_models(self, deadline: float) -> None:
+        names = self.options.load
+        if not names:
+            return
+        probe = self._probe()
+        everything = ALL_MODELS in names
+        if everything:
+            index = probe.index(max(_PROBE_S, deadline - time.monotonic()))
+            names = tuple(dict.fromkeys(str(entry["name"]) for entry in index))
+
+        def load(name: str) -> tuple[str, str | None]:
+            try:
+                probe.load(name, max(1.0, deadline - time.monotonic()))
+            except ServerRefusedError as exc:
+                return name, exc.message
+            return name, None
+
+        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+            self.failures = {name: reason for name, reason in pool.map(load, names) if reason is not None}
+        if self.failures and not everything:
+            reasons = "\n".join(f"{name}: {reason}" for name, reason in self.failures.items())
+            raise ServerRefusedError(f"tritonserver refused to load {reasons}", hint=f"Its log: {self._log}")
+
+    def stop(self, *, deadline_s: float = 40.0) -> None:
+        """Stop the server: in-flight requests end first, and after `deadline_s` it is killed.
+
+        Nothing of it is left: no process, no port, no shared memory. Stopping twice is harmless.
+        """
+        if self._record is not None:
+            remove_record(self._record)
+            self._record = None
+        if self._process is not None:
+            self._process.stop(deadline_s)
+
+    def _command(self, triton: TritonInstallation, backends: BackendDirectory, prefix: str) -> list[str]:
+        http, grpc, metrics = (str(port) for port in self._ports)
+        host = self.options.host
+        command = [str(triton.binary), f"--id={self._id}", f"--model-repository={self.options.repository}"]
+        command += ["--model-control-mode=explicit", f"--backend-directory={backends.path}"]
+        command += [f"--http-address={host}", f"--http-port={http}", f"--grpc-address={host}", f"--grpc-port={grpc}"]
+        command += [f"--metrics-address={host}", f"--metrics-port={metrics}"]
+        # Python-based backends read the python backend's settings.
+        command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
+        if triton.caches is not None:
+            command.append(f"--cache-directory={triton.caches}")
+        return [*command, *self.options.extra_args]
+
+    def _environment(self, triton: TritonInstallation, backends: BackendDirectory) -> dict[str, str]:
+        environment = {**os.environ, **self.options.environment}
+        libraries = [str(folder) for folder in triton.libraries]
+        if backends.python_bin is not None:
+            python_library = libpython_directory()
+            if python_library is not None:
+                libraries.insert(0, str(python_library))
+            environment["PATH"] = f"{backends.python_bin}:{environment.get('PATH', os.defpath)}"
+        libraries += [entry for entry in environment.get("LD_LIBRARY_PATH", "").split(":") if entry]
+        environment["LD_LIBRARY_PATH"] = ":".join(libraries)
+        return environment
+
+    def _probe(self) -> HttpProbe:
+        return HttpProbe(self._address.strip("[]"), self._ports[0])
+
+    def _running(self) -> ServerProcess:
+        if self._process is None:
+            raise ServerError("The embedded server is not started", hint="Call start() first.")
+        return self._process
+
+    def _end_reason(self) -> str:
+        process = self._running()
+        text = process.read_log()
+        return reason_in_log(text) or f"exit code {process.poll()}, the log ends:\n{self.log_tail(10)}"
+
+    def _raise_if_ended(self) -> None:
+        if not self.is_alive():
+            code = self._running().poll()
+            raise ServerError(
+                f"tritonserver ended with code {code}: {self._end_reason()}", hint=f"Its log: {self._log}"
+            )
+
+
+def _new_log() -> Path:
+    """Name a new log and drop the oldest ones."""
+    folder = log_directory()
+    logs = sorted(folder.glob("tritonserver-*.log"))
+    for old in logs[: max(0, len(logs) - _KEPT_LOGS + 1)]:
+        old.unlink(missing_ok=True)
+    return folder / f"tritonserver-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"

@@ -1,0 +1,128 @@
+"""Find a tritonserver: the one given by environment, else the one inside the nvidia-pytriton wheel."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from repo_manager.errors import MissingDependencyError, UsageError
+
+__all__ = ["TritonInstallation", "find_triton", "libpython_directory"]
+
+ENVIRONMENT_VARIABLE = "REPO_MANAGER_TRITONSERVER"
+
+
+@dataclasses.dataclass(frozen=True)
+class TritonInstallation:
+    """A tritonserver on this machine.
+
+    Attributes:
+        binary: the executable.
+        libraries: folders for LD_LIBRARY_PATH.
+        backends: the folder with its backends (`python/` and perhaps native ones).
+        stub: the python backend's stub for the running Python, where it is kept apart from the
+            backend (as in the wheel); `None`: the backend's folder has its own.
+        caches: the folder with the response caches; `None` leaves tritonserver's default.
+    """
+
+    binary: Path
+    libraries: tuple[Path, ...]
+    backends: Path
+    stub: Path | None
+    caches: Path | None
+
+
+def find_triton() -> TritonInstallation:
+    """Return the tritonserver that the embedded server runs.
+
+    Raises:
+        UsageError: REPO_MANAGER_TRITONSERVER names no executable file.
+        MissingDependencyError: there is no tritonserver, or none for the running Python.
+    """
+    configured = os.environ.get(ENVIRONMENT_VARIABLE)
+    if configured:
+        return _from_binary(Path(configured))
+    # Found, not imported: importing pytriton starts threads and changes logging.
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependencyError(
+            "There is no Triton server here: the package nvidia-pytriton, which carries one, is not installed",
+            hint="Install it with: pip install 'repo-manager[server]' - or point "
+            f"{ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a server that runs elsewhere.",
+        )
+    package = Path(spec.submodule_search_locations[0])
+    root = package / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+    binary = root / "bin" / "tritonserver"
+    if not binary.is_file() or not stub.is_file():
+        raise MissingDependencyError(
+            f"nvidia-pytriton at {package} has no tritonserver for Python {version}",
+            hint="Use Python 3.10 to 3.12 on x86-64 Linux with glibc 2.35 or newer, and nvidia-pytriton 0.7.0.",
+        )
+    return TritonInstallation(
+        binary=binary,
+        libraries=(package.parent / "nvidia_pytriton.libs",),
+        backends=root / "backends",
+        stub=stub,
+        caches=root / "caches",
+    )
+
+
+def _from_binary(binary: Path) -> TritonInstallation:
+    """Describe a given tritonserver; its backends lie as in NVIDIA's images (`../backends`)."""
+    if not binary.is_file() or not os.access(binary, os.X_OK):
+        raise UsageError(
+            f"{ENVIRONMENT_VARIABLE}={binary} is not an executable file",
+            hint="Point it at a tritonserver, for instance /opt/tritonserver/bin/tritonserver.",
+        )
+    root = binary.resolve().parent.parent
+    libraries = tuple(
+        folder for folder in (root / "lib", root.parent.parent / "nvidia_pytriton.libs") if folder.is_dir()
+    )
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+    caches = root / "caches"
+    return TritonInstallation(
+        binary=binary.resolve(),
+        libraries=libraries,
+        backends=root / "backends",
+        stub=stub if stub.is_file() else None,
+        caches=caches if caches.is_dir() else None,
+    )
+
+
+@functools.cache
+def libpython_directory() -> Path | None:
+    """Return the folder of the running Python's shared library, which the stub links to.
+
+    `None` means that the loader finds it by itself.
+
+    Raises:
+        MissingDependencyError: it is not on this machine (Debian keeps it in a package of its own).
+    """
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    library = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
+    multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
+    for folder in (library, Path(sys.base_prefix) / "lib", library / multiarch):
+        if (folder / name).is_file():
+            return folder
+    try:
+        listed = subprocess.run(
+            ["/sbin/ldconfig", "-p"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except OSError:
+        listed = ""
+    if name in listed:
+        return None
+    raise MissingDependencyError(
+        f"{name}, which Triton's Python backend links to, is not here: {sys.executable} was built without it",
+        hint=f"Install it (Debian, Ubuntu: apt-get install libpython{sys.version_info.major}.{sys.version_info.minor}) "
+        "or use a Python that has it, for instance one installed by uv or conda.",
+    )

@@ -1,0 +1,202 @@
+"""One supervised tritonserver process: started, watched, stopped, its log read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from repo_manager.errors import ServerError
+
+__all__ = ["ServerProcess", "is_running", "reason_in_log", "shared_memory_prefix", "start_ticks", "sweep_shared_memory"]
+
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+_SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = re.compile(r"repo_manager_(?P<namespace>\d+)_(?P<pid>\d+)_[0-9a-f]+_")
+_LOG_REASON = re.compile(r"^(?:error: |E\d{4} \S+\s+\d+ \S+\] )(?P<reason>.*)$")
+_START_S = 10.0
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; `None` when it does not run.
+
+    With the process id it names a process for good: ids are used again, start times are not.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in {"Z", "X"} else int(fields[19])
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """Say whether the process that started at `ticks` still runs under `pid`."""
+    return start_ticks(pid) == ticks
+
+
+def _pid_namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def shared_memory_prefix() -> str:
+    """Return a prefix for the shared memory of one server: no other server on this machine has it."""
+    return f"repo_manager_{_pid_namespace()}_{os.getpid()}_{uuid.uuid4().hex[:8]}_"
+
+
+def sweep_shared_memory() -> tuple[str, ...]:
+    """Remove the shared memory of servers whose owner and supervisor were both killed; return the names."""
+    removed = []
+    with contextlib.suppress(OSError):
+        for path in sorted(_SHARED_MEMORY.iterdir()):
+            match = _PREFIX.match(path.name)
+            # Another container's processes cannot be seen from here: theirs are left alone.
+            if (
+                match is None
+                or int(match["namespace"]) != _pid_namespace()
+                or start_ticks(int(match["pid"])) is not None
+            ):
+                continue
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed.append(path.name)
+    return tuple(removed)
+
+
+def reason_in_log(text: str) -> str | None:
+    """Return Triton's own reason for ending: its last error, with the lines that continue it."""
+    lines = text.splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        match = _LOG_REASON.match(lines[index])
+        if match:
+            rest = [
+                line for line in lines[index + 1 : index + 12] if line.strip() and not re.match(r"[IWE]\d{4} ", line)
+            ]
+            return "\n".join([match["reason"].strip('" '), *rest])
+    return None
+
+
+@dataclasses.dataclass
+class ServerProcess:
+    """A tritonserver under a supervisor; see `supervisor.py` for what is promised of its end.
+
+    Attributes:
+        pid: the tritonserver's process id.
+        log: the file that its output goes to.
+    """
+
+    pid: int
+    log: Path
+    _supervisor: subprocess.Popen[bytes]
+    _offset: int
+    _exit_code: int | None = None
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    @classmethod
+    def start(cls, command: Sequence[str], environment: Mapping[str, str], log: Path, shm_prefix: str) -> ServerProcess:
+        """Start a tritonserver.
+
+        Raises:
+            ServerError: it cannot be started.
+        """
+        offset = log.stat().st_size if log.exists() else 0
+        supervisor = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_SUPERVISOR)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C in the terminal is for us: we stop the server, in order.
+            start_new_session=True,
+        )
+        spec = {
+            "command": list(command),
+            "environment": dict(environment),
+            "log": str(log),
+            "shm_prefix": shm_prefix,
+        }
+        assert supervisor.stdin is not None
+        assert supervisor.stdout is not None
+        try:
+            # Through the pipe, not the command line: an environment may hold secrets.
+            supervisor.stdin.write(json.dumps(spec).encode() + b"\n")
+            supervisor.stdin.flush()
+            line = supervisor.stdout.readline()
+            if not line:
+                raise ServerError(f"The supervisor of {command[0]} ended at once", hint=f"Its log: {log}")
+            return cls(json.loads(line)["pid"], log, supervisor, offset)
+        except BaseException:
+            supervisor.kill()
+            supervisor.wait()
+            supervisor.stdin.close()
+            supervisor.stdout.close()
+            raise
+
+    def poll(self) -> int | None:
+        """Return the exit code when the server has ended (negative: killed by that signal), else `None`."""
+        with self._lock:
+            if self._exit_code is None and self._supervisor.poll() is not None:
+                self._exit_code = self._read_exit_code()
+            return self._exit_code
+
+    def _read_exit_code(self) -> int:
+        pipes = (self._supervisor.stdin, self._supervisor.stdout)
+        assert pipes[1] is not None
+        output = pipes[1].read()
+        for pipe in pipes:
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        for line in output.splitlines():
+            message = json.loads(line)
+            if "exit" in message:
+                return int(message["exit"])
+        # Someone killed the supervisor; the kernel then killed the server (PR_SET_PDEATHSIG).
+        return -9
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for the server's end; return its exit code, or `None` after `timeout_s`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._supervisor.wait(timeout_s)
+        return self.poll()
+
+    def stop(self, deadline_s: float) -> int:
+        """End the server: SIGTERM, and SIGKILL to its whole group after `deadline_s`; return its exit code.
+
+        Safe to call twice, and to interrupt: a second call goes on where the first one was cut off.
+        """
+        if self.poll() is None:
+            assert self._supervisor.stdin is not None
+            with contextlib.suppress(OSError, ValueError):
+                self._supervisor.stdin.write(f"TERM {deadline_s}\n".encode())
+                self._supervisor.stdin.flush()
+            if self.wait(deadline_s + 10.0) is None:
+                self._supervisor.kill()
+                self._supervisor.wait()
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def read_log(self) -> str:
+        """Return what this run of the server has written so far."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self._offset)
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def wait_for_log(self, text: str, timeout_s: float) -> bool:
+        """Wait until this run has logged `text`."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.read_log():
+            if time.monotonic() > deadline or self.poll() is not None:
+                return False
+            time.sleep(0.02)
+        return True

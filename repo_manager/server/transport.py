@@ -1,0 +1,167 @@
+"""What both of Triton's protocols answer, in one form, and how a client reaches a server."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from repo_manager.errors import UsageError
+
+__all__ = ["ClientOptions", "Endpoint", "IndexEntry", "ServerMetadata", "Transport", "VersionStatistics"]
+
+Config = Any
+"""`tritonclient.grpc.model_config_pb2.ModelConfig`, which is published without type information."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientOptions:
+    """How a client talks to a server.
+
+    Attributes:
+        timeout_s: the deadline of every call but loading and unloading.
+        load_timeout_s: the deadline of loading and unloading a model.
+        headers: sent with every call, restricted-API headers for instance; never logged.
+        token: a bearer token; never logged.
+        root_certificates: PEM file with the authorities to trust; `None` takes the system's.
+        client_certificate: PEM file, for mutual TLS.
+        client_key: PEM file, for mutual TLS.
+        server_name: the name that the server's certificate must have when it is not the URL's host.
+    """
+
+    timeout_s: float = 30.0
+    load_timeout_s: float = 600.0
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, metadata={"json": False})
+    token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+    root_certificates: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    server_name: str | None = None
+
+    def all_headers(self) -> dict[str, str]:
+        """Return the headers with the token among them; names in lower case, as gRPC wants them."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if self.token is not None:
+            headers["authorization"] = f"Bearer {self.token}"
+        return headers
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A server's address.
+
+    Attributes:
+        protocol: `grpc` or `http`.
+        address: `host:port`, for HTTP with a path prefix if the URL has one.
+        tls: whether the connection is encrypted.
+    """
+
+    protocol: str
+    address: str
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> Endpoint:
+        """Read `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        hint = "Write it as grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT or https://HOST:PORT."
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as exc:
+            raise UsageError(f"The server's URL {url!r} cannot be read: {exc}", hint=hint) from exc
+        if parts.scheme not in {"grpc", "grpcs", "http", "https"} or not host or "@" in parts.netloc:
+            raise UsageError(f"The server's URL {url!r} is not one that is understood", hint=hint)
+        protocol, tls = parts.scheme.removesuffix("s"), parts.scheme.endswith("s")
+        default = {"grpc": 8001, "http": 443 if tls else 8000}[protocol]
+        if protocol == "grpc" and parts.path.strip("/"):
+            raise UsageError(f"The gRPC URL {url!r} has a path, which gRPC has not", hint=hint)
+        bracketed = f"[{host}]" if ":" in host else host
+        return cls(protocol, f"{bracketed}:{port or default}{parts.path.rstrip('/')}", tls)
+
+    def __str__(self) -> str:
+        return f"{self.protocol}{'s' if self.tls else ''}://{self.address}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerMetadata:
+    """Name, version (`2.51.0`) and extensions of a server."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexEntry:
+    """One line of the repository index.
+
+    Attributes:
+        name: the model.
+        version: `None` for a model of which no version was ever loaded.
+        state: `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING`, or empty when never loaded.
+        reason: Triton's reason for the state, empty when it gives none.
+    """
+
+    name: str
+    version: int | None
+    state: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatistics:
+    """Counters of one loaded version since it was loaded (durations are sums, in nanoseconds)."""
+
+    name: str
+    version: int
+    last_inference_ms: int
+    inference_count: int
+    execution_count: int
+    success_count: int
+    fail_count: int
+    success_ns: int
+    queue_ns: int
+    compute_input_ns: int
+    compute_infer_ns: int
+    compute_output_ns: int
+
+
+class Transport(Protocol):
+    """The calls as one protocol makes them; errors are `ServerUnreachableError` and `ServerRefusedError`."""
+
+    def live(self, timeout_s: float) -> bool: ...  # noqa: D102
+
+    def ready(self, timeout_s: float) -> bool: ...  # noqa: D102
+
+    def metadata(self, timeout_s: float) -> ServerMetadata: ...  # noqa: D102
+
+    def index(self, timeout_s: float) -> tuple[IndexEntry, ...]: ...  # noqa: D102
+
+    def load(self, name: str, config_json: str | None, timeout_s: float) -> None: ...  # noqa: D102
+
+    def unload(self, name: str, dependents: bool, timeout_s: float) -> None: ...  # noqa: D102
+
+    def statistics(self, name: str, version: str, timeout_s: float) -> tuple[VersionStatistics, ...]: ...  # noqa: D102
+
+    def model_config(self, name: str, version: str, timeout_s: float) -> Config: ...  # noqa: D102
+
+    def model_ready(self, name: str, version: str, timeout_s: float) -> bool: ...  # noqa: D102
+
+    def infer(  # noqa: D102
+        self,
+        name: str,
+        version: str,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        outputs: Sequence[str] | None,
+        timeout_s: float,
+    ) -> dict[str, np.ndarray[Any, Any]]: ...
+
+    def close(self) -> None: ...  # noqa: D102

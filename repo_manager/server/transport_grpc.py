@@ -1,0 +1,158 @@
+"""Triton over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.server.tensors import request_inputs
+from repo_manager.server.transport import ClientOptions, Config, Endpoint, IndexEntry, ServerMetadata, VersionStatistics
+
+__all__ = ["GrpcTransport"]
+
+# Triton answers UNAVAILABLE too (a model that is not ready); these are the words of gRPC itself.
+_NO_CONNECTION = re.compile(
+    r"failed to connect|connection (refused|reset|timed out|attempt timed out)|socket closed|goaway|no route|resolution"
+    r"|handshake|broken pipe|endpoint closing|stream removed|ping timeout|transport|unreachable|recvmsg|sendmsg",
+    re.IGNORECASE,
+)
+
+
+def _read_optional(path: Any) -> bytes | None:
+    return None if path is None else path.read_bytes()
+
+
+class GrpcTransport:
+    """One gRPC channel to one server; safe to share between threads."""
+
+    def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
+        self._endpoint = endpoint
+        self._headers = options.all_headers()
+        try:
+            certificates = {
+                "root_certificates": options.root_certificates,
+                "private_key": options.client_key,
+                "certificate_chain": options.client_certificate,
+            }
+            pem = {name: _read_optional(path) for name, path in certificates.items()}
+        except OSError as exc:
+            raise UsageError(f"A certificate for {endpoint} cannot be read: {exc}") from exc
+        arguments: list[tuple[str, Any]] = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            # A proxy for the outside world is not on the way to a model server that was named.
+            ("grpc.enable_http_proxy", 0),
+        ]
+        if options.server_name is not None:
+            arguments.append(("grpc.ssl_target_name_override", options.server_name))
+        credentials = triton.grpc.ssl_channel_credentials(**pem) if endpoint.tls else None
+        self._client = triton.InferenceServerClient(endpoint.address, creds=credentials, channel_args=arguments)
+
+    @contextlib.contextmanager
+    def _call(self, what: str, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Give the arguments that every call takes, and translate its errors."""
+        try:
+            yield {"headers": self._headers, "client_timeout": timeout_s}
+        except InferenceServerException as exc:
+            raise self._translated(exc, what, timeout_s) from exc
+
+    def _translated(self, exc: InferenceServerException, what: str, timeout_s: float) -> ServerError:
+        status, reason = str(exc.status() or ""), str(exc.message() or exc).strip()
+        if status.endswith("DEADLINE_EXCEEDED"):
+            return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:g} s: {what}")
+        if status.endswith("UNAVAILABLE") and _NO_CONNECTION.search(reason):
+            return ServerUnreachableError(f"{self._endpoint} cannot be reached: {what}: {reason}")
+        return ServerRefusedError(f"{self._endpoint} refused: {what}: {reason}")
+
+    def live(self, timeout_s: float) -> bool:
+        """Say whether the server is alive."""
+        with self._call("liveness", timeout_s) as arguments:
+            return bool(self._client.is_server_live(**arguments))
+
+    def ready(self, timeout_s: float) -> bool:
+        """Say whether the server is ready."""
+        with self._call("readiness", timeout_s) as arguments:
+            return bool(self._client.is_server_ready(**arguments))
+
+    def metadata(self, timeout_s: float) -> ServerMetadata:
+        """Return the server's metadata."""
+        with self._call("metadata", timeout_s) as arguments:
+            answer = self._client.get_server_metadata(**arguments)
+        return ServerMetadata(answer.name, answer.version, tuple(answer.extensions))
+
+    def index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
+        """Return the repository index."""
+        with self._call("repository index", timeout_s) as arguments:
+            answer = self._client.get_model_repository_index(**arguments)
+        return tuple(
+            IndexEntry(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+            for entry in answer.models
+        )
+
+    def load(self, name: str, config_json: str | None, timeout_s: float) -> None:
+        """Load or reload a model."""
+        with self._call(f"load {name}", timeout_s) as arguments:
+            self._client.load_model(name, config=config_json, **arguments)
+
+    def unload(self, name: str, dependents: bool, timeout_s: float) -> None:
+        """Unload a model; Triton answers before it is gone."""
+        with self._call(f"unload {name}", timeout_s) as arguments:
+            self._client.unload_model(name, unload_dependents=dependents, **arguments)
+
+    def statistics(self, name: str, version: str, timeout_s: float) -> tuple[VersionStatistics, ...]:
+        """Return the counters of the loaded versions."""
+        with self._call(f"statistics of {name}", timeout_s) as arguments:
+            answer = self._client.get_inference_statistics(name, version, **arguments)
+        return tuple(
+            VersionStatistics(
+                name=each.name,
+                version=int(each.version),
+                last_inference_ms=int(each.last_inference),
+                inference_count=int(each.inference_count),
+                execution_count=int(each.execution_count),
+                success_count=int(each.inference_stats.success.count),
+                fail_count=int(each.inference_stats.fail.count),
+                success_ns=int(each.inference_stats.success.ns),
+                queue_ns=int(each.inference_stats.queue.ns),
+                compute_input_ns=int(each.inference_stats.compute_input.ns),
+                compute_infer_ns=int(each.inference_stats.compute_infer.ns),
+                compute_output_ns=int(each.inference_stats.compute_output.ns),
+            )
+            for each in answer.model_stats
+        )
+
+    def model_config(self, name: str, version: str, timeout_s: float) -> Config:
+        """Return the config that the server runs a model with."""
+        with self._call(f"configuration of {name}", timeout_s) as arguments:
+            return self._client.get_model_config(name, version, **arguments).config
+
+    def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
+        """Say whether a version is ready."""
+        with self._call(f"readiness of {name}", timeout_s) as arguments:
+            return bool(self._client.is_model_ready(name, version, **arguments))
+
+    def infer(
+        self,
+        name: str,
+        version: str,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        outputs: Sequence[str] | None,
+        timeout_s: float,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Run one inference."""
+        wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
+        tensors = request_inputs(triton, inputs)
+        with self._call(f"inference on {name}", timeout_s) as arguments:
+            result = self._client.infer(name, tensors, model_version=version, outputs=wanted, **arguments)
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._client.close()

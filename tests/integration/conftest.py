@@ -1,0 +1,62 @@
+"""Real servers for the integration tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests' records, logs and backends out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty repository that the module's `server` serves."""
+    return tmp_path_factory.mktemp("repository")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[EmbeddedServer]:
+    """A real tritonserver on the module's repository; nothing is loaded."""
+    with EmbeddedServer(ServerOptions(repository=str(repository))) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[TritonClient]:
+    """A gRPC client of the module's server."""
+    with TritonClient.connect(server.grpc_url) as connected:
+        yield connected
+
+
+@pytest.fixture(params=["grpc", "http"])
+def any_client(request: pytest.FixtureRequest, server: EmbeddedServer) -> Iterator[TritonClient]:
+    """A client of the module's server, over each protocol."""
+    with TritonClient.connect(server.grpc_url if request.param == "grpc" else server.http_url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[[ServerOptions], EmbeddedServer]]:
+    """Start servers that are stopped at the test's end, whatever happens in it."""
+    started: list[EmbeddedServer] = []
+
+    def start(options: ServerOptions) -> EmbeddedServer:
+        running = EmbeddedServer(options)
+        started.append(running)
+        running.start()
+        running.wait_ready()
+        return running
+
+    yield start
+    for running in started:
+        running.stop(deadline_s=2.0)
