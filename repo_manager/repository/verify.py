@@ -30,7 +30,9 @@ __all__ = ["verify"]
 _KNOWN_FOLDERS = {"warmup", "initial_state", "configs"}
 
 
-def verify(repository: Path, name: str | None = None, *, digests: bool = True) -> tuple[Problem, ...]:
+def verify(
+    repository: Path, name: str | None = None, *, digests: bool = True, models: bool = True
+) -> tuple[Problem, ...]:
     """Check a repository: layout as Triton reads it, configurations, manifests, and each file's digest and size.
 
     Works on repositories that others wrote: a version without a manifest is a warning. Nothing is changed.
@@ -39,6 +41,7 @@ def verify(repository: Path, name: str | None = None, *, digests: bool = True) -
         repository: the root.
         name: one model; `None`: all of them, and the root itself.
         digests: read every file to compare its digest; without it only sizes are compared.
+        models: load each ONNX model that the onnxruntime backend serves, and compare it with config.pbtxt.
 
     Returns:
         The findings in the order of their places; empty when all is well.
@@ -51,11 +54,11 @@ def verify(repository: Path, name: str | None = None, *, digests: bool = True) -
         if name is not None:
             if not model_path(root, name).is_dir():
                 raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
-            return tuple(_verify_model(root, root / name, digests))
+            return tuple(_verify_model(root, root / name, digests, models))
         found = list(_verify_state(root))
         for entry in sorted(os.scandir(root), key=lambda e: e.name):
             if entry.is_dir():
-                found += _verify_root_folder(root, Path(entry.path), digests)
+                found += _verify_root_folder(root, Path(entry.path), digests, models)
             elif entry.is_symlink() and not Path(entry.path).exists():
                 found.append(Problem(entry.name, "is a link to nothing", Severity.WARNING))
         return tuple(found)
@@ -68,16 +71,16 @@ def _verify_state(root: Path) -> Iterator[Problem]:
         yield Problem(".repo-manager.json", exc.message, hint=exc.hint or "")
 
 
-def _verify_root_folder(root: Path, path: Path, digests: bool) -> Iterable[Problem]:
+def _verify_root_folder(root: Path, path: Path, digests: bool, models: bool) -> Iterable[Problem]:
     if path.name == STAGING_IN_ROOT:
         text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
         return [Problem(path.name, text, Severity.WARNING, "the next command that writes removes it")]
     if path.name.startswith("."):
         return [Problem(path.name, "is a hidden folder, which Triton takes for a model", hint="move it elsewhere")]
-    return _verify_model(root, path, digests)
+    return _verify_model(root, path, digests, models)
 
 
-def _verify_model(root: Path, path: Path, digests: bool) -> Iterator[Problem]:
+def _verify_model(root: Path, path: Path, digests: bool, models: bool) -> Iterator[Problem]:
     name = path.name
     try:
         validate_model_name(name)
@@ -101,7 +104,8 @@ def _verify_model(root: Path, path: Path, digests: bool) -> Iterator[Problem]:
             yield from _link_problem(root, Path(entry.path), where)
         if number is not None and str(number) == entry.name:
             numbers.append(number)
-            yield from verify_version(root, Path(entry.path), number, config, digests=digests)
+            folder = Path(entry.path)
+            yield from verify_version(root, folder, number, config, digests=digests, models=models)
     if config is not None:
         yield from _verify_policy(name, config, numbers)
     if not numbers:

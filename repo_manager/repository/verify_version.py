@@ -7,17 +7,26 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.errors import ConfigError, ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest, read_manifest
-from repo_manager.triton_config import ModelConfig, Problem, Severity, parse_config, same_signature
+from repo_manager.triton_config import (
+    ModelConfig,
+    Problem,
+    Severity,
+    check_config,
+    parse_config,
+    runtime_signature,
+    same_signature,
+)
+from repo_manager.types import Backend
 
 __all__ = ["list_files", "verify_version"]
 
 
 def verify_version(
-    root: Path, path: Path, number: int, config: ModelConfig | None, *, digests: bool
+    root: Path, path: Path, number: int, config: ModelConfig | None, *, digests: bool, models: bool
 ) -> Iterator[Problem]:
     """Check one version.
 
@@ -27,11 +36,12 @@ def verify_version(
         number: its number.
         config: the model's configuration; `None` when it has none that can be read.
         digests: compare each file's digest, not only its size.
+        models: load ONNX models and compare them with the configuration.
     """
     where = f"{path.parent.name}/{path.name}"
     yield from _verify_entries(root, path, where)
     if config is not None:
-        yield from _verify_model_file(path, config, where)
+        yield from _verify_model_file(path, config, where, models)
     if not (path / MANIFEST_FILENAME).exists():
         text = f"has no {MANIFEST_FILENAME}: nothing says what it should hold"
         yield Problem(where, text, Severity.WARNING, "`repo-manager adopt` writes one of what is there now")
@@ -69,7 +79,7 @@ def _verify_entries(root: Path, path: Path, where: str) -> Iterator[Problem]:
             yield Problem(f"{where}/{name}", "is not a regular file", hint="remove it")
 
 
-def _verify_model_file(path: Path, config: ModelConfig, where: str) -> Iterator[Problem]:
+def _verify_model_file(path: Path, config: ModelConfig, where: str, models: bool) -> Iterator[Problem]:
     filename = config.model_filename
     if not filename or config.message().cc_model_filenames:
         return
@@ -78,6 +88,17 @@ def _verify_model_file(path: Path, config: ModelConfig, where: str) -> Iterator[
         yield Problem(f"{where}/{filename}", "is missing, and the configuration serves it")
     elif file.is_file() and file.stat().st_size == 0:
         yield Problem(f"{where}/{filename}", "is empty")
+    elif models and file.is_file() and config.backend == Backend.ONNXRUNTIME:
+        yield from _verify_onnx(file, config, f"{where}/{filename}")
+
+
+def _verify_onnx(file: Path, config: ModelConfig, where: str) -> Iterator[Problem]:
+    if config.message().model_operations.op_library_filename:
+        return  # Only the server has the libraries of its custom operators.
+    try:
+        yield from check_config(config, runtime_signature(file), where=where)
+    except ModelError as exc:
+        yield Problem(where, exc.message, hint=exc.hint or "")
 
 
 def _verify_manifest(

@@ -14,6 +14,7 @@ from repo_manager.triton_config.dtypes import config_dtype, triton_dtype
 from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
 from repo_manager.triton_config.problems import Problem, Severity
 from repo_manager.triton_config.rules import check_rules
+from repo_manager.triton_config.served_signature import runtime_signature, served_signature
 from repo_manager.triton_config.version_policy import (
     replace_version_policy,
     served_versions,
@@ -38,7 +39,9 @@ __all__ = [
     "parse_config",
     "read_config",
     "replace_version_policy",
+    "runtime_signature",
     "same_signature",
+    "served_signature",
     "served_versions",
     "triton_dtype",
     "version_policy",

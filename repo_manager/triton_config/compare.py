@@ -14,6 +14,7 @@ from repo_manager.types import Dim, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
     from repo_manager.onnx_model import Signature
+    from repo_manager.triton_config.served_signature import ServedSignature
 
 __all__ = ["changed_fields", "check_config", "same_signature"]
 
@@ -55,7 +56,9 @@ def changed_fields(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:
     )
 
 
-def check_config(config: ModelConfig, signature: Signature, *, where: str = "config.pbtxt") -> list[Problem]:
+def check_config(
+    config: ModelConfig, signature: Signature | ServedSignature, *, where: str = "config.pbtxt"
+) -> list[Problem]:
     """Check a configuration against the model that it describes.
 
     Args:
