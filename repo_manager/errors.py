@@ -7,6 +7,7 @@
     │   ├── CalibrationError             the calibration data
     │   ├── ConfigError                  a config.pbtxt
     │   ├── RepositoryError              the model repository on disk
+    │   ├── EngineError                  a TensorRT engine that cannot be built, read or run here
     │   └── MissingDependencyError       an optional package that this step needs
     ├── GateError                     4  a gate (sparsity, drift, objective) failed
     ├── ServerError                   5  unreachable, refused, or a roll-out that was undone
@@ -26,6 +27,7 @@ __all__ = [
     "CalibrationError",
     "ChangesNeededError",
     "ConfigError",
+    "EngineError",
     "GateError",
     "InconclusiveError",
     "InputError",
@@ -87,6 +89,10 @@ class ConfigError(InputError):
 
 class RepositoryError(InputError):
     """The model repository, or something in it, is not what it has to be."""
+
+
+class EngineError(InputError):
+    """A TensorRT engine cannot be built, read or run here."""
 
 
 class MissingDependencyError(InputError):
