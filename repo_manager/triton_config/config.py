@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ CONFIG_FILENAME = "config.pbtxt"
 DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "tensorrt_rtx": "model.engine"}
 _PLATFORM_BACKENDS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 
+_NO_FIELD = re.compile(r'has no field named "([^"]*)"')
 # Stands for 0 while printing; no valid configuration holds it (max_batch_size must not be negative).
 _ZERO_STAND_IN = -(2**31)
 
@@ -32,7 +34,8 @@ class ModelConfig:
     Attributes:
         text: protobuf's text form, in the fields' order; two equal configurations have equal texts.
         labels: content of the label files that the outputs name: file name -> one label a line.
-        unknown_fields: top-level fields of the parsed text that our copy of Triton's schema does not know.
+        unknown_fields: fields of the parsed text that our copy of Triton's schema does not know (of a newer Triton, or
+            misspelt), as `field` or `field.field`. They are not in `text`.
     """
 
     text: str
@@ -92,8 +95,8 @@ def format_config(config: ModelConfig) -> str:
 def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     """Parse a config.pbtxt.
 
-    A top-level field that our copy of the schema lacks (of a newer Triton) is remembered by name in
-    `unknown_fields`, and is not in `text`: whoever rewrites the file must edit its text, not print the result.
+    A field that our copy of the schema lacks (of a newer Triton, or misspelt) is named in `unknown_fields`, and is not
+    in `text`: whoever rewrites the file must edit its text, not print the result.
 
     Args:
         text: the file's content.
@@ -107,20 +110,34 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     try:
         text_format.Parse(text, message)
     except (text_format.ParseError, ValueError, RecursionError) as exc:
-        known = model_config_pb2.ModelConfig.DESCRIPTOR.fields_by_name
-        unknown = tuple(dict.fromkeys(f.name for f in top_level_fields(text, where=where) if f.name not in known))
+        unknown = _unknown_fields(text, where) if "has no field named" in str(exc) else ()
         message = model_config_pb2.ModelConfig()
         try:
             if not unknown:
                 raise
             text_format.Parse(text, message, allow_unknown_field=True)
-        except (text_format.ParseError, ValueError, RecursionError):
+        except (text_format.ParseError, ValueError, RecursionError) as reason:
             raise ConfigError(
-                f"{where} is not a Triton model configuration: {exc}",
+                f"{where} is not a Triton model configuration: {reason}",
                 hint="Correct the file; the fields are in Triton's model_config.proto.",
             ) from exc
-    config = ModelConfig.from_message(message)
-    return dataclasses.replace(config, unknown_fields=unknown)
+    return dataclasses.replace(ModelConfig.from_message(message), unknown_fields=unknown)
+
+
+def _unknown_fields(text: str, where: str) -> tuple[str, ...]:
+    """Name the fields that the schema lacks: those at the top, and the first one inside each other field."""
+    known = model_config_pb2.ModelConfig.DESCRIPTOR.fields_by_name
+    names: list[str] = []
+    for field in top_level_fields(text, where=where):
+        if field.name not in known:
+            names.append(field.name)
+            continue
+        try:
+            text_format.Parse(text[field.start : field.end], model_config_pb2.ModelConfig())
+        except (text_format.ParseError, ValueError, RecursionError) as exc:
+            found = _NO_FIELD.search(str(exc))
+            names.append(field.name + (f".{found.group(1)}" if found else ""))
+    return tuple(dict.fromkeys(names))
 
 
 def read_config(path: Path) -> ModelConfig:
