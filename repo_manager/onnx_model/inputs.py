@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.session import Session
-from repo_manager.onnx_model.signature import Signature, resolve_shape
+from repo_manager.onnx_model.signature import Signature, resolve_shape, spec_of
 from repo_manager.types import TensorSpec
 
-__all__ = ["find_sizes", "natural_inputs"]
+__all__ = ["find_sizes", "natural_inputs", "usual_shapes"]
 
 _DEFAULT_SIZE = 16  # of a dynamic axis that is neither the batch nor part of an image
 _IMAGE_SIZE = 64
@@ -46,6 +48,27 @@ def natural_inputs(
         shape = resolve_shape(spec, batch=1 if batch is None else batch, sizes=known, default=_DEFAULT_SIZE)
         arrays[spec.name] = _values(spec, shape, generator)
     return arrays
+
+
+def usual_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Return a shape per tensor input: batch 1, 64 along dynamic image axes, 16 along others.
+
+    Inputs that are no tensors, or absurdly large, are left out.
+    """
+    initialised = {tensor.name for tensor in proto.graph.initializer}
+    specs = []
+    for value in proto.graph.input:
+        if value.name not in initialised:
+            with contextlib.suppress(ModelError):
+                specs.append(spec_of(value, f"input '{value.name}'"))
+    signature = Signature(tuple(specs), (), 0, 0, {})
+    known = _guessed_sizes(signature)
+    shapes = {}
+    for spec in specs:
+        if spec.shape is not None:
+            with contextlib.suppress(ModelError):
+                shapes[spec.name] = resolve_shape(spec, sizes=known, default=_DEFAULT_SIZE)
+    return shapes
 
 
 def _guessed_sizes(signature: Signature) -> dict[str, int]:

@@ -61,23 +61,23 @@ class Model:
         return self.rebuild()
 
     def rebuild(
-        self, replace: Callable[[onnx.TensorProto], bytes | memoryview | None] | None = None
+        self, replace: Callable[[int, onnx.TensorProto], bytes | memoryview | None] | None = None
     ) -> onnx.ModelProto:
         """Return a fresh copy of the whole model that the caller owns, external data included.
 
         Memory: the model once, plus its largest tensor.
 
         Args:
-            replace: called for each tensor (of `graph_only`); what it returns is stored as that tensor's
-                `raw_data`; `None` keeps the original bytes.
+            replace: called with each tensor and its place in the order of `walk.tensors_of`; what it
+                returns is stored as that tensor's `raw_data`; `None` keeps the original bytes.
 
         Raises:
             ModelError: the files are no longer what they were.
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.graph_only)
-        for tensor in list(tensors_of(proto)):
-            data = None if replace is None else replace(tensor)
+        for index, tensor in enumerate(list(tensors_of(proto))):
+            data = None if replace is None else replace(index, tensor)
             if data is None:
                 if not is_external(tensor) and self.weights.blob_of(tensor) is None:
                     continue

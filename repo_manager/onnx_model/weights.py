@@ -144,7 +144,8 @@ class WeightStore:
 def unpack(packed: NDArray[np.uint8], data_type: int, count: int) -> NDArray[np.generic]:
     """Spread 4-bit and 2-bit values, lowest bits first, to one byte each.
 
-    Integers keep their value; `float4_e2m1fn` keeps its bit pattern (`uint8`).
+    Integers keep their value; a `float4_e2m1fn` becomes its signed place in the order of magnitudes
+    (int8, -7 to 7): its sign and its zeros are those of the number.
 
     Raises:
         ModelError: the type is not one below a byte.
@@ -154,12 +155,16 @@ def unpack(packed: NDArray[np.uint8], data_type: int, count: int) -> NDArray[np.
         raise ModelError("a tensor of strings has no numbers to read")
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     values = ((packed[:, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(-1)[:count]
+    if data_type == _FLOAT4:
+        order = (values & np.uint8(7)).astype(np.int8)
+        return np.where(values > 7, -order, order)
     if data_type in _SIGNED:
         sign = np.uint8(1 << (bits - 1))
         return ((values ^ sign).astype(np.int8) - sign.astype(np.int8)).astype(np.int8)
     return values
 
 
+_FLOAT4 = dict(onnx.TensorProto.DataType.items()).get("FLOAT4E2M1")
 _SIGNED = {number for name, number in onnx.TensorProto.DataType.items() if name in ("INT4", "INT2")}
 
 

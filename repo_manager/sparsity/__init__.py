@@ -1,1 +1,20 @@
-"""2:4 structured sparsity: where it holds, where it counts, and how to make it."""
+"""2:4 structured sparsity: find every weight, judge it, prune it."""
+
+from repo_manager.sparsity.pattern import two_four_mask, valid_groups
+from repo_manager.sparsity.prune import PrunedLayer, PruneReport, SkippedLayer, prune
+from repo_manager.sparsity.report import LayerSparsity, SparsityReport, SparsityTotals, sparsity_report
+from repo_manager.sparsity.verdict import Verdict
+
+__all__ = [
+    "LayerSparsity",
+    "PruneReport",
+    "PrunedLayer",
+    "SkippedLayer",
+    "SparsityReport",
+    "SparsityTotals",
+    "Verdict",
+    "prune",
+    "sparsity_report",
+    "two_four_mask",
+    "valid_groups",
+]

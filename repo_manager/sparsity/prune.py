@@ -1,0 +1,262 @@
+"""One-shot 2:4 magnitude pruning of a model's weights; everything else of the file stays as it is."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.dtypes import dtype_name, stored_bits
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.walk import tensors_of
+from repo_manager.onnx_model.weights import WeightStore
+from repo_manager.sparsity.pattern import nonzero, two_four_mask, valid_groups
+from repo_manager.sparsity.resolve import Weight
+from repo_manager.sparsity.steps import Cast, Quantize, SubtractZeroPoint
+from repo_manager.sparsity.uses import Use, uses_of
+from repo_manager.sparsity.verdict import ASP_IN_MULTIPLE, ASP_OUT_MULTIPLE, is_asp_eligible, obstacle_of
+from repo_manager.types import Digest
+
+__all__ = ["PruneReport", "PrunedLayer", "SkippedLayer", "prune"]
+
+RETRAIN_ADVICE = (
+    "Pruning without retraining costs accuracy. Retrain with the masks fixed (examples/train_sparse_digits.py "
+    "shows NVIDIA's recipe: train dense, prune, train again with the same schedule), then export again."
+)
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """One weight that was pruned.
+
+    Attributes:
+        node: the first node that uses it.
+        weight: the stored tensor.
+        shape: as that node uses it.
+        axis: the reduction axis of `shape`.
+        values: how many values it has.
+        removed: how many non-zero values became zero.
+        lost_magnitude: their share of the sum of all magnitudes, 0 to 1.
+    """
+
+    node: str
+    weight: str
+    shape: tuple[int, ...]
+    axis: int
+    values: int
+    removed: int
+    lost_magnitude: float
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """One weight that was left alone, and why."""
+
+    node: str
+    weight: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune` did.
+
+    Attributes:
+        source: digest of the model it started from.
+        pruned: in the graph's order.
+        skipped: the uses that were left alone.
+        advice: why and how to retrain.
+    """
+
+    source: Digest
+    pruned: tuple[PrunedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    advice: str = RETRAIN_ADVICE
+
+
+def prune(
+    model: Model, *, layers: Sequence[str] = (), exclude: Sequence[str] = (), all_valid: bool = False
+) -> tuple[onnx.ModelProto, PruneReport]:
+    """Prune weights to 2:4 by magnitude.
+
+    Args:
+        model: the model; not changed.
+        layers: shell patterns of node or weight names to prune; empty is all.
+        exclude: patterns of those to leave alone; wins over `layers`.
+        all_valid: go beyond ASP's default (outputs divide by 8, inputs by 16): prune every weight that
+            TensorRT would consider.
+
+    Returns:
+        A new model in memory (external data loaded), and the report.
+
+    Raises:
+        ModelError: a pattern matches no layer, or a weight cannot be read.
+    """
+    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are told apart by identity
+    places = {id(tensor): index for index, tensor in enumerate(tensors)}
+    uses = list(uses_of(model.graph_only, model.weights))
+    _check_patterns(uses, (*layers, *exclude), str(model.path))
+    pruned: list[PrunedLayer] = []
+    skipped: list[SkippedLayer] = []
+    data: dict[int, bytes] = {}
+    for group in _by_tensor(uses):
+        reasons = [_reason_against(use, layers, exclude, all_valid) for use in group]
+        chosen = [use for use, reason in zip(group, reasons, strict=True) if reason is None]
+        protected = [use for use in group if _matches(use, exclude)]
+        for use, reason in zip(group, reasons, strict=True):
+            if reason is None and protected:
+                reason = f"shares its weight with '{protected[0].label}', which is excluded"
+            if reason is not None:
+                skipped.append(_skipped(use, reason))
+        if not chosen or protected:
+            continue
+        result = _prune_one(chosen, model.weights)
+        if isinstance(result, str):
+            skipped.extend(_skipped(use, result) for use in chosen)
+            continue
+        layer, stored_bytes = result
+        pruned.append(layer)
+        if stored_bytes is not None:
+            data[places[id(_weight(chosen[0]).source)]] = stored_bytes
+    proto = model.rebuild(lambda index, _: data.pop(index, None))
+    return proto, PruneReport(model.digest, tuple(pruned), tuple(skipped))
+
+
+def _weight(use: Use) -> Weight:
+    assert use.weight is not None
+    return use.weight
+
+
+def _by_tensor(uses: Iterable[Use]) -> Iterable[list[Use]]:
+    """Group uses by stored tensor, in the graph's order; each dynamic weight stands alone."""
+    groups: dict[int, list[Use]] = {}
+    for use in uses:
+        source = None if use.weight is None else use.weight.source
+        groups.setdefault(id(use) if source is None else id(source), []).append(use)
+    return groups.values()
+
+
+def _matches(use: Use, patterns: Sequence[str]) -> bool:
+    names = (use.label, use.node.name, "" if use.weight is None else use.weight.name)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names if name)
+
+
+def _check_patterns(uses: Sequence[Use], patterns: Sequence[str], where: str) -> None:
+    for pattern in patterns:
+        if not any(_matches(use, (pattern,)) for use in uses):
+            some = ", ".join(dict.fromkeys(use.label for use in uses[:5]))
+            raise ModelError(
+                f"{where}: no layer matches '{pattern}'",
+                hint=f"Layers are, for instance: {some}" if some else "The model has no layers with weights.",
+            )
+
+
+def _reason_against(use: Use, layers: Sequence[str], exclude: Sequence[str], all_valid: bool) -> str | None:
+    """Return why a use is left alone, or `None` when it is to be pruned."""
+    obstacle = obstacle_of(use)
+    if obstacle is not None:
+        return obstacle[1]
+    if _matches(use, exclude):
+        return "excluded"
+    if layers and not _matches(use, layers):
+        return "not among the layers asked for"
+    if not all_valid and not is_asp_eligible(use):
+        return f"not among ASP's default (outputs divide by {ASP_OUT_MULTIPLE}, inputs by {ASP_IN_MULTIPLE})"
+    weight = _weight(use)
+    if weight.source is None:
+        return "one number repeated: there is nothing to choose between"
+    if weight.sparse is not None:
+        return "a sparse initializer: it stays as it is stored"
+    return None
+
+
+def _skipped(use: Use, reason: str) -> SkippedLayer:
+    name = use.weight.name if use.weight is not None else use.node.input[use.site.input]
+    return SkippedLayer(use.label, name, reason)
+
+
+def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, bytes | None] | str:
+    """Prune one stored tensor for all its uses; a string says why that is not possible.
+
+    Returns:
+        The layer's record, and the new stored bytes (`None` when nothing changes).
+    """
+    first, weight = uses[0], _weight(uses[0])
+    axis = first.site.axis
+    assert axis is not None
+    assert weight.source is not None
+    stored = store.array(weight.source)
+    magnitudes = _comparable(weight, stored)
+    mask = two_four_mask(magnitudes, axis)
+    removed = nonzero(magnitudes) & ~mask
+    count = int(np.count_nonzero(removed))
+    keep = ~removed
+    for step in reversed(weight.steps):
+        keep = step.invert(keep)
+    new = np.where(keep, stored, _zeros_as_stored(weight, stored)).astype(stored.dtype, copy=False) if count else stored
+    for other in uses[1:]:
+        valid, groups = valid_groups(_comparable(_weight(other), new), other.site.axis or 0)
+        if valid != groups:
+            return f"shares its weight with '{other.label if other is not first else first.label}' along another axis"
+    layer = PrunedLayer(
+        node=first.label,
+        weight=weight.name,
+        shape=weight.shape,
+        axis=axis % len(weight.shape),
+        values=weight.size,
+        removed=count,
+        lost_magnitude=_lost(magnitudes, removed) if count else 0.0,
+    )
+    return layer, (_as_bytes(new, weight.source.data_type) if count else None)
+
+
+def _comparable(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
+    """Return the values in the user's layout, zero points taken off, but not rounded by a cast on the way."""
+    for step in weight.steps:
+        if not isinstance(step, Cast | Quantize):
+            stored = step.apply(stored)
+    return stored
+
+
+def _zeros_as_stored(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
+    """Return what zero is stored as: 0, or the zero points, carried back to the storage's layout."""
+    zeros: NDArray[Any] = np.zeros((), stored.dtype)
+    shape = stored.shape
+    for index, step in enumerate(weight.steps):
+        if isinstance(step, SubtractZeroPoint) and step.zero_point.any():
+            zeros = np.broadcast_to(step.zero_point, shape)
+            for earlier in reversed(weight.steps[:index]):
+                zeros = earlier.invert(zeros)
+        shape = step.apply(np.broadcast_to(np.zeros((), np.int8), shape)).shape
+    return zeros.astype(stored.dtype, copy=False)
+
+
+def _lost(magnitudes: NDArray[Any], removed: NDArray[np.bool_]) -> float:
+    """Return the removed share of the sum of magnitudes; 0 when that sum is not finite."""
+    sizes = np.abs(magnitudes.astype(np.float32, copy=False))
+    total = float(sizes.sum(dtype=np.float64))
+    if not np.isfinite(total) or total == 0.0:
+        return 0.0
+    return float(np.multiply(sizes, removed).sum(dtype=np.float64)) / total
+
+
+def _as_bytes(values: NDArray[Any], data_type: int) -> bytes:
+    """Return values as `raw_data` stores them; types below a byte are packed, lowest bits first."""
+    bits = stored_bits(data_type, "a weight")
+    if bits >= 8:
+        return np.ascontiguousarray(values).tobytes()
+    per_byte = 8 // bits
+    flat = values.reshape(-1).view(np.uint8) & np.uint8((1 << bits) - 1)
+    if dtype_name(data_type, "a weight") == "float4_e2m1fn":  # read as signed order, stored as sign and magnitude
+        flat = np.abs(values.reshape(-1)).astype(np.uint8) | np.where(values.reshape(-1) < 0, np.uint8(8), np.uint8(0))
+    flat = np.concatenate([flat, np.zeros(-flat.size % per_byte, np.uint8)]).reshape(-1, per_byte)
+    packed = np.zeros(flat.shape[0], np.uint8)
+    for place in range(per_byte):
+        packed |= flat[:, place] << np.uint8(place * bits)
+    return packed.tobytes()

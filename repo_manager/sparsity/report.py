@@ -1,0 +1,259 @@
+"""The sparsity report: every use of a weight judged, and what all of it can gain at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from repo_manager.files import sha256_bytes
+from repo_manager.onnx_model.inputs import usual_shapes
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.weights import WeightStore
+from repo_manager.sparsity.pattern import GROUP, count_nonzero, scan
+from repo_manager.sparsity.uses import Use, uses_of
+from repo_manager.sparsity.verdict import Verdict, hints_of, is_asp_eligible, obstacle_of
+from repo_manager.types import Digest
+
+__all__ = ["LayerSparsity", "SparsityReport", "SparsityTotals", "sparsity_report"]
+
+SPARSE_MATH_SPEEDUP = 2.0
+"""Peak rate of sparse over dense tensor cores (NVIDIA A100 architecture white paper, structured sparsity)."""
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One operator's use of one weight.
+
+    Attributes:
+        node: the node's name, with the bodies and functions around it.
+        op_type: of the node.
+        weight: the stored tensor's name; the input's name for a dynamic weight.
+        dtype: the stored element type; empty for a dynamic weight.
+        shape: as the node uses it; empty for a dynamic weight.
+        axis: the reduction axis of `shape`; `None` when there is none.
+        groups: how many groups of four; 0 when the axis does not divide.
+        valid_groups: how many of them hold at most two non-zeros.
+        zeros: values that are zero (the zero point, for quantised ones).
+        size: values in all.
+        verdict: see `Verdict`.
+        reason: the verdict in words, with numbers and source.
+        hints: what may still keep it from running faster.
+        macs: multiply-accumulates at the report's shapes; `None` when a shape is not known.
+        conv_groups: of a convolution.
+        asp_eligible: whether NVIDIA ASP would prune it by default.
+        via: operators between the stored tensor and the node.
+    """
+
+    node: str
+    op_type: str
+    weight: str
+    dtype: str
+    shape: tuple[int, ...]
+    axis: int | None
+    groups: int
+    valid_groups: int
+    zeros: int
+    size: int
+    verdict: Verdict
+    reason: str
+    hints: tuple[str, ...]
+    macs: int | None
+    conv_groups: int = 1
+    asp_eligible: bool = False
+    via: tuple[str, ...] = ()
+
+    @property
+    def valid_share(self) -> float:
+        """Share of valid groups, 0 to 1; 0 when there are no groups."""
+        return self.valid_groups / self.groups if self.groups else 0.0
+
+    @property
+    def density(self) -> float:
+        """Share of values that are not zero, 0 to 1; 1 for a dynamic weight."""
+        return 1.0 - self.zeros / self.size if self.size else 1.0
+
+
+@dataclass(frozen=True)
+class SparsityTotals:
+    """Sums over all layers.
+
+    Attributes:
+        parameters: values of all judged weights, each stored tensor once per use.
+        valid_parameters: of those whose verdict is valid.
+        eligible_parameters: of those that are valid or could be (right shape, considered by TensorRT).
+        macs: multiply-accumulates of all layers whose shapes are known, dynamic weights included.
+        valid_macs: of those whose verdict is valid.
+        eligible_macs: of those that are valid or could be.
+        uncounted_layers: layers whose multiply-accumulates are not known and so not in the sums.
+        gain_share: share of the compute that can gain now, 0 to 1; `None` when nothing is counted.
+        speedup_bound: `1 / (1 - share + share / 2)` (Amdahl): no more is possible, and less is usual.
+        speedup_bound_if_pruned: the same if every layer that could be 2:4 were.
+    """
+
+    parameters: int
+    valid_parameters: int
+    eligible_parameters: int
+    macs: int
+    valid_macs: int
+    eligible_macs: int
+    uncounted_layers: int
+    gain_share: float | None
+    speedup_bound: float | None
+    speedup_bound_if_pruned: float | None
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """The 2:4 state of a model.
+
+    Attributes:
+        source: digest of the model.
+        layers: in the graph's order.
+        totals: sums over them.
+        shapes: input shapes at which the compute was counted.
+    """
+
+    source: Digest
+    layers: tuple[LayerSparsity, ...]
+    totals: SparsityTotals
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def valid(self) -> tuple[LayerSparsity, ...]:
+        """Layers that are 2:4."""
+        return tuple(layer for layer in self.layers if layer.verdict is Verdict.VALID)
+
+    @property
+    def dense(self) -> tuple[LayerSparsity, ...]:
+        """Layers that TensorRT would consider, whose shape allows 2:4, and which are not."""
+        return tuple(layer for layer in self.layers if layer.verdict is Verdict.NOT_24)
+
+    @property
+    def not_valid(self) -> tuple[LayerSparsity, ...]:
+        """Layers that should be 2:4 and are not: what `--sparsity require` lists.
+
+        Those of `dense` that ASP prunes by default: a model trained by its recipe leaves the others
+        dense on purpose (first layer, odd-sized heads). All of `dense` when no layer is valid at all.
+        """
+        expected = tuple(layer for layer in self.dense if layer.asp_eligible)
+        return expected or (() if self.valid else self.dense)
+
+
+def sparsity_report(
+    model: Model | onnx.ModelProto, *, shapes: Mapping[str, Sequence[int]] | None = None
+) -> SparsityReport:
+    """Judge every use of a weight in a model.
+
+    Args:
+        model: a loaded model, or a whole model in memory (then its digest is that of its serialised form,
+            and it has to be below 2 GB).
+        shapes: input shapes at which compute is counted; an input that is missing keeps its fixed sizes,
+            and gets batch 1 and usual sizes for its dynamic ones (`usual_shapes`).
+
+    Raises:
+        ModelError: a weight cannot be read, or a given shape contradicts an input.
+    """
+    if isinstance(model, onnx.ModelProto):
+        proto, store, digest = model, WeightStore(), sha256_bytes(model.SerializeToString())
+    else:
+        proto, store, digest = model.graph_only, model.weights, model.digest
+    given = usual_shapes(proto)
+    given |= {name: tuple(int(size) for size in shape) for name, shape in (shapes or {}).items()}
+    cache: dict[tuple[int, int], tuple[int, int, int]] = {}
+    layers = tuple(_judge(use, store, cache) for use in uses_of(proto, store, given))
+    return SparsityReport(digest, layers, totals_of(layers), given)
+
+
+def _judge(use: Use, store: WeightStore, cache: dict[tuple[int, int], tuple[int, int, int]]) -> LayerSparsity:
+    weight, site = use.weight, use.site
+    obstacle = obstacle_of(use)
+    if weight is None:
+        name = use.node.input[site.input] if site.input < len(use.node.input) else ""
+        verdict, reason = obstacle if obstacle is not None else (Verdict.DYNAMIC, "")
+        return LayerSparsity(
+            use.label, use.node.op_type, name, "", (), None, 0, 0, 0, 0, verdict, reason, (), use.macs, site.conv_groups
+        )
+    axis = site.axis if site.axis is not None and -len(weight.shape) <= site.axis < len(weight.shape) else None
+    axis = axis if axis is None else axis % len(weight.shape)
+    valid, groups, filled = _count(use, axis, store, cache)
+    if obstacle is not None:
+        verdict, reason = obstacle
+    elif valid == groups:
+        verdict, reason = Verdict.VALID, "valid"
+    else:
+        share = 100.0 * valid / groups
+        shown = f"{min(share, 99.9):.1f}" if share >= 0.05 or valid == 0 else "under 0.1"
+        verdict, reason = Verdict.NOT_24, f"not 2:4 ({shown} % of groups)"
+    return LayerSparsity(
+        node=use.label,
+        op_type=use.node.op_type,
+        weight=weight.name,
+        dtype=weight.dtype,
+        shape=weight.shape,
+        axis=axis,
+        groups=groups,
+        valid_groups=valid,
+        zeros=weight.size - filled,
+        size=weight.size,
+        verdict=verdict,
+        reason=reason,
+        hints=hints_of(use),
+        macs=use.macs,
+        conv_groups=site.conv_groups,
+        asp_eligible=is_asp_eligible(use),
+        via=weight.via,
+    )
+
+
+def _count(
+    use: Use, axis: int | None, store: WeightStore, cache: dict[tuple[int, int], tuple[int, int, int]]
+) -> tuple[int, int, int]:
+    """Return (valid groups, groups, non-zero values) of a use."""
+    weight = use.weight
+    assert weight is not None
+    divisible = axis is not None and weight.shape[axis] % GROUP == 0
+    if weight.fill is not None:
+        value = weight.fill.reshape(())
+        for step in weight.steps:
+            if type(step).__name__ in ("Cast",):
+                value = step.apply(value)
+        filled = weight.size if count_nonzero(value.reshape(1)) else 0
+        groups = weight.size // GROUP if divisible else 0
+        return (0 if filled else groups), groups, filled
+    key = (id(weight.source), -1 if axis is None else axis)
+    if not weight.steps and key in cache:
+        return cache[key]
+    values = weight.values(store)
+    result = scan(values, axis) if divisible and axis is not None else (0, 0, count_nonzero(values))
+    if not weight.steps:
+        cache[key] = result
+    return result
+
+
+def totals_of(layers: Iterable[LayerSparsity]) -> SparsityTotals:
+    """Sum layers up, and bound the speed-up (Amdahl's law, with sparse math twice as fast as dense)."""
+    layers = tuple(layers)
+    valid = [layer for layer in layers if layer.verdict is Verdict.VALID]
+    eligible = [layer for layer in layers if layer.verdict in (Verdict.VALID, Verdict.NOT_24)]
+    macs, valid_macs, eligible_macs = (sum(layer.macs or 0 for layer in some) for some in (layers, valid, eligible))
+    return SparsityTotals(
+        parameters=sum(layer.size for layer in layers),
+        valid_parameters=sum(layer.size for layer in valid),
+        eligible_parameters=sum(layer.size for layer in eligible),
+        macs=macs,
+        valid_macs=valid_macs,
+        eligible_macs=eligible_macs,
+        uncounted_layers=sum(layer.macs is None for layer in layers),
+        gain_share=valid_macs / macs if macs else None,
+        speedup_bound=_amdahl(valid_macs, macs),
+        speedup_bound_if_pruned=_amdahl(eligible_macs, macs),
+    )
+
+
+def _amdahl(gaining: int, total: int) -> float | None:
+    if not total:
+        return None
+    share = gaining / total
+    return 1.0 / (1.0 - share + share / SPARSE_MATH_SPEEDUP)

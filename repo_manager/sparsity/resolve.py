@@ -1,0 +1,337 @@
+"""Follow a node's input back to the constant that it comes from, through everything that hides it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.dtypes import dtype_name, numpy_dtype
+from repo_manager.onnx_model.weights import WeightStore
+from repo_manager.sparsity.scope import Scope, attribute_of
+from repo_manager.sparsity.steps import Cast, Permute, Quantize, Reshape, Step, SubtractZeroPoint, per_axis
+
+__all__ = ["Resolver", "Weight"]
+
+_MAX_STEPS = 64
+_BOUNDS = {
+    f"{sign}int{bits}": (0, 2**bits - 1) if sign else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    for sign in ("", "u")
+    for bits in (2, 4, 8, 16)
+}
+_MAX_SMALL_ELEMENTS = 1 << 24  # scales, zero points, shapes: beyond it no constant is worth reading
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A constant and the way it takes to its user.
+
+    Attributes:
+        name: of the stored tensor.
+        source: the stored tensor; `None` for one number repeated (ConstantOfShape).
+        sparse: the sparse initializer whose values `source` holds, if it is one.
+        fill: the repeated number, rank 0.
+        dtype: element type as stored.
+        stored_shape: shape as stored.
+        shape: shape as the user sees it.
+        steps: from the storage to the user.
+        via: operator names of these steps.
+    """
+
+    name: str
+    source: onnx.TensorProto | None
+    sparse: onnx.SparseTensorProto | None
+    fill: NDArray[Any] | None
+    dtype: str
+    stored_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    steps: tuple[Step, ...] = ()
+    via: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    def then(self, step: Step | None, via: str, shape: tuple[int, ...] | None = None) -> Weight:
+        """Return the weight with one more step towards its user."""
+        steps = self.steps if step is None else (*self.steps, step)
+        return replace(self, steps=steps, via=(*self.via, via), shape=self.shape if shape is None else shape)
+
+    def values(self, store: WeightStore) -> NDArray[Any]:
+        """Return the values as the user sees them, up to a scale per output channel; zero is zero.
+
+        Raises:
+            ModelError: the file no longer holds them.
+        """
+        array = self.stored(store)
+        for step in self.steps:
+            array = step.apply(array)
+        return array
+
+    def stored(self, store: WeightStore) -> NDArray[Any]:
+        """Return the values as stored, before any step."""
+        if self.fill is not None:
+            return np.broadcast_to(self.fill, self.stored_shape)
+        assert self.source is not None
+        if self.sparse is None:
+            return store.array(self.source)
+        return _densify(self.sparse, store)
+
+
+def _densify(sparse: onnx.SparseTensorProto, store: WeightStore) -> NDArray[Any]:
+    values, indices = store.array(sparse.values), store.array(sparse.indices).astype(np.int64)
+    dims = tuple(sparse.dims)
+    if math.prod(dims) > _MAX_SMALL_ELEMENTS:
+        raise ModelError(f"sparse tensor '{sparse.values.name}' is too large to spread")
+    dense = np.zeros(math.prod(dims), values.dtype)
+    try:
+        place = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dims)
+        dense[place] = values
+    except (ValueError, IndexError) as exc:
+        raise ModelError(f"sparse tensor '{sparse.values.name}' has indices outside its shape") from exc
+    return dense.reshape(dims)
+
+
+class Resolver:
+    """Finds the constant behind a name.
+
+    Args:
+        store: reads the small constants on the way (shapes, scales, zero points).
+    """
+
+    def __init__(self, store: WeightStore) -> None:
+        self.store = store
+
+    def weight(self, name: str, scope: Scope, depth: int = 0) -> Weight | None:
+        """Return the constant behind a name, or `None` when it is computed from the model's inputs.
+
+        Raises:
+            ModelError: a tensor on the way cannot be read.
+        """
+        home = scope.home_of(name) if name and depth < _MAX_STEPS else None
+        if home is None:
+            return None
+        scope, name = home
+        if name in scope.tensors:
+            return self._from_tensor(scope.tensors[name], name)
+        if name in scope.sparse:
+            return self._from_sparse(scope.sparse[name])
+        node = scope.producers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx", "com.microsoft"):
+            return None
+        handler = _HANDLERS.get(node.op_type)
+        return None if handler is None else handler(self, node, scope, depth + 1)
+
+    def small(self, name: str, scope: Scope, depth: int = 0) -> NDArray[Any] | None:
+        """Return a small constant's values, or `None`."""
+        weight = self.weight(name, scope, depth)
+        if weight is None or weight.size > _MAX_SMALL_ELEMENTS or weight.dtype == "string":
+            return None
+        return weight.values(self.store)
+
+    def _from_tensor(self, tensor: onnx.TensorProto, name: str) -> Weight | None:
+        shape = tuple(tensor.dims)
+        dtype = dtype_name(tensor.data_type, f"tensor '{name}'")
+        return None if dtype == "string" else Weight(name, tensor, None, None, dtype, shape, shape)
+
+    def _from_sparse(self, sparse: onnx.SparseTensorProto) -> Weight:
+        shape = tuple(sparse.dims)
+        dtype = dtype_name(sparse.values.data_type, f"tensor '{sparse.values.name}'")
+        return Weight(sparse.values.name, sparse.values, sparse, None, dtype, shape, shape, via=("sparse",))
+
+    def constant(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """Constant in each of its forms."""
+        name = node.output[0]
+        value = attribute_of(node, "value", scope)
+        if value is not None:
+            return self._from_tensor(value.t, name)
+        sparse = attribute_of(node, "sparse_value", scope)
+        if sparse is not None:
+            return self._from_sparse(sparse.sparse_tensor)
+        for key, dtype in (("value_float", np.float32), ("value_int", np.int64)):
+            number = attribute_of(node, key, scope)
+            if number is not None:
+                return _inline(name, np.array(onnx.helper.get_attribute_value(number), dtype))
+            numbers = attribute_of(node, key + "s", scope)
+            if numbers is not None:
+                return _inline(name, np.array(onnx.helper.get_attribute_value(numbers), dtype))
+        return None
+
+    def constant_of_shape(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """ConstantOfShape: one number repeated."""
+        dims = self.small(node.input[0], scope, depth)
+        if dims is None or dims.ndim != 1 or dims.size > 32 or (dims < 0).any():
+            return None
+        value = attribute_of(node, "value", scope)
+        fill: NDArray[Any] = np.zeros((), np.float32)
+        if value is not None:
+            if value.t.data_type == onnx.TensorProto.STRING or len(value.t.dims) > 1:
+                return None
+            array = self.store.array(value.t)
+            if array.size != 1:
+                return None
+            fill = array.reshape(())
+        shape = tuple(int(dim) for dim in dims)
+        dtype = dtype_name(value.t.data_type, node.output[0]) if value is not None else "float32"
+        return Weight(node.output[0], None, None, fill, dtype, shape, shape, via=("ConstantOfShape",))
+
+    def identity(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """Identity, and Dropout, which does nothing when a model is served."""
+        weight = self.weight(node.input[0], scope, depth)
+        return None if weight is None else weight.then(None, node.op_type)
+
+    def cast(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """Cast to a type that NumPy knows."""
+        weight = self.weight(node.input[0], scope, depth)
+        target = attribute_of(node, "to", scope)
+        if weight is None or target is None:
+            return None
+        dtype = numpy_dtype(target.i, f"Cast '{node.name}'")
+        return None if dtype is None else weight.then(Cast(dtype), "Cast")
+
+    def transpose(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """Transpose."""
+        weight = self.weight(node.input[0], scope, depth)
+        if weight is None:
+            return None
+        attribute = attribute_of(node, "perm", scope)
+        rank = len(weight.shape)
+        order = tuple(reversed(range(rank))) if attribute is None else tuple(attribute.ints)
+        if sorted(order) != list(range(rank)):
+            return None
+        return weight.then(Permute(order), "Transpose", tuple(weight.shape[axis] for axis in order))
+
+    def reshape(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """Reshape, Flatten, Squeeze, Unsqueeze: values keep their order."""
+        weight = self.weight(node.input[0], scope, depth)
+        if weight is None:
+            return None
+        shape = _new_shape(self, node, scope, weight.shape, depth)
+        if shape is None or math.prod(shape) != weight.size or min(shape, default=0) < 0:
+            return None
+        return weight.then(Reshape(weight.shape, shape), node.op_type, shape)
+
+    def dequantize(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """DequantizeLinear: zero is the zero point."""
+        weight = self.weight(node.input[0], scope, depth)
+        if weight is None:
+            return None
+        axis, block = _integer(node, "axis", scope, 1), _integer(node, "block_size", scope, 0)
+        step = self.zero_point_step(weight, node.input[2] if len(node.input) > 2 else "", scope, axis, block)
+        return None if step is None else weight.then(step, "DequantizeLinear")
+
+    def quantize(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """QuantizeLinear of a constant: what rounds to the zero point is zero; its zero point drops out."""
+        weight = self.weight(node.input[0], scope, depth)
+        scale = self.small(node.input[1], scope, depth) if weight is not None else None
+        if weight is None or scale is None:
+            return None
+        name = node.input[2] if len(node.input) > 2 else ""
+        zero = self.weight(name, scope, depth)
+        if name and zero is None:
+            return None
+        dtype = "uint8" if zero is None else zero.dtype
+        zero_values = np.zeros((), np.int64) if zero is None else zero.values(self.store)
+        axis, block = _integer(node, "axis", scope, 1), _integer(node, "block_size", scope, 0)
+        spread = per_axis(scale, weight.shape, axis, block)
+        spread_zero = per_axis(zero_values, weight.shape, axis, block)
+        if spread is None or spread_zero is None:
+            return None
+        bounds = _BOUNDS.get(dtype)
+        step = Quantize(spread, spread_zero, bounds, zero_values.dtype if bounds is None else None)
+        return weight.then(step, "QuantizeLinear")
+
+    def zero_point_step(self, weight: Weight, name: str, scope: Scope, axis: int, block: int = 0) -> Step | None:
+        """Return the step that makes a quantised weight's zero point zero; `None` when it is not constant.
+
+        Args:
+            weight: the quantised weight.
+            name: of its zero point; empty is 0.
+            scope: resolves the name.
+            axis: of the weight, along which a zero point of rank 1 runs.
+            block: how many values share one zero point along `axis`; 0 when not blocked.
+        """
+        none = SubtractZeroPoint(np.zeros((), np.int8))
+        if not name or "QuantizeLinear" in weight.via:
+            return none
+        zero_point = self.small(name, scope)
+        if zero_point is None:
+            return None
+        if zero_point.dtype.kind not in "iu":  # float8: its zero point is 0 by the standard
+            return none
+        spread = per_axis(zero_point, weight.shape, axis, block)
+        return None if spread is None else SubtractZeroPoint(spread)
+
+
+def _inline(name: str, array: NDArray[Any]) -> Weight:
+    tensor = numpy_helper.from_array(array, name)
+    return Weight(name, tensor, None, None, array.dtype.name, array.shape, array.shape)
+
+
+def _integer(node: onnx.NodeProto, name: str, scope: Scope, default: int) -> int:
+    attribute = attribute_of(node, name, scope)
+    return default if attribute is None else int(attribute.i)
+
+
+def _axes(resolver: Resolver, node: onnx.NodeProto, scope: Scope, depth: int) -> list[int] | None:
+    attribute = attribute_of(node, "axes", scope)
+    if attribute is not None:
+        return list(attribute.ints)
+    if len(node.input) > 1 and node.input[1]:
+        values = resolver.small(node.input[1], scope, depth)
+        return None if values is None else [int(value) for value in values.reshape(-1)]
+    return []
+
+
+def _new_shape(
+    resolver: Resolver, node: onnx.NodeProto, scope: Scope, shape: tuple[int, ...], depth: int
+) -> tuple[int, ...] | None:
+    """Return the shape after Reshape, Flatten, Squeeze or Unsqueeze, or `None` when it is not constant."""
+    if node.op_type == "Flatten":
+        axis = _integer(node, "axis", scope, 1)
+        axis = axis + len(shape) if axis < 0 else axis
+        return (math.prod(shape[:axis]), math.prod(shape[axis:]))
+    if node.op_type == "Reshape":
+        attribute = attribute_of(node, "shape", scope)  # opset 1
+        wanted = None if attribute is None else np.array(attribute.ints)
+        if wanted is None and len(node.input) > 1:
+            wanted = resolver.small(node.input[1], scope, depth)
+        if wanted is None or wanted.ndim != 1 or wanted.size > 32:
+            return None
+        keep = not _integer(node, "allowzero", scope, 0)
+        dims = [shape[i] if dim == 0 and keep and i < len(shape) else int(dim) for i, dim in enumerate(wanted)]
+        known = math.prod(dim for dim in dims if dim != -1)
+        return tuple(math.prod(shape) // known if dim == -1 and known else dim for dim in dims)
+    axes = _axes(resolver, node, scope, depth)
+    if axes is None:
+        return None
+    if node.op_type == "Squeeze":
+        drop = {axis % len(shape) for axis in axes} if axes and shape else {i for i, d in enumerate(shape) if d == 1}
+        return tuple(dim for i, dim in enumerate(shape) if i not in drop)
+    rank = len(shape) + len(axes)
+    new = {axis % rank for axis in axes} if rank else set()
+    rest = iter(shape)
+    return tuple(1 if i in new else next(rest, 1) for i in range(rank))
+
+
+_HANDLERS = {
+    "Constant": Resolver.constant,
+    "ConstantOfShape": Resolver.constant_of_shape,
+    "Identity": Resolver.identity,
+    "Dropout": Resolver.identity,
+    "Cast": Resolver.cast,
+    "Transpose": Resolver.transpose,
+    "Reshape": Resolver.reshape,
+    "Flatten": Resolver.reshape,
+    "Squeeze": Resolver.reshape,
+    "Unsqueeze": Resolver.reshape,
+    "DequantizeLinear": Resolver.dequantize,
+    "QuantizeLinear": Resolver.quantize,
+}

@@ -1,0 +1,118 @@
+"""Names and what they stand for in a graph, a nested body or a local function's body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+__all__ = ["Scope", "Shape", "attribute_of", "scope_of"]
+
+Shape = tuple[int, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """The names that a node may use.
+
+    Attributes:
+        path: prefix of node names, for instance `if_1/then_branch/`; empty in the main graph.
+        outer: the enclosing scope of a nested body; `None` in the main graph and in functions.
+        tensors: initializers.
+        sparse: sparse initializers.
+        producers: output name -> the node that computes it.
+        consumers: name -> nodes of this scope that read it.
+        inputs: names given from outside at run time.
+        bound: a function's formal inputs -> the caller's scope and name (empty when left out).
+        attributes: a function call's attributes.
+        shapes: shapes known at the sizes of the report.
+        types: ONNX element types of values, where known.
+        outputs: names that leave this scope.
+    """
+
+    path: str
+    outer: Scope | None
+    tensors: Mapping[str, onnx.TensorProto]
+    sparse: Mapping[str, onnx.SparseTensorProto]
+    producers: Mapping[str, onnx.NodeProto]
+    consumers: Mapping[str, tuple[onnx.NodeProto, ...]]
+    inputs: frozenset[str]
+    bound: Mapping[str, tuple[Scope, str]] = field(default_factory=dict)
+    attributes: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    types: Mapping[str, int] = field(default_factory=dict)
+    outputs: frozenset[str] = frozenset()
+
+    def home_of(self, name: str) -> tuple[Scope, str] | None:
+        """Return the scope that defines a name, following function arguments outwards; `None` if none does."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.bound:
+                scope, name = scope.bound[name]
+                continue
+            if name in scope.tensors or name in scope.sparse or name in scope.producers or name in scope.inputs:
+                return scope, name
+            scope = scope.outer
+        return None
+
+    def shape_of(self, name: str) -> Shape:
+        """Return a value's shape, or `None` when it is not known."""
+        if not name:
+            return None
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.shapes:
+                return scope.shapes[name]
+            if name in scope.bound:
+                scope, name = scope.bound[name]
+                continue
+            if name in scope.tensors:
+                return tuple(scope.tensors[name].dims)
+            if name in scope.sparse:
+                return tuple(scope.sparse[name].dims)
+            scope = scope.outer
+        return None
+
+
+def scope_of(
+    path: str,
+    nodes: Iterable[onnx.NodeProto],
+    graph: onnx.GraphProto | None,
+    *,
+    outer: Scope | None = None,
+    bound: Mapping[str, tuple[Scope, str]] | None = None,
+    attributes: Mapping[str, onnx.AttributeProto] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+    types: Mapping[str, int] | None = None,
+) -> Scope:
+    """Build the scope of a graph, or of a function's nodes (`graph` is `None`)."""
+    producers: dict[str, onnx.NodeProto] = {}
+    consumers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.output:
+            producers.setdefault(name, node)
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    return Scope(
+        path=path,
+        outer=outer,
+        tensors={} if graph is None else {tensor.name: tensor for tensor in graph.initializer},
+        sparse={} if graph is None else {sparse.values.name: sparse for sparse in graph.sparse_initializer},
+        producers=producers,
+        consumers={name: tuple(found) for name, found in consumers.items()},
+        inputs=frozenset() if graph is None else frozenset(value.name for value in graph.input),
+        bound=bound or {},
+        attributes=attributes if attributes is not None else (outer.attributes if outer is not None else {}),
+        shapes=shapes or {},
+        types=types or {},
+        outputs=frozenset() if graph is None else frozenset(value.name for value in graph.output),
+    )
+
+
+def attribute_of(node: onnx.NodeProto, name: str, scope: Scope) -> onnx.AttributeProto | None:
+    """Return a node's attribute, a reference to the enclosing function's attribute resolved."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return scope.attributes.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+    return None
