@@ -1,0 +1,85 @@
+"""Calibration data: real inputs, from wherever they are, checked against the model before use."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from repo_manager.errors import CalibrationError
+from repo_manager.onnx_model import Signature
+from repo_manager.precision import calibration_arrays, calibration_images
+from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
+
+__all__ = ["MIN_SAMPLES", "CalibrationData", "load_calibration"]
+
+MIN_SAMPLES = 4
+"""Fewer say nothing about the range of activations."""
+
+_HOW = (
+    "Give an .npz (one array per input, samples along the first axis), a folder of .npy, a folder of images with a "
+    "calibration.yaml, or module:function that yields dictionaries. docs/precision.md has examples."
+)
+
+
+def load_calibration(source: str | Path, signature: Signature, *, min_samples: int = MIN_SAMPLES) -> CalibrationData:
+    """Find, read and check calibration data. Pickled objects are never loaded.
+
+    Args:
+        source: an `.npz` file; a folder of `.npy` files; a folder of images that holds `calibration.yaml`, or the
+            path of such a file; or `module:function`, imported from the current folder or the environment.
+        signature: of the model that the data is for.
+        min_samples: fewer samples than this is an error.
+
+    Returns:
+        The data, arrays read lazily where the format allows it.
+
+    Raises:
+        CalibrationError: names, types or shapes that do not fit the model, NaN or infinite values, too few
+            samples, an unreadable file; the message names the file.
+        MissingDependencyError: images without Pillow.
+    """
+    text = str(source)
+    path = Path(text)
+    if path.is_file():
+        if path.suffix == ".npz":
+            data = calibration_arrays.from_npz(path, signature)
+        elif path.suffix in (".yaml", ".yml"):
+            data = calibration_images.from_yaml(path, signature)
+        else:
+            raise CalibrationError(f"{path}: not a format of calibration data", hint=_HOW)
+    elif path.is_dir():
+        yaml = next((path / name for name in calibration_images.YAML_NAMES if (path / name).is_file()), None)
+        data = (
+            calibration_arrays.from_folder(path, signature)
+            if yaml is None
+            else calibration_images.from_yaml(yaml, signature)
+        )
+    elif ":" in text and all(part.isidentifier() for part in text.replace(":", ".").split(".")):
+        data = _from_function(text, signature)
+    else:
+        raise CalibrationError(f"{path}: there is no such calibration data", hint=_HOW)
+    if data.count < min_samples:
+        raise CalibrationError(
+            f"{text}: {data.count} sample{'s' if data.count != 1 else ''}, and at least {min_samples} are needed",
+            hint="100 to 500 typical inputs are usual for INT8.",
+        )
+    return data
+
+
+def _from_function(text: str, signature: Signature) -> CalibrationData:
+    """Call `module:function` and take what it yields. This runs the user's code, as asked."""
+    module_name, _, function_name = text.partition(":")
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+        samples = list(getattr(module, function_name)())
+    except Exception as exc:
+        raise CalibrationError(f"{text}: {type(exc).__name__}: {exc}", hint="It has to yield dictionaries.") from exc
+    finally:
+        if added:
+            sys.path.remove(folder)
+    return data_of_samples(samples, signature, text)

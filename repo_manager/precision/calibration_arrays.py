@@ -1,0 +1,157 @@
+"""Calibration data from NumPy's own files. Pickled objects are refused, always.
+
+How an array's axes are read, for an input of rank r: with r + 1 axes the first counts the samples. With r
+axes the first is the batch axis: of a dynamic size, each row is a sample; of a fixed size b, each b rows are.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from repo_manager.errors import CalibrationError
+from repo_manager.onnx_model import Signature
+from repo_manager.precision.calibration_checks import CalibrationData, check_names, numpy_name, validated
+from repo_manager.precision.draft import Array
+from repo_manager.types import TensorSpec
+
+__all__ = ["from_folder", "from_npz"]
+
+
+def from_npz(path: Path, signature: Signature) -> CalibrationData:
+    """Read one array per input from an .npz file.
+
+    Raises:
+        CalibrationError: unreadable, pickled, or it does not fit the model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise CalibrationError(f"{path}: not an .npz archive")
+            check_names(dict.fromkeys(archive.files), signature, str(path))
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as exc:
+        raise _unreadable(path, exc) from exc
+    return _stacked(arrays, dict.fromkeys(arrays, path), signature, str(path))
+
+
+def from_folder(folder: Path, signature: Signature) -> CalibrationData:
+    """Read a folder of .npy files.
+
+    Either `INPUT.npy` for each input (as in an .npz), or a folder `INPUT/` for each with one sample a file, in
+    the order of their names, or, for a model with one input, files of any name with one sample each. Characters
+    other than letters, digits, `.`, `_` and `-` in an input's name are `_` in a file's name.
+
+    Raises:
+        CalibrationError: nothing fits, an unreadable or pickled file, or it does not fit the model.
+    """
+    by_file = {spec.name: folder / f"{_file_name(spec.name)}.npy" for spec in signature.inputs}
+    by_folder = {spec.name: folder / _file_name(spec.name) for spec in signature.inputs}
+    loose = sorted(folder.glob("*.npy"))
+    if all(path.is_file() for path in by_file.values()) and len(loose) == len(by_file):
+        return _stacked({name: _load(path) for name, path in by_file.items()}, by_file, signature, str(folder))
+    if all(path.is_dir() for path in by_folder.values()):
+        return _listed({name: sorted(path.glob("*.npy")) for name, path in by_folder.items()}, signature, folder)
+    if len(signature.inputs) == 1 and loose:
+        return _listed({signature.inputs[0].name: loose}, signature, folder)
+    wanted = ", ".join(f"'{path.name}'" for path in by_file.values())
+    found = ", ".join(f"'{path.name}'" for path in loose[:6]) or "no .npy file"
+    raise CalibrationError(
+        f"{folder}: found {found}, and the model needs {wanted}",
+        hint="Save one .npy per input, samples along the first axis, or a folder per input with one .npy per sample.",
+    )
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
+def _unreadable(path: Path, exc: BaseException) -> CalibrationError:
+    if "pickle" in str(exc):
+        return CalibrationError(
+            f"{path}: holds pickled Python objects, which are never loaded", hint="Save plain numeric arrays."
+        )
+    return CalibrationError(f"{path}: cannot be read: {exc}")
+
+
+def _load(path: Path) -> Array:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as exc:
+        raise _unreadable(path, exc) from exc
+    if not isinstance(array, np.ndarray):
+        raise CalibrationError(f"{path}: not an .npy file")
+    return array
+
+
+def _stacked(
+    arrays: Mapping[str, Array], paths: Mapping[str, Path], signature: Signature, source: str
+) -> CalibrationData:
+    steps, counts = {}, {}
+    for spec in signature.inputs:
+        where = str(paths[spec.name])
+        steps[spec.name], counts[spec.name] = _layout(arrays[spec.name], spec, where)
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"'{name}' {count}" for name, count in counts.items())
+        raise CalibrationError(f"{source}: the inputs have different numbers of samples: {said}")
+
+    def get(index: int) -> dict[str, Array]:
+        sample = {}
+        for name, step in steps.items():
+            part = arrays[name][index] if step == 0 else arrays[name][index * step : (index + 1) * step]
+            sample[name] = np.ascontiguousarray(part)
+        return sample
+
+    count = next(iter(counts.values()), 0)
+    return validated(source, signature, count, get, lambda index: f"{source}: sample {index + 1}")
+
+
+def _layout(array: Array, spec: TensorSpec, where: str) -> tuple[int, int]:
+    """Return how many rows make a sample (0: the first axis counts samples and goes) and how many samples there are."""
+    wanted = numpy_name(spec)
+    if array.dtype != wanted and not (spec.dtype == "string" and array.dtype.kind == "U"):
+        raise CalibrationError(
+            f"{where}: '{spec.name}' is {array.dtype}, and the model takes {spec.dtype}",
+            hint=f"Convert it with .astype({wanted.name!r}) before saving.",
+        )
+    if array.ndim == 0:
+        raise CalibrationError(f"{where}: '{spec.name}' is a single number, without an axis of samples")
+    rank = array.ndim if spec.shape is None else len(spec.shape)
+    if array.ndim == rank + 1:
+        return 0, array.shape[0]
+    if array.ndim != rank or spec.shape is None or not spec.shape:
+        raise CalibrationError(f"{where}: '{spec.name}' has shape {list(array.shape)}, and the model takes {spec}")
+    first = spec.shape[0]
+    if not isinstance(first, int):
+        return 1, array.shape[0]
+    if first < 1 or array.shape[0] % first:
+        raise CalibrationError(
+            f"{where}: '{spec.name}' has {array.shape[0]} rows, and the model takes {first} at a time: {spec}"
+        )
+    return first, array.shape[0] // first
+
+
+def _listed(files: Mapping[str, list[Path]], signature: Signature, folder: Path) -> CalibrationData:
+    counts = {name: len(paths) for name, paths in files.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"'{name}' {count}" for name, count in counts.items())
+        raise CalibrationError(f"{folder}: the inputs have different numbers of files: {said}")
+    ranks = {spec.name: None if spec.shape is None else len(spec.shape) for spec in signature.inputs}
+
+    def get(index: int) -> dict[str, Array]:
+        sample = {}
+        for name, paths in files.items():
+            array = _load(paths[index])
+            rank = ranks[name]
+            # A sample saved without its batch axis is the usual way to save one.
+            sample[name] = np.array(array[None] if rank is not None and array.ndim == rank - 1 else array)
+        return sample
+
+    def where(index: int) -> str:
+        return " and ".join(str(paths[index]) for paths in files.values())
+
+    return validated(str(folder), signature, next(iter(counts.values()), 0), get, where)

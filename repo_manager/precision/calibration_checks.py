@@ -1,0 +1,135 @@
+"""What calibration data is, and the checks that every sample has to pass, whatever it was read from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from repo_manager.errors import CalibrationError
+from repo_manager.onnx_model import Signature
+from repo_manager.precision.draft import Array
+from repo_manager.types import Digest, TensorSpec
+
+__all__ = ["CalibrationData", "check_names", "check_sample", "data_of_samples", "numpy_name", "validated"]
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Checked inputs for a model.
+
+    Attributes:
+        source: where they came from.
+        names: the model's inputs.
+        count: how many samples.
+        digest: of all values, types and shapes, in order.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    count: int
+    digest: Digest
+    _get: Callable[[int], Mapping[str, Array]] = field(repr=False, compare=False, metadata={"json": False})
+
+    def batches(self) -> Iterator[dict[str, Array]]:
+        """Yield each sample as one set of model inputs, batch axis included."""
+        for index in range(self.count):
+            yield dict(self._get(index))
+
+
+def validated(
+    source: str,
+    signature: Signature,
+    count: int,
+    get: Callable[[int], Mapping[str, Array]],
+    where: Callable[[int], str],
+) -> CalibrationData:
+    """Read every sample once, check it, and take the digest.
+
+    Raises:
+        CalibrationError: a sample does not fit the model; `where` names its file.
+    """
+    digest = hashlib.sha256()
+    for index in range(count):
+        sample = get(index)
+        check_names(sample, signature, where(index))
+        for spec in signature.inputs:
+            array = sample[spec.name]
+            check_sample(array, spec, where(index))
+            digest.update(f"{spec.name} {array.dtype} {array.shape}\n".encode())
+            digest.update(_bytes(array))
+    names = tuple(spec.name for spec in signature.inputs)
+    return CalibrationData(source, names, count, Digest("sha256:" + digest.hexdigest()), get)
+
+
+def _bytes(array: Array) -> bytes:
+    if array.dtype == object:
+        return repr(array.tolist()).encode()
+    return np.ascontiguousarray(array).tobytes()
+
+
+def data_of_samples(samples: Sequence[Any], signature: Signature, source: str) -> CalibrationData:
+    """Make calibration data of dictionaries in memory: input name -> array, batch axis included.
+
+    Raises:
+        CalibrationError: one is no such dictionary, or does not fit the model.
+    """
+    clean: list[dict[str, Array]] = []
+    for index, sample in enumerate(samples):
+        if not isinstance(sample, Mapping):
+            raise CalibrationError(f"{source}: sample {index + 1} is {type(sample).__name__}, not a dictionary")
+        clean.append({str(name): np.asarray(value) for name, value in sample.items()})
+    return validated(source, signature, len(clean), clean.__getitem__, lambda i: f"{source}: sample {i + 1}")
+
+
+def check_names(found: Mapping[str, Any], signature: Signature, where: str) -> None:
+    """See that the names are exactly the model's inputs.
+
+    Raises:
+        CalibrationError: a name is missing or unknown.
+    """
+    wanted = {spec.name for spec in signature.inputs}
+    missing, unknown = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+    if missing or unknown:
+        said = [f"no data for {_list(missing)}"] * bool(missing) + [f"no such input: {_list(unknown)}"] * bool(unknown)
+        raise CalibrationError(f"{where}: {'; '.join(said)}", hint=f"The model's inputs are {_list(sorted(wanted))}.")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def numpy_name(spec: TensorSpec) -> np.dtype[Any]:
+    """Return the NumPy type in which an input has to come."""
+    if spec.dtype == "string":
+        return np.dtype(object)
+    return np.dtype(getattr(ml_dtypes, spec.dtype, spec.dtype) if not hasattr(np, spec.dtype) else spec.dtype)
+
+
+def check_sample(array: Array, spec: TensorSpec, where: str) -> None:
+    """See that one input of one sample has the model's type and shape and only finite numbers.
+
+    Raises:
+        CalibrationError: it does not; `where` opens the message.
+    """
+    wanted = numpy_name(spec)
+    if array.dtype != wanted and not (spec.dtype == "string" and array.dtype.kind in "UO"):
+        raise CalibrationError(
+            f"{where}: '{spec.name}' is {array.dtype}, and the model takes {spec.dtype}",
+            hint=f"Convert it with .astype({wanted.name!r}) before saving.",
+        )
+    if spec.shape is not None and (
+        array.ndim != len(spec.shape)
+        or any(isinstance(dim, int) and dim != size for dim, size in zip(spec.shape, array.shape, strict=True))
+    ):
+        raise CalibrationError(
+            f"{where}: '{spec.name}' has shape {list(array.shape)} per sample, and the model takes {spec}"
+        )
+    if array.size == 0:
+        raise CalibrationError(f"{where}: '{spec.name}' is empty, of shape {list(array.shape)}")
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        raise CalibrationError(f"{where}: '{spec.name}' holds NaN or infinite values")

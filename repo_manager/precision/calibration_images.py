@@ -1,0 +1,167 @@
+"""Calibration data from a folder of images and a small YAML file that says how the model wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import yaml
+
+from repo_manager.errors import CalibrationError
+from repo_manager.onnx_model import Signature
+from repo_manager.optional import require
+from repo_manager.precision.calibration_checks import CalibrationData, numpy_name, validated
+from repo_manager.precision.draft import Array
+from repo_manager.types import TensorSpec
+
+__all__ = ["YAML_NAMES", "ImageRecipe", "from_yaml"]
+
+YAML_NAMES = ("calibration.yaml", "calibration.yml")
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"}
+_KEYS = {"color", "crop", "folder", "input", "layout", "mean", "resize", "scale", "size", "std"}
+_MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L"}
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """How an image becomes an input: resize, crop, colour order, x * scale, (x - mean) / std, layout.
+
+    Attributes:
+        size: height and width that the model takes.
+        resize: shorter side before a centre crop to `size`; `None` stretches straight to `size`.
+        layout: `nchw` or `nhwc`.
+        color: `rgb`, `bgr` or `gray`.
+        scale: what each 0..255 value is multiplied by first.
+        mean: subtracted, per channel, after `scale`.
+        std: divided by, per channel.
+        input: the model's input; `None`: its only one.
+        folder: of the images.
+    """
+
+    size: tuple[int, int]
+    resize: int | None
+    layout: str
+    color: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input: str | None
+    folder: Path
+
+
+def from_yaml(path: Path, signature: Signature) -> CalibrationData:
+    """Read the images that a YAML file describes.
+
+    Raises:
+        CalibrationError: the YAML is wrong, an image cannot be read, or it does not fit the model.
+        MissingDependencyError: Pillow is not installed.
+    """
+    recipe = read_recipe(path)
+    spec = _input_of(recipe, signature, path)
+    files = sorted(file for file in recipe.folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    pillow = require("PIL.Image")
+    dtype = numpy_name(spec)
+
+    def get(index: int) -> dict[str, Array]:
+        return {spec.name: _image(pillow, files[index], recipe).astype(dtype)}
+
+    return validated(str(path), signature, len(files), get, lambda index: str(files[index]))
+
+
+def read_recipe(path: Path) -> ImageRecipe:
+    """Read and check the YAML file.
+
+    Raises:
+        CalibrationError: not YAML, an unknown key, or a value of the wrong kind.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise CalibrationError(f"{path}: cannot be read as YAML: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise CalibrationError(f"{path}: holds {type(raw).__name__}, and a mapping is needed", hint=_EXAMPLE)
+    if unknown := sorted(str(key) for key in raw if key not in _KEYS):
+        raise CalibrationError(f"{path}: unknown key {unknown[0]!r}", hint=f"Known: {', '.join(sorted(_KEYS))}.")
+    color = _choice(raw, "color", tuple(_MODES), "rgb", path)
+    channels = 1 if color == "gray" else 3
+    size = _numbers(raw, "size", 2, None, path)
+    crop = raw.get("crop", "center")
+    if crop not in ("center", "none"):
+        raise CalibrationError(f"{path}: crop is {crop!r}, and has to be center or none")
+    resize = raw.get("resize")
+    if resize is not None and (not isinstance(resize, int) or resize < max(size)):
+        raise CalibrationError(
+            f"{path}: resize is {resize!r}, and has to be a number of pixels of at least {max(size):g}"
+        )
+    std = _numbers(raw, "std", channels, 1.0, path)
+    if any(value == 0 for value in std):
+        raise CalibrationError(f"{path}: std holds 0, by which nothing can be divided")
+    return ImageRecipe(
+        size=(int(size[0]), int(size[1])),
+        resize=resize if crop == "center" else None,
+        layout=_choice(raw, "layout", ("nchw", "nhwc"), "nchw", path),
+        color=color,
+        scale=_numbers(raw, "scale", 1, 1 / 255, path)[0],
+        mean=_numbers(raw, "mean", channels, 0.0, path),
+        std=std,
+        input=None if raw.get("input") is None else str(raw["input"]),
+        folder=path.parent / str(raw.get("folder", ".")),
+    )
+
+
+_EXAMPLE = "For instance: {size: [224, 224], resize: 256, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+
+
+def _choice(raw: dict[str, Any], key: str, known: Sequence[str], default: str, path: Path) -> str:
+    value = str(raw.get(key, default)).lower()
+    if value not in known:
+        raise CalibrationError(f"{path}: {key} is {raw[key]!r}, and has to be one of {', '.join(known)}")
+    return value
+
+
+def _numbers(raw: dict[str, Any], key: str, count: int, default: float | None, path: Path) -> tuple[float, ...]:
+    value = raw.get(key, default)
+    if value is None:
+        raise CalibrationError(f"{path}: {key} is missing", hint=_EXAMPLE)
+    values = value if isinstance(value, list) else [value] * count
+    if len(values) != count or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        raise CalibrationError(f"{path}: {key} is {value!r}, and has to be {count} number{'s' if count > 1 else ''}")
+    return tuple(float(v) for v in values)
+
+
+def _input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSpec:
+    by_name = {spec.name: spec for spec in signature.inputs}
+    if recipe.input is not None and recipe.input not in by_name:
+        raise CalibrationError(f"{path}: the model has no input '{recipe.input}'; it has {', '.join(by_name)}")
+    if len(by_name) != 1:
+        raise CalibrationError(f"{path}: images fill one input, and the model has {len(by_name)}: {', '.join(by_name)}")
+    return next(iter(by_name.values()))
+
+
+def _image(pillow: ModuleType, file: Path, recipe: ImageRecipe) -> Array:
+    height, width = recipe.size
+    try:
+        with pillow.open(file) as opened:
+            image = opened.convert(_MODES[recipe.color])
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as exc:
+        raise CalibrationError(f"{file}: cannot be read as an image: {exc}") from exc
+    if recipe.resize is not None:
+        factor = recipe.resize / min(image.size)
+        wide, high = max(width, round(image.width * factor)), max(height, round(image.height * factor))
+        image = image.resize((wide, high), pillow.Resampling.BILINEAR)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    else:
+        image = image.resize((width, height), pillow.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.float32)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if recipe.color == "bgr":
+        pixels = pixels[:, :, ::-1]
+    pixels = (pixels * np.float32(recipe.scale) - np.array(recipe.mean, np.float32)) / np.array(recipe.std, np.float32)
+    if recipe.layout == "nchw":
+        pixels = pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels[None])

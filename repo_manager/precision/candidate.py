@@ -1,0 +1,112 @@
+"""Build the converted draft for each precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from repo_manager.errors import ModelError
+from repo_manager.precision.draft import Array, Draft
+from repo_manager.precision.keep import Keep
+from repo_manager.precision.lower import lower
+from repo_manager.precision.options import ConvertOptions, KeptNode
+from repo_manager.precision.prepare import prepare
+from repo_manager.precision.quantize import quantize
+from repo_manager.precision.quantize_plan import plan_quantization
+from repo_manager.precision.ranges import largest_values
+from repo_manager.types import Precision
+
+__all__ = ["Builder", "Candidate"]
+
+_OPSET = {Precision.INT8: 13, Precision.INT8_FP16: 13, Precision.BF16: 22}  # per-channel Q/DQ; Conv takes bfloat16
+_LOW = {
+    Precision.FP16: TensorProto.FLOAT16,
+    Precision.INT8_FP16: TensorProto.FLOAT16,
+    Precision.BF16: TensorProto.BFLOAT16,
+}
+_QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A converted draft that nothing has been proven of yet."""
+
+    draft: Draft = field(repr=False)
+    kept: tuple[KeptNode, ...]
+
+
+class Builder:
+    """Builds candidates of one precision from one source, with more or fewer nodes kept in FP32.
+
+    What does not depend on the kept nodes (preparation, ranges of activations) is done once.
+
+    Args:
+        draft: the source.
+        precision: not FP32.
+        options: of the conversion.
+        samples: calibration inputs, for INT8; iterated anew for each pass.
+        folder: for temporary models.
+
+    Raises:
+        ModelError: the source's operators cannot take this precision.
+        UsageError: a `keep_fp32` pattern names nothing.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        precision: Precision,
+        options: ConvertOptions,
+        samples: Iterable[Mapping[str, Array]],
+        folder: Path,
+    ) -> None:
+        keep = Keep(options.keep_fp32)
+        keep.check(draft.graph)
+        self.precision = precision
+        self.options = options
+        self.keep = keep
+        self.samples = samples
+        self.folder = folder
+        if self.quantizes and (found := _already_quantized(draft)):
+            raise ModelError(
+                f"the model is quantised already: node '{found.name}' is a {found.op_type}",
+                hint="Convert the float32 model, or publish this one as it is with --precision fp32.",
+            )
+        self.draft = prepare(draft, opset=_OPSET.get(precision, 1))
+        self.ranges: dict[str, float] = {}
+
+    @property
+    def quantizes(self) -> bool:
+        """Say whether INT8 is part of the precision."""
+        return self.precision in (Precision.INT8, Precision.INT8_FP16)
+
+    def build(self, also_keep: Iterable[str] = ()) -> Candidate:
+        """Build the candidate, with further nodes (by name) left in FP32."""
+        keep = self.keep.also(also_keep)
+        draft, kept = self.draft, dict[str, tuple[str, str]]()
+        if self.quantizes:
+            plan = plan_quantization(draft, quantize_outputs=self.options.quantize_outputs, keep=keep)
+            kept.update(plan.kept)
+            missing = [value for value in plan.values if value not in self.ranges]
+            self.ranges.update(largest_values(draft, missing, self.samples, self.folder))
+            draft = quantize(draft, plan, self.ranges)
+        low = _LOW.get(self.precision)
+        if low is not None:
+            lowered = lower(draft, low, keep_io_types=self.options.keep_io_types, keep=keep)
+            draft = lowered.draft
+            if not self.quantizes:
+                kept.update(lowered.kept)
+            else:  # of Q/DQ it goes without saying
+                kept.update({n: k for n, k in lowered.kept.items() if k[0] not in _SCALES})
+        return Candidate(draft, tuple(KeptNode(name, *found) for name, found in kept.items()))
+
+
+_SCALES = {"QuantizeLinear", "DequantizeLinear"}
+
+
+def _already_quantized(draft: Draft) -> onnx.NodeProto | None:
+    return next((node for node in draft.graph.node if node.op_type in _QUANTIZED), None)

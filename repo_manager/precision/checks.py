@@ -1,0 +1,90 @@
+"""The post-conditions of a conversion, each one a function of what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model import Signature
+from repo_manager.precision.options import DEFAULT_MAX_DRIFT, DEFAULT_MIN_TOP1, Check, ConvertOptions, OutputDrift
+from repo_manager.sparsity.report import SparsityReport
+from repo_manager.types import Precision, TensorSpec
+
+__all__ = ["check_drift", "check_file", "check_signature", "check_sparsity"]
+
+_LOW_DTYPE = {Precision.FP16: "float16", Precision.INT8_FP16: "float16", Precision.BF16: "bfloat16"}
+
+
+def check_file(path: Path) -> Check:
+    """Run ONNX's full checker, shape and type inference included, on the file."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as exc:
+        return Check("checker", False, str(exc).strip().replace("\n", " ")[:500])
+    return Check("checker", True, f"onnx {onnx.__version__}, full")
+
+
+def check_signature(source: Signature, found: Signature, precision: Precision, *, keep_io_types: bool) -> Check:
+    """Compare names, order, types and shapes of inputs and outputs."""
+    low = _LOW_DTYPE.get(precision)
+
+    def wanted(spec: TensorSpec) -> TensorSpec:
+        if keep_io_types or low is None or spec.dtype != "float32":
+            return spec
+        return TensorSpec(spec.name, low, spec.shape)
+
+    for role in ("inputs", "outputs"):
+        expected = tuple(wanted(spec) for spec in getattr(source, role))
+        if expected != getattr(found, role):
+            said = "; ".join(str(spec) for spec in getattr(found, role))
+            return Check("signature", False, f"{role}: {said} instead of {'; '.join(map(str, expected))}")
+    kept = "types kept" if keep_io_types or low is None else f"float32 became {low}"
+    return Check("signature", True, f"{len(found.inputs)} in, {len(found.outputs)} out, {kept}")
+
+
+def check_sparsity(source: SparsityReport, found: SparsityReport) -> Check:
+    """See that each use of a weight that was 2:4 before is so in the stored values now."""
+    before = [layer for layer in source.layers if _is_valid(layer)]
+    after: dict[str, bool] = {}
+    for layer in found.layers:
+        after[layer.node] = after.get(layer.node, True) and _is_valid(layer)
+    lost = [layer.node for layer in before if not after.get(layer.node, False)]
+    count = sum(1 for layer in found.layers if _is_valid(layer))
+    if lost and count < len(before):  # a node without a name of its own may be named differently
+        return Check("2:4 kept", False, f"{len(lost)} of {len(before)} layers lost it: {', '.join(lost[:8])}")
+    return Check("2:4 kept", True, f"{len(before)} layers had it, {count} have it in the stored values")
+
+
+def _is_valid(layer: object) -> bool:
+    groups = getattr(layer, "groups", 0)
+    return bool(groups and groups == getattr(layer, "valid_groups", -1))
+
+
+def check_drift(drift: Sequence[OutputDrift], precision: Precision, options: ConvertOptions, *, inputs: str) -> Check:
+    """Hold every output to the limits."""
+    limit = DEFAULT_MAX_DRIFT[precision] if options.max_drift is None else options.max_drift
+    top1 = DEFAULT_MIN_TOP1[precision] if options.min_top1 is None else options.min_top1
+    failed = []
+    for item in drift:
+        worst = max(item.relative_error, item.rounded_relative_error or 0.0)
+        if not worst <= limit:
+            failed.append(f"'{item.output}' relative error {worst:.3g} > {limit:g}")
+        if options.min_cosine is not None and item.cosine is not None and item.cosine < options.min_cosine:
+            failed.append(f"'{item.output}' cosine {item.cosine:.6f} < {options.min_cosine:g}")
+        if inputs == "calibration" and item.top1_agreement is not None:
+            allowed = max((1 - top1) * item.rows, 1.0 if top1 < 1 else 0.0)
+            if (1 - item.top1_agreement) * item.rows > allowed + 1e-9:
+                failed.append(f"'{item.output}' same top class {item.top1_agreement:.1%} < {top1:.1%}")
+    where = f"{drift[0].samples if drift else 0} {inputs} samples"
+    if failed:
+        return Check("drift", False, f"{'; '.join(failed)} ({where})")
+    worst = max((max(i.relative_error, i.rounded_relative_error or 0.0) for i in drift), default=0.0)
+    return Check("drift", True, f"largest relative error {worst:.3g} <= {limit:g} ({where})")
+
+
+def failure(exc: ModelError) -> Check:
+    """Turn a candidate that ONNX Runtime does not take into a failed check."""
+    return Check("runs", False, exc.message)

@@ -1,0 +1,160 @@
+"""Convert a model to another precision and prove that the result is right before anything is written."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from repo_manager.errors import CalibrationError, GateError, ModelError
+from repo_manager.onnx_model import Model, signature_of
+from repo_manager.precision import drift as drift_of
+from repo_manager.precision.calibration import CalibrationData
+from repo_manager.precision.candidate import Builder
+from repo_manager.precision.draft import Array
+from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
+from repo_manager.precision.proof import Proof, Prover
+from repo_manager.precision.samples import Reference, reference_of
+from repo_manager.precision.source import draft_of
+from repo_manager.precision.writer import write_draft
+from repo_manager.types import Precision
+
+__all__ = ["convert"]
+
+
+def convert(
+    model: Model,
+    precision: Precision,
+    output: Path,
+    *,
+    calibration: CalibrationData | None = None,
+    options: ConvertOptions | None = None,
+) -> Conversion:
+    """Convert `model` and write `output`, and external data beside it above 2 GB, if every check passes.
+
+    The checks, in this order: ONNX's full checker; ONNX Runtime loads and runs it; same inputs and outputs;
+    2:4 where it was 2:4, on the stored values; drift against the source within the limits. FP32 copies the
+    files as they are and makes the same checks.
+
+    Args:
+        model: the source; its files are not changed.
+        precision: of the result.
+        output: the file to write, replaced when there; its folder must exist.
+        calibration: real inputs; needed for INT8, and drift is measured on them where given. `None`: seeded
+            random inputs.
+        options: `None` takes the defaults.
+
+    Raises:
+        CalibrationError: INT8 without calibration data.
+        GateError: a check failed; nothing was written. The message has the table.
+        ModelError: the source does not run, or cannot take this precision.
+        UsageError: a `keep_fp32` pattern names nothing.
+        OSError: the disk is full, read-only, ...
+    """
+    started = time.monotonic()
+    options = ConvertOptions() if options is None else options
+    if precision in (Precision.INT8, Precision.INT8_FP16) and calibration is None:
+        raise CalibrationError(
+            f"{model.path}: {precision} needs calibration data, and none was given",
+            hint="Give 100 or more typical inputs with --calibration DATA.npz (one array per input, samples along the "
+            "first axis); a folder of .npy or images, or module:function, works, too.",
+        )
+    if not output.parent.is_dir():
+        raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
+    reference = reference_of(model, signature_of(model), calibration, samples=options.drift_samples, seed=options.seed)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        staged = Path(folder, "out")
+        staged.mkdir()
+        kept, files = _build(model, precision, options, calibration, reference, staged / output.name)
+        proof = Prover(model, precision, options, reference).prove(files[0])
+        if not proof.passed:
+            raise GateError(_table(model, precision, proof), hint=_HINT)
+        final = tuple(_move(file, output.parent / file.relative_to(staged)) for file in reversed(files))[::-1]
+    return Conversion(
+        source=model.digest,
+        digest=proof.found.digest,
+        precision=precision,
+        files=final,
+        checks=proof.checks,
+        drift=proof.drift,
+        sparsity=proof.sparsity,
+        kept=kept,
+        samples=len(reference.inputs),
+        inputs=reference.kind,
+        tools=_tools(),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+_HINT = "Nothing was written. --keep-fp32 PATTERN keeps sensitive layers, --auto-keep N searches for them."
+
+
+def _build(
+    model: Model,
+    precision: Precision,
+    options: ConvertOptions,
+    calibration: CalibrationData | None,
+    reference: Reference,
+    path: Path,
+) -> tuple[tuple[KeptNode, ...], tuple[Path, ...]]:
+    if precision is Precision.FP32:
+        return (), _copied(model, path)
+    samples: _Samples = _Samples(calibration, reference)
+    builder = Builder(draft_of(model), precision, options, samples, path.parent.parent)
+    candidate = builder.build()
+    return candidate.kept, write_draft(candidate.draft, path).files
+
+
+class _Samples:
+    """Calibration inputs, anew for each pass over them."""
+
+    def __init__(self, calibration: CalibrationData | None, reference: Reference) -> None:
+        self.calibration = calibration
+        self.reference = reference
+
+    def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        return iter(self.reference.inputs) if self.calibration is None else self.calibration.batches()
+
+
+def _copied(model: Model, path: Path) -> tuple[Path, ...]:
+    """Copy the model's files; external ones keep their names, to which the model's file refers."""
+    files = [path]
+    shutil.copyfile(model.path, path)
+    folder = model.path.parent.absolute()
+    for external in model.external_files:
+        target = path.parent / external.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(external, target)
+        files.append(target)
+    return tuple(files)
+
+
+def _move(file: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file.replace(target)
+    return target
+
+
+def _table(model: Model, precision: Precision, proof: Proof) -> str:
+    failed = [check for check in proof.checks if not check.passed]
+    lines = [f"{model.path} as {precision}: {', '.join(check.name for check in failed)} failed"]
+    lines += [f"  {'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}" for check in proof.checks]
+    if proof.drift:
+        lines.append(drift_of.table(proof.drift))
+    return "\n".join(lines)
+
+
+def _tools() -> dict[str, str]:
+    return {
+        "numpy": np.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,53 @@
+"""Patterns that name the nodes to keep in FP32."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+
+import onnx
+
+from repo_manager.errors import UsageError
+from repo_manager.onnx_model import walk
+
+__all__ = ["Keep"]
+
+
+class Keep:
+    """Says of a node whether one of the patterns names it: by its name, its operator, or an output's name.
+
+    Args:
+        patterns: shell patterns (`*`, `?`, `[...]`), case matters.
+        names: further nodes, by exact name.
+    """
+
+    def __init__(self, patterns: Iterable[str] = (), names: Iterable[str] = ()) -> None:
+        self.patterns = tuple(patterns)
+        self.names = frozenset(names)
+
+    def __call__(self, node: onnx.NodeProto) -> bool:
+        """Say whether a node stays in FP32."""
+        return node.name in self.names or any(_matches(node, pattern) for pattern in self.patterns)
+
+    def also(self, names: Iterable[str]) -> Keep:
+        """Return a copy that keeps further nodes."""
+        return Keep(self.patterns, self.names | frozenset(names))
+
+    def check(self, graph: onnx.GraphProto) -> None:
+        """See that every pattern names something.
+
+        Raises:
+            UsageError: one names nothing; a pattern that does nothing is a spelling mistake.
+        """
+        nodes = [node for each in walk.graphs_of(graph) for node in each.node]
+        for pattern in self.patterns:
+            if not any(_matches(node, pattern) for node in nodes):
+                shown = ", ".join(repr(node.name) for node in nodes[:5])
+                raise UsageError(
+                    f"--keep-fp32 {pattern!r} names no node, operator or output of the model",
+                    hint=f"Its first nodes are {shown}; `repo-manager inspect` lists the layers.",
+                )
+
+
+def _matches(node: onnx.NodeProto, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (node.name, node.op_type, *node.output) if text)

@@ -1,0 +1,202 @@
+"""Which operators may compute in 16 bits: what ONNX's schemas allow, and what numbers need.
+
+The rules come in this order; the first that applies gives the reason shown to the user.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from repo_manager.onnx_model import walk
+from repo_manager.precision.draft import ONNX_DOMAINS, Draft
+from repo_manager.precision.value_types import ValueType
+
+__all__ = ["Roles", "keep_reasons", "roles_of", "to_low"]
+
+# Operators whose output type is an attribute, or follows an input without saying so.
+_TYPE_BY_ATTRIBUTE = {"Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"}
+FP16_MAX = 65504.0
+BEYOND_ANY_VALUE = 1e8  # constants this large are masks or "no limit": the largest FP16 number does the same
+_ONNX_TYPE: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
+_QUANTIZATION = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+_SQUARES = {"ReduceSumSquare", "ReduceL2", "LpNormalization"}
+_UNKNOWN, _TENSOR = ValueType(0, None), ValueType(TensorProto.FLOAT, None)
+_MEANS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which of a node's inputs and outputs carry the type variables that can be 16-bit (indices)."""
+
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+
+
+@functools.cache
+def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _formal(formals: list[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter | None:
+    if index < len(formals):
+        return formals[index]
+    variadic = formals and formals[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return formals[-1] if variadic else None
+
+
+def roles_of(node: onnx.NodeProto, opset: int, types: dict[str, ValueType], low: int) -> Roles | str:
+    """Return what of a node can be 16-bit, or the reason why nothing can.
+
+    Args:
+        node: of ONNX's own domain, without a body.
+        opset: of ONNX's operator set.
+        types: of all values, before lowering.
+        low: the 16-bit element type.
+    """
+    schema = _schema(node.op_type, opset, "") if node.domain in ONNX_DOMAINS else None
+    if schema is None:
+        return f"no ONNX schema says which types {node.domain or 'ai.onnx'}.{node.op_type} takes"
+    unknown = next((n for n in node.input if n and types.get(n, _UNKNOWN).data_type == 0), None)
+    if unknown is not None:
+        return f"its input '{unknown}' is not a tensor, or of unknown type"
+    if node.op_type in _TYPE_BY_ATTRIBUTE or any(types.get(n, _TENSOR).data_type == 0 for n in node.output if n):
+        return f"{node.op_type}'s result has a type of its own"
+    allowed = {c.type_param_str for c in schema.type_constraints if _ONNX_TYPE[low] in c.allowed_type_strs}
+    inputs = {
+        index: formal
+        for index, name in enumerate(node.input)
+        if name and _is_float(types, name) and (formal := _formal(list(schema.inputs), index)) is not None
+    }
+    lowered = {index for index, formal in inputs.items() if formal.type_str in allowed}
+    if inputs and not lowered:
+        return f"{node.op_type}-{schema.since_version} has no {_ONNX_TYPE[low][7:-1]} form in ONNX"
+    bound = {inputs[index].type_str for index in lowered}
+    outputs = set()
+    for index, name in enumerate(node.output):
+        result = _formal(list(schema.outputs), index)
+        if name and result is not None and result.type_str in bound and _is_float(types, name, unknown=True):
+            outputs.add(index)
+    return Roles(frozenset(lowered), frozenset(outputs))
+
+
+def _is_float(types: dict[str, ValueType], name: str, *, unknown: bool = False) -> bool:
+    found = types.get(name)
+    if found is None or found.data_type == 0:
+        return unknown
+    return found.data_type == TensorProto.FLOAT
+
+
+def keep_reasons(
+    draft: Draft, types: dict[str, ValueType], low: int, kept_by_user: Callable[[onnx.NodeProto], bool]
+) -> dict[str, str]:
+    """Return node name -> reason, for the main graph's nodes that stay in FP32 although their type could change."""
+    shapes = _shape_values(draft)
+    statistics = _statistics_nodes(draft)
+    reasons: dict[str, str] = {}
+    for node in draft.graph.node:
+        if kept_by_user(node):
+            reasons[node.name] = "asked for by keep_fp32"
+        elif node.op_type in _QUANTIZATION:
+            reasons[node.name] = "quantisation scales stay FP32"
+        elif any(name in shapes for name in node.output):
+            reasons[node.name] = "computes shapes or positions"
+        elif node.name in statistics and low == TensorProto.FLOAT16:
+            reasons[node.name] = "sums squares for a normalisation, which FP16 cannot hold"
+        elif low == TensorProto.FLOAT16 and (name := _too_large(draft, node)):
+            reasons[node.name] = f"constant '{name}' exceeds FP16's largest number, {FP16_MAX:.0f}"
+    return reasons
+
+
+def _shape_values(draft: Draft) -> set[str]:
+    """Return the values that depend on shapes and constants alone (anchors, grids): FP16 is exact to 2048."""
+    derived: set[str] = set()
+    for node in draft.graph.node:
+        if any(True for _ in walk.node_graphs(node)):
+            continue
+        dynamic = [name for name in node.input if name and name not in draft.weights]
+        starts = node.op_type in ("Shape", "Size") and node.domain in ONNX_DOMAINS
+        if starts or (dynamic and all(name in derived for name in dynamic)):
+            derived.update(node.output)
+    derived.discard("")
+    return derived
+
+
+def _statistics_nodes(draft: Draft) -> set[str]:
+    """Return the nodes from x*x over its mean to 1/sqrt(variance + epsilon), of norms in small operators."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in draft.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: set[str] = set()
+    for node in draft.graph.node:
+        squares = node.op_type in _SQUARES or (node.op_type == "Mul" and len(set(node.input)) == 1)
+        if node.op_type == "Pow" and len(node.input) > 1:
+            exponent = draft.weights.get(node.input[1])
+            squares = exponent is not None and exponent.size == 1 and float(exponent.load().reshape(-1)[0]) == 2.0
+        if not squares:
+            continue
+        means = (
+            [node] if node.op_type in _SQUARES else [r for r in readers.get(node.output[0], []) if r.op_type in _MEANS]
+        )
+        for mean in means:
+            found.update((node.name, mean.name))
+            found.update(_until_root(mean, readers, draft))
+    return found
+
+
+def _until_root(mean: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], draft: Draft) -> list[str]:
+    """Follow mean -> (+ or max epsilon) -> Sqrt -> (Reciprocal): tiny epsilons stay what they are."""
+    names: list[str] = []
+    current = mean
+    for _ in range(4):
+        following = readers.get(current.output[0], [])
+        if len(following) != 1 or following[0].op_type not in ("Add", "Max", "Clip", "Sqrt", "Reciprocal"):
+            break
+        current = following[0]
+        others = [name for name in current.input if name and name not in draft.weights]
+        if len(others) != 1:
+            break
+        names.append(current.name)
+    return names
+
+
+def _too_large(draft: Draft, node: onnx.NodeProto) -> str | None:
+    for name in node.input:
+        weight = draft.weights.get(name)
+        if weight is None or weight.data_type != TensorProto.FLOAT or weight.size == 0:
+            continue
+        values = weight.load()
+        largest = max(abs(float(values.max())), abs(float(values.min())))
+        if FP16_MAX < largest < BEYOND_ANY_VALUE:
+            return str(name)
+    return None
+
+
+def to_low(array: NDArray[Any], low: np.dtype[Any]) -> NDArray[Any]:
+    """Round FP32 values to 16 bits, to nearest even.
+
+    Finite values beyond the type's range become its largest number. A single tiny constant (an epsilon)
+    becomes the smallest subnormal instead of 0, so that what it protects from dividing by 0 stays protected.
+    """
+    try:
+        with np.errstate(over="raise", under="ignore", invalid="ignore"):
+            values = array.astype(low)
+    except FloatingPointError:
+        limit = np.float32(FP16_MAX)
+        finite = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+        with np.errstate(all="ignore"):
+            values = finite.astype(low)
+    if low == np.float16 and values.size == 1 and values.reshape(-1)[0] == 0 and array.reshape(-1)[0] != 0:
+        values = np.copysign(np.full_like(values, np.float16(6e-8)), array).astype(low)
+    return values

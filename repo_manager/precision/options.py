@@ -1,0 +1,141 @@
+"""What a conversion is asked for, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from repo_manager.sparsity.report import SparsityReport
+from repo_manager.types import Digest, Precision
+
+__all__ = ["Check", "Conversion", "ConvertOptions", "KeptNode", "OutputDrift"]
+
+DEFAULT_MAX_DRIFT = {
+    Precision.FP32: 1e-5,
+    Precision.FP16: 0.02,
+    Precision.BF16: 0.1,
+    Precision.INT8: 0.2,
+    Precision.INT8_FP16: 0.2,
+}
+"""Largest relative error of an output, where none is asked for. docs/precision.md says why these."""
+
+DEFAULT_MIN_TOP1 = {
+    Precision.FP32: 1.0,
+    Precision.FP16: 0.99,
+    Precision.BF16: 0.97,
+    Precision.INT8: 0.97,
+    Precision.INT8_FP16: 0.97,
+}
+"""Smallest share of samples with the same top class, on calibration data. One sample may always differ."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert, and what the result has to hold.
+
+    Attributes:
+        max_drift: largest relative error of any output, |candidate - source| / |source| (Euclidean, over all
+            samples); `None` takes the precision's default.
+        min_cosine: smallest cosine of any output; `None` asks for none beyond what `max_drift` implies.
+        min_top1: smallest share of samples whose top class stays, for outputs that look like class scores,
+            on calibration data only (on random inputs near-ties decide); `None` takes the default.
+        keep_fp32: patterns (`*`, `?`) of node names, operators or output names that stay in FP32.
+        keep_io_types: leave float32 inputs and outputs float32; `False` gives them the low type.
+        auto_keep: how many layers may be kept in FP32 to pass the gate; 0 tries none.
+        calibration_method: of INT8: `minmax`, or `percentile` (clips the rarest values).
+        percentile: share of absolute values, in percent, inside the range that `percentile` picks.
+        quantize_outputs: of INT8: also quantise the results of quantised layers where the reader can take
+            INT8; TensorRT picks sparse INT8 kernels mostly then.
+        drift_samples: how many samples the drift is measured on.
+        seed: of natural inputs.
+    """
+
+    max_drift: float | None = None
+    min_cosine: float | None = None
+    min_top1: float | None = None
+    keep_fp32: tuple[str, ...] = ()
+    keep_io_types: bool = True
+    auto_keep: int = 0
+    calibration_method: str = "minmax"
+    percentile: float = 99.99
+    quantize_outputs: bool = True
+    drift_samples: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One post-condition: what was checked, whether it holds, and what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class OutputDrift:
+    """How far one output is from the source's, over all samples.
+
+    Attributes:
+        output: its name.
+        cosine: of the two, all samples joined; 1.0 is equal. `None` for types that have no angle.
+        relative_error: |candidate - source| / |source|; for integers, booleans and strings the share of
+            elements that differ. Infinite when shapes differ or a number became NaN or infinite.
+        max_abs_error: largest single difference.
+        top1_agreement: share of rows with the same top class; `None` when the output is no class score.
+        rounded_relative_error: the relative error when each 16-bit value is rounded as it is written, as a
+            GPU does; ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
+        samples: how many samples.
+        rows: how many rows `top1_agreement` was counted over.
+    """
+
+    output: str
+    cosine: float | None
+    relative_error: float
+    max_abs_error: float
+    top1_agreement: float | None
+    rounded_relative_error: float | None = None
+    samples: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class KeptNode:
+    """An operator that was left in FP32, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A model that was converted and passed every check.
+
+    Attributes:
+        source: digest of what it was made from.
+        digest: of what was written.
+        precision: as asked for.
+        files: written; the model's file first.
+        checks: in the order in which they were made.
+        drift: one per output.
+        sparsity: of what was written.
+        kept: operators left in FP32.
+        samples: how many the drift was measured on.
+        inputs: where they came from: `calibration` or `natural` (seeded random numbers).
+        tools: name -> version of what took part.
+        seconds: wall-clock time of it all.
+    """
+
+    source: Digest
+    digest: Digest
+    precision: Precision
+    files: tuple[Path, ...]
+    checks: tuple[Check, ...]
+    drift: tuple[OutputDrift, ...]
+    sparsity: SparsityReport
+    kept: tuple[KeptNode, ...]
+    samples: int
+    inputs: str
+    tools: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0

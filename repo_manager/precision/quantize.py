@@ -1,0 +1,134 @@
+"""Insert explicit QuantizeLinear/DequantizeLinear pairs, and store weights as INT8.
+
+Symmetric, zero point 0, so that a zero weight stays zero and TensorRT takes it. Weights get one scale per
+output channel and lie in the file as INT8 with a DequantizeLinear; activations one scale; biases stay FP32.
+The INT8 range is -127..127.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from repo_manager.precision.draft import Array, Draft, Weight, replace_nodes, unique_name, weight_of_array
+from repo_manager.precision.quantize_plan import PASS_THROUGH, QuantizationPlan, QuantizedNode
+from repo_manager.precision.source import without_unused
+
+__all__ = ["channel_scales", "quantize", "to_int8"]
+
+INT8_MAX = 127
+_SMALLEST_SCALE = 2.0**-100  # a scale must be positive, and x / scale must not overflow FP32
+
+
+def quantize(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) -> Draft:
+    """Return the draft with Q/DQ pairs.
+
+    Requires: opset 13 or later (scales per channel).
+
+    Args:
+        draft: what the plan was made for.
+        plan: which values and weights.
+        ranges: value -> largest absolute value to represent.
+    """
+    draft = draft.copy()
+    names = draft.names()
+    zero_point = unique_name("int8_zero_point", names)
+    draft.weights[zero_point] = weight_of_array(np.zeros((), np.int8))
+    scales = _activation_scales(draft, plan, ranges)
+    made: dict[str, str] = {}
+    nodes: list[onnx.NodeProto] = []
+    stored: dict[tuple[str, int | None], str] = {}
+
+    def pair(value: str) -> None:
+        scale = unique_name(f"{value}_scale", names)
+        draft.weights[scale] = weight_of_array(np.asarray(scales[value], np.float32))
+        quantized, restored = unique_name(f"{value}_int8", names), unique_name(f"{value}_dequantized", names)
+        nodes.append(_node("QuantizeLinear", [value, scale, zero_point], quantized))
+        nodes.append(_node("DequantizeLinear", [quantized, scale, zero_point], restored))
+        made[value] = restored
+
+    produced = {name for node in draft.graph.node for name in node.output}
+    for value in plan.values:
+        if value not in produced:
+            pair(value)
+    for node in draft.graph.node:
+        for index, name in enumerate(node.input):
+            if name in made and node.name in plan.readers[name]:
+                node.input[index] = made[name]
+        how = plan.nodes.get(node.name)
+        if how is not None:
+            name = node.input[how.weight_index]
+            key = (name, how.channel_axis)
+            if key not in stored:
+                stored[key] = _store_weight(draft, name, how, names, nodes)
+            node.input[how.weight_index] = stored[key]
+        nodes.append(node)
+        for name in node.output:
+            if name in plan.readers:
+                pair(name)
+    replace_nodes(draft.graph, nodes)
+    return without_unused(draft)
+
+
+def _node(op_type: str, inputs: list[str], output: str) -> onnx.NodeProto:
+    return onnx.helper.make_node(op_type, inputs, [output], name=f"{op_type}:{output}")
+
+
+def _activation_scales(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, float]:
+    """Return value -> scale; a value that only passes on another quantised value's numbers shares its scale."""
+    producer = {name: node for node in draft.graph.node for name in node.output}
+    scales: dict[str, float] = {}
+    for value in plan.values:
+        node = producer.get(value)
+        if node is not None and node.op_type in PASS_THROUGH and node.name in plan.readers.get(node.input[0], ()):
+            scales[value] = scales[node.input[0]]
+        else:
+            scales[value] = max(ranges[value], 0.0) / INT8_MAX if ranges[value] > INT8_MAX * _SMALLEST_SCALE else 1.0
+    return scales
+
+
+def _store_weight(draft: Draft, name: str, how: QuantizedNode, names: set[str], nodes: list[onnx.NodeProto]) -> str:
+    """Store a weight as INT8 with its scales; return the name of its dequantised value."""
+    weight = draft.weights[name]
+    scale = channel_scales(weight.load(), how.channel_axis)
+    axis, load = how.channel_axis, weight.load
+    scale_name = unique_name(f"{name}_scale", names)
+    zero_name = unique_name(f"{name}_zero_point", names)
+    int8_name = unique_name(f"{name}_int8", names)
+    draft.weights[scale_name] = weight_of_array(scale)
+    draft.weights[zero_name] = weight_of_array(np.zeros(scale.shape, np.int8))
+    draft.weights[int8_name] = Weight(TensorProto.INT8, weight.shape, lambda: to_int8(load(), scale, axis))
+    restored = unique_name(f"{name}_dequantized", names)
+    node = _node("DequantizeLinear", [int8_name, scale_name, zero_name], restored)
+    if axis is not None:
+        node.attribute.append(onnx.helper.make_attribute("axis", axis))
+    nodes.append(node)
+    return restored
+
+
+def channel_scales(values: Array, axis: int | None) -> Array:
+    """Return max |w| / 127, per index of `axis` (`[C]`, float32), or for all values (`[]`) when `axis` is `None`.
+
+    A channel of zeros gets scale 1: any does.
+    """
+    if axis is None:
+        flat: tuple[int, ...] | None = None
+    else:
+        flat = tuple(other for other in range(values.ndim) if other != axis)
+    if values.size == 0:
+        return np.ones(() if axis is None else (values.shape[axis],), np.float32)
+    largest = np.maximum(values.max(axis=flat), -values.min(axis=flat))
+    scale = np.asarray(largest, np.float32) / np.float32(INT8_MAX)
+    return np.where(scale > _SMALLEST_SCALE, scale, np.float32(1.0)).astype(np.float32)
+
+
+def to_int8(values: Array, scale: Array, axis: int | None) -> Array:
+    """Return round(w / scale), to nearest even as QuantizeLinear does, within -127..127."""
+    shape = [-1 if other == axis else 1 for other in range(values.ndim)] if axis is not None else []
+    scaled = values / scale.reshape(shape)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -INT8_MAX, INT8_MAX, out=scaled)
+    return np.asarray(scaled.astype(np.int8))

@@ -1,0 +1,72 @@
+"""Run a model on calibration samples and record how large each value gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from repo_manager.errors import CalibrationError
+from repo_manager.onnx_model.session import Session
+from repo_manager.precision.draft import Array, Draft
+from repo_manager.precision.value_types import infer_types, type_table
+from repo_manager.precision.writer import write_draft
+
+__all__ = ["float_values", "largest_values"]
+
+Sample = Mapping[str, Array]
+
+
+def float_values(draft: Draft, values: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `values` that are float32 tensors."""
+    types = type_table(infer_types(draft).graph)
+    return tuple(v for v in values if v not in types or types[v].data_type == TensorProto.FLOAT)
+
+
+def largest_values(draft: Draft, values: Sequence[str], samples: Iterable[Sample], folder: Path) -> dict[str, float]:
+    """Return the largest absolute value that each tensor takes over all samples.
+
+    The maxima are computed inside ONNX Runtime, so no activation leaves it.
+
+    Args:
+        draft: the float32 model.
+        values: float32 values of its main graph.
+        samples: inputs.
+        folder: for the temporary model; emptied by the caller.
+
+    Raises:
+        CalibrationError: a value became NaN or infinite.
+        ModelError: ONNX Runtime does not run the model on a sample.
+    """
+    probe = draft.copy()
+    outputs: dict[str, tuple[str, str]] = {}
+    names = probe.names()
+    del probe.graph.output[:]
+    for value in values:
+        pair = []
+        for op_type in ("ReduceMax", "ReduceMin"):
+            name = f"{op_type}:{value}"
+            while name in names:
+                name += "_"
+            probe.graph.node.append(onnx.helper.make_node(op_type, [value], [name], name=name, keepdims=0))
+            probe.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+            pair.append(name)
+        outputs[value] = (pair[0], pair[1])
+    if not values:
+        return {}
+    session = Session(write_draft(probe, folder / "ranges.onnx").files[0])
+    largest = dict.fromkeys(values, 0.0)
+    for number, sample in enumerate(samples):
+        result = session.run(sample)
+        for value, (high, low) in outputs.items():
+            extremes = np.array([result[high], result[low]], np.float64)
+            if not np.isfinite(extremes).all():
+                raise CalibrationError(
+                    f"value '{value}' is not finite on sample {number + 1} of the calibration data",
+                    hint="Look at that sample: the float32 model itself overflows on it.",
+                )
+            largest[value] = max(largest[value], float(np.abs(extremes).max()))
+    return largest

@@ -1,0 +1,66 @@
+"""The inputs on which a conversion is judged: calibration data, or natural (seeded random) ones."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model import Model, Session, Signature, find_sizes, natural_inputs
+from repo_manager.precision.calibration import CalibrationData
+from repo_manager.precision.draft import Array
+
+__all__ = ["Reference", "reference_of"]
+
+_NATURAL_SAMPLES = 2
+
+Outputs = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the source model answers.
+
+    Attributes:
+        kind: `calibration` or `natural`.
+        inputs: one dictionary a sample.
+        outputs: the source's outputs, in step with `inputs`.
+    """
+
+    kind: str
+    inputs: tuple[Outputs, ...] = field(repr=False)
+    outputs: tuple[Outputs, ...] = field(repr=False)
+
+
+def reference_of(
+    model: Model, signature: Signature, calibration: CalibrationData | None, *, samples: int, seed: int
+) -> Reference:
+    """Run the source model.
+
+    Args:
+        model: the source.
+        signature: of it.
+        calibration: where inputs come from; `None` makes natural ones.
+        samples: at most so many of the calibration data, spread evenly over it.
+        seed: of natural inputs.
+
+    Raises:
+        ModelError: ONNX Runtime does not run the source.
+    """
+    session = Session(model.path)
+    inputs: tuple[Outputs, ...]
+    if calibration is not None:
+        step = max(1, calibration.count // max(1, samples))
+        inputs = tuple(itertools.islice(calibration.batches(), 0, step * samples, step))
+        kind = "calibration"
+    else:
+        try:
+            sizes = find_sizes(session, signature, seed=seed)
+        except ModelError as exc:
+            raise ModelError(
+                f"{model.path}: it does not run on made-up inputs, so its precision cannot be judged: {exc.message}",
+                hint="Give sample inputs with --calibration.",
+            ) from exc
+        inputs = tuple(natural_inputs(signature, seed=seed + n, sizes=sizes) for n in range(_NATURAL_SAMPLES))
+        kind = "natural"
+    return Reference(kind, inputs, tuple(session.run(sample) for sample in inputs))

@@ -1,0 +1,176 @@
+"""From a loaded model to a draft that the passes can work on."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.inliner
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model import dtypes, walk
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.weights import is_external
+from repo_manager.precision.draft import (
+    Array,
+    Draft,
+    Weight,
+    captured_names,
+    constant_weight,
+    replace_nodes,
+    typed_tensor,
+    unique_name,
+    used_names,
+)
+
+__all__ = ["draft_of", "named", "without_unused"]
+
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+def draft_of(model: Model) -> Draft:
+    """Make a draft: functions inlined, constants collected, nodes named and sorted, stale types dropped.
+
+    The model is not changed, and of its weights only small ones and those in bodies are read.
+
+    Raises:
+        ModelError: a cyclic graph, a function that cannot be inlined, an unreadable weight.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.graph_only)
+    proto.ClearField("training_info")
+    for graph in walk.graphs_of(proto.graph):
+        graph.ClearField("value_info")
+    weights = {tensor.name: _weight(model, tensor) for tensor in model.graph_only.graph.initializer}
+    proto.graph.ClearField("initializer")
+    _restore_cut_tensors(model, proto)
+    if proto.functions:
+        proto = _inlined(proto, model)
+    _drop_listed_weights(proto.graph, weights)
+    _sort(proto.graph, str(model.path))
+    return without_unused(named(Draft(proto, weights)))
+
+
+def named(draft: Draft) -> Draft:
+    """Collect Constant nodes of the main graph as weights, and give every node a name of its own."""
+    draft = draft.copy()
+    _collect_constants(draft.graph, draft.weights)
+    used = draft.names()
+    seen: set[str] = set()
+    for graph in walk.graphs_of(draft.graph):
+        for node in graph.node:
+            if not node.name or node.name in seen:
+                first = next((name for name in node.output if name), "")
+                node.name = unique_name(f"{node.op_type}:{first}", used)
+            seen.add(node.name)
+    return draft
+
+
+def without_unused(draft: Draft) -> Draft:
+    """Drop nodes whose results nothing reads, then weights that nothing reads.
+
+    Requires: nodes in topological order. Ensures: every node and weight left has a reader.
+    """
+    used = {value.name for value in draft.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(draft.graph.node):
+        if not any(name in used for name in node.output if name):
+            continue
+        kept.append(node)
+        used.update(node.input)
+        used.update(captured_names(node))
+    draft = draft.copy()
+    replace_nodes(draft.graph, reversed(kept))
+    used = used_names(draft.graph)
+    return Draft(draft.proto, {name: weight for name, weight in draft.weights.items() if name in used})
+
+
+def _weight(model: Model, tensor: onnx.TensorProto) -> Weight:
+    where = f"tensor '{tensor.name}'"
+    in_tensor = not is_external(tensor) and model.weights.blob_of(tensor) is None
+    if tensor.data_type == onnx.TensorProto.STRING or dtypes.numpy_dtype(tensor.data_type, where) is None:
+        if in_tensor:
+            return typed_tensor(tensor)
+        whole = onnx.TensorProto()
+        whole.CopyFrom(tensor)
+        _restore(model, whole)
+        return typed_tensor(whole)
+
+    def load() -> Array:
+        return model.array(tensor)
+
+    return Weight(tensor.data_type, tuple(tensor.dims), load)
+
+
+def _restore(model: Model, tensor: onnx.TensorProto) -> None:
+    """Put the bytes that were cut out of the graph back into a tensor."""
+    data = bytes(model.weights.raw(tensor))
+    for name in ("external_data", "data_location", *_TYPED_FIELDS):
+        tensor.ClearField(name)
+    tensor.raw_data = data
+
+
+def _restore_cut_tensors(model: Model, proto: onnx.ModelProto) -> None:
+    for tensor in walk.tensors_of(proto):
+        if is_external(tensor) or model.weights.blob_of(tensor) is not None:
+            _restore(model, tensor)
+
+
+def _inlined(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+    try:
+        inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(proto)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as exc:
+        raise ModelError(f"{model.path}: its local functions cannot be inlined: {exc}") from exc
+    return inlined
+
+
+def _drop_listed_weights(graph: onnx.GraphProto, weights: dict[str, Weight]) -> None:
+    """IR < 4 lists each initializer as an input, too; then it could be overridden and is no constant for a builder."""
+    inputs = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _collect_constants(graph: onnx.GraphProto, weights: dict[str, Weight]) -> None:
+    kept = []
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        weight = constant_weight(node) if node.output and node.output[0] not in outputs else None
+        if weight is None:
+            kept.append(node)
+        else:
+            weights[node.output[0]] = weight
+    replace_nodes(graph, kept)
+
+
+def _sort(graph: onnx.GraphProto, where: str) -> None:
+    """Sort every graph's nodes topologically, keeping the given order where it is free.
+
+    Raises:
+        ModelError: the graph has a cycle.
+    """
+    for each in walk.graphs_of(graph):
+        _sort_one(each, where)
+
+
+def _sort_one(graph: onnx.GraphProto, where: str) -> None:
+    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    waits: list[int] = []
+    readers: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        sources = {producer[name] for name in (*node.input, *captured_names(node)) if name in producer} - {index}
+        waits.append(len(sources))
+        for source in sources:
+            readers.setdefault(source, []).append(index)
+    if all(source < reader for source, found in readers.items() for reader in found):
+        return
+    ready = [index for index, count in enumerate(waits) if count == 0]
+    order: list[int] = []
+    while ready:
+        index = ready.pop(0)
+        order.append(index)
+        for reader in readers.get(index, ()):
+            waits[reader] -= 1
+            if waits[reader] == 0:
+                ready.append(reader)
+    if len(order) != len(waits):
+        raise ModelError(f"{where}: the graph has a cycle")
+    replace_nodes(graph, [graph.node[index] for index in order])
