@@ -12,11 +12,15 @@ from repo_manager.onnx_model.inputs import usual_shapes
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.pattern import GROUP, count_nonzero, scan
+from repo_manager.sparsity.steps import Cast
 from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import Verdict, hints_of, is_asp_eligible, obstacle_of
 from repo_manager.types import Digest
 
 __all__ = ["LayerSparsity", "SparsityReport", "SparsityTotals", "sparsity_report"]
+
+# (identity of the stored tensor, axis) -> its counts, and the tensor itself: while it lives, its identity is its own
+_Cache = dict[tuple[int, int], tuple[tuple[int, int, int], onnx.TensorProto | None]]
 
 SPARSE_MATH_SPEEDUP = 2.0
 """Peak rate of sparse over dense tensor cores (NVIDIA A100 architecture white paper, structured sparsity)."""
@@ -161,12 +165,12 @@ def sparsity_report(
         proto, store, digest = model.graph_only, model.weights, model.digest
     given = usual_shapes(proto)
     given |= {name: tuple(int(size) for size in shape) for name, shape in (shapes or {}).items()}
-    cache: dict[tuple[int, int], tuple[int, int, int]] = {}
+    cache: _Cache = {}
     layers = tuple(_judge(use, store, cache) for use in uses_of(proto, store, given))
     return SparsityReport(digest, layers, totals_of(layers), given)
 
 
-def _judge(use: Use, store: WeightStore, cache: dict[tuple[int, int], tuple[int, int, int]]) -> LayerSparsity:
+def _judge(use: Use, store: WeightStore, cache: _Cache) -> LayerSparsity:
     weight, site = use.weight, use.site
     obstacle = obstacle_of(use)
     if weight is None:
@@ -207,9 +211,7 @@ def _judge(use: Use, store: WeightStore, cache: dict[tuple[int, int], tuple[int,
     )
 
 
-def _count(
-    use: Use, axis: int | None, store: WeightStore, cache: dict[tuple[int, int], tuple[int, int, int]]
-) -> tuple[int, int, int]:
+def _count(use: Use, axis: int | None, store: WeightStore, cache: _Cache) -> tuple[int, int, int]:
     """Return (valid groups, groups, non-zero values) of a use."""
     weight = use.weight
     assert weight is not None
@@ -217,18 +219,18 @@ def _count(
     if weight.fill is not None:
         value = weight.fill.reshape(())
         for step in weight.steps:
-            if type(step).__name__ in ("Cast",):
+            if isinstance(step, Cast):
                 value = step.apply(value)
         filled = weight.size if count_nonzero(value.reshape(1)) else 0
         groups = weight.size // GROUP if divisible else 0
         return (0 if filled else groups), groups, filled
     key = (id(weight.source), -1 if axis is None else axis)
     if not weight.steps and key in cache:
-        return cache[key]
+        return cache[key][0]
     values = weight.values(store)
     result = scan(values, axis) if divisible and axis is not None else (0, 0, count_nonzero(values))
     if not weight.steps:
-        cache[key] = result
+        cache[key] = (result, weight.source)
     return result
 
 
