@@ -1,0 +1,290 @@
+"""The load loop of one worker: connections, one epoll, a closed or an open loop, a recorder."""
+
+from __future__ import annotations
+
+import dataclasses
+import select
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from repo_manager.errors import ServerUnreachableError
+from repo_manager.loadtest.recorder import LATE_NS, Recorder
+from repo_manager.loadtest.schedule import Schedule
+from repo_manager.loadtest.wire import Connection, Endpoint, open_socket
+from repo_manager.loadtest.wire_grpc import GrpcConnection
+from repo_manager.loadtest.wire_http import HttpConnection
+
+__all__ = ["Generator", "Job"]
+
+_READY_TIMEOUT_S = 5.0
+_RECONNECT_NS = 100_000_000
+_MAX_CONNECTIONS = 512
+_HOUSEKEEPING_NS = 20_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One worker's part of one load level.
+
+    Attributes:
+        protocol: `grpc` or `http`.
+        endpoint: the server and the prebuilt requests.
+        slots: closed loop: requests kept in flight. Open loop: connections opened beforehand over HTTP.
+        connections: gRPC connections (HTTP opens one a slot).
+        schedule: open loop: the whole schedule; `None` for a closed loop.
+        worker: this worker's number, from 0.
+        workers: how many workers share the schedule.
+        slice_ns: length of a recorded slice of time.
+        max_requests: closed loop: stop after that many; `None` for no limit.
+        max_in_flight: open loop: requests that may be open at once; what is due beyond that waits, and its
+            waiting counts as latency.
+    """
+
+    protocol: str
+    endpoint: Endpoint
+    slots: int
+    connections: int
+    schedule: Schedule | None
+    worker: int
+    workers: int
+    slice_ns: int
+    max_requests: int | None
+    max_in_flight: int
+
+
+class Generator:
+    """Runs a `Job`. `open`, then `run` until `stop` is set and the last answers came."""
+
+    def __init__(self, job: Job, recorder: Recorder, control: tuple[int, Callable[[], None]]) -> None:
+        self.stopping = False
+        self._job = job
+        self._recorder = recorder
+        self._epoll = select.epoll()
+        self._control_fd, self._on_control = control
+        self._epoll.register(self._control_fd, select.EPOLLIN)
+        self._connections: dict[int, GrpcConnection | HttpConnection] = {}
+        self._idle: list[GrpcConnection | HttpConnection] = []
+        self._backlog: list[int] = []
+        self._retry_ns = 0
+        self._budget = job.max_requests if job.max_requests is not None else 1 << 62
+        self._in_flight = 0
+        self._started = False
+
+    def open(self) -> None:
+        """Connect, and wait until the server took every connection.
+
+        Raises:
+            ServerUnreachableError: it did not.
+        """
+        job = self._job
+        count = job.connections if job.protocol == "grpc" else min(max(job.slots, 1), _MAX_CONNECTIONS)
+        for _ in range(count):
+            self._connect()
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        while not all(connection.ready for connection in self._connections.values()):
+            self._poll(0.05)
+            if time.monotonic() > deadline or not self._connections:
+                raise ServerUnreachableError(
+                    f"{job.endpoint.host}:{job.endpoint.port} does not answer as a {job.protocol} server",
+                    hint="Check that the port is that of this protocol (Triton: 8000 HTTP, 8001 gRPC).",
+                )
+
+    def _connect(self) -> GrpcConnection | HttpConnection:
+        sock = open_socket(self._job.endpoint)
+        descriptor, epoll = sock.fileno(), self._epoll
+
+        def want_write(wanted: bool) -> None:
+            epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+
+        epoll.register(descriptor, select.EPOLLIN)
+        kind = GrpcConnection if self._job.protocol == "grpc" else HttpConnection
+        connection = kind(sock, self._job.endpoint, self, want_write)
+        self._connections[descriptor] = connection
+        return connection
+
+    def run(self, start_ns: int) -> None:
+        """Send from `start_ns` (monotonic clock) until told to stop, then wait for the last answers."""
+        self._wait_until(start_ns)
+        self._recorder.begin(start_ns)
+        self._started = True
+        if self._job.schedule is None:
+            self._run_closed()
+        else:
+            self._run_open(start_ns, self._job.schedule)
+        self._drain()
+        now_ns = time.monotonic_ns()
+        self._recorder.roll(now_ns)
+        self._recorder.finish(now_ns)
+        for connection in self._connections.values():
+            connection.close()
+        self._epoll.close()
+
+    def _run_closed(self) -> None:
+        self._fill()
+        while not self.stopping and not (self._budget <= 0 and not self._in_flight):
+            self._poll(0.02)
+            self._housekeep()
+            if self._in_flight < self._job.slots and self._budget > 0:
+                self._fill()
+
+    def _fill(self) -> None:
+        """Bring the closed loop back to its number of requests in flight."""
+        missing = min(self._job.slots - self._in_flight, self._budget)
+        connections = [c for c in self._connections.values() if c.free_slots() > 0]
+        wanted = self._job.connections if self._job.protocol == "grpc" else missing
+        if len(connections) < wanted:
+            connections += self._replace_connection()
+        for place, connection in enumerate(connections):
+            share = -(-missing // (len(connections) - place))
+            count = min(share, connection.free_slots())
+            if count > 0:
+                self._submit(connection, count, None)
+                missing -= count
+
+    def _submit(self, connection: Connection, count: int, starts_ns: list[int] | None) -> None:
+        self._in_flight += count
+        self._budget -= count
+        connection.submit(count, starts_ns)
+        connection.flush()
+
+    def _replace_connection(self) -> list[GrpcConnection | HttpConnection]:
+        """Open one connection in the place of a lost one; at most ten attempts a second."""
+        now_ns = time.monotonic_ns()
+        if now_ns < self._retry_ns:
+            return []
+        try:
+            connection = self._connect()
+        except ServerUnreachableError as exc:
+            self._retry_ns = now_ns + _RECONNECT_NS
+            self._recorder.add_errors(1, exc.message, now_ns)
+            return []
+        return [connection] if connection.ready else []
+
+    def _run_open(self, start_ns: int, schedule: Schedule) -> None:
+        due_ns = self._due(start_ns, schedule)
+        following = next(due_ns, None)
+        self._idle = [c for c in self._connections.values() if c.free_slots() > 0]
+        while not self.stopping:
+            now_ns = time.monotonic_ns()
+            batch: list[int] = []
+            while following is not None and following <= now_ns:
+                batch.append(following)
+                following = next(due_ns, None)
+            if batch:
+                self._note_lateness(batch, now_ns)
+                self._backlog += batch
+            if self._backlog:
+                self._send_backlog()
+            if following is None and not self._backlog and not self._in_flight:
+                break
+            self._housekeep()
+            wait_ns = _HOUSEKEEPING_NS if following is None else following - time.monotonic_ns()
+            if wait_ns > 0:
+                # epoll waits in whole milliseconds; select takes microseconds, and an epoll can be selected.
+                select.select([self._epoll], [], [], min(wait_ns, _HOUSEKEEPING_NS) / 1e9)
+            self._poll(0)
+
+    def _due(self, start_ns: int, schedule: Schedule) -> Iterator[int]:
+        for chunk in schedule.share(self._job.worker, self._job.workers):
+            moments: npt.NDArray[np.int64] = chunk + start_ns
+            yield from moments.tolist()
+
+    def _note_lateness(self, batch: list[int], now_ns: int) -> None:
+        late = sum(1 for due in batch if now_ns - due > LATE_NS)
+        self._recorder.add_sends(len(batch), late, max(now_ns - batch[0], 0))
+
+    def _send_backlog(self) -> None:
+        """Send what is due, oldest first, as far as connections are free."""
+        if self._job.protocol == "grpc":
+            for connection in [
+                c for c in self._connections.values() if c.free_slots() > 0
+            ] or self._replace_connection():
+                room = self._job.max_in_flight - self._in_flight
+                count = min(connection.free_slots(), room, len(self._backlog))
+                if count > 0:
+                    starts, self._backlog = self._backlog[:count], self._backlog[count:]
+                    self._submit(connection, count, starts)
+            return
+        while self._backlog and self._in_flight < self._job.max_in_flight:
+            if not self._idle:
+                if len(self._connections) >= _MAX_CONNECTIONS:
+                    return
+                self._idle += self._replace_connection()
+                if not self._idle:
+                    return
+            connection = self._idle.pop()
+            if connection.free_slots() > 0:
+                self._submit(connection, 1, [self._backlog.pop(0)])
+
+    def _drain(self) -> None:
+        """Wait for the open requests, no longer than the time-out of a request."""
+        deadline = time.monotonic_ns() + self._job.endpoint.timeout_ns
+        self.stopping = True
+        while self._in_flight > 0 and time.monotonic_ns() < deadline:
+            self._poll(0.02)
+            self._housekeep()
+
+    def _housekeep(self) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._recorder.boundary_ns:
+            self._recorder.roll(now_ns)
+            for connection in list(self._connections.values()):
+                connection.expire(now_ns)
+
+    def _wait_until(self, moment_ns: int) -> None:
+        while (left := moment_ns - time.monotonic_ns()) > 0:
+            self._poll(min(left / 1e9, 0.02))
+
+    def _poll(self, timeout_s: float) -> None:
+        connections = self._connections
+        for descriptor, event in self._epoll.poll(timeout_s):
+            if descriptor == self._control_fd:
+                self._on_control()
+                continue
+            connection = connections.get(descriptor)
+            if connection is None:
+                continue
+            if event & ~select.EPOLLOUT:
+                connection.on_readable()
+            if event & select.EPOLLOUT and descriptor in connections:
+                connection.on_writable()
+
+    # --- Sink -----------------------------------------------------------------------------------
+
+    def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> None:
+        """Record answers; a closed loop sends as many new requests on the same connection."""
+        count = len(latencies_ns)
+        self._in_flight -= count
+        if self._started:
+            self._recorder.add(latencies_ns, now_ns)
+        self._after(connection, count)
+
+    def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> None:
+        """Record errors; a closed loop goes on."""
+        self._in_flight -= count
+        if self._started:
+            self._recorder.add_errors(count, message, now_ns)
+        self._after(connection, count)
+
+    def _after(self, connection: Connection, count: int) -> None:
+        if self.stopping or not connection.usable:
+            return
+        if self._job.schedule is None:
+            count = min(count, self._budget, connection.free_slots())
+            if count > 0:
+                self._in_flight += count
+                self._budget -= count
+                connection.submit(count)
+                connection.flush()
+        elif self._job.protocol == "http":
+            self._idle.append(connection)  # type: ignore[arg-type]  # the sink only sees connections that it opened
+
+    def lost(self, connection: Connection, message: str, now_ns: int) -> None:
+        """Forget a connection; the loops open another one."""
+        descriptor = connection.fileno()
+        if self._connections.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+            connection.close()

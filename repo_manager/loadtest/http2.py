@@ -1,0 +1,189 @@
+"""The parts of HTTP/2 (RFC 9113) and HPACK (RFC 7541) that a gRPC load client needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import urllib.parse
+
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+
+from repo_manager.loadtest.wire import Endpoint
+
+__all__ = [
+    "CONNECTION_PREFACE",
+    "DATA",
+    "FRAME_HEADER",
+    "GOAWAY",
+    "HEADERS",
+    "PING",
+    "RST_STREAM",
+    "SETTINGS",
+    "WINDOW_UPDATE",
+    "BlockReader",
+    "PeerSettings",
+    "frame",
+    "request_blocks",
+    "reset_reason",
+]
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+FRAME_HEADER = struct.Struct(">BHBBI")
+_PADDED, _PRIORITY = 0x8, 0x20
+_KNOWN_BLOCKS = 256
+
+_RESETS = (
+    "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED",
+)  # fmt: skip
+_STATUSES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return one frame."""
+    size = len(payload)
+    return FRAME_HEADER.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
+
+
+# The preface, our SETTINGS (no push; every stream may send us 2 GiB) and the connection's window, opened as far.
+CONNECTION_PREFACE = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    + frame(SETTINGS, 0, 0, struct.pack(">HIHI", 0x2, 0, 0x4, (1 << 31) - 1))
+    + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", (1 << 31) - 1 - 65_535))
+)
+
+
+def reset_reason(code: bytes) -> str:
+    """Return the name of an HTTP/2 error code, four bytes."""
+    number = int.from_bytes(code[:4], "big")
+    return _RESETS[number] if number < len(_RESETS) else f"code {number}"
+
+
+def request_blocks(endpoint: Endpoint, *, indexed: bool) -> tuple[bytes, bytes]:
+    """Return the header block of the first request on a connection and of all later ones.
+
+    Args:
+        indexed: the first block enters the fields into the peer's dynamic table and later ones name them by
+            index, which is smaller and cheaper for the server. False: literals every time, for a peer whose table is
+            smaller than the standard's 4096 bytes.
+    """
+    fields = [
+        (":path", endpoint.path),
+        (":authority", endpoint.authority),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("user-agent", "repo-manager"),
+        *endpoint.headers,
+    ]
+    static = bytes((0x80 | 3, 0x80 | 6))  # :method POST, :scheme http
+    if sum(len(name) + len(value) + 32 for name, value in fields) > 4096:
+        indexed = False
+    literal = b"".join(_literal(name, value, 0x40 if indexed else 0x00) for name, value in fields)
+    if not indexed:
+        return static + literal, static + literal
+    # The newest entry has index 62 (RFC 7541, 2.3.3), so the first field entered has the highest.
+    count = len(fields)
+    indices = b"".join(_integer(62 + count - 1 - place, 7, 0x80) for place in range(count))
+    return static + literal, static + indices
+
+
+def _integer(value: int, prefix_bits: int, first: int) -> bytes:
+    """Encode an HPACK integer (RFC 7541, 5.1)."""
+    limit = (1 << prefix_bits) - 1
+    if value < limit:
+        return bytes((first | value,))
+    out, value = [first | limit], value - limit
+    while value >= 128:
+        out.append(value % 128 + 128)
+        value //= 128
+    return bytes((*out, value))
+
+
+def _literal(name: str, value: str, kind: int) -> bytes:
+    """Encode one field with a literal name and value, not Huffman-coded."""
+    raw_name, raw_value = name.encode("ascii"), value.encode("utf-8")
+    return bytes((kind,)) + _integer(len(raw_name), 7, 0) + raw_name + _integer(len(raw_value), 7, 0) + raw_value
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerSettings:
+    """What the server's SETTINGS frames say; the standard's initial values until then."""
+
+    header_table_bytes: int = 4096
+    max_streams: int = 1 << 30
+    initial_window_bytes: int = 65_535
+    max_frame_bytes: int = 16_384
+
+    def updated(self, payload: bytes) -> PeerSettings:
+        """Return the settings after one SETTINGS frame's payload."""
+        names = {1: "header_table_bytes", 3: "max_streams", 4: "initial_window_bytes", 5: "max_frame_bytes"}
+        pairs = struct.iter_unpack(">HI", payload[: len(payload) // 6 * 6])
+        changes = {names[key]: value for key, value in pairs if key in names}
+        return dataclasses.replace(self, **changes)
+
+
+class BlockReader:
+    """Reads the header blocks of answers, and remembers the ones whose meaning cannot change.
+
+    A block of indexed fields only neither changes the dynamic table nor means anything else until the table changes:
+    such a block is decoded once. All of them are forgotten when any other block arrives.
+
+    Attributes:
+        initial: remembered good blocks that begin an answer.
+        is_ok: for each remembered block that ends a call, whether it ends it well.
+    """
+
+    def __init__(self) -> None:
+        self.initial: set[bytes] = set()
+        self.is_ok: dict[bytes, bool] = {}
+        self._decoder = Decoder()
+
+    def read(self, block: bytes, flags: int) -> str | None:
+        """Decode a block and return the problem that it reports, `None` when it reports none.
+
+        Args:
+            block: payload of a HEADERS frame.
+            flags: the frame's flags.
+        """
+        if flags & (_PADDED | _PRIORITY):
+            padding = block[0] if flags & _PADDED else 0
+            start = bool(flags & _PADDED) + 5 * bool(flags & _PRIORITY)
+            block = block[start : len(block) - padding]
+        try:
+            fields = {_text(name): _text(value) for name, value in self._decoder.decode(block, raw=True)}
+        except HPACKError as exc:
+            return f"the server's header block cannot be decoded: {exc}"
+        is_end = bool(flags & 0x1)
+        problem = _problem_of(fields, is_end=is_end)
+        if not block or min(block) < 0x80 or max(block) == 0xFF:
+            self.initial.clear()
+            self.is_ok.clear()
+        elif is_end and len(self.is_ok) < _KNOWN_BLOCKS:
+            self.is_ok[block] = problem is None
+        elif not is_end and problem is None and len(self.initial) < _KNOWN_BLOCKS:
+            self.initial.add(block)
+        return problem
+
+
+def _text(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+
+
+def _problem_of(fields: dict[str, str], *, is_end: bool) -> str | None:
+    """Return what is wrong according to `:status` and `grpc-status`."""
+    http = fields.get(":status", "200")
+    status = fields.get("grpc-status")
+    if status is None:
+        if http != "200":
+            return f"HTTP {http} from something that is no gRPC server"
+        return "the call ended without a grpc-status" if is_end else None
+    if status == "0":
+        return None
+    name = _STATUSES[int(status)] if status.isdigit() and int(status) < len(_STATUSES) else f"status {status}"
+    return f"{name}: {urllib.parse.unquote(fields.get('grpc-message', ''))[:300] or 'no message'}"

@@ -1,0 +1,354 @@
+"""Measures one load level with the native client: warm-up, windows, the stability rule, the row.
+
+The rule: the last `stable_windows` windows agree when each one's throughput, and each one's mean latency, is
+within `stability` of their average. A window lasts `window_s` and grows, up to ten times that, until 50
+requests ended in it. The row is made of the windows that agreed, or of the last ones when none did. With a fixed
+duration or number of requests the row is made of the whole measured time, and the rule only labels it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from repo_manager.loadtest.histogram import Histogram
+from repo_manager.loadtest.intervals import intervals_of
+from repo_manager.loadtest.metrics import MetricsSource
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.recorder import Slice
+from repo_manager.loadtest.result import (
+    CURVE_QUANTILES,
+    ClientUse,
+    ErrorCount,
+    Latency,
+    LoadPoint,
+    Progress,
+    SeriesPoint,
+    ServerTimes,
+    Window,
+)
+from repo_manager.loadtest.target import ModelStatistics, Target
+
+__all__ = ["Level", "Measurement", "agreement", "server_times", "slice_length_ns"]
+
+_MIN_SLICE_NS = 100_000_000
+_MIN_REQUESTS = 50
+_MAX_GROWTH = 10
+_BUSY_SHARE = 0.9
+_STARVED_SHARE = 0.25
+_LATE_SHARE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A load level: `concurrency`, `rate` or `replay`, with its size and how requests arrive."""
+
+    mode: str
+    level: float
+    arrival: str
+
+    @property
+    def label(self) -> str:
+        """As `LoadPoint.label`."""
+        return LoadPoint(self.mode, self.level, "", "", 1, ClientUse("native")).label
+
+
+@dataclasses.dataclass
+class _OpenWindow:
+    """A window that is being filled; `snapshot` numbers the server's counters at its start."""
+
+    slices: list[Slice]
+    snapshot: int
+
+
+def slice_length_ns(options: LoadTestOptions) -> int:
+    """Return the length of a slice: a tenth of a window, at least 0.1 s, and at most 600 in a fixed duration."""
+    length = max(round(options.window_s * 1e8), _MIN_SLICE_NS)
+    if options.duration_s is not None:
+        length = min(max(length, round(options.duration_s * 1e9 / 600)), max(round(options.duration_s * 1e9), 1))
+    return length
+
+
+def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
+    """Apply the rule to windows; return whether they agree, and the rule with its numbers.
+
+    Args:
+        windows: the last ones, in order of time.
+        stability: the allowed share.
+    """
+    worst: dict[str, float] = {}
+    for name, values in (
+        ("throughput", [window.throughput_per_s for window in windows]),
+        ("mean latency", [window.mean_ns or 0.0 for window in windows]),
+    ):
+        mean = sum(values) / len(values)
+        worst[name] = max(abs(value - mean) / mean for value in values) if mean > 0 else float("inf")
+    agree = all(spread <= stability for spread in worst.values())
+    spreads = ", ".join(f"{name} ±{spread:.1%}" for name, spread in worst.items())
+    return agree, f"the last {len(windows)} windows: {spreads} (allowed ±{stability:.0%})"
+
+
+class Measurement:
+    """Takes the slices of one level, decides when it has seen enough, and makes the row."""
+
+    def __init__(
+        self,
+        level: Level,
+        options: LoadTestOptions,
+        target: Target,
+        metrics: MetricsSource,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.finished = False
+        self._level = level
+        self._options = options
+        self._target = target
+        self._metrics = metrics
+        self._progress = progress
+        self._slice_ns = slice_length_ns(options)
+        self._warmup = 0 if level.mode == "replay" else round(options.warmup_s * 1e9 / self._slice_ns)
+        self._windows: list[list[Slice]] = []
+        self._marks: list[int] = []
+        self._open = _OpenWindow([], 0)
+        self._snapshots: list[ModelStatistics] = []
+        self._series: list[Slice] = []
+        self._workers = 1
+        metrics.reset()
+        if self._warmup == 0:
+            self._snapshot()
+
+    def _snapshot(self) -> int:
+        statistics = self._target.statistics()
+        self._snapshots.append(statistics)
+        self._metrics.sample(statistics.inferences)
+        return len(self._snapshots) - 1
+
+    def take(self, piece: Slice, workers: int) -> None:
+        """Take the next slice; sets `finished` when no more is needed."""
+        if self.finished:
+            return
+        self._workers = workers
+        self._series.append(piece)
+        if piece.index < self._warmup:
+            if piece.index == self._warmup - 1:
+                self._snapshot()
+                self._open.snapshot = 0
+            self._tell("warming up", piece)
+            return
+        if piece.length_ns < self._slice_ns and self._level.mode != "replay":
+            return  # the rest between the last full slice and the last answer
+        self._open.slices.append(piece)
+        if self._window_is_full():
+            self._close_window()
+        self._tell("measuring", piece)
+
+    def _window_is_full(self) -> bool:
+        slices = self._open.slices
+        elapsed_ns = sum(piece.length_ns for piece in slices)
+        if self._is_enough():
+            return True
+        window_ns = self._options.window_s * 1e9
+        if self._options.duration_s is not None:  # as many windows as the rule needs have to fit
+            window_ns = min(window_ns, self._options.duration_s * 1e9 / self._options.stable_windows)
+        if elapsed_ns < window_ns - self._slice_ns / 2:
+            return False
+        ended = sum(piece.latencies.count + piece.errors for piece in slices)
+        return ended >= _MIN_REQUESTS or elapsed_ns >= _MAX_GROWTH * window_ns or self._options.duration_s is not None
+
+    def _is_enough(self) -> bool:
+        """Whether a fixed duration or number of requests is reached."""
+        options = self._options
+        slices = [piece for window in [*self._windows, self._open.slices] for piece in window]
+        if options.duration_s is not None:
+            return sum(piece.length_ns for piece in slices) >= options.duration_s * 1e9 - self._slice_ns / 2
+        if options.request_count is not None:
+            return sum(piece.latencies.count + piece.errors for piece in slices) >= options.request_count
+        return False
+
+    def _close_window(self) -> None:
+        enough = self._is_enough()
+        self._windows.append(self._open.slices)
+        self._marks.append(self._open.snapshot)
+        self._open = _OpenWindow([], self._snapshot())
+        options = self._options
+        if self._level.mode == "replay":
+            return
+        if options.duration_s is not None or options.request_count is not None:
+            self.finished = enough
+            return
+        count = len(self._windows)
+        if count >= options.stable_windows:
+            last = self._summaries()[-options.stable_windows :]
+            agree, _ = agreement(last, options.stability)
+            self.finished = agree or count >= options.max_windows or not any(window.requests for window in last)
+
+    def _tell(self, phase: str, piece: Slice) -> None:
+        if self._progress is None:
+            return
+        seconds = piece.length_ns / 1e9
+        elapsed_s = len(self._series) * self._slice_ns / 1e9
+        total_s = self._options.duration_s
+        self._progress(
+            Progress(
+                label=self._level.label,
+                phase=phase,
+                elapsed_s=elapsed_s,
+                throughput_per_s=piece.latencies.count * self._options.batch_size / seconds if seconds else 0.0,
+                p50_ns=piece.latencies.quantile_ns(0.5),
+                p99_ns=piece.latencies.quantile_ns(0.99),
+                errors=sum(part.errors for part in self._series),
+                windows=len(self._windows),
+                remaining_s=None if total_s is None else max(total_s + self._options.warmup_s - elapsed_s, 0.0),
+            )
+        )
+
+    def _summaries(self) -> list[Window]:
+        windows = []
+        for slices in self._windows:
+            whole, seconds = Slice.merge(slices), sum(piece.length_ns for piece in slices) / 1e9
+            windows.append(
+                Window(
+                    start_s=slices[0].index * self._slice_ns / 1e9,
+                    duration_s=seconds,
+                    requests=whole.latencies.count,
+                    errors=whole.errors,
+                    throughput_per_s=whole.latencies.count * self._options.batch_size / max(seconds, 1e-9),
+                    mean_ns=whole.latencies.mean_ns,
+                    p50_ns=whole.latencies.quantile_ns(0.5),
+                    p99_ns=whole.latencies.quantile_ns(0.99),
+                    used=False,
+                )
+            )
+        return windows
+
+    def point(self) -> LoadPoint:
+        """Make the row of what was measured."""
+        if self._open.slices and (self._level.mode == "replay" or not self._windows):
+            self._windows.append(self._open.slices)
+            self._marks.append(self._open.snapshot)
+            self._open = _OpenWindow([], self._snapshot())
+        options = self._options
+        fixed = options.duration_s is not None or options.request_count is not None or self._level.mode == "replay"
+        windows = self._summaries()
+        count = len(windows) if fixed else min(options.stable_windows, len(windows))
+        used = [piece for window in self._windows[len(windows) - count :] for piece in window]
+        windows = [
+            dataclasses.replace(window, used=place >= len(windows) - count) for place, window in enumerate(windows)
+        ]
+        return self._row(windows, used)
+
+    def _row(self, windows: list[Window], used: list[Slice]) -> LoadPoint:
+        options = self._options
+        last = windows[-options.stable_windows :]
+        whole = Slice.merge(used) if used else Slice(0, 0, Histogram.empty())
+        outcome, reason = _outcome(last, whole, options)
+        histogram, seconds = whole.latencies, sum(piece.length_ns for piece in used) / 1e9
+        first = next((mark for mark, window in zip(self._marks, windows, strict=True) if window.used), 0)
+        inside = {piece.index for piece in used}
+        return LoadPoint(
+            mode=self._level.mode,
+            level=self._level.level,
+            outcome=outcome,
+            reason=reason,
+            batch_size=options.batch_size,
+            client=_client_use(whole, seconds, self._workers, is_open=self._level.mode != "concurrency"),
+            arrival=self._level.arrival,
+            duration_s=seconds,
+            requests=histogram.count,
+            errors=whole.errors,
+            error_messages=tuple(ErrorCount(message, count) for message, count in whole.messages),
+            throughput_per_s=histogram.count * options.batch_size / seconds if seconds else 0.0,
+            latency=Latency.of(histogram),
+            intervals=intervals_of(used, batch_size=options.batch_size, seed=options.seed),
+            server=server_times(self._snapshots[first], self._snapshots[-1]) if len(self._snapshots) > 1 else None,
+            gpu=self._metrics.use(first),
+            windows=tuple(windows),
+            series=tuple(self._series_point(piece, piece.index in inside) for piece in self._series),
+            curve=tuple(
+                (quantile, value)
+                for quantile in CURVE_QUANTILES
+                if (value := histogram.quantile_ns(quantile)) is not None
+            ),
+            histogram=histogram.to_json(),
+        )
+
+    def _series_point(self, piece: Slice, measured: bool) -> SeriesPoint:
+        seconds = max(piece.length_ns / 1e9, 1e-9)
+        return SeriesPoint(
+            t_s=piece.index * self._slice_ns / 1e9,
+            throughput_per_s=piece.latencies.count * self._options.batch_size / seconds,
+            p50_ns=piece.latencies.quantile_ns(0.5),
+            p99_ns=piece.latencies.quantile_ns(0.99),
+            errors=piece.errors,
+            measured=measured,
+        )
+
+
+def _outcome(last: list[Window], whole: Slice, options: LoadTestOptions) -> tuple[str, str]:
+    if not whole.latencies.count:
+        first = whole.messages[0][0] if whole.messages else "no answer in the measured time"
+        return "failed", f"no request ended well: {first}"
+    if len(last) < options.stable_windows:
+        return (
+            "unstable",
+            f"{len(last)} windows were measured; {options.stable_windows} have to agree to call it stable",
+        )
+    agree, rule = agreement(last, options.stability)
+    return ("stable" if agree else "unstable"), rule
+
+
+def server_times(before: ModelStatistics, after: ModelStatistics) -> ServerTimes:
+    """Return what happened between two readings of the server's counters; never negative, also after a reset."""
+    requests = max(after.requests - before.requests, 0)
+    executions = max(after.executions - before.executions, 0)
+    inferences = max(after.inferences - before.inferences, 0)
+
+    def mean_ns(stage: str) -> float | None:
+        return max(after.stage_ns[stage] - before.stage_ns[stage], 0) / requests if requests else None
+
+    return ServerTimes(
+        requests=requests,
+        inferences=inferences,
+        executions=executions,
+        failures=max(after.failures - before.failures, 0),
+        cache_hits=max(after.cache_hits - before.cache_hits, 0),
+        queue_ns=mean_ns("queue"),
+        compute_input_ns=mean_ns("compute_input"),
+        compute_infer_ns=mean_ns("compute_infer"),
+        compute_output_ns=mean_ns("compute_output"),
+        mean_batch=inferences / executions if executions else None,
+        batches={
+            size: count - before.batches.get(size, 0)
+            for size, count in sorted(after.batches.items())
+            if count > before.batches.get(size, 0)
+        },
+    )
+
+
+def _client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> ClientUse:
+    """Judge the client itself: it is the bottleneck when its CPUs were not enough or its sends came late."""
+    if not seconds:
+        return ClientUse("native", workers)
+    ended = whole.latencies.count + whole.errors
+    cpu_share = whole.cpu_ns / 1e9 / seconds / workers
+    waiting = whole.run_queue_ns / 1e9 / seconds / workers
+    late = whole.late / whole.sent if is_open and whole.sent else None
+    notes = []
+    if cpu_share > _BUSY_SHARE:
+        notes.append(f"its workers used {cpu_share:.0%} of a CPU each: add workers")
+    if late is not None and late > _LATE_SHARE:
+        notes.append(f"{late:.1%} of the sends were more than 0.5 ms late, at most {whole.max_late_ns / 1e6:.1f} ms")
+    bottleneck = bool(notes)
+    if waiting > _STARVED_SHARE:
+        notes.append(f"it waited for a CPU {waiting:.0%} of the time: it shares its CPUs with the server or others")
+    return ClientUse(
+        name="native",
+        workers=workers,
+        cpu_share=cpu_share,
+        cpu_us_per_request=whole.cpu_ns / 1e3 / ended if ended else None,
+        run_queue_share=waiting,
+        late_share=late,
+        max_late_ns=whole.max_late_ns if is_open else None,
+        bottleneck=bottleneck,
+        note="; ".join(notes),
+    )

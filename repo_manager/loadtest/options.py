@@ -1,0 +1,220 @@
+"""What a load test is asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from repo_manager.errors import UsageError
+from repo_manager.loadtest.schedule import ARRIVALS
+
+__all__ = ["LoadTestOptions", "parse_levels", "parse_rates"]
+
+_SCHEMES = {"grpc": "grpc", "http": "http"}
+_DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadTestOptions:
+    """One load test: where, with which data, at which levels, measured how.
+
+    Attributes:
+        url: `grpc://host:port`, `http://host:port`, or `host:port` with `protocol`.
+        model: the model's name on the server.
+        version: its version; `None` leaves the choice to the server.
+        protocol: `grpc` or `http`; `None` takes the URL's scheme, else `grpc`.
+        concurrency: closed-loop levels (requests kept in flight), measured in this order.
+        rate: open-loop levels in requests a second, measured after the closed-loop ones.
+        arrival: open loop: `constant`, `poisson`, `burst` or `ramp`.
+        burst_size: requests in a burst.
+        ramp_from_per_s: rate at which a ramp begins; its length is the warm-up plus `duration_s`.
+        replay: JSON or CSV file of recorded moments in seconds; one more level, run once.
+        until_saturation: double the concurrency, from the first level on (or 1), until throughput saturates.
+        batch_size: samples in a request; needs a model with a batch axis when above 1.
+        shapes: input name -> shape without the batch axis, for dynamic dimensions.
+        data: .npz, .npy or perf_analyzer JSON with the inputs; `None` makes random ones.
+        distinct: how many different requests are sent in rotation.
+        allow_zeros: accept input data that is all zeros.
+        int_range: random integers are drawn from `[low, high)`.
+        seed: of everything random.
+        warmup_s: load that is not measured, before each level.
+        window_s: length of a measuring window.
+        stable_windows: how many consecutive windows have to agree.
+        stability: largest deviation of a window from their mean, as a share.
+        max_windows: windows after which a level that never agreed is called unstable.
+        duration_s: measure for a fixed time instead of until stable.
+        request_count: measure a fixed number of requests instead.
+        client: `native`, `perf_analyzer`, or `auto` (native).
+        workers: processes of the native client; `None` takes one per four CPUs.
+        connections: gRPC connections of each worker.
+        max_in_flight: open loop: requests open at once; what is due beyond waits and its waiting is latency.
+        timeout_s: a request without an answer for this long is an error.
+        metrics_url: Triton's metrics (`http://host:8002/metrics`); `None` tries port 8002 of the same host.
+        headers: further request headers, such as a restricted API's key.
+        command: the command line, quoted in the report.
+    """
+
+    url: str
+    model: str
+    version: int | None = None
+    protocol: str | None = None
+    concurrency: tuple[int, ...] = ()
+    rate: tuple[float, ...] = ()
+    arrival: str = "constant"
+    burst_size: int = 10
+    ramp_from_per_s: float = 0.0
+    replay: Path | None = None
+    until_saturation: bool = False
+    batch_size: int = 1
+    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    data: Path | None = None
+    distinct: int = 64
+    allow_zeros: bool = False
+    int_range: tuple[int, int] = (0, 10)
+    seed: int = 0
+    warmup_s: float = 1.0
+    window_s: float = 1.0
+    stable_windows: int = 3
+    stability: float = 0.1
+    max_windows: int = 10
+    duration_s: float | None = None
+    request_count: int | None = None
+    client: str = "auto"
+    workers: int | None = None
+    connections: int = 1
+    max_in_flight: int = 4096
+    timeout_s: float = 30.0
+    metrics_url: str | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        _check_target(self)
+        _check_levels(self)
+        _check_measuring(self)
+
+    @property
+    def wire(self) -> str:
+        """The protocol in use: `grpc` or `http`."""
+        scheme, mark, _ = self.url.partition("://")
+        return self.protocol or (_SCHEMES[scheme] if mark else "grpc")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the server."""
+        rest = self.url.partition("://")[2] or self.url
+        rest = rest.split("/", 1)[0]
+        host, mark, port = rest.rpartition(":")
+        if not mark or (rest.startswith("[") and rest.endswith("]")):
+            host, port = rest, str(_DEFAULT_PORTS[self.wire])
+        return host.strip("[]"), int(port)
+
+
+def _check_target(options: LoadTestOptions) -> None:
+    scheme, mark, rest = options.url.partition("://")
+    if mark and scheme not in _SCHEMES:
+        raise UsageError(
+            f"the URL {options.url!r} has the scheme {scheme!r}, expected grpc:// or http://",
+            hint="For a server behind TLS, put a local proxy (stunnel, nginx, envoy) in between.",
+        )
+    if mark and options.protocol is not None and options.protocol != _SCHEMES[scheme]:
+        raise UsageError(f"the URL {options.url!r} contradicts the protocol {options.protocol!r}")
+    if options.protocol not in (None, "grpc", "http"):
+        raise UsageError(f"the protocol is {options.protocol!r}, expected grpc or http")
+    port = (rest if mark else options.url).split("/", 1)[0].rpartition(":")[2]
+    if ":" in (rest if mark else options.url) and not port.rstrip("]").isdigit() and "]" not in port:
+        raise UsageError(f"the URL {options.url!r} has the port {port!r}, expected a number")
+    if options.client not in ("auto", "native", "perf_analyzer"):
+        raise UsageError(f"the client is {options.client!r}, expected native, perf_analyzer or auto")
+
+
+def _check_levels(options: LoadTestOptions) -> None:
+    if options.arrival not in ARRIVALS or options.arrival == "replay":
+        raise UsageError(f"the arrival is {options.arrival!r}, expected constant, poisson, burst or ramp")
+    if any(level < 1 for level in options.concurrency):
+        raise UsageError(f"concurrency levels {options.concurrency}: each has to be at least 1")
+    if any(not 0 < level < float("inf") for level in options.rate):
+        raise UsageError(f"rates {options.rate}: each has to be more than 0 requests/s")
+    if not (options.concurrency or options.rate or options.replay or options.until_saturation):
+        raise UsageError("no load level is given", hint="Give concurrency (such as 1:16), a rate, or a replay file.")
+    if options.batch_size < 1 or options.distinct < 1:
+        raise UsageError(
+            f"batch size {options.batch_size} and {options.distinct} distinct requests: both have to be at least 1"
+        )
+
+
+def _check_measuring(options: LoadTestOptions) -> None:
+    if options.duration_s is not None and options.request_count is not None:
+        raise UsageError("both a duration and a number of requests are given", hint="Give one of them, or none.")
+    positive = {
+        "window_s": options.window_s,
+        "timeout_s": options.timeout_s,
+        "stability": options.stability,
+        "stable_windows": options.stable_windows,
+        "connections": options.connections,
+        "max_in_flight": options.max_in_flight,
+        "duration_s": options.duration_s,
+        "request_count": options.request_count,
+        "workers": options.workers,
+    }
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{name} is {value}, expected more than 0")
+    if options.warmup_s < 0:
+        raise UsageError(f"warmup_s is {options.warmup_s}, expected 0 or more")
+    if options.max_windows < options.stable_windows:
+        raise UsageError(
+            f"max_windows is {options.max_windows}, less than the {options.stable_windows} that have to agree"
+        )
+
+
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Parse concurrency levels: `8`, `1,4,16`, `1:16` (doubling, the end included), `2:10:4` (steps of 4).
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        levels: list[int] = []
+        for part in text.split(","):
+            numbers = [int(number) for number in part.split(":")]
+            if not 1 <= len(numbers) <= 3 or numbers[0] < 1 or (len(numbers) == 3 and numbers[2] < 1):
+                raise ValueError(part)
+            start, end = numbers[0], numbers[-1] if len(numbers) == 1 else numbers[1]
+            if end < start:
+                raise ValueError(part)
+            if len(numbers) == 3:
+                levels += range(start, end + 1, numbers[2])
+                continue
+            while start < end:
+                levels.append(start)
+                start *= 2
+            levels.append(end)
+    except ValueError:
+        raise UsageError(
+            f"the levels {text!r} cannot be read", hint="Expected 8, 1,4,16, 1:16 (doubling) or 2:10:4 (steps of 4)."
+        ) from None
+    return tuple(dict.fromkeys(levels))
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Parse rates in requests a second: `200`, `100,200.5`, `100:500:100`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        rates: list[float] = []
+        for part in text.split(","):
+            numbers = [float(number) for number in part.split(":")]
+            if len(numbers) == 1:
+                rates += numbers
+                continue
+            start, end, step = numbers
+            if step <= 0 or end < start:
+                raise ValueError(part)
+            rates += [start + step * place for place in range(int((end - start) / step + 1e-9) + 1)]
+    except ValueError:
+        raise UsageError(f"the rates {text!r} cannot be read", hint="Expected 200, 100,200 or 100:500:100.") from None
+    return tuple(dict.fromkeys(rates))

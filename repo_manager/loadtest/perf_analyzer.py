@@ -1,0 +1,266 @@
+"""Drives the real perf_analyzer: one process a load level, its CSV into the same `LoadPoint`.
+
+In a sweep perf_analyzer ends at the first level that is unstable or over its limit, writes no row for it, and exits
+with 0 unless it was the first. With one process a level, its exit codes (0, 2 unstable, 3 options, 99) and a missing
+row are that level's outcome.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
+from repo_manager.loadtest.inputs import resolve_shapes
+from repo_manager.loadtest.measure import Level
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.perf_install import PerfAnalyzer, cached_perf_analyzer
+from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
+from repo_manager.loadtest.target import TargetFacts
+
+__all__ = ["command_of", "find_perf_analyzer", "parse_csv", "parse_profile_export", "run_perf_analyzer"]
+
+_STUB_BYTES = 100_000
+_KILL_AFTER_S = 60.0
+_UNSTABLE_EXIT, _OPTION_EXIT = 2, 3
+
+
+def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
+    """Return the binary on PATH (a real one, not pip's stub) or the one in the user's cache.
+
+    Raises:
+        MissingDependencyError: there is neither.
+    """
+    on_path = shutil.which("perf_analyzer")
+    if on_path is not None and Path(on_path).stat().st_size > _STUB_BYTES:
+        return PerfAnalyzer(Path(on_path), None)
+    cached = cached_perf_analyzer(cache)
+    if cached is not None:
+        return cached
+    stub = f"{on_path} is the empty stub that pip installs where glibc is old; " if on_path else ""
+    raise MissingDependencyError(
+        f"{stub}no perf_analyzer was found on PATH or in the user's cache",
+        hint="Fetch it with: repo-manager doctor --install-perf-analyzer, or use --client native.",
+    )
+
+
+def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTestOptions, files: Path) -> list[str]:
+    """Return the command line of one level; results go to `files`/result.csv and `files`/profile.json.
+
+    Raises:
+        UsageError: the options ask for what perf_analyzer cannot do.
+    """
+    if level.mode == "replay" or level.arrival in ("burst", "ramp"):
+        raise UsageError(f"perf_analyzer has no {level.arrival} arrivals", hint="Use --client native.")
+    if options.headers and options.wire == "grpc":
+        raise UsageError("perf_analyzer ignores headers over gRPC", hint="Use --client native.")
+    host, port = options.address
+    command = [
+        str(binary),
+        "-m",
+        facts.model,
+        "-i",
+        options.wire,
+        "-u",
+        f"{host}:{port}",
+        "-b",
+        str(options.batch_size),
+    ]
+    if options.version is not None:
+        command += ["-x", str(options.version)]
+    if level.mode == "concurrency":
+        command += ["--concurrency-range", f"{level.level:g}"]
+    else:
+        distribution = "poisson" if level.arrival == "poisson" else "constant"
+        command += ["--request-rate-range", f"{level.level:g}", "--request-distribution", distribution]
+    batch = 1 if facts.max_batch_size > 0 else 0
+    for name, shape in resolve_shapes(facts, options).items() if options.data is None else ():
+        if name in options.shapes:
+            command += ["--shape", f"{name}:{','.join(str(size) for size in shape[batch:])}"]
+    if options.data is not None:
+        if options.data.suffix.lower() != ".json":
+            raise UsageError(
+                f"perf_analyzer reads JSON input data, not {options.data.name}", hint="Use --client native."
+            )
+        command += ["--input-data", str(options.data)]
+    for name, value in options.headers.items():
+        command += ["-H", f"{name}:{value}"]
+    if options.request_count is not None:
+        command += ["--request-count", str(options.request_count)]
+    else:
+        window_s = options.window_s if options.duration_s is None else options.duration_s / 3
+        command += ["-p", str(max(round(window_s * 1000), 1)), "-s", f"{options.stability * 100:g}"]
+        command += ["-r", str(max(options.max_windows, 3))]
+    return [
+        *command,
+        "-f",
+        str(files / "result.csv"),
+        "--verbose-csv",
+        "--profile-export-file",
+        str(files / "profile.json"),
+    ]
+
+
+def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, options: LoadTestOptions) -> LoadPoint:
+    """Run one level and return its row, whatever happened.
+
+    Raises:
+        UsageError: the options ask for what perf_analyzer cannot do, or it rejected them.
+        ServerUnreachableError: it reached no server.
+    """
+    with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as folder:
+        files = Path(folder)
+        command = command_of(perf.binary, level, facts, options, files)
+        limit_s = (
+            options.window_s * options.max_windows + (options.duration_s or 0.0) + options.timeout_s + _KILL_AFTER_S
+        )
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=perf.environment(),
+                timeout=limit_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return _failed(level, options, f"perf_analyzer did not end within {limit_s:.0f} s and was stopped")
+        except OSError as exc:
+            raise MissingDependencyError(f"{perf.binary} cannot be run: {exc}") from exc
+        text = f"{done.stdout}\n{done.stderr}".strip()
+        rows = parse_csv(_read(files / "result.csv"))
+        profile = parse_profile_export(_read(files / "profile.json"))
+    return _point(level, options, done.returncode, (text, rows, profile))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _point(
+    level: Level, options: LoadTestOptions, code: int, found: tuple[str, list[dict[str, float]], dict[str, float]]
+) -> LoadPoint:
+    text, rows, profile = found
+    tail = " | ".join(line.strip() for line in text.splitlines()[-4:] if line.strip())[:400]
+    if "error while loading shared libraries" in text:
+        raise MissingDependencyError(
+            f"perf_analyzer lacks a library: {tail}",
+            hint="Install it anew: repo-manager doctor --install-perf-analyzer.",
+        )
+    if code == _OPTION_EXIT:
+        raise UsageError(f"perf_analyzer rejected its options: {tail}")
+    if "failed to connect" in text.lower() or "connection refused" in text.lower():
+        raise ServerUnreachableError(f"perf_analyzer reached no server at {options.url}: {tail}")
+    if not rows and code == _UNSTABLE_EXIT:
+        return _failed(
+            level,
+            options,
+            f"perf_analyzer found no stable measurement (exit code 2) and gives no numbers: {tail}",
+            "unstable",
+        )
+    if not rows:
+        outcome = "over_limit" if code == 0 else "failed"
+        return _failed(level, options, f"perf_analyzer wrote no row (exit code {code}): {tail}", outcome)
+    row = rows[-1]
+    outcome = "stable" if code == 0 else "unstable"
+    return LoadPoint(
+        mode=level.mode,
+        level=level.level,
+        outcome=outcome,
+        reason=f"perf_analyzer's own rule (exit code {code})",
+        batch_size=options.batch_size,
+        client=ClientUse("perf_analyzer", note="it reports neither its CPU use nor its lateness"),
+        arrival=level.arrival,
+        duration_s=profile.get("duration_s", 0.0),
+        requests=int(profile.get("requests", 0)),
+        throughput_per_s=row["Inferences/Second"],
+        latency=_latency(row),
+        server=_server(row, profile),
+    )
+
+
+def _failed(level: Level, options: LoadTestOptions, reason: str, outcome: str = "failed") -> LoadPoint:
+    return LoadPoint(
+        level.mode, level.level, outcome, reason, options.batch_size, ClientUse("perf_analyzer"), level.arrival
+    )
+
+
+def _ns(row: Mapping[str, float], column: str) -> int | None:
+    value = row.get(column)
+    return None if value is None else round(value * 1e3)
+
+
+def _latency(row: Mapping[str, float]) -> Latency:
+    return Latency(
+        mean_ns=_ns(row, "Avg latency"),
+        p50_ns=_ns(row, "p50 latency"),
+        p90_ns=_ns(row, "p90 latency"),
+        p95_ns=_ns(row, "p95 latency"),
+        p99_ns=_ns(row, "p99 latency"),
+    )
+
+
+def _server(row: Mapping[str, float], profile: Mapping[str, float]) -> ServerTimes:
+    return ServerTimes(
+        requests=int(profile.get("requests", 0)),
+        inferences=0,
+        executions=0,
+        failures=0,
+        cache_hits=0,
+        queue_ns=_ns(row, "Server Queue"),
+        compute_input_ns=_ns(row, "Server Compute Input"),
+        compute_infer_ns=_ns(row, "Server Compute Infer"),
+        compute_output_ns=_ns(row, "Server Compute Output"),
+        mean_batch=None,
+        batches={},
+    )
+
+
+def parse_csv(text: str) -> list[dict[str, float]]:
+    """Return the rows of a perf_analyzer CSV (microseconds), by column; cells that are no numbers are left out.
+
+    Columns come and go between versions and models (cache columns, GPU columns), so they are found by name; GPU cells
+    (`GPU-...:12;GPU-...:13`) are left out.
+    """
+    rows: list[dict[str, float]] = []
+    for record in csv.DictReader(text.splitlines()):
+        row: dict[str, float] = {}
+        for name, cell in record.items():
+            try:
+                row[(name or "").strip()] = float(cell)
+            except (TypeError, ValueError):
+                continue
+        if "Inferences/Second" in row:
+            rows.append(row)
+    return rows
+
+
+def parse_profile_export(text: str) -> dict[str, float]:
+    """Return `requests` and `duration_s` of a profile export, empty when there is none.
+
+    The export holds every request of the run; the ones inside the last three windows are what the row was made of.
+    """
+    try:
+        experiments: list[dict[str, Any]] = json.loads(text).get("experiments", []) if text else []
+    except ValueError:
+        return {}
+    if not experiments:
+        return {}
+    requests = experiments[-1].get("requests", [])
+    bounds = [int(moment) for moment in experiments[-1].get("window_boundaries", [])]
+    answers = [int(request["response_timestamps"][-1]) for request in requests if request.get("response_timestamps")]
+    if len(bounds) >= 2:
+        low, high = bounds[max(len(bounds) - 4, 0)], bounds[-1]
+    elif answers:
+        low, high = min(int(request["timestamp"]) for request in requests), max(answers)
+    else:
+        return {}
+    inside = sum(low <= answer <= high for answer in answers)
+    return {"requests": float(inside), "duration_s": (high - low) / 1e9}

@@ -1,0 +1,150 @@
+"""Cuts a worker's answers into slices of time, by the moment at which each answer came."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable
+
+from repo_manager.loadtest.histogram import Histogram
+
+__all__ = ["Recorder", "Slice"]
+
+LATE_NS = 500_000
+_KEPT_MESSAGES = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slice:
+    """What one worker (or all of them, merged) saw in one slice of time.
+
+    Attributes:
+        index: number of the slice; slice `k` covers `[k, k+1) * slice_ns` after the start of the load.
+        length_ns: how long it lasted; less than the others only for the last one.
+        latencies: of the requests that ended well in the slice.
+        errors: how many requests ended in an error.
+        messages: error message -> how often, at most 8 kinds.
+        sent: requests that were due in the slice and sent (open loop only; 0 in a closed loop).
+        late: how many of them were sent more than 0.5 ms after their scheduled moment.
+        max_late_ns: the largest such delay.
+        cpu_ns: CPU time that the process used.
+        run_queue_ns: time in which the process could run and had no CPU.
+    """
+
+    index: int
+    length_ns: int
+    latencies: Histogram
+    errors: int = 0
+    messages: tuple[tuple[str, int], ...] = ()
+    sent: int = 0
+    late: int = 0
+    max_late_ns: int = 0
+    cpu_ns: int = 0
+    run_queue_ns: int = 0
+
+    @classmethod
+    def merge(cls, parts: list[Slice]) -> Slice:
+        """Add the same slice of several workers, or several slices, up."""
+        messages: collections.Counter[str] = collections.Counter()
+        for part in parts:
+            messages.update(dict(part.messages))
+        return cls(
+            index=parts[0].index,
+            length_ns=max(part.length_ns for part in parts),
+            latencies=Histogram.merge(part.latencies for part in parts),
+            errors=sum(part.errors for part in parts),
+            messages=tuple(messages.most_common(_KEPT_MESSAGES)),
+            sent=sum(part.sent for part in parts),
+            late=sum(part.late for part in parts),
+            max_late_ns=max(part.max_late_ns for part in parts),
+            cpu_ns=sum(part.cpu_ns for part in parts),
+            run_queue_ns=sum(part.run_queue_ns for part in parts),
+        )
+
+
+class Recorder:
+    """Collects latencies and hands a `Slice` on whenever one is over.
+
+    Args:
+        slice_ns: length of a slice.
+        emit: takes each finished slice, in order, none left out.
+    """
+
+    def __init__(self, slice_ns: int, emit: Callable[[Slice], None]) -> None:
+        self.boundary_ns = 1 << 62
+        self._slice_ns = slice_ns
+        self._emit = emit
+        self._index = 0
+        self._latencies: list[int] = []
+        self._errors = 0
+        self._messages: collections.Counter[str] = collections.Counter()
+        self._sent = self._late = self._max_late_ns = 0
+        self._cpu_ns, self._wait_ns = _process_times()
+
+    def begin(self, start_ns: int) -> None:
+        """Set the moment at which slice 0 begins."""
+        self.boundary_ns = start_ns + self._slice_ns
+        self._cpu_ns, self._wait_ns = _process_times()
+
+    def add(self, latencies_ns: list[int], now_ns: int) -> None:
+        """Count answers that came at `now_ns`."""
+        if now_ns >= self.boundary_ns:
+            self.roll(now_ns)
+        self._latencies += latencies_ns
+
+    def add_errors(self, count: int, message: str, now_ns: int) -> None:
+        """Count requests that ended in an error at `now_ns`."""
+        if now_ns >= self.boundary_ns:
+            self.roll(now_ns)
+        self._errors += count
+        if message in self._messages or len(self._messages) < _KEPT_MESSAGES:
+            self._messages[message] += count
+
+    def add_sends(self, sent: int, late: int, max_late_ns: int) -> None:
+        """Count open-loop sends and how many of them missed their moment."""
+        self._sent += sent
+        self._late += late
+        self._max_late_ns = max(self._max_late_ns, max_late_ns)
+
+    def roll(self, now_ns: int) -> None:
+        """Emit every slice that is over at `now_ns`."""
+        while now_ns >= self.boundary_ns:
+            self.finish(self.boundary_ns)
+            self.boundary_ns += self._slice_ns
+
+    def finish(self, end_ns: int) -> None:
+        """Emit the current slice as ending at `end_ns`, and begin the next one."""
+        cpu_ns, wait_ns = _process_times()
+        self._emit(
+            Slice(
+                index=self._index,
+                length_ns=max(end_ns - (self.boundary_ns - self._slice_ns), 0),
+                latencies=Histogram.of(self._latencies),
+                errors=self._errors,
+                messages=tuple(self._messages.items()),
+                sent=self._sent,
+                late=self._late,
+                max_late_ns=self._max_late_ns,
+                cpu_ns=cpu_ns - self._cpu_ns,
+                run_queue_ns=wait_ns - self._wait_ns,
+            )
+        )
+        self._index += 1
+        self._latencies = []
+        self._errors = self._sent = self._late = self._max_late_ns = 0
+        self._messages.clear()
+        self._cpu_ns, self._wait_ns = cpu_ns, wait_ns
+
+
+def _process_times() -> tuple[int, int]:
+    """Return the CPU time of this process and the time it waited for a CPU, in nanoseconds.
+
+    The second number of /proc/self/schedstat is the wait; 0 where the kernel does not count it.
+    """
+    try:
+        with open("/proc/self/schedstat", encoding="ascii") as file:  # noqa: PTH123  # a path object costs more than the read
+            waited = int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        waited = 0
+    return time.process_time_ns(), waited

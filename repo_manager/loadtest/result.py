@@ -1,0 +1,269 @@
+"""The frozen results of a load test. Integer nanoseconds for what was measured, seconds for lengths of time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from repo_manager.loadtest.histogram import Histogram
+from repo_manager.loadtest.target import TargetFacts
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "ClientUse",
+    "ErrorCount",
+    "GpuUse",
+    "Interval",
+    "Intervals",
+    "Latency",
+    "LoadPoint",
+    "LoadTestReport",
+    "Progress",
+    "SeriesPoint",
+    "ServerTimes",
+    "Window",
+]
+
+SCHEMA_VERSION = 1
+CURVE_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A 95 % interval, both ends included."""
+
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """Intervals of a point's numbers by a block bootstrap over slices of time; `None` where there is no data."""
+
+    throughput_per_s: Interval | None = None
+    mean_ns: Interval | None = None
+    p50_ns: Interval | None = None
+    p90_ns: Interval | None = None
+    p95_ns: Interval | None = None
+    p99_ns: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Latencies of the requests that ended well, in nanoseconds; `None` where the client does not report it."""
+
+    mean_ns: float | None = None
+    std_ns: float | None = None
+    min_ns: int | None = None
+    p50_ns: int | None = None
+    p90_ns: int | None = None
+    p95_ns: int | None = None
+    p99_ns: int | None = None
+    p999_ns: int | None = None
+    max_ns: int | None = None
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> Latency:
+        """Summarise a histogram."""
+        p50, p90, p95, p99, p999 = histogram.quantiles_ns((0.5, 0.9, 0.95, 0.99, 0.999))
+        return cls(histogram.mean_ns, histogram.std_ns, histogram.min_ns, p50, p90, p95, p99, p999, histogram.max_ns)
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorCount:
+    """An error message and how often it came."""
+
+    message: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """One measuring window. `used`: it is part of the point's numbers."""
+
+    start_s: float
+    duration_s: float
+    requests: int
+    errors: int
+    throughput_per_s: float
+    mean_ns: float | None
+    p50_ns: int | None
+    p99_ns: int | None
+    used: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerTimes:
+    """The server's own counters over the measured windows; times are means per request in nanoseconds.
+
+    Attributes:
+        mean_batch: inferences per execution of the model; `None` without an execution.
+        cache_hits: requests answered from the response cache.
+        batches: batch size -> executions of that size.
+    """
+
+    requests: int
+    inferences: int
+    executions: int
+    failures: int
+    cache_hits: int
+    queue_ns: float | None
+    compute_input_ns: float | None
+    compute_infer_ns: float | None
+    compute_output_ns: float | None
+    mean_batch: float | None
+    batches: Mapping[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuUse:
+    """What the server's metrics say of its GPUs over the measured windows; `None` and named in `missing` if absent.
+
+    Attributes:
+        utilization: mean share of time, 0 to 1, over GPUs and samples.
+        memory_used_bytes: largest sum over the GPUs.
+        power_w: mean of the sum over the GPUs.
+        energy_j: joules used between the first and the last sample, summed over the GPUs.
+        energy_per_inference_j: `energy_j` by inferences in the same time.
+        missing: what the server does not report, and why that may be.
+    """
+
+    utilization: float | None = None
+    memory_used_bytes: float | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    energy_per_inference_j: float | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientUse:
+    """What the load client needed for itself.
+
+    Attributes:
+        name: `native` or `perf_analyzer`.
+        workers: processes.
+        cpu_share: CPU time by wall time and worker; 1 is a whole CPU each. `None`: unknown.
+        cpu_us_per_request: CPU microseconds a request.
+        run_queue_share: share of time in which a worker could run and had no CPU (scheduling delay).
+        late_share: open loop: share of the sends more than 0.5 ms after their scheduled moment.
+        max_late_ns: open loop: the largest such delay.
+        bottleneck: the client, not the server, limited the numbers.
+        note: why, or what else to know.
+    """
+
+    name: str
+    workers: int = 1
+    cpu_share: float | None = None
+    cpu_us_per_request: float | None = None
+    run_queue_share: float | None = None
+    late_share: float | None = None
+    max_late_ns: int | None = None
+    bottleneck: bool = False
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesPoint:
+    """One slice of time: what the latency was when. `measured`: inside a used window."""
+
+    t_s: float
+    throughput_per_s: float
+    p50_ns: int | None
+    p99_ns: int | None
+    errors: int
+    measured: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadPoint:
+    """One load level's row. There is one for every level, whatever happened.
+
+    Attributes:
+        mode: `concurrency`, `rate` or `replay`.
+        level: requests in flight, requests a second, or the mean rate of the replayed schedule.
+        outcome: `stable`, `unstable` (the windows never agreed), `over_limit` (the client stopped at a latency
+            limit) or `failed` (nothing to measure).
+        reason: the rule that decided the outcome, with its numbers.
+        duration_s: length of the measured time.
+        requests: ended well in that time.
+        throughput_per_s: inferences (requests times batch size) a second.
+        curve: (quantile, nanoseconds) pairs.
+        histogram: of all measured latencies, mergeable; `None` when the client only reports percentiles.
+    """
+
+    mode: str
+    level: float
+    outcome: str
+    reason: str
+    batch_size: int
+    client: ClientUse
+    arrival: str = "closed loop"
+    duration_s: float = 0.0
+    requests: int = 0
+    errors: int = 0
+    error_messages: tuple[ErrorCount, ...] = ()
+    throughput_per_s: float = 0.0
+    latency: Latency = Latency()
+    intervals: Intervals = Intervals()
+    server: ServerTimes | None = None
+    gpu: GpuUse = GpuUse()
+    windows: tuple[Window, ...] = ()
+    series: tuple[SeriesPoint, ...] = ()
+    curve: tuple[tuple[float, int], ...] = ()
+    histogram: Mapping[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        """`concurrency 8`, `rate 200/s`, `replay`."""
+        if self.mode == "concurrency":
+            return f"concurrency {self.level:g}"
+        return f"rate {self.level:g}/s" if self.mode == "rate" else "replay"
+
+    @property
+    def error_share(self) -> float | None:
+        """Errors by all requests that ended; `None` when none did."""
+        ended = self.requests + self.errors
+        return self.errors / ended if ended else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Told while a level runs. `point` is set once, when its row is finished."""
+
+    label: str
+    phase: str
+    elapsed_s: float
+    throughput_per_s: float = 0.0
+    p50_ns: int | None = None
+    p99_ns: int | None = None
+    errors: int = 0
+    windows: int = 0
+    remaining_s: float | None = None
+    point: LoadPoint | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadTestReport:
+    """A whole load test.
+
+    Attributes:
+        schema_version: of this document; raised when a field changes its meaning or goes away.
+        knee: label of the knee of the closed-loop levels and the rule that found it; `None` when there is none.
+        notes: what a reader has to know (a response cache, inputs in rotation, ...).
+        environment: the client's machine and versions.
+        started: UTC, ISO 8601.
+    """
+
+    target: TargetFacts
+    options: Mapping[str, Any]
+    points: tuple[LoadPoint, ...]
+    started: str
+    seconds: float
+    environment: Mapping[str, str]
+    command: str = ""
+    knee: str | None = None
+    knee_rule: str = ""
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION

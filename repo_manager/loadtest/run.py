@@ -1,0 +1,227 @@
+"""The load test: ask the server, make the requests, measure level after level."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+import repo_manager
+from repo_manager.errors import ServerError, UsageError
+from repo_manager.loadtest.generator import Job
+from repo_manager.loadtest.inputs import make_samples
+from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
+from repo_manager.loadtest.metrics import MetricsSource
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.payload import build_endpoint
+from repo_manager.loadtest.perf_analyzer import find_perf_analyzer, run_perf_analyzer
+from repo_manager.loadtest.pool import WorkerPool, default_workers
+from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, Progress
+from repo_manager.loadtest.saturation import find_knee, is_saturated
+from repo_manager.loadtest.schedule import Schedule, load_replay
+from repo_manager.loadtest.target import Target, TargetFacts, connect
+from repo_manager.loadtest.wire import Endpoint
+from repo_manager.types import as_json
+
+__all__ = ["default_metrics_url", "measure_level", "run_load_test"]
+
+_MAX_SATURATION_CONCURRENCY = 1024
+
+Report = Callable[[Progress], None]
+Measure = Callable[[Level], LoadPoint]
+
+
+def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -> LoadTestReport:
+    """Measure a served model at every level of `options`.
+
+    Args:
+        options: what to do.
+        progress: is told about ten times a second, and once with each finished row.
+
+    Returns:
+        One row a level. A level that failed is a row with the outcome `failed`, not an exception.
+
+    Raises:
+        UsageError: the options do not fit the model.
+        InputError: the input data is bad.
+        ServerUnreachableError: no answer from the server before the first level.
+        ServerRefusedError: unknown model or version.
+    """
+    begin, started = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
+    target = connect(options)
+    facts = target.facts()
+    notes: list[str] = []
+    if options.client == "perf_analyzer":
+        binary = find_perf_analyzer()
+        points = _levels(options, lambda level: run_perf_analyzer(binary, level, facts, options), progress)
+    else:
+        samples = make_samples(facts, options)
+        endpoint = build_endpoint(facts, samples, options)
+        notes += _notes(facts, len(samples), options)
+        with WorkerPool(options.workers or default_workers()) as pool:
+            metrics = MetricsSource(options.metrics_url or default_metrics_url(options))
+            points = _levels(
+                options,
+                lambda level: measure_level(pool, level, endpoint, options, (target, metrics), progress),
+                progress,
+            )
+    knee, rule = find_knee(points)
+    return LoadTestReport(
+        target=facts,
+        options=as_json(options),
+        points=tuple(points),
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - begin,
+        environment=environment(),
+        command=options.command,
+        knee=None if knee is None else knee.label,
+        knee_rule=rule,
+        notes=tuple(notes),
+    )
+
+
+def _levels(options: LoadTestOptions, measure: Measure, progress: Report | None) -> list[LoadPoint]:
+    points: list[LoadPoint] = []
+    for level in _planned(options, points):
+        points.append(measure(level))
+        if progress is not None:
+            progress(Progress(level.label, "done", points[-1].duration_s, point=points[-1]))
+    return points
+
+
+def _planned(options: LoadTestOptions, points: list[LoadPoint]) -> Iterator[Level]:
+    """Yield the levels; `points` are the rows so far, which decide how long a search for saturation goes on."""
+    if options.until_saturation:
+        concurrency = options.concurrency[0] if options.concurrency else 1
+        while concurrency <= _MAX_SATURATION_CONCURRENCY:
+            yield Level("concurrency", concurrency, "closed loop")
+            if is_saturated(points):
+                break
+            concurrency *= 2
+    else:
+        for concurrency in options.concurrency:
+            yield Level("concurrency", concurrency, "closed loop")
+    for rate in options.rate:
+        yield Level("rate", rate, options.arrival)
+    if options.replay is not None:
+        offsets = load_replay(options.replay)
+        yield Level("replay", len(offsets) / max(offsets[-1] / 1e9, 1e-9), "replay")
+
+
+def measure_level(
+    pool: WorkerPool,
+    level: Level,
+    endpoint: Endpoint,
+    options: LoadTestOptions,
+    sources: tuple[Target, MetricsSource],
+    progress: Report | None = None,
+) -> LoadPoint:
+    """Measure one level on running workers.
+
+    A server that goes away in the middle gives a row with the outcome `failed`.
+    """
+    try:
+        measurement = Measurement(level, options, *sources, progress)
+        pool.begin(jobs_of(level, endpoint, options, pool.size))
+        for piece in pool.slices():
+            measurement.take(piece, pool.size)
+            if measurement.finished:
+                pool.stop()
+        return measurement.point()
+    except ServerError as exc:
+        pool.restart()
+        return LoadPoint(
+            level.mode,
+            level.level,
+            "failed",
+            exc.message,
+            options.batch_size,
+            ClientUse("native", pool.size),
+            level.arrival,
+        )
+    except BaseException:
+        pool.close()
+        raise
+
+
+def jobs_of(level: Level, endpoint: Endpoint, options: LoadTestOptions, workers: int) -> list[Job]:
+    """Share a level among workers: requests in flight as evenly as they divide, or every n-th arrival."""
+    is_closed = level.mode == "concurrency"
+    schedule = None if is_closed else schedule_of(level, options)
+    total = int(level.level) if is_closed else min(max(int(level.level * 0.02), 4), 64)
+    return [
+        Job(
+            protocol=options.wire,
+            endpoint=endpoint,
+            slots=total // workers + (number < total % workers) if is_closed else max(total // workers, 1),
+            connections=options.connections,
+            schedule=schedule,
+            worker=number,
+            workers=workers,
+            slice_ns=slice_length_ns(options),
+            max_requests=None,
+            max_in_flight=max(options.max_in_flight // workers, 1),
+        )
+        for number in range(workers)
+    ]
+
+
+def schedule_of(level: Level, options: LoadTestOptions) -> Schedule:
+    """Return the arrival schedule of an open-loop level."""
+    if level.mode == "replay":
+        if options.replay is None:
+            raise UsageError("a replay level needs a file of recorded moments")
+        return Schedule("replay", offsets_ns=load_replay(options.replay))
+    return Schedule(
+        options.arrival,
+        level.level,
+        seed=options.seed,
+        burst_size=options.burst_size,
+        ramp_from_per_s=options.ramp_from_per_s,
+        ramp_s=options.warmup_s + (options.duration_s or options.max_windows * options.window_s),
+    )
+
+
+def default_metrics_url(options: LoadTestOptions) -> str:
+    """Return where Triton's metrics are by default: port 8002 of the same host."""
+    host = options.address[0]
+    return f"http://{f'[{host}]' if ':' in host else host}:8002/metrics"
+
+
+def _notes(facts: TargetFacts, distinct: int, options: LoadTestOptions) -> list[str]:
+    notes = []
+    if facts.response_cache:
+        notes.append(
+            f"The model has a response cache: with {distinct} distinct requests in rotation, most answers come "
+            "from it and not from the model."
+        )
+    if distinct < options.distinct and options.data is None:
+        notes.append(f"{distinct} distinct requests instead of {options.distinct}, to stay below 256 MiB of inputs.")
+    return notes
+
+
+def environment() -> dict[str, str]:
+    """Return the client's machine and versions."""
+    return {
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "repo_manager": repo_manager.__version__,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # read line by line
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        return "unknown"
+    return "unknown"

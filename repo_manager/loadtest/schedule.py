@@ -1,0 +1,166 @@
+"""Arrival schedules: pure, seeded generators of the moments at which an open loop sends.
+
+A schedule yields chunks of offsets from the start of the load, int64 nanoseconds `[N]`, never descending.
+The same arguments always give the same moments, so several workers can each take every n-th arrival of one
+schedule, and two runs can be compared arrival by arrival.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from repo_manager.errors import InputError, UsageError
+
+__all__ = ["ARRIVALS", "Schedule", "load_replay"]
+
+ARRIVALS = ("constant", "poisson", "burst", "ramp", "replay")
+_CHUNK = 4096
+_NS = 1_000_000_000
+
+Offsets = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When requests are sent, whatever the server does.
+
+    Attributes:
+        arrival: `constant` (evenly spaced), `poisson` (independent arrivals, exponential gaps), `burst`
+            (`burst_size` at once, bursts evenly spaced), `ramp` (the rate rises linearly from `ramp_from_per_s` to
+            `rate_per_s` over `ramp_s`, then stays), `replay` (recorded moments).
+        rate_per_s: mean rate in requests a second; the final one of a ramp. Ignored by `replay`.
+        seed: of `poisson`.
+        burst_size: requests in a burst.
+        ramp_from_per_s: rate at the start of a ramp.
+        ramp_s: length of a ramp in seconds.
+        offsets_ns: the recorded moments of `replay`, ascending, from 0.
+    """
+
+    arrival: str
+    rate_per_s: float = 0.0
+    seed: int = 0
+    burst_size: int = 1
+    ramp_from_per_s: float = 0.0
+    ramp_s: float = 0.0
+    offsets_ns: tuple[int, ...] = dataclasses.field(default=(), metadata={"json": False})
+
+    def __post_init__(self) -> None:
+        if self.arrival not in ARRIVALS:
+            raise UsageError(f"arrival {self.arrival!r} is not one of {', '.join(ARRIVALS)}")
+        if self.arrival == "replay" and not self.offsets_ns:
+            raise UsageError("a replay schedule has no recorded moments", hint="Give a JSON or CSV file of timestamps.")
+        if self.arrival != "replay" and not 0 < self.rate_per_s < float("inf"):
+            raise UsageError(f"the rate is {self.rate_per_s:g} requests/s, expected more than 0")
+        if self.arrival == "burst" and self.burst_size < 1:
+            raise UsageError(f"the burst size is {self.burst_size}, expected at least 1")
+        if self.arrival == "ramp" and (self.ramp_s <= 0 or self.ramp_from_per_s < 0):
+            raise UsageError(
+                f"a ramp from {self.ramp_from_per_s:g}/s over {self.ramp_s:g} s; "
+                "expected a length above 0 s and a start of 0/s or more"
+            )
+
+    def chunks(self) -> Iterator[Offsets]:
+        """Yield the moments in chunks; endless except for `replay`."""
+        if self.arrival == "replay":
+            offsets = np.asarray(self.offsets_ns, np.int64)
+            for start in range(0, offsets.size, _CHUNK):
+                yield offsets[start : start + _CHUNK]
+            return
+        rng = np.random.default_rng(self.seed)
+        last_ns, first = 0.0, 0
+        while True:
+            numbers = np.arange(first, first + _CHUNK, dtype=np.float64)
+            first += _CHUNK
+            if self.arrival == "poisson":
+                moments = last_ns + np.cumsum(rng.exponential(_NS / self.rate_per_s, _CHUNK))
+                last_ns = float(moments[-1])
+                yield moments.astype(np.int64)
+            else:
+                yield (self._even_s(numbers) * _NS).astype(np.int64)
+
+    def _even_s(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the moment, in seconds, of each arrival number `[N]` of an evenly spaced schedule."""
+        if self.arrival == "burst":
+            bursts: npt.NDArray[np.float64] = np.floor(numbers / self.burst_size)
+            return bursts * self.burst_size / self.rate_per_s
+        if self.arrival == "constant":
+            return numbers / self.rate_per_s
+        # A ramp: arrivals up to t are a*t + (b-a)*t²/(2T); solved for t, then the constant rate b.
+        start, end, length = self.ramp_from_per_s, self.rate_per_s, self.ramp_s
+        in_ramp = (start + end) / 2 * length
+        half_slope = (end - start) / (2 * length)
+        inside = np.minimum(numbers, in_ramp)
+        if half_slope == 0:
+            rising = inside / start
+        else:
+            root = np.sqrt(np.maximum(start * start + 4 * half_slope * inside, 0))
+            rising = 2 * inside / np.maximum(start + root, 1e-12)
+        moments: npt.NDArray[np.float64] = np.where(numbers <= in_ramp, rising, length + (numbers - in_ramp) / end)
+        return moments
+
+    def share(self, worker: int, workers: int) -> Iterator[Offsets]:
+        """Yield every `workers`-th arrival, starting with number `worker`: one worker's part of the schedule."""
+        seen = 0
+        for chunk in self.chunks():
+            yield chunk[(worker - seen) % workers :: workers]
+            seen += chunk.size
+
+
+def load_replay(path: Path) -> tuple[int, ...]:
+    """Read recorded moments, in seconds, from a JSON array or a CSV file's first (or `timestamp_s`) column.
+
+    JSON may also be an object with `timestamps_s` or `timestamps_ns`. The first moment becomes 0.
+
+    Returns:
+        Offsets in nanoseconds, ascending.
+
+    Raises:
+        InputError: unreadable, empty, or not numbers.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        seconds = _json_moments(text) if path.suffix.lower() == ".json" else _csv_moments(text)
+    except (OSError, ValueError, TypeError) as exc:
+        raise InputError(
+            f"{path}: no timestamps could be read: {exc}",
+            hint="Expected a JSON array of seconds, {'timestamps_s': [...]}, or a CSV file with a moment in a row.",
+        ) from exc
+    moments = np.sort(np.asarray(seconds, np.float64))
+    if not moments.size or not np.isfinite(moments).all():
+        raise InputError(f"{path}: {moments.size} timestamps, expected at least one finite number")
+    offsets: list[int] = np.rint((moments - moments[0]) * _NS).astype(np.int64).tolist()
+    return tuple(offsets)
+
+
+def _json_moments(text: str) -> list[float]:
+    data = json.loads(text)
+    if isinstance(data, dict) and "timestamps_ns" in data:
+        return [float(value) / _NS for value in data["timestamps_ns"]]
+    if isinstance(data, dict):
+        data = data.get("timestamps_s", data.get("timestamps"))
+    if not isinstance(data, list):
+        raise ValueError("found no array of timestamps")
+    return [float(value) for value in data]
+
+
+def _csv_moments(text: str) -> list[float]:
+    rows = [row for row in csv.reader(text.splitlines()) if row and row[0].strip()]
+    if not rows:
+        return []
+    header = [cell.strip().lower() for cell in rows[0]]
+    column, scale = 0, 1.0
+    for name, unit in (("timestamp_s", 1.0), ("timestamp", 1.0), ("timestamp_ns", 1.0 / _NS)):
+        if name in header:
+            column, scale = header.index(name), unit
+    try:
+        float(rows[0][column])
+    except ValueError:
+        rows = rows[1:]
+    return [float(row[column]) * scale for row in rows]

@@ -1,0 +1,333 @@
+"""gRPC client connection: HTTP/2 frames built once, many streams on one connection.
+
+The header block of a request is the same for every request. The first one on a connection teaches the
+server's HPACK table its fields (literals with incremental indexing); every later one is a few index bytes. A request
+is then: HEADERS with its stream id, DATA with its stream id and the prebuilt message (RFC 9113, RFC 7541, and
+the gRPC over HTTP/2 mapping). Large messages are written as slices of the prebuilt one, within the server's flow
+control.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+from repo_manager.loadtest.http2 import (
+    CONNECTION_PREFACE,
+    DATA,
+    FRAME_HEADER,
+    GOAWAY,
+    HEADERS,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    BlockReader,
+    PeerSettings,
+    frame,
+    request_blocks,
+    reset_reason,
+)
+from repo_manager.loadtest.wire import Endpoint, Sink, TcpStream, WantWrite
+
+__all__ = ["GrpcConnection"]
+
+_RECEIVE_BYTES = 262_144
+_WINDOW_BYTES = (1 << 31) - 1
+_TOP_UP_BYTES = 1 << 29
+_LAST_STREAM = (1 << 31) - 3
+_END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
+
+
+class GrpcConnection:
+    """One HTTP/2 connection that carries unary calls of one gRPC method."""
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
+        self.in_flight = 0
+        self.usable = True
+        self.ready = False  # becomes true with the server's SETTINGS
+        self._sock = sock
+        self._sink = sink
+        self._timeout_ns = endpoint.timeout_ns
+        self._stream = TcpStream(sock, want_write)
+        self._out: list[bytes | memoryview] = [CONNECTION_PREFACE]
+        self._out_bytes = len(CONNECTION_PREFACE)
+        self._starts: dict[int, int] = {}
+        self._unstamped: list[int] = []
+        self._next_id = 1
+        self._peer = PeerSettings()
+        self._window = self._peer.initial_window_bytes
+        self._stream_windows: dict[int, int] = {}  # only of streams whose message is not sent yet
+        self._partial: collections.deque[tuple[int, memoryview]] = collections.deque()
+        self._received = b""
+        self._unacknowledged = 0
+        self._blocks = BlockReader()
+        self._endpoint = endpoint
+        self._first_block, self._block = request_blocks(endpoint, indexed=True)
+        self._messages = [struct.pack(">BI", 0, len(message)) + message for message in endpoint.messages]
+        self._build_frames()
+        self.flush()
+
+    def fileno(self) -> int:
+        """Return the socket's file descriptor."""
+        return self._sock.fileno()
+
+    def free_slots(self) -> int:
+        """Return how many more streams the server allows, 0 before its SETTINGS came."""
+        return self._peer.max_streams - self.in_flight if self.usable and self.ready else 0
+
+    def _build_frames(self) -> None:
+        """Prebuild what does not change between requests; again when the server's SETTINGS change it."""
+        self._headers_prefix = frame(HEADERS, _END_HEADERS, 0, self._block)[:5]
+        whole: list[tuple[bytes, bytes, int]] = []
+        for message in self._messages:
+            data_prefix = struct.pack(">BHBB", len(message) >> 16, len(message) & 0xFFFF, DATA, _END_STREAM)
+            whole.append((self._block + data_prefix, message, len(message)))
+        self._whole = itertools.cycle(whole)
+        largest = max(len(message) for message in self._messages)
+        self._fits_one_frame = largest <= min(self._peer.max_frame_bytes, self._peer.initial_window_bytes)
+
+    def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
+        """Queue requests; `flush` writes them. See `Connection.submit`."""
+        out, unstamped, prefix, whole = self._out, self._unstamped, self._headers_prefix, self._whole
+        for place in range(count):
+            number = self._next_id
+            self._next_id = number + 2
+            block, message, size = next(whole)
+            identity = number.to_bytes(4, "big")
+            if number == 1:
+                self._submit_first(message)
+            elif self._fits_one_frame and size <= self._window and not self._partial:
+                out += (prefix, identity, block, identity, message)
+                self._window -= size
+                self._out_bytes += size + 64
+            else:
+                out += (prefix, identity, self._block)
+                self._out_bytes += 64
+                self._start_partial(number, message)
+            if starts_ns is None:
+                unstamped.append(number)
+            else:
+                self._starts[number] = starts_ns[place]
+        self.in_flight += count
+        if self._next_id > _LAST_STREAM:
+            self.usable = False  # the sink opens another one; this one finishes its streams
+
+    def _submit_first(self, message: bytes) -> None:
+        """Queue stream 1, whose header block fills the server's table."""
+        header = frame(HEADERS, _END_HEADERS, 1, self._first_block)
+        self._out.append(header)
+        self._out_bytes += len(header)
+        self._start_partial(1, message)
+
+    def _start_partial(self, number: int, message: bytes) -> None:
+        self._stream_windows[number] = self._peer.initial_window_bytes
+        self._partial.append((number, memoryview(message)))
+        self._send_partial()
+
+    def _send_partial(self) -> None:
+        """Queue DATA frames, oldest stream first, as far as the windows allow."""
+        blocked: list[tuple[int, memoryview]] = []
+        while self._partial and self._window > 0:
+            number, rest = self._partial.popleft()
+            room = min(self._window, self._stream_windows.get(number, 0), self._peer.max_frame_bytes)
+            if number not in self._stream_windows:
+                continue  # reset meanwhile
+            if room <= 0:
+                blocked.append((number, rest))
+                continue
+            piece, rest = rest[:room], rest[room:]
+            size = len(piece)
+            flags = 0 if len(rest) else _END_STREAM
+            self._out.append(struct.pack(">BHBBI", size >> 16, size & 0xFFFF, DATA, flags, number))
+            self._out.append(piece)
+            self._out_bytes += size + 9
+            self._window -= size
+            if len(rest):
+                self._stream_windows[number] -= size
+                self._partial.appendleft((number, rest))
+            else:
+                del self._stream_windows[number]
+        self._partial.extendleft(reversed(blocked))
+
+    def flush(self) -> None:
+        """Write what was queued, and stamp the requests that count from their write."""
+        if not self._out:
+            return
+        if self._unstamped:
+            self._starts.update(dict.fromkeys(self._unstamped, time.monotonic_ns()))
+            self._unstamped.clear()
+        out, size = self._out, self._out_bytes
+        self._out, self._out_bytes = [], 0
+        try:
+            self._stream.write(out, size)
+        except OSError as exc:
+            self._fail_all(f"the connection broke while sending: {exc}")
+
+    def on_writable(self) -> None:
+        """Continue a write that the socket had not taken."""
+        try:
+            self._stream.on_writable()
+        except OSError as exc:
+            self._fail_all(f"the connection broke while sending: {exc}")
+
+    def on_readable(self) -> None:
+        """Read and handle what the server sent."""
+        try:
+            data = self._sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._fail_all(f"the connection broke: {exc}")
+            return
+        now_ns = time.monotonic_ns()
+        if not data:
+            self._fail_all("the server closed the connection")
+            return
+        if self._received:
+            data = self._received + data
+        latencies = self._read_frames(data, now_ns)
+        if latencies:
+            self.in_flight -= len(latencies)
+            self._sink.completed(self, latencies, now_ns)
+        if self._out:
+            self.flush()
+
+    def _read_frames(self, data: bytes, now_ns: int) -> list[int]:
+        """Handle every complete frame, keep the rest, return the latencies of calls that ended well."""
+        latencies: list[int] = []
+        position, end = 0, len(data)
+        unpack, starts = FRAME_HEADER.unpack_from, self._starts
+        initial, is_ok = self._blocks.initial, self._blocks.is_ok
+        while end - position >= 9:
+            high, low, kind, flags, number = unpack(data, position)
+            after = position + 9 + (high << 16 | low)
+            if after > end:
+                break
+            if kind == HEADERS and flags & _END_HEADERS:
+                block = data[position + 9 : after]
+                if not flags & _END_STREAM:
+                    if block not in initial:
+                        self._blocks.read(block, flags)
+                elif is_ok.get(block):
+                    start = starts.pop(number, None)
+                    if start is not None:
+                        latencies.append(now_ns - start)
+                else:
+                    self._end_call(number, block, flags, now_ns, latencies)
+            elif kind == DATA:
+                self._unacknowledged += after - position - 9
+            else:
+                self._control(kind, flags, number, data[position + 9 : after], now_ns)
+                if not self.usable and not starts:
+                    return latencies
+            position = after
+        self._received = data[position:] if position < end else b""
+        if self._unacknowledged > _TOP_UP_BYTES:
+            self._queue(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._unacknowledged)))
+            self._unacknowledged = 0
+        return latencies
+
+    def _end_call(self, number: int, block: bytes, flags: int, now_ns: int, latencies: list[int]) -> None:
+        """Handle trailers that were not seen before, or that carry an error."""
+        problem = self._blocks.read(block, flags)
+        start = self._starts.pop(number, None)
+        self._stream_windows.pop(number, None)
+        if start is None:
+            return
+        if problem is None:
+            latencies.append(now_ns - start)
+        else:
+            self.in_flight -= 1
+            self._sink.failed(self, 1, problem, now_ns)
+
+    def _control(self, kind: int, flags: int, number: int, payload: bytes, now_ns: int) -> None:
+        if kind == SETTINGS and not flags & _ACK:
+            self._apply_settings(payload)
+        elif kind == PING and not flags & _ACK:
+            self._queue(frame(PING, _ACK, 0, payload))
+        elif kind == WINDOW_UPDATE:
+            grant = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
+            if number == 0:
+                self._window += grant
+            elif number in self._stream_windows:
+                self._stream_windows[number] += grant
+            if self._partial:
+                self._send_partial()
+        elif kind == RST_STREAM:
+            self._stream_windows.pop(number, None)
+            if self._starts.pop(number, None) is not None:
+                self.in_flight -= 1
+                self._sink.failed(self, 1, f"the server reset the stream: {reset_reason(payload)}", now_ns)
+        elif kind == GOAWAY:
+            self._go_away(payload, now_ns)
+
+    def _apply_settings(self, payload: bytes) -> None:
+        before = self._peer
+        self._peer = before.updated(payload)
+        change = self._peer.initial_window_bytes - before.initial_window_bytes
+        for number in self._stream_windows:
+            self._stream_windows[number] += change
+        if self._peer.header_table_bytes < 4096 and self._next_id == 1:
+            self._first_block, self._block = request_blocks(self._endpoint, indexed=False)
+        self._build_frames()
+        self._queue(frame(SETTINGS, _ACK, 0, b""))
+        self.ready = True
+        if self._partial:
+            self._send_partial()
+
+    def _go_away(self, payload: bytes, now_ns: int) -> None:
+        """Take no new requests; fail the streams that the server says it will not answer."""
+        self.usable = False
+        last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
+        refused = [number for number in self._starts if number > last]
+        for number in refused:
+            del self._starts[number]
+            self._stream_windows.pop(number, None)
+        self.in_flight -= len(refused)
+        words = payload[8:208].decode("utf-8", "replace")
+        reason = f"the server is going away: {reset_reason(payload[4:8])} {words}".strip()
+        if refused:
+            self._sink.failed(self, len(refused), reason, now_ns)
+        if not self.in_flight:
+            self._sink.lost(self, reason, now_ns)
+
+    def _queue(self, data: bytes) -> None:
+        self._out.append(data)
+        self._out_bytes += len(data)
+
+    def expire(self, now_ns: int) -> None:
+        """Cancel and fail the streams that are older than the time-out (the oldest come first)."""
+        expired: list[int] = []
+        for number, start in self._starts.items():
+            if now_ns - start <= self._timeout_ns:
+                break
+            expired.append(number)
+        for number in expired:
+            del self._starts[number]
+            self._stream_windows.pop(number, None)
+            self._queue(frame(RST_STREAM, 0, number, struct.pack(">I", 8)))
+        if expired:
+            self.in_flight -= len(expired)
+            self.flush()
+            self._sink.failed(self, len(expired), f"no answer within {self._timeout_ns / 1e9:g} s", now_ns)
+
+    def close(self) -> None:
+        """Close the socket; tells nobody."""
+        self.usable = False
+        self._sock.close()
+
+    def _fail_all(self, message: str) -> None:
+        now_ns = time.monotonic_ns()
+        self.usable = False
+        count, self.in_flight = len(self._starts), 0
+        self._starts.clear()
+        self._unstamped.clear()
+        self._partial.clear()
+        if count:
+            self._sink.failed(self, count, message, now_ns)
+        self._sink.lost(self, message, now_ns)

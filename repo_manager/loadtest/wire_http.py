@@ -1,0 +1,201 @@
+"""HTTP/1.1 client connection: one prebuilt request in flight, answers recognised by their header block."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import time
+from collections.abc import Sequence
+
+from repo_manager.loadtest.wire import Endpoint, Sink, TcpStream, WantWrite
+
+__all__ = ["HttpConnection", "http_request"]
+
+_KEPT_BODY_BYTES = 4096
+_KNOWN_HEADS = 256
+_RECEIVE_BYTES = 262_144
+
+
+def http_request(endpoint: Endpoint, number: int) -> bytes:
+    """Return the whole request, header block and body, of message `number`."""
+    body = endpoint.messages[number]
+    lines = [
+        f"POST {endpoint.path} HTTP/1.1",
+        f"Host: {endpoint.authority}",
+        "Content-Type: application/octet-stream",
+        f"Inference-Header-Content-Length: {endpoint.json_bytes[number]}",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in endpoint.headers),
+    ]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+class HttpConnection:
+    """One keep-alive connection with at most one request in flight."""
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
+        self.in_flight = 0
+        self.usable = True
+        self.ready = True
+        self._sock = sock
+        self._sink = sink
+        self._timeout_ns = endpoint.timeout_ns
+        self._stream = TcpStream(sock, want_write)
+        requests: list[list[bytes | memoryview]] = [
+            [http_request(endpoint, number)] for number in range(len(endpoint.messages))
+        ]
+        self._requests = itertools.cycle(requests)
+        self._queued: list[bytes | memoryview] | None = None
+        self._start_ns = 0
+        self._stamp_on_write = True
+        self._received = b""
+        self._missing = -1  # bytes of the body still to come; -1: the header block is not complete
+        self._status = 0
+        self._keep_alive = True
+        self._error_body = b""
+        self._heads: dict[bytes, tuple[int, int, bool]] = {}
+
+    def fileno(self) -> int:
+        """Return the socket's file descriptor."""
+        return self._sock.fileno()
+
+    def free_slots(self) -> int:
+        """Return 1 when no request is in flight, else 0."""
+        return 1 - self.in_flight if self.usable else 0
+
+    def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
+        """Queue one request; `flush` writes it. See `Connection.submit`."""
+        self.in_flight = 1
+        self._queued = next(self._requests)
+        self._stamp_on_write = starts_ns is None
+        if starts_ns is not None:
+            self._start_ns = starts_ns[0]
+
+    def flush(self) -> None:
+        """Write the queued request."""
+        request = self._queued
+        if request is None:
+            return
+        self._queued = None
+        if self._stamp_on_write:
+            self._start_ns = time.monotonic_ns()
+        try:
+            self._stream.write(request[:], len(request[0]))
+        except OSError as exc:
+            self._fail_all(f"the connection broke while sending: {exc}")
+
+    def on_writable(self) -> None:
+        """Continue a write that the socket had not taken."""
+        try:
+            self._stream.on_writable()
+        except OSError as exc:
+            self._fail_all(f"the connection broke while sending: {exc}")
+
+    def on_readable(self) -> None:
+        """Read and handle what the server sent."""
+        try:
+            data = self._sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._fail_all(f"the connection broke: {exc}")
+            return
+        now_ns = time.monotonic_ns()
+        if not data:
+            self._fail_all("the server closed the connection")
+            return
+        if self._missing > 0:  # the body of an answer whose header block was seen
+            self._take_body(data, 0, now_ns)
+            return
+        if self._received:
+            data = self._received + data
+        self._take_head(data, now_ns)
+
+    def _take_head(self, data: bytes, now_ns: int) -> None:
+        cut = data.find(b"\r\n\r\n")
+        if cut < 0:
+            self._received = data
+            return
+        self._received = b""
+        head = data[:cut]
+        known = self._heads.get(head)
+        if known is None:
+            known = _parse_head(head)
+            if len(self._heads) < _KNOWN_HEADS:
+                self._heads[head] = known
+        self._status, length, self._keep_alive = known
+        if length < 0:
+            self._fail_all("the answer has no Content-Length (chunked answers are not supported)")
+            return
+        self._missing = length
+        self._error_body = b""
+        self._take_body(data, cut + 4, now_ns)
+
+    def _take_body(self, data: bytes, begin: int, now_ns: int) -> None:
+        """Count the body bytes from `begin` on; only an error's body is kept."""
+        self._missing -= len(data) - begin
+        if self._status != 200 and len(self._error_body) < _KEPT_BODY_BYTES:
+            self._error_body += data[begin:]
+        if self._missing > 0:
+            return
+        if not self.in_flight or self._missing < 0:
+            self._fail_all("the server sent an answer that was not asked for")
+            return
+        self._missing = -1
+        self.in_flight = 0
+        closing = not self._keep_alive
+        if closing:
+            self.usable = False
+        if self._status == 200:
+            self._sink.completed(self, [now_ns - self._start_ns], now_ns)
+        else:
+            self._sink.failed(self, 1, _error_text(self._status, self._error_body), now_ns)
+        if closing:
+            self._sink.lost(self, "the server closes the connection after each answer", now_ns)
+
+    def expire(self, now_ns: int) -> None:
+        """Fail the request in flight when it is older than the time-out; HTTP/1.1 then has to reconnect."""
+        if self.in_flight and now_ns - self._start_ns > self._timeout_ns:
+            self._fail_all(f"no answer within {self._timeout_ns / 1e9:g} s")
+
+    def close(self) -> None:
+        """Close the socket; tells nobody."""
+        self.usable = False
+        self._sock.close()
+
+    def _fail_all(self, message: str) -> None:
+        now_ns = time.monotonic_ns()
+        self.usable = False
+        count, self.in_flight = self.in_flight, 0
+        if count:
+            self._sink.failed(self, count, message, now_ns)
+        self._sink.lost(self, message, now_ns)
+
+
+def _parse_head(head: bytes) -> tuple[int, int, bool]:
+    """Return status, body length (-1: unknown) and whether the connection stays open."""
+    lines = head.split(b"\r\n")
+    words = lines[0].split(b" ", 2)
+    status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    length, keep = -1, words[0] != b"HTTP/1.0"
+    for line in lines[1:]:
+        name, _, value = line.partition(b":")
+        name, value = name.strip().lower(), value.strip().lower()
+        if name == b"content-length" and value.isdigit():
+            length = int(value)
+        elif name == b"connection":
+            keep = value != b"close"
+    return status, length, keep
+
+
+def _error_text(status: int, body: bytes) -> str:
+    """Return Triton's own message from an error body, with the status."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        parsed = json.loads(text)
+        if isinstance(parsed, dict) and "error" in parsed:
+            text = str(parsed["error"])
+    except ValueError:
+        pass
+    return f"HTTP {status}: {text[:300] or 'no message'}"

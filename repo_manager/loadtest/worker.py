@@ -1,0 +1,77 @@
+"""A load worker: its own process, told what to do over a pipe, answering with slices of time.
+
+Run as `python -m repo_manager.loadtest.worker FD`, where FD is an inherited socket. Messages, all pickled:
+in: `Job`, then `("start", monotonic ns)`, then `("stop",)`; out: `("ready",)` or `("error", text, hint)`, then
+`Slice`s, then `("done",)`. The end of the pipe ends the process, so no worker outlives its parent.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing.connection
+import sys
+
+from repo_manager.errors import ServerError
+from repo_manager.loadtest.generator import Generator, Job
+from repo_manager.loadtest.recorder import Recorder
+
+__all__ = ["main", "serve"]
+
+Pipe = multiprocessing.connection.Connection
+
+
+def serve(pipe: Pipe) -> None:
+    """Run jobs until the pipe ends."""
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        if isinstance(job, Job) and not _run(pipe, job):
+            return
+
+
+def _run(pipe: Pipe, job: Job) -> bool:
+    """Run one job; False when the parent is gone."""
+    alive = True
+
+    def on_control() -> None:
+        nonlocal alive
+        try:
+            pipe.recv()
+        except (EOFError, ConnectionResetError):
+            alive = False
+        generator.stopping = True
+
+    recorder = Recorder(job.slice_ns, pipe.send)
+    generator = Generator(job, recorder, (pipe.fileno(), on_control))
+    try:
+        generator.open()
+    except ServerError as exc:
+        pipe.send(("error", exc.message, exc.hint))
+        return True
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # a collection in the middle would be measured as latency; nothing here makes cycles
+    try:
+        pipe.send(("ready",))
+        message = pipe.recv()
+        if message[0] == "start":
+            generator.run(message[1])
+        pipe.send(("done",))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return False
+    finally:
+        gc.enable()
+    return alive
+
+
+def main() -> int:
+    """Serve the pipe whose file descriptor is the only argument."""
+    with multiprocessing.connection.Connection(int(sys.argv[1])) as pipe:
+        serve(pipe)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
