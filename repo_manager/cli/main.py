@@ -1,0 +1,67 @@
+"""The entry point: assembles the commands, and turns our errors into documented exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import repo_manager
+from repo_manager.cli import doctor, loadtest, model, repository, serve
+from repo_manager.errors import RepoManagerError
+
+__all__ = ["app", "main"]
+
+_HELP = """
+From a sparse (2:4) ONNX model to a proven, load-tested, reversible Triton deployment.
+
+Start with `repo-manager quickstart`: it takes a shipped model the whole way on this machine.
+
+Exit codes: 0 done; 1 unexpected; 2 usage; 3 bad input; 4 a gate failed; 5 server unreachable or
+refused, or a roll-out that was undone; 6 inconclusive; 7 a roll-back failed, act by hand;
+8 --check found changes to make; 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="repo-manager",
+    help=_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"repo-manager {repo_manager.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command."""
+
+
+for _module in (model, repository, serve, loadtest, doctor):
+    _module.register(app)
+
+
+def main() -> None:
+    """Run the command line; the only place where an error becomes an exit code."""
+    try:
+        app()
+    except RepoManagerError as error:
+        from repo_manager.report.terminal import Terminal
+
+        Terminal(as_json="--json" in sys.argv).error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not an error of ours.
+        sys.stderr.close()
+        sys.exit(0)

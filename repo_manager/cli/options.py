@@ -1,0 +1,93 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repo_manager.errors import UsageError
+
+__all__ = [
+    "DryRun",
+    "JsonOutput",
+    "ModelFile",
+    "ModelName",
+    "Quiet",
+    "Repository",
+    "Timeout",
+    "To",
+    "parse_shapes",
+    "parse_target",
+    "resolve_repository",
+]
+
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.", show_default=False)]
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
+Repository = Annotated[
+    Path | None,
+    typer.Option(
+        "--repository",
+        "-r",
+        metavar="DIR",
+        help="The model repository [default: $REPO_MANAGER_REPOSITORY, the settings file, or ./model_repository].",
+        show_default=False,
+    ),
+]
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="URL",
+        help="A running server, grpc://host:port or http://host:port "
+        "[default: the running `serve` of the repository, else one is started].",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Deadline of the command.")]
+
+
+def resolve_repository(option: Path | None) -> Path:
+    """Return the repository to work on: the option, else the settings."""
+    if option is not None:
+        return option
+    from repo_manager.settings import load_settings
+
+    return load_settings().repository
+
+
+def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Read `--shape NAME:2,3,224,224` options.
+
+    Raises:
+        UsageError: a text has another form, or a size below 0.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts or []:
+        name, separator, sizes = text.rpartition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size)
+        except ValueError:
+            shape = (-1,)
+        if not separator or not name or any(size < 0 for size in shape):
+            raise UsageError(f"--shape {text}: expected NAME:SIZE,SIZE,... for instance image:1,3,224,224")
+        shapes[name] = shape
+    return shapes
+
+
+def parse_target(text: str) -> tuple[str, int | None]:
+    """Read `NAME` or `NAME:VERSION`.
+
+    Raises:
+        UsageError: the version is not a positive number.
+    """
+    name, separator, version = text.partition(":")
+    if not separator:
+        return name, None
+    if not version.isdecimal() or int(version) < 1:
+        raise UsageError(f"{text}: expected NAME or NAME:VERSION with a version of 1 or more, found {version!r}")
+    return name, int(version)

@@ -1,0 +1,61 @@
+"""Commands that look at a repository: list, show, verify."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from repo_manager.cli.options import JsonOutput, ModelName, Quiet, Repository, resolve_repository
+from repo_manager.errors import RepositoryError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("list")(list_models)
+    app.command("show")(show)
+    app.command("verify")(verify_command)
+
+
+def list_models(repository: Repository = None, json: JsonOutput = False, quiet: Quiet = False) -> None:
+    """List the models of a repository: versions, what is served, backend."""
+    from repo_manager.report.repository_tables import models_view
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.repository import scan
+
+    root = resolve_repository(repository)
+    models = scan(root, deep=False)
+    Terminal(as_json=json, quiet=quiet).result(models, *models_view(root, models))
+
+
+def show(name: ModelName, repository: Repository = None, json: JsonOutput = False, quiet: Quiet = False) -> None:
+    """Show one model: its versions, what each was made from, and what is served."""
+    from repo_manager.report.repository_tables import model_view
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.repository import find_model, model_state
+
+    root = resolve_repository(repository)
+    model, state = find_model(root, name), model_state(root, name)
+    Terminal(as_json=json, quiet=quiet).result({"model": model, "state": state}, *model_view(model, state))
+
+
+def verify_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model [default: all].")] = None,
+    repository: Repository = None,
+    digests: Annotated[bool, typer.Option(help="Read every file to compare its digest.")] = True,
+    json: JsonOutput = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a repository: layout, configurations, and every file against its manifest."""
+    from repo_manager.report.repository_tables import problems_view
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.repository import Severity, verify
+
+    root = resolve_repository(repository)
+    problems = verify(root, name, digests=digests)
+    Terminal(as_json=json, quiet=quiet).result({"problems": problems}, *problems_view(root, problems))
+    errors = [problem for problem in problems if problem.severity is Severity.ERROR]
+    if errors:
+        raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="See the list above.")

@@ -1,0 +1,77 @@
+"""The golden sample of a new version, made by running its own ONNX file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from repo_manager.onnx_model import Session
+from repo_manager.repository.golden import Golden
+from repo_manager.types import Precision
+
+__all__ = ["GoldenFacts", "golden_sample", "tolerance_of"]
+
+_TOLERANCES = {
+    Precision.FP32: 1e-3,
+    Precision.FP16: 1e-2,
+    Precision.BF16: 3e-2,
+    Precision.INT8: 5e-2,
+    Precision.INT8_FP16: 5e-2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenFacts:
+    """What the manifest says of the golden sample.
+
+    Attributes:
+        tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
+        unreproducible: outputs that differ between two runs; they are not compared.
+    """
+
+    tolerance: float
+    unreproducible: tuple[str, ...]
+
+
+def tolerance_of(precision: Precision) -> float:
+    """Return how far a served output may be from ONNX Runtime's, relative to its largest magnitude.
+
+    The same kernels give the same numbers; other hardware, another batch and another engine round
+    differently, by about the precision's own step times the depth of a network.
+    """
+    return _TOLERANCES[precision]
+
+
+def golden_sample(
+    model: Path, inputs: Mapping[str, npt.NDArray[Any]], precision: Precision
+) -> tuple[Golden, GoldenFacts]:
+    """Run a model twice and keep the outputs that came out the same.
+
+    Args:
+        model: the converted ONNX file.
+        inputs: input name -> array, batch axis included.
+        precision: decides the tolerance.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    session = Session(model)
+    first, second = session.run(inputs), session.run(inputs)
+    tolerance = tolerance_of(precision)
+    same = {name: array for name, array in first.items() if _close(array, second[name], tolerance)}
+    unreproducible = tuple(name for name in first if name not in same)
+    return Golden(dict(inputs), same), GoldenFacts(tolerance, unreproducible)
+
+
+def _close(a: npt.NDArray[Any], b: npt.NDArray[Any], tolerance: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    scale = float(np.nanmax(np.abs(a), initial=0.0))
+    return bool(np.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True))

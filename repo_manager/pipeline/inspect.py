@@ -1,0 +1,55 @@
+"""One ONNX file: what goes in, what comes out, and how sparse its weights are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from repo_manager.onnx_model import Signature, load_model, parameter_count, signature_of
+from repo_manager.sparsity import SparsityReport, sparsity_report
+from repo_manager.types import Digest
+
+__all__ = ["Inspection", "inspect_model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `repo-manager inspect` shows.
+
+    Attributes:
+        path: the file.
+        digest: of the file and its external data.
+        size_bytes: likewise.
+        signature: inputs, outputs, opset.
+        parameters: the number of stored weight values.
+        sparsity: the 2:4 state of every weight.
+    """
+
+    path: Path
+    digest: Digest
+    size_bytes: int
+    signature: Signature
+    parameters: int
+    sparsity: SparsityReport
+
+
+def inspect_model(path: Path, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Inspection:
+    """Read a model and judge its weights; changes nothing.
+
+    Args:
+        path: an ONNX file.
+        shapes: input name -> shape, for the multiply-accumulate counts; `None` counts at batch 1.
+
+    Raises:
+        ModelError: the file is not a valid ONNX model.
+    """
+    model = load_model(path)
+    return Inspection(
+        path=path,
+        digest=model.digest,
+        size_bytes=model.size_bytes,
+        signature=signature_of(model),
+        parameters=parameter_count(model),
+        sparsity=sparsity_report(model, shapes=shapes),
+    )

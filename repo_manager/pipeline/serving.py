@@ -1,0 +1,237 @@
+"""Which server a command talks to: the one given, the running `serve` of the repository, or a new one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from repo_manager.errors import ServerError, ServerUnreachableError
+from repo_manager.repository import model_state, scan
+from repo_manager.server import EmbeddedServer, RunningServer, ServerOptions, TritonClient, running_server
+from repo_manager.server.installation import find_triton
+from repo_manager.server.paths import log_directory
+
+__all__ = [
+    "ServeOptions",
+    "ServeTarget",
+    "deployed_models",
+    "ensure_server",
+    "serve_until_ended",
+    "start_detached",
+    "stop_running",
+]
+
+_POLL_S = 0.05
+_LOG_POLL_S = 0.2
+_ALL, _DEPLOYED, _NONE = "all", "deployed", "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    """Options of `serve`.
+
+    Attributes:
+        repository: the model repository.
+        host: the address to bind.
+        http_port: 0 takes a free port; so do the other ports.
+        grpc_port: likewise.
+        metrics_port: likewise.
+        load: names of models to load at the start, or one of `all`, `deployed` (also when empty), `none`.
+        timeout_s: how long the server may take to be ready.
+    """
+
+    repository: Path
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    load: tuple[str, ...] = ()
+    timeout_s: float = 120.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeTarget:
+    """A server to talk to.
+
+    Attributes:
+        url: `grpc://host:port` or `http://host:port`.
+        started: this command started it, and it goes on running.
+        pid: of the embedded tritonserver; `None` for a server that was given by its URL.
+        metrics_url: Triton's metrics, when known.
+    """
+
+    url: str
+    started: bool = False
+    pid: int | None = None
+    metrics_url: str | None = None
+
+
+def deployed_models(repository: Path) -> tuple[str, ...]:
+    """Return the models that were deployed at least once, by name.
+
+    Raises:
+        RepositoryError: no such repository, or its state file is damaged.
+    """
+    return tuple(
+        entry.name for entry in scan(repository, deep=False) if model_state(repository, entry.name).deployments
+    )
+
+
+def ensure_server(repository: Path, url: str | None, *, timeout_s: float, report: Callable[[str], None]) -> ServeTarget:
+    """Return the server that a command with or without `--to` talks to.
+
+    Args:
+        repository: the model repository.
+        url: the server's URL; `None` takes the running `serve` of the repository, else starts one, which goes on
+            running in the background.
+        timeout_s: how long a new server may take.
+        report: told what was started.
+
+    Raises:
+        ServerError: no server could be started.
+        MissingDependencyError: there is no tritonserver on this machine.
+    """
+    if url is not None:
+        return ServeTarget(url)
+    running = running_server(repository)
+    started = running is None
+    if running is None:
+        running = start_detached(ServeOptions(repository, timeout_s=timeout_s))
+        report(
+            f"No server runs on {repository}: started one (pid {running.pid}, {running.grpc_url}, {running.http_url}). "
+            f"Stop it with: repo-manager serve --stop --repository {repository}"
+        )
+    return ServeTarget(running.grpc_url, started, running.pid, running.metrics_url)
+
+
+def serve_until_ended(
+    options: ServeOptions, *, on_ready: Callable[[EmbeddedServer], None], log_output: IO[str] | None
+) -> None:
+    """Run the embedded server in this process until it ends or this process is interrupted.
+
+    Args:
+        options: what to serve, and where.
+        on_ready: called once, when the server is ready.
+        log_output: the server's log is copied there while it runs; `None` leaves it in its file.
+
+    Raises:
+        ServerError: it did not start, or ended by itself; with Triton's reason.
+        KeyboardInterrupt: this process was interrupted; the server is stopped by then.
+    """
+    server = EmbeddedServer(_server_options(options))
+    try:
+        server.start(timeout_s=options.timeout_s)
+        server.wait_ready(options.timeout_s)
+        on_ready(server)
+        with server.log_path.open(encoding="utf-8", errors="replace") as log:
+            while (code := server.wait(_LOG_POLL_S)) is None:
+                _copy_log(log, log_output)
+            _copy_log(log, log_output)
+        if code != 0:
+            raise ServerError(
+                f"tritonserver ended with code {code}; its log ends:\n{server.log_tail(10)}",
+                hint=f"Its log: {server.log_path}",
+            )
+    finally:
+        server.stop()
+
+
+def _copy_log(log: IO[str], output: IO[str] | None) -> None:
+    text = log.read()
+    if text and output is not None:
+        output.write(text)
+        output.flush()
+
+
+def _server_options(options: ServeOptions) -> ServerOptions:
+    load: tuple[str, ...] = options.load
+    if load in ((), (_DEPLOYED,)):
+        load = deployed_models(options.repository)
+    elif load == (_ALL,):
+        load = ("*",)
+    elif load == (_NONE,):
+        load = ()
+    return ServerOptions(
+        repository=str(options.repository.resolve()),
+        host=options.host,
+        http_port=options.http_port,
+        grpc_port=options.grpc_port,
+        metrics_port=options.metrics_port,
+        load=load,
+    )
+
+
+def start_detached(options: ServeOptions) -> RunningServer:
+    """Start `repo-manager serve` in the background and wait until it is ready.
+
+    Raises:
+        ServerError: it ended, or was not ready in time; with the end of its output.
+        MissingDependencyError: there is no tritonserver on this machine.
+    """
+    find_triton()
+    log = log_directory() / f"serve-{os.getpid()}-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-m", "repo_manager", "serve", "--quiet", f"--repository={options.repository.resolve()}"]
+    command += [f"--host={options.host}", f"--timeout={options.timeout_s}"]
+    command += [f"--http-port={options.http_port}", f"--grpc-port={options.grpc_port}"]
+    command += [f"--metrics-port={options.metrics_port}", *(f"--load={name}" for name in options.load)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        return _wait_for(process, options, log)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path) -> RunningServer:
+    """Wait for the record that a ready server writes."""
+    deadline = time.monotonic() + options.timeout_s
+    while True:
+        running = running_server(options.repository)
+        if running is not None:
+            with TritonClient.connect(running.grpc_url) as client:
+                client.wait_ready(max(1.0, deadline - time.monotonic()))
+            return running
+        if process.poll() is not None:
+            raise ServerError(f"serve ended with code {process.returncode}:\n{_tail(log)}", hint=f"Its log: {log}")
+        if time.monotonic() > deadline:
+            raise ServerUnreachableError(
+                f"serve was not ready within {options.timeout_s:g} s; its output ends:\n{_tail(log)}",
+                hint=f"Its log: {log}",
+            )
+        time.sleep(_POLL_S)
+
+
+def stop_running(repository: Path, *, timeout_s: float = 60.0) -> RunningServer | None:
+    """Stop the running `serve` of a repository; return it, or `None` when there was none.
+
+    Raises:
+        ServerError: it still runs after `timeout_s`.
+    """
+    running = running_server(repository)
+    if running is None:
+        return None
+    os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while (current := running_server(repository)) is not None and current.pid == running.pid:
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"the server of {repository} (pid {running.pid}) still runs {timeout_s:g} s after it was asked to stop",
+                hint=f"Look at its log, {running.log}; end it with: kill -9 {running.pid}",
+            )
+        time.sleep(_POLL_S)
+    return running
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

@@ -1,0 +1,57 @@
+"""What a machine has, and running servers, as rich renderables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repo_manager.report.tables import format_bytes, key_values, make_table
+
+if TYPE_CHECKING:
+    from repo_manager.server import RunningServer
+
+__all__ = ["machine_view", "running_server_view"]
+
+
+def machine_view(machine: Any) -> list[RenderableType]:
+    """Show a `pipeline.doctor.Machine`."""
+    gpus = "; ".join(
+        f"{gpu.name} (compute capability {gpu.compute_capability}, driver {gpu.driver_version}, "
+        f"{format_bytes(gpu.memory_bytes)}{'' if gpu.has_sparse_tensor_cores else ', no Sparse Tensor Cores'})"
+        for gpu in machine.gpus
+    )
+    facts = key_values(
+        [
+            ("system", machine.system),
+            ("Python", machine.python),
+            ("processors", machine.cpus),
+            ("memory", format_bytes(machine.memory_bytes)),
+            ("GPU", gpus or "none found (no NVIDIA driver or card): models run on the CPU"),
+            ("tritonserver", machine.tritonserver or "none: install 'repo-manager[server]', or use --to"),
+            ("perf_analyzer", machine.perf_analyzer or "none: repo-manager doctor --install-perf-analyzer"),
+        ]
+    )
+    rows = [
+        [
+            package.name,
+            Text("not installed", style="dim") if package.version is None else Text(package.version, style="green"),
+            package.purpose,
+        ]
+        for package in machine.packages
+    ]
+    return [facts, make_table("Packages", ["package", "version", "for"], rows)]
+
+
+def running_server_view(server: RunningServer) -> Any:
+    """Show where a server of ours listens."""
+    return key_values(
+        [
+            ("HTTP", server.http_url),
+            ("gRPC", server.grpc_url),
+            ("metrics", server.metrics_url),
+            ("pid", server.pid),
+            ("log", server.log),
+        ]
+    )

@@ -1,0 +1,118 @@
+"""A repository's models, versions and problems as rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repo_manager.report.tables import format_bytes, format_share, key_values, make_table
+
+if TYPE_CHECKING:
+    from repo_manager.repository import Manifest, ModelEntry, ModelState, Problem
+
+__all__ = ["model_view", "models_view", "problems_view"]
+
+
+def models_view(root: Path, models: Sequence[ModelEntry]) -> list[RenderableType]:
+    """List models, one a line."""
+    if not models:
+        return [Text(f"{root} holds no models yet. Add one with: repo-manager add MODEL.onnx --name NAME")]
+    rows = [
+        [
+            model.name,
+            model.backend or "-",
+            _numbers([entry.version for entry in model.versions]),
+            _numbers(model.served_versions),
+            model.max_batch_size,
+            _problems(model.problems),
+        ]
+        for model in models
+    ]
+    columns = ["model", "backend", "versions", "policy serves", "max batch", "problems"]
+    return [make_table(str(root), columns, rows, right="max batch")]
+
+
+def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
+    """Show one model with its versions."""
+    current = state.deployments[-1] if state.deployments else None
+    facts = key_values(
+        [
+            ("model", model.name),
+            ("backend", model.backend or "-"),
+            ("max batch size", model.max_batch_size),
+            ("policy", model.policy if isinstance(model.policy, str) else f"versions {_numbers(model.policy)}"),
+            ("last deployed", "never" if current is None else f"version {current.version} at {current.at}"),
+            ("problems", _problems(model.problems)),
+        ]
+    )
+    rows = []
+    for entry in model.versions:
+        manifest = entry.manifest
+        rows.append(
+            [
+                entry.version,
+                "yes" if entry.version in model.served_versions else "",
+                (manifest and manifest.precision) or "-",
+                _sparsity(manifest),
+                _drift(manifest),
+                "-" if entry.size_bytes is None else format_bytes(entry.size_bytes),
+                (manifest and manifest.created) or "-",
+                _source(manifest),
+                _problems(entry.problems),
+            ]
+        )
+    columns = ["version", "served", "precision", "2:4", "drift", "size", "created (UTC)", "source", "problems"]
+    return [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift")]
+
+
+def problems_view(root: Path, problems: Sequence[Problem]) -> list[RenderableType]:
+    """Show what `verify` found."""
+    if not problems:
+        return [Text(f"{root}: no problems found", style="green")]
+    rows = [[problem.severity.value, problem.where, problem.what, problem.hint] for problem in problems]
+    return [make_table(str(root), ["severity", "where", "what", "next step"], rows)]
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Write version numbers with runs shortened: `1-3, 5`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
+
+
+def _problems(problems: Sequence[str]) -> Text:
+    return Text("; ".join(problems), style="red") if problems else Text("-")
+
+
+def _field(value: Any, *names: str) -> Any:
+    for name in names:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(name)
+    return value
+
+
+def _sparsity(manifest: Manifest | None) -> str:
+    """Share of the parameters in weights that hold the pattern; `-` where the manifest does not say."""
+    valid = _field(manifest and manifest.sparsity, "totals", "valid_parameters")
+    total = _field(manifest and manifest.sparsity, "totals", "parameters")
+    return format_share(valid / total) if valid is not None and total else "-"
+
+
+def _drift(manifest: Manifest | None) -> str:
+    drift = _field(manifest and manifest.conversion, "drift")
+    errors = [_field(item, "relative_error") for item in drift or ()]
+    known = [error for error in errors if error is not None]
+    return f"{max(known):.1e}" if known else "-"
+
+
+def _source(manifest: Manifest | None) -> str:
+    return str(_field(manifest and manifest.source, "path") or "-")

@@ -1,0 +1,114 @@
+"""The one place that prints: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from repo_manager.errors import RepoManagerError
+from repo_manager.types import as_json
+
+__all__ = ["Terminal"]
+
+_WIDTH_WITHOUT_TERMINAL = 140
+
+
+class Terminal:
+    """Prints one command's result, and its progress.
+
+    Args:
+        as_json: print the result as one JSON document instead of tables.
+        quiet: no progress and no notes; errors and the result still show.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.json = as_json
+        self.quiet = quiet
+        self._out = _console(sys.stdout)
+        self._err = _console(sys.stderr)
+
+    def progress(self, message: str) -> None:
+        """Say on stderr what is being done now."""
+        if not self.quiet:
+            self._err.print(f"[dim]{_escape(message)}[/dim]", highlight=False)
+
+    def note(self, message: str) -> None:
+        """Say on stderr what the user should know."""
+        if not self.quiet:
+            self._err.print(_escape(message), highlight=False)
+
+    def warn(self, message: str) -> None:
+        """Warn on stderr, even when quiet."""
+        self._err.print(f"[yellow]Warning:[/yellow] {_escape(message)}", highlight=False)
+
+    def result(self, result: Any, *renderables: RenderableType) -> None:
+        """Print a command's result: its JSON form, or the renderables one after the other."""
+        if self.json:
+            sys.stdout.write(json.dumps(as_json(result), indent=2) + "\n")
+            sys.stdout.flush()
+            return
+        for renderable in renderables:
+            self._out.print(renderable, highlight=False)
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Print on stderr what belongs to the way to the result, a plan for instance."""
+        if not self.quiet:
+            for renderable in renderables:
+                self._err.print(renderable, highlight=False)
+
+    def error(self, error: RepoManagerError) -> None:
+        """Print an error: text on stderr, and with JSON also an object on stdout."""
+        self._err.print(f"[red]Error:[/red] {_escape(error.message)}", highlight=False, soft_wrap=True)
+        if error.hint is not None:
+            self._err.print(_escape(error.hint), highlight=False, soft_wrap=True)
+        if self.json:
+            document = {
+                "error": {
+                    "type": type(error).__name__,
+                    "message": error.message,
+                    "hint": error.hint,
+                    "exit_code": error.exit_code,
+                }
+            }
+            sys.stdout.write(json.dumps(document, indent=2) + "\n")
+            sys.stdout.flush()
+
+    def load_progress(self) -> Callable[[Any], None]:
+        """Return a function that shows a load test's progress: live on a terminal, else one line a level."""
+        live = not self.quiet and self._err.is_terminal
+
+        def show(progress: Any) -> None:
+            if self.quiet:
+                return
+            point = progress.point
+            if point is not None:
+                p99 = "-" if point.latency.p99_ns is None else f"{point.latency.p99_ns / 1e6:.3g} ms"
+                line = f"{point.label}: {point.outcome}, {point.throughput_per_s:,.1f} inf/s, p99 {p99}"
+                self._err.print(("\r\x1b[K" if live else "") + _escape(line), highlight=False)
+            elif live:
+                p99 = "-" if progress.p99_ns is None else f"{progress.p99_ns / 1e6:.3g} ms"
+                left = "" if progress.remaining_s is None else f", {progress.remaining_s:.0f} s left"
+                text = f"{progress.label} {progress.phase} {progress.elapsed_s:.1f} s: "
+                text += f"{progress.throughput_per_s:,.0f} inf/s, p99 {p99}, {progress.errors} errors{left}"
+                sys.stderr.write(f"\r\x1b[K{text[: self._err.width - 1]}")
+                sys.stderr.flush()
+
+        return show
+
+    def reporter(self) -> Callable[[str], None]:
+        """Return `progress` as a plain function, for the stages."""
+        return self.progress
+
+
+def _console(stream: Any) -> Console:
+    """Make a console; without a terminal the width is fixed, so that logs keep their tables."""
+    return Console(file=stream, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL)
+
+
+def _escape(text: str) -> str:
+    """Keep rich from reading markup in a message (shapes such as `[1, 3]` look like tags)."""
+    return text.replace("[", "\\[")
