@@ -63,7 +63,7 @@ def serve(
     options = ServeOptions(root, host, http_port, grpc_port, metrics_port, tuple(load or ()), timeout)
     if host not in ("127.0.0.1", "localhost", "::1"):
         terminal.warn(
-            f"the server listens on {host} without TLS or restricted APIs: whoever reaches it can load models."
+            f"the server listens on {host} without TLS or restricted APIs: anyone can load models."
         )
     if detach:
         running = start_detached(options)

@@ -162,8 +162,10 @@ def _totals(report: SparsityReport) -> RenderableType:
     if totals.uncounted_layers:
         pairs.append(("not counted", f"{totals.uncounted_layers} layer(s) of unknown size; give sizes with --shape"))
     if totals.speedup_bound is not None and totals.speedup_bound_if_pruned is not None:
-        bound = f"{totals.speedup_bound:.2f}x at most (Amdahl), {totals.speedup_bound_if_pruned:.2f}x if all that could be 2:4 were"
-        pairs.append(("speed-up by sparsity", bound))
+        now, pruned = totals.speedup_bound, totals.speedup_bound_if_pruned
+        pairs.append(
+            ("speed-up by sparsity", f"{now:.2f}x at most (Amdahl), {pruned:.2f}x if all that could be 2:4 were")
+        )
     return key_values(pairs)
 
 
