@@ -132,7 +132,6 @@ def _run(
 
     from repo_manager.files import write_atomic
     from repo_manager.loadtest import judge, run_load_test
-    from repo_manager.report.load_html import load_page
     from repo_manager.report.load_tables import load_view, verdict_view
     from repo_manager.types import as_json
 
@@ -140,6 +139,8 @@ def _run(
     verdict = judge(report, gates, over=over) if gates else None
     html, document = files
     if html is not None:
+        from repo_manager.report.load_html import load_page
+
         write_atomic(html, load_page(report, verdict).encode())
         terminal.note(f"Report: {html}")
     result = {**as_json(report), "verdict": as_json(verdict)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,10 +54,16 @@ for _module in (model, repository, serve, loadtest, doctor):
     _module.register(app)
 
 
+def _terminated(number: int, _: FrameType | None) -> None:
+    """End as Ctrl-C does, so that servers are stopped and temporary files removed."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        app(prog_name="repo-manager")
     except RepoManagerError as error:
         from repo_manager.report.terminal import Terminal
 

@@ -67,13 +67,14 @@ def inspect(
     """Show a model's inputs, outputs, size, and the 2:4 state of every weight."""
     from repo_manager.files import write_atomic
     from repo_manager.pipeline import inspect_model
-    from repo_manager.report.sparsity_html import sparsity_page
     from repo_manager.report.tables import inspection_view
     from repo_manager.report.terminal import Terminal
 
     terminal = Terminal(as_json=json, quiet=quiet)
     inspection = inspect_model(model, shapes=parse_shapes(shape) or None)
     if html is not None:
+        from repo_manager.report.sparsity_html import sparsity_page
+
         write_atomic(html, sparsity_page(inspection.sparsity, title=model.name).encode())
         terminal.note(f"Page: {html}")
     terminal.result(inspection, *inspection_view(inspection))

@@ -1,0 +1,260 @@
+"""The command line as its users meet it: exit codes, what is printed where, and that nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from repo_manager import samples
+from repo_manager.cli.main import main
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in this process, with settings of its own."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["repo-manager", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else 0 if code is None else 1, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return tmp_path / "repository"
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Path -> digest of everything below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+HEAVY = ("numpy", "onnx", "onnxruntime", "tritonclient", "pydantic", "rich", "grpc", "jinja2")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes --help fast; its time is measured in benchmarks/."""
+    code = (
+        "import sys; sys.argv = ['repo-manager', '--help']\n"
+        "from repo_manager.cli.main import main\n"
+        "try: main()\n"
+        f"except SystemExit: print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "HEAVY []" in ended.stdout
+    for command in ("inspect", "add", "deploy", "rollback", "loadtest", "serve", "quickstart"):
+        assert command in ended.stdout
+
+
+def test_inspect_shows_the_state_of_every_weight(run: Run) -> None:
+    table = run("inspect", samples.sample_model())
+    assert table.code == 0
+    assert "image: float32[batch, 1, 8, 8]" in table.out
+    assert "2:4 sparsity" in table.out
+    ended = run("inspect", samples.sample_model(), "--json")
+    document = json.loads(ended.out)
+    assert document["signature"]["outputs"][0]["name"] == "logits"
+    assert {layer["op_type"] for layer in document["sparsity"]["layers"]} <= {"Conv", "Gemm", "MatMul"}
+    assert sum(layer["verdict"] == "valid" for layer in document["sparsity"]["layers"]) >= 3
+
+
+def test_add_publishes_numbered_versions_and_never_touches_an_old_one(run: Run, repository: Path) -> None:
+    first = run("add", samples.sample_model(), "--name", "digits", "-r", repository, "--json")
+    assert (first.code, json.loads(first.out)["version"]) == (0, 1)
+    before = snapshot(repository / "digits")
+    second = run("add", samples.sample_model(), "--name", "digits", "-r", repository, "--precision", "fp16", "--json")
+    assert (second.code, json.loads(second.out)["version"]) == (0, 2)
+    after = snapshot(repository / "digits")
+    assert {path: after[path] for path in before} == before
+    manifest = json.loads((repository / "digits" / "2" / "manifest.json").read_text())
+    assert manifest["precision"] == "fp16"
+    assert manifest["source"]["digest"].startswith("sha256:")
+
+
+def test_add_dry_run_writes_nothing_and_shows_the_config(run: Run, repository: Path) -> None:
+    ended = run("add", samples.sample_model(), "--name", "digits", "-r", repository, "--dry-run")
+    assert ended.code == 0
+    assert 'backend: "onnxruntime"' in ended.out
+    assert not repository.exists()
+
+
+def test_int8_needs_calibration_and_says_how(run: Run, repository: Path) -> None:
+    ended = run("add", samples.sample_model(), "--name", "digits", "-r", repository, "--precision", "int8")
+    assert ended.code == 3
+    assert "--calibration" in ended.err
+    assert not repository.exists()
+
+
+def test_require_lists_the_layers_that_are_not_sparse(run: Run, repository: Path) -> None:
+    ended = run("add", samples.dense_twin(), "--name", "d", "-r", repository, "--sparsity", "require")
+    assert ended.code == 4
+    assert "not 2:4" in ended.err
+    assert not repository.exists()
+    assert run("add", samples.sample_model(), "--name", "d", "-r", repository, "--sparsity", "require").code == 0
+
+
+def test_prune_on_the_way_makes_every_eligible_layer_valid(run: Run, repository: Path) -> None:
+    ended = run("add", samples.dense_twin(), "--name", "d", "-r", repository, "--sparsity", "prune", "--json")
+    assert ended.code == 0
+    layers = json.loads(ended.out)["sparsity"]["layers"]
+    assert not [layer for layer in layers if layer["verdict"] != "valid" and layer["asp_eligible"]]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an onnx file", b"\x08\x07\x12", b"\x00" * 4096], ids=["empty", "text", "cut", "zeros"]
+)
+@pytest.mark.parametrize("command", ["inspect", "add"])
+def test_a_broken_file_gets_one_message_and_changes_nothing(
+    run: Run, repository: Path, tmp_path: Path, command: str, content: bytes
+) -> None:
+    assert run("add", samples.sample_model(), "--name", "digits", "-r", repository).code == 0
+    before = snapshot(repository)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(content)
+    more = ["--name", "digits", "-r", repository] if command == "add" else []
+    ended = run(command, broken, *more)
+    assert ended.code == 3
+    assert ended.err.count("Error:") == 1
+    assert "broken.onnx" in ended.err
+    assert "Traceback" not in ended.err
+    assert snapshot(repository) == before
+
+
+def test_errors_are_json_too_when_asked(run: Run, tmp_path: Path) -> None:
+    ended = run("inspect", tmp_path / "none.onnx", "--json")
+    error = json.loads(ended.out)["error"]
+    assert (ended.code, error["exit_code"], error["type"]) == (3, 3, "ModelError")
+
+
+def test_list_show_and_verify_agree_with_what_was_added(run: Run, repository: Path) -> None:
+    for precision in ("fp32", "fp16"):
+        assert run("add", samples.sample_model(), "-n", "digits", "-r", repository, "-p", precision).code == 0
+    (model,) = json.loads(run("list", "-r", repository, "--json").out)
+    assert [version["version"] for version in model["versions"]] == [1, 2]
+    assert model["served_versions"] == [1]
+    shown = run("show", "digits", "-r", repository)
+    assert "fp16" in shown.out
+    assert run("verify", "-r", repository).code == 0
+
+
+def test_verify_finds_a_changed_byte(run: Run, repository: Path) -> None:
+    assert run("add", samples.sample_model(), "-n", "digits", "-r", repository).code == 0
+    path = repository / "digits" / "1" / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(bytes(data))
+    ended = run("verify", "-r", repository)
+    assert ended.code == 3
+    assert "model.onnx" in ended.out
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "a b", "a\nb"])
+def test_a_name_that_would_be_misread_is_refused(run: Run, repository: Path, name: str) -> None:
+    ended = run("add", samples.sample_model(), "--name", name, "-r", repository)
+    assert ended.code in (2, 3)
+    assert not repository.exists()
+
+
+def test_convert_writes_only_what_passes(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    refused = run("convert", samples.sample_model(), "-o", output, "-p", "fp16", "--max-drift", "0")
+    assert refused.code == 4
+    assert not output.exists()
+    assert run("convert", samples.sample_model(), "-o", output, "-p", "fp16").code == 0
+    assert output.exists()
+
+
+def test_prune_writes_a_sparse_model_and_warns(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    dry = run("prune", samples.dense_twin(), "-o", output, "--dry-run")
+    assert dry.code == 0
+    assert not output.exists()
+    ended = run("prune", samples.dense_twin(), "-o", output)
+    assert ended.code == 0
+    assert "retrain" in ended.err
+    assert "valid" in run("inspect", output).out
+
+
+def test_labels_and_warmup_reach_the_config(run: Run, repository: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"digit {number}\n" for number in range(10)))
+    ended = run("add", samples.sample_model(), "-n", "d", "-r", repository, "--labels", f"logits={labels}", "--warmup")
+    assert ended.code == 0
+    config = (repository / "d" / "config.pbtxt").read_text()
+    assert "label_filename" in config
+    assert "model_warmup" in config
+
+
+def test_the_repository_comes_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REPO_MANAGER_REPOSITORY", str(tmp_path / "elsewhere"))
+    assert run("add", samples.sample_model(), "-n", "d").code == 0
+    assert (tmp_path / "elsewhere" / "d" / "1" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["add", "m.onnx", "--name", "a", "--sparsity", "maybe"], "require, report, prune"),
+        (["inspect", "m.onnx", "--shape", "image"], "expected NAME:SIZE"),
+        (["add", "m.onnx"], "--name"),
+        (["deploy", "digits:x"], "NAME:VERSION"),
+        (["loadtest", "digits", "--slo", "p99"], "p99"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(run: Run, arguments: list[str], message: str) -> None:
+    ended = run(*arguments)
+    assert ended.code == 2
+    assert message in ended.err
+
+
+def test_loadtest_without_a_server_says_how_to_start_one(run: Run, repository: Path) -> None:
+    repository.mkdir()
+    ended = run("loadtest", "digits", "-r", repository)
+    assert ended.code == 5
+    assert "repo-manager serve" in ended.err
+
+
+def test_doctor_knows_what_is_here(run: Run) -> None:
+    machine = json.loads(run("doctor", "--json").out)
+    versions = {package["name"]: package["version"] for package in machine["packages"]}
+    assert versions["onnx"] is not None
+    assert machine["cpus"] >= 1
+
+
+def test_int8_data_with_a_wrong_name_is_told(run: Run, repository: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, picture=np.zeros((8, 1, 8, 8), np.float32))
+    ended = run("add", samples.sample_model(), "-n", "d", "-r", repository, "-p", "int8", "--calibration", data)
+    assert ended.code == 3
+    assert "image" in ended.err
+    assert not repository.exists()
