@@ -38,7 +38,6 @@ class Job:
         worker: this worker's number, from 0.
         workers: how many workers share the schedule.
         slice_ns: length of a recorded slice of time.
-        max_requests: closed loop: stop after that many; `None` for no limit.
         max_in_flight: open loop: requests that may be open at once; what is due beyond that waits, and its
             waiting counts as latency.
     """
@@ -51,7 +50,6 @@ class Job:
     worker: int
     workers: int
     slice_ns: int
-    max_requests: int | None
     max_in_flight: int
 
 
@@ -69,9 +67,8 @@ class Generator:
         self._idle: list[GrpcConnection | HttpConnection] = []
         self._backlog: list[int] = []
         self._retry_ns = 0
-        self._budget = job.max_requests if job.max_requests is not None else 1 << 62
+        self._is_closed = job.schedule is None
         self._in_flight = 0
-        self._started = False
 
     def open(self) -> None:
         """Connect, and wait until the server took every connection.
@@ -109,7 +106,6 @@ class Generator:
         """Send from `start_ns` (monotonic clock) until told to stop, then wait for the last answers."""
         self._wait_until(start_ns)
         self._recorder.begin(start_ns)
-        self._started = True
         if self._job.schedule is None:
             self._run_closed()
         else:
@@ -124,15 +120,15 @@ class Generator:
 
     def _run_closed(self) -> None:
         self._fill()
-        while not self.stopping and not (self._budget <= 0 and not self._in_flight):
+        while not self.stopping:
             self._poll(0.02)
             self._housekeep()
-            if self._in_flight < self._job.slots and self._budget > 0:
+            if self._in_flight < self._job.slots:
                 self._fill()
 
     def _fill(self) -> None:
         """Bring the closed loop back to its number of requests in flight."""
-        missing = min(self._job.slots - self._in_flight, self._budget)
+        missing = self._job.slots - self._in_flight
         connections = [c for c in self._connections.values() if c.free_slots() > 0]
         wanted = self._job.connections if self._job.protocol == "grpc" else missing
         if len(connections) < wanted:
@@ -146,7 +142,6 @@ class Generator:
 
     def _submit(self, connection: Connection, count: int, starts_ns: list[int] | None) -> None:
         self._in_flight += count
-        self._budget -= count
         connection.submit(count, starts_ns)
         connection.flush()
 
@@ -254,33 +249,33 @@ class Generator:
 
     # --- Sink -----------------------------------------------------------------------------------
 
-    def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> None:
+    def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> int:
         """Record answers; a closed loop sends as many new requests on the same connection."""
-        count = len(latencies_ns)
-        self._in_flight -= count
-        if self._started:
-            self._recorder.add(latencies_ns, now_ns)
-        self._after(connection, count)
+        recorder = self._recorder
+        if now_ns < recorder.boundary_ns:
+            recorder.latencies += latencies_ns
+        else:
+            recorder.add(latencies_ns, now_ns)
+        if self._is_closed and not self.stopping and connection.usable:
+            return len(latencies_ns)
+        return self._after(connection, len(latencies_ns))
 
-    def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> None:
+    def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
         """Record errors; a closed loop goes on."""
-        self._in_flight -= count
-        if self._started:
-            self._recorder.add_errors(count, message, now_ns)
-        self._after(connection, count)
+        self._recorder.add_errors(count, message, now_ns)
+        return self._after(connection, count)
 
-    def _after(self, connection: Connection, count: int) -> None:
-        if self.stopping or not connection.usable:
-            return
-        if self._job.schedule is None:
-            count = min(count, self._budget, connection.free_slots())
-            if count > 0:
-                self._in_flight += count
-                self._budget -= count
-                connection.submit(count)
-                connection.flush()
-        elif self._job.protocol == "http":
+    def _after(self, connection: Connection, count: int) -> int:
+        if self._is_closed and not self.stopping and connection.usable:
+            return count
+        self._in_flight -= count
+        if self._job.protocol == "http" and not self._is_closed and connection.usable:
             self._idle.append(connection)  # type: ignore[arg-type]  # the sink only sees connections that it opened
+        return 0
+
+    def returned(self, count: int) -> None:
+        """Count requests that a connection could not take as not in flight; the loop places them elsewhere."""
+        self._in_flight -= count
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
         """Forget a connection; the loops open another one."""

@@ -76,7 +76,7 @@ class Recorder:
         self._slice_ns = slice_ns
         self._emit = emit
         self._index = 0
-        self._latencies: list[int] = []
+        self.latencies: list[int] = []  # of the current slice; may be added to before `boundary_ns`
         self._errors = 0
         self._messages: collections.Counter[str] = collections.Counter()
         self._sent = self._late = self._max_late_ns = 0
@@ -91,7 +91,7 @@ class Recorder:
         """Count answers that came at `now_ns`."""
         if now_ns >= self.boundary_ns:
             self.roll(now_ns)
-        self._latencies += latencies_ns
+        self.latencies += latencies_ns
 
     def add_errors(self, count: int, message: str, now_ns: int) -> None:
         """Count requests that ended in an error at `now_ns`."""
@@ -120,7 +120,7 @@ class Recorder:
             Slice(
                 index=self._index,
                 length_ns=max(end_ns - (self.boundary_ns - self._slice_ns), 0),
-                latencies=Histogram.of(self._latencies),
+                latencies=Histogram.of(self.latencies),
                 errors=self._errors,
                 messages=tuple(self._messages.items()),
                 sent=self._sent,
@@ -131,7 +131,7 @@ class Recorder:
             )
         )
         self._index += 1
-        self._latencies = []
+        self.latencies = []
         self._errors = self._sent = self._late = self._max_late_ns = 0
         self._messages.clear()
         self._cpu_ns, self._wait_ns = cpu_ns, wait_ns

@@ -163,7 +163,6 @@ def jobs_of(level: Level, endpoint: Endpoint, options: LoadTestOptions, workers:
             worker=number,
             workers=workers,
             slice_ns=slice_length_ns(options),
-            max_requests=None,
             max_in_flight=max(options.max_in_flight // workers, 1),
         )
         for number in range(workers)

@@ -51,11 +51,18 @@ class Endpoint:
 class Sink(Protocol):
     """Is told of every answer."""
 
-    def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> None:
-        """Requests ended well; latency counts from each one's start stamp."""
+    def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> int:
+        """Requests ended well; latency counts from each one's start stamp.
 
-    def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> None:
-        """Requests ended in an error."""
+        Returns:
+            How many new requests the connection has to send at once, without being told again.
+        """
+
+    def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
+        """Requests ended in an error. Returns the same as `completed`."""
+
+    def returned(self, count: int) -> None:
+        """The connection cannot send that many of the requests that it was told to."""
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
         """The connection is gone; its open requests have been reported as failed before."""
@@ -131,18 +138,28 @@ class TcpStream:
             self._waiting.extend(buffers)
             return
         if size_bytes < _JOIN_BELOW_BYTES:
-            data = b"".join(buffers)
-            try:
-                sent = self.sock.send(data)
-            except BlockingIOError:
-                sent = 0
-            if sent == len(data):
-                return
-            self._waiting = [memoryview(data)[sent:]]
-        else:
-            self._waiting = buffers
-            self._drain()
+            self.write_whole(b"".join(buffers))
+            return
+        self._waiting = buffers
+        self._drain()
         if self._waiting:
+            self._want_write(True)
+
+    def write_whole(self, data: bytes) -> None:
+        """Send one buffer now, or keep what the socket does not take.
+
+        Raises:
+            OSError: the peer is gone.
+        """
+        if self._waiting:
+            self._waiting.append(data)
+            return
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._waiting = [memoryview(data)[sent:]]
             self._want_write(True)
 
     def on_writable(self) -> None:

@@ -193,7 +193,7 @@ class GrpcConnection:
         latencies = self._read_frames(data, now_ns)
         if latencies:
             self.in_flight -= len(latencies)
-            self._sink.completed(self, latencies, now_ns)
+            self._again(self._sink.completed(self, latencies, now_ns))
         if self._out:
             self.flush()
 
@@ -243,7 +243,15 @@ class GrpcConnection:
             latencies.append(now_ns - start)
         else:
             self.in_flight -= 1
-            self._sink.failed(self, 1, problem, now_ns)
+            self._again(self._sink.failed(self, 1, problem, now_ns))
+
+    def _again(self, count: int) -> None:
+        """Queue what the sink asks for; more than the server allows would be refused, so that part is given back."""
+        if count > 0:
+            allowed = min(count, self.free_slots())
+            self.submit(allowed)
+            if allowed < count:
+                self._sink.returned(count - allowed)
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes, now_ns: int) -> None:
         if kind == SETTINGS and not flags & _ACK:
@@ -262,7 +270,8 @@ class GrpcConnection:
             self._stream_windows.pop(number, None)
             if self._starts.pop(number, None) is not None:
                 self.in_flight -= 1
-                self._sink.failed(self, 1, f"the server reset the stream: {reset_reason(payload)}", now_ns)
+                message = f"the server reset the stream: {reset_reason(payload)}"
+                self._again(self._sink.failed(self, 1, message, now_ns))
         elif kind == GOAWAY:
             self._go_away(payload, now_ns)
 
@@ -313,8 +322,9 @@ class GrpcConnection:
             self._queue(frame(RST_STREAM, 0, number, struct.pack(">I", 8)))
         if expired:
             self.in_flight -= len(expired)
+            message = f"no answer within {self._timeout_ns / 1e9:g} s"
+            self._again(self._sink.failed(self, len(expired), message, now_ns))
             self.flush()
-            self._sink.failed(self, len(expired), f"no answer within {self._timeout_ns / 1e9:g} s", now_ns)
 
     def close(self) -> None:
         """Close the socket; tells nobody."""
