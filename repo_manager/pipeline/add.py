@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 import repo_manager
-from repo_manager.engine import BackendChoice, build_artifact, choose_backend, find_gpus
+from repo_manager.engine import BackendChoice, EngineOptions, EngineSource, build_artifact, choose_backend, find_gpus
 from repo_manager.errors import GateError
 from repo_manager.onnx_model import (
     BatchAxis,
@@ -63,6 +63,7 @@ class AddOptions:
         calibration: .npz file, folder of .npy, ...; INT8 needs it. The other precisions measure
             their drift on it, instead of on made-up inputs, when it is given.
         config: what config.pbtxt says beyond what the model decides.
+        engine: how an engine is built; the onnxruntime backend has none.
         convert: gates and exceptions of the conversion.
         dry_run: do everything except publishing.
     """
@@ -72,6 +73,7 @@ class AddOptions:
     sparsity: SparsityMode = SparsityMode.REPORT
     calibration: str | None = None
     config: ConfigOptions = dataclasses.field(default_factory=ConfigOptions)
+    engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     convert: ConvertOptions = dataclasses.field(default_factory=ConvertOptions)
     dry_run: bool = False
 
@@ -179,7 +181,12 @@ def _add_model(
     output.parent.mkdir()
     conversion = convert(model, options.precision, output, calibration=calibration, options=options.convert)
     report(f"Building for the {target.choice.backend} backend ({target.choice.reason})")
-    artifact = build_artifact(conversion.files, target.choice.backend)
+    artifact = build_artifact(
+        conversion.files,
+        target.choice.backend,
+        source=EngineSource(options.precision, axis.batched, config.max_batch_size, conversion.sparsity),
+        options=options.engine,
+    )
     golden, golden_facts = golden_sample(output, _sample(model, signature, calibration), options.precision)
     golden_path = target.work / GOLDEN_FILE_NAME
     write_golden(golden_path, golden)

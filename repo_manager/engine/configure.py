@@ -1,0 +1,104 @@
+"""Builder options as a TensorRT builder configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from repo_manager.engine.capabilities import Capabilities, StrongTyping
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.profiles import ShapeRange
+from repo_manager.errors import EngineError
+from repo_manager.types import Precision
+
+__all__ = ["add_profile", "create_config"]
+
+_FLAGS_OF_PRECISION = {
+    Precision.FP32: (),
+    Precision.FP16: ("FP16",),
+    Precision.BF16: ("BF16",),
+    Precision.INT8: ("INT8",),
+    Precision.INT8_FP16: ("INT8", "FP16"),
+}
+
+
+def create_config(
+    library: ModuleType, builder: Any, options: EngineOptions, able: Capabilities, precision: Precision
+) -> Any:
+    """Make an `IBuilderConfig`; `options` have passed `check_options`.
+
+    Raises:
+        EngineError: this version has no flag that the precision needs.
+    """
+    config = builder.create_builder_config()
+    for name in _flag_names(options, able, precision):
+        config.set_flag(getattr(library.BuilderFlag, name))
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.hardware_compatibility is not None:
+        levels = library.HardwareCompatibilityLevel
+        config.hardware_compatibility_level = getattr(levels, options.hardware_compatibility.upper())
+    config.profiling_verbosity = getattr(library.ProfilingVerbosity, options.plan_detail.upper())
+    targets = tuple(dict.fromkeys(options.compute_capabilities))
+    if targets:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            member = getattr(library.ComputeCapability, "SM" + target.replace(".", ""))
+            config.set_compute_capability(member, index)
+    return config
+
+
+def _flag_names(options: EngineOptions, able: Capabilities, precision: Precision) -> list[str]:
+    """Builder flags by name: only what was asked for and what this version needs."""
+    names = []
+    if options.sparse:
+        names.append("SPARSE_WEIGHTS")
+    if able.strong_typing is StrongTyping.ABSENT:
+        names.extend(_FLAGS_OF_PRECISION[precision])
+    if options.version_compatible:
+        names.append("VERSION_COMPATIBLE")
+        if not able.lean_runtime:
+            names.append("EXCLUDE_LEAN_RUNTIME")
+    if options.refit:
+        names.append("REFIT")
+    if options.strip:
+        names.append(able.strip_flag or "STRIP_PLAN")
+        if options.sparse:
+            names.append("REFIT_IDENTICAL")
+    if options.deterministic:
+        names.append("ERROR_ON_TIMING_CACHE_MISS")
+    missing = [name for name in names if name not in able.builder_flags]
+    if missing:
+        raise EngineError(
+            f"{able.backend} {able.version} has no {', '.join(missing)}",
+            hint="Use a newer TensorRT, or leave the option out.",
+        )
+    return names
+
+
+def add_profile(builder: Any, config: Any, network: Any, profile: Mapping[str, ShapeRange]) -> None:
+    """Add one optimization profile when an input is dynamic.
+
+    Raises:
+        EngineError: an input's values are a shape, or the builder refuses the ranges.
+    """
+    built = builder.create_optimization_profile()
+    dynamic = False
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.is_shape_tensor:
+            raise EngineError(
+                f"the values of input '{tensor.name}' are a shape or a size, which an engine has to know ranges for",
+                hint="Export the model with that value as a constant, or use --backend onnxruntime.",
+            )
+        if -1 not in tuple(tensor.shape):
+            continue
+        dynamic = True
+        given = profile[tensor.name]
+        built.set_shape(tensor.name, given.min, given.opt, given.max)
+    if dynamic and config.add_optimization_profile(built) < 0:
+        ranges = ", ".join(f"{name}: {r.min} to {r.max}, tuned for {r.opt}" for name, r in profile.items())
+        raise EngineError(f"the builder refuses the ranges of shapes {ranges}", hint="Give others with --shape.")

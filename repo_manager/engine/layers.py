@@ -1,0 +1,182 @@
+"""The layers of a built engine, as the builder's log or the engine inspector lists them.
+
+Three wordings are read: `Layer(Kind): ...` lines (TensorRT 8), `Name: ..., LayerType: ...` lines (10 and newer,
+TensorRT-RTX), and the inspector's JSON (needs a GPU).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from repo_manager.errors import ModelError
+
+__all__ = ["EngineLayer", "layers_from_inspector", "layers_from_log"]
+
+_LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>.*)$")
+_OLD_LINE = re.compile(
+    r"^Layer\((?P<kind>[^)]*)\): (?P<name>.*?), (?:Tactic: (?P<tactic>[^,]*), )?(?P<inputs>.*) -> (?P<outputs>.*)$"
+)
+_OLD_TYPE = re.compile(r"[\[(](\w+)[\[(][-\d:,x ]*[\])]")
+_TYPE = re.compile(r"(?:Format/)?Datatype: ([^,}\]]*)")
+_WEIGHT_TYPE = re.compile(r'Weights: \{"Type": "(\w+)"')
+_TACTIC = re.compile(r"TacticName: ([^,]*)")
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$|\[)")
+_MATRIX_MATH = ("conv", "correlation", "gemm", "matmul", "matrixmultiply", "fullyconnected", "runtime_fusion")
+_DTYPES = (
+    ("bfloat16", ("bfloat16", "bf16")),
+    ("float16", ("half", "fp16")),
+    ("int8", ("int8",)),
+    ("float8", ("fp8", "float8")),
+    ("int4", ("int4",)),
+    ("int64", ("int64",)),
+    ("int32", ("int32",)),
+    ("bool", ("bool",)),
+    ("uint8", ("uint8",)),
+    ("float32", ("float", "fp32")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineLayer:
+    """One layer that an engine executes.
+
+    Attributes:
+        name: the builder's name; fused layers are joined by ` + `.
+        kind: the builder's word for it (`CaskConvolution`, `correlation`, `gemm`, `kgen`, ...).
+        nodes: names of the ONNX nodes that it computes, wholly or in part.
+        inputs: element types of the data inputs, NumPy's names.
+        constants: element types of the weights and scales; empty where the builder does not list them.
+        outputs: element types of the outputs.
+        tactic: the kernel's name; empty when the builder does not tell (TensorRT-RTX decides at run time).
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    constants: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tactic: str
+
+    @property
+    def is_matrix_math(self) -> bool:
+        """Whether it is a convolution or matrix product, rather than elementwise work around one."""
+        kind = self.kind.lower()
+        return any(word in kind for word in _MATRIX_MATH)
+
+    def computes(self, node: str) -> bool:
+        """Say whether the layer computes an ONNX node."""
+        return node in self.nodes
+
+
+def layers_from_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
+    """Read the layer list out of a build's VERBOSE log.
+
+    Args:
+        messages: the log's messages in order; the last list counts, since a build may print one per pass.
+
+    Returns:
+        The layers; empty when the log holds no list (plan detail below `detailed`, or log level above VERBOSE).
+    """
+    found: tuple[EngineLayer, ...] = ()
+    for message in messages:
+        if not message.startswith(("Layers:", "Engine Layer Information:")) and "\nLayers:\n" not in message:
+            continue
+        layers = tuple(layer for line in message.splitlines() if (layer := _from_line(line)) is not None)
+        found = layers or found
+    return found
+
+
+def _from_line(line: str) -> EngineLayer | None:
+    if match := _LINE.match(line):
+        return _from_new(match)
+    if match := _OLD_LINE.match(line):
+        return EngineLayer(
+            name=match["name"],
+            kind=match["kind"],
+            nodes=_split(match["name"]),
+            inputs=tuple(_dtype(text) for text in _OLD_TYPE.findall(match["inputs"])),
+            constants=(),
+            outputs=tuple(_dtype(text) for text in _OLD_TYPE.findall(match["outputs"])),
+            tactic=(match["tactic"] or "") if not _is_number(match["tactic"] or "") else "",
+        )
+    return None
+
+
+def _from_new(match: re.Match[str]) -> EngineLayer:
+    rest, _, metadata = match["rest"].partition("Metadata: ")
+    inputs, _, after = rest.partition("Outputs: [")
+    data, _, constants = inputs.partition("Constants: [")
+    outputs, _, extra = after.partition("}]")
+    tactic = _TACTIC.search(after)
+    weights = _WEIGHT_TYPE.findall(extra)
+    return EngineLayer(
+        name=match["name"],
+        kind=match["kind"],
+        nodes=tuple(dict.fromkeys(_ONNX_LAYER.findall(metadata))) or _split(match["name"]),
+        inputs=tuple(_dtype(text) for text in _TYPE.findall(data)),
+        constants=tuple(_dtype(text) for text in [*_TYPE.findall(constants), *weights]),
+        outputs=tuple(_dtype(text) for text in _TYPE.findall(outputs)),
+        tactic=_real_tactic(tactic[1].strip() if tactic else ""),
+    )
+
+
+def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
+    """Read `IEngineInspector.get_engine_information(JSON)`.
+
+    Raises:
+        ModelError: it is not that JSON, or the plan was built with less than detailed verbosity.
+    """
+    try:
+        entries = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"the engine inspector's answer cannot be read: {exc!r}") from exc
+    if any(not isinstance(entry, dict) for entry in entries):
+        raise ModelError(
+            "the engine inspector lists layer names only",
+            hint="Build the plan again with --plan-detail detailed.",
+        )
+    return tuple(_from_json(entry) for entry in entries)
+
+
+def _from_json(entry: Mapping[str, Any]) -> EngineLayer:
+    weights = entry.get("Weights")
+    constants = [_tensor_type(item) for item in entry.get("Constants", [])]
+    if isinstance(weights, dict) and "Type" in weights:
+        constants.append(_dtype(weights["Type"]))
+    return EngineLayer(
+        name=entry.get("Name", ""),
+        kind=entry.get("LayerType", ""),
+        nodes=tuple(dict.fromkeys(_ONNX_LAYER.findall(entry.get("Metadata", "")))) or _split(entry.get("Name", "")),
+        inputs=tuple(_tensor_type(item) for item in entry.get("Inputs", [])),
+        constants=tuple(constants),
+        outputs=tuple(_tensor_type(item) for item in entry.get("Outputs", [])),
+        tactic=_real_tactic(entry.get("TacticName", "")),
+    )
+
+
+def _tensor_type(item: Mapping[str, Any]) -> str:
+    return _dtype(str(item.get("Format/Datatype") or item.get("Datatype") or ""))
+
+
+def _dtype(text: str) -> str:
+    """NumPy's name of the type in `Half` or in `Row major Int8 format`; `""` when it is none that is known."""
+    lowered = text.lower()
+    return next((name for name, words in _DTYPES if any(word in lowered for word in words)), "")
+
+
+def _split(name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in name.split(" + ") if part.strip())
+
+
+def _real_tactic(name: str) -> str:
+    """Drop TensorRT-RTX's placeholder: its kernels are chosen on the user's GPU, not at build time."""
+    return "" if name == "__myelin_CASK_STUB" or _is_number(name) else name
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", text))
