@@ -112,7 +112,8 @@ def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...
     for ours in sorted(OUR_BACKENDS.iterdir()):
         if (ours / "model.py").is_file():
             (backends / ours.name).mkdir()
-            shutil.copyfile(ours / "model.py", backends / ours.name / "model.py")
+            for file in sorted(ours.glob("*.py")):
+                shutil.copyfile(file, backends / ours.name / file.name)
     _write_python_home(folder / "python", search_path)
 
 
