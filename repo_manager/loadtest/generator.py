@@ -273,9 +273,11 @@ class Generator:
             self._idle.append(connection)  # type: ignore[arg-type]  # the sink only sees connections that it opened
         return 0
 
-    def returned(self, count: int) -> None:
-        """Count requests that a connection could not take as not in flight; the loop places them elsewhere."""
-        self._in_flight -= count
+    def returned(self, starts_ns: list[int]) -> None:
+        """Take requests back that a connection could not place; the loop sends them on another one."""
+        self._in_flight -= len(starts_ns)
+        if not self._is_closed:
+            self._backlog = sorted(starts_ns) + self._backlog
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
         """Forget a connection; the loops open another one."""

@@ -61,8 +61,8 @@ class Sink(Protocol):
     def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
         """Requests ended in an error. Returns the same as `completed`."""
 
-    def returned(self, count: int) -> None:
-        """The connection cannot send that many of the requests that it was told to."""
+    def returned(self, starts_ns: list[int]) -> None:
+        """Requests that the server certainly did not begin have to be sent elsewhere; their start stamps."""
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
         """The connection is gone; its open requests have been reported as failed before."""

@@ -251,7 +251,7 @@ class GrpcConnection:
             allowed = min(count, self.free_slots())
             self.submit(allowed)
             if allowed < count:
-                self._sink.returned(count - allowed)
+                self._sink.returned([0] * (count - allowed))
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes, now_ns: int) -> None:
         if kind == SETTINGS and not flags & _ACK:
@@ -290,18 +290,18 @@ class GrpcConnection:
             self._send_partial()
 
     def _go_away(self, payload: bytes, now_ns: int) -> None:
-        """Take no new requests; fail the streams that the server says it will not answer."""
+        """Take no new requests; hand the streams back that the server says it did not begin (RFC 9113, 6.8)."""
         self.usable = False
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         refused = [number for number in self._starts if number > last]
+        starts_ns = [self._starts.pop(number) for number in refused]
         for number in refused:
-            del self._starts[number]
             self._stream_windows.pop(number, None)
         self.in_flight -= len(refused)
         words = payload[8:208].decode("utf-8", "replace")
         reason = f"the server is going away: {reset_reason(payload[4:8])} {words}".strip()
         if refused:
-            self._sink.failed(self, len(refused), reason, now_ns)
+            self._sink.returned(starts_ns)
         if not self.in_flight:
             self._sink.lost(self, reason, now_ns)
 

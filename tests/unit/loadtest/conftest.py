@@ -1,0 +1,272 @@
+"""Scripted servers: they do on purpose what a real Triton cannot be made to do at a chosen moment."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hpack import Decoder, Encoder
+
+from repo_manager.loadtest.generator import Generator, Job
+from repo_manager.loadtest.recorder import Recorder, Slice
+from repo_manager.loadtest.schedule import Schedule
+from repo_manager.loadtest.wire import Endpoint
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+class Scripted:
+    """A TCP server with one thread a connection. `action(n)` says what happens to the n-th request of the server."""
+
+    def __init__(self, action: Callable[[int], str]) -> None:
+        self.action = action
+        self.requests = 0
+        self.connections = 0
+        self.bodies: list[bytes] = []
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._spawn(self._accept)
+
+    def _spawn(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.connections += 1
+            self._open.append(sock)
+            self._spawn(self._guarded, sock)
+
+    def _guarded(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError), sock:
+            self.serve(sock)
+
+    def serve(self, sock: socket.socket) -> None:
+        raise NotImplementedError
+
+    def take(self, body: bytes) -> str:
+        with self._lock:
+            self.requests += 1
+            number = self.requests
+        if len(self.bodies) < 100:
+            self.bodies.append(body)
+        return self.action(number)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for sock in self._open:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+
+
+class ScriptedHttp(Scripted):
+    def serve(self, sock: socket.socket) -> None:
+        data = b""
+        while True:
+            while b"\r\n\r\n" not in data:
+                more = sock.recv(65536)
+                if not more:
+                    return
+                data += more
+            head, _, data = data.partition(b"\r\n\r\n")
+            size = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+            while len(data) < size:
+                data += sock.recv(65536)
+            body, data = data[:size], data[size:]
+            action = self.take(body)
+            if action == "ignore":
+                continue
+            if action == "close":
+                return
+            if action.startswith("stall:"):
+                time.sleep(float(action[6:]))
+            if action == "error":
+                answer = b'{"error":"the model is on fire"}'
+                sock.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+            elif action == "split":
+                for piece in (b"HTTP/1.1 200 OK\r\nConte", b"nt-Length: 6\r\n\r", b"\nab", b"cdef"):
+                    sock.sendall(piece)
+                    time.sleep(0.005)
+            elif action == "goodbye":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+                return
+            elif action == "chunked":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            else:
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+class ScriptedGrpc(Scripted):
+    def __init__(self, action: Callable[[int], str], settings: dict[int, int], credit_bytes: int) -> None:
+        self.settings = settings
+        self.credit_bytes = credit_bytes
+        self.headers: list[dict[str, str]] = []
+        self.resets: list[int] = []
+        self.pongs: list[bytes] = []
+        self.largest_frame = 0
+        self.protocol_errors: list[str] = []
+        super().__init__(action)
+
+    def _exactly(self, sock: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = sock.recv(size - len(data))
+            if not more:
+                raise ConnectionError
+            data += more
+        return data
+
+    def serve(self, sock: socket.socket) -> None:
+        assert self._exactly(sock, len(PREFACE)) == PREFACE
+        payload = b"".join(struct.pack(">HI", key, value) for key, value in self.settings.items())
+        sock.sendall(frame(4, 0, 0, payload) + frame(6, 0, 0, b"pingpong"))
+        decoder, encoder = Decoder(), Encoder()
+        bodies: dict[int, bytes] = {}
+        window, stream_window = 65535, self.settings.get(4, 65535)
+        left: dict[int, int] = {}
+        while True:
+            head = self._exactly(sock, 9)
+            size, kind, flags = int.from_bytes(head[:3], "big"), head[3], head[4]
+            stream = int.from_bytes(head[5:], "big")
+            payload = self._exactly(sock, size)
+            if kind == 1:
+                self.headers.append({str(name): str(value) for name, value in decoder.decode(payload)})
+                bodies[stream], left[stream] = b"", stream_window
+            elif kind == 0:
+                self.largest_frame = max(self.largest_frame, size)
+                window, left[stream] = window - size, left[stream] - size
+                if window < 0 or left[stream] < 0:
+                    self.protocol_errors.append(f"flow control: connection {window}, stream {left[stream]}")
+                bodies[stream] += payload
+                if not flags & 1:
+                    grant = self.credit_bytes
+                    sock.sendall(frame(8, 0, 0, struct.pack(">I", grant)) + frame(8, 0, stream, struct.pack(">I", grant)))
+                    window, left[stream] = window + grant, left[stream] + grant
+                else:
+                    grant = max(65535 - window, 0)
+                    if grant:
+                        sock.sendall(frame(8, 0, 0, struct.pack(">I", grant)))
+                        window += grant
+                    if not self._answer(sock, encoder, stream, self.take(bodies.pop(stream)[5:])):
+                        return
+            elif kind == 3:
+                self.resets.append(stream)
+            elif kind == 6 and flags & 1:
+                self.pongs.append(payload)
+
+    def _answer(self, sock: socket.socket, encoder: Encoder, stream: int, action: str) -> bool:
+        def block(*fields: tuple[str, str]) -> bytes:
+            return encoder.encode(list(fields))
+
+        initial = ((":status", "200"), ("content-type", "application/grpc"))
+        if action == "ignore":
+            return True
+        if action == "close":
+            return False
+        if action == "reset":
+            sock.sendall(frame(3, 0, stream, struct.pack(">I", 7)))
+        elif action == "goaway":
+            sock.sendall(frame(7, 0, 0, struct.pack(">II", stream, 0) + b"max_age"))
+            sock.sendall(frame(1, 4, stream, block(*initial)) + frame(0, 0, stream, b"\0\0\0\0\0"))
+            sock.sendall(frame(1, 5, stream, block(("grpc-status", "0"))))
+            return False
+        elif action == "refuse":
+            sock.sendall(frame(7, 0, 0, struct.pack(">II", stream - 2, 0) + b"bye"))
+            return False
+        elif action == "error":
+            fields = (*initial, ("grpc-status", "14"), ("grpc-message", "the model is %22down%22"))
+            sock.sendall(frame(1, 5, stream, block(*fields)))
+        elif action == "proxy":
+            sock.sendall(frame(1, 5, stream, block((":status", "502"), ("server", "nginx"))))
+        else:
+            sock.sendall(frame(1, 4, stream, block(*initial)) + frame(0, 0, stream, b"\0\0\0\0\2ok"))
+            sock.sendall(frame(1, 5, stream, block(("grpc-status", "0"))))
+        return True
+
+
+@pytest.fixture
+def http_server() -> Iterator[Callable[..., ScriptedHttp]]:
+    servers: list[ScriptedHttp] = []
+
+    def start(action: Callable[[int], str]) -> ScriptedHttp:
+        servers.append(ScriptedHttp(action))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def grpc_server() -> Iterator[Callable[..., ScriptedGrpc]]:
+    servers: list[ScriptedGrpc] = []
+
+    def start(
+        action: Callable[[int], str], settings: dict[int, int] | None = None, credit_bytes: int = 65535
+    ) -> ScriptedGrpc:
+        servers.append(ScriptedGrpc(action, settings or {}, credit_bytes))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+class Load:
+    """Runs a generator in this process against a scripted server."""
+
+    def __init__(self, protocol: str, port: int, messages: tuple[bytes, ...], timeout_s: float) -> None:
+        self.protocol = protocol
+        self.endpoint = Endpoint(
+            "127.0.0.1", port, f"127.0.0.1:{port}", "/p", (), messages, (0,) * len(messages), round(timeout_s * 1e9)
+        )
+
+    def run(self, seconds: float, *, slots: int = 1, schedule: Schedule | None = None, connections: int = 1) -> Slice:
+        slices: list[Slice] = []
+        recorder = Recorder(50_000_000, slices.append)
+        ours, theirs = socket.socketpair()
+        job = Job(self.protocol, self.endpoint, slots, connections, schedule, 0, 1, 50_000_000, 1000)
+        with ours, theirs:
+
+            def stop() -> None:
+                theirs.recv(1)
+                generator.stopping = True
+
+            generator = Generator(job, recorder, (theirs.fileno(), stop))
+            generator.open()
+            timer = threading.Timer(seconds, ours.send, (b"x",))
+            timer.start()
+            generator.run(time.monotonic_ns())
+            timer.cancel()
+            timer.join()
+        return Slice.merge(slices)
+
+
+@pytest.fixture
+def load() -> Callable[..., Load]:
+    def make(protocol: str, port: int, messages: tuple[bytes, ...] = (b"hello",), timeout_s: float = 5.0) -> Load:
+        return Load(protocol, port, messages, timeout_s)
+
+    return make

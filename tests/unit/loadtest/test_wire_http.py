@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from repo_manager.loadtest.schedule import Schedule
+
+
+def test_good_answers_are_counted_and_bodies_rotate(http_server, load):
+    server = http_server(lambda n: "ok")
+    result = load("http", server.port, (b"one", b"two", b"three")).run(0.2)
+    assert result.errors == 0
+    assert result.latencies.count == server.requests > 10
+    assert server.bodies[:4] == [b"one", b"two", b"three", b"one"]
+    assert server.connections == 1
+
+
+def test_the_servers_own_message_is_reported(http_server, load):
+    server = http_server(lambda n: "error" if n % 2 else "ok")
+    result = load("http", server.port).run(0.2)
+    assert dict(result.messages) == {"HTTP 500: the model is on fire": result.errors}
+    assert result.errors + result.latencies.count == server.requests
+    assert result.errors >= 5
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("action", ["split", "goodbye"])
+def test_answers_in_pieces_and_closed_connections_are_no_errors(http_server, load, action):
+    server = http_server(lambda n: action)
+    result = load("http", server.port).run(0.4)
+    assert result.errors == 0
+    assert result.latencies.count == server.requests >= 3
+    assert (server.connections == 1) == (action == "split")
+
+
+@pytest.mark.parametrize(("action", "words"), [("close", "closed the connection"), ("chunked", "no Content-Length")])
+def test_a_broken_answer_is_an_error_and_the_load_goes_on(http_server, load, action, words):
+    server = http_server(lambda n: action if n == 3 else "ok")
+    result = load("http", server.port).run(0.3)
+    assert result.errors == 1
+    assert words in result.messages[0][0]
+    assert result.latencies.count > 5
+    assert server.connections == 2
+
+
+def test_a_silent_server_is_a_timeout(http_server, load):
+    server = http_server(lambda n: "ignore" if n == 2 else "ok")
+    result = load("http", server.port, timeout_s=0.1).run(0.5)
+    assert dict(result.messages) == {"no answer within 0.1 s": 1}
+    assert result.latencies.count > 5
+
+
+def test_large_bodies_arrive_whole(http_server, load):
+    body = bytes(range(256)) * 8192  # 2 MiB
+    server = http_server(lambda n: "ok")
+    result = load("http", server.port, (body,)).run(0.3, slots=2)
+    assert result.errors == 0
+    assert result.latencies.count >= 4
+    assert all(seen == body for seen in server.bodies)
+
+
+def test_an_open_loop_does_not_forget_a_stall(http_server, load):
+    """Requests due every 10 ms; the server stalls 0.5 s once, on one connection of many that share one lock.
+
+    A stall of S seconds makes the requests of that time wait S, S-10ms, S-20ms ...: their mean is S/2, and about
+    S/10ms of them wait. A closed loop with one request in flight sees exactly one slow request.
+    """
+    server = http_server(lambda n: "stall:0.5" if n == 20 else "ok")
+    closed = load("http", server.port).run(1.5)
+    assert closed.latencies.quantile_ns(0.99) < 100e6
+    assert closed.latencies.max_ns > 490e6
+
+    server = http_server(lambda n: "stall:0.5" if n == 20 else "ok")
+    generator = load("http", server.port)
+    opened = _run_with_one_connection(generator, Schedule("constant", 100.0))
+    slow = opened.latencies.share_above(20_000_000) * opened.latencies.count
+    assert 40 <= slow <= 56  # 0.5 s / 10 ms, less the ones that wait under 20 ms
+    assert opened.latencies.quantile_ns(0.99) > 450e6
+
+
+def _run_with_one_connection(generator, schedule):
+    """Make the stall hold up everything behind it, as one server instance does."""
+    from repo_manager.loadtest import generator as module
+
+    limit, module._MAX_CONNECTIONS = module._MAX_CONNECTIONS, 1
+    try:
+        return generator.run(1.5, schedule=schedule)
+    finally:
+        module._MAX_CONNECTIONS = limit
