@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.files import sha256_file
+from repo_manager.onnx_model.names import check_names, check_opsets
 from repo_manager.onnx_model.validate import check_external_files, check_functions, check_spec, check_tensors
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore, element_count, is_external
@@ -109,6 +110,8 @@ def load_model(path: Path) -> Model:
         hashing = executor.submit(sha256_file, path)
         try:
             graph_only, weights = _read_graph(path)
+            check_names(graph_only)
+            check_opsets(graph_only)
             external_files = check_external_files(graph_only, path.parent)
             check_tensors(graph_only, weights)
             check_functions(graph_only)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
 import onnx.checker
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.walk import graphs_of, node_graphs, nodes_of, tensors_of
+from repo_manager.onnx_model.walk import graphs_of, node_graphs, tensors_of
 from repo_manager.onnx_model.weights import (
     WeightStore,
     element_count,
@@ -21,6 +23,8 @@ __all__ = ["check_external_files", "check_functions", "check_spec", "check_tenso
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError, MemoryError)
 _MESSAGE_CHARACTERS = 300
+MAX_NODES = 200_000
+"""After expanding local functions; far above any real model, far below what fills a machine's memory."""
 
 
 def check_external_files(proto: onnx.ModelProto, folder: Path) -> tuple[Path, ...]:
@@ -102,38 +106,46 @@ def check_tensors(proto: onnx.ModelProto, store: WeightStore) -> None:
 
 
 def check_functions(proto: onnx.ModelProto) -> None:
-    """Check that no local function calls itself, directly or through others.
+    """Check that no local function calls itself, and that expanding all calls stays within reason.
 
-    The checker and the runtime inline functions and would not come back.
+    The checker and the runtime expand functions: a cycle would not end, and a chain of functions that each
+    call the next one twice would fill the memory.
 
     Raises:
         ModelError: the function's name.
     """
-    calls = {
-        (function.domain, function.name): {
-            (inner.domain, inner.op_type)
-            for node in function.node
-            for inner in [node, *(n for body in node_graphs(node) for graph in graphs_of(body) for n in graph.node)]
-        }
-        for function in proto.functions
-    }
-    done: set[tuple[str, str]] = set()
+    calls = {(f.domain, f.name): _calls_among(f.node) for f in proto.functions}
+    expanded: dict[tuple[str, str], int] = {}
     for start in calls:
-        path: list[tuple[tuple[str, str], list[tuple[str, str]]]] = [(start, sorted(calls[start]))]
-        open_names = {start}
+        path = [start]
         while path:
-            name, rest = path[-1]
-            if not rest:
+            name = path[-1]
+            waiting = [callee for callee in calls[name] if callee in calls and callee not in expanded]
+            if not waiting:
                 path.pop()
-                open_names.discard(name)
-                done.add(name)
-                continue
-            callee = rest.pop()
-            if callee in open_names:
-                raise ModelError(f"local function '{callee[0]}.{callee[1]}' calls itself: the graph is cyclic")
-            if callee in calls and callee not in done:
-                path.append((callee, sorted(calls[callee])))
-                open_names.add(callee)
+                expanded[name] = sum(expanded.get(callee, 1) * times for callee, times in calls[name].items())
+            elif waiting[0] in path:
+                raise ModelError(f"local function '{'.'.join(waiting[0])}' calls itself: the graph is cyclic")
+            else:
+                path.append(waiting[0])
+    total = sum(
+        expanded.get(callee, 1) * times
+        for graph in graphs_of(proto.graph)
+        for callee, times in Counter((node.domain, node.op_type) for node in graph.node).items()
+    )
+    if max(total, max(expanded.values(), default=0)) > MAX_NODES:
+        raise ModelError(f"with its local functions expanded the graph has more than {MAX_NODES} nodes")
+
+
+def _calls_among(nodes: Iterable[onnx.NodeProto]) -> Counter[tuple[str, str]]:
+    """Count what nodes and the bodies in them call."""
+    calls: Counter[tuple[str, str]] = Counter()
+    for node in nodes:
+        calls[(node.domain, node.op_type)] += 1
+        for body in node_graphs(node):
+            for graph in graphs_of(body):
+                calls.update((inner.domain, inner.op_type) for inner in graph.node)
+    return calls
 
 
 def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
@@ -151,6 +163,11 @@ def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             tensor.dims[:] = [0]
+    for graph in graphs_of(light.graph):
+        for value in (*graph.input, *graph.output):
+            # The checker wants a shape where the standard allows an unknown rank, and runtimes take it.
+            if value.type.WhichOneof("value") == "tensor_type" and not value.type.tensor_type.HasField("shape"):
+                value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(light.SerializeToString())
     except _CHECKER_ERRORS as exc:
@@ -158,12 +175,6 @@ def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
 
 
 def one_line(exc: BaseException) -> str:
-    """Return the first telling line of a vendor's message, bounded."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    text = lines[0] if lines else type(exc).__name__
+    """Return a vendor's message on one line, bounded."""
+    text = " ".join(str(exc).split()) or type(exc).__name__
     return text if len(text) <= _MESSAGE_CHARACTERS else text[:_MESSAGE_CHARACTERS] + "..."
-
-
-def has_nodes(proto: onnx.ModelProto) -> bool:
-    """Say whether a model computes anything at all."""
-    return any(True for _ in nodes_of(proto))

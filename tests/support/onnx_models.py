@@ -107,3 +107,74 @@ def save(proto: onnx.ModelProto, path: Path) -> Path:
     """Write without any check."""
     path.write_bytes(proto.SerializeToString())
     return path
+
+
+def qdq_conv(*, zero_point: int = 0, dtype: type = np.int8, output_quantised: bool = True) -> onnx.ModelProto:
+    """x - Q - DQ - Conv(weight int8 - DQ) - Relu - [Q - DQ] - y; the weight is 2:4 around its zero point."""
+    values = weight((16, 16, 1, 1), sparse=True)
+    scale = np.abs(values).max(axis=(1, 2, 3)) / 60
+    steps = np.rint(values / scale[:, None, None, None])
+    stored = (steps + zero_point).astype(dtype)
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {
+        "wq": stored,
+        "ws": scale.astype(np.float32),
+        "wz": np.full(16, zero_point, dtype),
+        "s": np.float32(0.05).reshape(()),
+        "z": np.zeros((), np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r" if output_quantised else "y"], name="relu"),
+    ]
+    if output_quantised:
+        nodes.append(helper.make_node("QuantizeLinear", ["r", "s", "z"], ["rq"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["rq", "s", "z"], ["y"]))
+    return model(nodes, [value("x", ["N", 16, 4, 4])], [value("y", ["N", 16, 4, 4])], weights)
+
+
+def zoo() -> onnx.ModelProto:
+    """Many hiding places: function, If body, Transpose, Reshape, Cast, Q/DQ, Einsum, ConstantOfShape."""
+    half = weight((32, 32), sparse=True, axis=0, seed=5).astype(np.float16)
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {
+        "w_t": weight((32, 32), sparse=True, axis=1, seed=1),
+        "w_f": weight((32, 32), sparse=False, seed=2),
+        "w_half": half,
+        "w_flat": weight((1024,), seed=3),
+        "shape": np.array([32, 32], np.int64),
+        "dims": np.array([32, 32], np.int64),
+        "w_if": weight((32, 32), sparse=True, axis=0, seed=7),
+        "flag": np.array(True),
+        "q": np.random.default_rng(9).integers(-100, 100, (32, 32)).astype(np.int8),
+        "qs": np.float32(0.01).reshape(()),
+        "qz": np.int8(3).reshape(()),
+        "w_e": weight((4, 8, 32), seed=8),
+    }
+    body = [helper.make_node("MatMul", ["a", "w"], ["b"], name="inner")]
+    function = helper.make_function("local", "Dense", ["a", "w"], ["b"], body, [helper.make_opsetid("", 17)])
+
+    def branch(name: str, node: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph([node], name, [], [value(node.output[0], None)])
+
+    then_branch = branch("yes", helper.make_node("MatMul", ["x6", "w_if"], ["t"], name="mm"))
+    else_branch = branch("no", helper.make_node("Identity", ["x6"], ["e"]))
+    nodes = [
+        helper.make_node("Transpose", ["w_t"], ["w_tt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "w_tt"], ["x1"], name="transposed"),
+        helper.make_node("Dense", ["x1", "w_f"], ["x2"], name="call", domain="local"),
+        helper.make_node("Cast", ["w_half"], ["w_c"], to=FLOAT),
+        helper.make_node("Gemm", ["x2", "w_c"], ["x3"], name="cast"),
+        helper.make_node("Reshape", ["w_flat", "shape"], ["w_r"]),
+        helper.make_node("MatMul", ["x3", "w_r"], ["x4"], name="reshaped"),
+        helper.make_node("ConstantOfShape", ["dims"], ["w_0"], value=helper.make_tensor("v", FLOAT, [1], [0.0])),
+        helper.make_node("MatMul", ["x4", "w_0"], ["x5"], name="zeros"),
+        helper.make_node("DequantizeLinear", ["q", "qs", "qz"], ["w_q"]),
+        helper.make_node("MatMul", ["x5", "w_q"], ["x6"], name="quantised"),
+        helper.make_node("If", ["flag"], ["x7"], name="if", then_branch=then_branch, else_branch=else_branch),
+        helper.make_node("Einsum", ["x7", "w_e"], ["y"], name="einsum", equation="nk,hdk->nhd"),
+    ]
+    return model(
+        nodes, [value("x", ["N", 32])], [value("y", ["N", 4, 8])], weights, functions=[function], domains=[("local", 1)]
+    )
