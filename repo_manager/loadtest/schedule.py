@@ -83,7 +83,7 @@ class Schedule:
                 last_ns = float(moments[-1])
                 yield moments.astype(np.int64)
             else:
-                yield (self._even_s(numbers) * _NS).astype(np.int64)
+                yield np.rint(self._even_s(numbers) * _NS).astype(np.int64)
 
     def _even_s(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the moment, in seconds, of each arrival number `[N]` of an evenly spaced schedule."""

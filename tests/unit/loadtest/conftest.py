@@ -162,7 +162,9 @@ class ScriptedGrpc(Scripted):
                 bodies[stream] += payload
                 if not flags & 1:
                     grant = self.credit_bytes
-                    sock.sendall(frame(8, 0, 0, struct.pack(">I", grant)) + frame(8, 0, stream, struct.pack(">I", grant)))
+                    sock.sendall(
+                        frame(8, 0, 0, struct.pack(">I", grant)) + frame(8, 0, stream, struct.pack(">I", grant))
+                    )
                     window, left[stream] = window + grant, left[stream] + grant
                 else:
                     grant = max(65535 - window, 0)

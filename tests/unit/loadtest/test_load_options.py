@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from repo_manager.errors import UsageError
+from repo_manager.loadtest import LoadTestOptions, parse_levels, parse_rates
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("8", (8,)),
+        ("1,4,16", (1, 4, 16)),
+        ("1:16", (1, 2, 4, 8, 16)),
+        ("1:12", (1, 2, 4, 8, 12)),
+        ("2:10:4", (2, 6, 10)),
+        ("4:4", (4,)),
+    ],
+)
+def test_levels(text, levels):
+    assert parse_levels(text) == levels
+
+
+@pytest.mark.parametrize("text", ["", "0", "a", "4:1", "1:8:0", "1:2:3:4", "1.5", "-1:3"])
+def test_levels_that_are_none(text):
+    with pytest.raises(UsageError):
+        parse_levels(text)
+
+
+def test_rates():
+    assert parse_rates("200") == (200.0,)
+    assert parse_rates("100:500:200,50.5") == (100.0, 300.0, 500.0, 50.5)
+    for text in ("", "x", "1:2", "5:1:1", "1:5:0"):
+        with pytest.raises(UsageError):
+            parse_rates(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "wire", "address"),
+    [
+        ("grpc://a:1", None, "grpc", ("a", 1)),
+        ("http://a:2/", None, "http", ("a", 2)),
+        ("a:3", "http", "http", ("a", 3)),
+        ("a:4", None, "grpc", ("a", 4)),
+        ("http://a", None, "http", ("a", 8000)),
+        ("grpc://[::1]:5", None, "grpc", ("::1", 5)),
+        ("grpc://[::1]", None, "grpc", ("::1", 8001)),
+    ],
+)
+def test_addresses(url, protocol, wire, address):
+    options = LoadTestOptions(url, "m", protocol=protocol, concurrency=(1,))
+    assert (options.wire, options.address) == (wire, address)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"concurrency": ()},
+        {"concurrency": (0,)},
+        {"rate": (0.0,)},
+        {"batch_size": 0},
+        {"url": "https://a:1"},
+        {"url": "grpc://a:x"},
+        {"url": "grpc://a:1", "protocol": "http"},
+        {"client": "other"},
+        {"arrival": "replay"},
+        {"duration_s": 1.0, "request_count": 5},
+        {"duration_s": 0.0},
+        {"workers": 0},
+        {"max_windows": 2},
+        {"warmup_s": -1.0},
+    ],
+)
+def test_options_that_make_no_sense(change):
+    with pytest.raises(UsageError):
+        LoadTestOptions(**{"url": "a:1", "model": "m", "concurrency": (1,), **change})
