@@ -86,7 +86,7 @@ def layers_from_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
     for message in messages:
         if not message.startswith(("Layers:", "Engine Layer Information:")) and "\nLayers:\n" not in message:
             continue
-        layers = tuple(layer for line in message.splitlines() if (layer := _from_line(line)) is not None)
+        layers = tuple(layer for line in message.split("\n") if (layer := _from_line(line)) is not None)
         found = layers or found
     return found
 
