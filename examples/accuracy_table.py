@@ -1,4 +1,4 @@
-"""Render `results/sparse_digits.json` as the accuracy table of `README.md`, between its two markers.
+"""Render `results/sparse_digits.json` as the accuracy tables of `README.md`, between its two markers.
 
 python examples/accuracy_table.py
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,36 @@ VARIANTS = {
     "dense": "dense",
     "pruned": "pruned, not retrained",
     "sparse": "pruned and retrained",
+    "dense_twice": "dense, trained twice (control)",
 }
 PRECISIONS = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8"}
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """Return the table and the lines under it, as Markdown.
+    """Return the tables and the lines under them, as Markdown.
 
     Args:
         results: what `evaluate_sparse_digits.py` wrote: `rows` of seed, variant, precision, `right` (held-out images
-            classified right, `None` when `convert` refused the model) and more about how they were measured.
+            classified right), `loss` (mean cross-entropy; both `None` when `convert` refused the model), and how they
+            were measured.
     """
+    images = results["held_out_images"]
+    right = _Column("Held-out accuracy, %", "right", 100 / images, 2)
+    loss = _Column("Held-out cross-entropy, nats", "loss", 1.0, 4)
+    seeds = len({row["seed"] for row in results["rows"]})
     lines = [
-        "| Held-out accuracy, % | " + " | ".join(PRECISIONS.values()) + " |",
-        "|---|" + "---|" * len(PRECISIONS),
-    ]
-    for variant, title in VARIANTS.items():
-        cells = [_cell(results, variant, precision) for precision in PRECISIONS]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    seeds = sorted({row["seed"] for row in results["rows"]})
-    lines += [
+        *_table(results, right),
         "",
-        f"Mean ± standard deviation (lowest to highest) over {len(seeds)} seeds, each on the same "
-        f"{results['held_out_images']} held-out images: one image is {100 / results['held_out_images']:.2f} points.",
+        *_table(results, loss),
         "",
-        *(_difference(results, precision) for precision in PRECISIONS),
+        f"Mean ± standard deviation (lowest to highest) over {seeds} seeds, each on the same {images} held-out images. "
+        f"One image is {right.factor:.2f} points. Cross-entropy also sees how sure an answer is; smaller is better.",
+        "",
+        "Pruned and retrained minus another network of the same seed, accuracy in points:",
+        "",
+        *(f"- minus {VARIANTS[other]}: {_differences(results, other, right)}" for other in ("dense", "dense_twice")),
+        "",
+        _refusals(results),
         "",
         f"Measured {results['measured']} by `{results['command']}` on {results['platform']}, with "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
@@ -53,42 +59,64 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _right(results: Mapping[str, Any], variant: str, precision: str) -> dict[int, int | None]:
-    """Return the number of images classified right, by seed."""
+@dataclass(frozen=True)
+class _Column:
+    """A measured field: its heading, its key in a row, what turns it into the shown unit, and its decimals."""
+
+    title: str
+    key: str
+    factor: float
+    decimals: int
+
+
+def _table(results: Mapping[str, Any], column: _Column) -> list[str]:
+    """Return one table: networks down, precisions across."""
+    lines = [f"| {column.title} | " + " | ".join(PRECISIONS.values()) + " |", "|---|" + "---|" * len(PRECISIONS)]
+    for variant, title in VARIANTS.items():
+        cells = [_cell(_values(results, variant, precision, column), column.decimals) for precision in PRECISIONS]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _values(results: Mapping[str, Any], variant: str, precision: str, column: _Column) -> dict[int, float | None]:
+    """Return a field in its shown unit, by seed."""
     chosen = [row for row in results["rows"] if (row["variant"], row["precision"]) == (variant, precision)]
-    return {row["seed"]: row["right"] for row in chosen}
+    return {row["seed"]: None if row[column.key] is None else column.factor * row[column.key] for row in chosen}
 
 
-def _cell(results: Mapping[str, Any], variant: str, precision: str) -> str:
+def _cell(values: Mapping[int, float | None], decimals: int) -> str:
     """Return one cell; a refusal by `convert` is said, never averaged away."""
-    right = _right(results, variant, precision)
-    percent = [100 * count / results["held_out_images"] for count in right.values() if count is not None]
-    refused = len(right) - len(percent)
-    if not percent:
-        return f"refused by `convert` ({refused} of {len(right)})"
-    spread = f"{statistics.mean(percent):.2f}{_deviation(percent)} ({min(percent):.2f} to {max(percent):.2f})"
-    return spread if not refused else f"{spread}; {refused} of {len(right)} refused by `convert`"
+    measured = [value for value in values.values() if value is not None]
+    refused = len(values) - len(measured)
+    if not measured:
+        return f"refused by `convert` ({refused} of {len(values)})"
+    spread = f"{_mean(measured, decimals)} ({min(measured):.{decimals}f} to {max(measured):.{decimals}f})"
+    return spread if not refused else f"{spread}; {refused} of {len(values)} refused by `convert`"
 
 
-def _deviation(values: Sequence[float]) -> str:
-    """Return ` ± s`; nothing for a single value, which has no spread."""
-    return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+def _mean(values: Sequence[float], decimals: int, sign: str = "") -> str:
+    """Return `mean ± standard deviation`; a single value has no spread."""
+    mean = f"{statistics.mean(values):{sign}.{decimals}f}"
+    return f"{mean} ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else mean
 
 
-def _difference(results: Mapping[str, Any], precision: str) -> str:
-    """Return the paired difference, sparse minus dense of the same seed, as a list item."""
-    dense, sparse = _right(results, "dense", precision), _right(results, "sparse", precision)
-    points = [
-        100 * (sparse[seed] - dense[seed]) / results["held_out_images"]
-        for seed in sorted(dense.keys() & sparse.keys())
-        if sparse[seed] is not None and dense[seed] is not None
-    ]
-    if not points:
-        return f"- {PRECISIONS[precision]}: no seed has both a dense and a sparse model."
-    return (
-        f"- {PRECISIONS[precision]}, pruned and retrained minus dense of the same seed: "
-        f"{statistics.mean(points):+.2f}{_deviation(points)} points."
-    )
+def _differences(results: Mapping[str, Any], other: str, column: _Column) -> str:
+    """Return the paired differences, sparse minus `other` of the same seed, one per precision."""
+    texts = []
+    for precision, title in PRECISIONS.items():
+        theirs = _values(results, other, precision, column)
+        ours = _values(results, "sparse", precision, column)
+        pairs = [(ours[seed], theirs[seed]) for seed in sorted(theirs.keys() & ours.keys())]
+        points = [mine - yours for mine, yours in pairs if mine is not None and yours is not None]
+        texts.append(f"{title} " + (_mean(points, column.decimals, "+") if points else "no seed has both"))
+    return "; ".join(texts)
+
+
+def _refusals(results: Mapping[str, Any]) -> str:
+    """Say how many conversions a gate refused."""
+    converted = [row for row in results["rows"] if row["precision"] != "fp32"]
+    refused = sum(row["right"] is None for row in converted)
+    return f"The gates of `convert` refused {refused} of {len(converted)} conversions."
 
 
 def insert(readme: str, table: str) -> str:

@@ -1,8 +1,9 @@
 """Measure what 2:4 sparsity, FP16 and INT8 cost in accuracy: the table of `README.md`.
 
-For every seed it runs the recipe of `train_sparse_digits.py`, converts the dense, the pruned and the retrained network
-to FP16 and INT8 with `repo_manager.precision.convert` at its default gates, and runs each on ONNX Runtime over the
-held-out images. A conversion that a gate refuses is recorded as refused. INT8 is calibrated with training images only.
+For every seed it runs the recipe of `train_sparse_digits.py`, converts the dense, the pruned, the retrained and a
+control network to FP16 and INT8 with `repo_manager.precision.convert` at its default gates, and runs each on ONNX
+Runtime over the held-out images. A conversion that a gate refuses is recorded as refused. INT8 is calibrated with
+training images only.
 
     pip install "repo-manager[train]"
     python examples/evaluate_sparse_digits.py --seeds 10 --write-readme
@@ -11,6 +12,7 @@ held-out images. A conversion that a gate refuses is recorded as refused. INT8 i
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import datetime
 import json
@@ -30,6 +32,7 @@ from train_sparse_digits import (
     export_onnx,
     load_data,
     save_data,
+    train,
     train_variants,
 )
 
@@ -41,39 +44,54 @@ from repo_manager.types import Precision
 PACKAGES = ("torch", "scikit-learn", "onnx", "onnxruntime", "numpy", "repo-manager")
 
 
-def count_right(path: Path, digits: Digits) -> int:
-    """Return how many held-out images an ONNX model classifies right on ONNX Runtime's CPU provider."""
+def measure(path: Path, digits: Digits) -> dict[str, Any]:
+    """Run an ONNX model over the held-out images on ONNX Runtime's CPU provider.
+
+    Returns:
+        `right`: how many images are classified right; `loss`: the mean cross-entropy, in nats.
+    """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], {"image": digits.held_out_images})
-    return int((np.asarray(logits).argmax(axis=1) == digits.held_out_labels).sum())
+    (output,) = session.run(["logits"], {"image": digits.held_out_images})
+    logits = np.asarray(output, dtype=np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    of_the_label = log_probability[np.arange(len(logits)), digits.held_out_labels]
+    right = int((logits.argmax(axis=1) == digits.held_out_labels).sum())
+    return {"right": right, "loss": round(float(-of_the_label.mean()), 6)}
 
 
 def evaluate_model(path: Path, calibration: Path, digits: Digits) -> list[dict[str, Any]]:
     """Return one row per precision of an exported FP32 model; converted files lie beside it."""
     model = load_model(path)
     data = load_calibration(calibration, signature_of(model))
-    rows: list[dict[str, Any]] = [{"precision": "fp32", "right": count_right(path, digits), "refused": None}]
+    rows: list[dict[str, Any]] = [{"precision": "fp32", "refused": None, **measure(path, digits)}]
     for precision in (Precision.FP16, Precision.INT8):
         converted = path.with_name(f"{path.stem}_{precision}.onnx")
-        row: dict[str, Any] = {"precision": str(precision), "right": None, "refused": None}
+        row: dict[str, Any] = {"precision": str(precision), "refused": None, "right": None, "loss": None}
         try:
             convert(model, precision, converted, calibration=data if precision is Precision.INT8 else None)
         except GateError as error:
             row["refused"] = error.message
         else:
-            row["right"] = count_right(converted, digits)
+            row.update(measure(converted, digits))
         rows.append(row)
     return rows
 
 
 def evaluate_seed(seed: int, digits: Digits, schedule: Schedule, folder: Path) -> list[dict[str, Any]]:
-    """Train one seed and return its nine rows: three networks in three precisions."""
+    """Train one seed and return its twelve rows: four networks in three precisions.
+
+    Retraining is also more training. The fourth network is the control for that: dense, trained twice.
+    """
     variants = train_variants(seed, digits, schedule)
+    control = copy.deepcopy(variants.dense)
+    train(control, digits, schedule, seed)
+    networks = {**vars(variants), "dense_twice": control}
     save_data(digits, folder)
     rows = []
     for name in accuracy_table.VARIANTS:
         path = folder / f"digits_{name}.onnx"
-        export_onnx(getattr(variants, name), path)
+        export_onnx(networks[name], path)
         for row in evaluate_model(path, folder / "digits_calibration.npz", digits):
             rows.append({"seed": seed, "variant": name, **row})
     return rows
@@ -93,7 +111,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
             rows += evaluate_seed(seed, digits, schedule, Path(folder))
-        print(f"seed {seed}: " + ", ".join(f"{r['variant']} {r['precision']} {r['right']}" for r in rows[-9:]))
+        print(f"seed {seed}: " + ", ".join(f"{r['variant']} {r['precision']} {r['right']}" for r in rows[-12:]))
     results = {
         "command": f"python examples/evaluate_sparse_digits.py --seeds {arguments.seeds} --epochs {arguments.epochs}",
         "measured": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
