@@ -37,8 +37,8 @@ def check_names(proto: onnx.ModelProto) -> None:
         ModelError: with the bytes found.
     """
     for name in _names(proto):
-        if not isinstance(name, str):
-            raise ModelError(f"a name in the graph is not UTF-8 text: {bytes(name)[:40]!r}")
+        if isinstance(name, bytes):
+            raise ModelError(f"a name in the graph is not UTF-8 text: {name[:40]!r}")
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[object]:
