@@ -18,6 +18,7 @@ from repo_manager.precision.prepare import prepare
 from repo_manager.precision.quantize import quantize
 from repo_manager.precision.quantize_plan import plan_quantization
 from repo_manager.precision.ranges import largest_values
+from repo_manager.precision.rounding import rounded
 from repo_manager.types import Precision
 
 __all__ = ["Builder", "Candidate"]
@@ -28,15 +29,28 @@ _LOW = {
     Precision.INT8_FP16: TensorProto.FLOAT16,
     Precision.BF16: TensorProto.BFLOAT16,
 }
+_STAGE: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A converted draft that nothing has been proven of yet."""
+    """A converted draft that nothing has been proven of yet.
+
+    Attributes:
+        draft: to be written.
+        kept: what stays in FP32.
+        stages: name -> draft after each change of precision, all values float32 (see `rounded`).
+    """
 
     draft: Draft = field(repr=False)
     kept: tuple[KeptNode, ...]
+    stages: tuple[tuple[str, Draft], ...] = field(repr=False)
+
+    @property
+    def stand_in(self) -> Draft | None:
+        """The last stage, when it is not what is written: the one that rounds 16-bit values."""
+        return None if self.stages[-1][1] is self.draft else self.stages[-1][1]
 
 
 class Builder:
@@ -78,31 +92,40 @@ class Builder:
             )
         self.draft = prepare(draft, opset=_OPSET.get(precision, 1))
         self.ranges: dict[str, float] = {}
+        self.quantized: frozenset[str] = frozenset()
 
     @property
     def quantizes(self) -> bool:
         """Say whether INT8 is part of the precision."""
         return self.precision in (Precision.INT8, Precision.INT8_FP16)
 
+    def can_keep(self, name: str) -> bool:
+        """Say whether keeping a node would change an INT8 candidate: whether it is quantised."""
+        return name in self.quantized
+
     def build(self, also_keep: Iterable[str] = ()) -> Candidate:
         """Build the candidate, with further nodes (by name) left in FP32."""
         keep = self.keep.also(also_keep)
         draft, kept = self.draft, dict[str, tuple[str, str]]()
+        stages: list[tuple[str, Draft]] = []
         if self.quantizes:
             plan = plan_quantization(draft, quantize_outputs=self.options.quantize_outputs, keep=keep)
             kept.update(plan.kept)
+            self.quantized = frozenset(plan.nodes)
             missing = [value for value in plan.values if value not in self.ranges]
             self.ranges.update(largest_values(draft, missing, self.samples, self.folder))
             draft = quantize(draft, plan, self.ranges)
+            stages.append(("int8", draft))
         low = _LOW.get(self.precision)
         if low is not None:
             lowered = lower(draft, low, keep_io_types=self.options.keep_io_types, keep=keep)
             draft = lowered.draft
+            stages.append((_STAGE[low], rounded(draft, low)))
             if not self.quantizes:
                 kept.update(lowered.kept)
             else:  # of Q/DQ it goes without saying
                 kept.update({n: k for n, k in lowered.kept.items() if k[0] not in _SCALES})
-        return Candidate(draft, tuple(KeptNode(name, *found) for name, found in kept.items()))
+        return Candidate(draft, tuple(KeptNode(name, *found) for name, found in kept.items()), tuple(stages))
 
 
 _SCALES = {"QuantizeLinear", "DequantizeLinear"}

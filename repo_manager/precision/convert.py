@@ -15,15 +15,18 @@ import onnxruntime
 
 from repo_manager.errors import CalibrationError, GateError, ModelError
 from repo_manager.onnx_model import Model, signature_of
-from repo_manager.precision import drift as drift_of
+from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData
 from repo_manager.precision.candidate import Builder
 from repo_manager.precision.draft import Array
 from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
-from repo_manager.precision.proof import Proof, Prover
+from repo_manager.precision.proof import Prover
+from repo_manager.precision.refusal import refusal, where_it_began
 from repo_manager.precision.samples import Reference, reference_of
+from repo_manager.precision.search import auto_keep
 from repo_manager.precision.source import draft_of
-from repo_manager.precision.writer import write_draft
+from repo_manager.precision.writer import WrittenModel
+from repo_manager.sparsity.report import SparsityReport
 from repo_manager.types import Precision
 
 __all__ = ["convert"]
@@ -69,14 +72,19 @@ def convert(
     if not output.parent.is_dir():
         raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
     reference = reference_of(model, signature_of(model), calibration, samples=options.drift_samples, seed=options.seed)
+    prover = Prover(model, precision, options, reference)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        staged = Path(folder, "out")
-        staged.mkdir()
-        kept, files = _build(model, precision, options, calibration, reference, staged / output.name)
-        proof = Prover(model, precision, options, reference).prove(files[0])
-        if not proof.passed:
-            raise GateError(_table(model, precision, proof), hint=_HINT)
-        final = tuple(_move(file, output.parent / file.relative_to(staged)) for file in reversed(files))[::-1]
+        if precision is Precision.FP32:
+            kept: tuple[KeptNode, ...] = ()
+            written = _copied(model, Path(folder, output.name))
+            proof = prover.prove(written, None)
+            if not proof.passed:
+                raise GateError(refusal(model, precision, proof), hint=f"Nothing was written to {output}.")
+        else:
+            attempt = _attempt(model, precision, options, calibration, prover, Path(folder), output.name)
+            written, kept, proof = attempt.written, attempt.candidate.kept, attempt.proof
+        staged = written.files[0].parent
+        final = tuple(_move(file, output.parent / file.relative_to(staged)) for file in reversed(written.files))[::-1]
     return Conversion(
         source=model.digest,
         digest=proof.found.digest,
@@ -86,6 +94,7 @@ def convert(
         drift=proof.drift,
         sparsity=proof.sparsity,
         kept=kept,
+        kept_macs_share=_macs_share(prover.sparsity, kept),
         samples=len(reference.inputs),
         inputs=reference.kind,
         tools=_tools(),
@@ -93,23 +102,33 @@ def convert(
     )
 
 
-_HINT = "Nothing was written. --keep-fp32 PATTERN keeps sensitive layers, --auto-keep N searches for them."
-
-
-def _build(
+def _attempt(
     model: Model,
     precision: Precision,
     options: ConvertOptions,
     calibration: CalibrationData | None,
-    reference: Reference,
-    path: Path,
-) -> tuple[tuple[KeptNode, ...], tuple[Path, ...]]:
-    if precision is Precision.FP32:
-        return (), _copied(model, path)
-    samples: _Samples = _Samples(calibration, reference)
-    builder = Builder(draft_of(model), precision, options, samples, path.parent.parent)
-    candidate = builder.build()
-    return candidate.kept, write_draft(candidate.draft, path).files
+    prover: Prover,
+    folder: Path,
+    name: str,
+) -> Attempt:
+    """Make the candidate that passes, searching for layers to keep when asked to.
+
+    Raises:
+        GateError: none passes.
+    """
+    builder = Builder(draft_of(model), precision, options, _Samples(calibration, prover.reference), folder)
+    attempts = Attempts(builder, prover, folder, name)
+    attempt = first = attempts.make()
+    if options.auto_keep and first.proof.failed_only("drift"):
+        attempt = auto_keep(attempts, first, options.auto_keep, folder)
+    if attempt.proof.passed:
+        return attempt
+    hint = "Nothing was written. --keep-fp32 PATTERN keeps sensitive layers in FP32, --auto-keep N searches for them."
+    if options.auto_keep:
+        hint = (
+            f"Nothing was written. Keeping up to {options.auto_keep} layers in FP32 did not bring it within the limit."
+        )
+    raise GateError(refusal(model, precision, first.proof, where_it_began(attempts, first, folder)), hint=hint)
 
 
 class _Samples:
@@ -123,7 +142,14 @@ class _Samples:
         return iter(self.reference.inputs) if self.calibration is None else self.calibration.batches()
 
 
-def _copied(model: Model, path: Path) -> tuple[Path, ...]:
+def _macs_share(sparsity: SparsityReport, kept: tuple[KeptNode, ...]) -> float | None:
+    """Return which share of the multiply-accumulates the kept nodes do; `None` when none are counted."""
+    total = sum(layer.macs or 0 for layer in sparsity.layers)
+    names = {node.node for node in kept}
+    return sum(layer.macs or 0 for layer in sparsity.layers if layer.node in names) / total if total else None
+
+
+def _copied(model: Model, path: Path) -> WrittenModel:
     """Copy the model's files; external ones keep their names, to which the model's file refers."""
     files = [path]
     shutil.copyfile(model.path, path)
@@ -133,22 +159,13 @@ def _copied(model: Model, path: Path) -> tuple[Path, ...]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(external, target)
         files.append(target)
-    return tuple(files)
+    return WrittenModel(tuple(files), {})
 
 
 def _move(file: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     file.replace(target)
     return target
-
-
-def _table(model: Model, precision: Precision, proof: Proof) -> str:
-    failed = [check for check in proof.checks if not check.passed]
-    lines = [f"{model.path} as {precision}: {', '.join(check.name for check in failed)} failed"]
-    lines += [f"  {'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}" for check in proof.checks]
-    if proof.drift:
-        lines.append(drift_of.table(proof.drift))
-    return "\n".join(lines)
 
 
 def _tools() -> dict[str, str]:

@@ -17,6 +17,7 @@ from onnx import TensorProto
 
 from repo_manager.onnx_model import walk
 from repo_manager.precision.draft import ONNX_DOMAINS, Draft
+from repo_manager.precision.normalization import statistics_nodes
 from repo_manager.precision.value_types import ValueType
 
 __all__ = ["Roles", "keep_reasons", "roles_of", "to_low"]
@@ -27,9 +28,7 @@ FP16_MAX = 65504.0
 BEYOND_ANY_VALUE = 1e8  # constants this large are masks or "no limit": the largest FP16 number does the same
 _ONNX_TYPE: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
 _QUANTIZATION = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
-_SQUARES = {"ReduceSumSquare", "ReduceL2", "LpNormalization"}
 _UNKNOWN, _TENSOR = ValueType(0, None), ValueType(TensorProto.FLOAT, None)
-_MEANS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def keep_reasons(
 ) -> dict[str, str]:
     """Return node name -> reason, for the main graph's nodes that stay in FP32 although their type could change."""
     shapes = _shape_values(draft)
-    statistics = _statistics_nodes(draft)
+    statistics = statistics_nodes(draft)
     reasons: dict[str, str] = {}
     for node in draft.graph.node:
         if kept_by_user(node):
@@ -112,7 +111,7 @@ def keep_reasons(
         elif any(name in shapes for name in node.output):
             reasons[node.name] = "computes shapes or positions"
         elif node.name in statistics and low == TensorProto.FLOAT16:
-            reasons[node.name] = "sums squares for a normalisation, which FP16 cannot hold"
+            reasons[node.name] = "part of a normalisation's variance, which FP16 cannot hold"
         elif low == TensorProto.FLOAT16 and (name := _too_large(draft, node)):
             reasons[node.name] = f"constant '{name}' exceeds FP16's largest number, {FP16_MAX:.0f}"
     return reasons
@@ -130,45 +129,6 @@ def _shape_values(draft: Draft) -> set[str]:
             derived.update(node.output)
     derived.discard("")
     return derived
-
-
-def _statistics_nodes(draft: Draft) -> set[str]:
-    """Return the nodes from x*x over its mean to 1/sqrt(variance + epsilon), of norms in small operators."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in draft.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found: set[str] = set()
-    for node in draft.graph.node:
-        squares = node.op_type in _SQUARES or (node.op_type == "Mul" and len(set(node.input)) == 1)
-        if node.op_type == "Pow" and len(node.input) > 1:
-            exponent = draft.weights.get(node.input[1])
-            squares = exponent is not None and exponent.size == 1 and float(exponent.load().reshape(-1)[0]) == 2.0
-        if not squares:
-            continue
-        means = (
-            [node] if node.op_type in _SQUARES else [r for r in readers.get(node.output[0], []) if r.op_type in _MEANS]
-        )
-        for mean in means:
-            found.update((node.name, mean.name))
-            found.update(_until_root(mean, readers, draft))
-    return found
-
-
-def _until_root(mean: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], draft: Draft) -> list[str]:
-    """Follow mean -> (+ or max epsilon) -> Sqrt -> (Reciprocal): tiny epsilons stay what they are."""
-    names: list[str] = []
-    current = mean
-    for _ in range(4):
-        following = readers.get(current.output[0], [])
-        if len(following) != 1 or following[0].op_type not in ("Add", "Max", "Clip", "Sqrt", "Reciprocal"):
-            break
-        current = following[0]
-        others = [name for name in current.input if name and name not in draft.weights]
-        if len(others) != 1:
-            break
-        names.append(current.name)
-    return names
 
 
 def _too_large(draft: Draft, node: onnx.NodeProto) -> str | None:

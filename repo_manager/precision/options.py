@@ -121,6 +121,7 @@ class Conversion:
         drift: one per output.
         sparsity: of what was written.
         kept: operators left in FP32.
+        kept_macs_share: share of the source's multiply-accumulates that these do, 0 to 1; `None`: not counted.
         samples: how many the drift was measured on.
         inputs: where they came from: `calibration` or `natural` (seeded random numbers).
         tools: name -> version of what took part.
@@ -135,6 +136,7 @@ class Conversion:
     drift: tuple[OutputDrift, ...]
     sparsity: SparsityReport
     kept: tuple[KeptNode, ...]
+    kept_macs_share: float | None
     samples: int
     inputs: str
     tools: dict[str, str] = field(default_factory=dict)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import Model, Session, load_model, signature_of
-from repo_manager.precision.checks import check_drift, check_file, check_signature, check_sparsity, failure
+from repo_manager.onnx_model import Model, Session, Signature, load_model, signature_of
+from repo_manager.precision.checks import (
+    check_drift,
+    check_file,
+    check_signature,
+    check_sparsity,
+    failure,
+    probability_outputs,
+)
+from repo_manager.precision.draft import Draft
 from repo_manager.precision.drift import DriftMeter
 from repo_manager.precision.options import Check, ConvertOptions, OutputDrift
 from repo_manager.precision.samples import Reference
+from repo_manager.precision.writer import WrittenModel, write_view
 from repo_manager.sparsity.report import SparsityReport, sparsity_report
 from repo_manager.types import Precision
 
@@ -38,6 +48,10 @@ class Proof:
         """Say whether every check passed."""
         return all(check.passed for check in self.checks)
 
+    def failed_only(self, name: str) -> bool:
+        """Say whether one check, and no other, failed."""
+        return [check.name for check in self.checks if not check.passed] == [name]
+
 
 class Prover:
     """Judges candidates of one conversion against one source.
@@ -54,40 +68,76 @@ class Prover:
         self.precision = precision
         self.options = options
         self.reference = reference
+        self.signature = signature_of(model)
         self.sparsity = sparsity_report(model)
+        self.probabilities = probability_outputs(model.graph_only.graph)
 
-    def prove(self, path: Path) -> Proof:
-        """Check the candidate at `path`."""
+    def prove(self, written: WrittenModel, stand_in: Draft | None) -> Proof:
+        """Check a written candidate.
+
+        Args:
+            written: its files.
+            stand_in: computes in FP32 and rounds each 16-bit value; `None` where nothing is 16-bit.
+        """
+        path = written.files[0]
         checks = [check_file(path)]
         if not checks[0].passed:
             return Proof(tuple(checks), (), self.model, self.sparsity)
         try:
             found = load_model(path)
-            drift = self.run(path)
+            drift = self._drift(written, stand_in, signature_of(found))
         except ModelError as exc:
             return Proof((*checks, failure(exc)), (), self.model, self.sparsity)
         sparsity = sparsity_report(found)
         checks += [
-            Check("runs", True, "ONNX Runtime on the CPU, all optimisations"),
+            Check("runs", True, _HOW_BF16 if self.precision is Precision.BF16 else _HOW[stand_in is not None]),
             check_signature(
-                signature_of(self.model),
+                self.signature,
                 signature_of(found),
                 self.precision,
                 keep_io_types=self.options.keep_io_types,
             ),
             check_sparsity(self.sparsity, sparsity),
-            check_drift(drift, self.precision, self.options, inputs=self.reference.kind),
+            check_drift(drift, self.precision, self.options, self.reference.kind, self.probabilities),
         ]
         return Proof(tuple(checks), drift, found, sparsity)
 
-    def run(self, path: Path) -> tuple[OutputDrift, ...]:
-        """Run the candidate on the reference's inputs and measure the drift.
+    def _drift(self, written: WrittenModel, stand_in: Draft | None, signature: Signature) -> tuple[OutputDrift, ...]:
+        """Run the candidate, and its stand-in, on the reference's inputs.
 
         Raises:
-            ModelError: ONNX Runtime does not take it, or a run failed.
+            ModelError: ONNX Runtime does not take one of them, or a run failed.
         """
-        session = Session(path)
+        low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
+        low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
+        if stand_in is None:
+            return self._run(Session(written.files[0]), low)
+        view = written.files[0].with_name("stand-in.onnx")
+        write_view(stand_in, written, view)
+        exact = self._run(Session(view, optimize=False), set())
+        view.unlink()
+        if self.precision is Precision.BF16:  # ONNX Runtime's CPU has no BF16 kernels
+            return tuple(replace(item, rounded_relative_error=item.relative_error) for item in exact)
+        stored = self._run(Session(written.files[0]), low)
+        return tuple(
+            replace(
+                item,
+                rounded_relative_error=twin.relative_error,
+                max_abs_error=max(item.max_abs_error, twin.max_abs_error),
+            )
+            for item, twin in zip(stored, exact, strict=True)
+        )
+
+    def _run(self, session: Session, low: set[str]) -> tuple[OutputDrift, ...]:
         meter = DriftMeter(session.output_names)
         for inputs, outputs in zip(self.reference.inputs, self.reference.outputs, strict=True):
-            meter.add(session.run(inputs), outputs)
+            feed = {name: array.astype(np.float16) if name in low else array for name, array in inputs.items()}
+            meter.add(session.run(feed), outputs)
         return meter.result()
+
+
+_HOW_BF16 = "ONNX Runtime on the CPU has no BF16 operators: run in FP32 with each BF16 value rounded"
+_HOW = {
+    False: "ONNX Runtime on the CPU, all optimisations",
+    True: "ONNX Runtime on the CPU, all optimisations; and without any, each 16-bit value rounded as a GPU does",
+}

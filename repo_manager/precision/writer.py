@@ -18,7 +18,7 @@ import onnx
 from repo_manager.onnx_model import dtypes
 from repo_manager.precision.draft import Draft, Weight
 
-__all__ = ["Place", "WrittenModel", "write_draft"]
+__all__ = ["Place", "WrittenModel", "write_draft", "write_view"]
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _MARGIN_BYTES = 1 << 20  # for the parts that are sized only while writing
@@ -153,6 +153,30 @@ def _append(data: BinaryIO, data_path: Path, weight: Weight, length: int) -> Pla
     place = Place(data_path, data.tell(), length)
     data.write(_little_endian(weight))
     return place
+
+
+def write_view(draft: Draft, written: WrittenModel, path: Path) -> None:
+    """Write a small model beside a written one, whose weights it refers to and does not copy.
+
+    Args:
+        draft: shares weights, by name, with the written one; further ones are stored inside.
+        written: where the weights lie.
+        path: in the folder of `written`.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(draft.proto)
+    for name, weight in draft.weights.items():
+        place = written.places.get(name)
+        if weight.tensor is not None:
+            model.graph.initializer.append(_stored(name, weight))
+            continue
+        tensor = _header(name, weight)
+        if place is not None and place.length_bytes >= _EXTERNAL_FLOOR_BYTES:
+            point_to(tensor, place.file.name, place)
+        else:
+            tensor.raw_data = _little_endian(weight).tobytes()
+        model.graph.initializer.append(tensor)
+    path.write_bytes(model.SerializeToString())
 
 
 def point_to(tensor: onnx.TensorProto, location: str, place: Place) -> None:

@@ -1,0 +1,76 @@
+"""Search for the few layers that have to stay in FP32 for the drift to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from repo_manager.precision.attempt import Attempt, Attempts
+from repo_manager.precision.draft import Draft
+from repo_manager.precision.trace import BlockDrift, trace_drift
+
+__all__ = ["auto_keep"]
+
+_TRACED_SAMPLES = 2
+_MOST_DROPS = 12  # attempts to take a layer back out again
+
+
+def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> Attempt:
+    """Keep more and more of the layers where drift begins, until the gate passes; then those that are needed only.
+
+    Args:
+        attempts: makes and proves candidates.
+        first: the attempt that failed by drift alone.
+        most: at most so many nodes.
+        folder: for temporary models.
+
+    Returns:
+        The attempt with the fewest kept nodes that passes; `first` when none does.
+    """
+    kept: list[str] = []
+    attempt, step = first, 1
+    while attempt.proof.failed_only("drift") and len(kept) < most:
+        found = _next_nodes(attempts, attempt, kept, folder)
+        new = found[: min(step, most - len(kept))]
+        if not new:
+            break
+        kept += new
+        step *= 2
+        attempt = attempts.make(kept)
+    if not attempt.proof.passed:
+        return first
+    return _fewest(attempts.make, attempt, kept)
+
+
+def _next_nodes(attempts: Attempts, attempt: Attempt, kept: Sequence[str], folder: Path) -> list[str]:
+    """Return the nodes to keep next, the most harmful first."""
+    source = attempts.builder.draft
+    samples = attempts.prover.reference.inputs[:_TRACED_SAMPLES]
+    quantizes = attempts.builder.quantizes
+    blocks = trace_drift(source, attempt.candidate.stages[-1][1], samples, folder, every_node=not quantizes)
+    ranked = sorted(blocks, key=lambda block: -block.added)
+    names = [name for block in ranked if block.added > 0 for name in _involved(block, source)]
+    if quantizes:
+        names = [name for name in names if attempts.builder.can_keep(name)]
+    return [name for name in dict.fromkeys(names) if name not in kept]
+
+
+def _involved(block: BlockDrift, source: Draft) -> list[str]:
+    """Return a block's node; where it overflows, its readers too, since they would round its result again."""
+    if np.isfinite(block.added):
+        return [block.node]
+    return [block.node, *(node.name for node in source.graph.node if block.value in node.input)]
+
+
+def _fewest(make: Callable[[Sequence[str]], Attempt], attempt: Attempt, kept: list[str]) -> Attempt:
+    """Take nodes back out, latest found first, as long as it still passes."""
+    for name in list(reversed(kept))[:_MOST_DROPS]:
+        if len(kept) == 1:
+            break
+        fewer = [other for other in kept if other != name]
+        tried = make(fewer)
+        if tried.proof.passed:
+            attempt, kept = tried, fewer
+    return attempt
