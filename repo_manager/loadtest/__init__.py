@@ -1,5 +1,7 @@
 """Load on a served model: arrival schedules, clients, measurements, gates."""
 
+from repo_manager.loadtest.baseline import judge_against, load_baseline
+from repo_manager.loadtest.compare import ComparedNumber, ComparePlan, Comparison, compare, compare_batch_sizes
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.perf_analyzer import find_perf_analyzer
@@ -24,6 +26,9 @@ from repo_manager.loadtest.slo import Gate, GateResult, Outcome, Verdict, judge,
 
 __all__ = [
     "ClientUse",
+    "ComparePlan",
+    "ComparedNumber",
+    "Comparison",
     "ErrorCount",
     "Gate",
     "GateResult",
@@ -43,9 +48,13 @@ __all__ = [
     "ServerTimes",
     "Verdict",
     "Window",
+    "compare",
+    "compare_batch_sizes",
     "find_perf_analyzer",
     "install_perf_analyzer",
     "judge",
+    "judge_against",
+    "load_baseline",
     "parse_levels",
     "parse_rates",
     "parse_slo",

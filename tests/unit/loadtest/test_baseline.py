@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from repo_manager.errors import InputError
+from repo_manager.loadtest import Outcome, judge_against, load_baseline
+from repo_manager.loadtest.result import ClientUse, Interval, Intervals, Latency, LoadPoint, LoadTestReport
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.types import as_json
+
+FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "python", 0, (), (), False, False, False, False)
+
+
+def report(factor=1.0, spread=0.01, level=4.0, **changes):
+    def around(value):
+        return Interval(value * (1 - spread), value * (1 + spread))
+
+    values = {"p50_ns": 1e6 * factor, "p99_ns": 3e6 * factor}
+    point = LoadPoint(
+        "concurrency", level, "stable", "", 1, ClientUse("native"), duration_s=3.0, requests=1000,
+        throughput_per_s=1000 / factor, latency=Latency(**{name: round(value) for name, value in values.items()}),
+        intervals=Intervals(around(1000 / factor), **{name: around(value) for name, value in values.items()}),
+    )  # fmt: skip
+    return LoadTestReport(FACTS, {}, (dataclasses.replace(point, **changes),), "now", 1.0, {})
+
+
+def saved(tmp_path, document):
+    (tmp_path / "base.json").write_text(json.dumps(as_json(document)))
+    return load_baseline(tmp_path / "base.json")
+
+
+@pytest.mark.parametrize(
+    ("factor", "spread", "outcome"),
+    [
+        (1.0, 0.01, "pass"),
+        (0.5, 0.01, "pass"),
+        (1.3, 0.01, "fail"),
+        (1.05, 0.01, "inconclusive"),
+        (1.0, 0.2, "inconclusive"),
+    ],
+)
+def test_a_regression_is_seen_through_the_noise(tmp_path, factor, spread, outcome):
+    verdict = judge_against(report(factor, spread), saved(tmp_path, report(1.0, spread)))
+    assert verdict.outcome.value == outcome
+    assert len(verdict.results) == 3
+
+
+def test_a_failed_level_is_a_regression(tmp_path):
+    new = report(outcome="failed", reason="gone")
+    assert judge_against(new, saved(tmp_path, report())).outcome is Outcome.FAIL
+
+
+def test_baselines_that_cannot_be_used(tmp_path):
+    with pytest.raises(InputError, match="no load level in common"):
+        judge_against(report(), saved(tmp_path, report(level=5.0)))
+    for text in ("", "[]", '{"points": []}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(InputError, match=r"bad\.json"):
+            load_baseline(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text('{"schema_version": 99, "points": []}')
+    with pytest.raises(InputError, match="99"):
+        load_baseline(tmp_path / "bad.json")
