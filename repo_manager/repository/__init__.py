@@ -1,35 +1,69 @@
-"""The model repository: layout, manifests, publishing, scanning."""
+"""The model repository: layout, manifests, publishing, looking, checking, changing, cleaning."""
 
+from repo_manager.repository.adopt import Adoption, adopt
+from repo_manager.repository.difference import FileDifference, VersionDifference, compare_versions
+from repo_manager.repository.edit import ConfigChange, change_config, edit_config
+from repo_manager.repository.gc import GcResult, gc
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.manifest import FileRecord, Manifest, parse_manifest, read_manifest
-from repo_manager.repository.policy import model_state, previous_deployment, record_deployment, set_served_versions
+from repo_manager.repository.policy import (
+    model_state,
+    model_states,
+    previous_deployment,
+    record_deployment,
+    set_served_versions,
+)
 from repo_manager.repository.publish import PublishedVersion, PublishPlan, plan_publish, publish
+from repo_manager.repository.remove import Removal, remove
+from repo_manager.repository.repair import Repair, repair
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
 from repo_manager.repository.state import Deployment, ModelState
+from repo_manager.repository.tags import remove_tag, resolve_version, set_tag
+from repo_manager.repository.transfer import Transfer, copy_version
 from repo_manager.repository.verify import verify
 from repo_manager.triton_config import Problem, Severity
 
 __all__ = [
+    "Adoption",
+    "ConfigChange",
     "Deployment",
+    "FileDifference",
     "FileRecord",
+    "GcResult",
     "Manifest",
     "ModelEntry",
     "ModelState",
     "Problem",
     "PublishPlan",
     "PublishedVersion",
+    "Removal",
+    "Repair",
     "Severity",
+    "Transfer",
+    "VersionDifference",
     "VersionEntry",
+    "adopt",
+    "change_config",
+    "compare_versions",
+    "copy_version",
+    "edit_config",
     "find_model",
+    "gc",
     "model_state",
+    "model_states",
     "parse_manifest",
     "plan_publish",
     "previous_deployment",
     "publish",
     "read_manifest",
     "record_deployment",
+    "remove",
+    "remove_tag",
+    "repair",
+    "resolve_version",
     "scan",
     "set_served_versions",
+    "set_tag",
     "validate_model_name",
     "verify",
 ]

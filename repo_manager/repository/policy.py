@@ -16,12 +16,20 @@ from repo_manager.repository.state import (
     change_state,
     previous_version,
     read_state,
+    read_states,
     repository_lock,
 )
 from repo_manager.triton_config import CONFIG_FILENAME, parse_config, replace_version_policy, served_versions
 from repo_manager.triton_config.config import read_config_text
 
-__all__ = ["model_state", "previous_deployment", "record_deployment", "set_served_versions"]
+__all__ = [
+    "existing_model",
+    "model_state",
+    "model_states",
+    "previous_deployment",
+    "record_deployment",
+    "set_served_versions",
+]
 
 
 def set_served_versions(repository: Path, name: str, versions: Iterable[int]) -> tuple[int, ...]:
@@ -45,7 +53,7 @@ def set_served_versions(repository: Path, name: str, versions: Iterable[int]) ->
     wanted = tuple(sorted(set(versions)))
     with disk_errors(f"change the served versions of {name}"):
         root = open_repository(repository)
-        folder = _existing_model(root, name)
+        folder = existing_model(root, name)
         with staged(root) as staging, repository_lock(root):
             existing = existing_versions(folder)
             missing = [version for version in wanted if version not in existing]
@@ -72,7 +80,7 @@ def record_deployment(repository: Path, name: str, version: int) -> None:
     """
     with disk_errors(f"record the deployment of {name}"):
         root = open_repository(repository)
-        _existing_model(root, name)
+        existing_model(root, name)
         with staged(root) as staging, repository_lock(root):
             change_state(root, name, lambda state: state.deployed(version), staging=staging)
 
@@ -85,7 +93,7 @@ def previous_deployment(repository: Path, name: str) -> int | None:
     """
     with disk_errors(f"read the deployments of {name}"):
         root = open_repository(repository)
-        folder = _existing_model(root, name)
+        folder = existing_model(root, name)
         return previous_version(read_state(root, name), existing_versions(folder))
 
 
@@ -99,7 +107,22 @@ def model_state(repository: Path, name: str) -> ModelState:
         return read_state(open_repository(repository), name)
 
 
-def _existing_model(root: Path, name: str) -> Path:
+def model_states(repository: Path) -> dict[str, ModelState]:
+    """Return what is remembered of every model, removed ones included, by one read.
+
+    Raises:
+        RepositoryError: no such repository, or the record is damaged.
+    """
+    with disk_errors(f"read the state of {repository}"):
+        return read_states(open_repository(repository))
+
+
+def existing_model(root: Path, name: str) -> Path:
+    """Return a model's folder.
+
+    Raises:
+        RepositoryError: there is none of that name.
+    """
     folder = model_path(root, name)
     if not folder.is_dir():
         raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")

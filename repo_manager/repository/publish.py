@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import fsync_directory
+from repo_manager.files import fsync_directory, sha256_file
 from repo_manager.repository.disk import copy_durably, disk_errors, write_durably
 from repo_manager.repository.layout import (
     MANIFEST_FILENAME,
@@ -31,6 +31,7 @@ from repo_manager.triton_config import (
     ModelConfig,
     format_config,
     read_config,
+    replace_version_policy,
     same_signature,
     served_versions,
     with_version_policy,
@@ -113,6 +114,9 @@ def publish(
     files: Mapping[str, Path],
     config: ModelConfig,
     details: Mapping[str, Any],
+    *,
+    expected: Mapping[str, FileRecord] | None = None,
+    config_text: str | None = None,
 ) -> PublishedVersion:
     """Publish a model's next version.
 
@@ -127,6 +131,9 @@ def publish(
         files: path inside the version -> file to copy. `config.model_filename` must be among them.
         config: for a first version, written (with its labels); else compared with the existing one.
         details: more fields of the manifest: precision, source, conversion, sparsity, golden, tools, machine, others.
+        expected: what each file must be; the staged copies are read back and compared before they become visible.
+        config_text: for a first version, the config.pbtxt to write instead of `config`'s canonical text: a person's
+            layout and comments are kept, its version policy is replaced.
 
     Returns:
         The version. Another process may already have published the one after it.
@@ -143,6 +150,8 @@ def publish(
         with staged(root) as staging:
             content = staging / "version"
             records = _stage_files(content, files)
+            if expected is not None:
+                _check_copies(content, records, expected)
             with repository_lock(root):
                 folder = model_path(root, name)
                 first = _check_model(folder, name, config)
@@ -152,7 +161,7 @@ def publish(
                 fsync_directory(content)
                 change_state(root, name, lambda state: state.numbered(version), staging=staging)
                 if first:
-                    _place_first(root, folder, staging, version, config)
+                    _place_first(folder, staging, version, config, config_text)
                 else:
                     content.rename(folder / str(version))
                     fsync_directory(folder)
@@ -256,14 +265,27 @@ def _manifest(
     )
 
 
-def _place_first(root: Path, folder: Path, staging: Path, version: int, config: ModelConfig) -> None:
+def _check_copies(content: Path, records: Mapping[str, FileRecord], expected: Mapping[str, FileRecord]) -> None:
+    for name in sorted({*records, *expected}):
+        found = FileRecord(sha256_file(content / name), (content / name).stat().st_size) if name in records else None
+        if found != expected.get(name):
+            raise RepositoryError(
+                f"{name} was to be {expected.get(name)}, and the copy is {found}",
+                hint="The source or a disk is damaged; `repo-manager verify` the source.",
+            )
+
+
+def _place_first(folder: Path, staging: Path, version: int, config: ModelConfig, config_text: str | None) -> None:
     """Put the whole model together and rename it into the root (over an empty folder, if there is one)."""
     model = staging / "model"
     model.mkdir()
     (staging / "version").rename(model / str(version))
-    write_durably(model / CONFIG_FILENAME, format_config(with_version_policy(config, (version,))).encode())
+    text = format_config(with_version_policy(config, (version,)))
+    if config_text is not None:
+        text = replace_version_policy(config_text, (version,), where=CONFIG_FILENAME)
+    write_durably(model / CONFIG_FILENAME, text.encode())
     for name, labels in config.labels.items():
         write_durably(model / check_file_name(name), labels_text(labels).encode())
     fsync_directory(model)
     model.rename(folder)
-    fsync_directory(root)
+    fsync_directory(folder.parent)

@@ -27,6 +27,7 @@ __all__ = [
     "now_text",
     "previous_version",
     "read_state",
+    "read_states",
     "repository_lock",
 ]
 
@@ -103,6 +104,17 @@ def read_state(root: Path, name: str) -> ModelState:
         OSError: it cannot be read.
     """
     return _model_of(_read(root), name, root)
+
+
+def read_states(root: Path) -> dict[str, ModelState]:
+    """Read what is remembered of every model, removed ones included.
+
+    Raises:
+        RepositoryError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    document = _read(root)
+    return {name: _model_of(document, name, root) for name in sorted(document.get("models", {}))}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import model_path, open_repository, triton_version, validate_model_name
 from repo_manager.repository.staging import STAGING_IN_ROOT
-from repo_manager.repository.state import read_state
+from repo_manager.repository.state import read_states
 from repo_manager.repository.verify_version import verify_version
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
@@ -66,7 +66,7 @@ def verify(
 
 def _verify_state(root: Path) -> Iterator[Problem]:
     try:
-        read_state(root, "")
+        read_states(root)
     except RepositoryError as exc:
         yield Problem(".repo-manager.json", exc.message, hint=exc.hint or "")
 

@@ -1,6 +1,6 @@
 """Triton model configurations: config.pbtxt read, derived, compared and changed, always through protobuf."""
 
-from repo_manager.triton_config.compare import changed_fields, check_config, same_signature
+from repo_manager.triton_config.compare import ReloadEffect, changed_fields, check_config, reload_effect, same_signature
 from repo_manager.triton_config.config import (
     CONFIG_FILENAME,
     DEFAULT_FILENAMES,
@@ -11,6 +11,7 @@ from repo_manager.triton_config.config import (
 )
 from repo_manager.triton_config.derive import derive_config
 from repo_manager.triton_config.dtypes import config_dtype, triton_dtype
+from repo_manager.triton_config.fields import get_field, set_fields
 from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
 from repo_manager.triton_config.problems import Problem, Severity
 from repo_manager.triton_config.rules import check_rules
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigOptions",
     "ModelConfig",
     "Problem",
+    "ReloadEffect",
     "Severity",
     "changed_fields",
     "check_config",
@@ -36,13 +38,16 @@ __all__ = [
     "config_dtype",
     "derive_config",
     "format_config",
+    "get_field",
     "parse_config",
     "read_config",
+    "reload_effect",
     "replace_version_policy",
     "runtime_signature",
     "same_signature",
     "served_signature",
     "served_versions",
+    "set_fields",
     "triton_dtype",
     "version_policy",
     "with_version_policy",

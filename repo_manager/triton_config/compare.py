@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any
 
 from tritonclient.grpc import model_config_pb2
@@ -16,7 +17,24 @@ if TYPE_CHECKING:  # Annotations only: reading a repository does not have to imp
     from repo_manager.onnx_model import Signature
     from repo_manager.triton_config.served_signature import ServedSignature
 
-__all__ = ["changed_fields", "check_config", "same_signature"]
+__all__ = ["ReloadEffect", "changed_fields", "check_config", "reload_effect", "same_signature"]
+
+# ModelLifeCycle::AsyncLoad of core compares two configurations without these two fields.
+_KEEPS_VERSIONS = {"instance_group", "version_policy"}
+
+
+class ReloadEffect(str, enum.Enum):
+    """What a changed config.pbtxt makes a running Triton do with the versions that it already serves."""
+
+    NOTHING = "nothing"
+    """The text may differ, the configuration does not."""
+    KEEP = "keep"
+    """Versions stay loaded; only instances or the set of served versions change."""
+    RELOAD = "reload"
+    """Every served version is loaded anew beside the old one, which serves until then."""
+
+    def __str__(self) -> str:
+        return self.value
 
 
 def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
@@ -54,6 +72,14 @@ def changed_fields(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:
         for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields
         if _field_bytes(a, field) != _field_bytes(b, field)
     )
+
+
+def reload_effect(before: ModelConfig, after: ModelConfig) -> ReloadEffect:
+    """Predict what the next load does to versions that are served and whose folders did not change."""
+    changed = set(changed_fields(before, after)) | (set(before.unknown_fields) ^ set(after.unknown_fields))
+    if not changed:
+        return ReloadEffect.NOTHING
+    return ReloadEffect.KEEP if changed <= _KEEPS_VERSIONS else ReloadEffect.RELOAD
 
 
 def check_config(

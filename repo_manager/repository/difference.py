@@ -1,0 +1,129 @@
+"""Two versions side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.scan import VersionEntry
+from repo_manager.triton_config import parse_config, same_signature
+from repo_manager.types import as_json
+
+__all__ = ["FileDifference", "VersionDifference", "compare_versions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileDifference:
+    """A file that is not the same in both versions.
+
+    Attributes:
+        name: its path in the version.
+        size_bytes: in the first and in the second; `None` where it is missing.
+    """
+
+    name: str
+    size_bytes: tuple[int | None, int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionDifference:
+    """What differs between two versions; empty fields where nothing does.
+
+    Attributes:
+        a: `NAME:VERSION` of the first.
+        b: `NAME:VERSION` of the second.
+        fields: manifest field, dotted for what is inside -> the value in each: precision, source, sparsity,
+            conversion (drift, checks), tools, ...
+        signature: differences in backend, batch, inputs and outputs, one sentence each.
+        config: unified diff of the derived configurations.
+        files: files that differ.
+        size_bytes: of each.
+        problems: why a version could not be compared (no manifest).
+    """
+
+    a: str
+    b: str
+    fields: Mapping[str, tuple[Any, Any]]
+    signature: tuple[str, ...]
+    config: str
+    files: tuple[FileDifference, ...]
+    size_bytes: tuple[int, int]
+    problems: tuple[str, ...]
+
+
+def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:
+    """Compare two versions by their manifests, of one model or of two.
+
+    Args:
+        a: the first, from `find_model`.
+        b: the second.
+    """
+    names = tuple(f"{entry.path.parent.name}:{entry.version}" for entry in (a, b))
+    sizes = (a.size_bytes or 0, b.size_bytes or 0)
+    if a.manifest is None or b.manifest is None:
+        problems = tuple(
+            f"{name} has no manifest; `repo-manager adopt` writes one"
+            for name, entry in zip(names, (a, b), strict=True)
+            if entry.manifest is None
+        )
+        return VersionDifference(names[0], names[1], {}, (), "", (), sizes, problems)
+    signature: tuple[str, ...] = ()
+    if a.manifest.config and b.manifest.config:
+        signature = same_signature(parse_config(a.manifest.config), parse_config(b.manifest.config))
+    return VersionDifference(
+        a=names[0],
+        b=names[1],
+        fields=_fields(a.manifest, b.manifest),
+        signature=signature,
+        config="\n".join(
+            difflib.unified_diff(
+                a.manifest.config.splitlines(), b.manifest.config.splitlines(), names[0], names[1], lineterm=""
+            )
+        ),
+        files=_files(a.manifest, b.manifest),
+        size_bytes=sizes,
+        problems=(),
+    )
+
+
+def _fields(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
+    left, right = _flat(as_json(a)), _flat(as_json(b))
+    return {key: (left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a JSON value by dotted path; what is compared elsewhere is left out."""
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(_label(item, position), item) for position, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        if not prefix and key in ("config", "files", "version", "created"):
+            continue
+        flat.update(_flat(item, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def _label(item: Any, position: int) -> str:
+    """An element's name, where it has one, so that an insertion does not shift all others."""
+    if isinstance(item, dict):
+        for key in ("name", "node", "output", "layer", "weight"):
+            if isinstance(item.get(key), str) and item[key]:
+                return str(item[key])
+    return str(position)
+
+
+def _files(a: Manifest, b: Manifest) -> tuple[FileDifference, ...]:
+    found = []
+    for name in sorted({*a.files, *b.files}):
+        left, right = a.files.get(name), b.files.get(name)
+        if left != right:
+            sizes = (None if left is None else left.size_bytes, None if right is None else right.size_bytes)
+            found.append(FileDifference(name, sizes))
+    return tuple(found)

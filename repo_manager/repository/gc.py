@@ -1,0 +1,89 @@
+"""Removing old versions that nothing needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.remove import Removal, reasons_to_keep, remove_selected
+from repo_manager.repository.scan import existing_versions, scan
+from repo_manager.repository.staging import sweep
+from repo_manager.repository.state import ModelState
+
+__all__ = ["GcResult", "gc"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GcResult:
+    """What a clean-up does, or did.
+
+    Attributes:
+        removals: one a model from which something goes.
+        swept: entries that dead commands had left in the staging area; empty for a dry run.
+        applied: whether it was done.
+    """
+
+    removals: tuple[Removal, ...]
+    swept: tuple[str, ...]
+    applied: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """What is freed."""
+        return sum(removal.size_bytes for removal in self.removals)
+
+
+def gc(
+    repository: Path,
+    name: str | None = None,
+    *,
+    keep: int = 3,
+    older_than_s: float | None = None,
+    dry_run: bool = False,
+) -> GcResult:
+    """Remove versions that are old and that nothing needs.
+
+    A version stays when it is among the newest `keep`, younger than `older_than_s`, served, tagged, deployed last, or
+    what a roll-back goes back to. A model always keeps at least one version.
+
+    Args:
+        repository: the root.
+        name: one model; `None`: all.
+        keep: how many of the newest versions stay; at least 1.
+        older_than_s: only versions made before that many seconds; `None`: of any age.
+        dry_run: only say what would be done.
+
+    Raises:
+        RepositoryError: `keep` is below 1, or a model cannot be read.
+    """
+    if keep < 1:
+        raise RepositoryError(f"keep is {keep}; expected 1 or more", hint="Use `repo-manager remove` for whole models.")
+    cutoff = None if older_than_s is None else datetime.datetime.now(datetime.timezone.utc).timestamp() - older_than_s
+    with disk_errors(f"clean up {repository}"):
+        root = open_repository(repository)
+        names = [entry.name for entry in scan(root, deep=False) if entry.versions] if name is None else [name]
+
+    def select(folder: Path, state: ModelState) -> tuple[int, ...]:
+        needed = reasons_to_keep(folder, state)
+        old = existing_versions(folder)[:-keep]
+        return tuple(v for v in old if v not in needed and (cutoff is None or _made_at(folder / str(v)) < cutoff))
+
+    found = tuple(remove_selected(root, model, select, dry_run=dry_run) for model in names)
+    swept = () if dry_run else sweep(root)
+    return GcResult(tuple(removal for removal in found if removal.versions), swept, applied=not dry_run)
+
+
+def _made_at(path: Path) -> float:
+    """When a version was made, in seconds since 1970: its manifest's word, else the folder's time."""
+    if (path / MANIFEST_FILENAME).exists():
+        try:
+            created = read_manifest(path).created.replace("Z", "+00:00")
+            return datetime.datetime.fromisoformat(created).timestamp()
+        except (RepositoryError, ValueError):
+            pass
+    return path.stat().st_mtime

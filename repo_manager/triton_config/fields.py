@@ -1,0 +1,158 @@
+"""Setting single fields of a config.pbtxt from what a person types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+from repo_manager.errors import ConfigError
+from repo_manager.triton_config.compare import changed_fields
+from repo_manager.triton_config.config import ModelConfig, parse_config
+from repo_manager.triton_config.text_fields import replace_field, top_level_fields
+
+__all__ = ["get_field", "set_fields"]
+
+_STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\[(\d+)\])?")
+
+
+def get_field(config: ModelConfig, path: str) -> str:
+    """Return a field's text; a single value without its name, a message with its fields.
+
+    Args:
+        config: the configuration.
+        path: as in `set_fields`.
+
+    Raises:
+        ConfigError: there is no such field.
+    """
+    parent, field, key = _find(config.message(), path, create=False)
+    if parent is None or field is None:
+        return ""
+    if key is not None:
+        value = getattr(parent, field.name)
+        return str(value[key].string_value) if key in value else ""
+    if field.message_type is None and not field.is_repeated:
+        value = getattr(parent, field.name)
+        return field.enum_type.values_by_number[value].name if field.enum_type is not None else str(value)
+    alone = type(parent)()
+    alone.CopyFrom(parent)
+    for other, _ in parent.ListFields():
+        if other.name != field.name:
+            alone.ClearField(other.name)
+    return str(text_format.MessageToString(alone, as_utf8=True, use_short_repeated_primitives=True)).rstrip("\n")
+
+
+def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> str:
+    """Return a config.pbtxt's text with some fields set or cleared.
+
+    The text of a top-level field that changes is written anew; all other text, comments and unknown fields stay.
+
+    Args:
+        text: the file's content.
+        changes: `field.field` -> the value in text format (quotes around a string may be left out), `None` to clear.
+            A step into a repeated field is its first element, or the one that `[i]` says; a map's step is its key.
+        where: the file's name in an error.
+
+    Raises:
+        ConfigError: the text or a change is broken.
+    """
+    before = parse_config(text, where=where)
+    touched = {path.partition(".")[0].partition("[")[0] for path in changes}
+    lost = [field for field in before.unknown_fields if field.partition(".")[0] in touched]
+    if lost:
+        raise ConfigError(
+            f"{where}: {', '.join(lost)} would be lost by changing it through this repo-manager's schema",
+            hint="Edit the file by hand, or update repo-manager.",
+        )
+    message = before.message()
+    for path, value in changes.items():
+        _set(message, path, value)
+    after = ModelConfig.from_message(message)
+    for name in changed_fields(before, after):
+        text = replace_field(text, name, _field_text(after, name), where=where)
+    if parse_config(text, where=where).message() != message:
+        raise ConfigError(f"{where}: the change cannot be written without changing something else")
+    return text
+
+
+def _set(message: Any, path: str, value: str | None) -> None:
+    parent, field, key = _find(message, path, create=value is not None)
+    if parent is None or field is None:
+        return
+    if key is not None:
+        entries = getattr(parent, field.name)
+        if value is None:
+            entries.pop(key, None)
+        elif not hasattr(field.message_type.fields_by_name["value"].message_type, "fields_by_name"):
+            raise ConfigError(f"{path} is a map of single values; set the whole of {field.name}")
+        else:
+            entries[key].string_value = value
+        return
+    parent.ClearField(field.name)
+    if value is None:
+        return
+    candidates = [
+        f"{field.name}: {value}",
+        f"{field.name} {value}",
+        f'{field.name}: "{text_format.text_encoding.CEscape(value, True)}"',
+    ]
+    for candidate in candidates if field.cpp_type == field.CPPTYPE_STRING else candidates[:2]:
+        scratch = type(parent)()
+        try:
+            text_format.Parse(candidate, scratch)
+        except (text_format.ParseError, ValueError):
+            continue
+        if [found.name for found, _ in scratch.ListFields()] in ([field.name], []):
+            parent.MergeFrom(scratch)
+            return
+    raise ConfigError(
+        f"{path} = {value!r} is not a value of {field.full_name}",
+        hint="Write it as in a config.pbtxt, for instance 8, true, KIND_CPU, [1, 2] or { count: 1 }.",
+    )
+
+
+def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | None]:
+    """Walk to a field: (its message, its descriptor, a map's key); (None, None, None) when a step does not exist."""
+    steps = path.split(".")
+    current = message
+    for position, step in enumerate(steps):
+        match = _STEP.fullmatch(step)
+        field = current.DESCRIPTOR.fields_by_name.get(match.group(1)) if match else None
+        if field is None or match is None:
+            known = ", ".join(current.DESCRIPTOR.fields_by_name)
+            raise ConfigError(f"{path}: {current.DESCRIPTOR.name} has no field {step!r}; it has {known}")
+        is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+        rest = steps[position + 1 :]
+        if is_map and rest:
+            return current, field, ".".join(rest)
+        if not rest and match.group(2) is None:
+            return current, field, None
+        if field.message_type is None:
+            raise ConfigError(f"{path}: {field.name} is a single value and has no fields or elements of its own")
+        following = _enter(current, field, int(match.group(2) or 0), path, create)
+        if following is None:
+            return None, None, None
+        if not rest:
+            raise ConfigError(f"{path} is a whole element; set its fields one by one")
+        current = following
+    raise ConfigError("the path of the field is empty")
+
+
+def _enter(message: Any, field: Any, index: int, path: str, create: bool) -> Any:
+    value = getattr(message, field.name)
+    if not field.is_repeated:
+        return value if create or message.HasField(field.name) else None
+    if index > len(value):
+        raise ConfigError(f"{path}: {field.name} has {len(value)} elements")
+    if index == len(value):
+        return value.add() if create else None
+    return value[index]
+
+
+def _field_text(config: ModelConfig, name: str) -> str:
+    """Return one top-level field's text in canonical form; empty when it is not set."""
+    fields = [field for field in top_level_fields(config.text, where=name) if field.name == name]
+    return "\n".join(config.text[field.start : field.end] for field in fields)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository import compare_versions, copy_version, find_model, read_manifest, verify
+from repo_manager.repository.publish import publish
+
+Put = Callable[..., Any]
+
+
+def test_a_version_goes_to_production_with_its_story(root: Path, put: Put, tmp_path: Path) -> None:
+    put(labels={"y": ("cat", "dog")})
+    put()
+    path = root / "m/config.pbtxt"
+    path.write_text("# tuned\n" + path.read_text() + "future { }\n")
+    production = tmp_path / "production"
+    planned = copy_version(root, "m", 2, production, dry_run=True)
+    assert (planned.version, planned.published) == (1, None)
+    assert not production.exists()
+    done = copy_version(root, "m", 2, production)
+    assert (done.version, done.identical) == (1, False)
+    text = (production / "m/config.pbtxt").read_text()
+    assert text.startswith("# tuned\n")
+    assert "future { }" in text
+    assert find_model(production, "m").served_versions == (1,)
+    assert (production / "m/labels_0_y.txt").read_text() == "cat\ndog\n"
+    manifest = read_manifest(production / "m/1")
+    assert manifest.precision == "fp16"
+    assert manifest.extra["copied_from"]["version"] == 2
+    assert manifest.digest == read_manifest(root / "m/2").digest
+    assert [p for p in verify(production, models=False) if p.severity == "error"] == []
+
+
+def test_copying_again_does_nothing(root: Path, put: Put, tmp_path: Path) -> None:
+    put()
+    copy_version(root, "m", 1, tmp_path / "p")
+    again = copy_version(root, "m", 1, tmp_path / "p")
+    assert (again.version, again.identical, again.published) == (1, True, None)
+    assert len(find_model(tmp_path / "p", "m").versions) == 1
+
+
+def test_within_a_repository_under_another_name(root: Path, put: Put) -> None:
+    put()
+    copy_version(root, "m", 1, root, target_name="m-canary")
+    assert 'name: "m-canary"' in (root / "m-canary/config.pbtxt").read_text()
+    assert verify(root, models=False) == ()
+
+
+@pytest.mark.parametrize("damage", ["content", "missing", "added", "manifest"])
+def test_a_damaged_source_never_reaches_the_target(root: Path, put: Put, tmp_path: Path, damage: str) -> None:
+    version = put().path
+    if damage == "content":
+        (version / "model.onnx").write_bytes(b"MODEL " * 100)
+    elif damage == "missing":
+        (version / "model.onnx.data").unlink()
+    elif damage == "added":
+        (version / "more").write_text("")
+    else:
+        (version / "manifest.json").unlink()
+    with pytest.raises(RepositoryError):
+        copy_version(root, "m", 1, tmp_path / "p")
+    assert not (tmp_path / "p").exists() or not any(p.is_dir() for p in (tmp_path / "p").iterdir())
+
+
+def test_a_target_that_serves_something_else_refuses(root: Path, put: Put, tmp_path: Path, files: Any) -> None:
+    put()
+    other = put("n", size=5)
+    copy_version(root, "n", other.version, tmp_path / "p", target_name="m")
+    with pytest.raises(RepositoryError, match="another model name"):
+        copy_version(root, "m", 1, tmp_path / "p")
+
+
+def test_unknown_versions(root: Path, put: Put, tmp_path: Path) -> None:
+    put()
+    with pytest.raises(RepositoryError, match="no version 4"):
+        copy_version(root, "m", 4, tmp_path / "p")
+
+
+def test_differences(root: Path, put: Put, files: dict[str, Path], config: Any) -> None:
+    put()
+    files["model.onnx"].write_bytes(b"other")
+    details = {"precision": "int8", "conversion": {"drift": [{"output": "y", "cosine": 0.5}]}}
+    publish(root, "m", files, config, details)
+    model = find_model(root, "m")
+    difference = compare_versions(model.version(1), model.version(2))
+    assert (difference.a, difference.b) == ("m:1", "m:2")
+    assert difference.fields["precision"] == ("fp16", "int8")
+    assert difference.fields["conversion.drift.y.cosine"] == (None, 0.5)
+    assert [(f.name, f.size_bytes) for f in difference.files] == [("model.onnx", (600, 5))]
+    assert difference.signature == ()
+    assert difference.config == ""
+    same = compare_versions(model.version(1), model.version(1))
+    assert (same.fields, same.files) == ({}, ())
+    (root / "m/2/manifest.json").unlink()
+    assert compare_versions(model.version(1), find_model(root, "m").version(2)).problems
