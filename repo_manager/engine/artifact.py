@@ -10,6 +10,7 @@ from typing import Any
 
 from repo_manager.engine.builder import EngineBuild, build_engine
 from repo_manager.engine.evidence import join_evidence
+from repo_manager.engine.gpu import find_gpus
 from repo_manager.engine.layer_precision import precision_mismatches
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.plan_header import read_plan_header
@@ -143,11 +144,12 @@ def _check_precision(build: EngineBuild) -> None:
 def _facts(build: EngineBuild, report: SparsityReport) -> dict[str, Any]:
     """What the manifest records of an engine."""
     header = read_plan_header(build.path)
+    gpus = find_gpus()[:1]
     verified = [row for row in build.precision if row.found is not None]
     return {
         "format": f"{build.backend} engine",
         "build": build,
-        "compute_capabilities": header.compute_capabilities,
+        "compute_capabilities": header.compute_capabilities or tuple(gpu.compute_capability for gpu in gpus),
         "plan_version": header.version,
         "precision_verified": len(verified),
         "precision_unverified": tuple(row.node for row in build.precision if row.found is None),

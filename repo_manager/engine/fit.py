@@ -1,0 +1,169 @@
+"""Whether a plan will load on a server, told before it is loaded.
+
+Rules (TensorRT developer guide, "Version Compatibility" and "Hardware Compatibility"): a plan loads in the TensorRT
+version that built it; a version-compatible one in later versions of the same major one; on the compute capability
+that it was built on, unless a hardware compatibility level widens that. A failed load costs GPU memory for good
+(triton-inference-server/server#8969), so it is checked first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from repo_manager.engine.plan_header import read_plan_header
+from repo_manager.engine.releases import Release
+from repo_manager.errors import EngineError
+from repo_manager.types import Backend
+
+__all__ = ["FitProblem", "FitTarget", "PlanFacts", "check_fit", "plan_facts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanFacts:
+    """What decides whether a plan loads.
+
+    Attributes:
+        backend: which Triton backend loads it.
+        version: of the library that built it.
+        compute_capabilities: GPUs that it is for; empty when neither manifest nor header tells.
+        version_compatible: whether later versions load it; `None`: not known (a plan that others built).
+        hardware_compatibility: `ampere_plus`, `same_compute_capability` or `None`.
+    """
+
+    backend: Backend
+    version: str
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool | None = None
+    hardware_compatibility: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FitTarget:
+    """Where the plan is to be loaded; `None` is not known, and not checked.
+
+    Attributes:
+        release: of the server's container.
+        compute_capability: of the server's GPU, for instance `9.0`.
+        driver: the GPU driver's version.
+    """
+
+    release: Release | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FitProblem:
+    """One reason against a load.
+
+    Attributes:
+        blocks: whether the load would fail; else it is a warning.
+        message: what was found and expected.
+        hint: the next step.
+    """
+
+    blocks: bool
+    message: str
+    hint: str
+
+
+def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts:
+    """Collect a plan's facts from its own head and, when we built it, from its manifest.
+
+    Args:
+        path: the plan.
+        engine: the manifest's section `engine`; `None` for a plan that others built.
+
+    Raises:
+        EngineError: it is no plan, or the manifest speaks of another one.
+    """
+    header = read_plan_header(path)
+    if engine is None or "build" not in engine:
+        return PlanFacts(header.backend, header.version, header.compute_capabilities)
+    build = engine["build"]
+    if build["version"] != header.version and not header.version.startswith(f"{build['version']}."):
+        raise EngineError(
+            f"{path}: built by version {header.version}, and its manifest says {build['version']}",
+            hint="Run repo-manager verify: the file is not the one that was published.",
+        )
+    options = build["options"]
+    return PlanFacts(
+        backend=header.backend,
+        version=header.version,
+        compute_capabilities=header.compute_capabilities or tuple(engine.get("compute_capabilities", ())),
+        version_compatible=options["version_compatible"],
+        hardware_compatibility=options["hardware_compatibility"],
+    )
+
+
+def check_fit(plan: PlanFacts, target: FitTarget) -> tuple[FitProblem, ...]:
+    """List what speaks against loading a plan on a server; empty when nothing known does."""
+    return (*_version_problems(plan, target), *_gpu_problems(plan, target), *_driver_problems(target))
+
+
+def _version_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
+    release = target.release
+    if plan.backend is not Backend.TENSORRT or release is None or not release.tensorrt:
+        return
+    ours, theirs = _numbers(plan.version), _numbers(release.tensorrt)
+    shared = min(len(ours), len(theirs))
+    if ours[:shared] == theirs[:shared]:
+        return
+    listed = f"TensorRT {release.tensorrt}" + (
+        "" if release.is_verified("tensorrt") else " (from memory, not verified)"
+    )
+    found = f"the plan was built with TensorRT {plan.version}; the server's release {release.release} has {listed}"
+    if plan.version_compatible and ours[0] == theirs[0] and ours < theirs:
+        yield FitProblem(
+            False,
+            f"{found}; the plan is version-compatible",
+            "The server needs --backend-config=tensorrt,version-compatible=true.",
+        )
+        return
+    blocks = release.is_verified("tensorrt") and plan.version_compatible is not None
+    yield FitProblem(
+        blocks,
+        f"{found}: it will not load",
+        f"Build it with TensorRT {release.tensorrt} (in that release's container), or serve it with a release that has "
+        f"TensorRT {plan.version}.",
+    )
+
+
+def _gpu_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
+    gpu = target.compute_capability
+    if gpu is None or not plan.compute_capabilities or gpu in plan.compute_capabilities:
+        return
+    if plan.hardware_compatibility == "ampere_plus" and float(gpu) >= 8.0:
+        return
+    wanted = ", ".join(plan.compute_capabilities)
+    hint = (
+        f"Build it again with --compute-capability {gpu}, if TensorRT-RTX knows it."
+        if plan.backend is Backend.TENSORRT_RTX
+        else f"Build it on a GPU of compute capability {gpu} and give both: --for {plan.compute_capabilities[0]}=... "
+        f"--for {gpu}=..."
+    )
+    yield FitProblem(True, f"the plan is for compute capability {wanted}; the server's GPU has {gpu}", hint)
+
+
+def _driver_problems(target: FitTarget) -> Iterator[FitProblem]:
+    release, driver = target.release, target.driver
+    if release is None or driver is None or not release.driver or _numbers(driver) >= _numbers(release.driver):
+        return
+    yield FitProblem(
+        False,
+        f"driver {driver} is older than {release.driver}, which release {release.release} lists",
+        "Data-centre GPUs may still work through CUDA's forward compatibility; else update the driver.",
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`10.13.3.9` as numbers; stops at the first part that is none."""
+    parts: list[int] = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        parts.append(int(part))
+    return tuple(parts)
