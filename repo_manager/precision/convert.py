@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import tempfile
@@ -124,6 +125,8 @@ def _attempt(
     if attempt.proof.passed:
         return attempt
     hint = "Nothing was written. --keep-fp32 PATTERN keeps sensitive layers in FP32, --auto-keep N searches for them."
+    if any(item.rounded_relative_error == math.inf for item in first.proof.drift):
+        hint += " Values beyond FP16's range fit in --precision bf16, which has FP32's."
     if options.auto_keep:
         hint = (
             f"Nothing was written. Keeping up to {options.auto_keep} layers in FP32 did not bring it within the limit."

@@ -25,9 +25,11 @@ class Keep:
         self.patterns = tuple(patterns)
         self.names = frozenset(names)
 
-    def __call__(self, node: onnx.NodeProto) -> bool:
-        """Say whether a node stays in FP32."""
-        return node.name in self.names or any(_matches(node, pattern) for pattern in self.patterns)
+    def __call__(self, node: onnx.NodeProto) -> str | None:
+        """Return why a node stays in FP32, or `None` when no pattern names it."""
+        if any(_matches(node, pattern) for pattern in self.patterns):
+            return "asked for by keep_fp32"
+        return "needed for the drift to pass (auto_keep)" if node.name in self.names else None
 
     def also(self, names: Iterable[str]) -> Keep:
         """Return a copy that keeps further nodes."""

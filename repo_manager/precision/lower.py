@@ -48,7 +48,7 @@ class Lowered:
     kept: dict[str, tuple[str, str]]
 
 
-def lower(draft: Draft, low: int, *, keep_io_types: bool, keep: Callable[[onnx.NodeProto], bool]) -> Lowered:
+def lower(draft: Draft, low: int, *, keep_io_types: bool, keep: Callable[[onnx.NodeProto], str | None]) -> Lowered:
     """Lower a draft to FP16 or BF16.
 
     Requires: names on all nodes, topological order.
@@ -57,7 +57,7 @@ def lower(draft: Draft, low: int, *, keep_io_types: bool, keep: Callable[[onnx.N
         draft: float32 model; values of other types are left alone.
         low: `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
         keep_io_types: leave float32 inputs and outputs float32, with Casts; `False` gives them the low type.
-        keep: says of a node whether it has to stay in FP32.
+        keep: says of a node why it has to stay in FP32; `None`: it need not.
 
     Raises:
         ModelError: the graph's types contradict each other.
@@ -102,7 +102,7 @@ class _Job:
     draft: Draft
     low: int
     keep_io_types: bool
-    keep: Callable[[onnx.NodeProto], bool]
+    keep: Callable[[onnx.NodeProto], str | None]
     opset: int
     names: set[str]
     reasons: dict[str, str] = field(default_factory=dict)
@@ -193,8 +193,8 @@ class _Scope:
         roles: Roles | str = Roles(frozenset(), frozenset())
         if touches:
             reason = self.job.reasons.get(node.name)
-            if reason is None and self is not self.job.main and self.job.keep(node):
-                reason = "asked for by keep_fp32"
+            if reason is None and self is not self.job.main:
+                reason = self.job.keep(node)
             roles = reason or roles_of(node, self.job.opset, self.types, self.job.low)
         if isinstance(roles, str):
             self.job.kept[node.name] = (node.op_type, roles)

@@ -97,15 +97,15 @@ def _is_float(types: dict[str, ValueType], name: str, *, unknown: bool = False) 
 
 
 def keep_reasons(
-    draft: Draft, types: dict[str, ValueType], low: int, kept_by_user: Callable[[onnx.NodeProto], bool]
+    draft: Draft, types: dict[str, ValueType], low: int, keep: Callable[[onnx.NodeProto], str | None]
 ) -> dict[str, str]:
     """Return node name -> reason, for the main graph's nodes that stay in FP32 although their type could change."""
     shapes = _shape_values(draft)
     statistics = statistics_nodes(draft)
     reasons: dict[str, str] = {}
     for node in draft.graph.node:
-        if kept_by_user(node):
-            reasons[node.name] = "asked for by keep_fp32"
+        if asked := keep(node):
+            reasons[node.name] = asked
         elif node.op_type in _QUANTIZATION:
             reasons[node.name] = "quantisation scales stay FP32"
         elif any(name in shapes for name in node.output):

@@ -61,7 +61,7 @@ class QuantizationPlan:
 
 
 def plan_quantization(
-    draft: Draft, *, quantize_outputs: bool, keep: Callable[[onnx.NodeProto], bool]
+    draft: Draft, *, quantize_outputs: bool, keep: Callable[[onnx.NodeProto], str | None]
 ) -> QuantizationPlan:
     """Plan the quantisation of a draft's main graph.
 
@@ -72,7 +72,7 @@ def plan_quantization(
     for node in draft.graph.node:
         if node.op_type not in WEIGHTED or node.domain not in ONNX_DOMAINS:
             continue
-        found = "asked for by keep_fp32" if keep(node) else _how(draft, node)
+        found = keep(node) or _how(draft, node)
         if isinstance(found, str):
             kept[node.name] = (node.op_type, found)
         else:

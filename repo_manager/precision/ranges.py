@@ -23,7 +23,7 @@ Sample = Mapping[str, Array]
 def float_values(draft: Draft, values: Iterable[str]) -> tuple[str, ...]:
     """Return those of `values` that are float32 tensors."""
     types = type_table(infer_types(draft).graph)
-    return tuple(v for v in values if v not in types or types[v].data_type == TensorProto.FLOAT)
+    return tuple(value for value in values if value in types and types[value].data_type == TensorProto.FLOAT)
 
 
 def largest_values(draft: Draft, values: Sequence[str], samples: Iterable[Sample], folder: Path) -> dict[str, float]:

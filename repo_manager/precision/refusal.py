@@ -9,6 +9,7 @@ from repo_manager.errors import ModelError
 from repo_manager.onnx_model import Model
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.drift import table
+from repo_manager.precision.lowering_rules import FP16_MAX
 from repo_manager.precision.options import DEFAULT_MAX_DRIFT
 from repo_manager.precision.proof import Proof
 from repo_manager.precision.trace import BlockDrift, first_drift, trace_drift
@@ -48,6 +49,8 @@ def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
     for block in _picked(last, first):
         columns = "  ".join(f"{_error(trace, block.value):>9.3g}" for trace in traces.values())
         mark = f"  <- above {limit:g} from here on" if block is first else ""
+        if block.largest > FP16_MAX and "fp16" in traces:
+            mark += f"  reaches {block.largest:.3g}, FP16 ends at {FP16_MAX:.0f}"
         lines.append(f"  {columns}  {block.op_type} '{block.node}'{mark}")
     return "\n".join(lines)
 

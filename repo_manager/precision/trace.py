@@ -31,6 +31,7 @@ class BlockDrift:
         op_type: of the node.
         value: its name.
         relative_error: |candidate - source| / |source|, the largest over the samples.
+        largest: the largest absolute value that it has in the source.
         added: the part that its own inputs did not bring: sqrt(error^2 - largest input error^2).
     """
 
@@ -39,6 +40,7 @@ class BlockDrift:
     value: str
     relative_error: float
     added: float
+    largest: float
 
 
 def trace_drift(
@@ -62,6 +64,7 @@ def trace_drift(
     blocks = _blocks(source, candidate, every_node)
     values = [value for _, value in blocks]
     errors = dict.fromkeys(values, 0.0)
+    largest = dict.fromkeys(values, 0.0)
     inputs = list(samples)
     for start in range(0, len(values), _MOST_BLOCKS):
         part = values[start : start + _MOST_BLOCKS]
@@ -72,8 +75,9 @@ def trace_drift(
         for sample in inputs:
             truth, found = before.run(sample), after.run(sample)
             for value in part:
+                largest[value] = max(largest[value], float(np.abs(truth[value]).max(initial=0.0)))
                 errors[value] = max(errors[value], relative_error(found[value], truth[value]))
-    return _with_added(source, blocks, errors)
+    return _with_added(source, blocks, errors, largest)
 
 
 def first_drift(blocks: Sequence[BlockDrift], limit: float) -> BlockDrift | None:
@@ -114,7 +118,10 @@ def _exposing(draft: Draft, values: Sequence[str]) -> Draft:
 
 
 def _with_added(
-    source: Draft, blocks: Sequence[tuple[onnx.NodeProto, str]], errors: Mapping[str, float]
+    source: Draft,
+    blocks: Sequence[tuple[onnx.NodeProto, str]],
+    errors: Mapping[str, float],
+    largest: Mapping[str, float],
 ) -> tuple[BlockDrift, ...]:
     """Carry each compared error forward through the nodes that were not compared."""
     carried: dict[str, float] = {}
@@ -129,5 +136,5 @@ def _with_added(
                 added = error if not np.isfinite(incoming) else max(0.0, error**2 - incoming**2) ** 0.5
                 if not np.isfinite(error) and not np.isfinite(incoming):
                     added = 0.0
-                result.append(BlockDrift(node.name, node.op_type, name, error, added))
+                result.append(BlockDrift(node.name, node.op_type, name, error, added, largest[name]))
     return tuple(result)
