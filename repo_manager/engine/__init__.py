@@ -3,38 +3,67 @@
 from repo_manager.engine.artifact import Artifact, EngineSource, build_artifact
 from repo_manager.engine.builder import EngineBuild, build_engine
 from repo_manager.engine.capabilities import Capabilities, capabilities_of
+from repo_manager.engine.control import ControlTwin, control_twins, dense_twin
 from repo_manager.engine.evidence import BuilderEvidence, LayerEvidence, join_evidence, read_evidence
+from repo_manager.engine.fit import FitProblem, FitTarget, PlanFacts, check_fit, plan_facts
 from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.engine.layer_precision import LayerPrecision
 from repo_manager.engine.layers import EngineLayer
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.plan_header import PlanHeader, read_plan_header
 from repo_manager.engine.profiles import ShapeRange, derive_profile, find_dim_ranges, parse_shape_range
+from repo_manager.engine.releases import Release, release_of_container, release_of_server, releases
 from repo_manager.engine.select import BackendChoice, choose_backend
+from repo_manager.engine.triton_options import (
+    AcceleratorOptions,
+    PlanSet,
+    parse_for,
+    plan_set,
+    with_accelerator,
+    with_plans_by_capability,
+)
 
 __all__ = [
+    "AcceleratorOptions",
     "Artifact",
     "BackendChoice",
     "BuilderEvidence",
     "Capabilities",
+    "ControlTwin",
     "EngineBuild",
     "EngineLayer",
     "EngineOptions",
     "EngineSource",
+    "FitProblem",
+    "FitTarget",
     "Gpu",
     "LayerEvidence",
     "LayerPrecision",
+    "PlanFacts",
     "PlanHeader",
+    "PlanSet",
+    "Release",
     "ShapeRange",
     "build_artifact",
     "build_engine",
     "capabilities_of",
+    "check_fit",
     "choose_backend",
+    "control_twins",
+    "dense_twin",
     "derive_profile",
     "find_dim_ranges",
     "find_gpus",
     "join_evidence",
+    "parse_for",
     "parse_shape_range",
+    "plan_facts",
+    "plan_set",
     "read_evidence",
     "read_plan_header",
+    "release_of_container",
+    "release_of_server",
+    "releases",
+    "with_accelerator",
+    "with_plans_by_capability",
 ]

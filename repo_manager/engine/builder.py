@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
+
 from repo_manager.engine.build_errors import build_error
 from repo_manager.engine.build_log import BuildLog, logger_for
 from repo_manager.engine.capabilities import Capabilities, capabilities_of
@@ -102,8 +104,9 @@ def build_engine(
     options = options or EngineOptions()
     able = capabilities_of(library)
     check_options(options, able)
-    work = _Work(model, library, able, options, precision, BuildLog(), cancelled or threading.Event())
     started = time.monotonic()
+    renamed = named_graph(model)
+    work = _Work(model, renamed, library, options, precision, BuildLog(), cancelled or threading.Event())
     try:
         _in_thread(lambda: _build(work, output, profile, progress or _quiet), work.cancelled)
     except BaseException:
@@ -125,7 +128,7 @@ def build_engine(
         options=options,
         seconds=seconds,
         layers=layers,
-        precision=compare_precision(named_graph(model) or model.graph_only, layers),
+        precision=compare_precision(renamed or model.graph_only, layers),
         evidence=read_evidence(messages),
         warnings=work.log.warnings,
         log=work.log.text(),
@@ -135,8 +138,8 @@ def build_engine(
 @dataclasses.dataclass(frozen=True)
 class _Work:
     model: Model
+    renamed: onnx.ModelProto | None
     library: ModuleType
-    able: Capabilities
     options: EngineOptions
     precision: Precision
     log: BuildLog
@@ -158,10 +161,11 @@ def _in_thread(build: Callable[[], None], cancelled: threading.Event) -> None:
 
 
 def _build(work: _Work, output: Path, profile: Mapping[str, ShapeRange], progress: BuildProgress) -> None:
-    library, able, options = work.library, work.able, work.options
+    library, options = work.library, work.options
+    able = capabilities_of(library)
     logger = logger_for(library, work.log)
     builder = create_builder(library, logger, work.log, able)
-    network, parser = parse_network(library, builder, work.model, logger, able)
+    network, parser = parse_network(library, builder, work.model, work.renamed, logger)
     config = create_config(library, builder, options, able, work.precision)
     add_profile(builder, config, network, profile)
     if able.progress_monitor:

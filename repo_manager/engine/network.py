@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import onnx
+
 from repo_manager.engine.build_log import BuildLog
-from repo_manager.engine.capabilities import Capabilities, StrongTyping
-from repo_manager.engine.prepare import named_graph
+from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
 from repo_manager.errors import EngineError
 from repo_manager.onnx_model import Model
 
@@ -34,10 +35,19 @@ def create_builder(library: ModuleType, logger: Any, log: BuildLog, able: Capabi
         ) from exc
 
 
-def parse_network(library: ModuleType, builder: Any, model: Model, logger: Any, able: Capabilities) -> tuple[Any, Any]:
+def parse_network(
+    library: ModuleType, builder: Any, model: Model, renamed: onnx.ModelProto | None, logger: Any
+) -> tuple[Any, Any]:
     """Parse a model into a network of the right kind.
 
     Models with external data are parsed from their file, so that weights above 2 GB work.
+
+    Args:
+        library: the module.
+        builder: of that library.
+        model: the model.
+        renamed: see `named_graph`.
+        logger: of that library.
 
     Returns:
         (network, parser); the parser holds the weights and has to outlive the build.
@@ -45,9 +55,9 @@ def parse_network(library: ModuleType, builder: Any, model: Model, logger: Any, 
     Raises:
         EngineError: naming each node that the parser refuses, its operator and the reason.
     """
+    able = capabilities_of(library)
     network = builder.create_network(_network_flags(library, able))
     parser = library.OnnxParser(network, logger)
-    renamed = named_graph(model)
     path = str(model.path.absolute())
     parsed = parser.parse_from_file(path) if renamed is None else parser.parse(renamed.SerializeToString(), path=path)
     if not parsed:

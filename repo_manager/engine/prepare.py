@@ -14,7 +14,7 @@ def named_graph(model: Model) -> onnx.ModelProto | None:
     """Give every node a name of its own and every unnamed dynamic input dimension another symbol.
 
     The builder's log and its errors speak of nodes by name, and TensorRT takes two unnamed
-    dimensions for the same one.
+    dimensions for the same one. A node without a name gets its first output's, as in the sparsity report.
 
     Returns:
         A changed copy that still refers to external files by name; `None` when nothing has to change, so
@@ -26,11 +26,14 @@ def named_graph(model: Model) -> onnx.ModelProto | None:
     for name, axis, dim in _unnamed_dims(proto):
         dim.Clear()
         dim.dim_param = f"{name}_axis_{axis}"
-    taken: set[str] = set()
+    taken = {node.name for node in nodes_of(proto) if node.name}
+    seen: set[str] = set()
     for index, node in enumerate(nodes_of(proto)):
-        if not node.name or node.name in taken:
-            node.name = f"{node.name or node.op_type}_{index}"
+        if not node.name or node.name in seen:
+            base = node.name or next((name for name in node.output if name), node.op_type)
+            node.name = base if base not in taken else f"{base}_{index}"
         taken.add(node.name)
+        seen.add(node.name)
     return proto
 
 

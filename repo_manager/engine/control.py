@@ -1,0 +1,118 @@
+"""Controls of a sparse model: what it is compared with, so that a gain is sparsity's and nothing else's.
+
+`N__dense`: the same graph with dense weights, converted and built the same way. `N__noflag`: the same sparse weights,
+with sparse kernels not offered. Accuracy of the dense twin means nothing; its weights are made up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model import Model
+from repo_manager.onnx_model.walk import tensors_of
+from repo_manager.sparsity.pattern import nonzero
+from repo_manager.sparsity.uses import Use, uses_of
+from repo_manager.sparsity.verdict import obstacle_of
+from repo_manager.types import Backend
+
+__all__ = ["ControlTwin", "control_twins", "dense_twin"]
+
+_WHOLE_BYTE_TYPES = {"float16", "float32", "float64", "bfloat16", "int8", "uint8", "int16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlTwin:
+    """One control.
+
+    Attributes:
+        name: the model's name in the repository.
+        dense: whether its weights are filled up, see `dense_twin`.
+        sparse_flag: whether the builder may choose sparse kernels (`EngineOptions.sparse`).
+        purpose: what comparing with it tells.
+    """
+
+    name: str
+    dense: bool
+    sparse_flag: bool
+    purpose: str
+
+
+def control_twins(name: str, backend: Backend) -> tuple[ControlTwin, ...]:
+    """List the controls of a model: of an engine the dense twin and the one without the flag.
+
+    ONNX Runtime's own kernels know no such flag, so there the dense twin is the only control.
+    """
+    dense = ControlTwin(f"{name}__dense", True, True, "dense against sparse weights, same graph, precision and builder")
+    noflag = ControlTwin(f"{name}__noflag", False, False, "the same weights with and without sparse kernels")
+    return (dense,) if backend is Backend.ONNXRUNTIME else (dense, noflag)
+
+
+def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model with every zero of its 2:4-capable weights filled; the argument is left alone.
+
+    A zero becomes one of the same weight's other values with a random sign, so that scales and ranges stay what
+    they were. Weights that are zero throughout, are stored with a zero point other than 0, or in less than a byte
+    a value are left alone.
+
+    Args:
+        model: the source, before its conversion.
+        seed: same seed, same twin.
+
+    Returns:
+        (new model in memory, external data loaded; names of the weights that were filled).
+
+    Raises:
+        ModelError: there is nothing to fill: the model has no zeros where sparsity counts.
+    """
+    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are told apart by identity
+    places = {id(tensor): index for index, tensor in enumerate(tensors)}
+    data: dict[int, bytes] = {}
+    names: list[str] = []
+    for use in uses_of(model.graph_only, model.weights):
+        if obstacle_of(use) is not None or use.weight is None or use.weight.source is None:
+            continue
+        place = places.get(id(use.weight.source))
+        if place is None or place in data or not _is_plain(use):
+            continue
+        stored = model.array(use.weight.source)
+        filled = _filled(stored, np.random.default_rng([seed, zlib.crc32(use.weight.name.encode())]))
+        if filled is not None:
+            data[place] = np.ascontiguousarray(filled).tobytes()
+            names.append(use.weight.name)
+    if not names:
+        raise ModelError(
+            f"{model.path}: no weight where 2:4 counts holds a zero, so there is no denser twin",
+            hint="--control compares a sparse model with its dense twin; prune the model first.",
+        )
+    return model.rebuild(lambda index, _: data.get(index)), tuple(names)
+
+
+def _is_plain(use: Use) -> bool:
+    """Whether a stored zero is a zero of the weight, in a type of whole bytes."""
+    weight = use.weight
+    assert weight is not None
+    shifted = any(np.any(step.zero_point) for step in weight.steps if hasattr(step, "zero_point"))
+    return weight.sparse is None and not shifted
+
+
+def _filled(stored: NDArray[Any], generator: np.random.Generator) -> NDArray[Any] | None:
+    if stored.dtype.name not in _WHOLE_BYTE_TYPES:
+        return None
+    kept = nonzero(stored)
+    count = int(kept.size - np.count_nonzero(kept))
+    values = stored[kept]
+    if count == 0 or values.size == 0:
+        return None
+    filled = stored.copy()
+    drawn = generator.choice(values, count)
+    if stored.dtype.kind != "u":
+        drawn = np.where(generator.integers(0, 2, count, dtype=bool), drawn, -drawn).astype(stored.dtype)
+    filled[~kept] = drawn
+    return filled
