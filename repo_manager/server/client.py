@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -81,21 +81,33 @@ class TritonClient:
         return self._transport.ready(self._deadline(timeout_s))
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Wait until the server is ready.
+        """Wait until the server is ready (it is not, for Triton, while any model's last load has failed).
 
         Raises:
             ServerUnreachableError: it was not within `timeout_s`; with the last reason.
         """
+        self._wait(self._transport.ready, "ready", timeout_s)
+
+    def wait_live(self, timeout_s: float) -> None:
+        """Wait until the server is alive, whatever the state of its models.
+
+        Raises:
+            ServerUnreachableError: it was not within `timeout_s`; with the last reason.
+        """
+        self._wait(self._transport.live, "live", timeout_s)
+
+    def _wait(self, ask: Callable[[float], bool], state: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        reason = "it answers, but is not ready"
-        while time.monotonic() < deadline:
+        reason = f"it answers, but is not {state}"
+        while True:
             try:
-                if self.ready(timeout_s=max(0.1, min(2.0, deadline - time.monotonic()))):
+                if ask(max(0.1, min(2.0, deadline - time.monotonic()))):
                     return
             except (ServerUnreachableError, ServerRefusedError) as exc:
                 reason = exc.message
+            if time.monotonic() >= deadline:
+                raise ServerUnreachableError(f"{self.url} was not {state} within {timeout_s:g} s: {reason}")
             time.sleep(_POLL_S)
-        raise ServerUnreachableError(f"{self.url} was not ready within {timeout_s:g} s: {reason}")
 
     def metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
         """Return the server's name, version and extensions."""

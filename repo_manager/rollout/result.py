@@ -1,0 +1,66 @@
+"""What a roll-out did, and how it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from repo_manager.rollout.plan import RolloutPlan
+from repo_manager.rollout.smoke import SmokeResult
+
+__all__ = ["Rollout", "RolloutOptions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+    """How to roll out.
+
+    Attributes:
+        keep_previous: leave the previous version loaded, so that going back is only a policy change.
+        dry_run: plan only.
+        load_timeout_s: deadline of one load on the server.
+        settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
+        smoke_timeout_s: deadline of the smoke inference.
+        lease_timeout_s: how long to wait for another roll-out of the same model.
+    """
+
+    keep_previous: bool = False
+    dry_run: bool = False
+    load_timeout_s: float = 600.0
+    settle_timeout_s: float = 60.0
+    smoke_timeout_s: float = 60.0
+    lease_timeout_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """A roll-out that succeeded, or its plan.
+
+    Attributes:
+        model: the model.
+        version: the version that is served now.
+        url: the server.
+        plan: what was predicted.
+        changed: whether anything had to be done; `False` for what was deployed already, and for a dry run.
+        dry_run: whether this is the plan alone.
+        ready: versions that are READY now, by the server's index.
+        previous: versions that were READY before.
+        smoke: the inference that proved it; `None` for a dry run.
+        mended: the version was READY and did not answer, and was unloaded and loaded again.
+        draining: versions that were dropped and still end their last requests, or their process.
+        seconds: duration.
+        events: what was done, in order.
+    """
+
+    model: str
+    version: int
+    url: str
+    plan: RolloutPlan
+    changed: bool
+    dry_run: bool
+    ready: tuple[int, ...]
+    previous: tuple[int, ...]
+    smoke: SmokeResult | None
+    mended: bool
+    draining: tuple[int, ...]
+    seconds: float
+    events: tuple[str, ...]

@@ -1,0 +1,323 @@
+"""Deploying and going back, on a real tritonserver, with the faults that happen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.serving import SCALING_CONFIG, scaling_model, write_model
+
+from repo_manager.errors import (
+    RepositoryError,
+    RollbackFailedError,
+    RolloutUndoneError,
+    ServerRefusedError,
+    ServerUnreachableError,
+)
+from repo_manager.repository import model_state, set_served_versions
+from repo_manager.repository.golden import Golden, write_golden
+from repo_manager.rollout import Action, RolloutOptions, SmokeFailedError, deploy, plan_deploy, rollback
+from repo_manager.rollout.observe import observe
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+
+pytestmark = pytest.mark.integration
+StartServer = Callable[[ServerOptions], EmbeddedServer]
+X = np.ones((1, 4), np.float32)
+POLICY = "version_policy { specific { versions: [1] } }  # a comment that stays\n"
+
+
+@pytest.fixture
+def model(repository: Path, client: TritonClient, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A model of three versions (factors 2, 3, 4), none of them loaded; unloaded afterwards."""
+    name = request.node.name.split("[")[0].removeprefix("test_")[:60]
+    versions = {1: scaling_model(2.0), 2: scaling_model(3.0), 3: scaling_model(4.0)}
+    write_model(repository, name, SCALING_CONFIG + POLICY, versions)
+    yield name
+    client.unload(name)
+
+
+def answer(client: TritonClient, name: str) -> float:
+    return float(client.infer(name, None, {"x": X})["y"][0, 0])
+
+
+def ready(client: TritonClient, name: str) -> tuple[int, ...]:
+    return observe(client, name).ready
+
+
+class Load:
+    """Closed-loop clients that ask a model all the time, and every answer or error they got."""
+
+    def __init__(self, server: EmbeddedServer, name: str) -> None:
+        self.errors: list[str] = []
+        self.answers: list[tuple[float, float]] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(server.grpc_url, name)) for _ in range(3)]
+
+    def _ask(self, url: str, name: str) -> None:
+        with TritonClient.connect(url) as client:
+            while not self._stop.is_set():
+                try:
+                    self.answers.append((time.monotonic(), answer(client, name)))
+                except ServerRefusedError as exc:
+                    self.errors.append(str(exc))
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_first_second_and_back(repository: Path, client: TritonClient, model: str) -> None:
+    first = deploy(repository, model, 1, client)
+    assert (first.changed, first.ready, first.previous) == (True, (1,), ())
+    assert first.smoke is not None
+    assert first.smoke.reference == "onnxruntime"
+    assert [each.error for each in first.smoke.outputs] == [0.0]
+    second = deploy(repository, model, 2, client)
+    assert [(step.version, step.action) for step in second.plan.steps] == [(1, Action.DROP), (2, Action.LOAD)]
+    assert (second.ready, answer(client, model)) == ((2,), 3.0)
+    back = rollback(repository, model, client)
+    assert (back.version, ready(client, model), answer(client, model)) == (1, (1,), 2.0)
+    assert [each.version for each in model_state(repository, model).deployments] == [1, 2, 1]
+
+
+def test_what_is_deployed_is_not_touched_and_takes_under_a_second(
+    repository: Path, client: TritonClient, model: str
+) -> None:
+    deploy(repository, model, 1, client)
+    before = (repository / model / "config.pbtxt").stat().st_mtime_ns
+    counted = client.statistics(model, 1)[0].inference_count
+    again = deploy(repository, model, 1, client)
+    assert not again.changed
+    assert not again.plan.changes
+    assert again.seconds < 1.0
+    assert (repository / model / "config.pbtxt").stat().st_mtime_ns == before
+    assert client.statistics(model, 1)[0].inference_count == counted + 1
+
+
+def test_no_request_fails_during_switches(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str
+) -> None:
+    deploy(repository, model, 1, client)
+    with Load(server, model) as load:
+        for version in (2, 3, 1, 2):
+            deploy(repository, model, version, client)
+            assert ready(client, model) == (version,)
+    assert load.errors == []
+    assert {value for _, value in load.answers} == {2.0, 3.0, 4.0}
+
+
+def test_kept_previous_makes_going_back_a_policy_change(repository: Path, client: TritonClient, model: str) -> None:
+    deploy(repository, model, 1, client)
+    kept = deploy(repository, model, 2, client, options=RolloutOptions(keep_previous=True))
+    assert kept.ready == (1, 2)
+    back = rollback(repository, model, client)
+    assert [step.action for step in back.plan.steps] == [Action.KEEP, Action.DROP]
+    assert back.seconds < 1.0
+    assert ready(client, model) == (1,)
+
+
+def test_a_corrupt_version_leaves_the_old_one_serving(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str
+) -> None:
+    deploy(repository, model, 1, client)
+    before = (repository / model / "config.pbtxt").read_bytes()
+    write_model(repository, model, None, {4: b"no model"})
+    with Load(server, model) as load, pytest.raises(RolloutUndoneError, match=r"(?s)model\.onnx failed.*version 1"):
+        deploy(repository, model, 4, client)
+    assert load.errors == []
+    assert (repository / model / "config.pbtxt").read_bytes() == before
+    assert ready(client, model) == (1,)
+    assert [each.version for each in model_state(repository, model).deployments] == [1]
+
+
+def test_a_failing_first_deploy_leaves_nothing_loaded(repository: Path, client: TritonClient) -> None:
+    write_model(repository, "hopeless", SCALING_CONFIG, {1: b"no model"})
+    before = (repository / "hopeless" / "config.pbtxt").read_bytes()
+    with pytest.raises(RolloutUndoneError, match="serves no version"):
+        deploy(repository, "hopeless", 1, client)
+    assert (repository / "hopeless" / "config.pbtxt").read_bytes() == before
+
+
+def test_a_wrong_answer_is_undone(repository: Path, client: TritonClient, server: EmbeddedServer, model: str) -> None:
+    deploy(repository, model, 1, client)
+    golden = Golden({"x": X}, {"y": 3.1 * X})  # version 2 answers 3
+    write_golden(repository / model / "2" / "golden.npz", golden)
+    with Load(server, model) as load, pytest.raises(RolloutUndoneError, match=r"y is off by 0\.0323, allowed 0\.01"):
+        deploy(repository, model, 2, client)
+    assert load.errors == []
+    assert (ready(client, model), answer(client, model)) == ((1,), 2.0)
+    write_golden(repository / model / "2" / "golden.npz", Golden({"x": X}, {"y": 3 * X}))
+    result = deploy(repository, model, 2, client)
+    assert result.smoke is not None
+    assert result.smoke.reference == "golden"
+
+
+def test_a_golden_sample_that_the_deployed_version_contradicts_is_told(
+    repository: Path, client: TritonClient, model: str
+) -> None:
+    deploy(repository, model, 1, client)
+    write_golden(repository / model / "1" / "golden.npz", Golden({"x": X}, {"y": 5 * X}))
+    with pytest.raises(SmokeFailedError, match="y is off by"):
+        deploy(repository, model, 1, client)
+
+
+def test_a_killed_stub_is_mended(repository: Path, client: TritonClient, server: EmbeddedServer, model: str) -> None:
+    deploy(repository, model, 1, client)
+    stubs = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"{repository}/{model}/".encode() in path.read_bytes()
+    ]
+    assert stubs
+    for pid in stubs:
+        os.kill(pid, signal.SIGKILL)
+    assert ready(client, model) == (1,)
+    result = deploy(repository, model, 1, client)
+    assert result.mended
+    assert answer(client, model) == 2.0
+
+
+def test_an_interruption_is_undone(repository: Path, client: TritonClient, model: str) -> None:
+    deploy(repository, model, 1, client)
+    before = (repository / model / "config.pbtxt").read_bytes()
+
+    def interrupt(event: str) -> None:
+        if "answers" in event:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RolloutUndoneError, match="interrupted"):
+        deploy(repository, model, 2, client, report=interrupt)
+    assert (ready(client, model), (repository / model / "config.pbtxt").read_bytes()) == ((1,), before)
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.3, 0.8, 1.5])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_at_any_moment_leave_one_version(
+    repository: Path, client: TritonClient, model: str, number: int, delay_s: float
+) -> None:
+    deploy(repository, model, 1, client)
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom repo_manager.rollout import deploy\n"
+        "from repo_manager.server import TritonClient\n"
+        "client = TritonClient.connect(sys.argv[1])\nprint('go', flush=True)\n"
+        "deploy(Path(sys.argv[2]), sys.argv[3], 2, client)\n"
+    )
+    command = [sys.executable, "-c", script, client.url, str(repository), model]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay_s)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    state = observe(client, model)
+    assert state.ready == ((2,) if process.returncode == 0 else (1,)), errors.decode()
+    text = (repository / model / "config.pbtxt").read_text()
+    assert f"[{state.ready[0]}]" in text
+    assert answer(client, model) == {1: 2.0, 2: 3.0}[state.ready[0]]
+
+
+def test_a_second_roll_out_of_the_model_waits_its_turn_or_is_refused(
+    repository: Path, client: TritonClient, model: str
+) -> None:
+    def meanwhile(event: str) -> None:
+        if "answers" in event:
+            with pytest.raises(RepositoryError, match="another roll-out"):
+                deploy(repository, model, 3, client)
+
+    assert deploy(repository, model, 1, client, report=meanwhile).ready == (1,)
+    assert list(repository.glob(".repo-manager.rollout.*")) == []
+
+
+def test_a_dry_run_changes_nothing(repository: Path, client: TritonClient, model: str) -> None:
+    before = (repository / model / "config.pbtxt").read_bytes()
+    result = deploy(repository, model, 2, client, options=RolloutOptions(dry_run=True))
+    assert (result.dry_run, result.changed, result.smoke) == (True, False, None)
+    assert [(step.version, step.action) for step in result.plan.steps] == [(2, Action.LOAD)]
+    assert (ready(client, model), (repository / model / "config.pbtxt").read_bytes()) == ((), before)
+
+
+def test_a_changed_config_is_predicted_to_reload(repository: Path, client: TritonClient, model: str) -> None:
+    deploy(repository, model, 1, client)
+    path = repository / model / "config.pbtxt"
+    path.write_text(path.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
+    plan = plan_deploy(repository, model, 2, client)
+    assert [(step.version, step.action) for step in plan.steps] == [(1, Action.DROP), (2, Action.LOAD)]
+    plan = plan_deploy(repository, model, 1, client)
+    assert [(step.version, step.action) for step in plan.steps] == [(1, Action.RELOAD)]
+    deploy(repository, model, 1, client)
+    assert client.model_config(model).max_batch_size == 4
+
+
+def test_an_unknown_version_is_refused_before_anything_happens(
+    repository: Path, client: TritonClient, model: str
+) -> None:
+    with pytest.raises(RepositoryError, match="no version 9"):
+        deploy(repository, model, 9, client)
+    with pytest.raises(RepositoryError, match="no earlier deployment"):
+        rollback(repository, model, client)
+
+
+def test_a_server_of_another_repository_is_told_apart(
+    start_server: StartServer, tmp_path: Path, repository: Path, model: str
+) -> None:
+    write_model(tmp_path, model, SCALING_CONFIG, {7: scaling_model()})
+    other = start_server(ServerOptions(repository=str(tmp_path)))
+    with TritonClient.connect(other.grpc_url) as client, pytest.raises(RolloutUndoneError, match="another repository"):
+        deploy(repository, model, 1, client)
+
+
+def test_a_server_killed_during_the_load(start_server: StartServer, tmp_path: Path) -> None:
+    write_model(tmp_path, "killed", SCALING_CONFIG + POLICY, {1: scaling_model(2.0), 2: scaling_model(3.0)})
+    before = (tmp_path / "killed" / "config.pbtxt").read_bytes()
+    server = start_server(ServerOptions(repository=str(tmp_path), load=("killed",)))
+    with TritonClient.connect(server.grpc_url) as client:
+        killer = threading.Timer(0.4, os.kill, (server.pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(ServerUnreachableError, match="as it was before"):
+            deploy(tmp_path, "killed", 2, client)
+        killer.join()
+    assert (tmp_path / "killed" / "config.pbtxt").read_bytes() == before
+    again = start_server(ServerOptions(repository=str(tmp_path), load=("killed",)))
+    with TritonClient.connect(again.grpc_url) as client:
+        assert ready(client, "killed") == (1,)
+
+
+def test_no_server_changes_nothing(repository: Path, model: str) -> None:
+    before = (repository / model / "config.pbtxt").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with TritonClient.connect(f"grpc://127.0.0.1:{port}") as client, pytest.raises(ServerUnreachableError):
+        deploy(repository, model, 1, client)
+    assert (repository / model / "config.pbtxt").read_bytes() == before
+
+
+def test_a_failed_way_back_says_what_to_do_by_hand(repository: Path, client: TritonClient, model: str) -> None:
+    deploy(repository, model, 1, client)
+    write_model(repository, model, None, {5: b"no model"})
+
+    def sabotage(event: str) -> None:
+        if event.startswith("failed"):
+            client.unload(model)
+            (repository / model / "1" / "model.onnx").write_bytes(b"gone")
+
+    with pytest.raises(RollbackFailedError, match=r"(?s)Putting the previous state back failed") as caught:
+        deploy(repository, model, 5, client, report=sabotage)
+    assert "By hand: set version_policy" in str(caught.value)
+    write_model(repository, model, None, {1: scaling_model(2.0)})
+    set_served_versions(repository, model, [1])
+    client.load(model)
