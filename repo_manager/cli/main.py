@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import repo_manager
-from repo_manager.cli import doctor, loadtest, model, repository, serve
+from repo_manager.cli import doctor, loadtest, model, quickstart, repository, rollout, serve
 from repo_manager.errors import RepoManagerError
 
 __all__ = ["app", "main"]
@@ -50,18 +50,18 @@ def _root(
     """Hold the options that stand before a command."""
 
 
-for _module in (model, repository, serve, loadtest, doctor):
+for _module in (quickstart, model, repository, serve, rollout, loadtest, doctor):
     _module.register(app)
 
 
-def _terminated(number: int, _: FrameType | None) -> None:
-    """End as Ctrl-C does, so that servers are stopped and temporary files removed."""
-    sys.exit(128 + number)
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Treat SIGTERM as Ctrl-C: roll-outs are undone, servers stopped, temporary files removed."""
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(prog_name="repo-manager")
     except RepoManagerError as error:

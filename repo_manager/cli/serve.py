@@ -62,9 +62,7 @@ def serve(
         return
     options = ServeOptions(root, host, http_port, grpc_port, metrics_port, tuple(load or ()), timeout)
     if host not in ("127.0.0.1", "localhost", "::1"):
-        terminal.warn(
-            f"the server listens on {host} without TLS or restricted APIs: anyone can load models."
-        )
+        terminal.warn(f"the server listens on {host} without TLS or restricted APIs: anyone can load models.")
     if detach:
         running = start_detached(options)
         terminal.result(running, running_server_view(running))

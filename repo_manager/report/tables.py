@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -61,7 +61,9 @@ def format_share(value: float | None) -> str:
     return f"{value * 100:.1f} %"
 
 
-def make_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], right: str = "") -> Table:
+def make_table(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], right: str = ""
+) -> RenderableType:
     """Make a plain table.
 
     Args:
@@ -70,13 +72,14 @@ def make_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequenc
         rows: one value per column; printed as text, never as markup.
         right: the headings of the columns that are aligned to the right, separated by commas.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     aligned = {heading.strip() for heading in right.split(",")}
     for heading in columns:
         table.add_column(heading, justify="right" if heading in aligned else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    return table
+    # A title of the table's own would be folded to the table's width.
+    return table if title is None else Group(Text(f"\n{title}", style="bold"), table)
 
 
 def key_values(pairs: Sequence[tuple[str, object]]) -> Table:
@@ -201,7 +204,7 @@ def conversion_view(conversion: Conversion) -> list[RenderableType]:
     return views
 
 
-def drift_table(drift: Sequence[Any], samples: int) -> Table:
+def drift_table(drift: Sequence[Any], samples: int) -> RenderableType:
     """Show how far each output moved from the source model's."""
     rows = [
         [

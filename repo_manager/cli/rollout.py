@@ -1,0 +1,120 @@
+"""Putting versions into service: deploy, rollback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repo_manager.cli.options import (
+    DryRun,
+    JsonOutput,
+    ModelName,
+    Quiet,
+    Repository,
+    Timeout,
+    To,
+    parse_target,
+    resolve_repository,
+)
+
+if TYPE_CHECKING:
+    from repo_manager.pipeline.serving import ServeTarget
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.rollout import Rollout
+
+__all__ = ["register"]
+
+KeepPrevious = Annotated[
+    bool,
+    typer.Option("--keep-previous", help="Leave the previous version loaded, so that going back is instant."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("deploy")(deploy_command)
+    app.command("rollback")(rollback_command)
+
+
+def deploy_command(
+    target: Annotated[
+        str, typer.Argument(metavar="NAME[:VERSION]", help="What to serve; without a version the newest.")
+    ],
+    repository: Repository = None,
+    to: To = None,
+    keep_previous: KeepPrevious = False,
+    timeout: Timeout = 600.0,
+    dry_run: DryRun = False,
+    json: JsonOutput = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a version, proven by an inference; on any failure the previous state is put back.
+
+    Without --to it goes to the running `serve` of the repository; when there is none, it starts one that stays.
+    """
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.repository import find_model
+    from repo_manager.rollout import RolloutOptions, deploy
+    from repo_manager.server import TritonClient
+
+    terminal = Terminal(as_json=json, quiet=quiet)
+    name, version = parse_target(target)
+    root = resolve_repository(repository)
+    model = find_model(root, name)
+    chosen = _newest(root, name) if version is None else model.version(version).version
+    server = _server(root, to, timeout, terminal)
+    options = RolloutOptions(keep_previous=keep_previous, dry_run=dry_run, load_timeout_s=timeout)
+    with TritonClient.connect(server.url) as client:
+        rollout = deploy(root, name, chosen, client, options=options, report=terminal.reporter())
+    _show(terminal, rollout, server)
+
+
+def rollback_command(
+    name: ModelName,
+    repository: Repository = None,
+    to: To = None,
+    keep_previous: KeepPrevious = False,
+    timeout: Timeout = 600.0,
+    dry_run: DryRun = False,
+    json: JsonOutput = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go back to the version that was deployed before the current one, with the same proof as `deploy`."""
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.repository import find_model
+    from repo_manager.rollout import RolloutOptions, rollback
+    from repo_manager.server import TritonClient
+
+    terminal = Terminal(as_json=json, quiet=quiet)
+    root = resolve_repository(repository)
+    find_model(root, name)
+    server = _server(root, to, timeout, terminal)
+    options = RolloutOptions(keep_previous=keep_previous, dry_run=dry_run, load_timeout_s=timeout)
+    with TritonClient.connect(server.url) as client:
+        rollout = rollback(root, name, client, options=options, report=terminal.reporter())
+    _show(terminal, rollout, server)
+
+
+def _newest(root: Path, name: str) -> int:
+    from repo_manager.errors import RepositoryError
+    from repo_manager.repository import find_model
+
+    versions = find_model(root, name).versions
+    if not versions:
+        raise RepositoryError(f"model {name!r} in {root} has no versions", hint="Add one with repo-manager add.")
+    return versions[-1].version
+
+
+def _server(root: Path, to: str | None, timeout_s: float, terminal: Terminal) -> ServeTarget:
+    from repo_manager.pipeline.serving import ensure_server
+    from repo_manager.settings import load_settings
+
+    return ensure_server(root, to or load_settings().server, timeout_s=timeout_s, report=terminal.note)
+
+
+def _show(terminal: Terminal, rollout: Rollout, server: ServeTarget) -> None:
+    from repo_manager.report.rollout_tables import rollout_view
+
+    terminal.result({"rollout": rollout, "server": server}, *rollout_view(rollout))
