@@ -128,7 +128,7 @@ def _refuse_zeros(samples: Sequence[Sample], path: Path | None) -> None:
     if path is not None and arrays and not any(np.count_nonzero(array) for array in arrays):
         raise InputError(
             f"{path}: every input is all zeros, on which kernels, caches and branches do not behave as on data",
-            hint="Give real data, leave --data out for random inputs, or allow zeros with --allow-zeros.",
+            hint="Give real data, leave --input-data out for random inputs, or allow zeros with --allow-zeros.",
         )
 
 

@@ -190,15 +190,15 @@ def judge_point(point: LoadPoint, gate: Gate) -> GateResult:
     holds, breaks = (high < gate.limit, low >= gate.limit) if gate.below else (low > gate.limit, high <= gate.limit)
     if not holds and not breaks:
         return result(
-            Outcome.INCONCLUSIVE, "the 95 % interval contains the limit", _needed_s(point, value, low, high, gate)
+            Outcome.INCONCLUSIVE,
+            f"{_words(gate, value, interval)}: the interval contains the limit",
+            _needed_s(point, value, low, high, gate),
         )
     if interval is None and point.outcome == "unstable":
         return result(Outcome.INCONCLUSIVE, f"the level is unstable: {point.reason}")
     if breaks and point.client.bottleneck and gate.metric != "errors":
         return result(Outcome.INCONCLUSIVE, f"the client was the bottleneck: {point.client.note}")
-    return result(
-        Outcome.PASS if holds else Outcome.FAIL, "the whole 95 % interval" if interval else "the measured value"
-    )
+    return result(Outcome.PASS if holds else Outcome.FAIL, _words(gate, value, interval))
 
 
 def _value_of(point: LoadPoint, gate: Gate) -> tuple[float | None, Interval | None]:
@@ -213,6 +213,18 @@ def _value_of(point: LoadPoint, gate: Gate) -> tuple[float | None, Interval | No
     if gate.metric == "energy":
         return point.gpu.energy_per_inference_j, None
     return (None if point.server is None else point.server.queue_ns), None
+
+
+def _words(gate: Gate, value: float, interval: Interval | None) -> str:
+    """Return `p99 1.39 ms [1.23, 1.53]`."""
+    if gate.metric in _LATENCIES or gate.metric == "queue":
+        unit, size = next(
+            ((unit, size) for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)) if value >= size), ("ns", 1)
+        )
+    else:
+        unit, size = {"throughput": ("/s", 1.0), "errors": ("%", 0.01)}.get(gate.metric, ("J", 1.0))
+    text = f"{gate.metric} {value / size:.4g} {unit}"
+    return text if interval is None else f"{text} [{interval.low / size:.4g}, {interval.high / size:.4g}]"
 
 
 def _wilson(errors: int, total: int) -> Interval | None:

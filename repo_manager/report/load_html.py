@@ -1,0 +1,156 @@
+"""A load test as one HTML file: inline SVG, no script, light and dark, printable."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jinja2
+from markupsafe import Markup
+
+from repo_manager.loadtest import Comparison, LoadPoint, LoadTestReport, Verdict
+from repo_manager.report import load_charts
+from repo_manager.report.svg import format_number
+
+__all__ = ["compare_page", "load_page"]
+
+_MAX_TIMELINES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class _Figure:
+    """A chart and what stands below it."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("repo_manager.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparisons: Sequence[Comparison] = ()) -> str:
+    """Return the page of a load test.
+
+    Args:
+        report: the load test.
+        verdict: its gates, drawn as limits and listed; `None` when there are none.
+        comparisons: of batch sizes, drawn as ratios.
+
+    Returns:
+        A complete HTML document that refers to nothing outside itself.
+    """
+    unit = load_charts.latency_unit(report.points)
+    template = _environment().get_template("load_report.html.j2")
+    return template.render(
+        report=report,
+        verdict=verdict,
+        unit=unit[0],
+        rows=[_cells(point, unit[1]) for point in report.points],
+        figures=_figures(report, verdict, unit),
+        ratios=_ratios(comparisons),
+        comparisons=comparisons,
+        missing=tuple(dict.fromkeys(text for point in report.points for text in point.gpu.missing)),
+        headline=_headline(report),
+    )
+
+
+def compare_page(comparisons: Sequence[Comparison]) -> str:
+    """Return the page of a comparison, at one batch size or several."""
+    template = _environment().get_template("load_compare.html.j2")
+    return template.render(comparisons=comparisons, ratios=_ratios(comparisons), first=comparisons[0])
+
+
+def _headline(report: LoadTestReport) -> str:
+    best = max(report.points, key=lambda point: point.throughput_per_s, default=None)
+    if best is None or best.latency.p99_ns is None:
+        return "No level gave a measurement."
+    name, size = load_charts.latency_unit([best])
+    p50, p99 = (format_number((value or 0) / size) for value in (best.latency.p50_ns, best.latency.p99_ns))
+    rate = format_number(best.throughput_per_s)
+    return f"Up to {rate} inferences/s ({best.label}), p50 {p50} {name}, p99 {p99} {name}."
+
+
+def _figures(report: LoadTestReport, verdict: Verdict | None, unit: tuple[str, float]) -> list[_Figure]:
+    drawn = [
+        (
+            "Latency against throughput",
+            load_charts.latency_against_throughput(report, verdict, unit),
+            f"Knee: {report.knee}, {report.knee_rule}." if report.knee else "Labels are load levels.",
+        ),
+        (
+            "Latency by percentile",
+            load_charts.percentile_curves(report, unit),
+            "Every further nine takes the same room.",
+        ),
+        (
+            "Where the mean latency goes",
+            load_charts.server_times(report, unit),
+            "The server's own mean times in the measured windows; the rest is network, protocol and client.",
+        ),
+    ]
+    for point in _timelines(report.points):
+        caption = f"{point.label}: {point.outcome}. Shaded: the windows that make the row. {point.reason}"
+        drawn.append((f"Over time: {point.label}", load_charts.latency_over_time(point, unit), caption))
+    return [_Figure(title, Markup(svg), caption) for title, svg, caption in drawn if svg is not None]
+
+
+def _timelines(points: Sequence[LoadPoint]) -> Sequence[LoadPoint]:
+    """Return the levels whose time lines are drawn: the last ones, which carry the most load."""
+    return points[-_MAX_TIMELINES:]
+
+
+def _ratios(comparisons: Sequence[Comparison]) -> list[_Figure]:
+    figures = []
+    for name in dict.fromkeys(number.name for comparison in comparisons for number in comparison.numbers):
+        svg = load_charts.ratio_by_batch_size(comparisons, name)
+        if svg is not None:
+            figures.append(
+                _Figure(f"B / A: {name}", Markup(svg), "Intervals are simultaneous over all compared numbers.")
+            )
+    return figures
+
+
+def _cells(point: LoadPoint, size: float) -> dict[str, str]:
+    """Return a table row's texts."""
+    latency, interval = point.latency, point.intervals.p99_ns
+    share = point.error_share
+    server = point.server
+    batch = None if server is None else server.mean_batch
+    return {
+        "level": point.label,
+        "outcome": point.outcome,
+        "throughput": format_number(point.throughput_per_s),
+        **{
+            name: "-" if value is None else format_number(value / size)
+            for name, value in (
+                ("p50", latency.p50_ns),
+                ("p90", latency.p90_ns),
+                ("p95", latency.p95_ns),
+                ("p99", latency.p99_ns),
+                ("max", latency.max_ns),
+                ("queue", None if server is None else server.queue_ns),
+                ("infer", None if server is None else server.compute_infer_ns),
+            )
+        },
+        "p99_interval": ""
+        if interval is None
+        else f"{format_number(interval.low / size)} to {format_number(interval.high / size)}",
+        "errors": "-" if share is None else f"{share:.2%}" if share else "0",
+        "batch": "-" if batch is None else f"{batch:.2f}",
+        "energy": "-" if point.gpu.energy_per_inference_j is None else f"{point.gpu.energy_per_inference_j:.3g} J",
+        "client": "-" if point.client.cpu_share is None else f"{point.client.cpu_share:.0%}",
+        "note": "; ".join(
+            text for text in (*(f"{e.count} x {e.message}" for e in point.error_messages), point.client.note) if text
+        ),
+        "reason": point.reason,
+    }

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+from repo_manager.report.load_junit import load_junit
+from repo_manager.report.load_markdown import compare_markdown, load_markdown
+from repo_manager.report.load_openmetrics import load_openmetrics
+
+
+def test_junit_counts_what_it_holds(report, verdict):
+    suite = ElementTree.fromstring(load_junit(report, verdict).split("\n", 1)[1])
+    cases = suite.findall("testcase")
+    assert int(suite.get("tests")) == len(cases) == len(report.points) + len(verdict.results)
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        assert int(suite.get(attribute)) == len(suite.findall(f"testcase/{tag}"))
+    assert int(suite.get("failures")) >= 2  # the failed level and its gates
+    assert "no <b>thanks</b>" in suite.find("testcase/failure").get("message")
+
+
+def test_markdown_tables_keep_their_columns(report, verdict, comparisons):
+    for text in (load_markdown(report, verdict), load_markdown(report), compare_markdown(comparisons)):
+        width = None
+        for line in text.splitlines():
+            if not line.startswith("|"):
+                width = None
+                continue
+            cells = len(re.findall(r"(?<!\\)\|", line)) - 1
+            assert width in (None, cells), line
+            width = cells
+        assert "<b>" not in text
+    assert "❌ fail" in load_markdown(report, verdict)
+    assert "concurrency 64 | failed" in load_markdown(report)
+
+
+def test_openmetrics_is_well_formed(report, verdict):
+    lines = load_openmetrics(report, verdict).splitlines()
+    assert lines[-1] == "# EOF"
+    declared = set()
+    for line in lines[:-1]:
+        if line.startswith("# TYPE "):
+            name = line.split()[2]
+            assert name not in declared
+            declared.add(name)
+            continue
+        match = re.fullmatch(r'([a-z_]+)\{((?:[a-z_]+="(?:[^"\\]|\\.)*",?)+)\} (\S+)', line)
+        assert match, line
+        assert match.group(1) in declared
+        float(match.group(3))
+    assert sum('quantile="0.99"' in line for line in lines) == 6
