@@ -12,7 +12,7 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.types import Digest
 
-__all__ = ["copy_durably", "disk_errors", "write_durably"]
+__all__ = ["check_source", "copy_durably", "disk_errors", "write_durably"]
 
 _CHUNK_BYTES = 4 << 20
 _HINTS = {
@@ -44,6 +44,16 @@ def disk_errors(action: str) -> Iterator[None]:
         raise RepositoryError(f"cannot {action}: {exc.strerror or exc}{where}", hint=hint) from exc
 
 
+def check_source(source: Path) -> None:
+    """Check that a file to copy is a regular file, or a link to one.
+
+    Raises:
+        RepositoryError: it is missing, a folder, a device, a pipe.
+    """
+    if not source.is_file():
+        raise RepositoryError(f"{source} is not a regular file", hint="Give an existing file.")
+
+
 def copy_durably(source: Path, target: Path) -> tuple[Digest, int]:
     """Copy a file's content and make it durable.
 
@@ -58,8 +68,7 @@ def copy_durably(source: Path, target: Path) -> tuple[Digest, int]:
         RepositoryError: `source` is not a regular file (a device, a pipe, a folder).
         OSError: it cannot be read or written.
     """
-    if not source.is_file():
-        raise RepositoryError(f"{source} is not a regular file", hint="Give an existing file.")
+    check_source(source)
     digest, size = hashlib.sha256(), 0
     with source.open("rb") as reader, target.open("xb", buffering=0) as writer:
         while chunk := reader.read(_CHUNK_BYTES):

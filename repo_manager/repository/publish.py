@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.files import fsync_directory, sha256_file
-from repo_manager.repository.disk import copy_durably, disk_errors, write_durably
+from repo_manager.repository.disk import check_source, copy_durably, disk_errors, write_durably
 from repo_manager.repository.layout import (
     MANIFEST_FILENAME,
     check_file_name,
@@ -146,7 +146,7 @@ def publish(
     with disk_errors(f"publish {name}"):
         _check_arguments(name, files, config)
         root = open_repository(repository, create=True)
-        _check_model(model_path(root, name), name, config)
+        _check_early(model_path(root, name), name, config)
         with staged(root) as staging:
             content = staging / "version"
             records = _stage_files(content, files)
@@ -170,8 +170,9 @@ def publish(
 
 
 def _check_arguments(name: str, files: Mapping[str, Path], config: ModelConfig) -> None:
-    for file in files:
+    for file, source in files.items():
         check_file_name(file)
+        check_source(Path(source))
     if config.name not in ("", name):
         raise RepositoryError(f"the configuration is of model {config.name!r}, and {name!r} is to be published")
     if config.model_filename and config.model_filename not in files:
@@ -179,6 +180,15 @@ def _check_arguments(name: str, files: Mapping[str, Path], config: ModelConfig) 
             f"the configuration serves {config.model_filename!r}, which is not among the files: "
             f"{', '.join(map(repr, files)) or 'none'}"
         )
+
+
+def _check_early(folder: Path, name: str, config: ModelConfig) -> None:
+    """Refuse before gigabytes are copied. It is not under the lock: a model that goes meanwhile is no fault."""
+    try:
+        _check_model(folder, name, config)
+    except (FileNotFoundError, ConfigError):
+        if folder.exists():
+            raise
 
 
 def _check_model(folder: Path, name: str, config: ModelConfig) -> bool:

@@ -27,6 +27,7 @@ from repo_manager.triton_config.config import read_config_text
 __all__ = ["verify"]
 
 # Folders of a model that Triton knows: core's kWarmupDataFolder and kInitialStateFolder, --model-config-name's configs.
+_MAX_LOOKS = 20
 _KNOWN_FOLDERS = {"warmup", "initial_state", "configs"}
 
 
@@ -80,7 +81,35 @@ def _verify_root_folder(root: Path, path: Path, digests: bool, models: bool) -> 
     return _verify_model(root, path, digests, models)
 
 
-def _verify_model(root: Path, path: Path, digests: bool, models: bool) -> Iterator[Problem]:
+def _verify_model(root: Path, path: Path, digests: bool, models: bool) -> list[Problem]:
+    """Check one model. What was found while another command changed the model is not believed but looked at again."""
+    found: list[Problem] = []
+    for _ in range(_MAX_LOOKS):
+        before = _stamp(path)
+        if before is None:
+            return []  # It was removed.
+        try:
+            found = list(_verify_model_once(root, path, digests, models))
+        except FileNotFoundError:
+            if _stamp(path) == before:
+                raise
+            continue
+        if not found or _stamp(path) == before:
+            break
+    return found
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes when versions come or go, or config.pbtxt is replaced; `None` when the model is gone."""
+    try:
+        folder = path.stat()
+        config = (path / CONFIG_FILENAME).stat() if (path / CONFIG_FILENAME).exists() else folder
+    except FileNotFoundError:
+        return None
+    return folder.st_ino, folder.st_mtime_ns, config.st_ino, config.st_mtime_ns
+
+
+def _verify_model_once(root: Path, path: Path, digests: bool, models: bool) -> Iterator[Problem]:
     name = path.name
     try:
         validate_model_name(name)
