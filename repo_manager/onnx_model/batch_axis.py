@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.inputs import find_sizes, natural_inputs, usual_shapes
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.shape_inference import infer_at, largest_value_bytes
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.types import TensorSpec
 
@@ -52,6 +54,9 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
         ModelError: ONNX Runtime does not take the model at all.
     """
     reason = _static_reason(signature)
+    if reason is not None:
+        return BatchAxis("unbatched", reason)
+    reason = _size_reason(model)
     if reason is not None:
         return BatchAxis("unbatched", reason)
     session = Session(model)
@@ -96,6 +101,27 @@ def _static_reason(signature: Signature) -> str | None:
         pairs = " and ".join(f"'{name}' ({symbol})" for symbol, name in list(symbols.items())[:2])
         return f"inputs {pairs} have different first dimensions"
     return None
+
+
+def _size_reason(model: Model) -> str | None:
+    """Return why a model is too large to be tried out on this machine, or `None`."""
+    inferred = infer_at(model.graph_only, usual_shapes(model.graph_only))
+    if inferred is None:
+        return None
+    largest, limit = largest_value_bytes(inferred), available_bytes() // 4
+    if largest <= limit:
+        return None
+    return f"it was not tried out: one of its tensors takes {largest / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB is the limit here"
+
+
+def available_bytes() -> int:
+    """Return how much memory this machine has free, without swapping; 8 GiB where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 8 << 30
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields.get("MemAvailable", "8388608 kB").split()[0]) * 1024
 
 
 def _first_axis_reason(spec: TensorSpec) -> str | None:

@@ -99,7 +99,7 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Gener
         if dtype == "uint8":  # mostly raw images
             return np.asarray(generator.integers(0, 256, shape), np.uint8)
         return np.asarray(generator.integers(0, 2, shape), dtype)
-    normal = generator.standard_normal(shape)
+    normal = generator.standard_normal(shape, np.float64 if dtype == "float64" else np.float32)
     if dtype.startswith("complex"):
         return np.asarray(normal, dtype)
     if dtype.startswith(("float", "bfloat")) and (hasattr(np, dtype) or hasattr(ml_dtypes, dtype)):

@@ -120,4 +120,4 @@ def resolve_shape(
     return tuple(shape)
 
 
-_MAX_ELEMENTS = 1 << 28
+_MAX_ELEMENTS = 1 << 27  # half a gigabyte of float32; an 8K image has 100 million

@@ -1,72 +1,15 @@
-"""Shapes of every value at given input sizes, by ONNX's shape inference."""
+"""Shapes inside one call of a local function, and reading the shapes that inference stated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import onnx
-import onnx.shape_inference
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # published without stubs
 
-from repo_manager.errors import ModelError
-from repo_manager.onnx_model.signature import resolve_shape, spec_of
+from repo_manager.onnx_model.shape_inference import infer, static_shape
 from repo_manager.sparsity.scope import Scope, Shape, attribute_of
 
-__all__ = ["infer_function", "infer_model", "shapes_in"]
-
-_ERRORS = (
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    MemoryError,
-    DecodeError,
-    EncodeError,
-)
-
-
-def infer_model(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto | None:
-    """Return a copy of a model whose graphs state the shapes found, or `None` when inference gives up.
-
-    Args:
-        proto: the model; large weights may be cut out of it.
-        shapes: shape per input; an input that is missing keeps its fixed sizes, its dynamic ones become 1.
-
-    Raises:
-        ModelError: a given shape contradicts the input's rank.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    held = {tensor.name for tensor in copy.graph.initializer}
-    for value in copy.graph.input:
-        if value.name in held or value.type.WhichOneof("value") != "tensor_type":
-            continue
-        given = shapes.get(value.name)
-        if given is None:
-            try:
-                given = resolve_shape(spec_of(value, value.name), batch=1, default=1)
-            except ModelError:
-                continue
-        shape = value.type.tensor_type.shape
-        if value.type.tensor_type.HasField("shape") and len(shape.dim) != len(given):
-            raise ModelError(f"input '{value.name}' has {len(shape.dim)} axes; the shape given has {len(given)}")
-        del shape.dim[:]
-        for size in given:
-            shape.dim.add(dim_value=int(size))
-        shape.SetInParent()
-    del copy.graph.value_info[:]
-    for output in copy.graph.output:  # stated with symbols; the sizes follow from the inputs
-        if output.type.WhichOneof("value") == "tensor_type":
-            output.type.tensor_type.ClearField("shape")
-    return _infer(copy)
-
-
-def _infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except _ERRORS:
-        return None
+__all__ = ["infer_function", "shapes_in"]
 
 
 def infer_function(
@@ -104,7 +47,7 @@ def infer_function(
         graph.input.append(onnx.helper.make_tensor_value_info(formal, elem_type, shape))
     for name in function.output:
         graph.output.add(name=name)
-    inferred = _infer(proto)
+    inferred = infer(proto)
     return None if inferred is None else inferred.graph
 
 
@@ -133,7 +76,7 @@ def shapes_in(graph: onnx.GraphProto | None) -> tuple[dict[str, Shape], dict[str
                 continue
             tensor_type = value.type.tensor_type
             types.setdefault(value.name, tensor_type.elem_type)
-            dims = tensor_type.shape.dim
-            if tensor_type.HasField("shape") and all(d.HasField("dim_value") and d.dim_value >= 0 for d in dims):
-                shapes.setdefault(value.name, tuple(d.dim_value for d in dims))
+            shape = static_shape(value.type)
+            if shape is not None:
+                shapes.setdefault(value.name, shape)
     return shapes, types

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import onnx
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model.shape_inference import infer_at
 from repo_manager.onnx_model.walk import node_graphs
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.operators import Site, macs_of, sites_of
 from repo_manager.sparsity.resolve import Resolver, Weight
 from repo_manager.sparsity.scope import Scope, scope_of
-from repo_manager.sparsity.shapes import caller_attribute, infer_function, infer_model, shapes_in
+from repo_manager.sparsity.shapes import caller_attribute, infer_function, shapes_in
 
 __all__ = ["Use", "uses_of"]
 
-_MAX_VISITS = 1_000_000  # nodes after expanding every function call
+_MAX_VISITS = 300_000  # nodes after expanding every function call
 _MAX_INFERRED_CALLS = 2_000
 _MAX_DEPTH = 100
 
@@ -141,7 +142,7 @@ def uses_of(
     Raises:
         ModelError: nested too deeply, too many function calls, or a weight that cannot be read.
     """
-    inferred = None if shapes is None else infer_model(proto, shapes)
+    inferred = None if shapes is None else infer_at(proto, shapes)
     twin = None if inferred is None else inferred.graph
     found, types = shapes_in(twin)
     scope = scope_of("", proto.graph.node, proto.graph, shapes=found, types=types)

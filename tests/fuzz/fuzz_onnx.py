@@ -32,6 +32,7 @@ from repo_manager.sparsity import prune, sparsity_report
 
 LIMIT_S = 10
 LIMIT_BYTES = 2 << 30
+ADDRESS_BYTES = 12 << 30
 BATCH = 200
 
 
@@ -78,6 +79,7 @@ def worker(first: int, count: int, folder: Path | None, run: bool) -> None:
     """Run cases in this process; a line of JSON for each finding, and a progress line before each case."""
     models = seeds_of_models(folder)
     signal.signal(signal.SIGALRM, on_alarm)
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))  # a finding must not take the machine down
     outcomes: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch) / "home"

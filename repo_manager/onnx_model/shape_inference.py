@@ -1,0 +1,257 @@
+"""Shapes of every value at given input sizes.
+
+ONNX's own inference runs first. Where it stops, because a shape is computed in the graph, the graph is walked
+once more, node by node, with the small integers computed on the way. ONNX's data propagation would do the
+same, and fills the machine's memory on a hostile file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+import onnx.defs
+import onnx.shape_inference
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # published without stubs
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.dtypes import stored_bits
+from repo_manager.onnx_model.signature import resolve_shape, spec_of
+from repo_manager.onnx_model.small_values import MAX_ELEMENTS, evaluate, shape_value
+from repo_manager.onnx_model.walk import node_graphs
+from repo_manager.onnx_model.weights import is_external
+
+__all__ = ["fix_inputs", "infer", "infer_at", "largest_value_bytes", "static_shape"]
+
+_ERRORS = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    onnx.defs.SchemaError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    MemoryError,
+    DecodeError,
+    EncodeError,
+)
+_MAX_NODES = 50_000  # walked one by one; a larger graph keeps what the first pass found
+_MAX_DEPTH = 20
+
+
+def infer_at(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto | None:
+    """Return a copy of a model whose graphs state the shapes found, or `None` when inference gives up.
+
+    Args:
+        proto: the model; large weights may be cut out of it.
+        shapes: shape per input; an input that is missing keeps its fixed sizes, its dynamic ones become 1.
+
+    Raises:
+        ModelError: a given shape contradicts the input's rank.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    if not fix_inputs(copy, shapes):
+        return None
+    del copy.graph.value_info[:]
+    for output in copy.graph.output:  # stated with symbols; the sizes follow from the inputs
+        if output.type.WhichOneof("value") == "tensor_type":
+            output.type.tensor_type.ClearField("shape")
+    return infer(copy)
+
+
+def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Write fixed shapes into a model's inputs; `False` when an input is too large to be meant.
+
+    Raises:
+        ModelError: a given shape contradicts the input's rank.
+    """
+    held = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        if value.name in held or value.type.WhichOneof("value") != "tensor_type":
+            continue
+        given = shapes.get(value.name)
+        if given is None:
+            try:
+                given = resolve_shape(spec_of(value, value.name), batch=1, default=1)
+            except ModelError:
+                return False
+        shape = value.type.tensor_type.shape
+        if value.type.tensor_type.HasField("shape") and len(shape.dim) != len(given):
+            raise ModelError(f"input '{value.name}' has {len(shape.dim)} axes; the shape given has {len(given)}")
+        del shape.dim[:]
+        for size in given:
+            shape.dim.add(dim_value=int(size))
+        shape.SetInParent()
+    return True
+
+
+def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Infer from the shapes that a model's inputs state; the result states what was found in `value_info`."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except _ERRORS:
+        return None
+    if sum(1 for _ in inferred.graph.node) <= _MAX_NODES and _has_gaps(inferred.graph):
+        _Walk(inferred).graph(inferred.graph, _Known(), 0)
+    return inferred
+
+
+def static_shape(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
+    """Return a tensor type's shape when every size is known, else `None`."""
+    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    if any(not dim.HasField("dim_value") or dim.dim_value < 0 for dim in dims):
+        return None
+    return tuple(dim.dim_value for dim in dims)
+
+
+def _has_gaps(graph: onnx.GraphProto) -> bool:
+    stated = {value.name for value in (*graph.value_info, *graph.output, *graph.input) if static_shape(value.type)}
+    return any(name and name not in stated for node in graph.node for name in node.output)
+
+
+@dataclass
+class _Known:
+    """Types and small values by name, in one graph and those around it."""
+
+    outer: _Known | None = None
+    types: dict[str, onnx.TypeProto] = field(default_factory=dict)
+    values: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def type_of(self, name: str) -> onnx.TypeProto | None:
+        scope: _Known | None = self
+        while scope is not None:
+            if name in scope.types:
+                return scope.types[name]
+            scope = scope.outer
+        return None
+
+    def value_of(self, name: str) -> NDArray[Any] | None:
+        scope: _Known | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            if name in scope.types:
+                return None
+            scope = scope.outer
+        return None
+
+
+class _Walk:
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.opsets = list(proto.opset_import)
+        self.ir_version = proto.ir_version
+        self.versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
+        self.nodes = 0
+
+    def graph(self, graph: onnx.GraphProto, known: _Known, depth: int) -> None:
+        """Walk one graph in order; write what was found into its `value_info`."""
+        for values in (graph.value_info, graph.output, graph.input):
+            for value in values:
+                known.types[value.name] = value.type
+        for tensor in graph.initializer:
+            self.tensor(tensor.name, tensor, known)
+        for node in graph.node:
+            self.nodes += 1
+            if self.nodes > _MAX_NODES:
+                return
+            self.node(node, known, depth)
+        stated = {value.name for value in graph.value_info if static_shape(value.type) is not None}
+        outputs = {value.name: value for value in graph.output}
+        for node in graph.node:
+            for name in node.output:
+                kind = known.types.get(name)
+                if not name or static_shape(kind) is None:
+                    continue
+                if name in outputs:
+                    outputs[name].type.CopyFrom(kind)
+                elif name not in stated:
+                    graph.value_info.add(name=name).type.CopyFrom(kind)
+
+    def tensor(self, name: str, tensor: onnx.TensorProto, known: _Known) -> None:
+        """Note the type of a constant, and its value when that is small."""
+        known.types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if tensor.data_type == onnx.TensorProto.STRING or is_external(tensor):
+            return
+        if math.prod(tensor.dims) <= MAX_ELEMENTS:
+            try:
+                value = numpy_helper.to_array(tensor)
+            except _ERRORS:
+                return
+            if value.dtype.kind in "iubf":
+                known.values[name] = value
+
+    def node(self, node: onnx.NodeProto, known: _Known, depth: int) -> None:
+        """Find a node's output types, and its values when they are small."""
+        first = static_shape(known.type_of(node.input[0])) if node.input else None
+        if node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx") and first is not None:
+            value = shape_value(node, first)
+            known.values[node.output[0]] = value
+            known.types[node.output[0]] = onnx.helper.make_tensor_type_proto(onnx.TensorProto.INT64, value.shape)
+            return
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            self.tensor(node.output[0], node.attribute[0].t, known)
+            return
+        for body in node_graphs(node):
+            if depth < _MAX_DEPTH:
+                self.graph(body, _Known(known), depth + 1)
+        known_values = {name: known.value_of(name) for name in node.input if name}
+        values = {name: array for name, array in known_values.items() if array is not None}
+        if any(static_shape(known.types.get(name)) is None for name in node.output if name):
+            self.types(node, known, values)
+        sizes = [static_shape(known.types.get(name)) for name in node.output if name]
+        if all(size is not None and math.prod(size) <= MAX_ELEMENTS for size in sizes):
+            known.values.update(evaluate(node, values, self.opsets))
+
+    def types(self, node: onnx.NodeProto, known: _Known, values: Mapping[str, NDArray[Any]]) -> None:
+        """Infer one node's output types from its inputs' types and small values."""
+        if node.op_type == "If":
+            self.branches(node, known)
+            return
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        types = {name: kind for name in node.input if name and (kind := known.type_of(name)) is not None}
+        if len(types) != len({name for name in node.input if name}) or domain not in self.versions:
+            return
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.versions[domain], domain)
+            data = {name: numpy_helper.from_array(value, name) for name, value in values.items()}
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, data, None, self.opsets, self.ir_version
+            )
+        except _ERRORS:
+            return
+        known.types.update({name: kind for name, kind in found.items() if name})
+
+    def branches(self, node: onnx.NodeProto, known: _Known) -> None:
+        """Take an If's output types from the branch that is taken, or from both when they agree."""
+        bodies = list(node_graphs(node))
+        condition = known.value_of(node.input[0]) if node.input else None
+        if condition is not None and condition.size == 1 and len(bodies) == 2:
+            names = {a.name: a.g for a in node.attribute if a.HasField("g")}
+            chosen = names.get("then_branch" if bool(condition.reshape(-1)[0]) else "else_branch")
+            bodies = bodies if chosen is None else [chosen]
+        for index, name in enumerate(node.output):
+            kinds = [body.output[index].type if index < len(body.output) else None for body in bodies]
+            shapes = {static_shape(kind) for kind in kinds}
+            if len(shapes) == 1 and None not in shapes and kinds[0] is not None:
+                known.types[name] = kinds[0]
+
+
+def largest_value_bytes(proto: onnx.ModelProto) -> int:
+    """Return the size of the largest value that an inferred model states in its main graph."""
+    largest = 0
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        shape = static_shape(value.type)
+        if shape is not None:
+            try:
+                bits = stored_bits(value.type.tensor_type.elem_type, "a value")
+            except ModelError:
+                continue
+            largest = max(largest, math.prod(shape) * bits // 8)
+    return largest
