@@ -15,7 +15,7 @@ from repo_manager.triton_config.fields import get_field, set_fields
 from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
 from repo_manager.triton_config.problems import Problem, Severity
 from repo_manager.triton_config.rules import check_rules
-from repo_manager.triton_config.served_signature import runtime_signature, served_signature
+from repo_manager.triton_config.served_signature import ServedSignature, runtime_signature, served_signature
 from repo_manager.triton_config.version_policy import (
     replace_version_policy,
     served_versions,
@@ -31,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "Problem",
     "ReloadEffect",
+    "ServedSignature",
     "Severity",
     "changed_fields",
     "check_config",

@@ -16,6 +16,7 @@ from repo_manager.types import Backend, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
     from repo_manager.onnx_model import BatchAxis, Signature
+    from repo_manager.triton_config.served_signature import ServedSignature
 
 __all__ = ["derive_config"]
 
@@ -24,7 +25,7 @@ _KINDS = {"cpu": model_config_pb2.ModelInstanceGroup.KIND_CPU, "gpu": model_conf
 
 def derive_config(
     name: str,
-    signature: Signature,
+    signature: Signature | ServedSignature,
     batch_axis: BatchAxis,
     backend: Backend,
     options: ConfigOptions = ConfigOptions(),  # noqa: B008 - frozen
@@ -39,7 +40,8 @@ def derive_config(
 
     Args:
         name: the model's name.
-        signature: inputs and outputs, shapes with the batch axis.
+        signature: inputs and outputs, shapes with the batch axis, as `served_signature` returns it: the native
+            onnxruntime backend compares output dims with the shapes that ONNX Runtime infers, not with the file's.
         batch_axis: whether the first axis is a batch axis, and why (not).
         backend: the Triton backend.
         options: what the model does not decide.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from repo_manager.onnx_model import BatchAxis, Signature
 from repo_manager.repository import PublishedVersion, publish
-from repo_manager.triton_config import ConfigOptions, ModelConfig, derive_config
+from repo_manager.triton_config import ConfigOptions, ModelConfig, ServedSignature, derive_config
 from repo_manager.types import Backend, TensorSpec
 
 Publish = Callable[..., PublishedVersion]
@@ -20,17 +21,18 @@ def config() -> ModelConfig:
     return make_config()
 
 
-def make_config(name: str = "m", size: int = 3, **options: object) -> ModelConfig:
-    signature = Signature(
-        (TensorSpec("x", "float32", ("N", size)),), (TensorSpec("y", "float32", ("N", 2)),), 17, 8, {"": 17}
-    )
-    return derive_config(
-        name,
-        signature,
-        BatchAxis("batched", ""),
-        Backend.ONNXRUNTIME,
-        ConfigOptions(**options),  # type: ignore[arg-type]
-    )
+@dataclasses.dataclass(frozen=True)
+class Batched:
+    """As `onnx_model.BatchAxis`, without importing onnx: the crash and writer scripts start many times."""
+
+    kind: str = "batched"
+    reason: str = ""
+
+
+def make_config(name: str = "m", size: int = 3, **options: Any) -> ModelConfig:
+    signature = ServedSignature((TensorSpec("x", "float32", ("N", size)),), (TensorSpec("y", "float32", ("N", 2)),))
+    batched: Any = Batched()
+    return derive_config(name, signature, batched, Backend.ONNXRUNTIME, ConfigOptions(**options))
 
 
 @pytest.fixture
@@ -55,11 +57,3 @@ def put(root: Path, files: dict[str, Path]) -> Publish:
         return publish(root, name, files, make_config(name, **options), {"precision": "fp16", "source": {"name": "s"}})
 
     return put_one
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Every path below a folder: a file's content, `None` for a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }

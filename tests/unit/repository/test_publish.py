@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,27 +253,3 @@ def test_policy_changes_are_atomic_and_checked(root: Path, put: Put) -> None:
     with pytest.raises(RepositoryError, match="no model 'n'"):
         set_served_versions(root, "n", (1,))
     assert names(root / "m") == ["1", "2", "config.pbtxt"]
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from tests_conftest import make_config
-from repo_manager.repository import publish
-root, source, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-for _ in range(count):
-    print(publish(root, "m", {"model.onnx": source}, make_config(), {}).version)
-"""
-
-
-def test_processes_at_once_lose_and_double_no_version(root: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "tests_conftest.py").write_text((Path(__file__).with_name("conftest.py")).read_text())
-    command = [sys.executable, "-c", WRITER, str(root), str(files["model.onnx"]), "5"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(6)]
-    printed = [writer.communicate(timeout=120)[0] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0] * 6
-    assert sorted(int(line) for text in printed for line in text.split()) == list(range(1, 31))
-    assert [entry.version for entry in find_model(root, "m").versions] == list(range(1, 31))
-    assert verify(root, models=False) == ()
-    assert leftovers(root) == []
