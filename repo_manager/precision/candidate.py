@@ -14,6 +14,7 @@ from repo_manager.precision.draft import Array, Draft
 from repo_manager.precision.keep import Keep
 from repo_manager.precision.lower import lower
 from repo_manager.precision.options import ConvertOptions, KeptNode
+from repo_manager.precision.overflow import overflowing_nodes
 from repo_manager.precision.prepare import prepare
 from repo_manager.precision.quantize import quantize
 from repo_manager.precision.quantize_plan import plan_quantization
@@ -99,13 +100,24 @@ class Builder:
         """Say whether INT8 is part of the precision."""
         return self.precision in (Precision.INT8, Precision.INT8_FP16)
 
+    @property
+    def lowers_to_fp16(self) -> bool:
+        """Say whether FP16 is part of the precision."""
+        return _LOW.get(self.precision) == TensorProto.FLOAT16
+
+    def keep_overflowing(self, samples: Iterable[Mapping[str, Array]]) -> bool:
+        """Keep what FP16 cannot hold from now on; say whether there is anything more to keep than before."""
+        known = len(self.keep.names)
+        self.keep = self.keep.also(overflowing_nodes(self.draft, samples, self.folder))
+        return len(self.keep.names) > known
+
     def can_keep(self, name: str) -> bool:
         """Say whether keeping a node would change an INT8 candidate: whether it is quantised."""
         return name in self.quantized
 
     def build(self, also_keep: Iterable[str] = ()) -> Candidate:
         """Build the candidate, with further nodes (by name) left in FP32."""
-        keep = self.keep.also(also_keep)
+        keep = self.keep.also(dict.fromkeys(also_keep, "needed for the drift to pass (auto_keep)"))
         draft, kept = self.draft, dict[str, tuple[str, str]]()
         stages: list[tuple[str, Draft]] = []
         if self.quantizes:

@@ -13,7 +13,7 @@ from repo_manager.precision.options import DEFAULT_MAX_DRIFT, DEFAULT_MIN_TOP1, 
 from repo_manager.sparsity.report import SparsityReport
 from repo_manager.types import Precision, TensorSpec
 
-__all__ = ["check_drift", "check_file", "check_signature", "check_sparsity", "probability_outputs"]
+__all__ = ["check_drift", "check_file", "check_signature", "check_sparsity", "drift_limit", "probability_outputs"]
 
 NEGLIGIBLE_PROBABILITY = 1e-3
 """A probability of 1e-6 may well become 1.1e-6: relative error says nothing about numbers that mean "no"."""
@@ -80,6 +80,11 @@ def probability_outputs(graph: onnx.GraphProto) -> frozenset[str]:
     return frozenset(found)
 
 
+def drift_limit(precision: Precision, options: ConvertOptions) -> float:
+    """Return the largest relative error that passes."""
+    return DEFAULT_MAX_DRIFT[precision] if options.max_drift is None else options.max_drift
+
+
 def check_drift(
     drift: Sequence[OutputDrift],
     precision: Precision,
@@ -96,7 +101,7 @@ def check_drift(
         inputs: `calibration` or `natural`.
         probabilities: outputs whose numbers are probabilities; a difference of at most 0.001 always passes.
     """
-    limit = DEFAULT_MAX_DRIFT[precision] if options.max_drift is None else options.max_drift
+    limit = drift_limit(precision, options)
     top1 = DEFAULT_MIN_TOP1[precision] if options.min_top1 is None else options.min_top1
     failed = []
     for item in drift:
@@ -108,8 +113,10 @@ def check_drift(
             failed.append(f"'{item.output}' cosine {item.cosine:.6f} < {options.min_cosine:g}")
         if inputs == "calibration" and item.top1_agreement is not None:
             allowed = max((1 - top1) * item.rows, 1.0 if top1 < 1 else 0.0)
-            if (1 - item.top1_agreement) * item.rows > allowed + 1e-9:
-                failed.append(f"'{item.output}' same top class {item.top1_agreement:.1%} < {top1:.1%}")
+            if item.top1_lost > allowed + 1e-9:
+                failed.append(
+                    f"'{item.output}' top class lost in {item.top1_lost} of {item.rows}, {allowed:.3g} allowed"
+                )
     where = f"{drift[0].samples if drift else 0} {inputs} samples"
     if failed:
         return Check("drift", False, f"{'; '.join(failed)} ({where})")

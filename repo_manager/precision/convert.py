@@ -78,7 +78,7 @@ def convert(
         if precision is Precision.FP32:
             kept: tuple[KeptNode, ...] = ()
             written = _copied(model, Path(folder, output.name))
-            proof = prover.prove(written, None)
+            proof = prover.prove(written)
             if not proof.passed:
                 raise GateError(refusal(model, precision, proof), hint=f"Nothing was written to {output}.")
         else:

@@ -32,6 +32,7 @@ class _Sums:
     broken: bool = False
     rows: int = 0
     same_top: int = 0
+    lost_top: int = 0
     is_float: bool = True
     elements: int = 0
     different: int = 0
@@ -61,10 +62,14 @@ class _Sums:
         self.error_square += float(error @ error)
         self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
 
-    def add_rows(self, candidate: Array, source: Array) -> None:
+    def add_rows(self, candidate: Array, source: Array, tie: float) -> None:
         if candidate.shape == source.shape:
             self.rows += source.shape[0]
-            self.same_top += int(np.count_nonzero(candidate.argmax(axis=1) == source.argmax(axis=1)))
+            rows, before, after = np.arange(source.shape[0]), source.argmax(axis=1), candidate.argmax(axis=1)
+            self.same_top += int(np.count_nonzero(before == after))
+            with np.errstate(all="ignore"):
+                margin = source[rows, before] - source[rows, after]
+                self.lost_top += int(np.count_nonzero(margin > tie * source.std(axis=1)))
 
     @property
     def relative_error(self) -> float:
@@ -95,9 +100,12 @@ class DriftMeter:
 
     Args:
         outputs: names.
+        tie: two classes whose scores differ, in the source, by less than this share of the spread (standard
+            deviation) of the row's scores are level: either may come first.
     """
 
-    def __init__(self, outputs: Sequence[str]) -> None:
+    def __init__(self, outputs: Sequence[str], tie: float = 0.0) -> None:
+        self.tie = tie
         self.sums = {name: _Sums() for name in outputs}
         self.samples = 0
 
@@ -107,7 +115,7 @@ class DriftMeter:
         for name, sums in self.sums.items():
             sums.add(candidate[name], source[name])
             if looks_like_scores(source[name]):
-                sums.add_rows(candidate[name], source[name])
+                sums.add_rows(candidate[name], source[name], self.tie)
 
     def result(self) -> tuple[OutputDrift, ...]:
         """Return the drift of each output over all samples so far."""
@@ -120,6 +128,7 @@ class DriftMeter:
                 top1_agreement=sums.same_top / sums.rows if sums.rows else None,
                 samples=self.samples,
                 rows=sums.rows,
+                top1_lost=sums.lost_top,
             )
             for name, sums in self.sums.items()
         )

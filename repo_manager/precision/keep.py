@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx
 
@@ -18,22 +18,22 @@ class Keep:
 
     Args:
         patterns: shell patterns (`*`, `?`, `[...]`), case matters.
-        names: further nodes, by exact name.
+        names: further nodes, by exact name, and why.
     """
 
-    def __init__(self, patterns: Iterable[str] = (), names: Iterable[str] = ()) -> None:
+    def __init__(self, patterns: Iterable[str] = (), names: Mapping[str, str] | None = None) -> None:
         self.patterns = tuple(patterns)
-        self.names = frozenset(names)
+        self.names = dict(names or {})
 
     def __call__(self, node: onnx.NodeProto) -> str | None:
         """Return why a node stays in FP32, or `None` when no pattern names it."""
         if any(_matches(node, pattern) for pattern in self.patterns):
             return "asked for by keep_fp32"
-        return "needed for the drift to pass (auto_keep)" if node.name in self.names else None
+        return self.names.get(node.name)
 
-    def also(self, names: Iterable[str]) -> Keep:
-        """Return a copy that keeps further nodes."""
-        return Keep(self.patterns, self.names | frozenset(names))
+    def also(self, names: Mapping[str, str]) -> Keep:
+        """Return a copy that keeps further nodes: name -> why."""
+        return Keep(self.patterns, {**names, **self.names})
 
     def check(self, graph: onnx.GraphProto) -> None:
         """See that every pattern names something.

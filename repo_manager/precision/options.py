@@ -37,9 +37,12 @@ class ConvertOptions:
         max_drift: largest relative error of any output, |candidate - source| / |source| (Euclidean, over all
             samples); `None` takes the precision's default.
         min_cosine: smallest cosine of any output; `None` asks for none beyond what `max_drift` implies.
-        min_top1: smallest share of samples whose top class stays, for outputs that look like class scores,
-            on calibration data only (on random inputs near-ties decide); `None` takes the default.
+        min_top1: smallest share of rows that keep their top class (or one level with it, see
+            `OutputDrift.top1_lost`), for outputs that look like class scores, on calibration data; `None` takes the
+            default.
         keep_fp32: patterns (`*`, `?`) of node names, operators or output names that stay in FP32.
+        keep_overflowing: leave operators in FP32 whose values exceed FP16's range on the samples; each is listed.
+            `False` lets the gate fail instead.
         keep_io_types: leave float32 inputs and outputs float32; `False` gives them the low type.
         auto_keep: how many layers may be kept in FP32 to pass the gate; 0 tries none.
         calibration_method: of INT8: `minmax`, or `percentile` (clips the rarest values).
@@ -54,6 +57,7 @@ class ConvertOptions:
     min_cosine: float | None = None
     min_top1: float | None = None
     keep_fp32: tuple[str, ...] = ()
+    keep_overflowing: bool = True
     keep_io_types: bool = True
     auto_keep: int = 0
     calibration_method: str = "minmax"
@@ -87,6 +91,8 @@ class OutputDrift:
             GPU does; ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
         samples: how many samples.
         rows: how many rows `top1_agreement` was counted over.
+        top1_lost: in how many of them another class came first that the source does not rank level with its own
+            (closer than `max_drift` times the spread of the row's scores).
     """
 
     output: str
@@ -97,6 +103,7 @@ class OutputDrift:
     rounded_relative_error: float | None = None
     samples: int = 0
     rows: int = 0
+    top1_lost: int = 0
 
 
 @dataclass(frozen=True)

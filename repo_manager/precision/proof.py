@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from repo_manager.precision.checks import (
     check_file,
     check_signature,
     check_sparsity,
+    drift_limit,
     failure,
     probability_outputs,
 )
@@ -69,15 +71,16 @@ class Prover:
         self.options = options
         self.reference = reference
         self.signature = signature_of(model)
+        self.stand_in_failure: ModelError | None = None
         self.sparsity = sparsity_report(model)
         self.probabilities = probability_outputs(model.graph_only.graph)
 
-    def prove(self, written: WrittenModel, stand_in: Draft | None) -> Proof:
+    def prove(self, written: WrittenModel, rounded: tuple[OutputDrift, ...] = ()) -> Proof:
         """Check a written candidate.
 
         Args:
             written: its files.
-            stand_in: computes in FP32 and rounds each 16-bit value; `None` where nothing is 16-bit.
+            rounded: the drift with each 16-bit value rounded (`rounded_drift`).
         """
         path = written.files[0]
         checks = [check_file(path)]
@@ -85,12 +88,12 @@ class Prover:
             return Proof(tuple(checks), (), self.model, self.sparsity)
         try:
             found = load_model(path)
-            drift = self._drift(written, stand_in, signature_of(found))
+            drift = self._drift(path, rounded, signature_of(found))
         except ModelError as exc:
             return Proof((*checks, failure(exc)), (), self.model, self.sparsity)
         sparsity = sparsity_report(found)
         checks += [
-            Check("runs", True, _HOW_BF16 if self.precision is Precision.BF16 else _HOW[stand_in is not None]),
+            Check("runs", True, _HOW_BF16 if self.precision is Precision.BF16 else _HOW[bool(rounded)]),
             check_signature(
                 self.signature,
                 signature_of(found),
@@ -102,34 +105,49 @@ class Prover:
         ]
         return Proof(tuple(checks), drift, found, sparsity)
 
-    def _drift(self, written: WrittenModel, stand_in: Draft | None, signature: Signature) -> tuple[OutputDrift, ...]:
-        """Run the candidate, and its stand-in, on the reference's inputs.
+    def rounded_drift(self, written: WrittenModel, stand_in: Draft | None) -> tuple[OutputDrift, ...]:
+        """Run the stand-in that rounds each 16-bit value; return the drift, empty when there is none to run.
 
-        Raises:
-            ModelError: ONNX Runtime does not take one of them, or a run failed.
+        A stand-in that ONNX Runtime does not take is left to `prove`: the candidate will fail there, too.
         """
-        low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
-        low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
         if stand_in is None:
-            return self._run(Session(written.files[0]), low)
+            return ()
         view = written.files[0].with_name("stand-in.onnx")
         write_view(stand_in, written, view)
-        exact = self._run(Session(view, optimize=False), set())
-        view.unlink()
+        try:
+            return self._run(Session(view, optimize=False), set())
+        except ModelError as exc:
+            self.stand_in_failure = exc
+            return ()
+        finally:
+            view.unlink()
+
+    def _drift(self, path: Path, rounded: tuple[OutputDrift, ...], signature: Signature) -> tuple[OutputDrift, ...]:
+        """Run the candidate on the reference's inputs.
+
+        Raises:
+            ModelError: ONNX Runtime does not take it, or a run failed.
+        """
         if self.precision is Precision.BF16:  # ONNX Runtime's CPU has no BF16 kernels
-            return tuple(replace(item, rounded_relative_error=item.relative_error) for item in exact)
-        stored = self._run(Session(written.files[0]), low)
+            if not rounded and self.stand_in_failure is not None:
+                raise self.stand_in_failure
+            return tuple(replace(item, rounded_relative_error=item.relative_error) for item in rounded)
+        low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
+        low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
+        stored = self._run(Session(path), low)
+        if not rounded:
+            return stored
         return tuple(
             replace(
                 item,
                 rounded_relative_error=twin.relative_error,
                 max_abs_error=max(item.max_abs_error, twin.max_abs_error),
             )
-            for item, twin in zip(stored, exact, strict=True)
+            for item, twin in zip(stored, rounded, strict=True)
         )
 
     def _run(self, session: Session, low: set[str]) -> tuple[OutputDrift, ...]:
-        meter = DriftMeter(session.output_names)
+        meter = DriftMeter(session.output_names, drift_limit(self.precision, self.options))
         for inputs, outputs in zip(self.reference.inputs, self.reference.outputs, strict=True):
             feed = {name: array.astype(np.float16) if name in low else array for name, array in inputs.items()}
             meter.add(session.run(feed), outputs)

@@ -8,9 +8,9 @@ from pathlib import Path
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import Model
 from repo_manager.precision.attempt import Attempt, Attempts
+from repo_manager.precision.checks import drift_limit
 from repo_manager.precision.drift import table
 from repo_manager.precision.lowering_rules import FP16_MAX
-from repo_manager.precision.options import DEFAULT_MAX_DRIFT
 from repo_manager.precision.proof import Proof
 from repo_manager.precision.trace import BlockDrift, first_drift, trace_drift
 from repo_manager.types import Precision
@@ -35,8 +35,7 @@ def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
     if not attempt.proof.failed_only("drift"):
         return ""
     samples = attempts.prover.reference.inputs[:1]
-    options = attempts.prover.options
-    limit = DEFAULT_MAX_DRIFT[attempts.prover.precision] if options.max_drift is None else options.max_drift
+    limit = drift_limit(attempts.prover.precision, attempts.prover.options)
     traces: dict[str, tuple[BlockDrift, ...]] = {}
     for name, draft in attempt.candidate.stages:
         try:

@@ -12,7 +12,8 @@ from repo_manager.precision.draft import Array
 
 __all__ = ["Reference", "reference_of"]
 
-_NATURAL_SAMPLES = 2
+_NATURAL_SAMPLES = 3
+_LARGE_BYTES = 100 << 20  # a larger model takes seconds a run, and made-up inputs say little more the second time
 
 Outputs = dict[str, Array]
 
@@ -61,6 +62,7 @@ def reference_of(
                 f"{model.path}: it does not run on made-up inputs, so its precision cannot be judged: {exc.message}",
                 hint="Give sample inputs with --calibration.",
             ) from exc
-        inputs = tuple(natural_inputs(signature, seed=seed + n, sizes=sizes) for n in range(_NATURAL_SAMPLES))
+        count = 1 if model.size_bytes > _LARGE_BYTES else _NATURAL_SAMPLES
+        inputs = tuple(natural_inputs(signature, seed=seed + n, sizes=sizes) for n in range(count))
         kind = "natural"
     return Reference(kind, inputs, tuple(session.run(sample) for sample in inputs))

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from repo_manager.errors import CalibrationError, ModelError
 from repo_manager.precision.attempt import Attempt, Attempts
-from repo_manager.precision.lowering_rules import FP16_MAX
-from repo_manager.precision.ranges import float_values, largest_values
 from repo_manager.precision.trace import trace_drift
-from repo_manager.types import Precision
 
 __all__ = ["auto_keep"]
 
@@ -30,37 +26,16 @@ def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> At
     Returns:
         The attempt with the fewest kept nodes that passes; `first` when none does.
     """
-    needed = _overflowing(attempts, folder)
-    if len(needed) > most:
-        return first
-    kept = list(needed)
-    attempt, step = (attempts.make(kept) if kept else first), 1
+    kept: list[str] = []
+    attempt, step = first, 1
     while attempt.proof.failed_only("drift") and len(kept) < most:
-        found = _next_nodes(attempts, attempt, kept, folder)
-        new = found[: min(step, most - len(kept))]
+        new = _next_nodes(attempts, attempt, kept, folder)[: min(step, most - len(kept))]
         if not new:
             break
         kept += new
         step *= 2
         attempt = attempts.make(kept)
-    if not attempt.proof.passed:
-        return first
-    return _fewest(attempts.make, attempt, kept, frozenset(needed))
-
-
-def _overflowing(attempts: Attempts, folder: Path) -> list[str]:
-    """Return the nodes that read or make a value beyond FP16's range: with all of them, and only then, can it pass."""
-    builder = attempts.builder
-    if builder.precision not in (Precision.FP16, Precision.INT8_FP16):
-        return []
-    values = float_values(builder.draft, [name for node in builder.draft.graph.node for name in node.output if name])
-    samples = attempts.prover.reference.inputs
-    try:
-        largest = largest_values(builder.draft, values, samples, folder)
-    except (CalibrationError, ModelError):  # the source itself is infinite somewhere, or a value is empty
-        return []
-    beyond = {value for value, size in largest.items() if size > FP16_MAX}
-    return [node.name for node in builder.draft.graph.node if beyond.intersection((*node.input, *node.output))]
+    return _fewest(attempts.make, attempt, kept) if attempt.proof.passed else first
 
 
 def _next_nodes(attempts: Attempts, attempt: Attempt, kept: Sequence[str], folder: Path) -> list[str]:
@@ -75,11 +50,9 @@ def _next_nodes(attempts: Attempts, attempt: Attempt, kept: Sequence[str], folde
     return [name for name in dict.fromkeys(names) if name not in kept]
 
 
-def _fewest(
-    make: Callable[[Sequence[str]], Attempt], attempt: Attempt, kept: list[str], needed: frozenset[str]
-) -> Attempt:
+def _fewest(make: Callable[[Sequence[str]], Attempt], attempt: Attempt, kept: list[str]) -> Attempt:
     """Take nodes back out, latest found first, as long as it still passes."""
-    for name in [name for name in reversed(kept) if name not in needed][:_MOST_DROPS]:
+    for name in list(reversed(kept))[:_MOST_DROPS]:
         if len(kept) == 1:
             break
         fewer = [other for other in kept if other != name]
