@@ -19,7 +19,7 @@ from repo_manager.loadtest.wire_http import HttpConnection
 
 __all__ = ["Generator", "Job"]
 
-_READY_TIMEOUT_S = 5.0
+_READY_TIMEOUT_S = 20.0
 _RECONNECT_NS = 100_000_000
 _MAX_CONNECTIONS = 512
 _HOUSEKEEPING_NS = 20_000_000

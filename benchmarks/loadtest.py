@@ -1,0 +1,311 @@
+"""Our load client side by side with perf_analyzer, h2load and wrk, on one tritonserver, in interleaved rounds.
+
+    python benchmarks/loadtest.py [throughput] [large] [schedule] [agreement] [memory] [compare] [--rounds 7]
+
+Prints the table that docs/loadtest.md quotes: medians of the rounds' ratios, and their range. Every round runs each
+client once, in random order, so that what else happens on the machine meets all of them. The tiny model answers from
+the server's response cache, which is the fastest answer a tritonserver can give: the clients are what is compared.
+h2load and wrk (Debian: nghttp2-client, wrk) are left out when they are not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import re
+import resource
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from repo_manager.loadtest import (
+    ComparePlan,
+    LoadPoint,
+    LoadTestOptions,
+    compare,
+    install_perf_analyzer,
+    run_load_test,
+)
+from repo_manager.loadtest.inputs import make_samples
+from repo_manager.loadtest.payload import build_endpoint
+from repo_manager.loadtest.target import connect
+from repo_manager.server import EmbeddedServer, ServerOptions
+from repo_manager.server.installation import find_triton
+
+SECONDS = 2.0
+RATE: dict[str, Any] = {"concurrency": (), "rate": (200.0,)}
+MODEL = """
+import time
+import triton_python_backend_utils as pb
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep({sleep} * len(requests))
+        inputs = [pb.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [pb.InferenceResponse([pb.Tensor("y", x[..., :16])]) for x in inputs]
+"""
+CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [{{ name: "x" data_type: TYPE_FP32 dims: [{size}] }}]
+output [{{ name: "y" data_type: TYPE_FP32 dims: [16] }}]
+instance_group [{{ kind: KIND_CPU count: 1 }}]
+response_cache {{ enable: {cache} }}
+"""
+MODELS = {
+    "tiny": (16, 0.0, "true"),
+    "large": (150_528, 0.0, "true"),
+    "millisecond": (16, 0.001, "false"),
+    "slower": (16, 0.0011, "false"),
+}
+
+
+@dataclasses.dataclass
+class Bench:
+    """The server, and how many rounds."""
+
+    server: EmbeddedServer
+    rounds: int
+    folder: Path
+
+    def options(self, protocol: str, model: str, **changes: object) -> LoadTestOptions:
+        """Return options for one of the benchmark's models."""
+        url = self.server.grpc_url if protocol == "grpc" else self.server.http_url
+        values = {"concurrency": (16,), "duration_s": SECONDS, "warmup_s": 0.5, "distinct": 1, **changes}
+        return LoadTestOptions(url, model, metrics_url=self.server.metrics_url, **values)
+
+    def point(self, protocol: str, model: str, **changes: object) -> LoadPoint:
+        """Measure with our client."""
+        (point,) = run_load_test(self.options(protocol, model, **changes)).points
+        if point.outcome == "failed":
+            raise SystemExit(f"{model}: {point.reason}")
+        return point
+
+    def perf(self, protocol: str, model: str, **changes: object) -> LoadPoint:
+        """Measure with perf_analyzer."""
+        for _ in range(3):  # it gives no numbers when it calls itself unstable
+            (point,) = run_load_test(
+                self.options(
+                    protocol, model, client="perf_analyzer", duration_s=None, window_s=1.0, stability=0.5, **changes
+                )
+            ).points
+            if point.throughput_per_s:
+                return point
+        raise SystemExit(f"perf_analyzer: {point.reason}")
+
+    def h2load(self, model: str) -> float:
+        """Return requests a second by h2load, with our own request's bytes."""
+        options = self.options("grpc", model)
+        target = connect(options)
+        endpoint = build_endpoint(target.facts(), make_samples(target.facts(), options), options)
+        message = endpoint.messages[0]
+        body = self.folder / "h2.bin"
+        body.write_bytes(struct.pack(">BI", 0, len(message)) + message)
+        command = ["h2load", "-D", str(round(SECONDS)), "--warm-up-time=1", "-c1", "-m16", "-t1", "-d", str(body)]
+        command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        text = run([*command, f"http://{endpoint.authority}{endpoint.path}"])
+        return float(re.search(r"([\d.]+) req/s", text).group(1))
+
+    def wrk(self, model: str) -> float:
+        """Return requests a second by wrk, with our own request's bytes."""
+        options = self.options("http", model)
+        target = connect(options)
+        endpoint = build_endpoint(target.facts(), make_samples(target.facts(), options), options)
+        escaped = "".join(f"\\{byte:03d}" for byte in endpoint.messages[0])
+        script = self.folder / "wrk.lua"
+        script.write_text(
+            f'wrk.method="POST"\nwrk.body="{escaped}"\nwrk.headers["Content-Type"]="application/octet-stream"\n'
+            f'wrk.headers["Inference-Header-Content-Length"]="{endpoint.json_bytes[0]}"\n'
+        )
+        text = run(
+            [
+                "wrk",
+                "-t1",
+                "-c16",
+                f"-d{round(SECONDS)}",
+                "-s",
+                str(script),
+                f"http://{endpoint.authority}{endpoint.path}",
+            ]
+        )
+        if "Non-2xx" in text:
+            raise SystemExit(text)
+        return float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
+
+
+def run(command: list[str]) -> str:
+    """Run a tool and return what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def rounds(count: int, clients: dict[str, Callable[[], object]]) -> dict[str, list[object]]:
+    """Run every client once a round, in random order."""
+    found: dict[str, list[object]] = {name: [] for name in clients}
+    for number in range(count):
+        names = list(clients)
+        random.Random(number).shuffle(names)
+        for name in names:
+            found[name].append(clients[name]())
+    return found
+
+
+def show(title: str, values: list[float], bar: str, unit: str = "") -> None:
+    """Print one row: median and range."""
+    print(
+        f"| {title} | {statistics.median(values):.3g}{unit} | {min(values):.3g} to {max(values):.3g} | {bar} |",
+        flush=True,
+    )
+
+
+def ratio(ours: list[float], theirs: list[float]) -> list[float]:
+    """Return ratios round by round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def throughput(bench: Bench) -> None:
+    """Requests a second on a tiny model."""
+    for protocol, tool, bars in (("grpc", "h2load", (1.8, 0.95)), ("http", "wrk", (1.5, 0.9))):
+        clients: dict[str, Callable[[], object]] = {
+            "ours": lambda protocol=protocol: bench.point(protocol, "tiny"),
+            "perf_analyzer": lambda protocol=protocol: bench.perf(protocol, "tiny").throughput_per_s,
+        }
+        if shutil.which(tool):
+            clients[tool] = lambda tool=tool: getattr(bench, tool)("tiny")
+        found = rounds(bench.rounds, clients)
+        ours = [point.throughput_per_s for point in found["ours"]]
+        show(f"{protocol}, tiny, c=16: ours", ours, "", "/s")
+        show(f"{protocol}: ours / perf_analyzer", ratio(ours, found["perf_analyzer"]), f"at least {bars[0]}")
+        if tool in found:
+            show(f"{protocol}: ours / {tool}", ratio(ours, found[tool]), f"at least {bars[1]}")
+        show(
+            f"{protocol}: client CPU a request",
+            [p.client.cpu_us_per_request for p in found["ours"]],
+            "at most 20",
+            " us",
+        )
+
+
+def large(bench: Bench) -> None:
+    """Requests a second with 602 kB inputs."""
+    for protocol in ("grpc", "http"):
+        found = rounds(
+            bench.rounds,
+            {
+                "ours": lambda protocol=protocol: bench.point(protocol, "large", concurrency=(4,)).throughput_per_s,
+                "perf_analyzer": lambda protocol=protocol: (
+                    bench.perf(protocol, "large", concurrency=(4,)).throughput_per_s
+                ),
+            },
+        )
+        show(f"{protocol}, 602 kB inputs, c=4: ours", found["ours"], "", "/s")
+        show(f"{protocol}, 602 kB: ours / perf_analyzer", ratio(found["ours"], found["perf_analyzer"]), "at least 1")
+
+
+def schedule(bench: Bench) -> None:
+    """How many sends of an open loop are on time."""
+    for protocol in ("grpc", "http"):
+        points = [bench.point(protocol, "tiny", concurrency=(), rate=(2000.0,)) for _ in range(bench.rounds)]
+        on_time = [100 * (1 - point.client.late_share) for point in points]
+        show(f"{protocol}, 2000/s: sends within 0.5 ms of schedule", on_time, "99, or said to be late", " %")
+        said = sum(point.client.bottleneck for point in points if point.client.late_share > 0.01)
+        print(f"|   of {sum(point.client.late_share > 0.01 for point in points)} late runs, said so | {said} | | all |")
+
+
+def agreement(bench: Bench) -> None:
+    """Latencies of an open loop, against perf_analyzer's."""
+    for protocol in ("grpc", "http"):
+        found = rounds(
+            bench.rounds,
+            {
+                "ours": lambda protocol=protocol: bench.point(protocol, "millisecond", **RATE, duration_s=3.0),
+                "perf_analyzer": lambda protocol=protocol: bench.perf(protocol, "millisecond", **RATE),
+            },
+        )
+        for name, bar in (("p50_ns", "0.97 to 1.03"), ("p99_ns", "0.9 to 1.1")):
+            values = [[getattr(point.latency, name) for point in found[client]] for client in ("ours", "perf_analyzer")]
+            show(f"{protocol}, 200/s on a 1 ms model: {name[:3]}, ours / perf_analyzer", ratio(*values), bar)
+
+
+def memory(bench: Bench) -> None:
+    """A million requests, in a process of its own so that its peak is the client's."""
+    options = json.dumps([bench.server.grpc_url, bench.server.metrics_url])
+    script = f"""
+import json, resource
+from repo_manager.loadtest import LoadTestOptions, run_load_test
+url, metrics = json.loads({options!r})
+options = LoadTestOptions(url, "tiny", concurrency=(32,), request_count=1_000_000, warmup_s=0.0, metrics_url=metrics)
+r = run_load_test(options)
+peak = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps([r.points[0].requests, *peak]))
+"""
+    requests, own, worker = json.loads(run_slow([sys.executable, "-c", script]))
+    print(
+        f"| memory for {requests} requests: parent + worker | {own:.0f} + {worker:.0f} MB | | at most 150 |", flush=True
+    )
+
+
+def run_slow(command: list[str]) -> str:
+    """Run a long command and return what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+
+
+def comparisons(bench: Bench) -> None:
+    """How often a comparison is right about no difference, and about 10 %."""
+    plan = ComparePlan(pairs=12, block_s=0.3, settle_s=0.05)
+    same = bench.options("grpc", "millisecond", concurrency=(2,))
+    slower = dataclasses.replace(same, model="slower")
+    for title, other, wanted in (
+        ("A against itself: no difference shown", same, False),
+        ("10 % slower: found", slower, True),
+    ):
+        runs = max(bench.rounds, 10)
+        found = [
+            compare(same, other, plan=dataclasses.replace(plan, seed=seed)).is_different is wanted
+            for seed in range(runs)
+        ]
+        print(f"| {title} | {sum(found)} of {runs} | | {'90' if wanted else '95'} of 100 |", flush=True)
+
+
+PARTS = {
+    "throughput": throughput,
+    "large": large,
+    "schedule": schedule,
+    "agreement": agreement,
+    "memory": memory,
+    "compare": comparisons,
+}
+
+
+def main() -> None:
+    """Measure the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all by default")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    install_perf_analyzer()
+    with tempfile.TemporaryDirectory() as temporary:
+        repository = Path(temporary) / "repository"
+        for name, (size, sleep, cache) in MODELS.items():
+            (repository / name / "1").mkdir(parents=True)
+            (repository / name / "1" / "model.py").write_text(MODEL.format(sleep=sleep))
+            (repository / name / "config.pbtxt").write_text(CONFIG.format(size=size, cache=cache))
+        caches = find_triton().caches
+        extra = (f"--cache-directory={caches}", "--cache-config=local,size=268435456")
+        options = ServerOptions(repository=str(repository), load=tuple(MODELS), extra_args=extra)
+        with EmbeddedServer(options) as server:
+            print("| what | median | range | bar |\n| --- | --- | --- | --- |", flush=True)
+            for part in arguments.parts or PARTS:
+                PARTS[part](Bench(server, arguments.rounds, Path(temporary)))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"\nLargest child process: {peak:.0f} MB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
