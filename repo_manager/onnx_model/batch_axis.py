@@ -111,7 +111,8 @@ def _size_reason(model: Model) -> str | None:
     largest, limit = largest_value_bytes(inferred), available_bytes() // 4
     if largest <= limit:
         return None
-    return f"it was not tried out: one of its tensors takes {largest / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB is the limit here"
+    sizes = f"{largest / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB is the limit here"
+    return f"it was not tried out: one of its tensors takes {sizes}"
 
 
 def available_bytes() -> int:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import onnx
-from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]  # published without stubs
+from google.protobuf import unknown_fields  # type: ignore[import-untyped]  # published without stubs
+from google.protobuf.message import Message  # type: ignore[import-untyped]  # published without stubs
 
 from repo_manager.errors import ModelError
 from repo_manager.files import fsync_directory
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import is_external, payload_bytes
+from repo_manager.onnx_model.wire import encode_unknown, paste_weights
 
 __all__ = ["save_model"]
 
 _INLINE_LIMIT_BYTES = 2_000_000_000  # below protobuf's 2^31 - 1, with room for the graph
-_EXTERNAL_TENSOR_BYTES = 1024
+_KEPT_TENSOR_BYTES = 1024  # smaller ones stay in the graph
 _ALIGNMENT_BYTES = 4096  # so that a runtime can map each weight
 _HOLDERS = {
     f"onnx.{name}"
@@ -50,23 +54,23 @@ def save_model(proto: onnx.ModelProto, path: Path, *, external: bool | None = No
             size_bytes += payload_bytes(tensor)
     if external is None:
         external = size_bytes > _INLINE_LIMIT_BYTES
+    elif not external and size_bytes > _INLINE_LIMIT_BYTES:
+        raise ModelError(f"{path}: the model is above 2 GB", hint="Save it with external data.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data_path = path.with_name(path.name + ".data")
     data_temporary = path.with_name(f".{data_path.name}.{os.getpid()}.tmp")
     try:
         if external:
             with data_temporary.open("wb") as data_file:
-                light = onnx.ModelProto()
-                _copy(proto, light, data_file, data_path.name)
+                sink: _Sink = _ExternalSink(data_file, data_path.name)
+                light = _light_copy(proto, sink)
                 _sync(data_file)
         else:
-            light = proto
-        try:
-            serialised = light.SerializeToString()
-        except (EncodeError, ValueError) as exc:
-            raise ModelError(f"{path}: the model is above 2 GB", hint="Save it with external data.") from exc
+            sink = _InlineSink()
+            light = _light_copy(proto, sink)
         with temporary.open("wb") as file:
-            file.write(serialised)
+            for piece in sink.pieces(light):
+                file.write(piece)
             _sync(file)
         if external:
             data_temporary.replace(data_path)
@@ -80,13 +84,76 @@ def save_model(proto: onnx.ModelProto, path: Path, *, external: bool | None = No
     return (path, data_path) if external else (path,)
 
 
+class _Sink(Protocol):
+    """Where the bytes of large tensors go while the graph is copied."""
+
+    def take(self, source: onnx.TensorProto, target: onnx.TensorProto) -> None:
+        """Note in `target` where the bytes of `source` are."""
+        ...
+
+    def pieces(self, light: onnx.ModelProto) -> Iterator[bytes]:
+        """Yield the .onnx file."""
+        ...
+
+
+class _ExternalSink:
+    """Writes them to the external file at once."""
+
+    def __init__(self, file: IO[bytes], location: str) -> None:
+        self.file = file
+        self.location = location
+
+    def take(self, source: onnx.TensorProto, target: onnx.TensorProto) -> None:
+        """See `_Sink`."""
+        position = self.file.tell()
+        padding = -position % _ALIGNMENT_BYTES
+        self.file.write(bytes(padding))
+        length = self.file.write(source.raw_data)
+        for key, entry in {"location": self.location, "offset": position + padding, "length": length}.items():
+            target.external_data.add(key=key, value=str(entry))
+        target.data_location = onnx.TensorProto.EXTERNAL
+
+    def pieces(self, light: onnx.ModelProto) -> Iterator[bytes]:
+        """See `_Sink`."""
+        yield light.SerializeToString()
+
+
+class _InlineSink:
+    """Leaves markers in the copy; the bytes are fetched one tensor at a time when the file is written.
+
+    Serialising the whole model would hold it twice more.
+    """
+
+    def __init__(self) -> None:
+        self.marker = b"repo-manager:save:" + secrets.token_bytes(16)
+        self.tensors: dict[bytes, onnx.TensorProto] = {}
+
+    def take(self, source: onnx.TensorProto, target: onnx.TensorProto) -> None:
+        """See `_Sink`."""
+        key = b"%s%08x" % (self.marker, len(self.tensors))
+        self.tensors[key] = source
+        target.raw_data = key
+
+    def pieces(self, light: onnx.ModelProto) -> Iterator[bytes]:
+        """See `_Sink`."""
+        lengths = {key: len(tensor.raw_data) for key, tensor in self.tensors.items()}
+        for piece in paste_weights(light.SerializeToString(), self.marker, lengths):
+            yield self.tensors[piece].raw_data if piece in self.tensors else piece
+
+
+def _light_copy(proto: onnx.ModelProto, sink: _Sink) -> onnx.ModelProto:
+    light = onnx.ModelProto()
+    _copy(proto, light, sink)
+    return light
+
+
 def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _copy(source: Message, target: Message, data_file: IO[bytes], location: str) -> None:
-    """Copy a message, sending the bytes of its large tensors to `data_file` instead of the copy.
+def _copy(source: Message, target: Message, sink: _Sink) -> None:
+    """Copy a message, sending the bytes of its large tensors to `sink` instead of the copy.
 
     Sparse tensors stay inline: ONNX Runtime reads their parts from the model's file only.
     """
@@ -105,11 +172,22 @@ def _copy(source: Message, target: Message, data_file: IO[bytes], location: str)
             copy = getattr(target, field.name).add() if repeated else getattr(target, field.name)
             copy.SetInParent()
             if kind == "onnx.TensorProto":
-                _copy_tensor(item, copy, data_file, location)
-            elif kind == "onnx.NodeProto" and not any(a.HasField("t") or a.HasField("g") for a in item.attribute):
+                _copy_tensor(item, copy, sink)
+            elif kind == "onnx.NodeProto" and not _holds_tensors(item):
                 copy.CopyFrom(item)
             else:
-                _copy(item, copy, data_file, location)
+                _copy(item, copy, sink)
+    _copy_unknown(source, target)
+
+
+def _holds_tensors(node: onnx.NodeProto) -> bool:
+    return any(a.HasField("t") or a.HasField("g") or a.tensors or a.graphs for a in node.attribute)
+
+
+def _copy_unknown(source: Message, target: Message) -> None:
+    unknown = encode_unknown(unknown_fields.UnknownFieldSet(source))
+    if unknown:
+        target.MergeFromString(unknown)
 
 
 def _is_repeated(field: object) -> bool:
@@ -117,21 +195,15 @@ def _is_repeated(field: object) -> bool:
     return bool(repeated) if repeated is not None else getattr(field, "label", None) == 3
 
 
-def _copy_tensor(source: onnx.TensorProto, target: onnx.TensorProto, data_file: IO[bytes], location: str) -> None:
-    if not source.HasField("raw_data") or payload_bytes(source) < _EXTERNAL_TENSOR_BYTES:
+def _copy_tensor(source: onnx.TensorProto, target: onnx.TensorProto, sink: _Sink) -> None:
+    if not source.HasField("raw_data") or payload_bytes(source) < _KEPT_TENSOR_BYTES:
         target.CopyFrom(source)
         return
     for field, value in source.ListFields():
         if field.name == "raw_data":
-            offset_bytes = data_file.tell()
-            padding = -offset_bytes % _ALIGNMENT_BYTES
-            data_file.write(bytes(padding))
-            data_file.write(value)
-            entries = {"location": location, "offset": offset_bytes + padding, "length": len(value)}
-            for key, entry in entries.items():
-                target.external_data.add(key=key, value=str(entry))
-            target.data_location = onnx.TensorProto.EXTERNAL
+            sink.take(source, target)
         elif _is_repeated(field):
             getattr(target, field.name).extend(value)
         else:
             setattr(target, field.name, value)
+    _copy_unknown(source, target)

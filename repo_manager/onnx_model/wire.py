@@ -8,11 +8,13 @@ kept byte for byte, unknown fields too.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from repo_manager.errors import ModelError
 
-__all__ = ["BLOB_BYTES", "Blob", "cut_weights"]
+__all__ = ["BLOB_BYTES", "Blob", "cut_weights", "encode_unknown", "paste_weights"]
 
 BLOB_BYTES = 4096
 _MAX_DEPTH = 100  # protobuf's own limit on nested messages
@@ -110,6 +112,66 @@ def cut_weights(data: bytes | mmap.mmap, marker: bytes) -> tuple[bytes, dict[byt
     """
     cutter = _Cutter(data, marker)
     return cutter.rewrite("model", 0, len(data), 0), cutter.blobs
+
+
+def paste_weights(data: bytes, marker: bytes, lengths: Mapping[bytes, int]) -> list[bytes]:
+    """Undo `cut_weights` on paper: return the pieces of the whole file in order, each weight by its key.
+
+    Args:
+        data: a serialised `ModelProto` in which a cut `raw_data` is `marker` and a number, its key.
+        marker: what every key starts with.
+        lengths: how many bytes stand behind each key.
+
+    Returns:
+        Pieces to write one after another; one that is a key of `lengths` stands for that weight's bytes.
+    """
+    return _paste("model", data, 0, len(data), marker, lengths)[0]
+
+
+def _paste(
+    kind: str, data: bytes, start: int, end: int, marker: bytes, lengths: Mapping[bytes, int]
+) -> tuple[list[bytes], int]:
+    """Return the pieces of one message, and their length in all."""
+    cutter = _Cutter(data, marker)
+    nested = _NESTED[kind]
+    pieces: list[bytes] = []
+    total = 0
+    position = kept = start
+    while position < end:
+        field_start = position
+        key, position = cutter.varint(position, end)
+        if key & 7 != _LENGTH:
+            position = cutter.skip(key & 7, position, end)
+            continue
+        length, position = cutter.varint(position, end)
+        body, position = position, position + length
+        number = key >> 3
+        if kind == "tensor" and number == _RAW_DATA and data[body:position] in lengths:
+            inner, size = [data[body:position]], lengths[data[body:position]]
+        elif number in nested and data.find(marker, body, position) >= 0:
+            inner, size = _paste(nested[number], data, body, position, marker, lengths)
+        else:
+            continue
+        head = data[kept:field_start] + _varint_bytes(key) + _varint_bytes(size)
+        pieces += [head, *inner]
+        total += len(head) + size
+        kept = position
+    pieces.append(data[kept:end])
+    return pieces, total + end - kept
+
+
+def encode_unknown(fields: Iterable[Any]) -> bytes:
+    """Encode a message's unknown fields (of a newer onnx.proto) as they were read; groups are left out."""
+    out = bytearray()
+    for field in fields:
+        tag = _varint_bytes(field.field_number << 3 | field.wire_type)
+        if field.wire_type == _LENGTH:
+            out += tag + _varint_bytes(len(field.data)) + field.data
+        elif field.wire_type == _VARINT:
+            out += tag + _varint_bytes(field.data)
+        elif field.wire_type in (_FIXED64, _FIXED32):
+            out += tag + int(field.data).to_bytes(8 if field.wire_type == _FIXED64 else 4, "little")
+    return bytes(out)
 
 
 def _varint_bytes(value: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GROUP", "count_nonzero", "nonzero", "two_four_mask", "valid_groups"]
+__all__ = ["GROUP", "count_nonzero", "magnitude_prune", "nonzero", "scan", "two_four_mask", "valid_groups"]
 
 GROUP = 4
 _BLOCK_ELEMENTS = 1 << 17  # temporaries of one block stay in the processor's cache
@@ -139,6 +139,40 @@ def two_four_mask(array: NDArray[Any], axis: int) -> NDArray[np.bool_]:
         kept[start : start + step] = _mask_block(values[start : start + step])
     target[...] = kept.reshape(ordered.shape)
     return mask
+
+
+def magnitude_prune(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, float]:
+    """Prune to 2:4 in one pass.
+
+    Args:
+        array: the weight, C-contiguous, any numeric type.
+        axis: the reduction axis; its size must divide by 4.
+
+    Returns:
+        (a new array, how many non-zeros became zero, their share of the sum of magnitudes; 0 when that sum
+        is not finite).
+
+    Raises:
+        ValueError: the axis does not exist or its size does not divide by 4.
+    """
+    _check_axis(array, axis)
+    run = math.prod(array.shape[axis % array.ndim + 1 :])
+    values = array.reshape(-1, GROUP, run)
+    new = np.empty_like(values)
+    zero = np.zeros((), array.dtype)
+    step = max(1, _BLOCK_ELEMENTS // (GROUP * run)) if run else 1
+    count, lost, total = 0, 0.0, 0.0
+    for start in range(0, values.shape[0], step):
+        block = values[start : start + step]
+        removed = nonzero(block)
+        removed &= ~_mask_block(block)
+        new[start : start + step] = np.where(removed, zero, block)
+        count += int(np.count_nonzero(removed))
+        with np.errstate(over="ignore", invalid="ignore"):
+            sizes = np.abs(block.astype(np.float32, copy=False))
+            total += float(sizes.sum(dtype=np.float64))
+            lost += float(sizes[removed].sum(dtype=np.float64))
+    return new.reshape(array.shape), count, lost / total if total and math.isfinite(total) else 0.0
 
 
 def _mask_block(values: NDArray[Any]) -> NDArray[np.bool_]:

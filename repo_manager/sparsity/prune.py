@@ -16,7 +16,7 @@ from repo_manager.onnx_model.dtypes import dtype_name, stored_bits
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore
-from repo_manager.sparsity.pattern import nonzero, two_four_mask, valid_groups
+from repo_manager.sparsity.pattern import magnitude_prune, nonzero, two_four_mask, valid_groups
 from repo_manager.sparsity.resolve import Weight
 from repo_manager.sparsity.steps import Cast, Quantize, SubtractZeroPoint
 from repo_manager.sparsity.uses import Use, uses_of
@@ -102,30 +102,52 @@ def prune(
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
     uses = list(uses_of(model.graph_only, model.weights))
     _check_patterns(uses, (*layers, *exclude), str(model.path))
-    pruned: list[PrunedLayer] = []
     skipped: list[SkippedLayer] = []
-    data: dict[int, bytes] = {}
+    chosen: dict[int, list[Use]] = {}  # place of the tensor -> its uses
     for group in _by_tensor(uses):
-        reasons = [_reason_against(use, layers, exclude, all_valid) for use in group]
-        chosen = [use for use, reason in zip(group, reasons, strict=True) if reason is None]
-        protected = [use for use in group if _matches(use, exclude)]
-        for use, reason in zip(group, reasons, strict=True):
-            if reason is None and protected:
-                reason = f"shares its weight with '{protected[0].label}', which is excluded"
-            if reason is not None:
-                skipped.append(_skipped(use, reason))
-        if not chosen or protected:
-            continue
-        result = _prune_one(chosen, model.weights)
+        candidates = _candidates(group, layers, exclude, all_valid, skipped)
+        place = places.get(id(_weight(candidates[0]).source)) if candidates else None
+        if place is not None:
+            chosen[place] = candidates
+        else:
+            skipped.extend(_skipped(use, "the weight is an attribute, not a tensor") for use in candidates)
+    results: dict[int, PrunedLayer] = {}
+
+    def replace(place: int, _: onnx.TensorProto) -> bytes | None:
+        """Prune one tensor when its turn comes, so that one at a time is held besides the new model."""
+        if place not in chosen:
+            return None
+        result = _prune_one(chosen[place], model.weights)
         if isinstance(result, str):
-            skipped.extend(_skipped(use, result) for use in chosen)
-            continue
-        layer, stored_bytes = result
-        pruned.append(layer)
-        if stored_bytes is not None:
-            data[places[id(_weight(chosen[0]).source)]] = stored_bytes
-    proto = model.rebuild(lambda index, _: data.pop(index, None))
-    return proto, PruneReport(model.digest, tuple(pruned), tuple(skipped))
+            skipped.extend(_skipped(use, result) for use in chosen[place])
+            return None
+        results[place] = result[0]
+        return result[1]
+
+    proto = model.rebuild(replace)
+    pruned = tuple(results[place] for place in chosen if place in results)
+    return proto, PruneReport(model.digest, pruned, tuple(skipped))
+
+
+def _candidates(
+    group: Sequence[Use],
+    layers: Sequence[str],
+    exclude: Sequence[str],
+    all_valid: bool,
+    skipped: list[SkippedLayer],
+) -> list[Use]:
+    """Return the uses of one tensor that are to be pruned; the others are added to `skipped`."""
+    protected = [use for use in group if _matches(use, exclude)]
+    candidates = []
+    for use in group:
+        reason = _reason_against(use, layers, exclude, all_valid)
+        if reason is None and protected:
+            reason = f"shares its weight with '{protected[0].label}', which is excluded"
+        if reason is None:
+            candidates.append(use)
+        else:
+            skipped.append(_skipped(use, reason))
+    return candidates
 
 
 def _weight(use: Use) -> Weight:
@@ -192,18 +214,11 @@ def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, by
     assert axis is not None
     assert weight.source is not None
     stored = store.array(weight.source)
-    magnitudes = _comparable(weight, stored)
-    mask = two_four_mask(magnitudes, axis)
-    removed = nonzero(magnitudes) & ~mask
-    count = int(np.count_nonzero(removed))
-    keep = ~removed
-    for step in reversed(weight.steps):
-        keep = step.invert(keep)
-    new = np.where(keep, stored, _zeros_as_stored(weight, stored)).astype(stored.dtype, copy=False) if count else stored
+    new, count, lost = magnitude_prune(stored, axis) if not weight.steps else _prune_behind_steps(weight, stored, axis)
     for other in uses[1:]:
         valid, groups = valid_groups(_comparable(_weight(other), new), other.site.axis or 0)
         if valid != groups:
-            return f"shares its weight with '{other.label if other is not first else first.label}' along another axis"
+            return f"shares its weight with '{other.label}' along another axis"
     layer = PrunedLayer(
         node=first.label,
         weight=weight.name,
@@ -211,9 +226,25 @@ def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, by
         axis=axis % len(weight.shape),
         values=weight.size,
         removed=count,
-        lost_magnitude=_lost(magnitudes, removed) if count else 0.0,
+        lost_magnitude=lost,
     )
     return layer, (_as_bytes(new, weight.source.data_type) if count else None)
+
+
+def _prune_behind_steps(weight: Weight, stored: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, float]:
+    """As `magnitude_prune`, for a weight whose user sees it in another layout or around a zero point."""
+    seen = _comparable(weight, stored)
+    removed = nonzero(seen) & ~two_four_mask(seen, axis)
+    count = int(np.count_nonzero(removed))
+    if count == 0:
+        return stored, 0, 0.0
+    keep: NDArray[Any] = ~removed
+    for step in reversed(weight.steps):
+        keep = step.invert(keep)
+    new = np.where(keep, stored, _zeros_as_stored(weight, stored)).astype(stored.dtype, copy=False)
+    sizes = np.abs(seen.astype(np.float32, copy=False))
+    total, lost = (float(part.sum(dtype=np.float64)) for part in (sizes, np.where(removed, sizes, np.float32(0))))
+    return new, count, lost / total if np.isfinite(total) else 0.0
 
 
 def _comparable(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
@@ -235,15 +266,6 @@ def _zeros_as_stored(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
                 zeros = earlier.invert(zeros)
         shape = step.apply(np.broadcast_to(np.zeros((), np.int8), shape)).shape
     return zeros.astype(stored.dtype, copy=False)
-
-
-def _lost(magnitudes: NDArray[Any], removed: NDArray[np.bool_]) -> float:
-    """Return the removed share of the sum of magnitudes; 0 when that sum is not finite."""
-    sizes = np.abs(magnitudes.astype(np.float32, copy=False))
-    total = float(sizes.sum(dtype=np.float64))
-    if not np.isfinite(total) or total == 0.0:
-        return 0.0
-    return float(np.multiply(sizes, removed).sum(dtype=np.float64)) / total
 
 
 def _as_bytes(values: NDArray[Any], data_type: int) -> bytes:

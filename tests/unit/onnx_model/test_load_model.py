@@ -249,3 +249,15 @@ def test_loading_does_not_need_the_weights_in_memory(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert int(result.stdout) * 1024 < 100_000_000
+
+
+@pytest.mark.parametrize("build", ["mlp", "cnn", "lstm_with_state", "embedding", "zoo", "qdq_conv"])
+def test_saving_writes_what_protobuf_would(build: str, tmp_path: Path) -> None:
+    """The file is pieced together so that a model is not held three times; unknown fields are kept."""
+    proto = getattr(onnx_models, build)()
+    proto.MergeFromString(b"\xfa\x3f\x05hello")
+    proto.graph.MergeFromString(b"\xf0\x3f\x07")
+    assert [path.name for path in save_model(proto, tmp_path / "m.onnx")] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_bytes() == proto.SerializeToString()
+    save_model(proto, tmp_path / "e.onnx", external=True)
+    assert load_model(tmp_path / "e.onnx").proto.SerializeToString() == proto.SerializeToString()
