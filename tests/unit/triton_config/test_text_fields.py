@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repo_manager.errors import ConfigError
-from repo_manager.triton_config.text_fields import replace_field, top_level_fields
+from repo_manager.triton_config.text_fields import canonical_values, replace_field, top_level_fields
 
 TEXT = """# made by hand
 name: "m" # a comment with { and "
@@ -83,3 +83,56 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except ConfigError:
         return
     assert all(text[f.start : f.start + len(f.name)] == f.name and f.start < f.value_start < f.end for f in fields)
+
+
+PRINTED = """name: "m"
+version_policy {
+  specific {
+    versions: [1, 2]
+  }
+}
+parameters {
+  key: "k"
+  value {
+    string_value: "a { } \\"b\\" # c"
+  }
+}
+dynamic_batching {
+}
+backend: "x"
+"""
+
+
+def last_values(text: str) -> dict[str, str]:
+    return {field.name: field.value(text) for field in top_level_fields(text, where="f")}
+
+
+def test_what_protobuf_prints_is_read_in_one_go() -> None:
+    assert canonical_values(PRINTED) == last_values(PRINTED)
+    assert canonical_values("") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# mine\n" + PRINTED,
+        PRINTED.replace("backend:", "  backend:"),
+        PRINTED.replace('"x"', '"x" # mine'),
+        PRINTED.rstrip("\n"),
+        'input {\n  name: "a" } backend: "y" output {\n}\n',
+        'input {\n  name: "a"\n  }\n  backend: "y"\n  output {\n}\n',
+        'input {\n    name: "a"\n}\n',
+        "a: 1; b: 2\n",
+    ],
+)
+def test_any_other_layout_is_left_to_the_full_reader(text: str) -> None:
+    assert canonical_values(text) is None
+
+
+LINES = st.sampled_from(["a: 1", "b {", "}", 'c: "{"', "  a: 2", "  b {", "  }", "    d: [1]", "# x", "a: 1 # x", ""])
+
+
+@given(st.lists(LINES, max_size=12).map(lambda lines: "".join(line + "\n" for line in lines)))
+def test_both_readers_agree(text: str) -> None:
+    values = canonical_values(text)
+    assert values is None or values == last_values(text)
