@@ -1,7 +1,8 @@
 """Load on a served model: arrival schedules, clients, measurements, gates."""
 
 from repo_manager.loadtest.baseline import judge_against, load_baseline
-from repo_manager.loadtest.compare import ComparedNumber, ComparePlan, Comparison, compare, compare_batch_sizes
+from repo_manager.loadtest.compare import compare, compare_batch_sizes
+from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, Comparison
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.perf_analyzer import find_perf_analyzer

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from repo_manager.errors import ServerError, UsageError
+from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, Comparison
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.inputs import make_samples
 from repo_manager.loadtest.measure import Level
@@ -24,19 +24,15 @@ from repo_manager.loadtest.metrics import MetricsSource
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.payload import build_endpoint
 from repo_manager.loadtest.pool import WorkerPool, default_workers
+from repo_manager.loadtest.ratio import ratio_interval
 from repo_manager.loadtest.recorder import Slice
-from repo_manager.loadtest.result import Interval
 from repo_manager.loadtest.run import default_metrics_url, environment, jobs_of
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire import Endpoint
 
-__all__ = ["ComparePlan", "ComparedNumber", "Comparison", "compare", "compare_batch_sizes", "ratio_interval"]
+__all__ = ["compare", "compare_batch_sizes"]
 
-_RESAMPLES = 4000
 _ALPHA = 0.02
-_MIN_PAIRS = 6
-_MIN_BOOTSTRAP_PAIRS = 20
-_STUDENT_DRAWS = 200_000
 _LARGER_IS_BETTER = {
     "throughput": True,
     "inferences per joule": True,
@@ -44,81 +40,6 @@ _LARGER_IS_BETTER = {
     "p50 latency": False,
     "p99 latency": False,
 }
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparePlan:
-    """How long to look.
-
-    Attributes:
-        pairs: pairs of blocks, one of A and one of B each; at least 6.
-        block_s: measured length of a block.
-        settle_s: load before it that is not measured.
-        seed: of the order of the blocks and of the resampling.
-    """
-
-    pairs: int = 30
-    block_s: float = 1.0
-    settle_s: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.pairs < _MIN_PAIRS or self.block_s <= 0 or self.settle_s < 0:
-            raise UsageError(
-                f"{self.pairs} pairs of {self.block_s:g} s after {self.settle_s:g} s; expected at least "
-                f"{_MIN_PAIRS} pairs, a length above 0 s and 0 s or more before"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparedNumber:
-    """One number of A and B.
-
-    Attributes:
-        name: `throughput`, `mean latency`, `p50 latency`, `p99 latency`, `inferences per joule`.
-        a: over all blocks of A (nanoseconds for latencies).
-        b: over all blocks of B.
-        ratio: B by A, the geometric mean over pairs.
-        interval: of the ratio, simultaneous over all compared numbers.
-        shown: whether it leaves 1 out.
-        better: `A` or `B`; `None` when no difference is shown.
-    """
-
-    name: str
-    a: float
-    b: float
-    ratio: float
-    interval: Interval
-    shown: bool
-    better: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A whole comparison.
-
-    Attributes:
-        verdict: one sentence; "no difference shown" when that is so.
-        is_different: whether any number differs.
-        ratios: name -> each pair's ratio B/A, in order of time.
-        notes: errors, and what was not reported.
-    """
-
-    a: TargetFacts
-    b: TargetFacts
-    level: str
-    batch_size: int
-    plan: ComparePlan
-    numbers: tuple[ComparedNumber, ...]
-    verdict: str
-    is_different: bool
-    ratios: Mapping[str, tuple[float, ...]]
-    notes: tuple[str, ...]
-    seconds: float
-    environment: Mapping[str, str]
-    schema_version: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,33 +224,6 @@ def _numbers(
         ratio = float(np.exp(np.mean(logs)))
         compared.append(ComparedNumber(name, wholes[0][name], wholes[1][name], ratio, interval, shown, better))
     return tuple(compared), ratios
-
-
-def ratio_interval(logs: Floats, *, alpha: float, seed: int = 0) -> Interval:
-    """Return an interval of the ratio by a studentised bootstrap of the mean log ratio.
-
-    Below 20 pairs there is too little to resample: then it is Student's interval, which the random order within pairs
-    makes a fair one (under no difference, a log ratio is as likely negative as positive).
-
-    Args:
-        logs: log ratio of each pair, float64 `[pairs]`.
-        alpha: the share of such intervals that miss.
-        seed: of the resampling.
-    """
-    count = logs.size
-    mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1) / np.sqrt(count))
-    if error == 0:
-        return Interval(float(np.exp(mean)), float(np.exp(mean)))
-    if count < _MIN_BOOTSTRAP_PAIRS:
-        students = np.random.default_rng(seed).standard_t(count - 1, _STUDENT_DRAWS)
-        reach = float(np.quantile(np.abs(students), 1 - alpha)) * error
-        return Interval(float(np.exp(mean - reach)), float(np.exp(mean + reach)))
-    drawn = logs[np.random.default_rng(seed).integers(0, count, size=(_RESAMPLES, count))]
-    errors = np.std(drawn, axis=1, ddof=1) / np.sqrt(count)
-    kept = errors > 0
-    students = (np.mean(drawn, axis=1)[kept] - mean) / errors[kept]
-    low, high = np.quantile(students, (alpha / 2, 1 - alpha / 2))
-    return Interval(float(np.exp(mean - high * error)), float(np.exp(mean - low * error)))
 
 
 def _verdict(numbers: Sequence[ComparedNumber]) -> str:

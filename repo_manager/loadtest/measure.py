@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from repo_manager.loadtest.derive import agreement, client_use, outcome_of, server_times
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.intervals import intervals_of
 from repo_manager.loadtest.metrics import MetricsSource
@@ -24,19 +25,15 @@ from repo_manager.loadtest.result import (
     LoadPoint,
     Progress,
     SeriesPoint,
-    ServerTimes,
     Window,
 )
 from repo_manager.loadtest.target import ModelStatistics, Target
 
-__all__ = ["Level", "Measurement", "agreement", "server_times", "slice_length_ns"]
+__all__ = ["Level", "Measurement", "slice_length_ns"]
 
 _MIN_SLICE_NS = 100_000_000
 _MIN_REQUESTS = 50
 _MAX_GROWTH = 10
-_BUSY_SHARE = 0.9
-_STARVED_SHARE = 0.25
-_LATE_SHARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,25 +64,6 @@ def slice_length_ns(options: LoadTestOptions) -> int:
     if options.duration_s is not None:
         length = min(max(length, round(options.duration_s * 1e9 / 600)), max(round(options.duration_s * 1e9), 1))
     return length
-
-
-def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
-    """Apply the rule to windows; return whether they agree, and the rule with its numbers.
-
-    Args:
-        windows: the last ones, in order of time.
-        stability: the allowed share.
-    """
-    worst: dict[str, float] = {}
-    for name, values in (
-        ("throughput", [window.throughput_per_s for window in windows]),
-        ("mean latency", [window.mean_ns or 0.0 for window in windows]),
-    ):
-        mean = sum(values) / len(values)
-        worst[name] = max(abs(value - mean) / mean for value in values) if mean > 0 else float("inf")
-    agree = all(spread <= stability for spread in worst.values())
-    spreads = ", ".join(f"{name} ±{spread:.1%}" for name, spread in worst.items())
-    return agree, f"the last {len(windows)} windows: {spreads} (allowed ±{stability:.0%})"
 
 
 class Measurement:
@@ -241,7 +219,7 @@ class Measurement:
         options = self._options
         last = windows[-options.stable_windows :]
         whole = Slice.merge(used) if used else Slice(0, 0, Histogram.empty())
-        outcome, reason = _outcome(last, whole, options)
+        outcome, reason = outcome_of(last, whole, options)
         histogram, seconds = whole.latencies, sum(piece.length_ns for piece in used) / 1e9
         first = next((mark for mark, window in zip(self._marks, windows, strict=True) if window.used), 0)
         inside = {piece.index for piece in used}
@@ -251,7 +229,7 @@ class Measurement:
             outcome=outcome,
             reason=reason,
             batch_size=options.batch_size,
-            client=_client_use(whole, seconds, self._workers, is_open=self._level.mode != "concurrency"),
+            client=client_use(whole, seconds, self._workers, is_open=self._level.mode != "concurrency"),
             arrival=self._level.arrival,
             duration_s=seconds,
             requests=histogram.count,
@@ -282,73 +260,3 @@ class Measurement:
             errors=piece.errors,
             measured=measured,
         )
-
-
-def _outcome(last: list[Window], whole: Slice, options: LoadTestOptions) -> tuple[str, str]:
-    if not whole.latencies.count:
-        first = whole.messages[0][0] if whole.messages else "no answer in the measured time"
-        return "failed", f"no request ended well: {first}"
-    if len(last) < options.stable_windows:
-        return (
-            "unstable",
-            f"{len(last)} windows were measured; {options.stable_windows} have to agree to call it stable",
-        )
-    agree, rule = agreement(last, options.stability)
-    return ("stable" if agree else "unstable"), rule
-
-
-def server_times(before: ModelStatistics, after: ModelStatistics) -> ServerTimes:
-    """Return what happened between two readings of the server's counters; never negative, also after a reset."""
-    requests = max(after.requests - before.requests, 0)
-    executions = max(after.executions - before.executions, 0)
-    inferences = max(after.inferences - before.inferences, 0)
-
-    def mean_ns(stage: str) -> float | None:
-        return max(after.stage_ns[stage] - before.stage_ns[stage], 0) / requests if requests else None
-
-    return ServerTimes(
-        requests=requests,
-        inferences=inferences,
-        executions=executions,
-        failures=max(after.failures - before.failures, 0),
-        cache_hits=max(after.cache_hits - before.cache_hits, 0),
-        queue_ns=mean_ns("queue"),
-        compute_input_ns=mean_ns("compute_input"),
-        compute_infer_ns=mean_ns("compute_infer"),
-        compute_output_ns=mean_ns("compute_output"),
-        mean_batch=inferences / executions if executions else None,
-        batches={
-            size: count - before.batches.get(size, 0)
-            for size, count in sorted(after.batches.items())
-            if count > before.batches.get(size, 0)
-        },
-    )
-
-
-def _client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> ClientUse:
-    """Judge the client itself: it is the bottleneck when its CPUs were not enough or its sends came late."""
-    if not seconds:
-        return ClientUse("native", workers)
-    ended = whole.latencies.count + whole.errors
-    cpu_share = whole.cpu_ns / 1e9 / seconds / workers
-    waiting = whole.run_queue_ns / 1e9 / seconds / workers
-    late = whole.late / whole.sent if is_open and whole.sent else None
-    notes = []
-    if cpu_share > _BUSY_SHARE:
-        notes.append(f"its workers used {cpu_share:.0%} of a CPU each: add workers")
-    if late is not None and late > _LATE_SHARE:
-        notes.append(f"{late:.1%} of the sends were more than 0.5 ms late, at most {whole.max_late_ns / 1e6:.1f} ms")
-    bottleneck = bool(notes)
-    if waiting > _STARVED_SHARE:
-        notes.append(f"it waited for a CPU {waiting:.0%} of the time: it shares its CPUs with the server or others")
-    return ClientUse(
-        name="native",
-        workers=workers,
-        cpu_share=cpu_share,
-        cpu_us_per_request=whole.cpu_ns / 1e3 / ended if ended else None,
-        run_queue_share=waiting,
-        late_share=late,
-        max_late_ns=whole.max_late_ns if is_open else None,
-        bottleneck=bottleneck,
-        note="; ".join(notes),
-    )

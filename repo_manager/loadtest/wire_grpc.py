@@ -9,13 +9,13 @@ control.
 
 from __future__ import annotations
 
-import collections
 import itertools
 import socket
 import struct
 import time
 from collections.abc import Sequence
 
+from repo_manager.loadtest.flow import SendFlow
 from repo_manager.loadtest.http2 import (
     CONNECTION_PREFACE,
     DATA,
@@ -60,9 +60,7 @@ class GrpcConnection:
         self._unstamped: list[int] = []
         self._next_id = 1
         self._peer = PeerSettings()
-        self._window = self._peer.initial_window_bytes
-        self._stream_windows: dict[int, int] = {}  # only of streams whose message is not sent yet
-        self._partial: collections.deque[tuple[int, memoryview]] = collections.deque()
+        self._flow = SendFlow(self._peer)
         self._received = b""
         self._unacknowledged = 0
         self._blocks = BlockReader()
@@ -94,6 +92,7 @@ class GrpcConnection:
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
         """Queue requests; `flush` writes them. See `Connection.submit`."""
         out, unstamped, prefix, whole = self._out, self._unstamped, self._headers_prefix, self._whole
+        flow = self._flow
         for place in range(count):
             number = self._next_id
             self._next_id = number + 2
@@ -101,14 +100,14 @@ class GrpcConnection:
             identity = number.to_bytes(4, "big")
             if number == 1:
                 self._submit_first(message)
-            elif self._fits_one_frame and size <= self._window and not self._partial:
+            elif self._fits_one_frame and size <= flow.window_bytes and flow.is_idle:
                 out += (prefix, identity, block, identity, message)
-                self._window -= size
+                flow.window_bytes -= size
                 self._out_bytes += size + 64
             else:
                 out += (prefix, identity, self._block)
                 self._out_bytes += 64
-                self._start_partial(number, message)
+                self._start_message(number, message)
             if starts_ns is None:
                 unstamped.append(number)
             else:
@@ -122,37 +121,17 @@ class GrpcConnection:
         header = frame(HEADERS, _END_HEADERS, 1, self._first_block)
         self._out.append(header)
         self._out_bytes += len(header)
-        self._start_partial(1, message)
+        self._start_message(1, message)
 
-    def _start_partial(self, number: int, message: bytes) -> None:
-        self._stream_windows[number] = self._peer.initial_window_bytes
-        self._partial.append((number, memoryview(message)))
-        self._send_partial()
+    def _start_message(self, number: int, message: bytes) -> None:
+        self._flow.start(number, message)
+        self._send_waiting()
 
-    def _send_partial(self) -> None:
-        """Queue DATA frames, oldest stream first, as far as the windows allow."""
-        blocked: list[tuple[int, memoryview]] = []
-        while self._partial and self._window > 0:
-            number, rest = self._partial.popleft()
-            room = min(self._window, self._stream_windows.get(number, 0), self._peer.max_frame_bytes)
-            if number not in self._stream_windows:
-                continue  # reset meanwhile
-            if room <= 0:
-                blocked.append((number, rest))
-                continue
-            piece, rest = rest[:room], rest[room:]
-            size = len(piece)
-            flags = 0 if len(rest) else _END_STREAM
-            self._out.append(struct.pack(">BHBBI", size >> 16, size & 0xFFFF, DATA, flags, number))
-            self._out.append(piece)
-            self._out_bytes += size + 9
-            self._window -= size
-            if len(rest):
-                self._stream_windows[number] -= size
-                self._partial.appendleft((number, rest))
-            else:
-                del self._stream_windows[number]
-        self._partial.extendleft(reversed(blocked))
+    def _send_waiting(self) -> None:
+        """Queue what the flow control allows of the messages that wait."""
+        buffers, size = self._flow.frames()
+        self._out += buffers
+        self._out_bytes += size
 
     def flush(self) -> None:
         """Write what was queued, and stamp the requests that count from their write."""
@@ -236,7 +215,7 @@ class GrpcConnection:
         """Handle trailers that were not seen before, or that carry an error."""
         problem = self._blocks.read(block, flags)
         start = self._starts.pop(number, None)
-        self._stream_windows.pop(number, None)
+        self._flow.forget(number)
         if start is None:
             return
         if problem is None:
@@ -260,14 +239,11 @@ class GrpcConnection:
             self._queue(frame(PING, _ACK, 0, payload))
         elif kind == WINDOW_UPDATE:
             grant = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
-            if number == 0:
-                self._window += grant
-            elif number in self._stream_windows:
-                self._stream_windows[number] += grant
-            if self._partial:
-                self._send_partial()
+            self._flow.grant(number, grant)
+            if not self._flow.is_idle:
+                self._send_waiting()
         elif kind == RST_STREAM:
-            self._stream_windows.pop(number, None)
+            self._flow.forget(number)
             if self._starts.pop(number, None) is not None:
                 self.in_flight -= 1
                 message = f"the server reset the stream: {reset_reason(payload)}"
@@ -276,18 +252,15 @@ class GrpcConnection:
             self._go_away(payload, now_ns)
 
     def _apply_settings(self, payload: bytes) -> None:
-        before = self._peer
-        self._peer = before.updated(payload)
-        change = self._peer.initial_window_bytes - before.initial_window_bytes
-        for number in self._stream_windows:
-            self._stream_windows[number] += change
+        self._peer = self._peer.updated(payload)
+        self._flow.apply(self._peer)
         if self._peer.header_table_bytes < 4096 and self._next_id == 1:
             self._first_block, self._block = request_blocks(self._endpoint, indexed=False)
         self._build_frames()
         self._queue(frame(SETTINGS, _ACK, 0, b""))
         self.ready = True
-        if self._partial:
-            self._send_partial()
+        if not self._flow.is_idle:
+            self._send_waiting()
 
     def _go_away(self, payload: bytes, now_ns: int) -> None:
         """Take no new requests; hand the streams back that the server says it did not begin (RFC 9113, 6.8)."""
@@ -296,7 +269,7 @@ class GrpcConnection:
         refused = [number for number in self._starts if number > last]
         starts_ns = [self._starts.pop(number) for number in refused]
         for number in refused:
-            self._stream_windows.pop(number, None)
+            self._flow.forget(number)
         self.in_flight -= len(refused)
         words = payload[8:208].decode("utf-8", "replace")
         reason = f"the server is going away: {reset_reason(payload[4:8])} {words}".strip()
@@ -318,7 +291,7 @@ class GrpcConnection:
             expired.append(number)
         for number in expired:
             del self._starts[number]
-            self._stream_windows.pop(number, None)
+            self._flow.forget(number)
             self._queue(frame(RST_STREAM, 0, number, struct.pack(">I", 8)))
         if expired:
             self.in_flight -= len(expired)
@@ -337,7 +310,7 @@ class GrpcConnection:
         count, self.in_flight = len(self._starts), 0
         self._starts.clear()
         self._unstamped.clear()
-        self._partial.clear()
+        self._flow.clear()
         if count:
             self._sink.failed(self, count, message, now_ns)
         self._sink.lost(self, message, now_ns)

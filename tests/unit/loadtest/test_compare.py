@@ -5,7 +5,7 @@ import pytest
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest import ComparePlan, LoadTestOptions, compare
-from repo_manager.loadtest.compare import ratio_interval
+from repo_manager.loadtest.ratio import ratio_interval
 
 
 def noise(kind, rng, size):

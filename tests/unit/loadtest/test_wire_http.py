@@ -66,15 +66,18 @@ def test_an_open_loop_does_not_forget_a_stall(http_server, load):
     """
     server = http_server(lambda n: "stall:0.5" if n == 20 else "ok")
     closed = load("http", server.port).run(1.5)
-    assert closed.latencies.quantile_ns(0.99) < 100e6
-    assert closed.latencies.max_ns > 490e6
+    assert _slower_than(closed, 0.1) < 5
 
     server = http_server(lambda n: "stall:0.5" if n == 20 else "ok")
-    generator = load("http", server.port)
-    opened = _run_with_one_connection(generator, Schedule("constant", 100.0))
-    slow = opened.latencies.share_above(20_000_000) * opened.latencies.count
-    assert 40 <= slow <= 56  # 0.5 s / 10 ms, less the ones that wait under 20 ms
-    assert opened.latencies.quantile_ns(0.99) > 450e6
+    opened = _run_with_one_connection(load("http", server.port), Schedule("constant", 100.0))
+    assert 36 <= _slower_than(opened, 0.1) <= 50  # those due in the first 0.4 s of the stall
+    assert 16 <= _slower_than(opened, 0.3) <= 30
+    assert opened.latencies.quantile_ns(0.99) > 400e6
+
+
+def _slower_than(result, seconds):
+    histogram = result.latencies
+    return round(histogram.share_above(int(seconds * 1e9)) * histogram.count)
 
 
 def _run_with_one_connection(generator, schedule):
