@@ -159,7 +159,9 @@ class _Scope:
         if key not in self.casts:
             new_name = unique_name(f"{name}_{_SUFFIX[data_type]}", self.job.names)
             self.nodes.append(
-                onnx.helper.make_node("Cast", [source], [new_name], name=f"Cast:{new_name}", to=data_type)
+                onnx.helper.make_node(
+                    "Cast", [source], [new_name], name=unique_name(f"Cast:{new_name}", self.job.names), to=data_type
+                )
             )
             self.casts[key] = new_name
         return self.casts[key]
@@ -186,7 +188,11 @@ class _Scope:
         if cast is not None:
             _rename(self.nodes, cast, name)
         else:
-            self.nodes.append(onnx.helper.make_node("Cast", [inner], [name], name=f"Cast:{name}", to=data_type))
+            self.nodes.append(
+                onnx.helper.make_node(
+                    "Cast", [inner], [name], name=unique_name(f"Cast:{name}", self.job.names), to=data_type
+                )
+            )
 
     def _plain(self, node: onnx.NodeProto) -> None:
         touches = any(self.is_float(name) for name in (*node.input, *node.output) if name)
@@ -227,7 +233,11 @@ class _Scope:
         self.now[node.output[0]] = FLOAT
         name = unique_name(f"{node.output[0]}_{_SUFFIX[self.job.low]}", self.job.names)
         tensor = onnx.numpy_helper.from_array(np.asarray(to_low(constant.load(), self.job.dtype)), name)
-        self.nodes.append(onnx.helper.make_node("Constant", [], [name], name=f"Constant:{name}", value=tensor))
+        self.nodes.append(
+            onnx.helper.make_node(
+                "Constant", [], [name], name=unique_name(f"Constant:{name}", self.job.names), value=tensor
+            )
+        )
         self.casts[(node.output[0], self.job.low)] = name
 
     def _with_bodies(self, node: onnx.NodeProto, twin: onnx.NodeProto) -> None:

@@ -46,8 +46,8 @@ def quantize(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) 
         scale = unique_name(f"{value}_scale", names)
         draft.weights[scale] = weight_of_array(np.asarray(scales[value], np.float32))
         quantized, restored = unique_name(f"{value}_int8", names), unique_name(f"{value}_dequantized", names)
-        nodes.append(_node("QuantizeLinear", [value, scale, zero_point], quantized))
-        nodes.append(_node("DequantizeLinear", [quantized, scale, zero_point], restored))
+        nodes.append(_node("QuantizeLinear", [value, scale, zero_point], quantized, names))
+        nodes.append(_node("DequantizeLinear", [quantized, scale, zero_point], restored, names))
         made[value] = restored
 
     produced = {name for node in draft.graph.node for name in node.output}
@@ -73,8 +73,8 @@ def quantize(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) 
     return without_unused(draft)
 
 
-def _node(op_type: str, inputs: list[str], output: str) -> onnx.NodeProto:
-    return onnx.helper.make_node(op_type, inputs, [output], name=f"{op_type}:{output}")
+def _node(op_type: str, inputs: list[str], output: str, names: set[str]) -> onnx.NodeProto:
+    return onnx.helper.make_node(op_type, inputs, [output], name=unique_name(f"{op_type}:{output}", names))
 
 
 def _activation_scales(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, float]:
@@ -102,7 +102,7 @@ def _store_weight(draft: Draft, name: str, how: QuantizedNode, names: set[str], 
     draft.weights[zero_name] = weight_of_array(np.zeros(scale.shape, np.int8))
     draft.weights[int8_name] = Weight(TensorProto.INT8, weight.shape, lambda: to_int8(load(), scale, axis))
     restored = unique_name(f"{name}_dequantized", names)
-    node = _node("DequantizeLinear", [int8_name, scale_name, zero_name], restored)
+    node = _node("DequantizeLinear", [int8_name, scale_name, zero_name], restored, names)
     if axis is not None:
         node.attribute.append(onnx.helper.make_attribute("axis", axis))
     nodes.append(node)

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from repo_manager.errors import CalibrationError
 from repo_manager.onnx_model.session import Session
-from repo_manager.precision.draft import Array, Draft
+from repo_manager.precision.draft import Array, Draft, unique_name
 from repo_manager.precision.value_types import infer_types, type_table
 from repo_manager.precision.writer import write_draft
 
@@ -48,9 +48,7 @@ def largest_values(draft: Draft, values: Sequence[str], samples: Iterable[Sample
     for value in values:
         pair = []
         for op_type in ("ReduceMax", "ReduceMin"):
-            name = f"{op_type}:{value}"
-            while name in names:
-                name += "_"
+            name = unique_name(f"{op_type}:{value}", names)
             probe.graph.node.append(onnx.helper.make_node(op_type, [value], [name], name=name, keepdims=0))
             probe.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
             pair.append(name)

@@ -44,13 +44,13 @@ class _Job:
         return unique_name(base, self.names)
 
     def cast(self, source: str, result: str, to: int) -> onnx.NodeProto:
-        return onnx.helper.make_node("Cast", [source], [result], name=f"Cast:{result}", to=to)
+        return onnx.helper.make_node("Cast", [source], [result], name=self.name(f"Cast:{result}"), to=to)
 
     def round_trip(self, source: str, result: str) -> list[onnx.NodeProto]:
         narrow, held = self.name(f"{result}_narrow"), self.name(f"{result}_held")
         return [
             self.cast(source, narrow, self.low),
-            onnx.helper.make_node("Identity", [narrow], [held], name=f"Identity:{held}"),
+            onnx.helper.make_node("Identity", [narrow], [held], name=self.name(f"Identity:{held}")),
             self.cast(held, result, TensorProto.FLOAT),
         ]
 
