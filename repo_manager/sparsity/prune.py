@@ -191,6 +191,8 @@ def _reason_against(use: Use, layers: Sequence[str], exclude: Sequence[str], all
     if not all_valid and not is_asp_eligible(use):
         return f"not among ASP's default (outputs divide by {ASP_OUT_MULTIPLE}, inputs by {ASP_IN_MULTIPLE})"
     weight = _weight(use)
+    if weight.computed is not None:
+        return "the graph computes it from constants: fold them into one tensor first (onnxslim does)"
     if weight.source is None:
         return "one number repeated: there is nothing to choose between"
     if weight.sparse is not None:

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.dtypes import dtype_name, numpy_dtype
 from repo_manager.onnx_model.weights import WeightStore
+from repo_manager.sparsity.fold import FOLDED_OPERATORS, fold
 from repo_manager.sparsity.scope import Scope, attribute_of
 from repo_manager.sparsity.steps import Cast, Permute, Quantize, Reshape, Step, SubtractZeroPoint, per_axis
 
@@ -37,6 +38,7 @@ class Weight:
         source: the stored tensor; `None` for one number repeated (ConstantOfShape).
         sparse: the sparse initializer whose values `source` holds, if it is one.
         fill: the repeated number, rank 0.
+        computed: values that the graph computes from constants (Slice, Concat, Mul, ...); no tensor holds them.
         dtype: element type as stored.
         stored_shape: shape as stored.
         shape: shape as the user sees it.
@@ -53,6 +55,7 @@ class Weight:
     shape: tuple[int, ...]
     steps: tuple[Step, ...] = ()
     via: tuple[str, ...] = ()
+    computed: NDArray[Any] | None = None
 
     @property
     def size(self) -> int:
@@ -79,6 +82,8 @@ class Weight:
         """Return the values as stored, before any step."""
         if self.fill is not None:
             return np.broadcast_to(self.fill, self.stored_shape)
+        if self.computed is not None:
+            return self.computed
         assert self.source is not None
         if self.sparse is None:
             return store.array(self.source)
@@ -108,6 +113,8 @@ class Resolver:
 
     def __init__(self, store: WeightStore) -> None:
         self.store = store
+        # (identity of the scope, name) -> the scope, which keeps its identity its own, and what was found
+        self._found: dict[tuple[int, str], tuple[Scope, Weight | None]] = {}
 
     def weight(self, name: str, scope: Scope, depth: int = 0) -> Weight | None:
         """Return the constant behind a name, or `None` when it is computed from the model's inputs.
@@ -119,15 +126,42 @@ class Resolver:
         if home is None:
             return None
         scope, name = home
+        key = (id(scope), name)
+        if key not in self._found:
+            self._found[key] = (scope, self._resolve(name, scope, depth))
+        return self._found[key][1]
+
+    def _resolve(self, name: str, scope: Scope, depth: int) -> Weight | None:
         if name in scope.tensors:
             return self._from_tensor(scope.tensors[name], name)
         if name in scope.sparse:
             return self._from_sparse(scope.sparse[name])
         node = scope.producers.get(name)
-        if node is None or node.domain not in ("", "ai.onnx", "com.microsoft"):
+        if node is None or (node.domain not in ("", "ai.onnx") and not _is_contrib_quantisation(node)):
             return None
         handler = _HANDLERS.get(node.op_type)
-        return None if handler is None else handler(self, node, scope, depth + 1)
+        if handler is not None:
+            return handler(self, node, scope, depth + 1)
+        return self._computed(name, node, scope, depth + 1) if node.op_type in FOLDED_OPERATORS else None
+
+    def _computed(self, name: str, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
+        """Compute a node whose inputs are all constants, as the runtime does when it loads the model."""
+        inputs = {used: self.weight(used, scope, depth) for used in node.input if used}
+        found = {used: weight for used, weight in inputs.items() if weight is not None}
+        if len(found) < len(inputs):
+            return None
+        quantised = any(v in weight.via for weight in found.values() for v in ("DequantizeLinear", "zero point"))
+        if quantised and node.op_type in ("Add", "Sub"):  # values are known up to a scale only
+            return None
+        if sum(weight.size for weight in found.values()) > _MAX_SMALL_ELEMENTS:
+            return None
+        values = fold(node, {used: weight.values(self.store) for used, weight in found.items()}, scope).get(name)
+        if values is None:
+            return None
+        via = tuple(dict.fromkeys(v for weight in found.values() for v in weight.via))
+        return Weight(
+            name, None, None, None, values.dtype.name, values.shape, values.shape, (), (*via, node.op_type), values
+        )
 
     def small(self, name: str, scope: Scope, depth: int = 0) -> NDArray[Any] | None:
         """Return a small constant's values, or `None`."""
@@ -268,6 +302,11 @@ class Resolver:
             return none
         spread = per_axis(zero_point, weight.shape, axis, block)
         return None if spread is None else SubtractZeroPoint(spread)
+
+
+def _is_contrib_quantisation(node: onnx.NodeProto) -> bool:
+    """Say whether it is ONNX Runtime's own Q/DQ, which takes 16-bit and 4-bit types at any opset."""
+    return node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear")
 
 
 def _inline(name: str, array: NDArray[Any]) -> Weight:

@@ -29,6 +29,7 @@ class Scope:
         shapes: shapes known at the sizes of the report.
         types: ONNX element types of values, where known.
         outputs: names that leave this scope.
+        opset: version of ONNX's own operators here.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Scope:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     types: Mapping[str, int] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
+    opset: int = 17
 
     def home_of(self, name: str) -> tuple[Scope, str] | None:
         """Return the scope that defines a name, following function arguments outwards; `None` if none does."""
@@ -85,6 +87,7 @@ def scope_of(
     attributes: Mapping[str, onnx.AttributeProto] | None = None,
     shapes: Mapping[str, Shape] | None = None,
     types: Mapping[str, int] | None = None,
+    opset: int | None = None,
 ) -> Scope:
     """Build the scope of a graph, or of a function's nodes (`graph` is `None`)."""
     producers: dict[str, onnx.NodeProto] = {}
@@ -107,6 +110,7 @@ def scope_of(
         shapes=shapes or {},
         types=types or {},
         outputs=frozenset() if graph is None else frozenset(value.name for value in graph.output),
+        opset=opset if opset is not None else (outer.opset if outer is not None else 17),
     )
 
 

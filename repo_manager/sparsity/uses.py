@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -95,6 +95,7 @@ class _Walker:
             attributes={name: value for name, value in given.items() if value is not None},
             shapes=shapes,
             types=types,
+            opset=_opset(function.opset_import),
         )
         yield from self.walk(function.node, graph.node if graph is not None else (), inner, depth + 1)
 
@@ -127,6 +128,10 @@ def _name(node: onnx.NodeProto, scope: Scope) -> str:
     return scope.path + (node.name or next((name for name in node.output if name), node.op_type))
 
 
+def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int | None:
+    return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), None)
+
+
 def uses_of(
     proto: onnx.ModelProto, store: WeightStore, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> Iterator[Use]:
@@ -145,5 +150,6 @@ def uses_of(
     inferred = None if shapes is None else infer_at(proto, shapes)
     twin = None if inferred is None else inferred.graph
     found, types = shapes_in(twin)
-    scope = scope_of("", proto.graph.node, proto.graph, shapes=found, types=types)
+    opset = _opset(proto.opset_import)
+    scope = scope_of("", proto.graph.node, proto.graph, shapes=found, types=types, opset=opset)
     yield from _Walker(proto, store).walk(proto.graph.node, twin.node if twin is not None else (), scope, 0)

@@ -393,3 +393,31 @@ def test_loop_bodies_and_sparse_initializers() -> None:
     proto.graph.sparse_initializer.append(sparse)
     (layer,) = layers_of(proto)
     assert (layer.node, layer.verdict, layer.via) == ("loop/body/mm", Verdict.VALID, ("sparse",))
+
+
+def test_weights_that_the_graph_computes_from_constants(tmp_path: Path) -> None:
+    """As exporters write an LSTM's gates, and weight normalisation."""
+    weight = onnx_models.weight((8, 8), sparse=True, axis=0)
+    nodes = [
+        helper.make_node("Split", ["w"], ["w1", "w2"], axis=1),
+        helper.make_node("Concat", ["w2", "w1"], ["w3"], axis=1),
+        helper.make_node("Mul", ["w3", "scale"], ["w4"]),
+        helper.make_node("MatMul", ["x", "w4"], ["y"], name="n"),
+    ]
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {"w": weight, "scale": np.float32(2).reshape(())}
+    proto = onnx_models.model(nodes, [value("x", ["N", 8])], [value("y", ["N", 8])], weights)
+    (layer,) = layers_of(proto, tmp_path)
+    assert (layer.verdict, layer.axis, layer.via) == (Verdict.VALID, 0, ("Split", "Concat", "Mul"))
+
+
+def test_constants_that_double_at_each_step_do_not_hang() -> None:
+    nodes = [helper.make_node("Add", [f"w{i}", f"w{i}"], [f"w{i + 1}"]) for i in range(50)]
+    nodes += [helper.make_node("DequantizeLinear", [f"q{i}", f"q{i}"], [f"q{i + 1}"]) for i in range(50)]
+    nodes += [helper.make_node("MatMul", ["x", "w50"], ["h"]), helper.make_node("MatMul", ["h", "q50"], ["y"])]
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {
+        "w0": onnx_models.weight((4, 4)),
+        "q0": np.ones((4, 4), np.int8),
+    }
+    proto = onnx_models.model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], weights)
+    first, _ = layers_of(proto)
+    assert first.verdict is Verdict.NOT_24
