@@ -16,8 +16,8 @@ import onnx
 
 from repo_manager.engine.build_errors import build_error
 from repo_manager.engine.build_log import BuildLog, logger_for
-from repo_manager.engine.capabilities import Capabilities, capabilities_of
-from repo_manager.engine.configure import add_profile, create_config
+from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
+from repo_manager.engine.configure import add_profile, create_config, hold_wide_layers
 from repo_manager.engine.evidence import BuilderEvidence, read_evidence
 from repo_manager.engine.gpu import find_gpus
 from repo_manager.engine.layer_precision import LayerPrecision, compare_precision
@@ -168,6 +168,8 @@ def _build(work: _Work, output: Path, profile: Mapping[str, ShapeRange], progres
     network, parser = parse_network(library, builder, work.model, work.renamed, logger)
     config = create_config(library, builder, options, able, work.precision)
     add_profile(builder, config, network, profile)
+    if able.strong_typing is StrongTyping.ABSENT and work.precision in (Precision.FP16, Precision.INT8_FP16):
+        hold_wide_layers(library, network, config)
     if able.progress_monitor:
         config.progress_monitor = monitor_for(library, progress, work.cancelled)
     cache_path = options.timing_cache or default_cache_path(able, _gpu_kind(able))

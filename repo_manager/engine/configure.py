@@ -12,7 +12,7 @@ from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import EngineError
 from repo_manager.types import Precision
 
-__all__ = ["add_profile", "create_config"]
+__all__ = ["add_profile", "create_config", "hold_wide_layers"]
 
 _FLAGS_OF_PRECISION = {
     Precision.FP32: (),
@@ -77,6 +77,28 @@ def _flag_names(options: EngineOptions, able: Capabilities, precision: Precision
             hint="Use a newer TensorRT, or leave the option out.",
         )
     return names
+
+
+def hold_wide_layers(library: ModuleType, network: Any, config: Any) -> int:
+    """Keep the layers that the graph keeps in float32 out of FP16, where types are only a wish (TensorRT 8).
+
+    With the FP16 flag, TensorRT 8 may run any float32 layer in half precision. Layers that the conversion kept
+    (they overflow, or cost accuracy) are pinned, and the builder is told to obey.
+
+    Returns:
+        How many layers were pinned.
+    """
+    pinned = 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        # Shape arithmetic and quantisation have types of their own; a pin there is an error.
+        plain = layer.type not in (library.LayerType.SHAPE, library.LayerType.QUANTIZE, library.LayerType.DEQUANTIZE)
+        if plain and layer.num_outputs and layer.get_output(0).dtype == library.float32:
+            layer.precision = library.float32
+            pinned += 1
+    if pinned:
+        config.set_flag(library.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    return pinned
 
 
 def add_profile(builder: Any, config: Any, network: Any, profile: Mapping[str, ShapeRange]) -> None:
