@@ -1,8 +1,9 @@
 """Load on a served model: arrival schedules, clients, measurements, gates."""
 
-from repo_manager.loadtest.baseline import judge_against, load_baseline
+from repo_manager.loadtest.baseline import judge_against
 from repo_manager.loadtest.compare import compare, compare_batch_sizes
 from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, Comparison
+from repo_manager.loadtest.document import merge_reports, read_report, report_from_json
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.perf_analyzer import find_perf_analyzer
@@ -55,9 +56,11 @@ __all__ = [
     "install_perf_analyzer",
     "judge",
     "judge_against",
-    "load_baseline",
+    "merge_reports",
     "parse_levels",
     "parse_rates",
     "parse_slo",
+    "read_report",
+    "report_from_json",
     "run_load_test",
 ]

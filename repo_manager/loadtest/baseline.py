@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest.result import SCHEMA_VERSION, Interval, LoadPoint, LoadTestReport
+from repo_manager.loadtest.result import Interval, LoadPoint, LoadTestReport
 from repo_manager.loadtest.slo import GateResult, Outcome, Verdict
 
-__all__ = ["judge_against", "load_baseline"]
+__all__ = ["judge_against"]
 
 _NUMBERS = {
     "throughput": ("throughput_per_s", False),
@@ -21,26 +17,7 @@ _NUMBERS = {
 }
 
 
-def load_baseline(path: Path) -> dict[str, Any]:
-    """Read the JSON of an earlier `LoadTestReport`.
-
-    Raises:
-        InputError: unreadable, no such report, or of a schema that is not understood.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        version, points = document["schema_version"], document["points"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise InputError(
-            f"{path} is no report of a load test: {exc!r}", hint="Write one with: repo-manager loadtest ... --json."
-        ) from exc
-    if version != SCHEMA_VERSION or not isinstance(points, list):
-        raise InputError(f"{path} has the schema version {version}, expected {SCHEMA_VERSION}")
-    result: dict[str, Any] = document
-    return result
-
-
-def judge_against(report: LoadTestReport, baseline: Mapping[str, Any], *, tolerance: float = 0.05) -> Verdict:
+def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance: float = 0.05) -> Verdict:
     """Judge whether throughput, p50 or p99 got worse than `tolerance` at a level that both reports have.
 
     The ratio of new to old gets an interval from the intervals of both (their log half-widths in quadrature). It fails
@@ -48,13 +25,13 @@ def judge_against(report: LoadTestReport, baseline: Mapping[str, Any], *, tolera
 
     Args:
         report: the new report.
-        baseline: what `load_baseline` read.
+        baseline: the earlier one, by `read_report`.
         tolerance: the allowed share of worsening.
 
     Raises:
         InputError: no level in common.
     """
-    old = {(point["mode"], point["level"], point["batch_size"]): point for point in baseline["points"]}
+    old = {(point.mode, point.level, point.batch_size): point for point in baseline.points}
     pairs = [
         (point, old[key]) for point in report.points if (key := (point.mode, point.level, point.batch_size)) in old
     ]
@@ -72,22 +49,18 @@ def judge_against(report: LoadTestReport, baseline: Mapping[str, Any], *, tolera
     return Verdict(next(outcome for outcome in order if outcome in found), tuple(results), tuple(holding))
 
 
-def _judge(point: LoadPoint, before: Mapping[str, Any], name: str, tolerance: float) -> GateResult:
+def _judge(point: LoadPoint, before: LoadPoint, name: str, tolerance: float) -> GateResult:
     field, larger_is_worse = _NUMBERS[name]
     gate = f"{name} against the baseline, at most {tolerance:.0%} worse"
     if point.outcome == "failed":
         return GateResult(gate, point.label, Outcome.FAIL, None, None, f"the level failed: {point.reason}")
-    is_throughput = name == "throughput"
-    new = point.throughput_per_s if is_throughput else getattr(point.latency, field)
-    previous = before[field] if is_throughput else before["latency"][field]
+    new, previous = (
+        row.throughput_per_s if name == "throughput" else getattr(row.latency, field) for row in (point, before)
+    )
     if not new or not previous:
         return GateResult(gate, point.label, Outcome.INCONCLUSIVE, None, None, "one of the reports has no such number")
     worse = new / previous if larger_is_worse else previous / new
-    known = before["intervals"].get(field)
-    half = math.hypot(
-        _log_half_width(getattr(point.intervals, field)),
-        _log_half_width(None if known is None else Interval(known["low"], known["high"])),
-    )
+    half = math.hypot(*(_log_half_width(getattr(row.intervals, field)) for row in (point, before)))
     interval = Interval(worse * math.exp(-half), worse * math.exp(half))
     limit = 1 + tolerance
     if interval.high <= limit:

@@ -58,6 +58,7 @@ class Generator:
 
     def __init__(self, job: Job, recorder: Recorder, control: tuple[int, Callable[[], None]]) -> None:
         self.stopping = False
+        self.is_abandoned = False  # nobody waits for the last answers
         self._job = job
         self._recorder = recorder
         self._epoll = select.epoll()
@@ -218,7 +219,7 @@ class Generator:
         """Wait for the open requests, no longer than the time-out of a request."""
         deadline = time.monotonic_ns() + self._job.endpoint.timeout_ns
         self.stopping = True
-        while self._in_flight > 0 and time.monotonic_ns() < deadline:
+        while self._in_flight > 0 and not self.is_abandoned and time.monotonic_ns() < deadline:
             self._poll(0.02)
             self._housekeep()
 

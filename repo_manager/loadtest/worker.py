@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing.connection
+import signal
 import sys
 
 from repo_manager.errors import ServerError
@@ -41,6 +42,7 @@ def _run(pipe: Pipe, job: Job) -> bool:
             pipe.recv()
         except (EOFError, ConnectionResetError):
             alive = False
+            generator.is_abandoned = True
         generator.stopping = True
 
     recorder = Recorder(job.slice_ns, pipe.send)
@@ -68,6 +70,8 @@ def _run(pipe: Pipe, job: Job) -> bool:
 
 def main() -> int:
     """Serve the pipe whose file descriptor is the only argument."""
+    # Ctrl-C reaches the whole process group: the parent decides, and the end of the pipe tells this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with multiprocessing.connection.Connection(int(sys.argv[1])) as pipe:
         serve(pipe)
     return 0

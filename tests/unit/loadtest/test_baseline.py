@@ -6,7 +6,7 @@ import json
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest import Outcome, judge_against, load_baseline
+from repo_manager.loadtest import Outcome, judge_against, read_report
 from repo_manager.loadtest.result import ClientUse, Interval, Intervals, Latency, LoadPoint, LoadTestReport
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.types import as_json
@@ -29,7 +29,7 @@ def report(factor=1.0, spread=0.01, level=4.0, **changes):
 
 def saved(tmp_path, document):
     (tmp_path / "base.json").write_text(json.dumps(as_json(document)))
-    return load_baseline(tmp_path / "base.json")
+    return read_report(tmp_path / "base.json")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_baselines_that_cannot_be_used(tmp_path):
     for text in ("", "[]", '{"points": []}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=r"bad\.json"):
-            load_baseline(tmp_path / "bad.json")
+            read_report(tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text('{"schema_version": 99, "points": []}')
     with pytest.raises(InputError, match="99"):
-        load_baseline(tmp_path / "bad.json")
+        read_report(tmp_path / "bad.json")
