@@ -160,6 +160,8 @@ def _files(value: object, where: str) -> dict[str, FileRecord]:
         raise RepositoryError(f"{where}: 'files' is {type(value).__name__}; expected an object", hint=_ADOPT)
     files: dict[str, FileRecord] = {}
     for name, record in value.items():
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise RepositoryError(f"{where}: {name!r} is no path inside the version", hint=_ADOPT)
         if (
             not isinstance(record, dict)
             or not isinstance(record.get("sha256"), str)

@@ -166,6 +166,8 @@ def _restorer(source: Path, file: Path, record: FileRecord) -> Callable[[Path], 
         if FileRecord(*copy_durably(source, ready)) != record:
             raise RepositoryError(f"{source} was changed meanwhile")
         file.parent.mkdir(parents=True, exist_ok=True)
+        if file.parent.resolve() != file.parent:
+            raise RepositoryError(f"{file.parent} leads through a symbolic link", hint="Put the content itself there.")
         ready.replace(file)
         fsync_directory(file.parent)
 

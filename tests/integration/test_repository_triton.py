@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repo_manager.errors import ServerError
 from repo_manager.onnx_model import Session, find_batch_axis, load_model, natural_inputs, signature_of
-from repo_manager.repository import PublishedVersion, publish, set_served_versions, verify
+from repo_manager.repository import PublishedVersion, change_config, publish, remove, set_served_versions, verify
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
-from repo_manager.triton_config import ConfigOptions, derive_config, served_signature
+from repo_manager.triton_config import ConfigOptions, ReloadEffect, derive_config, served_signature
 from repo_manager.types import Backend
 
 pytestmark = pytest.mark.integration
@@ -154,6 +154,44 @@ def test_a_new_version_is_not_served_until_the_policy_says_so(
     client.load("switch")
     assert ready() == [1]
     np.testing.assert_array_equal(client.infer("switch", 1, {"x": x})["y"], x)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "effect"),
+    [
+        ("version_policy.specific.versions", "[1, 2]", ReloadEffect.KEEP),
+        ("instance_group.count", "2", ReloadEffect.KEEP),
+        ("max_batch_size", "8", ReloadEffect.NOTHING),
+        ("dynamic_batching.max_queue_delay_microseconds", "100", ReloadEffect.RELOAD),
+        ("parameters.intra_op_thread_count", "1", ReloadEffect.RELOAD),
+    ],
+)
+def test_a_configuration_change_has_the_effect_that_was_predicted(
+    field: str, value: str, effect: ReloadEffect, repository: Path, client: TritonClient, tmp_path: Path
+) -> None:
+    name = f"change_{field.partition('.')[0]}"
+    for _ in range(2):
+        put(repository, name, MODELS["batched"], tmp_path)
+    client.load(name)
+    client.infer(name, 1, {"x": np.ones((1, 3, 2), np.float32)})
+    change = change_config(repository, name, {field: value})
+    assert change.effect == effect
+    client.load(name)
+    kept = client.statistics(name, 1)[0].inference_count  # A version that was loaded anew counts from 0.
+    assert kept == (0 if effect == ReloadEffect.RELOAD else 1)
+
+
+def test_publishing_and_removing_beside_a_served_version_does_not_reload_it(
+    repository: Path, client: TritonClient, tmp_path: Path
+) -> None:
+    put(repository, "steady", MODELS["batched"], tmp_path)
+    client.load("steady")
+    client.infer("steady", 1, {"x": np.ones((1, 3, 2), np.float32)})
+    put(repository, "steady", MODELS["batched"], tmp_path)
+    client.load("steady")
+    remove(repository, "steady", 2)
+    client.load("steady")
+    assert client.statistics("steady", 1)[0].inference_count == 1
 
 
 def test_labels_reach_the_server(repository: Path, client: TritonClient, tmp_path: Path) -> None:
