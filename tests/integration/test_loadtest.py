@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +16,14 @@ import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.loadtest import (
+    ComparePlan,
     Histogram,
     LoadTestOptions,
     LoadTestReport,
     Outcome,
     PerfAnalyzer,
     Progress,
+    compare,
     install_perf_analyzer,
     judge,
     parse_slo,
@@ -47,6 +51,7 @@ class TritonPythonModel:
 BODIES = {
     "echo": "pass",
     "slow": "time.sleep(0.02)",
+    "stalls": "self.n = getattr(self, 'n', 0) + 1; time.sleep(0.5 if self.n == 100 else 0)",
     "picky": 'answers.append(pb.InferenceResponse(error=pb.TritonError("no thanks"))); continue',
 }
 CONFIG = """
@@ -127,6 +132,28 @@ def test_gates_judge_a_measured_report(target):
     assert judge(report, [parse_slo("p50<10ms")]).outcome is Outcome.FAIL
 
 
+def test_a_stall_of_the_server_is_not_forgotten(target):
+    """One request in 100/s waits 0.5 s: the ones due meanwhile wait behind it, and an open loop says so."""
+    (point,) = load(target, "grpc", "stalls", rate=(100.0,), duration_s=2.0, warmup_s=0.0).points
+    histogram = Histogram.from_json(dict(point.histogram))
+    assert 30 <= histogram.share_above(100_000_000) * histogram.count <= 55  # theory: those due in the first 0.4 s
+    assert point.latency.p99_ns > 400e6
+
+
+def test_a_comparison_sees_a_difference_and_none(target):
+    slow = LoadTestOptions(target.grpc_url, "slow", concurrency=(2,), metrics_url=target.metrics_url)
+    echo = dataclasses.replace(slow, model="echo")
+    plan = ComparePlan(pairs=8, block_s=0.3, settle_s=0.05)
+    different = compare(slow, echo, plan=plan)
+    assert different.is_different
+    assert {number.better for number in different.numbers} == {"B"}
+    assert next(number for number in different.numbers if number.name == "mean latency").ratio < 0.5
+    assert any("energy" in note for note in different.notes)
+    same = compare(slow, slow, plan=plan)
+    assert all(0.5 < number.ratio < 2 for number in same.numbers)
+    json.dumps(as_json(same))
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_errors_are_counted_with_the_servers_words(target, protocol):
     (point,) = load(target, protocol, "picky", concurrency=(2,), duration_s=0.5).points
@@ -195,6 +222,31 @@ run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,), dur
     while deadline and _workers_of_dead_parents():
         deadline -= 1
         subprocess.run(["sleep", "0.1"], check=True)
+    assert not _workers_of_dead_parents()
+
+
+def test_ctrl_c_leaves_no_worker_and_no_noise(target):
+    script = f"""
+from repo_manager.loadtest import LoadTestOptions, run_load_test
+def tell(event):
+    print("running", flush=True)
+try:
+    run_load_test(LoadTestOptions({target.grpc_url!r}, "slow", rate=(200.0,), duration_s=60.0), progress=tell)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "running\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert out.endswith("interrupted\n")
+    assert err == ""
     assert not _workers_of_dead_parents()
 
 
