@@ -5,7 +5,7 @@
 Prints the table that docs/loadtest.md quotes: medians of the rounds' ratios, and their range. Every round runs each
 client once, in random order, so that what else happens on the machine meets all of them. The tiny model answers from
 the server's response cache, which is the fastest answer a tritonserver can give: the clients are what is compared.
-On a machine that others use as well, wall-clock rates mean little; requests per CPU second of client and server together,
+On a machine that others use as well, wall-clock rates mean little; requests per CPU second of client and server,
 which is what rates become when both saturate the CPUs, are shown beside them.
 h2load and wrk (Debian: nghttp2-client, wrk) are left out when they are not installed.
 """
