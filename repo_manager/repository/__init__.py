@@ -14,6 +14,7 @@ from repo_manager.repository.policy import (
     set_served_versions,
 )
 from repo_manager.repository.publish import PublishedVersion, PublishPlan, plan_publish, publish
+from repo_manager.repository.relabel import LabelChange, read_labels, set_labels
 from repo_manager.repository.remove import Removal, remove
 from repo_manager.repository.repair import Repair, repair
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
@@ -30,6 +31,7 @@ __all__ = [
     "FileDifference",
     "FileRecord",
     "GcResult",
+    "LabelChange",
     "Manifest",
     "ModelEntry",
     "ModelState",
@@ -55,6 +57,7 @@ __all__ = [
     "plan_publish",
     "previous_deployment",
     "publish",
+    "read_labels",
     "read_manifest",
     "record_deployment",
     "remove",
@@ -62,6 +65,7 @@ __all__ = [
     "repair",
     "resolve_version",
     "scan",
+    "set_labels",
     "set_served_versions",
     "set_tag",
     "validate_model_name",

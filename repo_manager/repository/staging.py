@@ -75,9 +75,10 @@ def sweep(root: Path) -> tuple[str, ...]:
     """
     removed: list[str] = []
     for area in _areas(root):
+        if area.is_symlink():
+            continue  # Not ours, wherever it leads.
         with contextlib.suppress(OSError):
             removed += _sweep_area(area, root)
-        with contextlib.suppress(OSError):
             area.rmdir()
     return tuple(removed)
 
@@ -96,7 +97,7 @@ def _new_entry(root: Path) -> tuple[Path, Path, int]:
             continue
         try:
             _probe(entry, root)
-            _sweep_area(area, root)
+            sweep(root)
             return area, entry, lock
         except OSError as exc:
             reasons.append(f"{area}: {exc.strerror}")

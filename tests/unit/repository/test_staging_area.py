@@ -53,6 +53,14 @@ def test_what_a_dead_command_left_is_swept_and_a_live_ones_is_not(tmp_path: Path
     assert names(area) == ["not-ours"]
 
 
+def test_what_was_left_in_the_root_is_swept_from_beside_it_too(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    (root / ".repo-manager.staging/stage-0123456789abcdef/deep").mkdir(parents=True)
+    with staged(root) as entry:
+        assert entry.parent == tmp_path / ".models.staging"
+        assert names(root) == []
+
+
 def test_a_link_in_the_areas_place_is_not_followed(tmp_path: Path) -> None:
     root = tmp_path / "models"
     root.mkdir()
