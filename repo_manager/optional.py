@@ -12,6 +12,7 @@ __all__ = ["is_installed", "require"]
 
 _EXTRA_OF_MODULE = {
     "lightkube": "k8s",
+    "PIL": "images",
     "model_signing": "sign",
     "obstore": "cloud",
     "pytriton": "server",

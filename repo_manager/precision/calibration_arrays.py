@@ -71,7 +71,7 @@ def _file_name(name: str) -> str:
 
 
 def _unreadable(path: Path, exc: BaseException) -> CalibrationError:
-    if "pickle" in str(exc):
+    if "pickle" in str(exc) or "Python objects" in str(exc):
         return CalibrationError(
             f"{path}: holds pickled Python objects, which are never loaded", hint="Save plain numeric arrays."
         )
@@ -81,7 +81,7 @@ def _unreadable(path: Path, exc: BaseException) -> CalibrationError:
 def _load(path: Path) -> Array:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as exc:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as exc:
         raise _unreadable(path, exc) from exc
     if not isinstance(array, np.ndarray):
         raise CalibrationError(f"{path}: not an .npy file")
@@ -103,7 +103,7 @@ def _stacked(
         sample = {}
         for name, step in steps.items():
             part = arrays[name][index] if step == 0 else arrays[name][index * step : (index + 1) * step]
-            sample[name] = np.ascontiguousarray(part)
+            sample[name] = np.array(part, order="C")
         return sample
 
     count = next(iter(counts.values()), 0)

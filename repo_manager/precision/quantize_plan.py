@@ -7,17 +7,19 @@ branch that does not end in the fused operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import onnx
 from onnx import TensorProto
 
+from repo_manager.onnx_model import walk
 from repo_manager.precision.draft import ONNX_DOMAINS, Draft, Weight, attribute, captured_names
 
 __all__ = ["QuantizationPlan", "QuantizedNode", "plan_quantization"]
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_NO_INT8 = {"Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"}
 _FUSED_ACTIVATIONS = {"Relu", "LeakyRelu", "Clip", "PRelu", "HardSwish", "HardSigmoid", "Elu"}
 PASS_THROUGH = {  # results are a selection of the input's values, so its scale fits them, too
     "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
@@ -70,6 +72,9 @@ def plan_quantization(
     nodes: dict[str, QuantizedNode] = {}
     kept: dict[str, tuple[str, str]] = {}
     for node in draft.graph.node:
+        kept.update(_in_bodies(node))
+        if node.op_type in _NO_INT8:
+            kept[node.name] = (node.op_type, f"TensorRT has no INT8 form of {node.op_type} with explicit scales")
         if node.op_type not in WEIGHTED or node.domain not in ONNX_DOMAINS:
             continue
         found = keep(node) or _how(draft, node)
@@ -78,6 +83,14 @@ def plan_quantization(
         else:
             nodes[node.name] = found
     return _Planner(draft, nodes).plan(quantize_outputs, kept)
+
+
+def _in_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, tuple[str, str]]]:
+    for body in walk.node_graphs(node):
+        for graph in walk.graphs_of(body):
+            for inner in graph.node:
+                if inner.op_type in WEIGHTED or inner.op_type in _NO_INT8:
+                    yield inner.name, (inner.op_type, f"inside the body of {node.op_type} '{node.name}'")
 
 
 def _how(draft: Draft, node: onnx.NodeProto) -> QuantizedNode | str:
@@ -105,6 +118,8 @@ def _channel_axis(node: onnx.NodeProto, weight: Weight, index: int) -> int | Non
         return 1 if attribute(node, "group", 1) == 1 else None
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
+    if rank > 2:  # one scale per column of stacked matrices: ONNX Runtime's fused kernel rejects them at run time
+        return None
     return rank - 1 if index == 1 else rank - 2
 
 

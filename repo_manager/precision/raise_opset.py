@@ -25,7 +25,9 @@ def raise_opset(draft: Draft, minimum: int) -> Draft:
         return draft
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(draft.proto)
-    skeleton.ir_version = max(skeleton.ir_version, onnx.helper.find_min_ir_version_for(_imports(minimum)))
+    skeleton.ir_version = max(
+        skeleton.ir_version, onnx.helper.find_min_ir_version_for(_imports(minimum), ignore_unknown=True)
+    )
     stand_ins: dict[str, Weight] = {}
     for name, weight in draft.weights.items():
         if weight.size <= _SMALL_WEIGHT and weight.tensor is None:

@@ -18,6 +18,7 @@ from repo_manager.types import Precision
 __all__ = ["refusal", "where_it_began"]
 
 _SHOWN_BLOCKS = 10
+_SMALL = 400  # nodes; of a larger model only weighted operators are compared
 
 
 def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -> str:
@@ -36,10 +37,11 @@ def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
         return ""
     samples = attempts.prover.reference.inputs[:1]
     limit = drift_limit(attempts.prover.precision, attempts.prover.options)
+    source = attempts.builder.draft
     traces: dict[str, tuple[BlockDrift, ...]] = {}
     for name, draft in attempt.candidate.stages:
         try:
-            traces[name] = trace_drift(attempts.builder.draft, draft, samples, folder)
+            traces[name] = trace_drift(source, draft, samples, folder, every_node=len(source.graph.node) <= _SMALL)
         except ModelError:  # a graph that ONNX Runtime runs only as a whole: the drift itself is known all the same
             return ""
     last = list(traces.values())[-1]

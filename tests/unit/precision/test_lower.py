@@ -106,7 +106,7 @@ def test_trap_integer_is_cast_once(save):
     model = save(nodes, {"x": helper.make_tensor_value_info("x", TensorProto.INT64, [3])}, {"y": [3]},
                  {"w": np.float32([1, 2, 3])})  # fmt: skip
     casts = [n for n in lowered(model).draft.graph.node if n.op_type == "Cast"]
-    assert [(n.input[0], n.attribute[0].i) for n in casts][0] == ("x", FP16)
+    assert (casts[0].input[0], casts[0].attribute[0].i) == ("x", FP16)
     assert len(casts) == 2
 
 
@@ -206,8 +206,8 @@ def test_trap_operator_without_fp16_form_is_listed(save, run):
         node("Relu", ["b"], ["r"]),
         node("NonMaxSuppression", ["r", "s", "k"], ["y"], name="nms"),
     ]
-    model = save(nodes, {"b": [1, 4, 4], "s": [1, 1, 4]},
-                 {"y": helper.make_tensor_value_info("y", TensorProto.INT64, [None, 3])}, {"k": np.int64([2])})  # fmt: skip
+    y = helper.make_tensor_value_info("y", TensorProto.INT64, [None, 3])
+    model = save(nodes, {"b": [1, 4, 4], "s": [1, 1, 4]}, {"y": y}, {"k": np.int64([2])})
     assert "no float16 form in ONNX" in lowered(model).kept["nms"][1]
 
 
