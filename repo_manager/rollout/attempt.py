@@ -26,6 +26,7 @@ __all__ = ["Attempt", "Report"]
 
 Report = Callable[[str], None]
 _RECONNECT_S = 10.0
+_UNLOAD_S = 3.0
 
 
 class Attempt:
@@ -183,7 +184,8 @@ class Attempt:
         """
         self._note(f"unloading and loading {self.name}")
         self.client.unload(self.name, timeout_s=self.options.load_timeout_s)
-        wait_until_only_ready(self.client, self.name, (), self.options.settle_timeout_s, settled=True)
+        # Triton may wait for the dead process for ever; a version that is UNLOADING does not hinder a load.
+        wait_until_only_ready(self.client, self.name, (), _UNLOAD_S, settled=True)
         self.client.load(self.name, timeout_s=self.options.load_timeout_s)
         state = wait_until_only_ready(self.client, self.name, self.plan.ready_after, self.options.settle_timeout_s)
         return self._smoke(state)

@@ -132,18 +132,24 @@ def _changed_fields(repository: ModelConfig | None, served: ModelConfig | None) 
     """
     if repository is None or served is None:
         return ()
-    ours, theirs = repository.message(), served.message()
-    return tuple(
+    free = (*_FREE_FIELDS, "name")
+    return tuple(name for name in _different(repository.message(), served.message()) if name not in free)
+
+
+def _different(ours: Any, theirs: Any) -> list[str]:
+    """Return the fields that one message sets and that are not so in the other."""
+    return [
         field.name
         for field, value in ours.ListFields()
-        if field.name not in (*_FREE_FIELDS, "name") and not _within(value, getattr(theirs, field.name))
-    )
+        # An empty message is a setting too: `dynamic_batching {}`.
+        if (field.has_presence and not theirs.HasField(field.name)) or not _within(value, getattr(theirs, field.name))
+    ]
 
 
 def _within(ours: Any, theirs: Any) -> bool:
     """Say whether everything that one value sets is so in the other."""
     if hasattr(ours, "ListFields"):
-        return all(_within(value, getattr(theirs, field.name)) for field, value in ours.ListFields())
+        return not _different(ours, theirs)
     if hasattr(ours, "items"):  # a map
         return all(key in theirs and _within(value, theirs[key]) for key, value in ours.items())
     if not isinstance(ours, str | bytes) and hasattr(ours, "__len__"):

@@ -23,7 +23,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = re.compile(r"repo_manager_(?P<namespace>\d+)_(?P<pid>\d+)_[0-9a-f]+_")
 _LOG_REASON = re.compile(r"^(?:error: |E\d{4} \S+\s+\d+ \S+\] )(?P<reason>.*)$")
-_START_S = 10.0
+_NOTHING_IN_FLIGHT = "Found 0 model versions that have in-flight inferences"
 
 
 def start_ticks(pid: int) -> int | None:
@@ -166,22 +166,33 @@ class ServerProcess:
             self._supervisor.wait(timeout_s)
         return self.poll()
 
-    def stop(self, deadline_s: float) -> int:
-        """End the server: SIGTERM, and SIGKILL to its whole group after `deadline_s`; return its exit code.
+    def stop(self, deadline_s: float, *, unload_s: float = 5.0) -> int:
+        """End the server: SIGTERM, and SIGKILL to its whole group after a deadline; return its exit code.
 
         Safe to call twice, and to interrupt: a second call goes on where the first one was cut off.
+
+        Args:
+            deadline_s: for everything, the end of in-flight requests included.
+            unload_s: for what comes after the last request; Triton waits 30 s for a stub that has died.
         """
         if self.poll() is None:
-            assert self._supervisor.stdin is not None
-            with contextlib.suppress(OSError, ValueError):
-                self._supervisor.stdin.write(f"TERM {deadline_s}\n".encode())
-                self._supervisor.stdin.flush()
+            deadline = time.monotonic() + deadline_s
+            self._tell(f"TERM {deadline_s}")
+            self.wait_for_log(_NOTHING_IN_FLIGHT, deadline_s)
+            if self.poll() is None and time.monotonic() + unload_s < deadline:
+                self._tell(f"KILL {unload_s}")
             if self.wait(deadline_s + 10.0) is None:
                 self._supervisor.kill()
                 self._supervisor.wait()
         code = self.poll()
         assert code is not None
         return code
+
+    def _tell(self, command: str) -> None:
+        assert self._supervisor.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._supervisor.stdin.write(command.encode() + b"\n")
+            self._supervisor.stdin.flush()
 
     def read_log(self) -> str:
         """Return what this run of the server has written so far."""

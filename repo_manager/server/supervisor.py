@@ -3,7 +3,7 @@
 It reads one line of JSON from standard input (`command`, `environment`, `log`, `shm_prefix`) and
 writes `{"pid": ...}`, later `{"exit": ...}`, to standard output. Standard input then stays open: its
 end means that the owner is gone, however it died, and everything is killed at once. `TERM <seconds>`
-asks for an orderly stop with a deadline.
+asks for an orderly stop with a deadline, `KILL <seconds>` sets a nearer one.
 
 Nothing is left behind: the server and its stubs share one process group, which is killed when the
 server has ended for whatever reason; stubs that lost their parent become children of this process
@@ -73,8 +73,8 @@ def watch(server: int, wakeup: int) -> int:
                 sources = [wakeup]
         while b"\n" in pending:
             line, _, pending = pending.partition(b"\n")
+            deadline = time.monotonic() + float(line[5:])
             if line.startswith(b"TERM "):
-                deadline = time.monotonic() + float(line[5:])
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(server, signal.SIGTERM)
         if os.getppid() != owner or (deadline is not None and time.monotonic() >= deadline):

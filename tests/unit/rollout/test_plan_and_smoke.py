@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from repo_manager.repository import ModelEntry, VersionEntry
+from repo_manager.rollout.observe import ServedState
+from repo_manager.rollout.plan import Action, plan_from
+from repo_manager.rollout.smoke import _compare
+from repo_manager.triton_config import ModelConfig, parse_config
+
+LOADED = 'name: "m" backend: "onnxruntime" max_batch_size: 8'
+
+
+def served(*ready: int, config: str = LOADED, reasons: dict[int, str] | None = None) -> ServedState:
+    parsed: ModelConfig | None = parse_config(config, where="test") if ready else None
+    return ServedState("grpc://h:1", ready, (), reasons or {}, parsed)
+
+
+def model(
+    tmp_path: Path, *versions: int, policy: tuple[int, ...] | str = "latest:1", config: str = LOADED
+) -> ModelEntry:
+    (tmp_path / "config.pbtxt").write_text(config)
+    entries = tuple(VersionEntry(each, tmp_path / str(each), size_bytes=10 * each) for each in versions)
+    return ModelEntry("m", tmp_path, "onnxruntime", 8, policy, (), entries)
+
+
+def actions(plan_of: object) -> dict[int, Action]:
+    return {step.version: step.action for step in plan_of.steps}  # type: ignore[attr-defined]
+
+
+def test_a_new_version_is_loaded_beside_the_old_one_which_is_dropped(tmp_path: Path) -> None:
+    plan = plan_from(model(tmp_path, 1, 2), 2, served(1), keep_previous=False)
+    assert actions(plan) == {1: Action.DROP, 2: Action.LOAD}
+    assert (plan.ready_after, plan.peak_bytes, plan.changes) == ((2,), 30, True)
+
+
+def test_the_previous_version_is_kept_when_asked(tmp_path: Path) -> None:
+    plan = plan_from(model(tmp_path, 1, 2, 3), 3, served(1, 2), keep_previous=True)
+    assert actions(plan) == {1: Action.DROP, 2: Action.KEEP, 3: Action.LOAD}
+
+
+def test_what_is_deployed_needs_no_change(tmp_path: Path) -> None:
+    plan = plan_from(model(tmp_path, 1, 2, policy=(2,)), 2, served(2), keep_previous=False)
+    assert (actions(plan), plan.changes) == ({2: Action.KEEP}, False)
+
+
+def test_a_policy_that_would_serve_another_version_after_a_restart_is_a_change(tmp_path: Path) -> None:
+    assert plan_from(model(tmp_path, 1, 2, policy="latest:1"), 2, served(2), keep_previous=False).changes
+
+
+@pytest.mark.parametrize(
+    ("change", "action"),
+    [
+        ("", Action.KEEP),
+        ("instance_group { count: 3 }", Action.KEEP),
+        ("version_policy { all {} }", Action.KEEP),
+        ("dynamic_batching {}", Action.RELOAD),
+        ('parameters { key: "a" value { string_value: "b" } }', Action.RELOAD),
+    ],
+)
+def test_only_policy_and_instances_change_without_a_reload(tmp_path: Path, change: str, action: Action) -> None:
+    entry = model(tmp_path, 1, policy=(1,), config=f"{LOADED} {change}")
+    config = LOADED + " response_cache { enable: false }"
+    assert actions(plan_from(entry, 1, served(1, config=config), keep_previous=False)) == {1: action}
+
+
+def test_a_served_version_without_a_folder_is_pointed_out(tmp_path: Path) -> None:
+    plan = plan_from(model(tmp_path, 2), 2, served(1), keep_previous=False)
+    assert "its folder is gone" in plan.notes[0]
+
+
+def test_a_failed_load_before_gives_its_reason(tmp_path: Path) -> None:
+    plan = plan_from(model(tmp_path, 1, 2), 2, served(1, reasons={2: "bad"}), keep_previous=False)
+    assert next(step for step in plan.steps if step.version == 2).reason == "bad"
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "passed"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], True),
+        ([1.0, 2.0], [1.0, 2.01], True),
+        ([1.0, 2.0], [1.0, 2.1], False),
+        ([NAN, 1.0], [NAN, 1.0], True),
+        ([NAN, 1.0], [1.0, 1.0], False),
+        ([INF, 1.0], [INF, 1.0], True),
+        ([INF, 1.0], [1.0, 1.0], False),
+        ([0.0, 0.0], [0.0, 0.0], True),
+        ([], [], True),
+        ([1.0], [1.0, 1.0], False),
+    ],
+)
+def test_floats_are_compared_within_the_tolerance(one: list[float], other: list[float], passed: bool) -> None:
+    result = _compare("y", np.array(one, np.float32), np.array(other, np.float32), 1e-2)
+    assert result.passed is passed
+
+
+def test_other_types_are_compared_exactly() -> None:
+    ints = np.array([1, 2])
+    assert _compare("y", ints, ints, 0.5).passed
+    assert not _compare("y", ints, ints + 1, 0.5).passed
+    texts = np.array(["a", "b"], np.object_)
+    assert _compare("y", np.array([b"a", b"b"], np.object_), texts, 0.5).passed
+    assert not _compare("y", np.array([b"a", b"c"], np.object_), texts, 0.5).passed

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from repo_manager.errors import UsageError
+from repo_manager.server import ClientOptions, Endpoint
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("grpc://h:1", Endpoint("grpc", "h:1", tls=False)),
+        ("grpcs://h", Endpoint("grpc", "h:8001", tls=True)),
+        ("http://h", Endpoint("http", "h:8000", tls=False)),
+        ("https://h/triton/", Endpoint("http", "h:443/triton", tls=True)),
+        ("grpc://[::1]:8001", Endpoint("grpc", "[::1]:8001", tls=False)),
+    ],
+)
+def test_urls_are_read(url: str, expected: Endpoint) -> None:
+    assert Endpoint.parse(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://h:1",
+        "grpc://",
+        "http://h:port",
+        "http://user:pw@h",
+        "grpc://h:1/path",
+        "grpc://h:99999",
+    ],
+)
+def test_other_urls_are_refused_with_the_right_form(url: str) -> None:
+    with pytest.raises(UsageError, match="grpc://HOST:PORT") as caught:
+        Endpoint.parse(url)
+    assert "pw" not in str(caught.value) or "pw" in url
+
+
+def test_secrets_are_sent_and_never_shown() -> None:
+    options = ClientOptions(headers={"Triton-Grpc-Protocol-Key": "hush"}, token="secret")
+    assert options.all_headers() == {"triton-grpc-protocol-key": "hush", "authorization": "Bearer secret"}
+    assert "hush" not in repr(options)
+    assert "secret" not in repr(options)
