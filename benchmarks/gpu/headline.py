@@ -1,0 +1,277 @@
+"""What 2:4 sparsity brings on a GPU: engine alone and through Triton, dense against sparse, interleaved.
+
+    python benchmarks/gpu/headline.py                      # everything, resumable; needs an NVIDIA GPU and tensorrt
+    python benchmarks/gpu/headline.py --models resnext101_32x8d --precisions fp16 --batches 128
+    python benchmarks/gpu/headline.py --rehearse           # the same code on a CPU in minutes; its numbers mean nothing
+
+For each model, precision and batch three engines are built for exactly that shape: dense weights, sparse weights, and
+sparse weights with sparse kernels not offered (`noflag`). They run in turn, round after round, so that clocks and heat
+hit all alike; the ratio is the mean of the rounds' log ratios with its 95 % interval. Every finished cell is on
+disk before the next one starts. Beside the JSON: a chart, and the build log of every engine.
+
+State: NOT RUN on a GPU yet. Rehearsed on a CPU, from the builds to the chart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from repo_manager.engine import EngineBuild, EngineOptions, ShapeRange, build_engine, find_gpus
+from repo_manager.files import write_atomic
+from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.onnx_model import load_model, natural_inputs, save_model, signature_of
+from repo_manager.optional import require
+from repo_manager.pipeline import AddOptions, add
+from repo_manager.precision import ConvertOptions, convert, load_calibration
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.sparsity import prune, sparsity_report
+from repo_manager.triton_config import ConfigOptions
+from repo_manager.types import Precision, as_json
+
+sys.path.insert(0, str(Path(__file__).parent))
+from chart import speedup_chart
+from models import MODELS
+from runners import PowerMeter, engine_runner, measure, rehearsal_runner
+
+HERE = Path(__file__).parent
+VARIANTS = ("dense", "sparse", "noflag")
+NO_GATE = ConvertOptions(max_drift=1e9)  # made-up weights: accuracy is not the question
+TRITON_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is run, and how long."""
+
+    models: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    batches: tuple[int, ...]
+    rounds: int
+    round_s: float
+    rehearse: bool
+    output: Path
+
+    @property
+    def library(self) -> Any:
+        """The builder: TensorRT, or TensorRT-RTX where there is no GPU."""
+        return require("tensorrt_rtx" if self.rehearse else "tensorrt")
+
+
+def weights(model: str, folder: Path) -> dict[str, Path]:
+    """Write the model dense, and pruned by ASP's rule."""
+    dense, sparse = folder / f"{model}-dense.onnx", folder / f"{model}-sparse.onnx"
+    onnx.save(MODELS[model](), dense)
+    save_model(prune(load_model(dense))[0], sparse)
+    return {"dense": dense, "sparse": sparse, "noflag": sparse}
+
+
+def calibration_of(source: Path) -> Path:
+    """Write eight made-up samples beside a model."""
+    path = source.with_suffix(".npz")
+    samples = [natural_inputs(signature_of(load_model(source)), batch=1, seed=seed) for seed in range(8)]
+    np.savez(path, **{name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]})
+    return path
+
+
+def converted(source: Path, precision: Precision) -> Path:
+    """Convert once per source and precision."""
+    output = source.with_name(f"{source.stem}-{precision}") / "model.onnx"
+    if not output.exists():
+        output.parent.mkdir()
+        model = load_model(source)
+        data = load_calibration(calibration_of(source), signature_of(model)) if "int8" in str(precision) else None
+        convert(model, precision, output, calibration=data, options=NO_GATE)
+    return output
+
+
+def build(plan: Plan, file: Path, batch: int, *, sparse: bool) -> EngineBuild:
+    """Build an engine for one shape."""
+    model = load_model(file)
+    shapes = {spec.name: (batch, *(spec.shape or ())[1:]) for spec in signature_of(model).inputs}
+    profile = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
+    output = file.with_name(f"batch{batch}-{'sparse' if sparse else 'dense'}.plan")
+    return build_engine(model, plan.library, output, profile, options=EngineOptions(sparse=sparse))
+
+
+def run_cell(plan: Plan, model: str, precision: Precision, batch: int, sources: Mapping[str, Path]) -> dict[str, Any]:
+    """Build the three engines of a cell and run them in turn."""
+    runs: dict[str, Callable[[], None]] = {}
+    closers, facts = [], {}
+    for variant in VARIANTS:
+        file = converted(sources[variant], precision)
+        built = build(plan, file, batch, sparse=variant != "noflag")
+        log = plan.output.parent / "logs" / f"{model}-{precision}-{batch}-{variant}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(log, built.log.encode())
+        facts[variant] = {"build_s": built.seconds, "size_bytes": built.size_bytes, "evidence": as_json(built.evidence)}
+        runner = rehearsal_runner(file, batch) if plan.rehearse else engine_runner(plan.library, built.path, batch)
+        runs[variant] = runner[0]
+        closers.append(runner[1])
+    meter = PowerMeter(enabled=not plan.rehearse)
+    rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    for number in range(plan.rounds):
+        for variant in VARIANTS if number % 2 else VARIANTS[::-1]:
+            with meter.watch() as watts:
+                times = measure(runs[variant], plan.round_s)
+            rounds[variant].append(_summary(times, batch, watts))
+    for close in closers:
+        close()
+    totals = sparsity_report(load_model(sources["sparse"])).totals
+    return {
+        "model": model,
+        "precision": str(precision),
+        "batch": batch,
+        "rehearsal": plan.rehearse,
+        "variants": {v: {**facts[v], **_middle(rounds[v]), "rounds": rounds[v]} for v in VARIANTS},
+        "valid_mac_share": totals.gain_share,
+        "speedup_bound": totals.speedup_bound,
+        "sparse_over_dense": ratio_of(rounds["sparse"], rounds["dense"]),
+        "sparse_over_noflag": ratio_of(rounds["sparse"], rounds["noflag"]),
+    }
+
+
+def _summary(times_ns: list[int], batch: int, watts: list[float]) -> dict[str, float]:
+    per_s = batch * len(times_ns) / (sum(times_ns) / 1e9)
+    low, high = np.percentile(times_ns, [50, 99])
+    summary = {"inferences_per_s": per_s, "p50_ns": float(low), "p99_ns": float(high), "runs": len(times_ns)}
+    if watts:
+        power = statistics.fmean(watts)
+        summary |= {"watts": power, "inferences_per_joule": per_s / power}
+    return summary
+
+
+def _middle(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(r[name] for r in rounds if name in r) for name in rounds[0]}
+
+
+def ratio_of(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
+    """Return the ratio of throughputs with a 95 % interval (Student's t over the rounds' log ratios)."""
+    logs = [math.log(a["inferences_per_s"] / b["inferences_per_s"]) for a, b in zip(ours, theirs, strict=True)]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return {"ratio": math.exp(mean), "low": math.exp(mean), "high": math.exp(mean)}
+    t = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}.get(len(logs) - 1, 2.1)
+    half = t * statistics.stdev(logs) / len(logs) ** 0.5
+    return {"ratio": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half)}
+
+
+def run_triton(plan: Plan, model: str, precision: Precision, sources: Mapping[str, Path]) -> dict[str, Any]:
+    """Publish dense and sparse by `add`, serve both, and load them."""
+    backend = "onnxruntime" if plan.rehearse else "tensorrt"
+    batch = min(TRITON_BATCH, max(plan.batches))
+    with tempfile.TemporaryDirectory() as root:
+        repository = Path(root, "models")
+        for variant in ("dense", "sparse"):
+            data = str(calibration_of(sources[variant])) if "int8" in str(precision) else None
+            config = ConfigOptions(max_batch_size=batch)
+            options = AddOptions(precision, backend, calibration=data, config=config, convert=NO_GATE)
+            add(sources[variant], variant, repository, options)
+        with EmbeddedServer(ServerOptions(repository=str(repository))) as server:
+            server.wait_ready(120)
+            client = TritonClient.connect(server.grpc_url)
+            points: dict[str, list[Any]] = {"dense": [], "sparse": []}
+            for variant in points:
+                client.load(variant)
+            for _ in range(plan.rounds):
+                for variant, rows in points.items():
+                    load = LoadTestOptions(
+                        url=server.grpc_url,
+                        model=variant,
+                        concurrency=(4,),
+                        batch_size=batch,
+                        duration_s=max(plan.round_s, 1.0),
+                        metrics_url=f"{server.metrics_url}/metrics",
+                        distinct=2,
+                    )
+                    (point,) = run_load_test(load).points
+                    rows.append(
+                        {
+                            "outcome": point.outcome,
+                            "inferences_per_s": point.throughput_per_s,
+                            "latency": as_json(point.latency),
+                            "gpu": as_json(point.gpu),
+                        }
+                    )
+    failed = [row for rows in points.values() for row in rows if not row["inferences_per_s"]]
+    ratio = None if failed else ratio_of(points["sparse"], points["dense"])
+    return {"model": model, "precision": str(precision), "batch": batch, "points": points, "sparse_over_dense": ratio}
+
+
+def run(plan: Plan) -> None:
+    """Run what is not in the output yet."""
+    state: dict[str, Any] = {"rehearsal": plan.rehearse, "cells": {}, "triton": {}}
+    if plan.output.exists():
+        state = json.loads(plan.output.read_text())
+    if state["rehearsal"] != plan.rehearse:
+        raise SystemExit(
+            f"{plan.output} holds {'a rehearsal' if state['rehearsal'] else 'real runs'}: take another file"
+        )
+    state["machine"] = {"gpus": as_json(find_gpus()), "library": plan.library.__version__}
+    for model in plan.models:
+        with tempfile.TemporaryDirectory() as folder:
+            sources: dict[str, Path] = {}
+            for precision in plan.precisions:
+                for batch in plan.batches:
+                    key = f"{model}/{precision}/{batch}"
+                    if key not in state["cells"]:
+                        sources = sources or weights(model, Path(folder))
+                        state["cells"][key] = cell = run_cell(plan, model, precision, batch, sources)
+                        save(plan, state)
+                        print(f"{key}: sparse over dense {cell['sparse_over_dense']}", flush=True)
+                key = f"{model}/{precision}"
+                if key not in state["triton"]:
+                    sources = sources or weights(model, Path(folder))
+                    state["triton"][key] = run_triton(plan, model, precision, sources)
+                    save(plan, state)
+                    print(f"{key} through Triton: {state['triton'][key]['sparse_over_dense']}", flush=True)
+
+
+def save(plan: Plan, state: Mapping[str, Any]) -> None:
+    """Write JSON and chart, each in one step."""
+    title = "REHEARSAL on a CPU: not a measurement" if plan.rehearse else "2:4 sparse against dense, engine alone"
+    write_atomic(plan.output, (json.dumps(state, indent=1) + "\n").encode())
+    write_atomic(plan.output.with_suffix(".svg"), speedup_chart(state["cells"], title).encode())
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS))
+    parser.add_argument("--precisions", nargs="+", type=Precision, default=[Precision.FP16, Precision.INT8])
+    parser.add_argument("--batches", nargs="+", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--round-s", type=float)
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    rehearse = given.rehearse
+    if not rehearse and not find_gpus():
+        raise SystemExit("no NVIDIA GPU here (nvidia-smi lists none); --rehearse runs the same code on the CPU")
+    everything = ["resnext101_32x8d", "resnet50", "vgg16", "encoder"]
+    run(
+        Plan(
+            models=tuple(given.models or (["tiny"] if rehearse else everything)),
+            precisions=tuple(given.precisions),
+            batches=tuple(given.batches or ([1, 2] if rehearse else [1, 8, 32, 128, 256])),
+            rounds=given.rounds or (2 if rehearse else 10),
+            round_s=given.round_s or (0.2 if rehearse else 2.0),
+            rehearse=rehearse,
+            output=given.output or HERE / ("headline-rehearsal.json" if rehearse else "headline.json"),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

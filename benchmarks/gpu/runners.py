@@ -1,0 +1,101 @@
+"""What is timed: an engine on the GPU, or, in a rehearsal, ONNX Runtime on the CPU in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import repo_manager
+from repo_manager.onnx_model import Session, load_model, natural_inputs, signature_of
+
+__all__ = ["PowerMeter", "engine_runner", "measure", "rehearsal_runner"]
+
+Run = Callable[[], None]
+_BACKEND = Path(repo_manager.__file__).parent / "server" / "backends" / "tensorrt"
+
+
+def engine_runner(library: ModuleType, plan: Path, batch: int) -> tuple[Run, Callable[[], None]]:
+    """Return (run one batch on the GPU and wait for it, free everything).
+
+    Inputs lie on the device already: what is timed is the engine, not the copies.
+    """
+    sys.path.insert(0, str(_BACKEND))
+    cuda_module, engine_module = _module("rm_trt_cuda"), _module("rm_trt_engine")
+    cuda = cuda_module.Cuda(0)
+    engine = engine_module.Engine(library, plan, cuda)
+    sizes = {tensor.name: (batch, *tensor.shape[1:]) for tensor in engine.tensors if tensor.is_input}
+    feed = {name: [_values(engine, name, shape)] for name, shape in sizes.items()}
+    engine.run(feed)  # shapes, addresses and data are set from here on
+    (context,) = engine._contexts.values()
+    stream = engine._stream
+
+    def run() -> None:
+        context.execute_async_v3(stream)
+        cuda.synchronize(stream)
+
+    return run, engine.close
+
+
+def _values(engine: Any, name: str, shape: tuple[int, ...]) -> Any:
+    import numpy as np
+
+    (dtype,) = (tensor.numpy_type for tensor in engine.tensors if tensor.name == name)
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def _module(name: str) -> Any:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    return importlib.import_module(name)
+
+
+def rehearsal_runner(model: Path, batch: int) -> tuple[Run, Callable[[], None]]:
+    """Return the same for the ONNX file on the CPU: its times mean nothing."""
+    loaded = load_model(model)
+    session = Session(loaded)
+    inputs = natural_inputs(signature_of(loaded), batch=batch)
+    return (lambda: session.run(inputs) and None), (lambda: None)
+
+
+def measure(run: Run, seconds: float) -> list[int]:
+    """Run for a while and return each run's time in nanoseconds."""
+    for _ in range(3):
+        run()
+    times: list[int] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not times:
+        start = time.perf_counter_ns()
+        run()
+        times.append(time.perf_counter_ns() - start)
+    return times
+
+
+class PowerMeter:
+    """The GPU's mean power while something runs, from the driver's own tool; `None` without one."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[list[float]]:
+        """Collect samples in watts, ten a second, into the list that is yielded; it is filled on leaving."""
+        samples: list[float] = []
+        if not self._enabled:
+            yield samples
+            return
+        command = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-i", "0", "-lms", "100"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield samples
+            finally:
+                process.terminate()
+                text = process.communicate(timeout=10)[0]
+        samples.extend(float(line) for line in text.split() if line.replace(".", "", 1).isdigit())
