@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["find_sizes", "natural_inputs", "usual_shapes"]
 
 _DEFAULT_SIZE = 16  # of a dynamic axis that is neither the batch nor part of an image
 _IMAGE_SIZE = 64
+_IMAGE_SIZE_AT_MOST = 512  # two free axes: larger squares only cost time
 # Tried in turn for the dynamic axes that are not the batch: images, sequences, then the odd ones.
 _TRIED_SIZES = (64, 16, 224, 1, 32, 256, 512, 128, 8, 320, 48, 2048, 4, 2, 3, 1024)
 
@@ -107,8 +109,14 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Gener
     raise ModelError(f"input '{spec.name}' has type {dtype}, for which no values can be made", hint="Give sample data.")
 
 
-def find_sizes(session: Session, signature: Signature, *, seed: int = 0) -> dict[str, int]:
+def find_sizes(session: Session, signature: Signature, *, seed: int = 0, budget_s: float = 10.0) -> dict[str, int]:
     """Find sizes for the dynamic axes with which the model runs, trying a few usual ones.
+
+    Args:
+        session: runs the model.
+        signature: of the same model.
+        seed: of the made values.
+        budget_s: no further size is tried after so many seconds.
 
     Returns:
         Sizes for `natural_inputs` and `resolve_shape`.
@@ -117,7 +125,10 @@ def find_sizes(session: Session, signature: Signature, *, seed: int = 0) -> dict
         ModelError: it ran with none of them; the message has the first failure.
     """
     first: ModelError | None = None
+    started = time.monotonic()
     for sizes in _candidates(signature):
+        if first is not None and time.monotonic() - started > budget_s:
+            break
         try:
             session.run(natural_inputs(signature, seed=seed, sizes=sizes))
         except ModelError as exc:
@@ -138,6 +149,7 @@ def _candidates(signature: Signature) -> Iterator[dict[str, int]]:
     }
     firsts = {spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
     free -= firsts
-    if free:
-        for size in _TRIED_SIZES:
+    limit = max(_TRIED_SIZES) if len(free) < 2 else _IMAGE_SIZE_AT_MOST
+    for size in _TRIED_SIZES if free else ():
+        if size <= limit:
             yield dict.fromkeys(free, size)

@@ -12,9 +12,10 @@ from repo_manager.onnx_model.shape_inference import infer_at
 from repo_manager.onnx_model.walk import node_graphs
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.operators import Site, macs_of, sites_of
-from repo_manager.sparsity.resolve import Resolver, Weight
+from repo_manager.sparsity.resolve import Resolver
 from repo_manager.sparsity.scope import Scope, scope_of
 from repo_manager.sparsity.shapes import caller_attribute, infer_function, shapes_in
+from repo_manager.sparsity.weight import Weight
 
 __all__ = ["Use", "uses_of"]
 
