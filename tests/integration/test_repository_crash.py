@@ -23,7 +23,7 @@ def run(tmp_path: Path, script: str, *arguments: object) -> Any:
         [sys.executable, str(SCRIPTS / script), str(tmp_path / "work"), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         check=False,
         timeout=390,
     )

@@ -20,7 +20,7 @@ def run(script: str, *arguments: object) -> Any:
             [sys.executable, str(here / script), str(Path(folder) / "work"), *map(str, arguments)],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": folder},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])},
             check=False,
             timeout=280,
         )

@@ -97,7 +97,12 @@ except RepositoryError as exc:
 def in_namespace(tmp_path: Path, script: str) -> str:
     (tmp_path / "tests_conftest.py").write_text(Path(__file__).with_name("conftest.py").read_text())
     (tmp_path / "publish.py").write_text(PUBLISH)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PY": sys.executable, "T": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        "PY": sys.executable,
+        "T": str(tmp_path),
+    }
     done = subprocess.run(
         [*NAMESPACE, "sh", "-ec", script], capture_output=True, text=True, env=environment, check=False, timeout=120
     )
