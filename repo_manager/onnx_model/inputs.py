@@ -147,6 +147,7 @@ def _candidates(signature: Signature) -> Iterator[dict[str, int]]:
         for axis, dim in enumerate(spec.shape or ())
         if not isinstance(dim, int) and axis > 0
     }
+    free = {symbol for symbol in free if "+" not in symbol and "*" not in symbol}
     firsts = {spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
     free -= firsts
     limit = max(_TRIED_SIZES) if len(free) < 2 else _IMAGE_SIZE_AT_MOST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -107,11 +108,10 @@ def resolve_shape(
     sizes = sizes or {}
     shape = []
     for axis, dim in enumerate(spec.shape or ()):
+        fallback = batch if axis == 0 else default
         size = sizes.get(f"{spec.name}:{axis}")
-        if size is None and isinstance(dim, str):
-            size = sizes.get(dim)
         if size is None:
-            size = dim if isinstance(dim, int) else (batch if axis == 0 else default)
+            size = dim if isinstance(dim, int) else _symbol_size(dim, sizes, fallback, default)
         if size < 0:
             raise ModelError(f"'{spec.name}' axis {axis} cannot have size {size}")
         shape.append(size)
@@ -120,4 +120,20 @@ def resolve_shape(
     return tuple(shape)
 
 
+def _symbol_size(symbol: str | None, sizes: Mapping[str, int], fallback: int, default: int) -> int:
+    """Return the size of a symbol, which can be a sum or product of others (`past_length + 1`)."""
+    if symbol is None:
+        return fallback
+    if symbol in sizes:
+        return sizes[symbol]
+    if not _EXPRESSION.fullmatch(symbol):
+        return fallback
+
+    def term(text: str) -> int:
+        return int(text) if text.isdecimal() else sizes.get(text, default)
+
+    return sum(math.prod(term(factor.strip()) for factor in part.split("*")) for part in symbol.split("+"))
+
+
+_EXPRESSION = re.compile(r"\w{1,80}(\s*[+*]\s*\w{1,80}){1,8}", re.ASCII)
 _MAX_ELEMENTS = 1 << 27  # half a gigabyte of float32; an 8K image has 100 million

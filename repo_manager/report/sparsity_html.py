@@ -8,7 +8,7 @@ import jinja2
 
 from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
 
-__all__ = ["sparsity_html"]
+__all__ = ["sparsity_page"]
 
 _STRIP_WIDTH = 1200.0
 # Okabe and Ito's palette, which stays apart for colour-blind readers; a letter says the same without colour.
@@ -106,7 +106,7 @@ class _Key:
     macs: int
 
 
-def sparsity_html(report: SparsityReport, *, title: str) -> str:
+def sparsity_page(report: SparsityReport, *, title: str) -> str:
     """Return the whole page; every name from the model is escaped.
 
     Args:

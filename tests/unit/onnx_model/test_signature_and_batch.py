@@ -80,6 +80,8 @@ def test_resolve_shape() -> None:
     assert resolve_shape(spec, batch=0, default=5) == (0, 3, 5, 5)
     assert resolve_shape(spec, batch=2, sizes={"H": 7, "x:3": 9, "N": 4}) == (4, 3, 7, 9)
     assert resolve_shape(TensorSpec("s", "int64", ())) == ()
+    cache = TensorSpec("mask", "int64", ("batch", "past + length", "2 * past"))
+    assert resolve_shape(cache, batch=3, sizes={"past": 5}, default=4) == (3, 9, 10)
     with pytest.raises(ModelError, match="too large"):
         resolve_shape(spec, default=10**6)
 

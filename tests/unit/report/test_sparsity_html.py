@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from support import onnx_models
 
-from repo_manager.report.sparsity_html import sparsity_html
+from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.sparsity import SparsityReport, sparsity_report
 
 VOID = {"meta", "br"}
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
 
 def page_of(report: SparsityReport) -> Page:
-    return Page(sparsity_html(report, title="model"))
+    return Page(sparsity_page(report, title="model"))
 
 
 def test_the_strip_is_the_network_by_compute() -> None:
@@ -59,7 +59,7 @@ def test_the_strip_is_the_network_by_compute() -> None:
 def test_hostile_names_stay_text() -> None:
     proto = onnx_models.mlp()
     proto.graph.node[0].name = "<script>alert(1)</script>\"'>"
-    text = sparsity_html(sparsity_report(proto), title="</title><script>")
+    text = sparsity_page(sparsity_report(proto), title="</title><script>")
     page = Page(text)
     assert not page.all("script")
     assert "<script>alert(1)</script>" in page.text
