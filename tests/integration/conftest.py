@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
@@ -60,3 +62,30 @@ def start_server() -> Iterator[Callable[[ServerOptions], EmbeddedServer]]:
     yield start
     for running in started:
         running.stop(deadline_s=2.0)
+
+
+class BothProtocols:
+    """A client that asks over gRPC and over HTTP, and holds the answers against each other."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._clients = [TritonClient.connect(url) for url in (server.grpc_url, server.http_url)]
+
+    def infer(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        first, second = (client.infer(*args, **kwargs) for client in self._clients)
+        assert first.keys() == second.keys()
+        for name, array in first.items():
+            assert array.dtype == second[name].dtype
+            np.testing.assert_array_equal(array, second[name])
+        return first
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@pytest.fixture
+def both(server: EmbeddedServer) -> Iterator[BothProtocols]:
+    """A client over both protocols at once: one load of a model serves both."""
+    connected = BothProtocols(server)
+    yield connected
+    connected.close()

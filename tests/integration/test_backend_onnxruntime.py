@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,19 @@ WAITING = "dynamic_batching { max_queue_delay_microseconds: 300000 preferred_bat
 
 
 @pytest.fixture
-def serve(repository: Path, client: TritonClient) -> Callable[..., str]:
-    """Write a model, load it, return its name."""
+def serve(repository: Path, client: TritonClient) -> Iterator[Callable[..., str]]:
+    """Write a model, load it, return its name; unloaded afterwards."""
+    names: list[str] = []
 
     def write_and_load(name: str, config: str | None, model: onnx.ModelProto | bytes) -> str:
         write_model(repository, name, config, {1: model})
+        names.append(name)
         client.load(name)
         return name
 
-    return write_and_load
+    yield write_and_load
+    for name in names:
+        client.unload(name)
 
 
 def at_once(server: EmbeddedServer, name: str, requests: list[dict[str, np.ndarray]]) -> list[Any]:
@@ -69,55 +73,55 @@ def at_once(server: EmbeddedServer, name: str, requests: list[dict[str, np.ndarr
     ],
 )
 def test_every_type_passes_unchanged_and_needs_no_config(
-    serve: Callable[..., str], any_client: TritonClient, kind: int, dtype: type
+    serve: Callable[..., str], both: Any, kind: int, dtype: type
 ) -> None:
     name = f"identity_{TensorProto.DataType.Name(kind).lower()}"
     graph = onnx_model([helper.make_node("Identity", ["x"], ["y"])], {"x": (kind, ["N", 3])}, {"y": (kind, ["N", 3])})
     serve(name, None, graph)
     if dtype is np.object_:
         values = np.array([["a", "", "ü€"], ["long " * 50, "c", "d"]], dtype=np.object_)
-        got = any_client.infer(name, 1, {"x": values})["y"]
+        got = both.infer(name, 1, {"x": values})["y"]
         assert [item.decode() for item in got.ravel()] == list(values.ravel())
         return
     values = np.array([[0, 1, 2], [3, 4, 100]]).astype(dtype)
-    got = any_client.infer(name, 1, {"x": values})["y"]
+    got = both.infer(name, 1, {"x": values})["y"]
     assert got.dtype == values.dtype
     np.testing.assert_array_equal(got, values)
 
 
-def test_a_scalar_without_batches_is_served_with_one_axis(serve: Callable[..., str], any_client: TritonClient) -> None:
+def test_a_scalar_without_batches_is_served_with_one_axis(serve: Callable[..., str], both: Any) -> None:
     graph = onnx_model([helper.make_node("Add", ["x", "x"], ["y"])], {"x": (F32, [])}, {"y": (F32, [])})
     serve("scalar", None, graph)
-    np.testing.assert_array_equal(any_client.infer("scalar", 1, {"x": np.array([4], np.float32)})["y"], [8])
+    np.testing.assert_array_equal(both.infer("scalar", 1, {"x": np.array([4], np.float32)})["y"], [8])
 
 
-def test_a_vector_of_scalars_is_batched_through_a_reshape(serve: Callable[..., str], any_client: TritonClient) -> None:
+def test_a_vector_of_scalars_is_batched_through_a_reshape(serve: Callable[..., str], both: Any) -> None:
     graph = onnx_model([helper.make_node("Add", ["x", "x"], ["y"])], {"x": (F32, ["N"])}, {"y": (F32, ["N"])})
     serve("vector", None, graph)
-    got = any_client.infer("vector", 1, {"x": np.array([[1], [2]], np.float32)})["y"]
+    got = both.infer("vector", 1, {"x": np.array([[1], [2]], np.float32)})["y"]
     np.testing.assert_array_equal(got, [[2], [4]])
 
 
-def test_an_empty_axis(serve: Callable[..., str], any_client: TritonClient) -> None:
+def test_an_empty_axis(serve: Callable[..., str], both: Any) -> None:
     graph = onnx_model(
         [helper.make_node("Concat", ["x", "x"], ["y"], axis=1)], {"x": (F32, ["N", "M"])}, {"y": (F32, ["N", "K"])}
     )
     serve("empty", None, graph)
-    assert any_client.infer("empty", 1, {"x": np.zeros((2, 0), np.float32)})["y"].shape == (2, 0)
+    assert both.infer("empty", 1, {"x": np.zeros((2, 0), np.float32)})["y"].shape == (2, 0)
 
 
-def test_only_the_outputs_asked_for_are_returned(serve: Callable[..., str], any_client: TritonClient) -> None:
+def test_only_the_outputs_asked_for_are_returned(serve: Callable[..., str], both: Any) -> None:
     nodes = [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Abs", ["x"], ["b"])]
     graph = onnx_model(nodes, {"x": (F32, ["N", 2])}, {"a": (F32, ["N", 2]), "b": (F32, ["N", 2])})
     serve("two_outputs", None, graph)
     x = np.array([[-1, 2]], np.float32)
-    assert list(any_client.infer("two_outputs", 1, {"x": x}, outputs=["b"])) == ["b"]
-    both = any_client.infer("two_outputs", 1, {"x": x})
+    assert list(both.infer("two_outputs", 1, {"x": x}, outputs=["b"])) == ["b"]
+    both = both.infer("two_outputs", 1, {"x": x})
     np.testing.assert_array_equal(both["a"], -x)
     np.testing.assert_array_equal(both["b"], abs(x))
 
 
-def test_an_optional_input_may_be_left_out(serve: Callable[..., str], any_client: TritonClient) -> None:
+def test_an_optional_input_may_be_left_out(serve: Callable[..., str], both: Any) -> None:
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "w"], ["y"])],
         "g",
@@ -133,8 +137,8 @@ def test_an_optional_input_may_be_left_out(serve: Callable[..., str], any_client
     )
     serve("optional", config, model)
     x = np.array([1, 1], np.float32)
-    np.testing.assert_array_equal(any_client.infer("optional", 1, {"x": x})["y"], [2, 3])
-    np.testing.assert_array_equal(any_client.infer("optional", 1, {"x": x, "w": x})["y"], [1, 1])
+    np.testing.assert_array_equal(both.infer("optional", 1, {"x": x})["y"], [2, 3])
+    np.testing.assert_array_equal(both.infer("optional", 1, {"x": x, "w": x})["y"], [1, 1])
 
 
 def test_requests_are_joined_into_one_run(

@@ -58,7 +58,7 @@ class TritonPythonModel:
         fed = {**inputs, **optional}
         self._run = session._sess.run  # the public method checks the names of every call; check() has done so once
         self._batched = bool(config.get("max_batch_size"))
-        self._outputs = [entry["name"] for entry in config["output"]]
+        self._outputs = tuple(entry["name"] for entry in config["output"])
         self._scalar_inputs = {name for name, tensor in fed.items() if not tensor.dims}
         self._strings = {name for name, tensor in fed.items() if tensor.data_type == "TYPE_STRING"}
         self._output_shapes = {
@@ -115,18 +115,21 @@ class TritonPythonModel:
     def _wanted(self, request: Any) -> tuple[str, ...]:
         """Return the outputs that a request asks for, those of the model in the model's order."""
         if self._one_output:
-            return tuple(self._outputs)
+            return self._outputs
         wanted = set(request.requested_output_names())
-        return tuple(name for name in self._outputs if name in wanted) or tuple(self._outputs)
+        return tuple(name for name in self._outputs if name in wanted) or self._outputs
 
     def _group_of(self, request: Any, feed: dict[str, Array]) -> tuple[Any, ...]:
         """Return what two requests must have in common to run as one."""
-        shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
-        return (self._wanted(request), *shapes)
+        if self._single is not None:
+            return self._wanted(request), feed[self._single].shape[1:]
+        return self._wanted(request), *((name, feed[name].shape[1:]) for name in sorted(feed))
 
     def _run_alone(self, outputs: tuple[str, ...], feed: dict[str, Array]) -> Any:
         try:
-            arrays = self._run(list(outputs), feed, None)
+            arrays = self._run(outputs, feed, None)
+            if self._one_output and self._plain:
+                return pb_utils.InferenceResponse([pb_utils.Tensor(outputs[0], arrays[0])])
             return pb_utils.InferenceResponse([self._tensor(*pair) for pair in zip(outputs, arrays, strict=True)])
         except Exception as exc:  # noqa: BLE001 - see execute
             return _error(exc)
@@ -139,7 +142,7 @@ class TritonPythonModel:
         total = sum(sizes)
         try:
             feed = {name: self._joined(name, [each[name] for _, each in members], total) for name in first}
-            arrays = self._run(list(outputs), feed, None)
+            arrays = self._run(outputs, feed, None)
             if any(array.ndim == 0 or array.shape[0] != total for array in arrays):
                 return None
             responses, start = [], 0
