@@ -108,7 +108,7 @@ def loadtest(
         replay=replay,
         until_saturation=until_saturation,
         batch_size=batch_size,
-        shapes=parse_shapes(shape),
+        shapes=_shapes(terminal, shape, (name, version), repository, local=metrics_url is not None),
         data=data,
         seed=seed,
         warmup_s=warmup,
@@ -165,6 +165,21 @@ def _raise_for(verdict: Verdict | None, *, failed: bool) -> None:
 def _split(texts: list[str] | None) -> list[str]:
     """Several gates may stand in one text, separated by commas."""
     return [part.strip() for text in texts or [] for part in text.split(",") if part.strip()]
+
+
+def _shapes(
+    terminal: Terminal, texts: list[str] | None, target: tuple[str, int | None], repository: Path | None, *, local: bool
+) -> dict[str, tuple[int, ...]]:
+    """Return the sizes given, and for a model of our own repository those of its golden sample for the rest."""
+    from repo_manager.pipeline.load_shapes import golden_shapes
+
+    given = parse_shapes(texts)
+    known = golden_shapes(resolve_repository(repository), *target) if local or repository is not None else {}
+    taken = {name: shape for name, shape in known.items() if name not in given}
+    if taken:
+        listed = ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in taken.items())
+        terminal.note(f"Sizes of dynamic axes as in the version's golden sample: {listed} (--shape changes them)")
+    return {**taken, **given}
 
 
 def _target(url: str | None, repository: Path | None, protocol: str | None) -> tuple[str, str | None]:

@@ -74,6 +74,10 @@ def serve(
             terminal.warn(f"{name} did not load: {reason}")
         if json:
             terminal.result({**urls, "pid": server.pid, "log": server.log_path, "failures": server.failures})
+        if not load and not server.options.load:
+            terminal.note(
+                "No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all."
+            )
         terminal.note(f"Ready: {server.http_url}  {server.grpc_url}  {server.metrics_url} (Ctrl-C stops it)")
 
     serve_until_ended(options, on_ready=on_ready, log_output=None if quiet else sys.stderr)

@@ -226,6 +226,7 @@ def _details(
     """Collect what the manifest records beyond the files."""
     converted = as_json(conversion)
     sparsity = converted.pop("sparsity")
+    converted["files"] = [path.name for path in conversion.files]  # where they lay meanwhile is nobody's business
     return {
         "source": {"path": source.path.name, "digest": source.digest, "size_bytes": source.size_bytes},
         "precision": conversion.precision,
