@@ -29,9 +29,9 @@ from repo_manager.engine.profiles import ShapeRange
 from repo_manager.engine.progress import BuildProgress, monitor_for
 from repo_manager.engine.timing_cache import default_cache_path, load_timing_cache, merge_timing_cache
 from repo_manager.errors import EngineError
-from repo_manager.files import fsync_directory, sha256_file
+from repo_manager.files import fsync_directory
 from repo_manager.onnx_model import Model
-from repo_manager.types import Backend, Digest, Precision
+from repo_manager.types import Backend, Precision
 
 __all__ = ["EngineBuild", "build_engine"]
 
@@ -42,8 +42,7 @@ class EngineBuild:
 
     Attributes:
         path: the engine's file.
-        digest: of that file.
-        size_bytes: likewise.
+        size_bytes: of that file.
         backend: which Triton backend loads it.
         version: of the library that built it, and that has to load it.
         gpu: the GPU it was built on; `None` without one (TensorRT-RTX).
@@ -58,7 +57,6 @@ class EngineBuild:
     """
 
     path: Path = dataclasses.field(metadata={"json": False})
-    digest: Digest
     size_bytes: int
     backend: Backend
     version: str
@@ -119,7 +117,6 @@ def build_engine(
     gpus = find_gpus()
     return EngineBuild(
         path=output,
-        digest=sha256_file(output),
         size_bytes=output.stat().st_size,
         backend=able.backend,
         version=able.version,
