@@ -6,9 +6,7 @@ import dataclasses
 import struct
 import urllib.parse
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError
-
+from repo_manager.loadtest.hpack import Decoder, HpackError, encode_integer, encode_literal
 from repo_manager.loadtest.wire import Endpoint
 
 __all__ = [
@@ -84,31 +82,13 @@ def request_blocks(endpoint: Endpoint, *, indexed: bool) -> tuple[bytes, bytes]:
     static = bytes((0x80 | 3, 0x80 | 6))  # :method POST, :scheme http
     if sum(len(name) + len(value) + 32 for name, value in fields) > 4096:
         indexed = False
-    literal = b"".join(_literal(name, value, 0x40 if indexed else 0x00) for name, value in fields)
+    literal = b"".join(encode_literal(name, value, indexed=indexed) for name, value in fields)
     if not indexed:
         return static + literal, static + literal
     # The newest entry has index 62 (RFC 7541, 2.3.3), so the first field entered has the highest.
     count = len(fields)
-    indices = b"".join(_integer(62 + count - 1 - place, 7, 0x80) for place in range(count))
+    indices = b"".join(encode_integer(62 + count - 1 - place, 7, 0x80) for place in range(count))
     return static + literal, static + indices
-
-
-def _integer(value: int, prefix_bits: int, first: int) -> bytes:
-    """Encode an HPACK integer (RFC 7541, 5.1)."""
-    limit = (1 << prefix_bits) - 1
-    if value < limit:
-        return bytes((first | value,))
-    out, value = [first | limit], value - limit
-    while value >= 128:
-        out.append(value % 128 + 128)
-        value //= 128
-    return bytes((*out, value))
-
-
-def _literal(name: str, value: str, kind: int) -> bytes:
-    """Encode one field with a literal name and value, not Huffman-coded."""
-    raw_name, raw_value = name.encode("ascii"), value.encode("utf-8")
-    return bytes((kind,)) + _integer(len(raw_name), 7, 0) + raw_name + _integer(len(raw_value), 7, 0) + raw_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +136,8 @@ class BlockReader:
             start = bool(flags & _PADDED) + 5 * bool(flags & _PRIORITY)
             block = block[start : len(block) - padding]
         try:
-            fields = {_text(name): _text(value) for name, value in self._decoder.decode(block, raw=True)}
-        except HPACKError as exc:
+            fields = dict(self._decoder.decode(block))
+        except HpackError as exc:
             return f"the server's header block cannot be decoded: {exc}"
         is_end = bool(flags & 0x1)
         problem = _problem_of(fields, is_end=is_end)
@@ -169,10 +149,6 @@ class BlockReader:
         elif not is_end and problem is None and len(self.initial) < _KNOWN_BLOCKS:
             self.initial.add(block)
         return problem
-
-
-def _text(raw: bytes | str) -> str:
-    return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
 
 
 def _problem_of(fields: dict[str, str], *, is_end: bool) -> str | None:
