@@ -159,7 +159,10 @@ def _raise_for(verdict: Verdict | None, *, failed: bool) -> None:
     if outcome == "fail":
         raise GateError("A gate failed", hint="See the table of gates above.")
     if outcome == "inconclusive":
-        raise InconclusiveError("The measurement does not decide", hint="Measure longer (--duration).")
+        raise InconclusiveError(
+            "The measurement does not decide",
+            hint="The gates' table says why: measure longer (--duration), or on a quieter machine.",
+        )
 
 
 def _split(texts: list[str] | None) -> list[str]:
