@@ -29,7 +29,8 @@ def from_npz(path: Path, signature: Signature) -> CalibrationData:
         CalibrationError: unreadable, pickled, or it does not fit the model.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves the file open when its content is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise CalibrationError(f"{path}: not an .npz archive")
             check_names(dict.fromkeys(archive.files), signature, str(path))
@@ -80,12 +81,10 @@ def _unreadable(path: Path, exc: BaseException) -> CalibrationError:
 
 def _load(path: Path) -> Array:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as exc:
+        array: Array = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]  # NumPy has no hints here
+    except (OSError, ValueError, EOFError, MemoryError) as exc:
         raise _unreadable(path, exc) from exc
-    if not isinstance(array, np.ndarray):
-        raise CalibrationError(f"{path}: not an .npy file")
-    return array
+    return array  # object arrays were refused: they cannot be mapped
 
 
 def _stacked(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
-from repo_manager.errors import ModelError
+from repo_manager.errors import ModelError, UsageError
 from repo_manager.precision.draft import Array, Draft
 from repo_manager.precision.keep import Keep
 from repo_manager.precision.lower import lower
@@ -18,7 +18,7 @@ from repo_manager.precision.overflow import overflowing_nodes
 from repo_manager.precision.prepare import prepare
 from repo_manager.precision.quantize import quantize
 from repo_manager.precision.quantize_plan import plan_quantization
-from repo_manager.precision.ranges import largest_values
+from repo_manager.precision.ranges import largest_values, percentile_values
 from repo_manager.precision.rounding import rounded
 from repo_manager.types import Precision
 
@@ -31,6 +31,7 @@ _LOW = {
     Precision.BF16: TensorProto.BFLOAT16,
 }
 _STAGE: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+METHODS = ("minmax", "percentile")
 _QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 
 
@@ -68,7 +69,7 @@ class Builder:
 
     Raises:
         ModelError: the source's operators cannot take this precision.
-        UsageError: a `keep_fp32` pattern names nothing.
+        UsageError: a `keep_fp32` pattern names nothing, or an unknown calibration method.
     """
 
     def __init__(
@@ -86,6 +87,10 @@ class Builder:
         self.keep = keep
         self.samples = samples
         self.folder = folder
+        if options.calibration_method not in METHODS:
+            raise UsageError(f"calibration method {options.calibration_method!r} is not one of {', '.join(METHODS)}")
+        if not 0 < options.percentile <= 100:
+            raise UsageError(f"percentile is {options.percentile:g}, and has to be above 0 and at most 100")
         if self.quantizes and (found := _already_quantized(draft)):
             raise ModelError(
                 f"the model is quantised already: node '{found.name}' is a {found.op_type}",
@@ -115,6 +120,12 @@ class Builder:
         """Say whether keeping a node would change an INT8 candidate: whether it is quantised."""
         return name in self.quantized
 
+    def _ranges(self, values: Sequence[str]) -> dict[str, float]:
+        largest = largest_values(self.draft, values, self.samples, self.folder)
+        if self.options.calibration_method == "minmax":
+            return largest
+        return percentile_values(self.draft, largest, self.samples, self.folder, self.options.percentile)
+
     def build(self, also_keep: Iterable[str] = ()) -> Candidate:
         """Build the candidate, with further nodes (by name) left in FP32."""
         keep = self.keep.also(dict.fromkeys(also_keep, "needed for the drift to pass (auto_keep)"))
@@ -125,7 +136,7 @@ class Builder:
             kept.update(plan.kept)
             self.quantized = frozenset(plan.nodes)
             missing = [value for value in plan.values if value not in self.ranges]
-            self.ranges.update(largest_values(draft, missing, self.samples, self.folder))
+            self.ranges.update(self._ranges(missing))
             draft = quantize(draft, plan, self.ranges)
             stages.append(("int8", draft))
         low = _LOW.get(self.precision)

@@ -15,7 +15,10 @@ from repo_manager.precision.draft import Array, Draft, unique_name
 from repo_manager.precision.value_types import infer_types, type_table
 from repo_manager.precision.writer import write_draft
 
-__all__ = ["float_values", "largest_values"]
+__all__ = ["float_values", "largest_values", "percentile_values"]
+
+_BINS = 2048
+_VALUES_A_RUN = 32  # activations that leave ONNX Runtime at a time: bounds the memory
 
 Sample = Mapping[str, Array]
 
@@ -68,3 +71,42 @@ def largest_values(draft: Draft, values: Sequence[str], samples: Iterable[Sample
                 )
             largest[value] = max(largest[value], float(np.abs(extremes).max()))
     return largest
+
+
+def percentile_values(
+    draft: Draft, largest: Mapping[str, float], samples: Iterable[Sample], folder: Path, percentile: float
+) -> dict[str, float]:
+    """Return, for each value, the absolute size that `percentile` percent of its numbers do not exceed.
+
+    A histogram of 2048 bins per value, up to its largest size, summed over the samples; no activation is kept.
+
+    Args:
+        draft: the float32 model.
+        largest: value -> its largest absolute size on the same samples.
+        samples: inputs; iterated several times.
+        folder: for temporary models.
+        percentile: in percent, above 0 and up to 100.
+
+    Raises:
+        ModelError: ONNX Runtime does not run the model on a sample.
+    """
+    values = list(largest)
+    result: dict[str, float] = {}
+    for start in range(0, len(values), _VALUES_A_RUN):
+        part = values[start : start + _VALUES_A_RUN]
+        probe = draft.copy()
+        del probe.graph.output[:]
+        for value in part:
+            probe.graph.output.append(onnx.ValueInfoProto(name=value))
+            probe.graph.output[-1].type.tensor_type.elem_type = TensorProto.FLOAT
+        session = Session(write_draft(probe, folder / "percentile.onnx").files[0])
+        counts = {value: np.zeros(_BINS, np.int64) for value in part}
+        for sample in samples:
+            for value, found in session.run(sample).items():
+                end = largest[value] or 1.0
+                counts[value] += np.histogram(np.abs(found), _BINS, (0.0, end))[0]
+        for value, histogram in counts.items():
+            share = np.cumsum(histogram) / max(1, histogram.sum())
+            bin_index = int(np.searchsorted(share, percentile / 100.0))
+            result[value] = largest[value] * min(bin_index + 1, _BINS) / _BINS
+    return result

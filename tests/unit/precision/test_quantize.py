@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
-from repo_manager.errors import CalibrationError, ModelError
+from repo_manager.errors import CalibrationError, ModelError, UsageError
 from repo_manager.precision.candidate import Builder
 from repo_manager.precision.keep import Keep
 from repo_manager.precision.options import ConvertOptions
 from repo_manager.precision.prepare import prepare
 from repo_manager.precision.quantize import channel_scales, quantize, to_int8
 from repo_manager.precision.quantize_plan import plan_quantization
-from repo_manager.precision.ranges import largest_values
+from repo_manager.precision.ranges import largest_values, percentile_values
 from repo_manager.precision.source import draft_of
 from repo_manager.types import Precision
 
@@ -217,3 +217,32 @@ def test_not_worse_than_onnx_runtimes_own_quantizer(cnn, run, tmp_path):
         return sum(np.linalg.norm(a - b) for a, b in zip(results, truth, strict=True))
 
     assert error([run(ours, s)["y"] for s in samples]) <= 1.1 * error([theirs.run(s)["y"] for s in samples])
+
+
+def test_percentile_clips_the_rarest(save, tmp_path):
+    model = save([node("Relu", ["x"], ["y"])], {"x": ["N"]}, {"y": ["N"]})
+    x = np.linspace(-1, 1, 10000).astype(np.float32)
+    x[0] = -500.0
+    samples = [{"x": x}]
+    draft = draft_of(model)
+    largest = largest_values(draft, ["x", "y"], samples, tmp_path)
+    assert largest == {"x": 500.0, "y": 1.0}
+    clipped = percentile_values(draft, largest, samples, tmp_path, 99.9)
+    assert clipped["x"] <= 1.0
+    assert clipped["y"] == pytest.approx(1.0, abs=2e-3)
+    assert percentile_values(draft, largest, samples, tmp_path, 100.0) == largest
+
+
+@pytest.mark.parametrize("options", [{"calibration_method": "entropy"}, {"percentile": 0}, {"percentile": 100.5}])
+def test_wrong_options_are_usage_errors(cnn, tmp_path, options):
+    with pytest.raises(UsageError):
+        Builder(draft_of(cnn), Precision.INT8, ConvertOptions(**options), [], tmp_path)
+
+
+def test_percentile_through_the_builder(cnn, run, tmp_path):
+    samples = [{"x": floats(2, 3, 8, 8)} for _ in range(4)]
+    options = ConvertOptions(calibration_method="percentile", percentile=99.0)
+    builder = Builder(draft_of(cnn), Precision.INT8, options, samples, tmp_path)
+    candidate = builder.build()
+    assert 0 < builder.ranges["x"] < max(float(np.abs(s["x"]).max()) for s in samples)
+    assert run(candidate.draft, samples[0])["y"].shape == (2, 5)
