@@ -223,7 +223,7 @@ def _label_differences(folder: Path, existing: ModelConfig, config: ModelConfig)
             continue
         file = old_names.get(output.name, "")
         text = (folder / file).read_text(encoding="utf-8") if file and (folder / file).is_file() else None
-        if text is None or text.split() != labels_text(labels).split():
+        if text is None or tuple(line.rstrip() for line in text.splitlines()) != labels:
             state = "has no labels" if text is None else f"has other labels in {file}"
             found.append(f"output {output.name!r} {state}")
     return found

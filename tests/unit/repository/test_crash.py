@@ -30,7 +30,7 @@ def run(script: str, *arguments: object) -> Any:
 
 def test_killed_at_calls_spread_over_every_operation() -> None:
     """Every call is in tests/integration/test_repository_crash.py."""
-    points = run("crash_points.py", 23)
+    points = run("crash_points.py", 41)
     assert len(points) == 18
     assert all(count >= 1 for count in points.values()), points
 
