@@ -53,12 +53,14 @@ class EngineSource:
         batched: whether its first axis is a batch axis.
         max_batch_size: of the config; `0` and `None` take the profile's default.
         sparsity: of the converted file; `None` makes the report here.
+        sample: input -> shape of a sample that the model runs with, batch axis included; `None` looks for one.
     """
 
     precision: Precision = Precision.FP32
     batched: bool = True
     max_batch_size: int | None = None
     sparsity: SparsityReport | None = None
+    sample: Mapping[str, tuple[int, ...]] | None = None
 
 
 def build_artifact(
@@ -124,7 +126,7 @@ def _free_ranges(model: Model, source: EngineSource, options: EngineOptions) -> 
     signature = signature_of(model)
     if all(spec.name in options.shapes for spec in signature.inputs):
         return {}
-    return find_dim_ranges(model, signature, batched=source.batched)
+    return find_dim_ranges(model, signature, batched=source.batched, sample=source.sample)
 
 
 def _check_precision(build: EngineBuild) -> None:

@@ -102,11 +102,19 @@ def derive_profile(
     return profile
 
 
-def find_dim_ranges(model: Model, signature: Signature, *, batched: bool) -> dict[str, DimRange]:
+def find_dim_ranges(
+    model: Model, signature: Signature, *, batched: bool, sample: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, DimRange]:
     """Find ranges for the dynamic dimensions other than the batch, each end proven by running the model.
 
-    `opt` is a size that works in ONNX Runtime; `min` is 1 and `max` four times `opt` where the model
-    runs with those too, else `opt`.
+    `opt` is the sample's size, or one that works in ONNX Runtime; `min` is 1 and `max` four times `opt`
+    where the model runs with those too, else `opt`.
+
+    Args:
+        model: the model to try sizes on.
+        signature: of the same model.
+        batched: whether the first axis is a batch axis, which has its own range.
+        sample: input -> shape of real data, batch axis included; `None` looks for sizes.
 
     Returns:
         Symbol, or `input:axis` for a dimension without a name, -> range; empty when there is none.
@@ -118,10 +126,12 @@ def find_dim_ranges(model: Model, signature: Signature, *, batched: bool) -> dic
     if not keys:
         return {}
     session = Session(model)
-    samples = natural_inputs(signature, sizes=find_sizes(session, signature))
+    if sample is None:
+        made = natural_inputs(signature, sizes=find_sizes(session, signature))
+        sample = {name: array.shape for name, array in made.items()}
     usual: dict[str, int] = {}
     for spec in signature.inputs:
-        for axis, size in enumerate(samples[spec.name].shape):
+        for axis, size in enumerate(sample[spec.name]):
             usual.setdefault(_key(spec, axis), size)
     opt = {key: max(usual[key], 1) for key in keys}
     low = _if_it_runs(session, signature, dict.fromkeys(keys, 1)) or opt

@@ -181,13 +181,15 @@ def _add_model(
     output.parent.mkdir()
     conversion = convert(model, options.precision, output, calibration=calibration, options=options.convert)
     report(f"Building for the {target.choice.backend} backend ({target.choice.reason})")
+    sample = _sample(model, signature, calibration)
+    shapes = {name: array.shape for name, array in sample.items()}
     artifact = build_artifact(
         conversion.files,
         target.choice.backend,
-        source=EngineSource(options.precision, axis.batched, config.max_batch_size, conversion.sparsity),
+        source=EngineSource(options.precision, axis.batched, config.max_batch_size, conversion.sparsity, shapes),
         options=options.engine,
     )
-    golden, golden_facts = golden_sample(output, _sample(model, signature, calibration), options.precision)
+    golden, golden_facts = golden_sample(output, sample, options.precision)
     golden_path = target.work / GOLDEN_FILE_NAME
     write_golden(golden_path, golden)
     files: dict[str, Path] = {**artifact.files, GOLDEN_FILE_NAME: golden_path}

@@ -107,3 +107,15 @@ def test_free_axes_are_proven_by_running_the_model(tmp_path: Path) -> None:
 def test_a_model_without_free_axes_is_not_run(tmp_path: Path) -> None:
     model = load_model(onnx_models.save(onnx_models.mlp(), tmp_path / "m.onnx"))
     assert find_dim_ranges(model, signature_of(model), batched=True) == {}
+
+
+def test_a_sample_decides_what_the_engine_is_tuned_for(tmp_path: Path) -> None:
+    model = load_model(onnx_models.save(onnx_models.cnn(size=None), tmp_path / "m.onnx"))
+    (spec,) = signature_of(model).inputs
+    assert spec.shape is not None
+    channels = spec.shape[1]
+    assert isinstance(channels, int)
+    ranges = find_dim_ranges(model, signature_of(model), batched=True, sample={spec.name: (1, channels, 24, 40)})
+    profile = derive_profile(signature_of(model), batched=True, max_batch_size=2, free=ranges)[spec.name]
+    assert profile.opt == (2, channels, 24, 40)
+    assert profile.max[2:] == (96, 160)
