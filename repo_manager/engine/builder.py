@@ -21,14 +21,14 @@ from repo_manager.engine.configure import add_profile, create_config, hold_wide_
 from repo_manager.engine.evidence import BuilderEvidence, read_evidence
 from repo_manager.engine.gpu import find_gpus
 from repo_manager.engine.layer_precision import LayerPrecision, compare_precision
-from repo_manager.engine.layers import EngineLayer, layers_from_log
+from repo_manager.engine.layers import EngineLayer, layers_from_inspector, layers_from_log
 from repo_manager.engine.network import create_builder, parse_network
 from repo_manager.engine.options import EngineOptions, check_options
 from repo_manager.engine.prepare import named_graph
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.engine.progress import BuildProgress, monitor_for
 from repo_manager.engine.timing_cache import default_cache_path, load_timing_cache, merge_timing_cache
-from repo_manager.errors import EngineError
+from repo_manager.errors import EngineError, ModelError
 from repo_manager.files import fsync_directory
 from repo_manager.onnx_model import Model
 from repo_manager.types import Backend, Precision
@@ -113,7 +113,7 @@ def build_engine(
         raise
     seconds = time.monotonic() - started
     messages = work.log.messages
-    layers = layers_from_log(messages)
+    layers = layers_from_log(messages) or _inspected(library, able, output)
     gpus = find_gpus()
     return EngineBuild(
         path=output,
@@ -193,6 +193,26 @@ def _write(plan: Any, output: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_directory(output.parent)
+
+
+def _inspected(library: ModuleType, able: Capabilities, plan: Path) -> tuple[EngineLayer, ...]:
+    """Ask the engine inspector where the log listed nothing; it loads the plan, so it needs the GPU."""
+    if not able.needs_gpu:
+        return ()
+    log = BuildLog()
+    logger = logger_for(library, log)
+    runtime = library.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise EngineError(
+            f"{plan}: the plan that was just built does not load: {'; '.join(log.errors) or 'no reason given'}",
+            hint="Check that the driver fits this TensorRT (nvidia-smi), and that the GPU has memory left.",
+        )
+    try:
+        text = engine.create_engine_inspector().get_engine_information(library.LayerInformationFormat.JSON)
+        return layers_from_inspector(text)
+    except ModelError:  # a plan of less detail than `detailed` has names only: nothing can be read back
+        return ()
 
 
 def _gpu_kind(able: Capabilities) -> str:
