@@ -30,6 +30,7 @@ __all__ = ["Model", "load_model", "parameter_count"]
 
 MAX_FILE_BYTES = (1 << 31) - 1
 """protobuf's limit for one message, and so for one .onnx file without its external data."""
+_READ_WHOLE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,12 @@ def _file_size(path: Path) -> int:
 
 def _read_graph(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
     marker = b"repo-manager:cut:" + secrets.token_bytes(16)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        serialised, blobs = cut_weights(data, marker)
+    with path.open("rb") as file:
+        if path.stat().st_size <= _READ_WHOLE_BYTES:  # a mapped file that shrinks meanwhile ends the process
+            serialised, blobs = cut_weights(file.read(), marker)
+        else:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                serialised, blobs = cut_weights(data, marker)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(serialised)

@@ -159,20 +159,21 @@ def magnitude_prune(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, 
     run = math.prod(array.shape[axis % array.ndim + 1 :])
     values = array.reshape(-1, GROUP, run)
     new = np.empty_like(values)
-    zero = np.zeros((), array.dtype)
+    bits = f"u{array.dtype.itemsize}"
     step = max(1, _BLOCK_ELEMENTS // (GROUP * run)) if run else 1
-    count, lost, total = 0, 0.0, 0.0
+    count, kept, total = 0, 0.0, 0.0
     for start in range(0, values.shape[0], step):
-        block = values[start : start + step]
-        removed = nonzero(block)
-        removed &= ~_mask_block(block)
-        new[start : start + step] = np.where(removed, zero, block)
-        count += int(np.count_nonzero(removed))
+        block, target = values[start : start + step], new[start : start + step]
+        filled = nonzero(block)
+        keep = _mask_block(block) | ~filled
+        # Bits times 0 or 1: many times faster than a choice per value, which no processor can foresee.
+        np.multiply(block.view(bits), keep.view(np.uint8), out=target.view(bits))
+        count += int(np.count_nonzero(keep < filled))
         with np.errstate(over="ignore", invalid="ignore"):
-            sizes = np.abs(block.astype(np.float32, copy=False))
-            total += float(sizes.sum(dtype=np.float64))
-            lost += float(sizes[removed].sum(dtype=np.float64))
-    return new.reshape(array.shape), count, lost / total if total and math.isfinite(total) else 0.0
+            total += float(np.abs(block.astype(np.float32, copy=False)).sum())
+            kept += float(np.abs(target.astype(np.float32, copy=False)).sum())
+    lost = (total - kept) / total if count and total and math.isfinite(total) else 0.0
+    return new.reshape(array.shape), count, lost
 
 
 def _mask_block(values: NDArray[Any]) -> NDArray[np.bool_]:

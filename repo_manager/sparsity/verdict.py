@@ -41,6 +41,8 @@ def obstacle_of(use: Use) -> tuple[Verdict, str] | None:
         return Verdict.DYNAMIC, "dynamic weight: it is computed at run time, the builder cannot see its zeros"
     if site.unsupported is not None:
         return Verdict.UNSUPPORTED, site.unsupported
+    if weight.dtype.startswith(("complex", "bool")):
+        return Verdict.UNSUPPORTED, f"{weight.dtype}: there are no sparse kernels for it"
     if site.axis is None or not -len(weight.shape) <= site.axis < len(weight.shape):
         return Verdict.UNSUPPORTED, f"a weight of shape {list(weight.shape)} has no reduction axis here"
     if weight.size == 0:

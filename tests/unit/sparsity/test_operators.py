@@ -421,3 +421,11 @@ def test_constants_that_double_at_each_step_do_not_hang() -> None:
     proto = onnx_models.model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], weights)
     first, _ = layers_of(proto)
     assert first.verdict is Verdict.NOT_24
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_weights_are_judged_without_a_crash(dtype: type, tmp_path: Path) -> None:
+    proto = one("MatMul", np.ones((8, 4), np.float32), ["x", "w"])
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((8, 4), dtype), "w"))
+    (layer,) = layers_of(proto, tmp_path)
+    assert layer.verdict is Verdict.UNSUPPORTED
