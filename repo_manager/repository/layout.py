@@ -25,6 +25,8 @@ __all__ = [
     "MANIFEST_FILENAME",
     "STATE_FILENAME",
     "check_file_name",
+    "check_no_link",
+    "find_folder",
     "model_path",
     "open_repository",
     "triton_version",
@@ -108,14 +110,38 @@ def model_path(root: Path, name: str) -> Path:
         RepositoryError: the name is not valid, or something other than a real folder stands there.
     """
     path = root / validate_model_name(name)
+    check_no_link(path)
+    if path.exists() and not path.is_dir():
+        raise RepositoryError(f"{path} is a file, and a model needs a folder of that name", hint="Remove the file.")
+    return path
+
+
+def check_no_link(path: Path) -> None:
+    """Refuse to change anything through a symbolic link.
+
+    Raises:
+        RepositoryError: `path` is one.
+    """
     if path.is_symlink():
         raise RepositoryError(
             f"{path} is a symbolic link to {path.readlink()}",
             hint="Replace the link by the folder itself; what lies outside the repository can change unseen.",
         )
-    if path.exists() and not path.is_dir():
-        raise RepositoryError(f"{path} is a file, and a model needs a folder of that name", hint="Remove the file.")
-    return path
+
+
+def find_folder(root: Path, name: str) -> Path | None:
+    """Return the folder of a model that is there, whatever Triton lets it be called; `None` when there is none.
+
+    Others' models may have names that `validate_model_name` refuses, or be links. They can be looked at all the same.
+
+    Args:
+        root: the repository's real path.
+        name: one path component; anything that could lead elsewhere finds nothing.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        return None
+    path = root / name
+    return path if path.is_dir() else None
 
 
 def check_file_name(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.files import write_atomic
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import model_path, open_repository
+from repo_manager.repository.layout import check_no_link, find_folder, open_repository
 from repo_manager.repository.scan import existing_versions
 from repo_manager.repository.staging import staged
 from repo_manager.repository.state import (
@@ -118,12 +118,13 @@ def model_states(repository: Path) -> dict[str, ModelState]:
 
 
 def existing_model(root: Path, name: str) -> Path:
-    """Return a model's folder.
+    """Return the folder of a model that is going to be changed, or whose record is read.
 
     Raises:
-        RepositoryError: there is none of that name.
+        RepositoryError: there is none of that name, or it is a symbolic link.
     """
-    folder = model_path(root, name)
-    if not folder.is_dir():
+    folder = find_folder(root, name)
+    if folder is None:
         raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
+    check_no_link(folder)
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import MANIFEST_FILENAME, model_path, open_repository, version_number
+from repo_manager.repository.layout import MANIFEST_FILENAME, find_folder, open_repository, version_number
 from repo_manager.repository.manifest import Manifest, read_manifest
 from repo_manager.triton_config import CONFIG_FILENAME, parse_config, version_policy
 from repo_manager.triton_config.text_fields import canonical_values
@@ -112,7 +112,7 @@ def find_model(repository: Path, name: str) -> ModelEntry:
     """
     with disk_errors(f"look at {name}"):
         root = open_repository(repository)
-        entry = _model(root, name, deep=True) if model_path(root, name).is_dir() else None
+        entry = _model(root, name, deep=True) if find_folder(root, name) is not None else None
         if entry is None:
             raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
         return entry

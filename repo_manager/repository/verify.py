@@ -8,7 +8,7 @@ from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import model_path, open_repository, triton_version, validate_model_name
+from repo_manager.repository.layout import find_folder, open_repository, triton_version, validate_model_name
 from repo_manager.repository.staging import STAGING_IN_ROOT
 from repo_manager.repository.state import read_states
 from repo_manager.repository.verify_version import verify_version
@@ -53,7 +53,7 @@ def verify(
     with disk_errors(f"verify {repository}"):
         root = open_repository(repository)
         if name is not None:
-            if not model_path(root, name).is_dir():
+            if find_folder(root, name) is None:
                 raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
             return tuple(_verify_model(root, root / name, digests, models))
         found = list(_verify_state(root))

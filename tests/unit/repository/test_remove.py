@@ -114,8 +114,13 @@ def test_what_does_not_exist_cannot_be_removed(five: Path) -> None:
         remove(five, "m", 9)
     with pytest.raises(RepositoryError, match="no model 'n'"):
         remove(five, "n")
-    with pytest.raises(RepositoryError, match="model's name"):
-        remove(five, "../m")
+    for name in ("../models/m", "..", ".", "", "m/1", "m\0"):
+        with pytest.raises(RepositoryError, match="no model"):
+            remove(five, name, force=True)
+    (five / "link").symlink_to("m")
+    with pytest.raises(RepositoryError, match="symbolic link"):
+        remove(five, "link", force=True)
+    assert versions(five) == [1, 2, 3, 4, 5]
 
 
 def test_gc_keeps_what_is_new_or_needed(five: Path, put: Put) -> None:

@@ -169,6 +169,17 @@ def test_a_foreign_repository_is_listed_checked_and_adopted(tmp_path: Path) -> N
     assert model_state(tmp_path, "resnet").highest_version == 3
 
 
+def test_odd_names_and_links_of_others_can_be_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "my model/1").mkdir(parents=True)
+    (tmp_path / "my model/config.pbtxt").write_text('backend: "python"\n')
+    (tmp_path / "alias").symlink_to("my model")
+    assert [entry.name for entry in scan(tmp_path)] == ["alias", "my model"]
+    assert find_model(tmp_path, "alias").backend == "python"
+    assert [p.what for p in verify(tmp_path, "my model") if "model's name" in p.what]
+    adopt(tmp_path, "my model")
+    assert read_manifest(tmp_path / "my model/1").model == "my model"
+
+
 def test_links_are_not_adopted(tmp_path: Path) -> None:
     (tmp_path / "m/1").mkdir(parents=True)
     (tmp_path / "m/1/model.onnx").symlink_to("/etc/hostname")
