@@ -1,6 +1,7 @@
 """ONNX models: load and check, save, signature, weights, running them, and their batch axis."""
 
 from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
+from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
 from repo_manager.onnx_model.model import Model, load_model, parameter_count
 from repo_manager.onnx_model.save import save_model
@@ -14,6 +15,7 @@ __all__ = [
     "Signature",
     "find_batch_axis",
     "find_sizes",
+    "index_limits",
     "load_model",
     "natural_inputs",
     "parameter_count",

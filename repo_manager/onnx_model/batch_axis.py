@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.onnx_model.inputs import find_sizes, natural_inputs, usual_shapes
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
@@ -61,7 +62,7 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
         return BatchAxis("unbatched", reason)
     session = Session(model)
     try:
-        first, second = _two_samples(session, signature, samples)
+        first, second = _two_samples(session, signature, samples, index_limits(model))
         alone = [session.run(first), session.run(second)]
     except ModelError as exc:
         return BatchAxis("unbatched", f"it could not be tried out on made inputs: {exc.message}")
@@ -135,7 +136,9 @@ def _first_axis_reason(spec: TensorSpec) -> str | None:
     return None
 
 
-def _two_samples(session: Session, signature: Signature, samples: _Arrays | None) -> tuple[_Arrays, _Arrays]:
+def _two_samples(
+    session: Session, signature: Signature, samples: _Arrays | None, limits: Mapping[str, int]
+) -> tuple[_Arrays, _Arrays]:
     if samples is not None and all(name in samples for name in session.input_names):
         rows = {name: np.asarray(samples[name]) for name in session.input_names}
         if all(value.ndim > 0 and value.shape[0] >= 2 for value in rows.values()):
@@ -144,7 +147,8 @@ def _two_samples(session: Session, signature: Signature, samples: _Arrays | None
                 {name: value[1:2] for name, value in rows.items()},
             )
     sizes = find_sizes(session, signature)
-    return natural_inputs(signature, seed=1, sizes=sizes), natural_inputs(signature, seed=2, sizes=sizes)
+    first, second = (natural_inputs(signature, seed=seed, sizes=sizes, limits=limits) for seed in (1, 2))
+    return first, second
 
 
 def _shape_reason(name: str, together: NDArray[Any], alone: list[NDArray[Any]]) -> str | None:

@@ -25,9 +25,16 @@ _IMAGE_SIZE_AT_MOST = 512  # two free axes: larger squares only cost time
 # Tried in turn for the dynamic axes that are not the batch: images, sequences, then the odd ones.
 _TRIED_SIZES = (64, 16, 224, 1, 32, 256, 512, 128, 8, 320, 48, 2048, 4, 2, 3, 1024)
 
+_INDEX_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
 
 def natural_inputs(
-    signature: Signature, *, batch: int | None = None, seed: int = 0, sizes: Mapping[str, int] | None = None
+    signature: Signature,
+    *,
+    batch: int | None = None,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Make one array per input: floats standard normal, integers 0 or 1, strings words.
 
@@ -39,6 +46,7 @@ def natural_inputs(
         batch: size of a dynamic first dimension; `None` is 1.
         seed: same seed, same values.
         sizes: see `resolve_shape`.
+        limits: integers of these inputs go up to, not including, this number (`index_limits`).
 
     Raises:
         ModelError: an input of a type that NumPy cannot make, or too large.
@@ -48,7 +56,12 @@ def natural_inputs(
     arrays = {}
     for spec in signature.inputs:
         shape = resolve_shape(spec, batch=1 if batch is None else batch, sizes=known, default=_DEFAULT_SIZE)
-        arrays[spec.name] = _values(spec, shape, generator)
+        limit = (limits or {}).get(spec.name)
+        if limit is not None and spec.dtype in _INDEX_TYPES:
+            largest = min(limit, int(np.iinfo(spec.dtype).max))
+            arrays[spec.name] = np.asarray(generator.integers(0, max(1, largest), shape), spec.dtype)
+        else:
+            arrays[spec.name] = _values(spec, shape, generator)
     return arrays
 
 

@@ -17,6 +17,7 @@ from repo_manager.onnx_model import (
     Session,
     find_batch_axis,
     find_sizes,
+    index_limits,
     load_model,
     natural_inputs,
     resolve_shape,
@@ -102,6 +103,16 @@ def test_natural_inputs_are_seeded_and_typed() -> None:
     assert first["i"].max() <= 1
     assert all(isinstance(item, str) for item in first["s"].reshape(-1))
     assert not np.array_equal(first["f"], natural_inputs(signature, batch=3, seed=6, sizes={"T": 4})["f"])
+
+
+def test_indices_stay_inside_their_table(tmp_path: Path) -> None:
+    model, signature = loaded(onnx_models.embedding(), tmp_path)
+    limits = index_limits(model)
+    assert limits == {"tokens": 100}
+    tokens = natural_inputs(signature, batch=50, limits=limits)["tokens"]
+    assert 90 < tokens.max() < 100
+    assert tokens.min() >= 0
+    assert index_limits(loaded(onnx_models.mlp(), tmp_path)[0]) == {}
 
 
 def test_sizes_are_found_by_trying(tmp_path: Path) -> None:
