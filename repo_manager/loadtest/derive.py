@@ -33,10 +33,11 @@ def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
     return agree, f"the last {len(windows)} windows: {spreads} (allowed ±{stability:.0%})"
 
 
-def outcome_of(last: list[Window], whole: Slice, options: LoadTestOptions) -> tuple[str, str]:
+def outcome_of(last: list[Window], used: list[Slice], options: LoadTestOptions) -> tuple[str, str]:
     """Return a level's outcome and the rule that decided it, from its last windows and all it measured."""
-    if not whole.latencies.count:
-        first = whole.messages[0][0] if whole.messages else "no answer in the measured time"
+    whole = Slice.merge(used) if used else None
+    if whole is None or not whole.latencies.count:
+        first = whole.messages[0][0] if whole is not None and whole.messages else "no answer in the measured time"
         return "failed", f"no request ended well: {first}"
     if len(last) < options.stable_windows:
         return (

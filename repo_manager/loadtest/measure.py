@@ -156,7 +156,7 @@ class Measurement:
             return
         count = len(self._windows)
         if count >= options.stable_windows:
-            last = self._summaries()[-options.stable_windows :]
+            last = self._summaries(self._windows)[-options.stable_windows :]
             agree, _ = agreement(last, options.stability)
             self.finished = agree or count >= options.max_windows or not any(window.requests for window in last)
 
@@ -180,9 +180,9 @@ class Measurement:
             )
         )
 
-    def _summaries(self) -> list[Window]:
+    def _summaries(self, groups: list[list[Slice]]) -> list[Window]:
         windows = []
-        for slices in self._windows:
+        for slices in groups:
             whole, seconds = Slice.merge(slices), sum(piece.length_ns for piece in slices) / 1e9
             windows.append(
                 Window(
@@ -207,27 +207,26 @@ class Measurement:
             self._open = _OpenWindow([], self._snapshot())
         options = self._options
         fixed = options.duration_s is not None or options.request_count is not None or self._level.mode == "replay"
-        windows = self._summaries()
+        windows = self._summaries(self._windows)
         count = len(windows) if fixed else min(options.stable_windows, len(windows))
         used = [piece for window in self._windows[len(windows) - count :] for piece in window]
         windows = [
             dataclasses.replace(window, used=place >= len(windows) - count) for place, window in enumerate(windows)
         ]
-        return self._row(windows, used)
+        judged = self._summaries(_parts(used, options.stable_windows)) if fixed else windows[-options.stable_windows :]
+        return self._row(windows, used, outcome_of(judged, used, options))
 
-    def _row(self, windows: list[Window], used: list[Slice]) -> LoadPoint:
+    def _row(self, windows: list[Window], used: list[Slice], outcome: tuple[str, str]) -> LoadPoint:
         options = self._options
-        last = windows[-options.stable_windows :]
         whole = Slice.merge(used) if used else Slice(0, 0, Histogram.empty())
-        outcome, reason = outcome_of(last, whole, options)
         histogram, seconds = whole.latencies, sum(piece.length_ns for piece in used) / 1e9
         first = next((mark for mark, window in zip(self._marks, windows, strict=True) if window.used), 0)
         inside = {piece.index for piece in used}
         return LoadPoint(
             mode=self._level.mode,
             level=self._level.level,
-            outcome=outcome,
-            reason=reason,
+            outcome=outcome[0],
+            reason=outcome[1],
             batch_size=options.batch_size,
             client=client_use(whole, seconds, self._workers, is_open=self._level.mode != "concurrency"),
             arrival=self._level.arrival,
@@ -260,3 +259,11 @@ class Measurement:
             errors=piece.errors,
             measured=measured,
         )
+
+
+def _parts(slices: list[Slice], count: int) -> list[list[Slice]]:
+    """Cut a fixed measurement into equal parts for the rule; fewer when there are not enough slices."""
+    size = len(slices) // count
+    if not size:
+        return [[piece] for piece in slices]
+    return [slices[number * size : (number + 1) * size] for number in range(count)]

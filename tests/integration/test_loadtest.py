@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from repo_manager.loadtest import (
     parse_slo,
     run_load_test,
 )
+from repo_manager.report.load_html import load_page
 from repo_manager.server import EmbeddedServer, ServerOptions
 from repo_manager.types import as_json
 
@@ -294,3 +296,29 @@ def test_inputs_from_a_file(target, tmp_path):
     np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).random((5, 16)))
     (point,) = load(target, "grpc", "echo", concurrency=(1,), duration_s=0.3, data=tmp_path / "d.npz").points
     assert point.errors == 0
+
+
+def test_a_number_of_requests_ends_a_run(target):
+    (point,) = load(target, "http", "slow", concurrency=(1,), request_count=30, stability=0.9, duration_s=None).points
+    assert 30 <= point.requests <= 40
+    assert point.outcome == "stable"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at the page with")
+def test_a_browser_shows_the_page_in_light_and_dark(target, tmp_path):
+    report = load(target, "grpc", "echo", concurrency=(1, 2), duration_s=0.6)
+    page = tmp_path / "report.html"
+    page.write_text(load_page(report, judge(report, [parse_slo("p99<1s")])))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    shots = []
+    for scheme in ("0", "1"):
+        shot = tmp_path / f"{scheme}.png"
+        look = [f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}", "--window-size=1200,1800"]
+        subprocess.run([*command, *look, page.as_uri()], capture_output=True, timeout=120, check=True)
+        shots.append(shot.read_bytes())
+    assert min(map(len, shots)) > 30_000
+    assert shots[0] != shots[1]
+    dom = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert dom.stdout.count("<svg") == 5

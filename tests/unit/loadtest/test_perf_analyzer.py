@@ -1,0 +1,159 @@
+"""perf_analyzer's files and exit codes. The real one runs in tests/integration; a script here ends as it is told to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
+from repo_manager.loadtest import LoadTestOptions, PerfAnalyzer, find_perf_analyzer
+from repo_manager.loadtest.measure import Level
+from repo_manager.loadtest.perf_analyzer import command_of, parse_csv, parse_profile_export, run_perf_analyzer
+from repo_manager.loadtest.target import InputFacts, TargetFacts
+
+FACTS = TargetFacts(
+    "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8,
+    (InputFacts("x", "FP32", (-1, 4)), InputFacts("z", "FP32", (2,))), ("y",), False, True, False, False,
+)  # fmt: skip
+CLOSED, OPEN = Level("concurrency", 4, "closed loop"), Level("rate", 50.0, "poisson")
+CSV = (
+    "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
+    "Server Compute Infer,Server Compute Output,{more}Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
+    "{last}\n"
+    "4,1000.5,10,200,30,20,500.5,15,{values}2,800,900,950,1200{tail}\n"
+)
+
+
+def options(**changes):
+    return LoadTestOptions(
+        **{"url": "grpc://a:1", "model": "m", "concurrency": (4,), "shapes": {"x": (3, 4)}, **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("fill", "mean"),
+    [
+        ({"more": "", "values": "", "last": "", "tail": ""}, None),
+        (
+            {"more": "Server Cache Hit,Server Cache Miss,", "values": "1,2,", "last": ",Avg latency", "tail": ",850"},
+            850.0,
+        ),
+        (
+            {"more": "", "values": "", "last": ",Avg latency,Avg GPU Utilization", "tail": ",850,GPU-a:0.5;GPU-b:0.6;"},
+            850.0,
+        ),
+    ],
+)
+def test_columns_are_found_by_name(fill, mean):
+    (row,) = parse_csv(CSV.format(**fill))
+    assert row["Inferences/Second"] == 1000.5
+    assert row["p99 latency"] == 1200
+    assert row.get("Avg latency") == mean
+    assert "Avg GPU Utilization" not in row
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Concurrency,Inferences/Second\n", "a,b\n1,2\n", "Concurrency,Inferences/Second\n4,x\n"]
+)
+def test_no_row_is_no_row(text):
+    assert parse_csv(text) == []
+
+
+def test_a_profile_counts_the_requests_of_the_last_windows():
+    requests = [{"timestamp": n * 10, "response_timestamps": [n * 10 + 5]} for n in range(100)]
+    document = {"experiments": [{"requests": requests, "window_boundaries": [0, 200, 400, 600, 800]}]}
+    assert parse_profile_export(json.dumps(document)) == {"requests": 60.0, "duration_s": 600 / 1e9}
+    document["experiments"][0]["window_boundaries"] = []
+    assert parse_profile_export(json.dumps(document))["requests"] == 100
+    for text in ("", "{", "{}", '{"experiments": [{"requests": []}]}'):
+        assert parse_profile_export(text) == {}
+
+
+def test_the_command_line(tmp_path):
+    data = tmp_path / "d.json"
+    closed = command_of(Path("pa"), CLOSED, FACTS, options(version=3, batch_size=2), tmp_path)
+    for pair in (["-x", "3"], ["-b", "2"], ["--concurrency-range", "4"], ["--shape", "x:3,4"], ["-u", "a:1"]):
+        assert any(closed[place : place + 2] == pair for place in range(len(closed))), pair
+    assert "z:2" not in closed
+    opened = command_of(Path("pa"), OPEN, FACTS, options(data=data, url="http://a:1", headers={"k": "v"}), tmp_path)
+    for pair in (
+        ["--request-rate-range", "50"],
+        ["--request-distribution", "poisson"],
+        ["--input-data", str(data)],
+        ["-H", "k:v"],
+    ):
+        assert any(opened[place : place + 2] == pair for place in range(len(opened))), pair
+
+
+@pytest.mark.parametrize(
+    ("level", "change", "words"),
+    [
+        (Level("rate", 5.0, "burst"), {}, "burst"),
+        (Level("replay", 5.0, "replay"), {}, "replay"),
+        (CLOSED, {"headers": {"k": "v"}}, "headers"),
+        (CLOSED, {"data": Path("d.npz")}, "JSON"),
+        (CLOSED, {"shapes": {}}, "dynamic shape"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(tmp_path, level, change, words):
+    with pytest.raises(UsageError, match=words):
+        command_of(Path("pa"), level, FACTS, options(**change), tmp_path)
+
+
+def script(tmp_path, *, code=0, says="", row=True):
+    """Write a stand-in that writes a row, says something and exits as told."""
+    text = CSV.format(more="", values="", last=",Avg latency", tail=",850") if row else ""
+    path = tmp_path / "perf_analyzer"
+    path.write_text(
+        "#!/usr/bin/env python3\nimport sys\n"
+        f"open(sys.argv[sys.argv.index('-f') + 1], 'w').write({text!r})\nprint({says!r})\nsys.exit({code})\n"
+    )
+    path.chmod(0o755)
+    return PerfAnalyzer(path, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "row", "outcome"),
+    [
+        (0, True, "stable"),
+        (2, True, "unstable"),
+        (2, False, "unstable"),
+        (0, False, "over_limit"),
+        (99, False, "failed"),
+    ],
+)
+def test_every_ending_is_a_row(tmp_path, code, row, outcome):
+    point = run_perf_analyzer(script(tmp_path, code=code, row=row, says="some words"), CLOSED, FACTS, options())
+    assert (point.outcome, point.level, point.client.name) == (outcome, 4, "perf_analyzer")
+    assert (point.latency.p99_ns == 1_200_000) is row
+    assert (point.latency.mean_ns == 850_000) is row
+    assert (point.throughput_per_s == 1000.5) is row
+    assert row or "some words" in point.reason
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "error"),
+    [
+        (3, "bad option", UsageError),
+        (99, "failed to connect to all addresses", ServerUnreachableError),
+        (127, "error while loading shared libraries: libb64.so.0d", MissingDependencyError),
+    ],
+)
+def test_what_is_no_measurement_is_an_error(tmp_path, code, says, error):
+    with pytest.raises(error):
+        run_perf_analyzer(script(tmp_path, code=code, row=False, says=says), CLOSED, FACTS, options())
+
+
+def test_pips_empty_stub_is_not_taken_for_the_real_one(tmp_path, monkeypatch):
+    script(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="empty stub"):
+        find_perf_analyzer(tmp_path / "cache")
+    cached = tmp_path / "cache" / "perf_analyzer-2.50.0"
+    (cached / "lib").mkdir(parents=True)
+    script(cached)
+    found = find_perf_analyzer(tmp_path / "cache")
+    assert found.binary == cached / "perf_analyzer"
+    assert found.environment()["LD_LIBRARY_PATH"].startswith(str(cached / "lib"))
