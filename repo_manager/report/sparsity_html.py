@@ -31,14 +31,15 @@ _TEMPLATE = """<!doctype html>
 :root { color-scheme: light dark; --line: #8884; }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin-bottom: 0; } .sub { opacity: .7; margin-top: .2rem; overflow-wrap: anywhere; }
-.facts { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.2rem 0; }
-.facts div { min-width: 9rem; } .facts b { display: block; font-size: 1.5rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem 2rem; margin: 1.2rem 0; }
+.facts b { display: block; font-size: 1.5rem; }
 svg { width: 100%; height: 76px; display: block; border-radius: 4px; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: .6rem 0 1.6rem; padding: 0; list-style: none; }
 .key { display: inline-block; width: .9em; height: .9em; border-radius: 2px; vertical-align: -1px; margin-right: .4em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { position: sticky; top: 0; background: Canvas; } .n { text-align: right; font-variant-numeric: tabular-nums; }
+th { position: sticky; top: 0; background: Canvas; } td.n { white-space: nowrap; }
+.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.name { overflow-wrap: anywhere; min-width: 10rem; } .hint { opacity: .75; display: block; }
 </style>
 </head>
