@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # published without stubs
 
+from repo_manager.errors import ModelError
 from repo_manager.files import sha256_bytes
 from repo_manager.onnx_model.inputs import usual_shapes
 from repo_manager.onnx_model.model import Model
@@ -160,7 +162,7 @@ def sparsity_report(
         ModelError: a weight cannot be read, or a given shape contradicts an input.
     """
     if isinstance(model, onnx.ModelProto):
-        proto, store, digest = model, WeightStore(), sha256_bytes(model.SerializeToString())
+        proto, store, digest = model, WeightStore(), _digest_of(model)
     else:
         proto, store, digest = model.graph_only, model.weights, model.digest
     given = usual_shapes(proto)
@@ -168,6 +170,15 @@ def sparsity_report(
     cache: _Cache = {}
     layers = tuple(_judge(use, store, cache) for use in uses_of(proto, store, given))
     return SparsityReport(digest, layers, totals_of(layers), given)
+
+
+def _digest_of(proto: onnx.ModelProto) -> Digest:
+    try:
+        return sha256_bytes(proto.SerializeToString())
+    except (EncodeError, ValueError) as exc:
+        raise ModelError(
+            "the model in memory is above 2 GB", hint="Save it with external data, and load it from there."
+        ) from exc
 
 
 def _judge(use: Use, store: WeightStore, cache: _Cache) -> LayerSparsity:

@@ -131,7 +131,7 @@ def _is_requantised(node: onnx.NodeProto, scope: Scope) -> bool:
     """Say whether every way out of a node meets a QuantizeLinear, behind operators that are fused at most."""
     frontier, seen = [node], set()
     while frontier:
-        name = frontier.pop().output[0]
+        name = next(iter(frontier.pop().output), "")
         if name in seen:
             continue
         seen.add(name)
