@@ -204,9 +204,7 @@ class EmbeddedServer:
         except ServerUnreachableError as exc:
             self._raise_if_ended()
             raise ServerUnreachableError(f"tritonserver gave no answer: {exc.message}\n{self.log_tail(10)}") from exc
-        # Triton calls itself not ready for as long as any model's last load has failed.
-        path = "/v2/health/live" if self.failures else "/v2/health/ready"
-        while self._probe().status(path, _PROBE_S) != 200:
+        while self._probe().status("/v2/health/ready", _PROBE_S) != 200:
             self._raise_if_ended()
             if time.monotonic() > deadline:
                 raise ServerUnreachableError(f"tritonserver at {self.http_url} was not ready within {timeout_s:g} s")
@@ -257,6 +255,8 @@ class EmbeddedServer:
         command += ["--model-control-mode=explicit", f"--backend-directory={backends.path}"]
         command += [f"--http-address={host}", f"--http-port={http}", f"--grpc-address={host}", f"--grpc-port={grpc}"]
         command += [f"--metrics-address={host}", f"--metrics-port={metrics}"]
+        # Else a version that once failed to load makes the whole server "not ready" for good (docs/triton-reload.md).
+        command.append("--strict-readiness=false")
         # Python-based backends read the python backend's settings.
         command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
         if triton.caches is not None:

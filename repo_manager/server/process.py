@@ -81,6 +81,8 @@ def reason_in_log(text: str) -> str | None:
                 line for line in lines[index + 1 : index + 12] if line.strip() and not re.match(r"[IWE]\d{4} ", line)
             ]
             return "\n".join([match["reason"].strip('" '), *rest])
+        if lines[index].startswith("Bad option: "):
+            return " ".join(lines[index:]).strip()
     return None
 
 

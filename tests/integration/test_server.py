@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +18,8 @@ import numpy as np
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
-from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient, running_server
+from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, TritonClient, running_server
 from repo_manager.server import embedded as embedded_module
 from repo_manager.server.process import start_ticks
 
@@ -142,7 +144,7 @@ def test_with_all_models_the_good_ones_are_served(start_server: StartServer, sca
 
 def test_a_wrong_argument_is_explained_by_triton(tmp_path: Path) -> None:
     server = EmbeddedServer(ServerOptions(repository=str(tmp_path), extra_args=("--model-control-mode=nonsense",)))
-    with pytest.raises(ServerError, match="nonsense"):
+    with pytest.raises(ServerError, match=r"did not start: .*invalid argument for --model-control-mode"):
         server.start()
 
 
@@ -274,3 +276,69 @@ def test_a_silent_server_is_unreachable_after_the_deadline(scheme: str) -> None:
             with pytest.raises(ServerUnreachableError):
                 client.metadata(timeout_s=1.0)
             assert time.monotonic() - began < 5.0
+
+
+def test_restricted_apis_need_their_header(start_server: StartServer, scaling: Path) -> None:
+    restricted = ("--grpc-restricted-protocol=model-repository:admin-key=hush",)
+    server = start_server(ServerOptions(repository=str(scaling), extra_args=restricted))
+    with (
+        TritonClient.connect(server.grpc_url) as client,
+        pytest.raises(ServerRefusedError, match="restricted") as caught,
+    ):
+        client.load("scaling")
+    assert "hush" not in str(caught.value)
+    options = ClientOptions(headers={"triton-grpc-protocol-admin-key": "hush"})
+    with TritonClient.connect(server.grpc_url, options) as client:
+        client.load("scaling")
+        assert client.model_ready("scaling", 1)
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> dict[str, Path]:
+    """A self-made authority and, signed by it, a server's and a client's certificate."""
+    folder = tmp_path / "tls"
+    folder.mkdir()
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
+
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
+    (folder / "extensions").write_text("subjectAltName=DNS:triton.test\n")
+    for name in ("server", "client"):
+        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
+def test_mutual_tls(start_server: StartServer, scaling: Path, certificates: dict[str, Path]) -> None:
+    arguments = (
+        "--grpc-use-ssl=true",
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={certificates['server.pem']}",
+        f"--grpc-server-key={certificates['server.key']}",
+        f"--grpc-root-cert={certificates['ca.pem']}",
+    )
+    server = start_server(ServerOptions(repository=str(scaling), load=("scaling",), extra_args=arguments))
+    url = server.grpc_url.replace("grpc://", "grpcs://")
+    full = ClientOptions(
+        root_certificates=certificates["ca.pem"],
+        client_certificate=certificates["client.pem"],
+        client_key=certificates["client.key"],
+        server_name="triton.test",
+    )
+    with TritonClient.connect(url, full) as client:
+        np.testing.assert_array_equal(client.infer("scaling", 1, {"x": X})["y"], 2 * X)
+    for options in (
+        dataclasses.replace(full, client_certificate=None, client_key=None),
+        dataclasses.replace(full, root_certificates=None),
+        dataclasses.replace(full, server_name=None),
+    ):
+        with TritonClient.connect(url, options) as client, pytest.raises(ServerUnreachableError):
+            client.metadata(timeout_s=3.0)
+    with TritonClient.connect(server.grpc_url) as client, pytest.raises(ServerUnreachableError):
+        client.metadata(timeout_s=3.0)
+    with pytest.raises(UsageError, match="certificate"):
+        TritonClient.connect(url, dataclasses.replace(full, root_certificates=scaling / "none.pem"))

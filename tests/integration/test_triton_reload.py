@@ -182,7 +182,8 @@ def test_a_failed_load_makes_the_server_not_ready_until_that_version_loads(
 ) -> None:
     versions = {1: scaling_model(2.0), 2: b"broken"}
     write_model(tmp_path, "failing", SCALING_CONFIG + policy(1), versions)
-    server = start_server(ServerOptions(repository=str(tmp_path), load=("failing",)))
+    strict = ("--strict-readiness=true",)  # Triton's default; the embedded server turns it off
+    server = start_server(ServerOptions(repository=str(tmp_path), load=("failing",), extra_args=strict))
     with TritonClient.connect(server.grpc_url) as client:
         states = [client.ready()]
         config = tmp_path / "failing" / "config.pbtxt"
