@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import select
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import ServerUnreachableError
+from repo_manager.loadtest.priority import SendPriority
 from repo_manager.loadtest.recorder import LATE_NS, Recorder
 from repo_manager.loadtest.schedule import Schedule
 from repo_manager.loadtest.wire import Connection, Endpoint, open_socket
@@ -25,7 +24,6 @@ _READY_TIMEOUT_S = 20.0
 _RECONNECT_NS = 100_000_000
 _MAX_CONNECTIONS = 512
 _ABANDON_NS = 2_000_000_000
-_OPEN_LOOP_NICE = -10
 _HOUSEKEEPING_NS = 20_000_000
 
 
@@ -164,20 +162,16 @@ class Generator:
         return [connection] if connection.ready else []
 
     def _run_open(self, start_ns: int, schedule: Schedule) -> None:
-        with contextlib.suppress(OSError):  # only root may; a send that waits for a CPU is late
-            os.setpriority(os.PRIO_PROCESS, 0, _OPEN_LOOP_NICE)
-        try:
-            self._send_on_schedule(start_ns, schedule)
-        finally:
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, 0, 0)
+        with SendPriority() as priority:
+            self._send_on_schedule(start_ns, schedule, priority)
 
-    def _send_on_schedule(self, start_ns: int, schedule: Schedule) -> None:
+    def _send_on_schedule(self, start_ns: int, schedule: Schedule, priority: SendPriority) -> None:
         due_ns = self._due(start_ns, schedule)
         following = next(due_ns, None)
         self._idle = [c for c in self._connections.values() if c.free_slots() > 0]
         while not self.stopping:
             now_ns = time.monotonic_ns()
+            priority.check(now_ns)
             batch: list[int] = []
             while following is not None and following <= now_ns:
                 batch.append(following)

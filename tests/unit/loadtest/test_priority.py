@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from repo_manager.loadtest.priority import SendPriority
+
+
+def test_the_scheduler_is_as_before_afterwards():
+    before = os.sched_getscheduler(0)
+    with SendPriority() as priority:
+        assert (os.sched_getscheduler(0) == os.SCHED_RR) is priority.is_held
+        time.sleep(0.1)
+        held = priority.is_held
+        priority.check(time.monotonic_ns())
+        assert priority.is_held is held  # a sleeping process keeps it
+    assert os.sched_getscheduler(0) == before
+
+
+def test_a_process_that_needs_a_whole_cpu_gives_it_back():
+    with SendPriority() as priority:
+        if not priority.is_held:
+            pytest.skip("this process may not take a real-time priority")
+        end = time.process_time() + 0.06
+        while time.process_time() < end:
+            pass
+        priority.check(time.monotonic_ns())
+        assert not priority.is_held
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
