@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from repo_manager.loadtest import LoadTestOptions, Verdict
     from repo_manager.report.terminal import Terminal
 
-__all__ = ["register"]
+__all__ = ["register", "server_of", "shapes_of"]
 
 
 def register(app: typer.Typer) -> None:
@@ -95,7 +95,7 @@ def loadtest(
     terminal = Terminal(as_json=json, quiet=quiet)
     gates = tuple(parse_slo(text) for text in _split(slo))
     name, version = parse_target(target)
-    where, metrics_url = _target(url, repository, protocol)
+    where, metrics_url = server_of(url, repository, protocol)
     has_level = concurrency or rate or replay or until_saturation
     options = LoadTestOptions(
         url=where,
@@ -108,7 +108,7 @@ def loadtest(
         replay=replay,
         until_saturation=until_saturation,
         batch_size=batch_size,
-        shapes=_shapes(terminal, shape, (name, version), repository, local=metrics_url is not None),
+        shapes=shapes_of(terminal, shape, (name, version), repository, local=metrics_url is not None),
         data=data,
         seed=seed,
         warmup_s=warmup,
@@ -170,7 +170,7 @@ def _split(texts: list[str] | None) -> list[str]:
     return [part.strip() for text in texts or [] for part in text.split(",") if part.strip()]
 
 
-def _shapes(
+def shapes_of(
     terminal: Terminal, texts: list[str] | None, target: tuple[str, int | None], repository: Path | None, *, local: bool
 ) -> dict[str, tuple[int, ...]]:
     """Return the sizes given, and for a model of our own repository those of its golden sample for the rest."""
@@ -185,7 +185,7 @@ def _shapes(
     return {**taken, **given}
 
 
-def _target(url: str | None, repository: Path | None, protocol: str | None) -> tuple[str, str | None]:
+def server_of(url: str | None, repository: Path | None, protocol: str | None) -> tuple[str, str | None]:
     """Return the URL to load, and the metrics' URL when it is a server of ours."""
     from repo_manager.errors import ServerUnreachableError
     from repo_manager.server import running_server

@@ -19,7 +19,7 @@ from repo_manager.cli.options import (
 from repo_manager.errors import UsageError
 from repo_manager.types import Precision
 
-__all__ = ["register"]
+__all__ = ["read_labels_file", "register"]
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="Where to write.", show_default=False)]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", "-p", help="Compute precision of the version.")]
@@ -228,9 +228,18 @@ def _read_labels(texts: list[str]) -> dict[str, tuple[str, ...]]:
         output, separator, path = text.partition("=")
         if not separator or not output or not path:
             raise UsageError(f"--labels {text}: expected OUTPUT=FILE")
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as exc:
-            raise UsageError(f"--labels {text}: {path} cannot be read: {exc}") from exc
-        labels[output] = tuple(line.strip() for line in lines if line.strip())
+        labels[output] = read_labels_file(Path(path))
     return labels
+
+
+def read_labels_file(path: Path) -> tuple[str, ...]:
+    """Read class labels, one a line; empty lines do not count.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{path}: the labels cannot be read: {exc}") from exc
+    return tuple(line.strip() for line in lines if line.strip())

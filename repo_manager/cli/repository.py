@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from repo_manager.cli.options import JsonOutput, ModelName, Quiet, Repository, resolve_repository
+from repo_manager.cli.options import DryRun, JsonOutput, ModelName, Quiet, Repository, resolve_repository
 from repo_manager.errors import RepositoryError
 
 __all__ = ["register"]
@@ -45,17 +46,25 @@ def verify_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model [default: all].")] = None,
     repository: Repository = None,
     digests: Annotated[bool, typer.Option(help="Read every file to compare its digest.")] = True,
+    repair: Annotated[bool, typer.Option("--repair", help="First put right what can be put right.")] = False,
+    copies: Annotated[
+        list[Path] | None, typer.Option("--copy", metavar="DIR", help="Repositories to take damaged files from.")
+    ] = None,
+    dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """Check a repository: layout, configurations, and every file against its manifest."""
-    from repo_manager.report.repository_tables import problems_view
+    from repo_manager.report.repository_tables import problems_view, repairs_view
     from repo_manager.report.terminal import Terminal
     from repo_manager.repository import Severity, verify
+    from repo_manager.repository import repair as repair_repository
 
     root = resolve_repository(repository)
+    repairs = repair_repository(root, name, copies=tuple(copies or ()), dry_run=dry_run) if repair else ()
     problems = verify(root, name, digests=digests)
-    Terminal(as_json=json, quiet=quiet).result({"problems": problems}, *problems_view(root, problems))
+    views = [*repairs_view(repairs, dry_run=dry_run), *problems_view(root, problems)]
+    Terminal(as_json=json, quiet=quiet).result({"repairs": repairs, "problems": problems}, *views)
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
         raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="See the list above.")

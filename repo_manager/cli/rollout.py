@@ -15,7 +15,6 @@ from repo_manager.cli.options import (
     Repository,
     Timeout,
     To,
-    parse_target,
     resolve_repository,
 )
 
@@ -40,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 def deploy_command(
     target: Annotated[
-        str, typer.Argument(metavar="NAME[:VERSION]", help="What to serve; without a version the newest.")
+        str, typer.Argument(metavar="NAME[:VERSION]", help="What to serve: a number or a tag; without one the newest.")
     ],
     repository: Repository = None,
     to: To = None,
@@ -55,15 +54,13 @@ def deploy_command(
     Without --to it goes to the running `serve` of the repository; when there is none, it starts one that stays.
     """
     from repo_manager.report.terminal import Terminal
-    from repo_manager.repository import find_model
+    from repo_manager.repository import resolve_version
     from repo_manager.rollout import RolloutOptions, deploy
     from repo_manager.server import TritonClient
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    name, version = parse_target(target)
     root = resolve_repository(repository)
-    model = find_model(root, name)
-    chosen = _newest(root, name) if version is None else model.version(version).version
+    name, chosen = resolve_version(root, target)
     server = _server(root, to, timeout, terminal)
     options = RolloutOptions(keep_previous=keep_previous, dry_run=dry_run, load_timeout_s=timeout)
     with TritonClient.connect(server.url) as client:
@@ -95,16 +92,6 @@ def rollback_command(
     with TritonClient.connect(server.url) as client:
         rollout = rollback(root, name, client, options=options, report=terminal.reporter())
     _show(terminal, rollout, server)
-
-
-def _newest(root: Path, name: str) -> int:
-    from repo_manager.errors import RepositoryError
-    from repo_manager.repository import find_model
-
-    versions = find_model(root, name).versions
-    if not versions:
-        raise RepositoryError(f"model {name!r} in {root} has no versions", hint="Add one with repo-manager add.")
-    return versions[-1].version
 
 
 def _server(root: Path, to: str | None, timeout_s: float, terminal: Terminal) -> ServeTarget:

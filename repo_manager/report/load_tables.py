@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -10,9 +11,9 @@ from rich.text import Text
 from repo_manager.report.tables import format_share, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest import LoadPoint, LoadTestReport, Verdict
+    from repo_manager.loadtest import Comparison, LoadPoint, LoadTestReport, Verdict
 
-__all__ = ["format_ms", "load_view", "verdict_view"]
+__all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
 
 _STYLES = {
     "stable": "green",
@@ -67,6 +68,36 @@ def _row(point: LoadPoint) -> list[object]:
         "-" if server is None or server.mean_batch is None else f"{server.mean_batch:.2f}",
         "bottleneck" if point.client.bottleneck else client,
     ]
+
+
+def comparison_view(comparisons: Sequence[Comparison]) -> list[RenderableType]:
+    """Show the ratio of every number with its interval, and the verdict in words."""
+    views: list[RenderableType] = []
+    for comparison in comparisons:
+        rows = [
+            [
+                number.name,
+                _number(number.name, number.a),
+                _number(number.name, number.b),
+                f"{number.ratio:.3f}",
+                f"{number.interval.low:.3f} to {number.interval.high:.3f}",
+                number.better or "no difference shown",
+            ]
+            for number in comparison.numbers
+        ]
+        a, b = (f"{side.model}:{side.version}" for side in (comparison.a, comparison.b))
+        title = (
+            f"A = {a}, B = {b}: {comparison.level}, batch size {comparison.batch_size}, {comparison.plan.pairs} pairs"
+        )
+        columns = ["number", "A", "B", "B / A", "interval", "better"]
+        views.append(make_table(title, columns, rows, right="A,B,B / A,interval"))
+        views.append(Text(comparison.verdict))
+        views += [Text(f"Note: {note}") for note in comparison.notes]
+    return views
+
+
+def _number(name: str, value: float) -> str:
+    return f"{format_ms(value)} ms" if "latency" in name else f"{value:,.4g}"
 
 
 def verdict_view(verdict: Verdict) -> list[RenderableType]:

@@ -12,9 +12,29 @@ from rich.text import Text
 from repo_manager.report.tables import format_bytes, format_share, key_values, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.repository import Manifest, ModelEntry, ModelState, Problem
+    from repo_manager.repository import (
+        ConfigChange,
+        LabelChange,
+        Manifest,
+        ModelEntry,
+        ModelState,
+        Problem,
+        Removal,
+        Repair,
+        VersionDifference,
+    )
 
-__all__ = ["model_view", "models_view", "problems_view"]
+__all__ = [
+    "config_change_view",
+    "difference_view",
+    "label_change_view",
+    "labels_view",
+    "model_view",
+    "models_view",
+    "problems_view",
+    "removals_view",
+    "repairs_view",
+]
 
 
 def models_view(root: Path, models: Sequence[ModelEntry]) -> list[RenderableType]:
@@ -75,6 +95,81 @@ def problems_view(root: Path, problems: Sequence[Problem]) -> list[RenderableTyp
         return [Text(f"{root}: no problems found", style="green")]
     rows = [[problem.severity.value, problem.where, problem.what, problem.hint] for problem in problems]
     return [make_table(str(root), ["severity", "where", "what", "next step"], rows)]
+
+
+def repairs_view(repairs: Sequence[Repair], *, dry_run: bool) -> list[RenderableType]:
+    """Show what was put right."""
+    if not repairs:
+        return []
+    title = "Would be repaired" if dry_run else "Repaired"
+    return [make_table(title, ["where", "action"], [[repair.where, repair.action] for repair in repairs])]
+
+
+def removals_view(removals: Sequence[Removal], *, dry_run: bool) -> list[RenderableType]:
+    """Show what was removed, and what it freed."""
+    if not removals:
+        return [Text("Nothing to remove.")]
+    rows = [
+        [
+            removal.name,
+            "the whole model" if removal.whole_model else _numbers(removal.versions),
+            format_bytes(removal.size_bytes),
+            "; ".join(removal.in_use) or "-",
+        ]
+        for removal in removals
+    ]
+    title = "Would be removed" if dry_run else "Removed"
+    return [make_table(title, ["model", "versions", "size", "in use"], rows, right="size")]
+
+
+def difference_view(difference: VersionDifference) -> list[RenderableType]:
+    """Show what differs between two versions."""
+    views: list[RenderableType] = [Text(problem, style="yellow") for problem in difference.problems]
+    rows = [[field, _short(a), _short(b)] for field, (a, b) in difference.fields.items()]
+    if rows:
+        views.append(make_table("Records", ["field", difference.a, difference.b], rows))
+    if difference.files:
+        sizes = [[f.name, *("-" if s is None else format_bytes(s) for s in f.size_bytes)] for f in difference.files]
+        views.append(make_table("Files", ["file", difference.a, difference.b], sizes))
+    views += [Text(sentence) for sentence in difference.signature]
+    if difference.config:
+        views.append(Text(difference.config))
+    return views or [Text(f"{difference.a} and {difference.b} are the same.")]
+
+
+def config_change_view(change: ConfigChange, *, shown: bool) -> list[RenderableType]:
+    """Show a configuration, or its change and what that makes a server do."""
+    if shown:
+        return [Text(change.before.rstrip())]
+    views: list[RenderableType] = [Text(change.diff or "No change.")]
+    views += [Text(f"{problem.severity.value}: {problem.where}: {problem.what}") for problem in change.problems]
+    if change.diff:
+        reloads = f"version {_numbers(change.reloaded)} loads again" if change.reloaded else "nothing loads again"
+        views.append(Text(f"Effect at the next load: {change.effect}; {reloads}. {_state(change.applied)}"))
+    return views
+
+
+def labels_view(labels: Mapping[str, Sequence[str]]) -> list[RenderableType]:
+    """Show the labels of each output."""
+    if not labels:
+        return [Text("No output has labels.")]
+    return [make_table(output, ["class", "label"], list(enumerate(names))) for output, names in labels.items()]
+
+
+def label_change_view(change: LabelChange) -> list[RenderableType]:
+    """Show what changing labels does."""
+    reloads = f"version {_numbers(change.reloaded)} loads again" if change.reloaded else "nothing changes"
+    text = f"{change.output}: {len(change.before)} labels before, {len(change.after)} now, in {change.file}; {reloads}."
+    return [Text(f"{text} {_state(change.applied)}")]
+
+
+def _state(applied: bool) -> str:
+    return "Written." if applied else "Not written."
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _numbers(numbers: Sequence[int]) -> str:
