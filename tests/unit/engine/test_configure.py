@@ -1,0 +1,160 @@
+"""What TensorRT-only options set. Its builder needs a GPU, so a recorder stands in for the library; TensorRT-RTX's real
+builder is asked in tests/integration/test_engine_rtx.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from repo_manager.engine import Capabilities, EngineOptions
+from repo_manager.engine.capabilities import StrongTyping, capabilities_of
+from repo_manager.engine.configure import create_config, hold_wide_layers
+from repo_manager.errors import EngineError
+from repo_manager.types import Backend, Precision
+
+FLAGS_8 = "FP16 INT8 TF32 SPARSE_WEIGHTS OBEY_PRECISION_CONSTRAINTS REFIT VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME"
+FLAGS_11 = "TF32 SPARSE_WEIGHTS REFIT REFIT_IDENTICAL STRIP_PLAN VERSION_COMPATIBLE ERROR_ON_TIMING_CACHE_MISS"
+
+
+class Config:
+    def __init__(self) -> None:
+        self.flags: set[str] = set()
+        self.pools: list[tuple[Any, int]] = []
+
+    def set_flag(self, flag: enum.Enum) -> None:
+        self.flags.add(flag.name)
+
+    def set_memory_pool_limit(self, pool: enum.Enum, size_bytes: int) -> None:
+        self.pools.append((pool.name, size_bytes))
+
+
+class Builder:
+    def create_builder_config(self) -> Config:
+        return Config()
+
+
+def library(flags: str, version: str, network_flags: str = "EXPLICIT_BATCH") -> ModuleType:
+    module = ModuleType("tensorrt")
+    module.__dict__.update(
+        __version__=version,
+        BuilderFlag=enum.Enum("BuilderFlag", flags),
+        NetworkDefinitionCreationFlag=enum.Enum("NetworkDefinitionCreationFlag", network_flags),
+        HardwareCompatibilityLevel=enum.Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS"),
+        ProfilingVerbosity=enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED NONE"),
+        MemoryPoolType=enum.Enum("MemoryPoolType", "WORKSPACE"),
+        LayerType=enum.Enum("LayerType", "CONVOLUTION SHAPE QUANTIZE DEQUANTIZE"),
+        ParserError=object,
+        float32="float32",
+    )
+    return module
+
+
+V8 = library(FLAGS_8, "8.6.0")
+V10 = library(FLAGS_8 + " BF16", "10.5.0", "EXPLICIT_BATCH STRONGLY_TYPED")
+V11 = library(FLAGS_11, "11.1.0", "STRONGLY_TYPED")
+
+
+def configured(module: ModuleType, precision: Precision = Precision.FP32, **options: Any) -> Any:
+    return create_config(module, Builder(), EngineOptions(**options), capabilities_of(module), precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags"),
+    [
+        (Precision.FP32, set()),
+        (Precision.FP16, {"FP16"}),
+        (Precision.INT8, {"INT8"}),
+        (Precision.INT8_FP16, {"INT8", "FP16"}),
+    ],
+)
+def test_only_tensorrt_8_is_told_the_precision(precision: Precision, flags: set[str]) -> None:
+    assert configured(V8, precision).flags - {"SPARSE_WEIGHTS"} == flags
+    assert configured(V10, precision).flags == {"SPARSE_WEIGHTS"}
+    assert configured(V11, precision).flags == {"SPARSE_WEIGHTS"}
+
+
+def test_a_precision_that_tensorrt_8_lacks_is_an_error() -> None:
+    with pytest.raises(EngineError, match=r"tensorrt 8\.6\.0 has no BF16"):
+        configured(V8, Precision.BF16)
+
+
+def test_deterministic_fails_on_a_time_that_is_not_known() -> None:
+    assert "ERROR_ON_TIMING_CACHE_MISS" in configured(V11, deterministic=True).flags
+    assert "ERROR_ON_TIMING_CACHE_MISS" not in configured(V11).flags
+    with pytest.raises(EngineError, match="ERROR_ON_TIMING_CACHE_MISS"):
+        configured(V8, deterministic=True)
+
+
+def test_a_version_compatible_plan_of_tensorrt_keeps_its_lean_runtime() -> None:
+    flags = configured(V11, version_compatible=True).flags
+    assert "VERSION_COMPATIBLE" in flags
+    assert "EXCLUDE_LEAN_RUNTIME" not in flags
+
+
+def test_hardware_compatibility_is_set_by_name() -> None:
+    assert configured(V11, hardware_compatibility="ampere_plus").hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert not hasattr(configured(V11), "hardware_compatibility_level")
+
+
+def test_numbers_are_passed_on_and_defaults_are_the_builders() -> None:
+    config = configured(V11, workspace_bytes=1 << 20, optimization_level=0)
+    assert config.pools == [("WORKSPACE", 1 << 20)]
+    assert config.builder_optimization_level == 0
+    bare = configured(V11)
+    assert bare.pools == []
+    assert not hasattr(bare, "builder_optimization_level")
+
+
+@pytest.mark.parametrize(
+    ("module", "typing", "batch"),
+    [(V8, StrongTyping.ABSENT, True), (V10, StrongTyping.ASK, True), (V11, StrongTyping.ALWAYS, False)],
+)
+def test_the_names_of_a_version_are_its_capabilities(module: ModuleType, typing: StrongTyping, batch: bool) -> None:
+    able: Capabilities = capabilities_of(module)
+    assert (able.backend, able.strong_typing, able.explicit_batch) == (Backend.TENSORRT, typing, batch)
+    assert able.needs_gpu
+    assert able.hardware_levels == ("AMPERE_PLUS",)
+    assert able.strip_flag == ("STRIP_PLAN" if module is V11 else None)
+
+
+@dataclasses.dataclass
+class Output:
+    dtype: str
+
+
+class Layer:
+    def __init__(self, kind: str, dtype: str | None) -> None:
+        self.type = getattr(V8.LayerType, kind)
+        self.outputs = [] if dtype is None else [Output(dtype)]
+        self.num_outputs = len(self.outputs)
+        self.precision = "free"
+
+    def get_output(self, index: int) -> Output:
+        return self.outputs[index]
+
+
+class Network:
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = layers
+        self.num_layers = len(layers)
+
+    def get_layer(self, index: int) -> Layer:
+        return self.layers[index]
+
+
+def test_layers_that_stayed_in_float32_are_held_there() -> None:
+    kept, half = Layer("CONVOLUTION", "float32"), Layer("CONVOLUTION", "float16")
+    network, config = Network(kept, half, Layer("DEQUANTIZE", "float32"), Layer("SHAPE", None)), Config()
+    assert hold_wide_layers(V8, network, config) == 1
+    assert (kept.precision, half.precision) == ("float32", "free")
+    assert config.flags == {"OBEY_PRECISION_CONSTRAINTS"}
+
+
+def test_a_model_without_them_is_left_free() -> None:
+    config = Config()
+    assert hold_wide_layers(V8, Network(Layer("CONVOLUTION", "float16")), config) == 0
+    assert config.flags == set()
