@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import repo_manager
 from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.loadtest.generator import Job
 from repo_manager.loadtest.recorder import Slice
@@ -21,6 +23,12 @@ __all__ = ["WorkerPool", "default_workers"]
 
 _START_DELAY_NS = 5_000_000
 _EXIT_TIMEOUT_S = 5.0
+# Not `-m`, which would let a file in the current folder stand in for any module that the worker imports.
+_START = (
+    "import sys; sys.path[:] = [folder for folder in sys.path if folder]; "
+    f"sys.path.append({str(Path(repo_manager.__file__).parents[1])!r}); "
+    "from repo_manager.loadtest.worker import main; sys.exit(main())"
+)
 
 
 def default_workers() -> int:
@@ -41,7 +49,7 @@ class WorkerPool:
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "repo_manager.loadtest.worker", str(theirs.fileno())]
+            command = [sys.executable, "-c", _START, str(theirs.fileno())]
             process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         self._processes.append(process)
         self._pipes.append(multiprocessing.connection.Connection(ours.detach()))

@@ -1,6 +1,6 @@
 """A load worker: its own process, told what to do over a pipe, answering with slices of time.
 
-Run as `python -m repo_manager.loadtest.worker FD`, where FD is an inherited socket. Messages, all pickled:
+Started by `WorkerPool` with the number of an inherited socket. Messages, all pickled:
 in: `Job`, then `("start", monotonic ns)`, then `("stop",)`; out: `("ready",)` or `("error", text, hint)`, then
 `Slice`s, then `("done",)`. The end of the pipe ends the process, so no worker outlives its parent.
 """
@@ -75,7 +75,3 @@ def main() -> int:
     with multiprocessing.connection.Connection(int(sys.argv[1])) as pipe:
         serve(pipe)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

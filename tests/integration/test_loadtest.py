@@ -213,6 +213,20 @@ def test_what_cannot_be_tested_is_said_before_the_load(target):
             run_load_test(LoadTestOptions(url, "echo", concurrency=(1,)))
 
 
+def test_files_in_the_current_folder_do_no_harm(target, tmp_path):
+    for name in ("numpy", "signal", "random", "repo_manager"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')")
+    script = f"""
+import sys; sys.path.pop(0)
+from repo_manager.loadtest import LoadTestOptions, run_load_test
+print(run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,), duration_s=0.3)).points[0].errors)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+
+
 def test_no_worker_outlives_its_parent(target):
     script = f"""
 import os, threading
@@ -262,7 +276,7 @@ def _workers_of_dead_parents() -> list[int]:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if b"repo_manager.loadtest.worker" in words and parent == 1:
+        if any(b"repo_manager.loadtest.worker" in word for word in words) and parent == 1:
             found.append(int(folder.name))
     return found
 
