@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,10 @@ from repo_manager.precision.proof import Proof, Prover
 from repo_manager.precision.writer import WrittenModel, write_draft
 
 __all__ = ["Attempt", "Attempts"]
+
+_MOST_REPAIRS = 16
+# "node name: X)" (onnx's checker), "Name:'X'" and "node with name 'X'" (ONNX Runtime)
+_NODE_NAME = re.compile(r"node name: ([^)]+)\)|[Nn]ame:? ?'([^']+)'")
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Attempt:
 
 
 class Attempts:
-    """Makes attempts; each goes to a folder of its own and the one before it is removed by `forget`.
+    """Makes attempts; each goes to a folder of its own, which `forget` removes.
 
     Args:
         builder: of candidates.
@@ -43,8 +49,25 @@ class Attempts:
         self.count = 0
 
     def make(self, also_keep: Iterable[str] = ()) -> Attempt:
-        """Build, write and prove a candidate with further nodes kept in FP32."""
+        """Build, write and prove a candidate with further nodes kept in FP32.
+
+        Operators that stand in the way of any candidate are kept, too, with the reason, from then on: those whose
+        values exceed FP16's range, and those that the checker or ONNX Runtime names as not working in 16 bits.
+        """
         names = tuple(also_keep)
+        for _ in range(_MOST_REPAIRS):
+            attempt = self._make(names)
+            failed = attempt.proof.first_failed
+            if failed is None or failed.name not in ("checker", "runs") or not self._keep_named(failed.detail):
+                break
+            self.forget(attempt)
+        return attempt
+
+    def forget(self, attempt: Attempt) -> None:
+        """Remove an attempt's files."""
+        shutil.rmtree(attempt.written.files[0].parent)
+
+    def _make(self, names: tuple[str, ...]) -> Attempt:
         candidate, written, rounded = self._write(names)
         beyond = any(item.relative_error == math.inf for item in rounded)
         if (
@@ -53,8 +76,17 @@ class Attempts:
             and self.builder.lowers_to_fp16
             and self.builder.keep_overflowing(self.prover.reference.inputs)
         ):
+            shutil.rmtree(written.files[0].parent)
             candidate, written, rounded = self._write(names)
         return Attempt(candidate, written, self.prover.prove(written, rounded), names)
+
+    def _keep_named(self, message: str) -> bool:
+        """Keep the node that a vendor's message names; say whether it names one that was not kept before."""
+        for name in _NODE_NAME.findall(message):
+            found = next(part for part in name if part)
+            if self.builder.keep_node(found, f"does not work in {self.builder.precision}: {message[:160]}"):
+                return True
+        return False
 
     def _write(self, names: tuple[str, ...]) -> tuple[Candidate, WrittenModel, tuple[OutputDrift, ...]]:
         """Build and write a candidate, and measure its drift with each 16-bit value rounded (empty: none is)."""

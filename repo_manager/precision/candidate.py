@@ -116,6 +116,13 @@ class Builder:
         self.keep = self.keep.also(overflowing_nodes(self.draft, samples, self.folder))
         return len(self.keep.names) > known
 
+    def keep_node(self, name: str, reason: str) -> bool:
+        """Keep a node from now on; say whether there is one of that name that was not kept before."""
+        if name in self.keep.names or all(node.name != name for node in self.draft.graph.node):
+            return False
+        self.keep = self.keep.also({name: reason})
+        return True
+
     def can_keep(self, name: str) -> bool:
         """Say whether keeping a node would change an INT8 candidate: whether it is quantised."""
         return name in self.quantized

@@ -50,6 +50,11 @@ class Proof:
         """Say whether every check passed."""
         return all(check.passed for check in self.checks)
 
+    @property
+    def first_failed(self) -> Check | None:
+        """The first check that failed."""
+        return next((check for check in self.checks if not check.passed), None)
+
     def failed_only(self, name: str) -> bool:
         """Say whether one check, and no other, failed."""
         return [check.name for check in self.checks if not check.passed] == [name]
@@ -83,7 +88,7 @@ class Prover:
             rounded: the drift with each 16-bit value rounded (`rounded_drift`).
         """
         path = written.files[0]
-        checks = [check_file(path)]
+        checks = [check_file(path, self.model.path)]
         if not checks[0].passed:
             return Proof(tuple(checks), (), self.model, self.sparsity)
         try:

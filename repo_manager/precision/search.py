@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.precision.attempt import Attempt, Attempts
@@ -24,7 +24,7 @@ def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> At
         folder: for temporary models.
 
     Returns:
-        The attempt with the fewest kept nodes that passes; `first` when none does.
+        The attempt with the fewest kept nodes that passes; `first`, without its files, when none does.
     """
     kept: list[str] = []
     attempt, step = first, 1
@@ -34,8 +34,9 @@ def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> At
             break
         kept += new
         step *= 2
+        attempts.forget(attempt)
         attempt = attempts.make(kept)
-    return _fewest(attempts.make, attempt, kept) if attempt.proof.passed else first
+    return _fewest(attempts, attempt, kept) if attempt.proof.passed else first
 
 
 def _next_nodes(attempts: Attempts, attempt: Attempt, kept: Sequence[str], folder: Path) -> list[str]:
@@ -50,13 +51,16 @@ def _next_nodes(attempts: Attempts, attempt: Attempt, kept: Sequence[str], folde
     return [name for name in dict.fromkeys(names) if name not in kept]
 
 
-def _fewest(make: Callable[[Sequence[str]], Attempt], attempt: Attempt, kept: list[str]) -> Attempt:
+def _fewest(attempts: Attempts, attempt: Attempt, kept: list[str]) -> Attempt:
     """Take nodes back out, latest found first, as long as it still passes."""
     for name in list(reversed(kept))[:_MOST_DROPS]:
         if len(kept) == 1:
             break
         fewer = [other for other in kept if other != name]
-        tried = make(fewer)
+        tried = attempts.make(fewer)
         if tried.proof.passed:
+            attempts.forget(attempt)
             attempt, kept = tried, fewer
+        else:
+            attempts.forget(tried)
     return attempt

@@ -37,6 +37,7 @@ def draft_of(model: Model) -> Draft:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.graph_only)
     proto.ClearField("training_info")
+    proto.ir_version = max(proto.ir_version, 4)  # before, every weight has to be listed as an input
     for graph in walk.graphs_of(proto.graph):
         graph.ClearField("value_info")
     weights = {tensor.name: _weight(model, tensor) for tensor in model.graph_only.graph.initializer}

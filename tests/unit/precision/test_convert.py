@@ -260,3 +260,23 @@ def test_signature_check_sees_a_changed_output(cnn, save):
     check = check_signature(signature_of(cnn), signature_of(other), Precision.FP16, keep_io_types=True)
     assert not check.passed
     assert "z: float32" in check.detail
+
+
+def test_operator_that_has_no_working_fp16_form_stays_fp32(save, out):
+    """ONNX allows FP16 in a ScatterND that takes the largest, and ONNX Runtime's CPU has no such kernel."""
+    nodes = [
+        node("Relu", ["x"], ["a"], name="relu"),
+        node("ScatterND", ["a", "at", "new"], ["y"], name="scatter", reduction="max"),
+    ]
+    weights = {"at": np.int64([[0], [2]]), "new": np.float32([5, 6])}
+    result = convert(save(nodes, {"x": [4]}, {"y": [4]}, weights, opset=18), Precision.FP16, out)
+    assert [kept.node for kept in result.kept] == ["scatter"]
+    assert "does not work in fp16" in result.kept[0].reason
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_the_full_checker_rejects_in_the_source_too(save, out):
+    """onnx cannot infer MeanVarianceNormalization's own body."""
+    model = save([node("MeanVarianceNormalization", ["x"], ["y"])], {"x": [1, 3, 4, 4]}, {"y": [1, 3, 4, 4]})
+    result = convert(model, Precision.FP32, out)
+    assert result.checks[0].passed

@@ -170,3 +170,12 @@ def test_nodes_and_weights_that_nothing_reads_are_dropped(save):
 def test_opset_that_onnx_cannot_reach_is_a_clear_error(draft):
     with pytest.raises(ModelError, match=r"of opset 17 and this precision needs 999[\s\S]*Export the model again"):
         raise_opset(draft, 999)
+
+
+def test_trap_weights_listed_as_inputs_before_ir_4(save, run, tmp_path):
+    weight = floats(4, 4)
+    model = save([node("MatMul", ["x", "w"], ["y"])], {"x": [1, 4], "w": [4, 4]}, {"y": [1, 4]}, {"w": weight}, opset=8)
+    model.graph_only.ir_version = 3
+    source = draft_of(model)
+    assert [value.name for value in source.graph.input] == ["x"]
+    np.testing.assert_allclose(run(source, {"x": np.ones((1, 4), np.float32)})["y"], weight.sum(0)[None], rtol=1e-5)
