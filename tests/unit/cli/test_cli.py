@@ -201,7 +201,7 @@ def test_the_repository_comes_from_the_environment(run: Run, monkeypatch: pytest
         (["add", "m.onnx", "--name", "a", "--sparsity", "maybe"], "require, report, prune"),
         (["inspect", "m.onnx", "--shape", "image"], "expected NAME:SIZE"),
         (["add", "m.onnx"], "--name"),
-        (["deploy", "digits:x"], "NAME:VERSION"),
+        (["loadtest", "digits:x"], "NAME:VERSION"),
         (["loadtest", "digits", "--slo", "p99"], "p99"),
     ],
 )
