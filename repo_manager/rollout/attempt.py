@@ -52,26 +52,26 @@ class Attempt:
 
     def dry_run(self) -> Rollout:
         """Return the plan as a result."""
-        return self._result(changed=False, ready=self.before.ready, smoke=None, dry_run=True)
+        return self.result(changed=False, ready=self.before.ready, smoke=None, dry_run=True)
 
     def run(self) -> Rollout:
         """Do what has to be done, and prove it."""
         if not self.plan.changes:
             return self._confirm()
-        self._check_version()
+        self.check_version()
         original = read_bytes(self.repository, self.name)
         try:
-            state, smoke = self._apply()
+            state, smoke = self.apply()
             record_deployment(self.repository, self.name, self.version)
         except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
             raise self._undo(original, exc) from exc
-        return self._result(changed=True, ready=state.ready, smoke=smoke, draining=state.busy)
+        return self.result(changed=True, ready=state.ready, smoke=smoke, draining=state.busy)
 
     def _note(self, event: str) -> None:
         self.events.append(event)
         self._tell(event)
 
-    def _result(
+    def result(
         self,
         *,
         changed: bool,
@@ -81,6 +81,7 @@ class Attempt:
         mended: bool = False,
         draining: tuple[int, ...] = (),
     ) -> Rollout:
+        """Describe what was done."""
         return Rollout(
             model=self.name,
             version=self.version,
@@ -107,9 +108,9 @@ class Attempt:
             smoke = self._mend()
             mended = True
         record_deployment(self.repository, self.name, self.version)
-        return self._result(changed=mended, ready=self.before.ready, smoke=smoke, mended=mended)
+        return self.result(changed=mended, ready=self.before.ready, smoke=smoke, mended=mended)
 
-    def _check_version(self) -> None:
+    def check_version(self) -> None:
         """Check the version's files before the server is asked to read them.
 
         Raises:
@@ -127,17 +128,29 @@ class Attempt:
                 hint="Publish it again as a new version; nothing was changed.",
             )
 
-    def _apply(self) -> tuple[ServedState, SmokeResult]:
+    def apply(self, meanwhile: tuple[int, ...] | None = None) -> tuple[ServedState, SmokeResult]:
         """Serve old and new together, prove the new one, drop the old."""
+        smoke = self.bring_up(self.loaded_meanwhile() if meanwhile is None else meanwhile)
+        return self.finish(), smoke
+
+    def loaded_meanwhile(self) -> tuple[int, ...]:
+        """Return the versions that are served until the new one has proven itself."""
         existing = {each.version for each in self.entry.versions}
-        both = tuple(sorted({*self.plan.ready_after, *(set(self.before.ready) & existing)}))
-        self._serve(both)
+        return tuple(sorted({*self.plan.ready_after, *(set(self.before.ready) & existing)}))
+
+    def bring_up(self, versions: tuple[int, ...]) -> SmokeResult:
+        """Serve these versions, and prove the new one among them."""
+        self._serve(versions)
         state = observe(self.client, self.name)
         if not set(self.plan.ready_after) <= set(state.ready):
             state = self._insist(state)
         smoke = self._smoke(state)
         self._note(f"{self.name}:{self.version} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
-        if both != self.plan.ready_after:
+        return smoke
+
+    def finish(self) -> ServedState:
+        """Serve exactly what was planned."""
+        if observe(self.client, self.name).ready != self.plan.ready_after:
             self._serve(self.plan.ready_after)
         state = wait_until_only_ready(self.client, self.name, self.plan.ready_after, self.options.settle_timeout_s)
         if state.ready != self.plan.ready_after:
@@ -146,7 +159,7 @@ class Attempt:
                 f"{state.sentence}, expected exactly {wanted}",
                 hint="Is it the server of this repository? Its log says why.",
             )
-        return state, smoke
+        return state
 
     def _serve(self, versions: tuple[int, ...]) -> None:
         numbers = ", ".join(map(str, versions))
@@ -197,7 +210,7 @@ class Attempt:
         self._note(f"failed: {failure.splitlines()[0] if failure else type(cause).__name__}; putting things back")
         try:
             write_back(self.repository, self.name, original)
-            state = self._restore_server()
+            state = self.restore_server()
         except ServerUnreachableError as exc:
             return ServerUnreachableError(
                 f"{what}: {failure}\nconfig.pbtxt is as it was before, but the "
@@ -208,11 +221,11 @@ class Attempt:
             reason = "interrupted again" if isinstance(exc, KeyboardInterrupt) else str(exc)
             return RollbackFailedError(
                 f"{what}: {failure}\nPutting the previous state back failed: {reason}",
-                hint=self._by_hand(original),
+                hint=self.by_hand(original),
             )
         return RolloutUndoneError(f"{what}: {failure}\nThe previous state was put back: {state.sentence}.")
 
-    def _restore_server(self) -> ServedState:
+    def restore_server(self) -> ServedState:
         """Make the server serve what it served before, and see that it does.
 
         Raises:
@@ -228,7 +241,8 @@ class Attempt:
             raise ServerRefusedError(f"{state.sentence}, before it were {self.before.ready or 'none'}")
         return state
 
-    def _by_hand(self, original: bytes | None) -> str:
+    def by_hand(self, original: bytes | None) -> str:
+        """Say what a person has to do when putting things back failed."""
         versions = ", ".join(map(str, self.before.ready)) or "none"
         policy = self.plan.policy_before
         text = policy if isinstance(policy, str) else "specific { versions: [" + ", ".join(map(str, policy)) + "] }"

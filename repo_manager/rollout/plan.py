@@ -12,7 +12,7 @@ from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, read_config
 
-__all__ = ["Action", "RolloutPlan", "VersionPlan", "plan_deploy", "plan_from"]
+__all__ = ["Action", "RolloutPlan", "VersionPlan", "changed_fields", "plan_deploy", "plan_from"]
 
 # triton-inference-server/core, `ModelLifeCycle`: a change of these alone reloads nothing.
 _FREE_FIELDS = ("version_policy", "instance_group")
@@ -92,7 +92,7 @@ def plan_from(entry: ModelEntry, version: int, served: ServedState, *, keep_prev
     others = (set(served.ready) & existing) - {version}
     kept = {max(others)} if keep_previous and others else set()
     after = tuple(sorted({version} | kept))
-    changed = _changed_fields(config, served.config)
+    changed = changed_fields(config, served.config)
     steps = []
     for each in sorted({*after, *served.ready}):
         if each not in after:
@@ -125,7 +125,7 @@ def plan_from(entry: ModelEntry, version: int, served: ServedState, *, keep_prev
     )
 
 
-def _changed_fields(repository: ModelConfig | None, served: ModelConfig | None) -> tuple[str, ...]:
+def changed_fields(repository: ModelConfig | None, served: ModelConfig | None) -> tuple[str, ...]:
     """Return the fields that the repository's configuration sets otherwise than the server runs with.
 
     The server fills in defaults, so only what config.pbtxt says is compared.

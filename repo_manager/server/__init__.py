@@ -3,6 +3,7 @@
 from repo_manager.server.backend_directory import backend_directory
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer, ServerOptions
+from repo_manager.server.guard import StubGuard
 from repo_manager.server.records import RunningServer, running_server, running_servers
 from repo_manager.server.transport import ClientOptions, Endpoint, IndexEntry, ServerMetadata, VersionStatistics
 
@@ -14,6 +15,7 @@ __all__ = [
     "RunningServer",
     "ServerMetadata",
     "ServerOptions",
+    "StubGuard",
     "TritonClient",
     "VersionStatistics",
     "backend_directory",

@@ -126,6 +126,14 @@ class EmbeddedServer:
         """Wait for the server's end; return its exit code, or `None` after `timeout_s`."""
         return self._running().wait(timeout_s)
 
+    def successor(self) -> EmbeddedServer:
+        """Return a server like this one, on the same ports and log, not started: for a restart after a crash."""
+        http, grpc, metrics = self._ports
+        options = dataclasses.replace(
+            self.options, http_port=http, grpc_port=grpc, metrics_port=metrics, log_path=self._log
+        )
+        return EmbeddedServer(options)
+
     def log_tail(self, lines: int = 30) -> str:
         """Return the last lines of this run's log."""
         return "\n".join(self._running().read_log().splitlines()[-lines:])

@@ -25,7 +25,16 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import model_state, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
-from repo_manager.rollout import Action, RolloutOptions, SmokeFailedError, deploy, plan_deploy, rollback
+from repo_manager.rollout import (
+    Action,
+    RolloutOptions,
+    SmokeFailedError,
+    deploy,
+    deploy_fleet,
+    plan_deploy,
+    rollback,
+    status,
+)
 from repo_manager.rollout.observe import observe
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
@@ -321,3 +330,55 @@ def test_a_failed_way_back_says_what_to_do_by_hand(repository: Path, client: Tri
     write_model(repository, model, None, {1: scaling_model(2.0)})
     set_served_versions(repository, model, [1])
     client.load(model)
+
+
+@pytest.fixture
+def fleet(start_server: StartServer, tmp_path: Path) -> list[EmbeddedServer]:
+    """Three servers of one repository, serving version 1 of `m`; 2 is good and 3 is broken."""
+    versions = {1: scaling_model(2.0), 2: scaling_model(3.0), 3: b"no model"}
+    write_model(tmp_path, "m", SCALING_CONFIG + POLICY, versions)
+    return [start_server(ServerOptions(repository=str(tmp_path), load=("m",))) for _ in range(3)]
+
+
+def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedServer], tmp_path: Path) -> None:
+    clients = [TritonClient.connect(each.grpc_url) for each in fleet]
+    done = deploy_fleet(tmp_path, "m", 2, clients)
+    assert [each.ready for each in done.servers] == [(2,)] * 3
+    assert [answer(client, "m") for client in clients] == [3.0] * 3
+    assert model_state(tmp_path, "m").deployments[-1].version == 2
+    before = (tmp_path / "m" / "config.pbtxt").read_bytes()
+    with pytest.raises(RolloutUndoneError, match=r"model\.onnx failed"):
+        deploy_fleet(tmp_path, "m", 3, clients)
+    assert [ready(client, "m") for client in clients] == [(2,)] * 3
+    assert (tmp_path / "m" / "config.pbtxt").read_bytes() == before
+
+    def kill_the_last(event: str) -> None:
+        if event.startswith(fleet[1].grpc_url):
+            os.kill(fleet[2].pid, signal.SIGKILL)
+            fleet[2].wait(5.0)
+
+    with pytest.raises(RolloutUndoneError, match="cannot be reached"):
+        deploy_fleet(tmp_path, "m", 1, clients, report=kill_the_last)
+    assert [ready(client, "m") for client in clients[:2]] == [(2,)] * 2
+    with pytest.raises(ServerUnreachableError):
+        deploy_fleet(tmp_path, "m", 1, clients)
+    left = deploy_fleet(tmp_path, "m", 1, clients, max_unavailable=1)
+    assert left.unavailable == (fleet[2].grpc_url,)
+    assert [ready(client, "m") for client in clients[:2]] == [(1,)] * 2
+    for client in clients:
+        client.close()
+
+
+def test_status_tells_every_difference(repository: Path, client: TritonClient, model: str) -> None:
+    (before,) = status(repository, client, (model,))
+    assert (before.ready, before.deployed, before.drift) == ((), None, ("it was never deployed",))
+    deploy(repository, model, 1, client)
+    (fine,) = status(repository, client, (model,))
+    assert (fine.ready, fine.wanted, fine.deployed, fine.drift) == ((1,), (1,), 1, ())
+    path = repository / model / "config.pbtxt"
+    path.write_text(path.read_text().replace("[1]", "[2]").replace("max_batch_size: 8", "max_batch_size: 4"))
+    (drifted,) = status(repository, client, (model,))
+    assert drifted.drift == (
+        "READY are 1, config.pbtxt serves 2",
+        "the server runs it with another max_batch_size than config.pbtxt says",
+    )

@@ -19,8 +19,9 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, TritonClient, running_server
+from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, StubGuard, TritonClient, running_server
 from repo_manager.server import embedded as embedded_module
+from repo_manager.server.guard import stubs_of
 from repo_manager.server.process import start_ticks
 
 pytestmark = pytest.mark.integration
@@ -179,9 +180,35 @@ def test_a_killed_server_leaves_no_stub(start_server: StartServer, scaling: Path
     stubs = children_of(server.pid)
     os.kill(server.pid, signal.SIGKILL)
     assert server.wait(10.0) == -9
+    server.stop()
+    with server.successor() as again, TritonClient.connect(server.grpc_url) as client:
+        assert again.grpc_url == server.grpc_url
+        assert client.model_ready("scaling", 1)
     assert all(start_ticks(each) is None for each in stubs)
     assert shared_memory_of(os.getpid()) == []
     assert running_server(scaling) is None
+
+
+def test_a_killed_stub_is_noticed_and_its_model_loaded_again(start_server: StartServer, scaling: Path) -> None:
+    write_model(scaling, "other", SCALING_CONFIG, {1: scaling_model(7.0)})
+    server = start_server(ServerOptions(repository=str(scaling), load=("scaling", "other")))
+    guard = StubGuard(server.pid, server.grpc_url)
+    assert guard.check() == ()
+    victim, bystander = (
+        next(stub.pid for stub in stubs_of(server.pid) if stub.model == name) for name in ("scaling", "other")
+    )
+    os.kill(victim, signal.SIGKILL)
+    mended: list[str] = []
+    assert eventually(lambda: bool(mended.extend(guard.check()) or mended))
+    assert mended == ["scaling"]
+    with TritonClient.connect(server.grpc_url) as client:
+        np.testing.assert_array_equal(client.infer("scaling", 1, {"x": X})["y"], 2 * X)
+        client.unload("other")  # a stub that ends in order is no reason to load anything
+        assert eventually(lambda: start_ticks(bystander) is None)
+        began = time.monotonic()
+        while time.monotonic() - began < 4.0:
+            assert guard.check() == ()
+            time.sleep(0.5)
 
 
 def test_killed_together_with_its_supervisor_the_next_start_sweeps(start_server: StartServer, scaling: Path) -> None:
