@@ -117,7 +117,7 @@ def build_artifact(
         progress=progress,
         cancelled=cancelled,
     )
-    _check_precision(build)
+    _check_precision(build, source.precision)
     return Artifact(backend, {output.name: output}, _facts(build, source.sparsity or sparsity_report(loaded)))
 
 
@@ -129,8 +129,9 @@ def _free_ranges(model: Model, source: EngineSource, options: EngineOptions) -> 
     return find_dim_ranges(model, signature, batched=source.batched, sample=source.sample)
 
 
-def _check_precision(build: EngineBuild) -> None:
-    wrong = precision_mismatches(build.precision)
+def _check_precision(build: EngineBuild, precision: Precision) -> None:
+    int8 = precision in (Precision.INT8, Precision.INT8_FP16)
+    wrong = precision_mismatches(build.precision, int8_wanted=int8)
     if not wrong:
         return
     build.path.unlink()

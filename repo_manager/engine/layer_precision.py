@@ -40,6 +40,7 @@ class LayerPrecision:
             or fused beyond recognition).
         engine_layer: the engine's layer that computes it.
         detail: what the mismatch comes from; empty when there is none.
+        one_sided: whether only its data or only its weight is quantised.
     """
 
     node: str
@@ -48,6 +49,7 @@ class LayerPrecision:
     found: str | None
     engine_layer: str | None
     detail: str = ""
+    one_sided: bool = False
 
     @property
     def kept(self) -> bool:
@@ -71,9 +73,15 @@ def compare_precision(proto: onnx.ModelProto, layers: Sequence[EngineLayer]) -> 
     return tuple(_compare(ask, by_node) for ask in _asked(proto.graph, {}))
 
 
-def precision_mismatches(rows: Sequence[LayerPrecision]) -> tuple[LayerPrecision, ...]:
-    """Return the rows that run in a wider type than was asked."""
-    return tuple(row for row in rows if not row.kept)
+def precision_mismatches(rows: Sequence[LayerPrecision], *, int8_wanted: bool = True) -> tuple[LayerPrecision, ...]:
+    """Return the rows that run in a wider type than was asked.
+
+    Args:
+        rows: of an engine.
+        int8_wanted: whether the conversion was to INT8. If not, a model that came with quantised weights alone
+            means to save memory, not to compute in INT8.
+    """
+    return tuple(row for row in rows if not row.kept and (int8_wanted or not row.one_sided))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +89,7 @@ class _Ask:
     node: onnx.NodeProto
     precision: str
     detail: str
+    one_sided: bool = False
 
 
 def _compare(ask: _Ask, by_node: Mapping[str, list[EngineLayer]]) -> LayerPrecision:
@@ -90,7 +99,7 @@ def _compare(ask: _Ask, by_node: Mapping[str, list[EngineLayer]]) -> LayerPrecis
         return LayerPrecision(node.name, node.op_type, ask.precision, None, None)
     layer = found[0]
     actual = layer.inputs[0] or None
-    row = LayerPrecision(node.name, node.op_type, ask.precision, actual, layer.name)
+    row = LayerPrecision(node.name, node.op_type, ask.precision, actual, layer.name, one_sided=ask.one_sided)
     return row if row.kept else dataclasses.replace(row, detail=ask.detail or "the builder chose a wider type")
 
 
@@ -106,7 +115,7 @@ def _asked(graph: onnx.GraphProto, outer: Mapping[str, str]) -> Iterator[_Ask]:
         quantised = [_is_dequantised(name, makers) for name in node.input[:2]]
         if any(quantised):
             missing = "" if all(quantised) else f"only its {'weight' if quantised[1] else 'data'} is quantised"
-            yield _Ask(node, "int8", missing)
+            yield _Ask(node, "int8", missing, one_sided=not all(quantised))
         elif types.get(node.input[1]) in _WIDTH:
             yield _Ask(node, types[node.input[1]], "")
 

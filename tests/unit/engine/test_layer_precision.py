@@ -105,3 +105,14 @@ def test_nodes_inside_branches_are_compared_too() -> None:
     )
     rows = compare_precision(helper.make_model(graph), [layer("float32")])
     assert [row.kept for row in rows] == [False, False]
+
+
+def test_weights_that_came_quantised_alone_are_no_wish_for_int8() -> None:
+    rows = compare_precision(conv_graph(data=False, weight=True), [layer("float32")])
+    assert precision_mismatches(rows, int8_wanted=False) == ()
+    assert len(precision_mismatches(rows, int8_wanted=True)) == 1
+
+
+def test_quantised_on_both_sides_is_a_wish_for_int8_whoever_wrote_it() -> None:
+    rows = compare_precision(conv_graph(data=True, weight=True), [layer("float32")])
+    assert len(precision_mismatches(rows, int8_wanted=False)) == 1
