@@ -34,6 +34,7 @@ __all__ = ["Level", "Measurement", "slice_length_ns"]
 _MIN_SLICE_NS = 100_000_000
 _MIN_REQUESTS = 50
 _MAX_GROWTH = 10
+_KEPT_RATE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +221,12 @@ class Measurement:
         options = self._options
         whole = Slice.merge(used) if used else Slice(0, 0, Histogram.empty())
         histogram, seconds = whole.latencies, sum(piece.length_ns for piece in used) / 1e9
+        answered = histogram.count / seconds if seconds else 0.0
+        if self._level.mode == "rate" and self._level.arrival != "ramp" and answered < _KEPT_RATE * self._level.level:
+            outcome = (
+                outcome[0],
+                f"{outcome[1]}; only {answered:.0f} of {self._level.level:g} requests/s were answered",
+            )
         first = next((mark for mark, window in zip(self._marks, windows, strict=True) if window.used), 0)
         inside = {piece.index for piece in used}
         return LoadPoint(

@@ -126,6 +126,7 @@ def test_an_overloaded_open_loop_counts_from_the_schedule(target):
     """20 ms of work 100 times a second: the backlog grows by half a second a second, and so does the latency."""
     (point,) = load(target, "grpc", "slow", rate=(100.0,), duration_s=2.0, warmup_s=0.0, timeout_s=20.0).points
     assert point.latency.max_ns > 700e6
+    assert "of 100 requests/s were answered" in point.reason
 
 
 def test_gates_judge_a_measured_report(target):
