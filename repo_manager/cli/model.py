@@ -175,11 +175,48 @@ def add_command(
         int, typer.Option("--auto-keep", min=0, help="Search up to N layers to keep so that the gate passes.")
     ] = 0,
     max_drift: MaxDrift = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option("--profile", metavar="NAME:MIN:OPT:MAX", help="Engine: shapes of an input, e.g. x:1,8:4,8:16,8."),
+    ] = None,
+    sparse_tactics: Annotated[
+        bool, typer.Option("--sparse/--no-sparse", help="Engine: offer 2:4 weights to sparse kernels.")
+    ] = True,
+    workspace: Annotated[
+        int | None, typer.Option("--workspace", min=0, help="Engine: scratch memory of a kernel, in bytes.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option("--optimization-level", min=0, max=5, help="Engine: 0 (fast build) to 5.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option("--timing-cache", metavar="FILE", help="Engine: measured kernel times [default: cache]."),
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Engine: from the timing cache alone; a miss is an error.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Engine: also for later versions of the same major one.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        str | None,
+        typer.Option("--hardware-compatibility", help="Engine: ampere_plus or same_compute_capability."),
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option("--compute-capability", metavar="8.9", help="TensorRT-RTX: the GPUs it is for [default: all]."),
+    ] = None,
+    strip: Annotated[bool, typer.Option("--strip", help="Engine: leave the weights out.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Engine: allow other weights later.")] = False,
+    plan_detail: Annotated[
+        str, typer.Option("--plan-detail", help="Engine: what it tells of its layers; evidence needs detailed.")
+    ] = "detailed",
     dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert, check and publish a model as a new version. No server serves it until `deploy`."""
+    from repo_manager.engine import EngineOptions, parse_shape_range
     from repo_manager.pipeline import AddOptions, SparsityMode, add
     from repo_manager.report.tables import added_view
     from repo_manager.report.terminal import Terminal
@@ -199,6 +236,20 @@ def add_command(
             max_queue_delay_us=queue_delay_us,
             labels=_read_labels(labels or []),
             warmup=warmup,
+        ),
+        engine=EngineOptions(
+            shapes=dict(parse_shape_range(text) for text in profile or []),
+            sparse=sparse_tactics,
+            workspace_bytes=workspace,
+            optimization_level=optimization_level,
+            timing_cache=timing_cache,
+            deterministic=deterministic,
+            version_compatible=version_compatible,
+            hardware_compatibility=hardware_compatibility,
+            compute_capabilities=tuple(compute_capability or ()),
+            strip=strip,
+            refit=refit,
+            plan_detail=plan_detail,
         ),
         convert=_convert_options(keep_fp32, auto_keep, max_drift),
         dry_run=dry_run,

@@ -94,6 +94,7 @@ class Added:
         conversion: its checks and its drift against the source.
         golden: how a server's answer is compared.
         config: the config.pbtxt of the model.
+        engine: what is known of the engine: library, per-layer precision and sparsity evidence.
         files: names in the version's folder.
     """
 
@@ -108,6 +109,7 @@ class Added:
     conversion: Conversion
     golden: GoldenFacts
     config: str
+    engine: Mapping[str, Any]
     files: tuple[str, ...]
 
 
@@ -211,6 +213,7 @@ def _add_model(
         conversion=conversion,
         golden=golden_facts,
         config=format_config(config),
+        engine=artifact.facts,
         files=tuple(files),
     )
 

@@ -122,14 +122,30 @@ def added_view(added: Any) -> list[RenderableType]:
         ("batch axis", f"{added.batch_axis.kind}: {added.batch_axis.reason}"),
         ("sparsity", valid),
     ]
+    layers = added.engine.get("layers")
+    evidence = [_evidence(layers)] if layers else []
     if added.golden.unreproducible:
         pairs.append(("not compared", f"outputs that differ from run to run: {', '.join(added.golden.unreproducible)}"))
-    views: list[RenderableType] = [*conversion_view(added.conversion), key_values(pairs)]
+    views: list[RenderableType] = [*conversion_view(added.conversion), *evidence, key_values(pairs)]
     if added.published:
         views.append(Text(f"No server serves it yet. Next: repo-manager deploy {added.name}:{added.version}"))
     else:
         views.append(Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}"))
     return views
+
+
+def _evidence(layers: Sequence[Any]) -> RenderableType:
+    """Show how far each weight got towards a sparse kernel; nothing is said that the builder did not say."""
+    said = {True: "yes", False: "no", None: "not reported"}
+    rows = [
+        [
+            *(layer.layer, layer.op_type, layer.pattern, said[layer.eligible], said[layer.chosen]),
+            *(layer.tactic or "-", layer.reason),
+        ]
+        for layer in layers
+    ]
+    columns = ["layer", "operator", "2:4 pattern", "eligible", "chosen", "tactic", "where it stopped"]
+    return make_table("Sparse kernels in the engine", columns, rows)
 
 
 def sparsity_view(report: SparsityReport) -> list[RenderableType]:
