@@ -82,7 +82,7 @@ def convert(
             if not proof.passed:
                 raise GateError(refusal(model, precision, proof), hint=f"Nothing was written to {output}.")
         else:
-            attempt = _attempt(model, precision, options, calibration, prover, Path(folder), output.name)
+            attempt = _attempt(prover, calibration, Path(folder), output.name)
             written, kept, proof = attempt.written, attempt.candidate.kept, attempt.proof
         staged = written.files[0].parent
         final = tuple(_move(file, output.parent / file.relative_to(staged)) for file in reversed(written.files))[::-1]
@@ -103,20 +103,13 @@ def convert(
     )
 
 
-def _attempt(
-    model: Model,
-    precision: Precision,
-    options: ConvertOptions,
-    calibration: CalibrationData | None,
-    prover: Prover,
-    folder: Path,
-    name: str,
-) -> Attempt:
+def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, name: str) -> Attempt:
     """Make the candidate that passes, searching for layers to keep when asked to.
 
     Raises:
         GateError: none passes.
     """
+    model, precision, options = prover.model, prover.precision, prover.options
     builder = Builder(draft_of(model), precision, options, _Samples(calibration, prover.reference), folder)
     attempts = Attempts(builder, prover, folder, name)
     attempt = first = attempts.make()

@@ -30,7 +30,7 @@ from repo_manager.precision.draft import (
     unique_name,
     used_names,
 )
-from repo_manager.precision.lowering_rules import Roles, keep_reasons, roles_of, to_low
+from repo_manager.precision.lowering_rules import SHAPES, Roles, keep_reasons, roles_of, to_low
 from repo_manager.precision.source import without_unused
 from repo_manager.precision.value_types import ValueType, infer_types, type_table
 
@@ -203,7 +203,8 @@ class _Scope:
                 reason = self.job.keep(node)
             roles = reason or roles_of(node, self.job.opset, self.types, self.job.low)
         if isinstance(roles, str):
-            self.job.kept[node.name] = (node.op_type, roles)
+            if roles != SHAPES or any(self.is_float(name) for name in node.output if name):
+                self.job.kept[node.name] = (node.op_type, roles)
             roles = Roles(frozenset(), frozenset())
         for index, name in enumerate(node.input):
             if name and self.is_float(name):

@@ -24,6 +24,7 @@ __all__ = ["Roles", "keep_reasons", "roles_of", "to_low"]
 
 # Operators whose output type is an attribute, or follows an input without saying so.
 _TYPE_BY_ATTRIBUTE = {"Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"}
+SHAPES = "computes shapes or positions"
 FP16_MAX = 65504.0
 BEYOND_ANY_VALUE = 1e8  # constants this large are masks or "no limit": the largest FP16 number does the same
 _ONNX_TYPE: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
@@ -109,7 +110,7 @@ def keep_reasons(
         elif node.op_type in _QUANTIZATION:
             reasons[node.name] = "quantisation scales stay FP32"
         elif any(name in shapes for name in node.output):
-            reasons[node.name] = "computes shapes or positions"
+            reasons[node.name] = SHAPES
         elif node.name in statistics and low == TensorProto.FLOAT16:
             reasons[node.name] = "part of a normalisation's variance, which FP16 cannot hold"
         elif low == TensorProto.FLOAT16 and (name := _too_large(draft, node)):

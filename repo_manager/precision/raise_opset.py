@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model import walk
 from repo_manager.precision.draft import ONNX_DOMAINS, Draft, Weight, opset_of, typed_tensor
 
 __all__ = ["raise_opset"]
@@ -51,15 +52,16 @@ def _imports(minimum: int) -> list[onnx.OperatorSetIdProto]:
 
 
 def _draft_of(raised: onnx.ModelProto, draft: Draft, stand_ins: dict[str, Weight]) -> Draft:
-    """Take the stand-ins out again; the converter drops other domains' imports and the metadata, so restore them."""
+    """Take the stand-ins out again; what the converter drops or renames is restored: symbols of dims, imports, metadata."""
     weights = dict(stand_ins)
     weights.update({tensor.name: typed_tensor(_owned(tensor)) for tensor in raised.graph.initializer})
     ordered = {name: weights.pop(name) for name in draft.weights if name in weights} | weights
-    inputs = [value for value in raised.graph.input if value.name not in ordered]
-    del raised.graph.input[:]
-    raised.graph.input.extend(inputs)
+    for field in ("input", "output"):
+        raised.graph.ClearField(field)
+        getattr(raised.graph, field).extend(getattr(draft.graph, field))
     raised.graph.ClearField("initializer")
-    raised.graph.ClearField("value_info")
+    for graph in walk.graphs_of(raised.graph):
+        graph.ClearField("value_info")
     known = {entry.domain for entry in raised.opset_import}
     for entry in draft.proto.opset_import:
         if entry.domain not in known and entry.domain not in ONNX_DOMAINS:

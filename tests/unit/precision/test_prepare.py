@@ -179,3 +179,24 @@ def test_trap_weights_listed_as_inputs_before_ir_4(save, run, tmp_path):
     source = draft_of(model)
     assert [value.name for value in source.graph.input] == ["x"]
     np.testing.assert_allclose(run(source, {"x": np.ones((1, 4), np.float32)})["y"], weight.sum(0)[None], rtol=1e-5)
+
+
+def test_trap_raising_the_opset_keeps_symbols_of_dims_and_bodies(save, run):
+    def body(name: str, op: str):
+        return helper.make_graph([node(op, ["a"], [f"{name}o"], name=name)], name, [],
+                                 [helper.make_tensor_value_info(f"{name}o", 1, ["batch", None])])  # fmt: skip
+
+    nodes = [
+        node("Relu", ["x"], ["a"]),
+        node("If", ["c"], ["y"], then_branch=body("t", "Neg"), else_branch=body("e", "Abs")),
+    ]
+    inputs = {"x": ["batch", None], "c": helper.make_tensor_value_info("c", TensorProto.BOOL, [])}
+    model = save(nodes, inputs, {"y": ["batch", None]}, opset=13)
+    source = draft_of(model)
+    raised = prepare(source, opset=22)
+    assert list(raised.graph.input) == list(source.graph.input)
+    assert list(raised.graph.output) == list(source.graph.output)
+    low = lower(raised, TensorProto.BFLOAT16, keep_io_types=True, keep=Keep())
+    assert low.kept == {}
+    sample = {"x": floats(2, 3), "c": np.array(True)}
+    np.testing.assert_array_equal(run(raised, sample)["y"], run(source, sample)["y"])
