@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repo_manager.cli.loadtest import server_of, shapes_of
-from repo_manager.cli.options import JsonOutput, Quiet, Repository, parse_target
+from repo_manager.cli.options import JsonOutput, Quiet, Repository, parse_target, writing
 
 __all__ = ["register"]
 
@@ -67,6 +67,7 @@ def compare_command(
     plan = ComparePlan(pairs=pairs, block_s=block, seed=seed)
     results = compare_batch_sizes(sides[0], sides[1], parse_levels(batch_sizes), plan=plan)
     if html is not None:
-        write_atomic(html, compare_page(results).encode())
+        with writing(html):
+            write_atomic(html, compare_page(results).encode())
         terminal.note(f"Page: {html}")
     terminal.result({"comparisons": results}, *comparison_view(results))

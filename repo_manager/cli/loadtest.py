@@ -16,6 +16,7 @@ from repo_manager.cli.options import (
     parse_shapes,
     parse_target,
     resolve_repository,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -141,11 +142,13 @@ def _run(
     if html is not None:
         from repo_manager.report.load_html import load_page
 
-        write_atomic(html, load_page(report, verdict).encode())
+        with writing(html):
+            write_atomic(html, load_page(report, verdict).encode())
         terminal.note(f"Report: {html}")
     result = {**as_json(report), "verdict": as_json(verdict)}
     if document is not None:
-        write_atomic(document, (json.dumps(result, indent=2) + "\n").encode())
+        with writing(document):
+            write_atomic(document, (json.dumps(result, indent=2) + "\n").encode())
     terminal.result(result, *load_view(report), *([] if verdict is None else verdict_view(verdict)))
     _raise_for(verdict, failed=all(point.outcome == "failed" for point in report.points))
 

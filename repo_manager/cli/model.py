@@ -15,6 +15,7 @@ from repo_manager.cli.options import (
     Repository,
     parse_shapes,
     resolve_repository,
+    writing,
 )
 from repo_manager.errors import UsageError
 from repo_manager.types import Precision
@@ -75,7 +76,8 @@ def inspect(
     if html is not None:
         from repo_manager.report.sparsity_html import sparsity_page
 
-        write_atomic(html, sparsity_page(inspection.sparsity, title=model.name).encode())
+        with writing(html):
+            write_atomic(html, sparsity_page(inspection.sparsity, title=model.name).encode())
         terminal.note(f"Page: {html}")
     terminal.result(inspection, *inspection_view(inspection))
 
@@ -101,11 +103,12 @@ def prune_command(
     from repo_manager.sparsity import prune
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    proto, report = prune(
-        load_model(model), layers=tuple(layers or ()), exclude=tuple(exclude or ()), all_valid=all_valid
-    )
+    source = load_model(model)
+    proto, report = prune(source, layers=tuple(layers or ()), exclude=tuple(exclude or ()), all_valid=all_valid)
     if not dry_run:
-        save_model(proto, output)
+        # What came with external data leaves with external data.
+        with writing(output):
+            save_model(proto, output, external=True if source.external_files else None)
     terminal.result(report, *prune_view(report, None if dry_run else output))
     terminal.warn(
         "magnitude pruning alone costs accuracy; retrain with the mask fixed to get it back "
@@ -136,9 +139,9 @@ def convert_command(
     terminal.progress(f"Converting {model} to {precision}")
     source = load_model(model)
     data = None if calibration is None else load_calibration(calibration, signature_of(source))
-    conversion = convert(
-        source, precision, output, calibration=data, options=_convert_options(keep_fp32, auto_keep, max_drift)
-    )
+    options = _convert_options(keep_fp32, auto_keep, max_drift)
+    with writing(output):
+        conversion = convert(source, precision, output, calibration=data, options=options)
     terminal.result(conversion, *conversion_view(conversion))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from repo_manager.errors import UsageError
+from repo_manager.errors import InputError, UsageError
 
 __all__ = [
     "DryRun",
@@ -21,6 +23,7 @@ __all__ = [
     "parse_shapes",
     "parse_target",
     "resolve_repository",
+    "writing",
 ]
 
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -58,6 +61,22 @@ def resolve_repository(option: Path | None) -> Path:
     from repo_manager.settings import load_settings
 
     return load_settings().repository
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the disk's refusal to write `path` into an error that names it.
+
+    Raises:
+        InputError: the folder is missing or not writable, the disk is full, ...
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise InputError(
+            f"{path}: cannot be written: {exc.strerror or exc}",
+            hint="Check the folder, its permissions and free space.",
+        ) from exc
 
 
 def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:

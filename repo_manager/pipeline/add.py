@@ -23,6 +23,7 @@ from repo_manager.onnx_model import (
     Signature,
     find_batch_axis,
     find_sizes,
+    index_limits,
     load_model,
     natural_inputs,
     save_model,
@@ -222,7 +223,13 @@ def _sample(model: Model, signature: Signature, calibration: CalibrationData | N
     """Return one input of each kind: real data where there is some."""
     if calibration is not None:
         return next(calibration.batches())
-    return natural_inputs(signature, batch=1, sizes=find_sizes(Session(model), signature))
+    sizes = find_sizes(Session(model), signature) if _has_free_sizes(signature) else {}
+    return natural_inputs(signature, batch=1, sizes=sizes, limits=index_limits(model))
+
+
+def _has_free_sizes(signature: Signature) -> bool:
+    """Say whether any axis behind the first one is dynamic, so that its size has to be found."""
+    return any(not isinstance(dim, int) for spec in signature.inputs for dim in (spec.shape or ())[1:])
 
 
 def _details(
