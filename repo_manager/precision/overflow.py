@@ -30,7 +30,7 @@ def overflowing_nodes(draft: Draft, samples: Iterable[Mapping[str, Array]], fold
     """
     values = float_values(draft, [name for node in draft.graph.node for name in node.output if name])
     try:
-        largest = largest_values(draft, values, samples, folder)
+        largest = largest_values(draft, values, samples, folder, optimize=False)
     except (CalibrationError, ModelError):
         return {}
     beyond = {value: size for value, size in largest.items() if size * _HEADROOM > FP16_MAX}

@@ -52,7 +52,7 @@ def _imports(minimum: int) -> list[onnx.OperatorSetIdProto]:
 
 
 def _draft_of(raised: onnx.ModelProto, draft: Draft, stand_ins: dict[str, Weight]) -> Draft:
-    """Take the stand-ins out again; what the converter drops or renames is restored: symbols of dims, imports, metadata."""
+    """Take the stand-ins out again, and restore what the converter drops: symbols of dims, imports, metadata."""
     weights = dict(stand_ins)
     weights.update({tensor.name: typed_tensor(_owned(tensor)) for tensor in raised.graph.initializer})
     ordered = {name: weights.pop(name) for name in draft.weights if name in weights} | weights
