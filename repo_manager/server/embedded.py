@@ -41,6 +41,8 @@ class ServerOptions:
         load: models to load at the start; `*` stands for all of them, and then a model that fails is
             listed in `EmbeddedServer.failures` while the others are served.
         log_path: where the log goes (appended); `None` keeps it in the user's cache.
+        auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
+            faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
         extra_args: more arguments for tritonserver.
         environment: more environment variables for it.
         record: let `running_server` find this server.
@@ -53,6 +55,7 @@ class ServerOptions:
     metrics_port: int = 0
     load: tuple[str, ...] = ()
     log_path: Path | None = None
+    auto_complete: bool = True
     extra_args: tuple[str, ...] = ()
     environment: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
     record: bool = True
@@ -267,6 +270,8 @@ class EmbeddedServer:
         command.append("--strict-readiness=false")
         # Python-based backends read the python backend's settings.
         command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
+        if not self.options.auto_complete:
+            command.append("--disable-auto-complete-config")
         if triton.caches is not None:
             command.append(f"--cache-directory={triton.caches}")
         return [*command, *self.options.extra_args]

@@ -143,6 +143,15 @@ def test_with_all_models_the_good_ones_are_served(start_server: StartServer, sca
         assert not client.model_ready("broken", 1)
 
 
+def test_without_auto_completion_only_complete_configs_load(start_server: StartServer, scaling: Path) -> None:
+    write_model(scaling, "bare", None, {1: scaling_model()})
+    server = start_server(ServerOptions(repository=str(scaling), load=("scaling",), auto_complete=False))
+    with TritonClient.connect(server.grpc_url) as client:
+        np.testing.assert_array_equal(client.infer("scaling", 1, {"x": X})["y"], 2 * X)
+        with pytest.raises(ServerRefusedError):
+            client.load("bare")
+
+
 def test_a_wrong_argument_is_explained_by_triton(tmp_path: Path) -> None:
     server = EmbeddedServer(ServerOptions(repository=str(tmp_path), extra_args=("--model-control-mode=nonsense",)))
     with pytest.raises(ServerError, match=r"did not start: .*invalid argument for --model-control-mode"):
