@@ -93,7 +93,8 @@ def _static_reason(signature: Signature) -> str | None:
     symbols: dict[str, str] = {}
     for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
-            reason = _first_axis_reason(spec)
+            # An output of unknown rank is judged by the trial run; an input cannot be made without one.
+            reason = "has no declared rank" if spec.shape is None and role == "input" else _first_axis_reason(spec)
             if reason is not None:
                 return f"{role} '{spec.name}' {reason}"
             if spec.shape and isinstance(spec.shape[0], str) and role == "input":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -34,8 +36,15 @@ from repo_manager.precision import CalibrationData, Conversion, ConvertOptions, 
 from repo_manager.repository import plan_publish, publish, validate_model_name
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.sparsity import PruneReport, SparsityReport, prune, sparsity_report
-from repo_manager.triton_config import ConfigOptions, derive_config, format_config
-from repo_manager.types import Precision, as_json
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    ConfigOptions,
+    derive_config,
+    format_config,
+    read_config,
+    served_signature,
+)
+from repo_manager.types import Backend, Precision, as_json
 
 __all__ = ["AddOptions", "Added", "SparsityMode", "add"]
 
@@ -177,14 +186,18 @@ def _add_model(
 ) -> Added:
     signature = signature_of(model)
     calibration = None if options.calibration is None else load_calibration(options.calibration, signature)
-    axis = find_batch_axis(model, signature)
-    config = derive_config(target.name, signature, axis, target.choice.backend, options.config)
+    axis = find_batch_axis(model, signature, _two_rows(calibration))
+    sample = _sample(model, signature, calibration)
+    chosen = _config_options(options.config, target, sample, batched=axis.batched)
+    # Before the long work, for what is wrong by then; and after it, for the shapes of what is served.
+    derive_config(target.name, signature, axis, target.choice.backend, chosen)
     report(f"Converting to {options.precision}")
     output = target.work / "converted" / "model.onnx"
     output.parent.mkdir()
     conversion = convert(model, options.precision, output, calibration=calibration, options=options.convert)
     report(f"Building for the {target.choice.backend} backend ({target.choice.reason})")
-    sample = _sample(model, signature, calibration)
+    served = served_signature(signature, output) if target.choice.backend is Backend.ONNXRUNTIME else signature
+    config = derive_config(target.name, served, axis, target.choice.backend, chosen)
     shapes = {name: array.shape for name, array in sample.items()}
     artifact = build_artifact(
         conversion.files,
@@ -217,6 +230,28 @@ def _add_model(
         engine=artifact.facts,
         files=tuple(files),
     )
+
+
+def _config_options(
+    options: ConfigOptions, target: _Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
+) -> ConfigOptions:
+    """Fill in what was not asked for: the existing model's largest batch, and the sample's sizes for warm-up."""
+    folder = target.repository / target.name
+    size = options.max_batch_size
+    if size is None and batched and (folder / CONFIG_FILENAME).is_file():
+        size = read_config(folder).max_batch_size
+    skip = 1 if batched and size != 0 else 0
+    shapes = {name: tuple(array.shape[skip:]) for name, array in sample.items()}
+    return dataclasses.replace(options, max_batch_size=size, warmup_shapes={**shapes, **options.warmup_shapes})
+
+
+def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | None:
+    """Return two real samples stacked, to try a batch on; `None` where there are none of one shape."""
+    rows = [] if calibration is None else list(itertools.islice(calibration.batches(), 2))
+    shapes = {tuple((name, array.shape) for name, array in row.items()) for row in rows}
+    if len(rows) < 2 or len(shapes) > 1 or any(array.ndim == 0 for array in rows[0].values()):
+        return None
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def _sample(model: Model, signature: Signature, calibration: CalibrationData | None) -> Mapping[str, NDArray[Any]]:

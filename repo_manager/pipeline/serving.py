@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from repo_manager.errors import ServerError, ServerUnreachableError
-from repo_manager.repository import model_state, scan
+from repo_manager.repository import model_states, scan
 from repo_manager.server import EmbeddedServer, RunningServer, ServerOptions, TritonClient, running_server
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
@@ -79,9 +79,9 @@ def deployed_models(repository: Path) -> tuple[str, ...]:
     Raises:
         RepositoryError: no such repository, or its state file is damaged.
     """
-    return tuple(
-        entry.name for entry in scan(repository, deep=False) if model_state(repository, entry.name).deployments
-    )
+    states = model_states(repository)
+    deployed = {name for name, state in states.items() if state.deployments}
+    return tuple(entry.name for entry in scan(repository, deep=False) if entry.name in deployed)
 
 
 def ensure_server(repository: Path, url: str | None, *, timeout_s: float, report: Callable[[str], None]) -> ServeTarget:
