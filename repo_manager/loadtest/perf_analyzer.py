@@ -8,7 +8,10 @@ row are that level's outcome.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import math
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,11 +25,13 @@ from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_install import PerfAnalyzer, cached_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.target import InputFacts, TargetFacts
 
 __all__ = ["command_of", "find_perf_analyzer", "parse_csv", "parse_profile_export", "run_perf_analyzer"]
 
 _STUB_BYTES = 100_000
+_EXPORTED_ELEMENTS = 1024  # the export repeats every request's inputs: minutes and gigabytes for images
+_REQUEST_COUNT = re.compile(r"^\s*Request count: (\d+)", re.M)
 _KILL_AFTER_S = 60.0
 _UNSTABLE_EXIT, _OPTION_EXIT = 2, 3
 
@@ -97,13 +102,23 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
         window_s = options.window_s if options.duration_s is None else options.duration_s / 3
         command += ["-p", str(max(round(window_s * 1000), 1)), "-s", f"{options.stability * 100:g}"]
         command += ["-r", str(max(options.max_windows, 3))]
+    command += ["-f", str(files / "result.csv"), "--verbose-csv"]
+    if sum(math.prod(item.shape) for item in _sized(facts, options)) <= _EXPORTED_ELEMENTS:
+        command += ["--profile-export-file", str(files / "profile.json")]
+    return command
+
+
+def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:
+    """Return the inputs with the sizes of a request; a dimension that only the data file knows counts as large."""
     return [
-        *command,
-        "-f",
-        str(files / "result.csv"),
-        "--verbose-csv",
-        "--profile-export-file",
-        str(files / "profile.json"),
+        dataclasses.replace(
+            item,
+            shape=tuple(
+                size if size > 0 else _EXPORTED_ELEMENTS + 1
+                for size in (*options.shapes.get(item.name, item.shape), options.batch_size)
+            ),
+        )
+        for item in facts.inputs
     ]
 
 
@@ -170,6 +185,10 @@ def _point(
         return _failed(level, options, f"perf_analyzer wrote no row (exit code {code}): {tail}", outcome)
     row = rows[-1]
     outcome = "stable" if code == 0 else "unstable"
+    counted = _REQUEST_COUNT.search(text)
+    if not profile and counted is not None:
+        requests, rate = float(counted.group(1)), row["Inferences/Second"]
+        profile = {"requests": requests, "duration_s": requests * options.batch_size / rate if rate else 0.0}
     return LoadPoint(
         mode=level.mode,
         level=level.level,

@@ -157,3 +157,13 @@ def test_pips_empty_stub_is_not_taken_for_the_real_one(tmp_path, monkeypatch):
     found = find_perf_analyzer(tmp_path / "cache")
     assert found.binary == cached / "perf_analyzer"
     assert found.environment()["LD_LIBRARY_PATH"].startswith(str(cached / "lib"))
+
+
+def test_large_inputs_are_not_exported_and_requests_are_counted_from_what_it_prints(tmp_path):
+    small = command_of(Path("pa"), CLOSED, FACTS, options(), tmp_path)
+    large = command_of(Path("pa"), CLOSED, FACTS, options(shapes={"x": (1000, 4)}), tmp_path)
+    assert "--profile-export-file" in small
+    assert "--profile-export-file" not in large
+    point = run_perf_analyzer(script(tmp_path, says="  Client:\n    Request count: 3000"), CLOSED, FACTS, options())
+    assert point.requests == 3000
+    assert point.duration_s == pytest.approx(3000 / 1000.5)
