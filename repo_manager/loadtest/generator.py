@@ -225,7 +225,7 @@ class Generator:
     def _drain(self) -> None:
         """Wait for the open requests, no longer than the time-out of a request.
 
-        Even an interrupted load waits a little: closing connections with open calls has crashed tritonserver 2.51.
+        Even an interrupted load waits a little: tritonserver 2.51 was seen to die after calls were cut off.
         """
         begin_ns = time.monotonic_ns()
         self.stopping = True
