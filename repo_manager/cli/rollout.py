@@ -1,4 +1,4 @@
-"""Putting versions into service: deploy, rollback."""
+"""Putting versions into service: deploy, rollback, status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from repo_manager.cli.options import (
 if TYPE_CHECKING:
     from repo_manager.pipeline.serving import ServeTarget
     from repo_manager.report.terminal import Terminal
-    from repo_manager.rollout import Rollout
+    from repo_manager.rollout import ModelStatus, Rollout
 
 __all__ = ["register"]
 
@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("deploy")(deploy_command)
     app.command("rollback")(rollback_command)
+    app.command("status")(status_command)
 
 
 def deploy_command(
@@ -66,6 +67,39 @@ def deploy_command(
     with TritonClient.connect(server.url) as client:
         rollout = deploy(root, name, chosen, client, options=options, report=terminal.reporter())
     _show(terminal, rollout, server)
+
+
+def status_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model [default: all].")] = None,
+    repository: Repository = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", metavar="URL", help="Servers to ask [default: the running serve].")
+    ] = None,
+    json: JsonOutput = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what servers serve, when it was deployed, and where that differs from the repository."""
+    from repo_manager.errors import ServerUnreachableError
+    from repo_manager.report.rollout_tables import status_view
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.rollout import status
+    from repo_manager.server import TritonClient, running_server
+    from repo_manager.settings import load_settings
+
+    root = resolve_repository(repository)
+    urls = list(to or filter(None, [load_settings().server]))
+    if not urls:
+        running = running_server(root)
+        if running is None:
+            raise ServerUnreachableError(
+                f"No server runs on {root}", hint="Start one: repo-manager serve, or use --to."
+            )
+        urls = [running.grpc_url]
+    found: list[ModelStatus] = []
+    for url in urls:
+        with TritonClient.connect(url) as client:
+            found += status(root, client, (name,) if name else ())
+    Terminal(as_json=json, quiet=quiet).result({"models": found}, *status_view(found))
 
 
 def rollback_command(

@@ -41,6 +41,15 @@ def serve(
     load: Load = None,
     detach: Annotated[bool, typer.Option("--detach", help="Run in the background; return when it is ready.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the running serve of the repository.")] = False,
+    auto_complete: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-complete/--no-auto-complete",
+            help="Let Triton fill in incomplete config.pbtxt files, at a second a load [default: where one needs it].",
+            show_default=False,
+        ),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Start a server that ended by itself again.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds until it has to be ready.")] = 120.0,
     json: JsonOutput = False,
     quiet: Quiet = False,
@@ -60,7 +69,9 @@ def serve(
         text = f"No server runs on {root}." if stopped is None else f"Stopped the server of {root} (pid {stopped.pid})."
         terminal.result({"stopped": stopped}, text)
         return
-    options = ServeOptions(root, host, http_port, grpc_port, metrics_port, tuple(load or ()), timeout)
+    options = ServeOptions(
+        root, host, http_port, grpc_port, metrics_port, tuple(load or ()), timeout, auto_complete, restart
+    )
     if host not in ("127.0.0.1", "localhost", "::1"):
         terminal.warn(f"the server listens on {host} without TLS or restricted APIs: anyone can load models.")
     if detach:
@@ -80,4 +91,5 @@ def serve(
             )
         terminal.note(f"Ready: {server.http_url}  {server.grpc_url}  {server.metrics_url} (Ctrl-C stops it)")
 
-    serve_until_ended(options, on_ready=on_ready, log_output=None if quiet else sys.stderr)
+    log_output = None if quiet else sys.stderr
+    serve_until_ended(options, on_ready=on_ready, report=terminal.note, log_output=log_output)

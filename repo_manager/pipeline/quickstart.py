@@ -105,7 +105,7 @@ def quickstart(
     added = [_add(name, precision, repository, report) for name, precision in _MODELS.items()]
     report("Starting tritonserver on free ports of 127.0.0.1")
     with (
-        EmbeddedServer(ServerOptions(repository=str(repository.resolve()))) as server,
+        EmbeddedServer(ServerOptions(str(repository.resolve()), auto_complete=False, record=False)) as server,
         TritonClient.connect(server.grpc_url) as client,
     ):
         models = tuple(_serve(one, client, server, repository, seconds_per_level, report) for one in added)

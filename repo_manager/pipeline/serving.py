@@ -12,17 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from repo_manager.errors import ServerError, ServerUnreachableError
+from repo_manager.errors import ConfigError, ServerError, ServerUnreachableError
 from repo_manager.repository import model_states, scan
-from repo_manager.server import EmbeddedServer, RunningServer, ServerOptions, TritonClient, running_server
+from repo_manager.server import EmbeddedServer, RunningServer, ServerOptions, StubGuard, TritonClient, running_server
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
+from repo_manager.triton_config import read_config
 
 __all__ = [
     "ServeOptions",
     "ServeTarget",
     "deployed_models",
     "ensure_server",
+    "needs_auto_complete",
     "serve_until_ended",
     "start_detached",
     "stop_running",
@@ -30,6 +32,9 @@ __all__ = [
 
 _POLL_S = 0.05
 _LOG_POLL_S = 0.2
+_GUARD_S = 1.0
+_STEADY_S = 60.0
+_MAX_RESTARTS = 5
 _ALL, _DEPLOYED, _NONE = "all", "deployed", "none"
 
 
@@ -45,6 +50,9 @@ class ServeOptions:
         metrics_port: likewise.
         load: names of models to load at the start, or one of `all`, `deployed` (also when empty), `none`.
         timeout_s: how long the server may take to be ready.
+        auto_complete: let Triton fill in what a config.pbtxt leaves out, at about a second a load; `None`: only
+            where a model of the repository needs it.
+        restart: start a server that ended by itself again.
     """
 
     repository: Path
@@ -54,6 +62,8 @@ class ServeOptions:
     metrics_port: int = 0
     load: tuple[str, ...] = ()
     timeout_s: float = 120.0
+    auto_complete: bool | None = None
+    restart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +122,22 @@ def ensure_server(repository: Path, url: str | None, *, timeout_s: float, report
 
 
 def serve_until_ended(
-    options: ServeOptions, *, on_ready: Callable[[EmbeddedServer], None], log_output: IO[str] | None
+    options: ServeOptions,
+    *,
+    on_ready: Callable[[EmbeddedServer], None],
+    report: Callable[[str], None],
+    log_output: IO[str] | None,
 ) -> None:
     """Run the embedded server in this process until it ends or this process is interrupted.
 
+    A model whose stub process has died is unloaded and loaded again: Triton keeps it READY and answers
+    every request with an error. With `restart`, a server that ended by itself is started again on the
+    same ports, at most `_MAX_RESTARTS` times in a row within a minute of each other.
+
     Args:
         options: what to serve, and where.
-        on_ready: called once, when the server is ready.
+        on_ready: called whenever a server is ready: once, and after each restart.
+        report: told what was mended.
         log_output: the server's log is copied there while it runs; `None` leaves it in its file.
 
     Raises:
@@ -126,21 +145,55 @@ def serve_until_ended(
         KeyboardInterrupt: this process was interrupted; the server is stopped by then.
     """
     server = EmbeddedServer(_server_options(options))
-    try:
-        server.start(timeout_s=options.timeout_s)
-        server.wait_ready(options.timeout_s)
-        on_ready(server)
-        with server.log_path.open(encoding="utf-8", errors="replace") as log:
-            while (code := server.wait(_LOG_POLL_S)) is None:
-                _copy_log(log, log_output)
-            _copy_log(log, log_output)
-        if code != 0:
+    restarts = 0
+    while True:
+        started = time.monotonic()
+        try:
+            code = _serve_once(server, options, on_ready, report, log_output)
+        finally:
+            server.stop()
+        if code == 0:
+            return
+        restarts = restarts + 1 if time.monotonic() - started < _STEADY_S else 1
+        if not options.restart or restarts > _MAX_RESTARTS:
             raise ServerError(
                 f"tritonserver ended with code {code}; its log ends:\n{server.log_tail(10)}",
                 hint=f"Its log: {server.log_path}",
             )
-    finally:
-        server.stop()
+        report(f"tritonserver ended with code {code}; starting it again ({restarts} of {_MAX_RESTARTS})")
+        server = server.successor()
+
+
+def _serve_once(
+    server: EmbeddedServer,
+    options: ServeOptions,
+    on_ready: Callable[[EmbeddedServer], None],
+    report: Callable[[str], None],
+    log_output: IO[str] | None,
+) -> int:
+    """Start one server, watch it until it ends, and return its exit code."""
+    server.start(timeout_s=options.timeout_s)
+    server.wait_ready(options.timeout_s)
+    on_ready(server)
+    guard = StubGuard(server.pid, server.http_url)
+    checked = time.monotonic()
+    with server.log_path.open(encoding="utf-8", errors="replace") as log:
+        while (code := server.wait(_LOG_POLL_S)) is None:
+            _copy_log(log, log_output)
+            if time.monotonic() - checked >= _GUARD_S:
+                _mend(guard, report)
+                checked = time.monotonic()
+        _copy_log(log, log_output)
+    return code
+
+
+def _mend(guard: StubGuard, report: Callable[[str], None]) -> None:
+    try:
+        for name in guard.check():
+            report(f"{name}: its process had died; the model was unloaded and loaded again")
+    except ServerError as exc:
+        # The next round tries again; when the server itself has ended, the caller sees that.
+        report(f"A model whose process has died could not be loaded again: {exc.message}")
 
 
 def _copy_log(log: IO[str], output: IO[str] | None) -> None:
@@ -165,7 +218,25 @@ def _server_options(options: ServeOptions) -> ServerOptions:
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
         load=load,
+        auto_complete=needs_auto_complete(options.repository)
+        if options.auto_complete is None
+        else options.auto_complete,
     )
+
+
+def needs_auto_complete(repository: Path) -> bool:
+    """Say whether any model's config.pbtxt leaves out what Triton would fill in: backend, inputs or outputs.
+
+    What `add` writes is complete. A broken file counts as incomplete: the server will say what is wrong.
+    """
+    for model in scan(repository, deep=False):
+        try:
+            config = read_config(model.path).message()
+        except ConfigError:
+            return True
+        if not (config.backend and config.output and config.input):
+            return True
+    return False
 
 
 def start_detached(options: ServeOptions) -> RunningServer:
@@ -181,6 +252,10 @@ def start_detached(options: ServeOptions) -> RunningServer:
     command += [f"--host={options.host}", f"--timeout={options.timeout_s}"]
     command += [f"--http-port={options.http_port}", f"--grpc-port={options.grpc_port}"]
     command += [f"--metrics-port={options.metrics_port}", *(f"--load={name}" for name in options.load)]
+    if options.auto_complete is not None:
+        command.append("--auto-complete" if options.auto_complete else "--no-auto-complete")
+    if options.restart:
+        command.append("--restart")
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

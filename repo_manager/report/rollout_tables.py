@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -10,9 +11,9 @@ from rich.text import Text
 from repo_manager.report.tables import format_bytes, key_values, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.rollout import Rollout, RolloutPlan
+    from repo_manager.rollout import ModelStatus, Rollout, RolloutPlan
 
-__all__ = ["plan_view", "rollout_view"]
+__all__ = ["plan_view", "rollout_view", "status_view"]
 
 
 def plan_view(plan: RolloutPlan) -> list[RenderableType]:
@@ -41,6 +42,21 @@ def rollout_view(rollout: Rollout) -> list[RenderableType]:
         pairs.append(("mended", "it was READY and did not answer; it was unloaded and loaded again"))
     head = "Deployed" if rollout.changed else "Nothing to do: it is served already"
     return [Text(head, style="green"), key_values(pairs), *plan_view(rollout.plan)]
+
+
+def status_view(models: Sequence[ModelStatus]) -> list[RenderableType]:
+    """Show what servers serve beside what the repository says."""
+    if not models:
+        return [Text("No model is loaded, and none was deployed.")]
+    rows = [
+        [
+            *(model.model, model.url, _versions(model.ready), _versions(model.wanted)),
+            "never" if model.deployed is None else f"{model.deployed} at {model.deployed_at}",
+            Text("; ".join(model.drift), style="yellow") if model.drift else Text("-"),
+        ]
+        for model in models
+    ]
+    return [make_table(None, ["model", "server", "ready", "repository serves", "last deployed", "drift"], rows)]
 
 
 def _versions(versions: tuple[int, ...]) -> str:
