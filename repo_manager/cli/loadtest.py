@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,9 +18,10 @@ from repo_manager.cli.options import (
     resolve_repository,
     writing,
 )
+from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError, ServerUnreachableError
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest import LoadTestOptions, Verdict
+    from repo_manager.loadtest import Gate, LoadTestOptions, Verdict
     from repo_manager.report.terminal import Terminal
 
 __all__ = ["register", "server_of", "shapes_of"]
@@ -77,11 +78,17 @@ def loadtest(
         str, typer.Option("--slo-over", help="every: each level holds the gates; some: one level does.")
     ] = "every",
     seed: Annotated[int, typer.Option("--seed", help="Of the random inputs and arrivals.")] = 0,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write a one-file HTML report.")
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", metavar="FILE.json", help="An earlier JSON report: fail on a regression."),
     ] = None,
-    report_json: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Also write the JSON report.")
+    allow_zeros: Annotated[bool, typer.Option("--allow-zeros", help="Accept input data that is all zeros.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes of the native client [default: one per 4 CPUs].")
+    ] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option("--report", metavar="FILE", help="Also .html, .json, .md, .xml (JUnit) or .prom; repeatable."),
     ] = None,
     json: JsonOutput = False,
     quiet: Quiet = False,
@@ -91,6 +98,7 @@ def loadtest(
     Exit code 4 when a gate fails, 6 when the measurement decides neither way.
     """
     from repo_manager.loadtest import LoadTestOptions, parse_levels, parse_rates, parse_slo
+    from repo_manager.report.load_files import check_report_path
     from repo_manager.report.terminal import Terminal
 
     terminal = Terminal(as_json=json, quiet=quiet)
@@ -116,52 +124,48 @@ def loadtest(
         duration_s=duration,
         request_count=request_count,
         client=client,
+        allow_zeros=allow_zeros,
+        workers=workers,
         metrics_url=metrics_url,
         command=shlex.join(["repo-manager", *sys.argv[1:]]),
     )
-    _run(terminal, options, gates, over, (html, report_json))
+    _run(terminal, options, (gates, over, baseline), tuple(check_report_path(path) for path in report or ()))
 
 
 def _run(
     terminal: Terminal,
     options: LoadTestOptions,
-    gates: tuple[Any, ...],
-    over: str,
-    files: tuple[Path | None, Path | None],
+    judging: tuple[tuple[Gate, ...], str, Path | None],
+    files: tuple[Path, ...],
 ) -> None:
-    import json
-
     from repo_manager.files import write_atomic
-    from repo_manager.loadtest import judge, run_load_test
+    from repo_manager.loadtest import judge, judge_against, read_report, run_load_test
+    from repo_manager.report.load_files import report_text
     from repo_manager.report.load_tables import load_view, verdict_view
     from repo_manager.types import as_json
 
+    gates, over, baseline = judging
+    earlier = None if baseline is None else read_report(baseline)
     report = run_load_test(options, progress=terminal.load_progress())
     verdict = judge(report, gates, over=over) if gates else None
-    html, document = files
-    if html is not None:
-        from repo_manager.report.load_html import load_page
-
-        with writing(html):
-            write_atomic(html, load_page(report, verdict).encode())
-        terminal.note(f"Report: {html}")
-    result = {**as_json(report), "verdict": as_json(verdict)}
-    if document is not None:
-        with writing(document):
-            write_atomic(document, (json.dumps(result, indent=2) + "\n").encode())
-    terminal.result(result, *load_view(report), *([] if verdict is None else verdict_view(verdict)))
-    _raise_for(verdict, failed=all(point.outcome == "failed" for point in report.points))
-
-
-def _raise_for(verdict: Verdict | None, *, failed: bool) -> None:
-    from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError
-
-    outcome = None if verdict is None else str(verdict.outcome)
-    if failed:
+    regression = None if earlier is None else judge_against(report, earlier)
+    for path in files:
+        with writing(path):
+            write_atomic(path, report_text(path, report, verdict).encode())
+        terminal.note(f"Report: {path}")
+    verdicts = [one for one in (verdict, regression) if one is not None]
+    result = {**as_json(report), "verdict": as_json(verdict), "regression": as_json(regression)}
+    terminal.result(result, *load_view(report), *(view for one in verdicts for view in verdict_view(one)))
+    if all(point.outcome == "failed" for point in report.points):
         raise ServerRefusedError("No load level could be measured", hint="See the reasons above.")
-    if outcome == "fail":
+    _raise_for(verdicts)
+
+
+def _raise_for(verdicts: list[Verdict]) -> None:
+    outcomes = {str(verdict.outcome) for verdict in verdicts}
+    if "fail" in outcomes:
         raise GateError("A gate failed", hint="See the table of gates above.")
-    if outcome == "inconclusive":
+    if "inconclusive" in outcomes:
         raise InconclusiveError(
             "The measurement does not decide",
             hint="The gates' table says why: measure longer (--duration), or on a quieter machine.",
@@ -190,7 +194,6 @@ def shapes_of(
 
 def server_of(url: str | None, repository: Path | None, protocol: str | None) -> tuple[str, str | None]:
     """Return the URL to load, and the metrics' URL when it is a server of ours."""
-    from repo_manager.errors import ServerUnreachableError
     from repo_manager.server import running_server
     from repo_manager.settings import load_settings
 

@@ -96,7 +96,7 @@ def test_deploy_starts_a_server_serves_rolls_back_and_is_load_tested(
     for protocol in ("grpc", "http"):
         load = run(
             *("loadtest", "digits", "-r", repository, "-c", "1,4", "--duration", "0.5", "--protocol", protocol),
-            *("--slo", "errors<1%", "--html", page, "--json"),
+            *("--slo", "errors<1%", "--report", page, "--json"),
         )
         report = json.loads(load.stdout)
         assert [point["level"] for point in report["points"]] == [1, 4]
