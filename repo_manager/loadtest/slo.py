@@ -194,11 +194,20 @@ def judge_point(point: LoadPoint, gate: Gate) -> GateResult:
             f"{_words(gate, value, interval)}: the interval contains the limit",
             _needed_s(point, value, low, high, gate),
         )
-    if interval is None and point.outcome == "unstable":
+    if interval is None and point.outcome == "unstable" and not _windows_agree(point, gate):
         return result(Outcome.INCONCLUSIVE, f"the level is unstable: {point.reason}")
     if breaks and point.client.bottleneck and gate.metric != "errors":
         return result(Outcome.INCONCLUSIVE, f"the client was the bottleneck: {point.client.note}")
     return result(Outcome.PASS if holds else Outcome.FAIL, _words(gate, value, interval))
+
+
+def _windows_agree(point: LoadPoint, gate: Gate) -> bool:
+    """Say whether every window that makes the row is on the same side of the limit as the others."""
+    field = {"throughput": "throughput_per_s", "mean": "mean_ns", "avg": "mean_ns", "p50": "p50_ns", "p99": "p99_ns"}
+    values = [getattr(window, field[gate.metric]) for window in point.windows if window.used and gate.metric in field]
+    if not values or any(value is None for value in values):
+        return False
+    return len({(value < gate.limit) for value in values}) == 1
 
 
 def _value_of(point: LoadPoint, gate: Gate) -> tuple[float | None, Interval | None]:

@@ -18,6 +18,7 @@ from repo_manager.server.paths import log_directory
 from repo_manager.server.ports import check_port_is_free, free_ports, listening_ports
 from repo_manager.server.process import ServerProcess, reason_in_log, shared_memory_prefix, sweep_shared_memory
 from repo_manager.server.records import record_of, remove_record, write_record
+from repo_manager.server.shell_safe import shell_safe
 
 __all__ = ["EmbeddedServer", "ServerOptions"]
 
@@ -262,8 +263,11 @@ class EmbeddedServer:
     def _command(self, triton: TritonInstallation, backends: BackendDirectory, prefix: str) -> list[str]:
         http, grpc, metrics = (str(port) for port in self._ports)
         host = self.options.host
-        command = [str(triton.binary), f"--id={self._id}", f"--model-repository={self.options.repository}"]
-        command += ["--model-control-mode=explicit", f"--backend-directory={backends.path}"]
+        repository = self.options.repository
+        if "://" not in repository:
+            repository = str(shell_safe(Path(repository).absolute()))
+        command = [str(triton.binary), f"--id={self._id}", f"--model-repository={repository}"]
+        command += ["--model-control-mode=explicit", f"--backend-directory={shell_safe(backends.path)}"]
         command += [f"--http-address={host}", f"--http-port={http}", f"--grpc-address={host}", f"--grpc-port={grpc}"]
         command += [f"--metrics-address={host}", f"--metrics-port={metrics}"]
         # Else a version that once failed to load makes the whole server "not ready" for good (docs/triton-reload.md).

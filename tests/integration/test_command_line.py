@@ -61,7 +61,7 @@ def processes_below(folder: Path) -> list[str]:
                 text = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if str(folder) in text and "pytest" not in text:
+            if str(folder) in text and "-m pytest" not in text:
                 found.append(text)
     return found
 

@@ -14,6 +14,7 @@ from repo_manager.loadtest.result import (
     Latency,
     LoadPoint,
     LoadTestReport,
+    Window,
 )
 from repo_manager.loadtest.slo import Outcome
 from repo_manager.loadtest.target import TargetFacts
@@ -113,3 +114,22 @@ def test_several_levels_and_gates():
     assert judge(sweep, [parse_slo("p99<20ms@8")]).outcome is Outcome.PASS
     with pytest.raises(UsageError, match="not measured"):
         judge(sweep, [parse_slo("p99<20ms@3")])
+
+
+def window(throughput_per_s, used=True):
+    return Window(0.0, 1.0, 100, 0, throughput_per_s, 1e6, 1_000_000, 2_000_000, used)
+
+
+@pytest.mark.parametrize(
+    ("throughputs", "outcome"),
+    [
+        ((400.0, 900.0, 450.0), Outcome.INCONCLUSIVE),
+        ((700.0, 900.0, 2000.0), Outcome.PASS),
+        ((1.0, 90.0), Outcome.FAIL),
+    ],
+)
+def test_an_unstable_level_without_an_interval_is_decided_when_every_window_agrees(throughputs, outcome):
+    windows = (window(10_000.0, used=False), *map(window, throughputs))
+    mean = sum(throughputs) / len(throughputs)
+    unstable = point(outcome="unstable", windows=windows, intervals=Intervals(), throughput_per_s=mean)
+    assert judge(report(unstable), [parse_slo("throughput>500")]).outcome is outcome
