@@ -39,6 +39,7 @@ from repo_manager.rollout.observe import observe
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
+AUTO_COMPLETE = False
 StartServer = Callable[[ServerOptions], EmbeddedServer]
 X = np.ones((1, 4), np.float32)
 POLICY = "version_policy { specific { versions: [1] } }  # a comment that stays\n"
@@ -214,7 +215,7 @@ def test_an_interruption_is_undone(repository: Path, client: TritonClient, model
     assert (ready(client, model), (repository / model / "config.pbtxt").read_bytes()) == ((1,), before)
 
 
-@pytest.mark.parametrize("delay_s", [0.05, 0.3, 0.8, 1.5])
+@pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.2, 0.8])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_at_any_moment_leave_one_version(
     repository: Path, client: TritonClient, model: str, number: int, delay_s: float
@@ -224,7 +225,7 @@ def test_signals_at_any_moment_leave_one_version(
         "import sys\nfrom pathlib import Path\nfrom repo_manager.rollout import deploy\n"
         "from repo_manager.server import TritonClient\n"
         "client = TritonClient.connect(sys.argv[1])\nprint('go', flush=True)\n"
-        "deploy(Path(sys.argv[2]), sys.argv[3], 2, client)\n"
+        "deploy(Path(sys.argv[2]), sys.argv[3], 2, client)\nprint('done', flush=True)\n"
     )
     command = [sys.executable, "-c", script, client.url, str(repository), model]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -232,9 +233,14 @@ def test_signals_at_any_moment_leave_one_version(
         process.stdout.readline()
         time.sleep(delay_s)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=60)
     state = observe(client, model)
-    assert state.ready == ((2,) if process.returncode == 0 else (1,)), errors.decode()
+    if b"done" in output:
+        assert state.ready == (2,), errors.decode()
+    elif b"RolloutUndoneError" in errors:
+        assert state.ready == (1,), errors.decode()
+    else:  # the signal came before the roll-out began, or between its end and the script's next line
+        assert state.ready in ((1,), (2,)), errors.decode()
     text = (repository / model / "config.pbtxt").read_text()
     assert f"[{state.ready[0]}]" in text
     assert answer(client, model) == {1: 2.0, 2: 3.0}[state.ready[0]]

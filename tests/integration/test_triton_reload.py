@@ -22,6 +22,7 @@ from repo_manager.rollout.observe import observe
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
+AUTO_COMPLETE = False
 X = np.ones((1, 4), np.float32)
 
 

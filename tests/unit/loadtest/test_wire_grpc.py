@@ -65,7 +65,7 @@ def test_streams_above_the_goaway_are_sent_again_elsewhere(grpc_server, load):
     assert result.errors <= 1  # the request before it, whose answer was cut off, is no longer certain
     assert all("closed" in message or "broke" in message for message, _ in result.messages)
     assert result.latencies.count > 10
-    assert server.connections == 2
+    assert server.connections in (2, 3)  # each of the two slots may open the next connection
 
 
 def test_a_closed_connection_fails_its_streams_and_the_load_goes_on(grpc_server, load):
