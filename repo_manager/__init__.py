@@ -1,3 +1,99 @@
-"""From a sparse (2:4) ONNX model to a proven, load-tested, reversible NVIDIA Triton deployment."""
+"""From a sparse (2:4) ONNX model to a proven, load-tested, reversible NVIDIA Triton deployment.
+
+The whole path from Python, one plain function a stage:
+
+    from pathlib import Path
+    import repo_manager as rm
+
+    rm.inspect_model(Path("model.onnx")).sparsity.not_valid
+    added = rm.add(Path("model.onnx"), "resnet", Path("models"), rm.AddOptions(precision=rm.Precision.FP16))
+    with rm.EmbeddedServer(rm.ServerOptions("models")) as server, rm.TritonClient.connect(server.grpc_url) as client:
+        rm.deploy(Path("models"), "resnet", added.version, client)
+        options = rm.LoadTestOptions(server.grpc_url, "resnet", concurrency=(1, 8))
+        rm.judge(rm.run_load_test(options), [rm.parse_slo("p99<20ms")]).outcome
+
+Results are frozen; `as_json` turns each into plain JSON types. Errors derive from `RepoManagerError`. A
+stage is imported when it is first used, so that `import repo_manager` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repo_manager.errors import RepoManagerError
+    from repo_manager.loadtest import LoadTestOptions, judge, parse_slo, run_load_test
+    from repo_manager.loadtest.compare import compare
+    from repo_manager.onnx_model import load_model, save_model
+    from repo_manager.pipeline import AddOptions, SparsityMode, inspect_model
+    from repo_manager.pipeline.add import add
+    from repo_manager.precision import ConvertOptions, convert, load_calibration
+    from repo_manager.repository import find_model, gc, remove, scan, verify
+    from repo_manager.rollout import deploy, rollback, status
+    from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+    from repo_manager.sparsity import prune, sparsity_report
+    from repo_manager.types import Backend, Precision, as_json
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AddOptions",
+    "Backend",
+    "ConvertOptions",
+    "EmbeddedServer",
+    "LoadTestOptions",
+    "Precision",
+    "RepoManagerError",
+    "ServerOptions",
+    "SparsityMode",
+    "TritonClient",
+    "add",
+    "as_json",
+    "compare",
+    "convert",
+    "deploy",
+    "find_model",
+    "gc",
+    "inspect_model",
+    "judge",
+    "load_calibration",
+    "load_model",
+    "parse_slo",
+    "prune",
+    "remove",
+    "rollback",
+    "run_load_test",
+    "save_model",
+    "scan",
+    "sparsity_report",
+    "status",
+    "verify",
+]
+
+_MODULES = {
+    "errors": ("RepoManagerError",),
+    "loadtest": ("LoadTestOptions", "compare", "judge", "parse_slo", "run_load_test"),
+    "onnx_model": ("load_model", "save_model"),
+    "pipeline": ("AddOptions", "SparsityMode", "add", "inspect_model"),
+    "precision": ("ConvertOptions", "convert", "load_calibration"),
+    "repository": ("find_model", "gc", "remove", "scan", "verify"),
+    "rollout": ("deploy", "rollback", "status"),
+    "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
+    "sparsity": ("prune", "sparsity_report"),
+    "types": ("Backend", "Precision", "as_json"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'repo_manager' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"repo_manager.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
