@@ -20,6 +20,9 @@ from repo_manager.sparsity import two_four_mask
 
 BLOCKS = (3, 4, 23, 3)
 CARDINALITY = 32
+RESIDUAL_GAIN = 0.25
+"""Of a block's last convolution. A trained network's batch normalisation keeps the residual sum in range;
+with 1.0 it would double at each of the 33 blocks, beyond what FP16 holds."""
 
 
 class _Builder:
@@ -29,18 +32,26 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
 
-    def weight(self, name: str, shape: tuple[int, ...], *, prunable: bool) -> str:
+    def weight(self, name: str, shape: tuple[int, ...], *, prunable: bool, gain: float = 1.0) -> str:
         fan_in = int(np.prod(shape[1:]))
-        values = self.random.standard_normal(shape, np.float32) * np.float32((2 / fan_in) ** 0.5)
+        values = self.random.standard_normal(shape, np.float32) * np.float32(gain * (2 / fan_in) ** 0.5)
         if self.sparse and prunable and shape[1] % 16 == 0 and shape[0] % 8 == 0:
             values *= two_four_mask(values, 1)
         self.tensors.append(numpy_helper.from_array(values, name))
         return name
 
     def conv(
-        self, x: str, name: str, shape: tuple[int, ...], *, stride: int = 1, groups: int = 1, relu: bool = True
+        self,
+        x: str,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        relu: bool = True,
+        gain: float = 1.0,
     ) -> str:
-        weight = self.weight(f"{name}.weight", shape, prunable=groups == 1)
+        weight = self.weight(f"{name}.weight", shape, prunable=groups == 1, gain=gain)
         self.tensors.append(numpy_helper.from_array(np.zeros(shape[0], np.float32), f"{name}.bias"))
         pad = shape[2] // 2
         output = f"{name}.out"
@@ -82,7 +93,7 @@ def resnext101(*, sparse: bool = False, width: int = 8, classes: int = 1000, see
                 shortcut = build.conv(x, f"{name}.downsample", (outer, channels, 1, 1), stride=stride, relu=False)
             y = build.conv(x, f"{name}.conv1", (inner, channels, 1, 1))
             y = build.conv(y, f"{name}.conv2", (inner, inner // CARDINALITY, 3, 3), stride=stride, groups=CARDINALITY)
-            y = build.conv(y, f"{name}.conv3", (outer, inner, 1, 1), relu=False)
+            y = build.conv(y, f"{name}.conv3", (outer, inner, 1, 1), relu=False, gain=RESIDUAL_GAIN)
             build.nodes.append(helper.make_node("Add", [y, shortcut], [f"{name}.sum"], name=f"{name}.add"))
             x, channels = build.relu(f"{name}.sum"), outer
     build.nodes.append(helper.make_node("GlobalAveragePool", [x], ["average"], name="average"))

@@ -77,6 +77,7 @@ class Prover:
         self.reference = reference
         self.signature = signature_of(model)
         self.stand_in_failure: ModelError | None = None
+        self.optimisations = ""
         self.sparsity = sparsity_report(model)
         self.probabilities = probability_outputs(model.graph_only.graph)
 
@@ -98,7 +99,7 @@ class Prover:
             return Proof((*checks, failure(exc)), (), self.model, self.sparsity)
         sparsity = sparsity_report(found)
         checks += [
-            Check("runs", True, _HOW_BF16 if self.precision is Precision.BF16 else _HOW[bool(rounded)]),
+            Check("runs", True, self._how(is_rounded=bool(rounded))),
             check_signature(
                 self.signature,
                 signature_of(found),
@@ -139,7 +140,9 @@ class Prover:
             return tuple(replace(item, rounded_relative_error=item.relative_error) for item in rounded)
         low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
         low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
-        stored = self._run(Session(path), low)
+        session = Session(path)
+        self.optimisations = session.optimisations
+        stored = self._run(session, low)
         if not rounded:
             return stored
         return tuple(
@@ -151,16 +154,16 @@ class Prover:
             for item, twin in zip(stored, rounded, strict=True)
         )
 
+    def _how(self, *, is_rounded: bool) -> str:
+        """Say how the candidate was run."""
+        if self.precision is Precision.BF16:
+            return "ONNX Runtime on the CPU has no BF16 operators: run in FP32 with each BF16 value rounded"
+        how = f"ONNX Runtime on the CPU, {self.optimisations}"
+        return f"{how}; and without any, each 16-bit value rounded as a GPU does" if is_rounded else how
+
     def _run(self, session: Session, low: set[str]) -> tuple[OutputDrift, ...]:
         meter = DriftMeter(session.output_names, drift_limit(self.precision, self.options))
         for inputs, outputs in zip(self.reference.inputs, self.reference.outputs, strict=True):
             feed = {name: array.astype(np.float16) if name in low else array for name, array in inputs.items()}
             meter.add(session.run(feed), outputs)
         return meter.result()
-
-
-_HOW_BF16 = "ONNX Runtime on the CPU has no BF16 operators: run in FP32 with each BF16 value rounded"
-_HOW = {
-    False: "ONNX Runtime on the CPU, all optimisations",
-    True: "ONNX Runtime on the CPU, all optimisations; and without any, each 16-bit value rounded as a GPU does",
-}
