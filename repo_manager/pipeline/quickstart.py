@@ -18,6 +18,7 @@ from repo_manager.pipeline.doctor import Machine, examine_machine
 from repo_manager.pipeline.inspect import Inspection, inspect_model
 from repo_manager.rollout import Rollout, deploy
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.installation import find_triton
 from repo_manager.types import Backend, Precision
 
 __all__ = ["Quickstart", "QuickstartModel", "quickstart"]
@@ -90,6 +91,7 @@ def quickstart(
         MissingDependencyError: there is no tritonserver on this machine.
         RepositoryError: `folder` cannot be written.
     """
+    find_triton()  # before any work, when there is none
     machine = examine_machine()
     decisions = _decisions(machine)
     for decision in decisions:

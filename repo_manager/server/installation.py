@@ -16,6 +16,11 @@ from repo_manager.errors import MissingDependencyError, UsageError
 __all__ = ["TritonInstallation", "find_triton", "libpython_directory"]
 
 ENVIRONMENT_VARIABLE = "REPO_MANAGER_TRITONSERVER"
+_WAY = (
+    "Install it with: pip install 'repo-manager[server]'"
+    if sys.version_info < (3, 13)
+    else "Use Python 3.10 to 3.12 (its stub cannot pass arrays with the NumPy 2 that Python 3.13 needs)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +58,7 @@ def find_triton() -> TritonInstallation:
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
             "There is no Triton server here: the package nvidia-pytriton, which carries one, is not installed",
-            hint="Install it with: pip install 'repo-manager[server]' - or point "
-            f"{ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a server that runs elsewhere.",
+            hint=f"{_WAY}, point {ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a server that runs elsewhere.",
         )
     package = Path(spec.submodule_search_locations[0])
     root = package / "tritonserver"
