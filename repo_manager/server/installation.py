@@ -58,7 +58,7 @@ def find_triton() -> TritonInstallation:
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
             "There is no Triton server here: the package nvidia-pytriton, which carries one, is not installed",
-            hint=f"{_WAY}, point {ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a server that runs elsewhere.",
+            hint=f"{_WAY}, point {ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a running server.",
         )
     package = Path(spec.submodule_search_locations[0])
     root = package / "tritonserver"
