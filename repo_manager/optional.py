@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 from repo_manager.errors import MissingDependencyError
 
-__all__ = ["is_installed", "require"]
+__all__ = ["download_wheel", "is_installed", "require"]
+
+_PIP_TIMEOUT_S = 600
 
 _EXTRA_OF_MODULE = {
     "lightkube": "k8s",
@@ -45,3 +50,31 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as exc:
         raise MissingDependencyError(f"{module} cannot be imported: {exc}", hint=hint) from exc
+
+
+def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str | None = None) -> Path:
+    """Fetch one wheel by pip, without what it depends on; nothing is installed.
+
+    Args:
+        requirement: for instance `tritonclient==2.50.0`.
+        folder: where to put it, in a folder of its own.
+        platform: pip's platform tag.
+        hint: the next step when it cannot be had.
+
+    Raises:
+        MissingDependencyError: pip cannot fetch it; with pip's words.
+    """
+    target = folder / requirement
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
+        *("--only-binary=:all:", "--platform", platform, "--dest", str(target), requirement),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise MissingDependencyError(f"pip did not fetch {requirement} within {_PIP_TIMEOUT_S} s", hint=hint) from exc
+    wheels = sorted(target.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        said = done.stderr.strip()[-300:]
+        raise MissingDependencyError(f"pip could not fetch {requirement} for {platform}: {said}", hint=hint)
+    return wheels[0]

@@ -20,6 +20,10 @@ def doctor(
     install_perf_analyzer: Annotated[
         bool, typer.Option("--install-perf-analyzer", help="Fetch NVIDIA's perf_analyzer by pip into the user's cache.")
     ] = False,
+    install_tritonserver: Annotated[
+        bool,
+        typer.Option("--install-tritonserver", help="Fetch the embedded tritonserver likewise (for Python 3.13)."),
+    ] = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
@@ -33,5 +37,9 @@ def doctor(
         from repo_manager.loadtest import install_perf_analyzer as install
 
         terminal.note(f"perf_analyzer: {install().binary}")
+    if install_tritonserver:
+        from repo_manager.server.install import install_tritonserver as install_server
+
+        terminal.note(f"tritonserver: {install_server()}")
     machine = examine_machine()
     terminal.result(machine, *machine_view(machine))

@@ -12,19 +12,19 @@ import dataclasses
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError
+from repo_manager.optional import download_wheel
 
 __all__ = ["PerfAnalyzer", "cached_perf_analyzer", "default_cache_dir", "install_perf_analyzer"]
 
 _VERSION = "2.50.0"
 _LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
-_PIP_TIMEOUT_S = 600
+_HINT = "perf_analyzer exists for Linux on x86-64 only; --client native works everywhere."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def install_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
     with tempfile.TemporaryDirectory(prefix=".perf_analyzer-", dir=root) as temporary:
         staging = Path(temporary) / "unpacked"
         (staging / "lib").mkdir(parents=True)
-        wheel = _download(f"tritonclient=={_VERSION}", Path(temporary), "manylinux1_x86_64")
+        wheel = download_wheel(f"tritonclient=={_VERSION}", Path(temporary), "manylinux1_x86_64", hint=_HINT)
         _take(wheel, "/bin/perf_analyzer", staging / "perf_analyzer")
         (staging / "perf_analyzer").chmod(0o755)
         for name in _LIBRARIES:
@@ -82,24 +82,6 @@ def install_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
     return PerfAnalyzer(target / "perf_analyzer", target / "lib")
-
-
-def _download(requirement: str, folder: Path, platform: str) -> Path:
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-        "--only-binary=:all:", "--platform", platform, "--dest", str(folder / requirement), requirement,
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as exc:
-        raise MissingDependencyError(f"pip did not fetch {requirement} within {_PIP_TIMEOUT_S} s") from exc
-    wheels = sorted((folder / requirement).glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        raise MissingDependencyError(
-            f"pip could not fetch {requirement} for {platform}: {done.stderr.strip()[-300:]}",
-            hint="perf_analyzer exists for Linux on x86-64 only; --client native works everywhere.",
-        )
-    return wheels[0]
 
 
 def _take(wheel: Path, ending: str, target: Path) -> None:
@@ -121,7 +103,7 @@ def _provide(name: str, folder: Path, temporary: Path) -> None:
         shutil.copy2(bundled[0], folder / name)
         return
     if name.startswith("libcudart"):
-        wheel = _download("nvidia-cuda-runtime-cu12", temporary, "manylinux2014_x86_64")
+        wheel = download_wheel("nvidia-cuda-runtime-cu12", temporary, "manylinux2014_x86_64", hint=_HINT)
         _take(wheel, f"/lib/{name}", folder / name)
         return
     raise MissingDependencyError(

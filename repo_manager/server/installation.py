@@ -12,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError, UsageError
+from repo_manager.server.install import cached_site
 
 __all__ = ["TritonInstallation", "find_triton", "libpython_directory"]
 
@@ -19,7 +20,7 @@ ENVIRONMENT_VARIABLE = "REPO_MANAGER_TRITONSERVER"
 _WAY = (
     "Install it with: pip install 'repo-manager[server]'"
     if sys.version_info < (3, 13)
-    else "Use Python 3.10 to 3.12 (its stub cannot pass arrays with the NumPy 2 that Python 3.13 needs)"
+    else "Fetch it with: repo-manager doctor --install-tritonserver"
 )
 
 
@@ -54,13 +55,7 @@ def find_triton() -> TritonInstallation:
     if configured:
         return _from_binary(Path(configured))
     # Found, not imported: importing pytriton starts threads and changes logging.
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingDependencyError(
-            "There is no Triton server here: the package nvidia-pytriton, which carries one, is not installed",
-            hint=f"{_WAY}, point {ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a running server.",
-        )
-    package = Path(spec.submodule_search_locations[0])
+    package = _package()
     root = package / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -68,7 +63,7 @@ def find_triton() -> TritonInstallation:
     if not binary.is_file() or not stub.is_file():
         raise MissingDependencyError(
             f"nvidia-pytriton at {package} has no tritonserver for Python {version}",
-            hint="Use Python 3.10 to 3.12 on x86-64 Linux with glibc 2.35 or newer, and nvidia-pytriton 0.7.0.",
+            hint="Use Python 3.10 to 3.13 on x86-64 Linux with glibc 2.35 or newer, and nvidia-pytriton 0.7.0.",
         )
     return TritonInstallation(
         binary=binary,
@@ -76,6 +71,24 @@ def find_triton() -> TritonInstallation:
         backends=root / "backends",
         stub=stub,
         caches=root / "caches",
+    )
+
+
+def _package() -> Path:
+    """Return the pytriton folder: the installed package's, else the one in the user's cache.
+
+    Raises:
+        MissingDependencyError: there is neither.
+    """
+    spec = importlib.util.find_spec("pytriton")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0])
+    site = cached_site()
+    if site is not None:
+        return site / "pytriton"
+    raise MissingDependencyError(
+        "There is no Triton server here: the package nvidia-pytriton, which carries one, is not installed",
+        hint=f"{_WAY}, point {ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a running server.",
     )
 
 

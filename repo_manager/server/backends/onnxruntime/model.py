@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from rm_ort_arrays import array_of, check_passable, tensor_of  # type: ignore[import-not-found]  # beside this file
 
 Array = np.ndarray[Any, Any]
 _KEPT_BUFFERS = 8
@@ -45,6 +46,7 @@ class TritonPythonModel:
         from rm_ort_session import open_session
 
         config = json.loads(args["model_config"])
+        check_passable(config)
         folder = Path(args["model_repository"]) / args["model_version"]
         kind, device = args["model_instance_kind"], int(args["model_instance_device_id"])
         try:
@@ -103,8 +105,8 @@ class TritonPythonModel:
     def _read(self, request: Any) -> dict[str, Array]:
         """Return the request's inputs: views of the shared memory that they lie in."""
         if self._single is not None:
-            return {self._single: request.inputs()[0].as_numpy()}
-        feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            return {self._single: array_of(request.inputs()[0])}
+        feed = {tensor.name(): array_of(tensor) for tensor in request.inputs()}
         if not self._plain:
             for name in self._strings & feed.keys():
                 feed[name] = _decoded(feed[name])
@@ -129,7 +131,7 @@ class TritonPythonModel:
         try:
             arrays = self._run(outputs, feed, None)
             if self._one_output and self._plain:
-                return pb_utils.InferenceResponse([pb_utils.Tensor(outputs[0], arrays[0])])
+                return pb_utils.InferenceResponse([tensor_of(outputs[0], arrays[0])])
             return pb_utils.InferenceResponse([self._tensor(*pair) for pair in zip(outputs, arrays, strict=True)])
         except Exception as exc:  # noqa: BLE001 - see execute
             return _error(exc)
@@ -148,7 +150,7 @@ class TritonPythonModel:
             responses, start = [], 0
             for size in sizes:
                 end = start + size
-                tensors = [pb_utils.Tensor(name, array[start:end]) for name, array in zip(outputs, arrays, strict=True)]
+                tensors = [tensor_of(name, array[start:end]) for name, array in zip(outputs, arrays, strict=True)]
                 responses.append(pb_utils.InferenceResponse(tensors))
                 start = end
             return responses
@@ -171,7 +173,7 @@ class TritonPythonModel:
     def _tensor(self, name: str, array: Any) -> Any:
         shape = self._output_shapes.get(name)
         # A scalar is an array without axes for ONNX and has one axis of length 1 for Triton.
-        return pb_utils.Tensor(name, np.asarray(array) if shape is None else np.asarray(array).reshape(shape))
+        return tensor_of(name, np.asarray(array) if shape is None else np.asarray(array).reshape(shape))
 
 
 def _decoded(array: Array) -> Array:
