@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Sequence
 
-import jinja2
 from markupsafe import Markup
 
 from repo_manager.loadtest import Comparison, LoadPoint, LoadTestReport, Verdict
 from repo_manager.report import load_charts
+from repo_manager.report.page import Figure, environment
 from repo_manager.report.svg import format_number
 
 __all__ = ["compare_page", "load_page"]
 
 _MAX_TIMELINES = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class _Figure:
-    """A chart and what stands below it."""
-
-    title: str
-    svg: Markup
-    caption: str
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("repo_manager.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparisons: Sequence[Comparison] = ()) -> str:
@@ -50,7 +28,7 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
         A complete HTML document that refers to nothing outside itself.
     """
     unit = load_charts.latency_unit(report.points)
-    template = _environment().get_template("load_report.html.j2")
+    template = environment().get_template("load_report.html.j2")
     return template.render(
         report=report,
         verdict=verdict,
@@ -66,7 +44,7 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
 
 def compare_page(comparisons: Sequence[Comparison]) -> str:
     """Return the page of a comparison, at one batch size or several."""
-    template = _environment().get_template("load_compare.html.j2")
+    template = environment().get_template("load_compare.html.j2")
     return template.render(comparisons=comparisons, ratios=_ratios(comparisons), first=comparisons[0])
 
 
@@ -80,7 +58,7 @@ def _headline(report: LoadTestReport) -> str:
     return f"Up to {rate} inferences/s ({best.label}), p50 {p50} {name}, p99 {p99} {name}."
 
 
-def _figures(report: LoadTestReport, verdict: Verdict | None, unit: tuple[str, float]) -> list[_Figure]:
+def _figures(report: LoadTestReport, verdict: Verdict | None, unit: tuple[str, float]) -> list[Figure]:
     drawn = [
         (
             "Latency against throughput",
@@ -101,7 +79,7 @@ def _figures(report: LoadTestReport, verdict: Verdict | None, unit: tuple[str, f
     for point in _timelines(report.points):
         caption = f"{point.label}: {point.outcome}. Shaded: the windows that make the row. {point.reason}"
         drawn.append((f"Over time: {point.label}", load_charts.latency_over_time(point, unit), caption))
-    return [_Figure(title, Markup(svg), caption) for title, svg, caption in drawn if svg is not None]
+    return [Figure(title, Markup(svg), caption) for title, svg, caption in drawn if svg is not None]
 
 
 def _timelines(points: Sequence[LoadPoint]) -> Sequence[LoadPoint]:
@@ -109,13 +87,13 @@ def _timelines(points: Sequence[LoadPoint]) -> Sequence[LoadPoint]:
     return points[-_MAX_TIMELINES:]
 
 
-def _ratios(comparisons: Sequence[Comparison]) -> list[_Figure]:
+def _ratios(comparisons: Sequence[Comparison]) -> list[Figure]:
     figures = []
     for name in dict.fromkeys(number.name for comparison in comparisons for number in comparison.numbers):
         svg = load_charts.ratio_by_batch_size(comparisons, name)
         if svg is not None:
             figures.append(
-                _Figure(f"B / A: {name}", Markup(svg), "Intervals are simultaneous over all compared numbers.")
+                Figure(f"B / A: {name}", Markup(svg), "Intervals are simultaneous over all compared numbers.")
             )
     return figures
 
