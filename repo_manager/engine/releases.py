@@ -16,7 +16,7 @@ __all__ = ["Release", "release_of_container", "release_of_server", "releases"]
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """One monthly container, `nvcr.io/nvidia/tritonserver:<release>-py3`.
+    """One monthly container, `tritonserver:<release>-py3`.
 
     Attributes:
         release: for instance `24.10`.
