@@ -288,5 +288,5 @@ def _details(
             "onnx": onnx.__version__,
             **conversion.tools,
         },
-        "machine": {"system": platform.platform(), "gpus": find_gpus()},
+        "machine": {"system": f"{platform.system()} {platform.machine()}", "gpus": find_gpus()},
     }
