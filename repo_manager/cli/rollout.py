@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +20,9 @@ from repo_manager.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from repo_manager.pipeline.serving import ServeTarget
     from repo_manager.report.terminal import Terminal
-    from repo_manager.rollout import ModelStatus, Rollout
+    from repo_manager.rollout import ModelStatus, Rollout, RolloutOptions
+    from repo_manager.server import TritonClient
 
 __all__ = ["register"]
 
@@ -57,16 +58,16 @@ def deploy_command(
     from repo_manager.report.terminal import Terminal
     from repo_manager.repository import resolve_version
     from repo_manager.rollout import RolloutOptions, deploy
-    from repo_manager.server import TritonClient
 
     terminal = Terminal(as_json=json, quiet=quiet)
     root = resolve_repository(repository)
     name, chosen = resolve_version(root, target)
-    server = _server(root, to, timeout, terminal)
     options = RolloutOptions(keep_previous=keep_previous, dry_run=dry_run, load_timeout_s=timeout)
-    with TritonClient.connect(server.url) as client:
-        rollout = deploy(root, name, chosen, client, options=options, report=terminal.reporter())
-    _show(terminal, rollout, server)
+
+    def act(client: TritonClient) -> Rollout:
+        return deploy(root, name, chosen, client, options=options, report=terminal.reporter())
+
+    _roll_out(terminal, root, to, options, act)
 
 
 def status_command(
@@ -116,26 +117,35 @@ def rollback_command(
     from repo_manager.report.terminal import Terminal
     from repo_manager.repository import find_model
     from repo_manager.rollout import RolloutOptions, rollback
-    from repo_manager.server import TritonClient
 
     terminal = Terminal(as_json=json, quiet=quiet)
     root = resolve_repository(repository)
     find_model(root, name)
-    server = _server(root, to, timeout, terminal)
     options = RolloutOptions(keep_previous=keep_previous, dry_run=dry_run, load_timeout_s=timeout)
-    with TritonClient.connect(server.url) as client:
-        rollout = rollback(root, name, client, options=options, report=terminal.reporter())
-    _show(terminal, rollout, server)
+
+    def act(client: TritonClient) -> Rollout:
+        return rollback(root, name, client, options=options, report=terminal.reporter())
+
+    _roll_out(terminal, root, to, options, act)
 
 
-def _server(root: Path, to: str | None, timeout_s: float, terminal: Terminal) -> ServeTarget:
+def _roll_out(
+    terminal: Terminal, root: Path, to: str | None, options: RolloutOptions, act: Callable[[TritonClient], Rollout]
+) -> None:
+    """Find the server, start one where that is allowed, act on it, and show what was done."""
+    from repo_manager.errors import ServerUnreachableError
     from repo_manager.pipeline.serving import ensure_server
+    from repo_manager.report.rollout_tables import rollout_view
+    from repo_manager.server import TritonClient, running_server
     from repo_manager.settings import load_settings
 
-    return ensure_server(root, to or load_settings().server, timeout_s=timeout_s, report=terminal.note)
-
-
-def _show(terminal: Terminal, rollout: Rollout, server: ServeTarget) -> None:
-    from repo_manager.report.rollout_tables import rollout_view
-
+    url = to or load_settings().server
+    if url is None and options.dry_run and running_server(root) is None:
+        raise ServerUnreachableError(
+            f"No server runs on {root}, so there is nothing to plan against; without --dry-run one would be started",
+            hint="Start one with repo-manager serve --detach, or use --to.",
+        )
+    server = ensure_server(root, url, timeout_s=options.load_timeout_s, report=terminal.note)
+    with TritonClient.connect(server.url) as client:
+        rollout = act(client)
     terminal.result({"rollout": rollout, "server": server}, *rollout_view(rollout))

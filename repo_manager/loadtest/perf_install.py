@@ -19,8 +19,9 @@ from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError
 from repo_manager.optional import download_wheel
+from repo_manager.server.paths import cache_directory
 
-__all__ = ["PerfAnalyzer", "cached_perf_analyzer", "default_cache_dir", "install_perf_analyzer"]
+__all__ = ["PerfAnalyzer", "cached_perf_analyzer", "install_perf_analyzer"]
 
 _VERSION = "2.50.0"
 _LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
@@ -43,14 +44,9 @@ class PerfAnalyzer:
         return values
 
 
-def default_cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/repo-manager`, or `~/.cache/repo-manager`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repo-manager"
-
-
 def cached_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer | None:
     """Return the perf_analyzer that `install_perf_analyzer` put into the cache, `None` when it is not there."""
-    folder = (cache or default_cache_dir()) / f"perf_analyzer-{_VERSION}"
+    folder = (cache or cache_directory()) / f"perf_analyzer-{_VERSION}"
     binary = folder / "perf_analyzer"
     return PerfAnalyzer(binary, folder / "lib") if os.access(binary, os.X_OK) else None
 
@@ -67,7 +63,7 @@ def install_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
     found = cached_perf_analyzer(cache)
     if found is not None:
         return found
-    root = cache or default_cache_dir()
+    root = cache or cache_directory()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".perf_analyzer-", dir=root) as temporary:
         staging = Path(temporary) / "unpacked"

@@ -59,10 +59,14 @@ def test_the_temporary_file_lies_where_it_is_told(tmp_path: Path, monkeypatch: p
     assert seen == [str(staging)]
 
 
-def test_fsync_tree_takes_nested_folders(tmp_path: Path) -> None:
+def test_fsync_tree_takes_nested_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "f").write_bytes(b"1")
     fsync_tree(tmp_path)
+    leaves_first = [tmp_path / "a" / "b" / "f", tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+    assert synced == [path.stat().st_ino for path in leaves_first]
 
 
 def test_a_held_lock_is_waited_for_and_then_reported(tmp_path: Path) -> None:

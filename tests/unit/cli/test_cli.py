@@ -218,6 +218,14 @@ def test_loadtest_without_a_server_says_how_to_start_one(run: Run, repository: P
     assert "repo-manager serve" in ended.err
 
 
+@pytest.mark.parametrize("command", ["deploy", "rollback"])
+def test_a_dry_run_starts_no_server(run: Run, repository: Path, command: str) -> None:
+    assert run("add", samples.sample_model(), "-n", "digits", "-r", repository).code == 0
+    ended = run(command, "digits", "-r", repository, "--dry-run")
+    assert ended.code == 5
+    assert "without --dry-run one would be started" in ended.err
+
+
 def test_doctor_knows_what_is_here(run: Run) -> None:
     machine = json.loads(run("doctor", "--json").out)
     versions = {package["name"]: package["version"] for package in machine["packages"]}
