@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import ModuleType
 
 from repo_manager.errors import MissingDependencyError
 
-__all__ = ["download_wheel", "is_installed", "require"]
+__all__ = ["download_wheel", "installed_version", "is_installed", "require"]
 
 _PIP_TIMEOUT_S = 600
 
@@ -31,6 +32,14 @@ _EXTRA_OF_MODULE = {
 def is_installed(module: str) -> bool:
     """Say whether a top-level module can be found, without importing it."""
     return importlib.util.find_spec(module) is not None
+
+
+def installed_version(package: str) -> str | None:
+    """Return an installed package's version, without importing it; `None` when it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def require(module: str) -> ModuleType:

@@ -6,6 +6,7 @@ from repo_manager.engine.capabilities import Capabilities, capabilities_of
 from repo_manager.engine.control import ControlTwin, control_twins, dense_twin
 from repo_manager.engine.evidence import BuilderEvidence, LayerEvidence, join_evidence, read_evidence
 from repo_manager.engine.fit import FitProblem, FitTarget, PlanFacts, check_fit, plan_facts
+from repo_manager.engine.fit_check import check_version_fit, fit_target_of
 from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.engine.layer_precision import LayerPrecision
 from repo_manager.engine.layers import EngineLayer
@@ -48,12 +49,14 @@ __all__ = [
     "build_engine",
     "capabilities_of",
     "check_fit",
+    "check_version_fit",
     "choose_backend",
     "control_twins",
     "dense_twin",
     "derive_profile",
     "find_dim_ranges",
     "find_gpus",
+    "fit_target_of",
     "join_evidence",
     "parse_for",
     "parse_shape_range",

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.engine.plan_header import read_plan_header
+from repo_manager.engine.plan_header import PlanHeader, read_plan_header
 from repo_manager.engine.releases import Release
 from repo_manager.errors import EngineError
 from repo_manager.types import Backend
 
-__all__ = ["FitProblem", "FitTarget", "PlanFacts", "check_fit", "plan_facts"]
+__all__ = ["FitProblem", "FitTarget", "PlanFacts", "check_fit", "plan_facts", "plan_facts_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,14 @@ class FitTarget:
         release: of the server's container.
         compute_capability: of the server's GPU, for instance `9.0`.
         driver: the GPU driver's version.
+        library_versions: of the TensorRT libraries that load engines, where they are not the release's own: our
+            embedded server runs engines in what is installed for Python.
     """
 
     release: Release | None = None
     compute_capability: str | None = None
     driver: str | None = None
+    library_versions: Mapping[Backend, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,28 +83,55 @@ def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts
     Raises:
         EngineError: it is no plan, or the manifest speaks of another one.
     """
-    header = read_plan_header(path)
-    if engine is None or "build" not in engine:
+    return plan_facts_of(read_plan_header(path), engine or {}, where=str(path))
+
+
+def plan_facts_of(header: PlanHeader, engine: Mapping[str, Any], *, where: str) -> PlanFacts:
+    """Join a plan's head and the manifest's section `engine` (empty for a plan that others built).
+
+    Raises:
+        EngineError: the manifest speaks of another plan.
+    """
+    build = engine.get("build")
+    if not isinstance(build, Mapping) or "version" not in build:
         return PlanFacts(header.backend, header.version, header.compute_capabilities)
-    build = engine["build"]
     if build["version"] != header.version and not header.version.startswith(f"{build['version']}."):
         raise EngineError(
-            f"{path}: built by version {header.version}, and its manifest says {build['version']}",
+            f"{where}: built by version {header.version}, and its manifest says {build['version']}",
             hint="Run repo-manager verify: the file is not the one that was published.",
         )
-    options = build["options"]
+    options = build.get("options", {})
     return PlanFacts(
         backend=header.backend,
         version=header.version,
         compute_capabilities=header.compute_capabilities or tuple(engine.get("compute_capabilities", ())),
-        version_compatible=options["version_compatible"],
-        hardware_compatibility=options["hardware_compatibility"],
+        version_compatible=options.get("version_compatible"),
+        hardware_compatibility=options.get("hardware_compatibility"),
     )
 
 
 def check_fit(plan: PlanFacts, target: FitTarget) -> tuple[FitProblem, ...]:
     """List what speaks against loading a plan on a server; empty when nothing known does."""
-    return (*_version_problems(plan, target), *_gpu_problems(plan, target), *_driver_problems(target))
+    return (
+        *_library_problems(plan, target),
+        *_version_problems(plan, target),
+        *_gpu_problems(plan, target),
+        *_driver_problems(target),
+    )
+
+
+def _library_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
+    """Compare with the library that is known to be there; it refuses another major version before it loads."""
+    installed = target.library_versions.get(plan.backend)
+    if installed is None or _numbers(installed)[:3] == _numbers(plan.version)[:3]:
+        return
+    ours, theirs = _numbers(plan.version), _numbers(installed)
+    older = plan.version_compatible is not False and ours < theirs
+    yield FitProblem(
+        ours[:1] != theirs[:1] or (plan.backend is Backend.TENSORRT and not older),
+        f"the engine was built with {plan.backend} {plan.version}; the server runs {installed}",
+        f"Build it with {installed}, or install {plan.version} where the server runs.",
+    )
 
 
 def _version_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:

@@ -8,7 +8,7 @@ import subprocess
 
 __all__ = ["Gpu", "find_gpus"]
 
-_FIELDS = ("name", "compute_cap", "driver_version", "memory.total")
+_FIELDS = ("name", "compute_cap", "driver_version", "memory.total", "uuid")
 _TIMEOUT_S = 10.0
 
 
@@ -21,12 +21,14 @@ class Gpu:
         compute_capability: for instance `8.0`.
         driver_version: the driver's version.
         memory_bytes: the card's whole memory.
+        uuid: as Triton's metrics name it, `GPU-...`; empty when it is not known.
     """
 
     name: str
     compute_capability: str
     driver_version: str
     memory_bytes: int
+    uuid: str = dataclasses.field(default="", metadata={"json": False})
 
     @property
     def has_sparse_tensor_cores(self) -> bool:
@@ -57,7 +59,7 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
         fields = [field.strip() for field in line.split(",")]
         if len(fields) != len(_FIELDS):
             continue
-        name, capability, driver, memory_mib = fields
+        name, capability, driver, memory_mib, uuid = fields
         if capability.replace(".", "", 1).isdigit() and memory_mib.isdigit():
-            gpus.append(Gpu(name, capability, driver, int(memory_mib) * 1024 * 1024))
+            gpus.append(Gpu(name, capability, driver, int(memory_mib) * 1024 * 1024, uuid))
     return tuple(gpus)

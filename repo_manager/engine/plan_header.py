@@ -16,10 +16,11 @@ from pathlib import Path
 from repo_manager.errors import EngineError
 from repo_manager.types import Backend
 
-__all__ = ["PlanHeader", "read_plan_header"]
+__all__ = ["HEADER_BYTES", "PlanHeader", "parse_plan_header", "read_plan_header"]
 
 _TAGS = {b"ftrt": Backend.TENSORRT, b"vtrt": Backend.TENSORRT_RTX}
-_HEADER_BYTES = 36
+HEADER_BYTES = 36
+"""How many of a plan's first bytes are read."""
 _VERSION = slice(24, 28)
 _RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
@@ -47,17 +48,29 @@ def read_plan_header(path: Path) -> PlanHeader:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(_HEADER_BYTES)
+        return parse_plan_header(file.read(HEADER_BYTES), where=str(path))
+
+
+def parse_plan_header(head: bytes, *, where: str) -> PlanHeader:
+    """Read a plan's first bytes.
+
+    Args:
+        head: `HEADER_BYTES` of them, or more.
+        where: the plan's name, for an error.
+
+    Raises:
+        EngineError: it is no plan, or of a layout that is not known here.
+    """
     backend = _TAGS.get(head[:4])
-    if backend is None or len(head) < _HEADER_BYTES:
+    if backend is None or len(head) < HEADER_BYTES:
         raise EngineError(
-            f"{path}: not a TensorRT plan: it starts with {head[:4]!r}, expected b'ftrt' (TensorRT) or b'vtrt' "
+            f"{where}: not a TensorRT plan: it starts with {head[:4]!r}, expected b'ftrt' (TensorRT) or b'vtrt' "
             "(TensorRT-RTX)",
             hint="Give a file that IBuilder.build_serialized_network or trtexec --saveEngine wrote.",
         )
     (layout,) = struct.unpack_from("<I", head, 4)
     if layout != 0:
-        raise EngineError(f"{path}: a plan of serialization version {layout}; this program knows version 0")
+        raise EngineError(f"{where}: a plan of serialization version {layout}; this program knows version 0")
     return PlanHeader(backend, ".".join(str(part) for part in head[_VERSION]), _rtx_targets(backend, head))
 
 

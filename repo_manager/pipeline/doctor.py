@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from repo_manager.engine import Gpu, find_gpus
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest import find_perf_analyzer
+from repo_manager.optional import installed_version
 from repo_manager.server.installation import find_triton
 
 __all__ = ["Machine", "Package", "examine_machine"]
@@ -73,17 +73,10 @@ def examine_machine() -> Machine:
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=find_gpus(),
-        packages=tuple(Package(name, _version(name), purpose) for name, purpose in _PACKAGES.items()),
+        packages=tuple(Package(name, installed_version(name), purpose) for name, purpose in _PACKAGES.items()),
         tritonserver=_tritonserver(),
         perf_analyzer=_perf_analyzer(),
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _tritonserver() -> Path | None:

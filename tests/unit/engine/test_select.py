@@ -10,8 +10,8 @@ from repo_manager.errors import MissingDependencyError, UsageError
 from repo_manager.optional import is_installed
 from repo_manager.types import Backend
 
-A100 = "NVIDIA A100-SXM4-80GB, 8.0, 550.54.15, 81920"
-T4 = "Tesla T4, 7.5, 550.54.15, 15360"
+A100 = "NVIDIA A100-SXM4-80GB, 8.0, 550.54.15, 81920, GPU-aa"
+T4 = "Tesla T4, 7.5, 550.54.15, 15360, GPU-tt"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def answer(tool: Path, text: str, code: int = 0) -> None:
 
 
 def test_gpus_are_read_with_units(nvidia_smi: Path) -> None:
-    answer(nvidia_smi, f"{A100}\n{T4}\nGPU, [N/A], [N/A], [N/A]")
+    answer(nvidia_smi, f"{A100}\n{T4}\nGPU, [N/A], [N/A], [N/A], [N/A]")
     a100, t4 = find_gpus()
     assert (a100.name, a100.compute_capability, a100.memory_bytes) == ("NVIDIA A100-SXM4-80GB", "8.0", 81920 * 2**20)
     assert a100.has_sparse_tensor_cores
