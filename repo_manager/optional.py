@@ -17,6 +17,8 @@ __all__ = ["download_wheel", "installed_version", "is_installed", "require"]
 _PIP_TIMEOUT_S = 600
 
 _EXTRA_OF_MODULE = {
+    "OpenSSL": "sign",
+    "cryptography": "sign",
     "lightkube": "k8s",
     "PIL": "images",
     "model_signing": "sign",

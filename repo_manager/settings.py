@@ -32,6 +32,15 @@ class Settings(pydantic.BaseModel):
     """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`); none: the embedded server."""
     backend: str = "auto"
     """The default of `add --backend`."""
+    signed_by: tuple[Path, ...] = ()
+    """The policy: when not empty, `deploy` refuses versions that none of these public keys (or root certificates)
+    vouches for, and `verify` checks it. In the environment separated by `:`; in the file a list, relative to it."""
+
+    @pydantic.field_validator("signed_by", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Take one text for a list: the environment has nothing else."""
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
 def settings_path(environment: Mapping[str, str]) -> Path:
@@ -54,6 +63,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     environment = os.environ if environment is None else environment
     path = settings_path(environment)
     values = _read_file(path, required=_PREFIX + "SETTINGS" in environment)
+    if "signed_by" in values:
+        values["signed_by"] = _beside(path, values["signed_by"])
     sources = dict.fromkeys(values, str(path))
     for field in Settings.model_fields:
         name = _PREFIX + field.upper()
@@ -69,6 +80,14 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         )
         known = ", ".join(Settings.model_fields)
         raise UsageError(f"Settings are wrong: {problems}", hint=f"Known settings: {known}.") from exc
+
+
+def _beside(path: Path, value: object) -> object:
+    """Return the policy's keys with paths relative to the settings file, wherever a command runs."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return value  # The validation says what is wrong with it.
+    return [str(path.parent / Path(name).expanduser()) for name in names]
 
 
 def _read_file(path: Path, *, required: bool) -> dict[str, object]:

@@ -18,6 +18,7 @@ from repo_manager.repository.relabel import LabelChange, read_labels, set_labels
 from repo_manager.repository.remove import Removal, remove
 from repo_manager.repository.repair import Repair, repair
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
+from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey, check_signature, sign_version
 from repo_manager.repository.state import Deployment, ModelState
 from repo_manager.repository.tags import remove_tag, resolve_version, set_tag
 from repo_manager.repository.transfer import Transfer, copy_version
@@ -41,11 +42,15 @@ __all__ = [
     "Removal",
     "Repair",
     "Severity",
+    "Signature",
+    "SignatureCheck",
+    "SigningKey",
     "Transfer",
     "VersionDifference",
     "VersionEntry",
     "adopt",
     "change_config",
+    "check_signature",
     "compare_versions",
     "copy_version",
     "edit_config",
@@ -68,6 +73,7 @@ __all__ = [
     "set_labels",
     "set_served_versions",
     "set_tag",
+    "sign_version",
     "validate_model_name",
     "verify",
 ]

@@ -13,6 +13,7 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import open_repository
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.scan import existing_versions
+from repo_manager.repository.signing_files import drop_signatures
 from repo_manager.repository.staging import discard, staged
 from repo_manager.repository.state import (
     ModelState,
@@ -176,6 +177,7 @@ def _apply(root: Path, folder: Path, staging: Path, plan: Removal) -> None:
     if plan.whole_model:
         change_state(root, plan.name, lambda s: _forget(s, (), highest, whole=True), staging=staging)
         discard(folder, staging)
+        drop_signatures(root, ((plan.name, version) for version in plan.versions))
         return
     if not plan.versions:
         return
@@ -189,6 +191,7 @@ def _apply(root: Path, folder: Path, staging: Path, plan: Removal) -> None:
     change_state(root, plan.name, lambda s: _forget(s, plan.versions, highest, whole=False), staging=staging)
     for version in plan.versions:
         discard(folder / str(version), staging)
+        drop_signatures(root, ((plan.name, version),))
 
 
 def _forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:

@@ -1,0 +1,51 @@
+"""Where signatures lie, and what becomes of them when their versions go."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from repo_manager.files import fsync_directory
+from repo_manager.repository.layout import version_number
+
+__all__ = ["drop_signatures", "list_signatures", "signature_path"]
+
+_PREFIX, _SUFFIX = ".repo-manager.", ".sig.json"
+_SIGNATURE = re.compile(r"\.repo-manager\.(.+)\.([0-9]+)\.sig\.json")
+
+
+def signature_path(root: Path, name: str, version: int) -> Path:
+    """Return where a version's signature lies: a file in the root, which Triton ignores."""
+    return root / f"{_PREFIX}{name}.{version}{_SUFFIX}"
+
+
+def list_signatures(root: Path) -> tuple[tuple[str, int], ...]:
+    """Return model and version of each signature in the root, sorted.
+
+    Raises:
+        OSError: the root cannot be read.
+    """
+    found = []
+    with os.scandir(root) as entries:
+        for entry in entries:
+            match = _SIGNATURE.fullmatch(entry.name)
+            version = version_number(match[2]) if match is not None else None
+            if match is not None and version is not None:
+                found.append((match[1], version))
+    return tuple(sorted(found))
+
+
+def drop_signatures(root: Path, versions: Iterable[tuple[str, int]]) -> None:
+    """Remove the signatures of versions that are gone.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    paths = [signature_path(root, name, version) for name, version in versions]
+    present = [path for path in paths if os.path.lexists(path)]
+    for path in present:
+        path.unlink(missing_ok=True)
+    if present:
+        fsync_directory(root)

@@ -1,0 +1,209 @@
+"""The OpenSSF model-signing format: the one place that calls the `model_signing` package.
+
+A signature is a Sigstore bundle (JSON) over an in-toto statement that lists each file's digest. Keys are elliptic
+curve keys in PEM (P-256, P-384, P-521); with a certificate the bundle carries the certificate's chain.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.optional import require
+
+__all__ = ["SigningKey", "key_kind", "make_signature", "signed_files", "verify_signature"]
+
+MAX_SIGNATURE_BYTES = 16 << 20
+_MAX_KEY_BYTES = 1 << 20
+_KEY_HINT = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem; openssl ec -in KEY.pem -pubout"
+# What the package and those below it raise on bad keys and bundles; none of them has a tree of its own.
+_VENDOR_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class SigningKey:
+    """What a signature is made with.
+
+    Attributes:
+        path: a private elliptic curve key, PEM.
+        password: of the key; `None` for one that is not encrypted.
+        certificate: of the key, PEM; `None` signs with the bare key.
+        chain: certificates between that one and the root, PEM.
+    """
+
+    path: Path
+    password: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+    certificate: Path | None = None
+    chain: tuple[Path, ...] = ()
+
+
+def key_kind(path: Path) -> str:
+    """Say whether a file to verify with holds a `key` (public) or a `certificate` (a root of trust).
+
+    Raises:
+        UsageError: it cannot be read, is neither, or is a private key.
+    """
+    text = _read_pem(path)
+    if "PRIVATE KEY-----" in text:
+        raise UsageError(
+            f"{path} is a private key; a signature is checked with the public one",
+            hint=f"openssl pkey -in {path} -pubout writes it. Keep the private key where only the signer can read it.",
+        )
+    if "-----BEGIN CERTIFICATE-----" in text:
+        return "certificate"
+    if "-----BEGIN PUBLIC KEY-----" in text:
+        return "key"
+    raise UsageError(f"{path} is no public key and no certificate in PEM format", hint=_KEY_HINT)
+
+
+def make_signature(folder: Path, key: SigningKey) -> bytes:
+    """Sign all files below a folder.
+
+    Args:
+        folder: what to sign.
+        key: with what.
+
+    Returns:
+        The signature's file content.
+
+    Raises:
+        UsageError: the key, its password or a certificate does not fit.
+        RepositoryError: the folder holds links or special files.
+        MissingDependencyError: the `[sign]` extra is not installed.
+    """
+    signing, hashing = require("model_signing.signing"), require("model_signing.hashing")
+    require("OpenSSL")
+    signer = signing.Config().set_hashing_config(_every_file(hashing))
+    _read_pem(key.path)
+    try:
+        if key.certificate is None:
+            password = None if key.password is None else key.password.encode()
+            signer.use_elliptic_key_signer(private_key=key.path, password=password)
+        else:
+            signer.use_certificate_signer(
+                private_key=key.path, signing_certificate=key.certificate, certificate_chain=_chain(key)
+            )
+    except _VENDOR_ERRORS as exc:
+        raise UsageError(f"{key.path} cannot sign: {_reason(exc)}", hint=_KEY_HINT) from exc
+    with tempfile.TemporaryDirectory(prefix="repo-manager-sign-") as work:
+        file = Path(work) / "signature.json"
+        try:
+            signer.sign(folder, file)
+        except _VENDOR_ERRORS as exc:
+            raise RepositoryError(f"{folder} cannot be signed: {_reason(exc)}") from exc
+        return file.read_bytes()
+
+
+def verify_signature(folder: Path, content: bytes, key: Path) -> None:
+    """Check a signature by one key: that this key made it, and that it lists exactly the files below a folder.
+
+    Args:
+        folder: what was signed.
+        content: the signature's file content.
+        key: a public key, or a root certificate, PEM.
+
+    Raises:
+        UsageError: the key is none.
+        RepositoryError: it does not verify; with the reason.
+        MissingDependencyError: the `[sign]` extra is not installed.
+    """
+    verifying = require("model_signing.verifying")
+    exceptions = require("cryptography.exceptions")
+    openssl = require("OpenSSL.crypto")
+    config = verifying.Config()
+    try:
+        if key_kind(key) == "key":
+            config.use_elliptic_key_verifier(public_key=key)
+        else:
+            config.use_certificate_verifier(certificate_chain=[key])
+    except _VENDOR_ERRORS as exc:
+        raise UsageError(f"{key} cannot check signatures: {_reason(exc)}", hint=_KEY_HINT) from exc
+    with tempfile.TemporaryDirectory(prefix="repo-manager-verify-") as work:
+        file = Path(work) / "signature.json"
+        file.write_bytes(content)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # It prints a warning of old bundles.
+                config.verify(folder, file)
+        except exceptions.InvalidSignature as exc:
+            raise RepositoryError(f"the signature was not made by {key.name}") from exc
+        except openssl.X509StoreContextError as exc:
+            raise RepositoryError(f"{key.name} does not stand behind the signer's certificate: {exc}") from exc
+        except _VENDOR_ERRORS as exc:
+            raise RepositoryError(_reason(exc)) from exc
+    _check_coverage(folder, content)
+
+
+def signed_files(content: bytes) -> dict[str, str]:
+    """Return path -> digest (hexadecimal) of the files that a signature lists; nothing is verified.
+
+    Raises:
+        RepositoryError: the content is no such signature.
+    """
+    try:
+        bundle = json.loads(content)
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True))
+        predicate = statement["predicate"]
+        sharded = predicate["serialization"]["method"] == "shards"
+        found: dict[str, str] = {}
+        for resource in predicate["resources"]:
+            name, digest = resource["name"], resource["digest"]
+            found[name.rsplit(":", 2)[0] if sharded else name] = digest
+    except _VENDOR_ERRORS as exc:
+        raise RepositoryError(f"it is no signature in the OpenSSF model-signing format: {_reason(exc)}") from exc
+    return found
+
+
+def _check_coverage(folder: Path, content: bytes) -> None:
+    """Refuse files that a signature leaves out: the format lets one ignore paths, and the package ignores .git*."""
+    listed = set(signed_files(content))
+    present = {path.relative_to(folder).as_posix() for path in _entries(folder) if not path.is_dir()}
+    added = sorted(present - listed)
+    if added:
+        raise RepositoryError(f"not covered by the signature: {', '.join(added)}")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return folder.rglob("*")
+
+
+def _every_file(hashing: Any) -> Any:
+    return hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
+
+
+def _chain(key: SigningKey) -> tuple[Path, ...]:
+    if key.password is not None:
+        raise UsageError(
+            "an encrypted key cannot be used with a certificate",
+            hint="Sign with the bare key, or give a key file that is not encrypted and that only you can read.",
+        )
+    for path in (key.certificate, *key.chain):
+        if path is not None and "-----BEGIN CERTIFICATE-----" not in _read_pem(path):
+            raise UsageError(f"{path} is no certificate in PEM format")
+    return key.chain
+
+
+def _read_pem(path: Path) -> str:
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_KEY_BYTES:
+            raise UsageError(f"{path} is not a key file", hint=_KEY_HINT)
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError as exc:
+        raise UsageError(f"{path}: the key cannot be read: {exc.strerror or exc}") from exc
+
+
+def _reason(exc: Exception) -> str:
+    """A vendor's message on one line; a password's question in our words."""
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    if "Password was not given" in text:
+        return "it is encrypted, and no password was given (--password-file or REPO_MANAGER_KEY_PASSWORD)"
+    if "'curve'" in text:
+        return "it is no elliptic curve key (P-256, P-384 or P-521)"
+    return text[:500]
