@@ -26,12 +26,26 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    repository: Path = Path("model_repository")
-    """The model repository that commands work on."""
+    repository: str = "model_repository"
+    """The model repository that commands work on: a folder, or a URL as Triton takes it."""
     server: str | None = None
     """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`); none: the embedded server."""
     backend: str = "auto"
     """The default of `add --backend`."""
+    tls_ca: Path | None = None
+    """PEM file with the authorities that servers' certificates are checked against; none: the system's."""
+    tls_cert: Path | None = None
+    """PEM file with this client's certificate, for mutual TLS."""
+    tls_key: Path | None = None
+    """PEM file with its key."""
+    tls_server_name: str | None = None
+    """The name in the servers' certificate, when it is not the URL's host."""
+    header_file: Path | None = None
+    """Headers to send to servers, one `Name: value` a line."""
+    token_file: Path | None = None
+    """A file with the bearer token to send to servers."""
+    token: pydantic.SecretStr | None = None
+    """The bearer token itself (`REPO_MANAGER_TOKEN`)."""
     signed_by: tuple[Path, ...] = ()
     """The policy: when not empty, `deploy` refuses versions that none of these public keys (or root certificates)
     vouches for, and `verify` checks it. In the environment separated by `:`; in the file a list, relative to it."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from repo_manager.cli.connection import Connection, client_options, connecting
 from repo_manager.cli.options import (
     DryRun,
     JsonOutput,
@@ -21,6 +21,7 @@ from repo_manager.cli.options import (
 
 if TYPE_CHECKING:
     from repo_manager.report.terminal import Terminal
+    from repo_manager.repository.location import Location
     from repo_manager.rollout import ModelStatus, Rollout, RolloutOptions
     from repo_manager.server import TritonClient
 
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("status")(status_command)
 
 
+@connecting
 def deploy_command(
     target: Annotated[
         str, typer.Argument(metavar="NAME[:VERSION]", help="What to serve: a number or a tag; without one the newest.")
@@ -50,6 +52,8 @@ def deploy_command(
     dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
+    *,
+    connection: Connection,
 ) -> None:
     """Serve a version, proven by an inference; on any failure the previous state is put back.
 
@@ -67,9 +71,10 @@ def deploy_command(
     def act(client: TritonClient) -> Rollout:
         return deploy(root, name, chosen, client, options=options, report=terminal.reporter())
 
-    _roll_out(terminal, root, to, options, act)
+    _roll_out(terminal, root, (to, connection), options, act)
 
 
+@connecting
 def status_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model [default: all].")] = None,
     repository: Repository = None,
@@ -78,6 +83,8 @@ def status_command(
     ] = None,
     json: JsonOutput = False,
     quiet: Quiet = False,
+    *,
+    connection: Connection,
 ) -> None:
     """Show what servers serve, when it was deployed, and where that differs from the repository."""
     from repo_manager.errors import ServerUnreachableError
@@ -97,12 +104,14 @@ def status_command(
             )
         urls = [running.grpc_url]
     found: list[ModelStatus] = []
+    how = client_options(connection, urls)
     for url in urls:
-        with TritonClient.connect(url) as client:
+        with TritonClient.connect(url, how) as client:
             found += status(root, client, (name,) if name else ())
     Terminal(as_json=json, quiet=quiet).result({"models": found}, *status_view(found))
 
 
+@connecting
 def rollback_command(
     name: ModelName,
     repository: Repository = None,
@@ -112,6 +121,8 @@ def rollback_command(
     dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
+    *,
+    connection: Connection,
 ) -> None:
     """Go back to the version that was deployed before the current one, with the same proof as `deploy`."""
     from repo_manager.report.terminal import Terminal
@@ -126,11 +137,15 @@ def rollback_command(
     def act(client: TritonClient) -> Rollout:
         return rollback(root, name, client, options=options, report=terminal.reporter())
 
-    _roll_out(terminal, root, to, options, act)
+    _roll_out(terminal, root, (to, connection), options, act)
 
 
 def _roll_out(
-    terminal: Terminal, root: Path, to: str | None, options: RolloutOptions, act: Callable[[TritonClient], Rollout]
+    terminal: Terminal,
+    root: Location,
+    where: tuple[str | None, Connection],
+    options: RolloutOptions,
+    act: Callable[[TritonClient], Rollout],
 ) -> None:
     """Find the server, start one where that is allowed, act on it, and show what was done."""
     from repo_manager.errors import ServerUnreachableError
@@ -139,13 +154,15 @@ def _roll_out(
     from repo_manager.server import TritonClient, running_server
     from repo_manager.settings import load_settings
 
+    to, connection = where
     url = to or load_settings().server
+    how = client_options(connection, [url] if url else [])
     if url is None and options.dry_run and running_server(root) is None:
         raise ServerUnreachableError(
             f"No server runs on {root}, so there is nothing to plan against; without --dry-run one would be started",
             hint="Start one with repo-manager serve --detach, or use --to.",
         )
     server = ensure_server(root, url, timeout_s=options.load_timeout_s, report=terminal.note)
-    with TritonClient.connect(server.url) as client:
+    with TritonClient.connect(server.url, how) as client:
         rollout = act(client)
     terminal.result({"rollout": rollout, "server": server}, *rollout_view(rollout))

@@ -27,6 +27,7 @@ _PROBE_S = 2.0
 _POLL_S = 0.01
 _KEPT_LOGS = 20
 ALL_MODELS = "*"
+_OUR_SECRETS = ("REPO_MANAGER_TOKEN",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +283,8 @@ class EmbeddedServer:
 
     def _environment(self, triton: TritonInstallation, backends: BackendDirectory) -> dict[str, str]:
         environment = {**os.environ, **self.options.environment}
+        for secret in _OUR_SECRETS:
+            environment.pop(secret, None)  # models' code runs in the server's stubs
         libraries = [str(folder) for folder in triton.libraries]
         if backends.python_bin is not None:
             python_library = libpython_directory()

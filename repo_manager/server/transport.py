@@ -11,11 +11,16 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from repo_manager.errors import UsageError
+from repo_manager.server.credentials import check_header
 
 __all__ = ["ClientOptions", "Endpoint", "IndexEntry", "ServerMetadata", "Transport", "VersionStatistics"]
 
 Config = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which is published without type information."""
+
+# triton-inference-server/server, `RestrictedFeatures`: the metadata's name over gRPC is this and the key.
+_GRPC_PREFIX = "triton-grpc-protocol-"
+_STANDARD_HEADERS = frozenset({"authorization", "cookie", "host", "user-agent"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +47,29 @@ class ClientOptions:
     client_key: Path | None = None
     server_name: str | None = None
 
-    def all_headers(self) -> dict[str, str]:
-        """Return the headers with the token among them; names in lower case, as gRPC wants them."""
+    def __post_init__(self) -> None:
+        """Refuse what the protocols cannot carry, before a client library quotes it."""
+        for name, value in self.headers.items():
+            check_header(name, value, f"Header {name!r}")
+        if self.token is not None:
+            check_header("authorization", self.token, "The bearer token")
+
+    def all_headers(self, protocol: str | None = None) -> dict[str, str]:
+        """Return the headers with the token among them; names in lower case, as gRPC wants them.
+
+        Args:
+            protocol: `grpc` or `http` adds Triton's restricted-API headers under the name that the protocol wants:
+                `<key>` over HTTP is `triton-grpc-protocol-<key>` over gRPC, so one set of headers serves both.
+        """
         headers = {name.lower(): value for name, value in self.headers.items()}
+        if protocol == "grpc":
+            own = {name: value for name, value in headers.items() if name not in _STANDARD_HEADERS}
+            headers = {
+                **{_GRPC_PREFIX + name.removeprefix(_GRPC_PREFIX): value for name, value in own.items()},
+                **headers,
+            }
+        elif protocol == "http":
+            headers = {**{name.removeprefix(_GRPC_PREFIX): value for name, value in headers.items()}, **headers}
         if self.token is not None:
             headers["authorization"] = f"Bearer {self.token}"
         return headers
@@ -72,12 +97,17 @@ class Endpoint:
             UsageError: it is none of these.
         """
         hint = "Write it as grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT or https://HOST:PORT."
+        if "@" in url:
+            raise UsageError(
+                f"The server's URL {url.partition('//')[0]}//...@{url.rpartition('@')[2]} has a user in it",
+                hint=f"{hint} Credentials come from a file: --token-file or --header-file.",
+            )
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as exc:
             raise UsageError(f"The server's URL {url!r} cannot be read: {exc}", hint=hint) from exc
-        if parts.scheme not in {"grpc", "grpcs", "http", "https"} or not host or "@" in parts.netloc:
+        if parts.scheme not in {"grpc", "grpcs", "http", "https"} or not host:
             raise UsageError(f"The server's URL {url!r} is not one that is understood", hint=hint)
         protocol, tls = parts.scheme.removesuffix("s"), parts.scheme.endswith("s")
         default = {"grpc": 8001, "http": 443 if tls else 8000}[protocol]

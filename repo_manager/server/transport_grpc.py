@@ -34,7 +34,7 @@ class GrpcTransport:
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
         self._endpoint = endpoint
-        self._headers = options.all_headers()
+        self._headers = options.all_headers("grpc")
         try:
             certificates = {
                 "root_certificates": options.root_certificates,

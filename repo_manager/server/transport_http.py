@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import gevent.ssl  # type: ignore[import-untyped]  # gevent ships no types
 import numpy as np
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPParseError
@@ -26,23 +26,28 @@ class HttpTransport:
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
         self._endpoint = endpoint
-        self._headers = options.all_headers()
+        self._headers = options.all_headers("http")
         self._context = _tls_context(endpoint, options) if endpoint.tls else None
+        self._server_name = options.server_name
         self._connect_timeout_s = min(options.timeout_s, 10.0)
         self._clients: dict[float, Any] = {}
 
     def _client(self, timeout_s: float) -> Any:
         """Return the client with this deadline: the library fixes it when it connects."""
         if timeout_s not in self._clients:
-            context = self._context
             self._clients[timeout_s] = triton.InferenceServerClient(
                 self._endpoint.address,
                 connection_timeout=min(timeout_s, self._connect_timeout_s),
                 network_timeout=timeout_s,
                 ssl=self._endpoint.tls,
-                ssl_context_factory=None if context is None else (lambda: context),
+                ssl_options=None if self._server_name is None else {"server_hostname": self._server_name},
+                ssl_context_factory=None if self._context is None else self._trusted,
             )
         return self._clients[timeout_s]
+
+    def _trusted(self, cafile: str | None = None) -> Any:
+        """Return our TLS context; the library's own list of authorities (`cafile`) is not added to it."""
+        return self._context
 
     @contextlib.contextmanager
     def _call(self, what: str, timeout_s: float) -> Iterator[Any]:
@@ -160,14 +165,14 @@ def _statistics(each: Mapping[str, Any]) -> VersionStatistics:
     )
 
 
-def _tls_context(endpoint: Endpoint, options: ClientOptions) -> ssl.SSLContext:
-    if options.server_name is not None:
-        raise UsageError(
-            f"{endpoint}: a server name other than the URL's host is for gRPC only",
-            hint="Use the name of the certificate in the URL.",
-        )
+def _tls_context(endpoint: Endpoint, options: ClientOptions) -> Any:
+    """Make the context that checks the server's certificate, and shows ours.
+
+    Raises:
+        UsageError: a certificate cannot be read.
+    """
     try:
-        context = ssl.create_default_context(cafile=options.root_certificates)
+        context = gevent.ssl.create_default_context(cafile=options.root_certificates)
         if options.client_certificate is not None:
             context.load_cert_chain(options.client_certificate, options.client_key)
     except OSError as exc:

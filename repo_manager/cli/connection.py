@@ -1,0 +1,137 @@
+"""How a command reaches servers: TLS, client certificates, headers and tokens, the same for every command.
+
+A secret is never an option's value, because any user of the machine can read the process list: it comes
+from a file or from the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repo_manager.errors import UsageError
+
+if TYPE_CHECKING:
+    from repo_manager.server import ClientOptions
+    from repo_manager.settings import Settings
+
+__all__ = ["Connection", "client_options", "connecting"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """What the command line says of the connection; `None` leaves it to the environment and the settings file."""
+
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_server_name: str | None = None
+    header_file: Path | None = None
+    token_file: Path | None = None
+
+
+def _option(option: str, metavar: str, description: str) -> Any:
+    return typer.Option(option, metavar=metavar, help=description, show_default=False, rich_help_panel="Connection")
+
+
+_OPTIONS: dict[str, Any] = {
+    "tls_ca": Annotated[
+        Path | None, _option("--tls-ca", "FILE.pem", "Authorities to trust for grpcs:// and https:// [the system's].")
+    ],
+    "tls_cert": Annotated[Path | None, _option("--tls-cert", "FILE.pem", "This client's certificate (mutual TLS).")],
+    "tls_key": Annotated[Path | None, _option("--tls-key", "FILE.pem", "The key of --tls-cert.")],
+    "tls_server_name": Annotated[
+        str | None,
+        _option("--tls-server-name", "NAME", "Name in the server's certificate, when it is not the URL's host."),
+    ],
+    "header_file": Annotated[
+        Path | None,
+        _option("--header-file", "FILE", "Headers to send, one `Name: value` a line (Triton's restricted APIs)."),
+    ],
+    "token_file": Annotated[
+        Path | None, _option("--token-file", "FILE", "A bearer token to send [or $REPO_MANAGER_TOKEN].")
+    ],
+}
+
+
+def connecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the connection's options in place of its parameter `connection: Connection`.
+
+    Typer knows no groups of options: this writes them into the signature that it reads.
+    """
+    signature = inspect.signature(command)
+    hints = typing.get_type_hints(
+        command, globalns={**command.__globals__, "Connection": Connection}, include_extras=True
+    )
+    kept = [
+        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in signature.parameters.items()
+        if name != "connection"
+    ]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        given = {name: values.pop(name) for name in _OPTIONS}
+        command(**values, connection=Connection(**given))
+
+    parameters = [*kept, *added]
+    wrapper.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapper
+
+
+def client_options(
+    connection: Connection, urls: Sequence[str] = (), *, settings: Settings | None = None
+) -> ClientOptions:
+    """Return how a client connects: the options, else the environment, else the settings file.
+
+    Args:
+        connection: the command line's options.
+        urls: the servers that the command was told to talk to; TLS options need one that is encrypted.
+        settings: `None` reads them.
+
+    Raises:
+        UsageError: a file cannot be read or does not hold what it has to (its content is never quoted), or TLS
+            options were given for URLs none of which is encrypted.
+    """
+    from repo_manager.server.credentials import read_headers, read_token
+    from repo_manager.server.transport import ClientOptions, Endpoint
+    from repo_manager.settings import load_settings
+
+    settings = load_settings() if settings is None else settings
+    tls = {name: getattr(connection, name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_server_name")}
+    given = [f"--{name.replace('_', '-')}" for name, value in tls.items() if value is not None]
+    if given and urls and not any(Endpoint.parse(url).tls for url in urls):
+        raise UsageError(
+            f"{', '.join(given)}: none of the servers is reached over TLS ({', '.join(urls)})",
+            hint="Write grpcs:// or https://, or leave the option out.",
+        )
+    chosen = {name: getattr(settings, name) if value is None else value for name, value in tls.items()}
+    if chosen["tls_key"] is not None and chosen["tls_cert"] is None:
+        raise UsageError("--tls-key was given without --tls-cert", hint="Mutual TLS needs both.")
+    header_file = connection.header_file or settings.header_file
+    token_file = connection.token_file or settings.token_file
+    token = None
+    if connection.token_file is None and settings.token is not None:
+        token = settings.token.get_secret_value() or None
+    if token is None and token_file is not None:
+        token = read_token(token_file)
+    return ClientOptions(
+        headers={} if header_file is None else read_headers(header_file),
+        token=token,
+        root_certificates=chosen["tls_ca"],
+        client_certificate=chosen["tls_cert"],
+        client_key=chosen["tls_key"],
+        server_name=chosen["tls_server_name"],
+    )
