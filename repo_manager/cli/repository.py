@@ -50,21 +50,34 @@ def verify_command(
     copies: Annotated[
         list[Path] | None, typer.Option("--copy", metavar="DIR", help="Repositories to take damaged files from.")
     ] = None,
+    signed_by: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--signed-by",
+            metavar="KEY.pub",
+            help="Every version has to be signed by this key, or under this root certificate (may be given often) "
+            "[default: the settings' signed_by].",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a repository: layout, configurations, and every file against its manifest."""
+    """Check a repository: layout, configurations, every file against its manifest, and signatures."""
+    from repo_manager.cli.sign import check_signatures
     from repo_manager.report.repository_tables import problems_view, repairs_view
+    from repo_manager.report.signing_tables import checks_view
     from repo_manager.report.terminal import Terminal
     from repo_manager.repository import Severity, verify
     from repo_manager.repository import repair as repair_repository
 
     root = resolve_repository(repository)
     repairs = repair_repository(root, name, copies=tuple(copies or ()), dry_run=dry_run) if repair else ()
-    problems = verify(root, name, digests=digests)
-    views = [*repairs_view(repairs, dry_run=dry_run), *problems_view(root, problems)]
-    Terminal(as_json=json, quiet=quiet).result({"repairs": repairs, "problems": problems}, *views)
+    checks, unsigned = check_signatures(root, name, signed_by)
+    problems = (*verify(root, name, digests=digests), *unsigned)
+    views = [*repairs_view(repairs, dry_run=dry_run), *checks_view(checks), *problems_view(root, problems)]
+    result = {"repairs": repairs, "signatures": checks, "problems": problems}
+    Terminal(as_json=json, quiet=quiet).result(result, *views)
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
         raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="See the list above.")

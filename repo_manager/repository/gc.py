@@ -12,8 +12,9 @@ from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
 from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.remove import Removal, reasons_to_keep, remove_selected
 from repo_manager.repository.scan import existing_versions, scan
+from repo_manager.repository.signing_files import drop_signatures, orphaned_signatures
 from repo_manager.repository.staging import sweep
-from repo_manager.repository.state import ModelState
+from repo_manager.repository.state import ModelState, repository_lock
 
 __all__ = ["GcResult", "gc"]
 
@@ -75,6 +76,9 @@ def gc(
 
     found = tuple(remove_selected(root, model, select, dry_run=dry_run) for model in names)
     swept = () if dry_run else sweep(root)
+    if not dry_run and orphaned_signatures(root):
+        with disk_errors(f"clean up {repository}"), repository_lock(root):
+            drop_signatures(root, orphaned_signatures(root))  # A crash came between a version and its signature.
     return GcResult(tuple(removal for removal in found if removal.versions), swept, applied=not dry_run)
 
 

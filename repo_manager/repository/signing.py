@@ -35,10 +35,7 @@ from repo_manager.triton_config import CONFIG_FILENAME, parse_config, read_confi
 __all__ = ["Signature", "SignatureCheck", "SigningKey", "check_signature", "sign_version"]
 
 # Fields of config.pbtxt that decide which code runs on the files; the others are tuning and may change.
-_CODE_FIELDS = (
-    *("platform", "backend", "runtime", "default_model_filename", "cc_model_filenames", "model_operations"),
-    *("model_repository_agents", "ensemble_scheduling"),
-)
+_CODE_FIELDS = ("runtime", "cc_model_filenames", "model_operations", "model_repository_agents", "ensemble_scheduling")
 _CODE_PARAMETERS = ("EXECUTION_ENV_PATH",)
 
 
@@ -218,11 +215,13 @@ def _check_code(model: Path, manifest: Manifest) -> None:
     if not manifest.config or not path.exists():
         return
     try:
-        signed = parse_config(manifest.config, where=MANIFEST_FILENAME).message()
-        current = read_config(path).message()
+        signed_config, current_config = parse_config(manifest.config, where=MANIFEST_FILENAME), read_config(path)
     except ConfigError as exc:
         raise RepositoryError(exc.message, hint=exc.hint) from exc
-    odd = [field for field in _CODE_FIELDS if getattr(signed, field, None) != getattr(current, field, None)]
+    signed, current = signed_config.message(), current_config.message()
+    odd = ["backend"] if signed_config.backend != current_config.backend else []
+    odd += ["default_model_filename"] if signed_config.model_filename != current_config.model_filename else []
+    odd += [field for field in _CODE_FIELDS if getattr(signed, field, None) != getattr(current, field, None)]
     odd += [
         f"parameters.{key}"
         for key in _CODE_PARAMETERS

@@ -10,7 +10,7 @@ from pathlib import Path
 from repo_manager.files import fsync_directory
 from repo_manager.repository.layout import version_number
 
-__all__ = ["drop_signatures", "list_signatures", "signature_path"]
+__all__ = ["drop_signatures", "orphaned_signatures", "signature_path"]
 
 _PREFIX, _SUFFIX = ".repo-manager.", ".sig.json"
 _SIGNATURE = re.compile(r"\.repo-manager\.(.+)\.([0-9]+)\.sig\.json")
@@ -21,8 +21,8 @@ def signature_path(root: Path, name: str, version: int) -> Path:
     return root / f"{_PREFIX}{name}.{version}{_SUFFIX}"
 
 
-def list_signatures(root: Path) -> tuple[tuple[str, int], ...]:
-    """Return model and version of each signature in the root, sorted.
+def orphaned_signatures(root: Path) -> tuple[tuple[str, int], ...]:
+    """Return model and version of each signature in the root whose version does not exist, sorted.
 
     Raises:
         OSError: the root cannot be read.
@@ -32,7 +32,7 @@ def list_signatures(root: Path) -> tuple[tuple[str, int], ...]:
         for entry in entries:
             match = _SIGNATURE.fullmatch(entry.name)
             version = version_number(match[2]) if match is not None else None
-            if match is not None and version is not None:
+            if match is not None and version is not None and not (root / match[1] / str(version)).is_dir():
                 found.append((match[1], version))
     return tuple(sorted(found))
 

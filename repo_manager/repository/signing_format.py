@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +132,11 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
             with contextlib.redirect_stdout(io.StringIO()):  # It prints a warning of old bundles.
                 config.verify(folder, file)
         except exceptions.InvalidSignature as exc:
-            raise RepositoryError(f"the signature was not made by {key.name}") from exc
+            raise RepositoryError("it was changed, or made with another key") from exc
         except openssl.X509StoreContextError as exc:
-            raise RepositoryError(f"{key.name} does not stand behind the signer's certificate: {exc}") from exc
+            raise RepositoryError(f"it does not stand behind the signer's certificate: {exc}") from exc
         except _VENDOR_ERRORS as exc:
-            raise RepositoryError(_reason(exc)) from exc
+            raise RepositoryError(_mismatch(str(exc), folder, content) or _reason(exc)) from exc
     _check_coverage(folder, content)
 
 
@@ -161,17 +160,26 @@ def signed_files(content: bytes) -> dict[str, str]:
     return found
 
 
+def _mismatch(text: str, folder: Path, content: bytes) -> str:
+    """The package's word that the files are not those of a good signature, in ours; empty when that is not it."""
+    if not text.startswith("Signature mismatch"):
+        return ""
+    listed, present, told = set(signed_files(content)), _files(folder), text.replace("\\'", "'")
+    changed = {name for name in listed & present if f"Hash mismatch for '{name}'" in told}
+    kinds = {"changed": changed, "missing": listed - present, "added": present - listed}
+    found = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names]
+    return "the files are not those that were signed; " + "; ".join(found) if found else ""
+
+
 def _check_coverage(folder: Path, content: bytes) -> None:
     """Refuse files that a signature leaves out: the format lets one ignore paths, and the package ignores .git*."""
-    listed = set(signed_files(content))
-    present = {path.relative_to(folder).as_posix() for path in _entries(folder) if not path.is_dir()}
-    added = sorted(present - listed)
+    added = sorted(_files(folder) - set(signed_files(content)))
     if added:
         raise RepositoryError(f"not covered by the signature: {', '.join(added)}")
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    return folder.rglob("*")
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
 def _every_file(hashing: Any) -> Any:
@@ -187,7 +195,8 @@ def _chain(key: SigningKey) -> tuple[Path, ...]:
     for path in (key.certificate, *key.chain):
         if path is not None and "-----BEGIN CERTIFICATE-----" not in _read_pem(path):
             raise UsageError(f"{path} is no certificate in PEM format")
-    return key.chain
+    # The package cannot read an empty chain; the certificate itself adds nothing to it.
+    return key.chain or (key.certificate,)
 
 
 def _read_pem(path: Path) -> str:
@@ -204,6 +213,8 @@ def _reason(exc: Exception) -> str:
     text = " ".join(str(exc).split()) or type(exc).__name__
     if "Password was not given" in text:
         return "it is encrypted, and no password was given (--password-file or REPO_MANAGER_KEY_PASSWORD)"
+    if text.startswith("Key mismatch"):
+        return "it was made with another key"
     if "'curve'" in text:
         return "it is no elliptic curve key (P-256, P-384 or P-521)"
     return text[:500]

@@ -9,6 +9,7 @@ from pathlib import Path
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import find_folder, open_repository, triton_version, validate_model_name
+from repo_manager.repository.signing_files import orphaned_signatures, signature_path
 from repo_manager.repository.staging import STAGING_IN_ROOT
 from repo_manager.repository.state import read_states
 from repo_manager.repository.verify_version import verify_version
@@ -56,7 +57,7 @@ def verify(
             if find_folder(root, name) is None:
                 raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
             return tuple(_verify_model(root, root / name, digests, models))
-        found = list(_verify_state(root))
+        found = [*_verify_state(root), *_verify_signature_files(root)]
         for entry in sorted(os.scandir(root), key=lambda e: e.name):
             if entry.is_dir():
                 found += _verify_root_folder(root, Path(entry.path), digests, models)
@@ -70,6 +71,12 @@ def _verify_state(root: Path) -> Iterator[Problem]:
         read_states(root)
     except RepositoryError as exc:
         yield Problem(".repo-manager.json", exc.message, hint=exc.hint or "")
+
+
+def _verify_signature_files(root: Path) -> Iterator[Problem]:
+    for name, version in orphaned_signatures(root):
+        text = f"is the signature of {name}:{version}, which does not exist"
+        yield Problem(signature_path(root, name, version).name, text, Severity.WARNING, "`repo-manager gc` removes it")
 
 
 def _verify_root_folder(root: Path, path: Path, digests: bool, models: bool) -> Iterable[Problem]:
