@@ -25,6 +25,13 @@ class _Scalar(Protocol):
     def item(self) -> Any: ...
 
 
+@runtime_checkable
+class _Place(Protocol):
+    """A place that is no path, a repository in object storage: its text stands for it."""
+
+    def location_text(self) -> str: ...
+
+
 class Precision(str, enum.Enum):
     """The precision that a model's weights and activations are stored and computed in."""
 
@@ -91,6 +98,8 @@ def as_json(value: Any) -> Any:
         return as_json(value.item())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, _Place):
+        return value.location_text()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: as_json(getattr(value, field.name))

@@ -178,7 +178,7 @@ def _split(texts: list[str] | None) -> list[str]:
 
 
 def shapes_of(
-    terminal: Terminal, texts: list[str] | None, target: tuple[str, int | None], repository: Path | None, *, local: bool
+    terminal: Terminal, texts: list[str] | None, target: tuple[str, int | None], repository: str | None, *, local: bool
 ) -> dict[str, tuple[int, ...]]:
     """Return the sizes given, and for a model of our own repository those of its golden sample for the rest."""
     from repo_manager.pipeline.load_shapes import golden_shapes
@@ -192,7 +192,7 @@ def shapes_of(
     return {**taken, **given}
 
 
-def server_of(url: str | None, repository: Path | None, protocol: str | None) -> tuple[str, str | None]:
+def server_of(url: str | None, repository: str | None, protocol: str | None) -> tuple[str, str | None]:
     """Return the URL to load, and the metrics' URL when it is a server of ours."""
     from repo_manager.server import running_server
     from repo_manager.settings import load_settings

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from repo_manager.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from repo_manager.repository.location import Location
 
 __all__ = [
     "DryRun",
@@ -32,12 +35,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.", show_default=False)]
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
 Repository = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--repository",
         "-r",
-        metavar="DIR",
-        help="The model repository [default: $REPO_MANAGER_REPOSITORY, the settings file, or ./model_repository].",
+        metavar="DIR|URL",
+        help="The model repository: a folder, or s3://, gs://, as:// as Triton takes it "
+        "[default: $REPO_MANAGER_REPOSITORY, the settings file, or ./model_repository].",
         show_default=False,
     ),
 ]
@@ -54,13 +58,19 @@ To = Annotated[
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Deadline of the command.")]
 
 
-def resolve_repository(option: Path | None) -> Path:
-    """Return the repository to work on: the option, else the settings."""
+def resolve_repository(option: str | None) -> Location:
+    """Return the repository to work on: the option, else the settings.
+
+    Raises:
+        RepositoryError: it is a URL that cannot be one of a repository.
+    """
+    from repo_manager.repository.location import parse_location
+
     if option is not None:
-        return option
+        return parse_location(option)
     from repo_manager.settings import load_settings
 
-    return load_settings().repository
+    return parse_location(load_settings().repository)
 
 
 @contextlib.contextmanager

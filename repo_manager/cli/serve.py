@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,7 +62,7 @@ def serve(
     from repo_manager.report.terminal import Terminal
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    root: Path = resolve_repository(repository)
+    root = resolve_repository(repository)
     if stop:
         stopped = stop_running(root, timeout_s=timeout)
         text = f"No server runs on {root}." if stopped is None else f"Stopped the server of {root} (pid {stopped.pid})."

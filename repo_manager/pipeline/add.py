@@ -33,7 +33,7 @@ from repo_manager.onnx_model import (
 )
 from repo_manager.pipeline.golden import GoldenFacts, golden_sample
 from repo_manager.precision import CalibrationData, Conversion, ConvertOptions, convert, load_calibration
-from repo_manager.repository import plan_publish, publish, validate_model_name
+from repo_manager.repository import Location, plan_publish, publish, read_config_bytes, validate_model_name
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.sparsity import PruneReport, SparsityReport, prune, sparsity_report
 from repo_manager.triton_config import (
@@ -41,7 +41,7 @@ from repo_manager.triton_config import (
     ConfigOptions,
     derive_config,
     format_config,
-    read_config,
+    parse_config,
     served_signature,
 )
 from repo_manager.types import Backend, Precision, as_json
@@ -110,7 +110,7 @@ class Added:
 
     name: str
     version: int
-    path: Path
+    path: Location
     published: bool
     backend: BackendChoice
     batch_axis: BatchAxis
@@ -124,7 +124,7 @@ class Added:
 
 
 def add(
-    path: Path, name: str, repository: Path, options: AddOptions | None = None, *, report: Report = lambda _: None
+    path: Path, name: str, repository: Location, options: AddOptions | None = None, *, report: Report = lambda _: None
 ) -> Added:
     """Convert a model, check the result, and publish it as the next version of `name`.
 
@@ -155,7 +155,7 @@ def add(
 @dataclasses.dataclass(frozen=True)
 class _Target:
     name: str
-    repository: Path
+    repository: Location
     choice: BackendChoice
     work: Path
 
@@ -236,10 +236,11 @@ def _config_options(
     options: ConfigOptions, target: _Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
 ) -> ConfigOptions:
     """Fill in what was not asked for: the existing model's largest batch, and the sample's sizes for warm-up."""
-    folder = target.repository / target.name
     size = options.max_batch_size
-    if size is None and batched and (folder / CONFIG_FILENAME).is_file():
-        size = read_config(folder).max_batch_size
+    existing = read_config_bytes(target.repository, target.name) if size is None and batched else None
+    if existing is not None:
+        where = str(target.repository / target.name / CONFIG_FILENAME)
+        size = parse_config(existing.decode(errors="replace"), where=where).max_batch_size
     skip = 1 if batched and size != 0 else 0
     shapes = {name: tuple(array.shape[skip:]) for name, array in sample.items()}
     return dataclasses.replace(options, max_batch_size=size, warmup_shapes={**shapes, **options.warmup_shapes})

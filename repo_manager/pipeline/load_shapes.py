@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from repo_manager.repository import find_model
+from repo_manager.errors import RepositoryError
+from repo_manager.repository import Location, find_model, version_files
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, read_golden
-from repo_manager.triton_config import read_config
 
 __all__ = ["golden_shapes"]
 
 
-def golden_shapes(repository: Path, name: str, version: int | None = None) -> dict[str, tuple[int, ...]]:
+def golden_shapes(repository: Location, name: str, version: int | None = None) -> dict[str, tuple[int, ...]]:
     """Return the golden sample's shape of each input that has dynamic axes, without the batch axis.
 
     Args:
@@ -26,16 +24,19 @@ def golden_shapes(repository: Path, name: str, version: int | None = None) -> di
         RepositoryError: the repository or the sample cannot be read.
         ConfigError: config.pbtxt is broken.
     """
-    if not (repository / name / "config.pbtxt").is_file():
-        return {}
-    model = find_model(repository, name)
+    try:
+        model = find_model(repository, name)
+    except RepositoryError:
+        return {}  # the server may serve another repository than the one here
+    config = model.config()
     served = [entry.version for entry in model.versions if entry.version in model.served_versions]
     chosen = version if version is not None else max(served, default=None)
-    path = model.path / str(chosen) / GOLDEN_FILE_NAME
-    if chosen is None or not path.is_file():
+    if config is None or chosen not in {entry.version for entry in model.versions}:
         return {}
-    golden = read_golden(path)
-    config = read_config(model.path).message()
-    dynamic = {item.name for item in config.input if -1 in item.dims}
+    with version_files(model.path / str(chosen), [GOLDEN_FILE_NAME]) as folder:
+        if not (folder / GOLDEN_FILE_NAME).is_file():
+            return {}
+        golden = read_golden(folder / GOLDEN_FILE_NAME)
+    dynamic = {item.name for item in config.message().input if -1 in item.dims}
     skip = 1 if config.max_batch_size > 0 else 0
     return {key: tuple(array.shape[skip:]) for key, array in golden.inputs.items() if key in dynamic}

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import IO
 
 from repo_manager.errors import ConfigError, ServerError, ServerUnreachableError
-from repo_manager.repository import model_states, scan
+from repo_manager.repository import Location, model_states, scan
 from repo_manager.server import EmbeddedServer, RunningServer, ServerOptions, StubGuard, TritonClient, running_server
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
-from repo_manager.triton_config import read_config
 
 __all__ = [
     "ServeOptions",
@@ -55,7 +54,7 @@ class ServeOptions:
         restart: start a server that ended by itself again.
     """
 
-    repository: Path
+    repository: Location
     host: str = "127.0.0.1"
     http_port: int = 0
     grpc_port: int = 0
@@ -83,7 +82,7 @@ class ServeTarget:
     metrics_url: str | None = None
 
 
-def deployed_models(repository: Path) -> tuple[str, ...]:
+def deployed_models(repository: Location) -> tuple[str, ...]:
     """Return the models that were deployed at least once, by name.
 
     Raises:
@@ -94,7 +93,9 @@ def deployed_models(repository: Path) -> tuple[str, ...]:
     return tuple(entry.name for entry in scan(repository, deep=False) if entry.name in deployed)
 
 
-def ensure_server(repository: Path, url: str | None, *, timeout_s: float, report: Callable[[str], None]) -> ServeTarget:
+def ensure_server(
+    repository: Location, url: str | None, *, timeout_s: float, report: Callable[[str], None]
+) -> ServeTarget:
     """Return the server that a command with or without `--to` talks to.
 
     Args:
@@ -224,17 +225,20 @@ def _server_options(options: ServeOptions) -> ServerOptions:
     )
 
 
-def needs_auto_complete(repository: Path) -> bool:
+def needs_auto_complete(repository: Location) -> bool:
     """Say whether any model's config.pbtxt leaves out what Triton would fill in: backend, inputs or outputs.
 
     What `add` writes is complete. A broken file counts as incomplete: the server will say what is wrong.
     """
     for model in scan(repository, deep=False):
         try:
-            config = read_config(model.path).message()
+            config = model.config()
         except ConfigError:
             return True
-        if not (config.backend and config.output and config.input):
+        if config is None:
+            return True
+        message = config.message()
+        if not (message.backend and message.output and message.input):
             return True
     return False
 
@@ -287,7 +291,7 @@ def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path
         time.sleep(_POLL_S)
 
 
-def stop_running(repository: Path, *, timeout_s: float = 60.0) -> RunningServer | None:
+def stop_running(repository: Location, *, timeout_s: float = 60.0) -> RunningServer | None:
     """Stop the running `serve` of a repository; return it, or `None` when there was none.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from repo_manager.repository import (
         ConfigChange,
         LabelChange,
+        Location,
         Manifest,
         ModelEntry,
         ModelState,
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def models_view(root: Path, models: Sequence[ModelEntry]) -> list[RenderableType]:
+def models_view(root: Location, models: Sequence[ModelEntry]) -> list[RenderableType]:
     """List models, one a line."""
     if not models:
         return [Text(f"{root} holds no models yet. Add one with: repo-manager add MODEL.onnx --name NAME")]
@@ -89,7 +89,7 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
     return [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift")]
 
 
-def problems_view(root: Path, problems: Sequence[Problem]) -> list[RenderableType]:
+def problems_view(root: Location, problems: Sequence[Problem]) -> list[RenderableType]:
     """Show what `verify` found."""
     if not problems:
         return [Text(f"{root}: no problems found", style="green")]

@@ -73,7 +73,7 @@ def repair(
         steps = [*_state_steps(root)]
         names = [entry.name for entry in scan(root, deep=False)] if name is None else [name]
         for model in names:
-            steps += _model_steps(root, find_model(root, model), copies)
+            steps += _model_steps(root / model, find_model(root, model), copies)
         if not dry_run:
             with staged(root) as staging, repository_lock(root):
                 for step in steps:
@@ -96,23 +96,23 @@ def _state_steps(root: Path) -> Iterator[_Step]:
         yield _Step(STATE_FILENAME, f"set aside as {STATE_FILENAME}.damaged and begun anew from the folders", set_aside)
 
 
-def _model_steps(root: Path, model: ModelEntry, copies: tuple[Path, ...]) -> Iterator[_Step]:
-    yield from _config_steps(model)
+def _model_steps(folder: Path, model: ModelEntry, copies: tuple[Path, ...]) -> Iterator[_Step]:
+    yield from _config_steps(folder, model)
     for entry in model.versions:
         if entry.manifest is None:
             continue
         for name, record in entry.manifest.files.items():
-            file = entry.path / name
+            file = folder / str(entry.version) / name
             if _is(file, record):
                 continue
-            source = _find_content(root, model, record, copies)
+            source = _find_content(folder, record, copies)
             if source is not None:
                 where = f"{model.name}/{entry.version}/{name}"
                 yield _Step(where, f"restored from {source}", _restorer(source, file, record))
 
 
-def _config_steps(model: ModelEntry) -> Iterator[_Step]:
-    path = model.path / CONFIG_FILENAME
+def _config_steps(folder: Path, model: ModelEntry) -> Iterator[_Step]:
+    path = folder / CONFIG_FILENAME
     where = f"{model.name}/{CONFIG_FILENAME}"
     numbers = [entry.version for entry in model.versions]
     manifests = [entry.manifest for entry in model.versions if entry.manifest is not None and entry.manifest.config]
@@ -128,12 +128,12 @@ def _config_steps(model: ModelEntry) -> Iterator[_Step]:
             yield _Step(where, f"policy {list(model.policy)} -> {left}, the versions that exist", _writer(path, text))
 
 
-def _find_content(root: Path, model: ModelEntry, record: FileRecord, copies: tuple[Path, ...]) -> Path | None:
+def _find_content(folder: Path, record: FileRecord, copies: tuple[Path, ...]) -> Path | None:
     """Find a file whose content is right, read to the end, in this model's versions or a copy's."""
-    places = [model.path]
+    places = [folder]
     for copy in copies:
         with contextlib.suppress(RepositoryError):
-            places.append(model_path(open_repository(copy), model.name))
+            places.append(model_path(open_repository(copy), folder.name))
     for place in places:
         for manifest_file in sorted(place.glob("*/manifest.json")) if place.is_dir() else ():
             with contextlib.suppress(RepositoryError):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, find_folder, open_repository, version_number
+from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest, read_manifest
-from repo_manager.triton_config import CONFIG_FILENAME, parse_config, version_policy
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
 from repo_manager.triton_config.text_fields import canonical_values
 from repo_manager.triton_config.version_policy import policy_of_text, served_by
 
-__all__ = ["ModelEntry", "VersionEntry", "existing_versions", "find_model", "scan"]
+__all__ = ["ModelEntry", "VersionEntry", "existing_versions", "find_model", "model_entry", "scan"]
 
 
 _PLAIN_STRING = re.compile(r'"[^"\\]+"')
@@ -34,14 +36,14 @@ class VersionEntry:
     """
 
     version: int
-    model_path: Path = dataclasses.field(repr=False, metadata={"json": False})
+    model_path: Location = dataclasses.field(repr=False, metadata={"json": False})
     manifest: Manifest | None = None
     size_bytes: int | None = None
     problems: tuple[str, ...] = ()
 
     @property
-    def path(self) -> Path:
-        """The version's folder."""
+    def path(self) -> Location:
+        """The version's folder. `version_files` gives what is in it, wherever it is."""
         return self.model_path / str(self.version)
 
 
@@ -58,16 +60,28 @@ class ModelEntry:
         served_versions: what a load serves now, ascending.
         versions: ascending.
         problems: what is wrong at first sight.
+        config_text: config.pbtxt as it was read; `None` when there is none, or it cannot be read.
     """
 
     name: str
-    path: Path
+    path: Location
     backend: str
     max_batch_size: int
     policy: tuple[int, ...] | str
     served_versions: tuple[int, ...]
     versions: tuple[VersionEntry, ...]
     problems: tuple[str, ...] = ()
+    config_text: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+
+    def config(self) -> ModelConfig | None:
+        """Return what config.pbtxt says; `None` when there is none.
+
+        Raises:
+            ConfigError: it is broken.
+        """
+        if self.config_text is None:
+            return None
+        return parse_config(self.config_text, where=str(self.path / CONFIG_FILENAME))
 
     def version(self, number: int) -> VersionEntry:
         """Return a version.
@@ -139,18 +153,40 @@ def _model(root: Path, name: str, *, deep: bool) -> ModelEntry | None:
         return None
     except OSError as exc:
         return ModelEntry(name, path, "", 0, "latest:1", (), (), (f"cannot be read: {exc.strerror}",))
-    backend, max_batch_size, policy = "", 0, "latest:1"  # type: str, int, tuple[int, ...] | str
+    text = None
     try:
-        backend, max_batch_size, policy = _facts(path / CONFIG_FILENAME)
+        text = _config_text(path / CONFIG_FILENAME)
     except ConfigError as exc:
         problems.append(exc.message)
-    if not numbers:
-        problems.append("has no version")
     versions = tuple(_version(path, number, deep=deep) for number in numbers)
+    return model_entry(path, text, versions, problems)
+
+
+def model_entry(
+    path: Location, text: str | None, versions: tuple[VersionEntry, ...], problems: Sequence[str]
+) -> ModelEntry:
+    """Put together what is known of a model.
+
+    Args:
+        path: its folder.
+        text: its config.pbtxt; `None` when there is none that can be read.
+        versions: ascending.
+        problems: what was found so far.
+    """
+    found = list(problems)
+    backend, max_batch_size, policy = "", 0, "latest:1"  # type: str, int, tuple[int, ...] | str
+    try:
+        if text is not None:
+            backend, max_batch_size, policy = _facts(text)
+    except ConfigError as exc:
+        found.append(exc.message)
+    numbers = tuple(entry.version for entry in versions)
+    if not numbers:
+        found.append("has no version")
     served = served_by(policy, numbers)
     if numbers and not served:
-        problems.append(f"serves no version: the policy asks for {policy}, and there are {numbers}")
-    return ModelEntry(name, path, backend, max_batch_size, policy, served, versions, tuple(problems))
+        found.append(f"serves no version: the policy asks for {policy}, and there are {numbers}")
+    return ModelEntry(path.name, path, backend, max_batch_size, policy, served, versions, tuple(found), text)
 
 
 def _version(model: Path, number: int, *, deep: bool) -> VersionEntry:
@@ -169,21 +205,24 @@ def _version(model: Path, number: int, *, deep: bool) -> VersionEntry:
     return VersionEntry(number, model, manifest, size_bytes, tuple(problems))
 
 
-def _facts(path: Path) -> tuple[str, int, tuple[int, ...] | str]:
+def _config_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError(f"has no {CONFIG_FILENAME}; Triton derives one where the backend can") from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{CONFIG_FILENAME} cannot be read: {exc}") from exc
+
+
+def _facts(text: str) -> tuple[str, int, tuple[int, ...] | str]:
     """Backend, max_batch_size and policy of a config.pbtxt.
 
     Where the file is laid out as protobuf prints it, they are taken from the text: parsing all of 10,000 files takes
     ten seconds.
 
     Raises:
-        ConfigError: missing or broken.
+        ConfigError: broken.
     """
-    try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        raise ConfigError(f"has no {CONFIG_FILENAME}; Triton derives one where the backend can") from None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{CONFIG_FILENAME} cannot be read: {exc}") from exc
     values = canonical_values(text)
     backend = "" if values is None else values.get("backend", "")
     max_batch_size = "" if values is None else values.get("max_batch_size", "")

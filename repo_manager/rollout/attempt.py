@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from repo_manager.errors import (
     RepoManagerError,
@@ -14,7 +13,7 @@ from repo_manager.errors import (
     ServerRefusedError,
     ServerUnreachableError,
 )
-from repo_manager.repository import Severity, find_model, record_deployment, set_served_versions, verify
+from repo_manager.repository import Location, Severity, find_model, record_deployment, set_served_versions, verify
 from repo_manager.rollout.observe import ServedState, observe, wait_until_only_ready
 from repo_manager.rollout.plan import plan_from
 from repo_manager.rollout.policy_file import read_bytes, touch, write_back
@@ -34,7 +33,7 @@ class Attempt:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Location,
         name: str,
         version: int,
         client: TritonClient,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import previous_deployment
+from repo_manager.repository import Location, previous_deployment
 from repo_manager.rollout.attempt import Attempt, Report
 from repo_manager.rollout.lease import rollout_lease
 from repo_manager.rollout.result import Rollout, RolloutOptions
@@ -16,7 +14,7 @@ __all__ = ["deploy", "rollback"]
 
 
 def deploy(
-    repository: Path,
+    repository: Location,
     name: str,
     version: int,
     client: TritonClient,
@@ -56,7 +54,7 @@ def deploy(
 
 
 def rollback(
-    repository: Path,
+    repository: Location,
     name: str,
     client: TritonClient,
     *,

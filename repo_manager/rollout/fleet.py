@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from repo_manager.errors import (
     RepoManagerError,
@@ -13,7 +12,7 @@ from repo_manager.errors import (
     ServerUnreachableError,
     UsageError,
 )
-from repo_manager.repository import record_deployment, set_served_versions
+from repo_manager.repository import Location, record_deployment, set_served_versions
 from repo_manager.rollout.attempt import Attempt, Report
 from repo_manager.rollout.lease import rollout_lease
 from repo_manager.rollout.policy_file import read_bytes, write_back
@@ -40,7 +39,7 @@ class FleetRollout:
 
 
 def deploy_fleet(
-    repository: Path,
+    repository: Location,
     name: str,
     version: int,
     clients: Sequence[TritonClient],
@@ -88,7 +87,13 @@ class _Fleet:
     """One roll-out on several servers."""
 
     def __init__(
-        self, repository: Path, name: str, version: int, max_unavailable: int, options: RolloutOptions, report: Report
+        self,
+        repository: Location,
+        name: str,
+        version: int,
+        max_unavailable: int,
+        options: RolloutOptions,
+        report: Report,
     ) -> None:
         self.repository, self.name, self.version = repository, name, version
         self.max_unavailable, self.options, self.report = max_unavailable, options, report

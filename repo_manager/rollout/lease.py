@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
+from repo_manager.repository import Location, ObjectRepository
 
 __all__ = ["rollout_lease"]
 
@@ -17,7 +18,7 @@ _POLL_S = 0.02
 
 
 @contextlib.contextmanager
-def rollout_lease(repository: Path, name: str, *, timeout_s: float) -> Iterator[None]:
+def rollout_lease(repository: Location, name: str, *, timeout_s: float) -> Iterator[None]:
     """Hold the right to change what is served of a model.
 
     The lock is a hidden file in the root, where Triton ignores files. The kernel gives it up when
@@ -27,6 +28,8 @@ def rollout_lease(repository: Path, name: str, *, timeout_s: float) -> Iterator[
         RepositoryError: another roll-out of this model holds it for longer than `timeout_s`, or the
             root cannot be written.
     """
+    if isinstance(repository, ObjectRepository):
+        raise RepositoryError("not in object storage yet")
     path = repository / f".repo-manager.rollout.{name}.lock"
     deadline = time.monotonic() + timeout_s
     try:

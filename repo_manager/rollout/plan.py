@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from pathlib import Path
 from typing import Any
 
-from repo_manager.repository import ModelEntry, find_model
+from repo_manager.repository import Location, ModelEntry, find_model
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.server import TritonClient
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, read_config
+from repo_manager.triton_config import ModelConfig
 
 __all__ = ["Action", "RolloutPlan", "VersionPlan", "changed_fields", "plan_deploy", "plan_from"]
 
@@ -72,7 +71,7 @@ class RolloutPlan:
 
 
 def plan_deploy(
-    repository: Path, name: str, version: int, client: TritonClient, *, keep_previous: bool = False
+    repository: Location, name: str, version: int, client: TritonClient, *, keep_previous: bool = False
 ) -> RolloutPlan:
     """Predict what deploying a version will do; nothing is changed.
 
@@ -87,7 +86,7 @@ def plan_deploy(
 
 def plan_from(entry: ModelEntry, version: int, served: ServedState, *, keep_previous: bool) -> RolloutPlan:
     """Predict from what the repository and the server say."""
-    config = read_config(entry.path / CONFIG_FILENAME) if (entry.path / CONFIG_FILENAME).is_file() else None
+    config = entry.config()
     existing = {each.version for each in entry.versions}
     others = (set(served.ready) & existing) - {version}
     kept = {max(others)} if keep_previous and others else set()

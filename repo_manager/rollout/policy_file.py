@@ -1,61 +1,42 @@
-"""config.pbtxt put back byte for byte."""
+"""config.pbtxt put back byte for byte, wherever the repository is."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from repo_manager.repository import Location, ObjectRepository, read_config_bytes, touch_config, write_config_bytes
 
-from repo_manager.errors import RepositoryError
-from repo_manager.files import write_atomic
-from repo_manager.repository.staging import staged
-from repo_manager.repository.state import repository_lock
-from repo_manager.triton_config import CONFIG_FILENAME
-
-__all__ = ["read_bytes", "touch", "write_back"]
+__all__ = ["changes_are_unseen", "read_bytes", "touch", "write_back"]
 
 
-def read_bytes(repository: Path, name: str) -> bytes | None:
+def read_bytes(repository: Location, name: str) -> bytes | None:
     """Return config.pbtxt as it is; `None` when the model has none.
 
     Raises:
         RepositoryError: it cannot be read.
     """
-    path = repository / name / CONFIG_FILENAME
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        raise RepositoryError(f"{path} cannot be read: {exc.strerror}") from exc
+    return read_config_bytes(repository, name)
 
 
-def write_back(repository: Path, name: str, content: bytes | None) -> None:
+def write_back(repository: Location, name: str, content: bytes | None) -> None:
     """Make config.pbtxt what it was; a file that says so already is not touched.
 
     Raises:
-        RepositoryError: the disk refuses.
+        RepositoryError: it cannot be written.
     """
-    path = repository / name / CONFIG_FILENAME
-    try:
-        if read_bytes(repository, name) == content:
-            return
-        if content is None:
-            path.unlink(missing_ok=True)
-            return
-        root = repository.resolve()
-        with staged(root) as staging, repository_lock(root):
-            write_atomic(path, content, staging=staging)
-    except OSError as exc:
-        raise RepositoryError(f"{path} cannot be put back: {exc.strerror or exc}") from exc
+    write_config_bytes(repository, name, content)
 
 
-def touch(repository: Path, name: str) -> None:
+def touch(repository: Location, name: str) -> None:
     """Make config.pbtxt newer than anything that the server has seen, so that a load looks at the model again.
 
     Raises:
-        RepositoryError: the disk refuses.
+        RepositoryError: it cannot be written.
     """
-    path = repository / name / CONFIG_FILENAME
-    try:
-        path.touch()
-    except OSError as exc:
-        raise RepositoryError(f"{path} cannot be touched: {exc.strerror or exc}") from exc
+    touch_config(repository, name)
+
+
+def changes_are_unseen(repository: Location) -> bool:
+    """Say whether Triton never sees a change in this repository, so that only unload and load brings one in.
+
+    On Azure its file system answers 0 for every time of modification (server#6958).
+    """
+    return isinstance(repository, ObjectRepository) and repository.scheme == "as"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 from repo_manager.errors import ModelError, RepositoryError, ServerError
 from repo_manager.onnx_model import Session, load_model, natural_inputs, signature_of
-from repo_manager.repository import read_manifest
+from repo_manager.repository import Location, read_manifest, version_files
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.server import TritonClient
@@ -81,7 +80,7 @@ class SmokeResult:
 
 
 def smoke_test(
-    client: TritonClient, folder: Path, name: str, version: int, config: ModelConfig, *, timeout_s: float = 60.0
+    client: TritonClient, folder: Location, name: str, version: int, config: ModelConfig, *, timeout_s: float = 60.0
 ) -> SmokeResult:
     """Send one inference to a version and compare its answer.
 
@@ -122,22 +121,24 @@ def smoke_test(
     return SmokeResult(version, reference, comparisons, latency_ns)
 
 
-def _reference(folder: Path, config: ModelConfig) -> tuple[Golden, str, float]:
+def _reference(version: Location, config: ModelConfig) -> tuple[Golden, str, float]:
     """Return inputs with their right outputs, where the outputs come from, and the tolerance."""
     tolerance = DEFAULT_TOLERANCE
-    if (folder / MANIFEST_FILENAME).is_file():
-        recorded = read_manifest(folder).golden
-        if isinstance(recorded, Mapping) and isinstance(recorded.get("tolerance"), int | float):
-            tolerance = float(recorded["tolerance"])
-    if (folder / GOLDEN_FILE_NAME).is_file():
-        return read_golden(folder / GOLDEN_FILE_NAME), "golden", tolerance
+    with version_files(version, [GOLDEN_FILE_NAME]) as folder:
+        if (folder / MANIFEST_FILENAME).is_file():
+            recorded = read_manifest(folder).golden
+            if isinstance(recorded, Mapping) and isinstance(recorded.get("tolerance"), int | float):
+                tolerance = float(recorded["tolerance"])
+        if (folder / GOLDEN_FILE_NAME).is_file():
+            return read_golden(folder / GOLDEN_FILE_NAME), "golden", tolerance
     if config.backend == "onnxruntime":
-        path = folder / (config.message().default_model_filename or "model.onnx")
-        try:
-            inputs = natural_inputs(signature_of(load_model(path)), batch=1)
-            return Golden(inputs, Session(path).run(inputs)), "onnxruntime", tolerance
-        except ModelError:
-            pass  # made-up inputs do not suit every model: fall back to the shapes
+        with version_files(version) as folder:
+            path = folder / (config.message().default_model_filename or "model.onnx")
+            try:
+                inputs = natural_inputs(signature_of(load_model(path)), batch=1)
+                return Golden(inputs, Session(path).run(inputs)), "onnxruntime", tolerance
+            except ModelError:
+                pass  # made-up inputs do not suit every model: fall back to the shapes
     return Golden(_zeros(config), {}), "none", tolerance
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-from repo_manager.repository import ModelEntry, model_state, scan
+from repo_manager.repository import Location, ModelEntry, model_state, scan
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.plan import changed_fields
 from repo_manager.server import TritonClient
-from repo_manager.triton_config import CONFIG_FILENAME, read_config
 
 __all__ = ["ModelStatus", "status"]
 
@@ -37,7 +35,7 @@ class ModelStatus:
     drift: tuple[str, ...]
 
 
-def status(repository: Path, client: TritonClient, names: tuple[str, ...] = ()) -> tuple[ModelStatus, ...]:
+def status(repository: Location, client: TritonClient, names: tuple[str, ...] = ()) -> tuple[ModelStatus, ...]:
     """Compare a server with its repository; nothing is changed.
 
     Args:
@@ -84,9 +82,7 @@ def _drift(entry: ModelEntry, served: ServedState, deployed: int | None) -> tupl
         drift.append(f"version {deployed} was deployed last and is not served")
     drift += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
     drift += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
-    path = entry.path / CONFIG_FILENAME
-    if path.is_file():
-        fields = changed_fields(read_config(path), served.config)
-        if fields:
-            drift.append(f"the server runs it with another {', '.join(fields)} than config.pbtxt says")
+    fields = changed_fields(entry.config(), served.config)
+    if fields:
+        drift.append(f"the server runs it with another {', '.join(fields)} than config.pbtxt says")
     return tuple(drift)

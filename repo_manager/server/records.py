@@ -8,9 +8,12 @@ import hashlib
 import json
 from pathlib import Path
 
+from repo_manager.errors import RepositoryError
 from repo_manager.files import write_atomic
+from repo_manager.repository import Location, parse_location
 from repo_manager.server.paths import record_directory
 from repo_manager.server.process import is_running, start_ticks
+from repo_manager.types import as_json
 
 __all__ = ["RunningServer", "remove_record", "running_server", "running_servers", "write_record"]
 
@@ -20,7 +23,7 @@ class RunningServer:
     """A server of ours that runs now.
 
     Attributes:
-        repository: the repository's real path.
+        repository: the repository's real path, or its URL.
         pid: the tritonserver's process id.
         start_ticks: its start time in clock ticks since boot.
         http_url: `http://host:port`.
@@ -29,7 +32,7 @@ class RunningServer:
         log: its log.
     """
 
-    repository: Path
+    repository: Location
     pid: int
     start_ticks: int
     http_url: str
@@ -38,14 +41,14 @@ class RunningServer:
     log: Path
 
 
-def _prefix(repository: Path) -> str:
+def _prefix(repository: Location) -> str:
     return hashlib.sha256(str(repository.resolve()).encode()).hexdigest()[:16]
 
 
 def write_record(server: RunningServer) -> Path:
     """Write a server's record into the user's cache; return its path."""
     path = record_directory() / f"{_prefix(server.repository)}-{server.pid}.json"
-    fields = {name: str(value) if isinstance(value, Path) else value for name, value in vars(server).items()}
+    fields = as_json(server)
     write_atomic(path, json.dumps(fields, indent=2).encode())
     return path
 
@@ -56,7 +59,7 @@ def remove_record(path: Path) -> None:
         path.unlink()
 
 
-def running_server(repository: Path) -> RunningServer | None:
+def running_server(repository: Location) -> RunningServer | None:
     """Return the server of ours that serves `repository` on this machine, the newest when there are several.
 
     A record whose process has ended, or whose process id now belongs to another process, is
@@ -82,13 +85,13 @@ def _read(path: Path) -> RunningServer | None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return RunningServer(
-            **{**fields, "repository": Path(fields["repository"]), "log": Path(fields["log"])},
+            **{**fields, "repository": parse_location(fields["repository"]), "log": Path(fields["log"])},
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RepositoryError):
         return None
 
 
-def record_of(repository: Path, pid: int, urls: tuple[str, str, str], log: Path) -> RunningServer | None:
+def record_of(repository: Location, pid: int, urls: tuple[str, str, str], log: Path) -> RunningServer | None:
     """Describe a server that was just started; `None` when it has ended meanwhile.
 
     Args:

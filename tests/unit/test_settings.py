@@ -18,14 +18,14 @@ def environment(tmp_path: Path, text: str | None = None, **more: str) -> dict[st
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     settings = load_settings(environment(tmp_path))
-    assert settings.repository == Path("model_repository")
+    assert settings.repository == "model_repository"
     assert settings.server is None
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     text = "repository: /from/file\nserver: grpc://a:1\n"
     settings = load_settings(environment(tmp_path, text, REPO_MANAGER_SERVER="grpc://b:2"))
-    assert settings.repository == Path("/from/file")
+    assert settings.repository == "/from/file"
     assert settings.server == "grpc://b:2"
 
 

@@ -22,9 +22,8 @@ def served(*ready: int, config: str = LOADED, reasons: dict[int, str] | None = N
 def model(
     tmp_path: Path, *versions: int, policy: tuple[int, ...] | str = "latest:1", config: str = LOADED
 ) -> ModelEntry:
-    (tmp_path / "config.pbtxt").write_text(config)
     entries = tuple(VersionEntry(each, tmp_path / str(each), size_bytes=10 * each) for each in versions)
-    return ModelEntry("m", tmp_path, "onnxruntime", 8, policy, (), entries)
+    return ModelEntry("m", tmp_path, "onnxruntime", 8, policy, (), entries, config_text=config)
 
 
 def actions(plan_of: object) -> dict[int, Action]:

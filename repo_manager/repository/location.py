@@ -1,0 +1,179 @@
+"""Where a repository is: a folder, or a prefix in object storage, written as Triton's `--model-repository` takes it.
+
+    models                                        a folder
+    file:///srv/models                            a folder
+    s3://bucket/path                              Amazon S3
+    s3://http://127.0.0.1:9000/bucket/path        anything that speaks S3 (also https://, and s3://host:port/...)
+    gs://bucket/path                              Google Cloud Storage
+    as://account/container/path                   Azure Blob Storage
+
+Credentials, region and profile come from the environment, as Triton takes them; a URL that holds any is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from repo_manager.errors import RepositoryError
+
+__all__ = ["Location", "ObjectRepository", "parse_location"]
+
+_SCHEMES = ("s3", "gs", "as")
+_AZURE_HOST = ".blob.core.windows.net"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_ONE_SLASH = re.compile(r"(?:s3|gs|as|file|https?):/(?!/)")
+_BUCKETS = {
+    "s3": re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+    "gs": re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
+    "as": re.compile(r"(?:\$root|\$web|[a-z0-9](?:-?[a-z0-9]){2,62})"),
+}
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_ENDPOINT = re.compile(r"(https?)://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::([0-9]{1,5}))?")
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}")
+_MAX_KEY_BYTES = 700  # Of 1,024 that every store allows: the rest is for model, version and file.
+# What Triton's own pattern for s3://host:port/... allows, so that the same text serves both.
+_SEGMENT = re.compile(r"[A-Za-z0-9_.-]+")
+_FORMS = "s3://bucket/path, s3://http://host:port/bucket/path, gs://bucket/path, as://account/container/path"
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectRepository:
+    """A place in object storage: a repository, or something below it. `/` goes deeper, as with a `Path`.
+
+    Attributes:
+        scheme: `s3`, `gs` or `as`.
+        bucket: the bucket; for `as` the container.
+        prefix: the path in the bucket, without a slash at its ends; empty for the whole bucket.
+        endpoint: `s3`: `http://host:port` of a store that is not Amazon's; `as`: the account; else empty.
+    """
+
+    scheme: str
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+
+    def __str__(self) -> str:
+        """Return it as Triton takes it; it never holds credentials."""
+        parts = [part for part in (self.endpoint, self.bucket, self.prefix) if part]
+        return f"{self.scheme}://" + "/".join(parts)
+
+    def __truediv__(self, name: str) -> ObjectRepository:
+        """Return the place below."""
+        return dataclasses.replace(self, prefix=f"{self.prefix}/{name}" if self.prefix else name)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path; the bucket's name when there is no path."""
+        return self.prefix.rpartition("/")[2] or self.bucket
+
+    @property
+    def parent(self) -> ObjectRepository:
+        """The place above; the bucket itself is its own."""
+        return dataclasses.replace(self, prefix=self.prefix.rpartition("/")[0])
+
+    def resolve(self) -> ObjectRepository:
+        """Return itself: an object's address has no links and no current folder."""
+        return self
+
+    def expanduser(self) -> ObjectRepository:
+        """Return itself."""
+        return self
+
+    def location_text(self) -> str:
+        """Return what stands for it in JSON."""
+        return str(self)
+
+
+Location = Path | ObjectRepository
+"""Where a repository, a model or a version is. `str()`, `/`, `.name`, `.parent` and `.resolve()` work on both."""
+
+
+def parse_location(text: str) -> Location:
+    """Read what a person gave as a repository.
+
+    Args:
+        text: a path, or a URL in one of the forms above.
+
+    Raises:
+        RepositoryError: an unknown form, a name that a store or Triton would refuse, or credentials in it. The
+            message never holds what could be a credential.
+    """
+    match = _URL.fullmatch(text)
+    if match is None:
+        if _ONE_SLASH.match(text):
+            raise RepositoryError(
+                f"a repository's URL has two slashes behind {text.partition(':')[0]}:", hint=f"Expected {_FORMS}."
+            )
+        if not text or "\0" in text:
+            raise RepositoryError("the repository is empty text, or holds a NUL", hint=f"Give a folder, or {_FORMS}.")
+        return Path(text)
+    scheme, rest = match[1], match[2]
+    if scheme == "file":
+        return _parse_file(rest)
+    if scheme not in _SCHEMES:
+        raise RepositoryError(f"{scheme}:// is no repository", hint=f"Expected a folder, or {_FORMS}.")
+    if "@" in rest or "?" in rest or "#" in rest:
+        raise RepositoryError(
+            f"the repository's {scheme}:// URL holds an '@', '?' or '#', as if there were credentials in it",
+            hint="Credentials belong in the environment (docs/object-storage.md), never in a URL.",
+        )
+    if scheme == "s3":
+        return _parse_s3(rest)
+    if scheme == "gs":
+        bucket, _, path = rest.partition("/")
+        return _object_repository("gs", bucket, path)
+    account, _, path = rest.partition("/")
+    account = account.removesuffix(_AZURE_HOST)
+    if not _ACCOUNT.fullmatch(account):
+        raise RepositoryError(
+            f"{account[:60]!r} cannot be an Azure storage account: expected 3 to 24 lower-case letters and digits",
+            hint="Expected as://account/container/path.",
+        )
+    container, _, path = path.partition("/")
+    return _object_repository("as", container, path, account)
+
+
+def _parse_file(rest: str) -> Path:
+    host, slash, path = rest.partition("/")
+    if host not in ("", "localhost") or not slash or "\0" in unquote(path):
+        raise RepositoryError("a file:// URL names a folder on this machine: expected file:///path")
+    return Path("/" + unquote(path))
+
+
+def _parse_s3(rest: str) -> ObjectRepository:
+    endpoint = ""
+    if rest.startswith(("http://", "https://")):
+        scheme, _, behind = rest.partition("://")
+        host, _, rest = behind.partition("/")
+        endpoint = f"{scheme}://{host}"
+    elif _HOST_AND_PORT.fullmatch(rest.partition("/")[0]):
+        # As Triton's client does where no scheme is given for a host.
+        host, _, rest = rest.partition("/")
+        endpoint = f"https://{host}"
+    if endpoint:
+        match = _ENDPOINT.fullmatch(endpoint)
+        if match is None or (match[3] is not None and not 0 < int(match[3]) < 65536):
+            raise RepositoryError(
+                "the address of the S3 store cannot be read", hint="Expected s3://http://host:port/bucket/path."
+            )
+    bucket, _, path = rest.partition("/")
+    return _object_repository("s3", bucket, path, endpoint)
+
+
+def _object_repository(scheme: str, bucket: str, path: str, endpoint: str = "") -> ObjectRepository:
+    if not _BUCKETS[scheme].fullmatch(bucket) or ".." in bucket:
+        what = "container" if scheme == "as" else "bucket"
+        raise RepositoryError(f"{bucket[:80]!r} cannot be a {what}'s name in {scheme}://", hint=f"Expected {_FORMS}.")
+    prefix = path.strip("/")
+    bad = [part for part in prefix.split("/") if not _SEGMENT.fullmatch(part) or part in (".", "..")] if prefix else []
+    if bad or len(prefix) > _MAX_KEY_BYTES:
+        raise RepositoryError(
+            f"{bad[0][:80]!r} cannot stand in the path of a repository in object storage"
+            if bad
+            else f"the path of the repository has {len(prefix)} characters; expected up to {_MAX_KEY_BYTES}",
+            hint="Expected letters, digits, '_', '-' and '.' between single slashes: what Triton's own pattern allows.",
+        )
+    return ObjectRepository(scheme, bucket, prefix, endpoint)
