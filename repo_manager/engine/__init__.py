@@ -12,20 +12,21 @@ from repo_manager.engine.layer_precision import LayerPrecision
 from repo_manager.engine.layers import EngineLayer
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.plan_header import PlanHeader, read_plan_header
+from repo_manager.engine.plan_set import AdoptedPlan, parse_for
 from repo_manager.engine.profiles import ShapeRange, derive_profile, find_dim_ranges, parse_shape_range
 from repo_manager.engine.releases import Release, release_of_container, release_of_server, releases
 from repo_manager.engine.select import BackendChoice, choose_backend
 from repo_manager.engine.triton_options import (
     AcceleratorOptions,
-    PlanSet,
-    parse_for,
-    plan_set,
+    config_variant,
+    parse_config_names,
     with_accelerator,
     with_plans_by_capability,
 )
 
 __all__ = [
     "AcceleratorOptions",
+    "AdoptedPlan",
     "Artifact",
     "BackendChoice",
     "BuilderEvidence",
@@ -42,7 +43,6 @@ __all__ = [
     "LayerPrecision",
     "PlanFacts",
     "PlanHeader",
-    "PlanSet",
     "Release",
     "ShapeRange",
     "build_artifact",
@@ -51,6 +51,7 @@ __all__ = [
     "check_fit",
     "check_version_fit",
     "choose_backend",
+    "config_variant",
     "control_twins",
     "dense_twin",
     "derive_profile",
@@ -58,10 +59,10 @@ __all__ = [
     "find_gpus",
     "fit_target_of",
     "join_evidence",
+    "parse_config_names",
     "parse_for",
     "parse_shape_range",
     "plan_facts",
-    "plan_set",
     "read_evidence",
     "read_plan_header",
     "release_of_container",

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.engine.builder import EngineBuild, build_engine
-from repo_manager.engine.evidence import join_evidence
+from repo_manager.engine.capabilities import capabilities_of
+from repo_manager.engine.evidence import BuilderEvidence, join_evidence
 from repo_manager.engine.gpu import find_gpus
 from repo_manager.engine.layer_precision import precision_mismatches
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.plan_header import read_plan_header
+from repo_manager.engine.plan_set import AdoptedPlan, adopt_plans, check_buildable, check_one_version, plan_name
 from repo_manager.engine.profiles import derive_profile, find_dim_ranges
 from repo_manager.engine.progress import BuildProgress
-from repo_manager.errors import GateError
+from repo_manager.errors import GateError, UsageError
 from repo_manager.onnx_model import Model, load_model, signature_of
 from repo_manager.optional import require
 from repo_manager.sparsity import SparsityReport, sparsity_report
@@ -37,11 +39,13 @@ class Artifact:
         backend: the Triton backend that loads them.
         files: name inside the version's folder -> the file now.
         facts: what the manifest records: engine version, compute capability, layer evidence.
+        by_capability: compute capability -> name, where there is an engine per GPU kind; else empty.
     """
 
     backend: Backend
     files: Mapping[str, Path]
     facts: Mapping[str, Any]
+    by_capability: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ class EngineSource:
         max_batch_size: of the config; `0` and `None` take the profile's default.
         sparsity: of the converted file; `None` makes the report here.
         sample: input -> shape of a sample that the model runs with, batch axis included; `None` looks for one.
+        folder: where engines are written; `None` is `engine` beside the model's file.
     """
 
     precision: Precision = Precision.FP32
@@ -61,6 +66,7 @@ class EngineSource:
     max_batch_size: int | None = None
     sparsity: SparsityReport | None = None
     sample: Mapping[str, tuple[int, ...]] | None = None
+    folder: Path | None = None
 
 
 def build_artifact(
@@ -74,7 +80,7 @@ def build_artifact(
 ) -> Artifact:
     """Make what `backend` serves out of a converted ONNX model.
 
-    An engine is written into a new folder `engine` beside the model's file.
+    Engines are written into `source.folder`, by default a new folder `engine` beside the model's file.
 
     Args:
         files: the converted model's file first, then its external data.
@@ -87,38 +93,125 @@ def build_artifact(
     Raises:
         MissingDependencyError: the backend's builder is not installed.
         UsageError: the options contradict each other or the builder.
-        EngineError: the engine cannot be built.
+        EngineError: the engine cannot be built, or a given plan does not fit.
         GateError: a convolution or matrix product runs in a wider type than the graph asks for.
     """
+    source, options = source or EngineSource(), options or EngineOptions()
     if backend is Backend.ONNXRUNTIME:
+        if options.plans:
+            raise UsageError("--for names one engine per GPU kind, and the onnxruntime backend has none")
         model, *external = files
         named = {_ONNX_FILE_NAME: model, **{path.name: path for path in external}}
         return Artifact(backend, named, {"format": "onnx"})
-    source, options = source or EngineSource(), options or EngineOptions()
-    library = require(str(backend))
-    loaded = load_model(files[0])
-    signature = signature_of(loaded)
-    profile = derive_profile(
-        signature,
-        batched=source.batched,
-        max_batch_size=source.max_batch_size if options.max_batch_size is None else options.max_batch_size,
-        free=_free_ranges(loaded, source, options),
-        overrides=options.shapes,
-    )
-    output = files[0].parent / "engine" / ENGINE_FILE_NAMES[backend]
-    output.parent.mkdir(exist_ok=True)
-    build = build_engine(
-        loaded,
-        library,
-        output,
-        profile,
-        precision=source.precision,
-        options=options,
-        progress=progress,
-        cancelled=cancelled,
-    )
-    _check_precision(build, source.precision)
-    return Artifact(backend, {output.name: output}, _facts(build, source.sparsity or sparsity_report(loaded)))
+    adopted = adopt_plans(options.plans, backend)
+    if options.plans and len(adopted) == len(options.plans):
+        return _adopted_only(files[0], backend, adopted, source)
+    make = _Maker(files[0], backend, source, options, progress, cancelled)
+    return make.one() if not options.plans else make.set_of(adopted)
+
+
+class _Maker:
+    """Builds engines of one model with one library."""
+
+    def __init__(
+        self,
+        path: Path,
+        backend: Backend,
+        source: EngineSource,
+        options: EngineOptions,
+        progress: BuildProgress | None,
+        cancelled: threading.Event | None,
+    ) -> None:
+        self.backend, self.source, self.options = backend, source, options
+        self.library = require(str(backend))
+        self.model = load_model(path)
+        self.folder = source.folder or path.parent / "engine"
+        self.folder.mkdir(exist_ok=True)
+        self._watch = (progress, cancelled)
+        self.profile = derive_profile(
+            signature_of(self.model),
+            batched=source.batched,
+            max_batch_size=source.max_batch_size if options.max_batch_size is None else options.max_batch_size,
+            free=_free_ranges(self.model, source, options),
+            overrides=options.shapes,
+        )
+
+    @property
+    def report(self) -> SparsityReport:
+        """The 2:4 report of the model that is built."""
+        return self.source.sparsity or sparsity_report(self.model)
+
+    def one(self) -> Artifact:
+        """Build the one engine."""
+        build = self._build(ENGINE_FILE_NAMES[self.backend], self.options)
+        return Artifact(self.backend, {build.path.name: build.path}, _facts(build, self.report))
+
+    def set_of(self, adopted: Mapping[str, AdoptedPlan]) -> Artifact:
+        """Build the engines of a set that are not given."""
+        able = capabilities_of(self.library)
+        wanted = [capability for capability, path in self.options.plans.items() if path is None]
+        for capability in wanted:
+            check_buildable(capability, able, find_gpus())
+        builds: dict[str, EngineBuild] = {}
+        for capability in wanted:
+            targets = (capability,) if able.compute_capabilities else ()
+            one = dataclasses.replace(self.options, compute_capabilities=targets, plans={})
+            builds[capability] = self._build(plan_name(self.backend, capability), one)
+        return _plan_set(self.backend, tuple(self.options.plans), adopted, builds, self.report)
+
+    def _build(self, name: str, options: EngineOptions) -> EngineBuild:
+        progress, cancelled = self._watch
+        build = build_engine(
+            self.model,
+            self.library,
+            self.folder / name,
+            self.profile,
+            precision=self.source.precision,
+            options=options,
+            progress=progress,
+            cancelled=cancelled,
+        )
+        _check_precision(build, self.source.precision)
+        return build
+
+
+def _adopted_only(path: Path, backend: Backend, adopted: Mapping[str, AdoptedPlan], source: EngineSource) -> Artifact:
+    """Take plans that were all built elsewhere: neither the library nor a GPU is needed."""
+    report = source.sparsity or sparsity_report(load_model(path))
+    return _plan_set(backend, tuple(adopted), adopted, {}, report)
+
+
+def _plan_set(
+    backend: Backend,
+    order: tuple[str, ...],
+    adopted: Mapping[str, AdoptedPlan],
+    builds: Mapping[str, EngineBuild],
+    report: SparsityReport,
+) -> Artifact:
+    """Join given and built plans; the order is that of the options, and the first one is the default."""
+    check_one_version({c: builds[c].version if c in builds else adopted[c].version for c in order})
+    files: dict[str, Path] = {}
+    plans: dict[str, Any] = {}
+    for capability in order:
+        name = plan_name(backend, capability)
+        if capability in builds:
+            files[name] = builds[capability].path
+            plans[capability] = {"file": name, "built": "here", **_facts(builds[capability], report)}
+        else:
+            plan = adopted[capability]
+            files[name] = plan.path
+            told = join_evidence(report, BuilderEvidence(), ())
+            plans[capability] = {"file": name, "built": "elsewhere", "plan": plan, "layers": told}
+    first = plans[order[0]]
+    facts = {
+        "format": f"{backend} engines, one per GPU kind",
+        "compute_capabilities": order,
+        "plan_version": first["plan"].version if "plan" in first else first["plan_version"],
+        "plans": plans,
+        "layers": first["layers"],
+        "sparsity_reported": any(plan.get("sparsity_reported", False) for plan in plans.values()),
+    }
+    return Artifact(backend, files, facts, {capability: plan["file"] for capability, plan in plans.items()})
 
 
 def _free_ranges(model: Model, source: EngineSource, options: EngineOptions) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ _HINTS = (
     (re.compile(r"out of memory|OutOfMemory", re.IGNORECASE), "Give less with --workspace or --max-batch-size."),
     (
         re.compile(r"optimization profile|kMIN|dimension", re.IGNORECASE),
-        "A smallest shape may be too small for the model: give the range with --shape NAME:MIN:OPT:MAX.",
+        "A smallest shape may be too small for the model: give the range with --shape-range NAME:MIN:OPT:MAX.",
     ),
 )
 _FALLBACK = "Try --precision fp32 to see whether the conversion matters, or use --backend onnxruntime."

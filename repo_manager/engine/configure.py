@@ -123,4 +123,4 @@ def add_profile(builder: Any, config: Any, network: Any, profile: Mapping[str, S
         built.set_shape(tensor.name, given.min, given.opt, given.max)
     if dynamic and config.add_optimization_profile(built) < 0:
         ranges = ", ".join(f"{name}: {r.min} to {r.max}, tuned for {r.opt}" for name, r in profile.items())
-        raise EngineError(f"the builder refuses the ranges of shapes {ranges}", hint="Give others with --shape.")
+        raise EngineError(f"the builder refuses the ranges of shapes {ranges}", hint="Give others with --shape-range.")

@@ -117,8 +117,9 @@ def _heads(folder: Path) -> dict[str, bytes]:
 def _problems_of(
     name: str, head: bytes, section: Mapping[str, Any], owners: Sequence[str], target: FitTarget
 ) -> tuple[FitProblem, ...]:
+    built = section if not owners else section["plans"][owners[0]]
     try:
-        facts: PlanFacts = plan_facts_of(parse_plan_header(head, where=name), section, where=name)
+        facts: PlanFacts = plan_facts_of(parse_plan_header(head, where=name), built, where=name)
     except EngineError as exc:
         return (FitProblem(True, exc.message, exc.hint or "Run repo-manager verify."),)
     if owners:

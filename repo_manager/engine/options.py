@@ -38,6 +38,8 @@ class EngineOptions:
         strip: leave the weights out of the plan.
         refit: allow other weights later.
         plan_detail: one of `PlanDetail`; evidence needs `detailed`.
+        plans: one engine per GPU kind: compute capability -> a plan that was built elsewhere, or `None` to build it
+            here; empty is one engine. See `plan_set.py`.
     """
 
     max_batch_size: int | None = None
@@ -53,6 +55,7 @@ class EngineOptions:
     strip: bool = False
     refit: bool = False
     plan_detail: str = "detailed"
+    plans: Mapping[str, Path | None] = dataclasses.field(default_factory=dict, metadata={"json": False})
 
 
 def check_options(options: EngineOptions, able: Capabilities) -> None:

@@ -88,7 +88,7 @@ def derive_profile(
     names = {spec.name for spec in signature.inputs}
     for name in overrides:
         if name not in names:
-            raise UsageError(f"--shape {name}: there is no such input; the model has {', '.join(sorted(names))}")
+            raise UsageError(f"--shape-range {name}: there is no such input; the model has {', '.join(sorted(names))}")
     batch = max_batch_size or DEFAULT_BATCH
     known = dict(free or {})
     if batched:
@@ -172,7 +172,7 @@ def _derived(spec: TensorSpec, known: Mapping[str, DimRange]) -> ShapeRange:
         if found is None:
             raise ModelError(
                 f"input {spec}: axis {axis} is dynamic and no range of sizes is known for it",
-                hint=f"Give one: --shape {spec.name}:MIN:OPT:MAX",
+                hint=f"Give one: --shape-range {spec.name}:MIN:OPT:MAX",
             )
         ranges.append(found)
     return ShapeRange(tuple(r.min for r in ranges), tuple(r.opt for r in ranges), tuple(r.max for r in ranges))
@@ -183,16 +183,18 @@ def _checked(spec: TensorSpec, given: ShapeRange) -> ShapeRange:
     if spec.shape is None:
         return given
     if len(spec.shape) != len(given.opt):
-        raise UsageError(f"--shape {spec.name}: {len(given.opt)} sizes given, and the model has {spec}")
+        raise UsageError(f"--shape-range {spec.name}: {len(given.opt)} sizes given, and the model has {spec}")
     for axis, dim in enumerate(spec.shape):
         if isinstance(dim, int) and (given.min[axis], given.max[axis]) != (dim, dim):
-            raise UsageError(f"--shape {spec.name}: axis {axis} is fixed to {dim} in the model {spec}")
+            raise UsageError(f"--shape-range {spec.name}: axis {axis} is fixed to {dim} in the model {spec}")
     return given
 
 
 def _check_order(name: str, given: ShapeRange) -> None:
     if not len(given.min) == len(given.opt) == len(given.max):
-        raise UsageError(f"--shape {name}: min, opt and max have different numbers of sizes")
+        raise UsageError(f"--shape-range {name}: min, opt and max have different numbers of sizes")
     for axis, (low, opt, high) in enumerate(zip(given.min, given.opt, given.max, strict=True)):
         if not low <= opt <= high:
-            raise UsageError(f"--shape {name}: axis {axis} must have min <= opt <= max, found {low}, {opt}, {high}")
+            raise UsageError(
+                f"--shape-range {name}: axis {axis} must have min <= opt <= max, found {low}, {opt}, {high}"
+            )

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from repo_manager.engine.plan_header import read_plan_header
-from repo_manager.errors import EngineError, UsageError
+from repo_manager.errors import UsageError
 from repo_manager.types import Backend, Precision
 
-__all__ = ["AcceleratorOptions", "PlanSet", "parse_for", "plan_set", "with_accelerator", "with_plans_by_capability"]
+__all__ = ["AcceleratorOptions", "config_variant", "parse_config_names", "with_accelerator", "with_plans_by_capability"]
 
 _MODES = {
     Precision.FP32: "FP32",
@@ -21,19 +21,6 @@ _MODES = {
     Precision.INT8: "INT8",
     Precision.INT8_FP16: "INT8",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanSet:
-    """Plans of one model for several GPU kinds.
-
-    Attributes:
-        files: name in the version's folder -> the plan.
-        by_capability: `8.0` -> name in the version's folder.
-    """
-
-    files: Mapping[str, Path]
-    by_capability: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,52 +42,6 @@ class AcceleratorOptions:
     sparse: bool = True
     engine_cache: str | None = None
     profile: Mapping[str, Sequence[Sequence[int]]] | None = None
-
-
-def parse_for(texts: Sequence[str]) -> dict[str, Path]:
-    """Read `--for 8.0=a.plan` options.
-
-    Raises:
-        UsageError: another form, or a GPU kind given twice.
-    """
-    plans: dict[str, Path] = {}
-    for text in texts:
-        capability, separator, path = text.partition("=")
-        major, dot, minor = capability.partition(".")
-        if not (separator and path and dot and major.isdecimal() and minor.isdecimal()):
-            raise UsageError(f"--for {text}: expected CAPABILITY=FILE, for instance 8.0=a100.plan")
-        if capability in plans:
-            raise UsageError(f"--for {text}: compute capability {capability} is given twice")
-        plans[capability] = Path(path)
-    return plans
-
-
-def plan_set(plans: Mapping[str, Path]) -> PlanSet:
-    """Check plans and name them for one version's folder.
-
-    Raises:
-        UsageError: there is none.
-        EngineError: one is not a TensorRT plan, or they come from different TensorRT versions, which no one
-            server loads.
-    """
-    if not plans:
-        raise UsageError("--for: give at least one plan, for instance --for 8.0=a100.plan")
-    headers = {capability: read_plan_header(path) for capability, path in plans.items()}
-    for capability, header in headers.items():
-        if header.backend is not Backend.TENSORRT:
-            raise EngineError(
-                f"{plans[capability]}: a TensorRT-RTX engine, which Triton's tensorrt backend does not load",
-                hint="Publish it with --backend tensorrt_rtx; it holds several GPU kinds itself.",
-            )
-    versions = {capability: header.version for capability, header in headers.items()}
-    if len(set(versions.values())) > 1:
-        found = ", ".join(f"{capability}: {version}" for capability, version in versions.items())
-        raise EngineError(
-            f"the plans were built with different TensorRT versions ({found}); a server has one",
-            hint="Build all of them in the container release that will serve them.",
-        )
-    names = {capability: f"model_sm{capability.replace('.', '')}.plan" for capability in plans}
-    return PlanSet({names[capability]: path for capability, path in plans.items()}, names)
 
 
 def with_plans_by_capability(
@@ -154,3 +95,64 @@ def _parameters(options: AcceleratorOptions) -> dict[str, str]:
             shapes = (f"{name}:{'x'.join(map(str, shape[index]))}" for name, shape in options.profile.items())
             parameters[f"trt_profile_{which}_shapes"] = ",".join(shapes)
     return parameters
+
+
+def parse_config_names(texts: Sequence[str]) -> dict[str, str]:
+    """Read `--model-config h100=9.0` and `--model-config small=overrides.pbtxt` options.
+
+    Returns:
+        Name for `--model-config-name` -> compute capability or file.
+
+    Raises:
+        UsageError: another form, a name that is no file name, or one given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not value or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise UsageError(f"--model-config {text}: expected NAME=CAPABILITY or NAME=FILE, for instance h100=9.0")
+        if name.startswith(".") or name in found:
+            raise UsageError(f"--model-config {text}: the name is given twice, or starts with a dot")
+        found[name] = value
+    return found
+
+
+def config_variant(
+    config: model_config_pb2.ModelConfig, name: str, value: str, by_capability: Mapping[str, str]
+) -> model_config_pb2.ModelConfig:
+    """Return the configuration that a server started with `--model-config-name=NAME` reads in place of config.pbtxt.
+
+    Args:
+        config: the model's.
+        name: of the variant, for an error.
+        value: a compute capability, whose plan becomes the default; or a file in protobuf's text form, whose fields
+            take the place of the model's (a repeated field as a whole).
+        by_capability: compute capability -> file of the version.
+
+    Raises:
+        UsageError: there is no plan for that capability, or the file is no configuration or names another model.
+    """
+    changed = model_config_pb2.ModelConfig()
+    changed.CopyFrom(config)
+    if value in by_capability:
+        changed.default_model_filename = by_capability[value]
+        return changed
+    if value.replace(".", "", 1).isdecimal():
+        known = ", ".join(by_capability) or "none"
+        raise UsageError(f"--model-config {name}={value}: there is no plan for {value}; --for gives {known}")
+    overrides = _read_overrides(name, Path(value))
+    if overrides.name not in ("", config.name):
+        raise UsageError(f"--model-config {name}={value}: it names the model {overrides.name!r}, not {config.name!r}")
+    for field, _ in overrides.ListFields():
+        changed.ClearField(field.name)
+    changed.MergeFrom(overrides)
+    return changed
+
+
+def _read_overrides(name: str, path: Path) -> model_config_pb2.ModelConfig:
+    overrides = model_config_pb2.ModelConfig()
+    try:
+        text_format.Parse(path.read_text(encoding="utf-8"), overrides)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+        raise UsageError(f"--model-config {name}={path}: not a readable Triton configuration: {exc}") from exc
+    return overrides

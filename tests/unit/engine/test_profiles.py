@@ -43,7 +43,7 @@ def test_a_symbol_has_one_range_wherever_it_stands() -> None:
 def test_a_dynamic_axis_without_a_range_names_input_and_axis() -> None:
     with pytest.raises(ModelError, match=r"x0.*axis 2 is dynamic") as caught:
         derive_profile(signature(("N", 3, None)), batched=True)
-    assert "--shape x0:MIN:OPT:MAX" in str(caught.value)
+    assert "--shape-range x0:MIN:OPT:MAX" in str(caught.value)
 
 
 def test_an_unknown_rank_needs_an_override() -> None:

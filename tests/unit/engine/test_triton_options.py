@@ -8,59 +8,17 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from repo_manager.engine.triton_options import (
     AcceleratorOptions,
-    parse_for,
-    plan_set,
+    config_variant,
+    parse_config_names,
     with_accelerator,
     with_plans_by_capability,
 )
-from repo_manager.errors import EngineError, UsageError
+from repo_manager.errors import UsageError
 from repo_manager.types import Precision
-
-
-def plan(path: Path, tag: bytes = b"ftrt", version: tuple[int, ...] = (11, 1, 0, 5)) -> Path:
-    path.write_bytes(tag + bytes(20) + bytes(version) + bytes(100))
-    return path
 
 
 def config(**fields: object) -> ModelConfig:
     return ModelConfig(name="m", backend="onnxruntime", **fields)
-
-
-def test_for_options_are_read() -> None:
-    assert parse_for(["8.0=a.plan", "12.0=x=y.plan"]) == {"8.0": Path("a.plan"), "12.0": Path("x=y.plan")}
-
-
-@pytest.mark.parametrize("text", ["a.plan", "8=a.plan", "8.0=", "=a", "8.x=a", "sm80=a"])
-def test_other_forms_are_usage_errors(text: str) -> None:
-    with pytest.raises(UsageError, match="expected CAPABILITY=FILE"):
-        parse_for([text])
-
-
-def test_a_gpu_kind_given_twice_is_an_error() -> None:
-    with pytest.raises(UsageError, match="twice"):
-        parse_for(["8.0=a", "8.0=b"])
-
-
-def test_plans_are_named_by_gpu_kind_and_reach_the_config(tmp_path: Path) -> None:
-    found = plan_set({"8.0": plan(tmp_path / "a"), "9.0": plan(tmp_path / "b")})
-    assert found.files == {"model_sm80.plan": tmp_path / "a", "model_sm90.plan": tmp_path / "b"}
-    original = ModelConfig(name="m", backend="tensorrt")
-    changed = with_plans_by_capability(original, found.by_capability)
-    assert dict(changed.cc_model_filenames) == {"8.0": "model_sm80.plan", "9.0": "model_sm90.plan"}
-    assert changed.default_model_filename == "model_sm80.plan"
-    assert not original.cc_model_filenames
-
-
-def test_plans_of_different_versions_fit_no_one_server(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"8\.0: 11\.1\.0\.5, 9\.0: 10\.5\.0\.1"):
-        plan_set({"8.0": plan(tmp_path / "a"), "9.0": plan(tmp_path / "b", version=(10, 5, 0, 1))})
-
-
-def test_an_rtx_engine_is_not_for_the_tensorrt_backend(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="TensorRT-RTX engine"):
-        plan_set({"8.9": plan(tmp_path / "a", tag=b"vtrt")})
-    with pytest.raises(UsageError, match="at least one"):
-        plan_set({})
 
 
 def test_the_accelerator_is_written_as_the_backend_reads_it() -> None:
@@ -99,3 +57,52 @@ def test_it_needs_the_onnxruntime_backend_on_a_gpu() -> None:
         with_accelerator(ModelConfig(backend="tensorrt"), AcceleratorOptions())
     with pytest.raises(UsageError, match="instances on the GPU"):
         with_accelerator(config(instance_group=[{"kind": "KIND_CPU"}]), AcceleratorOptions())
+
+
+BY_CAPABILITY = {"8.0": "model_sm80.plan", "9.0": "model_sm90.plan"}
+
+
+def test_plans_by_gpu_kind_reach_the_config() -> None:
+    original = ModelConfig(name="m", backend="tensorrt")
+    changed = with_plans_by_capability(original, BY_CAPABILITY)
+    assert dict(changed.cc_model_filenames) == BY_CAPABILITY
+    assert changed.default_model_filename == "model_sm80.plan"
+    assert not original.cc_model_filenames
+
+
+def test_config_names_are_read() -> None:
+    assert parse_config_names(["h100=9.0", "t4-small=a=b.pbtxt"]) == {"h100": "9.0", "t4-small": "a=b.pbtxt"}
+
+
+@pytest.mark.parametrize("texts", [["h100"], ["=9.0"], ["h100="], ["a/b=9.0"], ["..=9.0"], ["a=1", "a=2"]])
+def test_other_forms_of_config_names_are_usage_errors(texts: list[str]) -> None:
+    with pytest.raises(UsageError, match="--model-config"):
+        parse_config_names(texts)
+
+
+def test_a_variant_takes_the_plan_of_its_gpu() -> None:
+    model = with_plans_by_capability(ModelConfig(name="m", backend="tensorrt"), BY_CAPABILITY)
+    changed = config_variant(model, "h100", "9.0", BY_CAPABILITY)
+    assert changed.default_model_filename == "model_sm90.plan"
+    assert dict(changed.cc_model_filenames) == BY_CAPABILITY
+    with pytest.raises(UsageError, match=r"no plan for 8\.9; --for gives 8\.0, 9\.0"):
+        config_variant(model, "l4", "8.9", BY_CAPABILITY)
+
+
+def test_a_variants_fields_take_the_place_of_the_models(tmp_path: Path) -> None:
+    model = ModelConfig(name="m", backend="onnxruntime", max_batch_size=8, instance_group=[{"count": 1}])
+    path = tmp_path / "big.pbtxt"
+    path.write_text("max_batch_size: 64\ninstance_group { count: 4 }\n")
+    changed = config_variant(model, "big", str(path), {})
+    assert (changed.max_batch_size, [group.count for group in changed.instance_group]) == (64, [4])
+    assert changed.backend == "onnxruntime"
+    assert model.max_batch_size == 8
+
+
+@pytest.mark.parametrize("text", ["max_batch_sise: 3", 'name: "other"', None])
+def test_a_variant_that_is_no_configuration_of_the_model_is_refused(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "v.pbtxt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match="--model-config v="):
+        config_variant(ModelConfig(name="m"), "v", str(path), {})
