@@ -1,0 +1,309 @@
+"""The Helm chart: rendered by the real helm, held to strict schemas and rules of our own, its arguments run by Triton."""
+
+from __future__ import annotations
+
+import copy
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from support.helm import CHART, render, run_helm
+from support.manifests import Object, load_objects, of_kind
+from support.manifests_links import check_set
+from support.serving import SCALING_CONFIG, scaling_model, write_model
+
+from repo_manager.errors import ServerError
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+
+pytestmark = pytest.mark.integration
+
+_BASE: dict[str, Any] = {
+    "image": {"repository": "tritonserver", "tag": "26.07-py3"},
+    "repository": {"url": "s3://bucket/models"},
+}
+_VOLUME = {"url": "/models/repository", "volume": {"source": {"persistentVolumeClaim": {"claimName": "models"}}}}
+_GPU_KINDS = [
+    {"name": "h100", "modelConfigName": "h100", "nodeSelector": {"nvidia.com/gpu.product": "H100"}, "gpus": 1},
+    {
+        "name": "l4",
+        "modelConfigName": "l4",
+        "nodeSelector": {"nvidia.com/gpu.product": "L4"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "gpus": 2,
+        "replicas": 3,
+    },
+]
+_DEPLOYER = {"create": True, "subjects": [{"kind": "ServiceAccount", "name": "ci", "namespace": "ci"}]}
+_FULL: dict[str, Any] = {
+    **_BASE,
+    "repository": {"url": "s3://bucket/models", "s3": {"secretName": "s3", "region": "eu-central-1"}},
+    "imagePullSecrets": [{"name": "pull"}],
+    "autoscaling": {"enabled": True},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "deployer": _DEPLOYER,
+    "podLabels": {"team": "vision"},
+    "podAnnotations": {"note": "a"},
+    "extraArgs": ["--log-verbose=1"],
+    "extraEnv": [{"name": "TZ", "value": "UTC"}],
+    "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
+    "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
+}
+_EXTERNAL = frozenset({"Secret/s3", "Secret/pull", "PersistentVolumeClaim/models"})
+_MATRIX: dict[str, dict[str, Any]] = {
+    "smallest": _BASE,
+    "everything": _FULL,
+    "volume": {**_BASE, "repository": _VOLUME},
+    "kinds": {**_BASE, "kinds": _GPU_KINDS, "autoscaling": {"enabled": True}, "deployer": _DEPLOYER},
+    "kinds-fixed": {**_BASE, "kinds": _GPU_KINDS},
+    "nothing-optional": {
+        **_BASE,
+        "podDisruptionBudget": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "serviceAccount": {"create": False},
+    },
+    "identity": {**_BASE, "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/m"}}},
+    "digest": {**_BASE, "image": {"repository": "tritonserver", "digest": "sha256:" + "0" * 64}},
+    "pinned": {**_BASE, "repository": {"url": "s3://bucket/models", "snapshot": "s3://bucket/models.snapshots/abc"}},
+    "named-models": {**_BASE, "models": ["digits", "digits_int8"], "fullnameOverride": "vision"},
+    "peers": {
+        **_BASE,
+        "networkPolicy": {
+            "clients": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}}}],
+            "monitoring": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+            "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 9000, "protocol": "TCP"}]}],
+        },
+    },
+}
+# Not part of Kubernetes' own schemas.
+_FOREIGN = {"ServiceMonitor"}
+
+
+@pytest.fixture(scope="module")
+def full() -> list[Object]:
+    return load_objects(render(_FULL))
+
+
+@pytest.mark.parametrize("case", _MATRIX)
+def test_every_rendering_is_valid_and_hangs_together(case: str) -> None:
+    objects = load_objects(render(_MATRIX[case]))
+    for item in objects:
+        if item["kind"] not in _FOREIGN:
+            kubernetes_validate.validate(item, "1.37", strict=True)
+    assert [str(finding) for finding in check_set(objects, external=_EXTERNAL)] == []
+    assert len(of_kind(objects, "Deployment")) == len(_MATRIX[case].get("kinds", [1]))
+
+
+@pytest.mark.parametrize("version", ["1.27", "1.31", "1.37"])
+def test_supported_kubernetes_releases(full: list[Object], version: str) -> None:
+    for item in full:
+        if item["kind"] not in _FOREIGN:
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_the_schema_check_would_fail(full: list[Object]) -> None:
+    broken = copy.deepcopy(of_kind(full, "Deployment")[0])
+    broken["spec"]["template"]["spec"]["containers"][0]["imagePullPolicyy"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, "1.37", strict=True)
+    with pytest.raises(kubernetes_validate.utils.SchemaNotFoundError):
+        kubernetes_validate.validate({"apiVersion": "apps/v1", "kind": "Deploymint"}, "1.37", strict=True)
+
+
+def test_lint() -> None:
+    done = run_helm("lint", "--strict", str(CHART), values=_FULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image": {"repository": "", "tag": "x"}}, "/image/repository"),
+        ({"image": {"repository": "tritonserver"}}, "image.tag or image.digest is required"),
+        ({"image": {"repository": "tritonserver", "tag": "latest"}}, "/image/tag"),
+        ({"repository": {"url": ""}}, "/repository/url"),
+        ({"repository": {"url": "/models/repository"}}, "/repository/volume/source"),
+        ({"repository": {"url": "ftp://host/models"}}, "/repository/url"),
+        ({"replica": 3}, "replica"),
+        ({"models": ["*", "digits"]}, "/models"),
+        (
+            {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 2}},
+            "autoscaling.maxReplicas (2) is below",
+        ),
+        ({"resources": {"limits": {"memory": "8 GB"}}}, "/resources/limits/memory"),
+        ({"deployer": {"create": True}}, "deployer.subjects is required"),
+        ({"runAsUser": 0}, "/runAsUser"),
+        ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable"),
+        ({"kinds": [{"name": "H100_SXM"}]}, "/kinds/0/name"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_value_named(change: dict[str, Any], reason: str) -> None:
+    done = run_helm("template", "rel", str(CHART), values={**_BASE, **change})
+    assert done.returncode != 0
+    assert reason in done.stderr
+
+
+def _deployment(objects: list[Object]) -> Object:
+    return of_kind(objects, "Deployment")[0]
+
+
+def _container(objects: list[Object]) -> Object:
+    return _deployment(objects)["spec"]["template"]["spec"]["containers"][0]
+
+
+def _only(objects: list[Object], kind: str, index: int = 0) -> Object:
+    return of_kind(objects, kind)[index]
+
+
+Mutation = Callable[[list[Object]], object]
+_MUTATIONS: dict[str, tuple[str, Mutation]] = {
+    "selector": ("selector", lambda o: _deployment(o)["spec"]["selector"]["matchLabels"].update(a="b")),
+    "selector-overlap": ("selector", lambda o: o.append(_second_deployment(o))),
+    "service-selector": ("service", lambda o: _only(o, "Service")["spec"]["selector"].update(a="b")),
+    "service-target": ("service", lambda o: _only(o, "Service")["spec"]["ports"][0].update(targetPort="web")),
+    "service-port-twice": ("service", lambda o: _only(o, "Service")["spec"]["ports"][1].update(port=8000)),
+    "service-name-twice": ("service", lambda o: _only(o, "Service")["spec"]["ports"][1].update(name="http")),
+    "port-twice": ("names", lambda o: _container(o)["ports"][1].update(containerPort=8000)),
+    "port-name-twice": ("names", lambda o: _container(o)["ports"][1].update(name="http")),
+    "port-name-long": ("names", lambda o: _container(o)["ports"].append({"name": "x" * 16, "containerPort": 1})),
+    "container-twice": ("names", lambda o: _pod(o)["containers"].append(copy.deepcopy(_container(o)))),
+    "hpa-order": ("autoscaler", lambda o: _only(o, "HorizontalPodAutoscaler")["spec"].update(minReplicas=99)),
+    "hpa-target": (
+        "autoscaler",
+        lambda o: _only(o, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(name="nobody"),
+    ),
+    "hpa-api": (
+        "autoscaler",
+        lambda o: _only(o, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(apiVersion="v1"),
+    ),
+    "hpa-and-replicas": ("autoscaler", lambda o: _deployment(o)["spec"].update(replicas=2)),
+    "hpa-zero": (
+        "autoscaler",
+        lambda o: _only(o, "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]["target"].update(averageValue="0"),
+    ),
+    "pdb-both": ("budget", lambda o: _only(o, "PodDisruptionBudget")["spec"].update(minAvailable=1)),
+    "pdb-none": ("budget", lambda o: _only(o, "PodDisruptionBudget")["spec"].pop("maxUnavailable")),
+    "pdb-blocks": ("budget", lambda o: _only(o, "PodDisruptionBudget")["spec"].update(maxUnavailable=0)),
+    "pdb-selector": (
+        "budget",
+        lambda o: _only(o, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].update(a="b"),
+    ),
+    "pdb-second": ("budget", lambda o: o.append(_renamed(_only(o, "PodDisruptionBudget")))),
+    "volume-missing": ("volumes", lambda o: _pod(o)["volumes"].pop()),
+    "volume-unused": ("volumes", lambda o: _container(o)["volumeMounts"].pop()),
+    "mount-twice": ("volumes", lambda o: _container(o)["volumeMounts"][1].update(mountPath="/tmp/")),
+    "volume-twice": ("volumes", lambda o: _pod(o)["volumes"].append({"name": "shm", "emptyDir": {}})),
+    "variable-twice": ("environment", lambda o: _container(o)["env"].append({"name": "HOME", "value": "/"})),
+    "variable-missing": ("environment", lambda o: _container(o)["env"].pop(0)),
+    "probe-port": ("probes", lambda o: _container(o)["readinessProbe"]["httpGet"].update(port="web")),
+    "probe-timeout": ("probes", lambda o: _container(o)["readinessProbe"].update(timeoutSeconds=60)),
+    "probe-startup": ("probes", lambda o: _container(o).pop("startupProbe")),
+    "probe-deadline": ("probes", lambda o: _deployment(o)["spec"].update(progressDeadlineSeconds=600)),
+    "quantity": ("resources", lambda o: _container(o)["resources"]["limits"].update(memory="8 GB")),
+    "request-over-limit": ("resources", lambda o: _container(o)["resources"]["requests"].update(memory="9Gi")),
+    "gpu-request": ("resources", lambda o: _container(o)["resources"]["requests"].update({"nvidia.com/gpu": 1})),
+    "no-requests": ("resources", lambda o: _container(o)["resources"].pop("requests")),
+    "shm": ("shared_memory", lambda o: _pod(o)["volumes"][1]["emptyDir"].update(sizeLimit="8Gi")),
+    "root": ("security", lambda o: _pod(o)["securityContext"].update(runAsUser=0)),
+    "root-allowed": ("security", lambda o: _pod(o)["securityContext"].pop("runAsNonRoot")),
+    "writable": ("security", lambda o: _container(o)["securityContext"].update(readOnlyRootFilesystem=False)),
+    "capabilities": ("security", lambda o: _container(o)["securityContext"].pop("capabilities")),
+    "seccomp": ("security", lambda o: _pod(o)["securityContext"].pop("seccompProfile")),
+    "image-latest": ("images", lambda o: _container(o).update(image="host:5000/tritonserver:latest")),
+    "image-untagged": ("images", lambda o: _container(o).update(image="host:5000/tritonserver")),
+    "drain": ("drain", lambda o: _pod(o).update(terminationGracePeriodSeconds=30)),
+    "unavailable": (
+        "strategy",
+        lambda o: _deployment(o)["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable=1),
+    ),
+    "never-rolls": ("strategy", lambda o: _deployment(o)["spec"]["strategy"]["rollingUpdate"].update(maxSurge=0)),
+    "min-ready": ("strategy", lambda o: _deployment(o)["spec"].update(minReadySeconds=5000)),
+    "policy-port": ("policy", lambda o: _only(o, "NetworkPolicy")["spec"]["ingress"][0]["ports"][0].update(port="web")),
+    "policy-selector": (
+        "policy",
+        lambda o: _only(o, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"].update(a="b"),
+    ),
+    "monitor-both": (
+        "monitor",
+        lambda o: _only(o, "ServiceMonitor")["spec"]["selector"]["matchLabels"].pop("repo-manager/service"),
+    ),
+    "monitor-port": ("monitor", lambda o: _only(o, "ServiceMonitor")["spec"]["endpoints"][0].update(port="web")),
+    "binding": ("account", lambda o: _only(o, "RoleBinding")["roleRef"].update(name="nobody")),
+    "subject": ("account", lambda o: _only(o, "RoleBinding")["subjects"][0].pop("namespace")),
+    "nobody": ("account", lambda o: _only(o, "RoleBinding").update(subjects=[])),
+    "wildcard": ("account", lambda o: _only(o, "Role")["rules"][0].update(verbs=["*"])),
+    "secrets": ("account", lambda o: _only(o, "Role")["rules"][2].update(resources=["secrets"])),
+    "list-by-name": ("account", lambda o: _only(o, "Role")["rules"][1]["verbs"].append("list")),
+    "account": ("reference", lambda o: _pod(o).update(serviceAccountName="nobody")),
+    "secret": ("reference", lambda o: _pod(o).update(imagePullSecrets=[{"name": "other"}])),
+    "claim": (
+        "reference",
+        lambda o: _pod(o)["volumes"][0].update({"persistentVolumeClaim": {"claimName": "other"}}),
+    ),
+    "name": ("identity", lambda o: _deployment(o)["metadata"].update(name="Rel_Triton")),
+    "label": ("identity", lambda o: _deployment(o)["metadata"]["labels"].update(a="not valid!")),
+    "object-twice": ("identity", lambda o: o.append(copy.deepcopy(_deployment(o)))),
+}
+
+
+def _pod(objects: list[Object]) -> Object:
+    return _deployment(objects)["spec"]["template"]["spec"]
+
+
+def _renamed(item: Object) -> Object:
+    twin = copy.deepcopy(item)
+    twin["metadata"]["name"] += "-2"
+    return twin
+
+
+def _second_deployment(objects: list[Object]) -> Object:
+    return _renamed(_deployment(objects))
+
+
+@pytest.mark.parametrize("case", _MUTATIONS)
+def test_each_rule_fails_a_manifest_that_breaks_it(full: list[Object], case: str) -> None:
+    rule, mutate = _MUTATIONS[case]
+    mutant = copy.deepcopy(full)
+    mutate(mutant)
+    assert rule in {finding.rule for finding in check_set(mutant, external=_EXTERNAL)}
+
+
+@pytest.fixture(scope="module")
+def arguments() -> list[str]:
+    """The pods' own arguments, but for what the embedded server sets itself."""
+    given = _container(load_objects(render(_BASE)))["args"]
+    ours = ("--model-repository", "--model-control-mode", "--strict-readiness")
+    return [argument for argument in given if not argument.startswith(ours)]
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    write_model(tmp_path / "models", "scale", SCALING_CONFIG, {1: scaling_model()})
+    return tmp_path / "models"
+
+
+def test_the_pods_arguments_and_probes_are_tritons(good: Path, arguments: list[str]) -> None:
+    container = _container(load_objects(render(_BASE)))
+    with EmbeddedServer(ServerOptions(repository=str(good), extra_args=tuple(arguments))) as server:
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            path = container[probe]["httpGet"]["path"]
+            with urllib.request.urlopen(server.http_url + path, timeout=5) as answer:
+                assert answer.status == 200
+        with urllib.request.urlopen(server.metrics_url, timeout=5) as answer:
+            assert b"nv_inference_request_summary_us" in answer.read()
+        with TritonClient.connect(server.grpc_url) as client:
+            assert client.model_ready("scale", 1), "--load-model=* loads what the repository holds"
+
+
+def test_a_pod_of_a_broken_snapshot_ends_and_never_becomes_ready(good: Path, arguments: list[str]) -> None:
+    write_model(good, "broken", SCALING_CONFIG, {1: b"no model"})
+    server = EmbeddedServer(ServerOptions(repository=str(good), extra_args=tuple(arguments)))
+    try:
+        with pytest.raises(ServerError, match="failed to load all models"):
+            server.start()
+    finally:
+        server.stop(deadline_s=2.0)
