@@ -14,7 +14,7 @@ from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest.priority import SendPriority
 from repo_manager.loadtest.recorder import LATE_NS, Recorder
 from repo_manager.loadtest.schedule import Schedule
-from repo_manager.loadtest.wire import Connection, Endpoint, open_socket
+from repo_manager.loadtest.wire import Connection, Endpoint, Socket, open_sockets
 from repo_manager.loadtest.wire_grpc import GrpcConnection
 from repo_manager.loadtest.wire_http import HttpConnection
 
@@ -72,6 +72,7 @@ class Generator:
         self._retry_ns = 0
         self._is_closed = job.schedule is None
         self._in_flight = 0
+        self._last_loss = ""
 
     def open(self) -> None:
         """Connect, and wait until the server took every connection.
@@ -81,19 +82,21 @@ class Generator:
         """
         job = self._job
         count = job.connections if job.protocol == "grpc" else min(max(job.slots, 1), _MAX_CONNECTIONS)
-        for _ in range(count):
-            self._connect()
+        self._connect(count)
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while not all(connection.ready for connection in self._connections.values()):
             self._poll(0.05)
             if time.monotonic() > deadline or not self._connections:
                 raise ServerUnreachableError(
-                    f"{job.endpoint.host}:{job.endpoint.port} does not answer as a {job.protocol} server",
+                    f"{job.endpoint.host}:{job.endpoint.port} does not answer as a {job.protocol} server"
+                    + (f": {self._last_loss}" if self._last_loss else ""),
                     hint="Check that the port is that of this protocol (Triton: 8000 HTTP, 8001 gRPC).",
                 )
 
-    def _connect(self) -> GrpcConnection | HttpConnection:
-        sock = open_socket(self._job.endpoint)
+    def _connect(self, count: int = 1) -> list[GrpcConnection | HttpConnection]:
+        return [self._connection(sock) for sock in open_sockets(self._job.endpoint, count)]
+
+    def _connection(self, sock: Socket) -> GrpcConnection | HttpConnection:
         descriptor, epoll = sock.fileno(), self._epoll
 
         def want_write(wanted: bool) -> None:
@@ -154,7 +157,7 @@ class Generator:
         if now_ns < self._retry_ns:
             return []
         try:
-            connection = self._connect()
+            (connection,) = self._connect()
         except ServerUnreachableError as exc:
             self._retry_ns = now_ns + _RECONNECT_NS
             self._recorder.add_errors(1, exc.message, now_ns)
@@ -295,6 +298,7 @@ class Generator:
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
         """Forget a connection; the loops open another one."""
+        self._last_loss = message
         descriptor = connection.fileno()
         if self._connections.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)

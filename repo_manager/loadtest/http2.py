@@ -79,7 +79,7 @@ def request_blocks(endpoint: Endpoint, *, indexed: bool) -> tuple[bytes, bytes]:
         ("user-agent", "repo-manager"),
         *endpoint.headers,
     ]
-    static = bytes((0x80 | 3, 0x80 | 6))  # :method POST, :scheme http
+    static = bytes((0x80 | 3, 0x80 | (6 if endpoint.tls is None else 7)))  # :method POST, :scheme http or https
     if sum(len(name) + len(value) + 32 for name, value in fields) > 4096:
         indexed = False
     literal = b"".join(encode_literal(name, value, indexed=indexed) for name, value in fields)

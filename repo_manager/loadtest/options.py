@@ -8,11 +8,14 @@ from pathlib import Path
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.schedule import ARRIVALS
+from repo_manager.loadtest.tls import TlsFiles
+from repo_manager.server import ClientOptions
 
 __all__ = ["LoadTestOptions", "parse_levels", "parse_rates"]
 
-_SCHEMES = {"grpc": "grpc", "http": "http"}
-_DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
+_SCHEMES = {"grpc": "grpc", "grpcs": "grpc", "http": "http", "https": "http"}
+_DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+SHARED_MEMORY = ("none", "system")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,7 @@ class LoadTestOptions:
     """One load test: where, with which data, at which levels, measured how.
 
     Attributes:
-        url: `grpc://host:port`, `http://host:port`, or `host:port` with `protocol`.
+        url: `grpc://host:port`, `grpcs://`, `http://`, `https://`, or `host:port` with `protocol`.
         model: the model's name on the server.
         version: its version; `None` leaves the choice to the server.
         protocol: `grpc` or `http`; `None` takes the URL's scheme, else `grpc`.
@@ -33,7 +36,8 @@ class LoadTestOptions:
         until_saturation: double the concurrency, from the first level on (or 1), until throughput saturates.
         batch_size: samples in a request; needs a model with a batch axis when above 1.
         shapes: input name -> shape without the batch axis, for dynamic dimensions.
-        data: .npz, .npy or perf_analyzer JSON with the inputs; `None` makes random ones.
+        data: .npz, .npy, perf_analyzer JSON, an image, or a folder of images with the inputs; `None` makes
+            random ones.
         distinct: how many different requests are sent in rotation.
         allow_zeros: accept input data that is all zeros.
         int_range: random integers are drawn from `[low, high)`.
@@ -51,7 +55,10 @@ class LoadTestOptions:
         max_in_flight: open loop: requests open at once; what is due beyond waits and its waiting is latency.
         timeout_s: a request without an answer for this long is an error.
         metrics_url: Triton's metrics (`http://host:8002/metrics`); `None` tries port 8002 of the same host.
-        headers: further request headers, such as a restricted API's key.
+        access: headers, token and TLS files of the connections.
+        shared_memory: `none`: inputs travel in each request; `system`: they lie in POSIX shared memory that is
+            registered with the server, which has to be on this machine; so do outputs whose size is known.
+        image: how images become inputs: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value.
         command: the command line, quoted in the report.
     """
 
@@ -86,7 +93,9 @@ class LoadTestOptions:
     max_in_flight: int = 4096
     timeout_s: float = 30.0
     metrics_url: str | None = None
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
+    access: ClientOptions = dataclasses.field(default=ClientOptions(), repr=False, metadata={"json": False})
+    shared_memory: str = "none"
+    image: Mapping[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -101,13 +110,27 @@ class LoadTestOptions:
         return self.protocol or (_SCHEMES[scheme] if mark else "grpc")
 
     @property
+    def tls(self) -> TlsFiles | None:
+        """What an encrypted connection needs; `None` when the URL's scheme asks for none."""
+        access = self.access
+        if not self.url.startswith(("grpcs://", "https://")):
+            return None
+        return TlsFiles(access.root_certificates, access.client_certificate, access.client_key, access.server_name)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every request as the protocol names them, the token among them; never to be shown."""
+        return self.access.all_headers(self.wire)
+
+    @property
     def address(self) -> tuple[str, int]:
         """Host and port of the server."""
         rest = self.url.partition("://")[2] or self.url
         rest = rest.split("/", 1)[0]
         host, mark, port = rest.rpartition(":")
         if not mark or (rest.startswith("[") and rest.endswith("]")):
-            host, port = rest, str(_DEFAULT_PORTS[self.wire])
+            scheme = self.url.partition("://")[0]
+            host, port = rest, str(_DEFAULT_PORTS.get(scheme, _DEFAULT_PORTS[self.wire]))
         return host.strip("[]"), int(port)
 
 
@@ -115,8 +138,7 @@ def _check_target(options: LoadTestOptions) -> None:
     scheme, mark, rest = options.url.partition("://")
     if mark and scheme not in _SCHEMES:
         raise UsageError(
-            f"the URL {options.url!r} has the scheme {scheme!r}, expected grpc:// or http://",
-            hint="For a server behind TLS, put a local proxy (stunnel, nginx, envoy) in between.",
+            f"the URL {options.url!r} has the scheme {scheme!r}, expected grpc://, grpcs://, http:// or https://",
         )
     if mark and options.protocol is not None and options.protocol != _SCHEMES[scheme]:
         raise UsageError(f"the URL {options.url!r} contradicts the protocol {options.protocol!r}")
@@ -127,6 +149,8 @@ def _check_target(options: LoadTestOptions) -> None:
         raise UsageError(f"the URL {options.url!r} has the port {port!r}, expected a number")
     if options.client not in ("auto", "native", "perf_analyzer"):
         raise UsageError(f"the client is {options.client!r}, expected native, perf_analyzer or auto")
+    if options.shared_memory not in SHARED_MEMORY:
+        raise UsageError(f"shared memory is {options.shared_memory!r}, expected one of {', '.join(SHARED_MEMORY)}")
 
 
 def _check_levels(options: LoadTestOptions) -> None:

@@ -49,6 +49,8 @@ def build_endpoint(facts: TargetFacts, samples: list[Sample], options: LoadTestO
         messages=tuple(message for message, _ in built),
         json_bytes=tuple(size for _, size in built),
         timeout_ns=round(options.timeout_s * 1e9),
+        protocol=options.wire,
+        tls=options.tls,
     )
 
 

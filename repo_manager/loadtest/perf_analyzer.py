@@ -63,8 +63,12 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
     """
     if level.mode == "replay" or level.arrival in ("burst", "ramp"):
         raise UsageError(f"perf_analyzer has no {level.arrival} arrivals", hint="Use --client native.")
-    if options.headers and options.wire == "grpc":
-        raise UsageError("perf_analyzer ignores headers over gRPC", hint="Use --client native.")
+    if options.headers:
+        raise UsageError(
+            "perf_analyzer ignores headers over gRPC, and over HTTP takes them only on its command line, "
+            "where every user of the machine can read them",
+            hint="Use --client native.",
+        )
     host, port = options.address
     command = [
         str(binary),
@@ -73,7 +77,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
         "-i",
         options.wire,
         "-u",
-        f"{host}:{port}",
+        f"{'https://' if options.wire == 'http' and options.tls else ''}{host}:{port}",
         "-b",
         str(options.batch_size),
     ]
@@ -94,8 +98,9 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
                 f"perf_analyzer reads JSON input data, not {options.data.name}", hint="Use --client native."
             )
         command += ["--input-data", str(options.data)]
-    for name, value in options.headers.items():
-        command += ["-H", f"{name}:{value}"]
+    if options.shared_memory != "none":
+        command += ["--shared-memory", options.shared_memory]
+    command += _tls_arguments(options)
     if options.request_count is not None:
         command += ["--request-count", str(options.request_count)]
     else:
@@ -106,6 +111,24 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
     if sum(math.prod(item.shape) for item in _sized(facts, options)) <= _EXPORTED_ELEMENTS:
         command += ["--profile-export-file", str(files / "profile.json")]
     return command
+
+
+def _tls_arguments(options: LoadTestOptions) -> list[str]:
+    """Return perf_analyzer's own options for an encrypted connection."""
+    files = options.tls
+    if files is None:
+        return []
+    names = {
+        "grpc": ("--ssl-grpc-root-certifications-file", "--ssl-grpc-certificate-chain-file",
+                 "--ssl-grpc-private-key-file"),
+        "http": ("--ssl-https-ca-certificates-file", "--ssl-https-client-certificate-file",
+                 "--ssl-https-private-key-file"),
+    }[options.wire]  # fmt: skip
+    if files.server_name is not None:
+        raise UsageError("perf_analyzer takes no other name of the server than the URL's", hint="Use --client native.")
+    paths = (files.root_certificates, files.client_certificate, files.client_key)
+    given = [text for name, path in zip(names, paths, strict=True) if path is not None for text in (name, str(path))]
+    return (["--ssl-grpc-use-ssl"] if options.wire == "grpc" else []) + given
 
 
 def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import socket
 import urllib.parse
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.tls import TlsFiles, tls_context
 from repo_manager.optional import require
 
 __all__ = ["InputFacts", "ModelStatistics", "Target", "TargetFacts", "connect"]
@@ -162,7 +165,7 @@ def _grpc_call(options: LoadTestOptions) -> Callable[[str], dict[str, Any]]:
     to_dict = require("google.protobuf.json_format").MessageToDict
     host, port = options.address
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    stub = services.GRPCInferenceServiceStub(grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]))
+    stub = services.GRPCInferenceServiceStub(_channel(grpc, address, options))
     named = {"name": options.model, "version": "" if options.version is None else str(options.version)}
     questions = {
         "server": (stub.ServerMetadata, messages.ServerMetadataRequest()),
@@ -188,6 +191,48 @@ def _grpc_call(options: LoadTestOptions) -> Callable[[str], dict[str, Any]]:
     return call
 
 
+def _channel(grpc: ModuleType, address: str, options: LoadTestOptions) -> Any:
+    """Return a gRPC channel, encrypted when the URL says so.
+
+    Raises:
+        UsageError: a certificate cannot be read.
+    """
+    arguments: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+    files = options.tls
+    if files is None:
+        return grpc.insecure_channel(address, options=arguments)
+    try:
+        root, key, chain = (
+            None if path is None else path.read_bytes()
+            for path in (files.root_certificates, files.client_key, files.client_certificate)
+        )
+    except OSError as exc:
+        raise UsageError(f"A certificate for {options.url} cannot be read: {exc}") from exc
+    if files.server_name is not None:
+        arguments.append(("grpc.ssl_target_name_override", files.server_name))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(root, key, chain), options=arguments)
+
+
+def _http_connection(options: LoadTestOptions) -> http.client.HTTPConnection:
+    files = options.tls
+    if files is None:
+        return http.client.HTTPConnection(*options.address, timeout=_TIMEOUT_S)
+    return NamedHttpsConnection(options.address, files, _TIMEOUT_S)
+
+
+class NamedHttpsConnection(http.client.HTTPSConnection):
+    """HTTPS to an address whose certificate may have another name."""
+
+    def __init__(self, address: tuple[str, int], files: TlsFiles, timeout_s: float) -> None:
+        self._files = files
+        super().__init__(*address, timeout=timeout_s, context=tls_context(files))
+
+    def connect(self) -> None:
+        """Connect and shake hands."""
+        plain = socket.create_connection((self.host, self.port), self.timeout)
+        self.sock = tls_context(self._files).wrap_socket(plain, server_hostname=self._files.server_name or self.host)
+
+
 def _http_call(options: LoadTestOptions) -> Callable[[str], dict[str, Any]]:
     model = f"/v2/models/{urllib.parse.quote(options.model, safe='')}"
     if options.version is not None:
@@ -195,7 +240,7 @@ def _http_call(options: LoadTestOptions) -> Callable[[str], dict[str, Any]]:
     paths = {"server": "/v2", "metadata": model, "config": f"{model}/config", "statistics": f"{model}/stats"}
 
     def call(question: str) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(*options.address, timeout=_TIMEOUT_S)
+        connection = _http_connection(options)
         try:
             connection.request("GET", paths[question], headers=dict(options.headers))
             answer = connection.getresponse()

@@ -7,17 +7,22 @@ no future and no coroutine exists per request: that is what keeps the client bel
 from __future__ import annotations
 
 import dataclasses
+import os
+import select
 import socket
+import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from repo_manager.errors import ServerUnreachableError
+from repo_manager.errors import RepoManagerError, ServerUnreachableError
+from repo_manager.loadtest.tls import TlsFiles, TlsSocket, wrap
 
-__all__ = ["Connection", "Endpoint", "Sink", "TcpStream", "WantWrite", "open_socket"]
+__all__ = ["Connection", "Endpoint", "Sink", "Socket", "TcpStream", "WantWrite", "open_sockets"]
 
 _JOIN_BELOW_BYTES = 65_536
 _MAX_VECTORS = 512
 
+Socket = socket.socket | TlsSocket
 WantWrite = Callable[[bool], None]
 """Tells the loop whether this connection waits for its socket to take more bytes."""
 
@@ -36,16 +41,20 @@ class Endpoint:
             HTTP: the body.
         json_bytes: HTTP only: the length of the JSON part of each body (`Inference-Header-Content-Length`).
         timeout_ns: a request without an answer for this long is an error.
+        protocol: `grpc` or `http`.
+        tls: encrypt the connection; `None` does not.
     """
 
     host: str
     port: int
     authority: str
     path: str
-    headers: tuple[tuple[str, str], ...]
-    messages: tuple[bytes, ...]
+    headers: tuple[tuple[str, str], ...] = dataclasses.field(repr=False)
+    messages: tuple[bytes, ...] = dataclasses.field(repr=False)
     json_bytes: tuple[int, ...]
     timeout_ns: int
+    protocol: str = "grpc"
+    tls: TlsFiles | None = None
 
 
 class Sink(Protocol):
@@ -97,28 +106,83 @@ class Connection(Protocol):
         """Close the socket; tells nobody."""
 
 
-def open_socket(endpoint: Endpoint, timeout_s: float = 5.0) -> socket.socket:
-    """Connect without Nagle's delay and return a non-blocking socket.
+def open_sockets(endpoint: Endpoint, count: int, timeout_s: float = 5.0) -> list[Socket]:
+    """Connect, all at the same moment, without Nagle's delay; the sockets are non-blocking.
+
+    At the same moment, because a server with several network threads hands a connection to one that has nothing
+    else to take: connections made one after the other can all end up on its first thread.
 
     Raises:
+        InputError: a TLS file cannot be used.
         ServerUnreachableError: refused, unknown host, or no answer in time.
     """
+    opened: list[socket.socket] = []
     try:
-        sock = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+        family, address = _resolved(endpoint, timeout_s)
+        for _ in range(count):
+            opened.append(socket.socket(family, socket.SOCK_STREAM))
+            opened[-1].setblocking(False)
+        for sock in opened:
+            sock.connect_ex(address)
+        deadline = time.monotonic() + timeout_s
+        for sock in opened:
+            _finish_connecting(sock, deadline)
     except OSError as exc:
+        for sock in opened:
+            sock.close()
         raise ServerUnreachableError(
             f"{endpoint.host}:{endpoint.port} cannot be reached: {exc}",
             hint="Check the address and the port, and that the server is running.",
         ) from exc
+    if endpoint.tls is None:
+        return list(opened)
+    return _encrypted(opened, endpoint, endpoint.tls, timeout_s)
+
+
+def _resolved(endpoint: Endpoint, timeout_s: float) -> tuple[int, Any]:
+    """Return family and address of the server; of several addresses, the first one that takes a connection."""
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    for family, _, _, _, address in found[:-1]:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(timeout_s)
+            if not probe.connect_ex(address):
+                return family, address
+    return found[-1][0], found[-1][4]
+
+
+def _finish_connecting(sock: socket.socket, deadline: float) -> None:
+    """Wait until a socket is connected.
+
+    Raises:
+        OSError: refused, or not in time.
+    """
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT)
+    if not poller.poll(max(deadline - time.monotonic(), 0) * 1e3):
+        raise TimeoutError("no answer in time")
+    problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if problem:
+        raise OSError(problem, os.strerror(problem))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setblocking(False)
-    return sock
+
+
+def _encrypted(opened: list[socket.socket], endpoint: Endpoint, files: TlsFiles, timeout_s: float) -> list[Socket]:
+    wrapped: list[Socket] = []
+    for sock in opened:
+        sock.settimeout(timeout_s)
+        try:
+            wrapped.append(wrap(sock, endpoint.host, files, endpoint.protocol))
+        except RepoManagerError:
+            for other in (*wrapped, *opened[len(wrapped) :]):
+                other.close()
+            raise
+    return wrapped
 
 
 class TcpStream:
     """The sending half of a non-blocking socket: a queue of buffers, written without joining large ones."""
 
-    def __init__(self, sock: socket.socket, want_write: WantWrite) -> None:
+    def __init__(self, sock: Socket, want_write: WantWrite) -> None:
         self.sock = sock
         self._want_write = want_write
         self._waiting: list[bytes | memoryview] = []

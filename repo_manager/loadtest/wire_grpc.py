@@ -9,8 +9,8 @@ control.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import socket
 import struct
 import time
 from collections.abc import Sequence
@@ -32,28 +32,28 @@ from repo_manager.loadtest.http2 import (
     request_blocks,
     reset_reason,
 )
-from repo_manager.loadtest.wire import Endpoint, Sink, TcpStream, WantWrite
+from repo_manager.loadtest.wire import Endpoint, Sink, Socket, WantWrite
+from repo_manager.loadtest.wire_base import WireConnection
 
 __all__ = ["GrpcConnection"]
 
-_RECEIVE_BYTES = 262_144
 _WINDOW_BYTES = (1 << 31) - 1
 _TOP_UP_BYTES = 1 << 29
 _LAST_STREAM = (1 << 31) - 3
 _END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
 
 
-class GrpcConnection:
+@functools.lru_cache(maxsize=1)
+def _prefixed(endpoint: Endpoint) -> tuple[bytes, ...]:
+    """Return the messages with their gRPC prefix, shared by all connections."""
+    return tuple(struct.pack(">BI", 0, len(message)) + message for message in endpoint.messages)
+
+
+class GrpcConnection(WireConnection):
     """One HTTP/2 connection that carries unary calls of one gRPC method."""
 
-    def __init__(self, sock: socket.socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
-        self.in_flight = 0
-        self.usable = True
-        self.ready = False  # becomes true with the server's SETTINGS
-        self._sock = sock
-        self._sink = sink
-        self._timeout_ns = endpoint.timeout_ns
-        self._stream = TcpStream(sock, want_write)
+    def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
+        super().__init__(sock, endpoint, sink, want_write)
         self._out: list[bytes | memoryview] = [CONNECTION_PREFACE]
         self._out_bytes = len(CONNECTION_PREFACE)
         self._starts: dict[int, int] = {}
@@ -62,17 +62,13 @@ class GrpcConnection:
         self._peer = PeerSettings()
         self._flow = SendFlow(self._peer)
         self._received = b""
+        self._skip = 0  # bytes still to come of a DATA frame, which nobody looks at
         self._unacknowledged = 0
         self._blocks = BlockReader()
-        self._endpoint = endpoint
         self._first_block, self._block = request_blocks(endpoint, indexed=True)
-        self._messages = [struct.pack(">BI", 0, len(message)) + message for message in endpoint.messages]
+        self._messages = _prefixed(endpoint)
         self._build_frames()
         self.flush()
-
-    def fileno(self) -> int:
-        """Return the socket's file descriptor."""
-        return self._sock.fileno()
 
     def free_slots(self) -> int:
         """Return how many more streams the server allows, 0 before its SETTINGS came."""
@@ -147,26 +143,12 @@ class GrpcConnection:
         except OSError as exc:
             self._fail_all(f"the connection broke while sending: {exc}")
 
-    def on_writable(self) -> None:
-        """Continue a write that the socket had not taken."""
-        try:
-            self._stream.on_writable()
-        except OSError as exc:
-            self._fail_all(f"the connection broke while sending: {exc}")
-
     def on_readable(self) -> None:
         """Read and handle what the server sent."""
-        try:
-            data = self._sock.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as exc:
-            self._fail_all(f"the connection broke: {exc}")
+        data = self._received_now()
+        if data is None:
             return
         now_ns = time.monotonic_ns()
-        if not data:
-            self._fail_all("the server closed the connection")
-            return
         if self._received:
             data = self._received + data
         latencies = self._read_frames(data, now_ns)
@@ -179,15 +161,24 @@ class GrpcConnection:
     def _read_frames(self, data: bytes, now_ns: int) -> list[int]:
         """Handle every complete frame, keep the rest, return the latencies of calls that ended well."""
         latencies: list[int] = []
-        position, end = 0, len(data)
+        position, end = self._skip, len(data)
+        if position > end:
+            self._skip = position - end
+            return latencies
+        self._skip = 0
         unpack, starts = FRAME_HEADER.unpack_from, self._starts
         initial, is_ok = self._blocks.initial, self._blocks.is_ok
         while end - position >= 9:
             high, low, kind, flags, number = unpack(data, position)
             after = position + 9 + (high << 16 | low)
-            if after > end:
+            if kind == DATA:
+                self._unacknowledged += after - position - 9
+                if after > end:
+                    self._skip, position = after - end, end
+                    break
+            elif after > end:
                 break
-            if kind == HEADERS and flags & _END_HEADERS:
+            elif kind == HEADERS and flags & _END_HEADERS:
                 block = data[position + 9 : after]
                 if not flags & _END_STREAM:
                     if block not in initial:
@@ -198,8 +189,6 @@ class GrpcConnection:
                         latencies.append(now_ns - start)
                 else:
                     self._end_call(number, block, flags, now_ns, latencies)
-            elif kind == DATA:
-                self._unacknowledged += after - position - 9
             else:
                 self._control(kind, flags, number, data[position + 9 : after], now_ns)
                 if not self.usable and not starts:
@@ -299,18 +288,8 @@ class GrpcConnection:
             self._again(self._sink.failed(self, len(expired), message, now_ns))
             self.flush()
 
-    def close(self) -> None:
-        """Close the socket; tells nobody."""
-        self.usable = False
-        self._sock.close()
-
-    def _fail_all(self, message: str) -> None:
-        now_ns = time.monotonic_ns()
-        self.usable = False
-        count, self.in_flight = len(self._starts), 0
+    def _forget_open(self) -> None:
+        super()._forget_open()
         self._starts.clear()
         self._unstamped.clear()
         self._flow.clear()
-        if count:
-            self._sink.failed(self, count, message, now_ns)
-        self._sink.lost(self, message, now_ns)

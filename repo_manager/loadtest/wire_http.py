@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import socket
 import time
 from collections.abc import Sequence
 
-from repo_manager.loadtest.wire import Endpoint, Sink, TcpStream, WantWrite
+from repo_manager.loadtest.wire import Endpoint, Sink, Socket, WantWrite
+from repo_manager.loadtest.wire_base import RECEIVE_BYTES, WireConnection
 
 __all__ = ["HttpConnection", "http_request"]
 
+_JOIN_BELOW_BYTES = 65_536
 _KEPT_BODY_BYTES = 4096
 _KNOWN_HEADS = 256
-_RECEIVE_BYTES = 262_144
+_SCRATCH = bytearray(RECEIVE_BYTES)
 
 
-def http_request(endpoint: Endpoint, number: int) -> bytes:
-    """Return the whole request, header block and body, of message `number`."""
+def http_request(endpoint: Endpoint, number: int) -> tuple[bytes, bytes]:
+    """Return the header block and the body of message `number`."""
     body = endpoint.messages[number]
     lines = [
         f"POST {endpoint.path} HTTP/1.1",
@@ -28,22 +31,24 @@ def http_request(endpoint: Endpoint, number: int) -> bytes:
         f"Content-Length: {len(body)}",
         *(f"{name}: {value}" for name, value in endpoint.headers),
     ]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n", body
 
 
-class HttpConnection:
+@functools.lru_cache(maxsize=1)
+def _requests(endpoint: Endpoint) -> tuple[tuple[bytes, ...], ...]:
+    """Return the buffers of each request, shared by all connections: a large body is not copied."""
+    pairs = [http_request(endpoint, number) for number in range(len(endpoint.messages))]
+    return tuple((head + body,) if len(body) < _JOIN_BELOW_BYTES else (head, body) for head, body in pairs)
+
+
+class HttpConnection(WireConnection):
     """One keep-alive connection with at most one request in flight."""
 
-    def __init__(self, sock: socket.socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
-        self.in_flight = 0
-        self.usable = True
+    def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
+        super().__init__(sock, endpoint, sink, want_write)
         self.ready = True
-        self._sock = sock
-        self._sink = sink
-        self._timeout_ns = endpoint.timeout_ns
-        self._stream = TcpStream(sock, want_write)
-        self._requests = itertools.cycle([http_request(endpoint, number) for number in range(len(endpoint.messages))])
-        self._queued: bytes | None = None
+        self._requests = itertools.cycle(_requests(endpoint))
+        self._queued: tuple[bytes, ...] | None = None
         self._start_ns = 0
         self._stamp_on_write = True
         self._received = b""
@@ -54,10 +59,6 @@ class HttpConnection:
         self._heads: dict[bytes, tuple[int, int, bool]] = {}
         self._usual_head = b""  # of the last good answer, its blank line included
         self._usual_bytes = -1  # length of that answer
-
-    def fileno(self) -> int:
-        """Return the socket's file descriptor."""
-        return self._sock.fileno()
 
     def free_slots(self) -> int:
         """Return 1 when no request is in flight, else 0."""
@@ -77,38 +78,31 @@ class HttpConnection:
         if request is None:
             return
         self._queued = None
-        if self._stamp_on_write:
-            self._start_ns = time.monotonic_ns()
-        try:
-            self._stream.write_whole(request)
-        except OSError as exc:
-            self._fail_all(f"the connection broke while sending: {exc}")
+        self._write(request, stamped=self._stamp_on_write)
 
     def _send_now(self) -> None:
         """Send the next request of a closed loop."""
         self.in_flight = 1
-        request = next(self._requests)
-        self._start_ns = time.monotonic_ns()
-        try:
-            self._stream.write_whole(request)
-        except OSError as exc:
-            self._fail_all(f"the connection broke while sending: {exc}")
+        self._write(next(self._requests), stamped=True)
 
-    def on_writable(self) -> None:
-        """Continue a write that the socket had not taken."""
+    def _write(self, request: tuple[bytes, ...], *, stamped: bool) -> None:
+        if stamped:
+            self._start_ns = time.monotonic_ns()
         try:
-            self._stream.on_writable()
+            if len(request) == 1:
+                self._stream.write_whole(request[0])
+            else:
+                self._stream.write(list(request), _JOIN_BELOW_BYTES)
         except OSError as exc:
             self._fail_all(f"the connection broke while sending: {exc}")
 
     def on_readable(self) -> None:
         """Read and handle what the server sent."""
-        try:
-            data = self._sock.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
+        if self._missing > RECEIVE_BYTES and self._status == 200 and isinstance(self._sock, socket.socket):
+            self._drop_body(self._sock)
             return
-        except OSError as exc:
-            self._fail_all(f"the connection broke: {exc}")
+        data = self._received_now()
+        if data is None:
             return
         now_ns = time.monotonic_ns()
         if (
@@ -122,15 +116,26 @@ class HttpConnection:
             if self._sink.completed(self, [now_ns - self._start_ns], now_ns):
                 self._send_now()
             return
-        if not data:
-            self._fail_all("the server closed the connection")
-            return
         if self._missing > 0:  # the body of an answer whose header block was seen
             self._take_body(data, 0, now_ns)
             return
         if self._received:
             data = self._received + data
         self._take_head(data, now_ns)
+
+    def _drop_body(self, sock: socket.socket) -> None:
+        """Read a piece of a large body, which nobody looks at, into the same memory again and again."""
+        try:
+            count = sock.recv_into(_SCRATCH)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._fail_all(f"the connection broke: {exc}")
+            return
+        if not count:
+            self._fail_all("the server closed the connection")
+            return
+        self._missing -= count
 
     def _take_head(self, data: bytes, now_ns: int) -> None:
         cut = data.find(b"\r\n\r\n")
@@ -182,19 +187,6 @@ class HttpConnection:
         """Fail the request in flight when it is older than the time-out; HTTP/1.1 then has to reconnect."""
         if self.in_flight and now_ns - self._start_ns > self._timeout_ns:
             self._fail_all(f"no answer within {self._timeout_ns / 1e9:g} s")
-
-    def close(self) -> None:
-        """Close the socket; tells nobody."""
-        self.usable = False
-        self._sock.close()
-
-    def _fail_all(self, message: str) -> None:
-        now_ns = time.monotonic_ns()
-        self.usable = False
-        count, self.in_flight = self.in_flight, 0
-        if count:
-            self._sink.failed(self, count, message, now_ns)
-        self._sink.lost(self, message, now_ns)
 
 
 def _parse_head(head: bytes) -> tuple[int, int, bool]:

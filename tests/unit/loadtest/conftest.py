@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ from hpack import Decoder, Encoder
 from repo_manager.loadtest.generator import Generator, Job
 from repo_manager.loadtest.recorder import Recorder, Slice
 from repo_manager.loadtest.schedule import Schedule
+from repo_manager.loadtest.tls import TlsFiles
 from repo_manager.loadtest.wire import Endpoint
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -27,8 +29,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 class Scripted:
     """A TCP server with one thread a connection. `action(n)` says what happens to the n-th request of the server."""
 
-    def __init__(self, action: Callable[[int], str]) -> None:
+    def __init__(self, action: Callable[[int], str], tls: ssl.SSLContext | None = None) -> None:
         self.action = action
+        self.tls = tls
         self.requests = 0
         self.connections = 0
         self.bodies: list[bytes] = []
@@ -57,7 +60,11 @@ class Scripted:
 
     def _guarded(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError), sock:
-            self.serve(sock)
+            if self.tls is None:
+                self.serve(sock)
+                return
+            with self.tls.wrap_socket(sock, server_side=True) as encrypted:
+                self.serve(encrypted)
 
     def serve(self, sock: socket.socket) -> None:
         raise NotImplementedError
@@ -119,7 +126,13 @@ class ScriptedHttp(Scripted):
 
 
 class ScriptedGrpc(Scripted):
-    def __init__(self, action: Callable[[int], str], settings: dict[int, int], credit_bytes: int) -> None:
+    def __init__(
+        self,
+        action: Callable[[int], str],
+        settings: dict[int, int],
+        credit_bytes: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.settings = settings
         self.credit_bytes = credit_bytes
         self.headers: list[dict[str, str]] = []
@@ -127,7 +140,7 @@ class ScriptedGrpc(Scripted):
         self.pongs: list[bytes] = []
         self.largest_frame = 0
         self.protocol_errors: list[str] = []
-        super().__init__(action)
+        super().__init__(action, tls)
 
     def _exactly(self, sock: socket.socket, size: int) -> bytes:
         data = b""
@@ -212,8 +225,8 @@ class ScriptedGrpc(Scripted):
 def http_server() -> Iterator[Callable[..., ScriptedHttp]]:
     servers: list[ScriptedHttp] = []
 
-    def start(action: Callable[[int], str]) -> ScriptedHttp:
-        servers.append(ScriptedHttp(action))
+    def start(action: Callable[[int], str], tls: ssl.SSLContext | None = None) -> ScriptedHttp:
+        servers.append(ScriptedHttp(action, tls))
         return servers[-1]
 
     yield start
@@ -226,9 +239,12 @@ def grpc_server() -> Iterator[Callable[..., ScriptedGrpc]]:
     servers: list[ScriptedGrpc] = []
 
     def start(
-        action: Callable[[int], str], settings: dict[int, int] | None = None, credit_bytes: int = 65535
+        action: Callable[[int], str],
+        settings: dict[int, int] | None = None,
+        credit_bytes: int = 65535,
+        tls: ssl.SSLContext | None = None,
     ) -> ScriptedGrpc:
-        servers.append(ScriptedGrpc(action, settings or {}, credit_bytes))
+        servers.append(ScriptedGrpc(action, settings or {}, credit_bytes, tls))
         return servers[-1]
 
     yield start
@@ -239,10 +255,21 @@ def grpc_server() -> Iterator[Callable[..., ScriptedGrpc]]:
 class Load:
     """Runs a generator in this process against a scripted server."""
 
-    def __init__(self, protocol: str, port: int, messages: tuple[bytes, ...], timeout_s: float) -> None:
+    def __init__(
+        self, protocol: str, port: int, messages: tuple[bytes, ...], timeout_s: float, tls: TlsFiles | None = None
+    ) -> None:
         self.protocol = protocol
         self.endpoint = Endpoint(
-            "127.0.0.1", port, f"127.0.0.1:{port}", "/p", (), messages, (0,) * len(messages), round(timeout_s * 1e9)
+            "127.0.0.1",
+            port,
+            f"127.0.0.1:{port}",
+            "/p",
+            (),
+            messages,
+            (0,) * len(messages),
+            round(timeout_s * 1e9),
+            protocol,
+            tls,
         )
 
     def run(self, seconds: float, *, slots: int = 1, schedule: Schedule | None = None, connections: int = 1) -> Slice:
@@ -268,7 +295,13 @@ class Load:
 
 @pytest.fixture
 def load() -> Callable[..., Load]:
-    def make(protocol: str, port: int, messages: tuple[bytes, ...] = (b"hello",), timeout_s: float = 5.0) -> Load:
-        return Load(protocol, port, messages, timeout_s)
+    def make(
+        protocol: str,
+        port: int,
+        messages: tuple[bytes, ...] = (b"hello",),
+        timeout_s: float = 5.0,
+        tls: TlsFiles | None = None,
+    ) -> Load:
+        return Load(protocol, port, messages, timeout_s, tls)
 
     return make

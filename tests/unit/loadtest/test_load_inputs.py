@@ -12,6 +12,8 @@ from repo_manager.loadtest import LoadTestOptions
 from repo_manager.loadtest.inputs import NUMPY_OF_TRITON, make_samples, resolve_shapes
 from repo_manager.loadtest.payload import build_endpoint, raw_bytes
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.server import ClientOptions
+from repo_manager.types import as_json
 
 
 def facts(*inputs, batch=0, **changes):
@@ -137,12 +139,19 @@ def test_messages_say_what_the_sample_is():
 
     target = facts(X, batch=8)
     samples = make_samples(target, options(batch_size=2))
-    endpoint = build_endpoint(target, samples, options(batch_size=2, version=3, headers={"Key": "v"}))
+    access = ClientOptions(headers={"Key": "v"}, token="t0ken")
+    endpoint = build_endpoint(target, samples, options(batch_size=2, version=3, access=access))
     request = service_pb2.ModelInferRequest.FromString(endpoint.messages[1])
     assert (request.model_name, request.model_version) == ("m", "3")
     assert list(request.inputs[0].shape) == [2, 4]
     assert request.raw_input_contents[0] == samples[1]["x"].tobytes()
-    assert endpoint.headers == (("key", "v"),)
+    assert dict(endpoint.headers) == {
+        "key": "v",
+        "triton-grpc-protocol-key": "v",  # as Triton names a restricted API's key over gRPC
+        "authorization": "Bearer t0ken",
+    }
+    assert "t0ken" not in repr(endpoint)
+    assert "t0ken" not in repr(options(access=access)) + json.dumps(as_json(options(access=access)))
 
     http = build_endpoint(target, samples, options(batch_size=2, url="http://a:1", version=3))
     header = json.loads(http.messages[0][: http.json_bytes[0]])

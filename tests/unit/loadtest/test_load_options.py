@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest import LoadTestOptions, parse_levels, parse_rates
+from repo_manager.loadtest.tls import TlsFiles
+from repo_manager.server import ClientOptions
 
 
 @pytest.mark.parametrize(
@@ -45,11 +49,20 @@ def test_rates():
         ("http://a", None, "http", ("a", 8000)),
         ("grpc://[::1]:5", None, "grpc", ("::1", 5)),
         ("grpc://[::1]", None, "grpc", ("::1", 8001)),
+        ("grpcs://a", None, "grpc", ("a", 8001)),
+        ("https://a", None, "http", ("a", 443)),
     ],
 )
 def test_addresses(url, protocol, wire, address):
     options = LoadTestOptions(url, "m", protocol=protocol, concurrency=(1,))
     assert (options.wire, options.address) == (wire, address)
+
+
+def test_only_encrypted_urls_use_the_tls_files():
+    access = ClientOptions(root_certificates=Path("ca.pem"), server_name="triton.test")
+    plain, encrypted = (LoadTestOptions(url, "m", concurrency=(1,), access=access) for url in ("grpc://a", "grpcs://a"))
+    assert plain.tls is None
+    assert encrypted.tls == TlsFiles(Path("ca.pem"), None, None, "triton.test")
 
 
 @pytest.mark.parametrize(
@@ -59,10 +72,11 @@ def test_addresses(url, protocol, wire, address):
         {"concurrency": (0,)},
         {"rate": (0.0,)},
         {"batch_size": 0},
-        {"url": "https://a:1"},
+        {"url": "ftp://a:1"},
         {"url": "grpc://a:x"},
         {"url": "grpc://a:1", "protocol": "http"},
         {"client": "other"},
+        {"shared_memory": "cuda"},
         {"arrival": "replay"},
         {"duration_s": 1.0, "request_count": 5},
         {"duration_s": 0.0},

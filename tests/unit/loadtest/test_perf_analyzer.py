@@ -12,6 +12,7 @@ from repo_manager.loadtest import LoadTestOptions, PerfAnalyzer, find_perf_analy
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.perf_analyzer import command_of, parse_csv, parse_profile_export, run_perf_analyzer
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.server import ClientOptions
 
 FACTS = TargetFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8,
@@ -77,14 +78,23 @@ def test_the_command_line(tmp_path):
     for pair in (["-x", "3"], ["-b", "2"], ["--concurrency-range", "4"], ["--shape", "x:3,4"], ["-u", "a:1"]):
         assert any(closed[place : place + 2] == pair for place in range(len(closed))), pair
     assert "z:2" not in closed
-    opened = command_of(Path("pa"), OPEN, FACTS, options(data=data, url="http://a:1", headers={"k": "v"}), tmp_path)
+    opened = command_of(Path("pa"), OPEN, FACTS, options(data=data, url="http://a:1"), tmp_path)
     for pair in (
         ["--request-rate-range", "50"],
         ["--request-distribution", "poisson"],
         ["--input-data", str(data)],
-        ["-H", "k:v"],
     ):
         assert any(opened[place : place + 2] == pair for place in range(len(opened))), pair
+
+
+def test_tls_files_are_passed_on(tmp_path):
+    access = ClientOptions(root_certificates=Path("ca.pem"), client_certificate=Path("c.pem"), client_key=Path("c.key"))
+    over_grpc = command_of(Path("pa"), CLOSED, FACTS, options(url="grpcs://a:1", access=access), tmp_path)
+    assert "--ssl-grpc-use-ssl" in over_grpc
+    assert over_grpc[over_grpc.index("--ssl-grpc-root-certifications-file") + 1] == "ca.pem"
+    over_http = command_of(Path("pa"), CLOSED, FACTS, options(url="https://a:1", access=access), tmp_path)
+    assert over_http[over_http.index("-u") + 1] == "https://a:1"
+    assert over_http[over_http.index("--ssl-https-private-key-file") + 1] == "c.key"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +102,8 @@ def test_the_command_line(tmp_path):
     [
         (Level("rate", 5.0, "burst"), {}, "burst"),
         (Level("replay", 5.0, "replay"), {}, "replay"),
-        (CLOSED, {"headers": {"k": "v"}}, "headers"),
+        (CLOSED, {"access": ClientOptions(headers={"k": "v"})}, "headers"),
+        (CLOSED, {"url": "grpcs://a:1", "access": ClientOptions(server_name="b")}, "other name"),
         (CLOSED, {"data": Path("d.npz")}, "JSON"),
         (CLOSED, {"shapes": {}}, "dynamic shape"),
     ],

@@ -1,0 +1,91 @@
+"""What an open connection of either protocol keeps: its socket, who is told, and how it ends."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Sequence
+
+from repo_manager.loadtest.wire import Endpoint, Sink, Socket, TcpStream, WantWrite
+
+__all__ = ["RECEIVE_BYTES", "WireConnection"]
+
+RECEIVE_BYTES = 262_144
+
+
+class WireConnection(abc.ABC):
+    """Base of the two clients: socket, sink, and the end of everything that was open on it."""
+
+    def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
+        self.in_flight = 0
+        self.usable = True
+        self.ready = False
+        self._sock = sock
+        self._sink = sink
+        self._endpoint = endpoint
+        self._timeout_ns = endpoint.timeout_ns
+        self._stream = TcpStream(sock, want_write)
+
+    def fileno(self) -> int:
+        """Return the socket's file descriptor."""
+        return self._sock.fileno()
+
+    def on_writable(self) -> None:
+        """Continue a write that the socket had not taken."""
+        try:
+            self._stream.on_writable()
+        except OSError as exc:
+            self._fail_all(f"the connection broke while sending: {exc}")
+
+    def close(self) -> None:
+        """Close the socket; tells nobody."""
+        self.usable = False
+        self._sock.close()
+
+    def _received_now(self) -> bytes | None:
+        """Return what came; `None` when nothing did or the connection has ended, which is then dealt with."""
+        try:
+            data = self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            self._fail_all(f"the connection broke: {exc}")
+            return None
+        if not data:
+            self._fail_all("the server closed the connection")
+            return None
+        return data
+
+    def _forget_open(self) -> None:
+        """Forget the open requests; a subclass drops what it keeps of them."""
+        self.in_flight = 0
+
+    def _fail_all(self, message: str) -> None:
+        """Fail every open request and give the connection up."""
+        now_ns = time.monotonic_ns()
+        self.usable = False
+        count = self.in_flight
+        self._forget_open()
+        if count:
+            self._sink.failed(self, count, message, now_ns)
+        self._sink.lost(self, message, now_ns)
+
+    @abc.abstractmethod
+    def free_slots(self) -> int:
+        """Return how many more requests it can carry now."""
+
+    @abc.abstractmethod
+    def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
+        """Put requests on the wire. See `Connection.submit`."""
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Write what was submitted."""
+
+    @abc.abstractmethod
+    def on_readable(self) -> None:
+        """Read and handle what the server sent."""
+
+    @abc.abstractmethod
+    def expire(self, now_ns: int) -> None:
+        """Fail the requests that are older than the time-out."""
