@@ -81,7 +81,7 @@ class Generator:
             ServerUnreachableError: it did not.
         """
         job = self._job
-        count = job.connections if job.protocol == "grpc" else min(max(job.slots, 1), _MAX_CONNECTIONS)
+        count = job.connections if job.protocol == "grpc" else self._first_connections()
         self._connect(count)
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while not all(connection.ready for connection in self._connections.values()):
@@ -92,6 +92,15 @@ class Generator:
                     + (f": {self._last_loss}" if self._last_loss else ""),
                     hint="Check that the port is that of this protocol (Triton: 8000 HTTP, 8001 gRPC).",
                 )
+
+    def _first_connections(self) -> int:
+        """Return how many HTTP connections are opened before the load.
+
+        A closed loop opens one, and the others all at once when the load runs: tritonserver gives a new connection to
+        its first network thread without one to take in, so that those of an idle server tend to share a thread,
+        which then limits the throughput of large requests.
+        """
+        return 1 if self._is_closed else min(max(self._job.slots, 1), _MAX_CONNECTIONS)
 
     def _connect(self, count: int = 1) -> list[GrpcConnection | HttpConnection]:
         return [self._connection(sock) for sock in open_sockets(self._job.endpoint, count)]
@@ -125,6 +134,9 @@ class Generator:
         self._epoll.close()
 
     def _run_closed(self) -> None:
+        if self._job.protocol == "http" and self._job.slots > 1 and self._connections:
+            self._submit(next(iter(self._connections.values())), 1, None)
+            self._poll(0.001)
         self._fill()
         while not self.stopping:
             self._poll(0.02)
@@ -138,7 +150,7 @@ class Generator:
         connections = [c for c in self._connections.values() if c.free_slots() > 0]
         wanted = self._job.connections if self._job.protocol == "grpc" else missing
         if len(connections) < wanted:
-            connections += self._replace_connection()
+            connections += self._replace_connections(wanted - len(connections))
         for place, connection in enumerate(connections):
             share = -(-missing // (len(connections) - place))
             count = min(share, connection.free_slots())
@@ -151,18 +163,19 @@ class Generator:
         connection.submit(count, starts_ns)
         connection.flush()
 
-    def _replace_connection(self) -> list[GrpcConnection | HttpConnection]:
-        """Open one connection in the place of a lost one; at most ten attempts a second."""
+    def _replace_connections(self, count: int = 1) -> list[GrpcConnection | HttpConnection]:
+        """Open connections in the place of lost ones, or the ones still missing; after a failure 0.1 s later."""
         now_ns = time.monotonic_ns()
-        if now_ns < self._retry_ns:
+        count = min(count, _MAX_CONNECTIONS - len(self._connections))
+        if now_ns < self._retry_ns or count < 1:
             return []
         try:
-            (connection,) = self._connect()
+            connections = self._connect(count)
         except ServerUnreachableError as exc:
             self._retry_ns = now_ns + _RECONNECT_NS
             self._recorder.add_errors(1, exc.message, now_ns)
             return []
-        return [connection] if connection.ready else []
+        return [connection for connection in connections if connection.ready]
 
     def _run_open(self, start_ns: int, schedule: Schedule) -> None:
         with SendPriority() as priority:
@@ -207,7 +220,7 @@ class Generator:
         if self._job.protocol == "grpc":
             for connection in [
                 c for c in self._connections.values() if c.free_slots() > 0
-            ] or self._replace_connection():
+            ] or self._replace_connections():
                 room = self._job.max_in_flight - self._in_flight
                 count = min(connection.free_slots(), room, len(self._backlog))
                 if count > 0:
@@ -218,7 +231,7 @@ class Generator:
             if not self._idle:
                 if len(self._connections) >= _MAX_CONNECTIONS:
                     return
-                self._idle += self._replace_connection()
+                self._idle += self._replace_connections()
                 if not self._idle:
                     return
             connection = self._idle.pop()
