@@ -20,6 +20,7 @@ LAYERS = [
     {"triton_config"},
     {"repository"},
     {"server"},
+    {"client"},
     {"rollout", "loadtest"},
     {"report"},
     {"pipeline"},

@@ -1,0 +1,191 @@
+"""`VersionedClient`: inference with client-side weights and sticky versions, through every switch of versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from repo_manager.client.weights import VersionWeights, WeightsSource, published_weights, read_weights
+from repo_manager.errors import RepoManagerError, ServerRefusedError
+from repo_manager.server import ClientOptions, TritonClient
+
+__all__ = ["Answer", "VersionedClient"]
+
+# The same words over both protocols: `FindModel` and `GetModel` of triton-inference-server/core.
+_NOT_THERE = re.compile(r"request for unknown model|is not at ready state|has no available versions", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answered request.
+
+    Attributes:
+        version: the version that was asked; `None` where the choice was left to the server.
+        outputs: output name -> array; strings as `object` arrays of bytes, bfloat16 as float32.
+        not_there: versions that were asked before and were not there (any more, or yet).
+    """
+
+    version: int | None
+    outputs: Mapping[str, np.ndarray[Any, Any]]
+    not_there: tuple[int, ...] = ()
+
+
+class VersionedClient:
+    """Asks one model on one server; safe to share between threads.
+
+    The weights are looked up again at most every `refresh_s`, in the thread whose request finds them due. A request for
+    a version that is not there is sent again to another one, so that a deployment, a roll-back or an ended canary
+    costs no request. Without weights anywhere, the server chooses: the highest version that is served.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        weights: WeightsSource | None = None,
+        *,
+        options: ClientOptions | None = None,
+        refresh_s: float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            url: `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
+            model: the model's name.
+            weights: version -> weight, a file of them, or a function that returns them; `None`: what a canary publishes
+                on the server.
+            options: deadlines, TLS and headers; `None` takes the defaults.
+            refresh_s: how old the weights may become.
+            seed: of the draws without a key; `None` takes a fresh one.
+
+        Raises:
+            UsageError: the URL is not understood or a certificate cannot be read.
+            InputError: fixed weights that are none.
+        """
+        self.model, self._url, self._options = model, url, options
+        self._source: WeightsSource | None = weights
+        self._weights = VersionWeights.of(weights) if isinstance(weights, Mapping) else None
+        self._refresh_s, self._draw = refresh_s, random.Random(seed)
+        self._due = 0.0
+        self._gone: dict[int, float] = {}
+        self._lock, self._clients_lock = threading.Lock(), threading.Lock()
+        first = TritonClient.connect(url, options)
+        self._shared = first if first.endpoint.protocol == "grpc" else None
+        self._clients = [first]
+        self._local = threading.local()
+        self._local.client = first
+
+    def __enter__(self) -> VersionedClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._clients_lock:
+            for client in self._clients:
+                client.close()
+            self._clients.clear()
+
+    @property
+    def weights(self) -> VersionWeights | None:
+        """The weights in use; `None` when the server chooses."""
+        self._refresh()
+        return self._weights
+
+    def infer(
+        self,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        key: str | bytes | None = None,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Run one inference on a version chosen by the weights.
+
+        Args:
+            inputs: name -> array, batch axis included.
+            key: requests with the same key go to the same version for as long as it is there and its share does not
+                shrink; `None` draws for each request.
+            outputs: the outputs wanted; `None` for all.
+            timeout_s: deadline of each attempt; `None` takes the options' `timeout_s`.
+
+        Raises:
+            ServerRefusedError: the server answered with an error other than that a version is not there, or no version
+                of the model is there at all.
+            ServerUnreachableError: no answer.
+        """
+        self._refresh()
+        not_there: list[int] = []
+        while True:
+            version = self._choose(key, not_there)
+            try:
+                answer = self._client().infer(self.model, version, inputs, outputs=outputs, timeout_s=timeout_s)
+            except ServerRefusedError as exc:
+                if version is None or not _NOT_THERE.search(exc.message):
+                    raise
+                not_there.append(version)
+                self._gone[version] = time.monotonic() + self._refresh_s
+            else:
+                return Answer(version, answer, tuple(not_there))
+
+    def _choose(self, key: str | bytes | None, not_there: list[int]) -> int | None:
+        """Return a version; `None` leaves the choice to the server, which knows what is there."""
+        if self._weights is None:
+            return None
+        now = time.monotonic()
+        gone = {version for version, until in list(self._gone.items()) if until > now}
+        return self._weights.choose(self._draw, key=key, without=gone | set(not_there))
+
+    def _client(self) -> TritonClient:
+        """Return the thread's client: the HTTP library's is for one thread only."""
+        if self._shared is not None:
+            return self._shared
+        client: TritonClient | None = getattr(self._local, "client", None)
+        if client is None:
+            client = TritonClient.connect(self._url, self._options)
+            with self._clients_lock:
+                self._clients.append(client)
+            self._local.client = client
+        return client
+
+    def _refresh(self) -> None:
+        """Look the weights up when they are due; only one thread at a time does, the others go on with the old ones."""
+        if time.monotonic() < self._due or isinstance(self._source, Mapping):
+            return
+        # The very first look is waited for: afterwards old weights are better than a pause.
+        if not self._lock.acquire(blocking=self._due == 0.0):
+            return
+        try:
+            if time.monotonic() >= self._due:
+                self._weights = self._look_up()
+                self._due = time.monotonic() + self._refresh_s
+        finally:
+            self._lock.release()
+
+    def _look_up(self) -> VersionWeights | None:
+        """Ask the source; what cannot be had now leaves the weights as they are."""
+        try:
+            if self._source is None:
+                groups = self._client().model_config(self.model).instance_group
+                return published_weights(groups[0].name) if groups else None
+            if isinstance(self._source, Path):
+                return read_weights(self._source, self.model)
+            if callable(self._source):
+                return VersionWeights.of(self._source())
+        except RepoManagerError:
+            return self._weights
+        return self._weights
