@@ -1,0 +1,85 @@
+"""Whether Triton takes two configurations for the same, after it has filled in its defaults.
+
+Source: `ConfigChangeRequiresReload` and `NormalizeModelConfig` of triton-inference-server/core.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from repo_manager.triton_config import ModelConfig
+
+__all__ = ["FREE_FIELDS", "changed_config_fields"]
+
+# A change of these alone reloads nothing.
+FREE_FIELDS = ("version_policy", "instance_group")
+# Filled in on the server whatever the file says, so a file that is silent about them has not changed them.
+_FILLED_IN = {"name", "platform", "backend", "runtime", "default_model_filename"}
+# Filled in from the model where the server completes configurations (its default).
+_COMPLETED = {"input", "output", "max_batch_size"}
+_SEQUENCE_IDLE_US = 1_000_000
+
+
+def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_complete: bool = True) -> tuple[str, ...]:
+    """Return the top-level fields for whose sake a load reloads every version.
+
+    Args:
+        served: what the server says it runs the model with.
+        wanted: what config.pbtxt, or the load's own configuration, says.
+        auto_complete: whether the server completes configurations from the model; then what the file leaves out and
+            the server may have found by itself is no change.
+    """
+    theirs, ours = _normalised(served, served), _normalised(wanted, served)
+    silent = _FILLED_IN | (_COMPLETED if auto_complete else set())
+    changed = []
+    for field in theirs.DESCRIPTOR.fields:
+        name = field.name
+        is_set = _is_set(ours, field)
+        if name in FREE_FIELDS or (name in silent and not is_set):
+            continue
+        one, other = getattr(theirs, name), getattr(ours, name)
+        if _is_set(theirs, field) == is_set and one == other:
+            continue
+        if auto_complete and name in _COMPLETED and _within(other, one):
+            continue
+        if auto_complete and name == "dynamic_batching" and not is_set and _is_bare_batching(one):
+            continue
+        changed.append(name)
+    return tuple(changed)
+
+
+def _is_set(message: Any, field: Any) -> bool:
+    if field.has_presence:
+        return bool(message.HasField(field.name))
+    return bool(getattr(message, field.name))
+
+
+def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
+    """Fill in what Triton fills in; its own answer is not changed by it."""
+    message = config.message()
+    for name in ("input_pinned_memory", "output_pinned_memory"):
+        if not message.optimization.HasField(name):
+            getattr(message.optimization, name).enable = True
+    if message.HasField("dynamic_batching") and not message.dynamic_batching.preferred_batch_size:
+        batch = message.max_batch_size or served.max_batch_size
+        message.dynamic_batching.preferred_batch_size.extend([batch] * bool(batch))
+    if message.HasField("sequence_batching") and not message.sequence_batching.max_sequence_idle_microseconds:
+        message.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_US
+    return message
+
+
+def _is_bare_batching(batching: Any) -> bool:
+    """Say whether nothing is set but the default: completion turns it on for a model that has a batch axis."""
+    return [field.name for field, _ in batching.ListFields()] in ([], ["preferred_batch_size"])
+
+
+def _within(ours: Any, theirs: Any) -> bool:
+    """Say whether everything that one list of tensors, or number, says is so in the other."""
+    if not hasattr(ours, "__len__"):
+        return bool(ours == theirs)
+    by_name = {tensor.name: tensor for tensor in theirs}
+    return all(
+        tensor.name in by_name
+        and all(value == getattr(by_name[tensor.name], field.name) for field, value in tensor.ListFields())
+        for tensor in ours
+    )
