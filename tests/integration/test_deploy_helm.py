@@ -1,4 +1,4 @@
-"""The Helm chart: rendered by the real helm, held to strict schemas and rules of our own, its arguments run by Triton."""
+"""The Helm chart: rendered by the real helm, held to schemas and rules of our own, its arguments run by Triton."""
 
 from __future__ import annotations
 
