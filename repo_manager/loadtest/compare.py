@@ -9,6 +9,7 @@ difference would find one in noise.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from repo_manager.loadtest.pool import WorkerPool, default_workers
 from repo_manager.loadtest.ratio import ratio_interval
 from repo_manager.loadtest.recorder import Slice
 from repo_manager.loadtest.run import default_metrics_url, environment, jobs_of
+from repo_manager.loadtest.shared_memory import shared_samples
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire import Endpoint
 
@@ -86,10 +88,11 @@ def compare(
     """
     begin, plan = time.monotonic(), plan or ComparePlan()
     level = _level_of(a)
-    sides = (_side(a), _side(b))
     order = np.random.default_rng(plan.seed).integers(0, 2, plan.pairs)
     blocks: tuple[list[_Block], list[_Block]] = ([], [])
-    with WorkerPool(a.workers or default_workers()) as pool:
+    with contextlib.ExitStack() as stack:
+        sides = (_side(a, stack), _side(b, stack))
+        pool = stack.enter_context(WorkerPool(a.workers or default_workers()))
         for pair in range(plan.pairs):
             for side in (order[pair], 1 - order[pair]):
                 blocks[side].append(_run_block(pool, level, sides[side], plan))
@@ -142,10 +145,12 @@ def _level_of(options: LoadTestOptions) -> Level:
     raise UsageError("a comparison needs one concurrency or one rate")
 
 
-def _side(options: LoadTestOptions) -> _Side:
+def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
     target = connect(options)
     facts = target.facts()
-    endpoint = build_endpoint(facts, make_samples(facts, options), options)
+    samples = make_samples(facts, options)
+    placement = stack.enter_context(shared_samples(target, facts, samples, options))
+    endpoint = build_endpoint(facts, samples, options, placement)
     return _Side(options, target, facts, endpoint, MetricsSource(options.metrics_url or default_metrics_url(options)))
 
 

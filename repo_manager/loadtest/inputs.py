@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 
-__all__ = ["NUMPY_OF_TRITON", "Sample", "make_samples", "resolve_shapes"]
+__all__ = ["NUMPY_OF_TRITON", "Sample", "elements_of", "make_samples", "raw_bytes", "resolve_shapes"]
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Array]
@@ -105,8 +106,7 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
 
 
 def _size_bytes(item: InputFacts, shape: tuple[int, ...]) -> int:
-    elements = int(np.prod(shape, dtype=np.int64)) if shape else 1
-    return elements * (12 if item.datatype == "BYTES" else NUMPY_OF_TRITON[item.datatype].itemsize)
+    return elements_of(shape) * (12 if item.datatype == "BYTES" else NUMPY_OF_TRITON[item.datatype].itemsize)
 
 
 def _random(datatype: str, shape: tuple[int, ...], rng: np.random.Generator, int_range: tuple[int, int]) -> Array:
@@ -242,3 +242,15 @@ def _batched(rows: list[Sample], path: Path, facts: TargetFacts, options: LoadTe
         return [{name: np.stack([row[name] for row in group]) for name in group[0]} for group in groups]
     except ValueError as exc:
         raise InputError(f"{path}: samples of different shapes cannot share a batch of {size}: {exc}") from exc
+
+
+def raw_bytes(array: Array) -> bytes:
+    """Return Triton's binary form: little-endian elements in C order; BYTES as 4-byte lengths and contents."""
+    if array.dtype == object:
+        return b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def elements_of(shape: Sequence[int]) -> int:
+    """Return how many elements a shape without dynamic dimensions has."""
+    return int(np.prod(shape, dtype=np.int64)) if shape else 1

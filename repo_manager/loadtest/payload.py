@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import struct
 import urllib.parse
-
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest.inputs import Array, Sample
+from repo_manager.loadtest.inputs import Sample, raw_bytes
 from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.shared_memory import Area, Placement
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire import Endpoint
 from repo_manager.optional import require
 
-__all__ = ["build_endpoint", "raw_bytes"]
+__all__ = ["build_endpoint"]
 
 _GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-def raw_bytes(array: Array) -> bytes:
-    """Return Triton's binary form: little-endian elements in C order; BYTES as 4-byte lengths and contents."""
-    if array.dtype == object:
-        return b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
-    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def build_endpoint(facts: TargetFacts, samples: list[Sample], options: LoadTestOptions) -> Endpoint:
+def build_endpoint(
+    facts: TargetFacts, samples: list[Sample], options: LoadTestOptions, placement: Placement | None = None
+) -> Endpoint:
     """Return the endpoint with one prebuilt message a sample.
+
+    Args:
+        facts: the model.
+        samples: inputs of each request.
+        options: of the load test.
+        placement: where the tensors lie in shared memory; `None` puts them into the messages.
 
     Raises:
         UsageError: the model is decoupled or takes sequences, whose requests are no independent calls.
@@ -39,7 +41,11 @@ def build_endpoint(facts: TargetFacts, samples: list[Sample], options: LoadTestO
     types = {item.name: item.datatype for item in facts.inputs}
     host, port = options.address
     grpc = options.wire == "grpc"
-    built = [_grpc_message(sample, types, options) if grpc else _http_body(sample, types) for sample in samples]
+    places = [_Places.of(placement, number) for number in range(len(samples))]
+    built = [
+        _grpc_message(sample, types, options, place) if grpc else _http_body(sample, types, place)
+        for sample, place in zip(samples, places, strict=True)
+    ]
     return Endpoint(
         host=host,
         port=port,
@@ -59,7 +65,33 @@ def _http_path(options: LoadTestOptions) -> str:
     return f"/v2/models/{urllib.parse.quote(options.model, safe='')}{version}/infer"
 
 
-def _grpc_message(sample: Sample, types: dict[str, str], options: LoadTestOptions) -> tuple[bytes, int]:
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where one request's tensors lie; `region` is empty when they travel in the message."""
+
+    region: str
+    inputs: Mapping[str, Area]
+    outputs: Mapping[str, Area]
+
+    @classmethod
+    def of(cls, placement: Placement | None, number: int) -> _Places:
+        if placement is None:
+            return cls("", {}, {})
+        outputs = placement.outputs[number] if placement.outputs else {}
+        return cls(placement.region, placement.inputs[number], outputs)
+
+    def parameters(self, area: Area) -> dict[str, str | int]:
+        """As the protocol's extension for system shared memory names them."""
+        return {
+            "shared_memory_region": self.region,
+            "shared_memory_offset": area.offset,
+            "shared_memory_byte_size": area.size,
+        }
+
+
+def _grpc_message(
+    sample: Sample, types: dict[str, str], options: LoadTestOptions, places: _Places
+) -> tuple[bytes, int]:
     messages = require("tritonclient.grpc.service_pb2")
     request = messages.ModelInferRequest(
         model_name=options.model, model_version="" if options.version is None else str(options.version)
@@ -68,23 +100,44 @@ def _grpc_message(sample: Sample, types: dict[str, str], options: LoadTestOption
         tensor = request.inputs.add()
         tensor.name, tensor.datatype = name, types[name]
         tensor.shape.extend(array.shape)
-        request.raw_input_contents.append(raw_bytes(array))
+        if name in places.inputs:
+            _set_parameters(tensor, places.parameters(places.inputs[name]))
+        else:
+            request.raw_input_contents.append(raw_bytes(array))
+    for name, area in places.outputs.items():
+        output = request.outputs.add()
+        output.name = name
+        _set_parameters(output, places.parameters(area))
     return request.SerializeToString(), 0
 
 
-def _http_body(sample: Sample, types: dict[str, str]) -> tuple[bytes, int]:
-    raw = {name: raw_bytes(array) for name, array in sample.items()}
+def _set_parameters(tensor: Any, parameters: Mapping[str, str | int]) -> None:
+    for name, value in parameters.items():
+        if isinstance(value, str):
+            tensor.parameters[name].string_param = value
+        else:
+            tensor.parameters[name].int64_param = value
+
+
+def _http_body(sample: Sample, types: dict[str, str], places: _Places) -> tuple[bytes, int]:
+    raw = {name: b"" if name in places.inputs else raw_bytes(array) for name, array in sample.items()}
     document = {
         "inputs": [
             {
                 "name": name,
                 "shape": list(array.shape),
                 "datatype": types[name],
-                "parameters": {"binary_data_size": len(raw[name])},
+                "parameters": places.parameters(places.inputs[name])
+                if name in places.inputs
+                else {"binary_data_size": len(raw[name])},
             }
             for name, array in sample.items()
         ],
         "parameters": {"binary_data_output": True},
     }
+    if places.outputs:
+        document["outputs"] = [
+            {"name": name, "parameters": places.parameters(area)} for name, area in places.outputs.items()
+        ]
     header = json.dumps(document).encode()
     return header + b"".join(raw.values()), len(header)

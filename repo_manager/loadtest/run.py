@@ -23,6 +23,7 @@ from repo_manager.loadtest.pool import WorkerPool, default_workers
 from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, Progress
 from repo_manager.loadtest.saturation import find_knee, is_saturated
 from repo_manager.loadtest.schedule import Schedule, load_replay
+from repo_manager.loadtest.shared_memory import shared_samples
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire import Endpoint
 from repo_manager.types import as_json
@@ -60,9 +61,12 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
         points = _levels(options, lambda level: run_perf_analyzer(binary, level, facts, options), progress)
     else:
         samples = make_samples(facts, options)
-        endpoint = build_endpoint(facts, samples, options)
         notes += _notes(facts, len(samples), options)
-        with WorkerPool(options.workers or default_workers()) as pool:
+        with (
+            shared_samples(target, facts, samples, options) as placement,
+            WorkerPool(options.workers or default_workers()) as pool,
+        ):
+            endpoint = build_endpoint(facts, samples, options, placement)
             metrics = MetricsSource(options.metrics_url or default_metrics_url(options))
             points = _levels(
                 options,

@@ -19,12 +19,13 @@ from repo_manager.optional import require
 __all__ = ["InputFacts", "ModelStatistics", "Target", "TargetFacts", "connect"]
 
 _TIMEOUT_S = 10.0
+_MEMORY_QUESTIONS = ("register", "unregister", "regions")
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output", "success", "fail")
 
 
 @dataclasses.dataclass(frozen=True)
 class InputFacts:
-    """One input as the server describes it.
+    """One input (or output) as the server describes it.
 
     Attributes:
         name: the input's name.
@@ -46,6 +47,7 @@ class TargetFacts:
     Attributes:
         max_batch_size: 0 when the model has no batch axis of Triton's.
         response_cache: whether answers may come from the server's response cache.
+        output_facts: the outputs with their types and shapes.
     """
 
     url: str
@@ -62,6 +64,7 @@ class TargetFacts:
     dynamic_batching: bool
     decoupled: bool
     sequence: bool
+    output_facts: tuple[InputFacts, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +80,14 @@ class ModelStatistics:
     batches: Mapping[int, int]
 
 
+Call = Callable[[str, Mapping[str, Any]], dict[str, Any]]
+"""Asks one of the protocol's questions, with arguments where it has any."""
+
+
 class Target:
     """Asks one server about one model; `call` is the protocol's own way to ask."""
 
-    def __init__(self, options: LoadTestOptions, call: Callable[[str], dict[str, Any]]) -> None:
+    def __init__(self, options: LoadTestOptions, call: Call) -> None:
         self._options = options
         self._call = call
 
@@ -91,7 +98,7 @@ class Target:
             ServerUnreachableError: no answer.
             ServerRefusedError: unknown model or version, or not ready.
         """
-        server, metadata, config = self._call("server"), self._call("metadata"), self._call("config")
+        server, metadata, config = (self._call(question, {}) for question in ("server", "metadata", "config"))
         config = config.get("config", config)
         batch = int(config.get("max_batch_size", 0))
         optional = {item["name"] for item in config.get("input", []) if item.get("optional")}
@@ -110,6 +117,7 @@ class Target:
             dynamic_batching="dynamic_batching" in config,
             decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled")),
             sequence="sequence_batching" in config,
+            output_facts=tuple(_input(item, batch, set()) for item in metadata.get("outputs", [])),
         )
 
     def statistics(self) -> ModelStatistics:
@@ -118,7 +126,7 @@ class Target:
         Raises:
             ServerError: as `facts`.
         """
-        models = self._call("statistics").get("model_stats", [])
+        models = self._call("statistics", {}).get("model_stats", [])
         stage_ns = dict.fromkeys(_STAGES, 0)
         batches: dict[int, int] = {}
         counts = {"requests": 0, "failures": 0, "cache_hits": 0}
@@ -141,6 +149,24 @@ class Target:
             batches=batches,
         )
 
+    def register_memory(self, name: str, key: str, size_bytes: int) -> None:
+        """Let the server map the POSIX shared memory `key` as region `name`.
+
+        Raises:
+            ServerError: it cannot, or is not allowed to.
+        """
+        self._call("register", {"name": name, "key": key, "byte_size": size_bytes})
+
+    def unregister_memory(self, name: str) -> None:
+        """Let the server forget a region. Raises as `register_memory`."""
+        self._call("unregister", {"name": name})
+
+    def registered_memory(self) -> tuple[str, ...]:
+        """Return the names of the regions that the server maps. Raises as `register_memory`."""
+        answer = self._call("regions", {})
+        regions = answer.get("regions", [])  # gRPC: a mapping by name; HTTP: a list, as the whole answer
+        return tuple(str(one) if isinstance(one, str) else str(one["name"]) for one in regions)
+
 
 def _newest(versions: list[str]) -> str:
     return max(versions, key=lambda text: int(text) if text.isdigit() else -1, default="")
@@ -158,7 +184,7 @@ def connect(options: LoadTestOptions) -> Target:
     return Target(options, _grpc_call(options) if options.wire == "grpc" else _http_call(options))
 
 
-def _grpc_call(options: LoadTestOptions) -> Callable[[str], dict[str, Any]]:
+def _grpc_call(options: LoadTestOptions) -> Call:
     grpc = require("grpc")
     messages = require("tritonclient.grpc.service_pb2")
     services = require("tritonclient.grpc.service_pb2_grpc")
@@ -168,24 +194,28 @@ def _grpc_call(options: LoadTestOptions) -> Callable[[str], dict[str, Any]]:
     stub = services.GRPCInferenceServiceStub(_channel(grpc, address, options))
     named = {"name": options.model, "version": "" if options.version is None else str(options.version)}
     questions = {
-        "server": (stub.ServerMetadata, messages.ServerMetadataRequest()),
-        "metadata": (stub.ModelMetadata, messages.ModelMetadataRequest(**named)),
-        "config": (stub.ModelConfig, messages.ModelConfigRequest(**named)),
-        "statistics": (stub.ModelStatistics, messages.ModelStatisticsRequest(**named)),
+        "server": (stub.ServerMetadata, messages.ServerMetadataRequest, {}),
+        "metadata": (stub.ModelMetadata, messages.ModelMetadataRequest, named),
+        "config": (stub.ModelConfig, messages.ModelConfigRequest, named),
+        "statistics": (stub.ModelStatistics, messages.ModelStatisticsRequest, named),
+        "register": (stub.SystemSharedMemoryRegister, messages.SystemSharedMemoryRegisterRequest, {}),
+        "unregister": (stub.SystemSharedMemoryUnregister, messages.SystemSharedMemoryUnregisterRequest, {}),
+        "regions": (stub.SystemSharedMemoryStatus, messages.SystemSharedMemoryStatusRequest, {}),
     }
     headers = tuple(options.headers.items())
 
-    def call(question: str) -> dict[str, Any]:
-        method, request = questions[question]
+    def call(question: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        method, request, usual = questions[question]
         try:
             answer: dict[str, Any] = to_dict(
-                method(request, timeout=_TIMEOUT_S, metadata=headers), preserving_proto_field_name=True
+                method(request(**usual, **arguments), timeout=_TIMEOUT_S, metadata=headers),
+                preserving_proto_field_name=True,
             )
         except grpc.RpcError as exc:
             code, details = exc.code().name, exc.details()
             if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and "model" not in str(details).lower():
                 raise _unreachable(options, details) from exc
-            raise _refused(options, f"{code}: {details}") from exc
+            raise _refused(options, question, f"{code}: {details}") from exc
         return answer
 
     return call
@@ -233,28 +263,40 @@ class NamedHttpsConnection(http.client.HTTPSConnection):
         self.sock = tls_context(self._files).wrap_socket(plain, server_hostname=self._files.server_name or self.host)
 
 
-def _http_call(options: LoadTestOptions) -> Callable[[str], dict[str, Any]]:
+def _http_call(options: LoadTestOptions) -> Call:
     model = f"/v2/models/{urllib.parse.quote(options.model, safe='')}"
     if options.version is not None:
         model += f"/versions/{options.version}"
-    paths = {"server": "/v2", "metadata": model, "config": f"{model}/config", "statistics": f"{model}/stats"}
+    memory = "/v2/systemsharedmemory"
+    paths = {
+        "server": "/v2",
+        "metadata": model,
+        "config": f"{model}/config",
+        "statistics": f"{model}/stats",
+        "register": memory + "/region/{name}/register",
+        "unregister": memory + "/region/{name}/unregister",
+        "regions": f"{memory}/status",
+    }
 
-    def call(question: str) -> dict[str, Any]:
-        connection = _http_connection(options)
+    def call(question: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        connection, headers = _http_connection(options), dict(options.headers)
+        sent = {"offset": 0, **arguments}
+        name = sent.pop("name", None)
+        method, path = ("GET", paths[question]) if name is None else ("POST", paths[question].replace("{name}", name))
         try:
-            connection.request("GET", paths[question], headers=dict(options.headers))
+            connection.request(method, path, None if name is None else json.dumps(sent), headers)
             answer = connection.getresponse()
             text = answer.read().decode("utf-8", "replace")
-            data = json.loads(text)
+            data = json.loads(text or "{}")
         except (OSError, http.client.HTTPException) as exc:
             raise _unreachable(options, exc) from exc
         except ValueError as exc:
-            raise _refused(options, f"HTTP {answer.status} without JSON: {text[:200]!r}") from exc
+            raise _refused(options, question, f"HTTP {answer.status} without JSON: {text[:200]!r}") from exc
         finally:
             connection.close()
         if answer.status != 200:
-            raise _refused(options, f"HTTP {answer.status}: {data.get('error', text[:200])}")
-        result: dict[str, Any] = data
+            raise _refused(options, question, f"HTTP {answer.status}: {data.get('error', text[:200])}")
+        result: dict[str, Any] = data if isinstance(data, dict) else {"regions": data}
         return result
 
     return call
@@ -267,7 +309,9 @@ def _unreachable(options: LoadTestOptions, reason: object) -> ServerUnreachableE
     )
 
 
-def _refused(options: LoadTestOptions, reason: str) -> ServerRefusedError:
+def _refused(options: LoadTestOptions, question: str, reason: str) -> ServerRefusedError:
+    if question in _MEMORY_QUESTIONS:
+        return ServerRefusedError(f"{options.url} did not {question} shared memory: {reason}")
     wanted = options.model if options.version is None else f"{options.model} version {options.version}"
     return ServerRefusedError(
         f"{options.url} did not describe the model {wanted}: {reason}",
