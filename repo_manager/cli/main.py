@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 
 import repo_manager
-from repo_manager.cli import compare, doctor, loadtest, maintain, model, quickstart, repository, rollout, serve, sign
+from repo_manager.cli import (
+    add,
+    compare,
+    doctor,
+    loadtest,
+    maintain,
+    model,
+    quickstart,
+    repository,
+    rollout,
+    serve,
+    sign,
+)
 from repo_manager.errors import RepoManagerError
 
 __all__ = ["app", "main"]
@@ -50,7 +62,7 @@ def _root(
     """Hold the options that stand before a command."""
 
 
-for _module in (quickstart, model, repository, maintain, sign, serve, rollout, loadtest, compare, doctor):
+for _module in (quickstart, model, add, repository, maintain, sign, serve, rollout, loadtest, compare, doctor):
     _module.register(app)
 
 

@@ -9,6 +9,7 @@ from repo_manager.engine.fit import FitProblem, FitTarget, PlanFacts, check_fit,
 from repo_manager.engine.fit_check import check_version_fit, fit_target_of
 from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.engine.layer_precision import LayerPrecision
+from repo_manager.engine.layer_times import join_times, layer_times_of, measure_layer_times
 from repo_manager.engine.layers import EngineLayer
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.plan_header import PlanHeader, read_plan_header
@@ -59,6 +60,9 @@ __all__ = [
     "find_gpus",
     "fit_target_of",
     "join_evidence",
+    "join_times",
+    "layer_times_of",
+    "measure_layer_times",
     "parse_config_names",
     "parse_for",
     "parse_shape_range",

@@ -72,6 +72,9 @@ class LayerEvidence:
         chosen: whether a sparse kernel was chosen; `None`: not reported by this builder.
         tactic: the kernel's name, empty when it is not known.
         reason: where it stopped, in words.
+        time_sparse_ns: of the engine layer, measured on the GPU; `None`: not measured, or not listed.
+        time_dense_ns: of the same node's layer in the dense twin; likewise. A fused layer's time is counted in the
+            row of each of its nodes.
     """
 
     layer: str
@@ -82,6 +85,8 @@ class LayerEvidence:
     chosen: bool | None
     tactic: str
     reason: str
+    time_sparse_ns: int | None = None
+    time_dense_ns: int | None = None
 
 
 def read_evidence(messages: Iterable[str]) -> BuilderEvidence:

@@ -2,133 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import itertools
 import platform
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 import repo_manager
-from repo_manager.engine import BackendChoice, EngineOptions, EngineSource, build_artifact, choose_backend, find_gpus
+from repo_manager.engine import FitProblem, FitTarget, check_version_fit, choose_backend, find_gpus
+from repo_manager.engine.plan_header import HEADER_BYTES
+from repo_manager.engine.progress import BuildProgress
 from repo_manager.errors import GateError
-from repo_manager.onnx_model import (
-    BatchAxis,
-    Model,
-    Session,
-    Signature,
-    find_batch_axis,
-    find_sizes,
-    index_limits,
-    load_model,
-    natural_inputs,
-    save_model,
-    signature_of,
-)
-from repo_manager.pipeline.golden import GoldenFacts, golden_sample
-from repo_manager.precision import CalibrationData, Conversion, ConvertOptions, convert, load_calibration
-from repo_manager.repository import Location, plan_publish, publish, read_config_bytes, validate_model_name
-from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
-from repo_manager.sparsity import PruneReport, SparsityReport, prune, sparsity_report
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    ConfigOptions,
-    derive_config,
-    format_config,
-    parse_config,
-    served_signature,
-)
-from repo_manager.types import Backend, Precision, as_json
+from repo_manager.onnx_model import Model, load_model, save_model
+from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
+from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
+from repo_manager.pipeline.prepare import Prepared, Watch, build_version, convert_model
+from repo_manager.pipeline.serving_config import check_backend_options
+from repo_manager.repository import Location, plan_publish, publish, validate_model_name
+from repo_manager.sparsity import PruneReport, prune, sparsity_report
+from repo_manager.triton_config import format_config
+from repo_manager.types import as_json
 
 __all__ = ["AddOptions", "Added", "SparsityMode", "add"]
 
 Report = Callable[[str], None]
 
 
-class SparsityMode(str, enum.Enum):
-    """What `add` does about weights that are not 2:4."""
-
-    REQUIRE = "require"
-    REPORT = "report"
-    PRUNE = "prune"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclasses.dataclass(frozen=True)
-class AddOptions:
-    """Options of `add`.
-
-    Attributes:
-        precision: what the published version computes in.
-        backend: `auto` or a `Backend`'s name.
-        sparsity: whether weights that are not 2:4 stop the command, are reported, or are pruned.
-        calibration: .npz file, folder of .npy, ...; INT8 needs it. The other precisions measure
-            their drift on it, instead of on made-up inputs, when it is given.
-        config: what config.pbtxt says beyond what the model decides.
-        engine: how an engine is built; the onnxruntime backend has none.
-        convert: gates and exceptions of the conversion.
-        dry_run: do everything except publishing.
-    """
-
-    precision: Precision = Precision.FP32
-    backend: str = "auto"
-    sparsity: SparsityMode = SparsityMode.REPORT
-    calibration: str | None = None
-    config: ConfigOptions = dataclasses.field(default_factory=ConfigOptions)
-    engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
-    convert: ConvertOptions = dataclasses.field(default_factory=ConvertOptions)
-    dry_run: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Added:
-    """What `add` did.
-
-    Attributes:
-        name: the model's name.
-        version: the new version's number; with `dry_run` the one it would get.
-        path: the version's folder; with `dry_run` where it would be.
-        published: false with `dry_run`.
-        backend: and why it was chosen.
-        batch_axis: whether the model has one, and how that was found out.
-        sparsity: of the published weights.
-        pruned: what pruning did, when it was asked for.
-        conversion: its checks and its drift against the source.
-        golden: how a server's answer is compared.
-        config: the config.pbtxt of the model.
-        engine: what is known of the engine: library, per-layer precision and sparsity evidence.
-        files: names in the version's folder.
-    """
-
-    name: str
-    version: int
-    path: Location
-    published: bool
-    backend: BackendChoice
-    batch_axis: BatchAxis
-    sparsity: SparsityReport
-    pruned: PruneReport | None
-    conversion: Conversion
-    golden: GoldenFacts
-    config: str
-    engine: Mapping[str, Any]
-    files: tuple[str, ...]
-
-
 def add(
-    path: Path, name: str, repository: Location, options: AddOptions | None = None, *, report: Report = lambda _: None
+    path: Path,
+    name: str,
+    repository: Location,
+    options: AddOptions | None = None,
+    *,
+    report: Report = lambda _: None,
+    progress: BuildProgress | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Added:
     """Convert a model, check the result, and publish it as the next version of `name`.
 
-    The version is not served until `deploy`. On any error the repository is as it was.
+    The version is not served until `deploy`. On any error the repository is as it was. Controls are published before
+    the model itself, each in one step.
 
     Args:
         path: an ONNX file.
@@ -136,28 +52,30 @@ def add(
         repository: the model repository's root; created when missing.
         options: `None` takes the defaults.
         report: told what is being done.
+        progress: told about the steps of an engine's build, in the building thread.
+        cancelled: set it from another thread to stop a build. Ctrl-C does.
 
     Raises:
         InputError: the model, the calibration data or the repository is bad.
-        GateError: weights are not 2:4 with `SparsityMode.REQUIRE`, or the conversion failed a check.
+        GateError: weights are not 2:4 with `SparsityMode.REQUIRE`, the conversion failed a check, or the engine will
+            not load on `AddOptions.target`.
     """
-    options = options or AddOptions()
+    options, watch = options or AddOptions(), Watch(report, progress, cancelled)
     validate_model_name(name)
     choice = choose_backend(options.backend)
+    check_backend_options(options, choice.backend)
     report(f"Reading {path}")
     source = load_model(path)
     with tempfile.TemporaryDirectory(prefix="repo-manager-add-") as folder:
-        work = Path(folder)
-        model, pruned = _sparse(source, options.sparsity, work, report)
-        return _add_model(source, model, pruned, _Target(name, repository, choice, work), options, report)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Target:
-    name: str
-    repository: Location
-    choice: BackendChoice
-    work: Path
+        target = Target(name, repository, choice, Path(folder))
+        model, pruned = _sparse(source, options.sparsity, target.work, report)
+        converted = convert_model(model, target, options, watch)
+        report(f"Building for the {choice.backend} backend ({choice.reason})")
+        version = build_version(converted, target, options, watch)
+        fit = _check_fit(version, options.target)
+        controls = build_controls(version, options, watch) if options.control else ()
+        version = with_layer_times(version, controls)
+        return _publish(source, pruned, version, controls, fit, options, report)
 
 
 def _sparse(model: Model, mode: SparsityMode, work: Path, report: Report) -> tuple[Model, PruneReport | None]:
@@ -181,97 +99,92 @@ def _sparse(model: Model, mode: SparsityMode, work: Path, report: Report) -> tup
     return model, None
 
 
-def _add_model(
-    source: Model, model: Model, pruned: PruneReport | None, target: _Target, options: AddOptions, report: Report
+def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem, ...]:
+    """Compare the engines with the server that they are for.
+
+    Raises:
+        GateError: they would not load there.
+    """
+    if target is None:
+        return ()
+    heads = {}
+    for name, path in version.artifact.files.items():
+        with path.open("rb") as file:
+            heads[name] = file.read(HEADER_BYTES)
+    problems = check_version_fit(heads, {"engine": as_json(version.artifact.facts)}, target)
+    blocking = [problem for problem in problems if problem.blocks]
+    if blocking:
+        rows = "\n".join(f"  {problem.message}" for problem in blocking)
+        raise GateError(f"{version.target.name}: this engine will not load there:\n{rows}", hint=blocking[0].hint)
+    return problems
+
+
+def _publish(
+    source: Model,
+    pruned: PruneReport | None,
+    version: Prepared,
+    controls: tuple[PreparedControl, ...],
+    fit: tuple[FitProblem, ...],
+    options: AddOptions,
+    report: Report,
 ) -> Added:
-    signature = signature_of(model)
-    calibration = None if options.calibration is None else load_calibration(options.calibration, signature)
-    axis = find_batch_axis(model, signature, _two_rows(calibration))
-    sample = _sample(model, signature, calibration)
-    chosen = _config_options(options.config, target, sample, batched=axis.batched)
-    # Before the long work, for what is wrong by then; and after it, for the shapes of what is served.
-    derive_config(target.name, signature, axis, target.choice.backend, chosen)
-    report(f"Converting to {options.precision}")
-    output = target.work / "converted" / "model.onnx"
-    output.parent.mkdir()
-    conversion = convert(model, options.precision, output, calibration=calibration, options=options.convert)
-    report(f"Building for the {target.choice.backend} backend ({target.choice.reason})")
-    served = served_signature(signature, output) if target.choice.backend is Backend.ONNXRUNTIME else signature
-    config = derive_config(target.name, served, axis, target.choice.backend, chosen)
-    shapes = {name: array.shape for name, array in sample.items()}
-    artifact = build_artifact(
-        conversion.files,
-        target.choice.backend,
-        source=EngineSource(options.precision, axis.batched, config.max_batch_size, conversion.sparsity, shapes),
-        options=options.engine,
-    )
-    golden, golden_facts = golden_sample(output, sample, options.precision)
-    golden_path = target.work / GOLDEN_FILE_NAME
-    write_golden(golden_path, golden)
-    files: dict[str, Path] = {**artifact.files, GOLDEN_FILE_NAME: golden_path}
-    if options.dry_run:
-        version = plan_publish(target.repository, target.name, files, config).version
-    else:
-        report(f"Publishing {target.name}")
-        details = _details(source, conversion, pruned, golden_facts, artifact.facts)
-        version = publish(target.repository, target.name, files, config, details).version
+    """Publish the controls, then the model: where the model is, its controls are."""
+    beside = tuple(_publish_control(source, pruned, version, control, options, report) for control in controls)
+    details = _details(source, version, pruned)
+    if beside:
+        details["controls"] = {control.name: control.version for control in beside}
+    number = _publish_one(version, details, options, report)
     return Added(
-        name=target.name,
-        version=version,
-        path=target.repository / target.name / str(version),
+        name=version.target.name,
+        version=number,
+        path=version.target.repository / version.target.name / str(number),
         published=not options.dry_run,
-        backend=target.choice,
-        batch_axis=axis,
-        sparsity=conversion.sparsity,
+        backend=version.target.choice,
+        batch_axis=version.converted.axis,
+        sparsity=version.converted.conversion.sparsity,
         pruned=pruned,
-        conversion=conversion,
-        golden=golden_facts,
-        config=format_config(config),
-        engine=artifact.facts,
-        files=tuple(files),
+        conversion=version.converted.conversion,
+        golden=version.golden,
+        config=format_config(version.config),
+        config_kept=version.config_kept,
+        engine=version.artifact.facts,
+        fit=fit,
+        controls=beside,
+        files=tuple(version.files),
     )
 
 
-def _config_options(
-    options: ConfigOptions, target: _Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
-) -> ConfigOptions:
-    """Fill in what was not asked for: the existing model's largest batch, and the sample's sizes for warm-up."""
-    size = options.max_batch_size
-    existing = read_config_bytes(target.repository, target.name) if size is None and batched else None
-    if existing is not None:
-        where = str(target.repository / target.name / CONFIG_FILENAME)
-        size = parse_config(existing.decode(errors="replace"), where=where).max_batch_size
-    skip = 1 if batched and size != 0 else 0
-    shapes = {name: tuple(array.shape[skip:]) for name, array in sample.items()}
-    return dataclasses.replace(options, max_batch_size=size, warmup_shapes={**shapes, **options.warmup_shapes})
+def _publish_control(
+    source: Model,
+    pruned: PruneReport | None,
+    version: Prepared,
+    control: PreparedControl,
+    options: AddOptions,
+    report: Report,
+) -> Control:
+    details = _details(source, control.version, pruned)
+    details["control"] = {
+        "of": version.target.name,
+        "dense": control.twin.dense,
+        "sparse_kernels_offered": control.twin.sparse_flag,
+        "filled_weights": control.filled,
+        "purpose": control.twin.purpose,
+    }
+    return control.published_as(_publish_one(control.version, details, options, report))
 
 
-def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | None:
-    """Return two real samples stacked, to try a batch on; `None` where there are none of one shape."""
-    rows = [] if calibration is None else list(itertools.islice(calibration.batches(), 2))
-    shapes = {tuple((name, array.shape) for name, array in row.items()) for row in rows}
-    if len(rows) < 2 or len(shapes) > 1 or any(array.ndim == 0 for array in rows[0].values()):
-        return None
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+def _publish_one(version: Prepared, details: Mapping[str, Any], options: AddOptions, report: Report) -> int:
+    """Return the number that the version got, or would get."""
+    target = version.target
+    if options.dry_run:
+        return plan_publish(target.repository, target.name, version.files, version.config).version
+    report(f"Publishing {target.name}")
+    return publish(target.repository, target.name, version.files, version.config, details).version
 
 
-def _sample(model: Model, signature: Signature, calibration: CalibrationData | None) -> Mapping[str, NDArray[Any]]:
-    """Return one input of each kind: real data where there is some."""
-    if calibration is not None:
-        return next(calibration.batches())
-    sizes = find_sizes(Session(model), signature) if _has_free_sizes(signature) else {}
-    return natural_inputs(signature, batch=1, sizes=sizes, limits=index_limits(model))
-
-
-def _has_free_sizes(signature: Signature) -> bool:
-    """Say whether any axis behind the first one is dynamic, so that its size has to be found."""
-    return any(not isinstance(dim, int) for spec in signature.inputs for dim in (spec.shape or ())[1:])
-
-
-def _details(
-    source: Model, conversion: Conversion, pruned: PruneReport | None, golden: GoldenFacts, engine: Mapping[str, Any]
-) -> dict[str, Any]:
+def _details(source: Model, version: Prepared, pruned: PruneReport | None) -> dict[str, Any]:
     """Collect what the manifest records beyond the files."""
+    conversion = version.converted.conversion
     converted = as_json(conversion)
     sparsity = converted.pop("sparsity")
     converted["files"] = [path.name for path in conversion.files]  # where they lay meanwhile is nobody's business
@@ -281,8 +194,8 @@ def _details(
         "pruned": pruned,
         "sparsity": sparsity,
         "conversion": converted,
-        "engine": engine,
-        "golden": golden,
+        "engine": version.artifact.facts,
+        "golden": version.golden,
         "tools": {
             "repo-manager": repo_manager.__version__,
             "python": platform.python_version(),

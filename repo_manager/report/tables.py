@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
 
 __all__ = [
-    "added_view",
     "conversion_view",
     "format_bytes",
     "format_count",
@@ -107,45 +106,6 @@ def inspection_view(inspection: Any) -> list[RenderableType]:
         ]
     )
     return [facts, *sparsity_view(inspection.sparsity)]
-
-
-def added_view(added: Any) -> list[RenderableType]:
-    """Show a `pipeline.Added`."""
-    totals = added.sparsity.totals
-    valid = f"{len(added.sparsity.valid)} of {len(added.sparsity.layers)} layers hold the 2:4 pattern"
-    if totals.parameters:
-        valid += f", {format_share(totals.valid_parameters / totals.parameters)} of their parameters"
-    pairs: list[tuple[str, object]] = [
-        ("version" if added.published else "would be version", f"{added.name}:{added.version}"),
-        ("folder", added.path),
-        ("backend", f"{added.backend.backend} ({added.backend.reason})"),
-        ("batch axis", f"{added.batch_axis.kind}: {added.batch_axis.reason}"),
-        ("sparsity", valid),
-    ]
-    layers = added.engine.get("layers")
-    evidence = [_evidence(layers)] if layers else []
-    if added.golden.unreproducible:
-        pairs.append(("not compared", f"outputs that differ from run to run: {', '.join(added.golden.unreproducible)}"))
-    views: list[RenderableType] = [*conversion_view(added.conversion), *evidence, key_values(pairs)]
-    if added.published:
-        views.append(Text(f"No server serves it yet. Next: repo-manager deploy {added.name}:{added.version}"))
-    else:
-        views.append(Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}"))
-    return views
-
-
-def _evidence(layers: Sequence[Any]) -> RenderableType:
-    """Show how far each weight got towards a sparse kernel; nothing is said that the builder did not say."""
-    said = {True: "yes", False: "no", None: "not reported"}
-    rows = [
-        [
-            *(layer.layer, layer.op_type, layer.pattern, said[layer.eligible], said[layer.chosen]),
-            *(layer.tactic or "-", layer.reason),
-        ]
-        for layer in layers
-    ]
-    columns = ["layer", "operator", "2:4 pattern", "eligible", "chosen", "tactic", "where it stopped"]
-    return make_table("Sparse kernels in the engine", columns, rows)
 
 
 def sparsity_view(report: SparsityReport) -> list[RenderableType]:

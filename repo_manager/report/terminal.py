@@ -31,6 +31,16 @@ class Terminal:
         self._out = _console(sys.stdout)
         self._err = _console(sys.stderr)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether stderr is a terminal that a bar can be drawn on."""
+        return not self.quiet and self._err.is_terminal
+
+    @property
+    def console(self) -> Console:
+        """The console of stderr, for what draws on it live."""
+        return self._err
+
     def progress(self, message: str) -> None:
         """Say on stderr what is being done now."""
         if not self.quiet:

@@ -18,6 +18,7 @@ from repo_manager.repository.layout import (
     open_repository,
     triton_version,
 )
+from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import (
     MANIFEST_SCHEMA_VERSION,
     FileRecord,
@@ -28,6 +29,7 @@ from repo_manager.repository.staging import staged
 from repo_manager.repository.state import change_state, now_text, read_state, repository_lock
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
+    VARIANTS_FOLDER,
     ModelConfig,
     format_config,
     read_config,
@@ -39,7 +41,17 @@ from repo_manager.triton_config import (
 from repo_manager.triton_config.labels import labels_text
 from repo_manager.types import as_json
 
-__all__ = ["PublishPlan", "PublishedVersion", "plan_publish", "publish"]
+__all__ = [
+    "PublishPlan",
+    "PublishedVersion",
+    "check_arguments",
+    "check_model",
+    "first_config_text",
+    "make_manifest",
+    "plan_publish",
+    "publish",
+    "used_numbers",
+]
 
 _FIXED_FIELDS = {"schema_version", "model", "version", "created", "backend", "files", "config", "extra"}
 
@@ -57,7 +69,7 @@ class PublishPlan:
         size_bytes: what it would occupy.
     """
 
-    repository: Path
+    repository: Location
     name: str
     version: int
     first: bool
@@ -80,10 +92,10 @@ class PublishedVersion:
             of config.pbtxt already includes it (`latest`, `all`).
     """
 
-    repository: Path
+    repository: Location
     name: str
     version: int
-    path: Path
+    path: Location
     manifest: Manifest
     first: bool
     served: bool
@@ -96,14 +108,14 @@ def plan_publish(repository: Path, name: str, files: Mapping[str, Path], config:
         RepositoryError: as `publish`.
     """
     with disk_errors(f"plan publishing {name}"):
-        _check_arguments(name, files, config)
+        check_arguments(name, files, config)
         root = Path(repository).expanduser().resolve()
         if root.exists():
             root = open_repository(root)
         folder = model_path(root, name)
-        first = _check_model(folder, name, config)
+        first = check_model(folder, name, config)
         version = _next_version(root, name)
-        served = first or version in served_versions(read_config(folder), (*_taken(folder), version))
+        served = first or version in served_versions(read_config(folder), (*used_numbers(folder), version))
         size_bytes = sum(path.stat().st_size for path in files.values())
         return PublishPlan(root, name, version, first, served, size_bytes)
 
@@ -144,7 +156,7 @@ def publish(
         ConfigError: the existing config.pbtxt is broken.
     """
     with disk_errors(f"publish {name}"):
-        _check_arguments(name, files, config)
+        check_arguments(name, files, config)
         root = open_repository(repository, create=True)
         _check_early(model_path(root, name), name, config)
         with staged(root) as staging:
@@ -154,9 +166,9 @@ def publish(
                 _check_copies(content, records, expected)
             with repository_lock(root):
                 folder = model_path(root, name)
-                first = _check_model(folder, name, config)
+                first = check_model(folder, name, config)
                 version = _next_version(root, name)
-                manifest = _manifest(name, version, config, records, details)
+                manifest = make_manifest(name, version, config, records, details)
                 write_durably(content / MANIFEST_FILENAME, manifest_text(manifest).encode())
                 fsync_directory(content)
                 change_state(root, name, lambda state: state.numbered(version), staging=staging)
@@ -165,11 +177,16 @@ def publish(
                 else:
                     content.rename(folder / str(version))
                     fsync_directory(folder)
-                served = version in served_versions(read_config(folder), _taken(folder))
+                served = version in served_versions(read_config(folder), used_numbers(folder))
     return PublishedVersion(root, name, version, folder / str(version), manifest, first, served)
 
 
-def _check_arguments(name: str, files: Mapping[str, Path], config: ModelConfig) -> None:
+def check_arguments(name: str, files: Mapping[str, Path], config: ModelConfig) -> None:
+    """Check what can be checked without the repository.
+
+    Raises:
+        RepositoryError: a file's name or the configuration does not fit.
+    """
     for file, source in files.items():
         check_file_name(file)
         check_source(Path(source))
@@ -185,13 +202,13 @@ def _check_arguments(name: str, files: Mapping[str, Path], config: ModelConfig) 
 def _check_early(folder: Path, name: str, config: ModelConfig) -> None:
     """Refuse before gigabytes are copied. It is not under the lock: a model that goes meanwhile is no fault."""
     try:
-        _check_model(folder, name, config)
+        check_model(folder, name, config)
     except (FileNotFoundError, ConfigError):
         if folder.exists():
             raise
 
 
-def _check_model(folder: Path, name: str, config: ModelConfig) -> bool:
+def check_model(folder: Path, name: str, config: ModelConfig) -> bool:
     """Return whether the model has no folder yet; check the configuration against the existing one otherwise."""
     if not folder.exists() or not any(folder.iterdir()):
         return True
@@ -203,7 +220,11 @@ def _check_model(folder: Path, name: str, config: ModelConfig) -> bool:
     existing = read_config(folder)
     if existing.name not in ("", name):
         raise RepositoryError(f"{folder / CONFIG_FILENAME} names the model {existing.name!r}, not {name!r}")
-    differences = (*same_signature(existing, config), *_label_differences(folder, existing, config))
+    differences = (
+        *same_signature(existing, config),
+        *_label_differences(folder, existing, config),
+        *_variant_differences(folder, config),
+    )
     if differences:
         raise RepositoryError(
             f"model {name!r} in {folder.parent} serves something else under its one {CONFIG_FILENAME}:\n  "
@@ -229,8 +250,20 @@ def _label_differences(folder: Path, existing: ModelConfig, config: ModelConfig)
     return found
 
 
-def _taken(folder: Path) -> tuple[int, ...]:
-    """Every version that Triton would see, and so every number that is in use."""
+def _variant_differences(folder: Path, config: ModelConfig) -> list[str]:
+    """Configurations for --model-config-name lie beside the versions, too: they come with the first version only."""
+    found = []
+    for name, text in config.variants.items():
+        path = folder / VARIANTS_FOLDER / f"{name}.pbtxt"
+        existing = path.read_text(encoding="utf-8") if path.is_file() else None
+        if existing != text:
+            state = "there is none" if existing is None else "it says something else"
+            found.append(f"configuration {VARIANTS_FOLDER}/{name}.pbtxt: {state}")
+    return found
+
+
+def used_numbers(folder: Path) -> tuple[int, ...]:
+    """Return every version that Triton would see, and so every number that is in use."""
     if not folder.is_dir():
         return ()
     found = [triton_version(entry.name) for entry in os.scandir(folder) if entry.is_dir()]
@@ -238,7 +271,7 @@ def _taken(folder: Path) -> tuple[int, ...]:
 
 
 def _next_version(root: Path, name: str) -> int:
-    return max(0, read_state(root, name).highest_version, *_taken(root / name)) + 1
+    return max(0, read_state(root, name).highest_version, *used_numbers(root / name)) + 1
 
 
 def _stage_files(content: Path, files: Mapping[str, Path]) -> dict[str, FileRecord]:
@@ -253,9 +286,14 @@ def _stage_files(content: Path, files: Mapping[str, Path]) -> dict[str, FileReco
     return records
 
 
-def _manifest(
+def make_manifest(
     name: str, version: int, config: ModelConfig, records: Mapping[str, FileRecord], details: Mapping[str, Any]
 ) -> Manifest:
+    """Put a version's record together.
+
+    Raises:
+        RepositoryError: `details` sets a field that is not its own.
+    """
     values = {key: as_json(value) for key, value in details.items()}
     clash = _FIXED_FIELDS & set(values)
     if clash:
@@ -285,17 +323,33 @@ def _check_copies(content: Path, records: Mapping[str, FileRecord], expected: Ma
             )
 
 
+def first_config_text(version: int, config: ModelConfig, config_text: str | None) -> str:
+    """Return the config.pbtxt of a model whose first version is the only one to be served.
+
+    Args:
+        version: the version.
+        config: the configuration.
+        config_text: a text to keep instead of its canonical one, but for the policy.
+    """
+    if config_text is not None:
+        return replace_version_policy(config_text, (version,), where=CONFIG_FILENAME)
+    return format_config(with_version_policy(config, (version,)))
+
+
 def _place_first(folder: Path, staging: Path, version: int, config: ModelConfig, config_text: str | None) -> None:
     """Put the whole model together and rename it into the root (over an empty folder, if there is one)."""
     model = staging / "model"
     model.mkdir()
     (staging / "version").rename(model / str(version))
-    text = format_config(with_version_policy(config, (version,)))
-    if config_text is not None:
-        text = replace_version_policy(config_text, (version,), where=CONFIG_FILENAME)
-    write_durably(model / CONFIG_FILENAME, text.encode())
+    write_durably(model / CONFIG_FILENAME, first_config_text(version, config, config_text).encode())
     for name, labels in config.labels.items():
         write_durably(model / check_file_name(name), labels_text(labels).encode())
+    if config.variants:
+        variants = model / VARIANTS_FOLDER
+        variants.mkdir()
+        for name, variant in config.variants.items():
+            write_durably(variants / check_file_name(f"{name}.pbtxt"), variant.encode())
+        fsync_directory(variants)
     fsync_directory(model)
     model.rename(folder)
     fsync_directory(folder.parent)

@@ -4,6 +4,7 @@ from repo_manager.triton_config.compare import ReloadEffect, changed_fields, che
 from repo_manager.triton_config.config import (
     CONFIG_FILENAME,
     DEFAULT_FILENAMES,
+    VARIANTS_FOLDER,
     ModelConfig,
     format_config,
     parse_config,
@@ -27,6 +28,7 @@ __all__ = [
     "CONFIG_FILENAME",
     "DEFAULT_FILENAMES",
     "DEFAULT_MAX_BATCH_SIZE",
+    "VARIANTS_FOLDER",
     "ConfigOptions",
     "ModelConfig",
     "Problem",

@@ -14,12 +14,22 @@ from tritonclient.grpc import model_config_pb2
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.text_fields import top_level_fields
 
-__all__ = ["CONFIG_FILENAME", "DEFAULT_FILENAMES", "ModelConfig", "format_config", "parse_config", "read_config"]
+__all__ = [
+    "CONFIG_FILENAME",
+    "DEFAULT_FILENAMES",
+    "VARIANTS_FOLDER",
+    "ModelConfig",
+    "format_config",
+    "parse_config",
+    "read_config",
+]
 
 CONFIG_FILENAME = "config.pbtxt"
 
 # triton-inference-server/core, src/constants.h; Triton has none for tensorrt_rtx, so ours is always written out.
 DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "tensorrt_rtx": "model.engine"}
+# Beside the versions: tritonserver --model-config-name=NAME reads NAME.pbtxt in it in place of config.pbtxt.
+VARIANTS_FOLDER = "configs"
 _PLATFORM_BACKENDS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 
 _NO_FIELD = re.compile(r'has no field named "([^"]*)"')
@@ -34,26 +44,35 @@ class ModelConfig:
     Attributes:
         text: protobuf's text form, in the fields' order; two equal configurations have equal texts.
         labels: content of the label files that the outputs name: file name -> one label a line.
+        variants: configurations for tritonserver's `--model-config-name`: name -> text of `configs/NAME.pbtxt`.
         unknown_fields: fields of the parsed text that our copy of Triton's schema does not know (of a newer Triton, or
             misspelt), as `field` or `field.field`. They are not in `text`.
     """
 
     text: str
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unknown_fields: tuple[str, ...] = ()
     _message: Any = dataclasses.field(default=None, repr=False, compare=False, metadata={"json": False})
 
     @classmethod
-    def from_message(cls, message: Any, *, labels: Mapping[str, tuple[str, ...]] | None = None) -> ModelConfig:
+    def from_message(
+        cls,
+        message: Any,
+        *,
+        labels: Mapping[str, tuple[str, ...]] | None = None,
+        variants: Mapping[str, str] | None = None,
+    ) -> ModelConfig:
         """Wrap a copy of a `model_config_pb2.ModelConfig`.
 
         Args:
             message: the protobuf message; later changes to it do not reach the copy.
             labels: content of the label files that it names.
+            variants: see the attribute.
         """
         copy = model_config_pb2.ModelConfig()
         copy.CopyFrom(message)
-        return cls(text=_print(copy), labels=dict(labels or {}), _message=copy)
+        return cls(text=_print(copy), labels=dict(labels or {}), variants=dict(variants or {}), _message=copy)
 
     def message(self) -> Any:
         """Return a copy of the protobuf message, free to change."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from google.protobuf import text_format
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from repo_manager.engine.triton_options import (

@@ -1,0 +1,126 @@
+"""What `add` is asked for, and what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repo_manager.engine import AcceleratorOptions, BackendChoice, EngineOptions, FitProblem, FitTarget
+from repo_manager.onnx_model import BatchAxis
+from repo_manager.pipeline.golden import GoldenFacts
+from repo_manager.precision import Conversion, ConvertOptions
+from repo_manager.repository import Location
+from repo_manager.sparsity import PruneReport, SparsityReport
+from repo_manager.triton_config import ConfigOptions
+from repo_manager.types import Precision
+
+__all__ = ["AddOptions", "Added", "Control", "SparsityMode"]
+
+
+class SparsityMode(str, enum.Enum):
+    """What `add` does about weights that are not 2:4."""
+
+    REQUIRE = "require"
+    REPORT = "report"
+    PRUNE = "prune"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class AddOptions:
+    """Options of `add`.
+
+    Attributes:
+        precision: what the published version computes in.
+        backend: `auto` or a `Backend`'s name.
+        sparsity: whether weights that are not 2:4 stop the command, are reported, or are pruned.
+        calibration: .npz file, folder of .npy, ...; INT8 needs it. The other precisions measure
+            their drift on it, instead of on made-up inputs, when it is given.
+        config: what config.pbtxt says beyond what the model decides.
+        engine: how an engine is built; the onnxruntime backend has none.
+        convert: gates and exceptions of the conversion.
+        accelerator: let Triton's onnxruntime backend run the model through TensorRT on the server's GPU; `None`: not.
+        model_configs: name for tritonserver's `--model-config-name` -> a compute capability or a file, see
+            `engine.config_variant`.
+        control: also publish the matched controls, `NAME__dense` and, of an engine, `NAME__noflag`.
+        target: the server that the engine is for: what speaks against its load stops the command; `None`: not checked.
+        dry_run: do everything except publishing.
+    """
+
+    precision: Precision = Precision.FP32
+    backend: str = "auto"
+    sparsity: SparsityMode = SparsityMode.REPORT
+    calibration: str | None = None
+    config: ConfigOptions = dataclasses.field(default_factory=ConfigOptions)
+    engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
+    convert: ConvertOptions = dataclasses.field(default_factory=ConvertOptions)
+    accelerator: AcceleratorOptions | None = None
+    model_configs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    control: bool = False
+    target: FitTarget | None = None
+    dry_run: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """A control that was published beside the model: its name, version, and what comparing with it tells."""
+
+    name: str
+    version: int
+    purpose: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """What `add` did.
+
+    Attributes:
+        name: the model's name.
+        version: the new version's number; with `dry_run` the one it would get.
+        path: the version's folder; with `dry_run` where it would be.
+        published: false with `dry_run`.
+        backend: and why it was chosen.
+        batch_axis: whether the model has one, and how that was found out.
+        sparsity: of the published weights.
+        pruned: what pruning did, when it was asked for.
+        conversion: its checks and its drift against the source.
+        golden: how a server's answer is compared.
+        config: the config.pbtxt of the model.
+        config_kept: fields in which the existing config.pbtxt, which stays as it is, says something else.
+        engine: what is known of the engine: library, per-layer precision and sparsity evidence.
+        fit: what speaks against a load on `AddOptions.target`, as warnings.
+        controls: the controls; with `dry_run` those that would be published.
+        files: names in the version's folder.
+    """
+
+    name: str
+    version: int
+    path: Location
+    published: bool
+    backend: BackendChoice
+    batch_axis: BatchAxis
+    sparsity: SparsityReport
+    pruned: PruneReport | None
+    conversion: Conversion
+    golden: GoldenFacts
+    config: str
+    config_kept: tuple[str, ...]
+    engine: Mapping[str, Any]
+    fit: tuple[FitProblem, ...]
+    controls: tuple[Control, ...]
+    files: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a run of `add` works for: name and repository, the backend, and a scratch folder."""
+
+    name: str
+    repository: Location
+    choice: BackendChoice
+    work: Path

@@ -1,0 +1,182 @@
+"""From a loaded model to everything that a version holds, ready to be published."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.engine import Artifact, EngineSource, build_artifact
+from repo_manager.engine.progress import BuildProgress
+from repo_manager.onnx_model import (
+    BatchAxis,
+    Model,
+    Session,
+    Signature,
+    find_batch_axis,
+    find_sizes,
+    index_limits,
+    natural_inputs,
+    signature_of,
+)
+from repo_manager.pipeline.add_types import AddOptions, Target
+from repo_manager.pipeline.golden import GoldenFacts, golden_sample
+from repo_manager.pipeline.serving_config import config_options, fields_kept, serving_config
+from repo_manager.precision import CalibrationData, Conversion, convert, load_calibration
+from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, write_golden
+from repo_manager.triton_config import ModelConfig, served_signature
+from repo_manager.types import Backend
+
+__all__ = ["Converted", "Prepared", "Watch", "build_version", "convert_model"]
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Who is told about the work: a line per stage, the builder's steps; and the way to stop a build."""
+
+    report: Report = lambda _: None
+    progress: BuildProgress | None = None
+    cancelled: threading.Event | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A model in the wanted precision, and what was found out about it on the way.
+
+    Attributes:
+        model: the source, after pruning.
+        signature: of it.
+        axis: whether the first axis is a batch axis.
+        sample: one input of each kind.
+        conversion: the checks.
+        output: the converted file.
+    """
+
+    model: Model
+    signature: Signature
+    axis: BatchAxis
+    sample: Mapping[str, NDArray[Any]]
+    conversion: Conversion
+    output: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A version, but for its number.
+
+    Attributes:
+        target: where it goes.
+        converted: what it was made of.
+        config: its configuration.
+        config_kept: see `Added`.
+        artifact: what its backend loads.
+        files: name in its folder -> file now.
+        golden: how answers are compared.
+    """
+
+    target: Target
+    converted: Converted
+    config: ModelConfig
+    config_kept: tuple[str, ...]
+    artifact: Artifact
+    files: Mapping[str, Path]
+    golden: GoldenFacts
+
+
+def convert_model(model: Model, target: Target, options: AddOptions, watch: Watch) -> Converted:
+    """Find out how the model is fed, check the options against it, and convert it.
+
+    Raises:
+        InputError: the model, the calibration data or the options are bad.
+        GateError: the conversion failed a check.
+    """
+    signature = signature_of(model)
+    calibration = None if options.calibration is None else load_calibration(options.calibration, signature)
+    axis = find_batch_axis(model, signature, _two_rows(calibration))
+    sample = _sample(model, signature, calibration)
+    # Before the long work, for what is wrong by then; it is derived again for the shapes of what is served.
+    early = _with_config(options, target, sample, axis)
+    fields_kept(target, serving_config(target, signature, axis, early, model=model, sample=sample), options)
+    watch.report(f"Converting to {options.precision}")
+    output = target.work / "converted" / "model.onnx"
+    output.parent.mkdir(parents=True)
+    conversion = convert(model, options.precision, output, calibration=calibration, options=options.convert)
+    return Converted(model, signature, axis, sample, conversion, output)
+
+
+def build_version(converted: Converted, target: Target, options: AddOptions, watch: Watch) -> Prepared:
+    """Make what the backend loads, and the golden sample, which runs on the processor while an engine is built.
+
+    Raises:
+        InputError: the engine cannot be built, or the options do not fit.
+        GateError: a layer of the engine runs in a wider type than was asked.
+    """
+    backend, axis = target.choice.backend, converted.axis
+    options = _with_config(options, target, converted.sample, axis)
+    served = converted.signature
+    if backend is Backend.ONNXRUNTIME:
+        served = served_signature(converted.signature, converted.output)
+    config = serving_config(target, served, axis, options, model=converted.model, sample=converted.sample)
+    kept = fields_kept(target, config, options)
+    shapes = {name: array.shape for name, array in converted.sample.items()}
+    folder = target.work / "engine"
+    report = converted.conversion.sparsity
+    source = EngineSource(options.precision, axis.batched, config.max_batch_size, report, shapes, folder)
+    with ThreadPoolExecutor(1, thread_name_prefix="golden") as beside:
+        golden = beside.submit(_golden, converted, options, target.work / GOLDEN_FILE_NAME)
+        artifact = build_artifact(
+            converted.conversion.files,
+            backend,
+            source=source,
+            options=options.engine,
+            progress=watch.progress,
+            cancelled=watch.cancelled,
+        )
+        path, facts = golden.result()
+    files = {**artifact.files, GOLDEN_FILE_NAME: path}
+    return Prepared(target, converted, config, kept, artifact, files, facts)
+
+
+def _golden(converted: Converted, options: AddOptions, path: Path) -> tuple[Path, GoldenFacts]:
+    golden: Golden
+    golden, facts = golden_sample(converted.output, converted.sample, options.precision)
+    write_golden(path, golden)
+    return path, facts
+
+
+def _with_config(
+    options: AddOptions, target: Target, sample: Mapping[str, NDArray[Any]], axis: BatchAxis
+) -> AddOptions:
+    config = config_options(options.config, target, sample, batched=axis.batched)
+    return dataclasses.replace(options, config=config)
+
+
+def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | None:
+    """Return two real samples stacked, to try a batch on; `None` where there are none of one shape."""
+    rows = [] if calibration is None else list(itertools.islice(calibration.batches(), 2))
+    shapes = {tuple((name, array.shape) for name, array in row.items()) for row in rows}
+    if len(rows) < 2 or len(shapes) > 1 or any(array.ndim == 0 for array in rows[0].values()):
+        return None
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _sample(model: Model, signature: Signature, calibration: CalibrationData | None) -> Mapping[str, NDArray[Any]]:
+    """Return one input of each kind: real data where there is some."""
+    if calibration is not None:
+        return next(calibration.batches())
+    sizes = find_sizes(Session(model), signature) if _has_free_sizes(signature) else {}
+    return natural_inputs(signature, batch=1, sizes=sizes, limits=index_limits(model))
+
+
+def _has_free_sizes(signature: Signature) -> bool:
+    """Say whether any axis behind the first one is dynamic, so that its size has to be found."""
+    return any(not isinstance(dim, int) for spec in signature.inputs for dim in (spec.shape or ())[1:])

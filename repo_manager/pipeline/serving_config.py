@@ -1,0 +1,189 @@
+"""The configuration of a version that `add` makes: derived from the model, with what the engine options put into it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from repo_manager.engine import (
+    AcceleratorOptions,
+    EngineOptions,
+    config_variant,
+    derive_profile,
+    find_dim_ranges,
+    with_accelerator,
+    with_plans_by_capability,
+)
+from repo_manager.engine.plan_set import plan_name
+from repo_manager.errors import UsageError
+from repo_manager.onnx_model import BatchAxis, Model, Signature, signature_of
+from repo_manager.pipeline.add_types import AddOptions, Target
+from repo_manager.repository import read_config_bytes
+from repo_manager.triton_config import (
+    ConfigOptions,
+    ModelConfig,
+    ServedSignature,
+    changed_fields,
+    derive_config,
+    format_config,
+    parse_config,
+)
+from repo_manager.types import Backend
+
+__all__ = ["check_backend_options", "config_options", "fields_kept", "serving_config"]
+
+_ACCELERATED = ("sparse", "workspace_bytes", "shapes")
+"""Engine options that TensorRT inside ONNX Runtime knows, too."""
+
+
+def check_backend_options(options: AddOptions, backend: Backend) -> None:
+    """Refuse options that the backend would ignore.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if options.accelerator is not None and backend is not Backend.ONNXRUNTIME:
+        raise UsageError(f"--accelerator tensorrt goes with --backend onnxruntime, and the backend is {backend}")
+    if backend is not Backend.ONNXRUNTIME:
+        return
+    default = EngineOptions()
+    known = _ACCELERATED if options.accelerator is not None else ()
+    asked = [
+        field.name
+        for field in dataclasses.fields(EngineOptions)
+        if field.name not in known and getattr(options.engine, field.name) != getattr(default, field.name)
+    ]
+    if asked:
+        names = ", ".join(_OPTION_OF.get(name, name) for name in asked)
+        raise UsageError(
+            f"{names}: for engines, and the onnxruntime backend serves the ONNX file as it is",
+            hint="Use --backend tensorrt or tensorrt_rtx, or leave the option out. With --accelerator tensorrt, "
+            "--no-sparse, --workspace and --shape-range hold for the engine that the server builds.",
+        )
+
+
+_OPTION_OF = {
+    "sparse": "--no-sparse",
+    "shapes": "--shape-range",
+    "workspace_bytes": "--workspace",
+    "optimization_level": "--optimization-level",
+    "timing_cache": "--timing-cache",
+    "deterministic": "--deterministic",
+    "version_compatible": "--version-compatible",
+    "hardware_compatibility": "--hardware-compatibility",
+    "compute_capabilities": "--compute-capability",
+    "strip": "--strip",
+    "refit": "--refit",
+    "plan_detail": "--plan-detail",
+    "plans": "--for",
+}
+
+
+def config_options(
+    options: ConfigOptions, target: Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
+) -> ConfigOptions:
+    """Fill in what was not asked for: the existing model's largest batch, and the sample's sizes for warm-up."""
+    size = options.max_batch_size
+    existing = _existing(target)
+    if size is None and batched and existing is not None:
+        size = existing.max_batch_size
+    skip = 1 if batched and size != 0 else 0
+    shapes = {name: tuple(array.shape[skip:]) for name, array in sample.items()}
+    return dataclasses.replace(options, max_batch_size=size, warmup_shapes={**shapes, **options.warmup_shapes})
+
+
+def serving_config(
+    target: Target,
+    signature: Signature | ServedSignature,
+    axis: BatchAxis,
+    options: AddOptions,
+    *,
+    model: Model,
+    sample: Mapping[str, NDArray[Any]],
+) -> ModelConfig:
+    """Derive the configuration, plans per GPU kind, accelerator and named variants included.
+
+    Args:
+        target: name and backend.
+        signature: what is served.
+        axis: whether the first axis is a batch axis.
+        options: `options.config` is complete, see `config_options`.
+        model: to try sizes on, when the accelerator needs a range for a dynamic axis.
+        sample: shapes that the model runs with.
+
+    Raises:
+        ConfigError: the model cannot be served so.
+        UsageError: the options contradict each other, or the model that is there already.
+    """
+    backend = target.choice.backend
+    derived = derive_config(target.name, signature, axis, backend, options.config)
+    message = derived.message()
+    by_capability = {capability: plan_name(backend, capability) for capability in options.engine.plans}
+    if by_capability:
+        message = with_plans_by_capability(message, by_capability)
+    if options.accelerator is not None:
+        accelerator = _with_profile(options.accelerator, options, model, axis, derived.max_batch_size, sample)
+        message = with_accelerator(message, accelerator)
+    variants = {
+        name: format_config(ModelConfig.from_message(config_variant(message, name, value, by_capability)))
+        for name, value in options.model_configs.items()
+    }
+    return ModelConfig.from_message(message, labels=derived.labels, variants=variants)
+
+
+def _with_profile(
+    accelerator: AcceleratorOptions,
+    options: AddOptions,
+    model: Model,
+    axis: BatchAxis,
+    max_batch_size: int,
+    sample: Mapping[str, NDArray[Any]],
+) -> AcceleratorOptions:
+    """Tell TensorRT the shapes beforehand; else each new shape among the requests would build an engine again."""
+    signature = signature_of(model)
+    if all(isinstance(dim, int) for spec in signature.inputs for dim in spec.shape or (None,)):
+        return accelerator
+    shapes = {name: array.shape for name, array in sample.items()}
+    profile = derive_profile(
+        signature,
+        batched=axis.batched,
+        max_batch_size=max_batch_size,
+        free=find_dim_ranges(model, signature, batched=axis.batched, sample=shapes),
+        overrides=options.engine.shapes,
+    )
+    ranges = {name: (given.min, given.opt, given.max) for name, given in profile.items()}
+    return dataclasses.replace(accelerator, profile=ranges)
+
+
+def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tuple[str, ...]:
+    """Compare with the config.pbtxt that is there: all versions share it, and publishing leaves it as it is.
+
+    Returns:
+        The fields in which it says something else, for a note; empty for a new model.
+
+    Raises:
+        UsageError: what was asked for would not take effect: it loads other files, or has no such accelerator.
+    """
+    existing = _existing(target)
+    if existing is None:
+        return ()
+    # A version policy is `deploy`'s, and warm-up and the rest may have been edited by hand.
+    differing = [field for field in changed_fields(existing, config) if field not in ("version_policy", "name")]
+    binding = {"cc_model_filenames": True, "optimization": options.accelerator is not None}
+    refused = [field for field in differing if binding.get(field, False)]
+    if refused:
+        raise UsageError(
+            f"model '{target.name}': the config.pbtxt that all its versions share has another {', '.join(refused)}, "
+            "and add does not change it: it would reload every version",
+            hint="Give the new kind of version another --name.",
+        )
+    return tuple(differing)
+
+
+def _existing(target: Target) -> ModelConfig | None:
+    content = read_config_bytes(target.repository, target.name)
+    where = f"{target.repository / target.name}/config.pbtxt"
+    return None if content is None else parse_config(content.decode(errors="replace"), where=where)

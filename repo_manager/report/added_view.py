@@ -1,0 +1,100 @@
+"""What `add` did, as rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repo_manager.engine import releases
+from repo_manager.report.tables import conversion_view, format_share, key_values, make_table
+
+__all__ = ["added_view", "evidence_table", "servers_for"]
+
+
+def added_view(added: Any) -> list[RenderableType]:
+    """Show a `pipeline.Added`."""
+    views: list[RenderableType] = list(conversion_view(added.conversion))
+    layers = added.engine.get("layers")
+    if layers:
+        views.append(evidence_table(layers))
+    views.append(key_values(_facts(added)))
+    if added.controls:
+        rows = [[f"{control.name}:{control.version}", control.purpose] for control in added.controls]
+        views.append(make_table("Controls", ["model", "what comparing with it tells"], rows))
+    if added.published:
+        views.append(Text(f"No server serves it yet. Next: repo-manager deploy {added.name}:{added.version}"))
+    else:
+        views.append(Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}"))
+    return views
+
+
+def _facts(added: Any) -> list[tuple[str, object]]:
+    totals = added.sparsity.totals
+    valid = f"{len(added.sparsity.valid)} of {len(added.sparsity.layers)} layers hold the 2:4 pattern"
+    if totals.parameters:
+        valid += f", {format_share(totals.valid_parameters / totals.parameters)} of their parameters"
+    pairs: list[tuple[str, object]] = [
+        ("version" if added.published else "would be version", f"{added.name}:{added.version}"),
+        ("folder", added.path),
+        ("backend", f"{added.backend.backend} ({added.backend.reason})"),
+        ("batch axis", f"{added.batch_axis.kind}: {added.batch_axis.reason}"),
+        ("sparsity", valid),
+        *_engine_facts(added.engine, str(added.backend.backend)),
+        *[("mind", Text(f"{problem.message}. {problem.hint}", style="yellow")) for problem in added.fit],
+    ]
+    if added.golden.unreproducible:
+        pairs.append(("not compared", f"outputs that differ from run to run: {', '.join(added.golden.unreproducible)}"))
+    if added.config_kept:
+        pairs.append(
+            ("config.pbtxt", f"stays as it is; this version alone would say otherwise: {', '.join(added.config_kept)}")
+        )
+    return pairs
+
+
+def _engine_facts(engine: Mapping[str, Any], backend: str) -> list[tuple[str, object]]:
+    version = engine.get("plan_version")
+    if version is None:
+        return []
+    kinds = ", ".join(engine.get("compute_capabilities", ())) or "not known"
+    pairs: list[tuple[str, object]] = [("engine", f"{backend} {version}, for compute capability {kinds}")]
+    if backend == "tensorrt":
+        pairs.append(("loads on", servers_for(version)))
+    return pairs
+
+
+def servers_for(version: str) -> str:
+    """Name the Triton releases whose TensorRT a plan of this version fits, as far as the table has a source for it."""
+    parts = version.split(".")
+    found = [
+        release.release
+        for release in releases()
+        if release.is_verified("tensorrt") and release.tensorrt.split(".") == parts[: len(release.tensorrt.split("."))]
+    ]
+    return (
+        f"Triton {', '.join(found)}" if found else f"a Triton with TensorRT {version}; no release is known to have it"
+    )
+
+
+def evidence_table(layers: Sequence[Any]) -> RenderableType:
+    """Show how far each weight got towards a sparse kernel; nothing is said that the builder did not say."""
+    said = {True: "yes", False: "no", None: "not reported"}
+    timed = any(layer.time_sparse_ns is not None or layer.time_dense_ns is not None for layer in layers)
+    rows = [
+        [
+            *(layer.layer, layer.op_type, layer.pattern, said[layer.eligible], said[layer.chosen]),
+            layer.tactic or "-",
+            *((_microseconds(layer.time_sparse_ns), _microseconds(layer.time_dense_ns)) if timed else ()),
+            layer.reason,
+        ]
+        for layer in layers
+    ]
+    times = ["sparse", "dense"] if timed else []
+    columns = ["layer", "operator", "2:4 pattern", "eligible", "chosen", "tactic", *times, "where it stopped"]
+    return make_table("Sparse kernels in the engine", columns, rows, right="sparse,dense")
+
+
+def _microseconds(time_ns: int | None) -> str:
+    return "-" if time_ns is None else f"{time_ns / 1e3:.3g} us"
