@@ -1,45 +1,21 @@
-"""Input data of a load test: random by type and shape, or from .npz, .npy and perf_analyzer's JSON."""
+"""Input data of a load test: random by type and shape, or from files, shaped into requests."""
 
 from __future__ import annotations
 
-import base64
-import json
-import struct
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from repo_manager.errors import InputError, UsageError
+from repo_manager.loadtest.images import is_images, read_images
+from repo_manager.loadtest.input_files import read_rows
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample, elements_of
 
-__all__ = ["NUMPY_OF_TRITON", "Sample", "elements_of", "make_samples", "raw_bytes", "resolve_shapes"]
+__all__ = ["make_samples", "resolve_shapes"]
 
-Array = npt.NDArray[Any]
-Sample = dict[str, Array]
-"""The inputs of one request by name, batch axis included where the model has one."""
-
-NUMPY_OF_TRITON: Mapping[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(bool),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BYTES": np.dtype(object),
-}
 _MAX_TOTAL_BYTES = 256 << 20
 
 
@@ -91,7 +67,9 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     """
     inputs = [item for item in facts.inputs if not item.optional or item.name in options.shapes]
     if options.data is not None:
-        samples = _from_file(options.data, facts, options)
+        samples = _batched(_rows(options.data, facts, options), options.data, facts, options)
+    elif options.image:
+        raise UsageError("--image says how images become inputs, and there are none", hint="Give --input-data FOLDER.")
     else:
         shapes = resolve_shapes(facts, options)
         size = sum(_size_bytes(item, shapes[item.name]) for item in inputs)
@@ -103,6 +81,17 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     if not options.allow_zeros:
         _refuse_zeros(samples, options.data)
     return samples
+
+
+def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
+    """Read a file's samples, or a folder's images."""
+    if not is_images(path):
+        if options.image:
+            raise UsageError(f"--image says how images become inputs, and {path} is no image and no folder")
+        return read_rows(path, facts)
+    item = facts.inputs[0]
+    shape = options.shapes.get(item.name, item.shape)
+    return read_images(path, facts, shape, options.image, _MAX_TOTAL_BYTES // options.batch_size)
 
 
 def _size_bytes(item: InputFacts, shape: tuple[int, ...]) -> int:
@@ -132,100 +121,6 @@ def _refuse_zeros(samples: Sequence[Sample], path: Path | None) -> None:
         )
 
 
-def _from_file(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".json":
-            rows = _json_rows(json.loads(path.read_text(encoding="utf-8")), facts)
-        elif suffix in (".npz", ".npy"):
-            rows = _numpy_rows(path, facts)
-        else:
-            raise InputError(
-                f"{path}: {suffix or 'no suffix'} is not a known kind of input data", hint="Give .npz, .npy or .json."
-            )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as exc:
-        raise InputError(f"{path}: the input data cannot be read: {exc}") from exc
-    if not rows:
-        raise InputError(f"{path}: no sample found")
-    return _batched(rows, path, facts, options)
-
-
-def _numpy_rows(path: Path, facts: TargetFacts) -> list[Sample]:
-    """Read arrays whose first axis counts the samples."""
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        if len(facts.inputs) != 1:
-            raise ValueError(f"an .npy file holds one input, the model has {len(facts.inputs)}")
-        arrays = {facts.inputs[0].name: loaded}
-    else:
-        with loaded:
-            arrays = {
-                name.removeprefix("input:"): loaded[name] for name in loaded.files if not name.startswith("output:")
-            }
-    wanted = [item for item in facts.inputs if not item.optional or item.name in arrays]
-    missing = [item.name for item in wanted if item.name not in arrays]
-    if missing:
-        raise ValueError(f"no array for the input {', '.join(missing)}; it has {', '.join(arrays)}")
-    pieces = {item.name: _as_samples(item, arrays[item.name]) for item in wanted}
-    lengths = {name: len(array) for name, array in pieces.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"the inputs have different numbers of samples: {lengths}")
-    return [{name: array[number] for name, array in pieces.items()} for number in range(next(iter(lengths.values())))]
-
-
-def _as_samples(item: InputFacts, array: Array) -> Array:
-    if array.ndim == len(item.shape):
-        array = array[None]
-    if array.ndim != len(item.shape) + 1:
-        raise ValueError(f"the input {item.name} has the shape {array.shape}, expected [samples, {item.shape}]")
-    return _typed(item, array)
-
-
-def _typed(item: InputFacts, array: Array) -> Array:
-    if item.datatype == "BYTES":
-        encode = np.vectorize(lambda value: value if isinstance(value, bytes) else str(value).encode(), otypes=[object])
-        return encode(array) if array.size else array.astype(object)
-    return array.astype(NUMPY_OF_TRITON[item.datatype])
-
-
-def _json_rows(document: Any, facts: TargetFacts) -> list[Sample]:
-    """Read perf_analyzer's `{"data": [{input: [...] | {"content": [...], "shape": [...]} | {"b64": ...}}]}`."""
-    rows: list[Sample] = []
-    entries = document["data"]
-    while entries and isinstance(entries[0], list):  # streams of steps: their steps, one after another
-        entries = [step for stream in entries for step in stream]
-    for entry in entries:
-        row: Sample = {}
-        for item in facts.inputs:
-            if item.name not in entry and item.optional:
-                continue
-            row[item.name] = _json_value(entry[item.name], item)
-        rows.append(row)
-    return rows
-
-
-def _json_value(value: Any, item: InputFacts) -> Array:
-    shape: Sequence[int] | None = None
-    if isinstance(value, dict):
-        shape = value.get("shape")
-        value = value.get("content", value)
-    if isinstance(value, dict):
-        raw = base64.b64decode(value["b64"])
-        if item.datatype == "BYTES":
-            array: Array = np.asarray([raw], dtype=object)
-        else:
-            array = np.frombuffer(raw, dtype=NUMPY_OF_TRITON[item.datatype])
-    else:
-        array = _typed(item, np.asarray(value, dtype=object if item.datatype == "BYTES" else None))
-    if shape is None:
-        sizes = [abs(size) for size in item.shape]
-        fixed = int(np.prod([size for size in item.shape if size > 0], dtype=np.int64))
-        if sum(size < 0 for size in item.shape) == 1:
-            sizes = [size if size > 0 else array.size // max(fixed, 1) for size in item.shape]
-        shape = array.shape if array.ndim == len(item.shape) else sizes
-    return array.reshape(tuple(shape))
-
-
 def _batched(rows: list[Sample], path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     """Join samples into requests of `batch_size`, wrapping around at the end."""
     resolve_shapes_of = {item.name: item for item in facts.inputs}
@@ -242,15 +137,3 @@ def _batched(rows: list[Sample], path: Path, facts: TargetFacts, options: LoadTe
         return [{name: np.stack([row[name] for row in group]) for name in group[0]} for group in groups]
     except ValueError as exc:
         raise InputError(f"{path}: samples of different shapes cannot share a batch of {size}: {exc}") from exc
-
-
-def raw_bytes(array: Array) -> bytes:
-    """Return Triton's binary form: little-endian elements in C order; BYTES as 4-byte lengths and contents."""
-    if array.dtype == object:
-        return b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
-    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def elements_of(shape: Sequence[int]) -> int:
-    """Return how many elements a shape without dynamic dimensions has."""
-    return int(np.prod(shape, dtype=np.int64)) if shape else 1

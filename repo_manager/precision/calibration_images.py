@@ -18,10 +18,10 @@ from repo_manager.precision.calibration_checks import CalibrationData, numpy_nam
 from repo_manager.precision.draft import Array
 from repo_manager.types import TensorSpec
 
-__all__ = ["YAML_NAMES", "ImageRecipe", "from_yaml"]
+__all__ = ["IMAGE_SUFFIXES", "YAML_NAMES", "ImageRecipe", "from_yaml", "read_image", "read_recipe"]
 
 YAML_NAMES = ("calibration.yaml", "calibration.yml")
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"}
 _KEYS = {"color", "crop", "folder", "input", "layout", "mean", "resize", "scale", "size", "std"}
 _MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L"}
 
@@ -62,12 +62,12 @@ def from_yaml(path: Path, signature: Signature) -> CalibrationData:
     """
     recipe = read_recipe(path)
     spec = _input_of(recipe, signature, path)
-    files = sorted(file for file in recipe.folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    files = sorted(file for file in recipe.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     pillow = require("PIL.Image")
     dtype = numpy_name(spec)
 
     def get(index: int) -> dict[str, Array]:
-        return {spec.name: _image(pillow, files[index], recipe).astype(dtype)}
+        return {spec.name: read_image(pillow, files[index], recipe).astype(dtype)}
 
     return validated(str(path), signature, len(files), get, lambda index: str(files[index]))
 
@@ -142,7 +142,12 @@ def _input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSp
     return next(iter(by_name.values()))
 
 
-def _image(pillow: ModuleType, file: Path, recipe: ImageRecipe) -> Array:
+def read_image(pillow: ModuleType, file: Path, recipe: ImageRecipe) -> Array:
+    """Return an image as the recipe wants it, float32 `[1, C, H, W]` or `[1, H, W, C]`.
+
+    Raises:
+        CalibrationError: it cannot be read.
+    """
     height, width = recipe.size
     try:
         with pillow.open(file) as opened:

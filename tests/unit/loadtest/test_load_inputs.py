@@ -9,9 +9,10 @@ import pytest
 
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest import LoadTestOptions
-from repo_manager.loadtest.inputs import NUMPY_OF_TRITON, make_samples, raw_bytes, resolve_shapes
+from repo_manager.loadtest.inputs import make_samples, resolve_shapes
 from repo_manager.loadtest.payload import build_endpoint
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, raw_bytes
 from repo_manager.server import ClientOptions
 from repo_manager.types import as_json
 

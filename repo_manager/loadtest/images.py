@@ -1,0 +1,194 @@
+"""Images as inputs: read, resized and normalised as the options say, or as a `calibration.yaml` beside them does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repo_manager.errors import CalibrationError, InputError, UsageError
+from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample
+from repo_manager.optional import require
+from repo_manager.precision.calibration_images import (
+    IMAGE_SUFFIXES,
+    YAML_NAMES,
+    ImageRecipe,
+    read_image,
+    read_recipe,
+)
+
+__all__ = ["IMAGE_KEYS", "is_images", "read_images", "recipe_of"]
+
+IMAGE_KEYS = ("resize", "color", "scale", "mean", "std", "layout")
+_COLORS = ("rgb", "bgr", "gray")
+_LAYOUTS = ("nchw", "nhwc")
+
+
+def is_images(path: Path) -> bool:
+    """Say whether input data is an image or a folder, which holds images."""
+    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_images(
+    path: Path, facts: TargetFacts, shape: Sequence[int], given: Mapping[str, str], limit_bytes: int
+) -> list[Sample]:
+    """Return a sample for each image, in order of name, without batch axes.
+
+    Args:
+        path: an image, or a folder (its sub-folders too).
+        facts: the model; it has one input.
+        shape: the input's shape without the batch axis that `max_batch_size` adds; `-1` where it is dynamic.
+        given: the options, over what a `calibration.yaml` in the folder says.
+        limit_bytes: images beyond this many bytes of input are left out.
+
+    Raises:
+        UsageError: an option is unknown or wrong, or sizes are missing.
+        InputError: no image, one that cannot be read, or a model that takes none.
+    """
+    if len(facts.inputs) != 1:
+        names = ", ".join(item.name for item in facts.inputs)
+        raise InputError(f"images fill one input, and the model {facts.model} has {len(facts.inputs)}: {names}")
+    item = dataclasses.replace(facts.inputs[0], shape=tuple(shape))
+    recipe = recipe_of(path, item, given)
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"{path}: no image found", hint=f"Known endings: {endings}.")
+    pillow = require("PIL.Image")
+    samples: list[Sample] = []
+    size = 0
+    for file in files:
+        try:
+            pixels = read_image(pillow, file, recipe)
+        except CalibrationError as exc:
+            raise InputError(exc.message, hint=exc.hint) from exc
+        array: Array = _typed(pixels if len(item.shape) == 4 else pixels[0], item)
+        size += array.nbytes
+        if samples and size > limit_bytes:
+            break
+        samples.append({item.name: array})
+    return samples
+
+
+def _typed(pixels: Array, item: InputFacts) -> Array:
+    dtype = NUMPY_OF_TRITON[item.datatype]
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        clipped: Array = np.clip(np.rint(pixels), limits.min, limits.max).astype(dtype)
+        return clipped
+    return pixels.astype(dtype)
+
+
+def recipe_of(path: Path, item: InputFacts, given: Mapping[str, str]) -> ImageRecipe:
+    """Return how an image becomes the input: the options, else `calibration.yaml`, else what the shape says.
+
+    The shape gives the size, the number of channels and the layout. Values are scaled to 0..1, those of integer
+    inputs stay 0..255.
+
+    Raises:
+        UsageError: an option is unknown or wrong, the shape is none of an image, or its size is open.
+        InputError: the YAML file is wrong.
+    """
+    unknown = [name for name in given if name not in IMAGE_KEYS]
+    if unknown:
+        raise UsageError(f"--image {unknown[0]}: unknown; expected one of {', '.join(IMAGE_KEYS)}")
+    recipe = _stated(path, item) or _guessed(item, given.get("layout"))
+    chosen = dataclasses.replace(recipe, **_changes(recipe, given))
+    channels = len(chosen.mean)
+    if 0 in chosen.std or (chosen.resize is not None and chosen.resize < max(chosen.size)):
+        raise UsageError(
+            f"--image std={chosen.std} resize={chosen.resize}: std must not hold 0, and resize has to be at least "
+            f"{max(chosen.size)} pixels"
+        )
+    expected = (*chosen.size, channels) if chosen.layout == "nhwc" else (channels, *chosen.size)
+    if any(wanted not in (-1, size) for wanted, size in zip(item.shape[-3:], expected, strict=True)):
+        raise UsageError(
+            f"images come out as {list(expected)} ({chosen.layout}, {chosen.color}), and the input {item.name!r} "
+            f"takes {list(item.shape)}",
+            hint="Change --image color=... or layout=..., or the calibration.yaml.",
+        )
+    return chosen
+
+
+def _changes(recipe: ImageRecipe, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the recipe's fields that the options change, read and checked one by one."""
+    channels = 1 if given.get("color", recipe.color) == "gray" else 3
+    changes: dict[str, Any] = {}
+    for name, text in given.items():
+        known = {"color": _COLORS, "layout": _LAYOUTS}.get(name)
+        if known is None:
+            values = _numbers(name, text, channels if name in ("mean", "std") else 1)
+            changes[name] = {"scale": values[0], "resize": round(values[0])}.get(name, values)
+        elif text not in known:
+            raise UsageError(f"--image {name}={text}: expected one of {', '.join(known)}")
+        else:
+            changes[name] = text
+    for name, usual in (("mean", 0.0), ("std", 1.0)):
+        if name not in changes and len(getattr(recipe, name)) != channels:
+            changes[name] = (usual,) * channels
+    return changes
+
+
+def _stated(path: Path, item: InputFacts) -> ImageRecipe | None:
+    """Return what a `calibration.yaml` in the folder says; `None` without one."""
+    for name in YAML_NAMES:
+        file = path / name
+        if file.is_file():
+            try:
+                recipe = read_recipe(file)
+            except CalibrationError as exc:
+                raise InputError(exc.message, hint=exc.hint) from exc
+            if recipe.input not in (None, item.name):
+                raise InputError(f"{file}: names the input {recipe.input!r}, and the model has {item.name!r}")
+            return recipe
+    return None
+
+
+def _guessed(item: InputFacts, layout: str | None) -> ImageRecipe:
+    """Return what the input's shape says of its images."""
+    shape = item.shape
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] not in (1, -1)):
+        raise UsageError(
+            f"the input {item.name!r} has the shape {list(shape)}, which is no image's: expected [C, H, W] or [H, W, C]"
+        )
+    shape = shape[-3:]
+    if layout not in _LAYOUTS:
+        layout = "nhwc" if shape[2] in (1, 3) and shape[0] not in (1, 3) else "nchw"
+    channels, size = (shape[2], shape[:2]) if layout == "nhwc" else (shape[0], shape[1:])
+    if any(each < 1 for each in size) or channels not in (-1, 1, 3):
+        raise UsageError(
+            f"the input {item.name!r} has the shape {list(item.shape)} ({layout}): a size in pixels and 1 or 3 "
+            "channels are needed",
+            hint=f"Give the sizes: --shape {item.name}:3,224,224 (without the batch axis).",
+        )
+    count = 1 if channels == 1 else 3
+    is_integer = NUMPY_OF_TRITON[item.datatype].kind in "iu"
+    return ImageRecipe(
+        size=(size[0], size[1]),
+        resize=None,
+        layout=layout,
+        color="gray" if count == 1 else "rgb",
+        scale=1.0 if is_integer else 1 / 255,
+        mean=(0.0,) * count,
+        std=(1.0,) * count,
+        input=item.name,
+        folder=Path(),
+    )
+
+
+def _numbers(name: str, text: str, count: int) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) == 1:
+        values *= count
+    if len(values) != count or not np.isfinite(values).all():
+        raise UsageError(f"--image {name}={text}: expected {count} number{'s, by commas' if count > 1 else ''}")
+    return values
