@@ -12,6 +12,7 @@ import typer
 import repo_manager
 from repo_manager.cli import (
     add,
+    apply,
     compare,
     doctor,
     loadtest,
@@ -62,7 +63,7 @@ def _root(
     """Hold the options that stand before a command."""
 
 
-for _module in (quickstart, model, add, repository, maintain, sign, serve, rollout, loadtest, compare, doctor):
+for _module in (quickstart, model, add, repository, maintain, sign, apply, serve, rollout, loadtest, compare, doctor):
     _module.register(app)
 
 

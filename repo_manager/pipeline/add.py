@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 import repo_manager
+from repo_manager.declared.request import request_record
 from repo_manager.engine import FitProblem, FitTarget, check_version_fit, choose_backend, find_gpus
 from repo_manager.engine.plan_header import HEADER_BYTES
 from repo_manager.engine.progress import BuildProgress
@@ -131,6 +132,13 @@ def _publish(
     """Publish the controls, then the model: where the model is, its controls are."""
     beside = tuple(_publish_control(source, pruned, version, control, options, report) for control in controls)
     details = _details(source, version, pruned)
+    details["request"] = request_record(
+        backend=version.target.choice.backend,
+        sparsity=options.sparsity.value,
+        calibration=options.calibration,
+        convert=options.convert,
+        engine=options.engine,
+    )
     if beside:
         details["controls"] = {control.name: control.version for control in beside}
     number = _publish_one(version, details, options, report)
@@ -189,7 +197,12 @@ def _details(source: Model, version: Prepared, pruned: PruneReport | None) -> di
     sparsity = converted.pop("sparsity")
     converted["files"] = [path.name for path in conversion.files]  # where they lay meanwhile is nobody's business
     return {
-        "source": {"path": source.path.name, "digest": source.digest, "size_bytes": source.size_bytes},
+        "source": {
+            "path": source.path.name,
+            "digest": source.digest,
+            "size_bytes": source.size_bytes,
+            "external": [file.relative_to(source.path.parent.absolute()).as_posix() for file in source.external_files],
+        },
         "precision": conversion.precision,
         "pruned": pruned,
         "sparsity": sparsity,

@@ -22,6 +22,7 @@ LAYERS = [
     {"server"},
     {"client"},
     {"rollout", "loadtest"},
+    {"declared"},
     {"report"},
     {"pipeline"},
     {"cli"},

@@ -1,0 +1,20 @@
+"""The declared state: repository.yaml read, compared with a repository and its servers, and written from one."""
+
+from repo_manager.declared.plan import plan_declaration, plan_model
+from repo_manager.declared.read import parse_declaration, read_declaration
+from repo_manager.declared.schema import Declaration, json_schema
+from repo_manager.declared.servers import Servers
+from repo_manager.declared.steps import Action, ModelPlan, Step
+
+__all__ = [
+    "Action",
+    "Declaration",
+    "ModelPlan",
+    "Servers",
+    "Step",
+    "json_schema",
+    "parse_declaration",
+    "plan_declaration",
+    "plan_model",
+    "read_declaration",
+]

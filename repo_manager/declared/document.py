@@ -1,0 +1,171 @@
+"""YAML text to plain values, with the place of each: what a person wrote is told back by line and column."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from repo_manager.errors import InputError
+
+__all__ = ["Document", "Place", "parse_document"]
+
+_MAX_VALUES = 200_000
+_MAX_DEPTH = 50
+_MERGE = "tag:yaml.org,2002:merge"
+_SCALAR_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+# YAML 1.1 reads these otherwise than they look: 010 is 8, 1_0 is 10, 1:30 is 90, a date is no text.
+_ODD = {"timestamp": "a date", "binary": "binary data", "set": "a set", "omap": "an ordered map", "pairs": "pairs"}
+
+Path = tuple[str | int, ...]
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Place:
+    """Where something stands; both count from 1."""
+
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A parsed file.
+
+    Attributes:
+        name: what to call it.
+        value: mappings, lists, strings, numbers, booleans, `None`.
+        places: path from the top -> where the key, or the list's element, stands.
+    """
+
+    name: str
+    value: Any
+    places: Mapping[Path, Place]
+
+    def where(self, path: Path) -> str:
+        """Return `NAME:LINE:COLUMN` of a path; of the nearest one above it when it is not there itself."""
+        return f"{self.name}:{self.place(path)}" if self.places else self.name
+
+    def place(self, path: Path) -> Place:
+        """Return the place of a path; of the nearest one above it when it is not there itself."""
+        while path not in self.places and path:
+            path = path[:-1]
+        return self.places.get(path, Place(1, 1))
+
+
+def parse_document(text: str, *, name: str) -> Document:
+    """Parse YAML. Anchors, aliases and merge keys (`<<`) are fine; a key that stands twice is not.
+
+    Args:
+        text: the file's content.
+        name: what to call it in errors.
+
+    Raises:
+        InputError: it is not YAML, holds a key twice, a value that is no plain one, or is nested or repeated beyond
+            what a person writes; with line and column.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        place = "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
+        words = " ".join(filter(None, (exc.context, exc.problem)))
+        raise InputError(f"{name}{place}: not valid YAML: {words}", hint=_hint(text)) from exc
+    except yaml.YAMLError as exc:
+        raise InputError(f"{name}: not valid YAML: {' '.join(str(exc).split())}") from exc
+    except RecursionError as exc:
+        raise InputError(f"{name}: nested too deeply") from exc
+    reader = _Reader(name)
+    value = None if node is None else reader.value(node, ())
+    return Document(name, value, reader.places)
+
+
+class _Reader:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.places: dict[Path, Place] = {}
+        self.count = 0
+        self.scalars = yaml.SafeLoader("")
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        """Return a node's value; aliases are read once for each place where they stand."""
+        self.count += 1
+        if self.count > _MAX_VALUES or len(path) > _MAX_DEPTH:
+            raise self.error(node, "more values, or deeper nesting, than anybody writes; an alias inside itself?")
+        self.places.setdefault(path, _place(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        if node.tag in _SCALAR_TAGS and isinstance(node, yaml.ScalarNode):
+            return self.scalar(node)
+        kind = node.tag.rpartition(":")[2]
+        if kind in _ODD:
+            raise self.error(node, f"{node.value!r} is {_ODD[kind]} in YAML; put it in quotes if a text is meant")
+        raise self.error(node, f"the tag {node.tag} has no meaning here")
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        try:
+            value = self.scalars.construct_object(node)
+        except (ValueError, yaml.YAMLError, KeyError, OverflowError) as exc:
+            raise self.error(node, f"{node.value[:80]!r} cannot be read: {' '.join(str(exc).split())[:200]}") from exc
+        if isinstance(value, int) and not isinstance(value, bool) and str(value) != node.value.lstrip("+"):
+            raise self.error(node, f"{node.value!r} is the number {value} in YAML; write {value}, or put it in quotes")
+        return value
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                for key, value in self.merge(value_node, path).items():
+                    merged.setdefault(key, value)
+                continue
+            key = self.key(key_node)
+            here = (*path, key)
+            if key in found:
+                line = self.places[here].line
+                raise self.error(key_node, f"the key {key!r} stands here a second time; the first is in line {line}")
+            self.drop(path, key)
+            self.places[here] = _place(key_node)
+            found[key] = self.value(value_node, here)
+        return {**merged, **found}
+
+    def merge(self, node: yaml.Node, path: Path) -> dict[str, Any]:
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        result: dict[str, Any] = {}
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                raise self.error(source, "`<<` takes a mapping, or a list of mappings")
+            for key, value in self.value(source, path).items():
+                result.setdefault(key, value)
+        return result
+
+    def drop(self, path: Path, key: str) -> None:
+        """Forget places that a merge brought for a key that stands here itself."""
+        prefix = (*path, key)
+        for place in [place for place in self.places if place[: len(prefix)] == prefix]:
+            del self.places[place]
+
+    def key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(node, "a key has to be a text")
+        if node.tag not in _SCALAR_TAGS or node.value == "":
+            raise self.error(node, f"{node.value!r} cannot be a key; put it in quotes")
+        return str(node.value)
+
+    def error(self, node: yaml.Node, what: str) -> InputError:
+        return InputError(f"{self.name}:{_place(node)}: {what}")
+
+
+def _place(node: yaml.Node) -> Place:
+    return Place(node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _hint(text: str) -> str | None:
+    return "YAML is indented with blanks, never with tabs." if "\n\t" in text else None

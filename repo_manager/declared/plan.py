@@ -1,0 +1,249 @@
+"""Compare a declaration with a repository and its servers; nothing is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from repo_manager.declared.request import Request, fulfils
+from repo_manager.declared.schema import Declaration, Model
+from repo_manager.declared.servers import EMBEDDED, Servers
+from repo_manager.declared.steps import Action, ModelPlan, Step
+from repo_manager.declared.wanted import config_changes, request_of, wanted_labels
+from repo_manager.errors import ConfigError, InputError, RepoManagerError, RepositoryError
+from repo_manager.repository import (
+    Location,
+    ModelEntry,
+    ModelState,
+    Severity,
+    change_config,
+    find_model,
+    model_states,
+    read_labels,
+    scan,
+)
+from repo_manager.repository.state import current_version, previous_version
+from repo_manager.rollout import plan_deploy
+
+__all__ = ["NEW", "plan_declaration", "plan_model"]
+
+NEW = 0
+"""Stands for the version that a plan builds, whose number is not known yet."""
+
+
+def plan_declaration(
+    declaration: Declaration, base: Path, repository: Location, servers: Servers, *, prune: bool = False
+) -> tuple[ModelPlan, ...]:
+    """Plan every declared model, in the file's order, then what is to be pruned.
+
+    Args:
+        declaration: as read.
+        base: the folder of its file: paths in it are relative to that.
+        repository: where; need not exist yet.
+        servers: of the declaration.
+        prune: also plan the removal of what is not declared.
+
+    Returns:
+        One plan a model. A model that cannot be planned has its error in it; the others are planned all the same.
+
+    Raises:
+        RepositoryError: the repository's record is damaged.
+    """
+    exists = not isinstance(repository, Path) or repository.expanduser().is_dir()
+    states = model_states(repository) if exists else {}
+    present = {entry.name for entry in scan(repository, deep=False)} if exists else set()
+    plans = []
+    for name, model in declaration.models.items():
+        try:
+            entry = find_model(repository, name) if name in present else None
+            planner = _Planner(declaration, name, model, entry, states.get(name, ModelState()), base)
+            plans.append(planner.plan(repository, servers, prune=prune))
+        except RepoManagerError as exc:
+            plans.append(ModelPlan(name, True, None, (), str(exc), exc.exit_code))
+    if prune:
+        for name in sorted(present - set(declaration.models)):
+            plans.append(_plan_undeclared(declaration, name, states.get(name, ModelState()), servers))
+    return tuple(plans)
+
+
+def plan_model(
+    declaration: Declaration, name: str, base: Path, repository: Location, servers: Servers, *, prune: bool
+) -> ModelPlan:
+    """Plan one declared model that exists, as it is now: after its version was built, for instance.
+
+    Raises:
+        RepoManagerError: it cannot be planned.
+    """
+    state = model_states(repository).get(name, ModelState())
+    planner = _Planner(declaration, name, declaration.models[name], find_model(repository, name), state, base)
+    return planner.plan(repository, servers, prune=prune)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planner:
+    declaration: Declaration
+    name: str
+    model: Model
+    entry: ModelEntry | None
+    state: ModelState
+    base: Path
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.declaration.targets if self.model.targets is None else self.model.targets
+
+    @property
+    def existing(self) -> tuple[int, ...]:
+        return () if self.entry is None else tuple(version.version for version in self.entry.versions)
+
+    def plan(self, repository: Location, servers: Servers, *, prune: bool) -> ModelPlan:
+        backend = self.entry.backend or None if self.entry is not None and self.entry.versions else None
+        request = request_of(self.model, self.base, backend)
+        version = self._version(request)
+        steps: list[Step] = []
+        if self.entry is not None and self.entry.versions:
+            steps += self._config(repository)
+        if version == NEW and request is not None:
+            steps.append(_build(request))
+        steps += self._labels(repository)
+        tags = self._tags(version)
+        steps += [step for step in tags.values() if self.state.tags.get(step.tag) != step.version or not step.version]
+        served = self._served(version)
+        serving = self._serving(served, repository, servers, changed=bool(steps))
+        steps += serving
+        if prune and self.entry is not None:
+            steps += self._removals(version, served, deploys=bool(serving) and serving[0].action is Action.DEPLOY)
+        return ModelPlan(self.name, True, version or None, tuple(steps), request=request)
+
+    def _version(self, request: Request | None) -> int:
+        """Return the version of the source; `NEW` when there is none yet. Without a source the newest."""
+        if request is None:
+            if not self.existing:
+                raise InputError(
+                    f"{self.name}: the repository has no version of it, and it has no source",
+                    hint="Declare `source:`, or add the model first.",
+                )
+            return self.existing[-1]
+        for entry in reversed(self.entry.versions) if self.entry is not None else ():
+            if entry.manifest is not None and fulfils(entry.manifest, request):
+                return entry.version
+        if not request.source.is_file():
+            raise InputError(
+                f"{request.source} does not exist, and no version of {self.name} was made from what it is pinned to",
+                hint="Give the source's path relative to the YAML file.",
+            )
+        return NEW
+
+    def _config(self, repository: Location) -> Iterator[Step]:
+        """Compare with what config.pbtxt means, not with how it is written."""
+        before = change_config(repository, self.name, {}, dry_run=True).before
+        changes = config_changes(self.model.config, before, where=f"{self.name}/config.pbtxt")
+        planned = change_config(repository, self.name, changes, dry_run=True)
+        if not planned.fields:
+            return
+        errors = [problem.what for problem in planned.problems if problem.severity is Severity.ERROR]
+        if errors:
+            raise ConfigError(f"{self.name}: config.pbtxt would not load any more: {'; '.join(errors)}")
+        yield Step(Action.CONFIG, f"config.pbtxt: {', '.join(planned.fields)}", changes=changes)
+
+    def _labels(self, repository: Location) -> Iterator[Step]:
+        wanted = wanted_labels(self.model.labels, self.base)
+        present = read_labels(repository, self.name) if self.entry is not None and self.entry.versions else {}
+        for output, labels in wanted.items():
+            if present.get(output) != labels:
+                yield Step(Action.LABELS, f"{len(labels)} labels of {output}", labels={output: labels})
+
+    def _tags(self, version: int) -> dict[str, Step]:
+        found = {}
+        for tag, wanted in self.model.tags.items():
+            number = version if wanted == "newest" else wanted
+            if number not in self.existing and number != NEW:
+                raise RepositoryError(f"{self.name}: tag {tag}: there is no version {number}")
+            found[tag] = Step(Action.TAG, f"{tag} -> {_shown(number)}", version=number or None, tag=tag)
+        return found
+
+    def _served(self, version: int) -> tuple[int, ...]:
+        """Return the versions to serve; empty: as it is."""
+        wanted = self.model.serve
+        if wanted is None:
+            return (version,) if self.targets else ()
+        if wanted == "newest":
+            return (version,)
+        if isinstance(wanted, str):
+            number = self.model.tags.get(wanted, self.state.tags.get(wanted))
+            if number is None:
+                known = ", ".join({*self.model.tags, *self.state.tags}) or "none"
+                raise RepositoryError(f"{self.name}: serve: there is no tag {wanted!r}; there are: {known}")
+            wanted = version if number == "newest" else int(number)
+        versions = wanted if isinstance(wanted, tuple) else (wanted,)
+        missing = [number for number in versions if number not in self.existing and number != NEW]
+        if missing:
+            raise RepositoryError(
+                f"{self.name}: serve: there is no version {', '.join(map(str, missing))}; "
+                f"there are {', '.join(map(str, self.existing)) or 'none'}",
+                hint="`serve: newest` serves the version of the source.",
+            )
+        return tuple(sorted(set(versions)))
+
+    def _serving(self, served: tuple[int, ...], repository: Location, servers: Servers, *, changed: bool) -> list[Step]:
+        if not served:
+            return []
+        numbers = ", ".join(map(_shown, served))
+        if not self.targets:
+            same = self.entry is not None and self.entry.policy == served
+            return [] if same else [Step(Action.SERVE, f"the next load serves {numbers}", versions=served)]
+        step = Step(Action.DEPLOY, f"{numbers} on {', '.join(self.targets)}", versions=served, targets=self.targets)
+        if changed or served[0] == NEW or (EMBEDDED in self.targets and not servers.running()):
+            return [step]
+        clients = servers.clients(self.targets)
+        plans = [plan_deploy(repository, self.name, served[0], client) for client in clients]
+        differing = [client.url for client, plan in zip(clients, plans, strict=True) if plan.changes]
+        return [dataclasses.replace(step, what=f"{numbers} on {', '.join(differing)}")] if differing else []
+
+    def _removals(self, version: int, served: tuple[int, ...], *, deploys: bool) -> Iterator[Step]:
+        """Plan the removal of versions that nothing needs after the plan's other steps."""
+        state = self.state.deployed(served[0] or max(self.existing) + 1) if deploys else self.state
+        after = self.existing if version else (*self.existing, max(self.existing) + 1)
+        tags = {**self.state.tags, **{tag: n for tag, n in self.model.tags.items() if n != "newest"}}
+        kept = {version, *served, *self.model.versions, *(int(number) for number in tags.values())}
+        kept |= {number for number in (current_version(state), previous_version(state, after)) if number is not None}
+        if not served and self.entry is not None:
+            kept |= set(self.entry.served_versions)
+        for number in self.existing:
+            if number not in kept:
+                yield Step(Action.REMOVE, f"version {number}", version=number)
+
+
+def _build(request: Request) -> Step:
+    backend = "" if request.backend is None else f" for {request.backend}"
+    return Step(Action.BUILD, f"a version of {request.source.name} in {request.precision}{backend}")
+
+
+def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, servers: Servers) -> ModelPlan:
+    """Plan the removal of a model: first from the servers, so that what is served is never removed."""
+    targets = tuple(
+        dict.fromkeys([*declaration.targets, *(t for m in declaration.models.values() for t in m.targets or ())])
+    )
+    try:
+        clients = {client.url: client for client in (*servers.running(), *servers.clients(targets))}
+        loaded = [url for url, client in clients.items() if _is_loaded(client.versions(name).values())]
+        if state.deployments and not clients:
+            last = state.deployments[-1]
+            raise RepositoryError(
+                f"{name} is not declared, but version {last.version} was deployed at {last.at}, and no server is "
+                "declared to unload it from",
+                hint=f"Declare `targets:`, or remove it by hand: repo-manager remove {name} --force",
+            )
+    except RepoManagerError as exc:
+        return ModelPlan(name, False, None, (), str(exc), exc.exit_code)
+    steps = [Step(Action.UNLOAD, f"from {', '.join(loaded)}", targets=tuple(loaded))] if loaded else []
+    return ModelPlan(name, False, None, (*steps, Step(Action.REMOVE, "the whole model, which is not declared")))
+
+
+def _is_loaded(entries: object) -> bool:
+    return any(getattr(entry, "state", "") in ("READY", "LOADING") for entry in entries)  # type: ignore[attr-defined]
+
+
+def _shown(number: int) -> str:
+    return f"version {number}" if number else "the new version"

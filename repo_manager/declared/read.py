@@ -1,0 +1,204 @@
+"""repository.yaml to a checked declaration, or to every problem in it with its line and column."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from repo_manager.declared.document import Document, parse_document
+from repo_manager.declared.schema import NOTES_PREFIX, Declaration
+from repo_manager.errors import InputError, RepositoryError
+from repo_manager.repository import validate_model_name
+from repo_manager.repository.tags import validate_tag
+
+__all__ = ["parse_declaration", "read_declaration"]
+
+MAX_BYTES = 4 << 20
+_HINT = "docs/apply.md shows every key; editors check it with docs/repository.schema.json."
+Location = tuple[str | int, ...]
+
+
+def read_declaration(path: Path) -> Declaration:
+    """Read and check a file.
+
+    Raises:
+        InputError: it cannot be read, or says what cannot be; every problem is listed with its place.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file", hint=_HINT)
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} has {path.stat().st_size} bytes; expected up to {MAX_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror or exc}", hint=_HINT) from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{path} is not UTF-8 text: {exc}") from exc
+    return parse_declaration(text, name=str(path))
+
+
+def parse_declaration(text: str, *, name: str) -> Declaration:
+    """Check a file's content.
+
+    Args:
+        text: YAML.
+        name: what to call it in errors.
+
+    Raises:
+        InputError: as `read_declaration`.
+    """
+    document = parse_document(text, name=name)
+    if not isinstance(document.value, dict):
+        found = "nothing" if document.value is None else f"a {_kind(document.value)}"
+        raise InputError(f"{document.where(())}: expected a mapping with `models:`, found {found}", hint=_HINT)
+    content = {key: value for key, value in document.value.items() if not key.startswith(NOTES_PREFIX)}
+    try:
+        declaration = Declaration.model_validate(content)
+    except pydantic.ValidationError as exc:
+        ordered = sorted(_problems(exc.errors(), document), key=lambda problem: document.place(problem[0]))
+        raise _error([f"{document.where(path)}: {_dotted(path)}{what}" for path, what in ordered]) from exc
+    problems = list(_names(declaration, document))
+    if problems:
+        raise _error(problems)
+    return declaration
+
+
+def _error(problems: Sequence[str]) -> InputError:
+    if len(problems) == 1:
+        return InputError(problems[0], hint=_HINT)
+    return InputError(f"{len(problems)} problems:\n  " + "\n  ".join(problems), hint=_HINT)
+
+
+def _names(declaration: Declaration, document: Document) -> Iterator[str]:
+    """Names that no mapping's type can check: of models and tags."""
+    for name, model in declaration.models.items():
+        checks: list[tuple[Location, typing.Callable[[str], object], str]] = [
+            (("models", name), validate_model_name, name)
+        ]
+        checks += [(("models", name, "tags", tag), validate_tag, tag) for tag in model.tags]
+        if isinstance(model.serve, str) and model.serve != "newest":
+            checks.append((("models", name, "serve"), validate_tag, model.serve))
+        for path, check, text in checks:
+            try:
+                check(text)
+            except RepositoryError as exc:
+                yield f"{document.where(path)}: {_dotted(path)}{exc.message}"
+
+
+def _problems(errors: Sequence[Any], document: Document) -> Iterator[tuple[Location, str]]:
+    """One sentence for each place; of a value's possible forms, the one that came closest speaks."""
+    groups: dict[Location, list[tuple[Location, Any]]] = {}
+    for error in errors:
+        path, base = _data_path(error, document.value)
+        groups.setdefault(base, []).append((path, error))
+    for found in groups.values():
+        deepest = max(len(path) for path, _ in found)
+        closest = [(path, error) for path, error in found if len(path) == deepest]
+        for path in dict.fromkeys(path for path, _ in closest):
+            yield path, _sentence(path, [error for at, error in closest if at == path], document.value)
+
+
+def _data_path(error: Any, value: Any) -> tuple[Location, Location]:
+    """Return an error's path in the data, and the path up to where the validator tried several forms."""
+    path: list[str | int] = []
+    base: Location | None = None
+    parts = list(error["loc"])
+    for position, part in enumerate(parts):
+        there = (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        )
+        last = position == len(parts) - 1
+        if there:
+            value = value[part]
+            path.append(part)
+        elif last and error["type"] == "missing":
+            path.append(part)
+        elif base is None and isinstance(part, str) and not _is_field(part):
+            base = tuple(path)
+    return tuple(path), tuple(path) if base is None else base
+
+
+def _is_field(part: str) -> bool:
+    """Whether a part is a key that a short form stands for (`source: x` is `source: {path: x}`), not a form's name."""
+    return part in ("path", "digest", "min", "opt", "max")
+
+
+def _sentence(path: Location, errors: Sequence[Any], value: Any) -> str:
+    first = errors[0]
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        close = difflib.get_close_matches(str(path[-1]), known, 1)
+        return "unknown key; " + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}")
+    if first["type"] == "missing":
+        return "is missing"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    for part in path:
+        value = value[part]
+    words = dict.fromkeys(_expected(error["msg"]) for error in errors)
+    shown = "nothing" if value is None else repr(value) if not isinstance(value, dict | list) else f"a {_kind(value)}"
+    return f"expected {', or '.join(words)}; found {shown[:100]}"
+
+
+def _expected(message: str) -> str:
+    text = message.removeprefix("Input should be ").removeprefix("Value should be ")
+    for found, said in (
+        ("a valid dictionary or instance of FileReference", "a path"),
+        ("a valid dictionary or instance of Shape", "a list of sizes"),
+        ("a valid dictionary", "a mapping"),
+        ("a valid tuple", "a list"),
+        ("a valid string", "a text"),
+        ("a valid boolean", "true or false"),
+        ("a valid integer", "a whole number"),
+        ("a valid number", "a number"),
+        ("string should have at least 1 character", "a text that is not empty"),
+        ("String should have at least 1 character", "a text that is not empty"),
+    ):
+        if text.startswith(found):
+            return said
+    return text[0].lower() + text[1:]
+
+
+def _known_keys(path: Location) -> list[str]:
+    annotations: list[Any] = [Declaration]
+    for part in path:
+        annotations = [following for each in annotations for following in _below(each, part)]
+    return sorted({key for each in annotations for model in _models(each) for key in model.model_fields})
+
+
+def _below(annotation: Any, part: str | int) -> Iterator[Any]:
+    """Return what a key, or an index, leads to in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        if part in annotation.model_fields:
+            yield annotation.model_fields[str(part)].annotation
+        return
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (dict, tuple):
+        yield arguments[-1 if typing.get_origin(annotation) is dict else 0]
+        return
+    for argument in arguments:
+        yield from _below(argument, part)
+
+
+def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) not in (dict, tuple):
+        for argument in typing.get_args(annotation):
+            yield from _models(argument)
+
+
+def _dotted(path: Location) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return f"{text}: " if text else ""
+
+
+def _kind(value: Any) -> str:
+    return {dict: "mapping", list: "list", str: "text", bool: "true or false"}.get(type(value), "number")

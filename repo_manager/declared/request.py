@@ -1,0 +1,194 @@
+"""What a version was asked for: the same source and options need no second conversion.
+
+`add` and `apply` record it in the manifest as `request`. Options at their default are left out, so that a later
+repo-manager with more options still recognises what an earlier one made. Which tools made it does not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repo_manager.errors import InputError
+from repo_manager.files import sha256_file
+from repo_manager.repository import Manifest
+from repo_manager.types import Backend, Digest, as_json
+
+__all__ = ["Request", "calibration_record", "fulfils", "options_record", "request_record", "source_digest"]
+
+# Options of an engine that say where it is built, not what comes out.
+_PLACES = ("timing_cache", "plans", "max_batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a version is asked for.
+
+    Attributes:
+        source: path of the ONNX file; need not exist when `digest` says what it holds.
+        digest: what the file is pinned to; `None`: whatever it holds.
+        precision: of the version.
+        backend: a backend's name; `None`: the one of the existing versions.
+        sparsity: `require`, `report` or `prune`.
+        calibration: a file, a folder or `module:function`; `None` for none.
+        calibration_digest: what it is pinned to.
+        convert: options of the conversion that are not at their default.
+        engine: options of the engine that are not at their default.
+    """
+
+    source: Path
+    digest: str | None
+    precision: str
+    backend: str | None
+    sparsity: str
+    calibration: str | None
+    calibration_digest: str | None
+    convert: Mapping[str, Any]
+    engine: Mapping[str, Any]
+
+
+def request_record(
+    *, backend: Backend, sparsity: str, calibration: str | None, convert: Any, engine: Any
+) -> dict[str, Any]:
+    """Return what a manifest records of the options that a version was made with.
+
+    Args:
+        backend: as it was chosen.
+        sparsity: the mode.
+        calibration: as it was given.
+        convert: the conversion's options, a dataclass.
+        engine: the engine's options, a dataclass.
+
+    Raises:
+        InputError: the calibration data cannot be read.
+    """
+    return {
+        "sparsity": sparsity,
+        "calibration": None if calibration is None else calibration_record(calibration),
+        "convert": options_record(convert),
+        "engine": {} if backend is Backend.ONNXRUNTIME else options_record(engine),
+    }
+
+
+def options_record(options: Any) -> dict[str, Any]:
+    """Return the fields of an options' dataclass that are not at their default, as JSON."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(options, field.name)
+        if value != default and field.name not in _PLACES:
+            found[field.name] = as_json(value)
+    return found
+
+
+def calibration_record(calibration: str) -> dict[str, Any]:
+    """Return name and digest of calibration data; a function has no digest.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = Path(calibration)
+    try:
+        if path.is_file():
+            return {"path": path.name, "digest": sha256_file(path)}
+        if path.is_dir():
+            return {"path": path.name, "digest": _folder_digest(path)}
+    except OSError as exc:
+        raise InputError(f"{path}: the calibration data cannot be read: {exc.strerror or exc}") from exc
+    return {"path": calibration, "digest": None}
+
+
+def source_digest(path: Path, external: Mapping[str, Any] | tuple[str, ...] = ()) -> Digest:
+    """Return the digest of a model, as `onnx_model` makes it, without reading the model.
+
+    Args:
+        path: the ONNX file.
+        external: the names of its files with external data, in order, beside it.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = sha256_file(path)
+    if not external:
+        return digest
+    joint = hashlib.sha256(f"{digest}\n".encode())
+    for name in external:
+        joint.update(f"{sha256_file(path.parent / name)}  {name}\n".encode())
+    return Digest("sha256:" + joint.hexdigest())
+
+
+def fulfils(manifest: Manifest, request: Request) -> bool:
+    """Say whether a version is what is asked for.
+
+    Raises:
+        InputError: the source or the calibration data cannot be read, or is not what it is pinned to.
+    """
+    source = manifest.source or {}
+    if manifest.precision != request.precision or request.backend not in (None, manifest.backend):
+        return False
+    if source.get("digest") is None or source.get("digest") != _wanted_digest(request, source):
+        return False
+    record = manifest.extra.get("request")
+    if not isinstance(record, dict):
+        # Made before requests were recorded: all that is known of it is in these fields.
+        return not request.convert and not request.engine and request.sparsity != "prune" and _sparse(manifest, request)
+    if record.get("convert", {}) != request.convert:
+        return False
+    if manifest.backend != Backend.ONNXRUNTIME and record.get("engine", {}) != request.engine:
+        return False
+    if (record.get("sparsity") == "prune") != (request.sparsity == "prune"):
+        return False
+    if not _same_calibration(record.get("calibration"), request):
+        return False
+    return record.get("sparsity") == request.sparsity or _sparse(manifest, request)
+
+
+def _wanted_digest(request: Request, source: Mapping[str, Any]) -> str:
+    if not request.source.exists():
+        if request.digest is not None:
+            return request.digest
+        raise InputError(
+            f"{request.source} does not exist",
+            hint="Give the source's path relative to the YAML file, or pin what it held with `digest:`.",
+        )
+    external = source.get("external", ())
+    names = tuple(str(name) for name in external) if isinstance(external, list) else ()
+    try:
+        found = source_digest(request.source, names)
+    except FileNotFoundError:
+        return ""  # Other external files than that version had.
+    except OSError as exc:
+        raise InputError(f"{request.source} cannot be read: {exc.strerror or exc}") from exc
+    return found
+
+
+def _same_calibration(record: Any, request: Request) -> bool:
+    if record is None or request.calibration is None:
+        return record is None and request.calibration is None
+    if not isinstance(record, dict):
+        return False
+    if request.calibration_digest is not None and not Path(request.calibration).exists():
+        return bool(record.get("digest") == request.calibration_digest)
+    found = calibration_record(request.calibration)
+    if found["digest"] is None:
+        return bool(record.get("path") == found["path"])
+    return bool(record.get("digest") == found["digest"])
+
+
+def _sparse(manifest: Manifest, request: Request) -> bool:
+    """Whether a version that was made without the gate would pass it: the rule of `SparsityReport.not_valid`."""
+    if request.sparsity != "require":
+        return True
+    layers = (manifest.sparsity or {}).get("layers", ()) if isinstance(manifest.sparsity, dict) else ()
+    dense = [layer for layer in layers if isinstance(layer, dict) and layer.get("verdict") == "not 2:4"]
+    valid = [layer for layer in layers if isinstance(layer, dict) and layer.get("verdict") == "valid"]
+    return not [layer for layer in dense if layer.get("asp_eligible")] and bool(valid or not dense)
+
+
+def _folder_digest(folder: Path) -> Digest:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    return Digest("sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest())

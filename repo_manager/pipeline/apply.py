@@ -1,0 +1,262 @@
+"""`apply`: bring a repository and its servers to the declared state, one model after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, plan_declaration, plan_model
+from repo_manager.declared.request import Request
+from repo_manager.engine import EngineOptions, ShapeRange
+from repo_manager.errors import RepoManagerError
+from repo_manager.files import file_lock
+from repo_manager.pipeline.add import AddOptions, SparsityMode, add
+from repo_manager.precision import ConvertOptions
+from repo_manager.repository import (
+    Location,
+    SigningKey,
+    change_config,
+    check_signature,
+    find_model,
+    remove,
+    set_labels,
+    set_served_versions,
+    set_tag,
+    sign_version,
+)
+from repo_manager.rollout import RolloutOptions, deploy, deploy_fleet
+from repo_manager.triton_config import ConfigOptions
+from repo_manager.types import Precision
+
+__all__ = ["ApplyOptions", "ApplyResult", "ModelResult", "apply"]
+
+Report = Callable[[str], None]
+_LOCK_FILENAME = ".repo-manager.apply.lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class ApplyOptions:
+    """How to apply.
+
+    Attributes:
+        prune: also remove what is not declared.
+        sign: sign each version that is built; `None` does not.
+        rollout: how to deploy.
+    """
+
+    prune: bool = False
+    sign: SigningKey | None = None
+    rollout: RolloutOptions = dataclasses.field(default_factory=RolloutOptions)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResult:
+    """What was done about one model.
+
+    Attributes:
+        name: the model.
+        done: the steps that were done, in words.
+        version: the version that was built; `None` when none was.
+        error: why the rest was not done; `None` when all was.
+        exit_code: of that error; 0 without one.
+    """
+
+    name: str
+    done: tuple[str, ...]
+    version: int | None
+    error: str | None
+    exit_code: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ApplyResult:
+    """What was done.
+
+    Attributes:
+        models: those about which something had to be done, in order.
+        unchanged: how many were as declared already.
+        seconds: duration.
+    """
+
+    models: tuple[ModelResult, ...]
+    unchanged: int
+    seconds: float
+
+    @property
+    def failed(self) -> tuple[ModelResult, ...]:
+        """Models that are not what is declared."""
+        return tuple(model for model in self.models if model.error is not None)
+
+
+def apply(
+    declaration: Declaration,
+    base: Path,
+    repository: Location,
+    servers: Servers,
+    *,
+    options: ApplyOptions | None = None,
+    report: Report = lambda _: None,
+    show: Callable[[tuple[ModelPlan, ...]], None] = lambda _: None,
+) -> ApplyResult:
+    """Plan, show, and apply.
+
+    Every model is brought to its declared state on its own: one that fails keeps what it had, and the others are done
+    all the same. What is not declared is removed last, and not at all when a model failed.
+
+    Args:
+        declaration: as read.
+        base: the folder of its file.
+        repository: where; made when it does not exist.
+        servers: of the declaration.
+        options: `None` takes the defaults.
+        report: told what is being done.
+        show: given the plan before anything is done.
+
+    Raises:
+        RepositoryError: another `apply` of this repository runs, or its record is damaged.
+    """
+    options = ApplyOptions() if options is None else options
+    start = time.monotonic()
+    with _alone(repository):
+        plans = plan_declaration(declaration, base, repository, servers, prune=options.prune)
+        show(plans)
+        runner = _Runner(declaration, base, repository, servers, options, report)
+        results: list[ModelResult] = []
+        for plan in plans:
+            if not plan.steps and plan.error is None:
+                continue
+            if not plan.declared and any(result.error is not None for result in results):
+                what = f"{plan.name} is not declared, and stays because a declared model failed"
+                results.append(ModelResult(plan.name, (), None, what, 0))
+                continue
+            results.append(runner.run(plan))
+    return ApplyResult(tuple(results), len(plans) - len(results), time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _alone(repository: Location) -> Iterator[None]:
+    """Keep a second `apply` of a local repository out; the kernel gives the lock up when its holder dies."""
+    root = repository.expanduser() if isinstance(repository, Path) else None
+    if root is None or not root.is_dir():
+        yield  # A new repository has no place for a lock yet; each change in it has its own.
+        return
+    with file_lock(root / _LOCK_FILENAME, timeout_s=0.0):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+    declaration: Declaration
+    base: Path
+    repository: Location
+    servers: Servers
+    options: ApplyOptions
+    report: Report
+
+    def run(self, plan: ModelPlan) -> ModelResult:
+        """Do one model's steps until one fails."""
+        if plan.error is not None:
+            return ModelResult(plan.name, (), None, plan.error, plan.exit_code)
+        done: list[str] = []
+        built: int | None = None
+        try:
+            for step in plan.steps:
+                self.report(f"{plan.name}: {step.action}: {step.what}")
+                if step.action is Action.BUILD:
+                    new = not self._exists(plan.name)
+                    built = self._build(plan, new=new)
+                    done.append(f"built version {built}: {step.what}")
+                    done += self._configure(plan.name) if new else []
+                    continue
+                self._do(plan.name, step, built)
+                done.append(f"{step.action}: {step.what}")
+        except RepoManagerError as exc:
+            return ModelResult(plan.name, tuple(done), built, str(exc), exc.exit_code)
+        return ModelResult(plan.name, tuple(done), built, None, 0)
+
+    def _build(self, plan: ModelPlan, *, new: bool) -> int:
+        if plan.request is None:
+            raise AssertionError("a plan that builds has a request")
+        # Later versions take the existing config.pbtxt, which was brought to what is declared before.
+        size = self.declaration.models[plan.name].config.max_batch_size if new else None
+        options = _add_options(plan.request, ConfigOptions(max_batch_size=size))
+        version = add(plan.request.source, plan.name, self.repository, options, report=self.report).version
+        if self.options.sign is not None:
+            sign_version(self.repository, plan.name, version, self.options.sign)
+        return version
+
+    def _configure(self, name: str) -> list[str]:
+        """Bring a new model's config.pbtxt to what is declared: before its first version there was none."""
+        plan = plan_model(self.declaration, name, self.base, self.repository, self.servers, prune=False)
+        steps = [step for step in plan.steps if step.action is Action.CONFIG]
+        for step in steps:
+            self._do(name, step, None)
+        return [f"{step.action}: {step.what}" for step in steps]
+
+    def _do(self, name: str, step: Step, built: int | None) -> None:
+        version = step.version or built
+        if step.action is Action.CONFIG:
+            change_config(self.repository, name, step.changes)
+        elif step.action is Action.LABELS:
+            for output, labels in step.labels.items():
+                set_labels(self.repository, name, output, labels)
+        elif step.action is Action.TAG and version is not None:
+            set_tag(self.repository, name, step.tag, version)
+        elif step.action is Action.SERVE:
+            self._serve(name, self._numbers(step, built))
+        elif step.action is Action.DEPLOY:
+            self._deploy(name, self._numbers(step, built)[0], step)
+        elif step.action is Action.UNLOAD:
+            for client in self.servers.clients(step.targets):
+                client.unload(name)
+        elif step.action is Action.REMOVE:
+            remove(self.repository, name, step.version, force=step.version is None)
+
+    def _serve(self, name: str, versions: tuple[int, ...]) -> None:
+        """Change the policy; what the settings ask of a deployment holds for it as well."""
+        for version in versions if self.options.rollout.signed_by else ():
+            check_signature(self.repository, name, version, self.options.rollout.signed_by)
+        set_served_versions(self.repository, name, versions)
+
+    def _deploy(self, name: str, version: int, step: Step) -> None:
+        clients = self.servers.clients(step.targets, start=True)
+        if len(clients) == 1:
+            deploy(self.repository, name, version, clients[0], options=self.options.rollout, report=self.report)
+        else:
+            deploy_fleet(self.repository, name, version, clients, options=self.options.rollout, report=self.report)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            return bool(find_model(self.repository, name).versions)
+        except RepoManagerError:
+            return False
+
+    @staticmethod
+    def _numbers(step: Step, built: int | None) -> tuple[int, ...]:
+        return tuple(number or built or 0 for number in step.versions)
+
+
+def _add_options(request: Request, config: ConfigOptions) -> AddOptions:
+    engine: dict[str, Any] = dict(request.engine)
+    shapes = {
+        name: ShapeRange(*(tuple(shape[size]) for size in ("min", "opt", "max")))
+        for name, shape in engine.pop("shapes", {}).items()
+    }
+    return AddOptions(
+        precision=Precision(request.precision),
+        backend=request.backend or "auto",
+        sparsity=SparsityMode(request.sparsity),
+        calibration=request.calibration,
+        config=config,
+        engine=EngineOptions(shapes=shapes, **_arguments(engine)),
+        convert=ConvertOptions(**_arguments(request.convert)),
+    )
+
+
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options from JSON as the dataclasses take them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
