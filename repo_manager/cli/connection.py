@@ -7,15 +7,13 @@ from a file or from the environment.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from repo_manager.cli.option_groups import grouped
 from repo_manager.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,70 +23,37 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "client_options", "connecting"]
 
 
+def _option(option: str, metavar: str, description: str) -> Any:
+    return typer.Option(option, metavar=metavar, help=description, show_default=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Connection:
     """What the command line says of the connection; `None` leaves it to the environment and the settings file."""
 
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_server_name: str | None = None
-    header_file: Path | None = None
-    token_file: Path | None = None
-
-
-def _option(option: str, metavar: str, description: str) -> Any:
-    return typer.Option(option, metavar=metavar, help=description, show_default=False, rich_help_panel="Connection")
-
-
-_OPTIONS: dict[str, Any] = {
-    "tls_ca": Annotated[
-        Path | None, _option("--tls-ca", "FILE.pem", "Authorities to trust for grpcs:// and https:// [the system's].")
-    ],
-    "tls_cert": Annotated[Path | None, _option("--tls-cert", "FILE.pem", "This client's certificate (mutual TLS).")],
-    "tls_key": Annotated[Path | None, _option("--tls-key", "FILE.pem", "The key of --tls-cert.")],
-    "tls_server_name": Annotated[
+    tls_ca: Annotated[
+        Path | None,
+        _option("--tls-ca", "FILE.pem", "Authorities to trust for grpcs:// and https:// [default: the system's]."),
+    ] = None
+    tls_cert: Annotated[Path | None, _option("--tls-cert", "FILE.pem", "This client's certificate (mutual TLS).")] = (
+        None
+    )
+    tls_key: Annotated[Path | None, _option("--tls-key", "FILE.pem", "The key of --tls-cert.")] = None
+    tls_server_name: Annotated[
         str | None,
         _option("--tls-server-name", "NAME", "Name in the server's certificate, when it is not the URL's host."),
-    ],
-    "header_file": Annotated[
+    ] = None
+    header_file: Annotated[
         Path | None,
         _option("--header-file", "FILE", "Headers to send, one `Name: value` a line (Triton's restricted APIs)."),
-    ],
-    "token_file": Annotated[
-        Path | None, _option("--token-file", "FILE", "A bearer token to send [or $REPO_MANAGER_TOKEN].")
-    ],
-}
+    ] = None
+    token_file: Annotated[
+        Path | None, _option("--token-file", "FILE", "A bearer token to send [default: $REPO_MANAGER_TOKEN].")
+    ] = None
 
 
-def connecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the connection's options in place of its parameter `connection: Connection`.
-
-    Typer knows no groups of options: this writes them into the signature that it reads.
-    """
-    signature = inspect.signature(command)
-    hints = typing.get_type_hints(
-        command, globalns={**command.__globals__, "Connection": Connection}, include_extras=True
-    )
-    kept = [
-        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in signature.parameters.items()
-        if name != "connection"
-    ]
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in _OPTIONS.items()
-    ]
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        given = {name: values.pop(name) for name in _OPTIONS}
-        command(**values, connection=Connection(**given))
-
-    parameters = [*kept, *added]
-    wrapper.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
-    return wrapper
+connecting = grouped
+"""Gives a command the connection's options in place of its parameter `connection: Connection`."""
 
 
 def client_options(

@@ -24,7 +24,9 @@ __all__ = [
     "ModelState",
     "change_state",
     "current_version",
+    "format_entry",
     "now_text",
+    "parse_entry",
     "previous_version",
     "read_state",
     "read_states",
@@ -69,7 +71,7 @@ class ModelState:
         """Return the state after a deployment now; a repetition of the current one changes nothing."""
         if self.deployments and self.deployments[-1].version == version:
             return self
-        history = (*self.deployments, Deployment(version, now_text()))
+        history = (*self.deployments, Deployment(version, now_text("milliseconds")))
         return dataclasses.replace(self, deployments=history[-_MAX_DEPLOYMENTS:])
 
     def numbered(self, version: int) -> ModelState:
@@ -77,9 +79,9 @@ class ModelState:
         return dataclasses.replace(self, highest_version=max(self.highest_version, version))
 
 
-def now_text() -> str:
-    """Return the time now, UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+def now_text(timespec: str = "seconds") -> str:
+    """Return the time now, UTC, ISO 8601, to the second or as `datetime.isoformat` takes it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def current_version(state: ModelState) -> int | None:
@@ -150,12 +152,7 @@ def change_state(root: Path, name: str, change: Callable[[ModelState], ModelStat
     after = change(before)
     if after != before:
         document["schema_version"] = max(_SCHEMA_VERSION, int(document.get("schema_version", _SCHEMA_VERSION)))
-        document.setdefault("models", {})[name] = {
-            **after.extra,
-            "highest_version": after.highest_version,
-            "deployments": [dataclasses.asdict(deployment) for deployment in after.deployments],
-            "tags": dict(sorted(after.tags.items())),
-        }
+        document.setdefault("models", {})[name] = format_entry(after)
         text = json.dumps(document, indent=1, sort_keys=True) + "\n"
         write_atomic(root / STATE_FILENAME, text.encode(), staging=staging)
     return after
@@ -176,16 +173,34 @@ def _read(root: Path) -> dict[str, Any]:
     return document
 
 
+def parse_entry(entry: Mapping[str, Any]) -> ModelState:
+    """Read one model's part of a state file.
+
+    Raises:
+        TypeError, ValueError, KeyError, AttributeError: it is damaged.
+    """
+    known = {"highest_version", "deployments", "tags"}
+    return ModelState(
+        highest_version=int(entry.get("highest_version", 0)),
+        deployments=tuple(Deployment(int(d["version"]), str(d["at"])) for d in entry.get("deployments", ())),
+        tags={str(tag): int(version) for tag, version in entry.get("tags", {}).items()},
+        extra={key: value for key, value in entry.items() if key not in known},
+    )
+
+
+def format_entry(state: ModelState) -> dict[str, Any]:
+    """Return one model's part of a state file."""
+    return {
+        **state.extra,
+        "highest_version": state.highest_version,
+        "deployments": [dataclasses.asdict(deployment) for deployment in state.deployments],
+        "tags": dict(sorted(state.tags.items())),
+    }
+
+
 def _model_of(document: Mapping[str, Any], name: str, root: Path) -> ModelState:
-    entry = document.get("models", {}).get(name, {})
     try:
-        known = {"highest_version", "deployments", "tags"}
-        return ModelState(
-            highest_version=int(entry.get("highest_version", 0)),
-            deployments=tuple(Deployment(int(d["version"]), str(d["at"])) for d in entry.get("deployments", ())),
-            tags={str(tag): int(version) for tag, version in entry.get("tags", {}).items()},
-            extra={key: value for key, value in entry.items() if key not in known},
-        )
+        return parse_entry(document.get("models", {}).get(name, {}))
     except (TypeError, ValueError, KeyError, AttributeError) as exc:
         raise _damaged(root / STATE_FILENAME, f"the entry of {name!r} is broken: {exc!r}") from exc
 

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from repo_manager.errors import (
     RepoManagerError,
-    RepositoryError,
     RollbackFailedError,
     RolloutUndoneError,
     ServerRefusedError,
     ServerUnreachableError,
 )
-from repo_manager.repository import Location, Severity, find_model, record_deployment, set_served_versions, verify
+from repo_manager.repository import Location, find_model, record_deployment, set_served_versions
 from repo_manager.rollout.observe import ServedState, observe, wait_until_only_ready
-from repo_manager.rollout.plan import plan_from
-from repo_manager.rollout.policy_file import read_bytes, touch, write_back
+from repo_manager.rollout.plan import obstacle_of, plan_from
+from repo_manager.rollout.policy_file import changes_are_unseen, read_bytes, touch, write_back
+from repo_manager.rollout.preflight import Check, check_server, check_version, refuse
 from repo_manager.rollout.result import Rollout, RolloutOptions
+from repo_manager.rollout.retry import Deadline, retried
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.server import TritonClient
 
 __all__ = ["Attempt", "Report"]
 
 Report = Callable[[str], None]
+Result = TypeVar("Result")
 _RECONNECT_S = 10.0
 _UNLOAD_S = 3.0
 
 
 class Attempt:
-    """One roll-out on one server, from its plan to its proof."""
+    """One roll-out on one server, from its plan to its proof.
+
+    Args:
+        repository: the repository.
+        name: the model.
+        version: the version to serve.
+        client: of the server.
+        options: how to roll out.
+        report: told what is being done.
+        deadline: of the fleet that the server belongs to; `None`: one of its own.
+    """
 
     def __init__(
         self,
@@ -39,25 +53,38 @@ class Attempt:
         client: TritonClient,
         options: RolloutOptions,
         report: Report,
+        *,
+        deadline: Deadline | None = None,
     ) -> None:
         self.repository, self.name, self.version = repository, name, version
         self.client, self.options, self._tell = client, options, report
         self.entry = find_model(repository, name)
         self.folder = self.entry.version(version).path
         self.events: list[str] = []
+        self.halted = threading.Event()
         self.began = time.monotonic()
-        self.before = observe(client, name)
-        self.plan = plan_from(self.entry, version, self.before, keep_previous=options.keep_previous)
+        self.deadline = Deadline(options.deadline_s) if deadline is None else deadline
+        self.before = retried(
+            lambda: observe(client, name), retries=options.retries, report=self._note, deadline=self.deadline
+        )
+        obstacle = obstacle_of(repository, self.entry)
+        self.plan = plan_from(self.entry, version, self.before, keep_previous=options.keep_previous, obstacle=obstacle)
+        self.checks: tuple[Check, ...] = ()
 
     def dry_run(self) -> Rollout:
-        """Return the plan as a result."""
+        """Return the plan as a result, and what speaks against it."""
+        if self.plan.changes:
+            self.checks = (*self.check_version(), *self.check_server())
         return self.result(changed=False, ready=self.before.ready, smoke=None, dry_run=True)
 
     def run(self) -> Rollout:
         """Do what has to be done, and prove it."""
         if not self.plan.changes:
-            return self._confirm()
-        self.check_version()
+            confirmed = self.confirm()
+            record_deployment(self.repository, self.name, self.version)
+            return confirmed
+        self.checks = (*self.check_version(), *self.check_server())
+        refuse(self.name, self.version, self.checks, self.options)
         original = read_bytes(self.repository, self.name)
         try:
             state, smoke = self.apply()
@@ -65,6 +92,15 @@ class Attempt:
         except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
             raise self._undo(original, exc) from exc
         return self.result(changed=True, ready=state.ready, smoke=smoke, draining=state.busy)
+
+    def check_version(self) -> tuple[Check, ...]:
+        """Check what is the same on every server, before one is asked to read it."""
+        return check_version(self.repository, self.entry, self.version, signed_by=self.options.signed_by)
+
+    def check_server(self) -> tuple[Check, ...]:
+        """Check whether this server can take the version."""
+        timeout_s = self.deadline.remaining_s(self.options.smoke_timeout_s)
+        return check_server(self.entry, self.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
 
     def _note(self, event: str) -> None:
         self.events.append(event)
@@ -86,6 +122,7 @@ class Attempt:
             version=self.version,
             url=self.client.url,
             plan=self.plan,
+            checks=self.checks,
             changed=changed,
             dry_run=dry_run,
             ready=ready,
@@ -97,7 +134,7 @@ class Attempt:
             events=tuple(self.events),
         )
 
-    def _confirm(self) -> Rollout:
+    def confirm(self) -> Rollout:
         """Prove that what is deployed answers; mend it when only its process has died."""
         mended = False
         try:
@@ -106,26 +143,7 @@ class Attempt:
             self._note(f"{self.name}:{self.version} is READY but does not answer: {exc.message}")
             smoke = self._mend()
             mended = True
-        record_deployment(self.repository, self.name, self.version)
         return self.result(changed=mended, ready=self.before.ready, smoke=smoke, mended=mended)
-
-    def check_version(self) -> None:
-        """Check the version's files before the server is asked to read them.
-
-        Raises:
-            RepositoryError: one is missing or damaged.
-        """
-        where = f"{self.name}/{self.version}"
-        problems = [
-            problem
-            for problem in verify(self.repository, self.name, models=False)
-            if problem.severity is Severity.ERROR and problem.where.startswith(where)
-        ]
-        if problems:
-            raise RepositoryError(
-                f"{self.name}:{self.version} is damaged: " + "; ".join(problem.what for problem in problems),
-                hint="Publish it again as a new version; nothing was changed.",
-            )
 
     def apply(self, meanwhile: tuple[int, ...] | None = None) -> tuple[ServedState, SmokeResult]:
         """Serve old and new together, prove the new one, drop the old."""
@@ -139,8 +157,11 @@ class Attempt:
 
     def bring_up(self, versions: tuple[int, ...]) -> SmokeResult:
         """Serve these versions, and prove the new one among them."""
-        self._serve(versions)
-        state = observe(self.client, self.name)
+        self.write_policy(versions)
+        if self.plan.is_hindered and not changes_are_unseen(self.repository):
+            touch(self.repository, self.name)
+        self._load()
+        state = self._observe()
         if not set(self.plan.ready_after) <= set(state.ready):
             state = self._insist(state)
         smoke = self._smoke(state)
@@ -149,8 +170,9 @@ class Attempt:
 
     def finish(self) -> ServedState:
         """Serve exactly what was planned."""
-        if observe(self.client, self.name).ready != self.plan.ready_after:
-            self._serve(self.plan.ready_after)
+        if self._observe().ready != self.plan.ready_after:
+            self.write_policy(self.plan.ready_after)
+            self._load()
         state = wait_until_only_ready(self.client, self.name, self.plan.ready_after, self.options.settle_timeout_s)
         if state.ready != self.plan.ready_after:
             wanted = ", ".join(map(str, self.plan.ready_after))
@@ -160,18 +182,36 @@ class Attempt:
             )
         return state
 
-    def _serve(self, versions: tuple[int, ...]) -> None:
+    def write_policy(self, versions: tuple[int, ...]) -> None:
+        """Say in the repository which versions the next load serves; a file that says so already stays as it is."""
         numbers = ", ".join(map(str, versions))
         self._note(f"serving version{'s' if len(versions) > 1 else ''} {numbers}")
         set_served_versions(self.repository, self.name, versions)
-        self.client.load(self.name, timeout_s=self.options.load_timeout_s)
+
+    def _observe(self) -> ServedState:
+        return self._retried(lambda: observe(self.client, self.name))
+
+    def _load(self) -> None:
+        """Ask the server to look at the repository again."""
+
+        def load() -> None:
+            if changes_are_unseen(self.repository):
+                self._unload()
+            self.client.load(self.name, timeout_s=self.deadline.remaining_s(self.options.load_timeout_s))
+
+        self._retried(load)
+
+    def _retried(self, call: Callable[[], Result]) -> Result:
+        if self.halted.is_set():
+            raise ServerRefusedError(f"the roll-out of {self.name}:{self.version} was called off")
+        return retried(call, retries=self.options.retries, report=self._note, deadline=self.deadline)
 
     def _insist(self, state: ServedState) -> ServedState:
         """Load again with a newer config.pbtxt: Triton answers 200 and does nothing when nothing looks newer to it."""
         self._note(f"the server answered the load and did nothing ({state.sentence}); asking again")
         touch(self.repository, self.name)
-        self.client.load(self.name, timeout_s=self.options.load_timeout_s)
-        state = observe(self.client, self.name)
+        self._load()
+        state = self._observe()
         if set(self.plan.ready_after) <= set(state.ready):
             return state
         reason = state.reasons.get(self.version)
@@ -182,11 +222,15 @@ class Attempt:
         )
 
     def _smoke(self, state: ServedState) -> SmokeResult:
-        if state.config is None or self.version not in state.ready:
+        config = state.config
+        if config is None or self.version not in state.ready:
             raise ServerRefusedError(f"{self.name}:{self.version} is not ready: {state.sentence}")
-        return smoke_test(
-            self.client, self.folder, self.name, self.version, state.config, timeout_s=self.options.smoke_timeout_s
-        )
+
+        def ask() -> SmokeResult:
+            timeout_s = self.deadline.remaining_s(self.options.smoke_timeout_s)
+            return smoke_test(self.client, self.folder, self.name, self.version, config, timeout_s=timeout_s)
+
+        return self._retried(ask)
 
     def _mend(self) -> SmokeResult:
         """Unload and load: the only way to bring back a version whose process was killed.
@@ -195,12 +239,15 @@ class Attempt:
             ServerRefusedError: it does not come back, or still does not answer.
         """
         self._note(f"unloading and loading {self.name}")
-        self.client.unload(self.name, timeout_s=self.options.load_timeout_s)
-        # Triton may wait for the dead process for ever; a version that is UNLOADING does not hinder a load.
-        wait_until_only_ready(self.client, self.name, (), _UNLOAD_S, settled=True)
+        self._unload()
         self.client.load(self.name, timeout_s=self.options.load_timeout_s)
         state = wait_until_only_ready(self.client, self.name, self.plan.ready_after, self.options.settle_timeout_s)
         return self._smoke(state)
+
+    def _unload(self) -> None:
+        self.client.unload(self.name, timeout_s=self.options.load_timeout_s)
+        # Triton may wait for a dead process for ever; a version that is UNLOADING does not hinder a load.
+        wait_until_only_ready(self.client, self.name, (), _UNLOAD_S, settled=True)
 
     def _undo(self, original: bytes | None, cause: BaseException) -> RepoManagerError:
         """Put things back as they were; return what to tell the user."""
@@ -231,10 +278,10 @@ class Attempt:
             RepoManagerError: it does not.
         """
         self.client.wait_live(_RECONNECT_S)
+        if not self.before.ready or changes_are_unseen(self.repository):
+            self._unload()
         if self.before.ready:
             self.client.load(self.name, timeout_s=self.options.load_timeout_s)
-        else:
-            self.client.unload(self.name, timeout_s=self.options.load_timeout_s)
         state = wait_until_only_ready(self.client, self.name, self.before.ready, self.options.settle_timeout_s)
         if state.ready != self.before.ready:
             raise ServerRefusedError(f"{state.sentence}, before it were {self.before.ready or 'none'}")
@@ -247,7 +294,7 @@ class Attempt:
         text = policy if isinstance(policy, str) else "specific { versions: [" + ", ".join(map(str, policy)) + "] }"
         missing = " (it had no such file)" if original is None else ""
         return (
-            f"By hand: set version_policy in {self.entry.path / 'config.pbtxt'} to {text}{missing}, then load "
+            f"By hand: set version_policy in config.pbtxt of {self.entry.path} to {text}{missing}, then load "
             f"{self.name} through {self.client.url} (POST /v2/repository/models/{self.name}/load). "
-            f"Before, READY were: {versions}."
+            f"Before, READY were: {versions}. Running the same command again is safe, too: it looks at what is there."
         )

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
+import datetime
+from pathlib import Path
 from typing import Any
 
-from repo_manager.repository import Location, ModelEntry, find_model
+from repo_manager.repository import Location, ModelEntry, find_model, model_state
 from repo_manager.rollout.observe import ServedState, observe
+from repo_manager.rollout.policy_file import changes_are_unseen
+from repo_manager.rollout.predict import Action, VersionPlan
 from repo_manager.server import TritonClient
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
 
-__all__ = ["Action", "RolloutPlan", "VersionPlan", "changed_fields", "plan_deploy", "plan_from"]
+__all__ = [
+    "Action",
+    "Obstacle",
+    "RolloutPlan",
+    "VersionPlan",
+    "changed_fields",
+    "obstacle_of",
+    "plan_deploy",
+    "plan_from",
+]
 
 # triton-inference-server/core, `ModelLifeCycle`: a change of these alone reloads nothing.
 _FREE_FIELDS = ("version_policy", "instance_group")
-
-
-class Action(str, enum.Enum):
-    """What the server will do with one version."""
-
-    LOAD = "load"
-    KEEP = "keep"
-    RELOAD = "reload"
-    DROP = "drop"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclasses.dataclass(frozen=True)
-class VersionPlan:
-    """One version's fate and why."""
-
-    version: int
-    action: Action
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +42,7 @@ class RolloutPlan:
         policy_before: the repository's policy as it stands in config.pbtxt: versions, `latest:n` or `all`.
         steps: every version's fate.
         peak_bytes: size of the version folders that are loaded at the same time, at the worst moment.
+        new_bytes: size of those that are yet to be loaded: what the server needs room for now.
         notes: what is worth knowing, a difference between the server's configuration and the repository's for instance.
     """
 
@@ -62,12 +54,18 @@ class RolloutPlan:
     policy_before: tuple[int, ...] | str
     steps: tuple[VersionPlan, ...]
     peak_bytes: int
+    new_bytes: int
     notes: tuple[str, ...]
 
     @property
     def changes(self) -> bool:
         """Whether anything has to be done, on the server or in config.pbtxt."""
         return any(step.action is not Action.KEEP for step in self.steps) or self.policy_before != self.ready_after
+
+    @property
+    def is_hindered(self) -> bool:
+        """Whether a load alone would do nothing."""
+        return any(step.action is Action.NOTHING for step in self.steps)
 
 
 def plan_deploy(
@@ -81,36 +79,76 @@ def plan_deploy(
     """
     entry = find_model(repository, name)
     entry.version(version)
-    return plan_from(entry, version, observe(client, name), keep_previous=keep_previous)
+    return plan_from(
+        entry, version, observe(client, name), keep_previous=keep_previous, obstacle=obstacle_of(repository, entry)
+    )
 
 
-def plan_from(entry: ModelEntry, version: int, served: ServedState, *, keep_previous: bool) -> RolloutPlan:
+@dataclasses.dataclass(frozen=True)
+class Obstacle:
+    """Why the server would answer a load with 200 and do nothing.
+
+    Attributes:
+        reason: in words.
+        always: whatever is changed; else only where the server differs from a repository that has not changed since.
+        way_out: what the roll-out does about it.
+    """
+
+    reason: str
+    always: bool
+    way_out: str
+
+
+_AZURE = Obstacle(
+    "Triton sees no change on Azure Blob Storage (server#6958)",
+    always=True,
+    way_out="the model is unloaded and loaded, and answers nothing meanwhile",
+)
+_OVERRIDE = Obstacle(
+    "config.pbtxt has not changed since the last deployment, so a configuration sent with a load is in the way",
+    always=False,
+    way_out="config.pbtxt is written again first, which drops it",
+)
+
+
+def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
+    """Return what would keep a load alone from doing anything; `None` when nothing is known of.
+
+    Where the server's configuration is not the file's although the file is older than the last deployment, the
+    server runs another one that was sent by the load API. Files in object storage have no times to tell that by.
+    """
+    if changes_are_unseen(repository):
+        return _AZURE
+    deployments = model_state(repository, entry.name).deployments
+    if not deployments or not isinstance(entry.path, Path):
+        return None
+    try:
+        written = (entry.path / CONFIG_FILENAME).stat().st_mtime
+    except OSError:
+        return None
+    # Not every Python reads the `Z`.
+    deployed = datetime.datetime.fromisoformat(deployments[-1].at.replace("Z", "+00:00")).timestamp()
+    return _OVERRIDE if written <= deployed else None
+
+
+def plan_from(
+    entry: ModelEntry, version: int, served: ServedState, *, keep_previous: bool, obstacle: Obstacle | None = None
+) -> RolloutPlan:
     """Predict from what the repository and the server say."""
-    config = entry.config()
     existing = {each.version for each in entry.versions}
     others = (set(served.ready) & existing) - {version}
     kept = {max(others)} if keep_previous and others else set()
     after = tuple(sorted({version} | kept))
-    changed = changed_fields(config, served.config)
-    steps = []
-    for each in sorted({*after, *served.ready}):
-        if each not in after:
-            steps.append(VersionPlan(each, Action.DROP, "it is not among the versions to serve"))
-        elif each not in served.ready:
-            steps.append(VersionPlan(each, Action.LOAD, served.reasons.get(each) or "it is not loaded"))
-        elif changed:
-            fields = ", ".join(changed)
-            steps.append(VersionPlan(each, Action.RELOAD, f"config.pbtxt differs from the loaded one in {fields}"))
-        else:
-            steps.append(VersionPlan(each, Action.KEEP, "it is loaded, and nothing that it depends on has changed"))
+    changed = changed_fields(entry.config(), served.config)
+    steps = [_step(each, after, served, changed, _hindered(entry, after, obstacle)) for each in {*after, *served.ready}]
     notes = []
     gone = sorted(set(served.ready) - existing)
     if gone:
         numbers = ", ".join(map(str, gone))
         notes.append(f"version {numbers} is served, but its folder is gone: once dropped it cannot be loaded again")
     sizes = {each.version: each.size_bytes or 0 for each in entry.versions}
-    loaded = set(served.ready) | {step.version for step in steps if step.action is Action.LOAD}
-    twice = {step.version for step in steps if step.action is Action.RELOAD}
+    coming = {step.version for step in steps if step.version in after and step.version not in served.ready}
+    twice = {step.version for step in steps if step.version in served.ready and step.action in _LOADS}
     return RolloutPlan(
         model=entry.name,
         version=version,
@@ -118,10 +156,46 @@ def plan_from(entry: ModelEntry, version: int, served: ServedState, *, keep_prev
         ready_before=served.ready,
         ready_after=after,
         policy_before=entry.policy,
-        steps=tuple(steps),
-        peak_bytes=sum(sizes.get(each, 0) for each in loaded) + sum(sizes.get(each, 0) for each in twice),
+        steps=tuple(sorted(steps, key=lambda step: step.version)),
+        peak_bytes=sum(sizes.get(each, 0) for each in (*served.ready, *coming, *twice)),
+        new_bytes=sum(sizes.get(each, 0) for each in (*coming, *twice)),
         notes=tuple(notes),
     )
+
+
+_LOADS = (Action.LOAD, Action.RELOAD, Action.NOTHING)
+
+
+def _hindered(entry: ModelEntry, after: tuple[int, ...], obstacle: Obstacle | None) -> Obstacle | None:
+    """Return the obstacle if it stands in the way of this change.
+
+    An override does not when the policy changes: config.pbtxt is then newer, and Triton drops the override.
+    """
+    if obstacle is None or obstacle.always or entry.policy == after:
+        return obstacle
+    return None
+
+
+def _step(
+    version: int, after: tuple[int, ...], served: ServedState, changed: tuple[str, ...], obstacle: Obstacle | None
+) -> VersionPlan:
+    """Return one version's fate."""
+    fields = ", ".join(changed)
+    if version not in after:
+        action, reason = Action.DROP, "it is not among the versions to serve"
+    elif version not in served.ready:
+        # Another version is served with the policy that the repository asks for this one with.
+        stuck = obstacle is not None and (obstacle.always or bool(served.ready)) and version not in served.reasons
+        action = Action.NOTHING if stuck else Action.LOAD
+        reason = served.reasons.get(version) or "it is not loaded"
+    elif changed:
+        action = Action.RELOAD if obstacle is None else Action.NOTHING
+        reason = f"config.pbtxt differs from the loaded one in {fields}"
+    else:
+        action, reason = Action.KEEP, "it is loaded, and nothing that it depends on has changed"
+    if action is Action.NOTHING and obstacle is not None:
+        reason = f"{reason}, and a load would do nothing: {obstacle.reason}. So {obstacle.way_out}"
+    return VersionPlan(version, action, reason)
 
 
 def changed_fields(repository: ModelConfig | None, served: ModelConfig | None) -> tuple[str, ...]:

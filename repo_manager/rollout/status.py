@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 
 from repo_manager.repository import Location, ModelEntry, model_state, scan
 from repo_manager.rollout.observe import ServedState, observe
-from repo_manager.rollout.plan import changed_fields
+from repo_manager.rollout.plan import changed_fields, obstacle_of
 from repo_manager.server import TritonClient
+from repo_manager.server.metrics_page import local_server
+from repo_manager.triton_config import version_policy
 
 __all__ = ["ModelStatus", "status"]
 
@@ -23,6 +26,10 @@ class ModelStatus:
         wanted: versions that the repository's policy serves.
         deployed: the version of the last recorded deployment; `None` when there is none.
         deployed_at: its time, UTC, ISO 8601.
+        overridden: fields that a configuration sent with a load sets otherwise than config.pbtxt; a deploy drops it.
+        started_at: when the server started, UTC, ISO 8601; `None` when it is not one of ours on this machine.
+        restarts: how often `serve` has started it again after it had ended by itself; `None` likewise.
+        restarted: whether it started after the last deployment; `None` likewise.
         drift: every difference between server and repository, in words; empty when they agree.
     """
 
@@ -32,6 +39,10 @@ class ModelStatus:
     wanted: tuple[int, ...]
     deployed: int | None
     deployed_at: str | None
+    overridden: tuple[str, ...]
+    started_at: str | None
+    restarts: int | None
+    restarted: bool | None
     drift: tuple[str, ...]
 
 
@@ -47,6 +58,7 @@ def status(repository: Location, client: TritonClient, names: tuple[str, ...] = 
         RepositoryError: the repository cannot be read.
         ServerError: the server does not answer.
     """
+    server = local_server(client.url)
     found = []
     for entry in scan(repository, deep=False):
         if names and entry.name not in names:
@@ -56,6 +68,9 @@ def status(repository: Location, client: TritonClient, names: tuple[str, ...] = 
         if not names and not state.deployments and not served.ready and not served.reasons:
             continue
         last = state.deployments[-1] if state.deployments else None
+        differing = _differing(entry, served)
+        obstacle = obstacle_of(repository, entry) if differing else None
+        overridden = differing if obstacle is not None and not obstacle.always else ()
         found.append(
             ModelStatus(
                 model=entry.name,
@@ -64,13 +79,34 @@ def status(repository: Location, client: TritonClient, names: tuple[str, ...] = 
                 wanted=entry.served_versions,
                 deployed=None if last is None else last.version,
                 deployed_at=None if last is None else last.at,
-                drift=_drift(entry, served, None if last is None else last.version),
+                overridden=overridden,
+                started_at=None if server is None else _text(server.started_at),
+                restarts=None if server is None else server.restarts,
+                restarted=None if server is None or last is None else _text(server.started_at) > last.at,
+                drift=_drift(entry, served, None if last is None else last.version, overridden),
             )
         )
     return tuple(found)
 
 
-def _drift(entry: ModelEntry, served: ServedState, deployed: int | None) -> tuple[str, ...]:
+def _text(moment_s: float) -> str:
+    """Return a time as deployments are recorded, so that they compare as texts."""
+    moment = datetime.datetime.fromtimestamp(moment_s, datetime.timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _differing(entry: ModelEntry, served: ServedState) -> tuple[str, ...]:
+    """Return the fields, the version policy among them, in which the server's configuration is not the file's."""
+    config = entry.config()
+    if config is None or served.config is None:
+        return ()
+    policy = ("version_policy",) if version_policy(config) != version_policy(served.config) else ()
+    return (*changed_fields(config, served.config), *policy)
+
+
+def _drift(
+    entry: ModelEntry, served: ServedState, deployed: int | None, overridden: tuple[str, ...]
+) -> tuple[str, ...]:
     drift = []
     existing = {each.version for each in entry.versions}
     if not served.ready:
@@ -83,6 +119,10 @@ def _drift(entry: ModelEntry, served: ServedState, deployed: int | None) -> tupl
     drift += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
     drift += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
     fields = changed_fields(entry.config(), served.config)
-    if fields:
+    if overridden:
+        drift.append(
+            f"a configuration sent with a load overrides {', '.join(overridden)} of config.pbtxt; deploy drops it"
+        )
+    elif fields:
         drift.append(f"the server runs it with another {', '.join(fields)} than config.pbtxt says")
     return tuple(drift)

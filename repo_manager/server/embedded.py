@@ -73,6 +73,7 @@ class EmbeddedServer:
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.failures: dict[str, str] = {}
+        self.restarts = 0
         self._id = f"repo-manager-{uuid.uuid4().hex[:12]}"
         self._ports = (0, 0, 0)
         self._process: ServerProcess | None = None
@@ -137,7 +138,9 @@ class EmbeddedServer:
         options = dataclasses.replace(
             self.options, http_port=http, grpc_port=grpc, metrics_port=metrics, log_path=self._log
         )
-        return EmbeddedServer(options)
+        server = EmbeddedServer(options)
+        server.restarts = self.restarts + 1
+        return server
 
     def log_tail(self, lines: int = 30) -> str:
         """Return the last lines of this run's log."""
@@ -224,7 +227,7 @@ class EmbeddedServer:
             time.sleep(_POLL_S)
         if self.options.record and "://" not in self.options.repository:
             urls = (self.http_url, self.grpc_url, self.metrics_url)
-            record = record_of(Path(self.options.repository), self.pid, urls, self.log_path)
+            record = record_of(Path(self.options.repository), self.pid, urls, self.log_path, restarts=self.restarts)
             self._record = None if record is None else write_record(record)
 
     def _load_models(self, deadline: float) -> None:

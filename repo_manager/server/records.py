@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import time
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
@@ -30,6 +32,7 @@ class RunningServer:
         grpc_url: `grpc://host:port`.
         metrics_url: `http://host:port/metrics`.
         log: its log.
+        restarts: how often `serve` has started it again because it had ended by itself.
     """
 
     repository: Location
@@ -39,6 +42,13 @@ class RunningServer:
     grpc_url: str
     metrics_url: str
     log: Path
+    restarts: int = 0
+
+    @property
+    def started_at(self) -> float:
+        """When it started, in seconds since the epoch."""
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return booted + self.start_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _prefix(repository: Location) -> str:
@@ -91,7 +101,9 @@ def _read(path: Path) -> RunningServer | None:
         return None
 
 
-def record_of(repository: Location, pid: int, urls: tuple[str, str, str], log: Path) -> RunningServer | None:
+def record_of(
+    repository: Location, pid: int, urls: tuple[str, str, str], log: Path, *, restarts: int = 0
+) -> RunningServer | None:
     """Describe a server that was just started; `None` when it has ended meanwhile.
 
     Args:
@@ -99,8 +111,9 @@ def record_of(repository: Location, pid: int, urls: tuple[str, str, str], log: P
         pid: the tritonserver's process id.
         urls: HTTP, gRPC and metrics.
         log: its log.
+        restarts: how often it was started again.
     """
     ticks = start_ticks(pid)
     if ticks is None:
         return None
-    return RunningServer(repository.resolve(), pid, ticks, *urls, log)
+    return RunningServer(repository.resolve(), pid, ticks, *urls, log, restarts)

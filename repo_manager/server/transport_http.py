@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +24,7 @@ __all__ = ["HttpTransport"]
 
 
 class HttpTransport:
-    """HTTP connections to one server; for one thread (the client library runs on gevent)."""
+    """HTTP connections to one server; each thread has its own (the client library runs on gevent)."""
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
         self._endpoint = endpoint
@@ -30,20 +32,22 @@ class HttpTransport:
         self._context = _tls_context(endpoint, options) if endpoint.tls else None
         self._server_name = options.server_name
         self._connect_timeout_s = min(options.timeout_s, 10.0)
-        self._clients: dict[float, Any] = {}
+        self._clients: dict[tuple[int, float], Any] = {}
 
     def _client(self, timeout_s: float) -> Any:
         """Return the client with this deadline: the library fixes it when it connects."""
-        if timeout_s not in self._clients:
-            self._clients[timeout_s] = triton.InferenceServerClient(
+        # Deadlines come as what is left of a whole: a client per exact value would never be used twice.
+        key = threading.get_ident(), float(math.ceil(timeout_s)) if timeout_s > 1.0 else timeout_s
+        if key not in self._clients:
+            self._clients[key] = triton.InferenceServerClient(
                 self._endpoint.address,
                 connection_timeout=min(timeout_s, self._connect_timeout_s),
-                network_timeout=timeout_s,
+                network_timeout=key[1],
                 ssl=self._endpoint.tls,
                 ssl_options=None if self._server_name is None else {"server_hostname": self._server_name},
                 ssl_context_factory=None if self._context is None else self._trusted,
             )
-        return self._clients[timeout_s]
+        return self._clients[key]
 
     def _trusted(self, cafile: str | None = None) -> Any:
         """Return our TLS context; the library's own list of authorities (`cafile`) is not added to it."""

@@ -27,6 +27,7 @@ from repo_manager.repository import model_state, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
 from repo_manager.rollout import (
     Action,
+    Amount,
     RolloutOptions,
     SmokeFailedError,
     deploy,
@@ -368,7 +369,7 @@ def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedSer
     assert [ready(client, "m") for client in clients[:2]] == [(2,)] * 2
     with pytest.raises(ServerUnreachableError):
         deploy_fleet(tmp_path, "m", 1, clients)
-    left = deploy_fleet(tmp_path, "m", 1, clients, max_unavailable=1)
+    left = deploy_fleet(tmp_path, "m", 1, clients, options=RolloutOptions(max_unavailable=Amount(1)))
     assert left.unavailable == (fleet[2].grpc_url,)
     assert [ready(client, "m") for client in clients[:2]] == [(1,)] * 2
     for client in clients:

@@ -1,0 +1,240 @@
+"""What is checked before anything is touched: the version itself, and whether the server can take it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from pathlib import Path
+
+from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
+from repo_manager.errors import ConfigError, ModelError, RepositoryError, ServerError
+from repo_manager.repository import (
+    Location,
+    ModelEntry,
+    Severity,
+    check_signature,
+    verify,
+    version_files,
+)
+from repo_manager.repository.verify_version import verify_version
+from repo_manager.rollout.result import RolloutOptions
+from repo_manager.rollout.room import Room, room_for
+from repo_manager.server import TritonClient
+from repo_manager.server.metrics_page import local_server, metrics_text, metrics_url_of
+from repo_manager.triton_config import ModelConfig, check_config, parse_config, runtime_signature, same_signature
+
+__all__ = ["Check", "Outcome", "check_server", "check_version", "refuse"]
+
+MANIFEST = "manifest.json"
+
+
+class Outcome(str, enum.Enum):
+    """How a check ended."""
+
+    PASSED = "passed"
+    WARNING = "warning"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: `files`, `config`, `signature`, `engine` or `memory`.
+        outcome: `refused` stops the roll-out before anything is changed; `unknown`: it could not be checked.
+        detail: what was found, with the numbers.
+        hint: the next step; empty when there is none.
+        estimate: it rests on an estimate, so `--force` overrides it.
+    """
+
+    name: str
+    outcome: Outcome
+    detail: str
+    hint: str = ""
+    estimate: bool = False
+
+    def blocks(self, options: RolloutOptions) -> bool:
+        """Say whether it stops the roll-out."""
+        return self.outcome is Outcome.REFUSED and not (self.estimate and options.force)
+
+
+def check_version(
+    repository: Location, entry: ModelEntry, version: int, *, signed_by: Sequence[Path] = ()
+) -> tuple[Check, ...]:
+    """Check what is the same for every server: files, configuration, signature.
+
+    Args:
+        repository: the repository.
+        entry: the model.
+        version: the version to be served.
+        signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
+    """
+    try:
+        config = entry.config()
+    except ConfigError as exc:
+        return (Check("config", Outcome.REFUSED, exc.message, exc.hint or ""),)
+    checks = [_files(repository, entry, version, config)]
+    if checks[0].outcome is not Outcome.REFUSED:
+        checks.append(_config(entry, version, config))
+    if signed_by:
+        checks.append(_signature(repository, entry.name, version, signed_by))
+    return tuple(checks)
+
+
+def check_server(
+    entry: ModelEntry, version: int, new_bytes: int, client: TritonClient, *, timeout_s: float
+) -> tuple[Check, ...]:
+    """Check whether one server can take a version: its TensorRT, its GPU, its memory.
+
+    Args:
+        entry: the model.
+        version: the version to be served.
+        new_bytes: size of what has to be loaded; 0 skips the memory.
+        client: of the server.
+        timeout_s: deadline of each question.
+    """
+    config = entry.config()
+    engines = _has_engine(entry, version, config)
+    wants_gpu = engines or _wants_gpu(config)
+    where = metrics_url_of(client.url) if wants_gpu else None
+    metrics = None if where is None else metrics_text(where)
+    checks = []
+    if engines:
+        checks.append(_engine(entry, version, client, metrics, timeout_s))
+    if new_bytes:
+        checks.append(_memory(room_for(entry.name, client.url, metrics, wants_gpu=wants_gpu), new_bytes))
+    return tuple(checks)
+
+
+def refuse(name: str, version: int, checks: Sequence[Check], options: RolloutOptions) -> None:
+    """Stop a roll-out that a check speaks against.
+
+    Raises:
+        RepositoryError: with everything that was found.
+    """
+    found = [check for check in checks if check.outcome is Outcome.REFUSED and not (check.estimate and options.force)]
+    if not found:
+        return
+    hints = [check.hint for check in found if check.hint]
+    if any(check.estimate for check in found):
+        hints.append("--force overrides what is only an estimate.")
+    raise RepositoryError(
+        f"{name}:{version} was not deployed, and nothing was changed: "
+        + "; ".join(f"{check.name}: {check.detail}" for check in found),
+        hint=" ".join(dict.fromkeys(hints)) or None,
+    )
+
+
+def _files(repository: Location, entry: ModelEntry, version: int, config: ModelConfig | None) -> Check:
+    folder = entry.version(version).path
+    where = f"{entry.name}/{version}"
+    if isinstance(repository, Path) and isinstance(folder, Path):
+        found = list(verify_version(repository, folder, version, config, digests=True, models=False))
+    else:
+        found = [each for each in verify(repository, entry.name, models=False) if each.where.startswith(where)]
+    errors = [problem for problem in found if problem.severity is Severity.ERROR]
+    if errors:
+        return Check(
+            "files",
+            Outcome.REFUSED,
+            f"{entry.name}:{version} is damaged: " + "; ".join(f"{each.where} {each.what}" for each in errors),
+            "Publish it again as a new version.",
+        )
+    if found:
+        return Check("files", Outcome.WARNING, "; ".join(problem.what for problem in found))
+    return Check("files", Outcome.PASSED, "every file is there and has the size and digest that were recorded")
+
+
+def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Check:
+    """Compare config.pbtxt with the version: with the configuration derived for it, else with the model itself."""
+    if config is None:
+        return Check("config", Outcome.UNKNOWN, "there is no config.pbtxt: the server makes one up")
+    manifest = entry.version(version).manifest
+    derived = None if manifest is None else manifest.config
+    if derived:
+        differences = same_signature(parse_config(derived, where=f"{entry.name}/{version}/{MANIFEST}"), config)
+        if not differences:
+            return Check("config", Outcome.PASSED, "inputs and outputs are those that the version was published with")
+    if config.backend != "onnxruntime":
+        return Check(
+            "config", Outcome.UNKNOWN, f"a model for {config.backend or 'no backend'} is read by the server only"
+        )
+    file = config.message().default_model_filename or "model.onnx"
+    try:
+        with version_files(entry.version(version).path, [file]) as folder:
+            problems = check_config(config, runtime_signature(folder / file))
+    except ModelError as exc:
+        return Check("config", Outcome.WARNING, f"the model cannot be read here: {exc.message}")
+    errors = [problem for problem in problems if problem.severity is Severity.ERROR]
+    if errors:
+        return Check("config", Outcome.REFUSED, "; ".join(map(str, errors)), "Mend it: repo-manager config.")
+    return Check("config", Outcome.PASSED, "inputs and outputs are the model's")
+
+
+def _signature(repository: Location, name: str, version: int, keys: Sequence[Path]) -> Check:
+    if not isinstance(repository, Path):
+        return Check(
+            "signature", Outcome.REFUSED, f"signatures in {repository} cannot be checked", "Deploy from a folder."
+        )
+    try:
+        found = check_signature(repository, name, version, keys)
+    except RepositoryError as exc:
+        return Check("signature", Outcome.REFUSED, exc.message, exc.hint or "Sign it: repo-manager sign.")
+    return Check("signature", Outcome.PASSED, f"{found.key.name} vouches for it")
+
+
+def _has_engine(entry: ModelEntry, version: int, config: ModelConfig | None) -> bool:
+    manifest = entry.version(version).manifest
+    if manifest is not None:
+        return any(name.endswith(PLAN_SUFFIXES) for name in manifest.files)
+    return config is not None and config.backend in ("tensorrt", "tensorrt_rtx")
+
+
+def _wants_gpu(config: ModelConfig | None) -> bool:
+    if config is None:
+        return False
+    return any(group.kind == group.KIND_GPU for group in config.message().instance_group)
+
+
+def _engine(entry: ModelEntry, version: int, client: TritonClient, metrics: str | None, timeout_s: float) -> Check:
+    try:
+        server_version = client.metadata(timeout_s=timeout_s).version
+    except ServerError as exc:
+        return Check("engine", Outcome.UNKNOWN, f"the server does not tell its version: {exc.message}")
+    target = fit_target_of(server_version, metrics, embedded=local_server(client.url) is not None)
+    found = entry.version(version)
+    names = None if found.manifest is None else [name for name in found.manifest.files if name.endswith(PLAN_SUFFIXES)]
+    record = None if found.manifest is None else found.manifest.extra
+    with version_files(found.path, names) as folder:
+        problems = check_version_fit(folder, record, target)
+    if not problems:
+        return Check("engine", Outcome.PASSED, "nothing known of the server speaks against its engine")
+    blocking = [problem for problem in problems if problem.blocks]
+    return Check(
+        "engine",
+        Outcome.REFUSED if blocking else Outcome.WARNING,
+        "; ".join(problem.message for problem in blocking or problems),
+        (blocking or problems)[0].hint,
+    )
+
+
+def _memory(room: Room | None, new_bytes: int) -> Check:
+    if room is None:
+        return Check("memory", Outcome.UNKNOWN, "the server does not tell how much memory it has free")
+    need = max(new_bytes, room.footprint_bytes or 0)
+    basis = "its files" if need == new_bytes else "as much as the served version takes now"
+    detail = f"it needs about {_mib(need)} ({basis}), {room.kind} has {_mib(room.free_bytes)} free"
+    if need > room.free_bytes:
+        return Check("memory", Outcome.REFUSED, detail, "Drop another version or model first.", estimate=True)
+    outcome = Outcome.WARNING if 2 * need > room.free_bytes else Outcome.PASSED
+    return Check("memory", outcome, detail, estimate=True)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

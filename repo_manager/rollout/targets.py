@@ -1,0 +1,124 @@
+"""The servers that `--to` names: URLs, files of URLs, and every address behind a DNS name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from repo_manager.errors import ServerUnreachableError, UsageError
+from repo_manager.server import ClientOptions, Endpoint
+
+__all__ = ["Target", "is_one_server", "resolve_targets"]
+
+_DNS = re.compile(r"dns(?:\+(?P<protocol>grpcs?|https?))?://(?P<name>[^/:\[\]]+)(?::(?P<port>\d{1,5}))?/?")
+_DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+_ELSEWHERE = ("k8s://", "kserve://")
+_HINT = (
+    "Write grpc://HOST:PORT, http://HOST:PORT (grpcs, https with TLS), dns://NAME:PORT for every address behind a "
+    "name (dns+grpcs://, dns+http://, dns+https:// for the others), or @FILE with one of these a line."
+)
+
+Resolver = Callable[[str, int], Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One server.
+
+    Attributes:
+        url: where it is.
+        server_name: what its certificate is checked against when it was found by its name but is reached by
+            its address; `None`: the URL's host.
+    """
+
+    url: str
+    server_name: str | None = None
+
+    def options(self, base: ClientOptions) -> ClientOptions:
+        """Return how to connect to it; a server name that was given wins."""
+        if self.server_name is None or base.server_name is not None or not Endpoint.parse(self.url).tls:
+            return base
+        return dataclasses.replace(base, server_name=self.server_name)
+
+
+def is_one_server(texts: Sequence[str]) -> bool:
+    """Say whether the user named a single server by its URL, rather than a fleet that may consist of one."""
+    return len(texts) == 1 and texts[0].startswith(("grpc://", "grpcs://", "http://", "https://"))
+
+
+def addresses_of(name: str, port: int) -> tuple[str, ...]:
+    """Ask the system's resolver for every A and AAAA address of a name, sorted.
+
+    Raises:
+        ServerUnreachableError: it has none.
+    """
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ServerUnreachableError(
+            f"dns://{name}:{port}: the name cannot be resolved: {exc.strerror or exc}",
+            hint="A headless service has addresses only while pods of it are ready: kubectl get endpoints.",
+        ) from exc
+    return tuple(sorted({str(each[4][0]) for each in found}))
+
+
+def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) -> tuple[Target, ...]:
+    """Return the servers that texts name, in that order, each once.
+
+    Args:
+        texts: URLs, `@FILE` or the path of a file that exists (one of these texts a line; blank lines and lines
+            with `#` do not count), `dns://NAME:PORT`.
+        resolver: name and port -> addresses.
+
+    Raises:
+        UsageError: a text is none of these, a file cannot be read or names no server, or no text was given.
+        ServerUnreachableError: a name has no address.
+    """
+    found = dict.fromkeys(target for text in texts for target in _of_text(text.strip(), resolver, None))
+    if not found:
+        raise UsageError("No server was named", hint=_HINT)
+    return tuple(found)
+
+
+def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[Target]:
+    where = "" if source is None else f"{source}: "
+    if text.startswith(_ELSEWHERE):
+        raise UsageError(
+            f"{where}{text} stands for a whole deployment and cannot be mixed with servers",
+            hint="Give it as the only --to.",
+        )
+    if text.startswith("@"):
+        yield from _of_file(Path(text[1:]), resolver, source)
+    elif match := _DNS.fullmatch(text):
+        protocol = match["protocol"] or "grpc"
+        port = int(match["port"] or _DEFAULT_PORTS[protocol])
+        for address in resolver(match["name"], port):
+            host = f"[{address}]" if ":" in address else address
+            yield Target(str(Endpoint.parse(f"{protocol}://{host}:{port}")), match["name"])
+    elif "://" not in text and Path(text).is_file():
+        yield from _of_file(Path(text), resolver, source)
+    elif "://" not in text:
+        raise UsageError(f"{where}{text!r} is neither a server's URL nor a file", hint=_HINT)
+    else:
+        yield Target(str(Endpoint.parse(text)))
+
+
+def _of_file(path: Path, resolver: Resolver, source: str | None) -> Iterator[Target]:
+    if source is not None:
+        raise UsageError(f"{source}: a file of servers cannot name another one ({path})")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{path}: the file of servers cannot be read: {exc}") from exc
+    entries = [
+        (number, line.partition("#")[0].strip())
+        for number, line in enumerate(lines, 1)
+        if line.partition("#")[0].strip()
+    ]
+    if not entries:
+        raise UsageError(f"{path}: the file names no server", hint=_HINT)
+    for number, entry in entries:
+        yield from _of_text(entry, resolver, f"{path}, line {number}")

@@ -1,0 +1,59 @@
+"""Triton's metrics page: where it is, and the few numbers that a roll-out needs from it."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+from repo_manager.server.records import RunningServer, running_servers
+from repo_manager.server.transport import Endpoint
+
+__all__ = ["free_gpu_bytes", "local_server", "metrics_text", "metrics_url_of"]
+
+_DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
+_METRICS_PORT = 8002
+_GPU_MEMORY = re.compile(
+    r'^nv_gpu_memory_(?P<kind>total|used)_bytes\{[^}]*gpu_uuid="(?P<uuid>[^"]+)"[^}]*\} (?P<value>\S+)', re.MULTILINE
+)
+
+
+def local_server(url: str) -> RunningServer | None:
+    """Return the embedded server of this machine that a URL leads to; `None` when it is another one."""
+    return next((server for server in running_servers() if url in (server.grpc_url, server.http_url)), None)
+
+
+def metrics_url_of(url: str) -> str | None:
+    """Return where a server's metrics are: of ours as recorded, else by Triton's default ports; `None`: not known."""
+    server = local_server(url)
+    if server is not None:
+        return server.metrics_url
+    endpoint = Endpoint.parse(url)
+    parts = urlsplit(f"//{endpoint.address}")
+    if endpoint.tls or parts.path or parts.port != _DEFAULT_PORTS[endpoint.protocol]:
+        return None
+    return f"http://{endpoint.address.rpartition(':')[0]}:{_METRICS_PORT}/metrics"
+
+
+def metrics_text(url: str, *, timeout_s: float = 1.0) -> str | None:
+    """Return a metrics page's text; `None` when it cannot be had: nothing depends on it."""
+    try:
+        # No proxy: a model server that was named is not behind the one for the outside world.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=timeout_s) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, urllib.error.URLError, http.client.HTTPException):
+        return None
+
+
+def free_gpu_bytes(text: str) -> int | None:
+    """Return the free memory of the GPU that has the least, in bytes; `None` when the page tells of no GPU."""
+    values = {(match["uuid"], match["kind"]): float(match["value"]) for match in _GPU_MEMORY.finditer(text)}
+    free = [
+        total - values[uuid, "used"]
+        for (uuid, kind), total in values.items()
+        if kind == "total" and (uuid, "used") in values
+    ]
+    return int(min(free)) if free else None
