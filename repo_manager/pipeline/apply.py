@@ -11,9 +11,11 @@ from typing import Any
 
 from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, plan_declaration, plan_model
 from repo_manager.declared.request import Request
+from repo_manager.declared.steps import ApplyResult, ModelResult
 from repo_manager.engine import EngineOptions, ShapeRange
-from repo_manager.errors import RepoManagerError
+from repo_manager.errors import InputError, RepoManagerError
 from repo_manager.files import file_lock
+from repo_manager.onnx_model import load_model
 from repo_manager.pipeline.add import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository import (
@@ -32,7 +34,7 @@ from repo_manager.rollout import RolloutOptions, deploy, deploy_fleet
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision
 
-__all__ = ["ApplyOptions", "ApplyResult", "ModelResult", "apply"]
+__all__ = ["ApplyOptions", "apply"]
 
 Report = Callable[[str], None]
 _LOCK_FILENAME = ".repo-manager.apply.lock"
@@ -51,45 +53,6 @@ class ApplyOptions:
     prune: bool = False
     sign: SigningKey | None = None
     rollout: RolloutOptions = dataclasses.field(default_factory=RolloutOptions)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelResult:
-    """What was done about one model.
-
-    Attributes:
-        name: the model.
-        done: the steps that were done, in words.
-        version: the version that was built; `None` when none was.
-        error: why the rest was not done; `None` when all was.
-        exit_code: of that error; 0 without one.
-    """
-
-    name: str
-    done: tuple[str, ...]
-    version: int | None
-    error: str | None
-    exit_code: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ApplyResult:
-    """What was done.
-
-    Attributes:
-        models: those about which something had to be done, in order.
-        unchanged: how many were as declared already.
-        seconds: duration.
-    """
-
-    models: tuple[ModelResult, ...]
-    unchanged: int
-    seconds: float
-
-    @property
-    def failed(self) -> tuple[ModelResult, ...]:
-        """Models that are not what is declared."""
-        return tuple(model for model in self.models if model.error is not None)
 
 
 def apply(
@@ -181,6 +144,11 @@ class _Runner:
     def _build(self, plan: ModelPlan, *, new: bool) -> int:
         if plan.request is None:
             raise AssertionError("a plan that builds has a request")
+        if plan.request.digest is not None and load_model(plan.request.source).digest != plan.request.digest:
+            raise InputError(
+                f"{plan.request.source} is not what it is pinned to: {plan.request.digest}",
+                hint="Put the right file there, or change `digest:` in the YAML file.",
+            )
         # Later versions take the existing config.pbtxt, which was brought to what is declared before.
         size = self.declaration.models[plan.name].config.max_batch_size if new else None
         options = _add_options(plan.request, ConfigOptions(max_batch_size=size))

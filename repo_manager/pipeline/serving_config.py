@@ -47,6 +47,11 @@ def check_backend_options(options: AddOptions, backend: Backend) -> None:
     """
     if options.accelerator is not None and backend is not Backend.ONNXRUNTIME:
         raise UsageError(f"--accelerator tensorrt goes with --backend onnxruntime, and the backend is {backend}")
+    if options.control and any(options.engine.plans.values()):
+        raise UsageError(
+            "--control builds the twins of what is built here, and --for names plans that were built elsewhere",
+            hint="Leave out --control, or the files of --for.",
+        )
     if backend is not Backend.ONNXRUNTIME:
         return
     default = EngineOptions()

@@ -1,0 +1,167 @@
+"""Every option of `add` and `convert` reaches the library: each case fails when its option is ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from repo_manager import samples
+from repo_manager.cli.option_groups import grouped
+from repo_manager.engine import AcceleratorOptions, FitTarget, ShapeRange, release_of_container
+from repo_manager.pipeline import AddOptions, SparsityMode
+from repo_manager.types import Precision
+
+Run = Callable[..., Any]
+
+
+class Called(Exception):  # noqa: N818 - it ends the command where the library would begin
+    """What the library was called with."""
+
+    def __init__(self, name: str, repository: Path, options: AddOptions) -> None:
+        super().__init__()
+        self.name, self.repository, self.options = name, repository, options
+
+
+@pytest.fixture
+def asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Called]:
+    def add(_: Path, name: str, repository: Path, options: AddOptions, **__: Any) -> None:
+        raise Called(name, repository, options)
+
+    monkeypatch.setattr("repo_manager.pipeline.add", add)
+
+    def asked(*arguments: object) -> Called:
+        with pytest.raises(Called) as caught:
+            run("add", samples.sample_model(), "-n", "digits", "-r", "models", *arguments)
+        return caught.value
+
+    return asked
+
+
+R2607 = release_of_container("26.07")
+CASES: list[tuple[list[str], str, Any]] = [
+    (["--precision", "fp16"], "precision", Precision.FP16),
+    (["--backend", "tensorrt_rtx"], "backend", "tensorrt_rtx"),
+    (["--sparsity", "require"], "sparsity", SparsityMode.REQUIRE),
+    (["--calibration", "data.npz"], "calibration", "data.npz"),
+    (["--dry-run"], "dry_run", True),
+    (["--control"], "control", True),
+    (["--model-config", "h100=9.0"], "model_configs", {"h100": "9.0"}),
+    (["--for-server", "26.07"], "target", FitTarget(R2607)),
+    (["--for-server", "26.07:9.0"], "target", FitTarget(R2607, "9.0")),
+    (["--keep-fp32", "a*", "--keep-fp32", "b"], "convert.keep_fp32", ("a*", "b")),
+    (["--auto-keep", "3"], "convert.auto_keep", 3),
+    (["--max-drift", "0"], "convert.max_drift", 0.0),
+    (["--max-batch-size", "0"], "config.max_batch_size", 0),
+    (["--instances", "2"], "config.instance_count", 2),
+    (["--instance-kind", "gpu"], "config.instance_kind", "gpu"),
+    (["--queue-delay-us", "7"], "config.max_queue_delay_us", 7),
+    (["--warmup"], "config.warmup", True),
+    (["--for", "8.0=a.plan", "--for", "8.9"], "engine.plans", {"8.0": Path("a.plan"), "8.9": None}),
+    (["--shape-range", "x:1,2:3,4:5,6"], "engine.shapes", {"x": ShapeRange((1, 2), (3, 4), (5, 6))}),
+    (["--profile", "x:1,2"], "engine.shapes", {"x": ShapeRange((1, 2), (1, 2), (1, 2))}),
+    (["--no-sparse"], "engine.sparse", False),
+    (["--workspace", "1024"], "engine.workspace_bytes", 1024),
+    (["--optimization-level", "0"], "engine.optimization_level", 0),
+    (["--timing-cache", "t.cache"], "engine.timing_cache", Path("t.cache")),
+    (["--deterministic"], "engine.deterministic", True),
+    (["--version-compatible"], "engine.version_compatible", True),
+    (["--hardware-compatibility", "ampere_plus"], "engine.hardware_compatibility", "ampere_plus"),
+    (["--compute-capability", "8.6", "--compute-capability", "8.9"], "engine.compute_capabilities", ("8.6", "8.9")),
+    (["--strip"], "engine.strip", True),
+    (["--refit"], "engine.refit", True),
+    (["--plan-detail", "none"], "engine.plan_detail", "none"),
+    (["--accelerator", "tensorrt"], "accelerator", AcceleratorOptions()),
+    (["--accelerator", "tensorrt", "-p", "fp16"], "accelerator.precision", Precision.FP16),
+    (["--accelerator", "tensorrt", "--accelerator-precision", "int8"], "accelerator.precision", Precision.INT8),
+    (["--accelerator", "tensorrt", "--engine-cache", "/c"], "accelerator.engine_cache", "/c"),
+    (["--accelerator", "tensorrt", "--workspace", "9"], "accelerator.workspace_bytes", 9),
+    (["--accelerator", "tensorrt", "--no-sparse"], "accelerator.sparse", False),
+]
+
+
+def field(options: AddOptions, path: str) -> Any:
+    value: Any = options
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize(("arguments", "path", "expected"), CASES)
+def test_every_option_reaches_the_library(
+    arguments: list[str], path: str, expected: Any, asked: Callable[..., Called]
+) -> None:
+    assert field(asked(*arguments).options, path) == expected
+    if not path.startswith("accelerator."):
+        assert field(AddOptions(), path) != expected, "the case would pass if the option were ignored"
+
+
+def test_every_option_has_a_case() -> None:
+    from repo_manager.cli.main import app
+
+    command = typer.main.get_command(app).get_command(None, "add")  # type: ignore[attr-defined, arg-type]
+    assert command is not None
+    tried = {word for arguments, _, _ in CASES for word in arguments if word.startswith("-")}
+    elsewhere = {"--name", "--repository", "--labels", "--json", "--quiet", "--help"}  # tested where they show
+    for parameter in command.params:
+        names = {*parameter.opts, *parameter.secondary_opts}
+        if any(name.startswith("-") for name in names) and not names & elsewhere:
+            assert names & tried, f"no case for {sorted(names)}"
+
+
+def test_without_options_the_library_gets_its_defaults(asked: Callable[..., Called]) -> None:
+    called = asked()
+    assert called.options == AddOptions()
+    assert (called.name, str(called.repository)) == ("digits", "models")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--for", "a.plan"], "expected CAPABILITY=FILE"),
+        (["--model-config", "h100"], "expected NAME=CAPABILITY"),
+        (["--for-server", "19.99"], "no Triton release '19.99' is known"),
+        (["--for-server", "26.07:x"], "expected RELEASE:CAPABILITY"),
+        (["--accelerator", "openvino"], "expected tensorrt"),
+        (["--engine-cache", "/c"], "go with --accelerator tensorrt"),
+        (["--accelerator-precision", "fp16"], "go with --accelerator tensorrt"),
+        (["--accelerator", "tensorrt", "--accelerator-precision", "fp8"], "expected one of fp32, fp16, int8"),
+        (["--optimization-level", "6"], "less than or equal to 5"),
+        (["--shape-range", "x"], "NAME:MIN:OPT:MAX"),
+        (["--backend", "onnxruntime", "--deterministic", "--strip"], "--deterministic, --strip: for engines"),
+        (["--backend", "onnxruntime", "--no-sparse"], "--no-sparse: for engines"),
+        (["--backend", "tensorrt", "--accelerator", "tensorrt"], "goes with --backend onnxruntime"),
+        (["--backend", "tensorrt", "--control", "--for", "8.0=a"], "built elsewhere"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(arguments: list[str], said: str, run: Run) -> None:
+    ended = run("add", samples.sample_model(), "-n", "digits", "-r", "models", *arguments)
+    assert ended.code == 2
+    assert said in ended.err
+    assert not Path("models").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    left: int = 1
+    right: int = 2
+
+
+def test_a_group_of_options_arrives_as_its_dataclass() -> None:
+    seen: list[Any] = []
+
+    @grouped
+    def command(name: str, flag: bool = False, *, pair: Pair) -> None:
+        """Words of help."""
+        seen.append((name, flag, pair))
+
+    app = typer.Typer()
+    app.command()(command)
+    assert CliRunner().invoke(app, ["--right", "5", "--flag", "x"]).exit_code == 0
+    assert seen == [("x", True, Pair(1, 5))]
+    assert "Words of help" in CliRunner().invoke(app, ["--help"]).stdout
