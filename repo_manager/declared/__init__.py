@@ -4,12 +4,14 @@ from repo_manager.declared.plan import plan_declaration, plan_model
 from repo_manager.declared.read import parse_declaration, read_declaration
 from repo_manager.declared.schema import Declaration, json_schema
 from repo_manager.declared.servers import Servers
-from repo_manager.declared.steps import Action, ModelPlan, Step
+from repo_manager.declared.steps import Action, ApplyResult, ModelPlan, ModelResult, Step
 
 __all__ = [
     "Action",
+    "ApplyResult",
     "Declaration",
     "ModelPlan",
+    "ModelResult",
     "Servers",
     "Step",
     "json_schema",

@@ -104,8 +104,7 @@ def _config(repository: Location, name: str) -> dict[str, Any]:
         found["instance_group"] = {"count": int(group.count) or 1, "kind": _KINDS[group.kind]}
     if message.HasField("dynamic_batching"):
         batching = message.dynamic_batching
-        found["dynamic_batching"] = {
-            "max_queue_delay_us": int(batching.max_queue_delay_microseconds),
-            "preferred_batch_sizes": [int(size) for size in batching.preferred_batch_size],
-        }
+        found["dynamic_batching"] = {"max_queue_delay_us": int(batching.max_queue_delay_microseconds)}
+        if batching.preferred_batch_size:
+            found["dynamic_batching"]["preferred_batch_sizes"] = [int(size) for size in batching.preferred_batch_size]
     return found

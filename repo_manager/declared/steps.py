@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from repo_manager.declared.request import Request
 
-__all__ = ["Action", "ModelPlan", "Step"]
+__all__ = ["Action", "ApplyResult", "ModelPlan", "ModelResult", "Step"]
 
 
 class Action(str, enum.Enum):
@@ -78,3 +78,42 @@ class ModelPlan:
     def builds(self) -> bool:
         """Whether a model is converted."""
         return any(step.action is Action.BUILD for step in self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResult:
+    """What was done about one model.
+
+    Attributes:
+        name: the model.
+        done: the steps that were done, in words.
+        version: the version that was built; `None` when none was.
+        error: why the rest was not done; `None` when all was.
+        exit_code: of that error; 0 without one.
+    """
+
+    name: str
+    done: tuple[str, ...]
+    version: int | None
+    error: str | None
+    exit_code: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ApplyResult:
+    """What was done.
+
+    Attributes:
+        models: those about which something had to be done, in order.
+        unchanged: how many were as declared already.
+        seconds: duration.
+    """
+
+    models: tuple[ModelResult, ...]
+    unchanged: int
+    seconds: float
+
+    @property
+    def failed(self) -> tuple[ModelResult, ...]:
+        """Models that are not what is declared."""
+        return tuple(model for model in self.models if model.error is not None)

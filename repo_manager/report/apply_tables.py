@@ -11,8 +11,7 @@ from rich.text import Text
 from repo_manager.report.tables import make_table
 
 if TYPE_CHECKING:
-    from repo_manager.declared import ModelPlan
-    from repo_manager.pipeline.apply import ApplyResult
+    from repo_manager.declared import ApplyResult, ModelPlan
 
 __all__ = ["apply_view", "plan_view"]
 
