@@ -24,7 +24,7 @@ from repo_manager.rollout.retry import Deadline, retried
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.server import TritonClient
 
-__all__ = ["Attempt", "Report"]
+__all__ = ["Attempt", "Report", "reason_of"]
 
 Report = Callable[[str], None]
 Result = TypeVar("Result")
@@ -90,7 +90,10 @@ class Attempt:
             state, smoke = self.apply()
             record_deployment(self.repository, self.name, self.version)
         except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
-            raise self._undo(original, exc) from exc
+            raise self.undo(original, exc) from exc
+        except BaseException as exc:
+            self._undo(original, exc)  # a fault of ours is no reason to leave the server half-way
+            raise
         return self.result(changed=True, ready=state.ready, smoke=smoke, draining=state.busy)
 
     def check_version(self) -> tuple[Check, ...]:
@@ -249,11 +252,11 @@ class Attempt:
         # Triton may wait for a dead process for ever; a version that is UNLOADING does not hinder a load.
         wait_until_only_ready(self.client, self.name, (), _UNLOAD_S, settled=True)
 
-    def _undo(self, original: bytes | None, cause: BaseException) -> RepoManagerError:
+    def undo(self, original: bytes | None, cause: BaseException) -> RepoManagerError:
         """Put things back as they were; return what to tell the user."""
         what = f"{self.name}:{self.version} was not deployed"
-        failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause)
-        self._note(f"failed: {failure.splitlines()[0] if failure else type(cause).__name__}; putting things back")
+        failure = reason_of(cause)
+        self._note(f"failed: {failure.splitlines()[0]}; putting things back")
         try:
             write_back(self.repository, self.name, original)
             state = self.restore_server()
@@ -298,3 +301,10 @@ class Attempt:
             f"{self.name} through {self.client.url} (POST /v2/repository/models/{self.name}/load). "
             f"Before, READY were: {versions}. Running the same command again is safe, too: it looks at what is there."
         )
+
+
+def reason_of(cause: BaseException) -> str:
+    """Say in words why a roll-out ended."""
+    if isinstance(cause, KeyboardInterrupt):
+        return "interrupted"
+    return str(cause) or type(cause).__name__
