@@ -65,7 +65,7 @@ class Attempt:
         self.began = time.monotonic()
         self.deadline = Deadline(options.deadline_s) if deadline is None else deadline
         self.before = retried(
-            lambda: observe(client, name), retries=options.retries, report=self._note, deadline=self.deadline
+            lambda: observe(client, name), retries=options.retries, report=self.note, deadline=self.deadline
         )
         obstacle = obstacle_of(repository, self.entry)
         self.plan = plan_from(self.entry, version, self.before, keep_previous=options.keep_previous, obstacle=obstacle)
@@ -105,7 +105,8 @@ class Attempt:
         timeout_s = self.deadline.remaining_s(self.options.smoke_timeout_s)
         return check_server(self.entry, self.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
 
-    def _note(self, event: str) -> None:
+    def note(self, event: str) -> None:
+        """Record what is being done, and tell it."""
         self.events.append(event)
         self._tell(event)
 
@@ -143,7 +144,7 @@ class Attempt:
         try:
             smoke = self._smoke(self.before)
         except ServerRefusedError as exc:
-            self._note(f"{self.name}:{self.version} is READY but does not answer: {exc.message}")
+            self.note(f"{self.name}:{self.version} is READY but does not answer: {exc.message}")
             smoke = self._mend()
             mended = True
         return self.result(changed=mended, ready=self.before.ready, smoke=smoke, mended=mended)
@@ -168,7 +169,7 @@ class Attempt:
         if not set(self.plan.ready_after) <= set(state.ready):
             state = self._insist(state)
         smoke = self._smoke(state)
-        self._note(f"{self.name}:{self.version} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
+        self.note(f"{self.name}:{self.version} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
         return smoke
 
     def finish(self) -> ServedState:
@@ -188,7 +189,7 @@ class Attempt:
     def write_policy(self, versions: tuple[int, ...]) -> None:
         """Say in the repository which versions the next load serves; a file that says so already stays as it is."""
         numbers = ", ".join(map(str, versions))
-        self._note(f"serving version{'s' if len(versions) > 1 else ''} {numbers}")
+        self.note(f"serving version{'s' if len(versions) > 1 else ''} {numbers}")
         set_served_versions(self.repository, self.name, versions)
 
     def _observe(self) -> ServedState:
@@ -207,11 +208,11 @@ class Attempt:
     def _retried(self, call: Callable[[], Result]) -> Result:
         if self.halted.is_set():
             raise ServerRefusedError(f"the roll-out of {self.name}:{self.version} was called off")
-        return retried(call, retries=self.options.retries, report=self._note, deadline=self.deadline)
+        return retried(call, retries=self.options.retries, report=self.note, deadline=self.deadline)
 
     def _insist(self, state: ServedState) -> ServedState:
         """Load again with a newer config.pbtxt: Triton answers 200 and does nothing when nothing looks newer to it."""
-        self._note(f"the server answered the load and did nothing ({state.sentence}); asking again")
+        self.note(f"the server answered the load and did nothing ({state.sentence}); asking again")
         touch(self.repository, self.name)
         self._load()
         state = self._observe()
@@ -241,7 +242,7 @@ class Attempt:
         Raises:
             ServerRefusedError: it does not come back, or still does not answer.
         """
-        self._note(f"unloading and loading {self.name}")
+        self.note(f"unloading and loading {self.name}")
         self._unload()
         self.client.load(self.name, timeout_s=self.options.load_timeout_s)
         state = wait_until_only_ready(self.client, self.name, self.plan.ready_after, self.options.settle_timeout_s)
@@ -256,7 +257,7 @@ class Attempt:
         """Put things back as they were; return what to tell the user."""
         what = f"{self.name}:{self.version} was not deployed"
         failure = reason_of(cause)
-        self._note(f"failed: {failure.splitlines()[0]}; putting things back")
+        self.note(f"failed: {failure.splitlines()[0]}; putting things back")
         try:
             write_back(self.repository, self.name, original)
             state = self.restore_server()
