@@ -39,9 +39,8 @@ def checks_view(checks: Sequence[Check]) -> list[RenderableType]:
 
 def fleet_view(fleet: FleetRollout) -> list[RenderableType]:
     """Show what was done on each server, one row each."""
-    head = (
-        f"{fleet.model}:{fleet.version} on {len(fleet.servers)} servers, {fleet.batch} at a time, {fleet.seconds:.1f} s"
-    )
+    where = f"{_servers(len(fleet.servers))}, {fleet.batch} at a time"
+    head = f"{fleet.model}:{fleet.version} on {where}, {fleet.seconds:.1f} s"
     if fleet.dry_run:
         head = f"Dry run, nothing was changed: {head}"
     elif not fleet.changed:
@@ -57,6 +56,10 @@ def fleet_view(fleet: FleetRollout) -> list[RenderableType]:
         views.append(Text("What does not answer serves the version when it starts again: the repository says so."))
     seen = dict.fromkeys(check for server in fleet.servers for check in server.checks if str(check.outcome) != "passed")
     return [*views, *checks_view(tuple(seen))]
+
+
+def _servers(count: int) -> str:
+    return "1 server" if count == 1 else f"{count} servers"
 
 
 def _short_proof(rollout: Rollout) -> str:

@@ -92,7 +92,7 @@ class Attempt:
         except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
             raise self.undo(original, exc) from exc
         except BaseException as exc:
-            self._undo(original, exc)  # a fault of ours is no reason to leave the server half-way
+            self.undo(original, exc)  # a fault of ours is no reason to leave the server half-way
             raise
         return self.result(changed=True, ready=state.ready, smoke=smoke, draining=state.busy)
 

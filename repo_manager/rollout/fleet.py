@@ -15,8 +15,8 @@ from repo_manager.errors import (
     ServerUnreachableError,
     UsageError,
 )
-from repo_manager.repository import Location, previous_deployment, record_deployment
-from repo_manager.rollout.attempt import Attempt, Report
+from repo_manager.repository import Location, previous_deployment, record_deployment, set_served_versions
+from repo_manager.rollout.attempt import Attempt, Report, reason_of
 from repo_manager.rollout.lease import rollout_lease
 from repo_manager.rollout.policy_file import read_bytes, write_back
 from repo_manager.rollout.preflight import refuse
@@ -161,7 +161,7 @@ class _Fleet:
                     self.version,
                     client,
                     self.options,
-                    self.report,
+                    lambda event: self.report(f"{client.url}: {event}"),
                     deadline=self.deadline,
                 )
             except ServerUnreachableError as exc:
@@ -190,9 +190,10 @@ class _Fleet:
             applied = self._apply(begun)
             record_deployment(self.repository, self.name, self.version)
         except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
-            for attempt in self.attempts:
-                attempt.halted.set()  # what runs in other threads goes no further
             raise self._undo(original, begun, exc) from exc
+        except BaseException as exc:
+            self._undo(original, begun, exc)  # a fault of ours is no reason to leave servers half-way
+            raise
         return self.result(applied)
 
     def result(self, servers: tuple[Rollout, ...]) -> FleetRollout:
@@ -254,7 +255,7 @@ class _Fleet:
             )
             self._progress(attempt, "serves it")
 
-        self.attempts[0].write_policy(self.attempts[0].plan.ready_after)
+        set_served_versions(self.repository, self.name, self.attempts[0].plan.ready_after)
         self._in_batches(finish)
         return tuple(results[attempt.client.url] for attempt in self.attempts)
 
@@ -296,7 +297,9 @@ class _Fleet:
         )
 
     def _undo(self, original: bytes | None, begun: Sequence[Attempt], cause: BaseException) -> RepoManagerError:
-        failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause)
+        for attempt in self.attempts:
+            attempt.halted.set()  # what runs in other threads goes no further
+        failure = reason_of(cause)
         what = f"{self.name}:{self.version} was not deployed"
         self.report(f"failed: {failure.splitlines()[0]}; putting {len(begun)} servers back")
         states: list[str] = []

@@ -10,7 +10,6 @@ from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.plan import changed_fields, obstacle_of
 from repo_manager.server import TritonClient
 from repo_manager.server.metrics_page import local_server
-from repo_manager.triton_config import version_policy
 
 __all__ = ["ModelStatus", "status"]
 
@@ -96,11 +95,13 @@ def _text(moment_s: float) -> str:
 
 
 def _differing(entry: ModelEntry, served: ServedState) -> tuple[str, ...]:
-    """Return the fields, the version policy among them, in which the server's configuration is not the file's."""
+    """Return the fields, the version policy among them, in which the server does not do what the file says."""
     config = entry.config()
     if config is None or served.config is None:
         return ()
-    policy = ("version_policy",) if version_policy(config) != version_policy(served.config) else ()
+    # A version that stays through a change of the policy keeps the one that it was loaded with in its own
+    # configuration, so what is READY decides.
+    policy = ("version_policy",) if served.ready and served.ready != entry.served_versions else ()
     return (*changed_fields(config, served.config), *policy)
 
 
