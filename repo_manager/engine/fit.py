@@ -50,12 +50,14 @@ class FitTarget:
         driver: the GPU driver's version.
         library_versions: of the TensorRT libraries that load engines, where they are not the release's own: our
             embedded server runs engines in what is installed for Python.
+        has_gpu: whether the server has any NVIDIA GPU.
     """
 
     release: Release | None = None
     compute_capability: str | None = None
     driver: str | None = None
     library_versions: Mapping[Backend, str] = dataclasses.field(default_factory=dict)
+    has_gpu: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +115,27 @@ def plan_facts_of(header: PlanHeader, engine: Mapping[str, Any], *, where: str) 
 def check_fit(plan: PlanFacts, target: FitTarget) -> tuple[FitProblem, ...]:
     """List what speaks against loading a plan on a server; empty when nothing known does."""
     return (
+        *_place_problems(plan, target),
         *_library_problems(plan, target),
         *_version_problems(plan, target),
         *_gpu_problems(plan, target),
         *_driver_problems(target),
     )
+
+
+def _place_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
+    if target.has_gpu is False:
+        yield FitProblem(
+            True,
+            "the server's machine has no NVIDIA GPU, and an engine needs one",
+            "Serve it on a machine that has one, or add the model again with --backend onnxruntime.",
+        )
+    if plan.backend is Backend.TENSORRT_RTX and target.release is not None:
+        yield FitProblem(
+            False,
+            f"Triton {target.release.release} itself has no tensorrt_rtx backend; the embedded server has",
+            "Start it with repo-manager serve, or lay repo_manager/server/backends beside the server's backends.",
+        )
 
 
 def _library_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:

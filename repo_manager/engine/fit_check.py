@@ -15,7 +15,7 @@ from typing import Any
 
 from repo_manager.engine.fit import FitProblem, FitTarget, PlanFacts, check_fit, plan_facts_of
 from repo_manager.engine.gpu import Gpu, find_gpus
-from repo_manager.engine.plan_header import HEADER_BYTES, parse_plan_header
+from repo_manager.engine.plan_header import HEADER_BYTES, PlanHeader, parse_plan_header
 from repo_manager.engine.releases import release_of_server
 from repo_manager.errors import EngineError
 from repo_manager.optional import installed_version
@@ -58,6 +58,7 @@ def fit_target_of(
         compute_capability=capabilities[0] if whole and len(capabilities) == 1 else None,
         driver=known[0].driver_version if known else None,
         library_versions=_installed() if embedded else {},
+        has_gpu=bool(here) if embedded else True if uuids else None,
     )
 
 
@@ -74,7 +75,7 @@ def check_version_fit(
 
     Args:
         files: the version's folder, or name -> the first `HEADER_BYTES` (or more) of each file that ends in
-            `.plan` or `.engine`, for a version that lies in object storage.
+            `.plan` or `.engine`. Empty for a version whose files are not at hand: then its manifest is believed.
         manifest: the version's manifest as read from JSON; `None` for a version that others made.
         target: see `fit_target_of`.
 
@@ -94,7 +95,19 @@ def check_version_fit(
             continue  # the plan of another GPU kind, which Triton does not open there
         for problem in _problems_of(name, head, section, owners, target):
             problems.setdefault(problem.message, problem)
+    if not heads:
+        problems = {problem.message: problem for problem in _problems_by_manifest(section, target)}
     return tuple(sorted(problems.values(), key=lambda problem: not problem.blocks))
+
+
+def _problems_by_manifest(section: Mapping[str, Any], target: FitTarget) -> tuple[FitProblem, ...]:
+    """Judge an engine that we built by its record."""
+    build = section.get("build")
+    if not isinstance(build, Mapping) or build.get("backend") not in [str(backend) for backend in Backend]:
+        return ()
+    backend, version = Backend(build["backend"]), str(section.get("plan_version") or build.get("version", ""))
+    header = PlanHeader(backend, version, tuple(section.get("compute_capabilities", ())))
+    return check_fit(plan_facts_of(header, section, where="manifest.json"), target)
 
 
 def _plans_of(section: Mapping[str, Any]) -> dict[str, str]:

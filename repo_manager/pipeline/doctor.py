@@ -7,13 +7,15 @@ import os
 import platform
 from pathlib import Path
 
-from repo_manager.engine import Gpu, find_gpus
+from repo_manager.engine import FitProblem, FitTarget, Gpu, check_version_fit, find_gpus
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest import find_perf_analyzer
 from repo_manager.optional import installed_version
+from repo_manager.repository import Location, Manifest, scan
 from repo_manager.server.installation import find_triton
+from repo_manager.types import Backend
 
-__all__ = ["Machine", "Package", "examine_machine"]
+__all__ = ["EngineFit", "Machine", "Package", "examine_engines", "examine_machine"]
 
 _PACKAGES = {
     "onnx": "reading models",
@@ -37,6 +39,25 @@ class Package:
 
 
 @dataclasses.dataclass(frozen=True)
+class EngineFit:
+    """One version with an engine: what it was built with, and what speaks against loading it on a server.
+
+    Attributes:
+        model: `NAME:VERSION`.
+        backend: which one loads it.
+        built_with: the library's version; empty where it is not on record.
+        compute_capabilities: GPUs that it is for; empty where that is not on record.
+        problems: those that would make the load fail first.
+    """
+
+    model: str
+    backend: str
+    built_with: str
+    compute_capabilities: tuple[str, ...]
+    problems: tuple[FitProblem, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Machine:
     """What was found.
 
@@ -49,6 +70,7 @@ class Machine:
         packages: what is installed.
         tritonserver: the embedded server's binary; `None` when there is none.
         perf_analyzer: the binary that `--client perf_analyzer` would run; `None` when there is none.
+        engines: the engines of a repository against a server; empty where none was asked about.
     """
 
     system: str
@@ -59,6 +81,7 @@ class Machine:
     packages: tuple[Package, ...]
     tritonserver: Path | None
     perf_analyzer: Path | None
+    engines: tuple[EngineFit, ...] = ()
 
     def has(self, package: str) -> bool:
         """Say whether a package of the list is installed."""
@@ -77,6 +100,33 @@ def examine_machine() -> Machine:
         tritonserver=_tritonserver(),
         perf_analyzer=_perf_analyzer(),
     )
+
+
+def examine_engines(repository: Location, target: FitTarget) -> tuple[EngineFit, ...]:
+    """Say of every engine in a repository whether it will load on a server, before anything is loaded.
+
+    Args:
+        repository: on disk its engines' own heads are read; in object storage the manifests are believed.
+        target: the server.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+    """
+    engines = (str(Backend.TENSORRT), str(Backend.TENSORRT_RTX))
+    return tuple(
+        _fit(f"{model.name}:{version.version}", model.backend, version.path, version.manifest, target)
+        for model in scan(repository)
+        if model.backend in engines
+        for version in model.versions
+    )
+
+
+def _fit(model: str, backend: str, path: Location, manifest: Manifest | None, target: FitTarget) -> EngineFit:
+    extra = {} if manifest is None else manifest.extra
+    section = extra.get("engine") or {}
+    problems = check_version_fit(path if isinstance(path, Path) else {}, extra, target)
+    version, kinds = str(section.get("plan_version", "")), tuple(section.get("compute_capabilities", ()))
+    return EngineFit(model, backend, version, kinds, problems)
 
 
 def _tritonserver() -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["machine_view", "running_server_view"]
 
 
-def machine_view(machine: Any) -> list[RenderableType]:
-    """Show a `pipeline.doctor.Machine`."""
+def machine_view(machine: Any, server: str = "") -> list[RenderableType]:
+    """Show a `pipeline.doctor.Machine`.
+
+    Args:
+        machine: what was found.
+        server: what its engines were checked against, in words; empty: they were not.
+    """
     gpus = "; ".join(
         f"{gpu.name} (compute capability {gpu.compute_capability}, driver {gpu.driver_version}, "
         f"{format_bytes(gpu.memory_bytes)}{'' if gpu.has_sparse_tensor_cores else ', no Sparse Tensor Cores'})"
@@ -41,7 +47,33 @@ def machine_view(machine: Any) -> list[RenderableType]:
         ]
         for package in machine.packages
     ]
-    return [facts, make_table("Packages", ["package", "version", "for"], rows)]
+    views: list[RenderableType] = [facts, make_table("Packages", ["package", "version", "for"], rows)]
+    if server:
+        views.append(_engines(machine.engines, server))
+    return views
+
+
+def _engines(engines: Sequence[Any], server: str) -> RenderableType:
+    """Say of each engine whether it will load."""
+    if not engines:
+        return Text("The repository holds no engine.")
+    rows = []
+    for engine in engines:
+        kinds = ", ".join(engine.compute_capabilities) or "not known"
+        blocks = any(problem.blocks for problem in engine.problems)
+        verdict = Text("will not load", style="red") if blocks else Text("mind", style="yellow")
+        said = "; ".join(f"{problem.message}. {problem.hint}" for problem in engine.problems)
+        rows.append(
+            [
+                engine.model,
+                f"{engine.backend} {engine.built_with or '(version not on record)'}",
+                kinds,
+                verdict if engine.problems else Text("nothing known against it", style="green"),
+                said,
+            ]
+        )
+    columns = ["version", "built with", "compute capability", "verdict", "why, and what to do"]
+    return make_table(f"Engines on {server}", columns, rows)
 
 
 def running_server_view(server: RunningServer) -> Any:

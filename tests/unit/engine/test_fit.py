@@ -73,9 +73,21 @@ def test_ampere_plus_reaches_newer_gpus(gpu: str, fits: bool) -> None:
 
 def test_an_rtx_engine_is_for_its_own_gpus_and_no_tensorrt_version() -> None:
     plan = PlanFacts(RTX, "1.7.1.116", ("8.6", "8.9"))
-    problem = only(plan, FitTarget(R2607, "9.0"))
+    problem = only(plan, FitTarget(compute_capability="9.0"))
     assert "8.6, 8.9" in problem.message
     assert "--compute-capability 9.0" in problem.hint
+
+
+def test_tritons_own_container_has_no_backend_for_rtx_engines() -> None:
+    problem = only(PlanFacts(RTX, "1.7.1.116"), FitTarget(R2607))
+    assert not problem.blocks, "somebody may have put ours there"
+    assert "no tensorrt_rtx backend" in problem.message
+
+
+def test_no_engine_loads_without_a_gpu() -> None:
+    problem = only(PlanFacts(TRT, "11.1.0"), FitTarget(has_gpu=False))
+    assert problem.blocks
+    assert "no NVIDIA GPU" in problem.message
 
 
 def test_an_old_driver_warns() -> None:

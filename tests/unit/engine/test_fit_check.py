@@ -120,3 +120,19 @@ def test_the_embedded_server_runs_engines_in_what_is_installed_here(monkeypatch:
 def test_the_driver_tells_the_uuid() -> None:
     (gpu,) = parse_gpus("NVIDIA H100 80GB HBM3, 9.0, 550.54.15, 81559, GPU-bb\n")
     assert gpu.uuid == "GPU-bb"
+
+
+def test_without_the_files_the_manifest_is_believed() -> None:
+    record = manifest("11.2.0.5", "8.0")
+    record["engine"]["build"]["backend"] = "tensorrt"
+    version, gpu = check_version_fit({}, record, FitTarget(R2607, "9.0"))
+    assert version.blocks
+    assert gpu.blocks
+    assert check_version_fit({}, manifest("11.2.0.5", "8.0"), FitTarget(R2607, "9.0")) == (), "of no known backend"
+
+
+def test_whether_there_is_a_gpu_is_known_of_the_embedded_server_and_from_metrics() -> None:
+    assert fit_target_of("2.51.0", None, embedded=True, gpus=()).has_gpu is False
+    assert fit_target_of("2.51.0", None, embedded=True, gpus=(A100,)).has_gpu is True
+    assert fit_target_of("2.71.0", METRICS, gpus=()).has_gpu is True
+    assert fit_target_of("2.71.0", None, gpus=()).has_gpu is None
