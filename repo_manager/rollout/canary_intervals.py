@@ -1,0 +1,113 @@
+"""Intervals that may be looked at again and again while the data come in, without deciding wrongly more often.
+
+A share (of errors, of slow requests, of equal answers) gets the beta-binomial confidence sequence: the share p is left
+out as soon as the mixture of all shares explains the data 1/alpha times better than p does. By Ville's inequality that
+happens to the true share with probability alpha at most, at whatever moment one stops (Robbins 1970; Howard, Ramdas,
+McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of Statistics 2021).
+
+Means and ratios get a moving-block bootstrap (Kuensch 1989) whose look number k spends 6 / (pi k)^2 of alpha: the sum
+over all looks is alpha (a union bound).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Bounds", "bootstrap_bounds", "share_bounds", "spent"]
+
+_BISECTIONS = 60
+_RESAMPLES = 300
+_BLOCKS = 100
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """An interval."""
+
+    low: float
+    high: float
+
+
+def share_bounds(hits: int, total: int, alpha: float) -> Bounds:
+    """Return the confidence sequence's interval of a share, with Jeffreys' mixture Beta(1/2, 1/2).
+
+    Args:
+        hits: how often it happened.
+        total: out of how many.
+        alpha: the probability of ever leaving the true share out.
+    """
+    if total == 0:
+        return Bounds(0.0, 1.0)
+    mixture = _log_beta(hits + 0.5, total - hits + 0.5) - _log_beta(0.5, 0.5)
+    floor = mixture + math.log(alpha)
+
+    def is_left_out(share: float) -> bool:
+        return hits * math.log(share) + (total - hits) * math.log1p(-share) < floor
+
+    seen = hits / total
+    low = 0.0 if hits == 0 else _edge(1e-15, seen, is_left_out)
+    high = 1.0 if hits == total else _edge(1 - 1e-15, seen, is_left_out)
+    return Bounds(low, high)
+
+
+def _edge(outside: float, inside: float, is_left_out: Callable[[float], bool]) -> float:
+    """Return the end of the interval between a share far out and the share that was seen."""
+    inside = min(max(inside, 1e-15), 1 - 1e-15)
+    for _ in range(_BISECTIONS):
+        middle = (outside + inside) / 2
+        outside, inside = (middle, inside) if is_left_out(middle) else (outside, middle)
+    return outside
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def spent(alpha: float, look: int) -> float:
+    """Return what look number `look` (from 1) may spend of alpha."""
+    return alpha * 6.0 / (math.pi * look) ** 2
+
+
+def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: float, *, seed: int = 0) -> Bounds:
+    """Return a bootstrap interval over blocks of rows that follow one another in time.
+
+    Args:
+        columns: one row an observation, in order of time, `[rows, columns]`.
+        of: the number that is asked for, of resampled rows.
+        alpha: the probability that the interval misses; at least `2 / 300` in effect, as there are 300 resamples.
+        seed: of the resampling.
+    """
+    rows = len(columns)
+    length = max(rows // _BLOCKS, 1)
+    starts = np.arange(0, rows - length + 1)
+    blocks = -(-rows // length)
+    random = np.random.default_rng(seed)
+    values = np.empty(_RESAMPLES)
+    for number in range(_RESAMPLES):
+        chosen = random.choice(starts, blocks)
+        picked = (chosen[:, None] + np.arange(length)).reshape(-1)[:rows]
+        values[number] = of(columns[picked])
+    centre, spread = float(np.mean(values)), float(np.std(values))
+    # Far in the tails 300 resamples say nothing: there the normal approximation of their spread takes over.
+    reach = spread * _normal_quantile(1 - alpha / 2)
+    low, high = np.quantile(values, (alpha / 2, 1 - alpha / 2))
+    return Bounds(min(float(low), centre - reach), max(float(high), centre + reach))
+
+
+def _normal_quantile(probability: float) -> float:
+    low, high = 0.0, 40.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if 0.5 * math.erfc(-middle / math.sqrt(2)) < probability:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,308 @@
+"""Versions on trial on a real tritonserver: in the shadow, and with a growing share of clients' traffic."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.serving import SCALING_CONFIG, scaling_model, write_model
+
+from repo_manager.client import VersionedClient
+from repo_manager.errors import (
+    GateError,
+    InconclusiveError,
+    InputError,
+    RepoManagerError,
+    RolloutUndoneError,
+    UsageError,
+)
+from repo_manager.repository import model_state
+from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.canary import CanaryOptions, run_canary
+from repo_manager.rollout.canary_gates import GateOutcome, parse_gates
+from repo_manager.rollout.observe import observe
+from repo_manager.rollout.shadow import ShadowOptions, ShadowReport
+from repo_manager.server import EmbeddedServer, TritonClient
+
+pytestmark = pytest.mark.integration
+AUTO_COMPLETE = False
+X = np.ones((1, 4), np.float32)
+POLICY = "version_policy { specific { versions: [1] } }\n"
+# Version 2 answers as version 1 does, version 3 almost, version 4 otherwise.
+FACTORS = {1: 2.0, 2: 2.0, 3: 2.001, 4: 3.0}
+
+
+@pytest.fixture
+def model(repository: Path, client: TritonClient, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A model of which version 1 is served; unloaded afterwards."""
+    name = request.node.name.split("[")[0].removeprefix("test_")[:60]
+    versions = {version: scaling_model(factor) for version, factor in FACTORS.items()}
+    write_model(repository, name, SCALING_CONFIG + POLICY, versions)
+    client.load(name)
+    yield name
+    client.unload(name)
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    """Twenty recorded requests."""
+    path = tmp_path / "requests.jsonl"
+    rows = np.random.default_rng(1).standard_normal((20, 1, 4)).astype(np.float32)
+    path.write_text("\n".join(json.dumps({"x": row.tolist()}) for row in rows))
+    return path
+
+
+def shadow(requests: Path, duration_s: float = 20.0, rate_per_s: float = 400.0) -> ShadowOptions:
+    return ShadowOptions(requests, rate_per_s=rate_per_s, duration_s=duration_s, workers=4)
+
+
+def state_of(repository: Path, client: TritonClient, model: str) -> tuple[tuple[int, ...], str]:
+    return observe(client, model).ready, (repository / model / "config.pbtxt").read_text()
+
+
+def test_a_version_that_answers_alike_is_deployed(
+    repository: Path, client: TritonClient, model: str, requests: Path
+) -> None:
+    gates = parse_gates("p95<2s, errors<5%, agreement>90%, drift<1e-2")
+    reports: list[ShadowReport] = []
+    done = run_canary(
+        repository, model, 2, client, CanaryOptions(gates=gates, shadow=shadow(requests)), on_shadow=reports.append
+    )
+    assert done.rollout.changed
+    assert observe(client, model).ready == (2,)
+    assert [each.version for each in model_state(repository, model).deployments][-1] == 2
+    assert done.shadow is not None
+    assert reports == [done.shadow]
+    assert done.shadow.outcome is GateOutcome.PASS
+    assert {result.gate for result in done.shadow.gates} == {gate.text for gate in gates}
+    # It ends when every gate is decided, long before the 20 s.
+    assert done.shadow.pairs >= 50
+    assert done.shadow.seconds < 15
+    assert (done.shadow.errors_old, done.shadow.errors_new, done.shadow.refused_by_both) == (0, 0, 0)
+    (output,) = done.shadow.outputs
+    assert (output.output, output.relative_error, output.top1_agreement) == ("y", 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("version", "gate", "found"), [(4, "drift<1e-2", "drift by 0.01 or more"), (3, "drift<1e-5", "1e-05")]
+)
+def test_a_version_that_answers_otherwise_is_undone(
+    repository: Path, client: TritonClient, model: str, requests: Path, version: int, gate: str, found: str
+) -> None:
+    before = state_of(repository, client, model)
+    canary = CanaryOptions(gates=parse_gates(gate), shadow=shadow(requests))
+    with pytest.raises(GateError, match="failed") as caught:
+        run_canary(repository, model, version, client, canary)
+    assert found in str(caught.value)
+    assert "previous state was put back" in str(caught.value)
+    assert state_of(repository, client, model) == before
+
+
+def test_a_small_drift_passes_a_wide_gate(repository: Path, client: TritonClient, model: str, requests: Path) -> None:
+    canary = CanaryOptions(gates=parse_gates("drift<1e-2"), shadow=shadow(requests))
+    done = run_canary(repository, model, 3, client, canary)
+    assert done.shadow is not None
+    assert 1e-4 < done.shadow.outputs[0].relative_error < 1e-2
+    assert observe(client, model).ready == (3,)
+
+
+def test_too_few_requests_are_undecided_and_say_how_many_are_missing(
+    repository: Path, client: TritonClient, model: str, requests: Path
+) -> None:
+    before = state_of(repository, client, model)
+    canary = CanaryOptions(gates=parse_gates("errors<0.01%"), shadow=shadow(requests, duration_s=0.5))
+    with pytest.raises(InconclusiveError, match="undecided") as caught:
+        run_canary(repository, model, 2, client, canary)
+    assert "requests in all would decide" in str(caught.value)
+    assert caught.value.exit_code == 6
+    assert state_of(repository, client, model) == before
+
+
+def test_a_latency_gate_is_judged_against_the_old_version(
+    repository: Path, client: TritonClient, model: str, requests: Path
+) -> None:
+    canary = CanaryOptions(gates=parse_gates("p50<3x, mean<100x"), shadow=shadow(requests))
+    done = run_canary(repository, model, 2, client, canary)
+    assert done.shadow is not None
+    assert [result.outcome for result in done.shadow.gates] == [GateOutcome.PASS, GateOutcome.PASS]
+    assert done.shadow.latency_new.p50_ns is not None
+    assert done.shadow.latency_old.p50_ns is not None
+
+
+def test_over_http(repository: Path, server: EmbeddedServer, model: str, requests: Path) -> None:
+    with TritonClient.connect(server.http_url) as http:
+        done = run_canary(
+            repository, model, 2, http, CanaryOptions(gates=parse_gates("errors<5%"), shadow=shadow(requests))
+        )
+        assert observe(http, model).ready == (2,)
+    assert done.shadow is not None
+    assert done.shadow.pairs > 20
+
+
+def test_requests_that_do_not_fit_change_nothing(
+    repository: Path, client: TritonClient, model: str, tmp_path: Path
+) -> None:
+    before = state_of(repository, client, model)
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"x": [1, 2, 3]}\n')
+    with pytest.raises(InputError, match=r"request 1, input x: the shape is \[1, 3\], expected \[-1, 4\]"):
+        run_canary(repository, model, 2, client, CanaryOptions(shadow=shadow(path)))
+    assert state_of(repository, client, model) == before
+
+
+def test_a_version_that_does_not_load_is_undone(
+    repository: Path, client: TritonClient, model: str, requests: Path
+) -> None:
+    (repository / model / "2" / "model.onnx").write_bytes(b"broken")
+    before = state_of(repository, client, model)
+    with pytest.raises(RolloutUndoneError):
+        run_canary(repository, model, 2, client, CanaryOptions(shadow=shadow(requests)))
+    assert state_of(repository, client, model) == before
+
+
+def test_the_first_version_has_nothing_to_be_compared_with(
+    repository: Path, client: TritonClient, model: str, requests: Path
+) -> None:
+    client.unload(model)
+    done = run_canary(repository, model, 1, client, CanaryOptions(shadow=shadow(requests)))
+    assert done.notes == ("no trial: nothing is served beside it",)
+    assert observe(client, model).ready == (1,)
+    again = run_canary(repository, model, 1, client, CanaryOptions(shadow=shadow(requests)))
+    assert again.notes == ("no trial: it is served already",)
+
+
+def test_a_dry_run_changes_nothing(repository: Path, client: TritonClient, model: str, requests: Path) -> None:
+    before = state_of(repository, client, model)
+    options = RolloutOptions(dry_run=True)
+    done = run_canary(repository, model, 2, client, CanaryOptions(shadow=shadow(requests)), options=options)
+    assert done.rollout.dry_run
+    assert state_of(repository, client, model) == before
+
+
+class Traffic:
+    """Clients that follow the published weights, and what they were answered."""
+
+    def __init__(self, url: str, model: str, weights: Path | None = None) -> None:
+        self.errors: list[str] = []
+        self.versions: list[int | None] = []
+        self._client = VersionedClient(url, model, weights, refresh_s=0.05)
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(3)]
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.versions.append(self._client.infer({"x": X}).version)
+            except RepoManagerError as exc:
+                self.errors.append(str(exc))
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._client.close()
+
+
+def test_a_canary_moves_the_traffic_step_by_step(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str
+) -> None:
+    told: list[str] = []
+    canary = CanaryOptions(steps=(0.2, 0.6, 1.0), step_s=1.5, gates=parse_gates("errors<5%, mean<1s"))
+    with Traffic(server.grpc_url, model) as traffic:
+        done = run_canary(repository, model, 2, client, canary, report=told.append)
+    assert traffic.errors == []
+    assert [step.fraction for step in done.steps] == [0.2, 0.6, 1.0]
+    assert all(step.outcome is GateOutcome.PASS for step in done.steps)
+    shares = [step.requests for step in done.steps]
+    assert 0 < shares[0] < shares[1] < shares[2]
+    assert set(traffic.versions) >= {1, 2}
+    ready, config = state_of(repository, client, model)
+    assert ready == (2,)
+    assert "@" not in config
+    assert "@" not in client.model_config(model).instance_group[0].name
+    assert any("20 % of the traffic" in line for line in told)
+
+
+def test_a_canary_that_fails_goes_back_to_nothing(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str
+) -> None:
+    before = state_of(repository, client, model)
+    canary = CanaryOptions(steps=(0.5, 1.0), step_s=20.0, gates=parse_gates("mean<1us"))
+    began = time.monotonic()
+    with Traffic(server.grpc_url, model) as traffic, pytest.raises(GateError, match="mean"):
+        run_canary(repository, model, 2, client, canary)
+    assert time.monotonic() - began < 15  # it does not wait for the step's end
+    assert traffic.errors == []
+    assert state_of(repository, client, model) == before
+    assert "@" not in client.model_config(model).instance_group[0].name
+
+
+def test_a_canary_without_traffic_is_undecided(repository: Path, client: TritonClient, model: str) -> None:
+    before = state_of(repository, client, model)
+    with pytest.raises(InconclusiveError, match="too few requests reached the new version"):
+        run_canary(repository, model, 2, client, CanaryOptions(steps=(0.5, 1.0), step_s=0.3))
+    assert state_of(repository, client, model) == before
+
+
+def test_a_weights_file_is_written_instead(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.json"
+    path.write_text('{"1": 1}')
+    canary = CanaryOptions(steps=(0.5, 1.0), step_s=1.5, gates=parse_gates("errors<5%"), weights_file=path)
+    with Traffic(server.grpc_url, model, path) as traffic:
+        run_canary(repository, model, 2, client, canary)
+    assert traffic.errors == []
+    assert json.loads(path.read_text()) == {model: {"1": 0.0, "2": 1.0}}
+
+
+def test_ctrl_c_in_a_step_goes_back(repository: Path, client: TritonClient, model: str) -> None:
+    before = state_of(repository, client, model)
+    told: list[str] = []
+
+    def interrupt(message: str) -> None:
+        told.append(message)
+        if "of the traffic" in message and "50 %" in message:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RolloutUndoneError, match="interrupted"):
+        run_canary(repository, model, 2, client, CanaryOptions(steps=(0.5, 1.0), step_s=9.0), report=interrupt)
+    assert state_of(repository, client, model) == before
+
+
+def test_gates_that_the_counters_cannot_tell(repository: Path, client: TritonClient, model: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot tell p99<1ms"):
+        run_canary(repository, model, 2, client, CanaryOptions(steps=(0.5, 1.0), gates=parse_gates("p99<1ms")))
+
+
+def test_requests_that_name_no_version_are_told(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str, requests: Path
+) -> None:
+    stop = threading.Event()
+
+    def ask() -> None:
+        with TritonClient.connect(server.grpc_url) as other:
+            while not stop.is_set():
+                other.infer(model, None, {"x": X})
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        done = run_canary(
+            repository, model, 2, client, CanaryOptions(gates=parse_gates("errors<5%"), shadow=shadow(requests))
+        )
+    finally:
+        stop.set()
+        thread.join()
+    (note,) = done.notes
+    assert "name no version" in note
