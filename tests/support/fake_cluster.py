@@ -1,0 +1,330 @@
+"""A Kubernetes API server for tests: real HTTP, stateful, with just enough of a Deployment controller.
+
+Objects keep `resourceVersion` and `generation` as the real one does: a patch with an old version is a conflict, only
+a change of the spec makes a new generation, strategic patches merge containers and variables by name, null removes.
+The controller takes a step at each read of a Deployment; what becomes of new pods is a test's `Behaviour`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Object = dict[str, Any]
+Behaviour = Callable[["FakeCluster", Object, Object], None]
+"""cluster, deployment, pod: makes a pod that was just created what the test wants."""
+
+_MERGE_KEYS = {"containers": "name", "env": "name", "volumes": "name"}
+_PATHS = {
+    "deployments": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/deployments(?:/([^/?]+))?"),
+    "pods": re.compile(r"/api/v1/namespaces/([^/]+)/pods(?:/([^/?]+))?(/log)?"),
+    "inferenceservices": re.compile(r"/apis/serving\.kserve\.io/v1beta1/namespaces/([^/]+)/inferenceservices/([^/?]+)"),
+    "httproutes": re.compile(r"/apis/gateway\.networking\.k8s\.io/v1/namespaces/([^/]+)/httproutes/([^/?]+)"),
+}
+
+
+def merged(old: Any, patch: Any, *, strategic: bool, key: str = "") -> Any:
+    """Apply a merge patch; a strategic one merges some lists by name."""
+    if isinstance(patch, dict) and isinstance(old, dict):
+        result = dict(old)
+        for name, value in patch.items():
+            if value is None:
+                result.pop(name, None)
+            else:
+                result[name] = merged(result.get(name), value, strategic=strategic, key=name)
+        return result
+    if strategic and key in _MERGE_KEYS and isinstance(old, list):
+        by = _MERGE_KEYS[key]
+        result_list = [dict(item) for item in old]
+        for item in patch:
+            places = [index for index, other in enumerate(result_list) if other[by] == item[by]]
+            if places:
+                result_list[places[0]] = merged(result_list[places[0]], item, strategic=True)
+            else:
+                result_list.append(item)
+        return result_list
+    if isinstance(patch, dict):
+        return {
+            name: merged(None, value, strategic=strategic, key=name)
+            for name, value in patch.items()
+            if value is not None
+        }
+    return copy.deepcopy(patch)
+
+
+def ready(_cluster: FakeCluster, deployment: Object, pod: Object) -> None:
+    """Make the pod answer its probes."""
+    pod["status"] = {
+        "phase": "Running",
+        "podIP": "127.0.0.1",
+        "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
+        "containerStatuses": [_container_status(deployment, {"running": {}}, ready=True)],
+    }
+
+
+def waiting(reason: str, message: str = "", *, restarts: int = 0, ended: Mapping[str, Any] | None = None) -> Behaviour:
+    """Make the pod's container wait for a reason, for ever."""
+
+    def behave(_cluster: FakeCluster, deployment: Object, pod: Object) -> None:
+        state = {"waiting": {"reason": reason, "message": message}}
+        status = _container_status(deployment, state, ready=False)
+        status["restartCount"] = restarts
+        if ended is not None:
+            status["lastState"] = {"terminated": dict(ended)}
+        pod["status"] = {
+            "phase": "Pending",
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}],
+            "containerStatuses": [status],
+        }
+
+    return behave
+
+
+def unschedulable(_cluster: FakeCluster, _deployment: Object, pod: Object) -> None:
+    """Leave the pod without a node."""
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    condition["message"] = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    pod["status"] = {"phase": "Pending", "conditions": [condition]}
+
+
+def _container_status(deployment: Object, state: Mapping[str, Any], *, ready: bool) -> Object:
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    return {
+        "name": container["name"],
+        "image": container["image"],
+        "imageID": "",
+        "ready": ready,
+        "restartCount": 0,
+        "state": dict(state),
+    }
+
+
+@dataclasses.dataclass
+class FakeCluster:
+    """The state, and what happens to it."""
+
+    behaviour: Behaviour = ready
+    objects: dict[tuple[str, str, str], Object] = dataclasses.field(default_factory=dict)
+    pods: list[Object] = dataclasses.field(default_factory=list)
+    logs: str = ""
+    requests: list[tuple[str, str, Any]] = dataclasses.field(default_factory=list)
+    refuse: Callable[[str, str], tuple[int, str] | None] = lambda _method, _path: None
+    """method, path -> status and message, to refuse a request."""
+    on_patch: Callable[[Object], None] = lambda _item: None
+    """Told of every object that was patched, custom ones: a test's own controller."""
+    frozen: bool = False
+    """The Deployment controller does nothing."""
+
+    def add(self, item: Object) -> Object:
+        """Put an object there, as applied; a Deployment gets its pods at once."""
+        plural = {"Deployment": "deployments", "InferenceService": "inferenceservices", "HTTPRoute": "httproutes"}
+        meta = item["metadata"]
+        meta.update(resourceVersion="1", generation=1, uid=meta["name"])
+        self.objects[plural[item["kind"]], meta.get("namespace", "default"), meta["name"]] = item
+        if item["kind"] == "Deployment":
+            item["spec"].setdefault("replicas", 1)
+            for _ in range(20):
+                self._step(item, ready)
+        return item
+
+    def deployment(self, namespace: str, name: str) -> Object:
+        return self.objects["deployments", namespace, name]
+
+    def _step(self, deployment: Object, behaviour: Behaviour) -> None:
+        """One turn of the Deployment controller: at most one pod more, then at most one less."""
+        if self.frozen:
+            return
+        meta, spec = deployment["metadata"], deployment["spec"]
+        template, wanted = spec["template"], spec["replicas"]
+        mark = json.dumps(template, sort_keys=True)
+        own = [pod for pod in self.pods if pod["owner"] == meta["uid"]]
+        new = [pod for pod in own if pod["mark"] == mark]
+        if len(new) < wanted and len(own) <= wanted:
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{meta['name']}-{len(self.requests)}-{len(self.pods)}",
+                    "namespace": meta.get("namespace", "default"),
+                    "labels": dict(template["metadata"]["labels"]),
+                    "annotations": dict(template["metadata"].get("annotations") or {}),
+                    "creationTimestamp": f"2026-01-01T00:00:{len(self.pods) % 60:02}Z",
+                },
+                "spec": template["spec"],
+                "owner": meta["uid"],
+                "mark": mark,
+            }
+            behaviour(self, deployment, pod)
+            self.pods.append(pod)
+            new.append(pod)
+        alive = [pod for pod in new if _is_ready(pod)]
+        old = [pod for pod in self.pods if pod["owner"] == meta["uid"] and pod["mark"] != mark]
+        stuck = [pod for pod in old if not _is_ready(pod)]
+        if stuck or (old and len(alive) + len(old) > wanted):
+            self.pods.remove((stuck or old)[0])
+        while len(new) > wanted:
+            self.pods.remove(new.pop())
+        own = [pod for pod in self.pods if pod["owner"] == meta["uid"]]
+        available = len([pod for pod in own if _is_ready(pod)])
+        conditions = (deployment.get("status") or {}).get("conditions", [])
+        deployment["status"] = {
+            "observedGeneration": meta["generation"],
+            "replicas": len(own),
+            "updatedReplicas": len(new),
+            "availableReplicas": available,
+            "readyReplicas": available,
+            "conditions": conditions,
+        }
+
+    def get(self, kind: str, namespace: str, name: str | None, labels: Mapping[str, str]) -> Object | None:
+        if kind == "pods":
+            found = [{k: v for k, v in pod.items() if k not in ("owner", "mark")} for pod in self.pods]
+        else:
+            found = [item for key, item in self.objects.items() if key[:2] == (kind, namespace)]
+            if kind == "deployments" and name is not None:
+                for item in found:
+                    if item["metadata"]["name"] == name:
+                        self._step(item, self.behaviour)
+        found = [item for item in found if item["metadata"].get("namespace", "default") == namespace]
+        if name is not None:
+            return next((item for item in found if item["metadata"]["name"] == name), None)
+        chosen = [i for i in found if labels.items() <= (i["metadata"].get("labels") or {}).items()]
+        return {"apiVersion": "v1", "kind": "List", "metadata": {}, "items": chosen}
+
+    def patch(self, key: tuple[str, str, str], patch: Object, *, strategic: bool) -> tuple[int, Object | str]:
+        item = self.objects.get(key)
+        if item is None:
+            return 404, f'{key[0]} "{key[2]}" not found'
+        expected = patch.get("metadata", {}).get("resourceVersion")
+        if expected is not None and expected != item["metadata"]["resourceVersion"]:
+            return 409, "the object has been modified; please apply your changes to the latest version and try again"
+        before = copy.deepcopy(item["spec"])
+        changed = merged(item, patch, strategic=strategic)
+        changed["metadata"]["resourceVersion"] = str(int(item["metadata"]["resourceVersion"]) + 1)
+        if changed["spec"] != before:
+            changed["metadata"]["generation"] = item["metadata"]["generation"] + 1
+        self.objects[key] = changed
+        self.on_patch(changed)
+        return 200, changed
+
+
+def _is_ready(pod: Object) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", ()))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    cluster: FakeCluster
+    lock: threading.Lock
+
+    def do_GET(self) -> None:
+        self._answer("GET", None)
+
+    def do_PATCH(self) -> None:
+        length = int(self.headers["Content-Length"])
+        self._answer("PATCH", json.loads(self.rfile.read(length)))
+
+    def _answer(self, method: str, body: Any) -> None:
+        path, _, query = self.path.partition("?")
+        with self.lock:
+            self.cluster.requests.append((method, self.path, body))
+            refused = self.cluster.refuse(method, path)
+            if refused is not None:
+                self._status(*refused)
+                return
+            for kind, pattern in _PATHS.items():
+                match = pattern.fullmatch(path)
+                if match is None:
+                    continue
+                namespace, name = match[1], match[2]
+                if kind == "pods" and match[3]:
+                    self._send(200, self.cluster.logs.encode(), "text/plain")
+                elif method == "PATCH":
+                    strategic = "strategic" in self.headers["Content-Type"]
+                    code, result = self.cluster.patch((kind, namespace, name), body, strategic=strategic)
+                    self._status(code, result) if isinstance(result, str) else self._json(code, result)
+                else:
+                    found = self.cluster.get(kind, namespace, name, _labels(query))
+                    if found is None:
+                        self._status(404, f'{kind} "{name}" not found')
+                    else:
+                        self._json(200, found)
+                return
+        self._status(404, f"the server could not find the requested resource: {path}")
+
+    def _json(self, code: int, item: Object) -> None:
+        self._send(code, json.dumps(item).encode(), "application/json")
+
+    def _status(self, code: int, message: str) -> None:
+        self._json(
+            code,
+            {
+                "apiVersion": "v1",
+                "kind": "Status",
+                "metadata": {},
+                "status": "Failure",
+                "message": message,
+                "code": code,
+            },
+        )
+
+    def _send(self, code: int, data: bytes, kind: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def _labels(query: str) -> dict[str, str]:
+    from urllib.parse import parse_qs
+
+    (text,) = parse_qs(query).get("labelSelector", [""])
+    return dict(part.split("=", 1) for part in text.split(",") if part)
+
+
+class ServedCluster:
+    """A fake cluster behind a real port, with a kubeconfig that leads to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cluster = FakeCluster()
+        handler = type("Handler", (_Handler,), {"cluster": self.cluster, "lock": threading.Lock()})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        self.kubeconfig = folder / "kubeconfig"
+        self.kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "fake",
+                    "clusters": [
+                        {"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self._server.server_port}"}}
+                    ],
+                    "users": [{"name": "me", "user": {"token": "secret-token"}}],
+                    "contexts": [
+                        {"name": "fake", "context": {"cluster": "fake", "user": "me", "namespace": "default"}}
+                    ],
+                }
+            ),
+            encoding="utf-8",
+        )
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
