@@ -62,10 +62,14 @@ def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[s
     labels = {output: list(names) for output, names in read_labels(repository, entry.name).items() if names}
     if labels:
         found["labels"] = labels
+    # By its source, not by its number, so that the file also builds the repository anew.
+    newest = entry.versions[-1].version if "source" in found else None
     if state.tags:
-        found["tags"] = dict(sorted(state.tags.items()))
+        found["tags"] = {tag: "newest" if n == newest else n for tag, n in sorted(state.tags.items())}
     if isinstance(entry.policy, tuple) and entry.served_versions == entry.policy:
-        found["serve"] = entry.policy[0] if len(entry.policy) == 1 else list(entry.policy)
+        found["serve"] = list(entry.policy)
+        if len(entry.policy) == 1:
+            found["serve"] = "newest" if entry.policy == (newest,) else entry.policy[0]
     found["versions"] = [version.version for version in entry.versions]
     return found
 

@@ -1,0 +1,306 @@
+"""apply, plan and export on real conversions, without a server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from support import onnx_models
+
+from repo_manager.declared import Action, Servers, parse_declaration, plan_declaration
+from repo_manager.declared.export import export_text
+from repo_manager.declared.request import source_digest
+from repo_manager.errors import RepositoryError
+from repo_manager.onnx_model import load_model
+from repo_manager.pipeline import AddOptions, add
+from repo_manager.pipeline.apply import ApplyOptions, apply
+from repo_manager.precision import ConvertOptions
+from repo_manager.repository import find_model, model_state, read_labels, scan, set_tag, verify
+from repo_manager.triton_config import read_config
+
+Bring = Callable[..., "object"]
+
+
+class Place:
+    """A folder with sources, a YAML file and the repository that it declares."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, folder / "models"
+        self.file = folder / "repository.yaml"
+
+    def write(self, models: dict, **more: object) -> None:
+        self.file.write_text(yaml.safe_dump({"models": models, **more}))
+
+    @property
+    def declaration(self):
+        return parse_declaration(self.file.read_text(), name="repository.yaml")
+
+    def plan(self, *, prune: bool = False):
+        with Servers(self.root, self.folder) as servers:
+            return plan_declaration(self.declaration, self.folder, self.root, servers, prune=prune)
+
+    def apply(self, *, prune: bool = False, **options: object):
+        with Servers(self.root, self.folder) as servers:
+            chosen = ApplyOptions(prune=prune, **options)  # type: ignore[arg-type]
+            return apply(self.declaration, self.folder, self.root, servers, options=chosen)
+
+    def settle(self, *, prune: bool = False) -> None:
+        """Apply, and see that a second run would do nothing."""
+        result = self.apply(prune=prune)
+        assert [model.error for model in result.failed] == []
+        assert [plan.steps for plan in self.plan(prune=prune) if plan.steps or plan.error] == []
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    onnx_models.save(onnx_models.mlp(), tmp_path / "a.onnx")
+    onnx_models.save(onnx_models.mlp(sparse=False), tmp_path / "dense.onnx")
+    return Place(tmp_path)
+
+
+FULL = {
+    "source": "a.onnx",
+    "precision": "fp16",
+    "backend": "onnxruntime",
+    "sparsity": "require",
+    "convert": {"keep_fp32": ["fc2"], "max_drift": 0.5},
+    "config": {
+        "max_batch_size": 16,
+        "instance_group": {"count": 2, "kind": "cpu"},
+        "dynamic_batching": {"max_queue_delay_us": 100, "preferred_batch_sizes": [4, 8]},
+        "set": {"parameters.intra_op_thread_count": 1, "response_cache.enable": True},
+    },
+    "tags": {"stable": "newest"},
+    "serve": "stable",
+}
+
+
+def test_everything_declared_is_brought_about_and_stays(place: Place) -> None:
+    output = onnx.load(place.folder / "a.onnx").graph.output[0].name
+    names = [f"class {number}" for number in range(8)]
+    place.write({"m": {**FULL, "labels": {output: names}}})
+    place.settle()
+    config = read_config(place.root / "m").message()
+    assert (config.max_batch_size, config.instance_group[0].count, config.instance_group[0].kind) == (16, 2, 2)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 100
+    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+    assert config.response_cache.enable
+    assert read_labels(place.root, "m") == {output: tuple(names)}
+    manifest = find_model(place.root, "m").versions[0].manifest
+    assert manifest is not None
+    assert manifest.precision == "fp16"
+    assert manifest.extra["request"]["convert"] == {"keep_fp32": ["fc2"], "max_drift": 0.5}
+    assert model_state(place.root, "m").tags == {"stable": 1}
+    assert verify(place.root) == ()
+
+
+def test_a_second_run_touches_no_file(place: Place) -> None:
+    place.write({"m": FULL})
+    place.apply()
+    before = {path: path.stat().st_ctime_ns for path in place.root.rglob("*") if "apply.lock" not in path.name}
+    assert place.apply().models == ()
+    assert before == {path: path.stat().st_ctime_ns for path in place.root.rglob("*") if path in before}
+
+
+@pytest.mark.parametrize(
+    ("change", "actions"),
+    [
+        ({"precision": "fp32"}, ["build", "tag", "serve"]),
+        ({"convert": {"keep_fp32": ["fc2"], "max_drift": 0.4}}, ["build", "tag", "serve"]),
+        ({"sparsity": "report"}, []),
+        ({"sparsity": "prune"}, ["build", "tag", "serve"]),
+        ({"config": {"max_batch_size": 32}}, ["config"]),
+        ({"config": {"instance_group": {"count": 3, "kind": "cpu"}}}, ["config"]),
+        ({"config": {"dynamic_batching": False}}, ["config"]),
+        ({"config": {"dynamic_batching": True}}, []),
+        ({"config": {"dynamic_batching": {}}}, ["config"]),
+        ({"config": {"set": {"parameters.intra_op_thread_count": None}}}, ["config"]),
+        ({"tags": {"stable": 1, "best": 1}}, ["tag"]),
+        ({"serve": 1}, []),
+        ({"backend": "auto"}, []),
+    ],
+)
+def test_each_change_is_seen_and_done(change: dict, actions: list[str], place: Place) -> None:
+    place.write({"m": FULL})
+    place.apply()
+    place.write({"m": {**FULL, **change}})
+    assert [step.action for step in place.plan()[0].steps] == actions
+    place.settle()
+
+
+def test_a_changed_source_is_converted_and_the_old_one_found_again(place: Place) -> None:
+    place.write({"m": FULL})
+    place.apply()
+    (place.folder / "a.onnx").rename(place.folder / "old.onnx")
+    onnx_models.save(onnx_models.mlp(width=96), place.folder / "a.onnx")
+    place.write({"m": {**FULL, "source": "a.onnx"}, "n": {"source": "a.onnx"}})
+    result = place.apply()
+    assert [(model.name, model.version, model.error is None) for model in result.models][1] == ("n", 1, True)
+    shutil.copy(place.folder / "old.onnx", place.folder / "a.onnx")
+    onnx_models.save(onnx_models.mlp(classes=8), place.folder / "other.onnx")
+    place.write({"m": {**FULL, "source": "old.onnx"}})
+    assert [step.action for step in place.plan()[0].steps if step.action is Action.BUILD] == []
+
+
+def test_what_add_made_is_recognised(place: Place) -> None:
+    options = AddOptions(convert=ConvertOptions(max_drift=0.25))
+    add(place.folder / "a.onnx", "m", place.root, options)
+    place.write({"m": {"source": "a.onnx", "convert": {"max_drift": 0.25}}})
+    assert place.plan()[0].steps == ()
+    place.write({"m": {"source": "a.onnx"}})
+    assert [step.action for step in place.plan()[0].steps] == ["build"]
+
+
+def test_changed_calibration_data_is_seen(place: Place) -> None:
+    name = onnx.load(place.folder / "a.onnx").graph.input[0].name
+    data = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
+    np.savez(place.folder / "c.npz", **{name: data})
+    place.write({"m": {"source": "a.onnx", "calibration": "c.npz"}})
+    place.settle()
+    np.savez(place.folder / "c.npz", **{name: data[:4]})
+    assert [step.action for step in place.plan()[0].steps] == ["build"]
+    place.write({"m": {"source": "a.onnx"}})
+    assert [step.action for step in place.plan()[0].steps] == ["build"]
+
+
+def test_external_data_belongs_to_the_source(place: Place) -> None:
+    proto = onnx_models.mlp(sparse=False, width=128)
+    onnx.save(proto, place.folder / "e.onnx", save_as_external_data=True, location="e.bin", size_threshold=0)
+    model = load_model(place.folder / "e.onnx")
+    assert source_digest(place.folder / "e.onnx", ("e.bin",)) == model.digest
+    place.write({"m": {"source": "e.onnx"}})
+    place.settle()
+    content = bytearray((place.folder / "e.bin").read_bytes())
+    content[0] ^= 1
+    (place.folder / "e.bin").write_bytes(content)
+    assert [step.action for step in place.plan()[0].steps] == ["build"]
+
+
+def test_a_failing_model_leaves_itself_and_the_others_consistent(place: Place) -> None:
+    place.write({"a": {"source": "a.onnx"}, "b": {"source": "a.onnx"}})
+    place.apply()
+    broken = {"source": "dense.onnx", "sparsity": "require", "serve": "newest"}
+    place.write(
+        {
+            "a": broken,
+            "gone": {"source": "missing.onnx"},
+            "b": {"source": "a.onnx", "precision": "fp16", "serve": "newest"},
+            "c": {"config": {"max_batch_size": 3}},
+            "d": {"source": "a.onnx", "serve": 7},
+            "e": {"source": "a.onnx", "serve": "nowhere"},
+            "f": {"source": "a.onnx", "config": {"set": {"no_such.field": 1}}},
+        }
+    )
+    result = place.apply()
+    codes = {model.name: model.exit_code for model in result.models}
+    assert codes == {"a": 4, "gone": 3, "b": 0, "c": 3, "d": 3, "e": 3, "f": 3}
+    assert find_model(place.root, "a").served_versions == (1,)
+    assert find_model(place.root, "b").served_versions == (2,)
+    assert {entry.name for entry in scan(place.root)} == {"a", "b", "f"}
+    assert verify(place.root) == ()
+
+
+def test_prune_removes_what_is_not_declared_and_nothing_that_is_used(place: Place) -> None:
+    for precision in ("fp32", "fp16", "fp32"):
+        place.write({"m": {"source": "a.onnx", "precision": precision, "serve": "newest"}, "n": {"source": "a.onnx"}})
+        place.apply()
+    add(place.folder / "a.onnx", "m", place.root, AddOptions(convert=ConvertOptions(max_drift=0.3)))
+    add(place.folder / "a.onnx", "m", place.root, AddOptions(convert=ConvertOptions(max_drift=0.4)))
+    set_tag(place.root, "m", "kept", 3)
+    place.write({"m": {"source": "a.onnx", "serve": "newest", "versions": [4]}})
+    assert [plan.steps for plan in place.plan() if plan.steps] == []
+    steps = {plan.name: [step.what for step in plan.steps] for plan in place.plan(prune=True)}
+    assert steps == {"m": ["version 2"], "n": ["the whole model, which is not declared"]}
+    place.settle(prune=True)
+    assert [entry.version for entry in find_model(place.root, "m").versions] == [1, 3, 4]
+    assert {entry.name for entry in scan(place.root)} == {"m"}
+
+
+def test_a_failure_keeps_what_is_not_declared(place: Place) -> None:
+    place.write({"n": {"source": "a.onnx"}})
+    place.apply()
+    place.write({"m": {"source": "missing.onnx"}})
+    result = place.apply(prune=True)
+    assert [model.error is not None for model in result.models] == [True, True]
+    assert {entry.name for entry in scan(place.root)} == {"n"}
+
+
+def test_an_exported_repository_needs_no_change(place: Place) -> None:
+    place.write({"m": FULL, "plain": {"source": "a.onnx"}})
+    place.apply()
+    set_tag(place.root, "plain", "best", 1)
+    text, notes = export_text(place.root)
+    assert notes == ()
+    for folder in (place.folder, place.folder / "elsewhere"):  # With the sources beside it, and without.
+        folder.mkdir(exist_ok=True)
+        other = Place(folder)
+        other.root = place.root
+        other.file.write_text(text)
+        assert [(plan.name, plan.error, plan.steps) for plan in other.plan(prune=True)] == [
+            ("m", None, ()),
+            ("plain", None, ()),
+        ]
+    assert yaml.safe_load(text)["models"]["m"]["config"]["instance_group"] == {"count": 2, "kind": "cpu"}
+
+
+def test_an_exported_repository_can_be_built_again(place: Place) -> None:
+    place.write({"m": FULL})
+    place.apply()
+    text, _ = export_text(place.root)
+    place.file.write_text(text)
+    shutil.rmtree(place.root)
+    place.settle()
+    assert find_model(place.root, "m").served_versions == (1,)
+
+
+def test_a_pinned_source_must_be_what_it_is_pinned_to(place: Place) -> None:
+    digest = load_model(place.folder / "a.onnx").digest
+    place.write({"m": {"source": {"path": "a.onnx", "digest": digest}}})
+    place.settle()
+    place.write({"n": {"source": {"path": "dense.onnx", "digest": digest}}})
+    (failed,) = place.apply().failed
+    assert "is not what it is pinned to" in (failed.error or "")
+    assert not (place.root / "n").exists()
+
+
+def test_two_at_once_are_refused(place: Place) -> None:
+    place.write({"m": {"source": "a.onnx"}})
+    place.apply()
+
+    def second(_: object) -> None:
+        with pytest.raises(RepositoryError, match=r"apply\.lock is locked by another process"):
+            place.apply()
+
+    with Servers(place.root, place.folder) as servers:
+        apply(place.declaration, place.folder, place.root, servers, show=second)
+
+
+def test_the_command_line(place: Place, run: Callable[..., object]) -> None:
+    place.write({"m": {"source": "a.onnx", "serve": "newest"}})
+    arguments = ("apply", place.file, "--repository", place.root)
+    assert run(*arguments, "--check").code == 8  # type: ignore[attr-defined]
+    planned = run(*arguments, "--dry-run", "--json")
+    assert (planned.code, json.loads(planned.out)["changes"]) == (0, True)  # type: ignore[attr-defined]
+    assert not place.root.exists()
+    assert run(*arguments, "--quiet").code == 0  # type: ignore[attr-defined]
+    again = run(*arguments, "--check", "--json")
+    assert (again.code, json.loads(again.out)["changes"]) == (0, False)  # type: ignore[attr-defined]
+    nothing = run(*arguments)
+    assert (nothing.code, "1 model as declared already" in nothing.out) == (0, True)  # type: ignore[attr-defined]
+    place.write({"m": {"source": "a.onnx"}, "n": {"source": "missing.onnx"}})
+    assert run(*arguments).code == 3  # type: ignore[attr-defined]
+    assert run(*arguments, "--check").code == 3  # type: ignore[attr-defined]
+    assert run("export", "--repository", place.root, "--output", place.folder / "e.yaml").code == 0  # type: ignore[attr-defined]
+    assert run("apply", place.folder / "e.yaml", "-r", place.root, "--prune", "--check").code == 0  # type: ignore[attr-defined]
+    assert run("export", "--repository", place.root, "-o", place.folder / "e.yaml").code == 2  # type: ignore[attr-defined]
+    place.file.write_text("models: {m: {surce: x}}")
+    wrong = run(*arguments)
+    assert wrong.code == 3  # type: ignore[attr-defined]
+    assert "did you mean 'source'" in wrong.err  # type: ignore[attr-defined]
