@@ -4,6 +4,7 @@ from repo_manager.repository.adopt import Adoption
 from repo_manager.repository.anywhere import (
     adopt,
     change_config,
+    check_signature,
     copy_version,
     edit_config,
     find_model,
@@ -24,6 +25,7 @@ from repo_manager.repository.anywhere import (
     set_labels,
     set_served_versions,
     set_tag,
+    sign_version,
     touch_config,
     verify,
     version_files,
@@ -40,7 +42,7 @@ from repo_manager.repository.relabel import LabelChange
 from repo_manager.repository.remove import Removal
 from repo_manager.repository.repair import Repair
 from repo_manager.repository.scan import ModelEntry, VersionEntry
-from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey, check_signature, sign_version
+from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey
 from repo_manager.repository.state import Deployment, ModelState
 from repo_manager.repository.transfer import Transfer
 from repo_manager.triton_config import Problem, Severity

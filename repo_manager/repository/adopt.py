@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
@@ -18,7 +19,7 @@ from repo_manager.repository.verify_version import list_files
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, served_versions
 from repo_manager.triton_config.config import read_config_text
 
-__all__ = ["Adoption", "adopt"]
+__all__ = ["Adoption", "adopt", "plan_adoptions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,26 +62,42 @@ def adopt(repository: Path, name: str | None = None, *, dry_run: bool = False) -
         found: list[Adoption] = []
         for model in names:
             folder = existing_model(root, model)
-            plans = _plans(folder)
+            plans = plan_adoptions(folder, _record)
             if plans and not dry_run:
                 plans = _apply(root, folder, plans)
             found += plans
     return tuple(found)
 
 
-def _plans(folder: Path) -> list[Adoption]:
+def plan_adoptions(folder: Path, record: Callable[[Path], FileRecord]) -> list[Adoption]:
+    """Make a manifest for each version of a model that has none; nothing is written.
+
+    Args:
+        folder: the model's.
+        record: a file of a version to its digest and size.
+
+    Raises:
+        RepositoryError: a version holds links or special files.
+        ConfigError: config.pbtxt is broken.
+    """
     path = folder / CONFIG_FILENAME
     config = parse_config(read_config_text(path), where=str(path)) if path.exists() else parse_config("")
     existing = existing_versions(folder)
     served = served_versions(config, existing)
     return [
-        Adoption(folder.name, version, _manifest(folder / str(version), version, config), version in served, False)
+        Adoption(
+            folder.name, version, _manifest(folder / str(version), version, config, record), version in served, False
+        )
         for version in existing
         if not (folder / str(version) / MANIFEST_FILENAME).exists()
     ]
 
 
-def _manifest(path: Path, version: int, config: ModelConfig) -> Manifest:
+def _record(file: Path) -> FileRecord:
+    return FileRecord(sha256_file(file), file.stat().st_size)
+
+
+def _manifest(path: Path, version: int, config: ModelConfig, record: Callable[[Path], FileRecord]) -> Manifest:
     records: dict[str, FileRecord] = {}
     for name in list_files(path):
         file = path / name
@@ -89,7 +106,7 @@ def _manifest(path: Path, version: int, config: ModelConfig) -> Manifest:
                 f"{file} is a link or a special file, and a manifest of it would prove nothing",
                 hint="Put the content itself there.",
             )
-        records[name] = FileRecord(sha256_file(file), file.stat().st_size)
+        records[name] = record(file)
     return Manifest(
         schema_version=MANIFEST_SCHEMA_VERSION,
         model=path.parent.name,

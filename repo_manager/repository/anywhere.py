@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from repo_manager.errors import RepositoryError
 from repo_manager.repository.adopt import adopt as _adopt
 from repo_manager.repository.config_file import read_config_bytes as _read_config_bytes
 from repo_manager.repository.config_file import touch_config as _touch_config
@@ -17,6 +15,14 @@ from repo_manager.repository.edit import change_config as _change_config
 from repo_manager.repository.edit import edit_config as _edit_config
 from repo_manager.repository.gc import gc as _gc
 from repo_manager.repository.location import Location, ObjectRepository
+from repo_manager.repository.objects import change as in_change
+from repo_manager.repository.objects import publish as in_publish
+from repo_manager.repository.objects import remove as in_remove
+from repo_manager.repository.objects import repair as in_repair
+from repo_manager.repository.objects import scan as in_scan
+from repo_manager.repository.objects import signing as in_signing
+from repo_manager.repository.objects import verify as in_verify
+from repo_manager.repository.objects.fetch import version_files as files_of_objects
 from repo_manager.repository.policy import model_state as _model_state
 from repo_manager.repository.policy import model_states as _model_states
 from repo_manager.repository.policy import previous_deployment as _previous_deployment
@@ -30,15 +36,18 @@ from repo_manager.repository.remove import remove as _remove
 from repo_manager.repository.repair import repair as _repair
 from repo_manager.repository.scan import find_model as _find_model
 from repo_manager.repository.scan import scan as _scan
+from repo_manager.repository.signing import check_signature as _check_signature
+from repo_manager.repository.signing import sign_version as _sign_version
 from repo_manager.repository.tags import remove_tag as _remove_tag
 from repo_manager.repository.tags import resolve_version as _resolve_version
 from repo_manager.repository.tags import set_tag as _set_tag
-from repo_manager.repository.transfer import copy_version as _copy_version
+from repo_manager.repository.transfer import copy_version
 from repo_manager.repository.verify import verify as _verify
 
 __all__ = [
     "adopt",
     "change_config",
+    "check_signature",
     "copy_version",
     "edit_config",
     "find_model",
@@ -59,6 +68,7 @@ __all__ = [
     "set_labels",
     "set_served_versions",
     "set_tag",
+    "sign_version",
     "touch_config",
     "verify",
     "version_files",
@@ -66,35 +76,32 @@ __all__ = [
 ]
 
 
-def _later(*_: Any, **__: Any) -> NoReturn:
-    raise RepositoryError("not in object storage yet")
-
-
-adopt = by_location(_adopt, _later)
-change_config = by_location(_change_config, _later)
-copy_version = by_location(_copy_version, _later)
-read_config_bytes = by_location(_read_config_bytes, _later)
-touch_config = by_location(_touch_config, _later)
-write_config_bytes = by_location(_write_config_bytes, _later)
-edit_config = by_location(_edit_config, _later)
-find_model = by_location(_find_model, _later)
-gc = by_location(_gc, _later)
-model_state = by_location(_model_state, _later)
-model_states = by_location(_model_states, _later)
-plan_publish = by_location(_plan_publish, _later)
-previous_deployment = by_location(_previous_deployment, _later)
-publish = by_location(_publish, _later)
-read_labels = by_location(_read_labels, _later)
-record_deployment = by_location(_record_deployment, _later)
-remove = by_location(_remove, _later)
-remove_tag = by_location(_remove_tag, _later)
-repair = by_location(_repair, _later)
-resolve_version = by_location(_resolve_version, _later)
-scan = by_location(_scan, _later)
-set_labels = by_location(_set_labels, _later)
-set_served_versions = by_location(_set_served_versions, _later)
-set_tag = by_location(_set_tag, _later)
-verify = by_location(_verify, _later)
+adopt = by_location(_adopt, in_verify.adopt)
+change_config = by_location(_change_config, in_change.change_config)
+read_config_bytes = by_location(_read_config_bytes, in_change.read_config_bytes)
+touch_config = by_location(_touch_config, in_change.touch_config)
+write_config_bytes = by_location(_write_config_bytes, in_change.write_config_bytes)
+edit_config = by_location(_edit_config, in_change.edit_config)
+find_model = by_location(_find_model, in_scan.find_model)
+gc = by_location(_gc, in_remove.gc)
+model_state = by_location(_model_state, in_scan.model_state)
+model_states = by_location(_model_states, in_scan.model_states)
+plan_publish = by_location(_plan_publish, in_publish.plan_publish)
+previous_deployment = by_location(_previous_deployment, in_scan.previous_deployment)
+publish = by_location(_publish, in_publish.publish)
+read_labels = by_location(_read_labels, in_change.read_labels)
+record_deployment = by_location(_record_deployment, in_change.record_deployment)
+remove = by_location(_remove, in_remove.remove)
+remove_tag = by_location(_remove_tag, in_change.remove_tag)
+repair = by_location(_repair, in_repair.repair)
+resolve_version = by_location(_resolve_version, in_scan.resolve_version)
+scan = by_location(_scan, in_scan.scan)
+check_signature = by_location(_check_signature, in_signing.check_signature)
+sign_version = by_location(_sign_version, in_signing.sign_version)
+set_labels = by_location(_set_labels, in_change.set_labels)
+set_served_versions = by_location(_set_served_versions, in_change.set_served_versions)
+set_tag = by_location(_set_tag, in_change.set_tag)
+verify = by_location(_verify, in_verify.verify)
 
 
 @contextlib.contextmanager
@@ -113,6 +120,7 @@ def version_files(version: Location, names: Sequence[str] | None = None) -> Iter
         RepositoryError: a file cannot be fetched, or is not what the manifest says.
     """
     if isinstance(version, ObjectRepository):
-        _later()
-        return
-    yield version
+        with files_of_objects(version, names) as folder:
+            yield folder
+    else:
+        yield version

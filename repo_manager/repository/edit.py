@@ -10,7 +10,8 @@ from pathlib import Path
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
 from repo_manager.files import write_atomic
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import open_repository
+from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
+from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.scan import existing_versions
 from repo_manager.repository.staging import staged
@@ -27,13 +28,14 @@ from repo_manager.triton_config import (
     parse_config,
     reload_effect,
     runtime_signature,
+    same_signature,
     served_versions,
     set_fields,
 )
 from repo_manager.triton_config.config import read_config_text
 from repo_manager.types import Backend
 
-__all__ = ["ConfigChange", "change_config", "edit_config"]
+__all__ = ["ConfigChange", "change_config", "change_with", "edit_config", "edit_with"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +89,7 @@ def change_config(
         ConfigError: a field does not exist, a value does not fit, or the result would not load.
         RepositoryError: no such model, or the disk refuses.
     """
-    with disk_errors(f"change the configuration of {name}"):
-        root = open_repository(repository)
-        path = existing_model(root, name) / CONFIG_FILENAME
-        before = read_config_text(path)
-        return _write(root, path, before, set_fields(before, changes, where=str(path)), dry_run)
+    return change_with(repository, name, changes, dry_run=dry_run, models=True)
 
 
 def edit_config(repository: Path, name: str, text: str, *, dry_run: bool = False) -> ConfigChange:
@@ -101,15 +99,31 @@ def edit_config(repository: Path, name: str, text: str, *, dry_run: bool = False
         ConfigError: it is no model configuration, or would not load.
         RepositoryError: no such model, or the disk refuses.
     """
+    return edit_with(repository, name, text, dry_run=dry_run, models=True)
+
+
+def change_with(
+    repository: Path, name: str, changes: Mapping[str, str | None], *, dry_run: bool, models: bool
+) -> ConfigChange:
+    """As `change_config`; with `models` the result is checked against the ONNX files, else against the manifests."""
+    with disk_errors(f"change the configuration of {name}"):
+        root = open_repository(repository)
+        path = existing_model(root, name) / CONFIG_FILENAME
+        before = read_config_text(path)
+        return _write(root, path, before, set_fields(before, changes, where=str(path)), dry_run, models)
+
+
+def edit_with(repository: Path, name: str, text: str, *, dry_run: bool, models: bool) -> ConfigChange:
+    """As `edit_config`; with `models` the text is checked against the ONNX files, else against the manifests."""
     with disk_errors(f"change the configuration of {name}"):
         root = open_repository(repository)
         path = existing_model(root, name) / CONFIG_FILENAME
         before = read_config_text(path) if path.exists() else ""
-        return _write(root, path, before, text, dry_run)
+        return _write(root, path, before, text, dry_run, models)
 
 
-def _write(root: Path, path: Path, before: str, after: str, dry_run: bool) -> ConfigChange:
-    change = _plan(path, before, after)
+def _write(root: Path, path: Path, before: str, after: str, dry_run: bool, models: bool) -> ConfigChange:
+    change = _plan(path, before, after, models)
     errors = [problem for problem in change.problems if problem.severity == Severity.ERROR]
     if errors and not dry_run:
         raise ConfigError(
@@ -125,7 +139,7 @@ def _write(root: Path, path: Path, before: str, after: str, dry_run: bool) -> Co
     return dataclasses.replace(change, applied=True)
 
 
-def _plan(path: Path, before: str, after: str) -> ConfigChange:
+def _plan(path: Path, before: str, after: str, models: bool) -> ConfigChange:
     new = parse_config(after, where=str(path))
     try:
         old: ModelConfig | None = parse_config(before, where=str(path))
@@ -139,14 +153,16 @@ def _plan(path: Path, before: str, after: str) -> ConfigChange:
         for field in new.unknown_fields
         if field not in known
     ]
-    problems += _checked(path.parent, new, existing, served)
+    problems += _checked(path.parent, new, existing, served, models)
     effect = ReloadEffect.RELOAD if old is None else reload_effect(old, new)
     fields = changed_fields(old, new) if old is not None else ()
     reloaded = served if effect == ReloadEffect.RELOAD else ()
     return ConfigChange(path.parent.name, before, after, fields, effect, reloaded, tuple(problems), applied=False)
 
 
-def _checked(folder: Path, config: ModelConfig, existing: tuple[int, ...], served: tuple[int, ...]) -> list[Problem]:
+def _checked(
+    folder: Path, config: ModelConfig, existing: tuple[int, ...], served: tuple[int, ...], models: bool
+) -> list[Problem]:
     """Check a configuration against its folder and every version that it would serve."""
     problems = check_rules(config, where=CONFIG_FILENAME)
     if config.name not in ("", folder.name):
@@ -162,9 +178,26 @@ def _checked(folder: Path, config: ModelConfig, existing: tuple[int, ...], serve
             continue
         if not file.exists():
             problems.append(Problem(str(version), f"version {version} has no file {config.model_filename!r}"))
+        elif not models:
+            problems += _against_manifest(folder / str(version), config, version)
         elif config.backend == Backend.ONNXRUNTIME and not config.message().model_operations.op_library_filename:
             problems += _against_model(file, config, version)
     return problems
+
+
+def _against_manifest(version_folder: Path, config: ModelConfig, version: int) -> list[Problem]:
+    """Compare with the configuration that was derived from the model when it was published."""
+    try:
+        text = read_manifest(version_folder).config
+    except RepositoryError:
+        return []  # Nobody wrote down what this version is; `verify` says so.
+    if not text:
+        return []
+    return [
+        Problem(str(version), difference)
+        for difference in same_signature(config, parse_config(text, where=f"{version}/{MANIFEST_FILENAME}"))
+        if not difference.startswith("max_batch_size")  # A person may lower or raise it.
+    ]
 
 
 def _against_model(file: Path, config: ModelConfig, version: int) -> list[Problem]:

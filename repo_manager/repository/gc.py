@@ -16,7 +16,7 @@ from repo_manager.repository.signing_files import drop_signatures, orphaned_sign
 from repo_manager.repository.staging import sweep
 from repo_manager.repository.state import ModelState, repository_lock
 
-__all__ = ["GcResult", "gc"]
+__all__ = ["GcResult", "check_keep", "gc", "old_versions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +62,14 @@ def gc(
     Raises:
         RepositoryError: `keep` is below 1, or a model cannot be read.
     """
-    if keep < 1:
-        raise RepositoryError(f"keep is {keep}; expected 1 or more", hint="Use `repo-manager remove` for whole models.")
+    check_keep(keep)
     cutoff = None if older_than_s is None else datetime.datetime.now(datetime.timezone.utc).timestamp() - older_than_s
     with disk_errors(f"clean up {repository}"):
         root = open_repository(repository)
         names = [entry.name for entry in scan(root, deep=False) if entry.versions] if name is None else [name]
 
     def select(folder: Path, state: ModelState) -> tuple[int, ...]:
-        needed = reasons_to_keep(folder, state)
-        old = existing_versions(folder)[:-keep]
-        return tuple(v for v in old if v not in needed and (cutoff is None or _made_at(folder / str(v)) < cutoff))
+        return old_versions(folder, state, keep, cutoff)
 
     found = tuple(remove_selected(root, model, select, dry_run=dry_run) for model in names)
     swept = () if dry_run else sweep(root)
@@ -80,6 +77,30 @@ def gc(
         with disk_errors(f"clean up {repository}"), repository_lock(root):
             drop_signatures(root, orphaned_signatures(root))  # A crash came between a version and its signature.
     return GcResult(tuple(removal for removal in found if removal.versions), swept, applied=not dry_run)
+
+
+def check_keep(keep: int) -> None:
+    """Check how many versions are to stay.
+
+    Raises:
+        RepositoryError: none at all.
+    """
+    if keep < 1:
+        raise RepositoryError(f"keep is {keep}; expected 1 or more", hint="Use `repo-manager remove` for whole models.")
+
+
+def old_versions(folder: Path, state: ModelState, keep: int, cutoff: float | None) -> tuple[int, ...]:
+    """Return the versions of a model that nothing needs and that are not among the newest.
+
+    Args:
+        folder: the model's.
+        state: its record.
+        keep: how many of the newest stay.
+        cutoff: only versions made before, in seconds since 1970; `None`: of any age.
+    """
+    needed = reasons_to_keep(folder, state)
+    old = existing_versions(folder)[:-keep]
+    return tuple(v for v in old if v not in needed and (cutoff is None or _made_at(folder / str(v)) < cutoff))
 
 
 def _made_at(path: Path) -> float:

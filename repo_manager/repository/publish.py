@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,7 @@ def publish(
     *,
     expected: Mapping[str, FileRecord] | None = None,
     config_text: str | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> PublishedVersion:
     """Publish a model's next version.
 
@@ -146,6 +147,7 @@ def publish(
         expected: what each file must be; the staged copies are read back and compared before they become visible.
         config_text: for a first version, the config.pbtxt to write instead of `config`'s canonical text: a person's
             layout and comments are kept, its version policy is replaced.
+        progress: told the bytes that have arrived, as they do.
 
     Returns:
         The version. Another process may already have published the one after it.
@@ -161,7 +163,7 @@ def publish(
         _check_early(model_path(root, name), name, config)
         with staged(root) as staging:
             content = staging / "version"
-            records = _stage_files(content, files)
+            records = _stage_files(content, files, progress or (lambda _: None))
             if expected is not None:
                 _check_copies(content, records, expected)
             with repository_lock(root):
@@ -274,13 +276,14 @@ def _next_version(root: Path, name: str) -> int:
     return max(0, read_state(root, name).highest_version, *used_numbers(root / name)) + 1
 
 
-def _stage_files(content: Path, files: Mapping[str, Path]) -> dict[str, FileRecord]:
+def _stage_files(content: Path, files: Mapping[str, Path], progress: Callable[[int], None]) -> dict[str, FileRecord]:
     content.mkdir()
     records: dict[str, FileRecord] = {}
     for name, source in sorted(files.items()):
         target = content / name
         target.parent.mkdir(parents=True, exist_ok=True)
         records[name] = FileRecord(*copy_durably(Path(source), target))
+        progress(records[name].size_bytes)
     for directory, _, _ in os.walk(content, topdown=False):
         fsync_directory(Path(directory))
     return records

@@ -27,7 +27,16 @@ from repo_manager.triton_config import CONFIG_FILENAME, parse_config, replace_ve
 from repo_manager.triton_config.config import read_config_text
 from repo_manager.triton_config.version_policy import served_by
 
-__all__ = ["Removal", "folder_size_bytes", "reasons_to_keep", "remove", "remove_selected"]
+__all__ = [
+    "Removal",
+    "folder_size_bytes",
+    "forget",
+    "plan_removal",
+    "reasons_to_keep",
+    "remove",
+    "remove_selected",
+    "select_version",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +80,25 @@ def remove(
     """
 
     def select(folder: Path, _: ModelState) -> tuple[int, ...]:
-        existing = existing_versions(folder)
-        if version is None:
-            return existing
-        if version not in existing:
-            raise RepositoryError(
-                f"model {name!r} has no version {version}; it has {', '.join(map(str, existing)) or 'none'}",
-                hint=f"`repo-manager show {name}` lists them.",
-            )
-        return (version,)
+        return select_version(name, version, existing_versions(folder))
 
     return remove_selected(repository, name, select, whole=version is None, force=force, dry_run=dry_run)
+
+
+def select_version(name: str, version: int | None, existing: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the versions that a removal means: one, or all of them.
+
+    Raises:
+        RepositoryError: there is no such version.
+    """
+    if version is None:
+        return existing
+    if version not in existing:
+        raise RepositoryError(
+            f"model {name!r} has no version {version}; it has {', '.join(map(str, existing)) or 'none'}",
+            hint=f"`repo-manager show {name}` lists them.",
+        )
+    return (version,)
 
 
 def remove_selected(
@@ -110,9 +127,9 @@ def remove_selected(
         root = open_repository(repository)
         folder = existing_model(root, name)
         if dry_run:
-            return _plan(root, folder, select(folder, read_state(root, name)), whole, force)
+            return plan_removal(root, folder, select(folder, read_state(root, name)), whole, force)
         with staged(root) as staging, repository_lock(root):
-            plan = _plan(root, folder, select(folder, read_state(root, name)), whole, force)
+            plan = plan_removal(root, folder, select(folder, read_state(root, name)), whole, force)
             _apply(root, folder, staging, plan)
     return dataclasses.replace(plan, applied=True)
 
@@ -146,7 +163,12 @@ def folder_size_bytes(path: Path) -> int:
     return sum(os.lstat(Path(folder, file)).st_size for folder, _, files in os.walk(path) for file in files)
 
 
-def _plan(root: Path, folder: Path, versions: tuple[int, ...], whole: bool, force: bool) -> Removal:
+def plan_removal(root: Path, folder: Path, versions: tuple[int, ...], whole: bool, force: bool) -> Removal:
+    """Say what removing these versions means.
+
+    Raises:
+        RepositoryError: one is in use, or nothing else would be left to serve.
+    """
     name = folder.name
     reasons = reasons_to_keep(folder, read_state(root, name)) if versions else {}
     in_use = tuple(f"{name}:{v} {' and '.join(reasons[v])}" for v in versions if v in reasons)
@@ -175,7 +197,7 @@ def _apply(root: Path, folder: Path, staging: Path, plan: Removal) -> None:
     """Policy first, then the record, then the files: after a crash at any point the rest is still right."""
     highest = max((*plan.versions, *existing_versions(folder)), default=0)
     if plan.whole_model:
-        change_state(root, plan.name, lambda s: _forget(s, (), highest, whole=True), staging=staging)
+        change_state(root, plan.name, lambda s: forget(s, (), highest, whole=True), staging=staging)
         discard(folder, staging)
         drop_signatures(root, ((plan.name, version) for version in plan.versions))
         return
@@ -188,13 +210,13 @@ def _apply(root: Path, folder: Path, staging: Path, plan: Removal) -> None:
         if isinstance(policy, tuple) and set(policy) & set(plan.versions):
             left = [version for version in policy if version not in plan.versions]
             write_atomic(path, replace_version_policy(text, left, where=str(path)).encode(), staging=staging)
-    change_state(root, plan.name, lambda s: _forget(s, plan.versions, highest, whole=False), staging=staging)
+    change_state(root, plan.name, lambda s: forget(s, plan.versions, highest, whole=False), staging=staging)
     for version in plan.versions:
         discard(folder / str(version), staging)
         drop_signatures(root, ((plan.name, version),))
 
 
-def _forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
+def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
     """Keep the numbers given out; drop tags, and for a whole model its history, which points at nothing now."""
     state = state.numbered(highest)
     if whole:

@@ -11,6 +11,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_directory, sha256_file, write_atomic
 from repo_manager.repository.disk import copy_durably, disk_errors
 from repo_manager.repository.layout import STATE_FILENAME, model_path, open_repository
+from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import FileRecord, read_manifest
 from repo_manager.repository.scan import ModelEntry, find_model, scan
 from repo_manager.repository.staging import staged, sweep
@@ -24,7 +25,7 @@ from repo_manager.triton_config import (
 )
 from repo_manager.triton_config.config import read_config_text
 
-__all__ = ["Repair", "repair"]
+__all__ = ["Repair", "config_repair", "find_content", "repair"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Step:
 
 
 def repair(
-    repository: Path, name: str | None = None, *, copies: tuple[Path, ...] = (), dry_run: bool = False
+    repository: Path, name: str | None = None, *, copies: tuple[Location, ...] = (), dry_run: bool = False
 ) -> tuple[Repair, ...]:
     """Repair a repository; `verify` afterwards says what is left.
 
@@ -68,12 +69,18 @@ def repair(
     Raises:
         RepositoryError: no such repository or model, or the disk refuses.
     """
+    folders = tuple(copy for copy in copies if isinstance(copy, Path))
+    if len(folders) < len(copies):
+        raise RepositoryError(
+            "a repository on disk cannot take damaged files straight from object storage",
+            hint="Bring the version here first: repo-manager copy NAME:VERSION -r URL --into DIR; then use --copy DIR.",
+        )
     with disk_errors(f"repair {repository}"):
         root = open_repository(repository)
         steps = [*_state_steps(root)]
         names = [entry.name for entry in scan(root, deep=False)] if name is None else [name]
         for model in names:
-            steps += _model_steps(root / model, find_model(root, model), copies)
+            steps += _model_steps(root / model, find_model(root, model), folders)
         if not dry_run:
             with staged(root) as staging, repository_lock(root):
                 for step in steps:
@@ -105,30 +112,45 @@ def _model_steps(folder: Path, model: ModelEntry, copies: tuple[Path, ...]) -> I
             file = folder / str(entry.version) / name
             if _is(file, record):
                 continue
-            source = _find_content(folder, record, copies)
+            source = find_content(folder, record, copies)
             if source is not None:
                 where = f"{model.name}/{entry.version}/{name}"
                 yield _Step(where, f"restored from {source}", _restorer(source, file, record))
 
 
 def _config_steps(folder: Path, model: ModelEntry) -> Iterator[_Step]:
+    found = config_repair(folder, model)
+    if found is not None:
+        action, text = found
+        yield _Step(f"{model.name}/{CONFIG_FILENAME}", action, _writer(folder / CONFIG_FILENAME, text))
+
+
+def config_repair(folder: Path, model: ModelEntry) -> tuple[str, str] | None:
+    """Say what has to be done with a model's config.pbtxt and give its new text; `None` when nothing can be.
+
+    Args:
+        folder: the model's.
+        model: the same, as `find_model` gives it.
+    """
     path = folder / CONFIG_FILENAME
     where = f"{model.name}/{CONFIG_FILENAME}"
     numbers = [entry.version for entry in model.versions]
     manifests = [entry.manifest for entry in model.versions if entry.manifest is not None and entry.manifest.config]
     if not path.exists():
-        if manifests:
-            text = format_config(with_version_policy(parse_config(manifests[-1].config), (manifests[-1].version,)))
-            yield _Step(where, f"written from the manifest of version {manifests[-1].version}", _writer(path, text))
-        return
+        if not manifests:
+            return None
+        newest = manifests[-1]
+        text = format_config(with_version_policy(parse_config(newest.config), (newest.version,)))
+        return f"written from the manifest of version {newest.version}", text
     if isinstance(model.policy, tuple):
         left = [version for version in model.policy if version in numbers]
         if left and len(left) < len(model.policy):
             text = replace_version_policy(read_config_text(path), left, where=where)
-            yield _Step(where, f"policy {list(model.policy)} -> {left}, the versions that exist", _writer(path, text))
+            return f"policy {list(model.policy)} -> {left}, the versions that exist", text
+    return None
 
 
-def _find_content(folder: Path, record: FileRecord, copies: tuple[Path, ...]) -> Path | None:
+def find_content(folder: Path, record: FileRecord, copies: tuple[Path, ...]) -> Path | None:
     """Find a file whose content is right, read to the end, in this model's versions or a copy's."""
     places = [folder]
     for copy in copies:

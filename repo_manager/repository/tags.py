@@ -15,7 +15,15 @@ from repo_manager.repository.scan import existing_versions
 from repo_manager.repository.staging import staged
 from repo_manager.repository.state import ModelState, change_state, read_state, repository_lock
 
-__all__ = ["remove_tag", "resolve_version", "set_tag", "validate_tag"]
+__all__ = [
+    "check_tag_target",
+    "remove_tag",
+    "resolve_in",
+    "resolve_version",
+    "set_tag",
+    "tag_holder",
+    "validate_tag",
+]
 
 _TAG = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _RESERVED = ("latest", "all")
@@ -48,8 +56,7 @@ def set_tag(repository: Path, name: str, tag: str, version: int, *, dry_run: boo
     with disk_errors(f"tag {name}"):
         root = open_repository(repository)
         folder = existing_model(root, name)
-        if version not in existing_versions(folder):
-            raise RepositoryError(f"model {name!r} has no version {version} to tag")
+        check_tag_target(name, version, existing_versions(folder))
         before = read_state(root, name).tags.get(tag)
         if not dry_run:
             _change(root, name, lambda s: dataclasses.replace(s, tags={**s.tags, tag: version}), folder, version)
@@ -68,9 +75,7 @@ def remove_tag(repository: Path, name: str, tag: str, *, dry_run: bool = False) 
     with disk_errors(f"untag {name}"):
         root = open_repository(repository)
         folder = existing_model(root, name)
-        tags = read_state(root, name).tags
-        if tag not in tags:
-            raise RepositoryError(f"model {name!r} has no tag {tag!r}; it has {', '.join(tags) or 'none'}")
+        version = tag_holder(name, tag, read_state(root, name))
         if not dry_run:
             _change(
                 root,
@@ -79,7 +84,28 @@ def remove_tag(repository: Path, name: str, tag: str, *, dry_run: bool = False) 
                 folder,
                 None,
             )
-    return tags[tag]
+    return version
+
+
+def check_tag_target(name: str, version: int, existing: tuple[int, ...]) -> None:
+    """Check that a version to tag exists.
+
+    Raises:
+        RepositoryError: it does not.
+    """
+    if version not in existing:
+        raise RepositoryError(f"model {name!r} has no version {version} to tag")
+
+
+def tag_holder(name: str, tag: str, state: ModelState) -> int:
+    """Return the version that has a tag.
+
+    Raises:
+        RepositoryError: none has.
+    """
+    if tag not in state.tags:
+        raise RepositoryError(f"model {name!r} has no tag {tag!r}; it has {', '.join(state.tags) or 'none'}")
+    return state.tags[tag]
 
 
 def resolve_version(repository: Path, target: str) -> tuple[str, int]:
@@ -94,19 +120,27 @@ def resolve_version(repository: Path, target: str) -> tuple[str, int]:
     with disk_errors(f"look up {target}"):
         root = open_repository(repository)
         existing = existing_versions(existing_model(root, name))
-        if not existing:
-            raise RepositoryError(f"model {name!r} has no version")
-        if wanted in ("", "latest"):
-            return name, existing[-1]
-        tags = read_state(root, name).tags
-        number = tags.get(wanted, version_number(wanted))
-        if number not in existing or number is None:
-            known = [*map(str, existing), *tags]
-            raise RepositoryError(
-                f"model {name!r} has no version {wanted!r}; it has {', '.join(known)}",
-                hint=f"`repo-manager show {name}` lists them.",
-            )
-        return name, number
+        return name, resolve_in(name, wanted, existing, read_state(root, name))
+
+
+def resolve_in(name: str, wanted: str, existing: tuple[int, ...], state: ModelState) -> int:
+    """Turn a number, a tag, `latest` or nothing into an existing version.
+
+    Raises:
+        RepositoryError: there is no such version or tag.
+    """
+    if not existing:
+        raise RepositoryError(f"model {name!r} has no version")
+    if wanted in ("", "latest"):
+        return existing[-1]
+    number = state.tags.get(wanted, version_number(wanted))
+    if number is None or number not in existing:
+        known = [*map(str, existing), *state.tags]
+        raise RepositoryError(
+            f"model {name!r} has no version {wanted!r}; it has {', '.join(known)}",
+            hint=f"`repo-manager show {name}` lists them.",
+        )
+    return number
 
 
 def _change(

@@ -1,65 +1,86 @@
-"""Copying a version to another repository (or name), every byte checked on the way."""
+"""Copying a version to another repository (or name), on disk or in object storage; every byte checked on the way."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import open_repository
+from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
+from repo_manager.repository.location import Location, ObjectRepository
 from repo_manager.repository.manifest import Manifest, read_manifest
+from repo_manager.repository.objects.fetch import fetch_version, kept_download
+from repo_manager.repository.objects.mirror import mirrored
+from repo_manager.repository.objects.publish import plan_publish as plan_publish_in_objects
+from repo_manager.repository.objects.publish import publish as publish_in_objects
+from repo_manager.repository.objects.scan import find_model as find_model_in_objects
+from repo_manager.repository.objects.store import open_store
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.publish import PublishedVersion, plan_publish, publish
-from repo_manager.repository.scan import existing_versions, find_model
+from repo_manager.repository.scan import ModelEntry, existing_versions, find_model
+from repo_manager.repository.transfer_parts import (
+    Transfer,
+    check_whole,
+    copied_details,
+    identical_version,
+    source_config,
+)
 from repo_manager.repository.verify_version import list_files
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, same_signature
-from repo_manager.triton_config.config import read_config_text
-from repo_manager.triton_config.text_fields import replace_field
+from repo_manager.triton_config import ModelConfig
 
 __all__ = ["Transfer", "copy_version"]
 
-_OWN_FIELDS = ("schema_version", "model", "version", "created", "backend", "files", "config", "extra")
-
 
 @dataclasses.dataclass(frozen=True)
-class Transfer:
-    """A copy, done or planned.
+class _Source:
+    """What is copied, before its files are here.
 
     Attributes:
-        source: `NAME:VERSION` in the source repository.
-        name: the model in the target repository.
-        version: its number there; for a dry run, what it would be now.
-        identical: the target already has a version of the same content, and `version` is that one.
-        size_bytes: what was or would be copied.
-        published: the new version; `None` when nothing was copied.
+        manifest: of the version.
+        present: names of its files.
+        text: config.pbtxt, renamed.
+        config: the same, with labels.
+        place: the repository's own name.
     """
 
-    source: str
-    name: str
-    version: int
-    identical: bool
-    size_bytes: int
-    published: PublishedVersion | None
+    manifest: Manifest
+    present: tuple[str, ...]
+    text: str
+    config: ModelConfig
+    place: str
 
 
 def copy_version(
-    source: Path, name: str, version: int, target: Path, *, target_name: str | None = None, dry_run: bool = False
+    source: Location,
+    name: str,
+    version: int,
+    target: Location,
+    *,
+    target_name: str | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Transfer:
     """Copy a version to another repository as a new version there, staging -> production for instance.
 
     Each file is compared with the source's manifest as it is read and again as it was written, before anything
     becomes visible. The new manifest keeps the old one's story and says where it came from. A first version takes
-    the source's config.pbtxt along as a person wrote it. Copying what the target has already does nothing.
+    the source's config.pbtxt along as a person wrote it. Copying what the target has already does nothing. What an
+    interrupted copy from or to object storage has brought is not sent again.
 
     Args:
         source: the repository to copy from.
         name: the model there.
         version: its version there.
-        target: the repository to copy to; made when it does not exist. May be `source` with another `target_name`.
+        target: the repository to copy to; a folder is made when it does not exist. May be `source` with another
+            `target_name`.
         target_name: the model's name there; `None`: the same.
         dry_run: only say what would be done.
+        progress: told the bytes that have arrived, those fetched and those sent.
 
     Raises:
         RepositoryError: no such version, it has no manifest, its files are not what the manifest says, or the target
@@ -67,69 +88,90 @@ def copy_version(
     """
     new_name = name if target_name is None else target_name
     with disk_errors(f"copy {name}:{version}"):
-        root = open_repository(source)
-        folder = existing_model(root, name)
-        if version not in existing_versions(folder):
-            raise RepositoryError(f"model {name!r} in {source} has no version {version}")
-        path = folder / str(version)
-        manifest = read_manifest(path)
-        present = list_files(path)
-        if set(present) != set(manifest.files):
-            odd = ", ".join(sorted(set(present) ^ set(manifest.files)))
-            raise RepositoryError(
-                f"{name}:{version} does not hold what its manifest says: {odd}",
-                hint="`repo-manager verify` shows all of it.",
-            )
-        text, config = _configuration(folder, new_name)
-        twin = _identical(target, new_name, manifest)
-    files = {file: path / file for file in present}
-    made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, manifest.size_bytes, None)
-    if twin is not None:
-        return made
-    if dry_run:
-        return dataclasses.replace(made, version=plan_publish(target, new_name, files, config).version)
-    details = _details(manifest, root)
-    published = publish(target, new_name, files, config, details, expected=manifest.files, config_text=text)
+        found = _look(source, name, version, new_name)
+        check_whole(found.present, found.manifest, f"{name}:{version}")
+        twin = identical_version(_model_there(target, new_name), found.manifest)
+        size_bytes = found.manifest.size_bytes
+        made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, size_bytes, None)
+        if twin is not None:
+            return made
+        if dry_run:
+            with _named_files(source, name, version, found) as files:
+                if isinstance(target, ObjectRepository):
+                    plan = plan_publish_in_objects(target, new_name, files, found.config)
+                else:
+                    plan = plan_publish(target, new_name, files, found.config)
+                return dataclasses.replace(made, version=plan.version)
+        with _content(source, name, version, found, progress) as folder:
+            files = {file: folder / file for file in found.present}
+            published = _publish(target, new_name, files, found, progress)
     return dataclasses.replace(made, version=published.version, published=published)
 
 
-def _configuration(folder: Path, name: str) -> tuple[str, ModelConfig]:
-    """Return the source's config.pbtxt, renamed, as text and parsed, with its labels."""
-    path = folder / CONFIG_FILENAME
-    text = read_config_text(path)
-    if parse_config(text, where=str(path)).name not in ("", name):
-        text = replace_field(text, "name", f'name: "{name}"', where=str(path))
-    config = parse_config(text, where=str(path))
-    labels: dict[str, tuple[str, ...]] = {}
-    for file in config.label_filenames:
-        labels[file] = tuple((folder / file).read_text(encoding="utf-8").splitlines())
-    return text, dataclasses.replace(config, labels=labels)
+def _look(source: Location, name: str, version: int, new_name: str) -> _Source:
+    missing = RepositoryError(f"model {name!r} in {source} has no version {version}")
+    if isinstance(source, ObjectRepository):
+        with mirrored(open_store(source), name) as mirror:
+            if version not in mirror.snapshot.versions:
+                raise missing
+            manifest = read_manifest(mirror.folder / str(version))
+            facts = mirror.files.get(str(version), ())
+            present = tuple(sorted(fact.key for fact in facts if fact.key != MANIFEST_FILENAME))
+            return _Source(manifest, present, *source_config(mirror.folder, new_name), source.name)
+    root = open_repository(source)
+    folder = existing_model(root, name)
+    if version not in existing_versions(folder):
+        raise missing
+    path = folder / str(version)
+    return _Source(read_manifest(path), list_files(path), *source_config(folder, new_name), root.name)
 
 
-def _identical(target: Path, name: str, manifest: Manifest) -> int | None:
-    """Return the target's newest version of the same content, served in the same way."""
-    if not (Path(target) / name).is_dir():
-        return None
-    for entry in reversed(find_model(target, name).versions):
-        found = entry.manifest
-        if found is None or found.digest != manifest.digest:
-            continue
-        if not same_signature(parse_config(found.config), parse_config(manifest.config)):
-            return entry.version
-    return None
+def _model_there(target: Location, name: str) -> ModelEntry | None:
+    try:
+        if isinstance(target, ObjectRepository):
+            return find_model_in_objects(target, name)
+        return find_model(target, name) if (target / name).is_dir() else None
+    except RepositoryError as exc:
+        if "has no model" in exc.message:
+            return None
+        raise
 
 
-def _details(manifest: Manifest, root: Path) -> dict[str, Any]:
-    details = {
-        field.name: getattr(manifest, field.name)
-        for field in dataclasses.fields(manifest)
-        if field.name not in _OWN_FIELDS
-    }
-    origin = {
-        "repository": root.name,  # Its name, not its path: a manifest travels.
-        "model": manifest.model,
-        "version": manifest.version,
-        "created": manifest.created,
-        "digest": manifest.digest,
-    }
-    return {**details, **manifest.extra, "copied_from": origin}
+@contextlib.contextmanager
+def _named_files(source: Location, name: str, version: int, found: _Source) -> Iterator[dict[str, Path]]:
+    """Give the version's files for a plan; from object storage only files of the right names and sizes."""
+    if not isinstance(source, ObjectRepository):
+        folder = open_repository(source) / name / str(version)
+        yield {file: folder / file for file in found.present}
+        return
+    with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
+        files = {file: Path(place) / file for file in found.present}
+        for file, path in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as empty:
+                empty.truncate(found.manifest.files[file].size_bytes)
+        yield files
+
+
+@contextlib.contextmanager
+def _content(
+    source: Location, name: str, version: int, found: _Source, progress: Callable[[int], None] | None
+) -> Iterator[Path]:
+    """Give the version's files on this machine."""
+    if not isinstance(source, ObjectRepository):
+        yield open_repository(source) / name / str(version)
+        return
+    store = open_store(source)
+    with kept_download(store, name, version, found.manifest.digest) as folder:
+        fetch_version(store, name, version, folder, progress=progress or (lambda _: None))
+        yield folder
+
+
+def _publish(
+    target: Location, name: str, files: dict[str, Path], found: _Source, progress: Callable[[int], None] | None
+) -> PublishedVersion:
+    details = copied_details(found.manifest, found.place)
+    more: dict[str, Any] = {"expected": found.manifest.files, "config_text": found.text, "progress": progress}
+    if isinstance(target, ObjectRepository):
+        return publish_in_objects(target, name, files, found.config, details, **more)
+    return publish(target, name, files, found.config, details, **more)

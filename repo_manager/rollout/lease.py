@@ -1,4 +1,4 @@
-"""One roll-out of a model at a time: a lock in the repository that dies with its holder."""
+"""One roll-out of a model at a time: a lock in the repository that dies with its holder, or a lease with an end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository import Location, ObjectRepository
+from repo_manager.repository.objects.lease import object_lease
 
 __all__ = ["rollout_lease"]
 
@@ -29,7 +30,9 @@ def rollout_lease(repository: Location, name: str, *, timeout_s: float) -> Itera
             root cannot be written.
     """
     if isinstance(repository, ObjectRepository):
-        raise RepositoryError("not in object storage yet")
+        with object_lease(repository, name, timeout_s=timeout_s):
+            yield
+        return
     path = repository / f".repo-manager.rollout.{name}.lock"
     deadline = time.monotonic() + timeout_s
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError, ServerUnreachableError
+from repo_manager.repository import parse_location
 from repo_manager.server.backend_directory import BackendDirectory, assemble
 from repo_manager.server.http_probe import HttpProbe
 from repo_manager.server.installation import TritonInstallation, find_triton, libpython_directory
@@ -225,9 +226,9 @@ class EmbeddedServer:
             if time.monotonic() > deadline:
                 raise ServerUnreachableError(f"tritonserver at {self.http_url} was not ready within {timeout_s:g} s")
             time.sleep(_POLL_S)
-        if self.options.record and "://" not in self.options.repository:
+        if self.options.record:
             urls = (self.http_url, self.grpc_url, self.metrics_url)
-            record = record_of(Path(self.options.repository), self.pid, urls, self.log_path, restarts=self.restarts)
+            record = record_of(parse_location(self.options.repository), self.pid, urls, self.log_path, restarts=self.restarts)
             self._record = None if record is None else write_record(record)
 
     def _load_models(self, deadline: float) -> None:

@@ -1,0 +1,1 @@
+"""A repository in object storage: no rename, no lock, no folder; create-only writes and compare-and-swap instead."""

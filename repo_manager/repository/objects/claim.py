@@ -1,0 +1,132 @@
+"""A version's number, claimed for a publication: drawn from the ledger, renewed while it is in use, found again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.objects.holder import LEASE_S, Holder
+from repo_manager.repository.objects.ledger import Ledger, Pending, change_ledger
+from repo_manager.repository.objects.store import ObjectStore
+
+__all__ = ["Claim", "claimed", "is_abandoned"]
+
+_ACTIVE: set[str] = set()
+"""Tokens of the claims that this process works on."""
+
+
+def is_abandoned(entry: Pending) -> bool:
+    """Say whether nobody works on a version any more, so that its rest may be continued or swept."""
+    mine = entry.holder.pid == Holder.me().pid and entry.holder.machine == Holder.me().machine
+    if mine and entry.holder.alive:
+        return entry.holder.token not in _ACTIVE
+    return not entry.holder.alive
+
+
+class Claim:
+    """A number that is ours until `settled` or `claimed`'s end."""
+
+    def __init__(self, store: ObjectStore, name: str, version: int, holder: Holder) -> None:
+        self.store, self.name, self.version, self.holder = store, name, version, holder
+        self._renewed = time.monotonic()
+        self._lock = threading.Lock()
+
+    def keep_alive(self) -> None:
+        """Renew the claim when a third of its time is over; cheap to call often.
+
+        Raises:
+            RepositoryError: it was taken away: this process was silent for too long.
+        """
+        with self._lock:
+            if time.monotonic() - self._renewed < LEASE_S / 3:
+                return
+            self.holder = self.holder.renewed()
+            self._change(lambda entry: dataclasses.replace(entry, holder=self.holder))
+            self._renewed = time.monotonic()
+
+    def check(self) -> None:
+        """See that the claim is still ours.
+
+        Raises:
+            RepositoryError: it is not.
+        """
+        self._change(lambda entry: entry)
+
+    def settle(self) -> None:
+        """End the publication: from now on the version exists.
+
+        Raises:
+            RepositoryError: the claim was taken away.
+        """
+        self._change(lambda _: None)
+
+    def release(self) -> None:
+        """Let anybody go on with the work, or sweep it."""
+        self._change(lambda entry: dataclasses.replace(entry, holder=entry.holder.released()))
+
+    def _change(self, change: Callable[[Pending], Pending | None]) -> None:
+        def apply(ledger: Ledger) -> Ledger:
+            entry = ledger.pending.get(self.version)
+            if entry is None or entry.holder.token != self.holder.token:
+                raise RepositoryError(
+                    f"{self.name}:{self.version} was taken over: this process was silent for more than {LEASE_S:g} s",
+                    hint="Run the command again.",
+                )
+            return ledger.with_pending(self.version, change(entry))
+
+        change_ledger(self.store, self.name, apply)
+
+
+@contextlib.contextmanager
+def claimed(
+    store: ObjectStore,
+    name: str,
+    content: str,
+    files: Sequence[str],
+    beside: Sequence[str],
+    taken: Callable[[], Sequence[int]],
+) -> Iterator[Claim]:
+    """Claim a number. An abandoned publication of the same content is taken over, with what it has uploaded.
+
+    When the block fails the claim is released and stays in the ledger, so that the same command goes on from there.
+
+    Args:
+        store: the repository's.
+        name: the model.
+        content: digest of what is published.
+        files: names of the version's objects.
+        beside: label files that come with a first version.
+        taken: numbers that stand in the store whatever the ledger says.
+    """
+    holder = Holder.me()
+    number = 0
+
+    def draw(ledger: Ledger) -> Ledger:
+        nonlocal number
+        for version, entry in sorted(ledger.pending.items()):
+            ours = entry.holder.token == holder.token
+            if ours or (entry.action == "publish" and entry.content == content and is_abandoned(entry)):
+                number = version
+                return ledger.with_pending(version, dataclasses.replace(entry, holder=holder))
+        number = max(0, ledger.state.highest_version, *taken()) + 1
+        state = ledger.state.numbered(number)
+        entry = Pending("publish", holder, content, tuple(sorted(files)), tuple(sorted(beside)))
+        return dataclasses.replace(ledger, state=state).with_pending(number, entry)
+
+    _ACTIVE.add(holder.token)
+    try:
+        change_ledger(store, name, draw)
+        claim = Claim(store, name, number, holder)
+        try:
+            yield claim
+        except BaseException:
+            # When this fails as well, the end of this process releases it.
+            with contextlib.suppress(RepositoryError):
+                claim.release()
+            raise
+    finally:
+        _ACTIVE.discard(holder.token)

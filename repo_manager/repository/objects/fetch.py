@@ -1,0 +1,96 @@
+"""A version's files on this machine: fetched in parts, compared with the manifest, gone on with after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from repo_manager.errors import RepositoryError
+from repo_manager.files import file_lock
+from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
+from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.manifest import FileRecord
+from repo_manager.repository.objects.scan import read_version_manifest
+from repo_manager.repository.objects.store import ObjectStore, open_store
+from repo_manager.repository.objects.transport import save_object
+
+__all__ = ["fetch_version", "kept_download", "version_files"]
+
+
+@contextlib.contextmanager
+def version_files(version: ObjectRepository, names: Sequence[str] | None = None) -> Iterator[Path]:
+    """As `repository.version_files`, for a version in object storage."""
+    number = version_number(version.name)
+    if number is None or not version.parent.prefix:
+        raise RepositoryError(f"{version} is no version's place")
+    name = version.parent.name
+    store = open_store(version.parent.parent)
+    with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
+        folder = Path(place).resolve() / name / str(number)
+        with disk_errors(f"fetch {name}:{number}"):
+            fetch_version(store, name, number, folder, names)
+        yield folder
+
+
+def fetch_version(
+    store: ObjectStore,
+    name: str,
+    version: int,
+    target: Path,
+    names: Sequence[str] | None = None,
+    *,
+    compare: bool = True,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write a version's files into a folder, each as its manifest says.
+
+    Args:
+        store: the repository's.
+        name: the model.
+        version: its version.
+        target: the folder; made when it is missing. Files that are there, whole or in part, are kept.
+        names: the files wanted, missing ones are left out; `None`: all. The manifest always comes along.
+        compare: refuse a file that is not as its manifest says; without it everything is fetched as it is.
+        progress: told the bytes that have arrived.
+
+    Raises:
+        RepositoryError: a file is not what the manifest says, or cannot be fetched.
+    """
+    manifest = read_version_manifest(store, name, version) if compare else None
+    records = {} if manifest is None else manifest.files
+    target.mkdir(parents=True, exist_ok=True)
+    for fact in store.walk(f"{name}/{version}"):
+        inside = fact.key.split("/")
+        if any(part in ("", ".", "..") or "\0" in part for part in inside):
+            raise RepositoryError(f"{store.location / name / str(version)} holds {fact.key!r}, which is no file's name")
+        if names is not None and fact.key not in (*names, MANIFEST_FILENAME):
+            continue
+        expected: FileRecord | None = records.get(fact.key)
+        save_object(store, f"{name}/{version}/{fact.key}", fact, target / fact.key, expected)
+        progress(fact.size_bytes)
+
+
+@contextlib.contextmanager
+def kept_download(store: ObjectStore, name: str, version: int, content: str) -> Iterator[Path]:
+    """Give a folder to fetch a version into, which stays when the block fails, so that the next attempt goes on.
+
+    It lies in the user's cache under a name made of the content, and is used by one process at a time.
+
+    Args:
+        store: the repository's.
+        name: the model.
+        version: its version.
+        content: digest of what the version holds.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repo-manager" / "downloads"
+    base.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{store.location}\0{name}\0{version}\0{content}".encode()).hexdigest()[:32]
+    with file_lock(base / f"{key}.lock", timeout_s=600.0):
+        yield base / key
+        shutil.rmtree(base / key, ignore_errors=True)

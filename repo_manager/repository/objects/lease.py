@@ -1,0 +1,95 @@
+"""The right to change what is served of a model, where no kernel keeps a lock: an entry with a holder and an end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.objects.holder import Holder
+from repo_manager.repository.objects.ledger import Ledger, change_ledger
+from repo_manager.repository.objects.store import ObjectStore, open_store
+
+__all__ = ["object_lease"]
+
+_LEASE_S = 60.0
+_POLL_S = 0.2
+
+
+class _HeldError(Exception):
+    """Somebody else holds the lease."""
+
+
+@contextlib.contextmanager
+def object_lease(repository: ObjectRepository, name: str, *, timeout_s: float) -> Iterator[None]:
+    """Hold a model's lease, an entry of its ledger, which is renewed while the block runs.
+
+    A holder of this machine that is dead, and any that has not renewed its lease for a minute, is replaced. All of it
+    is compare-and-swap, so there is one holder at most.
+
+    Raises:
+        RepositoryError: somebody else holds it for longer than `timeout_s`.
+    """
+    store = open_store(repository)
+    keeper = _Keeper(store, name, _acquire(store, name, time.monotonic() + timeout_s))
+    keeper.start()
+    try:
+        yield
+    finally:
+        keeper.end()
+
+
+def _acquire(store: ObjectStore, name: str, deadline: float) -> Holder:
+    while True:
+        holder = Holder.me(_LEASE_S)
+
+        def take(ledger: Ledger, holder: Holder = holder) -> Ledger:
+            other = ledger.lease
+            if other is not None and other.token != holder.token and other.alive:
+                raise _HeldError(str(other))
+            return dataclasses.replace(ledger, lease=holder)
+
+        try:
+            change_ledger(store, name, take)
+            return holder
+        except _HeldError as exc:
+            if time.monotonic() >= deadline:
+                raise RepositoryError(
+                    f"another roll-out of {name} is under way ({exc})",
+                    hint="Wait for it to end, then run this command again.",
+                ) from exc
+        time.sleep(_POLL_S)
+
+
+class _Keeper(threading.Thread):
+    """Renews a lease while its holder works, and gives it back at the end."""
+
+    def __init__(self, store: ObjectStore, name: str, holder: Holder) -> None:
+        super().__init__(name=f"lease of {name}", daemon=True)
+        self._store, self._model, self._holder = store, name, holder
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Renew it three times a lease."""
+        while not self._ended.wait(_LEASE_S / 3):
+            # Out of reach: the next round tries again, and every write of the roll-out is compared anyway.
+            with contextlib.suppress(RepositoryError):
+                self._set(self._holder.renewed(_LEASE_S))
+
+    def end(self) -> None:
+        """Give it back; where the store cannot be reached its end does."""
+        self._ended.set()
+        self.join()
+        with contextlib.suppress(RepositoryError):
+            self._set(None)
+
+    def _set(self, holder: Holder | None) -> None:
+        def change(ledger: Ledger) -> Ledger:
+            mine = ledger.lease is not None and ledger.lease.token == self._holder.token
+            return dataclasses.replace(ledger, lease=holder) if mine else ledger
+
+        change_ledger(self._store, self._model, change)

@@ -1,0 +1,175 @@
+"""What is remembered of one model: numbers given out, deployments, tags, and what is being done right now.
+
+It is one object in the root, `.repo-manager.MODEL.state`, where Triton ignores objects, changed by compare-and-swap
+only. A version's number is given out by such a change, so exactly one of any number of writers gets it, for ever.
+
+`pending` holds the versions that are being published or removed. They are no versions for anybody until the entry is
+gone: its removal is the moment at which a version exists, or has ceased to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.layout import STATE_FILENAME
+from repo_manager.repository.objects.holder import Holder, parse_holder
+from repo_manager.repository.objects.store import ChangedMeanwhileError, Mark, ObjectStore
+from repo_manager.repository.state import ModelState, format_entry, parse_entry
+
+__all__ = ["Ledger", "Pending", "change_ledger", "ledger_key", "ledger_model", "read_ledger"]
+
+_SCHEMA_VERSION = 1
+_PREFIX, _SUFFIX = ".repo-manager.", ".state"
+_OWN = ("schema_version", "writer", "pending", "lease")
+_CONTENTION_S = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A version that is being published or removed.
+
+    Attributes:
+        action: `publish` or `remove`.
+        holder: who does it.
+        content: digest of what is published, by which the same command finds its own rest; empty for a removal.
+        files: the objects of the version: all that a sweep may delete.
+        beside: label files that would come with a model's first version.
+    """
+
+    action: str
+    holder: Holder
+    content: str = ""
+    files: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """One model's record.
+
+    Attributes:
+        state: as for a repository on disk.
+        pending: version -> what is being done with it.
+        lease: who may change what is served right now; `None` when nobody has asked for it.
+        mark: the object's content that this was read from; `None` when there is none.
+    """
+
+    state: ModelState = dataclasses.field(default_factory=ModelState)
+    pending: Mapping[int, Pending] = dataclasses.field(default_factory=dict)
+    lease: Holder | None = None
+    mark: Mark | None = None
+
+    def with_pending(self, version: int, entry: Pending | None) -> Ledger:
+        """Return it with an entry set, or taken away."""
+        rest = {number: each for number, each in self.pending.items() if number != version}
+        return dataclasses.replace(self, pending=rest if entry is None else {**rest, version: entry})
+
+
+def ledger_key(name: str) -> str:
+    """Return the object's key."""
+    return f"{_PREFIX}{name}{_SUFFIX}"
+
+
+def ledger_model(key: str) -> str | None:
+    """Return the model of a key in the root; `None` when it is no ledger's."""
+    if key.startswith(_PREFIX) and key.endswith(_SUFFIX) and len(key) > len(_PREFIX) + len(_SUFFIX):
+        return key[len(_PREFIX) : -len(_SUFFIX)]
+    return None
+
+
+def read_ledger(store: ObjectStore, name: str) -> Ledger:
+    """Read a model's record; an empty one when there is none.
+
+    A repository that was copied here from a disk brings its `.repo-manager.json`: what that says counts until the
+    model has a record of its own.
+
+    Raises:
+        RepositoryError: it is damaged.
+    """
+    found = store.get(ledger_key(name))
+    if found is None:
+        return Ledger(state=_from_disk(store, name))
+    try:
+        document = json.loads(found[0])
+        state = parse_entry({key: value for key, value in document.items() if key not in _OWN})
+        pending = {int(number): _parse_pending(entry) for number, entry in document.get("pending", {}).items()}
+        lease = parse_holder(document["lease"]) if document.get("lease") else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        raise RepositoryError(
+            f"{store.location / ledger_key(name)} is damaged: {exc!r}",
+            hint="`repo-manager verify --repair` sets it aside: numbers then go on from the highest that is there, and "
+            "only the roll-back target and the tags are lost.",
+        ) from exc
+    return Ledger(state, pending, lease, found[1].mark)
+
+
+def change_ledger(store: ObjectStore, name: str, change: Callable[[Ledger], Ledger]) -> Ledger:
+    """Change a model's record by compare-and-swap; when another writer was first, `change` is asked again.
+
+    Args:
+        store: the repository's.
+        name: the model.
+        change: the record as it is to the record as it is to be; an equal one writes nothing. May raise to give up.
+
+    Raises:
+        RepositoryError: the record is damaged, or others changed it all the time for minutes.
+    """
+    deadline = time.monotonic() + _CONTENTION_S
+    tries = 0
+    while True:
+        before = read_ledger(store, name)
+        after = change(before)
+        if after == before and before.mark is not None:
+            return before
+        data = _text(after).encode()
+        try:
+            key = ledger_key(name)
+            mark = store.create(key, data) if before.mark is None else store.replace(key, data, before.mark)
+            return dataclasses.replace(after, mark=mark)
+        except ChangedMeanwhileError as exc:
+            if time.monotonic() > deadline:
+                raise RepositoryError(
+                    f"{store.location / ledger_key(name)} was changed by others each time for {_CONTENTION_S:g} s",
+                    hint="Run the command again when fewer work on this model.",
+                ) from exc
+            tries += 1
+            time.sleep(random.uniform(0.0, min(2.0, 0.02 * 2 ** min(tries, 8))))
+
+
+def _text(ledger: Ledger) -> str:
+    document = {
+        **format_entry(ledger.state),
+        "schema_version": _SCHEMA_VERSION,
+        # Makes each text another one, so that a writer whose answer was lost recognises his own.
+        "writer": secrets.token_hex(8),
+        "pending": {str(number): dataclasses.asdict(entry) for number, entry in sorted(ledger.pending.items())},
+        "lease": None if ledger.lease is None else dataclasses.asdict(ledger.lease),
+    }
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _parse_pending(fields: Mapping[str, Any]) -> Pending:
+    return Pending(
+        action=str(fields["action"]),
+        holder=parse_holder(fields["holder"]),
+        content=str(fields.get("content", "")),
+        files=tuple(str(name) for name in fields.get("files", ())),
+        beside=tuple(str(name) for name in fields.get("beside", ())),
+    )
+
+
+def _from_disk(store: ObjectStore, name: str) -> ModelState:
+    found = store.get(STATE_FILENAME)
+    if found is None:
+        return ModelState()
+    try:
+        return parse_entry(json.loads(found[0]).get("models", {}).get(name, {}))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        raise RepositoryError(f"{store.location / STATE_FILENAME} is damaged: {exc!r}") from exc

@@ -1,0 +1,89 @@
+"""Trying again: exponential backoff with jitter, a slow-down that is heeded, and one deadline over all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from repo_manager.errors import RepositoryError
+
+__all__ = ["RetryOptions", "TransientError", "readable", "retried"]
+
+R = TypeVar("R")
+
+_SECRETS = re.compile(r"(?i)([?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|token)=)[^&\s\"'<]+")
+_MAX_TEXT = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class RetryOptions:
+    """How long and how often to try.
+
+    Attributes:
+        deadline_s: over all attempts of one request.
+        first_s: the longest wait before the second attempt; it doubles with each further one.
+        longest_s: the longest wait of all.
+        slow_down_s: the shortest wait after the store asked for fewer requests (503 SlowDown, 429).
+    """
+
+    deadline_s: float = 120.0
+    first_s: float = 0.1
+    longest_s: float = 10.0
+    slow_down_s: float = 0.5
+
+
+class TransientError(Exception):
+    """A request that may succeed when it is sent again.
+
+    Args:
+        message: what happened.
+        slow_down: whether the store asked for fewer requests.
+    """
+
+    def __init__(self, message: str, *, slow_down: bool = False) -> None:
+        super().__init__(message)
+        self.slow_down = slow_down
+
+
+def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
+    """Call `attempt` until it does not fail transiently, or the deadline is over.
+
+    The wait is drawn evenly between 0 and a bound that doubles ("full jitter"), so that many clients that were refused
+    together do not come back together.
+
+    Args:
+        what: for the error: what was tried.
+        attempt: raises `TransientError` for what may succeed later; everything else ends it.
+        options: how long.
+
+    Raises:
+        RepositoryError: the deadline is over; with the last reason.
+    """
+    deadline = time.monotonic() + options.deadline_s
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return attempt()
+        except TransientError as exc:
+            bound = min(options.longest_s, options.first_s * 2 ** min(tries - 1, 20))
+            wait = random.uniform(0.0, bound)
+            if exc.slow_down:
+                wait += options.slow_down_s
+            if time.monotonic() + wait >= deadline:
+                raise RepositoryError(
+                    f"cannot {what}: {exc} ({tries} attempts in {options.deadline_s:g} s)",
+                    hint="Check the network and the store, then run the same command again: it goes on where it was.",
+                ) from exc
+            time.sleep(wait)
+
+
+def readable(text: str) -> str:
+    """Return a library's message on one line, shortened, without what could be a credential."""
+    said = text.partition("Debug source:")[0]
+    flat = " ".join(_SECRETS.sub(r"\1***", said).split())
+    return flat if len(flat) <= _MAX_TEXT else flat[:_MAX_TEXT] + "..."

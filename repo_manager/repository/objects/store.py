@@ -1,0 +1,303 @@
+"""Requests to one place in object storage: each retried, each with an answer that is certain.
+
+A thin layer over obstore. Keys are relative to the place. Everything is listed by delimiter, one level at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from repo_manager.errors import RepositoryError
+from repo_manager.optional import require
+from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.objects.credentials import store_config
+from repo_manager.repository.objects.retry import RetryOptions, TransientError, readable, retried
+
+__all__ = ["ChangedMeanwhileError", "Listing", "Mark", "ObjectFact", "ObjectStore", "StoreOptions", "open_store"]
+
+R = TypeVar("R")
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_SLOW = ("503", "429")
+
+
+class ChangedMeanwhileError(Exception):
+    """A create-only object exists with another content, or an object is not the one that was read any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreOptions:
+    """How to talk to a store.
+
+    Attributes:
+        retry: of each request.
+        request_timeout_s: deadline of one attempt, its body included.
+        part_bytes: size of a part, for uploads and downloads; S3 wants 5 MiB or more.
+        workers: parts or files on their way at a time. `workers * part_bytes` bounds the memory.
+        lookups: small requests on their way at a time.
+    """
+
+    retry: RetryOptions = dataclasses.field(default_factory=RetryOptions)
+    request_timeout_s: float = 60.0
+    part_bytes: int = 8 << 20
+    workers: int = 4
+    lookups: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Which content of an object was seen: what a compare-and-swap compares."""
+
+    e_tag: str
+    version: str | None = None
+
+    def mode(self) -> dict[str, str]:
+        """Return it as obstore takes it."""
+        return {"e_tag": self.e_tag} if self.version is None else {"e_tag": self.e_tag, "version": self.version}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectFact:
+    """What a store says of an object.
+
+    Attributes:
+        key: relative to the place.
+        size_bytes: its size.
+        modified: when it was written, by the store's clock.
+        mark: of its content.
+    """
+
+    key: str
+    size_bytes: int
+    modified: datetime.datetime
+    mark: Mark
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """One level: names of what looks like folders, and the objects."""
+
+    folders: tuple[str, ...]
+    files: tuple[ObjectFact, ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(location: ObjectRepository, options: StoreOptions, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
+    return ObjectStore(location, options, dict(environment))
+
+
+def open_store(location: ObjectRepository, options: StoreOptions | None = None) -> ObjectStore:
+    """Return the store of a place; the same one while the environment stays the same.
+
+    Raises:
+        MissingDependencyError: the `[cloud]` extra is not installed.
+        RepositoryError: the environment's credentials cannot be read.
+    """
+    prefixes = ("AWS_", "AZURE_", "GOOGLE_", "TRITON_CLOUD_", "HOME")
+    environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(prefixes)))
+    return _opened(location, options or StoreOptions(), environment)
+
+
+class ObjectStore:
+    """Requests to one place."""
+
+    def __init__(self, location: ObjectRepository, options: StoreOptions, environment: Mapping[str, str]) -> None:
+        self.location, self.options, self.environment = location, options, environment
+        self._api = require("obstore")
+        self._errors = require("obstore.exceptions")
+        # Which of the two it raises depends on its version.
+        self._missing = (FileNotFoundError, self._errors.NotFoundError)
+        self._store = self._connect(options)
+
+    def _connect(self, options: StoreOptions) -> Any:
+        stores = require("obstore.store")
+        made = {"s3": stores.S3Store, "gs": stores.GCSStore, "as": stores.AzureStore}[self.location.scheme]
+        config: dict[str, Any] = store_config(self.location, self.environment)
+        client = {
+            "allow_http": True,
+            "timeout": datetime.timedelta(seconds=options.request_timeout_s),
+            "connect_timeout": datetime.timedelta(seconds=min(10.0, options.request_timeout_s)),
+        }
+        # Retried here, not there: only so a lost answer to a create-only write is told from somebody else's object.
+        retry = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=options.request_timeout_s)}
+        try:
+            return made(
+                self.location.bucket,
+                prefix=self.location.prefix or None,
+                config=config,
+                client_options=client,
+                retry_config=retry,
+            )
+        except self._errors.BaseError as exc:
+            raise RepositoryError(
+                f"{self.location}: the store cannot be used: {readable(str(exc))}",
+                hint="docs/object-storage.md lists which variables of the environment are read.",
+            ) from exc
+
+    def get(self, key: str) -> tuple[bytes, ObjectFact] | None:
+        """Return an object's content and what the store says of it; `None` when there is none."""
+
+        def read() -> tuple[bytes, ObjectFact] | None:
+            try:
+                found = self._api.get(self._store, key)
+                return bytes(found.bytes()), self._fact(found.meta, key)
+            except self._missing:
+                return None
+
+        return self._request(f"read {key}", read)
+
+    def head(self, key: str) -> ObjectFact | None:
+        """Return what the store says of an object; `None` when there is none."""
+
+        def ask() -> ObjectFact | None:
+            try:
+                return self._fact(self._api.head(self._store, key), key)
+            except self._missing:
+                return None
+
+        return self._request(f"look at {key}", ask)
+
+    def read_range(self, key: str, start: int, end: int, mark: Mark) -> bytes:
+        """Return the bytes from `start` to before `end` of the content that was seen.
+
+        Raises:
+            RepositoryError: it is gone, or another content stands there now.
+        """
+
+        def read() -> bytes:
+            try:
+                options = {"range": (start, end), "if_match": mark.e_tag}
+                data = bytes(self._api.get(self._store, key, options=options).bytes())
+            except (*self._missing, self._errors.PreconditionError) as exc:
+                raise RepositoryError(f"{self.location / key} was changed meanwhile", hint="Run it again.") from exc
+            if len(data) != end - start:
+                raise TransientError(f"{len(data)} bytes came of {end - start}")
+            return data
+
+        return self._request(f"read {key}", read)
+
+    def create(self, key: str, data: bytes) -> Mark:
+        """Write an object that does not exist yet. Where an answer was lost it is found out whose object is there.
+
+        Raises:
+            ChangedMeanwhileError: there is one with another content.
+        """
+        return self._conditional(key, data, "create", None)
+
+    def replace(self, key: str, data: bytes, mark: Mark) -> Mark:
+        """Write an object if it still has the content that was seen (compare-and-swap).
+
+        Raises:
+            ChangedMeanwhileError: it has not.
+        """
+        return self._conditional(key, data, mark.mode(), mark)
+
+    def put(self, key: str, data: bytes) -> Mark:
+        """Write an object, whatever is there."""
+        return self._request(f"write {key}", lambda: self._mark(self._api.put(self._store, key, data)))
+
+    def put_streamed(self, key: str, chunks: Iterator[bytes], chunk_bytes: int, workers: int) -> None:
+        """Write a large object in parts, once; the store shows nothing of it until all are there.
+
+        Raises:
+            TransientError: it did not work, and nothing of it is visible.
+        """
+        with self._translated(f"write {key}"):
+            self._api.put(self._store, key, chunks, use_multipart=True, chunk_size=chunk_bytes, max_concurrency=workers)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; those that are gone already do not matter."""
+        for key in keys:
+
+            def once(key: str = key) -> None:
+                with contextlib.suppress(*self._missing):
+                    self._api.delete(self._store, key)
+
+            self._request(f"delete {key}", once)
+
+    def list(self, folder: str = "") -> Listing:
+        """Return one level: by delimiter, never recursively.
+
+        Args:
+            folder: relative to the place; empty for the place itself.
+        """
+
+        def ask() -> Listing:
+            answer = self._api.list_with_delimiter(self._store, folder or None)
+            start = len(folder) + 1 if folder else 0
+            folders = tuple(sorted(str(each)[start:].strip("/") for each in answer["common_prefixes"]))
+            facts = (self._fact(meta, str(meta["path"])[start:]) for meta in answer["objects"])
+            # Some tools mark a folder by an empty object of its name.
+            files = tuple(sorted((fact for fact in facts if fact.key), key=lambda fact: fact.key))
+            return Listing(tuple(name for name in folders if name), files)
+
+        return self._request(f"list {folder or 'it'}", ask)
+
+    def walk(self, folder: str) -> tuple[ObjectFact, ...]:
+        """Return every object below a folder, keys relative to it; level by level."""
+        level = self.list(folder)
+        found = list(level.files)
+        for name in level.folders:
+            found += [dataclasses.replace(f, key=f"{name}/{f.key}") for f in self.walk(f"{folder}/{name}")]
+        return tuple(found)
+
+    def _conditional(self, key: str, data: bytes, mode: Any, before: Mark | None) -> Mark:
+        def once() -> Mark:
+            try:
+                return self._mark(self._api.put(self._store, key, data, mode=mode, use_multipart=False))
+            except (self._errors.AlreadyExistsError, self._errors.PreconditionError, *self._missing) as exc:
+                # Refused; or written, its answer lost, and refused when it was sent again.
+                found = self.get(key)
+                if found is not None and found[0] == data:
+                    return found[1].mark
+                if found is not None and before is not None and found[1].mark.e_tag == before.e_tag:
+                    raise TransientError("the store reports a conflict, and nothing has changed") from exc
+                raise ChangedMeanwhileError(key) from exc
+
+        return self._request(f"write {key}", once)
+
+    def _request(self, what: str, attempt: Callable[[], R]) -> R:
+        def once() -> R:
+            with self._translated(what):
+                return attempt()
+
+        return retried(f"{what} in {self.location}", once, self.options.retry)
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Turn the library's errors into ours: worth another attempt, or not."""
+        try:
+            yield
+        except (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError) as exc:
+            raise RepositoryError(
+                f"{self.location}: the store refuses to {what}: {readable(str(exc))}",
+                hint="Check the credentials in the environment (docs/object-storage.md) and what they allow.",
+            ) from exc
+        except self._missing as exc:
+            raise RepositoryError(
+                f"{self.location}: cannot {what}: {readable(str(exc))}",
+                hint=f"Does the bucket {self.location.bucket!r} exist? repo-manager does not make it.",
+            ) from exc
+        except self._errors.BaseError as exc:
+            text = str(exc)
+            status = _STATUS.search(text)
+            code = "" if status is None else status[1]
+            if code.startswith("4") and code not in ("408", "409", "429"):
+                raise RepositoryError(f"{self.location}: the store refuses to {what}: {readable(text)}") from exc
+            raise TransientError(readable(text), slow_down=code in _SLOW) from exc
+        except OSError as exc:
+            raise TransientError(readable(str(exc))) from exc
+
+    def _fact(self, meta: Any, key: str) -> ObjectFact:
+        return ObjectFact(key, int(meta["size"]), meta["last_modified"], self._mark(meta))
+
+    @staticmethod
+    def _mark(answer: Any) -> Mark:
+        return Mark(str(answer["e_tag"] or ""), answer.get("version"))

@@ -1,0 +1,169 @@
+"""Whole files to a store and from it: in parallel, in bounded memory, compared at the end, resumed after a crash."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.manifest import FileRecord
+from repo_manager.repository.objects.content import Measured, read_part
+from repo_manager.repository.objects.retry import retried
+from repo_manager.repository.objects.s3_multipart import s3_multipart
+from repo_manager.repository.objects.store import ObjectFact, ObjectStore
+from repo_manager.types import Digest
+
+__all__ = ["Progress", "object_record", "read_parts", "save_object", "upload_files"]
+
+Progress = Callable[[int], None]
+_CHUNK = 1 << 20
+
+
+def upload_files(
+    store: ObjectStore, folder: str, files: Mapping[str, tuple[Path, Measured]], progress: Progress
+) -> tuple[str, ...]:
+    """Send files; those that are there already, whole and right, are not sent again.
+
+    Args:
+        store: the repository's.
+        folder: where to, relative to the repository.
+        files: name below the folder -> the file and what it held when it was measured.
+        progress: told the bytes that are there.
+
+    Returns:
+        The names that were there already.
+
+    Raises:
+        RepositoryError: the store refuses, a file was changed meanwhile, or what arrived is not what was sent.
+    """
+    small = {name: each for name, each in files.items() if each[1].whole}
+    large = {name: each for name, each in files.items() if not each[1].whole}
+
+    def send(name: str, path: Path, measured: Measured) -> bool:
+        return _upload(store, f"{folder}/{name}", path, measured, progress)
+
+    there: list[str] = []
+    with concurrent.futures.ThreadPoolExecutor(store.options.workers) as pool:
+        futures = {name: pool.submit(send, name, *each) for name, each in small.items()}
+        try:
+            there += [name for name, future in futures.items() if future.result()]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    # One after the other: each has its parts in parallel, and memory stays bounded.
+    there += [name for name, each in sorted(large.items()) if send(name, *each)]
+    return tuple(sorted(there))
+
+
+def _upload(store: ObjectStore, key: str, path: Path, measured: Measured, progress: Progress) -> bool:
+    """Send one file and compare it; return whether it was there already."""
+    fact = store.head(key)
+    if fact is not None and _holds(store, fact, key, measured):
+        progress(measured.record.size_bytes)
+        return True
+    if measured.whole:
+        store.put(key, read_part(path, measured, 1))
+        progress(measured.record.size_bytes)
+    elif (multipart := s3_multipart(store)) is not None:
+        multipart.upload(key, path, measured, progress)
+    else:
+        numbers = range(1, len(measured.part_md5s) + 1)
+
+        def once() -> None:
+            parts = (read_part(path, measured, number) for number in numbers)
+            store.put_streamed(key, parts, measured.part_bytes, store.options.workers)
+
+        retried(f"write {key} in {store.location}", once, store.options.retry)
+        progress(measured.record.size_bytes)
+    fact = store.head(key)
+    if fact is None or not _holds(store, fact, key, measured):
+        raise RepositoryError(
+            f"{store.location / key} is not what was sent: {'missing' if fact is None else fact.size_bytes} of "
+            f"{measured.record.size_bytes} bytes, or another content",
+            hint="Run the command again; when it happens twice the store or the way to it is damaged.",
+        )
+    return False
+
+
+def _holds(store: ObjectStore, fact: ObjectFact, key: str, measured: Measured) -> bool:
+    """Say whether an object is these bytes: by the checksum that the store made of it, else by reading it back."""
+    if fact.size_bytes != measured.record.size_bytes:
+        return False
+    if fact.mark.e_tag == measured.e_tag:
+        return True
+    return object_record(store, key, fact) == measured.record
+
+
+def object_record(store: ObjectStore, key: str, fact: ObjectFact) -> FileRecord:
+    """Read an object to its end; return its digest and size.
+
+    Raises:
+        RepositoryError: it cannot be read, or changed meanwhile.
+    """
+    digest = hashlib.sha256()
+    for part in read_parts(store, key, fact):
+        digest.update(part)
+    return FileRecord(Digest("sha256:" + digest.hexdigest()), fact.size_bytes)
+
+
+def read_parts(store: ObjectStore, key: str, fact: ObjectFact, start: int = 0) -> Iterator[bytes]:
+    """Yield an object's bytes in order; a few parts are fetched ahead, each request is retried by itself.
+
+    Args:
+        store: the repository's.
+        key: the object's.
+        fact: what was seen of it; another content in its place is an error.
+        start: the first byte wanted.
+    """
+    size, step = fact.size_bytes, store.options.part_bytes
+    spans = iter([(begin, min(begin + step, size)) for begin in range(start, size, step)])
+    waiting: collections.deque[concurrent.futures.Future[bytes]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(store.options.workers) as pool:
+        try:
+            for span in spans:
+                waiting.append(pool.submit(store.read_range, key, *span, fact.mark))
+                if len(waiting) >= store.options.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def save_object(store: ObjectStore, key: str, fact: ObjectFact, target: Path, expected: FileRecord | None) -> None:
+    """Write an object to a file; what an interrupted attempt has left there is kept and gone on from.
+
+    Args:
+        store: the repository's.
+        key: the object's.
+        fact: what was seen of it.
+        target: the file; it may hold the beginning already.
+        expected: what it must be; `None` when nobody knows.
+
+    Raises:
+        RepositoryError: it is not what was expected; `target` is then removed.
+        OSError: it cannot be written.
+    """
+    digest, found = hashlib.sha256(), 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a+b") as file:
+        if expected is None or file.tell() > fact.size_bytes:
+            file.truncate(0)
+        file.seek(0)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            found += len(chunk)
+        for part in read_parts(store, key, fact, found):
+            file.write(part)
+            digest.update(part)
+            found += len(part)
+    record = FileRecord(Digest("sha256:" + digest.hexdigest()), found)
+    if expected is not None and record != expected:
+        target.unlink()
+        raise RepositoryError(
+            f"{store.location / key} is not what its manifest says: {record} instead of {expected}",
+            hint="`repo-manager verify` shows all of it; publish the version again.",
+        )
