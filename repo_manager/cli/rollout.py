@@ -12,6 +12,7 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options, connecting
 from repo_manager.cli.options import DryRun, JsonOutput, ModelName, Quiet, Repository, Timeout, resolve_repository
+from repo_manager.cli.shadow_options import Trial, run_trial
 from repo_manager.errors import RepositoryError, ServerUnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -101,20 +102,23 @@ def deploy_command(
     quiet: Quiet = False,
     *,
     how: _How,
+    trial: Trial,
     connection: Connection,
 ) -> None:
     """Serve a version, proven by an inference; on any failure the previous state is put back.
 
     Without --to it goes to the running `serve` of the repository; when there is none, it starts one that stays.
-    Several servers go forward together or not at all.
+    Several servers go forward together or not at all. With --shadow or --canary the version is on trial first: exit
+    code 4 when a gate fails, 6 when one stays undecided; the old version is then served on.
     """
     from repo_manager.report.terminal import Terminal
     from repo_manager.repository import resolve_version
 
     terminal = Terminal(as_json=json, quiet=quiet)
     root = resolve_repository(repository)
+    trial.options()
     name, version = resolve_version(root, target)
-    _roll_out(terminal, root, (name, version), (to, connection), how.options())
+    _roll_out(terminal, root, (name, version), (to, connection), how.options(), trial)
 
 
 @connecting
@@ -197,10 +201,12 @@ def _roll_out(
     what: tuple[str, int | None],
     where: tuple[list[str] | None, Connection],
     options: RolloutOptions,
+    trial: Trial | None = None,
 ) -> None:
     """Find the servers, start one where that is allowed, act, and show what was done; no version: go back."""
     from repo_manager.pipeline.serving import ensure_server
     from repo_manager.report.rollout_tables import fleet_view, rollout_view
+    from repo_manager.report.shadow_tables import canary_view
     from repo_manager.rollout import is_one_server, resolve_targets
     from repo_manager.server import running_server
     from repo_manager.settings import load_settings
@@ -216,9 +222,19 @@ def _roll_out(
         server = ensure_server(
             root, texts[0] if texts else None, timeout_s=options.load_timeout_s, report=terminal.note
         )
-        rollout = _on_one(terminal, root, what, (server.url, how), options)
-        terminal.result({"rollout": rollout, "server": server}, *rollout_view(rollout))
-        rollouts = [rollout]
+        if trial is not None and trial.is_wanted and what[1] is not None:
+            tried = run_trial(terminal, root, (what[0], what[1]), (server.url, how), options, trial)
+            terminal.result({"canary": tried, "rollout": tried.rollout, "server": server}, *canary_view(tried))
+            rollouts = [tried.rollout]
+        else:
+            rollout = _on_one(terminal, root, what, (server.url, how), options)
+            terminal.result({"rollout": rollout, "server": server}, *rollout_view(rollout))
+            rollouts = [rollout]
+    elif trial is not None and trial.is_wanted:
+        raise UsageError(
+            "--shadow and --canary try a version on one server",
+            hint="Try it on one of them with --to; then deploy to all: those that serve it already are left alone.",
+        )
     else:
         targets = resolve_targets(texts)
         how = client_options(where[1], [target.url for target in targets])

@@ -57,6 +57,11 @@ class CanaryOptions:
         """The gates, or the default ones."""
         return self.gates or parse_gates(_DEFAULT_GATES)
 
+    @property
+    def longest_s(self) -> float:
+        """How long the trial takes at most."""
+        return len(self.steps) * self.step_s + (0.0 if self.shadow is None else self.shadow.duration_s)
+
     def check(self) -> None:
         """See whether the gates can be judged at all.
 
@@ -135,6 +140,8 @@ def run_canary(
     """
     canary.check()
     options = RolloutOptions() if options is None else options
+    # The deadline is for what the server does: the time that the trial was asked to take comes on top.
+    options = dataclasses.replace(options, deadline_s=options.deadline_s + canary.longest_s)
     repository = repository.resolve()
     if options.dry_run:
         return CanaryRollout(Attempt(repository, name, version, client, options, report).dry_run(), None, (), ())

@@ -1,0 +1,80 @@
+"""Trials of a version as rich renderables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repo_manager.report.rollout_tables import rollout_view
+from repo_manager.report.tables import key_values, make_table
+
+if TYPE_CHECKING:
+    from repo_manager.rollout.canary import CanaryRollout
+    from repo_manager.rollout.canary_gates import GateResult
+    from repo_manager.rollout.shadow import LatencySummary, ShadowReport
+
+__all__ = ["canary_view", "shadow_view"]
+
+_STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+def canary_view(done: CanaryRollout) -> list[RenderableType]:
+    """Show a trial that ended well, step by step, and the roll-out that it was part of."""
+    views = rollout_view(done.rollout)
+    if done.steps:
+        rows = [[f"{step.fraction * 100:g} %", step.requests, _outcome(str(step.outcome))] for step in done.steps]
+        views.append(make_table("Canary", ["share", "requests", "gates"], rows))
+        views.append(_gates(done.steps[-1].gates))
+    return [*views, *(Text(f"Note: {note}") for note in done.notes)]
+
+
+def shadow_view(report: ShadowReport) -> list[RenderableType]:
+    """Show what mirrored requests showed."""
+    pairs: list[tuple[str, object]] = [
+        ("pairs", f"{report.pairs} in {report.seconds:.1f} s"),
+        ("errors", f"{report.errors_new} of version {report.new}, {report.errors_old} of version {report.old}"),
+    ]
+    if report.refused_by_both:
+        pairs.append(("refused by both", f"{report.refused_by_both} (in no number here)"))
+    if report.skipped:
+        pairs.append(("skipped", f"{report.skipped} that were due while answers were waited for: ask for a lower rate"))
+    if report.first_error is not None:
+        pairs.append(("first error", report.first_error))
+    latencies = [
+        [f"version {version}", *_latency(summary)]
+        for version, summary in ((report.old, report.latency_old), (report.new, report.latency_new))
+    ]
+    drift = [
+        [
+            each.output,
+            f"{each.relative_error:.2g}",
+            "-" if each.cosine is None else f"{each.cosine:.6f}",
+            f"{each.max_abs_error:.2g}",
+            "-" if each.top1_agreement is None else f"{each.top1_agreement:.2%}",
+        ]
+        for each in report.outputs
+    ]
+    title = f"Shadow of {report.model}: version {report.new} against {report.old}"
+    return [
+        Text(title, style="bold"),
+        key_values(pairs),
+        make_table(None, ["latency", "mean", "p50", "p95", "p99"], latencies),
+        make_table(None, ["output", "relative error", "cosine", "largest error", "same top class"], drift),
+        _gates(report.gates),
+    ]
+
+
+def _gates(gates: tuple[GateResult, ...]) -> RenderableType:
+    rows = [[each.gate, each.source, _outcome(str(each.outcome)), each.reason] for each in gates]
+    return make_table(None, ["gate", "seen in", "outcome", "why"], rows)
+
+
+def _outcome(outcome: str) -> Text:
+    return Text(outcome, style=_STYLES[outcome])
+
+
+def _latency(summary: LatencySummary) -> list[str]:
+    numbers = (summary.mean_ns, summary.p50_ns, summary.p95_ns, summary.p99_ns)
+    return ["-" if number is None else f"{number / 1e6:.2f} ms" for number in numbers]
