@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from repo_manager.cli.connection import Connection, client_options, connecting
+from repo_manager.cli.default_group import DefaultGroup
+from repo_manager.cli.load_merge import merge
+from repo_manager.cli.load_output import Over, Reports, Slo, raise_for, show_report, split_gates
 from repo_manager.cli.options import (
     JsonOutput,
     Quiet,
@@ -16,27 +22,40 @@ from repo_manager.cli.options import (
     parse_shapes,
     parse_target,
     resolve_repository,
-    writing,
 )
-from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import (
+    ServerUnreachableError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest import Gate, LoadTestOptions, Verdict
+    from repo_manager.loadtest import Gate, LoadTestOptions
     from repo_manager.report.terminal import Terminal
 
 __all__ = ["register", "server_of", "shapes_of"]
 
+_INTERRUPTED = 130
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command("loadtest")(loadtest)
+    group = typer.Typer(cls=DefaultGroup, rich_markup_mode=None, help=loadtest.__doc__)
+    group.command("run")(connecting(loadtest))
+    group.command("merge")(merge)
+    app.add_typer(group, name="loadtest")
 
 
 def loadtest(
-    target: Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="The served model.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[:VERSION]", help="The served model; or: merge FILES..., see its --help.", show_default=False
+        ),
+    ],
+    connection: Connection,
     url: Annotated[
         str | None,
-        typer.Option("--url", "--to", metavar="URL", help="grpc:// or http://host:port [default: the running serve]."),
+        typer.Option("--url", "--to", metavar="URL", help="grpc(s):// or http(s)://host:port [default: serve's]."),
     ] = None,
     repository: Repository = None,
     concurrency: Annotated[
@@ -61,8 +80,18 @@ def loadtest(
         typer.Option("--shape", metavar="NAME:SIZES", help="Sizes of dynamic axes, without the batch."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--input-data", help=".npz, .npy or perf_analyzer JSON [default: random].")
+        Path | None,
+        typer.Option("--input-data", help=".npz, .npy, perf_analyzer JSON, an image or a folder [default: random]."),
     ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", metavar="KEY=VALUE", help="Of images: resize, color, scale, mean, std, layout (repeatable)."
+        ),
+    ] = None,
+    shared_memory: Annotated[
+        str, typer.Option("--shared-memory", help="system: inputs in POSIX shared memory; the server is local.")
+    ] = "none",
     warmup: Annotated[float, typer.Option("--warmup", min=0.0, help="Seconds of load before each measurement.")] = 1.0,
     duration: Annotated[
         float | None, typer.Option("--duration", min=0.1, help="Seconds per level [default: until stable].")
@@ -70,13 +99,8 @@ def loadtest(
     request_count: Annotated[
         int | None, typer.Option("--request-count", min=1, help="Requests per level instead.")
     ] = None,
-    slo: Annotated[
-        list[str] | None,
-        typer.Option("--slo", metavar="GATE", help='"p99<20ms", "throughput>500", "errors<0.1%" (may be given often).'),
-    ] = None,
-    over: Annotated[
-        str, typer.Option("--slo-over", help="every: each level holds the gates; some: one level does.")
-    ] = "every",
+    slo: Slo = None,
+    over: Over = "every",
     seed: Annotated[int, typer.Option("--seed", help="Of the random inputs and arrivals.")] = 0,
     baseline: Annotated[
         Path | None,
@@ -86,23 +110,29 @@ def loadtest(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes of the native client [default: one per 4 CPUs].")
     ] = None,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option("--report", metavar="FILE", help="Also .html, .json, .md, .xml (JUnit) or .prom; repeatable."),
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics-url", metavar="URL", help="Triton's metrics [default: port 8002 of the host]."),
     ] = None,
+    start_at: Annotated[
+        str | None,
+        typer.Option("--start-at", metavar="TIME", help="Begin at this moment: Unix seconds or ISO 8601 with a zone."),
+    ] = None,
+    report: Reports = None,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure latency, throughput, errors and server times of a served model; gates decide the exit code.
 
-    Exit code 4 when a gate fails, 6 when the measurement decides neither way.
+    Exit code 4 when a gate fails, 5 when the server failed at a level, 6 when the measurement decides neither way.
+    Ctrl-C shows what was measured until then. Reports of several machines: repo-manager loadtest merge FILES...
     """
     from repo_manager.loadtest import LoadTestOptions, parse_levels, parse_rates, parse_slo
     from repo_manager.report.load_files import check_report_path
     from repo_manager.report.terminal import Terminal
 
     terminal = Terminal(as_json=json, quiet=quiet)
-    gates = tuple(parse_slo(text) for text in _split(slo))
+    gates = tuple(parse_slo(text) for text in split_gates(slo))
     name, version = parse_target(target)
     where, metrics_url = server_of(url, repository, protocol)
     has_level = concurrency or rate or replay or until_saturation
@@ -126,7 +156,11 @@ def loadtest(
         client=client,
         allow_zeros=allow_zeros,
         workers=workers,
-        metrics_url=metrics_url,
+        metrics_url=metrics or metrics_url,
+        access=client_options(connection, [where]),
+        shared_memory=shared_memory,
+        image=_image_options(image),
+        start_at=_moment(start_at),
         command=shlex.join(["repo-manager", *sys.argv[1:]]),
     )
     _run(terminal, options, (gates, over, baseline), tuple(check_report_path(path) for path in report or ()))
@@ -138,43 +172,45 @@ def _run(
     judging: tuple[tuple[Gate, ...], str, Path | None],
     files: tuple[Path, ...],
 ) -> None:
-    from repo_manager.files import write_atomic
-    from repo_manager.loadtest import judge, judge_against, read_report, run_load_test
-    from repo_manager.report.load_files import report_text
-    from repo_manager.report.load_tables import load_view, verdict_view
-    from repo_manager.types import as_json
+    from repo_manager.loadtest import LoadTestInterrupted, judge, judge_against, read_report, run_load_test
+    from repo_manager.report.load_live import load_progress
 
     gates, over, baseline = judging
     earlier = None if baseline is None else read_report(baseline)
-    report = run_load_test(options, progress=terminal.load_progress())
-    verdict = judge(report, gates, over=over) if gates else None
-    regression = None if earlier is None else judge_against(report, earlier)
-    for path in files:
-        with writing(path):
-            write_atomic(path, report_text(path, report, verdict).encode())
-        terminal.note(f"Report: {path}")
-    verdicts = [one for one in (verdict, regression) if one is not None]
-    result = {**as_json(report), "verdict": as_json(verdict), "regression": as_json(regression)}
-    terminal.result(result, *load_view(report), *(view for one in verdicts for view in verdict_view(one)))
-    if all(point.outcome == "failed" for point in report.points):
-        raise ServerRefusedError("No load level could be measured", hint="See the reasons above.")
-    _raise_for(verdicts)
+    is_interrupted = False
+    try:
+        with load_progress(terminal.progress_console, quiet=terminal.quiet) as progress:
+            report = run_load_test(options, progress=progress)
+    except LoadTestInterrupted as exc:
+        report, is_interrupted = exc.report, True
+    verdict = judge(report, gates, over=over) if gates and not is_interrupted else None
+    regression = None if earlier is None or is_interrupted else judge_against(report, earlier)
+    show_report(terminal, report, (verdict, regression), files)
+    if is_interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    raise_for(report, [one for one in (verdict, regression) if one is not None])
 
 
-def _raise_for(verdicts: list[Verdict]) -> None:
-    outcomes = {str(verdict.outcome) for verdict in verdicts}
-    if "fail" in outcomes:
-        raise GateError("A gate failed", hint="See the table of gates above.")
-    if "inconclusive" in outcomes:
-        raise InconclusiveError(
-            "The measurement does not decide",
-            hint="The gates' table says why: measure longer (--duration), or on a quieter machine.",
-        )
+def _image_options(texts: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts or []]
+    if any(not mark for _, mark, _ in pairs):
+        raise UsageError(f"--image {texts}: expected KEY=VALUE", hint="For instance --image mean=0.485,0.456,0.406.")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _split(texts: list[str] | None) -> list[str]:
-    """Several gates may stand in one text, separated by commas."""
-    return [part.strip() for text in texts or [] for part in text.split(",") if part.strip()]
+def _moment(text: str | None) -> float | None:
+    """Read a moment: Unix seconds, or ISO 8601 with a time zone."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return float(text)
+    try:
+        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise UsageError(f"--start-at {text}: expected Unix seconds or ISO 8601 with a zone, as 2026-01-31T12:00:00Z")
+    return moment.timestamp()
 
 
 def shapes_of(

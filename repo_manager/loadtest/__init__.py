@@ -1,10 +1,11 @@
 """Load on a served model: arrival schedules, clients, measurements, gates."""
 
 from repo_manager.loadtest.baseline import judge_against
-from repo_manager.loadtest.compare import compare, compare_batch_sizes
-from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, Comparison
-from repo_manager.loadtest.document import merge_reports, read_report, report_from_json
+from repo_manager.loadtest.compare import compare, compare_all, compare_batch_sizes
+from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, CompareProgress, Comparison
+from repo_manager.loadtest.document import read_report, report_from_json
 from repo_manager.loadtest.histogram import Histogram
+from repo_manager.loadtest.merge import merge_reports
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.perf_analyzer import find_perf_analyzer
 from repo_manager.loadtest.perf_install import PerfAnalyzer, install_perf_analyzer
@@ -22,13 +23,14 @@ from repo_manager.loadtest.result import (
     ServerTimes,
     Window,
 )
-from repo_manager.loadtest.run import run_load_test
+from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test
 from repo_manager.loadtest.schedule import Schedule
 from repo_manager.loadtest.slo import Gate, GateResult, Outcome, Verdict, judge, parse_slo
 
 __all__ = [
     "ClientUse",
     "ComparePlan",
+    "CompareProgress",
     "ComparedNumber",
     "Comparison",
     "ErrorCount",
@@ -40,6 +42,7 @@ __all__ = [
     "Intervals",
     "Latency",
     "LoadPoint",
+    "LoadTestInterrupted",
     "LoadTestOptions",
     "LoadTestReport",
     "Outcome",
@@ -51,6 +54,7 @@ __all__ = [
     "Verdict",
     "Window",
     "compare",
+    "compare_all",
     "compare_batch_sizes",
     "find_perf_analyzer",
     "install_perf_analyzer",

@@ -17,31 +17,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from repo_manager.errors import ServerError, UsageError
-from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, Comparison
+from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, CompareProgress, Comparison
 from repo_manager.loadtest.histogram import Histogram
-from repo_manager.loadtest.inputs import make_samples
+from repo_manager.loadtest.inputs import make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.metrics import MetricsSource
 from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.paired import compared_numbers, verdict_of
 from repo_manager.loadtest.payload import build_endpoint
 from repo_manager.loadtest.pool import WorkerPool, default_workers
-from repo_manager.loadtest.ratio import ratio_interval
 from repo_manager.loadtest.recorder import Slice
 from repo_manager.loadtest.run import default_metrics_url, environment, jobs_of
 from repo_manager.loadtest.shared_memory import shared_samples
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire import Endpoint
 
-__all__ = ["compare", "compare_batch_sizes"]
-
-_ALPHA = 0.02
-_LARGER_IS_BETTER = {
-    "throughput": True,
-    "inferences per joule": True,
-    "mean latency": False,
-    "p50 latency": False,
-    "p99 latency": False,
-}
+__all__ = ["compare", "compare_all", "compare_batch_sizes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +62,8 @@ def compare(
     b: LoadTestOptions,
     *,
     plan: ComparePlan | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[CompareProgress], None] | None = None,
+    following: int = 0,
 ) -> Comparison:
     """Compare two served models, or versions, under the same load.
 
@@ -79,7 +71,8 @@ def compare(
         a: the reference; its first concurrency, or else its first rate, is the load of both.
         b: what is compared with it; may be on another server.
         plan: how long to look.
-        progress: is told (finished pairs, all pairs).
+        progress: is told after each pair of blocks.
+        following: comparisons after this one, for the estimate of the time left.
 
     Raises:
         UsageError: no load level, or perf_analyzer is asked for (it cannot pair).
@@ -97,7 +90,9 @@ def compare(
             for side in (order[pair], 1 - order[pair]):
                 blocks[side].append(_run_block(pool, level, sides[side], plan))
             if progress is not None:
-                progress(pair + 1, plan.pairs)
+                each_s = (time.monotonic() - begin) / (pair + 1)
+                left = plan.pairs - pair - 1 + following * plan.pairs
+                progress(CompareProgress(f"batch size {a.batch_size}", pair + 1, plan.pairs, left * each_s))
     numbers, ratios = _numbers(blocks, plan)
     return Comparison(
         a=sides[0].facts,
@@ -106,7 +101,7 @@ def compare(
         batch_size=a.batch_size,
         plan=plan,
         numbers=numbers,
-        verdict=_verdict(numbers),
+        verdict=verdict_of(numbers),
         is_different=any(number.shown for number in numbers),
         ratios=ratios,
         notes=_notes(blocks, sides),
@@ -121,17 +116,41 @@ def compare_batch_sizes(
     batch_sizes: Sequence[int],
     *,
     plan: ComparePlan | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[CompareProgress], None] | None = None,
 ) -> tuple[Comparison, ...]:
     """Compare at several batch sizes, one after another. Raises as `compare`."""
-    return tuple(
-        compare(
-            dataclasses.replace(a, batch_size=size),
-            dataclasses.replace(b, batch_size=size),
-            plan=plan,
-            progress=progress,
-        )
+    return compare_all([(a, b)], batch_sizes, plan=plan, progress=progress)
+
+
+def compare_all(
+    couples: Sequence[tuple[LoadTestOptions, LoadTestOptions]],
+    batch_sizes: Sequence[int],
+    *,
+    plan: ComparePlan | None = None,
+    progress: Callable[[CompareProgress], None] | None = None,
+) -> tuple[Comparison, ...]:
+    """Compare several couples (A, B), each at several batch sizes, one after another.
+
+    What every couple needs is asked of the servers first: a wrong name or batch size ends it before the first block.
+
+    Raises:
+        UsageError: as `compare`, or no couple or batch size.
+        ServerError: as `compare`.
+    """
+    runs = [
+        (dataclasses.replace(a, batch_size=size), dataclasses.replace(b, batch_size=size))
+        for a, b in couples
         for size in batch_sizes
+    ]
+    if not runs:
+        raise UsageError("there is nothing to compare: no models, or no batch sizes")
+    for options in (one for run in runs for one in run):
+        facts = connect(options).facts()
+        if options.data is None:
+            resolve_shapes(facts, options)
+    return tuple(
+        compare(a, b, plan=plan, progress=progress, following=len(runs) - place - 1)
+        for place, (a, b) in enumerate(runs)
     )
 
 
@@ -205,7 +224,6 @@ def _numbers(
     blocks: tuple[list[_Block], list[_Block]], plan: ComparePlan
 ) -> tuple[tuple[ComparedNumber, ...], dict[str, tuple[float, ...]]]:
     of_a, of_b = ([_block_numbers(block) for block in side] for side in blocks)
-    names = [name for name in _LARGER_IS_BETTER if all(name in numbers for numbers in (*of_a, *of_b))]
     wholes = [
         _block_numbers(
             _Block(
@@ -218,29 +236,7 @@ def _numbers(
         )
         for side in blocks
     ]
-    compared, ratios = [], {}
-    for name in names:
-        logs = np.log([numbers[name] for numbers in of_b]) - np.log([numbers[name] for numbers in of_a])
-        ratios[name] = tuple(np.exp(logs).tolist())
-        interval = ratio_interval(logs, alpha=_ALPHA / len(names), seed=plan.seed)
-        shown = interval.low > 1 or interval.high < 1
-        larger = float(np.mean(logs)) > 0
-        better = ("B" if larger == _LARGER_IS_BETTER[name] else "A") if shown else None
-        ratio = float(np.exp(np.mean(logs)))
-        compared.append(ComparedNumber(name, wholes[0][name], wholes[1][name], ratio, interval, shown, better))
-    return tuple(compared), ratios
-
-
-def _verdict(numbers: Sequence[ComparedNumber]) -> str:
-    shown = [number for number in numbers if number.shown]
-    if not shown:
-        reach = max(max(number.interval.high, 1 / number.interval.low) - 1 for number in numbers[:1])
-        return f"no difference shown (one of about {reach:.1%} in {numbers[0].name} would have been)"
-    parts = [
-        f"{number.name} of B is {number.ratio:.3f} of A's [{number.interval.low:.3f}, {number.interval.high:.3f}]"
-        for number in shown
-    ]
-    return "; ".join(parts)
+    return compared_numbers(of_a, of_b, (wholes[0], wholes[1]), seed=plan.seed)
 
 
 def _notes(blocks: tuple[list[_Block], list[_Block]], sides: tuple[_Side, _Side]) -> tuple[str, ...]:

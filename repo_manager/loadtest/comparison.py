@@ -9,7 +9,7 @@ from repo_manager.errors import UsageError
 from repo_manager.loadtest.result import Interval
 from repo_manager.loadtest.target import TargetFacts
 
-__all__ = ["ComparePlan", "ComparedNumber", "Comparison"]
+__all__ = ["ComparePlan", "CompareProgress", "ComparedNumber", "Comparison"]
 
 _MIN_PAIRS = 6
 
@@ -36,6 +36,23 @@ class ComparePlan:
                 f"{self.pairs} pairs of {self.block_s:g} s after {self.settle_s:g} s; expected at least "
                 f"{_MIN_PAIRS} pairs, a length above 0 s and 0 s or more before"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareProgress:
+    """Told after each pair of blocks.
+
+    Attributes:
+        label: what is compared now: `batch size 8`, and with a control its name.
+        pairs_done: of this comparison.
+        pairs: of this comparison.
+        remaining_s: estimate for this comparison and those after it.
+    """
+
+    label: str
+    pairs_done: int
+    pairs: int
+    remaining_s: float
 
 
 @dataclasses.dataclass(frozen=True)

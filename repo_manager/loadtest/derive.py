@@ -7,7 +7,7 @@ from repo_manager.loadtest.recorder import Slice
 from repo_manager.loadtest.result import ClientUse, ServerTimes, Window
 from repo_manager.loadtest.target import ModelStatistics
 
-__all__ = ["agreement", "client_use", "outcome_of", "server_times"]
+__all__ = ["agreement", "client_use", "outcome_of", "server_times", "spread_of"]
 
 _BUSY_SHARE = 0.9
 _STARVED_SHARE = 0.25
@@ -21,6 +21,14 @@ def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
         windows: the last ones, in order of time.
         stability: the allowed share.
     """
+    spread = spread_of(windows)
+    agree = all(share <= stability for share in spread.values())
+    spreads = ", ".join(f"{name} ±{share:.1%}" for name, share in spread.items())
+    return agree, f"the last {len(windows)} windows: {spreads} (allowed ±{stability:.0%})"
+
+
+def spread_of(windows: list[Window]) -> dict[str, float]:
+    """Return how far the windows' throughput and mean latency are from their averages, as shares."""
     worst: dict[str, float] = {}
     for name, values in (
         ("throughput", [window.throughput_per_s for window in windows]),
@@ -28,9 +36,7 @@ def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
     ):
         mean = sum(values) / len(values)
         worst[name] = max(abs(value - mean) / mean for value in values) if mean > 0 else float("inf")
-    agree = all(spread <= stability for spread in worst.values())
-    spreads = ", ".join(f"{name} ±{spread:.1%}" for name, spread in worst.items())
-    return agree, f"the last {len(windows)} windows: {spreads} (allowed ±{stability:.0%})"
+    return worst
 
 
 def outcome_of(last: list[Window], used: list[Slice], options: LoadTestOptions) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from repo_manager.loadtest.derive import agreement, client_use, outcome_of, server_times
+from repo_manager.loadtest.derive import agreement, client_use, outcome_of, server_times, spread_of
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.intervals import intervals_of
 from repo_manager.loadtest.metrics import MetricsSource
@@ -79,6 +79,7 @@ class Measurement:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.finished = False
+        self.start_unix_s: float | None = None  # of the load, set when it begins
         self._level = level
         self._options = options
         self._target = target
@@ -166,20 +167,31 @@ class Measurement:
             return
         seconds = piece.length_ns / 1e9
         elapsed_s = len(self._series) * self._slice_ns / 1e9
-        total_s = self._options.duration_s
+        options = self._options
+        last = self._summaries(self._windows[-options.stable_windows :])
         self._progress(
             Progress(
                 label=self._level.label,
                 phase=phase,
                 elapsed_s=elapsed_s,
-                throughput_per_s=piece.latencies.count * self._options.batch_size / seconds if seconds else 0.0,
+                throughput_per_s=piece.latencies.count * options.batch_size / seconds if seconds else 0.0,
                 p50_ns=piece.latencies.quantile_ns(0.5),
                 p99_ns=piece.latencies.quantile_ns(0.99),
                 errors=sum(part.errors for part in self._series),
                 windows=len(self._windows),
-                remaining_s=None if total_s is None else max(total_s + self._options.warmup_s - elapsed_s, 0.0),
+                remaining_s=self._remaining_s(elapsed_s),
+                spread=max(spread_of(last).values()) if len(last) == options.stable_windows else None,
+                allowed=options.stability,
             )
         )
+
+    def _remaining_s(self, elapsed_s: float) -> float | None:
+        """Return how long the level lasts at most; `None` when a number of requests or a replay ends it."""
+        options = self._options
+        if options.request_count is not None or self._level.mode == "replay":
+            return None
+        total_s = options.max_windows * options.window_s if options.duration_s is None else options.duration_s
+        return max(total_s + options.warmup_s - elapsed_s, 0.0)
 
     def _summaries(self, groups: list[list[Slice]]) -> list[Window]:
         windows = []
@@ -254,7 +266,14 @@ class Measurement:
                 if (value := histogram.quantile_ns(quantile)) is not None
             ),
             histogram=histogram.to_json(),
+            measured_from=self._moment_of(used),
         )
+
+    def _moment_of(self, used: list[Slice]) -> float | None:
+        """Return when the first used slice began, in seconds of the Unix clock."""
+        if self.start_unix_s is None or not used:
+            return None
+        return self.start_unix_s + used[0].index * self._slice_ns / 1e9
 
     def _series_point(self, piece: Slice, measured: bool) -> SeriesPoint:
         seconds = max(piece.length_ns / 1e9, 1e-9)

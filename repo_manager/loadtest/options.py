@@ -58,6 +58,8 @@ class LoadTestOptions:
         access: headers, token and TLS files of the connections.
         shared_memory: `none`: inputs travel in each request; `system`: they lie in POSIX shared memory that is
             registered with the server, which has to be on this machine; so do outputs whose size is known.
+        start_at: moment of the Unix clock, in seconds, at which the load begins, so that several machines begin
+            together; `None` begins at once.
         image: how images become inputs: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value.
         command: the command line, quoted in the report.
     """
@@ -95,6 +97,7 @@ class LoadTestOptions:
     metrics_url: str | None = None
     access: ClientOptions = dataclasses.field(default=ClientOptions(), repr=False, metadata={"json": False})
     shared_memory: str = "none"
+    start_at: float | None = None
     image: Mapping[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
 

@@ -190,7 +190,8 @@ class LoadPoint:
         requests: ended well in that time.
         throughput_per_s: inferences (requests times batch size) a second.
         curve: (quantile, nanoseconds) pairs.
-        histogram: of all measured latencies, mergeable; `None` when the client only reports percentiles.
+        histogram: of all measured latencies, without loss, mergeable; `None` when the client only reports percentiles.
+        measured_from: when the measured time began, in seconds of the Unix clock; `None` when it is not known.
     """
 
     mode: str
@@ -213,6 +214,7 @@ class LoadPoint:
     series: tuple[SeriesPoint, ...] = ()
     curve: tuple[tuple[float, int], ...] = ()
     histogram: Mapping[str, Any] | None = None
+    measured_from: float | None = None
 
     @property
     def label(self) -> str:
@@ -230,7 +232,15 @@ class LoadPoint:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Told while a level runs. `point` is set once, when its row is finished."""
+    """Told while a level runs. `point` is set once, when its row is finished.
+
+    Attributes:
+        elapsed_s: since the level's start, the warm-up included.
+        windows: measured so far.
+        remaining_s: until the level ends for certain; it may be stable earlier.
+        spread: how far the last windows are from agreeing, as a share; `None` before there are enough.
+        allowed: the spread at which they agree.
+    """
 
     label: str
     phase: str
@@ -241,6 +251,8 @@ class Progress:
     errors: int = 0
     windows: int = 0
     remaining_s: float | None = None
+    spread: float | None = None
+    allowed: float | None = None
     point: LoadPoint | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import platform
@@ -28,12 +29,34 @@ from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire import Endpoint
 from repo_manager.types import as_json
 
-__all__ = ["default_metrics_url", "measure_level", "run_load_test"]
+__all__ = ["LoadTestInterrupted", "default_metrics_url", "measure_level", "run_load_test"]
 
 _MAX_SATURATION_CONCURRENCY = 1024
 
+_MAX_WAIT_S = 3600.0
+
 Report = Callable[[Progress], None]
 Measure = Callable[[Level], LoadPoint]
+
+
+class LoadTestInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a load test.
+
+    Attributes:
+        report: what was measured until then.
+    """
+
+    def __init__(self, report: LoadTestReport) -> None:
+        super().__init__("the load test was interrupted")
+        self.report = report
+
+
+class _LevelInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a level; `point` is its row so far."""
+
+    def __init__(self, point: LoadPoint) -> None:
+        super().__init__()
+        self.point = point
 
 
 def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -> LoadTestReport:
@@ -51,30 +74,23 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
         InputError: the input data is bad.
         ServerUnreachableError: no answer from the server before the first level.
         ServerRefusedError: unknown model or version.
+        LoadTestInterrupted: Ctrl-C (it is a `KeyboardInterrupt`); with the report of what was measured.
     """
     begin, started = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     target = connect(options)
     facts = target.facts()
     notes: list[str] = []
-    if options.client == "perf_analyzer":
-        binary = find_perf_analyzer()
-        points = _levels(options, lambda level: run_perf_analyzer(binary, level, facts, options), progress)
-    else:
-        samples = make_samples(facts, options)
-        notes += _notes(facts, len(samples), options)
-        with (
-            shared_samples(target, facts, samples, options) as placement,
-            WorkerPool(options.workers or default_workers()) as pool,
-        ):
-            endpoint = build_endpoint(facts, samples, options, placement)
-            metrics = MetricsSource(options.metrics_url or default_metrics_url(options))
-            points = _levels(
-                options,
-                lambda level: measure_level(pool, level, endpoint, options, (target, metrics), progress),
-                progress,
-            )
+    points: list[LoadPoint] = []
+    is_interrupted = False
+    try:
+        for point in _measured(options, (target, facts), notes, progress):
+            points.append(point)
+    except _LevelInterrupted as exc:
+        is_interrupted = True
+        points.append(exc.point)
+        notes.append("The load test was interrupted: the last row is of the time until then, and levels are missing.")
     knee, rule = find_knee(points)
-    return LoadTestReport(
+    report = LoadTestReport(
         target=facts,
         options=as_json(options),
         points=tuple(points),
@@ -86,15 +102,60 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
         knee_rule=rule,
         notes=tuple(notes),
     )
+    if is_interrupted:
+        raise LoadTestInterrupted(report)
+    return report
 
 
-def _levels(options: LoadTestOptions, measure: Measure, progress: Report | None) -> list[LoadPoint]:
+def _measured(
+    options: LoadTestOptions, server: tuple[Target, TargetFacts], notes: list[str], progress: Report | None
+) -> Iterator[LoadPoint]:
+    """Yield the rows as they are measured, and add to the notes."""
+    target, facts = server
+    if options.client == "perf_analyzer":
+        binary = find_perf_analyzer()
+        yield from _levels(options, lambda level: run_perf_analyzer(binary, level, facts, options), progress)
+        return
+    samples = make_samples(facts, options)
+    notes += _notes(facts, len(samples), options)
+    with (
+        shared_samples(target, facts, samples, options) as placement,
+        WorkerPool(options.workers or default_workers()) as pool,
+    ):
+        endpoint = build_endpoint(facts, samples, options, placement)
+        metrics = MetricsSource(options.metrics_url or default_metrics_url(options))
+        _wait_until(options.start_at)
+        yield from _levels(
+            options,
+            lambda level: measure_level(pool, level, endpoint, options, (target, metrics), progress),
+            progress,
+        )
+
+
+def _wait_until(moment: float | None) -> None:
+    """Sleep until a moment of the Unix clock.
+
+    Raises:
+        UsageError: it has passed, or is more than an hour away.
+    """
+    if moment is None:
+        return
+    left = moment - time.time()
+    if not 0 <= left <= _MAX_WAIT_S:
+        raise UsageError(
+            f"the load is to begin in {left:.1f} s, expected 0 to {_MAX_WAIT_S:.0f} s from now",
+            hint="Give --start-at a moment that every generator reaches in time, and synchronise the clocks.",
+        )
+    time.sleep(left)
+
+
+def _levels(options: LoadTestOptions, measure: Measure, progress: Report | None) -> Iterator[LoadPoint]:
     points: list[LoadPoint] = []
     for level in _planned(options, points):
         points.append(measure(level))
         if progress is not None:
             progress(Progress(level.label, "done", points[-1].duration_s, point=points[-1]))
-    return points
+        yield points[-1]
 
 
 def _planned(options: LoadTestOptions, points: list[LoadPoint]) -> Iterator[Level]:
@@ -128,9 +189,11 @@ def measure_level(
 
     A server that goes away in the middle gives a row with the outcome `failed`.
     """
+    measurement: Measurement | None = None
     try:
         measurement = Measurement(level, options, *sources, progress)
-        pool.begin(jobs_of(level, endpoint, options, pool.size))
+        start_ns = pool.begin(jobs_of(level, endpoint, options, pool.size))
+        measurement.start_unix_s = time.time() + (start_ns - time.monotonic_ns()) / 1e9
         for piece in pool.slices():
             measurement.take(piece, pool.size)
             if measurement.finished:
@@ -147,6 +210,12 @@ def measure_level(
             ClientUse("native", pool.size),
             level.arrival,
         )
+    except KeyboardInterrupt as exc:
+        pool.close()
+        if measurement is None:
+            raise
+        point = measurement.point()
+        raise _LevelInterrupted(dataclasses.replace(point, reason=f"interrupted; {point.reason}")) from exc
     except BaseException:
         pool.close()
         raise

@@ -87,27 +87,10 @@ class Terminal:
             sys.stdout.write(json.dumps(document, indent=2) + "\n")
             sys.stdout.flush()
 
-    def load_progress(self) -> Callable[[Any], None]:
-        """Return a function that shows a load test's progress: live on a terminal, else one line a level."""
-        live = not self.quiet and self._err.is_terminal
-
-        def show(progress: Any) -> None:
-            if self.quiet:
-                return
-            point = progress.point
-            if point is not None:
-                p99 = "-" if point.latency.p99_ns is None else f"{point.latency.p99_ns / 1e6:.3g} ms"
-                line = f"{point.label}: {point.outcome}, {point.throughput_per_s:,.1f} inf/s, p99 {p99}"
-                self._err.print(("\r\x1b[K" if live else "") + _escape(line), highlight=False)
-            elif live:
-                p99 = "-" if progress.p99_ns is None else f"{progress.p99_ns / 1e6:.3g} ms"
-                left = "" if progress.remaining_s is None else f", {progress.remaining_s:.0f} s left"
-                text = f"{progress.label} {progress.phase} {progress.elapsed_s:.1f} s: "
-                text += f"{progress.throughput_per_s:,.0f} inf/s, p99 {p99}, {progress.errors} errors{left}"
-                sys.stderr.write(f"\r\x1b[K{text[: self._err.width - 1]}")
-                sys.stderr.flush()
-
-        return show
+    @property
+    def progress_console(self) -> Console:
+        """The console of stderr, for live views."""
+        return self._err
 
     def reporter(self) -> Callable[[str], None]:
         """Return `progress` as a plain function, for the stages."""

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest import Histogram, LoadTestReport, merge_reports, read_report, report_from_json
+from repo_manager.loadtest import Histogram, LoadTestReport, read_report, report_from_json
 from repo_manager.loadtest.result import ClientUse, ErrorCount, Latency, LoadPoint, SeriesPoint, ServerTimes, Window
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.types import as_json
@@ -39,34 +37,9 @@ def test_a_report_survives_json(tmp_path):
     assert restored.target.inputs[0].shape == (-1, 4)
 
 
-def test_merged_percentiles_come_from_the_merged_histogram():
-    rng = np.random.default_rng(0)
-    fast, slow = rng.integers(1_000_000, 2_000_000, 9000), rng.integers(50_000_000, 60_000_000, 1000)
-    (point,) = merge_reports([report(fast), report(slow, outcome="unstable", errors=3)]).points
-    both = np.concatenate([fast, slow])
-    assert point.requests == 10_000
-    assert point.latency.p50_ns == pytest.approx(np.quantile(both, 0.5), rel=0.01)
-    assert point.latency.p99_ns == pytest.approx(np.quantile(both, 0.99), rel=0.01)
-    assert point.latency.mean_ns == pytest.approx(both.mean())
-    assert point.throughput_per_s == 5000
-    assert (point.level, point.outcome, point.errors) == (8, "unstable", 3)
-    assert {e.message: e.count for e in point.error_messages}["no"] == 3
-
-
 @pytest.mark.parametrize(
     "document", [None, [], {"points": []}, {"schema_version": 2, "points": []}, {"schema_version": 1, "points": [{}]}]
 )
 def test_what_is_no_report_is_refused(document):
     with pytest.raises(InputError):
         report_from_json(document)
-
-
-def test_reports_that_do_not_belong_together_are_refused():
-    one = report([1])
-    with pytest.raises(InputError):
-        merge_reports([])
-    with pytest.raises(InputError, match="different numbers"):
-        merge_reports([one, dataclasses.replace(one, points=())])
-    bare = dataclasses.replace(one, points=(dataclasses.replace(one.points[0], histogram=None),))
-    with pytest.raises(InputError, match="without a histogram"):
-        merge_reports([one, bare])

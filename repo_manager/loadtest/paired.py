@@ -1,0 +1,67 @@
+"""What pairs of blocks say: each number's ratio B/A with its interval, and the verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from repo_manager.loadtest.comparison import ComparedNumber
+from repo_manager.loadtest.ratio import ratio_interval
+
+__all__ = ["compared_numbers", "verdict_of"]
+
+_ALPHA = 0.02
+_LARGER_IS_BETTER = {
+    "throughput": True,
+    "inferences per joule": True,
+    "mean latency": False,
+    "p50 latency": False,
+    "p99 latency": False,
+}
+Numbers = Mapping[str, float]
+
+
+def compared_numbers(
+    of_a: Sequence[Numbers], of_b: Sequence[Numbers], wholes: tuple[Numbers, Numbers], *, seed: int = 0
+) -> tuple[tuple[ComparedNumber, ...], dict[str, tuple[float, ...]]]:
+    """Compare what was measured in pairs.
+
+    The intervals are simultaneous over the numbers compared: with no difference, at most 2 % of all comparisons show
+    any (Bonferroni). The pairs' ratios may be treated as independent, because the order within each pair was drawn:
+    with no difference that makes the sign of each log ratio a coin's, whatever the noise remembers from pair to pair.
+
+    Args:
+        of_a: for each pair, name -> A's number; above 0.
+        of_b: the same of B.
+        wholes: the numbers of A and of B over all pairs, for display.
+        seed: of the resampling.
+
+    Returns:
+        The compared numbers, and each one's ratios B/A in order of time.
+    """
+    names = [name for name in _LARGER_IS_BETTER if all(name in numbers for numbers in (*of_a, *of_b))]
+    compared, ratios = [], {}
+    for name in names:
+        logs = np.log([numbers[name] for numbers in of_b]) - np.log([numbers[name] for numbers in of_a])
+        ratios[name] = tuple(np.exp(logs).tolist())
+        interval = ratio_interval(logs, alpha=_ALPHA / len(names), seed=seed)
+        shown = interval.low > 1 or interval.high < 1
+        larger = float(np.mean(logs)) > 0
+        better = ("B" if larger == _LARGER_IS_BETTER[name] else "A") if shown else None
+        ratio = float(np.exp(np.mean(logs)))
+        compared.append(ComparedNumber(name, wholes[0][name], wholes[1][name], ratio, interval, shown, better))
+    return tuple(compared), ratios
+
+
+def verdict_of(numbers: Sequence[ComparedNumber]) -> str:
+    """Return one sentence: what differs and by how much, or that no difference is shown."""
+    shown = [number for number in numbers if number.shown]
+    if not shown:
+        reach = max(max(number.interval.high, 1 / number.interval.low) - 1 for number in numbers[:1])
+        return f"no difference shown (one of about {reach:.1%} in {numbers[0].name} would have been)"
+    parts = [
+        f"{number.name} of B is {number.ratio:.3f} of A's [{number.interval.low:.3f}, {number.interval.high:.3f}]"
+        for number in shown
+    ]
+    return "; ".join(parts)

@@ -1,0 +1,170 @@
+"""A load test while it runs: a live view on a terminal, plain lines elsewhere; both on stderr."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from repo_manager.report.load_tables import format_ms
+
+if TYPE_CHECKING:
+    from repo_manager.loadtest import CompareProgress, LoadPoint, Progress
+
+__all__ = ["compare_progress", "load_progress"]
+
+_BARS = "▁▂▃▄▅▆▇█"
+_KEPT = 60
+_OUTCOME_STYLES = {"stable": "green", "failed": "red"}
+
+
+@contextlib.contextmanager
+def load_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows a load test's progress, as long as the context lasts.
+
+    Args:
+        console: of stderr.
+        quiet: show nothing.
+    """
+    if quiet:
+        yield lambda _progress: None
+        return
+    if not console.is_terminal:
+        yield lambda progress: _line(console, progress)
+        return
+    view = _LoadView()
+    with Live(view, console=console, refresh_per_second=8, transient=True):
+        yield view.update
+
+
+def _line(console: Console, progress: Progress) -> None:
+    """Print a line for each finished level."""
+    if progress.point is not None:
+        console.print(_finished(progress.point), highlight=False)
+
+
+def _finished(point: LoadPoint) -> Text:
+    style = _OUTCOME_STYLES.get(point.outcome, "yellow")
+    rest = f", {point.throughput_per_s:,.1f} inf/s, p99 {_ms(point.latency.p99_ns)}"
+    return Text.assemble(f"{point.label}: ", (point.outcome, style), rest)
+
+
+class _LoadView:
+    """What the live view shows: finished levels, and the one that runs."""
+
+    def __init__(self) -> None:
+        self._done: list[LoadPoint] = []
+        self._now: Progress | None = None
+        self._p99: collections.deque[int] = collections.deque(maxlen=_KEPT)
+
+    def update(self, progress: Progress) -> None:
+        """Take what is told; the view redraws itself."""
+        if progress.point is not None:
+            self._done.append(progress.point)
+            self._now = None
+            self._p99.clear()
+            return
+        self._now = progress
+        if progress.p99_ns is not None:
+            self._p99.append(progress.p99_ns)
+
+    def __rich__(self) -> RenderableType:
+        lines: list[RenderableType] = [_finished(point) for point in self._done]
+        if self._now is not None:
+            lines.append(_running(self._now, self._p99))
+        return Group(*lines)
+
+
+def _running(now: Progress, p99: collections.deque[int]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    errors = Text(f"{now.errors} errors", style="red" if now.errors else "")
+    table.add_row(
+        Text(f"{now.label}: {now.phase}", style="bold"),
+        f"{now.throughput_per_s:,.0f} inf/s",
+        f"p50 {_ms(now.p50_ns)}",
+        f"p99 {_ms(now.p99_ns)}",
+        errors,
+    )
+    more = Table.grid(padding=(0, 2))
+    share = None if now.remaining_s is None else now.elapsed_s / max(now.elapsed_s + now.remaining_s, 1e-9)
+    bar = ProgressBar(total=1.0, completed=share or 0.0, width=24, pulse=share is None)
+    left = f"{now.elapsed_s:.0f} s" if now.remaining_s is None else f"at most {now.remaining_s:.0f} s left"
+    more.add_row(bar, left, _stability(now), Text(f"p99 {_spark(p99)}", style="dim"))
+    return Group(table, more)
+
+
+def _stability(now: Progress) -> Text:
+    """Say how far the windows are from agreeing."""
+    if now.spread is None or now.allowed is None:
+        return Text(f"{now.windows} windows", style="dim")
+    style = "green" if now.spread <= now.allowed else "yellow"
+    return Text(f"last windows ±{now.spread:.1%} of ±{now.allowed:.0%}", style=style)
+
+
+def _spark(values: collections.deque[int]) -> str:
+    """Return a line of bars from 0 to the largest value."""
+    largest = max(values, default=0)
+    return "".join(_BARS[min(int(value / largest * len(_BARS)), len(_BARS) - 1)] for value in values if largest)
+
+
+def _ms(nanoseconds: float | None) -> str:
+    return "-" if nanoseconds is None else f"{format_ms(nanoseconds)} ms"
+
+
+@contextlib.contextmanager
+def compare_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[CompareProgress], None]]:
+    """Give a function that shows a comparison's progress: a live bar, or a line for each batch size.
+
+    Args:
+        console: of stderr.
+        quiet: show nothing.
+    """
+    if quiet:
+        yield lambda _progress: None
+        return
+    if not console.is_terminal:
+        yield lambda progress: _compare_line(console, progress)
+        return
+    view = _CompareView()
+    with Live(view, console=console, refresh_per_second=4, transient=True):
+        yield view.update
+
+
+def _compare_line(console: Console, progress: CompareProgress) -> None:
+    if progress.pairs_done == progress.pairs:
+        console.print(
+            Text(f"{progress.label}: {progress.pairs} pairs, {progress.remaining_s:.0f} s left for the others"),
+            highlight=False,
+        )
+
+
+class _CompareView:
+    """The live view of a comparison."""
+
+    def __init__(self) -> None:
+        self._now: CompareProgress | None = None
+
+    def update(self, progress: CompareProgress) -> None:
+        """Take what is told; the view redraws itself."""
+        self._now = progress
+
+    def __rich__(self) -> RenderableType:
+        now = self._now
+        if now is None:
+            return Text("the first pair of blocks runs", style="dim")
+        table = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=now.pairs, completed=now.pairs_done, width=24)
+        table.add_row(
+            Text(now.label, style="bold"),
+            bar,
+            f"{now.pairs_done} of {now.pairs} pairs",
+            f"about {now.remaining_s:.0f} s left",
+        )
+        return table
