@@ -124,11 +124,21 @@ def test_the_table_is_monthly_unique_and_says_what_is_verified() -> None:
     rows = releases()
     names = [row.release for row in rows]
     assert names == sorted(set(names))
-    assert (names[0], names[-1]) == ("22.12", "26.08")
+    assert (names[0], names[-1]) == ("22.12", "26.09")
     assert {column for row in rows for column in row.verified} <= ALL
     for row in rows:
         assert all(getattr(row, column) for column in row.verified), row.release
         assert bool(row.verified) is bool(row.sources), row.release
+
+
+def test_every_source_is_described() -> None:
+    text = Path(__file__).parents[3].joinpath("docs/tensorrt-versions.md").read_text(encoding="utf-8")
+    assert {source for row in releases() for source in row.sources if f"| `{source}` |" not in text} == set()
+
+
+def test_triton_versions_rise_by_one_a_release() -> None:
+    minors = [int(row.triton.split(".")[1]) for row in releases() if row.triton]
+    assert minors == list(range(minors[0], minors[0] + len(minors)))
 
 
 def test_a_release_is_found_by_server_version_and_by_image_tag() -> None:

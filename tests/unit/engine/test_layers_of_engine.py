@@ -118,6 +118,26 @@ def test_other_answers_of_the_inspector_are_errors(text: str, match: str) -> Non
         layers_from_inspector(text)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in LOGS.glob("*.log")))
+@pytest.mark.parametrize("name", sorted(path.name for path in LOGS.glob("tensorrt_rtx-*.log")))
 def test_no_recorded_builder_without_a_gpu_speaks_of_sparse_kernels(name: str) -> None:
     assert not read_evidence(recorded(name)).reported
+
+
+@pytest.mark.parametrize(
+    ("name", "eligible", "first", "last", "chosen"),
+    [
+        ("tensorrt-8-issue-1403.log", 1, "Conv_0", "Conv_0", ()),
+        ("tensorrt-8.4.2.4-pytorch-issue-1340.log", 0, None, None, ()),
+        ("tensorrt-8-issue-2169.log", 50, "Conv_22", "Gemm_725", ()),
+        ("tensorrt-8-issue-4054-beginning.log", 14, "MatMul_401", "Conv_629 + Add_635 + Relu_636", None),
+    ],
+)
+def test_published_logs_of_tensorrt_8_are_read(
+    name: str, eligible: int, first: str | None, last: str | None, chosen: tuple[str, ...] | None
+) -> None:
+    evidence = read_evidence((LOGS / name).read_text(encoding="utf-8").splitlines())
+    assert evidence.reported
+    assert evidence.eligible is not None
+    assert (evidence.eligible_count, len(evidence.eligible)) == (eligible, eligible)
+    assert (evidence.eligible[0], evidence.eligible[-1]) == (first, last) if first else not evidence.eligible
+    assert evidence.chosen == chosen
