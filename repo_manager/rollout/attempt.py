@@ -28,7 +28,6 @@ __all__ = ["Attempt", "Report", "reason_of"]
 
 Report = Callable[[str], None]
 Result = TypeVar("Result")
-_RECONNECT_S = 10.0
 _UNLOAD_S = 3.0
 
 
@@ -257,15 +256,16 @@ class Attempt:
         """Put things back as they were; return what to tell the user."""
         what = f"{self.name}:{self.version} was not deployed"
         failure = reason_of(cause)
-        self.note(f"failed: {failure.splitlines()[0]}; putting things back")
         try:
-            write_back(self.repository, self.name, original)
+            write_back(self.repository, self.name, original)  # first: a server that starts now starts right
+            self.note(f"failed: {failure.splitlines()[0]}; putting things back")
             state = self.restore_server()
         except ServerUnreachableError as exc:
             return ServerUnreachableError(
                 f"{what}: {failure}\nconfig.pbtxt is as it was before, but the "
                 f"server does not answer any more: {exc.message}",
-                hint="Start it again: it will serve what it served before.",
+                hint="A server that is started again serves what it served before. One that runs on may serve both: "
+                "run the same command again once it answers.",
             )
         except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
             reason = "interrupted again" if isinstance(exc, KeyboardInterrupt) else str(exc)
@@ -281,7 +281,7 @@ class Attempt:
         Raises:
             RepoManagerError: it does not.
         """
-        self.client.wait_live(_RECONNECT_S)
+        self.client.wait_live(self.options.reconnect_timeout_s)
         if not self.before.ready or changes_are_unseen(self.repository):
             self._unload()
         if self.before.ready:

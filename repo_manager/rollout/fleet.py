@@ -301,7 +301,6 @@ class _Fleet:
             attempt.halted.set()  # what runs in other threads goes no further
         failure = reason_of(cause)
         what = f"{self.name}:{self.version} was not deployed"
-        self.report(f"failed: {failure.splitlines()[0]}; putting {len(begun)} servers back")
         states: list[str] = []
         failed: list[str] = []
 
@@ -316,6 +315,7 @@ class _Fleet:
 
         try:
             write_back(self.repository, self.name, original)
+            self.report(f"failed: {failure.splitlines()[0]}; putting {len(begun)} servers back")
             in_waves(begun, min(_WIDE, max(1, len(begun))), restore)
         except (RepoManagerError, OSError) as exc:
             failed.append(str(exc))

@@ -27,6 +27,7 @@ class RolloutOptions:
         load_timeout_s: deadline of one load on the server.
         settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
         smoke_timeout_s: deadline of the smoke inference.
+        reconnect_timeout_s: how long to wait, when things are put back, for a server that has stopped answering.
         lease_timeout_s: how long to wait for another roll-out of the same model.
         retries: how often a call is made again when the server was out of reach, or busy, for a moment.
         signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
@@ -41,6 +42,7 @@ class RolloutOptions:
     load_timeout_s: float = 600.0
     settle_timeout_s: float = 60.0
     smoke_timeout_s: float = 60.0
+    reconnect_timeout_s: float = 10.0
     lease_timeout_s: float = 0.0
     retries: int = 2
     signed_by: tuple[Path, ...] = ()

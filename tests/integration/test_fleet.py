@@ -92,7 +92,9 @@ def answers(clients: list[TritonClient]) -> list[float]:
 
 
 def in_batches(batch: str, missing: str = "0") -> RolloutOptions:
-    return RolloutOptions(batch=Amount.parse(batch, "batch"), max_unavailable=Amount.parse(missing, "missing"))
+    return RolloutOptions(
+        batch=Amount.parse(batch, "batch"), max_unavailable=Amount.parse(missing, "missing"), reconnect_timeout_s=1.0
+    )
 
 
 def kill(server: EmbeddedServer) -> None:
