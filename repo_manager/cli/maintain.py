@@ -138,7 +138,7 @@ def tag_command(
 
 def copy_command(
     target: Target,
-    destination: Annotated[Path, typer.Option("--into", metavar="DIR", help="The repository to copy to.")],
+    destination: Annotated[str, typer.Option("--into", metavar="DIR|URL", help="The repository to copy to.")],
     as_name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Another name there.")] = None,
     repository: Repository = None,
     dry_run: DryRun = False,
@@ -146,13 +146,16 @@ def copy_command(
     quiet: Quiet = False,
 ) -> None:
     """Copy a version to another repository (staging to production), every byte checked on the way."""
-    from repo_manager.repository import copy_version, resolve_version
+    from repo_manager.report.transfer_progress import transfer_progress
+    from repo_manager.repository import copy_version, parse_location, resolve_version
 
-    root = resolve_repository(repository)
+    root, into = resolve_repository(repository), parse_location(destination)
     name, version = resolve_version(root, target)
-    result = copy_version(root, name, version, destination, target_name=as_name, dry_run=dry_run)
+    terminal = _terminal(json, quiet)
+    progress = transfer_progress(terminal.progress, 0)
+    result = copy_version(root, name, version, into, target_name=as_name, dry_run=dry_run, progress=progress)
     done = "is there already as" if result.identical else "would become" if dry_run else "copied to"
-    _terminal(json, quiet).result(result, f"{result.source} {done} {result.name}:{result.version} in {destination}")
+    terminal.result(result, f"{result.source} {done} {result.name}:{result.version} in {into}")
 
 
 def remove_command(

@@ -48,7 +48,7 @@ def verify_command(
     digests: Annotated[bool, typer.Option(help="Read every file to compare its digest.")] = True,
     repair: Annotated[bool, typer.Option("--repair", help="First put right what can be put right.")] = False,
     copies: Annotated[
-        list[Path] | None, typer.Option("--copy", metavar="DIR", help="Repositories to take damaged files from.")
+        list[str] | None, typer.Option("--copy", metavar="DIR|URL", help="Repositories to take damaged files from.")
     ] = None,
     signed_by: Annotated[
         list[Path] | None,
@@ -68,11 +68,15 @@ def verify_command(
     from repo_manager.report.repository_tables import problems_view, repairs_view
     from repo_manager.report.signing_tables import checks_view
     from repo_manager.report.terminal import Terminal
-    from repo_manager.repository import Severity, verify
+    from repo_manager.repository import Severity, parse_location, verify
     from repo_manager.repository import repair as repair_repository
 
     root = resolve_repository(repository)
-    repairs = repair_repository(root, name, copies=tuple(copies or ()), dry_run=dry_run) if repair else ()
+    repairs = (
+        repair_repository(root, name, copies=tuple(map(parse_location, copies or ())), dry_run=dry_run)
+        if repair
+        else ()
+    )
     checks, unsigned = check_signatures(root, name, signed_by)
     problems = (*verify(root, name, digests=digests), *unsigned)
     views = [*repairs_view(repairs, dry_run=dry_run), *checks_view(checks), *problems_view(root, problems)]

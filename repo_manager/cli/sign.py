@@ -12,7 +12,7 @@ from repo_manager.cli.options import DryRun, JsonOutput, Quiet, Repository, reso
 from repo_manager.errors import UsageError
 
 if TYPE_CHECKING:
-    from repo_manager.repository import Problem, SignatureCheck
+    from repo_manager.repository import Location, Problem, SignatureCheck
 
 __all__ = ["check_signatures", "read_password", "register"]
 
@@ -80,7 +80,7 @@ def read_password(file: Path | None) -> str | None:
 
 
 def check_signatures(
-    root: Path, name: str | None, keys: list[Path] | None
+    root: Location, name: str | None, keys: list[Path] | None
 ) -> tuple[list[SignatureCheck], list[Problem]]:
     """Check every version's signature, of one model or of all.
 

@@ -22,6 +22,7 @@ from repo_manager.pipeline.add_types import Added, AddOptions, Control, Sparsity
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
 from repo_manager.pipeline.prepare import Prepared, Watch, build_version, convert_model
 from repo_manager.pipeline.serving_config import check_backend_options
+from repo_manager.report.transfer_progress import transfer_progress
 from repo_manager.repository import Location, plan_publish, publish, validate_model_name
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
 from repo_manager.triton_config import format_config
@@ -187,7 +188,8 @@ def _publish_one(version: Prepared, details: Mapping[str, Any], options: AddOpti
     if options.dry_run:
         return plan_publish(target.repository, target.name, version.files, version.config).version
     report(f"Publishing {target.name}")
-    return publish(target.repository, target.name, version.files, version.config, details).version
+    progress = transfer_progress(report, sum(path.stat().st_size for path in version.files.values()))
+    return publish(target.repository, target.name, version.files, version.config, details, progress=progress).version
 
 
 def _details(source: Model, version: Prepared, pruned: PruneReport | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import re
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
+from repo_manager.files import fsync_directory
 
 __all__ = [
     "LOCK_FILENAME",
@@ -99,8 +100,16 @@ def open_repository(repository: Path, *, create: bool = False) -> Path:
         raise RepositoryError(f"{repository} is not a folder", hint="Give the folder that holds the models.")
     if not create:
         raise RepositoryError(f"{repository} does not exist", hint="Give the folder that holds the models.")
-    root.mkdir(parents=True, exist_ok=True)
+    _make_durably(root)
     return root
+
+
+def _make_durably(folder: Path) -> None:
+    """Make a folder and those above it that are missing: a power cut must not take a whole new repository along."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync_directory(path.parent)
 
 
 def model_path(root: Path, name: str) -> Path:

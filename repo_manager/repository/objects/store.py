@@ -281,19 +281,24 @@ class ObjectStore:
                 hint="Check the credentials in the environment (docs/object-storage.md) and what they allow.",
             ) from exc
         except self._missing as exc:
-            raise RepositoryError(
-                f"{self.location}: cannot {what}: {readable(str(exc))}",
-                hint=f"Does the bucket {self.location.bucket!r} exist? repo-manager does not make it.",
-            ) from exc
+            raise self._no_bucket(what, str(exc)) from exc
         except self._errors.BaseError as exc:
             text = str(exc)
             status = _STATUS.search(text)
             code = "" if status is None else status[1]
+            if code == "404":
+                raise self._no_bucket(what, text) from exc
             if code.startswith("4") and code not in ("408", "409", "429"):
                 raise RepositoryError(f"{self.location}: the store refuses to {what}: {readable(text)}") from exc
             raise TransientError(readable(text), slow_down=code in _SLOW) from exc
         except OSError as exc:
             raise TransientError(readable(str(exc))) from exc
+
+    def _no_bucket(self, what: str, text: str) -> RepositoryError:
+        return RepositoryError(
+            f"{self.location}: cannot {what}: the store says 404, not found ({readable(text)})",
+            hint=f"Does the bucket {self.location.bucket!r} exist? repo-manager does not make it.",
+        )
 
     def _fact(self, meta: Any, key: str) -> ObjectFact:
         return ObjectFact(key, int(meta["size"]), meta["last_modified"], self._mark(meta))
