@@ -18,6 +18,7 @@ import numpy as np
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, CompareProgress, Comparison
+from repo_manager.loadtest.environment import environment
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.inputs import make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
@@ -27,7 +28,7 @@ from repo_manager.loadtest.paired import compared_numbers, verdict_of
 from repo_manager.loadtest.payload import build_endpoint
 from repo_manager.loadtest.pool import WorkerPool, default_workers
 from repo_manager.loadtest.recorder import Slice
-from repo_manager.loadtest.run import default_metrics_url, environment, jobs_of
+from repo_manager.loadtest.run import jobs_of, metrics_source
 from repo_manager.loadtest.shared_memory import shared_samples
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire import Endpoint
@@ -170,7 +171,7 @@ def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
     samples = make_samples(facts, options)
     placement = stack.enter_context(shared_samples(target, facts, samples, options))
     endpoint = build_endpoint(facts, samples, options, placement)
-    return _Side(options, target, facts, endpoint, MetricsSource(options.metrics_url or default_metrics_url(options)))
+    return _Side(options, target, facts, endpoint, metrics_source(options))
 
 
 def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -> _Block:

@@ -1,21 +1,29 @@
-"""Triton's Prometheus metrics: GPU utilisation, memory, power and energy over the measured time."""
+"""GPU utilisation, memory, power and energy over the measured time: Triton's metrics, else NVML."""
 
 from __future__ import annotations
 
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 
+from repo_manager.loadtest.nvml import GpuReading, Nvml
 from repo_manager.loadtest.result import GpuUse
 
 __all__ = ["MetricsSource", "parse_metrics"]
 
 _LINE = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*)(\{.*\})?\s+(\S+)")
 _WANTED = {
-    "nv_gpu_utilization": "GPU utilisation",
-    "nv_gpu_memory_used_bytes": "GPU memory",
-    "nv_gpu_power_usage": "GPU power",
-    "nv_energy_consumption": "energy",
+    "utilization": "nv_gpu_utilization",
+    "memory_used_bytes": "nv_gpu_memory_used_bytes",
+    "power_w": "nv_gpu_power_usage",
+    "energy_j": "nv_energy_consumption",
+}
+_TITLES = {
+    "utilization": "GPU utilisation",
+    "memory_used_bytes": "GPU memory",
+    "power_w": "GPU power",
+    "energy_j": "energy",
 }
 _TIMEOUT_S = 2.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as the load itself goes
@@ -26,7 +34,7 @@ def parse_metrics(text: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for line in text.splitlines():
         match = _LINE.match(line)
-        if match and match.group(1) in _WANTED:
+        if match and match.group(1) in _WANTED.values():
             try:
                 found.setdefault(match.group(1), []).append(float(match.group(3)))
             except ValueError:
@@ -35,54 +43,102 @@ def parse_metrics(text: str) -> dict[str, list[float]]:
 
 
 class MetricsSource:
-    """Samples one server's metrics. Absence is no error: it is reported as missing."""
+    """Samples one server's metrics, and NVML for what they lack. Absence is no error: it is reported as missing.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: Triton's metrics.
+        nvml: the GPUs of this machine, or in words why they cannot be asked.
+    """
+
+    def __init__(self, url: str, nvml: Nvml | str = "the server is not known to be on this machine") -> None:
         self._url = url
+        self._nvml = nvml
         self._samples: list[dict[str, list[float]]] = []
+        self._readings: list[GpuReading] = []
         self._inferences: list[int] = []
         self._problem: str | None = None
 
     def sample(self, inferences: int) -> None:
         """Take one sample; `inferences` is the server's count at the same moment."""
-        if self._problem is not None:
-            return
+        self._inferences.append(inferences)
+        self._samples.append({} if self._problem is not None else self._scraped())
+        if isinstance(self._nvml, Nvml):
+            self._readings.append(self._nvml.read())
+
+    def _scraped(self) -> dict[str, list[float]]:
         try:
             with _DIRECT.open(self._url, timeout=_TIMEOUT_S) as answer:  # an address that the user gave
-                self._samples.append(parse_metrics(answer.read().decode("utf-8", "replace")))
-                self._inferences.append(inferences)
+                return parse_metrics(answer.read().decode("utf-8", "replace"))
         except (OSError, ValueError) as exc:
             self._problem = f"no metrics at {self._url}: {exc}"
+            return {}
 
     def reset(self) -> None:
         """Forget the samples: a new level begins."""
-        self._samples, self._inferences = [], []
+        self._samples, self._inferences, self._readings = [], [], []
 
     def use(self, first: int = 0) -> GpuUse:
         """Summarise the samples from number `first` on."""
-        samples = self._samples[first:]
-        if self._problem is not None or not samples:
-            return GpuUse(missing=(self._problem or "no metrics were sampled",))
-        missing = tuple(
-            f"{title}: {name} is not reported (no GPU, a MIG slice, or a server without DCGM)"
-            for name, title in _WANTED.items()
-            if not any(name in sample for sample in samples)
-        )
-        energy_j: float | None = None
-        if all("nv_energy_consumption" in sample for sample in (samples[0], samples[-1])) and len(samples) > 1:
-            energy_j = sum(samples[-1]["nv_energy_consumption"]) - sum(samples[0]["nv_energy_consumption"])
+        samples, readings = self._samples[first:], self._readings[first:]
+        if not samples:
+            return GpuUse(missing=("no metrics were sampled",))
+        found = _of_metrics(samples)
+        lacking = [name for name, value in found.items() if value is None]
+        taken = {name: value for name, value in _of_readings(readings).items() if name in lacking and value is not None}
+        found.update(taken)
+        missing = [] if self._problem is None else [self._problem]
+        missing += [
+            f"{_TITLES[name]}: {_WANTED[name]} is not reported (no GPU, a MIG slice, or a server without DCGM), "
+            f"and {self._nvml if isinstance(self._nvml, str) else 'NVML does not tell it for every GPU'}"
+            for name in lacking
+            if name not in taken
+        ]
         inferences = self._inferences[-1] - self._inferences[first]
+        energy_j = found["energy_j"]
         return GpuUse(
-            utilization=_mean([value for sample in samples for value in sample.get("nv_gpu_utilization", [])]),
-            memory_used_bytes=max(
-                (sum(sample["nv_gpu_memory_used_bytes"]) for sample in samples if "nv_gpu_memory_used_bytes" in sample),
-                default=None,
-            ),
-            power_w=_mean([sum(sample["nv_gpu_power_usage"]) for sample in samples if "nv_gpu_power_usage" in sample]),
-            energy_j=energy_j,
+            **found,
             energy_per_inference_j=energy_j / inferences if energy_j is not None and inferences > 0 else None,
-            missing=missing,
+            missing=tuple(missing),
+            source=self._source(taken),
         )
+
+    def _source(self, taken: Mapping[str, float]) -> str:
+        """Say which numbers are NVML's, and whose they are."""
+        if not taken or not isinstance(self._nvml, Nvml):
+            return ""
+        titles = ", ".join(_TITLES[name] for name in taken)
+        return (
+            f"{titles}: from NVML, over all {self._nvml.gpus} GPUs of this machine, whatever else runs on them included"
+        )
+
+
+def _of_metrics(samples: list[dict[str, list[float]]]) -> dict[str, float | None]:
+    """Return each number as Triton's metrics give it; `None` where they do not."""
+    energy_j: float | None = None
+    name = _WANTED["energy_j"]
+    if len(samples) > 1 and name in samples[0] and name in samples[-1]:
+        energy_j = sum(samples[-1][name]) - sum(samples[0][name])
+    memory, power = _WANTED["memory_used_bytes"], _WANTED["power_w"]
+    return {
+        "utilization": _mean([value for sample in samples for value in sample.get(_WANTED["utilization"], [])]),
+        "memory_used_bytes": max((sum(sample[memory]) for sample in samples if memory in sample), default=None),
+        "power_w": _mean([sum(sample[power]) for sample in samples if power in sample]),
+        "energy_j": energy_j,
+    }
+
+
+def _of_readings(readings: list[GpuReading]) -> dict[str, float | None]:
+    """Return each number as NVML gives it; `None` where it does not."""
+    if not readings:
+        return {}
+    first, last = readings[0].energy_j, readings[-1].energy_j
+    memory = [reading.memory_used_bytes for reading in readings if reading.memory_used_bytes is not None]
+    return {
+        "utilization": _mean([reading.utilization for reading in readings if reading.utilization is not None]),
+        "memory_used_bytes": max(memory, default=None),
+        "power_w": _mean([reading.power_w for reading in readings if reading.power_w is not None]),
+        "energy_j": None if first is None or last is None or len(readings) < 2 else last - first,
+    }
 
 
 def _mean(values: list[float]) -> float | None:

@@ -118,7 +118,7 @@ class ServerTimes:
 
 @dataclasses.dataclass(frozen=True)
 class GpuUse:
-    """What the server's metrics say of its GPUs over the measured windows; `None` and named in `missing` if absent.
+    """What the server's metrics, or NVML, say of GPUs in the measured windows; `None` and in `missing` if absent.
 
     Attributes:
         utilization: mean share of time, 0 to 1, over GPUs and samples.
@@ -126,7 +126,8 @@ class GpuUse:
         power_w: mean of the sum over the GPUs.
         energy_j: joules used between the first and the last sample, summed over the GPUs.
         energy_per_inference_j: `energy_j` by inferences in the same time.
-        missing: what the server does not report, and why that may be.
+        missing: what neither the server nor NVML reports, and why that may be.
+        source: which of the numbers are NVML's; empty when all are the server's.
     """
 
     utilization: float | None = None
@@ -135,6 +136,7 @@ class GpuUse:
     energy_j: float | None = None
     energy_per_inference_j: float | None = None
     missing: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
-import repo_manager
 from repo_manager.errors import ServerError, UsageError
+from repo_manager.loadtest.environment import environment
 from repo_manager.loadtest.generator import Job
 from repo_manager.loadtest.inputs import make_samples
 from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
 from repo_manager.loadtest.metrics import MetricsSource
+from repo_manager.loadtest.nvml import is_local, open_nvml
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.payload import build_endpoint
 from repo_manager.loadtest.perf_analyzer import find_perf_analyzer, run_perf_analyzer
@@ -29,7 +26,7 @@ from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire import Endpoint
 from repo_manager.types import as_json
 
-__all__ = ["LoadTestInterrupted", "default_metrics_url", "measure_level", "run_load_test"]
+__all__ = ["LoadTestInterrupted", "default_metrics_url", "measure_level", "metrics_source", "run_load_test"]
 
 _MAX_SATURATION_CONCURRENCY = 1024
 
@@ -123,7 +120,7 @@ def _measured(
         WorkerPool(options.workers or default_workers()) as pool,
     ):
         endpoint = build_endpoint(facts, samples, options, placement)
-        metrics = MetricsSource(options.metrics_url or default_metrics_url(options))
+        metrics = metrics_source(options)
         _wait_until(options.start_at)
         yield from _levels(
             options,
@@ -258,6 +255,13 @@ def schedule_of(level: Level, options: LoadTestOptions) -> Schedule:
     )
 
 
+def metrics_source(options: LoadTestOptions) -> MetricsSource:
+    """Return where the GPUs' numbers come from: Triton's metrics, and NVML when the server is on this machine."""
+    host = options.address[0]
+    nvml = open_nvml() if is_local(host) else f"{host} is not this machine, whose GPUs NVML could tell of"
+    return MetricsSource(options.metrics_url or default_metrics_url(options), nvml)
+
+
 def default_metrics_url(options: LoadTestOptions) -> str:
     """Return where Triton's metrics are by default: port 8002 of the same host."""
     host = options.address[0]
@@ -274,26 +278,3 @@ def _notes(facts: TargetFacts, distinct: int, options: LoadTestOptions) -> list[
     if distinct < options.distinct and options.data is None:
         notes.append(f"{distinct} distinct requests instead of {options.distinct}, to stay below 256 MiB of inputs.")
     return notes
-
-
-def environment() -> dict[str, str]:
-    """Return the client's machine and versions."""
-    return {
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "cpus": str(len(os.sched_getaffinity(0))),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "repo_manager": repo_manager.__version__,
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # read line by line
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        return "unknown"
-    return "unknown"

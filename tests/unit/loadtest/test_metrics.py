@@ -1,3 +1,4 @@
+# ruff: noqa: N802  # the management library's own names
 from __future__ import annotations
 
 import http.server
@@ -6,6 +7,7 @@ import threading
 import pytest
 
 from repo_manager.loadtest.metrics import MetricsSource, parse_metrics
+from repo_manager.loadtest.nvml import Nvml, is_local, open_nvml
 
 TEXT = """# HELP nv_energy_consumption GPU energy consumption in joules since the Triton Server started
 nv_energy_consumption{{gpu_uuid="GPU-a"}} {energy}
@@ -61,10 +63,104 @@ def test_no_metrics_are_said_to_be_missing(pages):
     url, _ = pages
     source = MetricsSource(url)
     source.sample(1)
-    assert len(source.use().missing) == 4
+    assert [text.split(":")[0] for text in source.use().missing] == [
+        "GPU utilisation",
+        "GPU memory",
+        "GPU power",
+        "energy",
+    ]
+    assert "not known to be on this machine" in source.use().missing[0]
     absent = MetricsSource("http://127.0.0.1:9/metrics")
     absent.sample(1)
     assert "no metrics at" in absent.use().missing[0]
+
+
+class Library:
+    """Behaves as libnvidia-ml: results go to where a pointer points, a code is returned."""
+
+    def __init__(self, gpus: int = 2, lacking: str = "") -> None:
+        self.gpus, self.lacking, self.millijoules, self.is_open = gpus, lacking, 5_000, True
+
+    def nvmlDeviceGetCount_v2(self, count):
+        count._obj.value = self.gpus
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
+        handle._obj.value = index.value + 1
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle, energy):
+        energy._obj.value = self.millijoules * handle.value
+        return 3 if self.lacking == "energy" and handle.value == 2 else 0
+
+    def nvmlDeviceGetPowerUsage(self, handle, power):
+        power._obj.value = 70_000
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle, memory):
+        memory._obj.used = 1 << 30
+        return 0
+
+    def nvmlDeviceGetUtilizationRates(self, handle, busy):
+        busy._obj.gpu = 40 * handle.value
+        return 0
+
+    def nvmlShutdown(self):
+        self.is_open = False
+
+
+def test_nvml_fills_in_what_the_servers_metrics_lack(pages):
+    url, state = pages
+    state["text"] = 'nv_gpu_utilization{gpu_uuid="GPU-a"} 0.25\n'
+    library = Library()
+    source = MetricsSource(url, Nvml(library))
+    source.sample(10)
+    library.millijoules = 9_000
+    source.sample(50)
+    use = source.use()
+    assert use.utilization == 0.25  # the server's own, where there is one
+    assert use.energy_j == pytest.approx(4.0 + 8.0)
+    assert use.energy_per_inference_j == pytest.approx(12.0 / 40)
+    assert use.power_w == pytest.approx(140.0)
+    assert use.memory_used_bytes == 2 << 30
+    assert use.missing == ()
+    assert "from NVML, over all 2 GPUs" in use.source
+    assert "utilisation" not in use.source
+
+
+def test_nvml_alone_is_enough_where_the_server_has_no_metrics():
+    source = MetricsSource("http://127.0.0.1:9/metrics", Nvml(Library()))
+    source.sample(0)
+    source.sample(10)
+    use = source.use()
+    assert use.utilization == pytest.approx(0.6)
+    assert use.energy_j == 0.0
+    assert "no metrics at" in use.missing[0]
+
+
+def test_a_gpu_that_does_not_tell_its_energy_makes_the_sum_unknown(pages):
+    source = MetricsSource(pages[0], Nvml(Library(lacking="energy")))
+    source.sample(0)
+    source.sample(10)
+    assert source.use().energy_j is None
+    assert "does not tell it for every GPU" in source.use().missing[0]
+    assert source.use().power_w == pytest.approx(140.0)
+
+
+def test_this_machine_is_told_from_others():
+    assert is_local("127.0.0.1")
+    assert is_local("localhost")
+    assert not is_local("192.0.2.1")  # RFC 5737: nobody's address
+    assert not is_local("no-such-host.invalid")
+
+
+def test_where_there_is_no_driver_that_is_said():
+    nvml = open_nvml()
+    if isinstance(nvml, str):
+        assert "libnvidia-ml" in nvml
+    else:
+        assert nvml.gpus > 0
+        nvml.close()
 
 
 def test_odd_lines_do_no_harm():
