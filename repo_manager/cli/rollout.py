@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from repo_manager.cli.cluster import is_cluster, roll_out_on_cluster
 from repo_manager.cli.connection import Connection, client_options, connecting
 from repo_manager.cli.options import DryRun, JsonOutput, ModelName, Quiet, Repository, Timeout, resolve_repository
 from repo_manager.cli.shadow_options import Trial, run_trial
@@ -29,7 +30,7 @@ Servers = Annotated[
         "--to",
         metavar="URL",
         help="A running server, grpc://host:port or http://host:port; several: give it often, or @FILE, or "
-        "dns://name:port for every address behind a name "
+        "dns://name:port for every address behind a name; or k8s://namespace/release, kserve://namespace/name "
         "[default: the running `serve` of the repository, else one is started].",
         show_default=False,
     ),
@@ -212,6 +213,9 @@ def _roll_out(
     from repo_manager.settings import load_settings
 
     texts = list(where[0] or filter(None, [load_settings().server]))
+    if is_cluster(texts):
+        roll_out_on_cluster(terminal, root, what, (texts[0], client_options(where[1], [])), options)
+        return
     if not texts and options.dry_run and running_server(root) is None:
         raise ServerUnreachableError(
             f"No server runs on {root}, so there is nothing to plan against; without --dry-run one would be started",

@@ -39,7 +39,13 @@ from repo_manager.rollout.result import RolloutOptions
 from repo_manager.rollout.signals import as_interrupts
 from repo_manager.server import ClientOptions
 
-__all__ = ["KubernetesTarget", "deploy_kubernetes", "parse_kubernetes_target", "previous_on_kubernetes"]
+__all__ = [
+    "KubernetesRollout",
+    "KubernetesTarget",
+    "deploy_kubernetes",
+    "parse_kubernetes_target",
+    "previous_on_kubernetes",
+]
 
 
 def deploy_kubernetes(

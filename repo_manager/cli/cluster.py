@@ -1,0 +1,56 @@
+"""Roll-outs on Kubernetes and KServe: the targets `k8s://` and `kserve://` of deploy and rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from repo_manager.errors import UsageError
+
+if TYPE_CHECKING:
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.repository.location import Location
+    from repo_manager.rollout import RolloutOptions
+    from repo_manager.server import ClientOptions
+
+__all__ = ["is_cluster", "roll_out_on_cluster"]
+
+_SCHEMES = ("k8s://", "kserve://")
+
+
+def is_cluster(texts: Sequence[str]) -> bool:
+    """Say whether `--to` names a whole deployment in a cluster, and nothing else.
+
+    Raises:
+        UsageError: it names one among others.
+    """
+    found = [text for text in texts if text.startswith(_SCHEMES)]
+    if found and len(texts) > 1:
+        raise UsageError(f"{found[0]} stands for a whole deployment", hint="Give it as the only --to.")
+    return bool(found)
+
+
+def roll_out_on_cluster(
+    terminal: Terminal,
+    root: Location,
+    what: tuple[str, int | None],
+    where: tuple[str, ClientOptions],
+    options: RolloutOptions,
+) -> None:
+    """Deploy to a cluster and show what was done; no version: the one before."""
+    from repo_manager.report.kubernetes_tables import kserve_view, kubernetes_view
+    from repo_manager.rollout.kserve import deploy_kserve, parse_kserve_target, previous_on_kserve
+    from repo_manager.rollout.kubernetes import deploy_kubernetes, parse_kubernetes_target, previous_on_kubernetes
+
+    (name, version), (text, connection) = what, where
+    report = terminal.reporter()
+    if text.startswith("kserve://"):
+        service = parse_kserve_target(text)
+        chosen = previous_on_kserve(service, root, name) if version is None else version
+        done = deploy_kserve(service, root, name, chosen, options=options, report=report)
+        terminal.result({"kserve": done}, *kserve_view(done))
+        return
+    target = parse_kubernetes_target(text)
+    chosen = previous_on_kubernetes(target, name) if version is None else version
+    made = deploy_kubernetes(target, root, name, chosen, options=options, report=report, connection=connection)
+    terminal.result({"kubernetes": made}, *kubernetes_view(made))
