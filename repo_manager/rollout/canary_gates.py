@@ -29,6 +29,7 @@ _PATTERN = re.compile(r"^\s*([a-z0-9.]+)\s*(<=|>=|<|>)\s*([0-9]*\.?[0-9]+(?:e[+-
 _DRIFT_SHARE = 0.01
 _FEWEST = 8  # observations that a bootstrap needs
 _ALPHA = 0.05
+_NOT_COMPARED = {"agreement": "no output looks like class scores", "drift": "no pair of answers was compared"}
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -245,7 +246,9 @@ def _needed_rows(value: float, bounds: Bounds, limit: float, requests: int) -> i
 
 
 def _nothing_seen(gate: Gate, evidence: Evidence) -> GateResult:
-    what = {"agreement": "no output looks like class scores", "drift": "no pair of answers was compared"}.get(
-        gate.metric, "too few requests reached the new version"
-    )
+    what = "too few requests reached the new version"
+    if evidence.source == "traffic":
+        what += ": do clients follow the weights (docs/canary.md)?"
+    elif gate.metric in _NOT_COMPARED:
+        what = _NOT_COMPARED[gate.metric]
     return GateResult(gate.text, evidence.source, GateOutcome.INCONCLUSIVE, what)

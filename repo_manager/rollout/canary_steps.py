@@ -124,6 +124,6 @@ def gate_error(results: Sequence[GateResult]) -> GateError | InconclusiveError:
     hint = (
         f"About {max(needed):,} requests in all would decide: watch for longer, or send more a second."
         if needed and len(needed) == len(open_)
-        else "What is missing does not come with more of the same requests: see the reasons."
+        else None
     )
     return InconclusiveError(message, hint=hint)

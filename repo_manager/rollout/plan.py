@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from repo_manager.repository import Location, ModelEntry, find_model, model_stat
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.policy_file import changes_are_unseen
 from repo_manager.rollout.predict import Action, VersionPlan
+from repo_manager.rollout.predict_config import changed_config_fields
+from repo_manager.rollout.predict_files import Fingerprint, read_fingerprint
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
 
@@ -27,6 +30,7 @@ __all__ = [
 
 # triton-inference-server/core, `ModelLifeCycle`: a change of these alone reloads nothing.
 _FREE_FIELDS = ("version_policy", "instance_group")
+_CLOCKS_APART_NS = 60 * 10**9  # a file server's clock may be ahead of ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +130,25 @@ def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
         written = (entry.path / CONFIG_FILENAME).stat().st_mtime
     except OSError:
         return None
+    return _OVERRIDE if written <= _seconds(deployments[-1].at) else None
+
+
+def _seconds(at: str) -> float:
     # Not every Python reads the `Z`.
-    deployed = datetime.datetime.fromisoformat(deployments[-1].at.replace("Z", "+00:00")).timestamp()
-    return _OVERRIDE if written <= deployed else None
+    return datetime.datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp()
+
+
+def _files(entry: ModelEntry) -> tuple[Fingerprint, Fingerprint] | None:
+    """Return the model's folder as it is, and as a load at the last deployment can have seen it at most.
+
+    `None` where that is not known: nothing was deployed yet, or the files are in object storage.
+    """
+    if not isinstance(entry.path, Path):
+        return None
+    now, deployments = read_fingerprint(entry.path), model_state(entry.path.parent, entry.name).deployments
+    if now is None or not deployments:
+        return None
+    return now, now.as_of(round(_seconds(deployments[-1].at) * 1e9))
 
 
 def plan_from(
@@ -139,9 +159,13 @@ def plan_from(
     others = (set(served.ready) & existing) - {version}
     kept = {max(others)} if keep_previous and others else set()
     after = tuple(sorted({version} | kept))
-    changed = changed_fields(entry.config(), served.config)
+    config = entry.config()
+    changed = () if config is None or served.config is None else changed_config_fields(served.config, config)
     steps = [_step(each, after, served, changed, _hindered(entry, after, obstacle)) for each in {*after, *served.ready}]
-    notes = []
+    files = _files(entry)
+    if files is not None and (entry.policy != after or not set(after) <= set(served.ready)):
+        steps = [_with_files(step, *files) for step in steps]
+    notes = [] if files is None else _hidden_changes(files[0])
     gone = sorted(set(served.ready) - existing)
     if gone:
         numbers = ", ".join(map(str, gone))
@@ -164,6 +188,30 @@ def plan_from(
 
 
 _LOADS = (Action.LOAD, Action.RELOAD, Action.NOTHING)
+
+
+def _with_files(step: VersionPlan, now: Fingerprint, deployed: Fingerprint) -> VersionPlan:
+    """Return the fate of a version whose files have changed since the last deployment: the next load reloads it."""
+    if step.action is not Action.KEEP or now.version_ns(step.version) <= deployed.version_ns(step.version):
+        return step
+    own = now.times_ns.get(str(step.version), 0) > deployed.version_ns(step.version)
+    what = "its folder has" if own else f"{now.newest_beside}, beside the versions, has"
+    return VersionPlan(step.version, Action.RELOAD, f"{what} changed since the last deployment")
+
+
+def _hidden_changes(now: Fingerprint) -> list[str]:
+    """Say what keeps Triton from seeing changes at all."""
+    if now.lookalikes:
+        return [
+            f"{', '.join(now.lookalikes)} in the model's folder is taken for a second {CONFIG_FILENAME}: Triton sees "
+            "no change of the model until it is removed"
+        ]
+    if now.newest_ns > time.time_ns() + _CLOCKS_APART_NS:
+        return [
+            f"{now.newest_entry} is dated ahead: once Triton has loaded it, it sees no change until then; touch the "
+            "file, then unload the model and load it"
+        ]
+    return []
 
 
 def _hindered(entry: ModelEntry, after: tuple[int, ...], obstacle: Obstacle | None) -> Obstacle | None:

@@ -14,7 +14,7 @@ __all__ = ["FREE_FIELDS", "changed_config_fields"]
 # A change of these alone reloads nothing.
 FREE_FIELDS = ("version_policy", "instance_group")
 # Filled in on the server whatever the file says, so a file that is silent about them has not changed them.
-_FILLED_IN = {"name", "platform", "backend", "runtime", "default_model_filename"}
+_FILLED_IN = {"platform", "backend", "runtime", "default_model_filename"}
 # Filled in from the model where the server completes configurations (its default).
 _COMPLETED = {"input", "output", "max_batch_size"}
 _SEQUENCE_IDLE_US = 1_000_000
@@ -35,7 +35,7 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
     for field in theirs.DESCRIPTOR.fields:
         name = field.name
         is_set = _is_set(ours, field)
-        if name in FREE_FIELDS or (name in silent and not is_set):
+        if name in (*FREE_FIELDS, "name") or (name in silent and not is_set):
             continue
         one, other = getattr(theirs, name), getattr(ours, name)
         if _is_set(theirs, field) == is_set and one == other:

@@ -62,7 +62,8 @@ def test_a_policy_that_would_serve_another_version_after_a_restart_is_a_change(t
 )
 def test_only_policy_and_instances_change_without_a_reload(tmp_path: Path, change: str, action: Action) -> None:
     entry = model(tmp_path, 1, policy=(1,), config=f"{LOADED} {change}")
-    config = LOADED + " response_cache { enable: false }"
+    filled_in = "optimization { input_pinned_memory { enable: true } output_pinned_memory { enable: true } }"
+    config = f"{LOADED} {filled_in}"
     assert actions(plan_from(entry, 1, served(1, config=config), keep_previous=False)) == {1: action}
 
 
