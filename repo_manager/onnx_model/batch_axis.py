@@ -1,4 +1,4 @@
-"""Find out, by running it, whether a model treats its first axis as a batch of independent samples."""
+"""Find out, from the graph or by a run, whether a model treats its first axis as a batch of independent samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model.batch_proof import samples_are_independent
 from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.onnx_model.inputs import find_sizes, natural_inputs, usual_shapes
 from repo_manager.onnx_model.model import Model
@@ -19,7 +20,7 @@ from repo_manager.onnx_model.shape_inference import infer_at, largest_value_byte
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.types import TensorSpec
 
-__all__ = ["BatchAxis", "find_batch_axis"]
+__all__ = ["BatchAxis", "find_batch_axis", "try_batch_axis"]
 
 _TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}  # share of the largest magnitude; others 1e-3
 _ROUNDING_AT_MOST = 0.05  # share of the largest magnitude; a larger change is no rounding
@@ -42,8 +43,8 @@ class BatchAxis:
 def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, NDArray[Any]] | None = None) -> BatchAxis:
     """Decide whether a model's first axis is a batch axis.
 
-    It is when every input and output has a dynamic first dimension, and when two samples stacked give
-    what the two give alone, within 0.1 % of the largest magnitude (2 % in float16, 5 % in bfloat16).
+    It is when every input and output has a dynamic first dimension, and when the graph proves it, or two samples
+    stacked give what the two give alone, within 0.1 % of the largest magnitude (2 % in float16, 5 % in bfloat16).
 
     Args:
         model: the model to run.
@@ -57,6 +58,13 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
     reason = _static_reason(signature)
     if reason is not None:
         return BatchAxis("unbatched", reason)
+    if samples_are_independent(model):
+        return BatchAxis("batched", "every operator works on each sample by itself")
+    return try_batch_axis(model, signature, samples)
+
+
+def try_batch_axis(model: Model, signature: Signature, samples: _Arrays | None = None) -> BatchAxis:
+    """Decide by running: whether two samples stacked give what the two give alone. See `find_batch_axis`."""
     reason = _size_reason(model)
     if reason is not None:
         return BatchAxis("unbatched", reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from repo_manager.onnx_model import (
     natural_inputs,
     signature_of,
 )
+from repo_manager.onnx_model.walk import nodes_of
 from repo_manager.pipeline.add_types import AddOptions, Target
 from repo_manager.pipeline.golden import GoldenFacts, golden_sample
 from repo_manager.pipeline.serving_config import config_options, fields_kept, serving_config
@@ -37,6 +39,7 @@ from repo_manager.types import Backend
 __all__ = ["Converted", "Prepared", "Watch", "build_version", "convert_model"]
 
 Report = Callable[[str], None]
+_RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +135,9 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
     report = converted.conversion.sparsity
     source = EngineSource(options.precision, axis.batched, config.max_batch_size, report, shapes, folder)
     with ThreadPoolExecutor(1, thread_name_prefix="golden") as beside:
-        golden = beside.submit(_golden, converted, options, target.work / GOLDEN_FILE_NAME)
+        golden = beside.submit(
+            _golden, converted, options, target.work / GOLDEN_FILE_NAME, is_only=backend is Backend.ONNXRUNTIME
+        )
         artifact = build_artifact(
             converted.conversion.files,
             backend,
@@ -146,11 +151,26 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
     return Prepared(target, converted, config, kept, artifact, files, facts)
 
 
-def _golden(converted: Converted, options: AddOptions, path: Path) -> tuple[Path, GoldenFacts]:
+def _golden(converted: Converted, options: AddOptions, path: Path, *, is_only: bool) -> tuple[Path, GoldenFacts]:
     golden: Golden
-    golden, facts = golden_sample(converted.output, converted.sample, options.precision)
+    golden, facts = golden_sample(
+        converted.output,
+        converted.sample,
+        options.precision,
+        repeatable=_repeats_itself(converted.model),
+        # An engine is built on one processor meanwhile.
+        threads=None if is_only else max(1, len(os.sched_getaffinity(0)) - 1),
+    )
     write_golden(path, golden)
     return path, facts
+
+
+def _repeats_itself(model: Model) -> bool:
+    """Say whether the graph is of ONNX's own operators, none of which draws random numbers."""
+    return all(
+        node.domain in ("", "ai.onnx", "ai.onnx.ml") and not node.op_type.startswith(_RANDOM)
+        for node in nodes_of(model.graph_only)
+    )
 
 
 def _with_config(
