@@ -189,7 +189,19 @@ def check(root: Path, operation: str) -> None:
     assert [name for name in rest if "production" not in name] == [], rest
 
 
-def run(work: Path, operation: str, stride: int, offset: int) -> int:
+def collect(root: Path, collection: Path) -> None:
+    """Keep each model as the crash left it, once for each content, for a server to load (test_repository_crash.py)."""
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if not folder.is_dir():
+            continue
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+        content = "".join(f"{path.relative_to(folder)} {hash(path.read_bytes())}\n" for path in files)
+        target = collection / f"{folder.name}_{hash(content) & 0xFFFFFFFFFFFFFFFF:x}"
+        if not target.exists():
+            shutil.copytree(folder, target)
+
+
+def run(work: Path, operation: str, stride: int, offset: int, collection: Path | None = None) -> int:
     """Crash one operation at every stride-th point; return how many points there were."""
     prepare, act = OPERATIONS[operation]
     template = work / "template"
@@ -214,6 +226,9 @@ def run(work: Path, operation: str, stride: int, offset: int) -> int:
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0, operation
             return points
+        if collection is not None:
+            for place_of in (root, root.parent / "production"):
+                collect(place_of, collection)
         try:
             check(root, operation)
         except (AssertionError, RepoManagerError, OSError) as exc:
@@ -228,7 +243,8 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     (place / "source").write_bytes(b"content " * 50)
     build(place / "models")
-    print(json.dumps({name: run(work, name, stride, i % stride) for i, name in enumerate(OPERATIONS)}))
+    collection = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    print(json.dumps({name: run(work, name, stride, i % stride, collection) for i, name in enumerate(OPERATIONS)}))
 
 
 if __name__ == "__main__":

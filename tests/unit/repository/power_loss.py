@@ -1,0 +1,310 @@
+"""What a power cut leaves of an operation: its file-system calls recorded, then replayed with what was not synced lost.
+
+The model is weaker than any journaling file system, and so harder on the repository:
+
+- A file's content is durable once the file was synced. Before that a crash leaves what was durable before (nothing,
+  for a new file), half of it, or all.
+- Making, renaming and removing an entry is atomic, and durable once a directory that it touched was synced, or a later
+  durable step on the same file or folder needs it. Of the steps that are not durable yet a crash keeps none, all, any
+  first few, all but one, or just one.
+
+Recorded is by an audit hook and a wrapper around os.fsync: the tree (a few small files) is looked at before each
+call, so that no way of writing escapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests_crash_points import OPERATIONS, add, build  # type: ignore[import-not-found]  # a name of its own
+
+from repo_manager.repository import check_signature, find_model, parse_manifest, sign_version, verify
+
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+
+Entries = dict[int, dict[str, int]]
+"""Folder's inode -> name -> inode."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One atomic step on entries: (folder, name) -> (inode before, inode after); 0 is none."""
+
+    entries: dict[tuple[int, str], tuple[int, int]]
+
+    @property
+    def folders(self) -> set[int]:
+        return {folder for folder, _ in self.entries}
+
+    @property
+    def inodes(self) -> set[int]:
+        return {inode for pair in self.entries.values() for inode in pair if inode}
+
+
+@dataclasses.dataclass
+class Disk:
+    """What is there, and what of it would survive."""
+
+    root: int
+    entries: Entries
+    durable: Entries
+    content: dict[int, bytes]
+    durable_content: dict[int, bytes]
+    pending: list[Change]
+
+    def apply(self, change: Change, entries: Entries) -> bool:
+        """Do a step, when everything that it needs is there."""
+        for (folder, name), (before, _) in change.entries.items():
+            if entries.setdefault(folder, {}).get(name, 0) != before:
+                return False
+        for (folder, name), (_, after) in change.entries.items():
+            if after:
+                entries[folder][name] = after
+            else:
+                entries[folder].pop(name, None)
+        return True
+
+    def sync_folder(self, inode: int) -> None:
+        wanted = [change for change in self.pending if inode in change.folders]
+        for change in list(self.pending):
+            needed = change in wanted or any(
+                change.inodes & later.inodes and self.pending.index(change) < self.pending.index(later)
+                for later in wanted
+            )
+            if needed:
+                self.apply(change, self.durable)
+                self.pending.remove(change)
+
+    def survivors(self) -> Iterator[Entries]:
+        """Every tree of entries that a crash may leave now."""
+        count = len(self.pending)
+        keeps = [set(range(n)) for n in range(count + 1)]
+        keeps += [set(range(count)) - {n} for n in range(count)] + [{n} for n in range(count)]
+        for kept in {frozenset(keep) for keep in keeps}:
+            entries = {folder: dict(names) for folder, names in self.durable.items()}
+            for index in sorted(kept):
+                self.apply(self.pending[index], entries)
+            yield entries
+
+    def trees(self) -> Iterator[dict[str, bytes | None]]:
+        """Every tree that a crash may leave now: path -> content, `None` for a folder."""
+        for entries in self.survivors():
+            for how in ("lost", "half", "all"):
+                yield dict(self._walk(entries, self.root, "", how))
+
+    def _walk(self, entries: Entries, folder: int, prefix: str, how: str) -> Iterator[tuple[str, bytes | None]]:
+        for name, inode in sorted(entries.get(folder, {}).items()):
+            path = f"{prefix}{name}"
+            if inode not in self.content:
+                yield path, None
+                yield from self._walk(entries, inode, f"{path}/", how)
+                continue
+            now, kept = self.content[inode], self.durable_content.get(inode, b"")
+            if now == kept or how == "lost":
+                yield path, kept
+            else:
+                yield path, now if how == "all" else now[: len(now) // 2]
+
+
+class Recorder:
+    """Watches an operation, and hands out every tree that a power cut at any moment could leave."""
+
+    def __init__(self, place: Path, forget: str) -> None:
+        self.place, self.forget = place, forget
+        self.watching = False
+        self.calls = 0
+        self.seen: set[int] = set()
+        self.found: list[dict[str, bytes | None]] = []
+        self.real_fsync = os.fsync
+        entries, content = self.look()
+        copy = {folder: dict(names) for folder, names in entries.items()}
+        self.disk = Disk(place.stat().st_ino, entries, copy, content, dict(content), [])
+
+    def hook(self, event: str, _: tuple[Any, ...]) -> None:
+        if self.watching and event in EVENTS:
+            self.moment()
+
+    def fsync(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if self.watching:
+            self.moment()
+        self.real_fsync(descriptor)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if not self.watching or self.forget == ("folders" if is_folder else "files"):
+            return
+        if is_folder:
+            self.disk.sync_folder(status.st_ino)
+        elif status.st_ino in self.disk.content:
+            self.disk.durable_content[status.st_ino] = self.disk.content[status.st_ino]
+
+    def moment(self) -> None:
+        """Take in what changed since the last call, and note what a crash would leave now."""
+        self.watching = False
+        self.calls += 1
+        entries, content = self.look()
+        changed = {
+            (folder, name): (self.disk.entries.get(folder, {}).get(name, 0), entries.get(folder, {}).get(name, 0))
+            for folder in {*entries, *self.disk.entries}
+            for name in {*entries.get(folder, {}), *self.disk.entries.get(folder, {})}
+        }
+        differing = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
+        gone = {pair[0] for pair in differing.values()} - {pair[1] for pair in differing.values()}
+        # A folder that moved or went takes its own entries along: only the step itself is one.
+        differing = {key: pair for key, pair in differing.items() if key[0] in entries or key[0] not in gone}
+        if differing:
+            self.disk.pending.append(Change(differing))
+        for inode in set(content) - set(self.disk.content):
+            self.disk.durable_content.pop(inode, None)  # An inode's number that was used before.
+        self.disk.entries, self.disk.content = entries, {**self.disk.content, **content}
+        for tree in self.disk.trees():
+            mark = hash(tuple((path, data) for path, data in tree.items() if not path.endswith(".lock")))
+            if mark not in self.seen:
+                self.seen.add(mark)
+                self.found.append(tree)
+        self.watching = True
+
+    def look(self) -> tuple[Entries, dict[int, bytes]]:
+        entries: Entries = {}
+        content: dict[int, bytes] = {}
+
+        def visit(folder: str, inode: int) -> None:
+            entries[inode] = {}
+            for entry in os.scandir(folder):
+                status = entry.stat(follow_symlinks=False)
+                entries[inode][entry.name] = status.st_ino
+                if stat.S_ISDIR(status.st_mode):
+                    visit(entry.path, status.st_ino)
+                else:
+                    content[status.st_ino] = Path(entry.path).read_bytes()
+
+        visit(str(self.place), self.place.stat().st_ino)
+        return entries, content
+
+    def last_trees(self) -> list[dict[str, bytes | None]]:
+        """What a power cut can leave after the operation has said that it is done."""
+        self.moment()
+        self.watching = False
+        return list(self.disk.trees())
+
+
+def write_tree(place: Path, tree: dict[str, bytes | None]) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for path, data in tree.items():
+        if data is None:
+            (place / path).mkdir()
+        else:
+            (place / path).write_bytes(data)
+
+
+def check(root: Path, operation: str) -> None:
+    """What must hold whenever the power goes: the repository verifies, what was there is there, and a command works."""
+    damaged = {"m/2/model.onnx"} if operation.startswith("repair") else set()
+    for place in (root, root.parent / "production"):
+        if place.is_dir():
+            errors = [p for p in verify(place, models=False) if p.severity == "error" and p.where not in damaged]
+            assert not errors, errors
+    for name, count in (("m", 4), ("n", 1)):
+        if not (root / name).is_dir():
+            assert operation == "remove a model"
+            continue
+        model = find_model(root, name)
+        removing = "remove" in operation or "gc" in operation
+        assert removing or [entry.version for entry in model.versions][:count] == list(range(1, count + 1))
+        for entry in model.versions[:count]:
+            original = root.parent / f"{name}-{entry.version}.json"
+            if original.exists() and entry.manifest is not None and "adopted" not in entry.manifest.extra:
+                assert entry.manifest == parse_manifest(original.read_text(), where=str(original))
+    highest = max((e.version for e in find_model(root, "m").versions), default=0) if (root / "m").is_dir() else 0
+    add(root, "m")
+    assert find_model(root, "m").versions[-1].version >= max(5, highest + 1)
+
+
+def versions(root: Path, name: str) -> list[int]:
+    return [entry.version for entry in find_model(root, name).versions]
+
+
+KEY = "key.pem"
+DONE: dict[str, Callable[[Path], bool]] = {
+    "add to a new model": lambda root: versions(root, "new") == [1],
+    "add to a model": lambda root: versions(root, "m") == [1, 2, 3, 4, 5],
+    "add with many files and labels": lambda root: versions(root, "wide") == [1],
+    "serve others": lambda root: find_model(root, "m").served_versions == (1, 2),
+    "remove a version": lambda root: versions(root, "m") == [1, 2, 3],
+    "remove a model": lambda root: not (root / "m").exists(),
+    "gc": lambda root: 4 in versions(root, "m"),
+    "config set": lambda root: "count: 2" in (root / "m/config.pbtxt").read_text(),
+    "config edit": lambda root: "by hand" in (root / "m/config.pbtxt").read_text(),
+    "tag": lambda root: b'"prod": 4' in (root / ".repo-manager.json").read_bytes(),
+    "untag": lambda root: b'"best"' not in (root / ".repo-manager.json").read_bytes(),
+    "record": lambda root: find_model(root, "m").served_versions == (1,),
+    "copy": lambda root: versions(root.parent / "production", "m") == [1],
+    "sign": lambda root: bool(check_signature(root, "m", 4, [root.parent / "key.pub"])),
+}
+SIGN: dict[str, tuple[None, Callable[[Path], object]]] = {
+    "sign": (None, lambda root: sign_version(root, "m", 4, root.parent / KEY))
+}
+
+
+def run(work: Path, operation: str, recorders: list[Recorder], forget: str) -> tuple[int, int]:
+    """Record an operation, check every tree that it can leave; return calls and trees."""
+    prepare, act = {**OPERATIONS, **SIGN}[operation]
+    place, replay = work / "place", work / "replay"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(work / "template", place)
+    if prepare is not None:
+        prepare(place / "models")
+    recorder = Recorder(place, forget)
+    recorders[:] = [recorder]
+    os.fsync = recorder.fsync  # type: ignore[assignment]
+    recorder.watching = True
+    act(place / "models")
+    last = recorder.last_trees()
+    os.fsync = lambda _: None  # type: ignore[assignment]  # The replays need no durability of their own.
+    for tree in recorder.found:
+        write_tree(replay, tree)
+        check(replay / "models", operation)
+    for tree in last:
+        write_tree(replay, tree)
+        assert DONE.get(operation, lambda _: True)(replay / "models"), f"{operation}: done, and lost by the power cut"
+    os.fsync = recorder.real_fsync
+    return recorder.calls, len(recorder.found)
+
+
+def write_keys(folder: Path) -> None:
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = s.Encoding.PEM
+    (folder / KEY).write_bytes(key.private_bytes(pem, s.PrivateFormat.PKCS8, s.NoEncryption()))
+    (folder / "key.pub").write_bytes(key.public_key().public_bytes(pem, s.PublicFormat.SubjectPublicKeyInfo))
+
+
+def main() -> None:
+    work = Path(sys.argv[1])
+    place = work / "template"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "source").write_bytes(b"content " * 50)
+    write_keys(place)
+    build(place / "models")
+    sign_version(place / "models", "m", 1, place / KEY, dry_run=True)  # Imports what is not to be recorded.
+    recorders: list[Recorder] = []
+    sys.addaudithook(lambda event, args: recorders[0].hook(event, args) if recorders else None)
+    # `--forget files` or `folders`: as if these were never synced, to see that the checks notice.
+    forget = sys.argv[3] if sys.argv[2:3] == ["--forget"] else ""
+    names = sys.argv[4 if forget else 2 :] or [*OPERATIONS, *SIGN]
+    found = {name: run(work, name, recorders, forget) for name in names}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
