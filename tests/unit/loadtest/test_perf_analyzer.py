@@ -55,6 +55,76 @@ def test_columns_are_found_by_name(fill, mean):
     assert "Avg GPU Utilization" not in row
 
 
+SERVER = "Network+Server Send/Recv,Server Queue,Server Compute Input,Server Compute Infer,Server Compute Output,"
+PERCENTILES = "Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
+VERBOSE = ",Avg latency,request/response,response wait"
+GPU = ",Avg GPU Utilization,Avg GPU Power Usage,Max GPU Memory Usage,Total GPU Memory"
+GPU_CELLS = ",GPU-a:0.5;GPU-b:0.6;,GPU-a:70;GPU-b:71;,GPU-a:1000;GPU-b:1000;,GPU-a:8000;GPU-b:8000;"
+# Headers as the releases of the last three years write them, by what a model or an option adds.
+RELEASES = {
+    "23.11": (
+        f"Concurrency,Inferences/Second,Client Send,{SERVER}{PERCENTILES}\n4,900,5,100,30,20,500,15,2,800,900,950,1200\n",
+        (900.0, 1_200_000, None, 30_000),
+    ),
+    "24.03, verbose, GPU metrics": (
+        f"Concurrency,Inferences/Second,Client Send,{SERVER}{PERCENTILES}{VERBOSE}{GPU}\n"
+        f"4,900,5,100,30,20,500,15,2,800,900,950,1200,850,7,840{GPU_CELLS}\n",
+        (900.0, 1_200_000, 850_000, 30_000),
+    ),
+    "24.06, request rate, response cache": (
+        f"Request Rate,Inferences/Second,Client Send,{SERVER}Server Cache Hit,Server Cache Miss,{PERCENTILES}{VERBOSE}\n"
+        "50,49.9,5,100,30,20,500,15,7,9,2,800,900,950,1200,850,7,840\n",
+        (49.9, 1_200_000, 850_000, 30_000),
+    ),
+    "24.10, decoupled": (
+        f"Concurrency,Inferences/Second,Response Throughput,Client Send,{SERVER}{PERCENTILES}{VERBOSE}\n"
+        "4,900,1800,5,100,30,20,500,15,2,800,900,950,1200,850,7,840\n",
+        (900.0, 1_200_000, 850_000, 30_000),
+    ),
+    "25.04, no server statistics, first tokens": (
+        f"Concurrency,Inferences/Second,Client Send,{PERCENTILES}{VERBOSE},Avg First Token Latency,"
+        "Avg Token-to-Token Latency\n4,900,5,2,800,900,950,1200,850,7,840,10,3\n",
+        (900.0, 1_200_000, 850_000, None),
+    ),
+    "a percentile of the user's": (
+        f"Concurrency,Inferences/Second,Client Send,{SERVER}Client Recv,p50 latency,p90 latency,p95 latency,p97 latency,"
+        "p99 latency\n4,900,5,100,30,20,500,15,2,800,900,950,1100,1200\n",
+        (900.0, 1_200_000, None, 30_000),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_csv_of_each_release_gives_the_same_row(tmp_path, release):
+    text, (throughput, p99_ns, mean_ns, queue_ns) = RELEASES[release]
+    point = run_perf_analyzer(script(tmp_path, text=text), CLOSED, FACTS, options())
+    assert point.throughput_per_s == throughput
+    assert (point.latency.p50_ns, point.latency.p99_ns) == (800_000, p99_ns)
+    assert point.latency.mean_ns == mean_ns
+    assert point.server.queue_ns == queue_ns
+
+
+@pytest.mark.parametrize(
+    ("top", "more"),
+    [
+        ({}, {}),
+        ({"version": "2.42.0dev"}, {"sequence_id": 0}),
+        (
+            {"service_kind": "triton", "endpoint": "", "version": "2.59.0"},
+            {"request_inputs": {"x": [1.0]}, "response_outputs": [{"y": [1.0]}]},
+        ),
+    ],
+)
+def test_the_profile_of_each_release_counts_the_same_requests(top, more):
+    requests = [{"timestamp": n * 10, "response_timestamps": [n * 10 + 5], **more} for n in range(100)]
+    experiment = {"mode": "concurrency", "value": 4}
+    document = {
+        "experiments": [{"experiment": experiment, "requests": requests, "window_boundaries": [0, 200, 400, 600, 800]}],
+        **top,
+    }
+    assert parse_profile_export(json.dumps(document)) == {"requests": 60.0, "duration_s": 600 / 1e9}
+
+
 @pytest.mark.parametrize(
     "text", ["", "Concurrency,Inferences/Second\n", "a,b\n1,2\n", "Concurrency,Inferences/Second\n4,x\n"]
 )
@@ -113,9 +183,10 @@ def test_what_it_cannot_do_is_refused(tmp_path, level, change, words):
         command_of(Path("pa"), level, FACTS, options(**change), tmp_path)
 
 
-def script(tmp_path, *, code=0, says="", row=True):
+def script(tmp_path, *, code=0, says="", row=True, text=None):
     """Write a stand-in that writes a row, says something and exits as told."""
-    text = CSV.format(more="", values="", last=",Avg latency", tail=",850") if row else ""
+    if text is None:
+        text = CSV.format(more="", values="", last=",Avg latency", tail=",850") if row else ""
     path = tmp_path / "perf_analyzer"
     path.write_text(
         "#!/usr/bin/env python3\nimport sys\n"
