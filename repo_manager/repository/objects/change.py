@@ -243,7 +243,7 @@ def remove_tag(repository: ObjectRepository, name: str, tag: str, *, dry_run: bo
 
 def read_labels(repository: ObjectRepository, name: str) -> dict[str, tuple[str, ...]]:
     """As `repository.relabel.read_labels`."""
-    with mirrored(open_store(repository), name) as mirror:
+    with mirrored(open_store(repository), name, versions=False) as mirror:
         return read_labels_on_disk(mirror.root, name)
 
 
@@ -252,7 +252,7 @@ def set_labels(
 ) -> LabelChange:
     """As `repository.relabel.set_labels`."""
     store = open_store(repository)
-    with mirrored(store, name) as mirror:
+    with mirrored(store, name, versions=False) as mirror:
         change = set_labels_on_disk(mirror.root, name, output, labels, dry_run=dry_run)
         if dry_run or not change.applied:
             return change

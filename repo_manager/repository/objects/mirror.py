@@ -97,13 +97,14 @@ def take_snapshot(store: ObjectStore, name: str) -> Snapshot:
 
 
 @contextlib.contextmanager
-def mirrored(store: ObjectStore, name: str, *, must_exist: bool = True) -> Iterator[Mirror]:
+def mirrored(store: ObjectStore, name: str, *, must_exist: bool = True, versions: bool = True) -> Iterator[Mirror]:
     """Give a picture of a model for as long as the block lasts; errors raised in it speak of the store's places.
 
     Args:
         store: the repository's.
         name: the model.
         must_exist: refuse when there is none; else its folder may be missing in the picture.
+        versions: look into the versions; without it their folders are empty in the picture.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
@@ -120,17 +121,18 @@ def mirrored(store: ObjectStore, name: str, *, must_exist: bool = True) -> Itera
         files: dict[str, tuple[ObjectFact, ...]] = {}
         if snapshot.exists:
             folder.mkdir()
-            files = _draw(store, snapshot, folder)
+            files = _draw(store, snapshot, folder, versions)
         with _speaking_of(root, store):
             yield Mirror(root, folder, snapshot, files)
 
 
-def _draw(store: ObjectStore, snapshot: Snapshot, folder: Path) -> dict[str, tuple[ObjectFact, ...]]:
+def _draw(store: ObjectStore, snapshot: Snapshot, folder: Path, versions: bool) -> dict[str, tuple[ObjectFact, ...]]:
     """Write what is small, and the names and sizes of the rest."""
     name = snapshot.name
     with concurrent.futures.ThreadPoolExecutor(store.options.lookups) as pool:
-        walks = pool.map(lambda each: store.walk(f"{name}/{each}"), snapshot.folders)
-        files = dict(zip(snapshot.folders, walks, strict=True))
+        seen = [each for each in snapshot.folders if versions or version_number(each) is None]
+        walks = pool.map(lambda each: store.walk(f"{name}/{each}"), seen)
+        files = dict.fromkeys(snapshot.folders, ()) | dict(zip(seen, walks, strict=True))
         wanted: list[str] = []
         for fact in snapshot.level.files:
             if fact.key in files:

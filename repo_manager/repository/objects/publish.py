@@ -56,7 +56,7 @@ def plan_publish(
         validate_model_name(name)
         check_arguments(name, files, config)
         store = open_store(repository)
-        with mirrored(store, name, must_exist=False) as mirror:
+        with mirrored(store, name, must_exist=False, versions=False) as mirror:
             first = _check(mirror, name, config)
             taken = used_numbers(mirror.folder)
             highest = max(0, mirror.snapshot.ledger.state.highest_version, *taken)
@@ -80,7 +80,7 @@ def publish(
         validate_model_name(name)
         check_arguments(name, files, config)
         store = open_store(repository)
-        with mirrored(store, name, must_exist=False) as mirror:
+        with mirrored(store, name, must_exist=False, versions=False) as mirror:
             first = _check(mirror, name, config)
             taken = used_numbers(mirror.folder)
         measured = {file: (Path(path), measure(Path(path), store.options.part_bytes)) for file, path in files.items()}
@@ -133,7 +133,7 @@ def _make_current(store: ObjectStore, claim: Claim, config: ModelConfig, config_
     found = store.get(key)
     if found is not None and found[0] == first_config_text(claim.version, config, config_text).encode():
         return True  # An interrupted attempt of this publication wrote it.
-    with mirrored(store, claim.name) as mirror:
+    with mirrored(store, claim.name, versions=False) as mirror:
         _check(mirror, claim.name, config)
     return False
 

@@ -88,6 +88,10 @@ class Listing:
     files: tuple[ObjectFact, ...]
 
 
+DEFAULT_OPTIONS = StoreOptions()
+"""What every operation uses; tests set shorter ones."""
+
+
 @functools.lru_cache(maxsize=64)
 def _opened(location: ObjectRepository, options: StoreOptions, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
     return ObjectStore(location, options, dict(environment))
@@ -102,7 +106,7 @@ def open_store(location: ObjectRepository, options: StoreOptions | None = None) 
     """
     prefixes = ("AWS_", "AZURE_", "GOOGLE_", "TRITON_CLOUD_", "HOME")
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(prefixes)))
-    return _opened(location, options or StoreOptions(), environment)
+    return _opened(location, options or DEFAULT_OPTIONS, environment)
 
 
 class ObjectStore:

@@ -1,0 +1,482 @@
+"""A repository in object storage, over real HTTP: every operation, and many writers at once (moto speaks S3)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.object_stores import BUCKET, moto_server, s3_environment, tiny_config, tiny_files
+
+from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository import (
+    ObjectRepository,
+    PublishedVersion,
+    adopt,
+    change_config,
+    copy_version,
+    edit_config,
+    find_model,
+    gc,
+    model_state,
+    model_states,
+    parse_location,
+    plan_publish,
+    previous_deployment,
+    publish,
+    read_config_bytes,
+    read_labels,
+    record_deployment,
+    remove,
+    remove_tag,
+    repair,
+    resolve_version,
+    scan,
+    set_labels,
+    set_served_versions,
+    set_tag,
+    touch_config,
+    verify,
+    version_files,
+    write_config_bytes,
+)
+from repo_manager.repository.objects import store as store_module
+from repo_manager.repository.objects.holder import Holder
+from repo_manager.repository.objects.lease import object_lease
+from repo_manager.repository.objects.ledger import Pending, change_ledger, read_ledger
+from repo_manager.repository.objects.store import ObjectStore, open_store
+
+pytestmark = pytest.mark.integration
+Put = Callable[..., PublishedVersion]
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[tuple[str, int]]:
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture
+def root(moto: tuple[str, int], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectRepository:
+    for name, value in s3_environment().items():
+        monkeypatch.setenv(name, value)
+    place = parse_location(f"s3://http://127.0.0.1:{moto[1]}/{BUCKET}/{abs(hash(request.node.nodeid))}/models")
+    assert isinstance(place, ObjectRepository)
+    return place
+
+
+@pytest.fixture
+def store(root: ObjectRepository) -> ObjectStore:
+    return open_store(root)
+
+
+@pytest.fixture
+def put(root: ObjectRepository, tmp_path: Path) -> Put:
+    """Publish one more version, each with a content of its own."""
+    count = [0]
+
+    def put_one(name: str = "m", **options: object) -> PublishedVersion:
+        count[0] += 1
+        files = tiny_files(tmp_path / f"source-{count[0]}", f"text {count[0]}")
+        return publish(root, name, files, tiny_config(name, **options), {"precision": "fp16"})
+
+    return put_one
+
+
+def errors_of(root: ObjectRepository) -> list[str]:
+    return [f"{p.where}: {p.what}" for p in verify(root, models=False) if p.severity.value == "error"]
+
+
+def test_an_empty_prefix_is_an_empty_repository(root: ObjectRepository) -> None:
+    assert scan(root) == ()
+    assert model_states(root) == {}
+    with pytest.raises(RepositoryError, match="has no model 'm'"):
+        find_model(root, "m")
+
+
+def test_versions_are_numbered_and_only_the_first_writes_the_configuration(root: ObjectRepository, put: Put) -> None:
+    first, second = put(), put()
+    assert [(v.version, v.first, v.served) for v in (first, second)] == [(1, True, True), (2, False, False)]
+    assert str(first.path) == f"{root}/m/1"
+    entry = find_model(root, "m")
+    assert (entry.policy, entry.served_versions, [v.version for v in entry.versions]) == ((1,), (1,), [1, 2])
+    assert entry.versions[0].manifest is not None
+    assert entry.versions[0].manifest.precision == "fp16"
+    assert entry.versions[0].size_bytes is not None
+    assert entry.versions[0].size_bytes > 600
+    assert verify(root, models=False) == ()
+    assert [model.name for model in scan(root, deep=False)] == ["m"]
+
+
+def test_nothing_of_ours_is_a_prefix_that_triton_would_take_for_a_model_or_a_version(
+    root: ObjectRepository, store: ObjectStore, put: Put
+) -> None:
+    put()
+    set_tag(root, "m", "stable", 1)
+    assert store.list().folders == ("m",)
+    assert [fact.key for fact in store.list().files] == [".repo-manager.m.state"]
+    level = store.list("m")
+    assert level.folders == ("1",)
+    assert [fact.key for fact in level.files] == ["config.pbtxt"]
+
+
+def test_a_plan_writes_nothing(root: ObjectRepository, store: ObjectStore, tmp_path: Path, put: Put) -> None:
+    plan = plan_publish(root, "m", tiny_files(tmp_path), tiny_config())
+    assert (plan.version, plan.first, plan.served) == (1, True, True)
+    assert store.list() == store_module.Listing((), ())
+    put()
+    assert plan_publish(root, "m", tiny_files(tmp_path), tiny_config()).version == 2
+
+
+def test_another_signature_under_the_same_name_is_refused_before_anything_is_sent(
+    root: ObjectRepository, store: ObjectStore, put: Put, tmp_path: Path
+) -> None:
+    put()
+    other = dataclasses.replace(tiny_config(), text=tiny_config().text.replace("dims: [3]", "dims: [4]"))
+    with pytest.raises(RepositoryError, match="serves something else"):
+        publish(root, "m", tiny_files(tmp_path), type(other).from_message(_parsed(other.text)), {})
+    assert store.list("m").folders == ("1",)
+    assert read_ledger(store, "m").state.highest_version == 1
+
+
+def _parsed(text: str):  # type: ignore[no-untyped-def]
+    from repo_manager.triton_config import parse_config
+
+    return parse_config(text).message()
+
+
+def test_a_policy_by_which_triton_would_load_half_a_version_is_refused(root: ObjectRepository, put: Put) -> None:
+    put()
+    change_config(root, "m", {"version_policy": "{latest {num_versions: 1}}"})
+    with pytest.raises(RepositoryError, match="could load the new version while it is uploaded"):
+        put()
+    assert [v.version for v in find_model(root, "m").versions] == [1]
+
+
+def test_a_number_is_never_given_out_twice(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+    put(), put()
+    remove(root, "m", 2)
+    assert put().version == 3
+    remove(root, "m", force=True)
+    assert store.list().folders == ()
+    assert scan(root) == ()
+    assert put().version == 4
+
+
+def test_what_is_in_use_is_not_removed(root: ObjectRepository, put: Put) -> None:
+    for _ in range(4):
+        put()
+    set_tag(root, "m", "stable", 2)
+    record_deployment(root, "m", 3)
+    record_deployment(root, "m", 1)
+    for version, reason in ((1, "is served"), (2, "tag 'stable'"), (3, "roll-back")):
+        with pytest.raises(RepositoryError, match=reason):
+            remove(root, "m", version)
+    assert remove(root, "m", 4, dry_run=True).applied is False
+    assert remove(root, "m", 4).versions == (4,)
+    assert remove(root, "m", 2, force=True).in_use == ("m:2 has the tag 'stable'",)
+    assert model_state(root, "m").tags == {}
+    assert [v.version for v in find_model(root, "m").versions] == [1, 3]
+    with pytest.raises(RepositoryError, match="has no version 4"):
+        remove(root, "m", 4)
+
+
+def test_gc_keeps_what_is_needed(root: ObjectRepository, put: Put) -> None:
+    for _ in range(5):
+        put()
+    set_tag(root, "m", "stable", 2)
+    assert gc(root, keep=2, dry_run=True).removals[0].versions == (3,)
+    assert gc(root, keep=2, older_than_s=3600).removals == ()
+    assert gc(root, keep=2).removals[0].versions == (3,)
+    assert [v.version for v in find_model(root, "m").versions] == [1, 2, 4, 5]
+    with pytest.raises(RepositoryError, match="keep is 0"):
+        gc(root, keep=0)
+
+
+def test_deployments_tags_and_versions_by_name(root: ObjectRepository, put: Put) -> None:
+    put(), put()
+    assert set_served_versions(root, "m", [2]) == (1,)
+    assert find_model(root, "m").served_versions == (2,)
+    record_deployment(root, "m", 1)
+    record_deployment(root, "m", 2)
+    assert previous_deployment(root, "m") == 1
+    assert set_tag(root, "m", "stable", 1) is None
+    assert set_tag(root, "m", "stable", 2, dry_run=True) == 1
+    assert resolve_version(root, "m:stable") == ("m", 1)
+    assert resolve_version(root, "m") == ("m", 2)
+    assert remove_tag(root, "m", "stable") == 1
+    with pytest.raises(RepositoryError, match="no version 'stable'"):
+        resolve_version(root, "m:stable")
+    with pytest.raises(RepositoryError, match="no version 7"):
+        set_served_versions(root, "m", [7])
+    with pytest.raises(RepositoryError, match="no version 7 to tag"):
+        set_tag(root, "m", "t", 7)
+
+
+def test_each_write_of_the_configuration_is_newer_by_the_stores_clock(
+    root: ObjectRepository, put: Put, store: ObjectStore
+) -> None:
+    """S3 keeps whole seconds, and Triton does nothing for a time that it has seen: so a roll-back would do nothing."""
+    put(), put()
+    times = []
+    for change in (lambda: set_served_versions(root, "m", [2]), lambda: touch_config(root, "m")):
+        change()
+        fact = store.head("m/config.pbtxt")
+        assert fact is not None
+        times.append(fact.modified)
+    assert times[0] < times[1]
+    text = read_config_bytes(root, "m")
+    assert text is not None
+    write_config_bytes(root, "m", text)  # says so already: not touched
+    again = store.head("m/config.pbtxt")
+    assert again is not None
+    assert again.modified == times[1]
+    write_config_bytes(root, "m", None)
+    assert read_config_bytes(root, "m") is None
+    write_config_bytes(root, "m", text)
+    assert read_config_bytes(root, "m") == text
+
+
+def test_the_configuration_is_checked_before_it_is_written(root: ObjectRepository, put: Put) -> None:
+    put()
+    before = read_config_bytes(root, "m")
+    change = change_config(root, "m", {"instance_group.count": "3"}, dry_run=True)
+    assert "count: 3" in change.diff
+    assert read_config_bytes(root, "m") == before
+    with pytest.raises(ConfigError, match="would not load"):
+        change_config(root, "m", {"default_model_filename": "other.onnx"})
+    with pytest.raises(ConfigError, match="input 'x'|dims"):
+        edit_config(root, "m", (before or b"").decode().replace("dims: [3]", "dims: [9]"))
+    assert read_config_bytes(root, "m") == before
+    assert change_config(root, "m", {"instance_group.count": "3"}).applied
+    assert b"count: 3" in (read_config_bytes(root, "m") or b"")
+
+
+def test_a_change_that_somebody_else_was_quicker_with_is_refused(
+    root: ObjectRepository, put: Put, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    real = ObjectStore.replace
+
+    def late(self: ObjectStore, key: str, data: bytes, mark: store_module.Mark) -> store_module.Mark:
+        monkeypatch.undo()
+        for name, value in s3_environment().items():
+            monkeypatch.setenv(name, value)
+        store.put(key, data + b"# by somebody else\n")
+        return real(self, key, data, mark)
+
+    monkeypatch.setattr(ObjectStore, "replace", late)
+    with pytest.raises(RepositoryError, match="was changed meanwhile"):
+        change_config(root, "m", {"instance_group.count": "3"})
+    assert b"somebody else" in (read_config_bytes(root, "m") or b"")
+
+
+def test_labels(root: ObjectRepository, put: Put) -> None:
+    put()
+    assert read_labels(root, "m") == {}
+    assert not set_labels(root, "m", "y", ("a", "b"), dry_run=True).applied
+    change = set_labels(root, "m", "y", ("a", "b"))
+    assert (change.applied, change.reloaded) == (True, (1,))
+    assert read_labels(root, "m") == {"y": ("a", "b")}
+    set_labels(root, "m", "y", ("c", "d"))
+    assert read_labels(root, "m") == {"y": ("c", "d")}
+    assert verify(root, models=False) == ()
+
+
+def test_labels_that_come_with_the_first_version(root: ObjectRepository, tmp_path: Path) -> None:
+    config = tiny_config(labels={"y": ("a", "b")})
+    publish(root, "m", tiny_files(tmp_path), config, {})
+    assert read_labels(root, "m") == {"y": ("a", "b")}
+    publish(root, "m", tiny_files(tmp_path, "other"), config, {})
+    with pytest.raises(RepositoryError, match="other labels"):
+        publish(root, "m", tiny_files(tmp_path, "third"), tiny_config(labels={"y": ("a", "c")}), {})
+
+
+@pytest.mark.parametrize("way", ["out", "in", "across"])
+def test_copies_in_every_direction(root: ObjectRepository, put: Put, tmp_path: Path, way: str) -> None:
+    put()
+    local = tmp_path / "local"
+    if way == "out":
+        source, target = root, local
+    elif way == "in":
+        copy_version(root, "m", 1, local)
+        source, target = local, root.parent / "production"
+    else:
+        source, target = root, root.parent / "production"
+    planned = copy_version(source, "m", 1, target, target_name="n", dry_run=True)
+    assert (planned.version, planned.published) == (1, None)
+    seen: list[int] = []
+    made = copy_version(source, "m", 1, target, target_name="n", progress=seen.append)
+    assert (made.version, made.identical) == (1, False)
+    assert sum(seen) >= 600
+    assert copy_version(source, "m", 1, target, target_name="n").identical
+    there = find_model(target, "n").versions[0].manifest
+    assert there is not None
+    assert there.extra["copied_from"]["model"] == "m"
+    assert there.digest == find_model(root, "m").versions[0].manifest.digest  # type: ignore[union-attr]
+    assert verify(target, models=False) == ()
+
+
+def test_a_damaged_object_is_found_not_copied_and_repaired(
+    root: ObjectRepository, put: Put, store: ObjectStore, tmp_path: Path
+) -> None:
+    put()
+    copy_version(root, "m", 1, tmp_path / "backup")
+    copy_version(root, "m", 1, root.parent / "backup")
+    for other in (tmp_path / "backup", root.parent / "backup"):
+        whole = store.get("m/1/model.onnx")
+        assert whole is not None
+        store.put("m/1/model.onnx", bytes(len(whole[0])))
+        assert any("was changed" in error for error in errors_of(root))
+        with pytest.raises(RepositoryError, match="not what its manifest says"):
+            copy_version(root, "m", 1, tmp_path / "elsewhere")
+        with pytest.raises(RepositoryError, match="not what its manifest says"), version_files(root / "m" / "1"):
+            pass
+        assert repair(root, dry_run=True, copies=(other,))[0].applied is False
+        assert errors_of(root)
+        done = repair(root, copies=(other,))
+        assert [step.where for step in done] == ["m/1/model.onnx"]
+        assert errors_of(root) == []
+    store.delete(["m/1/model.onnx"])
+    assert any("is missing" in error for error in errors_of(root))
+    store.put("m/1/stray", b"x")
+    assert any("added after publishing" in error for error in errors_of(root))
+
+
+def test_repair_of_configuration_and_record(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+    put(), put()
+    store.delete(["m/config.pbtxt"])
+    assert "written from the manifest of version 2" in repair(root)[0].action
+    store.put(".repo-manager.m.state", b"{broken")
+    assert any("is damaged" in error for error in errors_of(root))
+    repair(root)
+    assert errors_of(root) == []
+    assert put().version == 3
+
+
+def test_others_versions_are_looked_at_and_adopted(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+    store.put("theirs/1/model.onnx", b"whatever")
+    store.put("theirs/3.tmp/model.onnx", b"whatever")
+    store.put("theirs/config.pbtxt", tiny_config("theirs").text.encode())
+    store.put(".hidden/file", b"x")
+    found = {problem.where: problem.what for problem in verify(root, models=False)}
+    assert "takes this folder for version 3" in found["theirs/3.tmp"]
+    assert "hidden prefix" in found[".hidden"]
+    assert adopt(root, dry_run=True)[0].applied is False
+    (adopted,) = adopt(root)
+    assert (adopted.name, adopted.version, adopted.applied) == ("theirs", 1, True)
+    assert adopt(root) == ()
+    manifest = find_model(root, "theirs").versions[0].manifest
+    assert manifest is not None
+    assert manifest.files["model.onnx"].size_bytes == 8
+
+
+def test_a_record_that_came_from_a_disk_counts_until_there_is_an_own_one(
+    root: ObjectRepository, put: Put, store: ObjectStore
+) -> None:
+    entry = {"highest_version": 7, "deployments": [], "tags": {"old": 1}}
+    store.put(".repo-manager.json", json.dumps({"schema_version": 1, "models": {"m": entry}}).encode())
+    assert put().version == 8
+    assert model_state(root, "m").tags == {"old": 1}
+
+
+def test_a_folder_of_a_version_for_what_reads_files(root: ObjectRepository, put: Put) -> None:
+    path = put().path
+    with version_files(path) as folder:
+        assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
+            "manifest.json",
+            "model.onnx",
+            "sub/model.data",
+        ]
+    with version_files(path, ["golden.npz"]) as folder:
+        assert [p.name for p in folder.iterdir()] == ["manifest.json"]
+    assert not folder.exists()
+
+
+def test_an_abandoned_publication_is_no_version_is_told_and_swept(
+    root: ObjectRepository, put: Put, store: ObjectStore
+) -> None:
+    put()
+    gone = dataclasses.replace(Holder.me(), pid=2**22 + 1)
+    entry = Pending("publish", gone, "another content", ("model.onnx",))
+    change_ledger(
+        store, "m", lambda ledger: dataclasses.replace(ledger, state=ledger.state.numbered(2)).with_pending(2, entry)
+    )
+    store.put("m/2/model.onnx", b"half")
+    store.put("m/2/somebodys", b"not in the claim")
+    assert [v.version for v in find_model(root, "m").versions] == [1]
+    assert any("was begun and not ended" in problem.what for problem in verify(root, models=False))
+    with pytest.raises(ConfigError, match="not whole"):
+        change_config(root, "m", {"version_policy": "{all {}}"})
+    assert put().version == 3
+    assert gc(root, keep=5).swept == ("m/2",)
+    assert [fact.key for fact in store.walk("m/2")] == ["somebodys"]
+
+
+def test_a_publication_that_is_under_way_is_left_alone(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+    put()
+    elsewhere = dataclasses.replace(Holder.me(), machine="another", pid=1)
+    change_ledger(store, "m", lambda ledger: ledger.with_pending(2, Pending("publish", elsewhere, "c", ("f",))))
+    assert gc(root).swept == ()
+    assert verify(root, models=False) == ()
+    late = dataclasses.replace(elsewhere, expires_at=1.0)
+    change_ledger(store, "m", lambda ledger: ledger.with_pending(2, Pending("publish", late, "c", ("f",))))
+    assert gc(root).swept == ("m/2",)
+
+
+def test_a_lease_has_one_holder_and_survives_a_dead_one(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+    put()
+    with object_lease(root, "m", timeout_s=0), pytest.raises(RepositoryError, match="another roll-out of m"):
+        with object_lease(root, "m", timeout_s=0):
+            pass
+    with object_lease(root, "m", timeout_s=0):
+        pass
+    dead = dataclasses.replace(Holder.me(), pid=2**22 + 1)
+    change_ledger(store, "m", lambda ledger: dataclasses.replace(ledger, lease=dead))
+    with object_lease(root, "m", timeout_s=0):
+        assert (read_ledger(store, "m").lease or dead).pid != dead.pid
+    assert read_ledger(store, "m").lease is None
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from support.object_stores import tiny_config, tiny_files
+from repo_manager.repository import gc, parse_location, publish
+root, place, first, count = parse_location(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+import concurrent.futures
+def one(number):
+    return publish(root, "m", tiny_files(place / str(number), f"content {number}"), tiny_config(), {}).version
+with concurrent.futures.ThreadPoolExecutor(count) as pool:
+    print(*pool.map(one, range(first, first + count)))
+"""
+
+
+def test_64_writers_of_one_model_lose_nothing_and_double_nothing(
+    root: ObjectRepository, store: ObjectStore, tmp_path: Path
+) -> None:
+    """Four processes of 16 writers each, all beginning with no model at all; `gc` runs in between."""
+    tests = Path(__file__).parent.parent
+    commands = [
+        [sys.executable, "-c", WRITER, str(tests), str(root), str(tmp_path), str(first), "16"]
+        for first in (0, 16, 32, 48)
+    ]
+    writers = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        cleaning = pool.submit(gc, root, keep=1000)
+        ends = [writer.communicate(timeout=240) for writer in writers]
+        assert cleaning.result().removals == ()
+    assert [writer.returncode for writer in writers] == [0] * 4, [end[1] for end in ends]
+    numbers = sorted(int(number) for end in ends for number in end[0].split())
+    assert numbers == list(range(1, 65))
+    entry = find_model(root, "m")
+    assert [v.version for v in entry.versions] == numbers
+    assert len({v.manifest.digest for v in entry.versions if v.manifest is not None}) == 64
+    assert read_ledger(store, "m").pending == {}
+    assert errors_of(root) == []

@@ -1,0 +1,132 @@
+"""Real object stores over HTTP for tests: moto for S3, Azurite for Azure, fake-gcs-server for Google."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo_manager.triton_config import ConfigOptions, ModelConfig, ServedSignature, derive_config
+from repo_manager.types import Backend, TensorSpec
+
+BUCKET = "bucket"
+AZURE_ACCOUNT = "devstoreaccount1"
+# Azurite's well-known key of its only account; it is in its documentation.
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+_MOTO = """
+import logging, sys, threading
+logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def moto_server() -> Iterator[tuple[str, int]]:
+    """An S3 store with one bucket; it ends with the block, or with this process."""
+    pytest.importorskip("moto")
+    pytest.importorskip("flask_cors")
+    pytest.importorskip("obstore")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MOTO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        while line and not line.strip().isdecimal():  # moto says something of its own first
+            line = process.stdout.readline()
+        port = int(line)
+        url = f"http://127.0.0.1:{port}/{BUCKET}"
+        urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
+        yield ("127.0.0.1", port)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def s3_environment() -> dict[str, str]:
+    """What Triton and repo-manager read, and nothing else of AWS."""
+    return {
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret-never-shown",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def azurite_command() -> list[str]:
+    """The command that runs Azurite's blob service; it is installed by npm once, into the cache.
+
+    Skips the test, with the reason, where that is impossible.
+    """
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("Azurite needs node and npm, which are not installed")
+    base = Path(
+        os.environ.get("REPO_MANAGER_TEST_CACHE") or Path(tempfile.gettempdir()) / f"repo-manager-tests-{os.getuid()}"
+    )
+    script = base / "azurite" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    if not script.is_file():
+        (base / "azurite").mkdir(parents=True, exist_ok=True)
+        command = [
+            npm,
+            "install",
+            "azurite@3",
+            "--no-audit",
+            "--no-fund",
+            "--loglevel=error",
+            "--prefix",
+            str(base / "azurite"),
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        except subprocess.TimeoutExpired:
+            pytest.skip("npm did not install azurite within 240 s")
+        if done.returncode != 0 or not script.is_file():
+            pytest.skip(f"npm could not install azurite: {done.stderr.strip()[-300:]}")
+    return [node, str(script)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batched:
+    """As `onnx_model.BatchAxis`, without importing onnx."""
+
+    kind: str = "batched"
+    reason: str = ""
+
+
+def tiny_config(name: str = "m", **options: Any) -> ModelConfig:
+    """A configuration of a model with one input and one output."""
+    signature = ServedSignature((TensorSpec("x", "float32", ("N", 3)),), (TensorSpec("y", "float32", ("N", 2)),))
+    batched: Any = _Batched()
+    return derive_config(name, signature, batched, Backend.ONNXRUNTIME, ConfigOptions(**options))
+
+
+def tiny_files(folder: Path, text: str = "model", size_bytes: int = 600) -> dict[str, Path]:
+    """Two files of a version, made of a text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a").write_bytes((text.encode() * size_bytes)[:size_bytes])
+    (folder / "b").write_bytes(b"weights of " + text.encode())
+    return {"model.onnx": folder / "a", "sub/model.data": folder / "b"}
