@@ -55,6 +55,7 @@ def test_columns_are_found_by_name(fill, mean):
     assert "Avg GPU Utilization" not in row
 
 
+START = "Concurrency,Inferences/Second,Client Send,"
 SERVER = "Network+Server Send/Recv,Server Queue,Server Compute Input,Server Compute Infer,Server Compute Output,"
 PERCENTILES = "Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
 VERBOSE = ",Avg latency,request/response,response wait"
@@ -63,16 +64,17 @@ GPU_CELLS = ",GPU-a:0.5;GPU-b:0.6;,GPU-a:70;GPU-b:71;,GPU-a:1000;GPU-b:1000;,GPU
 # Headers as the releases of the last three years write them, by what a model or an option adds.
 RELEASES = {
     "23.11": (
-        f"Concurrency,Inferences/Second,Client Send,{SERVER}{PERCENTILES}\n4,900,5,100,30,20,500,15,2,800,900,950,1200\n",
+        f"{START}{SERVER}{PERCENTILES}\n4,900,5,100,30,20,500,15,2,800,900,950,1200\n",
         (900.0, 1_200_000, None, 30_000),
     ),
     "24.03, verbose, GPU metrics": (
-        f"Concurrency,Inferences/Second,Client Send,{SERVER}{PERCENTILES}{VERBOSE}{GPU}\n"
+        f"{START}{SERVER}{PERCENTILES}{VERBOSE}{GPU}\n"
         f"4,900,5,100,30,20,500,15,2,800,900,950,1200,850,7,840{GPU_CELLS}\n",
         (900.0, 1_200_000, 850_000, 30_000),
     ),
     "24.06, request rate, response cache": (
-        f"Request Rate,Inferences/Second,Client Send,{SERVER}Server Cache Hit,Server Cache Miss,{PERCENTILES}{VERBOSE}\n"
+        f"Request Rate,Inferences/Second,Client Send,{SERVER}Server Cache Hit,Server Cache Miss,"
+        f"{PERCENTILES}{VERBOSE}\n"
         "50,49.9,5,100,30,20,500,15,7,9,2,800,900,950,1200,850,7,840\n",
         (49.9, 1_200_000, 850_000, 30_000),
     ),
@@ -82,12 +84,12 @@ RELEASES = {
         (900.0, 1_200_000, 850_000, 30_000),
     ),
     "25.04, no server statistics, first tokens": (
-        f"Concurrency,Inferences/Second,Client Send,{PERCENTILES}{VERBOSE},Avg First Token Latency,"
+        f"{START}{PERCENTILES}{VERBOSE},Avg First Token Latency,"
         "Avg Token-to-Token Latency\n4,900,5,2,800,900,950,1200,850,7,840,10,3\n",
         (900.0, 1_200_000, 850_000, None),
     ),
     "a percentile of the user's": (
-        f"Concurrency,Inferences/Second,Client Send,{SERVER}Client Recv,p50 latency,p90 latency,p95 latency,p97 latency,"
+        f"{START}{SERVER}Client Recv,p50 latency,p90 latency,p95 latency,p97 latency,"
         "p99 latency\n4,900,5,100,30,20,500,15,2,800,900,950,1100,1200\n",
         (900.0, 1_200_000, None, 30_000),
     ),
