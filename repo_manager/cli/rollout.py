@@ -177,21 +177,23 @@ def status_command(
             raise ServerUnreachableError(
                 f"No server runs on {root}", hint="Start one: repo-manager serve, or use --to."
             )
-        texts = [running.grpc_url]
+        texts = [running.control_url]
     targets = resolve_targets(texts)
     how = client_options(connection, [target.url for target in targets])
     how = dataclasses.replace(how, timeout_s=timeout)
     found: list[ModelStatus] = []
-    silent: dict[str, str] = {}
+    silent: dict[str, ServerError] = {}
     for target in targets:
         try:
             with TritonClient.connect(target.url, target.options(how)) as client:
                 found += status(root, client, (name,) if name else ())
         except ServerError as exc:
-            silent[target.url] = exc.message
+            silent[target.url] = exc
     if silent and not found:
-        raise ServerUnreachableError("; ".join(silent.values()), hint="Are they running?")
-    terminal.result({"models": found, "unreachable": silent}, *status_view(found, silent))
+        hints = dict.fromkeys(exc.hint for exc in silent.values() if exc.hint)
+        raise ServerUnreachableError("; ".join(exc.message for exc in silent.values()), hint=" ".join(hints) or None)
+    reasons = {url: exc.message for url, exc in silent.items()}
+    terminal.result({"models": found, "unreachable": reasons}, *status_view(found, reasons))
     if silent:
         raise typer.Exit(ServerUnreachableError.exit_code)
 

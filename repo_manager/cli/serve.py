@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from repo_manager.cli.option_groups import grouped
 from repo_manager.cli.options import JsonOutput, Quiet, Repository, resolve_repository
+from repo_manager.errors import UsageError
 
 if TYPE_CHECKING:
-    from repo_manager.server import EmbeddedServer
+    from repo_manager.report.terminal import Terminal
+    from repo_manager.server import EmbeddedServer, ServerSecurity
 
 __all__ = ["register"]
 
@@ -20,9 +25,58 @@ Load = Annotated[
 ]
 
 
+Restart = Literal["no", "on-failure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Security:
+    """Who may talk to the server."""
+
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", metavar="FILE.pem", help="gRPC speaks TLS; HTTP then stays on the loopback."),
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE.pem", help="The key of --tls-cert.")] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-client-ca", metavar="FILE.pem", help="Clients show a certificate of this authority."),
+    ] = None
+    restrict_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--restrict-file",
+            metavar="FILE",
+            help="A file with one `Name: value`: the header without which nobody loads, unloads or changes anything.",
+        ),
+    ] = None
+
+    def read(self) -> ServerSecurity:
+        """Return it with the file's content."""
+        from repo_manager.server import ServerSecurity
+        from repo_manager.server.credentials import read_headers
+
+        headers = {} if self.restrict_file is None else read_headers(self.restrict_file)
+        if self.restrict_file is not None and len(headers) != 1:
+            raise UsageError(f"{self.restrict_file}: expected one header, found {len(headers)}")
+        restricted = next(iter(headers.items()), None)
+        return ServerSecurity(self.tls_cert, self.tls_key, self.tls_client_ca, restricted)
+
+
+def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> None:
+    """Warn of a server that others reach and can change."""
+    if host in ("127.0.0.1", "localhost", "::1"):
+        return
+    if not security.tls and security.restricted is None:
+        terminal.warn(f"the server listens on {host} without TLS or restricted APIs: anyone can load models.")
+    elif security.restricted is None and security.client_authority is None:
+        terminal.note(f"The server listens on {host} with TLS, and lets every client load models (--tls-client-ca).")
+    elif not security.tls:
+        terminal.note(f"The server listens on {host} without TLS: the header of --restrict-file travels in the clear.")
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command("serve")(serve)
+    app.command("serve")(grouped(serve))
 
 
 def _port(option: str) -> object:
@@ -48,10 +102,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Start a server that ended by itself again.")] = False,
+    restart: Annotated[
+        Restart, typer.Option("--restart", help="Whether to start a server again that ended by itself with a failure.")
+    ] = "no",
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds until it has to be ready.")] = 120.0,
     json: JsonOutput = False,
     quiet: Quiet = False,
+    *,
+    security: _Security,
 ) -> None:
     """Run the embedded Triton on a repository until interrupted, in explicit model-control mode.
 
@@ -69,10 +127,19 @@ def serve(
         terminal.result({"stopped": stopped}, text)
         return
     options = ServeOptions(
-        root, host, http_port, grpc_port, metrics_port, tuple(load or ()), timeout, auto_complete, restart
+        repository=root,
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        load=tuple(load or ()),
+        timeout_s=timeout,
+        auto_complete=auto_complete,
+        restart=restart == "on-failure",
+        security=security.read(),
+        restrict_file=security.restrict_file,
     )
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        terminal.warn(f"the server listens on {host} without TLS or restricted APIs: anyone can load models.")
+    _warn_if_open(terminal, host, options.security)
     if detach:
         running = start_detached(options)
         terminal.result(running, running_server_view(running))

@@ -12,9 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from repo_manager.errors import ConfigError, ServerError, ServerUnreachableError
-from repo_manager.repository import Location, model_states, scan
-from repo_manager.server import EmbeddedServer, RunningServer, ServerOptions, StubGuard, TritonClient, running_server
+from repo_manager.errors import ServerError, ServerUnreachableError
+from repo_manager.pipeline.serve_options import ServeOptions, deployed_models, needs_auto_complete, server_options
+from repo_manager.repository import Location
+from repo_manager.server import (
+    ClientOptions,
+    EmbeddedServer,
+    RunningServer,
+    StubGuard,
+    TritonClient,
+    running_server,
+)
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
 
@@ -34,35 +42,6 @@ _LOG_POLL_S = 0.2
 _GUARD_S = 1.0
 _STEADY_S = 60.0
 _MAX_RESTARTS = 5
-_ALL, _DEPLOYED, _NONE = "all", "deployed", "none"
-
-
-@dataclasses.dataclass(frozen=True)
-class ServeOptions:
-    """Options of `serve`.
-
-    Attributes:
-        repository: the model repository.
-        host: the address to bind.
-        http_port: 0 takes a free port; so do the other ports.
-        grpc_port: likewise.
-        metrics_port: likewise.
-        load: names of models to load at the start, or one of `all`, `deployed` (also when empty), `none`.
-        timeout_s: how long the server may take to be ready.
-        auto_complete: let Triton fill in what a config.pbtxt leaves out, at about a second a load; `None`: only
-            where a model of the repository needs it.
-        restart: start a server that ended by itself again.
-    """
-
-    repository: Location
-    host: str = "127.0.0.1"
-    http_port: int = 0
-    grpc_port: int = 0
-    metrics_port: int = 0
-    load: tuple[str, ...] = ()
-    timeout_s: float = 120.0
-    auto_complete: bool | None = None
-    restart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +59,6 @@ class ServeTarget:
     started: bool = False
     pid: int | None = None
     metrics_url: str | None = None
-
-
-def deployed_models(repository: Location) -> tuple[str, ...]:
-    """Return the models that were deployed at least once, by name.
-
-    Raises:
-        RepositoryError: no such repository, or its state file is damaged.
-    """
-    states = model_states(repository)
-    deployed = {name for name, state in states.items() if state.deployments}
-    return tuple(entry.name for entry in scan(repository, deep=False) if entry.name in deployed)
 
 
 def ensure_server(
@@ -119,7 +87,7 @@ def ensure_server(
             f"No server runs on {repository}: started one (pid {running.pid}, {running.grpc_url}, {running.http_url}). "
             f"Stop it with: repo-manager serve --stop --repository {repository}"
         )
-    return ServeTarget(running.grpc_url, started, running.pid, running.metrics_url)
+    return ServeTarget(running.control_url, started, running.pid, running.metrics_url)
 
 
 def serve_until_ended(
@@ -145,7 +113,7 @@ def serve_until_ended(
         ServerError: it did not start, or ended by itself; with Triton's reason.
         KeyboardInterrupt: this process was interrupted; the server is stopped by then.
     """
-    server = EmbeddedServer(_server_options(options))
+    server = EmbeddedServer(server_options(options))
     restarts = 0
     while True:
         started = time.monotonic()
@@ -176,7 +144,7 @@ def _serve_once(
     server.start(timeout_s=options.timeout_s)
     server.wait_ready(options.timeout_s)
     on_ready(server)
-    guard = StubGuard(server.pid, server.http_url)
+    guard = StubGuard(server.pid, server.http_url, ClientOptions(headers=options.security.headers))
     checked = time.monotonic()
     with server.log_path.open(encoding="utf-8", errors="replace") as log:
         while (code := server.wait(_LOG_POLL_S)) is None:
@@ -204,45 +172,6 @@ def _copy_log(log: IO[str], output: IO[str] | None) -> None:
         output.flush()
 
 
-def _server_options(options: ServeOptions) -> ServerOptions:
-    load: tuple[str, ...] = options.load
-    if load in ((), (_DEPLOYED,)):
-        load = deployed_models(options.repository)
-    elif load == (_ALL,):
-        load = ("*",)
-    elif load == (_NONE,):
-        load = ()
-    return ServerOptions(
-        repository=str(options.repository.resolve()),
-        host=options.host,
-        http_port=options.http_port,
-        grpc_port=options.grpc_port,
-        metrics_port=options.metrics_port,
-        load=load,
-        auto_complete=needs_auto_complete(options.repository)
-        if options.auto_complete is None
-        else options.auto_complete,
-    )
-
-
-def needs_auto_complete(repository: Location) -> bool:
-    """Say whether any model's config.pbtxt leaves out what Triton would fill in: backend, inputs or outputs.
-
-    What `add` writes is complete. A broken file counts as incomplete: the server will say what is wrong.
-    """
-    for model in scan(repository, deep=False):
-        try:
-            config = model.config()
-        except ConfigError:
-            return True
-        if config is None:
-            return True
-        message = config.message()
-        if not (message.backend and message.output and message.input):
-            return True
-    return False
-
-
 def start_detached(options: ServeOptions) -> RunningServer:
     """Start `repo-manager serve` in the background and wait until it is ready.
 
@@ -259,7 +188,15 @@ def start_detached(options: ServeOptions) -> RunningServer:
     if options.auto_complete is not None:
         command.append("--auto-complete" if options.auto_complete else "--no-auto-complete")
     if options.restart:
-        command.append("--restart")
+        command += ["--restart", "on-failure"]
+    tls = {
+        "cert": options.security.certificate,
+        "key": options.security.key,
+        "client-ca": options.security.client_authority,
+    }
+    command += [f"--tls-{name}={path.absolute()}" for name, path in tls.items() if path is not None]
+    if options.restrict_file is not None:
+        command.append(f"--restrict-file={options.restrict_file.absolute()}")
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -278,7 +215,7 @@ def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path
     while True:
         running = running_server(options.repository)
         if running is not None:
-            with TritonClient.connect(running.grpc_url) as client:
+            with TritonClient.connect(running.control_url) as client:
                 client.wait_ready(max(1.0, deadline - time.monotonic()))
             return running
         if process.poll() is not None:

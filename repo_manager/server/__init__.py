@@ -2,7 +2,8 @@
 
 from repo_manager.server.backend_directory import backend_directory
 from repo_manager.server.client import TritonClient
-from repo_manager.server.embedded import EmbeddedServer, ServerOptions
+from repo_manager.server.command import ServerOptions, ServerSecurity
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.guard import StubGuard
 from repo_manager.server.records import RunningServer, running_server, running_servers
 from repo_manager.server.transport import ClientOptions, Endpoint, IndexEntry, ServerMetadata, VersionStatistics
@@ -15,6 +16,7 @@ __all__ = [
     "RunningServer",
     "ServerMetadata",
     "ServerOptions",
+    "ServerSecurity",
     "StubGuard",
     "TritonClient",
     "VersionStatistics",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import os
 import time
 import uuid
 from pathlib import Path
@@ -13,13 +12,13 @@ from types import TracebackType
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import parse_location
 from repo_manager.server.backend_directory import BackendDirectory, assemble
+from repo_manager.server.command import ServerOptions, command_of, environment_of
 from repo_manager.server.http_probe import HttpProbe
-from repo_manager.server.installation import TritonInstallation, find_triton, libpython_directory
+from repo_manager.server.installation import TritonInstallation, find_triton
 from repo_manager.server.paths import log_directory
 from repo_manager.server.ports import check_port_is_free, free_ports, listening_ports
 from repo_manager.server.process import ServerProcess, reason_in_log, shared_memory_prefix, sweep_shared_memory
 from repo_manager.server.records import record_of, remove_record, write_record
-from repo_manager.server.shell_safe import shell_safe
 
 __all__ = ["EmbeddedServer", "ServerOptions"]
 
@@ -28,40 +27,6 @@ _PROBE_S = 2.0
 _POLL_S = 0.01
 _KEPT_LOGS = 20
 ALL_MODELS = "*"
-_OUR_SECRETS = ("REPO_MANAGER_TOKEN",)
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerOptions:
-    """How to run the embedded server.
-
-    Attributes:
-        repository: a folder, or a URL that tritonserver understands (`s3://...`).
-        host: the address to bind; the loopback unless told otherwise.
-        http_port: 0 takes a free port.
-        grpc_port: 0 takes a free port.
-        metrics_port: 0 takes a free port.
-        load: models to load at the start; `*` stands for all of them, and then a model that fails is
-            listed in `EmbeddedServer.failures` while the others are served.
-        log_path: where the log goes (appended); `None` keeps it in the user's cache.
-        auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
-            faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
-        extra_args: more arguments for tritonserver.
-        environment: more environment variables for it.
-        record: let `running_server` find this server.
-    """
-
-    repository: str
-    host: str = "127.0.0.1"
-    http_port: int = 0
-    grpc_port: int = 0
-    metrics_port: int = 0
-    load: tuple[str, ...] = ()
-    log_path: Path | None = None
-    auto_complete: bool = True
-    extra_args: tuple[str, ...] = ()
-    environment: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
-    record: bool = True
 
 
 class EmbeddedServer:
@@ -98,17 +63,18 @@ class EmbeddedServer:
     @property
     def http_url(self) -> str:
         """`http://host:port`."""
-        return f"http://{self._address}:{self._ports[0]}"
+        return f"http://{_reachable(self.options.http_host)}:{self._ports[0]}"
 
     @property
     def grpc_url(self) -> str:
-        """`grpc://host:port`."""
-        return f"grpc://{self._address}:{self._ports[1]}"
+        """`grpc://host:port`, with TLS `grpcs://host:port`."""
+        scheme = "grpcs" if self.options.security.tls else "grpc"
+        return f"{scheme}://{_reachable(self.options.host)}:{self._ports[1]}"
 
     @property
     def metrics_url(self) -> str:
         """`http://host:port/metrics`."""
-        return f"http://{self._address}:{self._ports[2]}/metrics"
+        return f"http://{_reachable(self.options.http_host)}:{self._ports[2]}/metrics"
 
     @property
     def pid(self) -> int:
@@ -119,11 +85,6 @@ class EmbeddedServer:
     def log_path(self) -> Path:
         """The log's file."""
         return self._running().log
-
-    @property
-    def _address(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)
-        return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
     def is_alive(self) -> bool:
         """Say whether the tritonserver process runs."""
@@ -169,9 +130,10 @@ class EmbeddedServer:
         backends = assemble(triton)
         sweep_shared_memory()
         given = (options.http_port, options.grpc_port, options.metrics_port)
-        for port, purpose in zip(given, ("HTTP", "gRPC", "metrics"), strict=True):
+        hosts = (options.http_host, options.host, options.http_host)
+        for port, purpose, host in zip(given, ("HTTP", "gRPC", "metrics"), hosts, strict=True):
             if port:
-                check_port_is_free(options.host, port, purpose)
+                check_port_is_free(host, port, purpose)
         if self._log is None:
             self._log = _new_log()
         for attempt in range(_ATTEMPTS):
@@ -189,8 +151,9 @@ class EmbeddedServer:
         """Run one attempt; say whether the server came up on the chosen ports."""
         assert self._log is not None
         prefix = shared_memory_prefix()
-        command = self._command(triton, backends, prefix)
-        self._process = ServerProcess.start(command, self._environment(triton, backends), self._log, prefix)
+        command = command_of(self.options, self._ports, self._id, triton, backends.path, prefix)
+        environment = environment_of(self.options.environment, triton, backends)
+        self._process = ServerProcess.start(command, environment, self._log, prefix)
         deadline = time.monotonic() + timeout_s
         expected = set(self._ports[:2] if "--allow-metrics=false" in self.options.extra_args else self._ports)
         while self._process.poll() is None:
@@ -228,7 +191,9 @@ class EmbeddedServer:
             time.sleep(_POLL_S)
         if self.options.record:
             urls = (self.http_url, self.grpc_url, self.metrics_url)
-            record = record_of(parse_location(self.options.repository), self.pid, urls, self.log_path, restarts=self.restarts)
+            record = record_of(
+                parse_location(self.options.repository), self.pid, urls, self.log_path, restarts=self.restarts
+            )
             self._record = None if record is None else write_record(record)
 
     def _load_models(self, deadline: float) -> None:
@@ -265,42 +230,8 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.stop(deadline_s)
 
-    def _command(self, triton: TritonInstallation, backends: BackendDirectory, prefix: str) -> list[str]:
-        http, grpc, metrics = (str(port) for port in self._ports)
-        host = self.options.host
-        repository = self.options.repository
-        if "://" not in repository:
-            repository = str(shell_safe(Path(repository).absolute()))
-        command = [str(triton.binary), f"--id={self._id}", f"--model-repository={repository}"]
-        command += ["--model-control-mode=explicit", f"--backend-directory={shell_safe(backends.path)}"]
-        command += [f"--http-address={host}", f"--http-port={http}", f"--grpc-address={host}", f"--grpc-port={grpc}"]
-        command += [f"--metrics-address={host}", f"--metrics-port={metrics}"]
-        # Else a version that once failed to load makes the whole server "not ready" for good (docs/triton-reload.md).
-        command.append("--strict-readiness=false")
-        # Python-based backends read the python backend's settings.
-        command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
-        if not self.options.auto_complete:
-            command.append("--disable-auto-complete-config")
-        if triton.caches is not None:
-            command.append(f"--cache-directory={triton.caches}")
-        return [*command, *self.options.extra_args]
-
-    def _environment(self, triton: TritonInstallation, backends: BackendDirectory) -> dict[str, str]:
-        environment = {**os.environ, **self.options.environment}
-        for secret in _OUR_SECRETS:
-            environment.pop(secret, None)  # models' code runs in the server's stubs
-        libraries = [str(folder) for folder in triton.libraries]
-        if backends.python_bin is not None:
-            python_library = libpython_directory()
-            if python_library is not None:
-                libraries.insert(0, str(python_library))
-            environment["PATH"] = f"{backends.python_bin}:{environment.get('PATH', os.defpath)}"
-        libraries += [entry for entry in environment.get("LD_LIBRARY_PATH", "").split(":") if entry]
-        environment["LD_LIBRARY_PATH"] = ":".join(libraries)
-        return environment
-
     def _probe(self) -> HttpProbe:
-        return HttpProbe(self._address.strip("[]"), self._ports[0])
+        return HttpProbe(_reachable(self.options.http_host).strip("[]"), self._ports[0], self.options.security.headers)
 
     def _running(self) -> ServerProcess:
         if self._process is None:
@@ -318,6 +249,12 @@ class EmbeddedServer:
             raise ServerError(
                 f"tritonserver ended with code {code}: {self._end_reason()}", hint=f"Its log: {self._log}"
             )
+
+
+def _reachable(host: str) -> str:
+    """Return the address by which this machine reaches a server that is bound to `host`, as URLs write it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _new_log() -> Path:

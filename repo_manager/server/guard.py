@@ -9,6 +9,7 @@ from pathlib import Path
 
 from repo_manager.errors import ServerError
 from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import ClientOptions
 
 __all__ = ["StubGuard", "stubs_of"]
 
@@ -51,9 +52,11 @@ class StubGuard:
     Args:
         server_pid: the tritonserver's process id.
         url: the server's URL.
+        options: how to connect to it; `None` takes the defaults.
     """
 
-    def __init__(self, server_pid: int, url: str) -> None:
+    def __init__(self, server_pid: int, url: str, options: ClientOptions | None = None) -> None:
+        self._options = options
         self._pid = server_pid
         self._url = url
         self._known: frozenset[_Stub] = frozenset()
@@ -76,7 +79,7 @@ class StubGuard:
         if not due:
             return ()
         mended = []
-        with TritonClient.connect(self._url) as client:
+        with TritonClient.connect(self._url, self._options) as client:
             for model, version in due:
                 del self._missing[model, version]
                 if self._lacks_stubs(client, model, version) and model not in mended:

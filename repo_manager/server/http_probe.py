@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -13,9 +14,16 @@ __all__ = ["HttpProbe"]
 
 
 class HttpProbe:
-    """Asks one Triton over HTTP; a connection a call."""
+    """Asks one Triton over HTTP; a connection a call.
 
-    def __init__(self, host: str, port: int) -> None:
+    Args:
+        host: where it listens.
+        port: its HTTP port.
+        headers: sent with every request, that of a restricted API for instance.
+    """
+
+    def __init__(self, host: str, port: int, headers: Mapping[str, str] | None = None) -> None:
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._host = host
         self._port = port
 
@@ -62,7 +70,7 @@ class HttpProbe:
     def _request(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
-            connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
+            connection.request(method, path, body=body, headers=self._headers)
             response = connection.getresponse()
             return response.status, response.read()
         finally:

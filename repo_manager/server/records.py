@@ -45,6 +45,11 @@ class RunningServer:
     restarts: int = 0
 
     @property
+    def control_url(self) -> str:
+        """Where commands on this machine reach it: gRPC, or HTTP where gRPC asks for certificates."""
+        return self.http_url if self.grpc_url.startswith("grpcs:") else self.grpc_url
+
+    @property
     def started_at(self) -> float:
         """When it started, in seconds since the epoch."""
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

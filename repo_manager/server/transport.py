@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from repo_manager.errors import UsageError
+from repo_manager.errors import ServerRefusedError, UsageError
 from repo_manager.server.credentials import check_header
 
-__all__ = ["ClientOptions", "Endpoint", "IndexEntry", "ServerMetadata", "Transport", "VersionStatistics"]
+__all__ = ["ClientOptions", "Endpoint", "IndexEntry", "ServerMetadata", "Transport", "VersionStatistics", "refusal"]
 
 Config = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which is published without type information."""
@@ -162,6 +162,12 @@ class VersionStatistics:
     compute_input_ns: int
     compute_infer_ns: int
     compute_output_ns: int
+
+
+def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
+    """Return the error for a call that the server answered with an error, with Triton's own reason."""
+    hint = "Give the header that it expects: --header-file FILE." if "is restricted" in reason else None
+    return ServerRefusedError(f"{endpoint} refused: {what}: {reason}", hint=hint)
 
 
 class Transport(Protocol):

@@ -11,9 +11,17 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import ServerError, ServerUnreachableError, UsageError
 from repo_manager.server.tensors import request_inputs
-from repo_manager.server.transport import ClientOptions, Config, Endpoint, IndexEntry, ServerMetadata, VersionStatistics
+from repo_manager.server.transport import (
+    ClientOptions,
+    Config,
+    Endpoint,
+    IndexEntry,
+    ServerMetadata,
+    VersionStatistics,
+    refusal,
+)
 
 __all__ = ["GrpcTransport"]
 
@@ -69,7 +77,7 @@ class GrpcTransport:
             return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:g} s: {what}")
         if status.endswith("UNAVAILABLE") and _NO_CONNECTION.search(reason):
             return ServerUnreachableError(f"{self._endpoint} cannot be reached: {what}: {reason}")
-        return ServerRefusedError(f"{self._endpoint} refused: {what}: {reason}")
+        return refusal(self._endpoint, what, reason)
 
     def live(self, timeout_s: float) -> bool:
         """Say whether the server is alive."""

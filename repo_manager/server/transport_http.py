@@ -15,7 +15,15 @@ from tritonclient.grpc import model_config_pb2
 from repo_manager.errors import ServerRefusedError
 from repo_manager.server.http_wire import HttpWire
 from repo_manager.server.tensors import request_inputs
-from repo_manager.server.transport import ClientOptions, Config, Endpoint, IndexEntry, ServerMetadata, VersionStatistics
+from repo_manager.server.transport import (
+    ClientOptions,
+    Config,
+    Endpoint,
+    IndexEntry,
+    ServerMetadata,
+    VersionStatistics,
+    refusal,
+)
 
 __all__ = ["HttpTransport"]
 
@@ -141,7 +149,7 @@ class HttpTransport:
         except (ValueError, KeyError, TypeError):
             text = " ".join(answer[:200].decode(errors="replace").split())
             reason = f"HTTP status {status}" + (f" ({text})" if text else "")
-        raise ServerRefusedError(f"{self._endpoint} refused: {what}: {reason}")
+        raise refusal(self._endpoint, what, reason)
 
 
 def _safe(name: str) -> str:

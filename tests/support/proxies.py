@@ -15,7 +15,7 @@ class TcpProxy:
     """Passes bytes between clients and one server until it is told otherwise.
 
     `cut()` resets every connection and refuses new ones; `stall()` takes bytes and passes none on; `heal()` ends both.
-    With `context` it speaks TLS to its clients and plain TCP to the server.
+    With `context` it speaks TLS to its clients and plain TCP to the server. What clients sent is in `received`.
     """
 
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
@@ -29,7 +29,7 @@ class TcpProxy:
         self._closed = threading.Event()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
-        self.connections = 0
+        self.received = bytearray()
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -91,19 +91,20 @@ class TcpProxy:
         pair = (client, server)
         with self._lock:
             self._pairs.add(pair)
-            self.connections += 1
         back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
         back.start()
-        self._pump(client, server)
+        self._pump(client, server, self.received)
         back.join()
         with self._lock:
             self._pairs.discard(pair)
         for each in pair:
             each.close()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, keep: bytearray | None = None) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if keep is not None:
+                    keep += data
                 self._flowing.wait()
                 sink.sendall(data)
         for each in (source, sink):

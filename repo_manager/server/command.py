@@ -1,0 +1,172 @@
+"""How the embedded server is asked for, and the command line and environment that tritonserver gets for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from repo_manager.errors import UsageError
+from repo_manager.server.backend_directory import BackendDirectory
+from repo_manager.server.credentials import check_header
+from repo_manager.server.installation import TritonInstallation, libpython_directory
+from repo_manager.server.shell_safe import shell_safe
+
+__all__ = ["LOOPBACK", "ServerOptions", "ServerSecurity", "command_of", "environment_of"]
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
+"""What a restriction covers: all that changes the server. Inference, metadata, statistics and health stay open."""
+_OUR_SECRETS = ("REPO_MANAGER_TOKEN",)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerSecurity:
+    """Who may talk to the server.
+
+    Attributes:
+        certificate: PEM file: gRPC speaks TLS with it. Triton's HTTP has no TLS, so HTTP and metrics then stay on the
+            loopback, whatever the host.
+        key: PEM file with the certificate's key.
+        client_authority: PEM file: clients have to show a certificate of this authority (mutual TLS).
+        restricted: header and value without which both protocols refuse what changes the server. Triton takes it as
+            an argument only, so users of this machine can read it in the process list.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_authority: Path | None = None
+    restricted: tuple[str, str] | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+
+    def __post_init__(self) -> None:
+        """Refuse half of a setting."""
+        if (self.certificate is None) != (self.key is None):
+            raise UsageError("TLS needs both a certificate and its key")
+        if self.client_authority is not None and self.certificate is None:
+            raise UsageError("Clients' certificates can be asked for only with TLS: give a certificate and its key")
+        for path in (self.certificate, self.key, self.client_authority):
+            if path is not None and not path.is_file():
+                raise UsageError(f"{path}: no such file")
+        if self.restricted is not None:
+            check_header(*self.restricted, "The restriction of the server")
+            if set(self.restricted[0]) & set(":=,") or not self.restricted[1]:
+                raise UsageError("The restriction's header needs a value, and no ':', '=' or ',' in its name")
+
+    @property
+    def tls(self) -> bool:
+        """Whether gRPC speaks TLS."""
+        return self.certificate is not None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What our own requests have to carry."""
+        return {} if self.restricted is None else {self.restricted[0]: self.restricted[1]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions:
+    """How to run the embedded server.
+
+    Attributes:
+        repository: a folder, or a URL that tritonserver understands (`s3://...`).
+        host: the address to bind; the loopback unless told otherwise.
+        http_port: 0 takes a free port.
+        grpc_port: 0 takes a free port.
+        metrics_port: 0 takes a free port.
+        load: models to load at the start; `*` stands for all of them, and then a model that fails is
+            listed in `EmbeddedServer.failures` while the others are served.
+        log_path: where the log goes (appended); `None` keeps it in the user's cache.
+        auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
+            faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
+        extra_args: more arguments for tritonserver.
+        environment: more environment variables for it.
+        record: let `running_server` find this server.
+        security: TLS and restricted APIs; none unless told otherwise.
+    """
+
+    repository: str
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    load: tuple[str, ...] = ()
+    log_path: Path | None = None
+    auto_complete: bool = True
+    extra_args: tuple[str, ...] = ()
+    environment: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
+    record: bool = True
+    security: ServerSecurity = dataclasses.field(default_factory=ServerSecurity)
+
+    @property
+    def http_host(self) -> str:
+        """The address of HTTP and metrics, which have no TLS."""
+        return self.host if not self.security.tls or self.host in LOOPBACK else "127.0.0.1"
+
+
+def command_of(
+    options: ServerOptions,
+    ports: tuple[int, int, int],
+    name: str,
+    triton: TritonInstallation,
+    backends: Path,
+    prefix: str,
+) -> list[str]:
+    """Return tritonserver's command line.
+
+    Args:
+        options: what is asked for.
+        ports: HTTP, gRPC, metrics.
+        name: the server's own, by which it is told from others.
+        triton: the installation.
+        backends: the backend directory.
+        prefix: of its shared memory.
+    """
+    repository = options.repository
+    if "://" not in repository:
+        repository = str(shell_safe(Path(repository).absolute()))
+    command = [str(triton.binary), f"--id={name}", f"--model-repository={repository}"]
+    command += ["--model-control-mode=explicit", f"--backend-directory={shell_safe(backends)}"]
+    for protocol, host, port in zip(
+        ("http", "grpc", "metrics"), (options.http_host, options.host, options.http_host), ports, strict=True
+    ):
+        command += [f"--{protocol}-address={host}", f"--{protocol}-port={port}"]
+    # Else a version that once failed to load makes the whole server "not ready" for good (docs/triton-reload.md).
+    command.append("--strict-readiness=false")
+    # Python-based backends read the python backend's settings.
+    command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
+    if not options.auto_complete:
+        command.append("--disable-auto-complete-config")
+    if triton.caches is not None:
+        command.append(f"--cache-directory={triton.caches}")
+    return [*command, *_security_of(options.security), *options.extra_args]
+
+
+def _security_of(security: ServerSecurity) -> list[str]:
+    arguments = []
+    if security.tls:
+        arguments += ["--grpc-use-ssl=true", f"--grpc-server-cert={security.certificate}"]
+        arguments.append(f"--grpc-server-key={security.key}")
+    if security.client_authority is not None:
+        arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={security.client_authority}"]
+    if security.restricted is not None:
+        apis = ",".join(RESTRICTED_APIS)
+        setting = f"{apis}:{security.restricted[0]}={security.restricted[1]}"
+        arguments += [f"--grpc-restricted-protocol={setting}", f"--http-restricted-api={setting}"]
+    return arguments
+
+
+def environment_of(given: Mapping[str, str], triton: TritonInstallation, backends: BackendDirectory) -> dict[str, str]:
+    """Return tritonserver's environment: this process's, without our secrets (models' code runs in its stubs)."""
+    environment = {**os.environ, **given}
+    for secret in _OUR_SECRETS:
+        environment.pop(secret, None)
+    libraries = [str(folder) for folder in triton.libraries]
+    if backends.python_bin is not None:
+        python_library = libpython_directory()
+        if python_library is not None:
+            libraries.insert(0, str(python_library))
+        environment["PATH"] = f"{backends.python_bin}:{environment.get('PATH', os.defpath)}"
+    libraries += [entry for entry in environment.get("LD_LIBRARY_PATH", "").split(":") if entry]
+    environment["LD_LIBRARY_PATH"] = ":".join(libraries)
+    return environment
