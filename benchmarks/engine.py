@@ -4,8 +4,8 @@ The build by hand is the library's own API and nothing of ours: parse, one profi
 
     python benchmarks/engine.py [MODEL.onnx] [--precision fp16] [--runs 5] [--json FILE]
 
-Without a model: a generated ResNeXt-101 32x8d (355 MB), in a temporary folder. Needs no GPU. Bar: at most 15 % more (medians,
-interleaved, after a pair that does not count); ends with 1 when it is missed.
+Without a model: a generated ResNeXt-101 32x8d (355 MB), in a temporary folder. Needs no GPU. Bar: at most
+15 % more (medians, interleaved, after a pair that does not count); ends with 1 when it is missed.
 """
 
 from __future__ import annotations
