@@ -80,18 +80,24 @@ def add_command(
     engine: EngineFlags,
     kinds: KindFlags,
     accelerator: AcceleratorFlags,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
+    ] = None,
     dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert, check and publish a model as a new version. No server serves it until `deploy`."""
+    from repo_manager.cli.sign import signing_key
     from repo_manager.pipeline import AddOptions, SparsityMode, add
     from repo_manager.report.added_view import added_view
     from repo_manager.report.build_bar import build_bar
     from repo_manager.report.terminal import Terminal
+    from repo_manager.repository import sign_version
     from repo_manager.settings import load_settings
 
     terminal = Terminal(as_json=json, quiet=quiet)
+    key, root = signing_key(sign), resolve_repository(repository)
     built = engine.options(kinds.plans())
     options = AddOptions(
         precision=precision,
@@ -111,11 +117,14 @@ def add_command(
         added = add(
             model,
             name,
-            resolve_repository(repository),
+            root,
             options,
             report=terminal.reporter(),
             progress=progress,
         )
+    if key is not None and added.published:
+        signature = sign_version(root, name, added.version, key)
+        terminal.note(f"{name}:{added.version} is signed: {signature.file}")
     terminal.result(added, *added_view(added))
 
 

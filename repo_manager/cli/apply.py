@@ -9,7 +9,7 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options, connecting
 from repo_manager.cli.options import DryRun, JsonOutput, Quiet, Repository, Timeout, resolve_repository, writing
-from repo_manager.cli.sign import read_password
+from repo_manager.cli.sign import signing_key
 from repo_manager.errors import ChangesNeededError, UsageError
 
 if TYPE_CHECKING:
@@ -94,11 +94,10 @@ def _options(
     prune: bool, sign: Path | None, password_file: Path | None, *, keep_previous: bool, timeout_s: float
 ) -> ApplyOptions:
     from repo_manager.pipeline.apply import ApplyOptions
-    from repo_manager.repository import SigningKey
     from repo_manager.rollout import RolloutOptions
     from repo_manager.settings import load_settings
 
-    key = None if sign is None else SigningKey(sign, read_password(password_file))
+    key = signing_key(sign, password_file)
     rollout = RolloutOptions(keep_previous=keep_previous, load_timeout_s=timeout_s, signed_by=load_settings().signed_by)
     return ApplyOptions(prune=prune, sign=key, rollout=rollout)
 

@@ -12,9 +12,9 @@ from repo_manager.cli.options import DryRun, JsonOutput, Quiet, Repository, reso
 from repo_manager.errors import UsageError
 
 if TYPE_CHECKING:
-    from repo_manager.repository import Location, Problem, SignatureCheck
+    from repo_manager.repository import Location, Problem, SignatureCheck, SigningKey
 
-__all__ = ["check_signatures", "read_password", "register"]
+__all__ = ["check_signatures", "register", "signing_key"]
 
 _PASSWORD_VARIABLE = "REPO_MANAGER_KEY_PASSWORD"
 
@@ -52,18 +52,40 @@ def sign_command(
     """Sign a version in the OpenSSF model-signing format. No running server loads anything again for it."""
     from repo_manager.report.signing_tables import signature_view
     from repo_manager.report.terminal import Terminal
-    from repo_manager.repository import SigningKey, resolve_version, sign_version
+    from repo_manager.repository import resolve_version, sign_version
 
     if chain and certificate is None:
         raise UsageError("--chain belongs to --certificate", hint="Give the key's own certificate as well.")
     root = resolve_repository(repository)
     name, version = resolve_version(root, target)
-    signing_key = SigningKey(key, read_password(password_file), certificate, tuple(chain or ()))
-    result = sign_version(root, name, version, signing_key, dry_run=dry_run)
+    with_what = signing_key(key, password_file, certificate, tuple(chain or ()))
+    result = sign_version(root, name, version, with_what or key, dry_run=dry_run)
     Terminal(as_json=json, quiet=quiet).result(result, *signature_view(result))
 
 
-def read_password(file: Path | None) -> str | None:
+def signing_key(
+    path: Path | None,
+    password_file: Path | None = None,
+    certificate: Path | None = None,
+    chain: tuple[Path, ...] = (),
+) -> SigningKey | None:
+    """Return the key of an option, tried before anything long is begun; `None` when there is none.
+
+    Raises:
+        UsageError: it cannot sign.
+        MissingDependencyError: the `[sign]` extra is not installed.
+    """
+    if path is None:
+        return None
+    from repo_manager.repository import SigningKey
+    from repo_manager.repository.signing_format import check_key
+
+    key = SigningKey(path, _read_password(password_file), certificate, chain)
+    check_key(key)
+    return key
+
+
+def _read_password(file: Path | None) -> str | None:
     """Return a key's password from a file's first line, else from the environment; `None` when neither has one.
 
     Raises:

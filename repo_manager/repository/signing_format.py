@@ -18,7 +18,7 @@ from typing import Any
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.optional import require
 
-__all__ = ["SigningKey", "key_kind", "make_signature", "signed_files", "verify_signature"]
+__all__ = ["SigningKey", "check_key", "key_kind", "make_signature", "signed_files", "verify_signature"]
 
 MAX_SIGNATURE_BYTES = 16 << 20
 _MAX_KEY_BYTES = 1 << 20
@@ -78,20 +78,7 @@ def make_signature(folder: Path, key: SigningKey) -> bytes:
         RepositoryError: the folder holds links or special files.
         MissingDependencyError: the `[sign]` extra is not installed.
     """
-    signing, hashing = require("model_signing.signing"), require("model_signing.hashing")
-    require("OpenSSL")
-    signer = signing.Config().set_hashing_config(_every_file(hashing))
-    _read_pem(key.path)
-    try:
-        if key.certificate is None:
-            password = None if key.password is None else key.password.encode()
-            signer.use_elliptic_key_signer(private_key=key.path, password=password)
-        else:
-            signer.use_certificate_signer(
-                private_key=key.path, signing_certificate=key.certificate, certificate_chain=_chain(key)
-            )
-    except _VENDOR_ERRORS as exc:
-        raise UsageError(f"{key.path} cannot sign: {_reason(exc)}", hint=_KEY_HINT) from exc
+    signer = _signer(key)
     with tempfile.TemporaryDirectory(prefix="repo-manager-sign-") as work:
         file = Path(work) / "signature.json"
         try:
@@ -99,6 +86,16 @@ def make_signature(folder: Path, key: SigningKey) -> bytes:
         except _VENDOR_ERRORS as exc:
             raise RepositoryError(f"{folder} cannot be signed: {_reason(exc)}") from exc
         return file.read_bytes()
+
+
+def check_key(key: SigningKey) -> None:
+    """Find out whether a key can sign, before anything long is begun.
+
+    Raises:
+        UsageError: the key, its password or a certificate does not fit.
+        MissingDependencyError: the `[sign]` extra is not installed.
+    """
+    _signer(key)
 
 
 def verify_signature(folder: Path, content: bytes, key: Path) -> None:
@@ -160,6 +157,24 @@ def signed_files(content: bytes) -> dict[str, str]:
     return found
 
 
+def _signer(key: SigningKey) -> Any:
+    signing, hashing = require("model_signing.signing"), require("model_signing.hashing")
+    require("OpenSSL")
+    signer = signing.Config().set_hashing_config(_every_file(hashing))
+    _read_pem(key.path)
+    try:
+        if key.certificate is None:
+            password = None if key.password is None else key.password.encode()
+            signer.use_elliptic_key_signer(private_key=key.path, password=password)
+        else:
+            signer.use_certificate_signer(
+                private_key=key.path, signing_certificate=key.certificate, certificate_chain=_chain(key)
+            )
+    except _VENDOR_ERRORS as exc:
+        raise UsageError(f"{key.path} cannot sign: {_reason(exc)}", hint=_KEY_HINT) from exc
+    return signer
+
+
 def _mismatch(text: str, folder: Path, content: bytes) -> str:
     """The package's word that the files are not those of a good signature, in ours; empty when that is not it."""
     if not text.startswith("Signature mismatch"):
@@ -192,11 +207,12 @@ def _chain(key: SigningKey) -> tuple[Path, ...]:
             "an encrypted key cannot be used with a certificate",
             hint="Sign with the bare key, or give a key file that is not encrypted and that only you can read.",
         )
-    for path in (key.certificate, *key.chain):
-        if path is not None and "-----BEGIN CERTIFICATE-----" not in _read_pem(path):
+    own = () if key.certificate is None else (key.certificate,)
+    for path in (*own, *key.chain):
+        if "-----BEGIN CERTIFICATE-----" not in _read_pem(path):
             raise UsageError(f"{path} is no certificate in PEM format")
     # The package cannot read an empty chain; the certificate itself adds nothing to it.
-    return key.chain or (key.certificate,)
+    return key.chain or own
 
 
 def _read_pem(path: Path) -> str:
