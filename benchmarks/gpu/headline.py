@@ -2,12 +2,14 @@
 
     python benchmarks/gpu/headline.py                      # everything, resumable; needs an NVIDIA GPU and tensorrt
     python benchmarks/gpu/headline.py --models resnext101_32x8d --precisions fp16 --batches 128
+    python benchmarks/gpu/headline.py --budget-s 540       # as much as fits; run it again for the next part
     python benchmarks/gpu/headline.py --rehearse           # the same code on a CPU in minutes; its numbers mean nothing
 
 For each model, precision and batch three engines are built for exactly that shape: dense weights, sparse weights, and
 sparse weights with sparse kernels not offered (`noflag`). They run in turn, round after round, so that clocks and heat
 hit all alike; the ratio is the mean of the rounds' log ratios with its 95 % interval. Every finished cell is on
-disk before the next one starts. Beside the JSON: a chart, and the build log of every engine.
+disk before the next one starts. Beside the JSON: a chart, and the build log of every engine. A cell's `layers` hold the
+evidence of each weight with its times in the sparse and in the dense engine, by TensorRT's profiler.
 
 State: NOT RUN on a GPU yet. Rehearsed on a CPU, from the builds to the chart.
 """
@@ -21,14 +23,25 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from repo_manager.engine import EngineBuild, EngineOptions, ShapeRange, build_engine, find_gpus
+from repo_manager.engine import (
+    EngineBuild,
+    EngineOptions,
+    ShapeRange,
+    build_engine,
+    find_gpus,
+    join_evidence,
+    join_times,
+    layer_times_of,
+)
 from repo_manager.files import write_atomic
 from repo_manager.loadtest import LoadTestOptions, run_load_test
 from repo_manager.onnx_model import load_model, natural_inputs, save_model, signature_of
@@ -62,11 +75,19 @@ class Plan:
     round_s: float
     rehearse: bool
     output: Path
+    library_name: str
+    variants: tuple[str, ...] = VARIANTS
+    triton: bool = True
+    end_s: float | None = None
 
     @property
     def library(self) -> Any:
         """The builder: TensorRT, or TensorRT-RTX where there is no GPU."""
-        return require("tensorrt_rtx" if self.rehearse else "tensorrt")
+        return require(self.library_name)
+
+    def has_time_for(self, seconds: float) -> bool:
+        """Say whether something that takes so long ends before the budget does."""
+        return self.end_s is None or time.monotonic() + seconds < self.end_s
 
 
 def weights(model: str, folder: Path) -> dict[str, Path]:
@@ -96,22 +117,23 @@ def converted(source: Path, precision: Precision) -> Path:
     return output
 
 
-def build(plan: Plan, file: Path, batch: int, *, sparse: bool) -> EngineBuild:
+def build(plan: Plan, file: Path, precision: Precision, batch: int, *, sparse: bool) -> EngineBuild:
     """Build an engine for one shape."""
     model = load_model(file)
     shapes = {spec.name: (batch, *(spec.shape or ())[1:]) for spec in signature_of(model).inputs}
     profile = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
     output = file.with_name(f"batch{batch}-{'sparse' if sparse else 'dense'}.plan")
-    return build_engine(model, plan.library, output, profile, options=EngineOptions(sparse=sparse))
+    options = EngineOptions(sparse=sparse)
+    return build_engine(model, plan.library, output, profile, precision=precision, options=options)
 
 
 def run_cell(plan: Plan, model: str, precision: Precision, batch: int, sources: Mapping[str, Path]) -> dict[str, Any]:
     """Build the three engines of a cell and run them in turn."""
     runs: dict[str, Callable[[], None]] = {}
-    closers, facts = [], {}
-    for variant in VARIANTS:
+    closers, facts, builds = [], {}, {}
+    for variant in plan.variants:
         file = converted(sources[variant], precision)
-        built = build(plan, file, batch, sparse=variant != "noflag")
+        builds[variant] = built = build(plan, file, precision, batch, sparse=variant != "noflag")
         log = plan.output.parent / "logs" / f"{model}-{precision}-{batch}-{variant}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(log, built.log.encode())
@@ -120,26 +142,40 @@ def run_cell(plan: Plan, model: str, precision: Precision, batch: int, sources: 
         runs[variant] = runner[0]
         closers.append(runner[1])
     meter = PowerMeter(enabled=not plan.rehearse)
-    rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in plan.variants}
     for number in range(plan.rounds):
-        for variant in VARIANTS if number % 2 else VARIANTS[::-1]:
+        for variant in plan.variants if number % 2 else plan.variants[::-1]:
             with meter.watch() as watts:
                 times = measure(runs[variant], plan.round_s)
             rounds[variant].append(_summary(times, batch, watts))
     for close in closers:
         close()
     totals = sparsity_report(load_model(sources["sparse"])).totals
+    noflag = {}
+    if "noflag" in plan.variants:
+        noflag = {"sparse_over_noflag": ratio_of(rounds["sparse"], rounds["noflag"])}
     return {
         "model": model,
         "precision": str(precision),
         "batch": batch,
         "rehearsal": plan.rehearse,
-        "variants": {v: {**facts[v], **_middle(rounds[v]), "rounds": rounds[v]} for v in VARIANTS},
+        "variants": {v: {**facts[v], **_middle(rounds[v]), "rounds": rounds[v]} for v in plan.variants},
         "valid_mac_share": totals.gain_share,
         "speedup_bound": totals.speedup_bound,
         "sparse_over_dense": ratio_of(rounds["sparse"], rounds["dense"]),
-        "sparse_over_noflag": ratio_of(rounds["sparse"], rounds["noflag"]),
+        **noflag,
+        "layers": layers_of(converted(sources["sparse"], precision), builds["sparse"], builds["dense"]),
     }
+
+
+def layers_of(model: Path, sparse: EngineBuild, dense: EngineBuild) -> Any:
+    """Join pattern, eligible, chosen, tactic and, on a GPU, the times of each weight's layer in both engines."""
+    report = sparsity_report(load_model(model))
+    rows, dense_rows = (join_evidence(report, build.evidence, build.layers) for build in (sparse, dense))
+    times = [layer_times_of(build) for build in (sparse, dense)]
+    if times[0] is not None and times[1] is not None:
+        rows = join_times(rows, times[0], dense_rows, times[1])
+    return as_json(rows)
 
 
 def _summary(times_ns: list[int], batch: int, watts: list[float]) -> dict[str, float]:
@@ -169,7 +205,7 @@ def ratio_of(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> di
 
 def run_triton(plan: Plan, model: str, precision: Precision, sources: Mapping[str, Path]) -> dict[str, Any]:
     """Publish dense and sparse by `add`, serve both, and load them."""
-    backend = "onnxruntime" if plan.rehearse else "tensorrt"
+    backend = "onnxruntime" if plan.rehearse else plan.library_name
     batch = min(TRITON_BATCH, max(plan.batches))
     with tempfile.TemporaryDirectory() as root:
         repository = Path(root, "models")
@@ -218,24 +254,32 @@ def run(plan: Plan) -> None:
         raise SystemExit(
             f"{plan.output} holds {'a rehearsal' if state['rehearsal'] else 'real runs'}: take another file"
         )
-    state["machine"] = {"gpus": as_json(find_gpus()), "library": plan.library.__version__}
+    state["machine"] = {"gpus": as_json(find_gpus()), "library": f"{plan.library_name} {plan.library.__version__}"}
+    slowest = 0.0
     for model in plan.models:
         with tempfile.TemporaryDirectory() as folder:
             sources: dict[str, Path] = {}
-            for precision in plan.precisions:
-                for batch in plan.batches:
-                    key = f"{model}/{precision}/{batch}"
-                    if key not in state["cells"]:
-                        sources = sources or weights(model, Path(folder))
-                        state["cells"][key] = cell = run_cell(plan, model, precision, batch, sources)
-                        save(plan, state)
-                        print(f"{key}: sparse over dense {cell['sparse_over_dense']}", flush=True)
-                key = f"{model}/{precision}"
-                if key not in state["triton"]:
-                    sources = sources or weights(model, Path(folder))
-                    state["triton"][key] = run_triton(plan, model, precision, sources)
-                    save(plan, state)
-                    print(f"{key} through Triton: {state['triton'][key]['sparse_over_dense']}", flush=True)
+            for kind, key, work in jobs(plan, model):
+                if key in state[kind]:
+                    continue
+                if not plan.has_time_for(slowest):
+                    print(f"{key}: not begun, the last part took {slowest:.0f} s; run the command again", flush=True)
+                    return
+                started = time.monotonic()
+                sources = sources or weights(model, Path(folder))
+                state[kind][key] = result = work(sources)
+                save(plan, state)
+                slowest = max(slowest, time.monotonic() - started)
+                print(f"{key} ({kind}): sparse over dense {result['sparse_over_dense']}", flush=True)
+
+
+def jobs(plan: Plan, model: str) -> Iterator[tuple[str, str, Callable[[Mapping[str, Path]], dict[str, Any]]]]:
+    """Yield (kind, key, what makes it of the weights) of one model."""
+    for precision in plan.precisions:
+        for batch in plan.batches:
+            yield "cells", f"{model}/{precision}/{batch}", partial(run_cell, plan, model, precision, batch)
+        if plan.triton:
+            yield "triton", f"{model}/{precision}", partial(run_triton, plan, model, precision)
 
 
 def save(plan: Plan, state: Mapping[str, Any]) -> None:
@@ -255,6 +299,10 @@ def main() -> None:
     parser.add_argument("--round-s", type=float)
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--library", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--no-triton", action="store_true", help="the engines alone")
+    parser.add_argument("--budget-s", type=float, help="begin nothing that would probably end later")
     given = parser.parse_args()
     rehearse = given.rehearse
     if not rehearse and not find_gpus():
@@ -269,6 +317,10 @@ def main() -> None:
             round_s=given.round_s or (0.2 if rehearse else 2.0),
             rehearse=rehearse,
             output=given.output or HERE / ("headline-rehearsal.json" if rehearse else "headline.json"),
+            library_name="tensorrt_rtx" if rehearse else given.library,
+            variants=tuple(variant for variant in VARIANTS if variant in {"dense", "sparse", *given.variants}),
+            triton=not given.no_triton,
+            end_s=None if given.budget_s is None else time.monotonic() + given.budget_s,
         )
     )
 
