@@ -249,5 +249,5 @@ def _notes(blocks: tuple[list[_Block], list[_Block]], sides: tuple[_Side, _Side]
         if facts.response_cache:
             notes.append(f"{name}: the model has a response cache; repeated inputs are answered from it")
         if not all(block.energy_j for block in side):
-            notes.append(f"{name}: the server does not report energy, so there are no inferences per joule")
+            notes.append(f"{name}: neither the server nor NVML reports energy, so there are no inferences per joule")
     return tuple(notes)

@@ -87,12 +87,11 @@ class MetricsSource:
         taken = {name: value for name, value in _of_readings(readings).items() if name in lacking and value is not None}
         found.update(taken)
         missing = [] if self._problem is None else [self._problem]
-        missing += [
-            f"{_TITLES[name]}: {_WANTED[name]} is not reported (no GPU, a MIG slice, or a server without DCGM), "
-            f"and {self._nvml if isinstance(self._nvml, str) else 'NVML does not tell it for every GPU'}"
-            for name in lacking
-            if name not in taken
-        ]
+        absent = [name for name in lacking if name not in taken]
+        if absent:
+            names = ", ".join(f"{_TITLES[name]} ({_WANTED[name]})" for name in absent)
+            why = self._nvml if isinstance(self._nvml, str) else "NVML does not tell it for every GPU"
+            missing.append(f"{names}: not in the server's metrics (no GPU, a MIG slice, no DCGM), and {why}")
         inferences = self._inferences[-1] - self._inferences[first]
         energy_j = found["energy_j"]
         return GpuUse(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -38,14 +39,61 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
         ratios=_ratios(comparisons),
         comparisons=comparisons,
         missing=tuple(dict.fromkeys(text for point in report.points for text in point.gpu.missing)),
+        sources=tuple(dict.fromkeys(point.gpu.source for point in report.points if point.gpu.source)),
         headline=_headline(report),
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Couple:
+    """The comparisons of one A with one B, at one batch size or several."""
+
+    title: str
+    comparisons: tuple[Comparison, ...]
+    figures: tuple[Figure, ...]
+    rows: tuple[dict[str, str | bool], ...]
+    notes: tuple[str, ...]
+
+
 def compare_page(comparisons: Sequence[Comparison]) -> str:
-    """Return the page of a comparison, at one batch size or several."""
-    template = environment().get_template("load_compare.html.j2")
-    return template.render(comparisons=comparisons, ratios=_ratios(comparisons), first=comparisons[0])
+    """Return the page of a comparison, of one couple of models or several, at one batch size or several."""
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        a, b = (f"{side.model} {side.version}" for side in (comparison.a, comparison.b))
+        groups.setdefault(f"A: {a} against B: {b}", []).append(comparison)
+    couples = [
+        _Couple(
+            title,
+            tuple(group),
+            tuple(_ratios(group)),
+            tuple(row for comparison in group for row in _compared_rows(comparison)),
+            tuple(dict.fromkeys(note for comparison in group for note in comparison.notes)),
+        )
+        for title, group in groups.items()
+    ]
+    return environment().get_template("load_compare.html.j2").render(couples=couples, first=comparisons[0])
+
+
+def _compared_rows(comparison: Comparison) -> list[dict[str, str | bool]]:
+    return [
+        {
+            "batch_size": str(comparison.batch_size) if place == 0 else "",
+            "starts": place == 0,
+            "name": number.name,
+            "a": _shown(number.name, number.a),
+            "b": _shown(number.name, number.b),
+            "ratio": f"{number.ratio:.3f}",
+            "interval": f"{number.interval.low:.3f} to {number.interval.high:.3f}",
+            "better": number.better or "",
+        }
+        for place, number in enumerate(comparison.numbers)
+    ]
+
+
+def _shown(name: str, value: float) -> str:
+    if "latency" in name:
+        return f"{value / 1e6:.4g} ms"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _headline(report: LoadTestReport) -> str:

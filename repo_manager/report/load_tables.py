@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
 
+_MOST_TABLES = 3
 _STYLES = {
     "stable": "green",
     "failed": "red",
@@ -48,7 +49,14 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
             views.append(Text(f"{point.label}: {'; '.join(filter(None, [point.reason, point.client.note]))}"))
     if report.knee is not None:
         views.append(Text(f"Knee: {report.knee} ({report.knee_rule})"))
-    return [*views, *(Text(f"Note: {note}") for note in report.notes)]
+    sources = dict.fromkeys(point.gpu.source for point in report.points if point.gpu.source)
+    energies = {
+        p.label: p.gpu.energy_per_inference_j for p in report.points if p.gpu.energy_per_inference_j is not None
+    }
+    if energies:
+        listed = ", ".join(f"{label} {joules:.3g} J" for label, joules in energies.items())
+        views.append(Text(f"Energy per inference: {listed}"))
+    return [*views, *(Text(f"Note: {note}") for note in (*sources, *report.notes))]
 
 
 def _row(point: LoadPoint) -> list[object]:
@@ -71,33 +79,66 @@ def _row(point: LoadPoint) -> list[object]:
 
 
 def comparison_view(comparisons: Sequence[Comparison]) -> list[RenderableType]:
-    """Show the ratio of every number with its interval, and the verdict in words."""
+    """Show the ratio of every number with its interval, and the verdict; of many batch sizes one line each."""
     views: list[RenderableType] = []
-    for comparison in comparisons:
-        rows = [
-            [
-                number.name,
-                _number(number.name, number.a),
-                _number(number.name, number.b),
-                f"{number.ratio:.3f}",
-                f"{number.interval.low:.3f} to {number.interval.high:.3f}",
-                number.better or "no difference shown",
-            ]
-            for number in comparison.numbers
+    if len(comparisons) > _MOST_TABLES:
+        views.append(_summary(comparisons))
+    else:
+        for comparison in comparisons:
+            views += [_compared(comparison), Text(comparison.verdict)]
+    notes = dict.fromkeys(note for comparison in comparisons for note in comparison.notes)
+    return [*views, *(Text(f"Note: {note}") for note in notes)]
+
+
+def _compared(comparison: Comparison) -> RenderableType:
+    rows = [
+        [
+            number.name,
+            _number(number.name, number.a),
+            _number(number.name, number.b),
+            f"{number.ratio:.3f}",
+            f"{number.interval.low:.3f} to {number.interval.high:.3f}",
+            number.better or "no difference shown",
         ]
-        a, b = (f"{side.model}:{side.version}" for side in (comparison.a, comparison.b))
-        title = (
-            f"A = {a}, B = {b}: {comparison.level}, batch size {comparison.batch_size}, {comparison.plan.pairs} pairs"
+        for number in comparison.numbers
+    ]
+    a, b = _names(comparison)
+    title = f"A = {a}, B = {b}: {comparison.level}, batch size {comparison.batch_size}, {comparison.plan.pairs} pairs"
+    return make_table(title, ["number", "A", "B", "B / A", "interval", "better"], rows, right="A,B,B / A,interval")
+
+
+def _summary(comparisons: Sequence[Comparison]) -> RenderableType:
+    """One line a comparison: the ratios, those with a difference shown in bold."""
+    names = list(dict.fromkeys(number.name for comparison in comparisons for number in comparison.numbers))
+    rows: list[list[object]] = []
+    for comparison in comparisons:
+        found = {number.name: number for number in comparison.numbers}
+        cells: list[object] = []
+        for name in names:
+            number = found.get(name)
+            text = "-"
+            if number is not None:
+                text = f"{number.ratio:.3f} [{number.interval.low:.3f}, {number.interval.high:.3f}]"
+            cells.append(Text(text, style="bold" if number is not None and number.shown else "dim"))
+        better = {number.better for number in comparison.numbers if number.shown}
+        rows.append(
+            [*_names(comparison), comparison.batch_size, *cells, " and ".join(sorted(filter(None, better))) or "-"]
         )
-        columns = ["number", "A", "B", "B / A", "interval", "better"]
-        views.append(make_table(title, columns, rows, right="A,B,B / A,interval"))
-        views.append(Text(comparison.verdict))
-        views += [Text(f"Note: {note}") for note in comparison.notes]
-    return views
+    title = (
+        f"B / A by batch size: {comparisons[0].level}, {comparisons[0].plan.pairs} pairs; bold: a difference is shown"
+    )
+    return make_table(title, ["A", "B", "batch", *names, "better"], rows, right=",".join(["batch", *names]))
+
+
+def _names(comparison: Comparison) -> tuple[str, str]:
+    a, b = (f"{side.model}:{side.version}" for side in (comparison.a, comparison.b))
+    return a, b
 
 
 def _number(name: str, value: float) -> str:
-    return f"{format_ms(value)} ms" if "latency" in name else f"{value:,.4g}"
+    if "latency" in name:
+        return f"{format_ms(value)} ms"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def verdict_view(verdict: Verdict) -> list[RenderableType]:
