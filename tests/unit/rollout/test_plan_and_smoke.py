@@ -7,7 +7,7 @@ import pytest
 
 from repo_manager.repository import ModelEntry, VersionEntry
 from repo_manager.rollout.observe import ServedState
-from repo_manager.rollout.plan import Action, plan_from
+from repo_manager.rollout.plan import Action, Obstacle, plan_from
 from repo_manager.rollout.smoke import _compare
 from repo_manager.triton_config import ModelConfig, parse_config
 
@@ -75,6 +75,34 @@ def test_a_served_version_without_a_folder_is_pointed_out(tmp_path: Path) -> Non
 def test_a_failed_load_before_gives_its_reason(tmp_path: Path) -> None:
     plan = plan_from(model(tmp_path, 1, 2), 2, served(1, reasons={2: "bad"}), keep_previous=False)
     assert next(step for step in plan.steps if step.version == 2).reason == "bad"
+
+
+NEVER_SEEN = Obstacle("Azure", always=True, way_out="unloading")
+SENT = Obstacle("an override", always=False, way_out="touching")
+
+
+def test_nothing_happens_where_a_change_is_never_seen(tmp_path: Path) -> None:
+    plan = plan_from(model(tmp_path, 1, 2), 2, served(1), keep_previous=False, obstacle=NEVER_SEEN)
+    assert actions(plan) == {1: Action.DROP, 2: Action.NOTHING}
+    assert "a load would do nothing: Azure. So unloading" in plan.steps[1].reason
+    assert (plan.is_hindered, plan.new_bytes, plan.peak_bytes) == (True, 20, 30)
+    first = plan_from(model(tmp_path, 1), 1, served(), keep_previous=False, obstacle=NEVER_SEEN)
+    assert actions(first) == {1: Action.NOTHING}
+
+
+def test_nothing_happens_while_a_config_sent_with_a_load_is_in_the_way(tmp_path: Path) -> None:
+    changed = 'name: "m" backend: "onnxruntime" max_batch_size: 4'
+    entry = model(tmp_path, 1, policy=(1,))
+    plan = plan_from(entry, 1, served(1, config=changed), keep_previous=False, obstacle=SENT)
+    assert actions(plan) == {1: Action.NOTHING}
+    assert plan.changes
+    # A policy that changes makes config.pbtxt newer, which drops the override.
+    entry = model(tmp_path, 1, 2, policy=(1,))
+    plan = plan_from(entry, 2, served(1, config=changed), keep_previous=False, obstacle=SENT)
+    assert (actions(plan), plan.is_hindered) == ({1: Action.DROP, 2: Action.LOAD}, False)
+    # A server that agrees with the file has nothing in the way.
+    plan = plan_from(model(tmp_path, 1, policy=(1,)), 1, served(1), keep_previous=False, obstacle=SENT)
+    assert (actions(plan), plan.changes) == ({1: Action.KEEP}, False)
 
 
 NAN, INF = float("nan"), float("inf")
