@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# One step of the way from an ONNX file to production; GitHub Actions and GitLab CI call the same steps.
+#
+#   pipeline.sh verify | add | staging | gate | promote | production
+#
+# Settings come from the environment (README.md lists them). Results, one file each, go to $RESULTS. A step fails with
+# repo-manager's own exit code: 3 bad input, 4 a gate failed, 5 the roll-out was undone, 7 act by hand.
+set -euo pipefail
+
+results=${RESULTS:-pipeline-results}
+mkdir -p "$results"
+
+# What was written down by an earlier step. Only ever assigned (x=$(recall y)): elsewhere its failure would be lost.
+recall() {
+  cat "$results/$1" 2>/dev/null || { echo "pipeline.sh: $results/$1 is missing: run the steps in order" >&2; exit 2; }
+}
+
+# A value from the JSON on standard input: field a.b.c
+field() {
+  python3 -c 'import functools, json, sys; print(functools.reduce(lambda d, k: d[k], sys.argv[1].split("."), json.load(sys.stdin)))' "$1"
+}
+
+# For the CI system: an output of the job, and a line in its summary.
+output() { if [ -n "${GITHUB_OUTPUT:-}" ]; then echo "$1=$2" >>"$GITHUB_OUTPUT"; fi; }
+summary() { if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then cat >>"$GITHUB_STEP_SUMMARY"; else cat; fi; }
+
+gates=()
+while IFS= read -r gate; do
+  if [ -n "$gate" ]; then gates+=(--slo "$gate"); fi
+done <<<"${GATES:-}"
+
+measure() { # measure NAME:VERSION SERVER REPOSITORY REPORT
+  repo-manager loadtest "$1" --url "$2" --repository "$3" --concurrency "${CONCURRENCY:-8}" --duration "${DURATION:-10}" \
+    ${gates[@]+"${gates[@]}"} --report "$results/$4.json" --report "$results/$4.xml" --report "$results/$4.md" --quiet
+}
+
+case "${1:-}" in
+  verify)
+    repo-manager verify --repository "$STAGING_REPOSITORY"
+    repo-manager inspect "$MODEL_FILE" --json >"$results/inspect.json"
+    ;;
+  add)
+    calibration=()
+    if [ -n "${CALIBRATION:-}" ]; then calibration=(--calibration "$CALIBRATION"); fi
+    repo-manager add "$MODEL_FILE" --name "$MODEL_NAME" --precision "${PRECISION:-fp32}" ${calibration[@]+"${calibration[@]}"} \
+      --backend "${BACKEND:-auto}" --sparsity "${SPARSITY:-report}" --repository "$STAGING_REPOSITORY" --json >"$results/add.json"
+    field version <"$results/add.json" >"$results/version"
+    version=$(recall version)
+    output version "$version"
+    echo "Added **$MODEL_NAME:$version** (${PRECISION:-fp32}) to staging." | summary
+    ;;
+  staging)
+    version=$(recall version)
+    repo-manager deploy "$MODEL_NAME:$version" --to "$STAGING_SERVER" --repository "$STAGING_REPOSITORY"
+    ;;
+  gate)
+    version=$(recall version)
+    code=0
+    measure "$MODEL_NAME:$version" "$STAGING_SERVER" "$STAGING_REPOSITORY" gate || code=$?
+    if [ -f "$results/gate.md" ]; then summary <"$results/gate.md"; fi
+    exit "$code"
+    ;;
+  promote)
+    version=$(recall version)
+    repo-manager copy "$MODEL_NAME:$version" --into "$PRODUCTION_REPOSITORY" --repository "$STAGING_REPOSITORY" \
+      --json >"$results/promote.json"
+    field version <"$results/promote.json" >"$results/production-version"
+    promoted=$(recall production-version)
+    output production-version "$promoted"
+    ;;
+  production)
+    promoted=$(recall production-version)
+    target="$MODEL_NAME:$promoted"
+    repo-manager deploy "$target" --to "$PRODUCTION_SERVER" --repository "$PRODUCTION_REPOSITORY"
+    # `deploy` undoes itself. What it cannot see is how the version does under production's own load.
+    if [ "${PRODUCTION_CHECK:-true}" = true ]; then
+      code=0
+      measure "$target" "${PRODUCTION_INFERENCE:-$PRODUCTION_SERVER}" "$PRODUCTION_REPOSITORY" production || code=$?
+      if [ -f "$results/production.md" ]; then summary <"$results/production.md"; fi
+      if [ "$code" -ne 0 ]; then
+        echo "**$target** failed its check in production; going back." | summary
+        repo-manager rollback "$MODEL_NAME" --to "$PRODUCTION_SERVER" --repository "$PRODUCTION_REPOSITORY"
+        exit "$code"
+      fi
+    fi
+    echo "**$target** serves in production." | summary
+    ;;
+  *)
+    sed -n '2,4s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,129 @@
+"""The steps of deploy/ci, as the workflow and the GitLab file run them, from an ONNX file to two real servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from repo_manager.samples import sample_model
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+
+pytestmark = pytest.mark.integration
+
+CI = Path(__file__).parents[2] / "deploy" / "ci"
+
+
+class Pipeline:
+    """A checkout with the files in place, and the environment that a CI system would give."""
+
+    def __init__(self, folder: Path, staging: EmbeddedServer, production: EmbeddedServer) -> None:
+        self.folder = folder
+        shutil.copytree(CI / "github" / "deploy-model", folder / "action")
+        shutil.copy2(CI / "pipeline.sh", folder / "action")
+        (folder / "ci").mkdir()
+        shutil.copy2(CI / "pipeline.sh", folder / "ci")
+        self.output, self.summary = folder / "output", folder / "summary.md"
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MODEL_FILE": str(sample_model()),
+            "MODEL_NAME": "digits",
+            "PRECISION": "fp16",
+            "BACKEND": "onnxruntime",
+            "STAGING_REPOSITORY": staging.options.repository,
+            "STAGING_SERVER": staging.grpc_url,
+            "PRODUCTION_REPOSITORY": production.options.repository,
+            "PRODUCTION_SERVER": production.grpc_url,
+            "GATES": "errors<50%\np99<5s\n",
+            "CONCURRENCY": "2",
+            "DURATION": "1",
+            "GITHUB_ACTION_PATH": str(folder / "action"),
+            "GITHUB_OUTPUT": str(self.output),
+            "GITHUB_STEP_SUMMARY": str(self.summary),
+        }
+
+    def run(self, script: str, *, code: int = 0, **more: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env={**self.environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def step(self, name: str, *, code: int = 0, **more: str) -> str:
+        """Run a step as the composite action does: each of its `run` scripts."""
+        action = yaml.safe_load((self.folder / "action" / "action.yml").read_text(encoding="utf-8"))
+        *first, last = [step["run"] for step in action["runs"]["steps"]]
+        for script in first:
+            self.run(script, REQUIREMENT="not-installed-because-it-is-there")
+        return self.run(last, code=code, STEP=name, **more)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
+    folders = tmp_path / "staging", tmp_path / "production"
+    for folder in folders:
+        folder.mkdir()
+    staging, production = (ServerOptions(repository=str(folder), auto_complete=False) for folder in folders)
+    (tmp_path / "checkout").mkdir()
+    with EmbeddedServer(staging) as first, EmbeddedServer(production) as second:
+        yield Pipeline(tmp_path / "checkout", first, second)
+
+
+def ready(url: str) -> set[int]:
+    with TritonClient.connect(url) as client:
+        return {version for version, entry in client.versions("digits").items() if entry.state == "READY"}
+
+
+def test_from_the_file_to_production_and_back_when_production_disagrees(pipeline: Pipeline) -> None:
+    production = pipeline.environment["PRODUCTION_SERVER"]
+    workflow = yaml.safe_load((CI / "github" / "deploy-model.yml").read_text(encoding="utf-8"))
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            if "step" in step.get("with", {}):
+                pipeline.step(step["with"]["step"])
+    assert ready(pipeline.environment["STAGING_SERVER"]) == ready(production) == {1}
+    assert pipeline.output.read_text().split() == ["version=1", "production-version=1"]
+    assert "**digits:1** serves in production." in pipeline.summary.read_text()
+    results = pipeline.folder / "pipeline-results"
+    assert "<testsuite" in (results / "gate.xml").read_text()
+    assert (results / "production.json").is_file()
+
+    # The second version as GitLab runs it; staging's gate stops it first, then production's own check sends it back.
+    jobs = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    scripts = {name: job["script"][0] for name, job in jobs.items() if isinstance(job, dict) and "script" in job}
+    for name in ("verify", "add", "deploy-staging"):
+        pipeline.run(scripts[name], PRECISION="fp32")
+    impossible = "p50<1us"
+    pipeline.run(scripts["gate"], code=4, GATES=impossible)
+    assert ready(production) == {1}
+    pipeline.run(scripts["promote"])
+    said = pipeline.run(scripts["deploy-production"], code=4, GATES=impossible)
+    assert "Deployed" in said
+    assert ready(production) == {1}
+    assert "failed its check in production; going back" in pipeline.summary.read_text()
+
+
+def test_steps_out_of_order_say_so(tmp_path: Path) -> None:
+    environment = {**os.environ, "MODEL_NAME": "digits", "RESULTS": str(tmp_path / "results")}
+    for step in ("staging", "promote", "production"):
+        done = subprocess.run(
+            ["bash", CI / "pipeline.sh", step], env=environment, capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 2
+        assert "run the steps in order" in done.stderr
+    usage = subprocess.run(["bash", CI / "pipeline.sh"], capture_output=True, text=True, timeout=20, check=False)
+    assert usage.returncode == 2
+    assert "pipeline.sh verify | add" in usage.stderr

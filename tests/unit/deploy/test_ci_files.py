@@ -1,0 +1,110 @@
+"""The CI files are what GitHub and GitLab take, and what their linters find nothing in."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+CI = Path(__file__).parents[3] / "deploy" / "ci"
+STEPS = ("verify", "add", "staging", "gate", "promote", "production")
+
+
+def tool(name: str, *arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a tool of the `dev` extra."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{Path(sys.prefix) / 'bin'}") or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (pip install 'repo-manager[dev]')")
+    command = [found, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def github(tmp_path: Path) -> Path:
+    """The files where README.md says to copy them."""
+    (tmp_path / ".git").mkdir()
+    action = tmp_path / ".github" / "actions" / "deploy-model"
+    shutil.copytree(CI / "github" / "deploy-model", action)
+    shutil.copy2(CI / "pipeline.sh", action)
+    workflows = tmp_path / ".github" / "workflows"
+    workflows.mkdir()
+    shutil.copy2(CI / "github" / "deploy-model.yml", workflows)
+    return tmp_path
+
+
+def test_actionlint(github: Path) -> None:
+    done = tool("actionlint", folder=github)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_actionlint_would_find(github: Path) -> None:
+    workflow = github / ".github" / "workflows" / "deploy-model.yml"
+    workflow.write_text(workflow.read_text().replace("inputs.model-name", "inputs.model-nam"))
+    assert "model-nam" in tool("actionlint", folder=github).stdout
+
+
+def test_zizmor(github: Path) -> None:
+    # Its low ones ask for `$/` in place of `./`, which actionlint and older runners do not know.
+    done = tool("zizmor", "--offline", "--quiet", "--min-severity", "medium", ".", folder=github)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_zizmor_would_find(github: Path) -> None:
+    action = github / ".github" / "actions" / "deploy-model" / "action.yml"
+    action.write_text(action.read_text().replace('"$STEP"', '"${{ inputs.step }}"'))
+    done = tool("zizmor", "--offline", "--quiet", "--min-severity", "medium", ".", folder=github)
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "file", "more"),
+    [
+        ("vendor.github-workflows", "github/deploy-model.yml", ()),
+        ("vendor.github-actions", "github/deploy-model/action.yml", ()),
+        ("vendor.gitlab-ci", "gitlab/.gitlab-ci.yml", ("--data-transform", "gitlab-ci")),
+    ],
+)
+def test_published_schemas(schema: str, file: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    done = tool("check-jsonschema", "--builtin-schema", schema, *more, CI / file, folder=CI)
+    assert done.returncode == 0, done.stdout + done.stderr
+    broken = tmp_path / Path(file).name
+    broken.write_text((CI / file).read_text() + "\n1: [2]\nstages: 3\njobs: 3\nruns: 3\n")
+    assert tool("check-jsonschema", "--builtin-schema", schema, *more, broken, folder=CI).returncode != 0
+
+
+def test_both_take_the_steps_of_the_script_in_its_order() -> None:
+    script = (CI / "pipeline.sh").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^  ([a-z]+)\)$", script, re.MULTILINE)) == STEPS
+    workflow = yaml.safe_load((CI / "github" / "deploy-model.yml").read_text(encoding="utf-8"))
+    taken = [
+        step["with"]["step"]
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "step" in step.get("with", {})
+    ]
+    assert tuple(taken) == STEPS
+    jobs = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    scripts = [
+        job["script"][0].rpartition(" ")[2] for job in jobs.values() if isinstance(job, dict) and "script" in job
+    ]
+    assert tuple(scripts) == STEPS
+
+
+def test_every_setting_of_the_script_is_documented_and_given() -> None:
+    script = (CI / "pipeline.sh").read_text(encoding="utf-8")
+    used = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", script)) - {"GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"}
+    documented = set(re.findall(r"`([A-Z][A-Z_]+)`", (CI.parent / "README.md").read_text(encoding="utf-8")))
+    assert used <= documented
+
+
+def test_gitlabs_needs_name_jobs_that_come_before() -> None:
+    jobs = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    names = [name for name, job in jobs.items() if isinstance(job, dict) and "script" in job]
+    for index, name in enumerate(names):
+        assert set(jobs[name].get("needs", [])) <= set(names[:index])
+        assert jobs[name]["stage"] in jobs["stages"]
