@@ -59,7 +59,7 @@ class StubGuard:
         self._options = options
         self._pid = server_pid
         self._url = url
-        self._known: frozenset[_Stub] = frozenset()
+        self._known: frozenset[_Stub] | None = None
         self._missing: dict[tuple[str, int], float] = {}
 
     def check(self) -> tuple[str, ...]:
@@ -72,6 +72,9 @@ class StubGuard:
         """
         stubs = stubs_of(self._pid)
         now = time.monotonic()
+        if self._known is None:
+            self._suspect_all(now)
+            self._known = stubs
         for lost in self._known - stubs:
             self._missing.setdefault((lost.model, lost.version), now)
         self._known = stubs
@@ -88,11 +91,21 @@ class StubGuard:
         self._known = stubs_of(self._pid)
         return tuple(mended)
 
+    def _suspect_all(self, now: float) -> None:
+        """Look closer at every version once: a stub may have died before the first look at them."""
+        with TritonClient.connect(self._url, self._options) as client:
+            for entry in client.repository_index():
+                if entry.version is not None and entry.state == READY:
+                    self._missing[entry.name, entry.version] = now
+
     def _lacks_stubs(self, client: TritonClient, model: str, version: int) -> bool:
         entry = client.versions(model).get(version)
         if entry is None or entry.state != READY:
             return False
-        groups = client.model_config(model, version).instance_group
+        config = client.model_config(model, version)
+        if config.backend != "python" and not config.runtime.endswith(".py"):
+            return False  # a native backend has no stubs
+        groups = config.instance_group
         wanted = sum(group.count * max(1, len(group.gpus)) for group in groups)
         alive = sum(stub.model == model and stub.version == version for stub in stubs_of(self._pid))
         return bool(alive < wanted)
