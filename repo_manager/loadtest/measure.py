@@ -180,7 +180,7 @@ class Measurement:
                 errors=sum(part.errors for part in self._series),
                 windows=len(self._windows),
                 remaining_s=self._remaining_s(elapsed_s),
-                spread=max(spread_of(last).values()) if len(last) == options.stable_windows else None,
+                spread=max(spread_of(last).values()) if len(last) > 1 else None,
                 allowed=options.stability,
             )
         )

@@ -181,10 +181,11 @@ def ratio_by_batch_size(comparisons: Sequence[Comparison], number: str = "throug
     is_wide = min(ends) > 0 and max(ends) / min(ends) > 4
     room = 0.1 * max(max(ends) - min(ends), 0.02)
     ticks = tuple((math.log2(size), str(size)) for size in dict.fromkeys(sizes))
+    room_for_text = max(0.5, 0.2 * (math.log2(max(sizes)) - math.log2(min(sizes))))
     chart = Chart(
         f"Ratio of {number}, B to A",
         "Marks are ratios, bars their simultaneous intervals; 1 means no difference.",
-        Axis("batch size", math.log2(min(sizes)) - 0.5, math.log2(max(sizes)) + 0.5, ticks=ticks),
+        Axis("batch size", math.log2(min(sizes)) - room_for_text, math.log2(max(sizes)) + 0.5, ticks=ticks),
         Axis.around("B / A", ends, is_log=True) if is_wide else Axis("B / A", min(ends) - room, max(ends) + room),
     )
     chart.limit(1.0, "no difference")

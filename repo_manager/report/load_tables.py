@@ -11,7 +11,7 @@ from rich.text import Text
 from repo_manager.report.tables import format_share, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest import Comparison, LoadPoint, LoadTestReport, Verdict
+    from repo_manager.loadtest import ComparedNumber, Comparison, LoadPoint, LoadTestReport, Verdict
 
 __all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
 
@@ -110,24 +110,31 @@ def _compared(comparison: Comparison) -> RenderableType:
 def _summary(comparisons: Sequence[Comparison]) -> RenderableType:
     """One line a comparison: the ratios, those with a difference shown in bold."""
     names = list(dict.fromkeys(number.name for comparison in comparisons for number in comparison.numbers))
+    several = len(dict.fromkeys(_names(comparison) for comparison in comparisons)) > 1
     rows: list[list[object]] = []
     for comparison in comparisons:
         found = {number.name: number for number in comparison.numbers}
-        cells: list[object] = []
-        for name in names:
-            number = found.get(name)
-            text = "-"
-            if number is not None:
-                text = f"{number.ratio:.3f} [{number.interval.low:.3f}, {number.interval.high:.3f}]"
-            cells.append(Text(text, style="bold" if number is not None and number.shown else "dim"))
-        better = {number.better for number in comparison.numbers if number.shown}
+        better = {number.better for number in comparison.numbers if number.better is not None}
         rows.append(
-            [*_names(comparison), comparison.batch_size, *cells, " and ".join(sorted(filter(None, better))) or "-"]
+            [
+                *(_names(comparison) if several else ()),
+                comparison.batch_size,
+                *(_ratio(found.get(name)) for name in names),
+                " and ".join(sorted(better)) or "-",
+            ]
         )
-    title = (
-        f"B / A by batch size: {comparisons[0].level}, {comparisons[0].plan.pairs} pairs; bold: a difference is shown"
-    )
-    return make_table(title, ["A", "B", "batch", *names, "better"], rows, right=",".join(["batch", *names]))
+    first = comparisons[0]
+    who = "" if several else "A = {}, B = {}: ".format(*_names(first))
+    title = f"{who}B / A by batch size, {first.level}, {first.plan.pairs} pairs; bold: a difference is shown"
+    columns = [*(["A", "B"] if several else []), "batch", *names, "better"]
+    return make_table(title, columns, rows, right=",".join(["batch", *names]))
+
+
+def _ratio(number: ComparedNumber | None) -> Text:
+    if number is None:
+        return Text("-")
+    text = f"{number.ratio:.3f} [{number.interval.low:.3f}, {number.interval.high:.3f}]"
+    return Text(text, style="bold" if number.shown else "dim")
 
 
 def _names(comparison: Comparison) -> tuple[str, str]:
