@@ -79,6 +79,7 @@ class Plan:
     variants: tuple[str, ...] = VARIANTS
     triton: bool = True
     end_s: float | None = None
+    without_tactics: tuple[str, ...] = ()
 
     @property
     def library(self) -> Any:
@@ -123,7 +124,7 @@ def build(plan: Plan, file: Path, precision: Precision, batch: int, *, sparse: b
     shapes = {spec.name: (batch, *(spec.shape or ())[1:]) for spec in signature_of(model).inputs}
     profile = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
     output = file.with_name(f"batch{batch}-{'sparse' if sparse else 'dense'}.plan")
-    options = EngineOptions(sparse=sparse)
+    options = EngineOptions(sparse=sparse, without_tactics=plan.without_tactics)
     return build_engine(model, plan.library, output, profile, precision=precision, options=options)
 
 
@@ -212,7 +213,8 @@ def run_triton(plan: Plan, model: str, precision: Precision, sources: Mapping[st
         for variant in ("dense", "sparse"):
             data = str(calibration_of(sources[variant])) if "int8" in str(precision) else None
             config = ConfigOptions(max_batch_size=batch)
-            options = AddOptions(precision, backend, calibration=data, config=config, convert=NO_GATE)
+            engine = EngineOptions(without_tactics=() if plan.rehearse else plan.without_tactics)
+            options = AddOptions(precision, backend, calibration=data, config=config, engine=engine, convert=NO_GATE)
             add(sources[variant], variant, repository, options)
         with EmbeddedServer(ServerOptions(repository=str(repository))) as server:
             server.wait_ready(120)
@@ -302,6 +304,7 @@ def main() -> None:
     parser.add_argument("--library", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--no-triton", action="store_true", help="the engines alone")
+    parser.add_argument("--without-tactics", nargs="+", default=[], help="libraries whose kernels are left out")
     parser.add_argument("--budget-s", type=float, help="begin nothing that would probably end later")
     given = parser.parse_args()
     rehearse = given.rehearse
@@ -320,6 +323,7 @@ def main() -> None:
             library_name="tensorrt_rtx" if rehearse else given.library,
             variants=tuple(variant for variant in VARIANTS if variant in {"dense", "sparse", *given.variants}),
             triton=not given.no_triton,
+            without_tactics=tuple(given.without_tactics),
             end_s=None if given.budget_s is None else time.monotonic() + given.budget_s,
         )
     )

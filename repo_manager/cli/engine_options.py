@@ -62,6 +62,10 @@ class EngineFlags:
     plan_detail: Annotated[
         str, typer.Option("--plan-detail", help="Engine: what it tells of its layers; evidence needs detailed.")
     ] = "detailed"
+    without_tactics: Annotated[
+        list[str] | None,
+        typer.Option("--without-tactics", metavar="cublas", help="Engine: leave a library's kernels out."),
+    ] = None
 
     def options(self, plans: dict[str, Path | None]) -> EngineOptions:
         """Return the library's options.
@@ -84,6 +88,7 @@ class EngineFlags:
             strip=self.strip,
             refit=self.refit,
             plan_detail=self.plan_detail,
+            without_tactics=tuple(self.without_tactics or ()),
             plans=plans,
         )
 

@@ -46,6 +46,7 @@ class Capabilities:
         parser_names_nodes: whether a parser's error carries the node's name and operator.
         needs_gpu: whether a build needs a GPU.
         lean_runtime: whether a version-compatible plan can carry its own runtime.
+        tactic_sources: names of `TacticSource`, the libraries whose kernels may be used.
     """
 
     backend: Backend
@@ -60,6 +61,7 @@ class Capabilities:
     parser_names_nodes: bool
     needs_gpu: bool
     lean_runtime: bool
+    tactic_sources: tuple[str, ...] = ()
 
     @property
     def precision_flags(self) -> frozenset[str]:
@@ -99,6 +101,7 @@ def capabilities_of(library: ModuleType) -> Capabilities:
         parser_names_nodes=hasattr(library.ParserError, "node_name"),
         needs_gpu=not is_rtx,
         lean_runtime=not is_rtx,
+        tactic_sources=_members(library, "TacticSource"),
     )
 
 

@@ -42,6 +42,9 @@ def create_config(
         levels = library.HardwareCompatibilityLevel
         config.hardware_compatibility_level = getattr(levels, options.hardware_compatibility.upper())
     config.profiling_verbosity = getattr(library.ProfilingVerbosity, options.plan_detail.upper())
+    if options.without_tactics:
+        left_out = (int(getattr(library.TacticSource, name.upper())) for name in options.without_tactics)
+        config.set_tactic_sources(config.get_tactic_sources() & ~sum(1 << bit for bit in set(left_out)))
     targets = tuple(dict.fromkeys(options.compute_capabilities))
     if targets:
         config.num_compute_capabilities = len(targets)

@@ -38,6 +38,8 @@ class EngineOptions:
         strip: leave the weights out of the plan.
         refit: allow other weights later.
         plan_detail: one of `PlanDetail`; evidence needs `detailed`.
+        without_tactics: libraries whose kernels are left out (`cublas`, `cublas_lt`, `cudnn`, ...), for machines that
+            lack them; empty leaves the choice to the builder.
         plans: one engine per GPU kind: compute capability -> a plan that was built elsewhere, or `None` to build it
             here; empty is one engine. See `plan_set.py`.
     """
@@ -55,6 +57,7 @@ class EngineOptions:
     strip: bool = False
     refit: bool = False
     plan_detail: str = "detailed"
+    without_tactics: tuple[str, ...] = ()
     plans: Mapping[str, Path | None] = dataclasses.field(default_factory=dict, metadata={"json": False})
 
 
@@ -67,6 +70,7 @@ def check_options(options: EngineOptions, able: Capabilities) -> None:
     _check_numbers(options)
     _check_refit(options, able)
     _check_targets(options, able)
+    _check_tactics(options, able)
     if able.timing_cache:
         return
     if options.timing_cache is not None:
@@ -130,6 +134,13 @@ def _check_targets(options: EngineOptions, able: Capabilities) -> None:
         f"it builds for {', '.join(able.compute_capabilities)}",
         "Choose one.",
     )
+
+
+def _check_tactics(options: EngineOptions, able: Capabilities) -> None:
+    unknown = [name for name in options.without_tactics if name.upper() not in able.tactic_sources]
+    if unknown:
+        known = ", ".join(name.lower() for name in able.tactic_sources) or "none"
+        raise _refused(f"--without-tactics {unknown[0]}", able, f"its sources are: {known}", "Choose among these.")
 
 
 def _refused(option: str, able: Capabilities, reason: str, hint: str) -> UsageError:

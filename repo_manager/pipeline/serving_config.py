@@ -83,6 +83,7 @@ _OPTION_OF = {
     "strip": "--strip",
     "refit": "--refit",
     "plan_detail": "--plan-detail",
+    "without_tactics": "--without-tactics",
     "plans": "--for",
 }
 

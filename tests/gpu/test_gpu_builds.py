@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +28,7 @@ from repo_manager.onnx_model import load_model, signature_of
 from repo_manager.pipeline import Added, AddOptions, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository.golden import read_golden
+from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision
 
 pytestmark = pytest.mark.gpu
@@ -44,6 +47,8 @@ def published(
         shape = [8, *(dim if isinstance(dim, int) else 8 for dim in (spec.shape or ())[1:])]
         data = str(root.with_suffix(".npz"))
         np.savez(data, **{spec.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)})
+    left_out = tuple(os.environ.get("REPO_MANAGER_WITHOUT_TACTICS", "").split())
+    options["engine"] = dataclasses.replace(options.get("engine", EngineOptions()), without_tactics=left_out)
     chosen = AddOptions(precision, library.__name__, calibration=data, convert=LOOSE, **options)
     added = add(source, "m", root, chosen)
     folder = Path(str(added.path))
@@ -103,8 +108,7 @@ def test_the_header_tells_the_version_and_the_manifest_the_gpu(
 def test_the_builder_speaks_of_sparse_kernels_and_the_evidence_agrees(
     wide: Path, tmp_path: Path, library: ModuleType
 ) -> None:
-    options = {"config": AddOptions().config, "engine": EngineOptions(max_batch_size=32)}
-    _, _, manifest = published(wide, tmp_path / "m", library, **options)
+    _, _, manifest = published(wide, tmp_path / "m", library, config=ConfigOptions(max_batch_size=32))
     section = manifest["engine"]
     rows = {row["layer"]: row for row in section["layers"]}
     assert {row["pattern"] for row in rows.values()} == {"valid"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from repo_manager.engine import EngineOptions
 from repo_manager.errors import ServerRefusedError
 from repo_manager.pipeline import Added, AddOptions, add
 from repo_manager.repository.golden import read_golden
@@ -20,13 +22,15 @@ from repo_manager.types import Precision
 
 pytestmark = pytest.mark.gpu
 
+WITHOUT = tuple(os.environ.get("REPO_MANAGER_WITHOUT_TACTICS", "").split())
 HEADLINE = Path(__file__).parents[2] / "benchmarks" / "gpu" / "headline.py"
 
 
 @pytest.fixture(scope="module")
 def added(small: Path, library: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Added:
     root = tmp_path_factory.mktemp("models")
-    return add(small, "cnn", root, AddOptions(precision=Precision.FP16, backend=library.__name__))
+    engine = EngineOptions(without_tactics=WITHOUT)
+    return add(small, "cnn", root, AddOptions(precision=Precision.FP16, backend=library.__name__, engine=engine))
 
 
 @pytest.mark.usefixtures("device")
@@ -97,6 +101,7 @@ def test_the_headline_benchmark_runs_and_is_resumed(tmp_path: Path, library: Mod
     command = [sys.executable, str(HEADLINE), "--models", "tiny", "--precisions", "fp16", "--batches", "1"]
     command += ["--rounds", "2", "--round-s", "0.2", "--no-triton", "--output", str(output)]
     command += ["--library", library.__name__] if real else ["--rehearse"]
+    command += ["--without-tactics", *WITHOUT] if WITHOUT else []
     for _ in range(2):
         ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
         assert ended.returncode == 0, ended.stderr

@@ -13,7 +13,8 @@ import pytest
 from repo_manager.engine import Capabilities, EngineOptions
 from repo_manager.engine.capabilities import StrongTyping, capabilities_of
 from repo_manager.engine.configure import create_config, hold_wide_layers
-from repo_manager.errors import EngineError
+from repo_manager.engine.options import check_options
+from repo_manager.errors import EngineError, UsageError
 from repo_manager.types import Backend, Precision
 
 FLAGS_8 = "FP16 INT8 TF32 SPARSE_WEIGHTS OBEY_PRECISION_CONSTRAINTS REFIT VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME"
@@ -23,10 +24,17 @@ FLAGS_11 = "TF32 SPARSE_WEIGHTS REFIT REFIT_IDENTICAL STRIP_PLAN VERSION_COMPATI
 class Config:
     def __init__(self) -> None:
         self.flags: set[str] = set()
+        self.sources = 0b111
         self.pools: list[tuple[Any, int]] = []
 
     def set_flag(self, flag: enum.Enum) -> None:
         self.flags.add(flag.name)
+
+    def get_tactic_sources(self) -> int:
+        return self.sources
+
+    def set_tactic_sources(self, sources: int) -> None:
+        self.sources = sources
 
     def set_memory_pool_limit(self, pool: enum.Enum, size_bytes: int) -> None:
         self.pools.append((pool.name, size_bytes))
@@ -46,6 +54,7 @@ def library(flags: str, version: str, network_flags: str = "EXPLICIT_BATCH") -> 
         HardwareCompatibilityLevel=enum.Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS"),
         ProfilingVerbosity=enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED NONE"),
         MemoryPoolType=enum.Enum("MemoryPoolType", "WORKSPACE"),
+        TacticSource=enum.IntEnum("TacticSource", "CUBLAS CUBLAS_LT CUDNN", start=0),
         LayerType=enum.Enum("LayerType", "CONVOLUTION SHAPE QUANTIZE DEQUANTIZE"),
         ParserError=object,
         float32="float32",
@@ -158,3 +167,10 @@ def test_a_model_without_them_is_left_free() -> None:
     config = Config()
     assert hold_wide_layers(V8, Network(Layer("CONVOLUTION", "float16")), config) == 0
     assert config.flags == set()
+
+
+def test_kernels_of_a_library_are_left_out() -> None:
+    assert configured(V8).sources == 0b111, "untouched"
+    assert configured(V8, without_tactics=("cudnn", "cublas")).sources == 0b010
+    with pytest.raises(UsageError, match="its sources are: cublas, cublas_lt, cudnn"):
+        check_options(EngineOptions(without_tactics=("mkl",)), capabilities_of(V8))

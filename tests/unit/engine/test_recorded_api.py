@@ -25,7 +25,8 @@ RECORDS = sorted((ROOT / "tests" / "data" / "tensorrt_api").glob("*.json"))
 CALLED = {
     "Builder": "create_builder_config create_network create_optimization_profile build_serialized_network",
     "IBuilderConfig": "set_flag set_memory_pool_limit builder_optimization_level profiling_verbosity "
-    "hardware_compatibility_level add_optimization_profile create_timing_cache set_timing_cache get_timing_cache",
+    "hardware_compatibility_level add_optimization_profile create_timing_cache set_timing_cache get_timing_cache "
+    "get_tactic_sources set_tactic_sources",
     "ITimingCache": "combine serialize",
     "OnnxParser": "parse parse_from_file num_errors get_error",
     "ParserError": "node desc code",
