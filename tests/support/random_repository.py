@@ -25,8 +25,8 @@ FUTURE_S = 4_000_000_000
 class RandomModel:
     """A model of Triton's python backend."""
 
-    def __init__(self, repository: Path, name: str, rng: random.Random) -> None:
-        self.folder, self.name, self.rng = repository / name, name, rng
+    def __init__(self, repository: Path, name: str, rng: random.Random, *, bytecode: bool = False) -> None:
+        self.folder, self.name, self.rng, self.bytecode = repository / name, name, rng, bytecode
         self.fields = {"batch": "max_batch_size: 4", "instances": "instance_group { count: 1 kind: KIND_CPU }"}
         self.policy = "version_policy { specific { versions: [1, 2] } }"
         for version in (1, 2):
@@ -37,6 +37,10 @@ class RandomModel:
         folder = self.folder / str(version)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.py").write_text(MODEL)
+        if self.bytecode:
+            return
+        # A file in the way of Python's bytecode, which would change the folder after each load.
+        (folder / "__pycache__").touch()
 
     def config_text(self) -> str:
         fixed = (
