@@ -22,6 +22,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repo_manager.client import VersionedClient
     from repo_manager.errors import RepoManagerError
     from repo_manager.loadtest import LoadTestOptions, judge, parse_slo, run_load_test
     from repo_manager.loadtest.compare import compare
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.add import add
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.repository import find_model, gc, remove, scan, verify
-    from repo_manager.rollout import deploy, rollback, status
+    from repo_manager.rollout import deploy, rollback, run_canary, status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
     from repo_manager.types import Backend, Precision, as_json
@@ -48,6 +49,7 @@ __all__ = [
     "ServerOptions",
     "SparsityMode",
     "TritonClient",
+    "VersionedClient",
     "add",
     "as_json",
     "compare",
@@ -63,6 +65,7 @@ __all__ = [
     "prune",
     "remove",
     "rollback",
+    "run_canary",
     "run_load_test",
     "save_model",
     "scan",
@@ -72,13 +75,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "client": ("VersionedClient",),
     "errors": ("RepoManagerError",),
     "loadtest": ("LoadTestOptions", "compare", "judge", "parse_slo", "run_load_test"),
     "onnx_model": ("load_model", "save_model"),
     "pipeline": ("AddOptions", "SparsityMode", "add", "inspect_model"),
     "precision": ("ConvertOptions", "convert", "load_calibration"),
     "repository": ("find_model", "gc", "remove", "scan", "verify"),
-    "rollout": ("deploy", "rollback", "status"),
+    "rollout": ("deploy", "rollback", "run_canary", "status"),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),
     "types": ("Backend", "Precision", "as_json"),
