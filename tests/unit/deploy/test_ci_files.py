@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from support.dev_tools import tool
 
 CI = Path(__file__).parents[3] / "deploy" / "ci"
 STEPS = ("verify", "add", "staging", "gate", "promote", "production")
-
-
-def tool(name: str, *arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a tool of the `dev` extra."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{Path(sys.prefix) / 'bin'}") or shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed (pip install 'repo-manager[dev]')")
-    command = [found, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
