@@ -43,7 +43,7 @@ class ConversionFlags:
         typer.Option("--max-drift", min=0.0, help="Largest relative error of an output against the source."),
     ] = None
 
-    def options(self) -> ConvertOptions:
+    def convert_options(self) -> ConvertOptions:
         """Return the library's options."""
         from repo_manager.precision import ConvertOptions
 

@@ -67,7 +67,7 @@ class EngineFlags:
         typer.Option("--without-tactics", metavar="cublas", help="Engine: leave a library's kernels out."),
     ] = None
 
-    def options(self, plans: dict[str, Path | None]) -> EngineOptions:
+    def engine_options(self, plans: dict[str, Path | None]) -> EngineOptions:
         """Return the library's options.
 
         Args:
@@ -183,7 +183,7 @@ class AcceleratorFlags:
         typer.Option("--accelerator-precision", help="Accelerator: fp32, fp16 or int8 [default: --precision]."),
     ] = None
 
-    def options(self, precision: Precision, engine: EngineOptions) -> AcceleratorOptions | None:
+    def accelerator_options(self, precision: Precision, engine: EngineOptions) -> AcceleratorOptions | None:
         """Return the library's options; `None` when no accelerator is asked for.
 
         Args:

@@ -108,7 +108,7 @@ def convert_command(
     source = load_model(model)
     data = None if conversion.calibration is None else load_calibration(conversion.calibration, signature_of(source))
     with writing(output):
-        result = convert(source, precision, output, calibration=data, options=conversion.options())
+        result = convert(source, precision, output, calibration=data, options=conversion.convert_options())
     terminal.result(result, *conversion_view(result))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jinja2
 
+from repo_manager.engine import LayerEvidence
 from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
 
 __all__ = ["sparsity_page"]
@@ -84,6 +86,26 @@ their shapes are not known.</p>{% endif %}
 </tr>
 {% endfor %}</tbody>
 </table></div>
+{% if evidence %}
+<h2>Sparse kernels in the engine</h2>
+<p class="sub">How far each weight got: its pattern is 2:4, the builder offered it to sparse kernels, it chose one.
+Nothing is said here that the builder did not say{% if timed %}; times are medians on this machine's GPU, by
+TensorRT's own profiler, which count a fused layer in the row of each of its nodes{% endif %}.</p>
+<div class="scroll"><table>
+<thead><tr><th>Layer</th><th>Engine layer</th><th>Pattern</th><th>Eligible</th><th>Chosen</th><th>Tactic</th>
+{% if timed %}<th class="n">Sparse</th><th class="n">Dense</th>{% endif %}<th>Where it stopped</th></tr></thead>
+<tbody>
+{% for row in evidence %}<tr>
+<td class="name">{{ row.layer }}</td><td class="name">{{ row.engine_layer or "not listed" }}</td>
+<td>{{ row.pattern }}</td><td>{{ said[row.eligible] }}</td><td>{{ said[row.chosen] }}</td>
+<td class="name">{{ row.tactic or "not reported" }}</td>
+{% if timed %}<td class="n">{{ time(row.time_sparse_ns) }}</td>
+<td class="n">{{ time(row.time_dense_ns) }}</td>{% endif %}
+<td>{{ row.reason }}</td>
+</tr>
+{% endfor %}</tbody>
+</table></div>
+{% endif %}
 <p class="sub">What each verdict and hint means, and its source: docs/sparsity.md of repo-manager.</p>
 </body>
 </html>
@@ -107,12 +129,13 @@ class _Key:
     macs: int
 
 
-def sparsity_page(report: SparsityReport, *, title: str) -> str:
+def sparsity_page(report: SparsityReport, *, title: str, evidence: Sequence[LayerEvidence] = ()) -> str:
     """Return the whole page; every name from the model is escaped.
 
     Args:
         report: what to show.
         title: the model's name.
+        evidence: of an engine that was built of it; empty for none.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_TEMPLATE).render(
@@ -127,6 +150,10 @@ def sparsity_page(report: SparsityReport, *, title: str) -> str:
         si=_si,
         factor=_factor,
         colour_of=lambda layer: _STYLE_OF[layer.verdict][1],
+        evidence=evidence,
+        timed=any(row.time_sparse_ns is not None or row.time_dense_ns is not None for row in evidence),
+        said={True: "yes", False: "no", None: "not reported"},
+        time=lambda time_ns: "" if time_ns is None else f"{time_ns / 1e3:.3g} us",
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from support import onnx_models
 
+from repo_manager.engine import LayerEvidence
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.sparsity import SparsityReport, sparsity_report
 
@@ -71,3 +73,30 @@ def test_no_layers_at_all() -> None:
     assert "0 of 0" in page.text
     assert "unknown" in page.text
     assert not page.all("rect")
+
+
+def evidence(**fields: Any) -> LayerEvidence:
+    values = {
+        "layer": "/fc<1>",
+        "op_type": "Gemm",
+        "pattern": "valid",
+        "engine_layer": "/fc<1> + relu",
+        "eligible": True,
+        "chosen": True,
+        "tactic": "sm90_sparse_gemm",
+        "reason": "a sparse kernel was chosen",
+    }
+    return LayerEvidence(**{**values, **fields})
+
+
+def test_the_evidence_of_an_engine_stands_on_the_page() -> None:
+    report = sparsity_report(onnx_models.mlp())
+    assert "Sparse kernels in the engine" not in sparsity_page(report, title="m")
+    page = sparsity_page(
+        report, title="m", evidence=[evidence(time_sparse_ns=12_345), evidence(chosen=None, tactic="")]
+    )
+    assert "Sparse kernels in the engine" in page
+    assert "/fc&lt;1&gt; + relu" in page
+    assert "12.3 us" in page
+    assert page.count("not reported") == 2
+    assert "us</td>" not in sparsity_page(report, title="m", evidence=[evidence()]), "nothing was timed"
