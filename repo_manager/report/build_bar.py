@@ -64,15 +64,11 @@ class _Lines:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._outermost = ""
         self._lock = threading.Lock()
         self._next = time.monotonic() + _LINE_EVERY_S
 
     def __call__(self, phase: str, done: int, steps: int) -> None:
         with self._lock:
-            self._outermost = self._outermost or phase
-            if phase == self._outermost and done >= steps:
-                self._outermost = ""
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + _LINE_EVERY_S
