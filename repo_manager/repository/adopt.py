@@ -97,9 +97,24 @@ def _record(file: Path) -> FileRecord:
     return FileRecord(sha256_file(file), file.stat().st_size)
 
 
+def _check_encodable(name: str, path: Path) -> None:
+    """Refuse a name that is no text: a manifest is.
+
+    Raises:
+        RepositoryError: its bytes are not UTF-8.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as exc:
+        raise RepositoryError(
+            f"{path} holds a file whose name is not UTF-8: {name!r}", hint="Rename it; a manifest cannot name it."
+        ) from exc
+
+
 def _manifest(path: Path, version: int, config: ModelConfig, record: Callable[[Path], FileRecord]) -> Manifest:
     records: dict[str, FileRecord] = {}
     for name in list_files(path):
+        _check_encodable(name, path)
         file = path / name
         if file.is_symlink() or not file.is_file():
             raise RepositoryError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import write_atomic
+from repo_manager.files import read_regular, write_atomic
 from repo_manager.repository.staging import staged
 from repo_manager.repository.state import repository_lock
 from repo_manager.triton_config import CONFIG_FILENAME
@@ -21,7 +21,7 @@ def read_config_bytes(repository: Path, name: str) -> bytes | None:
     """
     path = repository / name / CONFIG_FILENAME
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:

@@ -28,6 +28,7 @@ __all__ = [
     "check_file_name",
     "check_no_link",
     "find_folder",
+    "is_folder",
     "model_path",
     "open_repository",
     "triton_version",
@@ -151,6 +152,14 @@ def find_folder(root: Path, name: str) -> Path | None:
         return None
     path = root / name
     return path if path.is_dir() else None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a folder, or a link to one; a link that leads in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def check_file_name(name: str) -> str:

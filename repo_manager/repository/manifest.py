@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError
+from repo_manager.files import read_regular
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.types import Digest, as_json
 
@@ -128,7 +130,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path if path.name == MANIFEST_FILENAME else path / MANIFEST_FILENAME
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file).decode()
     except FileNotFoundError:
         raise RepositoryError(f"{file} does not exist", hint=_ADOPT) from None
     except (OSError, UnicodeDecodeError) as exc:
@@ -155,12 +157,20 @@ def _is(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def _can_be_a_file(name: str) -> bool:
+    """Whether a file system could hold the name: JSON can write a NUL, and half a character."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 def _files(value: object, where: str) -> dict[str, FileRecord]:
     if not isinstance(value, dict):
         raise RepositoryError(f"{where}: 'files' is {type(value).__name__}; expected an object", hint=_ADOPT)
     files: dict[str, FileRecord] = {}
     for name, record in value.items():
-        if any(part in ("", ".", "..") for part in name.split("/")):
+        if any(part in ("", ".", "..") for part in name.split("/")) or not _can_be_a_file(name):
             raise RepositoryError(f"{where}: {name!r} is no path inside the version", hint=_ADOPT)
         if (
             not isinstance(record, dict)

@@ -14,6 +14,7 @@ from repo_manager.repository.disk import check_source, copy_durably, disk_errors
 from repo_manager.repository.layout import (
     MANIFEST_FILENAME,
     check_file_name,
+    is_folder,
     model_path,
     open_repository,
     triton_version,
@@ -268,7 +269,7 @@ def used_numbers(folder: Path) -> tuple[int, ...]:
     """Return every version that Triton would see, and so every number that is in use."""
     if not folder.is_dir():
         return ()
-    found = [triton_version(entry.name) for entry in os.scandir(folder) if entry.is_dir()]
+    found = [triton_version(entry.name) for entry in os.scandir(folder) if is_folder(entry)]
     return tuple(sorted({number for number in found if number is not None}))
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from repo_manager.errors import ConfigError
-from repo_manager.files import write_atomic
+from repo_manager.files import read_regular, write_atomic
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import check_file_name, open_repository
 from repo_manager.repository.policy import existing_model
@@ -118,6 +118,6 @@ def _plan(folder: Path, output: str, labels: tuple[str, ...]) -> tuple[LabelChan
 
 def _read(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        return tuple(read_regular(path).decode().splitlines())
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path} is not UTF-8 text: {exc}") from exc

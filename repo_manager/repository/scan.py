@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.files import read_regular
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import MANIFEST_FILENAME, find_folder, open_repository, version_number
+from repo_manager.repository.layout import MANIFEST_FILENAME, find_folder, is_folder, open_repository, version_number
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest, read_manifest
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
@@ -113,7 +114,7 @@ def scan(repository: Path, *, deep: bool = True) -> tuple[ModelEntry, ...]:
     with disk_errors(f"list {repository}"):
         root = open_repository(repository)
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
         found = (_model(root, name, deep=deep) for name in names)
         return tuple(entry for entry in found if entry is not None)
 
@@ -139,7 +140,7 @@ def existing_versions(folder: Path) -> tuple[int, ...]:
         OSError: the folder cannot be read.
     """
     with os.scandir(folder) as entries:
-        numbers = [version_number(entry.name) for entry in entries if entry.is_dir()]
+        numbers = [version_number(entry.name) for entry in entries if is_folder(entry)]
     return tuple(sorted(number for number in numbers if number is not None))
 
 
@@ -207,7 +208,7 @@ def _version(model: Path, number: int, *, deep: bool) -> VersionEntry:
 
 def _config_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
+        return read_regular(path).decode()
     except FileNotFoundError:
         raise ConfigError(f"has no {CONFIG_FILENAME}; Triton derives one where the backend can") from None
     except (OSError, UnicodeDecodeError) as exc:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import file_lock, write_atomic
+from repo_manager.files import file_lock, read_regular, write_atomic
 from repo_manager.repository.layout import LOCK_FILENAME, STATE_FILENAME
 
 __all__ = [
@@ -161,7 +161,7 @@ def change_state(root: Path, name: str, change: Callable[[ModelState], ModelStat
 def _read(root: Path) -> dict[str, Any]:
     path = root / STATE_FILENAME
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as exc:
@@ -201,7 +201,7 @@ def format_entry(state: ModelState) -> dict[str, Any]:
 def _model_of(document: Mapping[str, Any], name: str, root: Path) -> ModelState:
     try:
         return parse_entry(document.get("models", {}).get(name, {}))
-    except (TypeError, ValueError, KeyError, AttributeError) as exc:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as exc:
         raise _damaged(root / STATE_FILENAME, f"the entry of {name!r} is broken: {exc!r}") from exc
 
 

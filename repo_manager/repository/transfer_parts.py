@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError
+from repo_manager.files import read_regular
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.publish import PublishedVersion
 from repo_manager.repository.scan import ModelEntry
@@ -67,7 +68,7 @@ def source_config(folder: Path, name: str) -> tuple[str, ModelConfig]:
     config = parse_config(text, where=str(path))
     labels: dict[str, tuple[str, ...]] = {}
     for file in config.label_filenames:
-        labels[file] = tuple((folder / file).read_text(encoding="utf-8").splitlines())
+        labels[file] = tuple(read_regular(folder / file).decode().splitlines())
     return text, dataclasses.replace(config, labels=labels)
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import find_folder, open_repository, triton_version, validate_model_name
+from repo_manager.repository.layout import (
+    find_folder,
+    is_folder,
+    open_repository,
+    triton_version,
+    validate_model_name,
+)
 from repo_manager.repository.signing_files import orphaned_signatures, signature_path
 from repo_manager.repository.staging import STAGING_IN_ROOT
 from repo_manager.repository.state import read_states
@@ -59,7 +65,7 @@ def verify(
             return tuple(_verify_model(root, root / name, digests, models))
         found = [*_verify_state(root), *_verify_signature_files(root)]
         for entry in sorted(os.scandir(root), key=lambda e: e.name):
-            if entry.is_dir():
+            if is_folder(entry):
                 found += _verify_root_folder(root, Path(entry.path), digests, models)
             elif entry.is_symlink() and not Path(entry.path).exists():
                 found.append(Problem(entry.name, "is a link to nothing", Severity.WARNING))
@@ -129,7 +135,7 @@ def _verify_model_once(root: Path, path: Path, digests: bool, models: bool) -> I
     numbers: list[int] = []
     for entry in sorted(os.scandir(path), key=lambda e: e.name):
         where = f"{name}/{entry.name}"
-        if not entry.is_dir():
+        if not is_folder(entry):
             yield from _stray_file(entry, where, config)
             continue
         if entry.name in _KNOWN_FOLDERS:

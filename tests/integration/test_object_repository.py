@@ -250,7 +250,7 @@ def test_the_configuration_is_checked_before_it_is_written(root: ObjectRepositor
     assert read_config_bytes(root, "m") == before
     with pytest.raises(ConfigError, match="would not load"):
         change_config(root, "m", {"default_model_filename": "other.onnx"})
-    with pytest.raises(ConfigError, match="input 'x'|dims"):
+    with pytest.raises(ConfigError, match="'x'"):
         edit_config(root, "m", (before or b"").decode().replace("dims: [3]", "dims: [9]"))
     assert read_config_bytes(root, "m") == before
     assert change_config(root, "m", {"instance_group.count": "3"}).applied
@@ -431,9 +431,9 @@ def test_a_publication_that_is_under_way_is_left_alone(root: ObjectRepository, p
 
 def test_a_lease_has_one_holder_and_survives_a_dead_one(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
     put()
-    with object_lease(root, "m", timeout_s=0), pytest.raises(RepositoryError, match="another roll-out of m"):
-        with object_lease(root, "m", timeout_s=0):
-            pass
+    again = object_lease(root, "m", timeout_s=0)
+    with object_lease(root, "m", timeout_s=0), pytest.raises(RepositoryError, match="another roll-out of m"), again:
+        pass
     with object_lease(root, "m", timeout_s=0):
         pass
     dead = dataclasses.replace(Holder.me(), pid=2**22 + 1)

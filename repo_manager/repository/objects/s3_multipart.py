@@ -10,6 +10,7 @@ import concurrent.futures
 import datetime
 import hashlib
 import hmac
+import http.client
 import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ElementTree
@@ -119,13 +120,13 @@ class S3Multipart:
                 int(_text(n, "PartNumber")): '"' + _text(n, "ETag").strip('"') + '"' for n in _nodes(answer, "Part")
             }
             found.update(page)
-            root = ElementTree.fromstring(answer)
+            root = _parsed(answer)
             marker = _text(root, "NextPartNumberMarker")
             if _text(root, "IsTruncated") != "true" or not page:
                 return found
 
     def _begin(self, key: str) -> str:
-        return _text(ElementTree.fromstring(self._call("POST", key, {"uploads": ""}, b"")), "UploadId")
+        return _text(_parsed(self._call("POST", key, {"uploads": ""}, b"")), "UploadId")
 
     def _complete(self, key: str, upload: str, tags: Mapping[int, str]) -> None:
         parts = "".join(
@@ -155,7 +156,7 @@ class S3Multipart:
                 if exc.code in _RETRIED:
                     raise TransientError(f"{exc.code}: {said}", slow_down=exc.code in (429, 503)) from exc
                 raise RepositoryError(f"{place}: the store refuses a part of {key}: {exc.code}: {said}") from exc
-            except OSError as exc:  # URLError, timeouts, resets, bodies cut short
+            except (OSError, http.client.HTTPException) as exc:  # timeouts, resets, answers cut short
                 raise TransientError(readable(str(exc))) from exc
 
         return retried(f"upload {key or 'parts'} to {place}", once, self._store.options.retry)
@@ -181,12 +182,21 @@ class S3Multipart:
         headers["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={self._keys.access}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
+        headers["content-type"] = "application/octet-stream"  # Else urllib claims a form.
         url = f"{self._base}{path}?{text}"
         return urllib.request.Request(url, data=body or None, headers=headers, method=method)
 
 
+def _parsed(answer: bytes) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(answer)
+    except ElementTree.ParseError as exc:
+        said = readable(answer.decode(errors="replace"))
+        raise RepositoryError(f"the store gave an answer that is no XML: {said}") from exc
+
+
 def _nodes(answer: bytes, tag: str) -> list[ElementTree.Element]:
-    return [node for node in ElementTree.fromstring(answer) if node.tag.rpartition("}")[2] == tag]
+    return [node for node in _parsed(answer) if node.tag.rpartition("}")[2] == tag]
 
 
 def _text(node: ElementTree.Element, tag: str) -> str:

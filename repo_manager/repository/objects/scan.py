@@ -37,8 +37,8 @@ def scan(repository: ObjectRepository, *, deep: bool = True) -> tuple[ModelEntry
     names = [name for name in store.list().folders if not name.startswith(".")]
     with concurrent.futures.ThreadPoolExecutor(store.options.lookups) as pool:
         snapshots = list(pool.map(lambda name: take_snapshot(store, name), names))
-    # What is nothing but a publication under way, or its rest, is no model yet.
-    found = (shot for shot in snapshots if shot.exists or not shot.ledger.pending)
+    # What is nothing but a publication or a removal under way, or its rest, is no model; `verify` tells of it.
+    found = (shot for shot in snapshots if shot.versions or not shot.ledger.pending)
     return tuple(_entry(store, shot, deep=deep) for shot in found)
 
 

@@ -82,8 +82,8 @@ def _verify_model(store: ObjectStore, name: str, digests: bool, models: bool) ->
 def _verify_once(store: ObjectStore, name: str, digests: bool, models: bool) -> Iterator[Problem]:
     with mirrored(store, name, must_exist=False) as mirror:
         yield from _verify_pending(mirror)
-        if not mirror.snapshot.exists:
-            return
+        if not mirror.snapshot.exists or (mirror.snapshot.ledger.pending and not mirror.snapshot.versions):
+            return  # Not a model yet, or not any more.
         seen = set()
         for problem in verify_on_disk(mirror.root, name, digests=False, models=False):
             seen.add(problem)
