@@ -41,6 +41,7 @@ class Pending:
         content: digest of what is published, by which the same command finds its own rest; empty for a removal.
         files: the objects of the version: all that a sweep may delete.
         beside: label files that would come with a model's first version.
+        whole: the model is removed with all its versions.
     """
 
     action: str
@@ -48,6 +49,7 @@ class Pending:
     content: str = ""
     files: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,7 @@ def _parse_pending(fields: Mapping[str, Any]) -> Pending:
         content=str(fields.get("content", "")),
         files=tuple(str(name) for name in fields.get("files", ())),
         beside=tuple(str(name) for name in fields.get("beside", ())),
+        whole=bool(fields.get("whole", False)),
     )
 
 

@@ -86,6 +86,8 @@ def gc(
 
 
 def _remove(store: ObjectStore, name: str, select: Select, *, whole: bool, force: bool, dry_run: bool) -> Removal:
+    if not dry_run:
+        sweep(store, name, action="remove")  # What an earlier removal has left is ended first.
     with mirrored(store, name) as mirror:
         plan = plan_removal(mirror.root, mirror.folder, select(mirror), whole, force)
         if dry_run:
@@ -105,7 +107,9 @@ def _remove(store: ObjectStore, name: str, select: Select, *, whole: bool, force
         )
         marked = dataclasses.replace(ledger, state=state)
         for version in plan.versions:
-            marked = marked.with_pending(version, Pending("remove", holder, files=files[version]))
+            marked = marked.with_pending(
+                version, Pending("remove", holder, files=files[version], whole=plan.whole_model)
+            )
         return marked
 
     change_ledger(store, name, mark)
@@ -185,16 +189,23 @@ def abandoned_work(ledger: Ledger) -> dict[int, Pending]:
     return {version: entry for version, entry in ledger.pending.items() if is_abandoned(entry)}
 
 
-def sweep(store: ObjectStore, name: str) -> tuple[str, ...]:
+def sweep(store: ObjectStore, name: str, *, action: str | None = None) -> tuple[str, ...]:
     """End what interrupted commands have begun: removals are ended, whole publications settled, others deleted.
 
     Only what the ledger names is touched, and only where its holder is dead or has not been heard of for long.
+
+    Args:
+        store: the repository's.
+        name: the model.
+        action: `publish` or `remove`: only these; `None`: both.
 
     Returns:
         What was done: `MODEL/VERSION` each.
     """
     done = []
     for version, seen in sorted(abandoned_work(read_ledger(store, name)).items()):
+        if action not in (None, seen.action):
+            continue
         holder = Holder.me()
 
         def take(ledger: Ledger, version: int = version, seen: Pending = seen, holder: Holder = holder) -> Ledger:
@@ -206,7 +217,10 @@ def sweep(store: ObjectStore, name: str) -> tuple[str, ...]:
         taken = change_ledger(store, name, take).pending.get(version)
         if taken is None or taken.holder.token != holder.token:
             continue
-        ended = _settle(store, name, version) if taken.action == "publish" else _still_served(store, name, version)
+        if taken.action == "publish":
+            ended = _settle(store, name, version)
+        else:
+            ended = not taken.whole and _still_served(store, name, version)
         if not ended:
             _delete_version(store, name, version, taken.files)
             if taken.beside and store.head(f"{name}/{CONFIG_FILENAME}") is None:
