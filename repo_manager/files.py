@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.types import Digest
 
-__all__ = ["file_lock", "fsync_directory", "fsync_tree", "sha256_bytes", "sha256_file", "write_atomic"]
+__all__ = ["file_lock", "fsync_directory", "fsync_tree", "read_regular", "sha256_bytes", "sha256_file", "write_atomic"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -21,6 +23,19 @@ _CHUNK_BYTES = 1 << 20
 def sha256_bytes(data: bytes) -> Digest:
     """Return the digest of bytes in memory."""
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def read_regular(path: Path) -> bytes:
+    """Return a file's content; a pipe or a device, which could block for ever or never end, is no file.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file or a link to one.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        return file.read()
 
 
 def sha256_file(path: Path) -> Digest:

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repo_manager.report.plain import plain
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -76,9 +78,9 @@ def make_table(
     for heading in columns:
         table.add_column(heading, justify="right" if heading in aligned else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(plain(str(cell))) for cell in row))
     # A title of the table's own would be folded to the table's width.
-    return table if title is None else Group(Text(f"\n{title}", style="bold"), table)
+    return table if title is None else Group(Text(f"\n{plain(title)}", style="bold"), table)
 
 
 def key_values(pairs: Sequence[tuple[str, object]]) -> Table:
@@ -87,7 +89,7 @@ def key_values(pairs: Sequence[tuple[str, object]]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for key, value in pairs:
-        table.add_row(Text(key), value if isinstance(value, Text) else Text(str(value)))
+        table.add_row(Text(plain(key)), value if isinstance(value, Text) else Text(plain(str(value))))
     return table
 
 

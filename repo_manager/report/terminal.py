@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from repo_manager.errors import RepoManagerError
+from repo_manager.report.plain import plain
 from repo_manager.types import as_json
 
 __all__ = ["Terminal"]
@@ -104,4 +105,4 @@ def _console(stream: Any) -> Console:
 
 def _escape(text: str) -> str:
     """Keep rich from reading markup in a message (shapes such as `[1, 3]` look like tags)."""
-    return text.replace("[", "\\[")
+    return plain(text).replace("[", "\\[")

@@ -12,6 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # its s
 from tritonclient.grpc import model_config_pb2
 
 from repo_manager.errors import ConfigError
+from repo_manager.files import read_regular
 from repo_manager.triton_config.text_fields import top_level_fields
 
 __all__ = [
@@ -179,7 +180,7 @@ def read_config_text(path: Path) -> str:
         ConfigError: missing, unreadable or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path).decode()
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", hint="Every model needs a config.pbtxt in its folder.") from None
     except OSError as exc:
