@@ -46,3 +46,20 @@ def test_a_wrong_file_is_told_where_and_what(tmp_path: Path, text: str, message:
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such settings file"):
         load_settings({"REPO_MANAGER_SETTINGS": str(tmp_path / "none.yaml")})
+
+
+def test_the_keys_of_the_policy_lie_relative_to_the_file(tmp_path: Path) -> None:
+    settings = load_settings(environment(tmp_path, "signed_by: [keys/a.pub, /srv/b.pub]\n"))
+    assert settings.signed_by == (tmp_path / "repo-manager/keys/a.pub", Path("/srv/b.pub"))
+
+
+def test_the_keys_of_the_policy_come_from_the_environment_as_a_list(tmp_path: Path) -> None:
+    text = "signed_by: [keys/a.pub]\n"
+    settings = load_settings(environment(tmp_path, text, REPO_MANAGER_SIGNED_BY="b.pub:/srv/c.pub"))
+    assert settings.signed_by == (Path("b.pub"), Path("/srv/c.pub"))
+
+
+@pytest.mark.parametrize("text", ["signed_by: 3", "signed_by: [1]", "signed_by: ", "signed_bye: [a.pub]"])
+def test_a_policy_that_cannot_be_read_is_an_error_and_no_policy(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="signed_by"):
+        load_settings(environment(tmp_path, text + "\n"))
