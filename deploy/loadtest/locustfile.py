@@ -2,7 +2,7 @@
 
     MODEL=digits locust -f locustfile.py --host http://localhost:8000 --headless -u 16 -r 16 -t 1m
 
-Locust builds and reads each request in Python, so it reaches its own limit long before `repo-manager loadtest` does, and
+Locust builds and reads each request in Python, so it reaches its own limit long before `repo-manager loadtest`, and
 its latencies hold its own waiting. It is for scenarios that mix models with other calls, not for a server's limit.
 """
 

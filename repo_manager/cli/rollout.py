@@ -216,7 +216,7 @@ def _roll_out(
 
     texts = list(where[0] or filter(None, [load_settings().server]))
     if is_cluster(texts):
-        roll_out_on_cluster(terminal, root, what, (texts[0], client_options(where[1], [])), options)
+        roll_out_on_cluster(terminal, root, what, (texts[0], client_options(where[1], [])), options, trial)
         return
     if not texts and options.dry_run and running_server(root) is None:
         raise ServerUnreachableError(

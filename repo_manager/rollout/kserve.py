@@ -8,7 +8,7 @@ goes to the revision that was rolled out last. Removing the field promotes the n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from repo_manager.errors import (
     RepoManagerError,
@@ -20,12 +20,13 @@ from repo_manager.errors import (
 from repo_manager.repository import Location, find_model, record_deployment, scan
 from repo_manager.rollout.attempt import Report
 from repo_manager.rollout.kserve_service import (
+    KServeCanary,
     KServeRollout,
     KServeTarget,
     parse_kserve_target,
     previous_on_kserve,
 )
-from repo_manager.rollout.kserve_status import failure_of, wait_for_service
+from repo_manager.rollout.kserve_status import failure_of, wait_for_service, watch_service
 from repo_manager.rollout.kserve_weights import KServeWeights
 from repo_manager.rollout.kubernetes_api import Api, Kind, Object, using
 from repo_manager.rollout.kubernetes_snapshot import SnapshotModel, snapshots_of, write_snapshot
@@ -35,6 +36,7 @@ from repo_manager.rollout.result import RolloutOptions
 from repo_manager.rollout.signals import as_interrupts
 
 __all__ = [
+    "KServeCanary",
     "KServeRollout",
     "KServeTarget",
     "KServeWeights",
@@ -55,8 +57,7 @@ def deploy_kserve(
     *,
     options: RolloutOptions | None = None,
     report: Report = lambda _: None,
-    percents: Sequence[int] = (),
-    gate: Callable[[int], None] = lambda _: None,
+    canary: KServeCanary | None = None,
     api: Api | None = None,
 ) -> KServeRollout:
     """Point an InferenceService at a snapshot with this version, and watch it.
@@ -71,8 +72,7 @@ def deploy_kserve(
         version: the version to serve.
         options: `load_timeout_s` bounds the wait for each step; `None` takes the defaults.
         report: told what is being done.
-        percents: ascending shares of the traffic on the way; none: all of it at once, when the revision is ready.
-        gate: called after each step with its percentage; what it raises undoes the roll-out.
+        canary: steps on the way; `None`: all of the traffic at once, when the revision is ready.
         api: the cluster; `None`: the one that the kubeconfig names.
 
     Raises:
@@ -82,15 +82,15 @@ def deploy_kserve(
         RolloutUndoneError: it failed, and the previous `storageUri` is back and ready.
         RollbackFailedError: it failed, and so did putting it back.
     """
-    if any(not 0 < percent < 100 for percent in percents) or list(percents) != sorted(set(percents)):
-        raise UsageError(f"Canary percentages {list(percents)} do not ascend between 1 and 99")
+    canary = KServeCanary() if canary is None else canary
+    canary.check()
     options = RolloutOptions() if options is None else options
     entry = find_model(repository, name)
     entry.version(version)
     refuse(name, version, check_version(repository, entry, version, signed_by=options.signed_by), options)
     with using(api) as cluster:
         rollout = _KServeRollout(target, repository.resolve(), (name, version), options, report, cluster)
-        return rollout.run(tuple(percents), gate)
+        return rollout.run(canary)
 
 
 class _KServeRollout:
@@ -114,8 +114,9 @@ class _KServeRollout:
         self.uri = str(self.before["spec"]["predictor"][self.format]["storageUri"])
         self.annotations: Mapping[str, str] = self.before["metadata"].get("annotations") or {}
 
-    def run(self, percents: tuple[int, ...], gate: Callable[[int], None]) -> KServeRollout:
+    def run(self, canary: KServeCanary) -> KServeRollout:
         """Write the snapshot and go to it step by step; or back."""
+        percents = canary.percents
         mode = self.annotations.get(_MODE) or (self.before.get("status") or {}).get("deploymentMode", "")
         if percents and mode in _WITHOUT_CANARY:
             raise UsageError(
@@ -129,7 +130,7 @@ class _KServeRollout:
             return self._result(after, snapshot.models, percents, "", changed=False)
         with as_interrupts():
             try:
-                revision = self._go(after, models_text(snapshot.models), percents, gate)
+                revision = self._go(after, models_text(snapshot.models), canary)
                 record_deployment(self.repository, self.name, self.version)
             except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
                 raise self._undo(exc) from exc
@@ -143,9 +144,9 @@ class _KServeRollout:
         others = [SnapshotModel(each, held[each], self.repository) for each in sorted(held) if each != self.name]
         return [*others, SnapshotModel(self.name, (self.version,), self.repository)]
 
-    def _go(self, after: str, models: str, percents: tuple[int, ...], gate: Callable[[int], None]) -> str:
+    def _go(self, after: str, models: str, canary: KServeCanary) -> str:
         """Change what is served, then only the share; return the new revision's name."""
-        first, *more = [*percents, 100]
+        first, *more = [*canary.percents, 100]
         self._note(f"{self.uri} -> {after}, {first} % of the traffic")
         predictor: Object = {self.format: {"storageUri": after}}
         predictor["canaryTrafficPercent"] = None if first == 100 else first
@@ -154,7 +155,8 @@ class _KServeRollout:
         self._patch({"metadata": metadata, "spec": {"predictor": predictor}})
         revision = self._wait(first)
         for percent in more:
-            gate(first)
+            self._watch(first, canary.step_s)
+            canary.gate(first)
             self._note(f"{percent} % of the traffic")
             self._patch({"spec": {"predictor": {"canaryTrafficPercent": None if percent == 100 else percent}}})
             revision = self._wait(percent)
@@ -191,6 +193,16 @@ class _KServeRollout:
 
     def _patch(self, patch: Object) -> None:
         self.api.patch_custom(Kind.INFERENCE_SERVICE, self.target.namespace, self.target.name, patch)
+
+    def _watch(self, percent: int, seconds: float) -> None:
+        """See that the service stays as it is for a while.
+
+        Raises:
+            ServerError: it does not.
+        """
+        if seconds > 0:
+            self._note(f"watched at {percent} % for {seconds:g} s")
+            watch_service(self.api, self.target.namespace, self.target.name, percent, seconds=seconds)
 
     def _wait(self, percent: int) -> str:
         return wait_for_service(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.repository import Location, find_model, model_state
 from repo_manager.rollout.kubernetes_api import Api, Kind, using
 from repo_manager.rollout.kubernetes_template import MODELS, parse_models
 
-__all__ = ["KServeRollout", "KServeTarget", "parse_kserve_target", "previous_on_kserve"]
+__all__ = ["KServeCanary", "KServeRollout", "KServeTarget", "parse_kserve_target", "previous_on_kserve"]
 
 _TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?")
 
@@ -58,6 +58,31 @@ class KServeRollout:
     dry_run: bool
     seconds: float
     events: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class KServeCanary:
+    """The way from nothing to all of the traffic; without it, the new revision gets all when it is ready.
+
+    Attributes:
+        percents: ascending shares of the traffic on the way, without the 100.
+        step_s: for how long the service is watched at each share, in seconds.
+        gate: called after each with its percentage; what it raises undoes the roll-out.
+    """
+
+    percents: tuple[int, ...] = ()
+    step_s: float = 0.0
+    gate: Callable[[int], None] = lambda _: None
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            UsageError: the percentages do not ascend between 1 and 99.
+        """
+        between = all(0 < percent < 100 for percent in self.percents)
+        if not between or list(self.percents) != sorted(set(self.percents)):
+            raise UsageError(f"Canary percentages {list(self.percents)} do not ascend between 1 and 99")
 
 
 def parse_kserve_target(text: str) -> KServeTarget:

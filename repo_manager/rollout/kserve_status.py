@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.rollout.kubernetes_api import Api, Kind, Object
 
-__all__ = ["failure_of", "is_there", "wait_for_service"]
+__all__ = ["failure_of", "is_there", "wait_for_service", "watch_service"]
 
 _POLL_S = 1.0
 _SILENCE_S = 60.0
@@ -67,6 +67,22 @@ def wait_for_service(
                 f"InferenceService {name} was not ready within {timeout_s:g} s: {note}",
                 hint="--timeout allows it longer.",
             )
+        time.sleep(_POLL_S)
+
+
+def watch_service(api: Api, namespace: str, name: str, percent: int, *, seconds: float) -> None:
+    """See for a while that an InferenceService stays ready with its newest revision's share.
+
+    Raises:
+        ServerRefusedError: it did not.
+        ServerUnreachableError: the API server gave no answer.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        service = api.custom(Kind.INFERENCE_SERVICE, namespace, name)
+        trouble = failure_of(service) or "; ".join(_missing(service, percent))
+        if trouble:
+            raise ServerRefusedError(f"InferenceService {name} at {percent} % of the traffic: {trouble}")
         time.sleep(_POLL_S)
 
 

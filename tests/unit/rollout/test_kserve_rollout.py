@@ -15,6 +15,7 @@ from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, 
 from repo_manager.rollout import RolloutOptions, kserve_status, kubernetes_gateway
 from repo_manager.rollout.canary_weights import Weights
 from repo_manager.rollout.kserve import (
+    KServeCanary,
     KServeTarget,
     KServeWeights,
     deploy_kserve,
@@ -149,7 +150,9 @@ def test_all_at_once(cluster: FakeCluster, controller: Controller, repository: P
 
 def test_step_by_step_with_a_gate(controller: Controller, repository: Path) -> None:
     asked: list[int] = []
-    rollout = deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, percents=(10, 50), gate=asked.append)
+    rollout = deploy_kserve(
+        TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10, 50), step_s=0.02, gate=asked.append)
+    )
     assert controller.percents == [10, 50, 100]
     assert (asked, rollout.steps) == ([10, 50], (10, 50))
 
@@ -164,21 +167,42 @@ def test_a_gate_that_fails_takes_the_traffic_back_first(
             raise GateError("p99 is worse")
 
     with pytest.raises(RolloutUndoneError, match="p99 is worse"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, percents=(10, 50), gate=gate)
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10, 50), gate=gate))
     assert controller.percents == [10, 50, 0, 100]
     assert controller.uris[2] != controller.uris[3] == "s3://bucket/models"
     assert cluster.objects["inferenceservices", "models", "digits"]["spec"] == before
 
 
+def test_a_service_that_breaks_while_it_is_watched_is_put_back(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    seen = iter(range(1000))
+    real = cluster.get
+
+    def breaking(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if found is not None and controller.percents[-1:] == [10] and next(seen) > 3:
+            found = copy.deepcopy(found)
+            found["status"]["conditions"][1]["status"] = "False"
+        return found
+
+    cluster.get = breaking  # type: ignore[method-assign]
+    with pytest.raises(RolloutUndoneError, match="at 10 % of the traffic: PredictorReady is False"):
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,), step_s=5.0))
+    assert controller.percents == [10, 0, 100]
+
+
 def test_a_revision_that_cannot_load_is_undone_with_kserves_reason(
     cluster: FakeCluster, controller: Controller, repository: Path
 ) -> None:
-    plan = deploy_kserve(TARGET, repository, "scale", 2, options=RolloutOptions(dry_run=True), percents=(10,))
+    plan = deploy_kserve(
+        TARGET, repository, "scale", 2, options=RolloutOptions(dry_run=True), canary=KServeCanary((10,))
+    )
     assert plan.dry_run
     assert {method for method, _, _ in cluster.requests} == {"GET"}
     controller.fails = {plan.after.rpartition("/")[2]}
     with pytest.raises(RolloutUndoneError, match=r"ModelLoadFailed: failed to load all models \(exit code 1\)"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, percents=(10,))
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,)))
     assert controller.uris[-1] == "s3://bucket/models"
 
 
@@ -197,13 +221,13 @@ def test_no_canary_without_knative(cluster: FakeCluster, repository: Path, mode:
     service["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": mode}
     cluster.add(service)
     with pytest.raises(UsageError, match=f"{mode} mode, which has no canary"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, percents=(10,))
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,)))
 
 
 @pytest.mark.parametrize("percents", [(0,), (100,), (50, 10), (10, 10)])
 def test_wrong_percentages(repository: Path, percents: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="do not ascend"):
-        deploy_kserve(TARGET, repository, "scale", 2, percents=percents)
+        deploy_kserve(TARGET, repository, "scale", 2, canary=KServeCanary(percents))
 
 
 def test_the_version_before(controller: Controller, repository: Path) -> None:
