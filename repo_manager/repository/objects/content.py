@@ -50,8 +50,9 @@ class Measured:
 
 def part_bytes_for(size_bytes: int, wanted: int) -> int:
     """Return the size of a file's parts: what is wanted, more where there would be too many."""
-    least = -(-size_bytes // _MAX_PARTS)
-    return max(wanted, -(-least // _MIB) * _MIB)
+    if size_bytes <= wanted * _MAX_PARTS:
+        return wanted
+    return -(-size_bytes // (_MAX_PARTS * _MIB)) * _MIB
 
 
 def measure(path: Path, part_bytes: int) -> Measured:

@@ -36,10 +36,23 @@ def scan(repository: ObjectRepository, *, deep: bool = True) -> tuple[ModelEntry
     store = open_store(repository)
     names = [name for name in store.list().folders if not name.startswith(".")]
     with concurrent.futures.ThreadPoolExecutor(store.options.lookups) as pool:
-        snapshots = list(pool.map(lambda name: take_snapshot(store, name), names))
-    # What is nothing but a publication or a removal under way, or its rest, is no model; `verify` tells of it.
-    found = (shot for shot in snapshots if shot.versions or not shot.ledger.pending)
-    return tuple(_entry(store, shot, deep=deep) for shot in found)
+        found = list(pool.map(lambda name: _looked_at(store, name), names))
+    entries = []
+    for name, shot in zip(names, found, strict=True):
+        if isinstance(shot, RepositoryError):
+            entries.append(ModelEntry(name, repository / name, "", 0, "latest:1", (), (), (shot.message,)))
+        # What is nothing but a publication or a removal under way, or its rest, is no model; `verify` tells of it.
+        elif shot.versions or not shot.ledger.pending:
+            entries.append(_entry(store, shot, deep=deep))
+    return tuple(entries)
+
+
+def _looked_at(store: ObjectStore, name: str) -> Snapshot | RepositoryError:
+    """Look at a model; one whose record is damaged does not hide the others."""
+    try:
+        return take_snapshot(store, name)
+    except RepositoryError as exc:
+        return exc
 
 
 def model_names(store: ObjectStore) -> tuple[str, ...]:

@@ -1,0 +1,102 @@
+"""A repository on Azure's blob storage: Azurite over HTTP. Skipped, with the reason, without node and npm."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.object_stores import AZURE_ACCOUNT, AZURE_KEY, BUCKET, azurite, tiny_config, tiny_files
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository import (
+    ObjectRepository,
+    change_config,
+    copy_version,
+    find_model,
+    gc,
+    parse_location,
+    publish,
+    record_deployment,
+    remove,
+    scan,
+    set_served_versions,
+    set_tag,
+    verify,
+)
+from repo_manager.repository.objects import store as store_module
+from repo_manager.repository.objects.ledger import read_ledger
+from repo_manager.repository.objects.store import StoreOptions, open_store
+from repo_manager.rollout.policy_file import changes_are_unseen
+
+pytestmark = pytest.mark.integration
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    pytest.importorskip("obstore")
+    with azurite() as running:
+        yield running
+
+
+@pytest.fixture
+def root(endpoint: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectRepository:
+    monkeypatch.setenv("AZURE_STORAGE_KEY", AZURE_KEY)
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", endpoint)
+    monkeypatch.setattr(store_module, "DEFAULT_OPTIONS", StoreOptions(part_bytes=MIB))
+    place = parse_location(f"as://{AZURE_ACCOUNT}/{BUCKET}/{request.node.name}/models")
+    assert isinstance(place, ObjectRepository)
+    return place
+
+
+def test_the_life_of_a_model(root: ObjectRepository, tmp_path: Path) -> None:
+    assert scan(root) == ()
+    for number in (1, 2, 3):
+        files = tiny_files(tmp_path / str(number), f"text {number}")
+        assert publish(root, "m", files, tiny_config(labels={"y": ("a", "b")}), {}).version == number
+    assert set_served_versions(root, "m", [2]) == (1,)
+    record_deployment(root, "m", 2)
+    set_tag(root, "m", "stable", 1)
+    with pytest.raises(RepositoryError, match="tag 'stable'"):
+        remove(root, "m", 1)
+    assert remove(root, "m", 3).versions == (3,)
+    assert change_config(root, "m", {"instance_group.count": "3"}).applied
+    assert copy_version(root, "m", 2, tmp_path / "local").version == 1
+    assert copy_version(tmp_path / "local", "m", 1, root, target_name="n").version == 1
+    assert gc(root).removals == ()
+    entry = find_model(root, "m")
+    assert ([v.version for v in entry.versions], entry.served_versions) == ([1, 2], (2,))
+    assert verify(root, models=False) == ()
+    assert verify(tmp_path / "local", models=False) == ()
+    assert remove(root, "m", force=True).whole_model
+    assert [model.name for model in scan(root)] == ["n"]
+
+
+def test_a_file_in_parts_is_read_back_and_compared(root: ObjectRepository, tmp_path: Path) -> None:
+    content = os.urandom(5 * MIB + 7)
+    (tmp_path / "large").write_bytes(content)
+    publish(root, "m", {"model.onnx": tmp_path / "large"}, tiny_config(), {})
+    copy_version(root, "m", 1, tmp_path / "local")
+    assert (tmp_path / "local" / "m" / "1" / "model.onnx").read_bytes() == content
+
+
+def test_16_writers_lose_nothing_and_double_nothing(root: ObjectRepository, tmp_path: Path) -> None:
+    def one(number: int) -> int:
+        files = tiny_files(tmp_path / str(number), f"content {number}")
+        return publish(root, "m", files, tiny_config(), {}).version
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        numbers = sorted(pool.map(one, range(16)))
+    assert numbers == list(range(1, 17))
+    entry = find_model(root, "m")
+    assert len({v.manifest.digest for v in entry.versions if v.manifest is not None}) == 16
+    assert read_ledger(open_store(root), "m").pending == {}
+
+
+def test_triton_never_sees_a_change_there(root: ObjectRepository, tmp_path: Path) -> None:
+    assert changes_are_unseen(root)
+    assert not changes_are_unseen(tmp_path)
+    assert not changes_are_unseen(parse_location("s3://bucket/models"))

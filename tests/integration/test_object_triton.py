@@ -1,0 +1,83 @@
+"""The real tritonserver serves straight from object storage (moto), by the command line alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.object_stores import BUCKET, moto_server, s3_environment
+
+from repo_manager import samples
+from repo_manager.server import TritonClient
+
+pytestmark = pytest.mark.integration
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[tuple[str, int]]:
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    environment = {**os.environ, **s3_environment()}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+
+    def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "repo_manager", *map(str, arguments)]
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=environment,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+        )
+        text = f"{arguments}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        assert ended.returncode == code, text
+        assert s3_environment()["AWS_SECRET_ACCESS_KEY"] not in text
+        return ended
+
+    return run
+
+
+def test_add_deploy_roll_back_load_test_and_clean_up(run: Run, moto: tuple[str, int], tmp_path: Path) -> None:
+    root = f"s3://http://127.0.0.1:{moto[1]}/{BUCKET}/path/models"
+    run("add", samples.sample_model(), "-n", "digits", "-r", root)
+    # What lies about in a bucket and what we keep in the root ourselves must not become a model.
+    stray = f"http://127.0.0.1:{moto[1]}/{BUCKET}/path/models/.repo-manager.other.state"
+    headers = {"content-type": "application/octet-stream"}
+    urllib.request.urlopen(urllib.request.Request(stray, data=b"{}", method="PUT", headers=headers)).close()
+    try:
+        first = json.loads(run("deploy", "digits", "-r", root, "--json").stdout)
+        assert first["server"]["started"]
+        assert (first["rollout"]["ready"], first["rollout"]["smoke"]["reference"]) == ([1], "golden")
+        with TritonClient.connect(first["server"]["url"]) as client:
+            assert {entry.name for entry in client.repository_index()} == {"digits"}
+
+        run("add", samples.sample_model(), "-n", "digits", "-r", root, "-p", "fp16")
+        # Triton sees nothing of the new version until it is deployed.
+        assert json.loads(run("status", "-r", root, "--json").stdout)["models"][0]["ready"] == [1]
+        second = json.loads(run("deploy", "digits", "-r", root, "--json").stdout)
+        assert (second["rollout"]["ready"], second["rollout"]["previous"]) == ([2], [1])
+        back = json.loads(run("rollback", "digits", "-r", root, "--json").stdout)
+        assert (back["rollout"]["ready"], back["rollout"]["previous"]) == ([1], [2])
+        assert json.loads(run("status", "-r", root, "--json").stdout)["models"][0]["drift"] == []
+
+        load = run("loadtest", "digits", "-r", root, "-c", "2", "--duration", "0.5", "--slo", "errors<1%", "--json")
+        assert json.loads(load.stdout)["verdict"]["outcome"] == "pass"
+        assert "is served" in run("remove", "digits:1", "-r", root, code=3).stderr
+        run("copy", "digits:2", "-r", root, "--into", tmp_path / "local")
+        run("verify", "-r", tmp_path / "local")
+        run("verify", "-r", root)
+    finally:
+        run("serve", "--stop", "-r", root)
