@@ -23,14 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repo_manager.client import VersionedClient
+    from repo_manager.declared import Servers, read_declaration
     from repo_manager.errors import RepoManagerError
     from repo_manager.loadtest import LoadTestOptions, judge, parse_slo, run_load_test
     from repo_manager.loadtest.compare import compare
     from repo_manager.onnx_model import load_model, save_model
     from repo_manager.pipeline import AddOptions, SparsityMode, inspect_model
     from repo_manager.pipeline.add import add
+    from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.precision import ConvertOptions, convert, load_calibration
-    from repo_manager.repository import find_model, gc, remove, scan, verify
+    from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
     from repo_manager.rollout import deploy, rollback, run_canary, status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddOptions",
+    "ApplyOptions",
     "Backend",
     "ConvertOptions",
     "EmbeddedServer",
@@ -47,11 +50,14 @@ __all__ = [
     "Precision",
     "RepoManagerError",
     "ServerOptions",
+    "Servers",
     "SparsityMode",
     "TritonClient",
     "VersionedClient",
     "add",
+    "apply",
     "as_json",
+    "check_signature",
     "compare",
     "convert",
     "deploy",
@@ -63,12 +69,14 @@ __all__ = [
     "load_model",
     "parse_slo",
     "prune",
+    "read_declaration",
     "remove",
     "rollback",
     "run_canary",
     "run_load_test",
     "save_model",
     "scan",
+    "sign_version",
     "sparsity_report",
     "status",
     "verify",
@@ -76,12 +84,14 @@ __all__ = [
 
 _MODULES = {
     "client": ("VersionedClient",),
+    "declared": ("Servers", "read_declaration"),
     "errors": ("RepoManagerError",),
     "loadtest": ("LoadTestOptions", "compare", "judge", "parse_slo", "run_load_test"),
     "onnx_model": ("load_model", "save_model"),
     "pipeline": ("AddOptions", "SparsityMode", "add", "inspect_model"),
+    "pipeline.apply": ("ApplyOptions", "apply"),
     "precision": ("ConvertOptions", "convert", "load_calibration"),
-    "repository": ("find_model", "gc", "remove", "scan", "verify"),
+    "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "rollout": ("deploy", "rollback", "run_canary", "status"),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),
