@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import select
 import time
 from collections.abc import Callable, Iterator
@@ -11,48 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import ServerUnreachableError
+from repo_manager.loadtest.job import Job
 from repo_manager.loadtest.priority import SendPriority
 from repo_manager.loadtest.recorder import LATE_NS, Recorder
 from repo_manager.loadtest.schedule import Schedule
-from repo_manager.loadtest.wire import Connection, Endpoint, Socket, open_sockets
+from repo_manager.loadtest.wire import Connection, Socket, open_sockets
 from repo_manager.loadtest.wire_grpc import GrpcConnection
 from repo_manager.loadtest.wire_http import HttpConnection
 
-__all__ = ["Generator", "Job"]
+__all__ = ["Generator"]
 
 _READY_TIMEOUT_S = 20.0
 _RECONNECT_NS = 100_000_000
 _MAX_CONNECTIONS = 512
 _ABANDON_NS = 2_000_000_000
 _HOUSEKEEPING_NS = 20_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One worker's part of one load level.
-
-    Attributes:
-        protocol: `grpc` or `http`.
-        endpoint: the server and the prebuilt requests.
-        slots: closed loop: requests kept in flight. Open loop: connections opened beforehand over HTTP.
-        connections: gRPC connections (HTTP opens one a slot).
-        schedule: open loop: the whole schedule; `None` for a closed loop.
-        worker: this worker's number, from 0.
-        workers: how many workers share the schedule.
-        slice_ns: length of a recorded slice of time.
-        max_in_flight: open loop: requests that may be open at once; what is due beyond that waits, and its
-            waiting counts as latency.
-    """
-
-    protocol: str
-    endpoint: Endpoint
-    slots: int
-    connections: int
-    schedule: Schedule | None
-    worker: int
-    workers: int
-    slice_ns: int
-    max_in_flight: int
 
 
 class Generator:

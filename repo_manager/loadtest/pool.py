@@ -16,7 +16,7 @@ from typing import Any
 
 import repo_manager
 from repo_manager.errors import ServerError, ServerUnreachableError
-from repo_manager.loadtest.generator import Job
+from repo_manager.loadtest.job import Job
 from repo_manager.loadtest.recorder import Slice
 
 __all__ = ["WorkerPool", "default_workers"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.environment import environment
-from repo_manager.loadtest.generator import Job
 from repo_manager.loadtest.inputs import make_samples
+from repo_manager.loadtest.job import Job
 from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
 from repo_manager.loadtest.metrics import MetricsSource
 from repo_manager.loadtest.nvml import is_local, open_nvml

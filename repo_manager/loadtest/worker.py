@@ -13,7 +13,8 @@ import signal
 import sys
 
 from repo_manager.errors import ServerError
-from repo_manager.loadtest.generator import Generator, Job
+from repo_manager.loadtest.generator import Generator
+from repo_manager.loadtest.job import Job
 from repo_manager.loadtest.recorder import Recorder
 
 __all__ = ["main", "serve"]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from hpack import Decoder, Encoder
 
-from repo_manager.loadtest.generator import Generator, Job
+from repo_manager.loadtest.generator import Generator
+from repo_manager.loadtest.job import Job
 from repo_manager.loadtest.recorder import Recorder, Slice
 from repo_manager.loadtest.schedule import Schedule
 from repo_manager.loadtest.tls import TlsFiles

@@ -10,7 +10,8 @@ import pytest
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
 from repo_manager.loadtest import LoadTestOptions, PerfAnalyzer, find_perf_analyzer
 from repo_manager.loadtest.measure import Level
-from repo_manager.loadtest.perf_analyzer import command_of, parse_csv, parse_profile_export, run_perf_analyzer
+from repo_manager.loadtest.perf_analyzer import command_of, run_perf_analyzer
+from repo_manager.loadtest.perf_files import parse_csv, parse_profile_export
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.server import ClientOptions
 
