@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.podman import ROOT, Podman, build_context, podman
+from support.podman import Podman, build_context, podman
 
 from repo_manager.samples import sample_model
 from repo_manager.server.installation import find_triton
@@ -104,7 +104,3 @@ def test_triton_finds_our_backend(engine: Podman, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "tensorrt_rtx" in said
     assert "No module named" not in said, said[-3000:]
-
-
-def test_files_are_those_of_the_checkout() -> None:
-    assert (ROOT / "deploy" / "docker" / "Dockerfile.cli").is_file()
