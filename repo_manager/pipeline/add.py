@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import platform
+import re
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from repo_manager.declared.request import request_record
 from repo_manager.engine import FitProblem, FitTarget, check_version_fit, choose_backend, find_gpus
 from repo_manager.engine.plan_header import HEADER_BYTES
 from repo_manager.engine.progress import BuildProgress
-from repo_manager.errors import GateError
+from repo_manager.errors import GateError, RepoManagerError
 from repo_manager.onnx_model import Model, load_model, save_model
 from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
@@ -70,14 +73,45 @@ def add(
     source = load_model(path)
     with tempfile.TemporaryDirectory(prefix="repo-manager-add-") as folder:
         target = Target(name, repository, choice, Path(folder))
-        model, pruned = _sparse(source, options.sparsity, target.work, report)
-        converted = convert_model(model, target, options, watch)
-        report(f"Building for the {choice.backend} backend ({choice.reason})")
-        version = build_version(converted, target, options, watch)
-        fit = _check_fit(version, options.target)
-        controls = build_controls(version, options, watch) if options.control else ()
-        version = with_layer_times(version, controls)
-        return _publish(source, pruned, version, controls, fit, options, report)
+        with _speaking_of(path, target.work):
+            return _add(source, target, options, watch)
+
+
+@contextlib.contextmanager
+def _speaking_of(path: Path, work: Path) -> Iterator[None]:
+    """Let errors name the file that was given: the one that they are about lies in a folder that is gone by then."""
+    made = re.compile(re.escape(str(work)) + r"/(?:[^\s:]*/)?(?P<stage>pruned|converted|dense)/model\.onnx")
+
+    def said(text: str) -> str:
+        return made.sub(lambda match: f"{path} ({match['stage']})", text)
+
+    try:
+        yield
+    except RepoManagerError as exc:
+        if made.search(f"{exc.message} {exc.hint}") is None:
+            raise
+        hint = None if exc.hint is None else said(exc.hint)
+        raise type(exc)(said(exc.message), hint=hint) from exc
+
+
+def _add(source: Model, target: Target, options: AddOptions, watch: Watch) -> Added:
+    report, choice = watch.report, target.choice
+    model, pruned = _sparse(source, options.sparsity, target.work, report)
+    converted = convert_model(model, target, options, watch)
+    report(f"Building for the {choice.backend} backend ({choice.reason})")
+    version = build_version(converted, target, options, watch)
+    fit = _check_fit(version, options.target)
+    controls = build_controls(version, options, watch) if options.control else ()
+    version = with_layer_times(version, controls)
+    return _publish(_Origin(source, pruned), version, controls, fit, options, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """The file that was given, and what pruning did to it."""
+
+    source: Model
+    pruned: PruneReport | None
 
 
 def _sparse(model: Model, mode: SparsityMode, work: Path, report: Report) -> tuple[Model, PruneReport | None]:
@@ -122,8 +156,7 @@ def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem,
 
 
 def _publish(
-    source: Model,
-    pruned: PruneReport | None,
+    origin: _Origin,
     version: Prepared,
     controls: tuple[PreparedControl, ...],
     fit: tuple[FitProblem, ...],
@@ -131,8 +164,8 @@ def _publish(
     report: Report,
 ) -> Added:
     """Publish the controls, then the model: where the model is, its controls are."""
-    beside = tuple(_publish_control(source, pruned, version, control, options, report) for control in controls)
-    details = _details(source, version, pruned)
+    beside = tuple(_publish_control(origin, version, control, options, report) for control in controls)
+    details = _details(origin, version)
     details["request"] = request_record(
         backend=version.target.choice.backend,
         sparsity=options.sparsity.value,
@@ -151,7 +184,7 @@ def _publish(
         backend=version.target.choice,
         batch_axis=version.converted.axis,
         sparsity=version.converted.conversion.sparsity,
-        pruned=pruned,
+        pruned=origin.pruned,
         conversion=version.converted.conversion,
         golden=version.golden,
         config=format_config(version.config),
@@ -164,14 +197,13 @@ def _publish(
 
 
 def _publish_control(
-    source: Model,
-    pruned: PruneReport | None,
+    origin: _Origin,
     version: Prepared,
     control: PreparedControl,
     options: AddOptions,
     report: Report,
 ) -> Control:
-    details = _details(source, control.version, pruned)
+    details = _details(origin, control.version)
     details["control"] = {
         "of": version.target.name,
         "dense": control.twin.dense,
@@ -192,9 +224,9 @@ def _publish_one(version: Prepared, details: Mapping[str, Any], options: AddOpti
     return publish(target.repository, target.name, version.files, version.config, details, progress=progress).version
 
 
-def _details(source: Model, version: Prepared, pruned: PruneReport | None) -> dict[str, Any]:
+def _details(origin: _Origin, version: Prepared) -> dict[str, Any]:
     """Collect what the manifest records beyond the files."""
-    conversion = version.converted.conversion
+    conversion, source = version.converted.conversion, origin.source
     converted = as_json(conversion)
     sparsity = converted.pop("sparsity")
     converted["files"] = [path.name for path in conversion.files]  # where they lay meanwhile is nobody's business
@@ -206,7 +238,7 @@ def _details(source: Model, version: Prepared, pruned: PruneReport | None) -> di
             "external": [file.relative_to(source.path.parent.absolute()).as_posix() for file in source.external_files],
         },
         "precision": conversion.precision,
-        "pruned": pruned,
+        "pruned": origin.pruned,
         "sparsity": sparsity,
         "conversion": converted,
         "engine": version.artifact.facts,

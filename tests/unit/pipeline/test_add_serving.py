@@ -146,3 +146,16 @@ def test_a_dense_model_has_no_control_and_nothing_is_published(tmp_path: Path) -
     with pytest.raises(ModelError, match="no denser twin"):
         add(samples.dense_twin(), "d", tmp_path / "models", AddOptions(backend=ORT, control=True))
     assert names(tmp_path / "models") == []
+
+
+def test_an_error_names_the_file_that_was_given_not_the_scratch_copy(tmp_path: Path) -> None:
+    from repo_manager.errors import RepoManagerError
+    from repo_manager.pipeline.add import _speaking_of
+
+    work, given = tmp_path / "w", Path("mine.onnx")
+    scratch = f"{work}/m__dense/converted/model.onnx: node 'a' failed"
+    wanted = r"^mine\.onnx \(converted\): node 'a' failed\nsee mine\.onnx \(pruned\)$"
+    with pytest.raises(GateError, match=wanted), _speaking_of(given, work):
+        raise GateError(scratch, hint=f"see {work}/pruned/model.onnx")
+    with pytest.raises(RepoManagerError, match=r"^other$"), _speaking_of(given, work):
+        raise UsageError("other")
