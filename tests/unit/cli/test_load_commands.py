@@ -1,0 +1,116 @@
+"""loadtest, loadtest merge and compare as they are written on the command line; servers are in tests/integration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from repo_manager.cli.compare import _couples
+from repo_manager.cli.loadtest import _image_options, _moment
+from repo_manager.cli.main import app
+from repo_manager.errors import InputError, UsageError
+from repo_manager.loadtest import Histogram, LoadTestReport
+from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint
+from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.types import as_json
+
+FACTS = TargetFacts(
+    "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8, (InputFacts("x", "FP32", (4,)),), ("y",),
+    False, True, False, False,
+)  # fmt: skip
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def files(tmp_path):
+    histogram = Histogram.of([1_000_000] * 900 + [5_000_000] * 100)
+    point = LoadPoint(
+        "concurrency", 4, "stable", "why", 1, ClientUse("native"), duration_s=10.0, requests=1000,
+        throughput_per_s=100.0, latency=Latency.of(histogram), histogram=histogram.to_json(), measured_from=1000.0,
+    )  # fmt: skip
+    paths = []
+    for number in range(2):
+        shifted = dataclasses.replace(point, measured_from=1000.0 + number / 10)
+        report = LoadTestReport(FACTS, {"seed": number}, (shifted,), "now", 12.0, {"cpu": "c"})
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps(as_json(report)))
+    return paths
+
+
+def test_merge_writes_the_whole_and_judges_it(files, tmp_path):
+    merged, page = tmp_path / "merged.json", tmp_path / "merged.html"
+    ended = run("loadtest", "merge", *files, "-o", merged, "--report", page, "--slo", "throughput>150", "--json", "-q")
+    assert ended.exit_code == 0, ended.output
+    document = json.loads(merged.read_text())
+    assert document["points"][0]["throughput_per_s"] == 200
+    assert document["points"][0]["level"] == 8
+    assert json.loads(ended.stdout)["verdict"]["outcome"] == "pass"
+    assert "Merged from 2" in page.read_text()
+
+
+def test_merge_says_what_is_wrong(files, tmp_path):
+    for arguments, error in (
+        ((files[0], files[0]), InputError),
+        ((files[0], tmp_path / "none.json"), InputError),
+        ((*files, "-o", tmp_path / "merged.html"), UsageError),
+        ((*files, "--slo", "p99"), UsageError),
+    ):
+        assert isinstance(run("loadtest", "merge", *arguments).exception, error)
+
+
+def test_merge_is_a_word_of_its_own_and_a_model_is_not():
+    assert "NAME[:VERSION]" in run("loadtest", "--help").output
+    assert "loadtest run" not in run("loadtest", "--help").output
+    assert "FILES..." in run("loadtest", "merge", "--help").output
+    ended = run("loadtest", "digits", "--slo", "p99")
+    assert isinstance(ended.exception, UsageError)
+    assert run("loadtest").exit_code == 2
+
+
+def test_moments():
+    assert _moment(None) is None
+    assert _moment("1000.5") == 1000.5
+    assert _moment("1970-01-01T00:00:10Z") == 10.0
+    assert _moment("1970-01-01T02:00:10+02:00") == 10.0
+    for text in ("soon", "1970-01-01T00:00:10"):
+        with pytest.raises(UsageError, match="zone"):
+            _moment(text)
+
+
+def test_image_options():
+    assert _image_options(["mean=0.5,0.5,0.5", "color = bgr"]) == {"mean": "0.5,0.5,0.5", "color": "bgr"}
+    assert _image_options(None) == {}
+    with pytest.raises(UsageError, match="KEY=VALUE"):
+        _image_options(["bgr"])
+
+
+def test_controls_are_the_reference_of_the_model_that_they_belong_to():
+    assert _couples("a", "b:2", []) == [("a", "b:2")]
+    assert _couples("a:3", None, ["dense", "noflag"]) == [("a__dense", "a:3"), ("a__noflag", "a:3")]
+    assert _couples("a", "b", ["dense", "other"]) == [("a", "b"), ("b__dense", "b"), ("other", "b")]
+    with pytest.raises(UsageError, match="with nothing"):
+        _couples("a", None, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--shared-memory", "cuda"), "shared memory"),
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--image", "x"), "KEY=VALUE"),
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--start-at", "x"), "start-at"),
+        (("compare", "m", "--url", "grpc://127.0.0.1:9"), "with nothing"),
+        (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--shared-memory", "cuda"), "shared memory"),
+        (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
+    ],
+)
+def test_each_option_is_read(arguments, words):
+    ended = run(*arguments)
+    assert isinstance(ended.exception, UsageError)
+    assert words in str(ended.exception)
