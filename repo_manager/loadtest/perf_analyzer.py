@@ -86,16 +86,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
     else:
         distribution = "poisson" if level.arrival == "poisson" else "constant"
         command += ["--request-rate-range", f"{level.level:g}", "--request-distribution", distribution]
-    batch = 1 if facts.max_batch_size > 0 else 0
-    for name, shape in resolve_shapes(facts, options).items() if options.data is None else ():
-        if name in options.shapes:
-            command += ["--shape", f"{name}:{','.join(str(size) for size in shape[batch:])}"]
-    if options.data is not None:
-        if options.data.suffix.lower() != ".json":
-            raise UsageError(
-                f"perf_analyzer reads JSON input data, not {options.data.name}", hint="Use --client native."
-            )
-        command += ["--input-data", str(options.data)]
+    command += _input_arguments(facts, options)
     if options.shared_memory != "none":
         command += ["--shared-memory", options.shared_memory]
     command += _tls_arguments(options)
@@ -109,6 +100,22 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
     if sum(math.prod(item.shape) for item in _sized(facts, options)) <= _EXPORTED_ELEMENTS:
         command += ["--profile-export-file", str(files / "profile.json")]
     return command
+
+
+def _input_arguments(facts: TargetFacts, options: LoadTestOptions) -> list[str]:
+    """Return what says which inputs are sent."""
+    arguments: list[str] = []
+    batch = 1 if facts.max_batch_size > 0 else 0
+    for name, shape in resolve_shapes(facts, options).items() if options.data is None else ():
+        if name in options.shapes:
+            arguments += ["--shape", f"{name}:{','.join(str(size) for size in shape[batch:])}"]
+    if options.data is not None:
+        if options.data.suffix.lower() != ".json":
+            raise UsageError(
+                f"perf_analyzer reads JSON input data, not {options.data.name}", hint="Use --client native."
+            )
+        arguments += ["--input-data", str(options.data)]
+    return arguments
 
 
 def _tls_arguments(options: LoadTestOptions) -> list[str]:
