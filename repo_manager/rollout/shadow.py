@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import queue
 import random
@@ -155,21 +156,18 @@ class Mirror:
             ServerUnreachableError: the server does not answer any more.
         """
         tickets: queue.Queue[Request | None] = queue.Queue(maxsize=self._options.workers)
-        workers = [
-            threading.Thread(target=self._work, args=(tickets, self._random.getrandbits(32)), daemon=True)
-            for _ in range(self._options.workers)
-        ]
         began = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(self._options.workers) as pool:
+            workers = [
+                pool.submit(self._work, tickets, self._random.getrandbits(32)) for _ in range(self._options.workers)
+            ]
+            try:
+                self._send(tickets, began, seconds, lambda: stop() or any(worker.done() for worker in workers))
+            finally:
+                _dismiss(tickets, workers)
+                self._seconds += time.monotonic() - began
         for worker in workers:
-            worker.start()
-        try:
-            self._send(tickets, began, seconds, stop)
-        finally:
-            for _ in workers:
-                tickets.put(None)
-            for worker in workers:
-                worker.join()
-            self._seconds += time.monotonic() - began
+            worker.result()
         if self._failure is not None:
             raise self._failure
 
@@ -292,3 +290,14 @@ class Mirror:
             gates=gates,
             outcome=outcome,
         )
+
+
+def _dismiss(tickets: queue.Queue[Request | None], workers: Sequence[concurrent.futures.Future[None]]) -> None:
+    """Tell every worker that is still at work to end; one that failed takes no ticket any more."""
+    left = len(workers)
+    while left and not all(worker.done() for worker in workers):
+        try:
+            tickets.put(None, timeout=_POLL_S)
+        except queue.Full:
+            continue
+        left -= 1
