@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from repo_manager.engine import (
     EngineBuild,
@@ -44,12 +43,11 @@ from repo_manager.engine import (
 )
 from repo_manager.files import write_atomic
 from repo_manager.loadtest import LoadTestOptions, run_load_test
-from repo_manager.onnx_model import load_model, natural_inputs, save_model, signature_of
+from repo_manager.onnx_model import load_model, signature_of
 from repo_manager.optional import require
 from repo_manager.pipeline import AddOptions, add
-from repo_manager.precision import ConvertOptions, convert, load_calibration
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
-from repo_manager.sparsity import prune, sparsity_report
+from repo_manager.sparsity import sparsity_report
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision, as_json
 
@@ -57,10 +55,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from chart import speedup_chart
 from models import MODELS
 from runners import PowerMeter, engine_runner, measure, rehearsal_runner
+from sources import NO_GATE, calibration_of, converted, weights
 
 HERE = Path(__file__).parent
 VARIANTS = ("dense", "sparse", "noflag")
-NO_GATE = ConvertOptions(max_drift=1e9)  # made-up weights: accuracy is not the question
 TRITON_BATCH = 32
 
 
@@ -89,33 +87,6 @@ class Plan:
     def has_time_for(self, seconds: float) -> bool:
         """Say whether something that takes so long ends before the budget does."""
         return self.end_s is None or time.monotonic() + seconds < self.end_s
-
-
-def weights(model: str, folder: Path) -> dict[str, Path]:
-    """Write the model dense, and pruned by ASP's rule."""
-    dense, sparse = folder / f"{model}-dense.onnx", folder / f"{model}-sparse.onnx"
-    onnx.save(MODELS[model](), dense)
-    save_model(prune(load_model(dense))[0], sparse)
-    return {"dense": dense, "sparse": sparse, "noflag": sparse}
-
-
-def calibration_of(source: Path) -> Path:
-    """Write eight made-up samples beside a model."""
-    path = source.with_suffix(".npz")
-    samples = [natural_inputs(signature_of(load_model(source)), batch=1, seed=seed) for seed in range(8)]
-    np.savez(path, **{name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]})
-    return path
-
-
-def converted(source: Path, precision: Precision) -> Path:
-    """Convert once per source and precision."""
-    output = source.with_name(f"{source.stem}-{precision}") / "model.onnx"
-    if not output.exists():
-        output.parent.mkdir()
-        model = load_model(source)
-        data = load_calibration(calibration_of(source), signature_of(model)) if "int8" in str(precision) else None
-        convert(model, precision, output, calibration=data, options=NO_GATE)
-    return output
 
 
 def build(plan: Plan, file: Path, precision: Precision, batch: int, *, sparse: bool) -> EngineBuild:

@@ -64,14 +64,7 @@ def convert(
     """
     started = time.monotonic()
     options = ConvertOptions() if options is None else options
-    if precision in (Precision.INT8, Precision.INT8_FP16) and calibration is None:
-        raise CalibrationError(
-            f"{model.path}: {precision} needs calibration data, and none was given",
-            hint="Give 100 or more typical inputs with --calibration DATA.npz (one array per input, samples along the "
-            "first axis); a folder of .npy or images, or module:function, works, too.",
-        )
-    if not output.parent.is_dir():
-        raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
+    _check_given(model, precision, output, calibration)
     reference = reference_of(model, signature_of(model), calibration, samples=options.drift_samples, seed=options.seed)
     prover = Prover(model, precision, options, reference)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
@@ -101,6 +94,18 @@ def convert(
         tools=_tools(),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _check_given(model: Model, precision: Precision, output: Path, calibration: CalibrationData | None) -> None:
+    """Refuse what cannot end well before anything is run."""
+    if precision in (Precision.INT8, Precision.INT8_FP16) and calibration is None:
+        raise CalibrationError(
+            f"{model.path}: {precision} needs calibration data, and none was given",
+            hint="Give 100 or more typical inputs with --calibration DATA.npz (one array per input, samples along the "
+            "first axis); a folder of .npy or images, or module:function, works, too.",
+        )
+    if not output.parent.is_dir():
+        raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
 
 
 def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, name: str) -> Attempt:
