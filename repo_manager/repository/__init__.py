@@ -5,7 +5,6 @@ from repo_manager.repository.anywhere import (
     adopt,
     change_config,
     check_signature,
-    copy_version,
     edit_config,
     find_model,
     gc,
@@ -44,7 +43,7 @@ from repo_manager.repository.repair import Repair
 from repo_manager.repository.scan import ModelEntry, VersionEntry
 from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey
 from repo_manager.repository.state import Deployment, ModelState
-from repo_manager.repository.transfer import Transfer
+from repo_manager.repository.transfer import Transfer, copy_version
 from repo_manager.triton_config import Problem, Severity
 
 __all__ = [

@@ -10,19 +10,11 @@ from repo_manager.repository.adopt import adopt as _adopt
 from repo_manager.repository.config_file import read_config_bytes as _read_config_bytes
 from repo_manager.repository.config_file import touch_config as _touch_config
 from repo_manager.repository.config_file import write_config_bytes as _write_config_bytes
-from repo_manager.repository.dispatch import by_location
+from repo_manager.repository.dispatch import by_location, object_function
 from repo_manager.repository.edit import change_config as _change_config
 from repo_manager.repository.edit import edit_config as _edit_config
 from repo_manager.repository.gc import gc as _gc
 from repo_manager.repository.location import Location, ObjectRepository
-from repo_manager.repository.objects import change as in_change
-from repo_manager.repository.objects import publish as in_publish
-from repo_manager.repository.objects import remove as in_remove
-from repo_manager.repository.objects import repair as in_repair
-from repo_manager.repository.objects import scan as in_scan
-from repo_manager.repository.objects import signing as in_signing
-from repo_manager.repository.objects import verify as in_verify
-from repo_manager.repository.objects.fetch import version_files as files_of_objects
 from repo_manager.repository.policy import model_state as _model_state
 from repo_manager.repository.policy import model_states as _model_states
 from repo_manager.repository.policy import previous_deployment as _previous_deployment
@@ -41,14 +33,12 @@ from repo_manager.repository.signing import sign_version as _sign_version
 from repo_manager.repository.tags import remove_tag as _remove_tag
 from repo_manager.repository.tags import resolve_version as _resolve_version
 from repo_manager.repository.tags import set_tag as _set_tag
-from repo_manager.repository.transfer import copy_version
 from repo_manager.repository.verify import verify as _verify
 
 __all__ = [
     "adopt",
     "change_config",
     "check_signature",
-    "copy_version",
     "edit_config",
     "find_model",
     "gc",
@@ -76,32 +66,32 @@ __all__ = [
 ]
 
 
-adopt = by_location(_adopt, in_verify.adopt)
-change_config = by_location(_change_config, in_change.change_config)
-read_config_bytes = by_location(_read_config_bytes, in_change.read_config_bytes)
-touch_config = by_location(_touch_config, in_change.touch_config)
-write_config_bytes = by_location(_write_config_bytes, in_change.write_config_bytes)
-edit_config = by_location(_edit_config, in_change.edit_config)
-find_model = by_location(_find_model, in_scan.find_model)
-gc = by_location(_gc, in_remove.gc)
-model_state = by_location(_model_state, in_scan.model_state)
-model_states = by_location(_model_states, in_scan.model_states)
-plan_publish = by_location(_plan_publish, in_publish.plan_publish)
-previous_deployment = by_location(_previous_deployment, in_scan.previous_deployment)
-publish = by_location(_publish, in_publish.publish)
-read_labels = by_location(_read_labels, in_change.read_labels)
-record_deployment = by_location(_record_deployment, in_change.record_deployment)
-remove = by_location(_remove, in_remove.remove)
-remove_tag = by_location(_remove_tag, in_change.remove_tag)
-repair = by_location(_repair, in_repair.repair)
-resolve_version = by_location(_resolve_version, in_scan.resolve_version)
-scan = by_location(_scan, in_scan.scan)
-check_signature = by_location(_check_signature, in_signing.check_signature)
-sign_version = by_location(_sign_version, in_signing.sign_version)
-set_labels = by_location(_set_labels, in_change.set_labels)
-set_served_versions = by_location(_set_served_versions, in_change.set_served_versions)
-set_tag = by_location(_set_tag, in_change.set_tag)
-verify = by_location(_verify, in_verify.verify)
+adopt = by_location(_adopt, "verify.adopt")
+change_config = by_location(_change_config, "change.change_config")
+read_config_bytes = by_location(_read_config_bytes, "change.read_config_bytes")
+touch_config = by_location(_touch_config, "change.touch_config")
+write_config_bytes = by_location(_write_config_bytes, "change.write_config_bytes")
+edit_config = by_location(_edit_config, "change.edit_config")
+find_model = by_location(_find_model, "scan.find_model")
+gc = by_location(_gc, "remove.gc")
+model_state = by_location(_model_state, "scan.model_state")
+model_states = by_location(_model_states, "scan.model_states")
+plan_publish = by_location(_plan_publish, "publish.plan_publish")
+previous_deployment = by_location(_previous_deployment, "scan.previous_deployment")
+publish = by_location(_publish, "publish.publish")
+read_labels = by_location(_read_labels, "change.read_labels")
+record_deployment = by_location(_record_deployment, "change.record_deployment")
+remove = by_location(_remove, "remove.remove")
+remove_tag = by_location(_remove_tag, "change.remove_tag")
+repair = by_location(_repair, "repair.repair")
+resolve_version = by_location(_resolve_version, "scan.resolve_version")
+scan = by_location(_scan, "scan.scan")
+check_signature = by_location(_check_signature, "signing.check_signature")
+sign_version = by_location(_sign_version, "signing.sign_version")
+set_labels = by_location(_set_labels, "change.set_labels")
+set_served_versions = by_location(_set_served_versions, "change.set_served_versions")
+set_tag = by_location(_set_tag, "change.set_tag")
+verify = by_location(_verify, "verify.verify")
 
 
 @contextlib.contextmanager
@@ -120,7 +110,7 @@ def version_files(version: Location, names: Sequence[str] | None = None) -> Iter
         RepositoryError: a file cannot be fetched, or is not what the manifest says.
     """
     if isinstance(version, ObjectRepository):
-        with files_of_objects(version, names) as folder:
+        with object_function("fetch.version_files")(version, names) as folder:
             yield folder
     else:
         yield version

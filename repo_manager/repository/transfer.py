@@ -7,23 +7,18 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from repo_manager.errors import RepositoryError
+from repo_manager.repository.anywhere import find_model, plan_publish, publish
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
-from repo_manager.repository.location import Location, ObjectRepository
-from repo_manager.repository.manifest import Manifest, read_manifest
-from repo_manager.repository.objects.fetch import fetch_version, kept_download
-from repo_manager.repository.objects.mirror import mirrored
-from repo_manager.repository.objects.publish import plan_publish as plan_publish_in_objects
-from repo_manager.repository.objects.publish import publish as publish_in_objects
-from repo_manager.repository.objects.scan import find_model as find_model_in_objects
-from repo_manager.repository.objects.store import open_store
+from repo_manager.repository.dispatch import by_location
+from repo_manager.repository.layout import open_repository
+from repo_manager.repository.location import Location
+from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.policy import existing_model
-from repo_manager.repository.publish import PublishedVersion, plan_publish, publish
-from repo_manager.repository.scan import ModelEntry, existing_versions, find_model
+from repo_manager.repository.scan import ModelEntry, existing_versions
 from repo_manager.repository.transfer_parts import (
+    Source,
     Transfer,
     check_whole,
     copied_details,
@@ -31,28 +26,8 @@ from repo_manager.repository.transfer_parts import (
     source_config,
 )
 from repo_manager.repository.verify_version import list_files
-from repo_manager.triton_config import ModelConfig
 
 __all__ = ["Transfer", "copy_version"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """What is copied, before its files are here.
-
-    Attributes:
-        manifest: of the version.
-        present: names of its files.
-        text: config.pbtxt, renamed.
-        config: the same, with labels.
-        place: the repository's own name.
-    """
-
-    manifest: Manifest
-    present: tuple[str, ...]
-    text: str
-    config: ModelConfig
-    place: str
 
 
 def copy_version(
@@ -97,40 +72,39 @@ def copy_version(
             return made
         if dry_run:
             with _named_files(source, name, version, found) as files:
-                if isinstance(target, ObjectRepository):
-                    plan = plan_publish_in_objects(target, new_name, files, found.config)
-                else:
-                    plan = plan_publish(target, new_name, files, found.config)
-                return dataclasses.replace(made, version=plan.version)
+                plan = plan_publish(target, new_name, files, found.config)
+            return dataclasses.replace(made, version=plan.version)
         with _content(source, name, version, found, progress) as folder:
-            files = {file: folder / file for file in found.present}
-            published = _publish(target, new_name, files, found, progress)
+            published = publish(
+                target,
+                new_name,
+                {file: folder / file for file in found.present},
+                found.config,
+                copied_details(found.manifest, found.place),
+                expected=found.manifest.files,
+                config_text=found.text,
+                progress=progress,
+            )
     return dataclasses.replace(made, version=published.version, published=published)
 
 
-def _look(source: Location, name: str, version: int, new_name: str) -> _Source:
-    missing = RepositoryError(f"model {name!r} in {source} has no version {version}")
-    if isinstance(source, ObjectRepository):
-        with mirrored(open_store(source), name) as mirror:
-            if version not in mirror.snapshot.versions:
-                raise missing
-            manifest = read_manifest(mirror.folder / str(version))
-            facts = mirror.files.get(str(version), ())
-            present = tuple(sorted(fact.key for fact in facts if fact.key != MANIFEST_FILENAME))
-            return _Source(manifest, present, *source_config(mirror.folder, new_name), source.name)
+def _look_on_disk(source: Path, name: str, version: int, new_name: str) -> Source:
     root = open_repository(source)
     folder = existing_model(root, name)
     if version not in existing_versions(folder):
-        raise missing
+        raise RepositoryError(f"model {name!r} in {source} has no version {version}")
     path = folder / str(version)
-    return _Source(read_manifest(path), list_files(path), *source_config(folder, new_name), root.name)
+    return Source(read_manifest(path), list_files(path), *source_config(folder, new_name), root.name)
+
+
+_look = by_location(_look_on_disk, "source.look")
 
 
 def _model_there(target: Location, name: str) -> ModelEntry | None:
+    if isinstance(target, Path) and not (target / name).is_dir():
+        return None
     try:
-        if isinstance(target, ObjectRepository):
-            return find_model_in_objects(target, name)
-        return find_model(target, name) if (target / name).is_dir() else None
+        return find_model(target, name)
     except RepositoryError as exc:
         if "has no model" in exc.message:
             return None
@@ -138,9 +112,9 @@ def _model_there(target: Location, name: str) -> ModelEntry | None:
 
 
 @contextlib.contextmanager
-def _named_files(source: Location, name: str, version: int, found: _Source) -> Iterator[dict[str, Path]]:
+def _named_files(source: Location, name: str, version: int, found: Source) -> Iterator[dict[str, Path]]:
     """Give the version's files for a plan; from object storage only files of the right names and sizes."""
-    if not isinstance(source, ObjectRepository):
+    if isinstance(source, Path):
         folder = open_repository(source) / name / str(version)
         yield {file: folder / file for file in found.present}
         return
@@ -153,25 +127,10 @@ def _named_files(source: Location, name: str, version: int, found: _Source) -> I
         yield files
 
 
-@contextlib.contextmanager
-def _content(
-    source: Location, name: str, version: int, found: _Source, progress: Callable[[int], None] | None
-) -> Iterator[Path]:
-    """Give the version's files on this machine."""
-    if not isinstance(source, ObjectRepository):
-        yield open_repository(source) / name / str(version)
-        return
-    store = open_store(source)
-    with kept_download(store, name, version, found.manifest.digest) as folder:
-        fetch_version(store, name, version, folder, progress=progress or (lambda _: None))
-        yield folder
+def _content_on_disk(
+    source: Path, name: str, version: int, found: Source, progress: Callable[[int], None] | None
+) -> contextlib.AbstractContextManager[Path]:
+    return contextlib.nullcontext(open_repository(source) / name / str(version))
 
 
-def _publish(
-    target: Location, name: str, files: dict[str, Path], found: _Source, progress: Callable[[int], None] | None
-) -> PublishedVersion:
-    details = copied_details(found.manifest, found.place)
-    more: dict[str, Any] = {"expected": found.manifest.files, "config_text": found.text, "progress": progress}
-    if isinstance(target, ObjectRepository):
-        return publish_in_objects(target, name, files, found.config, details, **more)
-    return publish(target, name, files, found.config, details, **more)
+_content = by_location(_content_on_disk, "source.content")

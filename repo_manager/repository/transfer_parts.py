@@ -15,7 +15,7 @@ from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_confi
 from repo_manager.triton_config.config import read_config_text
 from repo_manager.triton_config.text_fields import replace_field
 
-__all__ = ["Transfer", "check_whole", "copied_details", "identical_version", "source_config"]
+__all__ = ["Source", "Transfer", "check_whole", "copied_details", "identical_version", "source_config"]
 
 _OWN_FIELDS = ("schema_version", "model", "version", "created", "backend", "files", "config", "extra")
 
@@ -39,6 +39,25 @@ class Transfer:
     identical: bool
     size_bytes: int
     published: PublishedVersion | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is copied, before its files are here.
+
+    Attributes:
+        manifest: of the version.
+        present: names of its files.
+        text: config.pbtxt, renamed.
+        config: the same, with labels.
+        place: the repository's own name.
+    """
+
+    manifest: Manifest
+    present: tuple[str, ...]
+    text: str
+    config: ModelConfig
+    place: str
 
 
 def check_whole(present: tuple[str, ...], manifest: Manifest, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,8 +39,22 @@ _MAX_LOOKS = 20
 _KNOWN_FOLDERS = {"warmup", "initial_state", "configs"}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What is read of the files: of one version or of all, their digests, their models."""
+
+    version: int | None
+    digests: bool
+    models: bool
+
+
 def verify(
-    repository: Path, name: str | None = None, *, digests: bool = True, models: bool = True
+    repository: Path,
+    name: str | None = None,
+    *,
+    version: int | None = None,
+    digests: bool = True,
+    models: bool = True,
 ) -> tuple[Problem, ...]:
     """Check a repository: layout as Triton reads it, configurations, manifests, and each file's digest and size.
 
@@ -48,6 +63,7 @@ def verify(
     Args:
         repository: the root.
         name: one model; `None`: all of them, and the root itself.
+        version: read the content of this version only; of the others what their names and sizes tell.
         digests: read every file to compare its digest; without it only sizes are compared.
         models: load each ONNX model that the onnxruntime backend serves, and compare it with config.pbtxt.
 
@@ -57,16 +73,17 @@ def verify(
     Raises:
         RepositoryError: no such repository or model, or the disk refuses.
     """
+    content = _Content(version, digests, models)
     with disk_errors(f"verify {repository}"):
         root = open_repository(repository)
         if name is not None:
             if find_folder(root, name) is None:
                 raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
-            return tuple(_verify_model(root, root / name, digests, models))
+            return tuple(_verify_model(root, root / name, content))
         found = [*_verify_state(root), *_verify_signature_files(root)]
         for entry in sorted(os.scandir(root), key=lambda e: e.name):
             if is_folder(entry):
-                found += _verify_root_folder(root, Path(entry.path), digests, models)
+                found += _verify_root_folder(root, Path(entry.path), content)
             elif entry.is_symlink() and not Path(entry.path).exists():
                 found.append(Problem(entry.name, "is a link to nothing", Severity.WARNING))
         return tuple(found)
@@ -85,16 +102,16 @@ def _verify_signature_files(root: Path) -> Iterator[Problem]:
         yield Problem(signature_path(root, name, version).name, text, Severity.WARNING, "`repo-manager gc` removes it")
 
 
-def _verify_root_folder(root: Path, path: Path, digests: bool, models: bool) -> Iterable[Problem]:
+def _verify_root_folder(root: Path, path: Path, content: _Content) -> Iterable[Problem]:
     if path.name == STAGING_IN_ROOT:
         text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
         return [Problem(path.name, text, Severity.WARNING, "the next command that writes removes it")]
     if path.name.startswith("."):
         return [Problem(path.name, "is a hidden folder, which Triton takes for a model", hint="move it elsewhere")]
-    return _verify_model(root, path, digests, models)
+    return _verify_model(root, path, content)
 
 
-def _verify_model(root: Path, path: Path, digests: bool, models: bool) -> list[Problem]:
+def _verify_model(root: Path, path: Path, content: _Content) -> list[Problem]:
     """Check one model. What was found while another command changed the model is not believed but looked at again."""
     found: list[Problem] = []
     for _ in range(_MAX_LOOKS):
@@ -102,7 +119,7 @@ def _verify_model(root: Path, path: Path, digests: bool, models: bool) -> list[P
         if before is None:
             return []  # It was removed.
         try:
-            found = list(_verify_model_once(root, path, digests, models))
+            found = list(_verify_model_once(root, path, content))
         except FileNotFoundError:
             if _stamp(path) == before:
                 raise
@@ -122,7 +139,7 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return folder.st_ino, folder.st_mtime_ns, config.st_ino, config.st_mtime_ns
 
 
-def _verify_model_once(root: Path, path: Path, digests: bool, models: bool) -> Iterator[Problem]:
+def _verify_model_once(root: Path, path: Path, content: _Content) -> Iterator[Problem]:
     name = path.name
     try:
         validate_model_name(name)
@@ -147,6 +164,8 @@ def _verify_model_once(root: Path, path: Path, digests: bool, models: bool) -> I
         if number is not None and str(number) == entry.name:
             numbers.append(number)
             folder = Path(entry.path)
+            wanted = content.version in (None, number)
+            digests, models = wanted and content.digests, wanted and content.models
             yield from verify_version(root, folder, number, config, digests=digests, models=models)
     if config is not None:
         yield from _verify_policy(name, config, numbers)

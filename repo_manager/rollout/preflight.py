@@ -137,7 +137,8 @@ def _files(repository: Location, entry: ModelEntry, version: int, config: ModelC
     if isinstance(repository, Path) and isinstance(folder, Path):
         found = list(verify_version(repository, folder, version, config, digests=True, models=False))
     else:
-        found = [each for each in verify(repository, entry.name, models=False) if each.where.startswith(where)]
+        problems = verify(repository, entry.name, version=version, models=False)
+        found = [each for each in problems if each.where.startswith(where)]
     errors = [problem for problem in found if problem.severity is Severity.ERROR]
     if errors:
         return Check(

@@ -30,7 +30,12 @@ _MAX_LOOKS = 5
 
 
 def verify(
-    repository: ObjectRepository, name: str | None = None, *, digests: bool = True, models: bool = True
+    repository: ObjectRepository,
+    name: str | None = None,
+    *,
+    version: int | None = None,
+    digests: bool = True,
+    models: bool = True,
 ) -> tuple[Problem, ...]:
     """As `repository.verify.verify`. Files are fetched one version at a time, to compare them and to load the models;
     without `digests` nothing but manifests is fetched.
@@ -39,14 +44,14 @@ def verify(
     with disk_errors(f"verify {repository}"):
         if name is not None:
             existing_or_pending(store, name)
-            return tuple(_verify_model(store, name, digests, models))
+            return tuple(_verify_model(store, name, version, digests, models))
         found: list[Problem] = []
         for folder in store.list().folders:
             if folder.startswith("."):
                 text = "is a hidden prefix, which Triton takes for a model"
                 found.append(Problem(folder, text, hint="move it elsewhere"))
         for model in model_names(store):
-            found += _verify_model(store, model, digests, models)
+            found += _verify_model(store, model, version, digests, models)
         return tuple(found)
 
 
@@ -62,7 +67,7 @@ def existing_or_pending(store: ObjectStore, name: str) -> None:
     existing_snapshot(store, name)
 
 
-def _verify_model(store: ObjectStore, name: str, digests: bool, models: bool) -> list[Problem]:
+def _verify_model(store: ObjectStore, name: str, only: int | None, digests: bool, models: bool) -> list[Problem]:
     """Check one model; what was found while somebody changed it is not believed but looked at again."""
     found: list[Problem] = []
     for _ in range(_MAX_LOOKS):
@@ -70,7 +75,7 @@ def _verify_model(store: ObjectStore, name: str, digests: bool, models: bool) ->
             before = take_snapshot(store, name)
         except RepositoryError as exc:
             return [Problem(ledger_key(name), exc.message, hint=exc.hint or "")]
-        found = list(_verify_once(store, name, digests, models))
+        found = list(_verify_once(store, name, only, digests, models))
         if not found:
             break
         after = take_snapshot(store, name)
@@ -79,7 +84,7 @@ def _verify_model(store: ObjectStore, name: str, digests: bool, models: bool) ->
     return found
 
 
-def _verify_once(store: ObjectStore, name: str, digests: bool, models: bool) -> Iterator[Problem]:
+def _verify_once(store: ObjectStore, name: str, only: int | None, digests: bool, models: bool) -> Iterator[Problem]:
     with mirrored(store, name, must_exist=False) as mirror:
         yield from _verify_pending(mirror)
         if not mirror.snapshot.exists or (mirror.snapshot.ledger.pending and not mirror.snapshot.versions):
@@ -91,6 +96,8 @@ def _verify_once(store: ObjectStore, name: str, digests: bool, models: bool) -> 
         if not digests:
             return
         for version in mirror.snapshot.versions:
+            if only not in (None, version):
+                continue
             for problem in _verify_content(store, mirror, version, models):
                 if problem not in seen:
                     yield problem

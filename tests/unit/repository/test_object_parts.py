@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from repo_manager.errors import RepositoryError
 from repo_manager.report.transfer_progress import transfer_progress
-from repo_manager.repository import ObjectRepository, parse_location
+from repo_manager.repository import ObjectRepository, anywhere, parse_location
+from repo_manager.repository.dispatch import object_function
 from repo_manager.repository.objects.claim import is_abandoned
 from repo_manager.repository.objects.content import measure, part_bytes_for, read_part
 from repo_manager.repository.objects.credentials import s3_keys, store_config
@@ -172,3 +176,21 @@ def test_progress_is_said_now_and_then() -> None:
     told(100)
     assert len(said) == 1
     assert "500 B of 1000 B (50%)" in said[0]
+
+
+DISPATCHED = sorted(name for name in anywhere.__all__ if hasattr(getattr(anywhere, name), "in_objects"))
+
+
+@pytest.mark.parametrize("name", DISPATCHED)
+def test_both_kinds_of_repository_take_the_same_arguments(name: str) -> None:
+    dispatched = getattr(anywhere, name)
+    on_disk = list(inspect.signature(dispatched).parameters.values())
+    in_objects = list(inspect.signature(object_function(dispatched.in_objects)).parameters.values())
+    assert [(p.name, p.kind, p.default) for p in in_objects] == [(p.name, p.kind, p.default) for p in on_disk]
+
+
+def test_a_repository_on_disk_does_not_wait_for_what_is_for_object_storage() -> None:
+    code = "import sys, repo_manager.repository; print([m for m in sys.modules if 'repository.objects' in m])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == "[]"
+    assert len(DISPATCHED) > 20
