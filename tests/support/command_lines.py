@@ -21,10 +21,11 @@ ClickException, MissingParameter, Exit = typer.BadParameter.__mro__[2], _errors.
 
 _START = re.compile(r"(?<![\w./$\"'-])repo-manager (?=[a-z-])")
 # Where a command ends: shell operators, the end of inline code, a comment.
-_END = re.compile(r"`|─|\s(?:\|\||&&|\||;|>>?|2>|<|#)|;\s|;$|\)\s|\)$|\s→|\s\\n")
+_END = re.compile(r"`|─|\s{2,}(?=[a-z])|\s(?:\|\||&&|\||;|>>?|2>|<|#)|;\s|;$|\)\s|\)$|\s→|\s\\n")
 _ARRAY = re.compile(r"\$\{\w+\[@\][^}]*(?:\{[^}]*\}[^}]*)?\}\"?\}?")
 _DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?\w+\}?|\$\([^)]*\)|\{\{[^}]*\}\}")
+_OPTIONAL = re.compile(r"(?<=\s)\[[^\]]*\]")
 _ALTERNATIVES = re.compile(r"([\w+]+)(?:\|[\w+]+)+")
 # Words of prose that follow the name in a sentence.
 _COMMANDS = frozenset(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -50,7 +51,7 @@ def command_lines(text: str, *, prose: bool = False) -> Iterator[Found]:
         text: a script, YAML, or Markdown.
         prose: only what stands in code (Markdown).
     """
-    joined = re.sub(r"\\\n\s*", " ", text)
+    joined = re.sub(r"\s*\\\n\s*", " ", text)
     for line in _code_of(joined) if prose else joined.splitlines():
         for match in _START.finditer(line):
             rest = line[match.end() :]
@@ -72,7 +73,7 @@ def _code_of(text: str) -> Iterator[str]:
 
 def _words(rest: str) -> list[str]:
     text = _DEFAULT.sub(r"\1", _ARRAY.sub("", rest))
-    text = _ALTERNATIVES.sub(r"\1", _VARIABLE.sub("1", text))
+    text = _ALTERNATIVES.sub(r"\1", _VARIABLE.sub("1", _OPTIONAL.sub("", text)))
     end = _END.search(text)
     text = text if end is None else text[: end.start()]
     try:

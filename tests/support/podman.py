@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 _PACKAGES = (
     "python3,python3-venv,python3-pip,ca-certificates,libgomp1,libcurl4,libnuma1,libb64-0d,libarchive13,librdkafka1"
 )
-_BASE = "localhost/repo-manager-test-base:1"
+_BASE = "localhost/repo-manager-test-base:2"
 _CONF = """
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
