@@ -16,7 +16,7 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import Location, find_model, record_deployment, set_served_versions
 from repo_manager.rollout.observe import ServedState, observe, wait_until_only_ready
-from repo_manager.rollout.plan import obstacle_of, plan_from
+from repo_manager.rollout.plan import hidden_changes, obstacle_of, plan_from
 from repo_manager.rollout.policy_file import changes_are_unseen, read_bytes, touch, write_back
 from repo_manager.rollout.preflight import Check, check_server, check_version, refuse
 from repo_manager.rollout.result import Rollout, RolloutOptions
@@ -221,7 +221,8 @@ class Attempt:
         raise ServerRefusedError(
             f"{self.client.url} answered the load of {self.name} and did nothing: {state.sentence}"
             + (f" ({reason})" if reason else ""),
-            hint=f"Does it serve {self.repository}? A server of another repository does not see this change.",
+            hint=" ".join(hidden_changes(self.entry))
+            or f"Does it serve {self.repository}? A server of another repository does not see this change.",
         )
 
     def _smoke(self, state: ServedState) -> SmokeResult:

@@ -23,6 +23,7 @@ __all__ = [
     "RolloutPlan",
     "VersionPlan",
     "changed_fields",
+    "hidden_changes",
     "obstacle_of",
     "plan_deploy",
     "plan_from",
@@ -165,7 +166,7 @@ def plan_from(
     files = _files(entry)
     if files is not None and (entry.policy != after or not set(after) <= set(served.ready)):
         steps = [_with_files(step, *files) for step in steps]
-    notes = [] if files is None else _hidden_changes(files[0])
+    notes = list(hidden_changes(entry))
     gone = sorted(set(served.ready) - existing)
     if gone:
         numbers = ", ".join(map(str, gone))
@@ -199,19 +200,22 @@ def _with_files(step: VersionPlan, now: Fingerprint, deployed: Fingerprint) -> V
     return VersionPlan(step.version, Action.RELOAD, f"{what} changed since the last deployment")
 
 
-def _hidden_changes(now: Fingerprint) -> list[str]:
-    """Say what keeps Triton from seeing changes at all."""
+def hidden_changes(entry: ModelEntry) -> tuple[str, ...]:
+    """Say what keeps Triton from seeing changes of a model's folder at all; empty when nothing does."""
+    now = read_fingerprint(entry.path) if isinstance(entry.path, Path) else None
+    if now is None:
+        return ()
     if now.lookalikes:
-        return [
+        return (
             f"{', '.join(now.lookalikes)} in the model's folder is taken for a second {CONFIG_FILENAME}: Triton sees "
-            "no change of the model until it is removed"
-        ]
+            "no change of the model until it is removed",
+        )
     if now.newest_ns > time.time_ns() + _CLOCKS_APART_NS:
-        return [
+        return (
             f"{now.newest_entry} is dated ahead: once Triton has loaded it, it sees no change until then; touch the "
-            "file, then unload the model and load it"
-        ]
-    return []
+            "file, then unload the model and load it",
+        )
+    return ()
 
 
 def _hindered(entry: ModelEntry, after: tuple[int, ...], obstacle: Obstacle | None) -> Obstacle | None:

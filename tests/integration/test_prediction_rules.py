@@ -18,7 +18,8 @@ from support.random_repository import BROKEN, FUTURE_S, RandomModel
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.client import VersionWeights, published_name, published_weights
-from repo_manager.errors import ServerRefusedError
+from repo_manager.errors import RolloutUndoneError, ServerRefusedError
+from repo_manager.rollout import deploy
 from repo_manager.rollout.observe import observe
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import parse_config
@@ -210,3 +211,16 @@ def test_a_python_models_bytecode_is_a_change(repository: Path, client: TritonCl
     assert model.load() == {1, 2}
     assert model.load() == set()
     client.unload("written")
+
+
+def test_deploy_says_what_blinds_triton(repository: Path, client: TritonClient) -> None:
+    text = SCALING_CONFIG + "version_policy { specific { versions: [1] } }\n"
+    folder = write_model(repository, "blind", text, {1: scaling_model(2.0), 2: scaling_model(3.0)})
+    client.load("blind")
+    (folder / "config").write_text("x")
+    with pytest.raises(RolloutUndoneError, match=r"config in the model's folder is taken for a second config\.pbtxt"):
+        deploy(repository, "blind", 2, client)
+    assert observe(client, "blind").ready == (1,)
+    (folder / "config").unlink()
+    assert deploy(repository, "blind", 2, client).ready == (2,)
+    client.unload("blind")
