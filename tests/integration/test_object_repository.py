@@ -418,6 +418,25 @@ def test_an_abandoned_publication_is_no_version_is_told_and_swept(
     assert [fact.key for fact in store.walk("m/2")] == ["somebodys"]
 
 
+def test_another_first_version_that_was_quicker_and_does_not_fit_wins(
+    root: ObjectRepository, store: ObjectStore, tmp_path: Path
+) -> None:
+    theirs = tiny_config().text.replace("dims: [3]", "dims: [9]").encode()
+    sent: list[int] = []
+
+    def meanwhile(count: int) -> None:
+        if not sent:
+            store.put("m/config.pbtxt", theirs)
+        sent.append(count)
+
+    files = tiny_files(tmp_path)
+    with pytest.raises(RepositoryError, match=r"serves something else|version policy"):
+        publish(root, "m", files, tiny_config(), {}, progress=meanwhile)
+    assert read_config_bytes(root, "m") == theirs
+    assert gc(root).swept == ("m/1",)
+    assert store.list("m").folders == ()
+
+
 def test_a_publication_that_is_under_way_is_left_alone(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
     put()
     elsewhere = dataclasses.replace(Holder.me(), machine="another", pid=1)

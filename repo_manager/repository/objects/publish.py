@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import InputError, RepositoryError
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, check_file_name, validate_model_name
 from repo_manager.repository.location import ObjectRepository
@@ -96,7 +96,12 @@ def publish(
                 _create_same(store, f"{name}/{file}", data)
             claim.check()
             manifest = _create_manifest(store, f"{name}/{claim.version}/{MANIFEST_FILENAME}", manifest)
-            first = _make_current(store, claim, config, config_text)
+            try:
+                first = _make_current(store, claim, config, config_text)
+            except InputError:
+                # It does not fit what another writer made of the model meanwhile: no sweep may settle it.
+                store.delete([f"{name}/{claim.version}/{MANIFEST_FILENAME}"])
+                raise
             claim.settle()
     version = claim.version
     return PublishedVersion(store.location, name, version, store.location / name / str(version), manifest, first, first)
