@@ -118,22 +118,25 @@ def export_command(
         Path | None, typer.Option("--output", "-o", metavar="repository.yaml", help="Where to write [default: stdout].")
     ] = None,
     repository: Repository = None,
+    json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a repository as the YAML file that `apply` takes: applying it changes nothing."""
-    from repo_manager.declared.export import export_text
+    from repo_manager.declared.export import document_text, export_document
     from repo_manager.files import write_atomic
     from repo_manager.report.terminal import Terminal
 
-    text, notes = export_text(resolve_repository(repository))
-    terminal = Terminal(quiet=quiet)
+    terminal = Terminal(as_json=json, quiet=quiet)
+    if output is not None and output.exists():
+        raise UsageError(f"{output} exists already", hint="Choose another name, or remove it first.")
+    document, notes = export_document(resolve_repository(repository))
     for note in notes:
         terminal.warn(note)
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    if output.exists():
-        raise UsageError(f"{output} exists already", hint="Choose another name, or remove it first.")
-    with writing(output):
-        write_atomic(output, text.encode())
-    terminal.note(f"Written: {output}")
+    if output is not None:
+        with writing(output):
+            write_atomic(output, document_text(document).encode())
+        terminal.note(f"Written: {output}")
+    if json:
+        terminal.result(document)
+    elif output is None:
+        typer.echo(document_text(document), nl=False)

@@ -22,7 +22,7 @@ from repo_manager.repository import (
 )
 from repo_manager.triton_config import parse_config
 
-__all__ = ["export_text"]
+__all__ = ["document_text", "export_document"]
 
 _HEADER = """\
 # The declared state of a model repository: `repo-manager apply` brings it about.
@@ -31,8 +31,8 @@ _HEADER = """\
 _KINDS = {0: "auto", 1: "gpu", 2: "cpu"}
 
 
-def export_text(repository: Location) -> tuple[str, tuple[str, ...]]:
-    """Return the YAML text, and what of the repository it cannot say.
+def export_document(repository: Location) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what the YAML file says, as plain values, and what of the repository it cannot say.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -48,9 +48,13 @@ def export_text(repository: Location) -> tuple[str, tuple[str, ...]]:
                 models[entry.name] = _model(repository, entry, states.get(entry.name, ModelState()))
         except (RepositoryError, ConfigError) as exc:
             notes.append(f"{listed.name} is left out: {exc.message}")
-    document = {"schema_version": 1, "models": models}
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110, default_flow_style=False)
-    return _HEADER + text, tuple(notes)
+    return {"schema_version": 1, "models": models}, tuple(notes)
+
+
+def document_text(document: Mapping[str, Any]) -> str:
+    """Return the YAML text of an exported document."""
+    text = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=110, default_flow_style=False)
+    return _HEADER + text
 
 
 def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from repo_manager.declared import parse_declaration
-from repo_manager.declared.export import export_text
+from repo_manager.declared.export import document_text, export_document
 from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.repository import (
     adopt,
@@ -166,7 +166,7 @@ def readers(root: Path) -> list[Callable[[], object]]:
         lambda: gc(root, keep=1, dry_run=True),
         lambda: repair(root, dry_run=True),
         lambda: adopt(root, dry_run=True),
-        lambda: export_text(root),
+        lambda: document_text(export_document(root)[0]),
     ]
 
 

@@ -14,7 +14,7 @@ import yaml
 from support import onnx_models
 
 from repo_manager.declared import Action, Servers, parse_declaration, plan_declaration
-from repo_manager.declared.export import export_text
+from repo_manager.declared.export import document_text, export_document
 from repo_manager.declared.request import source_digest
 from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model import load_model
@@ -236,7 +236,8 @@ def test_an_exported_repository_needs_no_change(place: Place) -> None:
     place.write({"m": FULL, "plain": {"source": "a.onnx"}})
     place.apply()
     set_tag(place.root, "plain", "best", 1)
-    text, notes = export_text(place.root)
+    document, notes = export_document(place.root)
+    text = document_text(document)
     assert notes == ()
     for folder in (place.folder, place.folder / "elsewhere"):  # With the sources beside it, and without.
         folder.mkdir(exist_ok=True)
@@ -253,7 +254,7 @@ def test_an_exported_repository_needs_no_change(place: Place) -> None:
 def test_an_exported_repository_can_be_built_again(place: Place) -> None:
     place.write({"m": FULL})
     place.apply()
-    text, _ = export_text(place.root)
+    text = document_text(export_document(place.root)[0])
     place.file.write_text(text)
     shutil.rmtree(place.root)
     place.settle()
@@ -300,6 +301,9 @@ def test_the_command_line(place: Place, run: Callable[..., object]) -> None:
     assert run("export", "--repository", place.root, "--output", place.folder / "e.yaml").code == 0  # type: ignore[attr-defined]
     assert run("apply", place.folder / "e.yaml", "-r", place.root, "--prune", "--check").code == 0  # type: ignore[attr-defined]
     assert run("export", "--repository", place.root, "-o", place.folder / "e.yaml").code == 2  # type: ignore[attr-defined]
+    exported = run("export", "--repository", place.root, "--json")
+    assert json.loads(exported.out)["models"]["m"]["serve"] == "newest"  # type: ignore[attr-defined]
+    assert yaml.safe_load(run("export", "-r", place.root).out) == json.loads(exported.out)  # type: ignore[attr-defined]
     place.file.write_text("models: {m: {surce: x}}")
     wrong = run(*arguments)
     assert wrong.code == 3  # type: ignore[attr-defined]
