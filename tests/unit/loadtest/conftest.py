@@ -120,6 +120,11 @@ class ScriptedHttp(Scripted):
             elif action == "goodbye":
                 sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
                 return
+            elif action == "large":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000))
+            elif action == "cut":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + bytes(1_000_000))
+                return
             elif action == "chunked":
                 sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
             else:
@@ -214,6 +219,12 @@ class ScriptedGrpc(Scripted):
         elif action == "error":
             fields = (*initial, ("grpc-status", "14"), ("grpc-message", "the model is %22down%22"))
             sock.sendall(frame(1, 5, stream, block(*fields)))
+        elif action == "large":
+            sock.sendall(frame(1, 4, stream, block(*initial)))
+            data = frame(0, 0, stream, bytes(16_384)) * 60
+            for start in range(0, len(data), 50_001):  # cuts within heads and within payloads
+                sock.sendall(data[start : start + 50_001])
+            sock.sendall(frame(1, 5, stream, block(("grpc-status", "0"))))
         elif action == "proxy":
             sock.sendall(frame(1, 5, stream, block((":status", "502"), ("server", "nginx"))))
         else:
