@@ -23,6 +23,7 @@ from repo_manager.repository import (
     parse_location,
     publish,
     remove,
+    scan,
     set_served_versions,
     verify,
     version_files,
@@ -136,6 +137,15 @@ def test_a_store_that_stays_away_ends_in_one_error_and_the_same_command_goes_on(
     assert any("was begun and not ended" in problem.what for problem in verify(root, models=False))
     assert publish(root, "m", tiny_files(tmp_path), tiny_config(), {}).version == 1
     assert verify(root, models=False) == ()
+
+
+def test_an_address_where_nobody_answers_is_given_up_sooner(
+    root: ObjectRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "DEFAULT_OPTIONS", StoreOptions(first_contact_s=0.5))
+    nowhere = parse_location("s3://http://127.0.0.1:9/bucket/models")
+    with pytest.raises(RepositoryError, match=r"attempts in 0.5 s"):
+        scan(nowhere)
 
 
 def test_what_is_refused_is_not_tried_again(root: ObjectRepository, proxy: FaultProxy, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class StoreOptions:
 
     Attributes:
         retry: of each request.
+        first_contact_s: deadline of a request while the store has not answered once: the address may be wrong.
         request_timeout_s: deadline of one attempt, its body included.
         part_bytes: size of a part, for uploads and downloads; S3 wants 5 MiB or more.
         workers: parts or files on their way at a time. `workers * part_bytes` bounds the memory.
@@ -45,6 +46,7 @@ class StoreOptions:
     """
 
     retry: RetryOptions = dataclasses.field(default_factory=RetryOptions)
+    first_contact_s: float = 15.0
     request_timeout_s: float = 60.0
     part_bytes: int = 8 << 20
     workers: int = 4
@@ -119,6 +121,7 @@ class ObjectStore:
         # Which of the two it raises depends on its version.
         self._missing = (FileNotFoundError, self._errors.NotFoundError)
         self._store = self._connect(options)
+        self._answered = False
 
     def _connect(self, options: StoreOptions) -> Any:
         stores = require("obstore.store")
@@ -270,9 +273,14 @@ class ObjectStore:
     def _request(self, what: str, attempt: Callable[[], R]) -> R:
         def once() -> R:
             with self._translated(what):
-                return attempt()
+                answer = attempt()
+            self._answered = True
+            return answer
 
-        return retried(f"{what} in {self.location}", once, self.options.retry)
+        retry = self.options.retry
+        if not self._answered:
+            retry = dataclasses.replace(retry, deadline_s=min(retry.deadline_s, self.options.first_contact_s))
+        return retried(f"{what} in {self.location}", once, retry)
 
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:
