@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from repo_manager.declared import Servers, read_declaration
     from repo_manager.errors import RepoManagerError
     from repo_manager.loadtest import LoadTestOptions, judge, parse_slo, run_load_test
-    from repo_manager.loadtest.compare import compare
+    from repo_manager.loadtest.comparing import compare
     from repo_manager.onnx_model import load_model, save_model
     from repo_manager.pipeline import AddOptions, SparsityMode, inspect_model
     from repo_manager.pipeline.add import add

@@ -5,32 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from repo_manager.errors import CalibrationError, InputError, UsageError
+from repo_manager.loadtest.input_files import DATA_SUFFIXES
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample
 from repo_manager.optional import require
-from repo_manager.precision.calibration_images import (
-    IMAGE_SUFFIXES,
-    YAML_NAMES,
-    ImageRecipe,
-    read_image,
-    read_recipe,
-)
+
+if TYPE_CHECKING:
+    from repo_manager.precision.calibration_images import ImageRecipe
 
 __all__ = ["IMAGE_KEYS", "is_images", "read_images", "recipe_of"]
 
 IMAGE_KEYS = ("resize", "color", "scale", "mean", "std", "layout")
 _COLORS = ("rgb", "bgr", "gray")
 _LAYOUTS = ("nchw", "nhwc")
+_READER = "repo_manager.precision.calibration_images"  # brings ONNX Runtime: only for images
 
 
 def is_images(path: Path) -> bool:
     """Say whether input data is an image or a folder, which holds images."""
-    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+    suffix = path.suffix.lower()
+    return path.is_dir() or (suffix not in DATA_SUFFIXES and suffix in require(_READER).IMAGE_SUFFIXES)
 
 
 def read_images(
@@ -54,18 +53,19 @@ def read_images(
         raise InputError(f"images fill one input, and the model {facts.model} has {len(facts.inputs)}: {names}")
     item = dataclasses.replace(facts.inputs[0], shape=tuple(shape))
     recipe = recipe_of(path, item, given)
+    reader = require(_READER)
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in reader.IMAGE_SUFFIXES)
     if not files:
-        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        endings = ", ".join(sorted(reader.IMAGE_SUFFIXES))
         raise InputError(f"{path}: no image found", hint=f"Known endings: {endings}.")
     pillow = require("PIL.Image")
     samples: list[Sample] = []
     size = 0
     for file in files:
         try:
-            pixels = read_image(pillow, file, recipe)
+            pixels = reader.read_image(pillow, file, recipe)
         except CalibrationError as exc:
             raise InputError(exc.message, hint=exc.hint) from exc
         array: Array = _typed(pixels if len(item.shape) == 4 else pixels[0], item)
@@ -137,11 +137,12 @@ def _changes(recipe: ImageRecipe, given: Mapping[str, str]) -> dict[str, Any]:
 
 def _stated(path: Path, item: InputFacts) -> ImageRecipe | None:
     """Return what a `calibration.yaml` in the folder says; `None` without one."""
-    for name in YAML_NAMES:
+    reader = require(_READER)
+    for name in reader.YAML_NAMES:
         file = path / name
         if file.is_file():
             try:
-                recipe = read_recipe(file)
+                recipe: ImageRecipe = reader.read_recipe(file)
             except CalibrationError as exc:
                 raise InputError(exc.message, hint=exc.hint) from exc
             if recipe.input not in (None, item.name):
@@ -169,7 +170,7 @@ def _guessed(item: InputFacts, layout: str | None) -> ImageRecipe:
         )
     count = 1 if channels == 1 else 3
     is_integer = NUMPY_OF_TRITON[item.datatype].kind in "iu"
-    return ImageRecipe(
+    made: ImageRecipe = require(_READER).ImageRecipe(
         size=(size[0], size[1]),
         resize=None,
         layout=layout,
@@ -180,6 +181,7 @@ def _guessed(item: InputFacts, layout: str | None) -> ImageRecipe:
         input=item.name,
         folder=Path(),
     )
+    return made
 
 
 def _numbers(name: str, text: str, count: int) -> tuple[float, ...]:

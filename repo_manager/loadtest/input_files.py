@@ -15,7 +15,9 @@ from repo_manager.errors import InputError
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample
 
-__all__ = ["read_rows"]
+__all__ = ["DATA_SUFFIXES", "read_rows"]
+
+DATA_SUFFIXES = (".json", ".npy", ".npz")
 
 
 def read_rows(path: Path, facts: TargetFacts) -> list[Sample]:
