@@ -196,17 +196,29 @@ def _plan_set(
         name = plan_name(backend, capability)
         if capability in builds:
             files[name] = builds[capability].path
-            plans[capability] = {"file": name, "built": "here", **_facts(builds[capability], report)}
+            plans[capability] = {
+                "file": name,
+                "built": "here",
+                "backend": backend,
+                **_facts(builds[capability], report),
+            }
         else:
             plan = adopted[capability]
             files[name] = plan.path
             told = join_evidence(report, BuilderEvidence(), ())
-            plans[capability] = {"file": name, "built": "elsewhere", "plan": plan, "layers": told}
+            plans[capability] = {
+                "file": name,
+                "built": "elsewhere",
+                "backend": backend,
+                "plan_version": plan.version,
+                "plan": plan,
+                "layers": told,
+            }
     first = plans[order[0]]
     facts = {
         "format": f"{backend} engines, one per GPU kind",
         "compute_capabilities": order,
-        "plan_version": first["plan"].version if "plan" in first else first["plan_version"],
+        "plan_version": first["plan_version"],
         "plans": plans,
         "layers": first["layers"],
         "sparsity_reported": any(plan.get("sparsity_reported", False) for plan in plans.values()),

@@ -101,13 +101,25 @@ def check_version_fit(
 
 
 def _problems_by_manifest(section: Mapping[str, Any], target: FitTarget) -> tuple[FitProblem, ...]:
-    """Judge an engine that we built by its record."""
+    """Judge engines by their record."""
+    plans = section.get("plans")
+    if isinstance(plans, Mapping):
+        wanted = target.compute_capability
+        kinds = [kind for kind in plans if isinstance(plans[kind], Mapping) and wanted in (None, kind)]
+        return tuple(problem for kind in kinds for problem in _problems_of_record(plans[kind], (kind,), target))
     build = section.get("build")
-    if not isinstance(build, Mapping) or build.get("backend") not in [str(backend) for backend in Backend]:
+    record = {**build, **section} if isinstance(build, Mapping) else {}
+    return _problems_of_record(record, tuple(section.get("compute_capabilities", ())), target)
+
+
+def _problems_of_record(
+    record: Mapping[str, Any], capabilities: tuple[str, ...], target: FitTarget
+) -> tuple[FitProblem, ...]:
+    if record.get("backend") not in [str(backend) for backend in Backend]:
         return ()
-    backend, version = Backend(build["backend"]), str(section.get("plan_version") or build.get("version", ""))
-    header = PlanHeader(backend, version, tuple(section.get("compute_capabilities", ())))
-    return check_fit(plan_facts_of(header, section, where="manifest.json"), target)
+    version = str(record.get("plan_version") or record.get("version", ""))
+    header = PlanHeader(Backend(record["backend"]), version, capabilities)
+    return check_fit(plan_facts_of(header, record, where="manifest.json"), target)
 
 
 def _plans_of(section: Mapping[str, Any]) -> dict[str, str]:

@@ -136,3 +136,16 @@ def test_whether_there_is_a_gpu_is_known_of_the_embedded_server_and_from_metrics
     assert fit_target_of("2.51.0", None, embedded=True, gpus=(A100,)).has_gpu is True
     assert fit_target_of("2.71.0", METRICS, gpus=()).has_gpu is True
     assert fit_target_of("2.71.0", None, gpus=()).has_gpu is None
+
+
+def test_without_the_files_the_record_of_each_plan_is_believed() -> None:
+    plans = {
+        kind: {"file": f"model_sm{kind[0]}{kind[2]}.plan", "backend": "tensorrt", "plan_version": version}
+        for kind, version in (("8.0", "11.1.0.5"), ("9.0", "10.5.0.1"))
+    }
+    record = {"engine": {"plans": plans}}
+    assert check_version_fit({}, record, FitTarget(R2607, "8.0")) == ()
+    (problem,) = check_version_fit({}, record, FitTarget(R2607, "9.0"))
+    assert "built with TensorRT 10.5.0.1" in problem.message
+    (either,) = check_version_fit({}, record, FitTarget(R2607))
+    assert either.message == problem.message
