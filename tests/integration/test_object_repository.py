@@ -333,6 +333,7 @@ def test_a_damaged_object_is_found_not_copied_and_repaired(
         assert whole is not None
         store.put("m/1/model.onnx", bytes(len(whole[0])))
         assert any("was changed" in error for error in errors_of(root))
+        assert not any("/tmp" in problem.what or str(tmp_path) in problem.what for problem in verify(root))
         with pytest.raises(RepositoryError, match="not what its manifest says"):
             copy_version(root, "m", 1, tmp_path / "elsewhere")
         with pytest.raises(RepositoryError, match="not what its manifest says"), version_files(root / "m" / "1"):

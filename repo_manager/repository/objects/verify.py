@@ -92,7 +92,7 @@ def _verify_once(store: ObjectStore, name: str, only: int | None, digests: bool,
         seen = set()
         for problem in verify_on_disk(mirror.root, name, digests=False, models=False):
             seen.add(problem)
-            yield problem
+            yield _of_the_store(store, mirror, problem)
         if not digests:
             return
         for version in mirror.snapshot.versions:
@@ -100,7 +100,13 @@ def _verify_once(store: ObjectStore, name: str, only: int | None, digests: bool,
                 continue
             for problem in _verify_content(store, mirror, version, models):
                 if problem not in seen:
-                    yield problem
+                    yield _of_the_store(store, mirror, problem)
+
+
+def _of_the_store(store: ObjectStore, mirror: Mirror, problem: Problem) -> Problem:
+    """Return a finding in the picture as one in the store."""
+    here, there = str(mirror.root), str(store.location)
+    return dataclasses.replace(problem, what=problem.what.replace(here, there), hint=problem.hint.replace(here, there))
 
 
 def _verify_pending(mirror: Mirror) -> Iterator[Problem]:
