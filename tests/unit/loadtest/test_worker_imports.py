@@ -9,7 +9,8 @@ import repo_manager.loadtest
 def test_a_worker_imports_nothing_heavy():
     """A million requests stay under 150 MB of client memory because the worker is small."""
     script = (
-        "import sys, repo_manager.loadtest.worker; heavy = ('onnx', 'onnxruntime', 'grpc', 'tritonclient', 'PIL', 'rich');"
+        "import sys, repo_manager.loadtest.worker;"
+        "heavy = ('onnx', 'onnxruntime', 'grpc', 'tritonclient', 'PIL', 'rich');"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
