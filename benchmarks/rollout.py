@@ -2,8 +2,9 @@
 
     python benchmarks/rollout.py [--switches 50] [--share 0.8] [--rounds 15] [--json FILE]
 
-1. Capacity: closed loop at concurrency 8 by the native load client. Then requests are sent at `--share` of it, open
-   loop, and each latency counts from the moment at which the request was due. `--switches` deploys and roll-backs
+1. Capacity: the rate that this script's own client reaches in a closed loop with 8 requests in flight (a faster client
+   would give a rate that this one cannot send). Then requests are sent at `--share` of it, open loop, and each latency
+   counts from the moment at which the request was due. `--switches` deploys and roll-backs
    follow each other; p99 of the requests that were due during a switch is held against the p99 of those due in the
    pauses between them. Bar: no request fails.
 2. Cost of a switch without load: a deploy against a bare load of the same model with the same change of its policy,
@@ -30,7 +31,6 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from repo_manager import samples
-from repo_manager.loadtest import LoadTestOptions, run_load_test
 from repo_manager.repository import set_served_versions
 from repo_manager.rollout import deploy, rollback
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
@@ -50,9 +50,7 @@ class OpenLoop:
         self._client = triton.InferenceServerClient(url.removeprefix("grpc://"))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        image = np.zeros((1, 1, 8, 8), np.float32)
-        self._input = triton.InferInput("image", list(image.shape), "FP32")
-        self._input.set_data_from_numpy(image)
+        self._input = sample_input()
 
     def __enter__(self) -> OpenLoop:
         self._thread.start()
@@ -89,6 +87,36 @@ class OpenLoop:
         return take
 
 
+def closed_loop_rate(url: str, *, in_flight: int, seconds: float) -> float:
+    """Return the rate of answers when a new request follows each answer."""
+    free = threading.Semaphore(in_flight)
+    answered: list[float] = []
+
+    def take(_result: object, error: object) -> None:
+        if error is None:
+            answered.append(time.perf_counter())
+        free.release()
+
+    client = triton.InferenceServerClient(url.removeprefix("grpc://"))
+    image = sample_input()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        free.acquire()
+        client.async_infer(NAME, [image], callback=take, client_timeout=30.0)
+    for _ in range(in_flight):
+        free.acquire()
+    client.close()
+    return len(answered) / seconds
+
+
+def sample_input() -> triton.InferInput:
+    """Return one request's input."""
+    image = np.zeros((1, 1, 8, 8), np.float32)
+    made = triton.InferInput("image", list(image.shape), "FP32")
+    made.set_data_from_numpy(image)
+    return made
+
+
 def p99_ms(latencies: list[float]) -> float:
     """Return the 99th percentile in milliseconds."""
     return float(np.percentile(latencies, 99)) * 1e3 if latencies else float("nan")
@@ -96,10 +124,7 @@ def p99_ms(latencies: list[float]) -> float:
 
 def under_load(root: Path, server: EmbeddedServer, switches: int, share: float) -> dict[str, Any]:
     """Switch back and forth while requests come; return what they saw."""
-    options = LoadTestOptions(
-        url=server.grpc_url, model=NAME, concurrency=(8,), shapes={"image": (1, 8, 8)}, duration_s=5.0
-    )
-    capacity = run_load_test(options).points[0].throughput_per_s
+    capacity = closed_loop_rate(server.grpc_url, in_flight=8, seconds=5.0)
     print(f"capacity {capacity:,.0f} inferences/s; sending at {share * capacity:,.0f}")
     intervals, seconds = [], []
     with TritonClient.connect(server.grpc_url) as client, OpenLoop(server.grpc_url, share * capacity) as load:

@@ -68,7 +68,7 @@ class HttpWire:
                 return self._exchange(connection, (method, path, body, headers), deadline)
         except TimeoutError as exc:
             self._drop()
-            raise ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:g} s: {path}") from exc
+            raise ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {path}") from exc
         except (OSError, http.client.HTTPException) as exc:
             self._drop()
             reason = str(exc) or type(exc).__name__

@@ -74,7 +74,7 @@ class GrpcTransport:
     def _translated(self, exc: InferenceServerException, what: str, timeout_s: float) -> ServerError:
         status, reason = str(exc.status() or ""), str(exc.message() or exc).strip()
         if status.endswith("DEADLINE_EXCEEDED"):
-            return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:g} s: {what}")
+            return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {what}")
         if status.endswith("UNAVAILABLE") and _NO_CONNECTION.search(reason):
             return ServerUnreachableError(f"{self._endpoint} cannot be reached: {what}: {reason}")
         return refusal(self._endpoint, what, reason)

@@ -106,16 +106,13 @@ def test_first_second_and_back(repository: Path, client: TritonClient, model: st
     assert [each.version for each in model_state(repository, model).deployments] == [1, 2, 1]
 
 
-def test_what_is_deployed_is_not_touched_and_takes_under_a_second(
-    repository: Path, client: TritonClient, model: str
-) -> None:
+def test_what_is_deployed_is_not_touched(repository: Path, client: TritonClient, model: str) -> None:
     deploy(repository, model, 1, client)
     before = (repository / model / "config.pbtxt").stat().st_mtime_ns
     counted = client.statistics(model, 1)[0].inference_count
     again = deploy(repository, model, 1, client)
     assert not again.changed
     assert not again.plan.changes
-    assert again.seconds < 1.0
     assert (repository / model / "config.pbtxt").stat().st_mtime_ns == before
     assert client.statistics(model, 1)[0].inference_count == counted + 1
 
@@ -138,7 +135,6 @@ def test_kept_previous_makes_going_back_a_policy_change(repository: Path, client
     assert kept.ready == (1, 2)
     back = rollback(repository, model, client)
     assert [step.action for step in back.plan.steps] == [Action.KEEP, Action.DROP]
-    assert back.seconds < 1.0
     assert ready(client, model) == (1,)
 
 
