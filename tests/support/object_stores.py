@@ -1,4 +1,4 @@
-"""Real object stores over HTTP for tests: moto for S3, Azurite for Azure, fake-gcs-server for Google."""
+"""Real object stores over HTTP for tests: moto for S3, Azurite for Azure."""
 
 from __future__ import annotations
 
