@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _PACKAGES = (
-    "python3,python3-venv,python3-pip,ca-certificates,libgomp1,libcurl4,libnuma1,libb64-0d,libarchive13,librdkafka1"
+    "python3,python3-venv,python3-pip,ca-certificates,libgomp1,libcurl4,libnuma1,libb64-0d,libarchive13,libpython3.11"
 )
-_BASE = "localhost/repo-manager-test-base:2"
+_BASE = "localhost/repo-manager-test-base:3"
 _CONF = """
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,17 @@ TARGET = KubernetesTarget("models", "rel")
 QUICK = RolloutOptions(load_timeout_s=20.0)
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    publish_scaling(folder / "repository", "scale", [2.0, 3.0, 4.0], folder)
+    publish_scaling(folder / "repository", "other", [5.0], folder)
+    return folder / "repository"
+
+
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    root = tmp_path / "repository"
-    publish_scaling(root, "scale", [2.0, 3.0, 4.0], tmp_path)
-    publish_scaling(root, "other", [5.0], tmp_path)
-    return root
+def repository(tmp_path: Path, published: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "repository"))
 
 
 @pytest.fixture
