@@ -223,6 +223,7 @@ def _is_ready(pod: Object) -> bool:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # Headers and body in one packet: two of them wait for each other's acknowledgement, 40 ms each time.
     cluster: FakeCluster
     lock: threading.Lock
 
