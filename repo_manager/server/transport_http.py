@@ -8,11 +8,11 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import tritonclient.http as triton
 from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
 from tritonclient.grpc import model_config_pb2
 
 from repo_manager.errors import ServerRefusedError
+from repo_manager.optional import require
 from repo_manager.server.http_wire import HttpWire
 from repo_manager.server.tensors import request_inputs
 from repo_manager.server.transport import (
@@ -102,6 +102,7 @@ class HttpTransport:
         timeout_s: float,
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run one inference."""
+        triton = require("tritonclient.http")  # it brings gevent, which a gRPC client has no use for
         wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
         body, json_size = triton.InferenceServerClient.generate_request_body(
             request_inputs(triton, inputs), outputs=wanted
