@@ -1,4 +1,7 @@
-"""The container files, built and run by podman on a base that is made here. Slow the first time: it makes the base."""
+"""The container files, built and run by podman on a base that is made here.
+
+REPO_MANAGER_TEST_CONTAINERS=1 makes it, once, in the cache: minutes. Without it, and without the base, they are skipped.
+"""
 
 from __future__ import annotations
 

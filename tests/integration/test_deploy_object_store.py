@@ -1,0 +1,71 @@
+"""A roll-out on Kubernetes whose repository is in object storage, and the snapshot served by the real tritonserver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.fake_cluster import FakeCluster, ServedCluster
+from support.object_stores import BUCKET, moto_server, s3_environment
+from support.triton_deployment import publish_scaling, triton_deployment
+
+from repo_manager.repository import Location, copy_version, find_model, parse_location
+from repo_manager.repository.objects.store import open_store
+from repo_manager.rollout import RolloutOptions, kubernetes_snapshot, kubernetes_wait
+from repo_manager.rollout.kubernetes import KubernetesTarget, deploy_kubernetes
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with moto_server() as (host, port):
+        for key, value in s3_environment().items():
+            monkeypatch.setenv(key, value)
+        yield f"s3://http://{host}:{port}/{BUCKET}/models"
+
+
+@pytest.fixture
+def repository(store: str, tmp_path: Path) -> Location:
+    local, place = tmp_path / "repository", parse_location(store)
+    for name, factors in (("scale", [2.0, 3.0]), ("other", [5.0])):
+        publish_scaling(local, name, factors, tmp_path)
+        for version in range(1, len(factors) + 1):
+            copy_version(local, name, version, place)
+    return place
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    served = ServedCluster(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
+    monkeypatch.setattr(kubernetes_wait, "_POLL_S", 0.005)
+    served.cluster.add(triton_deployment(url=store))
+    yield served.cluster
+    served.stop()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
+    cluster: FakeCluster, repository: Location, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if streamed:  # as files above 8 MiB
+        monkeypatch.setattr(kubernetes_snapshot, "_SMALL_BYTES", 0)
+    target, options = KubernetesTarget("models", "rel"), RolloutOptions(load_timeout_s=30.0)
+    rollout = deploy_kubernetes(target, repository, "scale", 2, options=options)
+    assert rollout.models == {"other": (1,), "scale": (2,)}
+    place = parse_location(rollout.snapshot)
+    assert str(place).startswith(f"{repository}.snapshots/")
+    assert [entry.version for entry in find_model(place, "scale").versions] == [2]
+    found = open_store(place).get("snapshot.json")  # type: ignore[arg-type]
+    assert found is not None
+    assert json.loads(found[0])["models"] == {"other": [1], "scale": [2]}
+    assert not deploy_kubernetes(target, repository, "scale", 2, options=options).changed
+    options_of_server = ServerOptions(repository=rollout.snapshot, load=("*",), auto_complete=False)
+    with EmbeddedServer(options_of_server) as server, TritonClient.connect(server.grpc_url) as client:
+        assert client.model_ready("scale", 2)
+        assert client.model_ready("other", 1)
+        assert set(client.versions("scale")) == {2}
