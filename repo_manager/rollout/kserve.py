@@ -107,7 +107,7 @@ class _KServeRollout:
     ) -> None:
         self.target, self.repository, self.options, self.api, self._tell = target, repository, options, api, report
         self.name, self.version = what
-        self.began, self.events = time.monotonic(), list[str]()
+        self.began, self.events, self.begun = time.monotonic(), list[str](), False
         self.before = api.custom(Kind.INFERENCE_SERVICE, target.namespace, target.name)
         self.known = failure_of(self.before)
         self.format = _format_of(self.before)
@@ -152,7 +152,12 @@ class _KServeRollout:
         predictor["canaryTrafficPercent"] = None if first == 100 else first
         version = self.before["metadata"]["resourceVersion"]
         metadata = {"resourceVersion": version, "annotations": {MODELS: models}}
-        self._patch({"metadata": metadata, "spec": {"predictor": predictor}})
+        self.begun = True
+        try:
+            self._patch({"metadata": metadata, "spec": {"predictor": predictor}})
+        except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
+            self.begun = False
+            raise
         revision = self._wait(first)
         for percent in more:
             self._watch(first, canary.step_s)
@@ -167,7 +172,7 @@ class _KServeRollout:
         """Take the traffic from the new revision at once, then put everything back; return what to tell the user."""
         failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause)
         what = f"{self.name}:{self.version} was not deployed to {self.target}: {failure}"
-        if not self.events:
+        if not self.begun:
             return cause if isinstance(cause, RepoManagerError) else RolloutUndoneError(what)
         self._note(f"failed: {failure.splitlines()[0]}; putting {self.uri} back")
         percent = self.before["spec"]["predictor"].get("canaryTrafficPercent")

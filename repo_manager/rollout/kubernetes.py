@@ -177,7 +177,11 @@ class _KubernetesRollout:
             self._note(f"{served.deployment}: {served.url} -> {url}")
             begun.append((deployment, served))
             patch = patch_for(deployment, served, (url, snapshot.models), before=self._held())
-            self.api.patch_deployment(self.target.namespace, served.deployment, patch)
+            try:
+                self.api.patch_deployment(self.target.namespace, served.deployment, patch)
+            except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
+                begun.pop()
+                raise
         final = wait_for_rollout(
             self.api,
             self.target.namespace,

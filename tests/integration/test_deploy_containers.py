@@ -1,6 +1,6 @@
 """The container files, built and run by podman on a base that is made here.
 
-REPO_MANAGER_TEST_CONTAINERS=1 makes it, once, in the cache: minutes. Without it, and without the base, they are skipped.
+REPO_MANAGER_TEST_CONTAINERS=1 makes it, once, in the cache: minutes. Without that and without a base they are skipped.
 """
 
 from __future__ import annotations

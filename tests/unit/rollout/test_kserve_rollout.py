@@ -198,6 +198,21 @@ def test_a_service_that_breaks_while_it_is_watched_is_put_back(
     assert controller.percents == [10, 0, 100]
 
 
+def test_somebody_who_was_faster_is_not_overwritten(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    real = cluster.patch
+
+    def late(key: Any, patch: Any, *, strategic: bool) -> Any:
+        cluster.objects[key]["metadata"]["resourceVersion"] = "99"
+        return real(key, patch, strategic=strategic)
+
+    cluster.patch = late  # type: ignore[method-assign]
+    with pytest.raises(ServerRefusedError, match="409"):
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK)
+    assert controller.uris == []
+
+
 def test_a_revision_that_cannot_load_is_undone_with_kserves_reason(
     cluster: FakeCluster, controller: Controller, repository: Path
 ) -> None:
