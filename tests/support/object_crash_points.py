@@ -124,6 +124,9 @@ def in_child(act: Callable[[], object], server: TinyS3 | None = None, number: in
     if server is not None:
         server.kill(pid, number)
     os.write(go, b"x")
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    if server is not None:
+        server.spare()  # While the id is still the child's.
     _, status = os.waitpid(pid, 0)
     os.close(ready)
     os.close(go)
