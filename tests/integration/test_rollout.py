@@ -356,7 +356,7 @@ def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedSer
     assert (tmp_path / "m" / "config.pbtxt").read_bytes() == before
 
     def kill_the_last(event: str) -> None:
-        if event.startswith(fleet[1].grpc_url):
+        if event.startswith(fleet[1].grpc_url) and fleet[2].is_alive():
             os.kill(fleet[2].pid, signal.SIGKILL)
             fleet[2].wait(5.0)
 
