@@ -11,7 +11,7 @@ from repo_manager.files import read_regular
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.publish import PublishedVersion
 from repo_manager.repository.scan import ModelEntry
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, same_signature
+from repo_manager.triton_config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config, same_signature
 from repo_manager.triton_config.config import read_config_text
 from repo_manager.triton_config.text_fields import replace_field
 
@@ -49,7 +49,7 @@ class Source:
         manifest: of the version.
         present: names of its files.
         text: config.pbtxt, renamed.
-        config: the same, with labels.
+        config: the same, with labels and variants.
         place: the repository's own name.
     """
 
@@ -74,21 +74,26 @@ def check_whole(present: tuple[str, ...], manifest: Manifest, what: str) -> None
 
 
 def source_config(folder: Path, name: str) -> tuple[str, ModelConfig]:
-    """Return the source's config.pbtxt, renamed, as text and parsed, with its labels.
+    """Return the source's config.pbtxt, renamed, as text and parsed, with its labels and its variants.
 
     Raises:
         ConfigError: it is broken.
         OSError: it cannot be read.
     """
-    path = folder / CONFIG_FILENAME
-    text = read_config_text(path)
-    if parse_config(text, where=str(path)).name not in ("", name):
-        text = replace_field(text, "name", f'name: "{name}"', where=str(path))
-    config = parse_config(text, where=str(path))
+    text = _renamed(folder / CONFIG_FILENAME, name)
+    config = parse_config(text, where=str(folder / CONFIG_FILENAME))
     labels: dict[str, tuple[str, ...]] = {}
     for file in config.label_filenames:
         labels[file] = tuple(read_regular(folder / file).decode().splitlines())
-    return text, dataclasses.replace(config, labels=labels)
+    variants = {path.stem: _renamed(path, name) for path in sorted((folder / VARIANTS_FOLDER).glob("*.pbtxt"))}
+    return text, dataclasses.replace(config, labels=labels, variants=variants)
+
+
+def _renamed(path: Path, name: str) -> str:
+    text = read_config_text(path)
+    if parse_config(text, where=str(path)).name in ("", name):
+        return text
+    return replace_field(text, "name", f'name: "{name}"', where=str(path))
 
 
 def identical_version(model: ModelEntry | None, manifest: Manifest) -> int | None:

@@ -51,6 +51,23 @@ def test_within_a_repository_under_another_name(root: Path, put: Put) -> None:
     assert verify(root, models=False) == ()
 
 
+def test_configurations_for_model_config_name_travel_with_the_model(
+    root: Path, put: Put, files: dict[str, Path], tmp_path: Path
+) -> None:
+    put()
+    (root / "m/configs").mkdir()
+    (root / "m/configs/h100.pbtxt").write_text((root / "m/config.pbtxt").read_text() + "# for the H100\n")
+    copy_version(root, "m", 1, tmp_path / "p", target_name="m-canary")
+    copied = (tmp_path / "p/m-canary/configs/h100.pbtxt").read_text()
+    assert 'name: "m-canary"' in copied
+    assert copied.endswith("# for the H100\n")
+    next(iter(files.values())).write_bytes(b"another")
+    put()
+    (root / "m/configs/h100.pbtxt").write_text((root / "m/config.pbtxt").read_text())
+    with pytest.raises(RepositoryError, match=r"configs/h100.pbtxt: it says something else"):
+        copy_version(root, "m", 2, tmp_path / "p", target_name="m-canary")
+
+
 @pytest.mark.parametrize("damage", ["content", "missing", "added", "manifest"])
 def test_a_damaged_source_never_reaches_the_target(root: Path, put: Put, tmp_path: Path, damage: str) -> None:
     version = put().path
