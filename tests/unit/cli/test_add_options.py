@@ -108,7 +108,8 @@ def test_every_option_has_a_case() -> None:
     command = typer.main.get_command(app).get_command(None, "add")  # type: ignore[attr-defined, arg-type]
     assert command is not None
     tried = {word for arguments, _, _ in CASES for word in arguments if word.startswith("-")}
-    elsewhere = {"--name", "--repository", "--labels", "--sign", "--html", "--json", "--quiet", "--help"}  # tested where they show
+    # Tested where they show.
+    elsewhere = {"--name", "--repository", "--labels", "--sign", "--html", "--json", "--quiet", "--help"}
     for parameter in command.params:
         names = {*parameter.opts, *parameter.secondary_opts}
         if any(name.startswith("-") for name in names) and not names & elsewhere:
