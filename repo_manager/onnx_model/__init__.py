@@ -1,12 +1,18 @@
 """ONNX models: load and check, save, signature, weights, running them, and their batch axis."""
 
-from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
-from repo_manager.onnx_model.index_limits import index_limits
-from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
-from repo_manager.onnx_model.model import Model, load_model, parameter_count
-from repo_manager.onnx_model.save import save_model
-from repo_manager.onnx_model.session import Session
-from repo_manager.onnx_model.signature import Signature, resolve_shape, signature_of
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from repo_manager.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
+    from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+    from repo_manager.onnx_model.model import Model, load_model, parameter_count
+    from repo_manager.onnx_model.save import save_model
+    from repo_manager.onnx_model.session import Session
+    from repo_manager.onnx_model.signature import Signature, resolve_shape, signature_of
 
 __all__ = [
     "BatchAxis",
@@ -15,7 +21,6 @@ __all__ = [
     "Signature",
     "find_batch_axis",
     "find_sizes",
-    "index_limits",
     "load_model",
     "natural_inputs",
     "parameter_count",
@@ -23,3 +28,27 @@ __all__ = [
     "save_model",
     "signature_of",
 ]
+
+_MODULES = {
+    "batch_axis": (
+        "BatchAxis",
+        "find_batch_axis",
+    ),
+    "inputs": (
+        "find_sizes",
+        "natural_inputs",
+    ),
+    "model": (
+        "Model",
+        "load_model",
+        "parameter_count",
+    ),
+    "save": ("save_model",),
+    "session": ("Session",),
+    "signature": (
+        "Signature",
+        "resolve_shape",
+        "signature_of",
+    ),
+}
+__getattr__ = lazy_exports(__name__, _MODULES)

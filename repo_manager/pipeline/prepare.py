@@ -23,10 +23,10 @@ from repo_manager.onnx_model import (
     Signature,
     find_batch_axis,
     find_sizes,
-    index_limits,
     natural_inputs,
     signature_of,
 )
+from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.onnx_model.walk import nodes_of
 from repo_manager.pipeline.add_types import AddOptions, Target
 from repo_manager.pipeline.golden import GoldenFacts, golden_sample

@@ -17,12 +17,12 @@ from repo_manager.onnx_model import (
     Session,
     find_batch_axis,
     find_sizes,
-    index_limits,
     load_model,
     natural_inputs,
     resolve_shape,
     signature_of,
 )
+from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.types import TensorSpec
 
 T = onnx.TensorProto
