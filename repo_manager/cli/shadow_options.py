@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from repo_manager.report.terminal import Terminal
     from repo_manager.repository.location import Location
     from repo_manager.rollout import RolloutOptions
-    from repo_manager.rollout.canary import CanaryOptions, CanaryRollout
-    from repo_manager.rollout.shadow import ShadowReport
+    from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout
+    from repo_manager.rollout.trial.shadow import ShadowReport
     from repo_manager.server import ClientOptions
 
 __all__ = ["Trial", "parse_duration", "run_trial"]
@@ -106,10 +106,10 @@ class Trial:
                 raise UsageError(f"{option} is of no use without {needed}")
         if not self.is_wanted:
             return None
-        from repo_manager.rollout.canary import CanaryOptions
-        from repo_manager.rollout.canary_gates import parse_gates
-        from repo_manager.rollout.canary_steps import parse_steps
-        from repo_manager.rollout.shadow import ShadowOptions
+        from repo_manager.rollout.trial.canary import CanaryOptions
+        from repo_manager.rollout.trial.gates import parse_gates
+        from repo_manager.rollout.trial.shadow import ShadowOptions
+        from repo_manager.rollout.trial.steps import parse_steps
 
         shadow = None
         if self.shadow is not None:
@@ -155,7 +155,7 @@ def run_trial(
     import json
 
     from repo_manager.report.shadow_tables import shadow_view
-    from repo_manager.rollout.canary import run_canary
+    from repo_manager.rollout.trial.canary import run_canary
     from repo_manager.server import TritonClient
     from repo_manager.types import as_json
 

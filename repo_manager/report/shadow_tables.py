@@ -11,9 +11,9 @@ from repo_manager.report.rollout_tables import rollout_view
 from repo_manager.report.tables import key_values, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.rollout.canary import CanaryRollout
-    from repo_manager.rollout.canary_gates import GateResult
-    from repo_manager.rollout.shadow import LatencySummary, ShadowReport
+    from repo_manager.rollout.trial.canary import CanaryRollout
+    from repo_manager.rollout.trial.gates import GateResult
+    from repo_manager.rollout.trial.shadow import LatencySummary, ShadowReport
 
 __all__ = ["canary_view", "shadow_view"]
 

@@ -1,19 +1,24 @@
-"""Putting a version into service: plan, apply, verify, undo."""
+"""Putting a version into service: plan, apply, verify, undo.
 
-from repo_manager.rollout.amount import Amount
-from repo_manager.rollout.canary import CanaryOptions, CanaryRollout, run_canary
-from repo_manager.rollout.canary_gates import Gate, parse_gates
-from repo_manager.rollout.canary_steps import CanaryStep, parse_steps, run_steps
-from repo_manager.rollout.canary_weights import FileWeights, PublishedWeights, Weights
+On one server: `deploy.py`, step by step in `attempt.py`; what is found before it (`plan.py`, `preflight.py`) and
+after it (`smoke.py`, `status.py`). On several servers: `fleet/`. On trial beside the old version: `trial/`. In
+Kubernetes, in KServe or behind a gateway: `cluster/`. What a load will do to each version: `prediction/`.
+"""
+
 from repo_manager.rollout.deploy import deploy, rollback
-from repo_manager.rollout.fleet import FleetRollout, deploy_fleet, rollback_fleet
+from repo_manager.rollout.fleet.amount import Amount
+from repo_manager.rollout.fleet.deploy import FleetRollout, deploy_fleet, rollback_fleet
+from repo_manager.rollout.fleet.targets import Target, is_one_server, resolve_targets
 from repo_manager.rollout.plan import Action, RolloutPlan, VersionPlan, plan_deploy
 from repo_manager.rollout.preflight import Check, Outcome
 from repo_manager.rollout.result import Rollout, RolloutOptions
-from repo_manager.rollout.shadow import ShadowOptions, ShadowReport
 from repo_manager.rollout.smoke import OutputComparison, SmokeFailedError, SmokeResult, smoke_test
 from repo_manager.rollout.status import ModelStatus, status
-from repo_manager.rollout.targets import Target, is_one_server, resolve_targets
+from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout, run_canary
+from repo_manager.rollout.trial.gates import Gate, parse_gates
+from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
+from repo_manager.rollout.trial.steps import CanaryStep, parse_steps, run_steps
+from repo_manager.rollout.trial.weights import FileWeights, PublishedWeights, Weights
 
 __all__ = [
     "Action",

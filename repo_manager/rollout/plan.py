@@ -11,9 +11,9 @@ from typing import Any
 from repo_manager.repository import Location, ModelEntry, find_model, model_state
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.policy_file import changes_are_unseen
-from repo_manager.rollout.predict import Action, VersionPlan
-from repo_manager.rollout.predict_config import changed_config_fields
-from repo_manager.rollout.predict_files import Fingerprint, read_fingerprint
+from repo_manager.rollout.prediction.config import changed_config_fields
+from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
+from repo_manager.rollout.prediction.rules import Action, VersionPlan
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repo_manager.rollout.amount import NONE, ONE, Amount
+from repo_manager.rollout.fleet.amount import NONE, ONE, Amount
 from repo_manager.rollout.plan import RolloutPlan
 from repo_manager.rollout.smoke import SmokeResult
 

@@ -23,10 +23,10 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import model_state
 from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.canary import CanaryOptions, run_canary
-from repo_manager.rollout.canary_gates import GateOutcome, parse_gates
 from repo_manager.rollout.observe import observe
-from repo_manager.rollout.shadow import ShadowOptions, ShadowReport
+from repo_manager.rollout.trial.canary import CanaryOptions, run_canary
+from repo_manager.rollout.trial.gates import GateOutcome, parse_gates
+from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
 from repo_manager.server import EmbeddedServer, TritonClient
 
 pytestmark = pytest.mark.integration

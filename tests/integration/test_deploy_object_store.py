@@ -13,8 +13,9 @@ from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.repository import Location, copy_version, find_model, parse_location
 from repo_manager.repository.objects.store import open_store
-from repo_manager.rollout import RolloutOptions, kubernetes_snapshot, kubernetes_wait
-from repo_manager.rollout.kubernetes import KubernetesTarget, deploy_kubernetes
+from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.cluster import snapshot, wait
+from repo_manager.rollout.cluster.kubernetes import KubernetesTarget, deploy_kubernetes
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
@@ -42,7 +43,7 @@ def repository(store: str, tmp_path: Path) -> Location:
 def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
     served = ServedCluster(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    monkeypatch.setattr(kubernetes_wait, "_POLL_S", 0.005)
+    monkeypatch.setattr(wait, "_POLL_S", 0.005)
     served.cluster.add(triton_deployment(url=store))
     yield served.cluster
     served.stop()
@@ -53,7 +54,7 @@ def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
     cluster: FakeCluster, repository: Location, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if streamed:  # as files above 8 MiB
-        monkeypatch.setattr(kubernetes_snapshot, "_SMALL_BYTES", 0)
+        monkeypatch.setattr(snapshot, "_SMALL_BYTES", 0)
     target, options = KubernetesTarget("models", "rel"), RolloutOptions(load_timeout_s=30.0)
     rollout = deploy_kubernetes(target, repository, "scale", 2, options=options)
     assert rollout.models == {"other": (1,), "scale": (2,)}

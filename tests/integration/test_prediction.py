@@ -1,4 +1,4 @@
-"""`rollout.predict` held against the real server: random changes, one load after each, every version's fate compared.
+"""`rollout.prediction` held against the real server: random changes, one load after each, every fate compared.
 
 REPO_MANAGER_PREDICTION_LOADS sets how many loads (the default keeps the test under a minute on two cores), and
 REPO_MANAGER_PREDICTION_SEED where it begins.
@@ -21,8 +21,8 @@ from support.random_repository import RandomModel
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.observe import ServedState, observe
-from repo_manager.rollout.predict import Action, Prediction, Wanted, predict, read_wanted
-from repo_manager.rollout.predict_files import Fingerprint, read_fingerprint
+from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
+from repo_manager.rollout.prediction.rules import Action, Prediction, Wanted, predict, read_wanted
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import parse_config
 

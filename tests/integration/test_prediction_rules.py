@@ -1,4 +1,4 @@
-"""Reload rules that docs/triton-reload.md lists and `rollout.predict` uses, one test each, on the real server.
+"""Reload rules that docs/triton-reload.md lists and `rollout.prediction` uses, one test each, on the real server.
 
 A version was loaded again when its counter of inferences began anew.
 """

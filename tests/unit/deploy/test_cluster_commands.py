@@ -13,14 +13,14 @@ from typer.testing import CliRunner, Result
 
 from repo_manager.cli.main import app
 from repo_manager.errors import UsageError
-from repo_manager.rollout import kserve_status, kubernetes_wait
+from repo_manager.rollout.cluster import kserve_status, wait
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
     served = ServedCluster(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    monkeypatch.setattr(kubernetes_wait, "_POLL_S", 0.005)
+    monkeypatch.setattr(wait, "_POLL_S", 0.005)
     monkeypatch.setattr(kserve_status, "_POLL_S", 0.005)
     served.cluster.add(triton_deployment())
     predictor = {"model": {"modelFormat": {"name": "triton"}, "storageUri": "s3://bucket/models"}}

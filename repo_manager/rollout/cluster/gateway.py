@@ -1,0 +1,101 @@
+"""Weights of a Gateway API HTTPRoute: a canary of two releases behind one address, without KServe."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+
+from repo_manager.errors import ServerRefusedError
+from repo_manager.rollout.cluster.api import Api, Kind, Object
+
+__all__ = ["GatewayWeights"]
+
+_WHOLE = 100
+_POLL_S = 0.5
+
+
+class GatewayWeights:
+    """The canary's share in every rule of a route that names both Services, for `repo_manager.rollout.trial.canary`.
+
+    Args:
+        namespace: the route's.
+        route: its name.
+        services: the Service of the old version and the one of the new.
+        api: the cluster.
+        timeout_s: how long a gateway may take to accept a change.
+
+    Raises:
+        ServerRefusedError: no rule of the route names both.
+    """
+
+    def __init__(
+        self, namespace: str, route: str, services: tuple[str, str], api: Api, *, timeout_s: float = 60.0
+    ) -> None:
+        self._namespace, self._route, self._api, self._timeout_s = namespace, route, api, timeout_s
+        self._stable, self._canary = services
+        found = list(self._rules(api.custom(Kind.HTTP_ROUTE, namespace, route)))
+        if not found:
+            raise ServerRefusedError(
+                f"No rule of HTTPRoute {namespace}/{route} sends to both {self._stable} and {self._canary}",
+                hint="deploy/gateway has a route that does.",
+            )
+        self._fraction = 0.0
+
+    def set_weight(self, fraction: float) -> None:
+        """Give the canary this share, and wait until every gateway has accepted it.
+
+        Raises:
+            ServerError: the API server or a gateway refused it, or somebody else changed the route meanwhile.
+        """
+        route = copy.deepcopy(self._api.custom(Kind.HTTP_ROUTE, self._namespace, self._route))
+        share = round(fraction * _WHOLE)
+        for rule in self._rules(route):
+            for backend in rule["backendRefs"]:
+                if backend["name"] == self._canary:
+                    backend["weight"] = share
+                elif backend["name"] == self._stable:
+                    backend["weight"] = _WHOLE - share
+        # A merge patch replaces a list as a whole: the version that was read guards against losing another's change.
+        patch = {
+            "metadata": {"resourceVersion": route["metadata"]["resourceVersion"]},
+            "spec": {"rules": route["spec"]["rules"]},
+        }
+        self._api.patch_custom(Kind.HTTP_ROUTE, self._namespace, self._route, patch)
+        self._wait()
+        self._fraction = fraction
+
+    def current(self) -> float:
+        """Return the share that was set last; 0 before."""
+        return self._fraction
+
+    def _rules(self, route: Object) -> Iterator[Object]:
+        for rule in route["spec"].get("rules") or ():
+            names = {backend["name"] for backend in rule.get("backendRefs") or ()}
+            if {self._stable, self._canary} <= names:
+                yield rule
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            route = self._api.custom(Kind.HTTP_ROUTE, self._namespace, self._route)
+            waiting = list(_not_accepted(route))
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise ServerRefusedError(f"HTTPRoute {self._namespace}/{self._route}: " + "; ".join(waiting))
+            time.sleep(_POLL_S)
+
+
+def _not_accepted(route: Object) -> Iterator[str]:
+    parents = (route.get("status") or {}).get("parents") or ()
+    if not parents:
+        yield "no gateway has taken it"
+    for parent in parents:
+        name = (parent.get("parentRef") or {}).get("name", "a gateway")
+        conditions = {each["type"]: each for each in parent.get("conditions") or ()}
+        for kind in ("Accepted", "ResolvedRefs"):
+            found = conditions.get(kind) or {}
+            old = found.get("observedGeneration", 0) < route["metadata"].get("generation", 0)
+            if old or found.get("status") != "True":
+                yield f"{name}: {kind} is {found.get('status', 'not told')} {found.get('message', '')}".rstrip()

@@ -1,0 +1,215 @@
+"""What a Deployment of Triton serves, read out of its pod template, and the patches that change it and put it back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from repo_manager.errors import ServerRefusedError
+from repo_manager.rollout.cluster.api import Object
+
+__all__ = [
+    "HISTORY",
+    "MODELS",
+    "SNAPSHOT",
+    "SNAPSHOTS",
+    "ServedTemplate",
+    "history_of",
+    "parse_models",
+    "patch_back",
+    "patch_for",
+    "read_template",
+]
+
+SNAPSHOT = "repo-manager/snapshot"
+MODELS = "repo-manager/models"
+SNAPSHOTS = "repo-manager/snapshots"
+HISTORY = "repo-manager/history"
+_FLAGS = ("--model-repository", "--model-store")
+_SUFFIX = ".snapshots"
+_KEPT = 10
+_GRPC_PORT = 8001
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedTemplate:
+    """What a Deployment's pods serve.
+
+    Attributes:
+        deployment: its name.
+        container: the name of Triton's container.
+        variable: the environment variable that holds the repository's URL; `None`: it stands in the arguments.
+        url: the repository's URL, as the pods see it.
+        models: model -> served versions, as the last roll-out recorded; `None` before the first one.
+        load: what the pods load at the start: model names, or `*`.
+        snapshots: where snapshots are, as the pods see it.
+        grpc_port: where the pods answer gRPC.
+    """
+
+    deployment: str
+    container: str
+    variable: str | None
+    url: str
+    models: Mapping[str, tuple[int, ...]] | None
+    load: tuple[str, ...]
+    snapshots: str
+    grpc_port: int
+
+
+def read_template(deployment: Object) -> ServedTemplate:
+    """Read a Deployment.
+
+    Raises:
+        ServerRefusedError: no container of it has a `--model-repository`, or it cannot be changed safely.
+    """
+    name = deployment["metadata"]["name"]
+    template = deployment["spec"]["template"]
+    annotations = template.get("metadata", {}).get("annotations") or {}
+    found = [each for each in template["spec"]["containers"] if _repository_argument(each) is not None]
+    if len(found) != 1:
+        raise ServerRefusedError(
+            f"Deployment {name}: {len(found)} of its containers have a {_FLAGS[0]} argument; expected one",
+            hint="deploy/helm/triton makes such a Deployment.",
+        )
+    container = found[0]
+    argument = str(_repository_argument(container))
+    variable = argument[2:-1] if argument.startswith("$(") and argument.endswith(")") else None
+    url = argument if variable is None else _value_of(container, variable, name)
+    own = (deployment["metadata"].get("annotations") or {}).get(SNAPSHOTS)
+    return ServedTemplate(
+        deployment=name,
+        container=container["name"],
+        variable=variable,
+        url=url,
+        models=parse_models(annotations.get(MODELS)),
+        load=_loaded(container),
+        snapshots=own or snapshots_beside(url),
+        grpc_port=next(
+            (p["containerPort"] for p in container.get("ports") or () if p.get("name") == "grpc"), _GRPC_PORT
+        ),
+    )
+
+
+def patch_for(
+    deployment: Object,
+    served: ServedTemplate,
+    after: tuple[str, Mapping[str, tuple[int, ...]]],
+    *,
+    before: Mapping[str, tuple[int, ...]],
+) -> Object:
+    """Return the strategic merge patch that makes a Deployment's pods serve a snapshot.
+
+    It holds the `resourceVersion` that was read, so it changes nothing when somebody else was faster.
+
+    Args:
+        deployment: as it was read.
+        served: what it serves.
+        after: the snapshot's URL and models.
+        before: the models that it serves, the first entry of its history.
+    """
+    url, models = after
+    history = history_of(deployment) or [{"url": served.url, "models": before}]
+    return {
+        "metadata": {
+            "resourceVersion": deployment["metadata"]["resourceVersion"],
+            "annotations": {HISTORY: json.dumps([*history, {"url": url, "models": models}][-_KEPT:])},
+        },
+        "spec": {
+            "template": {
+                "metadata": {"annotations": {SNAPSHOT: url, MODELS: models_text(models)}},
+                "spec": {"containers": [_container_patch(deployment, served, url)]},
+            }
+        },
+    }
+
+
+def patch_back(before: Object, served: ServedTemplate) -> Object:
+    """Return the patch that puts the pod template back: to the very same one, whose pods are still there."""
+    annotations = before["spec"]["template"].get("metadata", {}).get("annotations") or {}
+    history = (before["metadata"].get("annotations") or {}).get(HISTORY)
+    return {
+        "metadata": {"annotations": {HISTORY: history}},
+        "spec": {
+            "template": {
+                "metadata": {"annotations": {key: annotations.get(key) for key in (SNAPSHOT, MODELS)}},
+                "spec": {"containers": [_container_patch(before, served, served.url)]},
+            }
+        },
+    }
+
+
+def history_of(deployment: Object) -> list[dict[str, Any]]:
+    """Return what was rolled out, oldest first; an annotation that is damaged counts as none."""
+    try:
+        found = json.loads((deployment["metadata"].get("annotations") or {}).get(HISTORY) or "[]")
+    except ValueError:
+        return []
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def snapshots_beside(url: str) -> str:
+    """Return where the snapshots of what is at `url` are: it may be one itself."""
+    above, _, _ = url.rstrip("/").rpartition("/")
+    return above if above.endswith(_SUFFIX) else url.rstrip("/") + _SUFFIX
+
+
+def models_text(models: Mapping[str, tuple[int, ...]]) -> str:
+    """Return models and versions as an annotation holds them."""
+    return json.dumps({name: list(versions) for name, versions in sorted(models.items())})
+
+
+def parse_models(text: str | None) -> dict[str, tuple[int, ...]] | None:
+    """Read such an annotation; `None` when there is none, or it is damaged."""
+    try:
+        found = json.loads(text or "null")
+        return None if found is None else {str(name): tuple(int(v) for v in held) for name, held in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _repository_argument(container: Object) -> str | None:
+    words = [*(container.get("command") or ()), *(container.get("args") or ())]
+    for index, word in enumerate(words):
+        flag, separator, value = word.partition("=")
+        if flag in _FLAGS:
+            return value if separator else next(iter(words[index + 1 : index + 2]), None)
+    return None
+
+
+def _value_of(container: Object, variable: str, name: str) -> str:
+    for entry in container.get("env") or ():
+        if entry["name"] == variable and isinstance(entry.get("value"), str):
+            return str(entry["value"])
+    raise ServerRefusedError(
+        f"Deployment {name}: $({variable}) holds the model repository, and is not set in the pod template",
+        hint="Set it as a plain value: a roll-out changes it there.",
+    )
+
+
+def _loaded(container: Object) -> tuple[str, ...]:
+    words = [*(container.get("command") or ()), *(container.get("args") or ())]
+    named = tuple(word.partition("=")[2] for word in words if word.startswith("--load-model="))
+    return named or ("*",)
+
+
+def _container_patch(deployment: Object, served: ServedTemplate, url: str) -> Object:
+    """Name the URL where the container takes it from: its environment, or its arguments."""
+    if served.variable is not None:
+        return {"name": served.container, "env": [{"name": served.variable, "value": url}]}
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    container = next(each for each in containers if each["name"] == served.container)
+    patch: Object = {"name": served.container}
+    for key in ("command", "args"):
+        words = copy.copy(list(container.get(key) or ()))
+        for index, word in enumerate(words):
+            flag, separator, _ = word.partition("=")
+            if flag in _FLAGS and separator:
+                words[index] = f"{flag}={url}"
+            elif flag in _FLAGS and index + 1 < len(words):
+                words[index + 1] = url
+        if words:
+            patch[key] = words
+    return patch

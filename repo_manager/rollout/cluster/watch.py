@@ -1,0 +1,137 @@
+"""Whether a Deployment's roll-out is done, goes on, or will never end: judged from its status and its pods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from repo_manager.rollout.cluster.api import Object
+from repo_manager.rollout.cluster.template import SNAPSHOT
+
+__all__ = ["Progress", "Trouble", "is_ready", "judge", "new_pods"]
+
+# Waiting reasons that do not pass by themselves. A first ErrImagePull may; the back-off that follows it is sure.
+_FATAL = frozenset(
+    {
+        *("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"),
+        *("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"),
+    }
+)
+_RESTARTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """Why a roll-out will not end well.
+
+    Attributes:
+        what: the sentence.
+        pod: whose log says more; `None` when none does.
+        container: of that pod.
+    """
+
+    what: str
+    pod: str | None = None
+    container: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a roll-out is.
+
+    Attributes:
+        done: every pod is new and available, and no old one is left.
+        trouble: set when it cannot become done.
+        note: one line for a person.
+    """
+
+    done: bool
+    trouble: Trouble | None
+    note: str
+
+
+def new_pods(pods: Sequence[Object], url: str) -> tuple[Object, ...]:
+    """Return the pods that were made to serve a snapshot and are not going already."""
+    return tuple(
+        pod
+        for pod in pods
+        if (pod["metadata"].get("annotations") or {}).get(SNAPSHOT) == url
+        and not pod["metadata"].get("deletionTimestamp")
+    )
+
+
+def is_ready(pod: Object) -> bool:
+    """Say whether a pod is in service."""
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in pod.get("status", {}).get("conditions") or ()
+    )
+
+
+def judge(deployment: Object, pods: Sequence[Object]) -> Progress:
+    """Judge a roll-out.
+
+    Args:
+        deployment: as the API server has it now.
+        pods: the new ones.
+
+    The rules are those of `kubectl rollout status` (kubernetes/kubectl, `polymorphichelpers/rollout_status.go`), plus
+    what pods say long before the progress deadline passes.
+    """
+    status, spec = deployment.get("status") or {}, deployment["spec"]
+    wanted = spec.get("replicas", 1)
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return Progress(False, None, "the controller has not seen the change yet")
+    updated, total = status.get("updatedReplicas") or 0, status.get("replicas") or 0
+    available = status.get("availableReplicas") or 0
+    note = f"{updated} of {wanted} pods new, {available} available, {max(0, total - updated)} old"
+    trouble = next(_of_deployment(deployment), None) or next(_of_pods(pods), None)
+    if trouble is not None:
+        return Progress(False, trouble, note)
+    done = updated >= wanted and total <= updated and available >= updated
+    return Progress(done, None, note if done else "; ".join([note, *_waiting(pods)]))
+
+
+def _of_deployment(deployment: Object) -> Iterator[Trouble]:
+    name = deployment["metadata"]["name"]
+    for condition in (deployment.get("status") or {}).get("conditions") or ():
+        message = condition.get("message", "")
+        if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
+            yield Trouble(f"Deployment {name} made no progress within its deadline: {message}")
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            yield Trouble(f"Deployment {name} cannot make pods: {condition.get('reason')}: {message}")
+
+
+def _of_pods(pods: Sequence[Object]) -> Iterator[Trouble]:
+    for pod in pods:
+        name, status = pod["metadata"]["name"], pod.get("status") or {}
+        if status.get("phase") == "Failed":
+            yield Trouble(f"pod {name} failed: {status.get('reason')}: {status.get('message')}")
+        every = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+        for container in every:
+            state = container.get("state") or {}
+            waiting = state.get("waiting") or {}
+            reason = waiting.get("reason", "")
+            ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+            crashed = container.get("restartCount", 0) >= _RESTARTS and ended.get("exitCode", 0) != 0
+            if reason not in _FATAL and not crashed:
+                continue
+            what = f"pod {name}, container {container['name']}: {reason or 'it keeps ending'}"
+            if waiting.get("message"):
+                what += f": {waiting['message']}"
+            if ended:
+                what += f" (last end: {ended.get('reason', 'Error')}, exit code {ended.get('exitCode')})"
+            yield Trouble(what, name if ended else None, container["name"] if ended else None)
+
+
+def _waiting(pods: Sequence[Object]) -> Iterator[str]:
+    """Say what pods wait for that may still come: a node, an image."""
+    for pod in pods:
+        status = pod.get("status") or {}
+        for condition in status.get("conditions") or ():
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                yield f"pod {pod['metadata']['name']} is not scheduled: {condition.get('message', '')}"
+        for container in status.get("containerStatuses") or ():
+            waiting = (container.get("state") or {}).get("waiting") or {}
+            if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+                yield f"pod {pod['metadata']['name']}: {waiting['reason']} {waiting.get('message', '')}".rstrip()

@@ -1,0 +1,213 @@
+"""What a load will do to every version of a model, from Triton's reload rules; pure, so that it is tested at length.
+
+The rules are those of `ModelRepositoryManager` and `ModelLifeCycle` of triton-inference-server/core; each is listed
+with its test in docs/triton-reload.md, and `tests/integration/test_prediction.py` holds this module against the real
+server over hundreds of random changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from repo_manager.errors import ConfigError
+from repo_manager.rollout.observe import ServedState
+from repo_manager.rollout.prediction.config import changed_config_fields
+from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, read_config, served_versions
+
+__all__ = ["Action", "Prediction", "VersionPlan", "Wanted", "predict", "read_wanted"]
+
+
+class Action(str, enum.Enum):
+    """What the server will do with one version.
+
+    `NOTHING`: the load answers 200 and the version stays as it is, although something else was asked for.
+    `FAIL`: the load is refused because of it or with it, and it stays as it is.
+    """
+
+    LOAD = "load"
+    KEEP = "keep"
+    RELOAD = "reload"
+    DROP = "drop"
+    NOTHING = "nothing"
+    FAIL = "fail"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionPlan:
+    """One version's fate and why."""
+
+    version: int
+    action: Action
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a load will do.
+
+    Attributes:
+        versions: the fate of every version that is READY or wanted, ascending.
+        refusal: why the load will be answered with an error; `None` when it will be answered with 200.
+    """
+
+    versions: tuple[VersionPlan, ...]
+    refusal: str | None = None
+
+    @property
+    def ready_after(self) -> tuple[int, ...]:
+        """Versions that are READY afterwards, those that were and could not be replaced included."""
+        served = (Action.LOAD, Action.KEEP, Action.RELOAD)
+        return tuple(each.version for each in self.versions if each.action in served)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The repository's side of a load.
+
+    Attributes:
+        files: the model's folder as it is; `None` when it is gone.
+        config: what config.pbtxt says, or what is sent with the load; `None` when it cannot be read.
+        problem: why the configuration cannot be used; `None` when it can.
+        unloadable: versions known not to load, and why (damaged, or their last load failed and nothing has changed).
+        sent: whether the configuration is sent with the load: then Triton looks at the model in any case.
+        auto_complete: whether the server completes configurations (its default).
+    """
+
+    files: Fingerprint | None
+    config: ModelConfig | None
+    problem: str | None = None
+    unloadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    sent: bool = False
+    auto_complete: bool = True
+
+
+def read_wanted(folder: Path, *, unloadable: Mapping[int, str] | None = None, auto_complete: bool = True) -> Wanted:
+    """Read the repository's side from a model's folder.
+
+    Raises:
+        RepositoryError: the folder cannot be read.
+    """
+    files = read_fingerprint(folder)
+    config, problem = None, None
+    try:
+        config = read_config(folder / CONFIG_FILENAME)
+        if config.name not in ("", folder.name):
+            problem = f"{CONFIG_FILENAME} names {config.name!r}, the folder is {folder.name!r}"
+        elif config.unknown_fields:
+            problem = f"{CONFIG_FILENAME} has the field {config.unknown_fields[0]}, which Triton's schema has not"
+    except ConfigError as exc:
+        problem = exc.message
+    return Wanted(files, config, problem, dict(unloadable or {}), auto_complete=auto_complete)
+
+
+def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> Prediction:
+    """Predict what the next load does.
+
+    Args:
+        served: what the server serves now, and with which configuration.
+        loaded: the folder as it was at the last load that Triton acted on with success; `None` when it has none in
+            mind: it never loaded the model, or unloaded it. After a first load that failed past its configuration it
+            knows the model and no time of it: `Fingerprint({})`.
+        wanted: what it will find.
+    """
+    if wanted.files is None:
+        return _refused(served, (), "the model's folder is gone")
+    if not wanted.sent and loaded is not None and wanted.files.newest_ns <= loaded.newest_ns:
+        return _overlooked(served, loaded, wanted, wanted.files)
+    if wanted.config is None or wanted.problem is not None:
+        return _refused(served, (), wanted.problem or f"there is no {CONFIG_FILENAME}")
+    if wanted.files.dangling:
+        return _refused(served, (), f"{', '.join(wanted.files.dangling)} is a link to nothing")
+    versions = served_versions(wanted.config, wanted.files.versions)
+    if not versions:
+        return _refused(served, (), "no version that the policy asks for has a folder")
+    plans = tuple(_fate(version, versions, served, loaded, wanted) for version in sorted({*versions, *served.ready}))
+    unloadable = {**wanted.files.phantoms, **wanted.unloadable}
+    culprits = {
+        plan.version: unloadable[plan.version]
+        for plan in plans
+        if plan.action in (Action.LOAD, Action.RELOAD) and plan.version in unloadable
+    }
+    if culprits:
+        reasons = "; ".join(f"version {version}: {reason}" for version, reason in culprits.items())
+        return _refused(served, versions, reasons, culprits)
+    return Prediction(plans)
+
+
+def _fate(
+    version: int, versions: Iterable[int], served: ServedState, loaded: Fingerprint | None, wanted: Wanted
+) -> VersionPlan:
+    """Return what becomes of one version when the load is acted on and succeeds."""
+    if version not in versions:
+        return VersionPlan(version, Action.DROP, _why_dropped(version, wanted))
+    if version not in served.ready:
+        return VersionPlan(version, Action.LOAD, served.reasons.get(version) or "it is not loaded")
+    before = 0 if loaded is None else loaded.version_ns(version)
+    now = 0 if wanted.files is None else wanted.files.version_ns(version)
+    if now > before and wanted.files is not None:
+        own = wanted.files.times_ns.get(str(version), 0)
+        what = "its folder has" if own == now else f"{wanted.files.newest_beside}, beside the versions, has"
+        return VersionPlan(version, Action.RELOAD, f"{what} changed since it was loaded")
+    if served.config is not None and wanted.config is not None:
+        fields = changed_config_fields(served.config, wanted.config, auto_complete=wanted.auto_complete)
+        if fields:
+            reason = f"{CONFIG_FILENAME} differs from the loaded one in {', '.join(fields)}"
+            return VersionPlan(version, Action.RELOAD, reason)
+    return VersionPlan(version, Action.KEEP, "it is loaded, and nothing that it depends on has changed")
+
+
+def _why_dropped(version: int, wanted: Wanted) -> str:
+    gone = wanted.files is not None and version not in wanted.files.versions
+    return "its folder is gone" if gone else "it is not among the versions to serve"
+
+
+def _overlooked(served: ServedState, loaded: Fingerprint, wanted: Wanted, files: Fingerprint) -> Prediction:
+    """Predict a load that Triton answers with 200 without looking any further."""
+    why = f"nothing in the folder is newer than at the last load ({_blindness(loaded, files)})"
+    versions = () if wanted.config is None else served_versions(wanted.config, files.versions)
+    fields: tuple[str, ...] = ()
+    if served.config is not None and wanted.config is not None:
+        fields = changed_config_fields(served.config, wanted.config, auto_complete=wanted.auto_complete)
+    plans = []
+    for version in sorted({*versions, *served.ready}):
+        if version not in served.ready:
+            plans.append(VersionPlan(version, Action.NOTHING, f"it stays unloaded: {why}"))
+        elif version not in versions:
+            plans.append(VersionPlan(version, Action.NOTHING, f"it stays loaded: {why}"))
+        elif fields:
+            reason = f"it goes on with its own {', '.join(fields)}: {why}"
+            plans.append(VersionPlan(version, Action.NOTHING, reason))
+        else:
+            plans.append(VersionPlan(version, Action.KEEP, "it is loaded, and nothing has changed"))
+    return Prediction(tuple(plans))
+
+
+def _blindness(loaded: Fingerprint, files: Fingerprint) -> str:
+    if files.lookalikes:
+        return f"{', '.join(files.lookalikes)} is taken for a second {CONFIG_FILENAME}: remove it"
+    if loaded.newest_entry == CONFIG_FILENAME and loaded.newest_ns > files.newest_ns:
+        return f"a configuration sent with a load is in the way: touch {CONFIG_FILENAME}"
+    return f"the newest is {loaded.newest_entry}; where its time lies ahead, unload the model and load it"
+
+
+def _refused(
+    served: ServedState, versions: Iterable[int], refusal: str, culprits: Mapping[int, str] | None = None
+) -> Prediction:
+    """Predict a load that is refused: everything stays as it is."""
+    culprits = culprits or {}
+    plans = []
+    for version in sorted({*versions, *served.ready}):
+        if version in culprits:
+            plans.append(VersionPlan(version, Action.FAIL, culprits[version]))
+        elif version in served.ready:
+            plans.append(VersionPlan(version, Action.KEEP, "the load will be refused, so it stays"))
+        else:
+            plans.append(VersionPlan(version, Action.FAIL, "all wanted versions load or none does"))
+    return Prediction(tuple(plans), refusal)

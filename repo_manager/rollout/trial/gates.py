@@ -1,0 +1,254 @@
+"""What a new version has to hold: `p99<20ms`, `p99<1.2x`, `mean<5ms`, `errors<0.1%`, `agreement>99%`, `drift<1e-2`.
+
+Almost every gate is a share of requests: `p99<20ms` says that fewer than 1 % take longer than 20 ms, `drift<1e-2` that
+fewer than 1 % of the answers differ by more. A gate passes when the whole interval is on the right side, fails when it
+is on the wrong side, and is undecided in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from repo_manager.errors import UsageError
+from repo_manager.rollout.trial.intervals import Bounds, bootstrap_bounds, share_bounds, spent
+
+__all__ = ["Evidence", "Gate", "GateOutcome", "GateResult", "judge_gates", "parse_gates", "worst_outcome"]
+
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+_LATENCIES = ("mean", *_QUANTILES)
+_SHARES = ("errors", "agreement")
+_NS_OF = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
+_PATTERN = re.compile(r"^\s*([a-z0-9.]+)\s*(<=|>=|<|>)\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*$", re.I)
+_DRIFT_SHARE = 0.01
+_FEWEST = 8  # observations that a bootstrap needs
+_ALPHA = 0.05
+_NOT_COMPARED = {"agreement": "no output looks like class scores", "drift": "no pair of answers was compared"}
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+class GateOutcome(str, enum.Enum):
+    """How a gate stands."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """One condition.
+
+    Attributes:
+        text: as it was given.
+        metric: `mean`, `p50` ... `p99.9`, `errors`, `agreement` or `drift`.
+        limit: nanoseconds, a share, a relative error, or with `relative` a factor of the old version's latency.
+        relative: whether the limit is a factor.
+    """
+
+    text: str
+    metric: str
+    limit: float
+    relative: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class GateResult:
+    """One gate, judged.
+
+    Attributes:
+        gate: as it was given.
+        source: `shadow` (mirrored requests) or `traffic` (the server's counters).
+        outcome: how it stands.
+        reason: the numbers, in words.
+        needed: requests, those seen included, that would decide an undecided gate; `None`: no number would, or unknown.
+    """
+
+    gate: str
+    source: str
+    outcome: GateOutcome
+    reason: str
+    needed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What is known of the new version.
+
+    Attributes:
+        source: `shadow` or `traffic`.
+        requests: requests that the new version was sent, those that no version could answer left out.
+        errors: of these, how many it failed.
+        latencies_ns: `[requests, 2]` of the new and the old version, in order of time; for traffic one row a
+            period with its mean latency and its requests.
+        compared: rows of class scores that were compared.
+        agreeing: of these, how many have the same top class.
+        drifts: relative error of each pair's answers.
+    """
+
+    source: str
+    requests: int
+    errors: int
+    latencies_ns: Floats
+    compared: int = 0
+    agreeing: int = 0
+    drifts: Floats = dataclasses.field(default_factory=lambda: np.empty(0))
+
+
+def parse_gates(text: str) -> tuple[Gate, ...]:
+    """Parse gates separated by commas.
+
+    Raises:
+        UsageError: an unknown metric, unit or form.
+    """
+    return tuple(_parse(part) for part in text.split(",") if part.strip())
+
+
+def _parse(text: str) -> Gate:
+    match = _PATTERN.match(text)
+    metrics = ", ".join((*_LATENCIES, *_SHARES, "drift"))
+    if match is None:
+        hint = 'Examples: "p99<20ms", "p99<1.2x", "errors<0.1%", "agreement>99%", "drift<1e-2".'
+        raise UsageError(f"the gate {text.strip()!r} cannot be read", hint=hint)
+    metric, sign, number, unit = (part.lower() for part in match.groups())
+    if metric not in (*_LATENCIES, *_SHARES, "drift"):
+        raise UsageError(f"the gate {text.strip()!r} names {metric!r}, expected one of {metrics}")
+    wanted = ">" if metric == "agreement" else "<"
+    if not sign.startswith(wanted):
+        raise UsageError(f"the gate {text.strip()!r} has {sign}, expected {wanted}: {metric} has a limit on that side")
+    units = {"x": 1.0, **_NS_OF} if metric in _LATENCIES else {"%": 0.01, "": 1.0}
+    if unit not in units:
+        expected = ", ".join(filter(None, units))
+        raise UsageError(f"the gate {text.strip()!r} has the unit {unit!r}, expected one of {expected}")
+    limit = float(number) * units[unit]
+    if metric in _SHARES and limit > 1:
+        raise UsageError(f"the gate {text.strip()!r} asks for more than 100 %", hint="Write a share with %, or 0 to 1.")
+    return Gate(text.strip(), metric, limit, relative=unit == "x")
+
+
+def worst_outcome(results: Sequence[GateResult]) -> GateOutcome:
+    """Return fail if any failed, else inconclusive if any is, else pass."""
+    found = {result.outcome for result in results}
+    return next((each for each in (GateOutcome.FAIL, GateOutcome.INCONCLUSIVE) if each in found), GateOutcome.PASS)
+
+
+def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> tuple[GateResult, ...]:
+    """Judge every gate that this evidence can speak to; 5 % of error are shared by all gates and all looks.
+
+    Args:
+        gates: the conditions.
+        evidence: what was seen so far.
+        look: the number of this judgement, from 1; only bootstrapped gates depend on it.
+    """
+    alpha = _ALPHA / max(len(gates), 1)
+    results = []
+    for gate in gates:
+        if evidence.source == "traffic" and (gate.metric not in ("errors", "mean") or gate.relative):
+            continue
+        judged = _judge_share if gate.metric != "mean" and not gate.relative else _judge_number
+        results.append(judged(gate, evidence, alpha, look))
+    return tuple(results)
+
+
+def _judge_share(gate: Gate, evidence: Evidence, alpha: float, look: int) -> GateResult:
+    """Judge what is a share of requests; `look` does not matter."""
+    hits, total, allowed, what = _share_of(gate, evidence)
+    if total == 0:
+        return _nothing_seen(gate, evidence)
+    bounds = share_bounds(hits, total, alpha)
+    above = gate.metric == "agreement"
+    passes, fails = (
+        (bounds.low > allowed, bounds.high <= allowed) if above else (bounds.high < allowed, bounds.low >= allowed)
+    )
+    outcome = GateOutcome.PASS if passes else GateOutcome.FAIL if fails else GateOutcome.INCONCLUSIVE
+    words = f"{hits / total:.3%} of {total} {what} [{bounds.low:.3%}, {bounds.high:.3%}], "
+    words += f"{'at least' if above else 'allowed'} {allowed:.4g}" if allowed > 1 else f"limit {allowed:.3%}"
+    needed = None if outcome is not GateOutcome.INCONCLUSIVE else _needed(hits, total, allowed, alpha)
+    return GateResult(gate.text, evidence.source, outcome, words, needed)
+
+
+def _share_of(gate: Gate, evidence: Evidence) -> tuple[int, int, float, str]:
+    """Return hits, total, the limit of their share, and what they are."""
+    if gate.metric == "errors":
+        return evidence.errors, evidence.requests, gate.limit, "requests failed"
+    if gate.metric == "agreement":
+        return evidence.agreeing, evidence.compared, gate.limit, "answers have the same top class"
+    if gate.metric == "drift":
+        over = int(np.count_nonzero(~(evidence.drifts < gate.limit)))
+        return over, len(evidence.drifts), _DRIFT_SHARE, f"answers drift by {gate.limit:g} or more"
+    over = int(np.count_nonzero(~(evidence.latencies_ns[:, 0] < gate.limit)))
+    what = f"requests took {gate.limit / 1e6:g} ms or more"
+    return over, len(evidence.latencies_ns), 1 - _QUANTILES[gate.metric], what
+
+
+def _needed(hits: int, total: int, allowed: float, alpha: float) -> int | None:
+    """Estimate how many requests would decide, if the share stays what it is."""
+    for power in range(1, 60):
+        times = 1.25**power
+        scaled_total = round(total * times)
+        bounds = share_bounds(round(hits * times), scaled_total, alpha)
+        if bounds.high < allowed or bounds.low > allowed:
+            return scaled_total
+    return None
+
+
+def _judge_number(gate: Gate, evidence: Evidence, alpha: float, look: int) -> GateResult:
+    """Judge a mean, or a latency as a multiple of the old version's."""
+    rows = evidence.latencies_ns
+    if len(rows) < _FEWEST:
+        return _nothing_seen(gate, evidence)
+    number = _number_of(gate, evidence.source)
+    value = number(rows)
+    bounds = bootstrap_bounds(rows, number, spent(alpha, look))
+    outcome = (
+        GateOutcome.PASS
+        if bounds.high < gate.limit
+        else GateOutcome.FAIL
+        if bounds.low >= gate.limit
+        else GateOutcome.INCONCLUSIVE
+    )
+    size, unit = (1.0, "x of the old version's") if gate.relative else (1e6, " ms")
+    words = f"{gate.metric} {value / size:.4g}{unit} [{bounds.low / size:.4g}, {bounds.high / size:.4g}], "
+    words += f"limit {gate.limit / size:g}, {evidence.requests} requests"
+    needed = None
+    if outcome is GateOutcome.INCONCLUSIVE:
+        needed = _needed_rows(value, bounds, gate.limit, evidence.requests)
+    return GateResult(gate.text, evidence.source, outcome, words, needed)
+
+
+def _number_of(gate: Gate, source: str) -> Callable[[Floats], float]:
+    if source == "traffic":
+        return lambda rows: float(np.average(rows[:, 0], weights=rows[:, 1]))
+
+    def of(column: Floats) -> float:
+        return float(np.mean(column) if gate.metric == "mean" else np.quantile(column, _QUANTILES[gate.metric]))
+
+    if gate.relative:
+        return lambda rows: of(rows[:, 0]) / of(rows[:, 1])
+    return lambda rows: of(rows[:, 0])
+
+
+def _needed_rows(value: float, bounds: Bounds, limit: float, requests: int) -> int | None:
+    """Estimate: an interval shrinks with the square root of the requests."""
+    half = bounds.high - value if limit > value else value - bounds.low
+    distance = abs(limit - value)
+    return round(requests * (half / distance) ** 2) if distance > 0 and half > 0 else None
+
+
+def _nothing_seen(gate: Gate, evidence: Evidence) -> GateResult:
+    what = "too few requests reached the new version"
+    if evidence.source == "traffic":
+        what += ": do clients follow the weights (docs/canary.md)?"
+    elif gate.metric in _NOT_COMPARED:
+        what = _NOT_COMPARED[gate.metric]
+    return GateResult(gate.text, evidence.source, GateOutcome.INCONCLUSIVE, what)

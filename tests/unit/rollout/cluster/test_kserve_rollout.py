@@ -1,0 +1,367 @@
+"""InferenceServices and HTTPRoutes: control flow against a fake API server with a controller of the test's own."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fake_cluster import FakeCluster, ServedCluster
+from support.triton_deployment import publish_scaling
+
+from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, ServerRefusedError, UsageError
+from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.cluster import gateway, kserve_status
+from repo_manager.rollout.cluster.api import Api
+from repo_manager.rollout.cluster.gateway import GatewayWeights
+from repo_manager.rollout.cluster.kserve import (
+    KServeCanary,
+    KServeTarget,
+    KServeWeights,
+    deploy_kserve,
+    parse_kserve_target,
+    previous_on_kserve,
+)
+from repo_manager.rollout.cluster.kserve_status import failure_of, is_there
+from repo_manager.rollout.trial.weights import Weights
+
+TARGET = KServeTarget("models", "digits")
+QUICK = RolloutOptions(load_timeout_s=5.0)
+
+
+def inference_service() -> dict[str, Any]:
+    """As `kubectl get -o json` shows a ready one, in the fields that are read."""
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "digits", "namespace": "models"},
+        "spec": {"predictor": {"model": {"modelFormat": {"name": "triton"}, "storageUri": "s3://bucket/models"}}},
+        "status": ready_status(1, "00001", "00001", 100),
+    }
+
+
+def ready_status(generation: int, newest: str, rolled_out: str, percent: int) -> dict[str, Any]:
+    traffic = [{"latestRevision": True, "percent": percent, "revisionName": f"digits-predictor-{newest}"}]
+    if percent < 100:
+        traffic.append(
+            {"latestRevision": False, "percent": 100 - percent, "revisionName": f"digits-predictor-{rolled_out}"}
+        )
+    return {
+        "observedGeneration": generation,
+        "conditions": [
+            {"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            for kind in ("IngressReady", "PredictorReady", "Ready")
+        ],
+        "components": {
+            "predictor": {
+                "latestCreatedRevision": f"digits-predictor-{newest}",
+                "latestReadyRevision": f"digits-predictor-{newest}",
+                "latestRolledoutRevision": f"digits-predictor-{rolled_out}",
+                "traffic": traffic,
+            }
+        },
+        "modelStatus": {
+            "transitionStatus": "UpToDate",
+            "states": {"activeModelState": "Loaded", "targetModelState": "Loaded"},
+        },
+    }
+
+
+class Controller:
+    """KServe, as far as the status goes: a change of storageUri is a new revision; a bad URI fails to load."""
+
+    def __init__(self) -> None:
+        self.revision, self.uri = 1, "s3://bucket/models"
+        self.rolled_out = [0, 1]
+        self.fails: set[str] = set()
+        self.percents: list[int] = []
+        self.uris: list[str] = []
+
+    def __call__(self, item: dict[str, Any]) -> None:
+        predictor = item["spec"]["predictor"]
+        uri = predictor["model"]["storageUri"]
+        percent = predictor.get("canaryTrafficPercent", 100)
+        if uri != self.uri:
+            self.revision, self.uri = self.revision + 1, uri
+        self.percents.append(percent)
+        self.uris.append(uri)
+        generation = item["metadata"]["generation"]
+        if percent == 100 and self.revision not in self.rolled_out:
+            self.rolled_out.append(self.revision)
+        other = max(number for number in self.rolled_out if number != self.revision)
+        status = ready_status(generation, f"{self.revision:05}", f"{other:05}", percent)
+        if any(uri.endswith(each) for each in self.fails):
+            status["modelStatus"] = {
+                "transitionStatus": "BlockedByFailedLoad",
+                "states": {"activeModelState": "Loaded", "targetModelState": "FailedToLoad"},
+                "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "failed to load all models", "exitCode": 1},
+            }
+        item["status"] = status
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    publish_scaling(folder / "repository", "scale", [2.0, 3.0, 4.0], folder)
+    return folder / "repository"
+
+
+@pytest.fixture
+def repository(tmp_path: Path, published: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "repository"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    served = ServedCluster(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
+    monkeypatch.setattr(kserve_status, "_POLL_S", 0.005)
+    monkeypatch.setattr(gateway, "_POLL_S", 0.005)
+    yield served.cluster
+    served.stop()
+
+
+@pytest.fixture
+def controller(cluster: FakeCluster) -> Controller:
+    made = Controller()
+    cluster.on_patch = lambda item: made(item) if item["kind"] == "InferenceService" else None
+    cluster.add(inference_service())
+    return made
+
+
+@pytest.fixture
+def api(cluster: FakeCluster) -> Iterator[Api]:
+    made = Api()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("text", ["kserve://", "kserve://a", "kserve://a/b/c", "k8s://a/b", "kserve://A/b"])
+def test_wrong_targets(text: str) -> None:
+    with pytest.raises(UsageError, match="kserve://NAMESPACE/NAME"):
+        parse_kserve_target(text)
+
+
+def test_all_at_once(cluster: FakeCluster, controller: Controller, repository: Path) -> None:
+    rollout = deploy_kserve(TARGET, repository, "scale", 2, options=QUICK)
+    assert (rollout.changed, rollout.before, rollout.models) == (True, "s3://bucket/models", {"scale": (2,)})
+    assert rollout.after.startswith("s3://bucket/models.snapshots/")
+    assert rollout.revision == "digits-predictor-00002"
+    service = cluster.objects["inferenceservices", "models", "digits"]
+    assert service["spec"]["predictor"]["model"] == {"modelFormat": {"name": "triton"}, "storageUri": rollout.after}
+    assert not deploy_kserve(TARGET, repository, "scale", 2, options=QUICK).changed
+
+
+def test_step_by_step_with_a_gate(controller: Controller, repository: Path) -> None:
+    asked: list[int] = []
+    rollout = deploy_kserve(
+        TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10, 50), step_s=0.02, gate=asked.append)
+    )
+    assert controller.percents == [10, 50, 100]
+    assert (asked, rollout.steps) == ([10, 50], (10, 50))
+
+
+def test_a_gate_that_fails_takes_the_traffic_back_first(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    before = copy.deepcopy(cluster.objects["inferenceservices", "models", "digits"]["spec"])
+
+    def gate(percent: int) -> None:
+        if percent == 50:
+            raise GateError("p99 is worse")
+
+    with pytest.raises(RolloutUndoneError, match="p99 is worse"):
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10, 50), gate=gate))
+    assert controller.percents == [10, 50, 0, 100]
+    assert controller.uris[2] != controller.uris[3] == "s3://bucket/models"
+    assert cluster.objects["inferenceservices", "models", "digits"]["spec"] == before
+
+
+def test_a_service_that_breaks_while_it_is_watched_is_put_back(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    seen = iter(range(1000))
+    real = cluster.get
+
+    def breaking(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if found is not None and controller.percents[-1:] == [10] and next(seen) > 3:
+            found = copy.deepcopy(found)
+            found["status"]["conditions"][1]["status"] = "False"
+        return found
+
+    cluster.get = breaking  # type: ignore[method-assign]
+    with pytest.raises(RolloutUndoneError, match="at 10 % of the traffic: PredictorReady is False"):
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,), step_s=5.0))
+    assert controller.percents == [10, 0, 100]
+
+
+def test_somebody_who_was_faster_is_not_overwritten(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    real = cluster.patch
+
+    def late(key: Any, patch: Any, *, strategic: bool) -> Any:
+        cluster.objects[key]["metadata"]["resourceVersion"] = "99"
+        return real(key, patch, strategic=strategic)
+
+    cluster.patch = late  # type: ignore[method-assign]
+    with pytest.raises(ServerRefusedError, match="409"):
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK)
+    assert controller.uris == []
+
+
+def test_a_revision_that_cannot_load_is_undone_with_kserves_reason(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    plan = deploy_kserve(
+        TARGET, repository, "scale", 2, options=RolloutOptions(dry_run=True), canary=KServeCanary((10,))
+    )
+    assert plan.dry_run
+    assert {method for method, _, _ in cluster.requests} == {"GET"}
+    controller.fails = {plan.after.rpartition("/")[2]}
+    with pytest.raises(RolloutUndoneError, match=r"ModelLoadFailed: failed to load all models \(exit code 1\)"):
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,)))
+    assert controller.uris[-1] == "s3://bucket/models"
+
+
+def test_a_failure_from_before_does_not_condemn_what_comes_after(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    service = cluster.objects["inferenceservices", "models", "digits"]
+    service["status"]["modelStatus"]["transitionStatus"] = "InvalidSpec"
+    assert failure_of(service) == "InvalidSpec: no reason is given"
+    assert deploy_kserve(TARGET, repository, "scale", 2, options=QUICK).changed
+
+
+@pytest.mark.parametrize("mode", ["RawDeployment", "Standard"])
+def test_no_canary_without_knative(cluster: FakeCluster, repository: Path, mode: str) -> None:
+    service = inference_service()
+    service["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": mode}
+    cluster.add(service)
+    with pytest.raises(UsageError, match=f"{mode} mode, which has no canary"):
+        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,)))
+
+
+@pytest.mark.parametrize("percents", [(0,), (100,), (50, 10), (10, 10)])
+def test_wrong_percentages(repository: Path, percents: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="do not ascend"):
+        deploy_kserve(TARGET, repository, "scale", 2, canary=KServeCanary(percents))
+
+
+def test_the_version_before(controller: Controller, repository: Path) -> None:
+    with pytest.raises(RepositoryError, match="no earlier roll-out"):
+        previous_on_kserve(TARGET, repository, "scale")
+    for version in (2, 3):
+        deploy_kserve(TARGET, repository, "scale", version, options=QUICK)
+    assert previous_on_kserve(TARGET, repository, "scale") == 2
+
+
+def test_nothing_is_judged_by_a_status_that_is_older_than_the_change() -> None:
+    service = inference_service()
+    service["metadata"]["generation"] = 2
+    assert not is_there(service, 100)
+    service["status"]["modelStatus"]["transitionStatus"] = "InvalidSpec"
+    assert failure_of(service) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda status: status["conditions"][2].update(status="False"),
+        lambda status: status["conditions"].pop(1),
+        lambda status: status["modelStatus"].update(transitionStatus="InProgress"),
+        lambda status: status["components"]["predictor"].update(latestCreatedRevision="digits-predictor-00002"),
+        lambda status: status["components"]["predictor"]["traffic"][0].update(percent=90),
+    ],
+)
+def test_what_is_missing_is_waited_for(change: Any) -> None:
+    service = inference_service()
+    service["metadata"]["generation"] = 1
+    assert is_there(service, 100)
+    change(service["status"])
+    assert not is_there(service, 100)
+
+
+def test_weights_of_kserve(controller: Controller, repository: Path, api: Api) -> None:
+    deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, api=api)
+    weights: Weights = KServeWeights(TARGET, api, timeout_s=5.0)
+    assert weights.current() == 0
+    for fraction in (0.25, 0.0, 1.0):
+        weights.set_weight(fraction)
+        assert weights.current() == fraction
+    assert controller.percents[1:] == [25, 0, 100]
+
+
+def route() -> dict[str, Any]:
+    backends = [{"name": "stable", "port": 8000, "weight": 100}, {"name": "canary", "port": 8000, "weight": 0}]
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "digits", "namespace": "models"},
+        "spec": {
+            "parentRefs": [{"name": "gateway"}],
+            "rules": [
+                {"matches": [{"path": {"type": "PathPrefix", "value": "/v2"}}], "backendRefs": backends},
+                {"backendRefs": [{"name": "stable", "port": 8000}]},
+            ],
+        },
+    }
+
+
+def accept(item: dict[str, Any], status: str = "True") -> None:
+    if item["kind"] == "HTTPRoute":
+        generation = item["metadata"]["generation"]
+        conditions = [
+            {"type": kind, "status": status, "observedGeneration": generation, "message": "no such Service"}
+            for kind in ("Accepted", "ResolvedRefs")
+        ]
+        item["status"] = {"parents": [{"parentRef": {"name": "gateway"}, "conditions": conditions}]}
+
+
+def test_weights_of_a_gateway(cluster: FakeCluster, api: Api) -> None:
+    cluster.add(route())
+    cluster.on_patch = accept
+    weights: Weights = GatewayWeights("models", "digits", ("stable", "canary"), api)
+    weights.set_weight(0.1)
+    rules = cluster.objects["httproutes", "models", "digits"]["spec"]["rules"]
+    assert [backend["weight"] for backend in rules[0]["backendRefs"]] == [90, 10]
+    assert rules[1] == route()["spec"]["rules"][1], "rules that do not name both stay"
+    assert weights.current() == 0.1
+
+
+def test_a_route_without_both_services_is_refused(cluster: FakeCluster, api: Api) -> None:
+    cluster.add(route())
+    with pytest.raises(ServerRefusedError, match="sends to both stable and other"):
+        GatewayWeights("models", "digits", ("stable", "other"), api)
+
+
+@pytest.mark.parametrize("controller_says", ["False", None])
+def test_a_gateway_that_does_not_accept_is_an_error(
+    cluster: FakeCluster, api: Api, controller_says: str | None
+) -> None:
+    cluster.add(route())
+    if controller_says is not None:
+        cluster.on_patch = lambda item: accept(item, controller_says)
+    weights = GatewayWeights("models", "digits", ("stable", "canary"), api, timeout_s=0.1)
+    with pytest.raises(ServerRefusedError, match="no such Service" if controller_says else "no gateway has taken it"):
+        weights.set_weight(0.5)
+    assert weights.current() == 0
+
+
+def test_a_route_that_somebody_else_changed_is_not_overwritten(cluster: FakeCluster, api: Api) -> None:
+    cluster.add(route())
+    cluster.on_patch = accept
+    weights = GatewayWeights("models", "digits", ("stable", "canary"), api)
+    real = cluster.patch
+
+    def late(key: Any, patch: Any, *, strategic: bool) -> Any:
+        cluster.objects[key]["metadata"]["resourceVersion"] = "99"
+        return real(key, patch, strategic=strategic)
+
+    cluster.patch = late  # type: ignore[method-assign]
+    with pytest.raises(ServerRefusedError, match="409"):
+        weights.set_weight(0.5)

@@ -1,0 +1,378 @@
+"""Roll-outs on Kubernetes: control flow against a fake API server, over real HTTP, through the real client library."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fake_cluster import FakeCluster, ServedCluster, ready, unschedulable, waiting
+from support.triton_deployment import publish_scaling, triton_deployment
+
+from repo_manager.errors import (
+    MissingDependencyError,
+    RepositoryError,
+    RollbackFailedError,
+    RolloutUndoneError,
+    ServerRefusedError,
+    ServerUnreachableError,
+    UsageError,
+)
+from repo_manager.repository import find_model, model_state
+from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.cluster import wait
+from repo_manager.rollout.cluster.kubernetes import (
+    KubernetesTarget,
+    deploy_kubernetes,
+    parse_kubernetes_target,
+    previous_on_kubernetes,
+)
+from repo_manager.types import as_json
+
+TARGET = KubernetesTarget("models", "rel")
+QUICK = RolloutOptions(load_timeout_s=20.0)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    publish_scaling(folder / "repository", "scale", [2.0, 3.0, 4.0], folder)
+    publish_scaling(folder / "repository", "other", [5.0], folder)
+    return folder / "repository"
+
+
+@pytest.fixture
+def repository(tmp_path: Path, published: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "repository"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    served = ServedCluster(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
+    monkeypatch.setattr(wait, "_POLL_S", 0.005)
+    yield served.cluster
+    served.stop()
+
+
+@pytest.fixture
+def deployed(cluster: FakeCluster) -> FakeCluster:
+    cluster.add(triton_deployment())
+    return cluster
+
+
+def template_of(cluster: FakeCluster, name: str = "rel-triton") -> dict[str, Any]:
+    return dict(cluster.deployment("models", name)["spec"]["template"])
+
+
+def url_of(cluster: FakeCluster, name: str = "rel-triton") -> str:
+    return str(template_of(cluster, name)["spec"]["containers"][0]["env"][0]["value"])
+
+
+@pytest.mark.parametrize("text", ["k8s://", "k8s://ns", "k8s://ns/", "k8s://NS/rel", "k8s://ns/rel/x", "grpc://ns/rel"])
+def test_wrong_targets(text: str) -> None:
+    with pytest.raises(UsageError, match="k8s://NAMESPACE/RELEASE"):
+        parse_kubernetes_target(text)
+
+
+def test_a_target() -> None:
+    assert parse_kubernetes_target("k8s://ns-1/rel.a/") == KubernetesTarget("ns-1", "rel.a")
+    assert str(KubernetesTarget("ns", "rel")) == "k8s://ns/rel"
+
+
+def test_a_roll_out_pins_the_pods_to_a_snapshot_of_all_that_they_served(
+    deployed: FakeCluster, repository: Path
+) -> None:
+    rollout = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert (rollout.changed, rollout.proof, rollout.models) == (True, "readiness", {"other": (1,), "scale": (2,)})
+    snapshot = repository.parent / "repository.snapshots" / rollout.snapshot.rpartition("/")[2]
+    assert url_of(deployed) == rollout.snapshot == f"/models/repository.snapshots/{snapshot.name}"
+    assert find_model(snapshot, "scale").served_versions == (2,)
+    assert [entry.version for entry in find_model(snapshot, "scale").versions] == [2]
+    assert (snapshot / "other" / "1" / "model.onnx").samefile(repository / "other" / "1" / "model.onnx")
+    assert json.loads((snapshot / "snapshot.json").read_text())["models"] == {"other": [1], "scale": [2]}
+    status = deployed.deployment("models", "rel-triton")["status"]
+    assert (status["updatedReplicas"], status["replicas"], status["availableReplicas"]) == (2, 2, 2)
+    assert model_state(repository, "scale").deployments[-1].version == 2
+    assert find_model(repository, "scale").policy == (1,), "the repository itself is left as it is"
+    assert as_json(rollout)["models"] == {"other": [1], "scale": [2]}
+
+
+def test_no_pod_goes_before_its_successor_is_available(deployed: FakeCluster, repository: Path) -> None:
+    seen: list[int] = []
+    watch = deployed.get
+
+    def counting(*arguments: Any) -> Any:
+        found = watch(*arguments)
+        seen.append(deployed.deployment("models", "rel-triton")["status"]["availableReplicas"])
+        return found
+
+    deployed.get = counting  # type: ignore[method-assign]
+    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert min(seen) >= 2
+
+
+def test_other_variables_of_the_container_stay(deployed: FakeCluster, repository: Path) -> None:
+    before = copy.deepcopy(template_of(deployed)["spec"]["containers"][0])
+    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    after = template_of(deployed)["spec"]["containers"][0]
+    assert {**after, "env": after["env"][1:]} == {**before, "env": before["env"][1:]}
+
+
+def test_what_is_served_already_changes_nothing(deployed: FakeCluster, repository: Path) -> None:
+    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    generation = deployed.deployment("models", "rel-triton")["metadata"]["generation"]
+    again = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert not again.changed
+    assert deployed.deployment("models", "rel-triton")["metadata"]["generation"] == generation
+
+
+def test_a_dry_run_writes_nothing(deployed: FakeCluster, repository: Path) -> None:
+    plan = deploy_kubernetes(TARGET, repository, "scale", 2, options=RolloutOptions(dry_run=True))
+    assert (plan.changed, plan.dry_run, plan.deployments[0].changed, plan.proof) == (False, True, True, "none")
+    assert {method for method, _, _ in deployed.requests} == {"GET"}
+    assert not (repository.parent / "repository.snapshots").exists()
+    assert deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK).snapshot == plan.snapshot
+
+
+def test_keep_previous_serves_both(deployed: FakeCluster, repository: Path) -> None:
+    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    options = RolloutOptions(load_timeout_s=20.0, keep_previous=True)
+    assert deploy_kubernetes(TARGET, repository, "scale", 3, options=options).models["scale"] == (2, 3)
+
+
+def test_other_models_are_taken_from_the_snapshot_not_from_the_repository(
+    deployed: FakeCluster, repository: Path
+) -> None:
+    first = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    config = repository / "other" / "config.pbtxt"
+    config.write_text(config.read_text() + "dynamic_batching {}\n")
+    second = deploy_kubernetes(TARGET, repository, "scale", 3, options=QUICK)
+    place = repository.parent / "repository.snapshots"
+    texts = {
+        (place / each.snapshot.rpartition("/")[2] / "other" / "config.pbtxt").read_text() for each in (first, second)
+    }
+    assert len(texts) == 1
+    third = deploy_kubernetes(TARGET, repository, "other", 1, options=QUICK)
+    assert "dynamic_batching" in (place / third.snapshot.rpartition("/")[2] / "other" / "config.pbtxt").read_text()
+
+
+def test_back_to_the_version_before(deployed: FakeCluster, repository: Path) -> None:
+    for version in (2, 3):
+        deploy_kubernetes(TARGET, repository, "scale", version, options=QUICK)
+    assert previous_on_kubernetes(TARGET, "scale") == 2
+    with pytest.raises(RepositoryError, match="no earlier roll-out of other"):
+        previous_on_kubernetes(TARGET, "other")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (waiting("ImagePullBackOff", 'Back-off pulling image "tritonserver:26.07-py3"'), "ImagePullBackOff: Back-off"),
+        (waiting("CreateContainerConfigError", 'secret "s3" not found'), 'secret "s3" not found'),
+        (
+            waiting("CrashLoopBackOff", "back-off 10s", restarts=1, ended={"reason": "Error", "exitCode": 1}),
+            "last end: Error, exit code 1",
+        ),
+        (waiting("ContainerCreating", restarts=2, ended={"reason": "OOMKilled", "exitCode": 137}), "OOMKilled"),
+    ],
+)
+def test_pods_that_cannot_start_are_named_and_the_template_is_put_back(
+    deployed: FakeCluster, repository: Path, behaviour: Any, reason: str
+) -> None:
+    before = copy.deepcopy(template_of(deployed))
+    deployed.behaviour = behaviour
+    deployed.logs = "E1123 failed to load 'scale': bad file\nerror: creating server: failed to load all models\n"
+    with pytest.raises(RolloutUndoneError) as caught:
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert reason in caught.value.message
+    assert "they serve /models/repository" in caught.value.message
+    assert template_of(deployed) == before
+    assert "repo-manager/history" not in deployed.deployment("models", "rel-triton")["metadata"]["annotations"]
+    status = deployed.deployment("models", "rel-triton")["status"]
+    assert (status["replicas"], status["availableReplicas"]) == (2, 2)
+    assert model_state(repository, "scale").deployments == ()
+    assert ("failed to load 'scale'" in caught.value.message) == ("exit" in reason or "OOM" in reason)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out"},
+        {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: gpus"},
+    ],
+)
+def test_what_the_controller_reports_ends_it(
+    deployed: FakeCluster, repository: Path, condition: dict[str, str]
+) -> None:
+    def behave(_cluster: FakeCluster, deployment: Any, pod: Any) -> None:
+        unschedulable(_cluster, deployment, pod)
+        deployment["status"]["conditions"] = [condition]
+
+    def heal(item: Any) -> None:
+        item["status"]["conditions"] = []
+
+    deployed.behaviour, deployed.on_patch = behave, heal
+    with pytest.raises(RolloutUndoneError, match=condition["message"]):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+
+
+def test_what_never_ends_is_undone_after_the_timeout_and_says_what_it_waited_for(
+    deployed: FakeCluster, repository: Path
+) -> None:
+    deployed.behaviour = unschedulable
+    with pytest.raises(RolloutUndoneError, match=r"within 0.5 s: .*Insufficient nvidia.com/gpu"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=RolloutOptions(load_timeout_s=0.5))
+
+
+def test_several_kinds_go_one_after_the_other_and_back_together(cluster: FakeCluster, repository: Path) -> None:
+    for name in ("rel-triton-h100", "rel-triton-l4"):
+        cluster.add(triton_deployment(name))
+    rollout = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert [each.name for each in rollout.deployments] == ["rel-triton-h100", "rel-triton-l4"]
+
+    def l4_crashes(made: FakeCluster, deployment: Any, pod: Any) -> None:
+        bad = waiting("CrashLoopBackOff", "", restarts=1, ended={"reason": "Error", "exitCode": 1})
+        (bad if deployment["metadata"]["name"].endswith("l4") else ready)(made, deployment, pod)
+
+    cluster.behaviour = l4_crashes
+    with pytest.raises(RolloutUndoneError, match="rel-triton-l4-"):
+        deploy_kubernetes(TARGET, repository, "scale", 3, options=QUICK)
+    assert {url_of(cluster, f"rel-triton-{kind}") for kind in ("h100", "l4")} == {rollout.snapshot}
+
+
+def test_a_roll_back_that_fails_says_what_to_do(deployed: FakeCluster, repository: Path) -> None:
+    deployed.behaviour = waiting("ImagePullBackOff", "no")
+    patches = []
+
+    def refuse(method: str, _path: str) -> tuple[int, str] | None:
+        patches.extend([method] if method == "PATCH" else [])
+        return (403, "forbidden") if len(patches) > 1 and method == "PATCH" else None
+
+    deployed.refuse = refuse
+    with pytest.raises(RollbackFailedError) as caught:
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert "kubectl rollout undo" in str(caught.value.hint)
+    assert "/models/repository" in str(caught.value.hint)
+
+
+def test_somebody_elses_roll_out_is_left_alone(deployed: FakeCluster, repository: Path) -> None:
+    def other(item: Any) -> None:
+        item["spec"]["template"]["metadata"]["annotations"]["repo-manager/snapshot"] = "s3://their/own"
+        item["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = "s3://their/own"
+
+    deployed.on_patch = other
+    with pytest.raises(RollbackFailedError, match="it serves s3://their/own by now, and is left so"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert url_of(deployed) == "s3://their/own"
+
+
+def test_somebody_who_was_faster_is_told_and_nothing_is_changed(deployed: FakeCluster, repository: Path) -> None:
+    real = deployed.patch
+
+    def late(key: Any, patch: Any, *, strategic: bool) -> Any:
+        deployed.objects[key]["metadata"]["resourceVersion"] = "99"
+        return real(key, patch, strategic=strategic)
+
+    deployed.patch = late  # type: ignore[method-assign]
+    before = copy.deepcopy(template_of(deployed))
+    with pytest.raises(ServerRefusedError, match="409"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert template_of(deployed) == before
+
+
+def test_an_api_server_that_is_away_for_a_moment_does_not_end_it(deployed: FakeCluster, repository: Path) -> None:
+    count = iter(range(1000))
+
+    def refuse(method: str, _path: str) -> tuple[int, str] | None:
+        return (503, "etcd is changing its leader") if method == "GET" and 3 < next(count) < 9 else None
+
+    deployed.refuse = refuse
+    assert deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK).changed
+
+
+@pytest.mark.parametrize(("code", "hint"), [(403, "deployer"), (401, "kubeconfig")])
+def test_refusals_name_the_next_step(deployed: FakeCluster, repository: Path, code: int, hint: str) -> None:
+    deployed.refuse = lambda _method, _path: (code, "no")
+    with pytest.raises(ServerRefusedError) as caught:
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert hint in str(caught.value.hint)
+    assert "secret-token" not in str(caught.value)
+
+
+def test_a_release_that_is_not_there(cluster: FakeCluster, repository: Path) -> None:
+    with pytest.raises(ServerRefusedError, match="neither a release nor a Deployment named rel"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+
+
+def test_a_paused_deployment_is_refused_before_anything_is_done(deployed: FakeCluster, repository: Path) -> None:
+    deployed.deployment("models", "rel-triton")["spec"]["paused"] = True
+    with pytest.raises(ServerRefusedError, match="is paused"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert not (repository.parent / "repository.snapshots").exists()
+
+
+def test_a_damaged_version_never_reaches_the_cluster(deployed: FakeCluster, repository: Path) -> None:
+    (repository / "scale" / "2" / "model.onnx").write_bytes(b"other bytes")
+    with pytest.raises(RepositoryError, match="damaged"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert deployed.requests == []
+
+
+def test_an_unsigned_version_is_refused_where_signatures_are_wanted(
+    deployed: FakeCluster, repository: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RepositoryError):
+        deploy_kubernetes(
+            TARGET, repository, "scale", 2, options=RolloutOptions(signed_by=(tmp_path / "no.pub",), dry_run=True)
+        )
+    assert deployed.requests == []
+
+
+def test_a_plain_deployment_with_the_url_in_its_arguments(cluster: FakeCluster, repository: Path) -> None:
+    item = triton_deployment("plain", release="none")
+    item["metadata"]["labels"] = item["metadata"]["annotations"] = {}
+    container = item["spec"]["template"]["spec"]["containers"][0]
+    container["command"] = ["tritonserver", "--model-store", "s3://bucket/models/"]
+    container["args"] = ["--load-model=scale"]
+    cluster.add(item)
+    rollout = deploy_kubernetes(KubernetesTarget("models", "plain"), repository, "scale", 2, options=QUICK)
+    assert rollout.models == {"scale": (2,)}, "only what it loads"
+    made = template_of(cluster, "plain")["spec"]["containers"][0]
+    assert made["command"] == ["tritonserver", "--model-store", rollout.snapshot]
+    assert rollout.snapshot.startswith("s3://bucket/models.snapshots/")
+    again = deploy_kubernetes(KubernetesTarget("models", "plain"), repository, "scale", 3, options=QUICK)
+    assert again.snapshot.startswith("s3://bucket/models.snapshots/")
+
+
+def test_a_deployment_that_serves_no_repository_is_refused(cluster: FakeCluster, repository: Path) -> None:
+    item = triton_deployment()
+    item["spec"]["template"]["spec"]["containers"][0]["args"] = []
+    cluster.add(item)
+    with pytest.raises(ServerRefusedError, match="0 of its containers have a --model-repository"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+
+
+def test_no_cluster(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="No Kubernetes cluster is configured"):
+        deploy_kubernetes(TARGET, repository, "scale", 2)
+
+
+def test_a_cluster_that_does_not_answer(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = ServedCluster(tmp_path)
+    served.stop()
+    monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
+    with pytest.raises(ServerUnreachableError, match="gave no answer"):
+        deploy_kubernetes(TARGET, repository, "scale", 2)
+
+
+def test_without_the_extra_its_name_is_told(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "lightkube", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        deploy_kubernetes(TARGET, repository, "scale", 2)
+    assert "repo-manager[k8s]" in str(caught.value.hint)
