@@ -7,7 +7,8 @@ Kubernetes, in KServe or behind a gateway: `cluster/`. What a load will do to ea
 
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.fleet.amount import Amount
-from repo_manager.rollout.fleet.deploy import FleetRollout, deploy_fleet, rollback_fleet
+from repo_manager.rollout.fleet.deploy import deploy_fleet, rollback_fleet
+from repo_manager.rollout.fleet.result import FleetRollout
 from repo_manager.rollout.fleet.targets import Target, is_one_server, resolve_targets
 from repo_manager.rollout.plan import Action, RolloutPlan, VersionPlan, plan_deploy
 from repo_manager.rollout.preflight import Check, Outcome

@@ -22,13 +22,13 @@ from repo_manager.rollout.preflight import Check, check_server, check_version, r
 from repo_manager.rollout.result import Rollout, RolloutOptions
 from repo_manager.rollout.retry import Deadline, retried
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
+from repo_manager.rollout.undo import by_hand, reason_of, restore_server, unload
 from repo_manager.server import TritonClient
 
-__all__ = ["Attempt", "Report", "reason_of"]
+__all__ = ["Attempt", "Report"]
 
 Report = Callable[[str], None]
 Result = TypeVar("Result")
-_UNLOAD_S = 3.0
 
 
 class Attempt:
@@ -74,11 +74,16 @@ class Attempt:
         """Return the plan as a result, and what speaks against it."""
         if self.plan.changes:
             self.checks = (*self.check_version(), *self.check_server())
+        elif self.options.signed_by:
+            self.checks = self.check_version()
         return self.result(changed=False, ready=self.before.ready, smoke=None, dry_run=True)
 
     def run(self) -> Rollout:
         """Do what has to be done, and prove it."""
         if not self.plan.changes:
+            if self.options.signed_by:  # it may have been tampered with since it was deployed
+                self.checks = self.check_version()
+                refuse(self.name, self.version, self.checks, self.options, served_by=(self.client.url,))
             confirmed = self.confirm()
             record_deployment(self.repository, self.name, self.version)
             return confirmed
@@ -199,7 +204,7 @@ class Attempt:
 
         def load() -> None:
             if changes_are_unseen(self.repository):
-                self._unload()
+                unload(self.client, self.name, self.options)
             self.client.load(self.name, timeout_s=self.deadline.remaining_s(self.options.load_timeout_s))
 
         self._retried(load)
@@ -243,15 +248,10 @@ class Attempt:
             ServerRefusedError: it does not come back, or still does not answer.
         """
         self.note(f"unloading and loading {self.name}")
-        self._unload()
+        unload(self.client, self.name, self.options)
         self.client.load(self.name, timeout_s=self.options.load_timeout_s)
         state = wait_until_only_ready(self.client, self.name, self.plan.ready_after, self.options.settle_timeout_s)
         return self._smoke(state)
-
-    def _unload(self) -> None:
-        self.client.unload(self.name, timeout_s=self.options.load_timeout_s)
-        # Triton may wait for a dead process for ever; a version that is UNLOADING does not hinder a load.
-        wait_until_only_ready(self.client, self.name, (), _UNLOAD_S, settled=True)
 
     def undo(self, original: bytes | None, cause: BaseException) -> RepoManagerError:
         """Put things back as they were; return what to tell the user."""
@@ -282,31 +282,10 @@ class Attempt:
         Raises:
             RepoManagerError: it does not.
         """
-        self.client.wait_live(self.options.reconnect_timeout_s)
-        if not self.before.ready or changes_are_unseen(self.repository):
-            self._unload()
-        if self.before.ready:
-            self.client.load(self.name, timeout_s=self.options.load_timeout_s)
-        state = wait_until_only_ready(self.client, self.name, self.before.ready, self.options.settle_timeout_s)
-        if state.ready != self.before.ready:
-            raise ServerRefusedError(f"{state.sentence}, before it were {self.before.ready or 'none'}")
-        return state
+        return restore_server(
+            self.client, self.name, self.before, self.options, unseen=changes_are_unseen(self.repository)
+        )
 
     def by_hand(self, original: bytes | None) -> str:
         """Say what a person has to do when putting things back failed."""
-        versions = ", ".join(map(str, self.before.ready)) or "none"
-        policy = self.plan.policy_before
-        text = policy if isinstance(policy, str) else "specific { versions: [" + ", ".join(map(str, policy)) + "] }"
-        missing = " (it had no such file)" if original is None else ""
-        return (
-            f"By hand: set version_policy in config.pbtxt of {self.entry.path} to {text}{missing}, then load "
-            f"{self.name} through {self.client.url} (POST /v2/repository/models/{self.name}/load). "
-            f"Before, READY were: {versions}. Running the same command again is safe, too: it looks at what is there."
-        )
-
-
-def reason_of(cause: BaseException) -> str:
-    """Say in words why a roll-out ended."""
-    if isinstance(cause, KeyboardInterrupt):
-        return "interrupted"
-    return str(cause) or type(cause).__name__
+        return by_hand(self.client, self.plan, self.before, self.entry, is_new=original is None)

@@ -112,8 +112,17 @@ def check_server(
     return tuple(checks)
 
 
-def refuse(name: str, version: int, checks: Sequence[Check], options: RolloutOptions) -> None:
+def refuse(
+    name: str, version: int, checks: Sequence[Check], options: RolloutOptions, *, served_by: Sequence[str] = ()
+) -> None:
     """Stop a roll-out that a check speaks against.
+
+    Args:
+        name: the model.
+        version: the version to be served.
+        checks: what was looked at.
+        options: how to roll out; `force` goes on against an estimate.
+        served_by: URLs of servers that serve it already; they go on doing so, and the message says it.
 
     Raises:
         RepositoryError: with everything that was found.
@@ -124,9 +133,12 @@ def refuse(name: str, version: int, checks: Sequence[Check], options: RolloutOpt
     hints = [check.hint for check in found if check.hint]
     if any(check.estimate for check in found):
         hints.append("--force overrides what is only an estimate.")
+    what = f"{name}:{version} was not deployed, and nothing was changed"
+    if served_by:
+        what = f"{name}:{version} was not confirmed, and nothing was changed: {', '.join(served_by)} still serves it"
+        hints.append(f"Take it out of service: repo-manager rollback {name}, or deploy another version.")
     raise RepositoryError(
-        f"{name}:{version} was not deployed, and nothing was changed: "
-        + "; ".join(f"{check.name}: {check.detail}" for check in found),
+        f"{what}: " + "; ".join(f"{check.name}: {check.detail}" for check in found),
         hint=" ".join(dict.fromkeys(hints)) or None,
     )
 
@@ -179,10 +191,6 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
 
 
 def _signature(repository: Location, name: str, version: int, keys: Sequence[Path]) -> Check:
-    if not isinstance(repository, Path):
-        return Check(
-            "signature", Outcome.REFUSED, f"signatures in {repository} cannot be checked", "Deploy from a folder."
-        )
     try:
         found = check_signature(repository, name, version, keys)
     except RepositoryError as exc:

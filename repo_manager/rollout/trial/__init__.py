@@ -1,1 +1,1 @@
-"""A new version beside the old one: mirrored requests (`shadow.py`), or a growing share of them (`canary.py`)."""
+"""A new version beside the old one: mirrored requests (`mirror.py`), or a growing share of them (`canary.py`)."""

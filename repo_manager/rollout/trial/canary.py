@@ -22,8 +22,9 @@ from repo_manager.rollout.preflight import refuse
 from repo_manager.rollout.result import Rollout, RolloutOptions
 from repo_manager.rollout.signals import as_interrupts
 from repo_manager.rollout.trial.gates import Gate, GateOutcome, GateResult, parse_gates, worst_outcome
+from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.rollout.trial.recorded import read_requests
-from repo_manager.rollout.trial.shadow import Mirror, ShadowOptions, ShadowReport
+from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
 from repo_manager.rollout.trial.steps import CanaryStep, gate_error, run_steps
 from repo_manager.rollout.trial.watch import ShadowWatch, TrafficWatch
 from repo_manager.rollout.trial.weights import FileWeights, PublishedWeights, Weights

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from repo_manager.rollout.trial.gates import Evidence, Gate, GateOutcome, GateResult, judge_gates, worst_outcome
-from repo_manager.rollout.trial.shadow import Mirror
+from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.server import TritonClient
 
 __all__ = ["ShadowWatch", "TrafficWatch"]

@@ -13,7 +13,8 @@ import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.rollout.trial.gates import GateOutcome
-from repo_manager.rollout.trial.shadow import Mirror, ShadowOptions
+from repo_manager.rollout.trial.mirror import Mirror
+from repo_manager.rollout.trial.shadow import ShadowOptions
 
 X = {"x": np.ones((1, 2), np.float32)}
 Answer = Callable[[int], dict[str, Any]]
