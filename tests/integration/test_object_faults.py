@@ -29,6 +29,7 @@ from repo_manager.repository import (
     version_files,
 )
 from repo_manager.repository.objects import store as store_module
+from repo_manager.repository.objects.facts import Listing
 from repo_manager.repository.objects.retry import RetryOptions
 from repo_manager.repository.objects.s3_multipart import s3_multipart
 from repo_manager.repository.objects.store import StoreOptions, open_store
@@ -246,7 +247,7 @@ def test_gc_gives_up_the_parts_of_an_abandoned_upload(
     multipart = s3_multipart(open_store(root))
     assert multipart is not None
     assert multipart.unfinished_below("m") == 0
-    assert open_store(root).list("m") == store_module.Listing((), ())
+    assert open_store(root).list("m") == Listing((), ())
     assert publish(root, "m", tiny_files(tmp_path / "next"), tiny_config(), {}).version == 2
 
 

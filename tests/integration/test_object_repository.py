@@ -45,7 +45,7 @@ from repo_manager.repository import (
     version_files,
     write_config_bytes,
 )
-from repo_manager.repository.objects import store as store_module
+from repo_manager.repository.objects.facts import Listing, Mark
 from repo_manager.repository.objects.holder import Holder
 from repo_manager.repository.objects.lease import object_lease
 from repo_manager.repository.objects.ledger import Pending, change_ledger, read_ledger
@@ -128,7 +128,7 @@ def test_nothing_of_ours_is_a_prefix_that_triton_would_take_for_a_model_or_a_ver
 def test_a_plan_writes_nothing(root: ObjectRepository, store: ObjectStore, tmp_path: Path, put: Put) -> None:
     plan = plan_publish(root, "m", tiny_files(tmp_path), tiny_config())
     assert (plan.version, plan.first, plan.served) == (1, True, True)
-    assert store.list() == store_module.Listing((), ())
+    assert store.list() == Listing((), ())
     put()
     assert plan_publish(root, "m", tiny_files(tmp_path), tiny_config()).version == 2
 
@@ -263,7 +263,7 @@ def test_a_change_that_somebody_else_was_quicker_with_is_refused(
     put()
     real = ObjectStore.replace
 
-    def late(self: ObjectStore, key: str, data: bytes, mark: store_module.Mark) -> store_module.Mark:
+    def late(self: ObjectStore, key: str, data: bytes, mark: Mark) -> Mark:
         monkeypatch.undo()
         for name, value in s3_environment().items():
             monkeypatch.setenv(name, value)

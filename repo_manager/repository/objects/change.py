@@ -10,10 +10,11 @@ from typing import TypeVar
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.edit import ConfigChange, change_with, edit_with
 from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.objects.facts import ChangedMeanwhileError, Mark, ObjectFact
 from repo_manager.repository.objects.ledger import Ledger, change_ledger, read_ledger
 from repo_manager.repository.objects.mirror import Mirror, mirrored
 from repo_manager.repository.objects.scan import existing_snapshot, pending_sentences
-from repo_manager.repository.objects.store import ChangedMeanwhileError, Mark, ObjectFact, ObjectStore, open_store
+from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.relabel import LabelChange
 from repo_manager.repository.relabel import read_labels as read_labels_on_disk
 from repo_manager.repository.relabel import set_labels as set_labels_on_disk

@@ -19,8 +19,9 @@ from typing import Any
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import STATE_FILENAME
+from repo_manager.repository.objects.facts import ChangedMeanwhileError, Mark
 from repo_manager.repository.objects.holder import Holder, parse_holder
-from repo_manager.repository.objects.store import ChangedMeanwhileError, Mark, ObjectStore
+from repo_manager.repository.objects.store import ObjectStore
 from repo_manager.repository.state import ModelState, format_entry, parse_entry
 
 __all__ = ["Ledger", "Pending", "change_ledger", "ledger_key", "ledger_model", "read_ledger"]

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME, STATE_FILENAME, version_number
+from repo_manager.repository.objects.facts import Listing, ObjectFact
 from repo_manager.repository.objects.ledger import Ledger, read_ledger
-from repo_manager.repository.objects.store import Listing, ObjectFact, ObjectStore
+from repo_manager.repository.objects.store import ObjectStore
 from repo_manager.repository.state import format_entry
 from repo_manager.triton_config import CONFIG_FILENAME, VARIANTS_FOLDER
 

@@ -24,18 +24,18 @@ from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord, Manifest, manifest_text, parse_manifest
 from repo_manager.repository.objects.claim import Claim, claimed
 from repo_manager.repository.objects.content import measure
+from repo_manager.repository.objects.facts import ChangedMeanwhileError
 from repo_manager.repository.objects.mirror import Mirror, mirrored
-from repo_manager.repository.objects.store import ChangedMeanwhileError, ObjectStore, open_store
+from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.objects.transport import Progress, upload_files
 from repo_manager.repository.publish import (
     PublishedVersion,
     PublishPlan,
-    check_arguments,
-    check_model,
     first_config_text,
     make_manifest,
     used_numbers,
 )
+from repo_manager.repository.publish_checks import check_arguments, check_model
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     VARIANTS_FOLDER,

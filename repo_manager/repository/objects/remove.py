@@ -18,12 +18,13 @@ from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.objects.change import put_config
 from repo_manager.repository.objects.claim import is_abandoned
+from repo_manager.repository.objects.facts import ChangedMeanwhileError
 from repo_manager.repository.objects.holder import Holder
 from repo_manager.repository.objects.ledger import Ledger, Pending, change_ledger, read_ledger
 from repo_manager.repository.objects.mirror import Mirror, mirrored, take_snapshot
 from repo_manager.repository.objects.s3_multipart import s3_multipart
 from repo_manager.repository.objects.scan import model_names, read_version_manifest
-from repo_manager.repository.objects.store import ChangedMeanwhileError, ObjectStore, open_store
+from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.remove import Removal, forget, plan_removal, select_version
 from repo_manager.repository.state import ModelState
 from repo_manager.triton_config import (

@@ -18,18 +18,15 @@ from repo_manager.errors import RepositoryError
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.objects.credentials import store_config
+from repo_manager.repository.objects.facts import ChangedMeanwhileError, Listing, Mark, ObjectFact
 from repo_manager.repository.objects.retry import RetryOptions, TransientError, readable, retried
 
-__all__ = ["ChangedMeanwhileError", "Listing", "Mark", "ObjectFact", "ObjectStore", "StoreOptions", "open_store"]
+__all__ = ["ObjectStore", "StoreOptions", "open_store"]
 
 R = TypeVar("R")
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _SLOW = ("503", "429")
-
-
-class ChangedMeanwhileError(Exception):
-    """A create-only object exists with another content, or an object is not the one that was read any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,43 +48,6 @@ class StoreOptions:
     part_bytes: int = 8 << 20
     workers: int = 4
     lookups: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """Which content of an object was seen: what a compare-and-swap compares."""
-
-    e_tag: str
-    version: str | None = None
-
-    def mode(self) -> dict[str, str]:
-        """Return it as obstore takes it."""
-        return {"e_tag": self.e_tag} if self.version is None else {"e_tag": self.e_tag, "version": self.version}
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectFact:
-    """What a store says of an object.
-
-    Attributes:
-        key: relative to the place.
-        size_bytes: its size.
-        modified: when it was written, by the store's clock.
-        mark: of its content.
-    """
-
-    key: str
-    size_bytes: int
-    modified: datetime.datetime
-    mark: Mark
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """One level: names of what looks like folders, and the objects."""
-
-    folders: tuple[str, ...]
-    files: tuple[ObjectFact, ...]
 
 
 DEFAULT_OPTIONS = StoreOptions()

@@ -11,9 +11,10 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.objects.content import Measured, read_part
+from repo_manager.repository.objects.facts import ObjectFact
 from repo_manager.repository.objects.retry import retried
 from repo_manager.repository.objects.s3_multipart import s3_multipart
-from repo_manager.repository.objects.store import ObjectFact, ObjectStore
+from repo_manager.repository.objects.store import ObjectStore
 from repo_manager.types import Digest
 
 __all__ = ["Progress", "object_record", "read_parts", "save_object", "upload_files"]

@@ -13,11 +13,12 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord, manifest_text
+from repo_manager.repository.objects.facts import ChangedMeanwhileError
 from repo_manager.repository.objects.fetch import fetch_version
 from repo_manager.repository.objects.ledger import change_ledger, ledger_key, read_ledger
 from repo_manager.repository.objects.mirror import Mirror, mirrored, take_snapshot
 from repo_manager.repository.objects.scan import existing_snapshot, model_names, pending_sentences
-from repo_manager.repository.objects.store import ChangedMeanwhileError, ObjectStore, open_store
+from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.objects.transport import object_record
 from repo_manager.repository.verify import verify as verify_on_disk
 from repo_manager.repository.verify_version import verify_version

@@ -1,0 +1,49 @@
+"""What a store says of its objects: their size, their time, and the mark that a compare-and-swap compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+
+__all__ = ["ChangedMeanwhileError", "Listing", "Mark", "ObjectFact"]
+
+
+class ChangedMeanwhileError(Exception):
+    """A create-only object exists with another content, or an object is not the one that was read any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Which content of an object was seen: what a compare-and-swap compares."""
+
+    e_tag: str
+    version: str | None = None
+
+    def mode(self) -> dict[str, str]:
+        """Return it as obstore takes it."""
+        return {"e_tag": self.e_tag} if self.version is None else {"e_tag": self.e_tag, "version": self.version}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectFact:
+    """What a store says of an object.
+
+    Attributes:
+        key: relative to the place.
+        size_bytes: its size.
+        modified: when it was written, by the store's clock.
+        mark: of its content.
+    """
+
+    key: str
+    size_bytes: int
+    modified: datetime.datetime
+    mark: Mark
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """One level: names of what looks like folders, and the objects."""
+
+    folders: tuple[str, ...]
+    files: tuple[ObjectFact, ...]
