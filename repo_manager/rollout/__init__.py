@@ -5,6 +5,11 @@ after it (`smoke.py`, `status.py`). On several servers: `fleet/`. On trial besid
 Kubernetes, in KServe or behind a gateway: `cluster/`. What a load will do to each version: `prediction/`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from repo_manager.lazy import lazy_exports
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.fleet.amount import Amount
 from repo_manager.rollout.fleet.deploy import deploy_fleet, rollback_fleet
@@ -15,11 +20,13 @@ from repo_manager.rollout.preflight import Check, Outcome
 from repo_manager.rollout.result import Rollout, RolloutOptions
 from repo_manager.rollout.smoke import OutputComparison, SmokeFailedError, SmokeResult, smoke_test
 from repo_manager.rollout.status import ModelStatus, status
-from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout, run_canary
-from repo_manager.rollout.trial.gates import Gate, parse_gates
-from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
-from repo_manager.rollout.trial.steps import CanaryStep, parse_steps, run_steps
-from repo_manager.rollout.trial.weights import FileWeights, PublishedWeights, Weights
+
+if TYPE_CHECKING:
+    from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout, run_canary
+    from repo_manager.rollout.trial.gates import Gate, parse_gates
+    from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
+    from repo_manager.rollout.trial.steps import CanaryStep, parse_steps, run_steps
+    from repo_manager.rollout.trial.weights import FileWeights, PublishedWeights, Weights
 
 __all__ = [
     "Action",
@@ -59,3 +66,30 @@ __all__ = [
     "smoke_test",
     "status",
 ]
+
+_MODULES = {
+    "trial.canary": (
+        "CanaryOptions",
+        "CanaryRollout",
+        "run_canary",
+    ),
+    "trial.gates": (
+        "Gate",
+        "parse_gates",
+    ),
+    "trial.shadow": (
+        "ShadowOptions",
+        "ShadowReport",
+    ),
+    "trial.steps": (
+        "CanaryStep",
+        "parse_steps",
+        "run_steps",
+    ),
+    "trial.weights": (
+        "FileWeights",
+        "PublishedWeights",
+        "Weights",
+    ),
+}
+__getattr__ = lazy_exports(__name__, _MODULES)

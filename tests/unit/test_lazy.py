@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,12 @@ def test_what_is_promised_is_there_and_no_module_takes_its_place(path: Path) -> 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nothing_of_this"):
         _ = importlib.import_module("repo_manager.engine").nothing_of_this
+
+
+def test_a_roll_out_needs_no_builder_and_no_converter() -> None:
+    code = (
+        "import sys, repo_manager.rollout.deploy\n"
+        "print([m for m in sys.modules if m.startswith('repo_manager.precision') or m == 'repo_manager.engine.builder'])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
