@@ -1,0 +1,89 @@
+"""What a roll-out on Kubernetes refuses, and with what words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.fake_cluster import FakeCluster, ServedCluster
+from support.triton_deployment import triton_deployment
+
+from repo_manager.errors import (
+    MissingDependencyError,
+    RepositoryError,
+    ServerRefusedError,
+    ServerUnreachableError,
+    UsageError,
+)
+from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.cluster.kubernetes import KubernetesTarget, deploy_kubernetes
+
+TARGET = KubernetesTarget("models", "rel")
+QUICK = RolloutOptions(load_timeout_s=20.0)
+
+
+@pytest.mark.parametrize(("code", "hint"), [(403, "deployer"), (401, "kubeconfig")])
+def test_refusals_name_the_next_step(deployed: FakeCluster, repository: Path, code: int, hint: str) -> None:
+    deployed.refuse = lambda _method, _path: (code, "no")
+    with pytest.raises(ServerRefusedError) as caught:
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert hint in str(caught.value.hint)
+    assert "secret-token" not in str(caught.value)
+
+
+def test_a_release_that_is_not_there(cluster: FakeCluster, repository: Path) -> None:
+    with pytest.raises(ServerRefusedError, match="neither a release nor a Deployment named rel"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+
+
+def test_a_paused_deployment_is_refused_before_anything_is_done(deployed: FakeCluster, repository: Path) -> None:
+    deployed.deployment("models", "rel-triton")["spec"]["paused"] = True
+    with pytest.raises(ServerRefusedError, match="is paused"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert not (repository.parent / "repository.snapshots").exists()
+
+
+def test_a_damaged_version_never_reaches_the_cluster(deployed: FakeCluster, repository: Path) -> None:
+    (repository / "scale" / "2" / "model.onnx").write_bytes(b"other bytes")
+    with pytest.raises(RepositoryError, match="damaged"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    assert deployed.requests == []
+
+
+def test_an_unsigned_version_is_refused_where_signatures_are_wanted(
+    deployed: FakeCluster, repository: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RepositoryError):
+        deploy_kubernetes(
+            TARGET, repository, "scale", 2, options=RolloutOptions(signed_by=(tmp_path / "no.pub",), dry_run=True)
+        )
+    assert deployed.requests == []
+
+
+def test_a_deployment_that_serves_no_repository_is_refused(cluster: FakeCluster, repository: Path) -> None:
+    item = triton_deployment()
+    item["spec"]["template"]["spec"]["containers"][0]["args"] = []
+    cluster.add(item)
+    with pytest.raises(ServerRefusedError, match="0 of its containers have a --model-repository"):
+        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+
+
+def test_no_cluster(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="No Kubernetes cluster is configured"):
+        deploy_kubernetes(TARGET, repository, "scale", 2)
+
+
+def test_a_cluster_that_does_not_answer(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = ServedCluster(tmp_path)
+    served.stop()
+    monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
+    with pytest.raises(ServerUnreachableError, match="gave no answer"):
+        deploy_kubernetes(TARGET, repository, "scale", 2)
+
+
+def test_without_the_extra_its_name_is_told(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "lightkube", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        deploy_kubernetes(TARGET, repository, "scale", 2)
+    assert "repo-manager[k8s]" in str(caught.value.hint)
