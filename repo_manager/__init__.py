@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from repo_manager.loadtest.comparing import compare
     from repo_manager.onnx_model import load_model, save_model
     from repo_manager.pipeline import AddOptions, SparsityMode, inspect_model
-    from repo_manager.pipeline.add import add
+    from repo_manager.pipeline.adding import add
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
-    from repo_manager.rollout import deploy, rollback, run_canary, status
+    from repo_manager.rollout import run_canary
+    from repo_manager.rollout.deploy import deploy, rollback
+    from repo_manager.rollout.status import status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
     from repo_manager.types import Backend, Precision, as_json
