@@ -16,7 +16,7 @@ from repo_manager.engine import EngineOptions, ShapeRange
 from repo_manager.errors import InputError, RepoManagerError
 from repo_manager.files import file_lock
 from repo_manager.onnx_model import load_model
-from repo_manager.pipeline.add import AddOptions, SparsityMode, add
+from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository import (
     Location,

@@ -150,7 +150,7 @@ def test_a_dense_model_has_no_control_and_nothing_is_published(tmp_path: Path) -
 
 def test_an_error_names_the_file_that_was_given_not_the_scratch_copy(tmp_path: Path) -> None:
     from repo_manager.errors import RepoManagerError
-    from repo_manager.pipeline.add import _speaking_of
+    from repo_manager.pipeline.adding import _speaking_of
 
     work, given = tmp_path / "w", Path("mine.onnx")
     scratch = f"{work}/m__dense/converted/model.onnx: node 'a' failed"
