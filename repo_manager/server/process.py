@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import marshal
 import os
 import re
 import subprocess
@@ -127,12 +127,13 @@ class ServerProcess:
         assert supervisor.stdout is not None
         try:
             # Through the pipe, not the command line: an environment may hold secrets.
-            supervisor.stdin.write(json.dumps(spec).encode() + b"\n")
+            content = marshal.dumps(spec)
+            supervisor.stdin.write(len(content).to_bytes(8, "little") + content)
             supervisor.stdin.flush()
             line = supervisor.stdout.readline()
             if not line:
                 raise ServerError(f"The supervisor of {command[0]} ended at once", hint=f"Its log: {log}")
-            return cls(json.loads(line)["pid"], log, supervisor, offset)
+            return cls(int(line.split()[1]), log, supervisor, offset)
         except BaseException:
             supervisor.kill()
             supervisor.wait()
@@ -156,9 +157,8 @@ class ServerProcess:
                 with contextlib.suppress(OSError):
                     pipe.close()
         for line in output.splitlines():
-            message = json.loads(line)
-            if "exit" in message:
-                return int(message["exit"])
+            if line.startswith(b"exit "):
+                return int(line[5:])
         # Someone killed the supervisor; the kernel then killed the server (PR_SET_PDEATHSIG).
         return -9
 
