@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 @connecting
 def apply_command(
-    file: Annotated[Path, typer.Argument(metavar="repository.yaml", help="What the repository is to be.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="repository.yaml", help="What the repository is to be; - for standard input.")
+    ],
     repository: Repository = None,
     prune: Annotated[bool, typer.Option("--prune", help="Also remove what is not declared.")] = False,
     check: Annotated[
@@ -66,7 +68,7 @@ def apply_command(
         raise UsageError("--password-file belongs to --sign")
     terminal = Terminal(as_json=json, quiet=quiet)
     declaration = read_declaration(file)
-    root, base = resolve_repository(repository), file.resolve().parent
+    root, base = resolve_repository(repository), Path() if str(file) == "-" else file.resolve().parent
     named = [*declaration.targets, *(target for model in declaration.models.values() for target in model.targets or ())]
     connected = client_options(connection, [url for url in named if url.startswith(("grpc", "http"))])
     with _servers(root, base, connected, timeout, terminal) as servers:

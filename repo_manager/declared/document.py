@@ -41,11 +41,14 @@ class Document:
         name: what to call it.
         value: mappings, lists, strings, numbers, booleans, `None`.
         places: path from the top -> where the key, or the list's element, stands.
+        problems: what is not read as it looks, or stands twice: path, place and sentence. The value there is `None`,
+            or the first of the two.
     """
 
     name: str
     value: Any
     places: Mapping[Path, Place]
+    problems: tuple[tuple[Path, Place, str], ...] = ()
 
     def where(self, path: Path) -> str:
         """Return `NAME:LINE:COLUMN` of a path; of the nearest one above it when it is not there itself."""
@@ -59,15 +62,17 @@ class Document:
 
 
 def parse_document(text: str, *, name: str) -> Document:
-    """Parse YAML. Anchors, aliases and merge keys (`<<`) are fine; a key that stands twice is not.
+    """Parse YAML. Anchors, aliases and merge keys (`<<`) are fine.
+
+    A key that stands twice, and a value that YAML reads otherwise than it looks, are among the document's problems.
 
     Args:
         text: the file's content.
         name: what to call it in errors.
 
     Raises:
-        InputError: it is not YAML, holds a key twice, a value that is no plain one, or is nested or repeated beyond
-            what a person writes; with line and column.
+        InputError: it is not YAML, holds a value that is no plain one, or is nested or repeated beyond what a person
+            writes; with line and column.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -82,13 +87,14 @@ def parse_document(text: str, *, name: str) -> Document:
         raise InputError(f"{name}: nested too deeply") from exc
     reader = _Reader(name)
     value = None if node is None else reader.value(node, ())
-    return Document(name, value, reader.places)
+    return Document(name, value, reader.places, tuple(dict.fromkeys(reader.problems)))
 
 
 class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
         self.places: dict[Path, Place] = {}
+        self.problems: list[tuple[Path, Place, str]] = []
         self.count = 0
         self.scalars = yaml.SafeLoader("")
 
@@ -103,19 +109,22 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         if node.tag in _SCALAR_TAGS and isinstance(node, yaml.ScalarNode):
-            return self.scalar(node)
+            return self.scalar(node, path)
         kind = node.tag.rpartition(":")[2]
         if kind in _ODD:
-            raise self.error(node, f"{node.value!r} is {_ODD[kind]} in YAML; put it in quotes if a text is meant")
+            said = f"{node.value!r} is {_ODD[kind]}" if isinstance(node, yaml.ScalarNode) else f"this is {_ODD[kind]}"
+            return self.problem(node, path, f"{said} in YAML; put it in quotes if a text is meant")
         raise self.error(node, f"the tag {node.tag} has no meaning here")
 
-    def scalar(self, node: yaml.ScalarNode) -> Any:
+    def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         try:
             value = self.scalars.construct_object(node)
         except (ValueError, yaml.YAMLError, KeyError, OverflowError) as exc:
-            raise self.error(node, f"{node.value[:80]!r} cannot be read: {' '.join(str(exc).split())[:200]}") from exc
+            why = " ".join(str(exc).split())[:200]
+            return self.problem(node, path, f"{node.value[:80]!r} cannot be read: {why}")
         if isinstance(value, int) and not isinstance(value, bool) and str(value) != node.value.lstrip("+"):
-            raise self.error(node, f"{node.value!r} is the number {value} in YAML; write {value}, or put it in quotes")
+            said = f"{node.value!r} is the number {value} in YAML; write {value}, or put it in quotes"
+            return self.problem(node, path, said)
         return value
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -130,7 +139,9 @@ class _Reader:
             here = (*path, key)
             if key in found:
                 line = self.places[here].line
-                raise self.error(key_node, f"the key {key!r} stands here a second time; the first is in line {line}")
+                said = f"the key {key!r} stands here a second time; the first is in line {line}"
+                self.problem(key_node, (*here, key), said)
+                continue
             self.drop(path, key)
             self.places[here] = _place(key_node)
             found[key] = self.value(value_node, here)
@@ -158,6 +169,10 @@ class _Reader:
         if node.tag not in _SCALAR_TAGS or node.value == "":
             raise self.error(node, f"{node.value!r} cannot be a key; put it in quotes")
         return str(node.value)
+
+    def problem(self, node: yaml.Node, path: Path, what: str) -> None:
+        """Keep a problem beside which the rest of the file can be read; it is told with the others."""
+        self.problems.append((path, _place(node), what))
 
     def error(self, node: yaml.Node, what: str) -> InputError:
         return InputError(f"{self.name}:{_place(node)}: {what}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from repo_manager.repository.tags import validate_tag
 __all__ = ["parse_declaration", "read_declaration"]
 
 MAX_BYTES = 4 << 20
+STDIN = "-"
 _HINT = "docs/apply.md shows every key; editors check it with docs/repository.schema.json."
 Location = tuple[str | int, ...]
 
@@ -26,20 +28,31 @@ Location = tuple[str | int, ...]
 def read_declaration(path: Path) -> Declaration:
     """Read and check a file.
 
+    Args:
+        path: the file; `-` for standard input.
+
     Raises:
         InputError: it cannot be read, or says what cannot be; every problem is listed with its place.
     """
     try:
+        if str(path) == STDIN:
+            text = _bounded(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
+            return parse_declaration(text, name="standard input")
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a regular file", hint=_HINT)
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size} bytes; expected up to {MAX_BYTES}")
-        text = path.read_text(encoding="utf-8")
+            raise InputError(f"{path} is not a regular file; `-` reads standard input", hint=_HINT)
+        with path.open("rb") as stream:
+            text = _bounded(stream.read(MAX_BYTES + 1), str(path))
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}", hint=_HINT) from exc
     except UnicodeDecodeError as exc:
         raise InputError(f"{path} is not UTF-8 text: {exc}") from exc
     return parse_declaration(text, name=str(path))
+
+
+def _bounded(content: bytes, name: str) -> str:
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{name} has more than {MAX_BYTES} bytes, which nobody writes", hint=_HINT)
+    return content.decode()
 
 
 def parse_declaration(text: str, *, name: str) -> Declaration:
@@ -54,18 +67,30 @@ def parse_declaration(text: str, *, name: str) -> Declaration:
     """
     document = parse_document(text, name=name)
     if not isinstance(document.value, dict):
+        if document.problems:
+            raise _error(_told(document, {}))
         found = "nothing" if document.value is None else f"a {_kind(document.value)}"
         raise InputError(f"{document.where(())}: expected a mapping with `models:`, found {found}", hint=_HINT)
     content = {key: value for key, value in document.value.items() if not key.startswith(NOTES_PREFIX)}
+    problems = dict(_names(content))
+    declaration = None
     try:
         declaration = Declaration.model_validate(content)
     except pydantic.ValidationError as exc:
-        ordered = sorted(_problems(exc.errors(), document), key=lambda problem: document.place(problem[0]))
-        raise _error([f"{document.where(path)}: {_dotted(path)}{what}" for path, what in ordered]) from exc
-    problems = list(_names(declaration, document))
-    if problems:
-        raise _error(problems)
+        problems.update(_problems(exc.errors(), document))
+    if declaration is None or problems or document.problems:
+        raise _error(_told(document, problems))
     return declaration
+
+
+def _told(document: Document, problems: Mapping[Location, str]) -> list[str]:
+    """All problems in the order of the file; of a value that YAML reads otherwise than it looks, nothing further."""
+    told = [(place, f"{document.name}:{place}: {what}") for _, place, what in document.problems]
+    unread = [path for path, _, _ in document.problems]
+    for path, what in problems.items():
+        if not any(path[: len(other)] == other or other[: len(path)] == path for other in unread):
+            told.append((document.place(path), f"{document.where(path)}: {_dotted(path)}{what}"))
+    return [text for _, text in sorted(told, key=lambda item: item[0])]
 
 
 def _error(problems: Sequence[str]) -> InputError:
@@ -74,20 +99,23 @@ def _error(problems: Sequence[str]) -> InputError:
     return InputError(f"{len(problems)} problems:\n  " + "\n  ".join(problems), hint=_HINT)
 
 
-def _names(declaration: Declaration, document: Document) -> Iterator[str]:
-    """Names that no mapping's type can check: of models and tags."""
-    for name, model in declaration.models.items():
+def _names(content: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Names that no mapping's type can check: of models and tags. What is of another form is left to the schema."""
+    models = content.get("models")
+    for name, model in models.items() if isinstance(models, dict) else ():
         checks: list[tuple[Location, typing.Callable[[str], object], str]] = [
             (("models", name), validate_model_name, name)
         ]
-        checks += [(("models", name, "tags", tag), validate_tag, tag) for tag in model.tags]
-        if isinstance(model.serve, str) and model.serve != "newest":
-            checks.append((("models", name, "serve"), validate_tag, model.serve))
+        fields = model if isinstance(model, dict) else {}
+        tags, serve = fields.get("tags"), fields.get("serve")
+        checks += [(("models", name, "tags", tag), validate_tag, tag) for tag in tags or () if isinstance(tags, dict)]
+        if isinstance(serve, str) and serve != "newest":
+            checks.append((("models", name, "serve"), validate_tag, serve))
         for path, check, text in checks:
             try:
                 check(text)
             except RepositoryError as exc:
-                yield f"{document.where(path)}: {_dotted(path)}{exc.message}"
+                yield path, exc.message
 
 
 def _problems(errors: Sequence[Any], document: Document) -> Iterator[tuple[Location, str]]:

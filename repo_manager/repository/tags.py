@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _TAG = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_RESERVED = ("latest", "all")
+_RESERVED = ("latest", "all", "newest")  # `serve: newest` of repository.yaml is no tag.
 
 
 def validate_tag(tag: str) -> str:

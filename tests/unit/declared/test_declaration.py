@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -94,6 +95,38 @@ def test_all_mistakes_are_told_at_once_in_their_order() -> None:
         "r.yaml:4:5",
         "r.yaml:6:5",
     ]
+
+
+def test_mistakes_of_every_kind_are_told_together() -> None:
+    """A key, a name, a tag, a number that YAML reads otherwise and a key that stands twice: one run tells them all."""
+    found = problem(
+        "modells: 1\nmodels:\n  a/b:\n    precison: fp16\n  m:\n    serve: 010\n    tags: {'..': 1}\n"
+        "    precision: fp32\n    precision: fp16\n  n:\n    serve: la la\n"
+    )
+    assert [line.strip().split(": ")[0] for line in found.splitlines()[1:]] == [
+        "r.yaml:1:1",
+        "r.yaml:3:3",
+        "r.yaml:4:5",
+        "r.yaml:6:12",
+        "r.yaml:7:12",
+        "r.yaml:9:5",
+        "r.yaml:11:5",
+    ]
+
+
+def test_standard_input_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(content: bytes) -> object:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return read_declaration(Path("-"))
+
+    assert read(b"models: {m: {source: x.onnx}}") == parse_declaration("models: {m: {source: x.onnx}}", name="x")
+    for content, message in (
+        (b"models: 3", "standard input:1:1"),
+        (b"\xff", "not UTF-8"),
+        (b" " * 5_000_000, "more than"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(content)
 
 
 def test_ten_thousand_aliases_are_refused_before_they_are_read() -> None:

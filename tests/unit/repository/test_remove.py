@@ -178,7 +178,7 @@ def test_tags_stand_at_one_version(five: Path) -> None:
         set_tag(five, "m", "prod", 9)
 
 
-@pytest.mark.parametrize("tag", ["", "3", "latest", "a b", "-x", "a/b", "x" * 65])
+@pytest.mark.parametrize("tag", ["", "3", "latest", "newest", "a b", "-x", "a/b", "x" * 65])
 def test_tags_that_could_be_misread_are_refused(five: Path, tag: str) -> None:
     with pytest.raises(RepositoryError, match="cannot be a tag"):
         set_tag(five, "m", tag, 1)
