@@ -78,6 +78,22 @@ class TensorSpec:
         return f"{self.name}: {self.dtype}[{dims}]"
 
 
+_PLAIN = frozenset((type(None), bool, str, int))
+
+
+_FIELDS: dict[type, tuple[str, ...] | None] = {}
+
+
+def _json_fields(kind: type) -> tuple[str, ...] | None:
+    """Names of a dataclass's fields that its JSON form has; `None` for another type. A listing asks 100,000 times."""
+    if kind not in _FIELDS:
+        special = issubclass(kind, (enum.Enum, os.PathLike, _Place, _Scalar))
+        plain = dataclasses.is_dataclass(kind) and not special
+        fields = dataclasses.fields(kind) if plain else ()
+        _FIELDS[kind] = tuple(field.name for field in fields if field.metadata.get("json", True)) if plain else None
+    return _FIELDS[kind]
+
+
 def as_json(value: Any) -> Any:
     """Turn a stage's result into plain JSON types.
 
@@ -88,9 +104,17 @@ def as_json(value: Any) -> Any:
     Raises:
         TypeError: for a type that no stage's result may hold.
     """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple or kind is list:
+        return [as_json(item) for item in value]
+    names = _json_fields(kind)
+    if names is not None:
+        return {name: as_json(getattr(value, name)) for name in names}
     if isinstance(value, enum.Enum):
         return value.value
-    if value is None or isinstance(value, bool | str | int):
+    if isinstance(value, str | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -100,12 +124,6 @@ def as_json(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, _Place):
         return value.location_text()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: as_json(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.metadata.get("json", True)
-        }
     if isinstance(value, Mapping):
         return {str(as_json(key)): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -28,7 +28,7 @@ def list_models(repository: Repository = None, json: JsonOutput = False, quiet: 
 
     root = resolve_repository(repository)
     models = scan(root, deep=False)
-    Terminal(as_json=json, quiet=quiet).result(models, *models_view(root, models))
+    Terminal(as_json=json, quiet=quiet).result(models, *([] if json else models_view(root, models)))
 
 
 def show(name: ModelName, repository: Repository = None, json: JsonOutput = False, quiet: Quiet = False) -> None:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repo_manager.report.long_table import LongTable
 from repo_manager.report.plain import plain
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "sparsity_view",
 ]
 
+_LONG_ROWS = 1000
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -73,8 +75,11 @@ def make_table(
         rows: one value per column; printed as text, never as markup.
         right: the headings of the columns that are aligned to the right, separated by commas.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     aligned = {heading.strip() for heading in right.split(",")}
+    if len(rows) > _LONG_ROWS:
+        long = LongTable(columns, rows, frozenset(aligned))
+        return long if title is None else Group(Text(f"\n{plain(title)}", style="bold"), Text(), long)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in columns:
         table.add_column(heading, justify="right" if heading in aligned else "left", overflow="fold")
     for row in rows:
