@@ -59,7 +59,9 @@ class Terminal:
     def result(self, result: Any, *renderables: RenderableType) -> None:
         """Print a command's result: its JSON form, or the renderables one after the other."""
         if self.json:
-            sys.stdout.write(json.dumps(as_json(result), indent=2) + "\n")
+            # Piece by piece: the whole text of a large listing would double the memory.
+            sys.stdout.writelines(json.JSONEncoder(indent=2).iterencode(as_json(result)))
+            sys.stdout.write("\n")
             sys.stdout.flush()
             return
         for renderable in renderables:
