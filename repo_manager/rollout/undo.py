@@ -33,7 +33,8 @@ def restore_server(
     if not before.ready or unseen:
         unload(client, name, options)
     if before.ready:
-        client.load(name, timeout_s=options.load_timeout_s)
+        # It may have to wait for the load that was given up, however short a deadline that one had.
+        client.load(name, timeout_s=max(options.load_timeout_s, options.settle_timeout_s))
     state = wait_until_only_ready(client, name, before.ready, options.settle_timeout_s)
     if state.ready != before.ready:
         raise ServerRefusedError(f"{state.sentence}, before it were {before.ready or 'none'}")
