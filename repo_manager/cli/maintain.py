@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repo_manager.cli.options import DryRun, JsonOutput, ModelName, Quiet, Repository, resolve_repository
-from repo_manager.errors import UsageError
+from repo_manager.errors import RepositoryError, UsageError
 
 if TYPE_CHECKING:
     from repo_manager.report.terminal import Terminal
@@ -193,7 +193,12 @@ def gc_command(
     root = resolve_repository(repository)
     age_s = None if older_than is None else parse_age(older_than)
     result = gc(root, name, keep=keep, older_than_s=age_s, dry_run=dry_run)
-    _terminal(json, quiet).result(result, *removals_view(result.removals, dry_run=dry_run))
+    terminal = _terminal(json, quiet)
+    for failure in result.failed:
+        terminal.warn(f"{failure} (nothing of this model was removed)")
+    terminal.result(result, *removals_view(result.removals, dry_run=dry_run))
+    if result.failed:
+        raise typer.Exit(RepositoryError.exit_code)
 
 
 def adopt_command(

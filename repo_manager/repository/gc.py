@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 from pathlib import Path
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
 from repo_manager.repository.manifest import read_manifest
@@ -27,11 +27,14 @@ class GcResult:
         removals: one a model from which something goes.
         swept: entries that dead commands had left in the staging area; empty for a dry run.
         applied: whether it was done.
+        failed: models whose configuration cannot be read, with what is wrong: nothing of them was removed, because
+            nobody can say what is served.
     """
 
     removals: tuple[Removal, ...]
     swept: tuple[str, ...]
     applied: bool
+    failed: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -61,6 +64,8 @@ def gc(
 
     Raises:
         RepositoryError: `keep` is below 1, or a model cannot be read.
+        ConfigError: the config.pbtxt of the one model is broken. Of all models, the others are cleaned up, and
+            `GcResult.failed` names it.
     """
     check_keep(keep)
     cutoff = None if older_than_s is None else datetime.datetime.now(datetime.timezone.utc).timestamp() - older_than_s
@@ -71,12 +76,21 @@ def gc(
     def select(folder: Path, state: ModelState) -> tuple[int, ...]:
         return old_versions(folder, state, keep, cutoff)
 
-    found = tuple(remove_selected(root, model, select, dry_run=dry_run) for model in names)
+    found: list[Removal] = []
+    failed: list[str] = []
+    for model in names:
+        try:
+            found.append(remove_selected(root, model, select, dry_run=dry_run))
+        except ConfigError as exc:
+            if name is not None:
+                raise
+            failed.append(f"{model}: {exc.message}")
     swept = () if dry_run else sweep(root)
     if not dry_run and orphaned_signatures(root):
         with disk_errors(f"clean up {repository}"), repository_lock(root):
             drop_signatures(root, orphaned_signatures(root))  # A crash came between a version and its signature.
-    return GcResult(tuple(removal for removal in found if removal.versions), swept, applied=not dry_run)
+    removals = tuple(removal for removal in found if removal.versions)
+    return GcResult(removals, swept, not dry_run, tuple(failed))
 
 
 def check_keep(keep: int) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 from collections.abc import Callable
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.gc import GcResult, check_keep, old_versions
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
@@ -68,22 +68,24 @@ def gc(
     names = model_names(store) if name is None else (name,)
     swept: list[str] = []
     found: list[Removal] = []
+    failed: list[str] = []
+
+    def select(mirror: Mirror) -> tuple[int, ...]:
+        return old_versions(mirror.folder, mirror.snapshot.ledger.state, keep, cutoff)
+
     for model in names:
         if not dry_run:
             swept += sweep(store, model)
         if not take_snapshot(store, model).versions:
             continue
-        found.append(
-            _remove(
-                store,
-                model,
-                lambda m: old_versions(m.folder, m.snapshot.ledger.state, keep, cutoff),
-                whole=False,
-                force=False,
-                dry_run=dry_run,
-            )
-        )
-    return GcResult(tuple(removal for removal in found if removal.versions), tuple(swept), applied=not dry_run)
+        try:
+            found.append(_remove(store, model, select, whole=False, force=False, dry_run=dry_run))
+        except ConfigError as exc:
+            if name is not None:
+                raise
+            failed.append(f"{model}: {exc.message}")
+    removals = tuple(removal for removal in found if removal.versions)
+    return GcResult(removals, tuple(swept), not dry_run, tuple(failed))
 
 
 def _remove(store: ObjectStore, name: str, select: Select, *, whole: bool, force: bool, dry_run: bool) -> Removal:

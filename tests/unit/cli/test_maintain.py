@@ -110,6 +110,16 @@ def test_gc_keeps_what_is_served_and_the_newest(run: Run, repository: Path) -> N
     assert run("gc", "--older-than", "soon", "-r", repository).code == 2
 
 
+def test_gc_tells_which_model_it_could_not_clean_up(run: Run, repository: Path) -> None:
+    (repository / "broken/1").mkdir(parents=True)
+    (repository / "broken/config.pbtxt").write_text("nonsense {{")
+    result = run("gc", "--keep", "1", "-r", repository, "--json")
+    assert result.code == 3
+    assert "broken: " in result.err
+    assert [removal["versions"] for removal in json.loads(result.out)["removals"]] == [[2]]
+    assert json.loads(result.out)["failed"][0].startswith("broken: ")
+
+
 def test_copy_carries_a_version_with_its_story(run: Run, repository: Path, tmp_path: Path) -> None:
     production = tmp_path / "production"
     assert run("copy", "digits:2", "--into", production, "-r", repository, "--dry-run").code == 0

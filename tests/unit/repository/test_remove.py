@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository import (
     find_model,
     gc,
@@ -182,3 +182,17 @@ def test_tags_stand_at_one_version(five: Path) -> None:
 def test_tags_that_could_be_misread_are_refused(five: Path, tag: str) -> None:
     with pytest.raises(RepositoryError, match="cannot be a tag"):
         set_tag(five, "m", tag, 1)
+
+
+def test_a_model_whose_configuration_is_broken_does_not_keep_the_others_from_being_cleaned_up(five: Path) -> None:
+    (five / "a").mkdir()
+    (five / "a/config.pbtxt").write_text("nonsense {{")
+    for number in ("1", "2"):
+        (five / "a" / number).mkdir()
+    result = gc(five, keep=1)
+    assert [removal.name for removal in result.removals] == ["m"]
+    assert len(result.failed) == 1
+    assert result.failed[0].startswith("a: ")
+    assert sorted(path.name for path in (five / "a").iterdir()) == ["1", "2", "config.pbtxt"]
+    with pytest.raises(ConfigError):
+        gc(five, "a", keep=1)
