@@ -89,6 +89,7 @@ class FleetAttempt:
     def run(self) -> FleetRollout:
         """Apply, prove, finish; or put all back."""
         if not any(attempt.plan.changes for attempt in self.attempts):
+            self._check_served()
             results = in_waves(self.attempts, self.batch, Attempt.confirm)
             record_deployment(self.repository, self.name, self.version)
             return self.result(tuple(results))
@@ -132,6 +133,20 @@ class FleetAttempt:
         in_waves(self.attempts, min(_WIDE, len(self.attempts)), check)
         for attempt in self.attempts:
             refuse(self.name, self.version, attempt.checks, self.options)
+
+    def _check_served(self) -> None:
+        """Check a version that all serve already, where keys are given: it may have been tampered with since.
+
+        Raises:
+            RepositoryError: something speaks against it; the servers go on serving it.
+        """
+        if not self.options.signed_by:
+            return
+        shared = self.attempts[0].check_version()
+        for attempt in self.attempts:
+            attempt.checks = shared
+        urls = [attempt.client.url for attempt in self.attempts]
+        refuse(self.name, self.version, shared, self.options, served_by=urls)
 
     def _apply(self, begun: list[Attempt]) -> tuple[Rollout, ...]:
         meanwhile = tuple(sorted({version for attempt in self.attempts for version in attempt.loaded_meanwhile()}))
