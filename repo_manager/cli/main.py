@@ -6,7 +6,7 @@ import io
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,13 +73,27 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+# Click's own error: of the `click` package or of Typer's copy of it, by Typer's version.
+_CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
+
+
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # A file's name need not be text of the user's encoding.
     try:
-        app(prog_name="repo-manager")
+        code = app(prog_name="repo-manager", standalone_mode=False)
+    except _CLICK_ERROR as error:
+        error.show()
+        if "--json" in sys.argv:
+            from repo_manager.report.terminal import error_document
+
+            sys.stdout.write(error_document("UsageError", error.format_message(), None, error.exit_code))
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.stderr.write("Aborted.\n")
+        sys.exit(1)
     except RepoManagerError as error:
         from repo_manager.report.terminal import Terminal
 
@@ -89,3 +103,4 @@ def main() -> None:
         # The reader of our output has gone (`| head`): not an error of ours.
         sys.stderr.close()
         sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -164,12 +164,15 @@ def status_command(
     from repo_manager.errors import ServerError
     from repo_manager.report.rollout_tables import status_view
     from repo_manager.report.terminal import Terminal
+    from repo_manager.repository import find_model
     from repo_manager.rollout import resolve_targets, status
     from repo_manager.server import TritonClient, running_server
     from repo_manager.settings import load_settings
 
     terminal = Terminal(as_json=json, quiet=quiet)
     root = resolve_repository(repository)
+    if name is not None:
+        find_model(root, name)
     texts = list(to or filter(None, [load_settings().server]))
     if not texts:
         running = running_server(root)

@@ -143,10 +143,10 @@ def _check_target(options: LoadTestOptions) -> None:
         raise UsageError(
             f"the URL {options.url!r} has the scheme {scheme!r}, expected grpc://, grpcs://, http:// or https://",
         )
-    if mark and options.protocol is not None and options.protocol != _SCHEMES[scheme]:
-        raise UsageError(f"the URL {options.url!r} contradicts the protocol {options.protocol!r}")
     if options.protocol not in (None, "grpc", "http"):
         raise UsageError(f"the protocol is {options.protocol!r}, expected grpc or http")
+    if mark and options.protocol is not None and options.protocol != _SCHEMES[scheme]:
+        raise UsageError(f"the URL {options.url!r} contradicts the protocol {options.protocol!r}")
     port = (rest if mark else options.url).split("/", 1)[0].rpartition(":")[2]
     if ":" in (rest if mark else options.url) and not port.rstrip("]").isdigit() and "]" not in port:
         raise UsageError(f"the URL {options.url!r} has the port {port!r}, expected a number")

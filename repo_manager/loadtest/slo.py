@@ -87,6 +87,13 @@ class GateResult:
     reason: str
     needed_s: float | None = None
 
+    @property
+    def why(self) -> str:
+        """The reason, and how much more measuring would probably decide."""
+        if self.needed_s is None:
+            return self.reason
+        return f"{self.reason}; about {self.needed_s:.0f} s of measuring would decide"
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -252,4 +259,5 @@ def _needed_s(point: LoadPoint, value: float, low: float, high: float, gate: Gat
     half = high - value if gate.limit > value else value - low
     if distance <= 0 or half <= 0 or not point.duration_s:
         return None
-    return float(point.duration_s * (half / distance) ** 2)
+    # An interval shrinks with the root of the time; that of a share of which nothing was seen, with the time itself.
+    return float(point.duration_s * (half / distance) ** (1 if value == 0.0 and gate.metric == "errors" else 2))

@@ -28,7 +28,7 @@ def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
         kind = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}.get(result.outcome)
         if kind is not None:
             counts[kind] += 1
-            ElementTree.SubElement(case, kind, message=result.reason)
+            ElementTree.SubElement(case, kind, message=result.why)
     suite.set("tests", str(len(suite)))
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
         suite.set(attribute, str(counts[kind]))

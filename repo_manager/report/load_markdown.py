@@ -38,7 +38,7 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
         )
     lines += _table(head, rows)
     if verdict is not None and verdict.results:
-        found = [[f"`{r.gate}`", r.level, _MARKS[r.outcome.value], r.reason] for r in verdict.results]
+        found = [[f"`{r.gate}`", r.level, _MARKS[r.outcome.value], r.why] for r in verdict.results]
         lines += ["", *_table(["gate", "level", "outcome", "why"], found)]
     if report.knee is not None:
         lines += ["", f"Knee: {report.knee}, {report.knee_rule}."]

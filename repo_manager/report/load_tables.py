@@ -155,7 +155,7 @@ def verdict_view(verdict: Verdict) -> list[RenderableType]:
             result.gate,
             result.level,
             Text(str(result.outcome), style=_STYLES.get(str(result.outcome), "yellow")),
-            result.reason,
+            result.why,
         ]
         for result in verdict.results
     ]

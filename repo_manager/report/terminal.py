@@ -13,7 +13,7 @@ from repo_manager.errors import RepoManagerError
 from repo_manager.report.plain import plain
 from repo_manager.types import as_json
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "error_document"]
 
 _WIDTH_WITHOUT_TERMINAL = 140
 
@@ -79,15 +79,7 @@ class Terminal:
         if error.hint is not None:
             self._err.print(_escape(error.hint), highlight=False, soft_wrap=True)
         if self.json:
-            document = {
-                "error": {
-                    "type": type(error).__name__,
-                    "message": error.message,
-                    "hint": error.hint,
-                    "exit_code": error.exit_code,
-                }
-            }
-            sys.stdout.write(json.dumps(document, indent=2) + "\n")
+            sys.stdout.write(error_document(type(error).__name__, error.message, error.hint, error.exit_code))
             sys.stdout.flush()
 
     @property
@@ -98,6 +90,12 @@ class Terminal:
     def reporter(self) -> Callable[[str], None]:
         """Return `progress` as a plain function, for the stages."""
         return self.progress
+
+
+def error_document(kind: str, message: str, hint: str | None, exit_code: int) -> str:
+    """Return an error as the JSON that a command prints in place of its result."""
+    error = {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}
+    return json.dumps({"error": error}, indent=2) + "\n"
 
 
 def _console(stream: Any) -> Console:

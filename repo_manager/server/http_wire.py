@@ -72,7 +72,10 @@ class HttpWire:
         except (OSError, http.client.HTTPException) as exc:
             self._drop()
             reason = str(exc) or type(exc).__name__
-            raise ServerUnreachableError(f"{self._endpoint} cannot be reached: {path}: {reason}") from exc
+            raise ServerUnreachableError(
+                f"{self._endpoint} cannot be reached: {path}: {reason}",
+                hint="Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP).",
+            ) from exc
         except BaseException:
             self._drop()  # interrupted: what comes over this connection next is not an answer to the next request
             raise

@@ -76,7 +76,10 @@ class GrpcTransport:
         if status.endswith("DEADLINE_EXCEEDED"):
             return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {what}")
         if status.endswith("UNAVAILABLE") and _NO_CONNECTION.search(reason):
-            return ServerUnreachableError(f"{self._endpoint} cannot be reached: {what}: {reason}")
+            return ServerUnreachableError(
+                f"{self._endpoint} cannot be reached: {what}: {reason}",
+                hint="Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP).",
+            )
         return refusal(self._endpoint, what, reason)
 
     def live(self, timeout_s: float) -> bool:

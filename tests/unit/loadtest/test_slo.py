@@ -133,3 +133,11 @@ def test_an_unstable_level_without_an_interval_is_decided_when_every_window_agre
     mean = sum(throughputs) / len(throughputs)
     unstable = point(outcome="unstable", windows=windows, intervals=Intervals(), throughput_per_s=mean)
     assert judge(report(unstable), [parse_slo("throughput>500")]).outcome is outcome
+
+
+def test_without_an_error_the_time_that_would_decide_grows_with_the_interval_itself():
+    calm = dataclasses.replace(point(), requests=100, errors=0, duration_s=2.0)
+    (result,) = judge(report(calm), [parse_slo("errors<1%")]).results
+    assert result.outcome.value == "inconclusive"
+    assert result.needed_s == pytest.approx(2.0 * result.interval.high / 0.01)
+    assert result.why.endswith(f"; about {result.needed_s:.0f} s of measuring would decide")

@@ -1,0 +1,78 @@
+"""Mistakes on the command line: named on stderr, and with --json one document on stdout as every other error."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from repo_manager.cli.main import main
+from repo_manager.errors import ServerUnreachableError, UsageError
+from repo_manager.loadtest import LoadTestOptions
+from repo_manager.server import TritonClient
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("deploy", "m", "--timeout", "-1"), "--timeout"),
+        (("loadtest", "m", "--no-such-option"), "--no-such-option"),
+        (("add",), "MODEL.onnx"),
+    ],
+)
+def test_a_mistake_is_a_document_too(
+    arguments: tuple[str, ...], word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for json_too in (True, False):
+        monkeypatch.setattr(sys, "argv", ["repo-manager", *arguments, *(["--json"] if json_too else [])])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        printed = capsys.readouterr()
+        assert word in printed.err
+        assert "Usage: repo-manager" in printed.err
+        if json_too:
+            error = json.loads(printed.out)["error"]
+            assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+            assert word in error["message"]
+        else:
+            assert printed.out == ""
+
+
+def test_help_and_version_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--help", "--version"):
+        monkeypatch.setattr(sys, "argv", ["repo-manager", option])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        assert "repo-manager" in capsys.readouterr().out
+
+
+def test_the_status_of_an_unknown_model_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["repo-manager", "status", "nosuch", "-r", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    assert "has no model 'nosuch'" in capsys.readouterr().err
+
+
+def test_a_protocol_that_there_is_not_is_named() -> None:
+    with pytest.raises(UsageError, match="the protocol is 'ftp', expected grpc or http"):
+        LoadTestOptions(url="grpc://127.0.0.1:1", model="m", protocol="ftp")
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_out_of_reach_is_told_with_the_next_step(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with (
+        TritonClient.connect(f"{scheme}://127.0.0.1:{port}") as client,
+        pytest.raises(ServerUnreachableError) as caught,
+    ):
+        client.repository_index()
+    assert "8001 gRPC, 8000 HTTP" in (caught.value.hint or "")
