@@ -159,7 +159,10 @@ def _refused(options: LoadTestOptions, question: str, reason: str) -> ServerRefu
     if question in _MEMORY_QUESTIONS:
         return ServerRefusedError(f"{options.url} did not {question} shared memory: {reason}")
     wanted = options.model if options.version is None else f"{options.model} version {options.version}"
+    # What `compare --control` asks for is there only when somebody made and deployed it.
+    is_control = options.model.endswith(("__dense", "__noflag"))
+    control = f"`add --control` makes it, `deploy {options.model}` serves it. " if is_control else ""
     return ServerRefusedError(
         f"{options.url} did not describe the model {wanted}: {reason}",
-        hint="See what it serves: repo-manager status, or POST /v2/repository/index.",
+        hint=f"{control}See what it serves: repo-manager status, or POST /v2/repository/index.",
     )

@@ -12,6 +12,7 @@ import pytest
 from repo_manager.cli.main import main
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.loadtest import LoadTestOptions
+from repo_manager.loadtest.ask import _refused
 from repo_manager.server import TritonClient
 
 
@@ -76,3 +77,11 @@ def test_a_server_out_of_reach_is_told_with_the_next_step(scheme: str) -> None:
     ):
         client.repository_index()
     assert "8001 gRPC, 8000 HTTP" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("model", "told"), [("m__dense", True), ("m__noflag", True), ("m", False)])
+def test_a_control_that_is_not_served_is_told_with_how_it_is_made(model: str, told: bool) -> None:
+    error = _refused(
+        LoadTestOptions(url="grpc://127.0.0.1:1", model=model, concurrency=(1,)), "describe", "unknown model"
+    )
+    assert (f"`add --control` makes it, `deploy {model}` serves it." in (error.hint or "")) is told
