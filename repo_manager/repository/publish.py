@@ -18,6 +18,7 @@ from repo_manager.repository.layout import (
     model_path,
     open_repository,
     triton_version,
+    validate_model_name,
 )
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import (
@@ -157,6 +158,7 @@ def publish(
         ConfigError: the existing config.pbtxt is broken.
     """
     with disk_errors(f"publish {name}"):
+        validate_model_name(name)  # Before the root is made: a refused name leaves nothing behind.
         check_arguments(name, files, config)
         root = open_repository(repository, create=True)
         check_early(model_path(root, name), name, config)

@@ -211,7 +211,9 @@ def _config_text(path: Path) -> str:
         return read_regular(path).decode()
     except FileNotFoundError:
         raise ConfigError(f"has no {CONFIG_FILENAME}; Triton derives one where the backend can") from None
-    except (OSError, UnicodeDecodeError) as exc:
+    except OSError as exc:
+        raise ConfigError(f"{CONFIG_FILENAME} cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
         raise ConfigError(f"{CONFIG_FILENAME} cannot be read: {exc}") from exc
 
 

@@ -12,7 +12,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.anywhere import find_model, plan_publish, publish
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.dispatch import by_location
-from repo_manager.repository.layout import open_repository
+from repo_manager.repository.layout import open_repository, validate_model_name
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.policy import existing_model
@@ -61,7 +61,7 @@ def copy_version(
         RepositoryError: no such version, it has no manifest, its files are not what the manifest says, or the target
             serves something else under that name.
     """
-    new_name = name if target_name is None else target_name
+    new_name = validate_model_name(name if target_name is None else target_name)
     with disk_errors(f"copy {name}:{version}"):
         found = _look(source, name, version, new_name)
         check_whole(found.present, found.manifest, f"{name}:{version}")

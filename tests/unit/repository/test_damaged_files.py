@@ -11,7 +11,7 @@ import pytest
 from support.repository_cases import Cases, readers
 
 from repo_manager.errors import RepoManagerError, RepositoryError
-from repo_manager.repository import adopt, verify
+from repo_manager.repository import adopt, scan, verify
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,8 @@ def test_hostile_names_pipes_and_circles_are_told(cases: Cases, tmp_path: Path) 
     ):
         assert any(told in line for line in found), found
     assert any(line.startswith(os.fsdecode(b"\xff")) for line in found)
+    listed = {model.name: model.problems for model in scan(root, deep=False)}
+    assert listed["pipe"][0] == "config.pbtxt cannot be read: is not a regular file"
     for call in readers(root):
         with contextlib.suppress(RepoManagerError):
             call()

@@ -115,3 +115,15 @@ def test_differences(root: Path, put: Put, files: dict[str, Path], config: Any) 
     assert (same.fields, same.files) == ({}, ())
     (root / "m/2/manifest.json").unlink()
     assert compare_versions(model.version(1), find_model(root, "m").version(2)).problems
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "-x"])
+def test_a_refused_name_leaves_no_empty_repository(
+    root: Path, put: Put, tmp_path: Path, files: dict[str, Path], config: Any, name: str
+) -> None:
+    put()
+    with pytest.raises(RepositoryError, match="cannot be a model's name"):
+        copy_version(root, "m", 1, tmp_path / "production", target_name=name)
+    with pytest.raises(RepositoryError, match="cannot be a model's name"):
+        publish(tmp_path / "production", name, files, config, {})
+    assert not (tmp_path / "production").exists()
