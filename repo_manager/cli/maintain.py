@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
         ("labels", labels_command),
         ("tag", tag_command),
         ("copy", copy_command),
+        ("promote", copy_command),
         ("remove", remove_command),
         ("gc", gc_command),
         ("adopt", adopt_command),
@@ -56,12 +57,14 @@ def config_command(
     file: Annotated[
         Path | None, typer.Option("--file", metavar="config.pbtxt", help="Replace the whole file by this one.")
     ] = None,
+    edit: Annotated[bool, typer.Option("--edit", help="Change the file in $VISUAL or $EDITOR.")] = False,
     repository: Repository = None,
     dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """Show a model's config.pbtxt, or change it: checked first, with the reload that it would cause."""
+    from repo_manager.cli.editor import edited
     from repo_manager.report.repository_tables import config_change_view
     from repo_manager.repository import change_config, edit_config
 
@@ -72,9 +75,15 @@ def config_command(
         if not separator or not field:
             raise UsageError(f"--set {text}: expected FIELD=VALUE, for instance max_batch_size=16")
         changes[field] = value
-    if file is not None and changes:
-        raise UsageError("--file replaces the whole configuration; it cannot be combined with --set or --clear")
-    if file is not None:
+    if sum((file is not None, bool(changes), edit)) > 1:
+        raise UsageError("--file and --edit replace the whole configuration; they go alone, without --set and --clear")
+    if edit:
+        before = change_config(root, name, {}, dry_run=True).before
+        with edited(before, name="config.pbtxt") as text:
+            if change_config(root, name, {}, dry_run=True).before != before:
+                raise RepositoryError(f"config.pbtxt of {name} was changed by somebody else meanwhile")
+            result = edit_config(root, name, text, dry_run=dry_run)
+    elif file is not None:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
@@ -82,7 +91,7 @@ def config_command(
         result = edit_config(root, name, text, dry_run=dry_run)
     else:
         result = change_config(root, name, changes, dry_run=dry_run or not changes)
-    _terminal(json, quiet).result(result, *config_change_view(result, shown=not changes and file is None))
+    _terminal(json, quiet).result(result, *config_change_view(result, shown=not (changes or file or edit)))
 
 
 def labels_command(

@@ -57,6 +57,39 @@ def test_config_shows_checks_and_writes(run: Run, repository: Path) -> None:
     assert "max_batch_size: 16" in path.read_text()
 
 
+def test_config_is_edited_in_the_persons_editor(run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = repository / "digits" / "config.pbtxt"
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", "sed -i 's/^max_batch_size: .*/max_batch_size: 16/'")
+    dry = run("config", "digits", "-r", repository, "--edit", "--dry-run")
+    assert "+max_batch_size: 16" in dry.out
+    assert "max_batch_size: 16" not in path.read_text()
+    assert run("config", "digits", "-r", repository, "--edit").code == 0
+    assert "max_batch_size: 16" in path.read_text()
+    assert run("config", "digits", "-r", repository, "--edit", "--clear", "max_batch_size").code == 2
+
+
+def test_a_refused_edit_is_kept_and_a_failed_editor_changes_nothing(
+    run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = repository / "digits" / "config.pbtxt"
+    before = path.read_text()
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", "sed -i 's/^max_batch_size: .*/max_batch_size: {/'")
+    refused = run("config", "digits", "-r", repository, "--edit")
+    assert refused.code == 3
+    kept = Path(refused.err.split("Your text is kept in ")[1].split()[0])
+    assert "max_batch_size: {" in kept.read_text()
+    kept.unlink()
+    kept.parent.rmdir()
+    for editor in ("false", "no-such-editor-here", "'"):
+        monkeypatch.setenv("EDITOR", editor)
+        assert run("config", "digits", "-r", repository, "--edit").code == 2
+    monkeypatch.setenv("EDITOR", f"sh -c 'echo \"# first\" | cat - {path} > {path}.new && mv {path}.new {path}' --")
+    assert "changed by somebody else" in run("config", "digits", "-r", repository, "--edit").err
+    assert path.read_text() == "# first\n" + before
+
+
 def test_a_whole_config_is_replaced_only_by_a_valid_one(run: Run, repository: Path, tmp_path: Path) -> None:
     path = repository / "digits" / "config.pbtxt"
     before = path.read_text()
