@@ -7,12 +7,11 @@ option on the command line wins over all.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-
-import pydantic
-import yaml
 
 from repo_manager.errors import UsageError
 
@@ -21,10 +20,9 @@ __all__ = ["Settings", "load_settings", "settings_path"]
 _PREFIX = "REPO_MANAGER_"
 
 
-class Settings(pydantic.BaseModel):
+@dataclasses.dataclass(frozen=True)
+class Settings:
     """What a user may set once for all commands."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     repository: str = "model_repository"
     """The model repository that commands work on: a folder, or a URL as Triton takes it."""
@@ -44,17 +42,14 @@ class Settings(pydantic.BaseModel):
     """Headers to send to servers, one `Name: value` a line."""
     token_file: Path | None = None
     """A file with the bearer token to send to servers."""
-    token: pydantic.SecretStr | None = None
+    token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
     """The bearer token itself (`REPO_MANAGER_TOKEN`)."""
     signed_by: tuple[Path, ...] = ()
     """The policy: when not empty, `deploy` refuses versions that none of these public keys (or root certificates)
     vouches for, and `verify` checks it. In the environment separated by `:`; in the file a list, relative to it."""
 
-    @pydantic.field_validator("signed_by", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        """Take one text for a list: the environment has nothing else."""
-        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
 def settings_path(environment: Mapping[str, str]) -> Path:
@@ -80,20 +75,33 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     if "signed_by" in values:
         values["signed_by"] = _beside(path, values["signed_by"])
     sources = dict.fromkeys(values, str(path))
-    for field in Settings.model_fields:
+    for field in _FIELDS:
         name = _PREFIX + field.upper()
         if name in environment:
-            values[field] = environment[name]
+            values[field] = _list_of(environment[name]) if field == "signed_by" else environment[name]
             sources[field] = f"the environment ({name})"
+    return _validated(values, sources, path) if values else Settings()
+
+
+def _validated(values: Mapping[str, object], sources: Mapping[str, str], path: Path) -> Settings:
+    # Imported when there is something to validate: it is a sixth of a second of every command's start.
+    pydantic = importlib.import_module("pydantic")
+    checked = pydantic.with_config(pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True))(Settings)
     try:
-        return Settings.model_validate(values)
+        settings: Settings = pydantic.TypeAdapter(checked).validate_python(dict(values))
     except pydantic.ValidationError as exc:
         problems = "; ".join(
             f"{problem['loc'][0]} from {sources.get(str(problem['loc'][0]), str(path))}: {problem['msg']}"
             for problem in exc.errors()
         )
-        known = ", ".join(Settings.model_fields)
+        known = ", ".join(_FIELDS)
         raise UsageError(f"Settings are wrong: {problems}", hint=f"Known settings: {known}.") from exc
+    return settings
+
+
+def _list_of(text: str) -> list[str]:
+    """Take one text for a list: the environment has nothing else."""
+    return [part for part in text.split(os.pathsep) if part]
 
 
 def _beside(path: Path, value: object) -> object:
@@ -113,6 +121,7 @@ def _read_file(path: Path, *, required: bool) -> dict[str, object]:
         return {}
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(f"{path}: the settings file cannot be read: {exc}") from exc
+    yaml = importlib.import_module("yaml")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as exc:

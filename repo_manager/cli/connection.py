@@ -89,7 +89,7 @@ def client_options(
     token_file = connection.token_file or settings.token_file
     token = None
     if connection.token_file is None and settings.token is not None:
-        token = settings.token.get_secret_value() or None
+        token = settings.token or None
     if token is None and token_file is not None:
         token = read_token(token_file)
     return ClientOptions(

@@ -41,7 +41,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_a_roll_out_needs_no_builder_and_no_converter() -> None:
-    heavy = ("onnx", "onnxruntime", "repo_manager.engine.builder", "repo_manager.precision")
+    heavy = ("onnx", "onnxruntime", "pydantic", "yaml", "repo_manager.engine.builder", "repo_manager.precision")
     code = f"import sys, repo_manager.rollout.deploy\nprint([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

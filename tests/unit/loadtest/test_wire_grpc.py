@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from repo_manager.errors import ServerUnreachableError
@@ -101,9 +103,10 @@ def test_large_messages_keep_to_the_windows_and_arrive_whole(grpc_server, load, 
 
 def test_an_open_loop_keeps_its_schedule(grpc_server, load):
     server = grpc_server(lambda n: "ok")
+    began = time.monotonic()
     result = load("grpc", server.port).run(1.0, schedule=Schedule("constant", 200.0))
     # The run may last longer than asked where others use the CPUs; the schedule goes on as long.
-    assert result.latencies.count == pytest.approx(200.0 * result.length_ns / 1e9, abs=10)
+    assert 190 <= result.latencies.count <= 205 + 200 * (time.monotonic() - began - 1.0)
     assert result.sent == result.latencies.count
     # How many come late depends on who else uses the CPUs (benchmarks/ measure it); that they are counted does not.
     assert (result.late > 0) == (result.max_late_ns > 500_000)
