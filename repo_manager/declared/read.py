@@ -108,7 +108,9 @@ def _names(content: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         ]
         fields = model if isinstance(model, dict) else {}
         tags, serve = fields.get("tags"), fields.get("serve")
-        checks += [(("models", name, "tags", tag), validate_tag, tag) for tag in tags or () if isinstance(tags, dict)]
+        checks += [
+            (("models", name, "tags", tag), validate_tag, tag) for tag in (tags if isinstance(tags, dict) else ())
+        ]
         if isinstance(serve, str) and serve != "newest":
             checks.append((("models", name, "serve"), validate_tag, serve))
         for path, check, text in checks:

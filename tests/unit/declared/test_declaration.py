@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from repo_manager.declared import json_schema, parse_declaration, read_declaration
@@ -189,6 +189,8 @@ VALUES = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(VALUES, VALUES)
+@example(None, {"tags": True})
+@example(None, {"tags": [1]})
 def test_whatever_stands_there_is_taken_or_told(top: object, model: object) -> None:
     for value in (top, {"models": {"m": model}}):
         with contextlib.suppress(InputError):
