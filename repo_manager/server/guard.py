@@ -40,9 +40,10 @@ def stubs_of(server_pid: int) -> frozenset[_Stub]:
                 continue
             arguments = (folder / "cmdline").read_bytes().decode().split("\0")
             if arguments[0].endswith(_STUB):
-                # <stub> <repository>/<model>/<version>/<file> ...
+                # <stub> <repository>/<model>/<version>/<file> ...; from object storage it is a copy somewhere else.
                 version = Path(arguments[1]).parent
-                found.add(_Stub(version.parent.name, int(version.name), int(folder.name)))
+                number = int(version.name) if version.name.isdecimal() else 0
+                found.add(_Stub(version.parent.name, number, int(folder.name)))
     return frozenset(found)
 
 
@@ -107,8 +108,13 @@ class StubGuard:
             return False  # a native backend has no stubs
         groups = config.instance_group
         wanted = sum(group.count * max(1, len(group.gpus)) for group in groups)
-        alive = sum(stub.model == model and stub.version == version for stub in stubs_of(self._pid))
-        return bool(alive < wanted)
+        stubs = stubs_of(self._pid)
+        alive = sum(stub.model == model and stub.version == version for stub in stubs)
+        if alive >= wanted:
+            return False
+        # Stubs of copies that Triton made of an object store's files do not tell which model they serve.
+        served = {(entry.name, entry.version) for entry in client.repository_index()}
+        return all((stub.model, stub.version) in served for stub in stubs)
 
 
 def _reload(client: TritonClient, model: str) -> None:
