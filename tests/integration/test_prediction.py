@@ -50,9 +50,16 @@ class Watched:
 
     def ask(self) -> dict[int, int]:
         """Ask every READY version once, so that its counter is not 0."""
-        for version in observe(self.client, self.model.name).ready:
+        before = self.count()
+        for version in before:
             self.client.infer(self.model.name, version, {"x": X})
-        return self.count()
+        # Triton counts an inference after it has answered it.
+        deadline = time.monotonic() + 10.0
+        after = self.count()
+        while any(after[version] <= before[version] for version in before):
+            assert time.monotonic() < deadline, (before, after)
+            after = self.count()
+        return after
 
     def wanted(self, sent: str | None) -> Wanted:
         wanted = read_wanted(self.model.folder, unloadable=self.model.unloadable, auto_complete=False)
