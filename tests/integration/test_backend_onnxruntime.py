@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.serving import SCALING_CONFIG, onnx_model, scaling_model, write_model
+from support.waiting import eventually
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.server import EmbeddedServer, TritonClient
@@ -148,6 +149,7 @@ def test_requests_are_joined_into_one_run(
     requests = [{"x": np.full((rows, 4), rows, np.float32)} for rows in (1, 2, 1, 3, 1)]
     for request, outputs in zip(requests, at_once(server, "joined", requests), strict=True):
         np.testing.assert_array_equal(outputs["y"], 2 * request["x"])
+    assert eventually(lambda: client.statistics("joined", 1)[0].inference_count >= 8)
     counters = client.statistics("joined", 1)[0]
     assert counters.inference_count == 8
     assert counters.execution_count == 1

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import json_format
 from support.random_repository import BROKEN, FUTURE_S, RandomModel
 from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.waiting import eventually
 
 from repo_manager.client import VersionWeights, published_name, published_weights
 from repo_manager.errors import RolloutUndoneError, ServerRefusedError
@@ -40,8 +41,10 @@ class Served(RandomModel):
         self._ask()
 
     def _ask(self) -> None:
-        for version in self.ready():
+        before = self._counts()
+        for version in before:
             self.client.infer(self.name, version, {"x": X})
+        assert eventually(lambda: all(count > before[version] for version, count in self._counts().items()))
 
     def ready(self) -> tuple[int, ...]:
         return observe(self.client, self.name).ready

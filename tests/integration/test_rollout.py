@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.waiting import eventually
 
 from repo_manager.errors import (
     RepositoryError,
@@ -109,12 +110,12 @@ def test_first_second_and_back(repository: Path, client: TritonClient, model: st
 def test_what_is_deployed_is_not_touched(repository: Path, client: TritonClient, model: str) -> None:
     deploy(repository, model, 1, client)
     before = (repository / model / "config.pbtxt").stat().st_mtime_ns
-    counted = client.statistics(model, 1)[0].inference_count
+    assert eventually(lambda: client.statistics(model, 1)[0].inference_count == 1)
     again = deploy(repository, model, 1, client)
     assert not again.changed
     assert not again.plan.changes
     assert (repository / model / "config.pbtxt").stat().st_mtime_ns == before
-    assert client.statistics(model, 1)[0].inference_count == counted + 1
+    assert eventually(lambda: client.statistics(model, 1)[0].inference_count == 2)
 
 
 def test_no_request_fails_during_switches(
