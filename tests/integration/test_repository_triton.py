@@ -11,6 +11,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from support.waiting import eventually
 
 from repo_manager.errors import ServerError
 from repo_manager.onnx_model import Session, find_batch_axis, load_model, natural_inputs, signature_of
@@ -174,6 +175,7 @@ def test_a_configuration_change_has_the_effect_that_was_predicted(
         put(repository, name, MODELS["batched"], tmp_path)
     client.load(name)
     client.infer(name, 1, {"x": np.ones((1, 3, 2), np.float32)})
+    assert eventually(lambda: client.statistics(name, 1)[0].inference_count == 1)
     change = change_config(repository, name, {field: value})
     assert change.effect == effect
     client.load(name)
@@ -187,6 +189,7 @@ def test_publishing_and_removing_beside_a_served_version_does_not_reload_it(
     put(repository, "steady", MODELS["batched"], tmp_path)
     client.load("steady")
     client.infer("steady", 1, {"x": np.ones((1, 3, 2), np.float32)})
+    assert eventually(lambda: client.statistics("steady", 1)[0].inference_count == 1)
     put(repository, "steady", MODELS["batched"], tmp_path)
     client.load("steady")
     remove(repository, "steady", 2)
