@@ -29,7 +29,7 @@ from repo_manager.errors import (
 )
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest import Gate, LoadTestOptions
+    from repo_manager.loadtest import Gate, LoadTestOptions, LoadTestReport
     from repo_manager.report.terminal import Terminal
 
 __all__ = ["register", "server_of", "shapes_of"]
@@ -69,9 +69,12 @@ def loadtest(
         str, typer.Option("--arrival", help="Of --rate: constant, poisson, burst or ramp.")
     ] = "constant",
     replay: Annotated[Path | None, typer.Option("--replay", help="JSON or CSV file of recorded send times.")] = None,
-    until_saturation: Annotated[
-        bool, typer.Option("--until-saturation", help="Double the load until the knee.")
-    ] = False,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until", metavar="saturation", help="Double the concurrency until throughput rises by less than 5 %."
+        ),
+    ] = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="grpc or http [default: the URL's].")] = None,
     client: Annotated[str, typer.Option("--client", help="native or perf_analyzer.")] = "native",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples in a request.")] = 1,
@@ -106,6 +109,9 @@ def loadtest(
         Path | None,
         typer.Option("--baseline", metavar="FILE.json", help="An earlier JSON report: fail on a regression."),
     ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, max=100.0, help="Percent that may be lost against --baseline.")
+    ] = 5.0,
     allow_zeros: Annotated[bool, typer.Option("--allow-zeros", help="Accept input data that is all zeros.")] = False,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes of the native client [default: one per 4 CPUs].")
@@ -127,7 +133,7 @@ def loadtest(
     Exit code 4 when a gate fails, 5 when the server failed at a level, 6 when the measurement decides neither way.
     Ctrl-C shows what was measured until then. Reports of several machines: repo-manager loadtest merge FILES...
     """
-    from repo_manager.loadtest import LoadTestOptions, parse_levels, parse_rates, parse_slo
+    from repo_manager.loadtest import LoadTestOptions, parse_levels, parse_rates, parse_slo, read_report
     from repo_manager.report.load_files import check_report_path
     from repo_manager.report.terminal import Terminal
 
@@ -135,7 +141,9 @@ def loadtest(
     gates = tuple(parse_slo(text) for text in split_gates(slo))
     name, version = parse_target(target)
     where, metrics_url = server_of(url, repository, protocol)
-    has_level = concurrency or rate or replay or until_saturation
+    if until not in (None, "saturation"):
+        raise UsageError(f"--until {until}: expected saturation")
+    has_level = concurrency or rate or replay or until
     options = LoadTestOptions(
         url=where,
         model=name,
@@ -145,7 +153,7 @@ def loadtest(
         rate=parse_rates(rate) if rate else (),
         arrival=arrival,
         replay=replay,
-        until_saturation=until_saturation,
+        until_saturation=until is not None,
         batch_size=batch_size,
         shapes=shapes_of(terminal, shape, (name, version), repository, local=metrics_url is not None),
         data=data,
@@ -163,20 +171,20 @@ def loadtest(
         start_at=_moment(start_at),
         command=shlex.join(["repo-manager", *sys.argv[1:]]),
     )
-    _run(terminal, options, (gates, over, baseline), tuple(check_report_path(path) for path in report or ()))
+    earlier = None if baseline is None else (read_report(baseline), tolerance / 100)
+    _run(terminal, options, (gates, over, earlier), tuple(check_report_path(path) for path in report or ()))
 
 
 def _run(
     terminal: Terminal,
     options: LoadTestOptions,
-    judging: tuple[tuple[Gate, ...], str, Path | None],
+    judging: tuple[tuple[Gate, ...], str, tuple[LoadTestReport, float] | None],
     files: tuple[Path, ...],
 ) -> None:
-    from repo_manager.loadtest import LoadTestInterrupted, judge, judge_against, read_report, run_load_test
+    from repo_manager.loadtest import LoadTestInterrupted, judge, judge_against, run_load_test
     from repo_manager.report.load_live import load_progress
 
-    gates, over, baseline = judging
-    earlier = None if baseline is None else read_report(baseline)
+    gates, over, earlier = judging
     is_interrupted = False
     try:
         with load_progress(terminal.progress_console, quiet=terminal.quiet) as progress:
@@ -184,7 +192,10 @@ def _run(
     except LoadTestInterrupted as exc:
         report, is_interrupted = exc.report, True
     verdict = judge(report, gates, over=over) if gates and not is_interrupted else None
-    regression = None if earlier is None or is_interrupted else judge_against(report, earlier)
+    regression = None
+    if earlier is not None and not is_interrupted:
+        baseline, tolerance = earlier
+        regression = judge_against(report, baseline, tolerance=tolerance)
     show_report(terminal, report, (verdict, regression), files)
     if is_interrupted:
         raise typer.Exit(_INTERRUPTED)

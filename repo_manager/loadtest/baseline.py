@@ -70,6 +70,8 @@ def _judge(point: LoadPoint, before: LoadPoint, name: str, tolerance: float) -> 
     else:
         outcome = Outcome.INCONCLUSIVE
     words = f"worse by a factor of {worse:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    if half == 0:
+        words = f"worse by a factor of {worse:.3f}; neither report says how large its noise is"
     needed_s = None
     if outcome is Outcome.INCONCLUSIVE and worse != limit and point.duration_s:
         needed_s = point.duration_s * (half / abs(math.log(limit / worse))) ** 2

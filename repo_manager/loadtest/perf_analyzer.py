@@ -32,6 +32,8 @@ _EXPORTED_ELEMENTS = 1024  # the export repeats every request's inputs: minutes 
 _REQUEST_COUNT = re.compile(r"^\s*Request count: (\d+)", re.M)
 _KILL_AFTER_S = 60.0
 _UNSTABLE_EXIT, _OPTION_EXIT = 2, 3
+# What it prints before it measures a level; it ends with the code of wrong options also when no request ended in time.
+_MEASURED = re.compile(r"^\s*Request (?:concurrency|rate): ", re.M | re.I)
 
 
 def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
@@ -197,7 +199,7 @@ def _point(
             f"perf_analyzer lacks a library: {tail}",
             hint="Install it anew: repo-manager doctor --install-perf-analyzer.",
         )
-    if code == _OPTION_EXIT:
+    if code == _OPTION_EXIT and _MEASURED.search(text) is None:
         raise UsageError(f"perf_analyzer rejected its options: {tail}")
     if "failed to connect" in text.lower() or "connection refused" in text.lower():
         raise ServerUnreachableError(f"perf_analyzer reached no server at {options.url}: {tail}")

@@ -218,6 +218,15 @@ def test_every_ending_is_a_row(tmp_path, code, row, outcome):
     assert row or "some words" in point.reason
 
 
+@pytest.mark.parametrize("load", ["Request concurrency: 4", "Request Rate: 50 inference requests per seconds"])
+def test_an_interval_without_an_answer_is_a_failed_row(tmp_path, load):
+    """perf_analyzer 2.50 ends then with the code that it also has for wrong options."""
+    says = f"{load}\nNo valid requests recorded within time interval. Please use a larger time window."
+    point = run_perf_analyzer(script(tmp_path, code=3, row=False, says=says), CLOSED, FACTS, options())
+    assert point.outcome == "failed"
+    assert "No valid requests" in point.reason
+
+
 @pytest.mark.parametrize(
     ("code", "says", "error"),
     [
