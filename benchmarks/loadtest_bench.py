@@ -84,7 +84,9 @@ class Bench:
         for _ in range(3):  # it gives no numbers when it calls itself unstable
             (point,) = run_load_test(
                 self.options(
-                    protocol, model, client="perf_analyzer", duration_s=None, window_s=1.0, stability=0.5, **changes
+                    protocol,
+                    model,
+                    **{"client": "perf_analyzer", "duration_s": None, "window_s": 1.0, "stability": 0.5, **changes},
                 )
             ).points
             if point.throughput_per_s:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest.job import Job
+from repo_manager.loadtest.pacing import Pacer
 from repo_manager.loadtest.priority import SendPriority
 from repo_manager.loadtest.recorder import LATE_NS, Recorder
 from repo_manager.loadtest.schedule import Schedule
@@ -25,6 +26,7 @@ _RECONNECT_NS = 100_000_000
 _MAX_CONNECTIONS = 512
 _ABANDON_NS = 2_000_000_000
 _HOUSEKEEPING_NS = 20_000_000
+_QUIET_NS = 1_500_000  # until the next request is due: long enough to count a slice and hand it on
 
 
 class Generator:
@@ -101,6 +103,7 @@ class Generator:
         now_ns = time.monotonic_ns()
         self._recorder.roll(now_ns)
         self._recorder.finish(now_ns)
+        self._recorder.hand_over()
         for connection in self._connections.values():
             connection.close()
         self._epoll.close()
@@ -113,6 +116,8 @@ class Generator:
         while not self.stopping:
             self._poll(0.02)
             self._housekeep()
+            if self._recorder.kept_since_ns is not None:
+                self._recorder.hand_over()
             if self._in_flight < self._job.slots:
                 self._fill()
 
@@ -156,6 +161,7 @@ class Generator:
     def _send_on_schedule(self, start_ns: int, schedule: Schedule, priority: SendPriority) -> None:
         due_ns = self._due(start_ns, schedule)
         following = next(due_ns, None)
+        pacer = Pacer(self._epoll, _HOUSEKEEPING_NS)
         self._idle = [c for c in self._connections.values() if c.free_slots() > 0]
         while not self.stopping:
             now_ns = time.monotonic_ns()
@@ -172,11 +178,19 @@ class Generator:
             if following is None and not self._backlog and not self._in_flight:
                 break
             self._housekeep()
-            wait_ns = _HOUSEKEEPING_NS if following is None else following - time.monotonic_ns()
-            if wait_ns > 0:
-                # epoll waits in whole milliseconds; select takes microseconds, and an epoll can be selected.
-                select.select([self._epoll], [], [], min(wait_ns, _HOUSEKEEPING_NS) / 1e9)
+            self._hand_over_when_quiet(following)
+            pacer.wait(following)
             self._poll(0)
+
+    def _hand_over_when_quiet(self, following: int | None) -> None:
+        """Hand ended slices on while no request is open or due, or when they have waited for as long as a slice."""
+        since_ns = self._recorder.kept_since_ns
+        if since_ns is None:
+            return
+        now_ns = time.monotonic_ns()
+        is_quiet = not self._in_flight and (following is None or following - now_ns > _QUIET_NS)
+        if is_quiet or now_ns - since_ns > self._recorder.slice_ns:
+            self._recorder.hand_over()
 
     def _due(self, start_ns: int, schedule: Schedule) -> Iterator[int]:
         for chunk in schedule.share(self._job.worker, self._job.workers):

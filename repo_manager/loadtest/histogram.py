@@ -92,8 +92,8 @@ class Histogram:
     def merge(cls, parts: Iterable[Histogram]) -> Histogram:
         """Add histograms up; the result is what counting all values at once gives."""
         filled = [part for part in parts if part.bins.size]
-        if not filled:
-            return cls.empty()
+        if len(filled) < 2:
+            return filled[0] if filled else cls.empty()
         bins, places = np.unique(np.concatenate([part.bins for part in filled]), return_inverse=True)
         counts = np.zeros(bins.size, np.int64)
         np.add.at(counts, places.reshape(-1), np.concatenate([part.counts for part in filled]))

@@ -15,6 +15,7 @@ import sys
 from repo_manager.errors import ServerError
 from repo_manager.loadtest.generator import Generator
 from repo_manager.loadtest.job import Job
+from repo_manager.loadtest.pacing import fine_timers
 from repo_manager.loadtest.recorder import Recorder
 
 __all__ = ["main", "serve"]
@@ -73,6 +74,7 @@ def main() -> int:
     """Serve the pipe whose file descriptor is the only argument."""
     # Ctrl-C reaches the whole process group: the parent decides, and the end of the pipe tells this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fine_timers()
     with multiprocessing.connection.Connection(int(sys.argv[1])) as pipe:
         serve(pipe)
     return 0

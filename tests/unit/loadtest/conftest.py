@@ -284,9 +284,22 @@ class Load:
             tls,
         )
 
-    def run(self, seconds: float, *, slots: int = 1, schedule: Schedule | None = None, connections: int = 1) -> Slice:
+    def run(
+        self,
+        seconds: float,
+        *,
+        slots: int = 1,
+        schedule: Schedule | None = None,
+        connections: int = 1,
+        watch: Callable[[Generator], None] = lambda generator: None,
+    ) -> Slice:
         slices: list[Slice] = []
-        recorder = Recorder(50_000_000, slices.append)
+
+        def take(piece: Slice) -> None:
+            watch(generator)
+            slices.append(piece)
+
+        recorder = Recorder(50_000_000, take)
         ours, theirs = socket.socketpair()
         job = Job(self.protocol, self.endpoint, slots, connections, schedule, 0, 1, 50_000_000, 1000)
         with ours, theirs:
