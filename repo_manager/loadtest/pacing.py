@@ -34,6 +34,8 @@ class Pacer:
         self._watched = [epoll]
         self._longest_ns = longest_ns
         self._lead_ns = 0
+        self._is_awake = False  # since the last call
+        self._slept_for_ns: int | None = None  # the moment for which the last sleep ended
         self._allowance_ns = 0.0
         self._before_ns = time.monotonic_ns()
 
@@ -44,17 +46,17 @@ class Pacer:
         """
         now_ns = time.monotonic_ns()
         left_ns = self._longest_ns if until_ns is None else until_ns - now_ns
-        if left_ns <= 0:
-            return
-        self._allowance_ns = min(self._allowance_ns + _AWAKE_SHARE * (now_ns - self._before_ns), 4 * _MAX_LEAD_NS)
-        self._before_ns = now_ns
-        lead_ns = self._lead_ns if self._allowance_ns > self._lead_ns else 0
-        if left_ns <= lead_ns:
+        elapsed_ns, self._before_ns = now_ns - self._before_ns, now_ns
+        allowance_ns = self._allowance_ns + (_AWAKE_SHARE - self._is_awake) * elapsed_ns
+        self._allowance_ns = min(allowance_ns, 2 * _MAX_LEAD_NS)
+        lead_ns = self._lead_ns if allowance_ns > 0 else 0
+        self._is_awake = 0 < left_ns <= lead_ns or (until_ns == self._slept_for_ns and allowance_ns > 0)
+        if self._is_awake or left_ns <= 0:
             return
         asleep_ns = min(left_ns - lead_ns, self._longest_ns)
         ready, _, _ = select.select(self._watched, [], [], asleep_ns / 1e9)
         if not ready and asleep_ns < self._longest_ns:
-            self._allowance_ns -= lead_ns
+            self._slept_for_ns = until_ns
             self._learn(time.monotonic_ns() - now_ns - asleep_ns)
 
     def _learn(self, late_ns: int) -> None:
