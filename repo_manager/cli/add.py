@@ -144,7 +144,7 @@ def add_command(
     if html is not None:
         _write_page(html, added)
         terminal.note(f"Page: {html}")
-    terminal.result(added, *added_view(added))
+    terminal.result(added, *added_view(added, repository))
 
 
 def _write_page(path: Path, added: Added) -> None:

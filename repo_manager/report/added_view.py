@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,13 @@ from repo_manager.report.tables import conversion_view, format_share, key_values
 __all__ = ["added_view", "evidence_table", "servers_for"]
 
 
-def added_view(added: Any) -> list[RenderableType]:
-    """Show a `pipeline.Added`."""
+def added_view(added: Any, repository: str | None = None) -> list[RenderableType]:
+    """Show a `pipeline.Added`.
+
+    Args:
+        added: what `add` returned.
+        repository: what was given as `--repository`, which the next command needs, too.
+    """
     views: list[RenderableType] = list(conversion_view(added.conversion))
     layers = added.engine.get("layers")
     if layers:
@@ -25,7 +31,9 @@ def added_view(added: Any) -> list[RenderableType]:
         rows = [[f"{control.name}:{control.version}", control.purpose] for control in added.controls]
         views.append(make_table("Controls", ["model", "what comparing with it tells"], rows))
     if added.published:
-        views.append(Text(f"No server serves it yet. Next: repo-manager deploy {added.name}:{added.version}"))
+        where = [] if repository is None else ["-r", repository]
+        command = shlex.join(["repo-manager", "deploy", f"{added.name}:{added.version}", *where])
+        views.append(Text(f"No server serves it yet. Next: {command}"))
     else:
         views.append(Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}"))
     return views

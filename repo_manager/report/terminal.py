@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -59,10 +60,13 @@ class Terminal:
     def result(self, result: Any, *renderables: RenderableType) -> None:
         """Print a command's result: its JSON form, or the renderables one after the other."""
         if self.json:
-            # Piece by piece: the whole text of a large listing would double the memory.
-            sys.stdout.writelines(json.JSONEncoder(indent=2).iterencode(as_json(result)))
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            try:
+                # Piece by piece: the whole text of a large listing would double the memory.
+                sys.stdout.writelines(json.JSONEncoder(indent=2).iterencode(as_json(result)))
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+            except BrokenPipeError:
+                _discard(sys.stdout)
             return
         for renderable in renderables:
             self._out.print(renderable, highlight=False)
@@ -98,9 +102,25 @@ def error_document(kind: str, message: str, hint: str | None, exit_code: int) ->
     return json.dumps({"error": error}, indent=2) + "\n"
 
 
+class _Console(Console):
+    """A console whose reader may go away (`| head`): the command goes on, and ends with its own exit code."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nothing more."""
+        self.quiet = True
+        _discard(self.file)
+
+
+def _discard(stream: Any) -> None:
+    """Let what is still written to a stream without a reader go nowhere, also what Python flushes at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 def _console(stream: Any) -> Console:
     """Make a console; without a terminal the width is fixed, so that logs keep their tables."""
-    return Console(file=stream, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    return _Console(file=stream, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL)
 
 
 def _escape(text: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.files import fsync_directory, sha256_file
 from repo_manager.repository.disk import disk_errors, write_durably
 from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
@@ -19,7 +19,9 @@ from repo_manager.repository.verify_version import list_files
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, served_versions
 from repo_manager.triton_config.config import read_config_text
 
-__all__ = ["Adoption", "adopt", "plan_adoptions"]
+__all__ = ["Adoption", "adopt", "adopt_each", "plan_adoptions"]
+
+_LISTED_PROBLEMS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +55,42 @@ def adopt(repository: Path, name: str | None = None, *, dry_run: bool = False) -
         dry_run: only say what would be written.
 
     Raises:
-        RepositoryError: no such model, or a version holds links or special files, whose content can change unseen.
-        ConfigError: a config.pbtxt is broken.
+        RepositoryError: no such model, or a version holds links or special files, whose content can change unseen; of
+            all models, after the others were adopted.
+        ConfigError: the named model's config.pbtxt is broken.
     """
     with disk_errors(f"adopt versions in {repository}"):
         root = open_repository(repository)
-        names = [entry.name for entry in scan(root, deep=False)] if name is None else [name]
-        found: list[Adoption] = []
-        for model in names:
+
+        def adopt_one(model: str) -> list[Adoption]:
             folder = existing_model(root, model)
             plans = plan_adoptions(folder, _record)
-            if plans and not dry_run:
-                plans = _apply(root, folder, plans)
-            found += plans
+            return _apply(root, folder, plans) if plans and not dry_run else plans
+
+        if name is not None:
+            return tuple(adopt_one(name))
+        return adopt_each([entry.name for entry in scan(root, deep=False)], adopt_one)
+
+
+def adopt_each(names: Sequence[str], adopt_one: Callable[[str], list[Adoption]]) -> tuple[Adoption, ...]:
+    """Adopt the versions of several models; one that cannot be does not stop the others.
+
+    Raises:
+        RepositoryError: what is wrong with the models that were left as they are.
+    """
+    found: list[Adoption] = []
+    problems: list[str] = []
+    for name in names:
+        try:
+            found += adopt_one(name)
+        except (RepositoryError, ConfigError) as exc:
+            problems.append(f"{name}: {exc.message}")
+    if problems:
+        raise RepositoryError(
+            f"{len(problems)} of {len(names)} models cannot be adopted; " + "; ".join(problems[:_LISTED_PROBLEMS]),
+            hint=f"The others are dealt with ({len(found)} versions). Mend these, or remove what does not belong there, "
+            "and adopt again.",
+        )
     return tuple(found)
 
 

@@ -266,3 +266,29 @@ def test_a_region_of_a_remote_server_is_refused_with_the_reason(options, monkeyp
     assert "--ipc=host" in caught.value.hint
     assert list(elsewhere.iterdir()) == []
     assert np.isfinite(run_load_test(options("http")).points[0].throughput_per_s)
+
+
+def test_a_search_for_saturation_and_the_regression_gate_from_the_shell(target, pictures, tmp_path):
+    base, better = tmp_path / "base.json", tmp_path / "better.json"
+    common = command("loadtest", "gray", "--url", target.http_url, "--input-data", pictures, "--warmup", "0.1")
+    searched = subprocess.run(
+        [*common, "--until", "saturation", "--duration", "0.4", "--report", str(base), "--json", "-q"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    points = json.loads(searched.stdout)["points"]
+    assert [point["level"] for point in points] == [float(2**place) for place in range(len(points))]
+    assert points[-1]["throughput_per_s"] < 1.05 * points[-2]["throughput_per_s"]
+    document = json.loads(base.read_text())
+    for point in document["points"]:
+        point["throughput_per_s"] *= 3
+        point["intervals"]["throughput_per_s"] = None
+    better.write_text(json.dumps(document))
+    again = [*common, "-c", "1,2", "--duration", "0.5", "-q", "--tolerance"]
+    outcomes = [
+        subprocess.run([*again, tolerance, "--baseline", str(file)], capture_output=True, text=True, check=False)
+        for tolerance, file in (("100", base), ("5", better))
+    ]
+    assert [ended.returncode for ended in outcomes] == [0, 4], [ended.stdout for ended in outcomes]
+    assert "throughput against the baseline, at most 5% worse" in outcomes[1].stdout

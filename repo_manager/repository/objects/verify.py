@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.adopt import Adoption, plan_adoptions
+from repo_manager.repository.adopt import Adoption, adopt_each, plan_adoptions
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
@@ -152,22 +152,22 @@ def _verify_content(store: ObjectStore, mirror: Mirror, version: int, models: bo
 def adopt(repository: ObjectRepository, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
     """As `repository.adopt.adopt`."""
     store = open_store(repository)
-    names = [each for each in store.list().folders if not each.startswith(".")] if name is None else [name]
-    found: list[Adoption] = []
+
+    def adopt_one(model: str) -> list[Adoption]:
+        with mirrored(store, model) as mirror:
+
+            def record(file: Path) -> FileRecord:
+                version, _, key = file.relative_to(mirror.folder).as_posix().partition("/")
+                fact = next(each for each in mirror.files[version] if each.key == key)
+                return object_record(store, f"{mirror.snapshot.name}/{version}/{key}", fact)
+
+            plans = plan_adoptions(mirror.folder, record)
+        return _adopt(store, model, plans) if plans and not dry_run else plans
+
     with disk_errors(f"adopt versions in {repository}"):
-        for model in names:
-            with mirrored(store, model) as mirror:
-
-                def record(file: Path, mirror: Mirror = mirror) -> FileRecord:
-                    version, _, key = file.relative_to(mirror.folder).as_posix().partition("/")
-                    fact = next(each for each in mirror.files[version] if each.key == key)
-                    return object_record(store, f"{mirror.snapshot.name}/{version}/{key}", fact)
-
-                plans = plan_adoptions(mirror.folder, record)
-            if plans and not dry_run:
-                plans = _adopt(store, model, plans)
-            found += plans
-    return tuple(found)
+        if name is not None:
+            return tuple(adopt_one(name))
+        return adopt_each([each for each in store.list().folders if not each.startswith(".")], adopt_one)
 
 
 def _adopt(store: ObjectStore, name: str, plans: list[Adoption]) -> list[Adoption]:

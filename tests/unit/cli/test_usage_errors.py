@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -85,3 +87,21 @@ def test_a_control_that_is_not_served_is_told_with_how_it_is_made(model: str, to
         LoadTestOptions(url="grpc://127.0.0.1:1", model=model, concurrency=(1,)), "describe", "unknown model"
     )
     assert (f"`add --control` makes it, `deploy {model}` serves it." in (error.hint or "")) is told
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize(("name", "code"), [("list", 0), ("verify", 4)])
+def test_a_reader_that_went_away_changes_nothing(tmp_path, name, code, form):
+    """As with `| head`: the command ends with its own exit code, and without a word."""
+    (tmp_path / "m/1").mkdir(parents=True)
+    (tmp_path / "m/config.pbtxt").write_text('backend: "nonsense" platform: {')
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "repo_manager", name, "-r", str(tmp_path), *form]
+    try:
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        os.close(writer)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "roken pipe" not in ended.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository import Severity, adopt, find_model, model_state, read_manifest, repair, scan, verify
 from repo_manager.repository.layout import triton_version, version_number
 
@@ -185,6 +185,19 @@ def test_links_are_not_adopted(tmp_path: Path) -> None:
     (tmp_path / "m/1/model.onnx").symlink_to("/etc/hostname")
     with pytest.raises(RepositoryError, match="prove nothing"):
         adopt(tmp_path)
+
+
+def test_a_model_that_cannot_be_adopted_stops_no_other(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1/model.onnx").write_bytes(name.encode())
+    (tmp_path / "b/config.pbtxt").write_text("no config {{")
+    with pytest.raises(RepositoryError, match=r"1 of 3 models cannot be adopted; b: ") as told:
+        adopt(tmp_path)
+    assert "(2 versions)" in str(told.value.hint)
+    assert [(tmp_path / name / "1/manifest.json").exists() for name in ("a", "b", "c")] == [True, False, True]
+    with pytest.raises(ConfigError):
+        adopt(tmp_path, "b")
 
 
 def test_repair_restores_what_another_place_still_has(root: Path, put: Put, tmp_path: Path) -> None:
