@@ -88,8 +88,7 @@ def adopt_each(names: Sequence[str], adopt_one: Callable[[str], list[Adoption]])
     if problems:
         raise RepositoryError(
             f"{len(problems)} of {len(names)} models cannot be adopted; " + "; ".join(problems[:_LISTED_PROBLEMS]),
-            hint=f"The others are dealt with ({len(found)} versions). Mend these, or remove what does not belong there, "
-            "and adopt again.",
+            hint=f"The others are dealt with ({len(found)} versions). Mend these and adopt again.",
         )
     return tuple(found)
 

@@ -106,7 +106,6 @@ def test_controls_are_the_reference_of_the_model_that_they_belong_to():
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--image", "x"), "KEY=VALUE"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--start-at", "x"), "start-at"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--until", "noon"), "expected saturation"),
-        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--baseline", "none.json"), "none.json"),
         (("compare", "m", "--url", "grpc://127.0.0.1:9"), "with nothing"),
         (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--shared-memory", "cuda"), "shared memory"),
         (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),

@@ -90,7 +90,7 @@ def test_a_control_that_is_not_served_is_told_with_how_it_is_made(model: str, to
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-@pytest.mark.parametrize(("name", "code"), [("list", 0), ("verify", 4)])
+@pytest.mark.parametrize(("name", "code"), [("list", 0), ("verify", 3)])
 def test_a_reader_that_went_away_changes_nothing(tmp_path, name, code, form):
     """As with `| head`: the command ends with its own exit code, and without a word."""
     (tmp_path / "m/1").mkdir(parents=True)

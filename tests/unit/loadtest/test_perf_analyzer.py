@@ -160,6 +160,14 @@ def test_the_command_line(tmp_path):
         assert any(opened[place : place + 2] == pair for place in range(len(opened))), pair
 
 
+@pytest.mark.parametrize(("url", "level", "is_async"), [("http", 4, False), ("http", 5, True), ("grpc", 64, False)])
+def test_many_http_requests_at_once_need_no_thread_each(tmp_path, monkeypatch, url, level, is_async):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    closed = Level("concurrency", level, "closed loop")
+    command = command_of(Path("pa"), closed, FACTS, options(url=f"{url}://a:1"), tmp_path)
+    assert ("--async" in command) is is_async
+
+
 def test_tls_files_are_passed_on(tmp_path):
     access = ClientOptions(root_certificates=Path("ca.pem"), client_certificate=Path("c.pem"), client_key=Path("c.key"))
     over_grpc = command_of(Path("pa"), CLOSED, FACTS, options(url="grpcs://a:1", access=access), tmp_path)
