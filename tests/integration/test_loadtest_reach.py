@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -130,7 +132,7 @@ def test_pictures_arrive_over_tls_and_through_shared_memory(options, protocol, s
     assert point.errors == 0, point.error_messages
     assert point.requests > 20
     assert point.measured_from == pytest.approx(time.time(), abs=60)
-    assert not list(Path("/dev/shm").glob("repo-manager-load-*"))
+    assert ownerless_regions() == []
 
 
 def test_without_certificate_or_key_the_server_is_not_loaded(options):
@@ -163,11 +165,24 @@ run_load_test(
     process.kill()
     process.wait()
     process.stdout.close()
-    (left,) = Path("/dev/shm").glob("repo-manager-load-*")
+    left = ownerless_regions()
     run_load_test(options("http", shared_memory="system", duration_s=0.2))
-    assert not left.exists()
+    assert not any(path.exists() for path in left)
     regions = target_regions(options("http"))
     assert regions == ()
+
+
+def ownerless_regions() -> list[Path]:
+    """Return the regions that no living load test has locked; other tests run at the same time."""
+    found = []
+    for path in Path("/dev/shm").glob("repo-manager-load-*"):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            found.append(path)
+    return found
 
 
 def target_regions(options: LoadTestOptions) -> tuple[str, ...]:
@@ -288,7 +303,7 @@ def test_a_search_for_saturation_and_the_regression_gate_from_the_shell(target, 
     again = [*common, "-c", "1,2", "--duration", "0.5", "-q", "--tolerance"]
     outcomes = [
         subprocess.run([*again, tolerance, "--baseline", str(file)], capture_output=True, text=True, check=False)
-        for tolerance, file in (("100", base), ("5", better))
+        for tolerance, file in (("10000", base), ("5", better))
     ]
     assert [ended.returncode for ended in outcomes] == [0, 4], [ended.stdout for ended in outcomes]
     assert "throughput against the baseline, at most 5% worse" in outcomes[1].stdout
