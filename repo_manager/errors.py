@@ -50,14 +50,16 @@ class RepoManagerError(Exception):
     Args:
         message: subject, what was found, what was expected.
         hint: the next step for the user; shown on its own line.
+        is_shown: a command's result, printed before, says it already: with `--json` the error is no second document.
     """
 
     exit_code: int = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, is_shown: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.is_shown = is_shown
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"

@@ -44,5 +44,5 @@ def merge(
         paths.insert(0, output)
     merged = merge_reports([read_report(path) for path in files])
     verdict = judge(merged, gates, over=over) if gates else None
-    show_report(terminal, merged, (verdict, None), tuple(paths))
-    raise_for(merged, [] if verdict is None else [verdict])
+    show_report(terminal, merged, verdict, tuple(paths))
+    raise_for(merged, verdict)

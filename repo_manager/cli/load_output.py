@@ -27,27 +27,23 @@ Reports = Annotated[
 ]
 
 
-def show_report(
-    terminal: Terminal, report: LoadTestReport, verdicts: tuple[Verdict | None, Verdict | None], files: tuple[Path, ...]
-) -> None:
-    """Write the report's files and print it; `verdicts`: of the gates, and against a baseline."""
+def show_report(terminal: Terminal, report: LoadTestReport, verdict: Verdict | None, files: tuple[Path, ...]) -> None:
+    """Write the report's files and print it, each with the verdict."""
     from repo_manager.files import write_atomic
     from repo_manager.report.load_files import report_text
     from repo_manager.report.load_tables import load_view, verdict_view
     from repo_manager.types import as_json
 
-    verdict, regression = verdicts
     for path in files:
         with writing(path):
             write_atomic(path, report_text(path, report, verdict).encode())
         terminal.note(f"Report: {path}")
-    result = {**as_json(report), "verdict": as_json(verdict), "regression": as_json(regression)}
-    views = [view for one in verdicts if one is not None for view in verdict_view(one)]
-    terminal.result(result, *load_view(report), *views)
+    views = [] if verdict is None else verdict_view(verdict)
+    terminal.result({**as_json(report), "verdict": as_json(verdict)}, *load_view(report), *views)
 
 
-def raise_for(report: LoadTestReport, verdicts: list[Verdict]) -> None:
-    """Turn what was found into an exit code: the server's failure first, then the gates.
+def raise_for(report: LoadTestReport, verdict: Verdict | None) -> None:
+    """Turn what was found, and shown, into an exit code: the server's failure first, then the gates.
 
     Raises:
         ServerRefusedError: a level failed.
@@ -56,19 +52,21 @@ def raise_for(report: LoadTestReport, verdicts: list[Verdict]) -> None:
     """
     failed = [point.label for point in report.points if point.outcome == "failed"]
     if len(failed) == len(report.points):
-        raise ServerRefusedError("No load level could be measured", hint="See the reasons above.")
+        raise ServerRefusedError("No load level could be measured", hint="See the reasons above.", is_shown=True)
     if failed:
         raise ServerRefusedError(
             f"{len(failed)} of {len(report.points)} load levels failed: {', '.join(failed)}",
             hint="See the reasons above.",
+            is_shown=True,
         )
-    outcomes = {str(verdict.outcome) for verdict in verdicts}
-    if "fail" in outcomes:
-        raise GateError("A gate failed", hint="See the table of gates above.")
-    if "inconclusive" in outcomes:
+    outcome = None if verdict is None else str(verdict.outcome)
+    if outcome == "fail":
+        raise GateError("A gate failed", hint="See the table of gates above.", is_shown=True)
+    if outcome == "inconclusive":
         raise InconclusiveError(
             "The measurement does not decide",
             hint="The gates' table says why: measure longer (--duration), or on a quieter machine.",
+            is_shown=True,
         )
 
 

@@ -29,7 +29,7 @@ from repo_manager.errors import (
 )
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest import Gate, LoadTestOptions, LoadTestReport
+    from repo_manager.loadtest import Gate, LoadTestOptions, LoadTestReport, Verdict
     from repo_manager.report.terminal import Terminal
 
 __all__ = ["register", "server_of", "shapes_of"]
@@ -181,7 +181,7 @@ def _run(
     judging: tuple[tuple[Gate, ...], str, tuple[LoadTestReport, float] | None],
     files: tuple[Path, ...],
 ) -> None:
-    from repo_manager.loadtest import LoadTestInterrupted, judge, judge_against, run_load_test
+    from repo_manager.loadtest import LoadTestInterrupted, combine_verdicts, judge, judge_against, run_load_test
     from repo_manager.report.load_live import load_progress
 
     gates, over, earlier = judging
@@ -191,15 +191,17 @@ def _run(
             report = run_load_test(options, progress=progress)
     except LoadTestInterrupted as exc:
         report, is_interrupted = exc.report, True
-    verdict = judge(report, gates, over=over) if gates and not is_interrupted else None
-    regression = None
+    verdicts: list[Verdict] = []
+    if gates and not is_interrupted:
+        verdicts.append(judge(report, gates, over=over))
     if earlier is not None and not is_interrupted:
         baseline, tolerance = earlier
-        regression = judge_against(report, baseline, tolerance=tolerance)
-    show_report(terminal, report, (verdict, regression), files)
+        verdicts.append(judge_against(report, baseline, tolerance=tolerance))
+    verdict = combine_verdicts(verdicts)
+    show_report(terminal, report, verdict, files)
     if is_interrupted:
         raise typer.Exit(_INTERRUPTED)
-    raise_for(report, [one for one in (verdict, regression) if one is not None])
+    raise_for(report, verdict)
 
 
 def _image_options(texts: list[str] | None) -> dict[str, str]:

@@ -84,4 +84,4 @@ def verify_command(
     Terminal(as_json=json, quiet=quiet).result(result, *views)
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
-        raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="See the list above.")
+        raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="See the list above.", is_shown=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test
     from repo_manager.loadtest.schedule import Schedule
-    from repo_manager.loadtest.slo import Gate, GateResult, Outcome, Verdict, judge, parse_slo
+    from repo_manager.loadtest.slo import Gate, GateResult, Outcome, Verdict, combine_verdicts, judge, parse_slo
 
 __all__ = [
     "ClientUse",
@@ -62,6 +62,7 @@ __all__ = [
     "ServerTimes",
     "Verdict",
     "Window",
+    "combine_verdicts",
     "compare",
     "compare_all",
     "compare_batch_sizes",
@@ -104,6 +105,7 @@ _MODULE_OF = {
     "ServerTimes": "result",
     "Verdict": "slo",
     "Window": "result",
+    "combine_verdicts": "slo",
     "compare": "comparing",
     "compare_all": "comparing",
     "compare_batch_sizes": "comparing",

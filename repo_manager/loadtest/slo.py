@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.result import Interval, LoadPoint, LoadTestReport
 
-__all__ = ["Gate", "GateResult", "Outcome", "Verdict", "judge", "judge_point", "parse_slo"]
+__all__ = ["Gate", "GateResult", "Outcome", "Verdict", "combine_verdicts", "judge", "judge_point", "parse_slo"]
 
 _LATENCIES = {
     "mean": "mean_ns",
@@ -172,6 +172,19 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: str = "every")
     if over == "some" and Outcome.INCONCLUSIVE in found:
         return Verdict(Outcome.INCONCLUSIVE, tuple(results), holding)
     return Verdict(_worst(found), tuple(results), holding)
+
+
+def combine_verdicts(verdicts: Iterable[Verdict | None]) -> Verdict | None:
+    """Return one verdict of several on the same levels: every gate, the worst outcome; `None` of none.
+
+    A level holds when it does in each of them.
+    """
+    found = [verdict for verdict in verdicts if verdict is not None]
+    if not found:
+        return None
+    holding = tuple(label for label in found[0].holding if all(label in verdict.holding for verdict in found))
+    results = tuple(result for verdict in found for result in verdict.results)
+    return Verdict(_worst([verdict.outcome for verdict in found]), results, holding)
 
 
 def _worst(outcomes: Sequence[Outcome]) -> Outcome:

@@ -78,11 +78,11 @@ class Terminal:
                 self._err.print(renderable, highlight=False)
 
     def error(self, error: RepoManagerError) -> None:
-        """Print an error: text on stderr, and with JSON also an object on stdout."""
+        """Print an error: text on stderr, and with JSON also an object on stdout, unless a result says it already."""
         self._err.print(f"[red]Error:[/red] {_escape(error.message)}", highlight=False, soft_wrap=True)
         if error.hint is not None:
             self._err.print(_escape(error.hint), highlight=False, soft_wrap=True)
-        if self.json:
+        if self.json and not error.is_shown:
             sys.stdout.write(error_document(type(error).__name__, error.message, error.hint, error.exit_code))
             sys.stdout.flush()
 

@@ -14,6 +14,7 @@ from repo_manager.server.transport import ClientOptions
 __all__ = ["StubGuard", "stubs_of"]
 
 _STUB = "triton_python_backend_stub"
+_INSTANCE_AT = 8  # of a stub's arguments (python_backend, stub_launcher.cc)
 # A version that is being loaded, dropped or resized lacks stubs for a moment, too.
 _GRACE_S = 3.0
 _UNLOAD_S = 3.0
@@ -23,11 +24,12 @@ READY = "READY"
 
 @dataclasses.dataclass(frozen=True)
 class _Stub:
-    """The version that a stub serves, and its process."""
+    """The version that a stub serves as its path tells it, its instance's name, and its process."""
 
     model: str
     version: int
     pid: int
+    instance: str
 
 
 def stubs_of(server_pid: int) -> frozenset[_Stub]:
@@ -40,10 +42,12 @@ def stubs_of(server_pid: int) -> frozenset[_Stub]:
                 continue
             arguments = (folder / "cmdline").read_bytes().decode().split("\0")
             if arguments[0].endswith(_STUB):
-                # <stub> <repository>/<model>/<version>/<file> ...; from object storage it is a copy somewhere else.
+                # <stub> <repository>/<model>/<version>/<file> ... <instance> <folder of the runtime>; from object
+                # storage the file is a copy whose path names no model.
                 version = Path(arguments[1]).parent
                 number = int(version.name) if version.name.isdecimal() else 0
-                found.add(_Stub(version.parent.name, number, int(folder.name)))
+                instance = arguments[_INSTANCE_AT] if len(arguments) > _INSTANCE_AT else ""
+                found.add(_Stub(version.parent.name, number, int(folder.name), instance))
     return frozenset(found)
 
 
@@ -84,9 +88,10 @@ class StubGuard:
             return ()
         mended = []
         with TritonClient.connect(self._url, self._options) as client:
-            for model, version in due:
-                del self._missing[model, version]
-                if self._lacks_stubs(client, model, version) and model not in mended:
+            for key in due:
+                del self._missing[key]
+            for model, version in self._suspects(client, due):
+                if model not in mended and self._lacks_stubs(client, model, version):
                     _reload(client, model)
                     mended.append(model)
         self._known = stubs_of(self._pid)
@@ -99,6 +104,13 @@ class StubGuard:
                 if entry.version is not None and entry.state == READY:
                     self._missing[entry.name, entry.version] = now
 
+    def _suspects(self, client: TritonClient, lost: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Return the versions that may lack a stub: those whose stubs are gone, or all where a path names no model."""
+        index = client.repository_index()
+        if {(entry.name, entry.version) for entry in index}.issuperset(lost):
+            return lost
+        return [(entry.name, entry.version) for entry in index if entry.version is not None and entry.state == READY]
+
     def _lacks_stubs(self, client: TritonClient, model: str, version: int) -> bool:
         entry = client.versions(model).get(version)
         if entry is None or entry.state != READY:
@@ -109,12 +121,13 @@ class StubGuard:
         groups = config.instance_group
         wanted = sum(group.count * max(1, len(group.gpus)) for group in groups)
         stubs = stubs_of(self._pid)
-        alive = sum(stub.model == model and stub.version == version for stub in stubs)
-        if alive >= wanted:
-            return False
-        # Stubs of copies that Triton made of an object store's files do not tell which model they serve.
-        served = {(entry.name, entry.version) for entry in client.repository_index()}
-        return all((stub.model, stub.version) in served for stub in stubs)
+        served = {(each.name, each.version): each.state for each in client.repository_index()}
+        if all((stub.model, stub.version) in served for stub in stubs):
+            return sum(stub.model == model and stub.version == version for stub in stubs) < int(wanted)
+        # Their paths are copies: count the stubs of all versions of the model, by the names of its instances.
+        names = {f"{group.name}_{number}" for group in groups for number in range(group.count)}
+        versions = sum(name == model and state == READY for (name, _), state in served.items())
+        return sum(stub.instance in names for stub in stubs) < int(wanted) * versions
 
 
 def _reload(client: TritonClient, model: str) -> None:

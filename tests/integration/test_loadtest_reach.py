@@ -307,3 +307,12 @@ def test_a_search_for_saturation_and_the_regression_gate_from_the_shell(target, 
     ]
     assert [ended.returncode for ended in outcomes] == [0, 4], [ended.stdout for ended in outcomes]
     assert "throughput against the baseline, at most 5% worse" in outcomes[1].stdout
+    # One document, the failed gate in it, and the gate in the report for the job's summary.
+    summary = tmp_path / "summary.xml"
+    both = [*again, "5", "--baseline", str(better), "--slo", "errors<50%", "--report", str(summary), "--json"]
+    failed = subprocess.run(both, capture_output=True, text=True, check=False)
+    assert failed.returncode == 4
+    verdict = json.loads(failed.stdout)["verdict"]
+    assert verdict["outcome"] == "fail"
+    assert {result["gate"].split()[0] for result in verdict["results"]} == {"errors<50%", "throughput", "p50", "p99"}
+    assert "throughput against the baseline" in summary.read_text()

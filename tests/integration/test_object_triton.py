@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from support.object_stores import BUCKET, moto_server, s3_environment
+from support.waiting import eventually
 
 from repo_manager import samples
 from repo_manager.server import TritonClient
+from repo_manager.server.guard import stubs_of
+from repo_manager.server.process import start_ticks
 
 pytestmark = pytest.mark.integration
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -81,3 +85,45 @@ def test_add_deploy_roll_back_load_test_and_clean_up(run: Run, moto: tuple[str, 
         run("verify", "-r", root)
     finally:
         run("serve", "--stop", "-r", root)
+
+
+def test_a_stub_that_dies_is_noticed_though_its_path_names_no_model(
+    run: Run, moto: tuple[str, int], tmp_path: Path
+) -> None:
+    """Triton's Python backend runs copies of an object store's files, in folders with names of their own."""
+    root = f"s3://http://127.0.0.1:{moto[1]}/{BUCKET}/stubs/models"
+    for name in ("digits", "other"):
+        run("add", samples.sample_model(), "-n", name, "-r", root)
+    try:
+        first = json.loads(run("deploy", "digits", "-r", root, "--json").stdout)
+        run("deploy", "other", "-r", root)
+        pid = next(
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if f"--model-repository={root}" in command_line(folder)
+        )
+        before = {stub.instance: stub.pid for stub in stubs_of(pid)}
+        assert set(before) == {"digits_0_0", "other_0_0"}
+        assert not {stub.model for stub in stubs_of(pid)} & {"digits", "other"}
+        os.kill(before["digits_0_0"], signal.SIGKILL)
+        assert eventually(lambda: start_ticks(before["digits_0_0"]) is None)
+
+        def is_back() -> bool:
+            pids = {stub.instance: stub.pid for stub in stubs_of(pid)}
+            return pids.get("digits_0_0", before["digits_0_0"]) != before["digits_0_0"]
+
+        assert eventually(is_back, timeout_s=60.0)
+        assert {stub.instance: stub.pid for stub in stubs_of(pid)}["other_0_0"] == before["other_0_0"]
+        with TritonClient.connect(first["server"]["url"]) as client:
+            assert eventually(lambda: client.model_ready("digits", 1), timeout_s=30.0)
+        load = run("loadtest", "digits", "-r", root, "-c", "1", "--duration", "0.3", "--json")
+        assert json.loads(load.stdout)["points"][0]["errors"] == 0
+    finally:
+        run("serve", "--stop", "-r", root)
+
+
+def command_line(folder: Path) -> list[str]:
+    try:
+        return (folder / "cmdline").read_bytes().decode().split("\0")
+    except OSError:
+        return []

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest import judge, parse_slo
+from repo_manager.loadtest import combine_verdicts, judge, parse_slo
 from repo_manager.loadtest.result import (
     ClientUse,
     GpuUse,
@@ -141,3 +141,13 @@ def test_without_an_error_the_time_that_would_decide_grows_with_the_interval_its
     assert result.outcome.value == "inconclusive"
     assert result.needed_s == pytest.approx(2.0 * result.interval.high / 0.01)
     assert result.why.endswith(f"; about {result.needed_s:.0f} s of measuring would decide")
+
+
+def test_several_verdicts_are_as_good_as_the_worst():
+    both = report(point(), point(p99_ms=30.0, level=16.0))
+    loose, strict = judge(both, [parse_slo("p99<40ms")]), judge(both, [parse_slo("p99<20ms")])
+    assert combine_verdicts([]) is combine_verdicts([None]) is None
+    whole = combine_verdicts([loose, None, strict])
+    assert whole.outcome is Outcome.FAIL
+    assert whole.results == (*loose.results, *strict.results)
+    assert whole.holding == strict.holding != loose.holding
