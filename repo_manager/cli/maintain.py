@@ -149,20 +149,28 @@ def copy_command(
     target: Target,
     destination: Annotated[str, typer.Option("--into", metavar="DIR|URL", help="The repository to copy to.")],
     as_name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Another name there.")] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY.pem", help="Sign the copy with this key, as `sign` does.")
+    ] = None,
     repository: Repository = None,
     dry_run: DryRun = False,
     json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """Copy a version to another repository (staging to production), every byte checked on the way."""
+    from repo_manager.cli.sign import signing_key
     from repo_manager.report.transfer_progress import transfer_progress
-    from repo_manager.repository import copy_version, parse_location, resolve_version
+    from repo_manager.repository import copy_version, parse_location, resolve_version, sign_version
 
+    key = signing_key(sign)
     root, into = resolve_repository(repository), parse_location(destination)
     name, version = resolve_version(root, target)
     terminal = _terminal(json, quiet)
     progress = transfer_progress(terminal.progress, 0)
     result = copy_version(root, name, version, into, target_name=as_name, dry_run=dry_run, progress=progress)
+    if key is not None and not dry_run:
+        signature = sign_version(into, result.name, result.version, key)
+        terminal.note(f"{result.name}:{result.version} is signed: {signature.file}")
     done = "is there already as" if result.identical else "would become" if dry_run else "copied to"
     terminal.result(result, f"{result.source} {done} {result.name}:{result.version} in {into}")
 

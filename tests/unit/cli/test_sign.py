@@ -128,3 +128,15 @@ def test_signing_is_part_of_add(run: Run, repository: Path, keys: Path) -> None:
     no_key = run("add", samples.sample_model(), "-n", "t", "-r", repository, "--sign", keys / "key.pub", "-q")
     assert no_key.code == 2
     assert not (repository / "t").exists()
+
+
+def test_a_promotion_is_signed_where_it_goes(run: Run, repository: Path, keys: Path, tmp_path: Path) -> None:
+    production = tmp_path / "production"
+    copy = ("copy", "d", "--into", production, "-r", repository, "--sign", keys / "key.pem", "-q")
+    assert run(*copy, "--dry-run").code == 0
+    assert not production.exists()
+    for _ in range(2):  # what is there already is signed, too
+        assert run(*copy).code == 0
+        assert run("verify", "d", "--signed-by", keys / "key.pub", "-r", production).code == 0
+    assert run("copy", "d", "--into", tmp_path / "other", "-r", repository, "--sign", keys / "key.pub").code == 2
+    assert not (tmp_path / "other").exists()
