@@ -68,6 +68,10 @@ def loadtest(
     arrival: Annotated[
         str, typer.Option("--arrival", help="Of --rate: constant, poisson, burst or ramp.")
     ] = "constant",
+    burst_size: Annotated[int, typer.Option("--burst-size", min=1, help="Requests at once, of --arrival burst.")] = 10,
+    ramp_from: Annotated[
+        float, typer.Option("--ramp-from", min=0.0, help="Requests a second at which --arrival ramp begins.")
+    ] = 0.0,
     replay: Annotated[Path | None, typer.Option("--replay", help="JSON or CSV file of recorded send times.")] = None,
     until: Annotated[
         str | None,
@@ -92,6 +96,9 @@ def loadtest(
             "--image", metavar="KEY=VALUE", help="Of images: resize, color, scale, mean, std, layout (repeatable)."
         ),
     ] = None,
+    distinct: Annotated[
+        int, typer.Option("--distinct", min=1, help="Different random requests, sent in rotation.")
+    ] = 64,
     shared_memory: Annotated[
         str, typer.Option("--shared-memory", help="system: inputs in POSIX shared memory; the server is local.")
     ] = "none",
@@ -102,6 +109,12 @@ def loadtest(
     request_count: Annotated[
         int | None, typer.Option("--request-count", min=1, help="Requests per level instead.")
     ] = None,
+    window: Annotated[
+        float, typer.Option("--window", min=0.1, help="Seconds of a measuring window; three have to agree.")
+    ] = 1.0,
+    stability: Annotated[
+        float, typer.Option("--stability", min=0.1, help="Percent by which agreeing windows may differ.")
+    ] = 10.0,
     slo: Slo = None,
     over: Over = "every",
     seed: Annotated[int, typer.Option("--seed", help="Of the random inputs and arrivals.")] = 0,
@@ -152,12 +165,17 @@ def loadtest(
         concurrency=parse_levels(concurrency or "1:16") if concurrency or not has_level else (),
         rate=parse_rates(rate) if rate else (),
         arrival=arrival,
+        burst_size=burst_size,
+        ramp_from_per_s=ramp_from,
         replay=replay,
         until_saturation=until is not None,
         batch_size=batch_size,
         shapes=shapes_of(terminal, shape, (name, version), repository, local=metrics_url is not None),
         data=data,
+        distinct=distinct,
         seed=seed,
+        window_s=window,
+        stability=stability / 100,
         warmup_s=warmup,
         duration_s=duration,
         request_count=request_count,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +14,7 @@ from repo_manager.cli.compare import _couples
 from repo_manager.cli.loadtest import _image_options, _moment
 from repo_manager.cli.main import app
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest import Histogram, LoadTestReport
+from repo_manager.loadtest import Histogram, LoadTestOptions, LoadTestReport
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.types import as_json
@@ -115,3 +117,59 @@ def test_each_option_is_read(arguments, words):
     ended = run(*arguments)
     assert isinstance(ended.exception, UsageError)
     assert words in str(ended.exception)
+
+
+LOAD_OPTIONS = {
+    "--concurrency": ("2,3", "concurrency", (2, 3)),
+    "--rate": ("7", "rate", (7.0,)),
+    "--arrival": ("poisson", "arrival", "poisson"),
+    "--burst-size": ("3", "burst_size", 3),
+    "--ramp-from": ("5", "ramp_from_per_s", 5.0),
+    "--replay": ("moments.json", "replay", Path("moments.json")),
+    "--until": ("saturation", "until_saturation", True),
+    "--protocol": ("grpc", "protocol", "grpc"),
+    "--client": ("perf_analyzer", "client", "perf_analyzer"),
+    "--batch-size": ("4", "batch_size", 4),
+    "--shape": ("x:3,4", "shapes", {"x": (3, 4)}),
+    "--input-data": ("d.npz", "data", Path("d.npz")),
+    "--image": ("mean=0.5", "image", {"mean": "0.5"}),
+    "--distinct": ("9", "distinct", 9),
+    "--shared-memory": ("system", "shared_memory", "system"),
+    "--warmup": ("0.5", "warmup_s", 0.5),
+    "--window": ("2", "window_s", 2.0),
+    "--stability": ("20", "stability", 0.2),
+    "--duration": ("4", "duration_s", 4.0),
+    "--request-count": ("11", "request_count", 11),
+    "--seed": ("6", "seed", 6),
+    "--workers": ("2", "workers", 2),
+    "--metrics-url": ("http://b:1/metrics", "metrics_url", "http://b:1/metrics"),
+    "--start-at": ("99", "start_at", 99.0),
+    "--allow-zeros": (None, "allow_zeros", True),
+}
+# What is no option of the measurement itself; each has a test of its own.
+ELSEWHERE = {
+    "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header-file", "--token-file", "--url", "--to",
+    "--repository", "--slo", "--slo-over", "--baseline", "--tolerance", "--report", "--json", "--quiet", "--help",
+}  # fmt: skip
+
+
+def test_every_option_of_a_load_test_has_a_case():
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", run("loadtest", "--help").output))
+    assert named - ELSEWHERE == set(LOAD_OPTIONS)
+
+
+@pytest.mark.parametrize("option", LOAD_OPTIONS)
+def test_each_option_of_a_load_test_reaches_it(option, monkeypatch):
+    text, attribute, expected = LOAD_OPTIONS[option]
+    taken = []
+
+    def take(options, progress):
+        taken.append(options)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("repo_manager.loadtest.run_load_test", take)
+    values = [] if text is None else [text]
+    ended = run("loadtest", "m", "--url", "grpc://127.0.0.1:9", option, *values)
+    assert "far enough" in str(ended.exception), ended.output
+    assert getattr(taken[0], attribute) == expected
+    assert expected != getattr(LoadTestOptions("grpc://127.0.0.1:9", "m", concurrency=(1,)), attribute)
