@@ -8,9 +8,11 @@ duration or number of requests the row is made of the whole measured time, and t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
+from repo_manager.errors import ServerError
 from repo_manager.loadtest.derive import agreement, client_use, outcome_of, server_times, spread_of
 from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.intervals import intervals_of
@@ -149,11 +151,18 @@ class Measurement:
         enough = self._is_enough()
         self._windows.append(self._open.slices)
         self._marks.append(self._open.snapshot)
-        self._open = _OpenWindow([], self._snapshot())
         options = self._options
+        is_fixed = options.duration_s is not None or options.request_count is not None
+        if is_fixed and not enough and any(piece.latencies.count for piece in self._open.slices):
+            # All windows will be used: the counters between them are not needed, and asking disturbs what is measured.
+            if self._metrics.tells:
+                self._metrics.sample(self._snapshots[-1].inferences)
+            self._open = _OpenWindow([], len(self._snapshots) - 1)
+        else:
+            self._open = _OpenWindow([], self._snapshot())
         if self._level.mode == "replay":
             return
-        if options.duration_s is not None or options.request_count is not None:
+        if is_fixed:
             self.finished = enough
             return
         count = len(self._windows)
@@ -211,6 +220,12 @@ class Measurement:
                 )
             )
         return windows
+
+    def stop(self) -> None:
+        """Read the server's counters before a row is made of an interrupted measurement."""
+        if self._snapshots and (self._windows or self._open.slices):
+            with contextlib.suppress(ServerError):
+                self._snapshot()
 
     def point(self) -> LoadPoint:
         """Make the row of what was measured."""

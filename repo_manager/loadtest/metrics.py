@@ -57,21 +57,29 @@ class MetricsSource:
         self._readings: list[GpuReading] = []
         self._inferences: list[int] = []
         self._problem: str | None = None
+        self._has_gpus = True  # until a page shows none: it then is not asked for again, as that costs the server time
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is anything to sample."""
+        return isinstance(self._nvml, Nvml) or (self._has_gpus and self._problem is None)
 
     def sample(self, inferences: int) -> None:
         """Take one sample; `inferences` is the server's count at the same moment."""
         self._inferences.append(inferences)
-        self._samples.append({} if self._problem is not None else self._scraped())
+        self._samples.append(self._scraped() if self._has_gpus and self._problem is None else {})
         if isinstance(self._nvml, Nvml):
             self._readings.append(self._nvml.read())
 
     def _scraped(self) -> dict[str, list[float]]:
         try:
             with _DIRECT.open(self._url, timeout=_TIMEOUT_S) as answer:  # an address that the user gave
-                return parse_metrics(answer.read().decode("utf-8", "replace"))
+                found = parse_metrics(answer.read().decode("utf-8", "replace"))
         except (OSError, ValueError) as exc:
             self._problem = f"no metrics at {self._url}: {exc}"
             return {}
+        self._has_gpus = bool(found)
+        return found
 
     def reset(self) -> None:
         """Forget the samples: a new level begins."""

@@ -211,6 +211,7 @@ def measure_level(
         pool.close()
         if measurement is None:
             raise
+        measurement.stop()
         point = measurement.point()
         raise _LevelInterrupted(dataclasses.replace(point, reason=f"interrupted; {point.reason}")) from exc
     except BaseException:

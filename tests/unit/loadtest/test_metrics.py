@@ -22,10 +22,11 @@ nv_inference_count{{model="m",version="1"}} 7
 @pytest.fixture
 def pages():
     """A server of metrics whose next page a test sets."""
-    state = {"text": ""}
+    state = {"text": "", "asked": 0}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            state["asked"] += 1
             self.send_response(200)
             self.end_headers()
             self.wfile.write(state["text"].encode())
@@ -69,6 +70,20 @@ def test_no_metrics_are_said_to_be_missing(pages):
     absent = MetricsSource("http://127.0.0.1:9/metrics")
     absent.sample(1)
     assert "no metrics at" in absent.use().missing[0]
+
+
+def test_a_page_without_gpus_is_asked_for_once(pages):
+    url, state = pages
+    state["text"] = 'nv_inference_count{model="m",version="1"} 7\n'
+    source = MetricsSource(url)
+    assert source.tells
+    for _ in range(3):
+        source.sample(1)
+    source.reset()
+    source.sample(2)
+    assert not source.tells
+    assert state["asked"] == 1
+    assert "nv_gpu_utilization" in source.use().missing[0]
 
 
 class Library:
