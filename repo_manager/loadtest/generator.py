@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest.job import Job
-from repo_manager.loadtest.pacing import Pacer
 from repo_manager.loadtest.priority import SendPriority
 from repo_manager.loadtest.recorder import LATE_NS, Recorder
 from repo_manager.loadtest.schedule import Schedule
@@ -161,7 +160,6 @@ class Generator:
     def _send_on_schedule(self, start_ns: int, schedule: Schedule, priority: SendPriority) -> None:
         due_ns = self._due(start_ns, schedule)
         following = next(due_ns, None)
-        pacer = Pacer(self._epoll, _HOUSEKEEPING_NS)
         self._idle = [c for c in self._connections.values() if c.free_slots() > 0]
         while not self.stopping:
             now_ns = time.monotonic_ns()
@@ -179,7 +177,10 @@ class Generator:
                 break
             self._housekeep()
             self._hand_over_when_quiet(following)
-            pacer.wait(following)
+            wait_ns = _HOUSEKEEPING_NS if following is None else following - time.monotonic_ns()
+            if wait_ns > 0:
+                # epoll waits in whole milliseconds; select takes microseconds, and an epoll can be selected.
+                select.select([self._epoll], [], [], min(wait_ns, _HOUSEKEEPING_NS) / 1e9)
             self._poll(0)
 
     def _hand_over_when_quiet(self, following: int | None) -> None:

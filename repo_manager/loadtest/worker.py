@@ -15,7 +15,7 @@ import sys
 from repo_manager.errors import ServerError
 from repo_manager.loadtest.generator import Generator
 from repo_manager.loadtest.job import Job
-from repo_manager.loadtest.pacing import fine_timers
+from repo_manager.loadtest.priority import fine_timers
 from repo_manager.loadtest.recorder import Recorder
 
 __all__ = ["main", "serve"]
