@@ -14,6 +14,7 @@ every entry that is no version takes part in its decision to reload.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -95,14 +96,14 @@ def open_repository(repository: Path, *, create: bool = False) -> Path:
         OSError: it cannot be made.
     """
     root = Path(repository).expanduser().resolve()
+    if create and not root.is_dir():
+        with contextlib.suppress(FileExistsError):
+            _make_durably(root)
+    # Only now is it looked at: another process may make it at this moment, too.
     if root.is_dir():
         return root
-    if root.exists():
-        raise RepositoryError(f"{repository} is not a folder", hint="Give the folder that holds the models.")
-    if not create:
-        raise RepositoryError(f"{repository} does not exist", hint="Give the folder that holds the models.")
-    _make_durably(root)
-    return root
+    found = "is not a folder" if root.exists() else "does not exist"
+    raise RepositoryError(f"{repository} {found}", hint="Give the folder that holds the models.")
 
 
 def _make_durably(folder: Path) -> None:

@@ -71,7 +71,7 @@ class ModelState:
         """Return the state after a deployment now; a repetition of the current one changes nothing."""
         if self.deployments and self.deployments[-1].version == version:
             return self
-        history = (*self.deployments, Deployment(version, now_text("milliseconds")))
+        history = (*self.deployments, Deployment(version, now_text("microseconds")))
         return dataclasses.replace(self, deployments=history[-_MAX_DEPLOYMENTS:])
 
     def numbered(self, version: int) -> ModelState:

@@ -37,6 +37,7 @@ def run(script: str, *arguments: object) -> Any:
             timeout=580,
         )
     assert done.returncode == 0, done.stderr[-3000:]
+    sys.stderr.write(done.stderr)  # what a failing child said is shown with the failing test
     return json.loads(done.stdout.splitlines()[-1])
 
 
