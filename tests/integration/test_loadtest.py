@@ -172,7 +172,8 @@ def test_errors_are_counted_with_the_servers_words(target, protocol):
 def test_batches_count_as_inferences(target):
     (point,) = load(target, "grpc", "echo", concurrency=(2,), duration_s=0.5, batch_size=4).points
     assert point.throughput_per_s == pytest.approx(4 * point.requests / point.duration_s)
-    assert point.server.inferences == pytest.approx(4 * point.server.requests)
+    # Triton counts a request and its inferences one after the other, and is read while others run.
+    assert point.server.inferences == pytest.approx(4 * point.server.requests, rel=0.05)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
