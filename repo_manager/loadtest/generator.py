@@ -115,8 +115,7 @@ class Generator:
         while not self.stopping:
             self._poll(0.02)
             self._housekeep()
-            if self._recorder.kept_since_ns is not None:
-                self._recorder.hand_over()
+            self._recorder.hand_over()
             if self._in_flight < self._job.slots:
                 self._fill()
 

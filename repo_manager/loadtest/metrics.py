@@ -62,12 +62,16 @@ class MetricsSource:
     @property
     def tells(self) -> bool:
         """Whether there is anything to sample."""
-        return isinstance(self._nvml, Nvml) or (self._has_gpus and self._problem is None)
+        return isinstance(self._nvml, Nvml) or self._scrapes
+
+    @property
+    def _scrapes(self) -> bool:
+        return self._has_gpus and self._problem is None
 
     def sample(self, inferences: int) -> None:
         """Take one sample; `inferences` is the server's count at the same moment."""
         self._inferences.append(inferences)
-        self._samples.append(self._scraped() if self._has_gpus and self._problem is None else {})
+        self._samples.append(self._scraped() if self._scrapes else {})
         if isinstance(self._nvml, Nvml):
             self._readings.append(self._nvml.read())
 

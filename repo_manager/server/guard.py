@@ -112,8 +112,8 @@ class StubGuard:
         return [(entry.name, entry.version) for entry in index if entry.version is not None and entry.state == READY]
 
     def _lacks_stubs(self, client: TritonClient, model: str, version: int) -> bool:
-        entry = client.versions(model).get(version)
-        if entry is None or entry.state != READY:
+        served = {(each.name, each.version): each.state for each in client.repository_index()}
+        if served.get((model, version)) != READY:
             return False
         config = client.model_config(model, version)
         if config.backend != "python" and not config.runtime.endswith(".py"):
@@ -121,7 +121,6 @@ class StubGuard:
         groups = config.instance_group
         wanted = sum(group.count * max(1, len(group.gpus)) for group in groups)
         stubs = stubs_of(self._pid)
-        served = {(each.name, each.version): each.state for each in client.repository_index()}
         if all((stub.model, stub.version) in served for stub in stubs):
             return sum(stub.model == model and stub.version == version for stub in stubs) < int(wanted)
         # Their paths are copies: count the stubs of all versions of the model, by the names of its instances.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, Endpoint, out_of_reach
 
 __all__ = ["HttpWire"]
 
@@ -72,10 +72,7 @@ class HttpWire:
         except (OSError, http.client.HTTPException) as exc:
             self._drop()
             reason = str(exc) or type(exc).__name__
-            raise ServerUnreachableError(
-                f"{self._endpoint} cannot be reached: {path}: {reason}",
-                hint="Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP).",
-            ) from exc
+            raise out_of_reach(self._endpoint, path, reason) from exc
         except BaseException:
             self._drop()  # interrupted: what comes over this connection next is not an answer to the next request
             raise

@@ -10,10 +10,19 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from repo_manager.errors import ServerRefusedError, UsageError
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.server.credentials import check_header
 
-__all__ = ["ClientOptions", "Endpoint", "IndexEntry", "ServerMetadata", "Transport", "VersionStatistics", "refusal"]
+__all__ = [
+    "ClientOptions",
+    "Endpoint",
+    "IndexEntry",
+    "ServerMetadata",
+    "Transport",
+    "VersionStatistics",
+    "out_of_reach",
+    "refusal",
+]
 
 Config = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which is published without type information."""
@@ -162,6 +171,14 @@ class VersionStatistics:
     compute_input_ns: int
     compute_infer_ns: int
     compute_output_ns: int
+
+
+def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
+    """Return the error for a call that reached no server."""
+    return ServerUnreachableError(
+        f"{endpoint} cannot be reached: {what}: {reason}",
+        hint="Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP).",
+    )
 
 
 def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:

@@ -20,6 +20,7 @@ from repo_manager.server.transport import (
     IndexEntry,
     ServerMetadata,
     VersionStatistics,
+    out_of_reach,
     refusal,
 )
 
@@ -76,10 +77,7 @@ class GrpcTransport:
         if status.endswith("DEADLINE_EXCEEDED"):
             return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {what}")
         if status.endswith("UNAVAILABLE") and _NO_CONNECTION.search(reason):
-            return ServerUnreachableError(
-                f"{self._endpoint} cannot be reached: {what}: {reason}",
-                hint="Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP).",
-            )
+            return out_of_reach(self._endpoint, what, reason)
         return refusal(self._endpoint, what, reason)
 
     def live(self, timeout_s: float) -> bool:
