@@ -69,19 +69,6 @@ class Slice:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ended:
-    """A slice that is over, not yet counted."""
-
-    index: int
-    end_ns: int
-    length_ns: int
-    latencies_ns: list[int]
-    errors: int
-    messages: tuple[tuple[str, int], ...]
-    sends: tuple[int, int, int]  # sent, late, max_late_ns
-
-
 class Recorder:
     """Collects latencies and hands a `Slice` on whenever one is over and the loop has a moment for it.
 
@@ -99,7 +86,8 @@ class Recorder:
         self._errors = 0
         self._messages: collections.Counter[str] = collections.Counter()
         self._sent = self._late = self._max_late_ns = 0
-        self._ended: list[_Ended] = []
+        # Slices that are over and not yet counted: when each ended, what of it is known, and its latencies.
+        self._ended: list[tuple[int, Slice, list[int]]] = []
         self._cpu_ns, self._wait_ns = _process_times()
 
     def begin(self, start_ns: int) -> None:
@@ -135,17 +123,17 @@ class Recorder:
 
     def finish(self, end_ns: int) -> None:
         """End the current slice at `end_ns`, and begin the next one."""
-        self._ended.append(
-            _Ended(
-                self._index,
-                end_ns,
-                max(end_ns - (self.boundary_ns - self.slice_ns), 0),
-                self.latencies,
-                self._errors,
-                tuple(self._messages.items()),
-                (self._sent, self._late, self._max_late_ns),
-            )
+        piece = Slice(
+            index=self._index,
+            length_ns=max(end_ns - (self.boundary_ns - self.slice_ns), 0),
+            latencies=Histogram.empty(),
+            errors=self._errors,
+            messages=tuple(self._messages.items()),
+            sent=self._sent,
+            late=self._late,
+            max_late_ns=self._max_late_ns,
         )
+        self._ended.append((end_ns, piece, self.latencies))
         self._index += 1
         self.latencies = []
         self._errors = self._sent = self._late = self._max_late_ns = 0
@@ -154,23 +142,16 @@ class Recorder:
     @property
     def kept_since_ns(self) -> int | None:
         """When the oldest slice that was not handed on ended; `None` when there is none."""
-        return self._ended[0].end_ns if self._ended else None
+        return self._ended[0][0] if self._ended else None
 
     def hand_over(self) -> None:
         """Count the slices that are over, and hand them on."""
-        for ended in self._ended:
+        for _, piece, latencies_ns in self._ended:
             cpu_ns, wait_ns = _process_times()
-            sent, late, max_late_ns = ended.sends
             self._emit(
-                Slice(
-                    index=ended.index,
-                    length_ns=ended.length_ns,
-                    latencies=Histogram.of(ended.latencies_ns),
-                    errors=ended.errors,
-                    messages=ended.messages,
-                    sent=sent,
-                    late=late,
-                    max_late_ns=max_late_ns,
+                dataclasses.replace(
+                    piece,
+                    latencies=Histogram.of(latencies_ns),
                     cpu_ns=cpu_ns - self._cpu_ns,
                     run_queue_ns=wait_ns - self._wait_ns,
                 )
