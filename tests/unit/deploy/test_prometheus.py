@@ -54,6 +54,14 @@ def test_rules_do_what_their_tests_say() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("name", RULE_TESTS)
+def test_groups_are_tested_in_the_order_in_which_they_read_one_another(name: str) -> None:
+    """promtool takes any order otherwise, and one test in fifteen then fails."""
+    groups = [yaml.safe_load((PROMETHEUS / file).read_text(encoding="utf-8"))["groups"] for file in RULE_FILES]
+    tested = yaml.safe_load((PROMETHEUS / name).read_text(encoding="utf-8"))
+    assert tested["group_eval_order"] == [group["name"] for file in groups for group in file]
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
