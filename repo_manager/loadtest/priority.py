@@ -1,7 +1,12 @@
-"""Real-time priority for an open loop's worker: a send that waits for a CPU is late.
+"""Priority for an open loop's worker: a send that waits for a CPU is late.
+
+The highest priority among ordinary processes, and no real-time class: the kernel wakes a real-time process on the CPU
+where it last ran and takes that CPU from a server's thread there, though another one is idle. Measured with client and
+server on two CPUs, 200 requests a second to a CNN of 1 ms: p99 1.2 times perf_analyzer's with the real-time class, 1.0
+times without, and as few sends late.
 
 Only where the system allows it (root, or CAP_SYS_NICE), and only while the worker needs little: above half a CPU it
-would take from a server on the same machine what it is there to measure, so it goes back to the ordinary scheduler.
+would take from a server on the same machine what it is there to measure, so it goes back to its own priority.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from types import TracebackType
 
 __all__ = ["SendPriority", "fine_timers"]
 
-_LOWEST_REAL_TIME = 1
+_HIGHEST = -20
 _MAX_SHARE = 0.5
 _CHECK_NS = 50_000_000
 _TIMER_SLACK = Path("/proc/self/timerslack_ns")
@@ -25,12 +30,14 @@ class SendPriority:
 
     def __init__(self) -> None:
         self.is_held = False
+        self._own = 0
         self._checked_ns = 0
         self._cpu_ns = 0
 
     def __enter__(self) -> SendPriority:
+        self._own = os.getpriority(os.PRIO_PROCESS, 0)
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_LOWEST_REAL_TIME))
+            os.setpriority(os.PRIO_PROCESS, 0, _HIGHEST)
             self.is_held = True
         self._checked_ns, self._cpu_ns = time.monotonic_ns(), time.process_time_ns()
         return self
@@ -53,7 +60,7 @@ class SendPriority:
     def _give_back(self) -> None:
         if self.is_held:
             self.is_held = False
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, 0, self._own)
 
 
 def fine_timers() -> None:
