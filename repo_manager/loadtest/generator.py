@@ -160,27 +160,28 @@ class Generator:
         due_ns = self._due(start_ns, schedule)
         following = next(due_ns, None)
         self._idle = [c for c in self._connections.values() if c.free_slots() > 0]
+        waited = [self._epoll]
         while not self.stopping:
             now_ns = time.monotonic_ns()
-            priority.check(now_ns)
             batch: list[int] = []
             while following is not None and following <= now_ns:
                 batch.append(following)
                 following = next(due_ns, None)
-            if batch:
-                self._note_lateness(batch, now_ns)
-                self._backlog += batch
+            # First the sends, then what is counted about them: every step between adds to the next answer's latency.
+            self._backlog += batch
             if self._backlog:
                 self._send_backlog()
+            if batch:
+                self._note_lateness(batch, now_ns)
             if following is None and not self._backlog and not self._in_flight:
                 break
+            priority.check(now_ns)
             self._housekeep()
             self._hand_over_when_quiet(following)
             wait_ns = _HOUSEKEEPING_NS if following is None else following - time.monotonic_ns()
-            if wait_ns > 0:
-                # epoll waits in whole milliseconds; select takes microseconds, and an epoll can be selected.
-                select.select([self._epoll], [], [], min(wait_ns, _HOUSEKEEPING_NS) / 1e9)
-            self._poll(0)
+            # epoll waits in whole milliseconds; select takes microseconds, and an epoll can be selected.
+            if wait_ns <= 0 or select.select(waited, [], [], min(wait_ns, _HOUSEKEEPING_NS) / 1e9)[0]:
+                self._poll(0)
 
     def _hand_over_when_quiet(self, following: int | None) -> None:
         """Hand ended slices on while no request is open or due, or when they have waited for as long as a slice."""

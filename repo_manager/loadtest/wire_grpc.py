@@ -148,23 +148,24 @@ class GrpcConnection(WireConnection):
         data = self._received_now()
         if data is None:
             return
-        now_ns = time.monotonic_ns()
         if self._received:
             data = self._received + data
-        latencies = self._read_frames(data, now_ns)
-        if latencies:
-            self.in_flight -= len(latencies)
+        starts_ns = self._read_frames(data)
+        if starts_ns:
+            now_ns = time.monotonic_ns()  # an answer has come when its status has been read
+            self.in_flight -= len(starts_ns)
+            latencies = [now_ns - start_ns for start_ns in starts_ns]
             self._again(self._sink.completed(self, latencies, now_ns))
         if self._out:
             self.flush()
 
-    def _read_frames(self, data: bytes, now_ns: int) -> list[int]:
-        """Handle every complete frame, keep the rest, return the latencies of calls that ended well."""
-        latencies: list[int] = []
+    def _read_frames(self, data: bytes) -> list[int]:
+        """Handle every complete frame, keep the rest, return the starts of calls that ended well."""
+        ended: list[int] = []
         position, end = self._skip, len(data)
         if position > end:
             self._skip = position - end
-            return latencies
+            return ended
         self._skip = 0
         unpack, starts = FRAME_HEADER.unpack_from, self._starts
         initial, is_ok = self._blocks.initial, self._blocks.is_ok
@@ -186,21 +187,21 @@ class GrpcConnection(WireConnection):
                 elif is_ok.get(block):
                     start = starts.pop(number, None)
                     if start is not None:
-                        latencies.append(now_ns - start)
+                        ended.append(start)
                 else:
-                    self._end_call(number, block, flags, now_ns, latencies)
+                    self._end_call(number, block, flags, ended)
             else:
-                self._control(kind, flags, number, data[position + 9 : after], now_ns)
+                self._control(kind, flags, number, data[position + 9 : after])
                 if not self.usable and not starts:
-                    return latencies
+                    return ended
             position = after
         self._received = data[position:] if position < end else b""
         if self._unacknowledged > _TOP_UP_BYTES:
             self._queue(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._unacknowledged)))
             self._unacknowledged = 0
-        return latencies
+        return ended
 
-    def _end_call(self, number: int, block: bytes, flags: int, now_ns: int, latencies: list[int]) -> None:
+    def _end_call(self, number: int, block: bytes, flags: int, ended: list[int]) -> None:
         """Handle trailers that were not seen before, or that carry an error."""
         problem = self._blocks.read(block, flags)
         start = self._starts.pop(number, None)
@@ -208,10 +209,10 @@ class GrpcConnection(WireConnection):
         if start is None:
             return
         if problem is None:
-            latencies.append(now_ns - start)
+            ended.append(start)
         else:
             self.in_flight -= 1
-            self._again(self._sink.failed(self, 1, problem, now_ns))
+            self._again(self._sink.failed(self, 1, problem, time.monotonic_ns()))
 
     def _again(self, count: int) -> None:
         """Queue what the sink asks for; more than the server allows would be refused, so that part is given back."""
@@ -221,7 +222,7 @@ class GrpcConnection(WireConnection):
             if allowed < count:
                 self._sink.returned([0] * (count - allowed))
 
-    def _control(self, kind: int, flags: int, number: int, payload: bytes, now_ns: int) -> None:
+    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == SETTINGS and not flags & _ACK:
             self._apply_settings(payload)
         elif kind == PING and not flags & _ACK:
@@ -236,9 +237,9 @@ class GrpcConnection(WireConnection):
             if self._starts.pop(number, None) is not None:
                 self.in_flight -= 1
                 message = f"the server reset the stream: {reset_reason(payload)}"
-                self._again(self._sink.failed(self, 1, message, now_ns))
+                self._again(self._sink.failed(self, 1, message, time.monotonic_ns()))
         elif kind == GOAWAY:
-            self._go_away(payload, now_ns)
+            self._go_away(payload, time.monotonic_ns())
 
     def _apply_settings(self, payload: bytes) -> None:
         self._peer = self._peer.updated(payload)
