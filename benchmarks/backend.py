@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_bench import convolutions, save
 
 from repo_manager.loadtest import LoadTestOptions, run_load_test
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient, backend_directory, embedded
@@ -52,32 +52,11 @@ instance_group {{ count: {instances} kind: KIND_CPU }}
 """
 
 
-def save(
-    path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], dims: list[int], classes: int
-) -> None:
-    """Write a model `x: [N, *dims] -> y: [N, classes]`."""
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *dims])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", classes])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
-    )
-    path.parent.mkdir(parents=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
 def write_repository(root: Path, instances: int) -> None:
     """Write the two models."""
     generator = np.random.default_rng(0)
-    nodes, weights, previous, channels = [], {}, "x", 3
-    for index, wanted in enumerate((24, 48, 64, 64)):
-        weights[f"w{index}"] = generator.standard_normal((wanted, channels, 3, 3)) / np.sqrt(channels * 9)
-        conv = helper.make_node("Conv", [previous, f"w{index}"], [f"c{index}"], strides=[2, 2], pads=[1] * 4)
-        nodes += [conv, helper.make_node("Relu", [f"c{index}"], [f"r{index}"])]
-        previous, channels = f"r{index}", wanted
-    weights["head"] = generator.standard_normal((channels, 10))
-    nodes += [helper.make_node("GlobalAveragePool", [previous], ["g"]), helper.make_node("Flatten", ["g"], ["f"])]
+    nodes, weights = convolutions(generator, (24, 48, 64, 64), stride=2)
+    weights["head"] = generator.standard_normal((64, 10))
     save(
         root / "cnn/1/model.onnx",
         [*nodes, helper.make_node("MatMul", ["f", "head"], ["y"])],

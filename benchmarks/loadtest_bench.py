@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_bench import convolutions, save
 
 from repo_manager.loadtest import LoadPoint, LoadTestOptions, run_load_test
 from repo_manager.loadtest.inputs import make_samples
@@ -166,22 +166,9 @@ def write_model(repository: Path, name: str, *, size: int, sleep: float, cache: 
 
 def write_cnn(repository: Path) -> None:
     """Write three convolutions of 32 channels on 32 x 32 pixels: about 1 ms a request on one CPU of 2023."""
-    generator = np.random.default_rng(0)
-    nodes, weights, channels, previous = [], [], 3, "x"
-    for layer in range(3):
-        kernel = generator.standard_normal((32, channels, 3, 3)) / np.sqrt(channels * 9)
-        weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"w{layer}"))
-        nodes.append(helper.make_node("Conv", [previous, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
-        channels, previous = 32, f"r{layer}"
-    nodes.append(helper.make_node("GlobalAveragePool", [previous], ["mean"]))
-    nodes.append(helper.make_node("Flatten", ["mean"], ["y"]))
-    ends = (("x", ["N", 3, 32, 32]), ("y", ["N", 32]))
-    taken, given = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ends)
-    graph = helper.make_graph(nodes, "cnn", [taken], [given], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (repository / "cnn" / "1").mkdir(parents=True)
-    onnx.save(model, repository / "cnn" / "1" / "model.onnx")
+    nodes, weights = convolutions(np.random.default_rng(0), (32, 32, 32), stride=1)
+    nodes.append(helper.make_node("Identity", ["f"], ["y"]))
+    save(repository / "cnn" / "1" / "model.onnx", nodes, weights, [3, 32, 32], 32)
     (repository / "cnn" / "config.pbtxt").write_text(CNN_CONFIG)
 
 

@@ -239,7 +239,7 @@ class GrpcConnection(WireConnection):
                 message = f"the server reset the stream: {reset_reason(payload)}"
                 self._again(self._sink.failed(self, 1, message, time.monotonic_ns()))
         elif kind == GOAWAY:
-            self._go_away(payload, time.monotonic_ns())
+            self._go_away(payload)
 
     def _apply_settings(self, payload: bytes) -> None:
         self._peer = self._peer.updated(payload)
@@ -252,7 +252,7 @@ class GrpcConnection(WireConnection):
         if not self._flow.is_idle:
             self._send_waiting()
 
-    def _go_away(self, payload: bytes, now_ns: int) -> None:
+    def _go_away(self, payload: bytes) -> None:
         """Take no new requests; hand the streams back that the server says it did not begin (RFC 9113, 6.8)."""
         self.usable = False
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
@@ -266,7 +266,7 @@ class GrpcConnection(WireConnection):
         if refused:
             self._sink.returned(starts_ns)
         if not self.in_flight:
-            self._sink.lost(self, reason, now_ns)
+            self._sink.lost(self, reason, time.monotonic_ns())
 
     def _queue(self, data: bytes) -> None:
         self._out.append(data)
