@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
-from tritonclient.grpc import model_config_pb2
 
 from repo_manager.errors import UsageError
+from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import Backend, Precision
 
 __all__ = ["AcceleratorOptions", "config_variant", "parse_config_names", "with_accelerator", "with_plans_by_capability"]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tritonclient.grpc import model_config_pb2
 
 import repo_manager.onnx_model as onnx_model
 from repo_manager.errors import ModelError, RepositoryError, ServerError
@@ -17,6 +16,7 @@ from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "smoke_test"]
 

@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 import numpy as np
 from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
-from tritonclient.grpc import model_config_pb2
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.optional import require
@@ -24,6 +23,7 @@ from repo_manager.server.transport import (
     VersionStatistics,
     refusal,
 )
+from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["HttpTransport"]
 

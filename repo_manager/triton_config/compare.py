@@ -5,12 +5,11 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from tritonclient.grpc import model_config_pb2
-
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.dtypes import config_dtype
 from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import Dim, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.

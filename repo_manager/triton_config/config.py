@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
-from tritonclient.grpc import model_config_pb2
 
 from repo_manager.errors import ConfigError
 from repo_manager.files import read_regular
 from repo_manager.triton_config.text_fields import top_level_fields
+from repo_manager.triton_messages import model_config_pb2
 
 __all__ = [
     "CONFIG_FILENAME",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tritonclient.grpc import model_config_pb2
-
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.config import DEFAULT_FILENAMES, ModelConfig
 from repo_manager.triton_config.dtypes import check_dtypes, config_dtype
 from repo_manager.triton_config.labels import check_labels, label_filename
 from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
 from repo_manager.triton_config.warmup import add_warmup
+from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import Backend, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.

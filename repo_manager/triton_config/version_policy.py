@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
-from tritonclient.grpc import model_config_pb2
-
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.text_fields import replace_field
+from repo_manager.triton_messages import model_config_pb2
 
 __all__ = [
     "policy_of_text",

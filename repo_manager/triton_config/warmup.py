@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["add_warmup"]
 

@@ -11,7 +11,7 @@ import repo_manager
 
 PACKAGE = Path(repo_manager.__file__).parent
 LAYERS = [
-    {"errors", "types", "files", "lazy", "optional", "samples"},
+    {"errors", "types", "files", "lazy", "optional", "samples", "triton_messages"},
     {"settings"},
     {"onnx_model"},
     {"sparsity"},

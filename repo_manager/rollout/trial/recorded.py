@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from repo_manager.errors import InputError
 from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["Request", "read_requests"]
 
