@@ -13,8 +13,8 @@ from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest, manifest_text
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.scan import existing_versions, scan
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import change_state, now_text, repository_lock
+from repo_manager.repository.stores.staging import staged
 from repo_manager.repository.verify_version import list_files
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, served_versions
 from repo_manager.triton_config.config import read_config_text

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import read_regular, write_atomic
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import repository_lock
+from repo_manager.repository.stores.staging import staged
 from repo_manager.triton_config import CONFIG_FILENAME
 
 __all__ = ["read_config_bytes", "touch_config", "write_config_bytes"]

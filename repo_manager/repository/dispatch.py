@@ -15,7 +15,7 @@ from repo_manager.repository.location import Location, ObjectRepository
 
 __all__ = ["by_location", "object_function"]
 
-_OBJECTS = "repo_manager.repository.objects"
+_OBJECTS = "repo_manager.repository.stores.objects"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +28,7 @@ def by_location(on_disk: Callable[Concatenate[Path, P], R], in_objects: str) -> 
 
     Args:
         on_disk: the function for a folder.
-        in_objects: `module.function` in `repository.objects`: the one for object storage, with the same arguments.
+        in_objects: `module.function` in `stores.objects`: the one for object storage, with the same arguments.
     """
 
     @functools.wraps(on_disk)
@@ -42,7 +42,7 @@ def by_location(on_disk: Callable[Concatenate[Path, P], R], in_objects: str) -> 
 
 
 def object_function(name: str) -> Callable[..., Any]:
-    """Return a function of `repository.objects`, by `module.function`."""
+    """Return a function of `repository.stores.objects`, by `module.function`."""
     module, _, function = name.partition(".")
     found: Callable[..., Any] = getattr(importlib.import_module(f"{_OBJECTS}.{module}"), function)
     return found

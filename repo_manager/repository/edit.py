@@ -14,8 +14,8 @@ from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
 from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import repository_lock
+from repo_manager.repository.stores.staging import staged
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     ModelConfig,

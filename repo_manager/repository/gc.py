@@ -13,8 +13,8 @@ from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.remove import Removal, reasons_to_keep, remove_selected
 from repo_manager.repository.scan import existing_versions, scan
 from repo_manager.repository.signing_files import drop_signatures, orphaned_signatures
-from repo_manager.repository.staging import sweep
 from repo_manager.repository.state import ModelState, repository_lock
+from repo_manager.repository.stores.staging import sweep
 
 __all__ = ["GcResult", "check_keep", "gc", "old_versions"]
 

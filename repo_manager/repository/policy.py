@@ -10,7 +10,6 @@ from repo_manager.files import write_atomic
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import check_no_link, find_folder, open_repository
 from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import (
     ModelState,
     change_state,
@@ -19,6 +18,7 @@ from repo_manager.repository.state import (
     read_states,
     repository_lock,
 )
+from repo_manager.repository.stores.staging import staged
 from repo_manager.triton_config import CONFIG_FILENAME, parse_config, replace_version_policy, served_versions
 from repo_manager.triton_config.config import read_config_text
 

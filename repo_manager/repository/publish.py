@@ -28,8 +28,8 @@ from repo_manager.repository.manifest import (
     manifest_text,
 )
 from repo_manager.repository.publish_checks import check_arguments, check_early, check_model
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import change_state, now_text, read_state, repository_lock
+from repo_manager.repository.stores.staging import staged
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     VARIANTS_FOLDER,

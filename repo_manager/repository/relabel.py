@@ -11,8 +11,8 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import check_file_name, open_repository
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import repository_lock
+from repo_manager.repository.stores.staging import staged
 from repo_manager.triton_config import CONFIG_FILENAME, parse_config, served_versions, set_fields
 from repo_manager.triton_config.config import read_config_text
 from repo_manager.triton_config.labels import check_labels, label_filename, labels_text

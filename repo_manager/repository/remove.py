@@ -14,7 +14,6 @@ from repo_manager.repository.layout import open_repository
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.scan import existing_versions
 from repo_manager.repository.signing_files import drop_signatures
-from repo_manager.repository.staging import discard, staged
 from repo_manager.repository.state import (
     ModelState,
     change_state,
@@ -23,6 +22,7 @@ from repo_manager.repository.state import (
     read_state,
     repository_lock,
 )
+from repo_manager.repository.stores.staging import discard, staged
 from repo_manager.triton_config import CONFIG_FILENAME, parse_config, replace_version_policy, version_policy
 from repo_manager.triton_config.config import read_config_text
 from repo_manager.triton_config.version_policy import served_by

@@ -14,8 +14,8 @@ from repo_manager.repository.layout import STATE_FILENAME, model_path, open_repo
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import FileRecord, read_manifest
 from repo_manager.repository.scan import ModelEntry, find_model, scan
-from repo_manager.repository.staging import staged, sweep
 from repo_manager.repository.state import change_state, read_states, repository_lock
+from repo_manager.repository.stores.staging import staged, sweep
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     format_config,

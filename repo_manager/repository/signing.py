@@ -27,8 +27,8 @@ from repo_manager.repository.signing_format import (
     signed_files,
     verify_signature,
 )
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import repository_lock
+from repo_manager.repository.stores.staging import staged
 from repo_manager.repository.verify_version import list_files
 from repo_manager.triton_config import CONFIG_FILENAME, parse_config, read_config
 

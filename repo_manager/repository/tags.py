@@ -12,8 +12,8 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import open_repository, version_number
 from repo_manager.repository.policy import existing_model
 from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.staging import staged
 from repo_manager.repository.state import ModelState, change_state, read_state, repository_lock
+from repo_manager.repository.stores.staging import staged
 
 __all__ = [
     "check_tag_target",

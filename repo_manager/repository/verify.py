@@ -17,8 +17,8 @@ from repo_manager.repository.layout import (
     validate_model_name,
 )
 from repo_manager.repository.signing_files import orphaned_signatures, signature_path
-from repo_manager.repository.staging import STAGING_IN_ROOT
 from repo_manager.repository.state import read_states
+from repo_manager.repository.stores.staging import STAGING_IN_ROOT
 from repo_manager.repository.verify_version import verify_version
 from repo_manager.triton_config import (
     CONFIG_FILENAME,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository import Location, ObjectRepository
-from repo_manager.repository.objects.lease import object_lease
+from repo_manager.repository.stores.objects.lease import object_lease
 
 __all__ = ["rollout_lease"]
 

@@ -12,7 +12,7 @@ from support.object_stores import BUCKET, moto_server, s3_environment
 from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.repository import Location, copy_version, find_model, parse_location
-from repo_manager.repository.objects.store import open_store
+from repo_manager.repository.stores.objects.client import open_client
 from repo_manager.rollout import RolloutOptions
 from repo_manager.rollout.cluster import snapshot, wait
 from repo_manager.rollout.cluster.kubernetes import KubernetesTarget, deploy_kubernetes
@@ -61,7 +61,7 @@ def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
     place = parse_location(rollout.snapshot)
     assert str(place).startswith(f"{repository}.snapshots/")
     assert [entry.version for entry in find_model(place, "scale").versions] == [2]
-    found = open_store(place).get("snapshot.json")  # type: ignore[arg-type]
+    found = open_client(place).get("snapshot.json")  # type: ignore[arg-type]
     assert found is not None
     assert json.loads(found[0])["models"] == {"other": [1], "scale": [2]}
     assert not deploy_kubernetes(target, repository, "scale", 2, options=options).changed

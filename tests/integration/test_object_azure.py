@@ -26,9 +26,9 @@ from repo_manager.repository import (
     set_tag,
     verify,
 )
-from repo_manager.repository.objects import store as store_module
-from repo_manager.repository.objects.ledger import read_ledger
-from repo_manager.repository.objects.store import StoreOptions, open_store
+from repo_manager.repository.stores.objects import client as client_module
+from repo_manager.repository.stores.objects.client import StoreOptions, open_client
+from repo_manager.repository.stores.objects.ledger import read_ledger
 from repo_manager.rollout.policy_file import changes_are_unseen
 
 pytestmark = pytest.mark.integration
@@ -46,7 +46,7 @@ def endpoint() -> Iterator[str]:
 def root(endpoint: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectRepository:
     monkeypatch.setenv("AZURE_STORAGE_KEY", AZURE_KEY)
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", endpoint)
-    monkeypatch.setattr(store_module, "DEFAULT_OPTIONS", StoreOptions(part_bytes=MIB))
+    monkeypatch.setattr(client_module, "DEFAULT_OPTIONS", StoreOptions(part_bytes=MIB))
     place = parse_location(f"as://{AZURE_ACCOUNT}/{BUCKET}/{request.node.name}/models")
     assert isinstance(place, ObjectRepository)
     return place
@@ -93,7 +93,7 @@ def test_16_writers_lose_nothing_and_double_nothing(root: ObjectRepository, tmp_
     assert numbers == list(range(1, 17))
     entry = find_model(root, "m")
     assert len({v.manifest.digest for v in entry.versions if v.manifest is not None}) == 16
-    assert read_ledger(open_store(root), "m").pending == {}
+    assert read_ledger(open_client(root), "m").pending == {}
 
 
 def test_triton_never_sees_a_change_there(root: ObjectRepository, tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ from repo_manager.repository import (
     verify,
     version_files,
 )
-from repo_manager.repository.objects import store as store_module
-from repo_manager.repository.objects.facts import Listing
-from repo_manager.repository.objects.retry import RetryOptions
-from repo_manager.repository.objects.s3_multipart import s3_multipart
-from repo_manager.repository.objects.store import StoreOptions, open_store
+from repo_manager.repository.stores.objects import client as client_module
+from repo_manager.repository.stores.objects.client import StoreOptions, open_client
+from repo_manager.repository.stores.objects.facts import Listing
+from repo_manager.repository.stores.objects.retry import RetryOptions
+from repo_manager.repository.stores.objects.s3_multipart import s3_multipart
 
 pytestmark = pytest.mark.integration
 MIB = 1 << 20
@@ -56,7 +56,7 @@ def root(proxy: FaultProxy, request: pytest.FixtureRequest, monkeypatch: pytest.
     proxy.arm()
     for name, value in s3_environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store_module, "DEFAULT_OPTIONS", QUICK)
+    monkeypatch.setattr(client_module, "DEFAULT_OPTIONS", QUICK)
     place = parse_location(f"s3://http://127.0.0.1:{proxy.port}/{BUCKET}/{abs(hash(request.node.nodeid))}/models")
     assert isinstance(place, ObjectRepository)
     return place
@@ -99,7 +99,7 @@ def test_every_request_may_fail_once(root: ObjectRepository, proxy: FaultProxy, 
     entry = find_model(root, "m")
     assert ([v.version for v in entry.versions], entry.served_versions) == ([1, 2], (2,))
     assert verify(root, models=False) == ()
-    assert open_store(root).walk("m/3") == ()
+    assert open_client(root).walk("m/3") == ()
 
 
 def test_a_stalled_request_is_given_up_and_sent_again(
@@ -143,7 +143,7 @@ def test_a_store_that_stays_away_ends_in_one_error_and_the_same_command_goes_on(
 def test_an_address_where_nobody_answers_is_given_up_sooner(
     root: ObjectRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "DEFAULT_OPTIONS", StoreOptions(first_contact_s=0.5))
+    monkeypatch.setattr(client_module, "DEFAULT_OPTIONS", StoreOptions(first_contact_s=0.5))
     nowhere = parse_location("s3://http://127.0.0.1:9/bucket/models")
     with pytest.raises(RepositoryError, match=r"attempts in 0.5 s"):
         scan(nowhere)
@@ -197,8 +197,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.object_stores import tiny_config
 from repo_manager.repository import parse_location, publish
-from repo_manager.repository.objects import store
-store.DEFAULT_OPTIONS = store.StoreOptions(part_bytes=5 << 20, workers=1)
+from repo_manager.repository.stores.objects import client
+client.DEFAULT_OPTIONS = client.StoreOptions(part_bytes=5 << 20, workers=1)
 place = Path(sys.argv[3])
 files = {"model.onnx": place / "large", "golden.npz": place / "small"}
 print("ready", flush=True)
@@ -230,7 +230,7 @@ def test_an_upload_whose_process_was_killed_goes_on(root: ObjectRepository, prox
 
 
 def find_problems(root: ObjectRepository) -> list[str]:
-    multipart = s3_multipart(open_store(root))
+    multipart = s3_multipart(open_client(root))
     assert multipart is not None
     (problem,) = verify(root, models=False)
     return [problem.what[:28], "unfinished" if multipart.unfinished_below("m/1") else "none"]
@@ -244,10 +244,10 @@ def test_gc_gives_up_the_parts_of_an_abandoned_upload(
         publish(root, "m", large_files(tmp_path / "source"), tiny_config(), {})
     proxy.arm()
     assert gc(root).swept == ("m/1",)
-    multipart = s3_multipart(open_store(root))
+    multipart = s3_multipart(open_client(root))
     assert multipart is not None
     assert multipart.unfinished_below("m") == 0
-    assert open_store(root).list("m") == Listing((), ())
+    assert open_client(root).list("m") == Listing((), ())
     assert publish(root, "m", tiny_files(tmp_path / "next"), tiny_config(), {}).version == 2
 
 
@@ -255,7 +255,7 @@ def test_a_copy_to_disk_goes_on_where_the_connection_broke(
     root: ObjectRepository, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(store_module, "DEFAULT_OPTIONS", dataclasses.replace(QUICK, workers=1))
+    monkeypatch.setattr(client_module, "DEFAULT_OPTIONS", dataclasses.replace(QUICK, workers=1))
     publish(root, "m", large_files(tmp_path / "source"), tiny_config(), {})
     gets = [0]
 

@@ -45,11 +45,11 @@ from repo_manager.repository import (
     version_files,
     write_config_bytes,
 )
-from repo_manager.repository.objects.facts import Listing, Mark
-from repo_manager.repository.objects.holder import Holder
-from repo_manager.repository.objects.lease import object_lease
-from repo_manager.repository.objects.ledger import Pending, change_ledger, read_ledger
-from repo_manager.repository.objects.store import ObjectStore, open_store
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.facts import Listing, Mark
+from repo_manager.repository.stores.objects.holder import Holder
+from repo_manager.repository.stores.objects.lease import object_lease
+from repo_manager.repository.stores.objects.ledger import Pending, change_ledger, read_ledger
 
 pytestmark = pytest.mark.integration
 Put = Callable[..., PublishedVersion]
@@ -71,8 +71,8 @@ def root(moto: tuple[str, int], request: pytest.FixtureRequest, monkeypatch: pyt
 
 
 @pytest.fixture
-def store(root: ObjectRepository) -> ObjectStore:
-    return open_store(root)
+def store(root: ObjectRepository) -> ObjectClient:
+    return open_client(root)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_versions_are_numbered_and_only_the_first_writes_the_configuration(root:
 
 
 def test_nothing_of_ours_is_a_prefix_that_triton_would_take_for_a_model_or_a_version(
-    root: ObjectRepository, store: ObjectStore, put: Put
+    root: ObjectRepository, store: ObjectClient, put: Put
 ) -> None:
     put()
     set_tag(root, "m", "stable", 1)
@@ -125,7 +125,7 @@ def test_nothing_of_ours_is_a_prefix_that_triton_would_take_for_a_model_or_a_ver
     assert [fact.key for fact in level.files] == ["config.pbtxt"]
 
 
-def test_a_plan_writes_nothing(root: ObjectRepository, store: ObjectStore, tmp_path: Path, put: Put) -> None:
+def test_a_plan_writes_nothing(root: ObjectRepository, store: ObjectClient, tmp_path: Path, put: Put) -> None:
     plan = plan_publish(root, "m", tiny_files(tmp_path), tiny_config())
     assert (plan.version, plan.first, plan.served) == (1, True, True)
     assert store.list() == Listing((), ())
@@ -134,7 +134,7 @@ def test_a_plan_writes_nothing(root: ObjectRepository, store: ObjectStore, tmp_p
 
 
 def test_another_signature_under_the_same_name_is_refused_before_anything_is_sent(
-    root: ObjectRepository, store: ObjectStore, put: Put, tmp_path: Path
+    root: ObjectRepository, store: ObjectClient, put: Put, tmp_path: Path
 ) -> None:
     put()
     other = dataclasses.replace(tiny_config(), text=tiny_config().text.replace("dims: [3]", "dims: [4]"))
@@ -158,7 +158,7 @@ def test_a_policy_by_which_triton_would_load_half_a_version_is_refused(root: Obj
     assert [v.version for v in find_model(root, "m").versions] == [1]
 
 
-def test_a_number_is_never_given_out_twice(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+def test_a_number_is_never_given_out_twice(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
     put(), put()
     remove(root, "m", 2)
     assert put().version == 3
@@ -219,7 +219,7 @@ def test_deployments_tags_and_versions_by_name(root: ObjectRepository, put: Put)
 
 
 def test_each_write_of_the_configuration_is_newer_by_the_stores_clock(
-    root: ObjectRepository, put: Put, store: ObjectStore
+    root: ObjectRepository, put: Put, store: ObjectClient
 ) -> None:
     """S3 keeps whole seconds, and Triton does nothing for a time that it has seen: so a roll-back would do nothing."""
     put(), put()
@@ -258,19 +258,19 @@ def test_the_configuration_is_checked_before_it_is_written(root: ObjectRepositor
 
 
 def test_a_change_that_somebody_else_was_quicker_with_is_refused(
-    root: ObjectRepository, put: Put, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    root: ObjectRepository, put: Put, store: ObjectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    real = ObjectStore.replace
+    real = ObjectClient.replace
 
-    def late(self: ObjectStore, key: str, data: bytes, mark: Mark) -> Mark:
+    def late(self: ObjectClient, key: str, data: bytes, mark: Mark) -> Mark:
         monkeypatch.undo()
         for name, value in s3_environment().items():
             monkeypatch.setenv(name, value)
         store.put(key, data + b"# by somebody else\n")
         return real(self, key, data, mark)
 
-    monkeypatch.setattr(ObjectStore, "replace", late)
+    monkeypatch.setattr(ObjectClient, "replace", late)
     with pytest.raises(RepositoryError, match="was changed meanwhile"):
         change_config(root, "m", {"instance_group.count": "3"})
     assert b"somebody else" in (read_config_bytes(root, "m") or b"")
@@ -323,7 +323,7 @@ def test_copies_in_every_direction(root: ObjectRepository, put: Put, tmp_path: P
 
 
 def test_a_damaged_object_is_found_not_copied_and_repaired(
-    root: ObjectRepository, put: Put, store: ObjectStore, tmp_path: Path
+    root: ObjectRepository, put: Put, store: ObjectClient, tmp_path: Path
 ) -> None:
     put()
     copy_version(root, "m", 1, tmp_path / "backup")
@@ -349,7 +349,7 @@ def test_a_damaged_object_is_found_not_copied_and_repaired(
     assert any("added after publishing" in error for error in errors_of(root))
 
 
-def test_repair_of_configuration_and_record(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+def test_repair_of_configuration_and_record(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
     put(), put()
     store.delete(["m/config.pbtxt"])
     assert "written from the manifest of version 2" in repair(root)[0].action
@@ -360,7 +360,7 @@ def test_repair_of_configuration_and_record(root: ObjectRepository, put: Put, st
     assert put().version == 3
 
 
-def test_others_versions_are_looked_at_and_adopted(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+def test_others_versions_are_looked_at_and_adopted(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
     store.put("theirs/1/model.onnx", b"whatever")
     store.put("theirs/3.tmp/model.onnx", b"whatever")
     store.put("theirs/config.pbtxt", tiny_config("theirs").text.encode())
@@ -378,7 +378,7 @@ def test_others_versions_are_looked_at_and_adopted(root: ObjectRepository, put: 
 
 
 def test_a_record_that_came_from_a_disk_counts_until_there_is_an_own_one(
-    root: ObjectRepository, put: Put, store: ObjectStore
+    root: ObjectRepository, put: Put, store: ObjectClient
 ) -> None:
     entry = {"highest_version": 7, "deployments": [], "tags": {"old": 1}}
     store.put(".repo-manager.json", json.dumps({"schema_version": 1, "models": {"m": entry}}).encode())
@@ -400,7 +400,7 @@ def test_a_folder_of_a_version_for_what_reads_files(root: ObjectRepository, put:
 
 
 def test_an_abandoned_publication_is_no_version_is_told_and_swept(
-    root: ObjectRepository, put: Put, store: ObjectStore
+    root: ObjectRepository, put: Put, store: ObjectClient
 ) -> None:
     put()
     gone = dataclasses.replace(Holder.me(), pid=2**22 + 1)
@@ -420,7 +420,7 @@ def test_an_abandoned_publication_is_no_version_is_told_and_swept(
 
 
 def test_another_first_version_that_was_quicker_and_does_not_fit_wins(
-    root: ObjectRepository, store: ObjectStore, tmp_path: Path
+    root: ObjectRepository, store: ObjectClient, tmp_path: Path
 ) -> None:
     theirs = tiny_config().text.replace("dims: [3]", "dims: [9]").encode()
     sent: list[int] = []
@@ -438,7 +438,7 @@ def test_another_first_version_that_was_quicker_and_does_not_fit_wins(
     assert store.list("m").folders == ()
 
 
-def test_a_publication_that_is_under_way_is_left_alone(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+def test_a_publication_that_is_under_way_is_left_alone(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
     put()
     elsewhere = dataclasses.replace(Holder.me(), machine="another", pid=1)
     change_ledger(store, "m", lambda ledger: ledger.with_pending(2, Pending("publish", elsewhere, "c", ("f",))))
@@ -449,7 +449,7 @@ def test_a_publication_that_is_under_way_is_left_alone(root: ObjectRepository, p
     assert gc(root).swept == ("m/2",)
 
 
-def test_a_lease_has_one_holder_and_survives_a_dead_one(root: ObjectRepository, put: Put, store: ObjectStore) -> None:
+def test_a_lease_has_one_holder_and_survives_a_dead_one(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
     put()
     again = object_lease(root, "m", timeout_s=0)
     with object_lease(root, "m", timeout_s=0), pytest.raises(RepositoryError, match="another roll-out of m"), again:
@@ -479,7 +479,7 @@ with concurrent.futures.ThreadPoolExecutor(count) as pool:
 
 
 def test_64_writers_of_one_model_lose_nothing_and_double_nothing(
-    root: ObjectRepository, store: ObjectStore, tmp_path: Path
+    root: ObjectRepository, store: ObjectClient, tmp_path: Path
 ) -> None:
     """Four processes of 16 writers each, all beginning with no model at all; `gc` runs in between."""
     tests = Path(__file__).parent.parent

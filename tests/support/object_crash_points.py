@@ -34,8 +34,8 @@ from repo_manager.repository import (
     set_tag,
     verify,
 )
-from repo_manager.repository.objects.ledger import read_ledger
-from repo_manager.repository.objects.store import open_store
+from repo_manager.repository.stores.objects.client import open_client
+from repo_manager.repository.stores.objects.ledger import read_ledger
 
 MAX_REQUESTS = 200
 
@@ -56,7 +56,7 @@ def tagged(root: ObjectRepository, work: Path) -> None:
 
 
 def foreign(root: ObjectRepository, work: Path) -> None:
-    store = open_store(root)
+    store = open_client(root)
     store.put("m/1/model.onnx", b"theirs")
     store.put("m/config.pbtxt", tiny_config().text.encode())
 
@@ -147,10 +147,10 @@ def look(root: ObjectRepository, act: Setup, work: Path, expected: set[tuple[int
     again_or_gone(lambda: act(root, work))
     gc(root, keep=100)
     assert verify(root, models=False) == (), verify(root, models=False)
-    assert read_ledger(open_store(root), "m").pending == {}
+    assert read_ledger(open_client(root), "m").pending == {}
     found = tuple(v.version for model in scan(root) for v in model.versions)
     assert found in expected, found
-    store = open_store(root)
+    store = open_client(root)
     there = {int(name) for name in store.list("m").folders}
     assert there == set(found), f"left behind: {there - set(found)}"
 

@@ -26,10 +26,10 @@ from repo_manager.files import fsync_tree
 from repo_manager.repository import Location, ObjectRepository, find_model
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import version_number
-from repo_manager.repository.objects.facts import ChangedMeanwhileError
-from repo_manager.repository.objects.retry import TransientError
-from repo_manager.repository.objects.store import open_store
-from repo_manager.repository.objects.transport import read_parts
+from repo_manager.repository.stores.objects.client import open_client
+from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError
+from repo_manager.repository.stores.objects.retry import TransientError
+from repo_manager.repository.stores.objects.transport import read_parts
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
 
 __all__ = ["SNAPSHOT_FILENAME", "Snapshot", "SnapshotModel", "snapshots_of", "write_snapshot"]
@@ -148,7 +148,7 @@ def _content(model: SnapshotModel) -> _Content:
 def _beside(folder: Location) -> dict[str, bytes]:
     """Read what lies beside the versions: labels, configurations per kind of GPU; not the versions themselves."""
     if isinstance(folder, ObjectRepository):
-        store = open_store(folder)
+        store = open_client(folder)
         level = store.list()
         keys = [fact.key for fact in level.files]
         for name in level.folders:
@@ -163,7 +163,7 @@ def _beside(folder: Location) -> dict[str, bytes]:
 
 def _is_complete(target: Location) -> bool:
     if isinstance(target, ObjectRepository):
-        return open_store(target).head(SNAPSHOT_FILENAME) is not None
+        return open_client(target).head(SNAPSHOT_FILENAME) is not None
     return (target / SNAPSHOT_FILENAME).is_file()
 
 
@@ -207,7 +207,7 @@ def _take_version(source: Location, target: Path) -> None:
 
 
 def _write_objects(target: ObjectRepository, contents: Mapping[str, _Content], record: bytes) -> None:
-    store = open_store(target)
+    store = open_client(target)
     for name, content in contents.items():
         for place, data in content.small.items():
             store.put(f"{name}/{place}", data)
@@ -233,7 +233,7 @@ def _write_objects(target: ObjectRepository, contents: Mapping[str, _Content], r
 def _files_of(folder: Location) -> Iterator[tuple[str, int, Iterator[bytes]]]:
     """Yield the files of a version: relative name, size, content in parts."""
     if isinstance(folder, ObjectRepository):
-        store = open_store(folder)
+        store = open_client(folder)
         for fact in store.walk(""):
             yield fact.key, fact.size_bytes, read_parts(store, fact.key, fact)
         return

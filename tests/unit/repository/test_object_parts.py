@@ -17,12 +17,12 @@ from repo_manager.errors import RepositoryError
 from repo_manager.report.transfer_progress import transfer_progress
 from repo_manager.repository import ObjectRepository, anywhere, parse_location
 from repo_manager.repository.dispatch import object_function
-from repo_manager.repository.objects.claim import is_abandoned
-from repo_manager.repository.objects.content import measure, part_bytes_for, read_part
-from repo_manager.repository.objects.credentials import s3_keys, store_config
-from repo_manager.repository.objects.holder import Holder, parse_holder
-from repo_manager.repository.objects.ledger import Pending, ledger_key, ledger_model
-from repo_manager.repository.objects.retry import RetryOptions, TransientError, readable, retried
+from repo_manager.repository.stores.objects.claim import is_abandoned
+from repo_manager.repository.stores.objects.content import measure, part_bytes_for, read_part
+from repo_manager.repository.stores.objects.credentials import s3_keys, store_config
+from repo_manager.repository.stores.objects.holder import Holder, parse_holder
+from repo_manager.repository.stores.objects.ledger import Pending, ledger_key, ledger_model
+from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
 
 S3 = parse_location("s3://http://127.0.0.1:9/bucket/models")
 KEYS = {
@@ -190,7 +190,7 @@ def test_both_kinds_of_repository_take_the_same_arguments(name: str) -> None:
 
 
 def test_a_repository_on_disk_does_not_wait_for_what_is_for_object_storage() -> None:
-    code = "import sys, repo_manager.repository; print([m for m in sys.modules if 'repository.objects' in m])"
+    code = "import sys, repo_manager.repository; print([m for m in sys.modules if 'repository.stores.objects' in m])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.strip() == "[]"
     assert len(DISPATCHED) > 20

@@ -13,7 +13,7 @@ import pytest
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository import verify
-from repo_manager.repository.staging import staged, sweep
+from repo_manager.repository.stores.staging import staged, sweep
 
 Put = Callable[..., Any]
 
@@ -39,7 +39,7 @@ def test_what_a_dead_command_left_is_swept_and_a_live_ones_is_not(tmp_path: Path
     root = tmp_path / "models"
     root.mkdir()
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom repo_manager.repository.staging import staged\n"
+        "import os, sys\nfrom pathlib import Path\nfrom repo_manager.repository.stores.staging import staged\n"
         "with staged(Path(sys.argv[1])) as entry:\n    (entry / 'x').write_text('x')\n    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=False, timeout=60)

@@ -13,13 +13,13 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord, manifest_text
-from repo_manager.repository.objects.facts import ChangedMeanwhileError
-from repo_manager.repository.objects.fetch import fetch_version
-from repo_manager.repository.objects.ledger import change_ledger, ledger_key, read_ledger
-from repo_manager.repository.objects.mirror import Mirror, mirrored, take_snapshot
-from repo_manager.repository.objects.scan import existing_snapshot, model_names, pending_sentences
-from repo_manager.repository.objects.store import ObjectStore, open_store
-from repo_manager.repository.objects.transport import object_record
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError
+from repo_manager.repository.stores.objects.fetch import fetch_version
+from repo_manager.repository.stores.objects.ledger import change_ledger, ledger_key, read_ledger
+from repo_manager.repository.stores.objects.mirror import Mirror, mirrored, take_snapshot
+from repo_manager.repository.stores.objects.scan import existing_snapshot, model_names, pending_sentences
+from repo_manager.repository.stores.objects.transport import object_record
 from repo_manager.repository.verify import verify as verify_on_disk
 from repo_manager.repository.verify_version import verify_version
 from repo_manager.triton_config import CONFIG_FILENAME, Problem, Severity, parse_config
@@ -41,7 +41,7 @@ def verify(
     """As `repository.verify.verify`. Files are fetched one version at a time, to compare them and to load the models;
     without `digests` nothing but manifests is fetched.
     """
-    store = open_store(repository)
+    store = open_client(repository)
     with disk_errors(f"verify {repository}"):
         if name is not None:
             existing_or_pending(store, name)
@@ -56,7 +56,7 @@ def verify(
         return tuple(found)
 
 
-def existing_or_pending(store: ObjectStore, name: str) -> None:
+def existing_or_pending(store: ObjectClient, name: str) -> None:
     """See that there is anything of a model.
 
     Raises:
@@ -68,7 +68,7 @@ def existing_or_pending(store: ObjectStore, name: str) -> None:
     existing_snapshot(store, name)
 
 
-def _verify_model(store: ObjectStore, name: str, only: int | None, digests: bool, models: bool) -> list[Problem]:
+def _verify_model(store: ObjectClient, name: str, only: int | None, digests: bool, models: bool) -> list[Problem]:
     """Check one model; what was found while somebody changed it is not believed but looked at again."""
     found: list[Problem] = []
     for _ in range(_MAX_LOOKS):
@@ -85,7 +85,7 @@ def _verify_model(store: ObjectStore, name: str, only: int | None, digests: bool
     return found
 
 
-def _verify_once(store: ObjectStore, name: str, only: int | None, digests: bool, models: bool) -> Iterator[Problem]:
+def _verify_once(store: ObjectClient, name: str, only: int | None, digests: bool, models: bool) -> Iterator[Problem]:
     with mirrored(store, name, must_exist=False) as mirror:
         yield from _verify_pending(mirror)
         if not mirror.snapshot.exists or (mirror.snapshot.ledger.pending and not mirror.snapshot.versions):
@@ -104,7 +104,7 @@ def _verify_once(store: ObjectStore, name: str, only: int | None, digests: bool,
                     yield _of_the_store(store, mirror, problem)
 
 
-def _of_the_store(store: ObjectStore, mirror: Mirror, problem: Problem) -> Problem:
+def _of_the_store(store: ObjectClient, mirror: Mirror, problem: Problem) -> Problem:
     """Return a finding in the picture as one in the store."""
     here, there = str(mirror.root), str(store.location)
     return dataclasses.replace(problem, what=problem.what.replace(here, there), hint=problem.hint.replace(here, there))
@@ -128,7 +128,7 @@ def _verify_pending(mirror: Mirror) -> Iterator[Problem]:
             yield Problem(where, sentence, Severity.WARNING, hint)
 
 
-def _verify_content(store: ObjectStore, mirror: Mirror, version: int, models: bool) -> Iterator[Problem]:
+def _verify_content(store: ObjectClient, mirror: Mirror, version: int, models: bool) -> Iterator[Problem]:
     """Fetch a version into the picture, ask the same questions of its content, and empty its files again."""
     folder = mirror.folder / str(version)
     facts = {fact.key: fact for fact in mirror.files.get(str(version), ())}
@@ -151,7 +151,7 @@ def _verify_content(store: ObjectStore, mirror: Mirror, version: int, models: bo
 
 def adopt(repository: ObjectRepository, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
     """As `repository.adopt.adopt`."""
-    store = open_store(repository)
+    store = open_client(repository)
 
     def adopt_one(model: str) -> list[Adoption]:
         with mirrored(store, model) as mirror:
@@ -170,7 +170,7 @@ def adopt(repository: ObjectRepository, name: str | None = None, *, dry_run: boo
         return adopt_each([each for each in store.list().folders if not each.startswith(".")], adopt_one)
 
 
-def _adopt(store: ObjectStore, name: str, plans: list[Adoption]) -> list[Adoption]:
+def _adopt(store: ObjectClient, name: str, plans: list[Adoption]) -> list[Adoption]:
     highest = max(plan.version for plan in plans)
     change_ledger(store, name, lambda led: dataclasses.replace(led, state=led.state.numbered(highest)))
     for plan in plans:

@@ -10,9 +10,9 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import read_manifest
-from repo_manager.repository.objects.fetch import fetch_version, kept_download
-from repo_manager.repository.objects.mirror import mirrored
-from repo_manager.repository.objects.store import open_store
+from repo_manager.repository.stores.objects.client import open_client
+from repo_manager.repository.stores.objects.fetch import fetch_version, kept_download
+from repo_manager.repository.stores.objects.mirror import mirrored
 from repo_manager.repository.transfer_parts import Source, source_config
 
 __all__ = ["content", "look"]
@@ -30,7 +30,7 @@ def look(source: ObjectRepository, name: str, version: int, new_name: str) -> So
     Raises:
         RepositoryError: no such version, or it has no manifest.
     """
-    with mirrored(open_store(source), name) as mirror:
+    with mirrored(open_client(source), name) as mirror:
         if version not in mirror.snapshot.versions:
             raise RepositoryError(f"model {name!r} in {source} has no version {version}")
         manifest = read_manifest(mirror.folder / str(version))
@@ -50,7 +50,7 @@ def content(
     Raises:
         RepositoryError: a file cannot be fetched, or is not what the manifest says.
     """
-    store = open_store(source)
+    store = open_client(source)
     with kept_download(store, name, version, found.manifest.digest) as folder:
         fetch_version(store, name, version, folder, progress=progress or (lambda _: None))
         yield folder

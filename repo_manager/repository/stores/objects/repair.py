@@ -13,16 +13,16 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location, ObjectRepository
 from repo_manager.repository.manifest import FileRecord, Manifest, read_manifest
-from repo_manager.repository.objects.change import put_config
-from repo_manager.repository.objects.content import measure
-from repo_manager.repository.objects.ledger import change_ledger, ledger_key, read_ledger
-from repo_manager.repository.objects.mirror import Mirror, mirrored
-from repo_manager.repository.objects.remove import abandoned_work, sweep
-from repo_manager.repository.objects.scan import existing_snapshot, model_names, read_version_manifest
-from repo_manager.repository.objects.store import ObjectStore, open_store
-from repo_manager.repository.objects.transport import object_record, save_object, upload_files
 from repo_manager.repository.repair import Repair, config_repair, find_content
 from repo_manager.repository.scan import find_model
+from repo_manager.repository.stores.objects.change import put_config
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.content import measure
+from repo_manager.repository.stores.objects.ledger import change_ledger, ledger_key, read_ledger
+from repo_manager.repository.stores.objects.mirror import Mirror, mirrored
+from repo_manager.repository.stores.objects.remove import abandoned_work, sweep
+from repo_manager.repository.stores.objects.scan import existing_snapshot, model_names, read_version_manifest
+from repo_manager.repository.stores.objects.transport import object_record, save_object, upload_files
 from repo_manager.triton_config import CONFIG_FILENAME
 
 __all__ = ["repair"]
@@ -39,7 +39,7 @@ def repair(
     repository: ObjectRepository, name: str | None = None, *, copies: tuple[Location, ...] = (), dry_run: bool = False
 ) -> tuple[Repair, ...]:
     """As `repository.repair.repair`; `copies` may be folders or in object storage."""
-    store = open_store(repository)
+    store = open_client(repository)
     with disk_errors(f"repair {repository}"):
         names = model_names(store) if name is None else (name,)
         done: list[Repair] = []
@@ -51,7 +51,7 @@ def repair(
     return tuple(done)
 
 
-def _steps(store: ObjectStore, name: str, copies: tuple[Location, ...], dry_run: bool) -> Iterator[_Step]:
+def _steps(store: ObjectClient, name: str, copies: tuple[Location, ...], dry_run: bool) -> Iterator[_Step]:
     """Say what is to be done with a model, one after the other: each step sees what the ones before it did."""
     damaged = _damaged_ledger(store, name)
     if damaged is not None:
@@ -70,7 +70,7 @@ def _steps(store: ObjectStore, name: str, copies: tuple[Location, ...], dry_run:
             yield from _file_steps(store, mirror, copies)
 
 
-def _damaged_ledger(store: ObjectStore, name: str) -> _Step | None:
+def _damaged_ledger(store: ObjectClient, name: str) -> _Step | None:
     try:
         read_ledger(store, name)
         return None
@@ -92,7 +92,7 @@ def _damaged_ledger(store: ObjectStore, name: str) -> _Step | None:
         return _Step(key, f"set aside as {key}.damaged and begun anew from the versions that are there", set_aside)
 
 
-def _config_step(store: ObjectStore, mirror: Mirror) -> Iterator[_Step]:
+def _config_step(store: ObjectClient, mirror: Mirror) -> Iterator[_Step]:
     name = mirror.snapshot.name
     found = config_repair(mirror.folder, find_model(mirror.root, name))
     if found is not None:
@@ -109,7 +109,7 @@ def _ignore(_: object) -> None:
     return None
 
 
-def _file_steps(store: ObjectStore, mirror: Mirror, copies: tuple[Location, ...]) -> Iterator[_Step]:
+def _file_steps(store: ObjectClient, mirror: Mirror, copies: tuple[Location, ...]) -> Iterator[_Step]:
     name = mirror.snapshot.name
     for version in mirror.snapshot.versions:
         try:
@@ -128,7 +128,7 @@ def _file_steps(store: ObjectStore, mirror: Mirror, copies: tuple[Location, ...]
 
 
 def _find(
-    store: ObjectStore, mirror: Mirror, record: FileRecord, copies: tuple[Location, ...], key: str
+    store: ObjectClient, mirror: Mirror, record: FileRecord, copies: tuple[Location, ...], key: str
 ) -> tuple[str, Callable[[], None]] | None:
     """Find the same content in another version or another repository; return where, and how it is put back."""
     name = mirror.snapshot.name
@@ -139,7 +139,7 @@ def _find(
                 if path is not None:
                     return str(path), lambda path=path: _send(store, path, key)
             continue
-        other = open_store(place)
+        other = open_client(place)
         for found, manifest in _manifests(other, name):
             for file, each in manifest.files.items():
                 candidate = f"{name}/{found}/{file}"
@@ -151,7 +151,7 @@ def _find(
     return None
 
 
-def _manifests(store: ObjectStore, name: str) -> Iterator[tuple[int, Manifest]]:
+def _manifests(store: ObjectClient, name: str) -> Iterator[tuple[int, Manifest]]:
     for folder in store.list(name).folders:
         number = version_number(folder)
         if number is not None:
@@ -162,7 +162,7 @@ def _manifests(store: ObjectStore, name: str) -> Iterator[tuple[int, Manifest]]:
 
 
 def _fetcher(
-    source: ObjectStore, candidate: str, target: ObjectStore, key: str, record: FileRecord
+    source: ObjectClient, candidate: str, target: ObjectClient, key: str, record: FileRecord
 ) -> Callable[[], None]:
     def fetch() -> None:
         fact = source.head(candidate)
@@ -176,6 +176,6 @@ def _fetcher(
     return fetch
 
 
-def _send(store: ObjectStore, path: Path, key: str) -> None:
+def _send(store: ObjectClient, path: Path, key: str) -> None:
     folder, _, file = key.rpartition("/")
     upload_files(store, folder, {file: (path, measure(path, store.options.part_bytes))}, lambda _: None)

@@ -22,12 +22,6 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, check_file_name, validate_model_name
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord, Manifest, manifest_text, parse_manifest
-from repo_manager.repository.objects.claim import Claim, claimed
-from repo_manager.repository.objects.content import measure
-from repo_manager.repository.objects.facts import ChangedMeanwhileError
-from repo_manager.repository.objects.mirror import Mirror, mirrored
-from repo_manager.repository.objects.store import ObjectStore, open_store
-from repo_manager.repository.objects.transport import Progress, upload_files
 from repo_manager.repository.publish import (
     PublishedVersion,
     PublishPlan,
@@ -36,6 +30,12 @@ from repo_manager.repository.publish import (
     used_numbers,
 )
 from repo_manager.repository.publish_checks import check_arguments, check_model
+from repo_manager.repository.stores.objects.claim import Claim, claimed
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.content import measure
+from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError
+from repo_manager.repository.stores.objects.mirror import Mirror, mirrored
+from repo_manager.repository.stores.objects.transport import Progress, upload_files
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     VARIANTS_FOLDER,
@@ -55,7 +55,7 @@ def plan_publish(
     with disk_errors(f"plan publishing {name}"):
         validate_model_name(name)
         check_arguments(name, files, config)
-        store = open_store(repository)
+        store = open_client(repository)
         with mirrored(store, name, must_exist=False, versions=False) as mirror:
             first = _check(mirror, name, config)
             taken = used_numbers(mirror.folder)
@@ -79,7 +79,7 @@ def publish(
     with disk_errors(f"publish {name}"):
         validate_model_name(name)
         check_arguments(name, files, config)
-        store = open_store(repository)
+        store = open_client(repository)
         with mirrored(store, name, must_exist=False, versions=False) as mirror:
             first = _check(mirror, name, config)
             taken = used_numbers(mirror.folder)
@@ -123,7 +123,7 @@ def _told(claim: Claim, progress: Progress) -> Progress:
     return told
 
 
-def _make_current(store: ObjectStore, claim: Claim, config: ModelConfig, config_text: str | None) -> bool:
+def _make_current(store: ObjectClient, claim: Claim, config: ModelConfig, config_text: str | None) -> bool:
     """Write the config.pbtxt of a first version, create-only; return whether it was one.
 
     Where another writer was quicker this version is the next one, and has to fit what he wrote.
@@ -176,7 +176,7 @@ def _content_digest(records: Mapping[str, FileRecord], config: ModelConfig, labe
     return hashlib.sha256(("".join(lines) + config.backend).encode()).hexdigest()
 
 
-def _create_manifest(store: ObjectStore, key: str, manifest: Manifest) -> Manifest:
+def _create_manifest(store: ObjectClient, key: str, manifest: Manifest) -> Manifest:
     """Write the manifest create-only; return the one that stands there: an interrupted attempt's, if any."""
     try:
         store.create(key, manifest_text(manifest).encode())
@@ -189,7 +189,7 @@ def _create_manifest(store: ObjectStore, key: str, manifest: Manifest) -> Manife
         return there
 
 
-def _create_same(store: ObjectStore, key: str, data: bytes) -> None:
+def _create_same(store: ObjectClient, key: str, data: bytes) -> None:
     try:
         store.create(key, data)
     except ChangedMeanwhileError as exc:

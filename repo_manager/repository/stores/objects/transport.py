@@ -10,11 +10,11 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.manifest import FileRecord
-from repo_manager.repository.objects.content import Measured, read_part
-from repo_manager.repository.objects.facts import ObjectFact
-from repo_manager.repository.objects.retry import retried
-from repo_manager.repository.objects.s3_multipart import s3_multipart
-from repo_manager.repository.objects.store import ObjectStore
+from repo_manager.repository.stores.objects.client import ObjectClient
+from repo_manager.repository.stores.objects.content import Measured, read_part
+from repo_manager.repository.stores.objects.facts import ObjectFact
+from repo_manager.repository.stores.objects.retry import retried
+from repo_manager.repository.stores.objects.s3_multipart import s3_multipart
 from repo_manager.types import Digest
 
 __all__ = ["Progress", "object_record", "read_parts", "save_object", "upload_files"]
@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 
 
 def upload_files(
-    store: ObjectStore, folder: str, files: Mapping[str, tuple[Path, Measured]], progress: Progress
+    store: ObjectClient, folder: str, files: Mapping[str, tuple[Path, Measured]], progress: Progress
 ) -> tuple[str, ...]:
     """Send files; those that are there already, whole and right, are not sent again.
 
@@ -59,7 +59,7 @@ def upload_files(
     return tuple(sorted(there))
 
 
-def _upload(store: ObjectStore, key: str, path: Path, measured: Measured, progress: Progress) -> bool:
+def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progress: Progress) -> bool:
     """Send one file and compare it; return whether it was there already."""
     fact = store.head(key)
     if fact is not None and _holds(store, fact, key, measured):
@@ -89,7 +89,7 @@ def _upload(store: ObjectStore, key: str, path: Path, measured: Measured, progre
     return False
 
 
-def _holds(store: ObjectStore, fact: ObjectFact, key: str, measured: Measured) -> bool:
+def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: Measured) -> bool:
     """Say whether an object is these bytes: by the checksum that the store made of it, else by reading it back."""
     if fact.size_bytes != measured.record.size_bytes:
         return False
@@ -98,7 +98,7 @@ def _holds(store: ObjectStore, fact: ObjectFact, key: str, measured: Measured) -
     return object_record(store, key, fact) == measured.record
 
 
-def object_record(store: ObjectStore, key: str, fact: ObjectFact) -> FileRecord:
+def object_record(store: ObjectClient, key: str, fact: ObjectFact) -> FileRecord:
     """Read an object to its end; return its digest and size.
 
     Raises:
@@ -110,7 +110,7 @@ def object_record(store: ObjectStore, key: str, fact: ObjectFact) -> FileRecord:
     return FileRecord(Digest("sha256:" + digest.hexdigest()), fact.size_bytes)
 
 
-def read_parts(store: ObjectStore, key: str, fact: ObjectFact, start: int = 0) -> Iterator[bytes]:
+def read_parts(store: ObjectClient, key: str, fact: ObjectFact, start: int = 0) -> Iterator[bytes]:
     """Yield an object's bytes in order; a few parts are fetched ahead, each request is retried by itself.
 
     Args:
@@ -134,7 +134,7 @@ def read_parts(store: ObjectStore, key: str, fact: ObjectFact, start: int = 0) -
             pool.shutdown(cancel_futures=True)
 
 
-def save_object(store: ObjectStore, key: str, fact: ObjectFact, target: Path, expected: FileRecord | None) -> None:
+def save_object(store: ObjectClient, key: str, fact: ObjectFact, target: Path, expected: FileRecord | None) -> None:
     """Write an object to a file; what an interrupted attempt has left there is kept and gone on from.
 
     Args:

@@ -8,12 +8,12 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import Manifest, parse_manifest
-from repo_manager.repository.objects.claim import is_abandoned
-from repo_manager.repository.objects.ledger import Ledger, ledger_model, read_ledger
-from repo_manager.repository.objects.mirror import Snapshot, take_snapshot
-from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.scan import ModelEntry, VersionEntry, model_entry
 from repo_manager.repository.state import ModelState, previous_version
+from repo_manager.repository.stores.objects.claim import is_abandoned
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.ledger import Ledger, ledger_model, read_ledger
+from repo_manager.repository.stores.objects.mirror import Snapshot, take_snapshot
 from repo_manager.repository.tags import resolve_in
 from repo_manager.triton_config import CONFIG_FILENAME
 
@@ -33,7 +33,7 @@ __all__ = [
 
 def scan(repository: ObjectRepository, *, deep: bool = True) -> tuple[ModelEntry, ...]:
     """As `repository.scan.scan`: one listing of the root, then three small requests a model, many at a time."""
-    store = open_store(repository)
+    store = open_client(repository)
     names = [name for name in store.list().folders if not name.startswith(".")]
     with concurrent.futures.ThreadPoolExecutor(store.options.lookups) as pool:
         found = list(pool.map(lambda name: _looked_at(store, name), names))
@@ -47,7 +47,7 @@ def scan(repository: ObjectRepository, *, deep: bool = True) -> tuple[ModelEntry
     return tuple(entries)
 
 
-def _looked_at(store: ObjectStore, name: str) -> Snapshot | RepositoryError:
+def _looked_at(store: ObjectClient, name: str) -> Snapshot | RepositoryError:
     """Look at a model; one whose record is damaged does not hide the others."""
     try:
         return take_snapshot(store, name)
@@ -55,7 +55,7 @@ def _looked_at(store: ObjectStore, name: str) -> Snapshot | RepositoryError:
         return exc
 
 
-def model_names(store: ObjectStore) -> tuple[str, ...]:
+def model_names(store: ObjectClient) -> tuple[str, ...]:
     """Return every model that has a folder or a record."""
     level = store.list()
     recorded = {name for fact in level.files if (name := ledger_model(fact.key)) is not None}
@@ -64,11 +64,11 @@ def model_names(store: ObjectStore) -> tuple[str, ...]:
 
 def find_model(repository: ObjectRepository, name: str) -> ModelEntry:
     """As `repository.scan.find_model`."""
-    store = open_store(repository)
+    store = open_client(repository)
     return _entry(store, existing_snapshot(store, name), deep=True)
 
 
-def existing_snapshot(store: ObjectStore, name: str) -> Snapshot:
+def existing_snapshot(store: ObjectClient, name: str) -> Snapshot:
     """Look at a model that has to be there.
 
     Raises:
@@ -93,7 +93,7 @@ def pending_sentences(ledger: Ledger) -> tuple[tuple[int, str, bool], ...]:
     return tuple(said)
 
 
-def _entry(store: ObjectStore, shot: Snapshot, *, deep: bool) -> ModelEntry:
+def _entry(store: ObjectClient, shot: Snapshot, *, deep: bool) -> ModelEntry:
     path = store.location / shot.name
     problems = [sentence for _, sentence, gone in pending_sentences(shot.ledger) if gone]
     text = None
@@ -112,7 +112,7 @@ def _entry(store: ObjectStore, shot: Snapshot, *, deep: bool) -> ModelEntry:
     return model_entry(path, text, versions, problems)
 
 
-def _version(store: ObjectStore, path: ObjectRepository, number: int) -> VersionEntry:
+def _version(store: ObjectClient, path: ObjectRepository, number: int) -> VersionEntry:
     size_bytes = sum(fact.size_bytes for fact in store.walk(f"{path.name}/{number}"))
     manifest, problems = None, []
     try:
@@ -122,7 +122,7 @@ def _version(store: ObjectStore, path: ObjectRepository, number: int) -> Version
     return VersionEntry(number, path, manifest, size_bytes, tuple(problems))
 
 
-def read_version_manifest(store: ObjectStore, name: str, version: int) -> Manifest | None:
+def read_version_manifest(store: ObjectClient, name: str, version: int) -> Manifest | None:
     """Return a version's manifest; `None` when it has none.
 
     Raises:
@@ -137,12 +137,12 @@ def read_version_manifest(store: ObjectStore, name: str, version: int) -> Manife
 
 def model_state(repository: ObjectRepository, name: str) -> ModelState:
     """As `repository.policy.model_state`."""
-    return read_ledger(open_store(repository), name).state
+    return read_ledger(open_client(repository), name).state
 
 
 def model_states(repository: ObjectRepository) -> dict[str, ModelState]:
     """As `repository.policy.model_states`."""
-    store = open_store(repository)
+    store = open_client(repository)
     names = model_names(store)
     with concurrent.futures.ThreadPoolExecutor(store.options.lookups) as pool:
         ledgers = pool.map(lambda name: read_ledger(store, name), names)
@@ -151,12 +151,12 @@ def model_states(repository: ObjectRepository) -> dict[str, ModelState]:
 
 def previous_deployment(repository: ObjectRepository, name: str) -> int | None:
     """As `repository.policy.previous_deployment`."""
-    snapshot = existing_snapshot(open_store(repository), name)
+    snapshot = existing_snapshot(open_client(repository), name)
     return previous_version(snapshot.ledger.state, snapshot.versions)
 
 
 def resolve_version(repository: ObjectRepository, target: str) -> tuple[str, int]:
     """As `repository.tags.resolve_version`."""
     name, _, wanted = target.partition(":")
-    snapshot = existing_snapshot(open_store(repository), name)
+    snapshot = existing_snapshot(open_client(repository), name)
     return name, resolve_in(name, wanted, snapshot.versions, snapshot.ledger.state)

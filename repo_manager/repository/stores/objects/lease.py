@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.objects.holder import Holder
-from repo_manager.repository.objects.ledger import Ledger, change_ledger
-from repo_manager.repository.objects.store import ObjectStore, open_store
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.holder import Holder
+from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger
 
 __all__ = ["object_lease"]
 
@@ -34,7 +34,7 @@ def object_lease(repository: ObjectRepository, name: str, *, timeout_s: float) -
     Raises:
         RepositoryError: somebody else holds it for longer than `timeout_s`.
     """
-    store = open_store(repository)
+    store = open_client(repository)
     keeper = _Keeper(store, name, _acquire(store, name, time.monotonic() + timeout_s))
     keeper.start()
     try:
@@ -43,7 +43,7 @@ def object_lease(repository: ObjectRepository, name: str, *, timeout_s: float) -
         keeper.end()
 
 
-def _acquire(store: ObjectStore, name: str, deadline: float) -> Holder:
+def _acquire(store: ObjectClient, name: str, deadline: float) -> Holder:
     while True:
         holder = Holder.me(_LEASE_S)
 
@@ -68,7 +68,7 @@ def _acquire(store: ObjectStore, name: str, deadline: float) -> Holder:
 class _Keeper(threading.Thread):
     """Renews a lease while its holder works, and gives it back at the end."""
 
-    def __init__(self, store: ObjectStore, name: str, holder: Holder) -> None:
+    def __init__(self, store: ObjectClient, name: str, holder: Holder) -> None:
         super().__init__(name=f"lease of {name}", daemon=True)
         self._store, self._model, self._holder = store, name, holder
         self._ended = threading.Event()

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from repo_manager.errors import RepositoryError
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.objects.credentials import store_config
-from repo_manager.repository.objects.facts import ChangedMeanwhileError, Listing, Mark, ObjectFact
-from repo_manager.repository.objects.retry import RetryOptions, TransientError, readable, retried
+from repo_manager.repository.stores.objects.credentials import store_config
+from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError, Listing, Mark, ObjectFact
+from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
 
-__all__ = ["ObjectStore", "StoreOptions", "open_store"]
+__all__ = ["ObjectClient", "StoreOptions", "open_client"]
 
 R = TypeVar("R")
 
@@ -55,11 +55,11 @@ DEFAULT_OPTIONS = StoreOptions()
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(location: ObjectRepository, options: StoreOptions, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
-    return ObjectStore(location, options, dict(environment))
+def _opened(place: ObjectRepository, options: StoreOptions, environment: tuple[tuple[str, str], ...]) -> ObjectClient:
+    return ObjectClient(place, options, dict(environment))
 
 
-def open_store(location: ObjectRepository, options: StoreOptions | None = None) -> ObjectStore:
+def open_client(location: ObjectRepository, options: StoreOptions | None = None) -> ObjectClient:
     """Return the store of a place; the same one while the environment stays the same.
 
     Raises:
@@ -71,7 +71,7 @@ def open_store(location: ObjectRepository, options: StoreOptions | None = None) 
     return _opened(location, options or DEFAULT_OPTIONS, environment)
 
 
-class ObjectStore:
+class ObjectClient:
     """Requests to one place."""
 
     def __init__(self, location: ObjectRepository, options: StoreOptions, environment: Mapping[str, str]) -> None:

@@ -16,9 +16,9 @@ from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord
-from repo_manager.repository.objects.scan import read_version_manifest
-from repo_manager.repository.objects.store import ObjectStore, open_store
-from repo_manager.repository.objects.transport import save_object
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.scan import read_version_manifest
+from repo_manager.repository.stores.objects.transport import save_object
 
 __all__ = ["fetch_version", "kept_download", "version_files"]
 
@@ -30,7 +30,7 @@ def version_files(version: ObjectRepository, names: Sequence[str] | None = None)
     if number is None or not version.parent.prefix:
         raise RepositoryError(f"{version} is no version's place")
     name = version.parent.name
-    store = open_store(version.parent.parent)
+    store = open_client(version.parent.parent)
     with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
         folder = Path(place).resolve() / name / str(number)
         with disk_errors(f"fetch {name}:{number}"):
@@ -39,7 +39,7 @@ def version_files(version: ObjectRepository, names: Sequence[str] | None = None)
 
 
 def fetch_version(
-    store: ObjectStore,
+    store: ObjectClient,
     name: str,
     version: int,
     target: Path,
@@ -77,7 +77,7 @@ def fetch_version(
 
 
 @contextlib.contextmanager
-def kept_download(store: ObjectStore, name: str, version: int, content: str) -> Iterator[Path]:
+def kept_download(store: ObjectClient, name: str, version: int, content: str) -> Iterator[Path]:
     """Give a folder to fetch a version into, which stays when the block fails, so that the next attempt goes on.
 
     It lies in the user's cache under a name made of the content, and is used by one process at a time.

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME, STATE_FILENAME, version_number
-from repo_manager.repository.objects.facts import Listing, ObjectFact
-from repo_manager.repository.objects.ledger import Ledger, read_ledger
-from repo_manager.repository.objects.store import ObjectStore
 from repo_manager.repository.state import format_entry
+from repo_manager.repository.stores.objects.client import ObjectClient
+from repo_manager.repository.stores.objects.facts import Listing, ObjectFact
+from repo_manager.repository.stores.objects.ledger import Ledger, read_ledger
 from repo_manager.triton_config import CONFIG_FILENAME, VARIANTS_FOLDER
 
 __all__ = ["Mirror", "Snapshot", "mirrored", "take_snapshot"]
@@ -77,7 +77,7 @@ class Mirror:
     files: Mapping[str, tuple[ObjectFact, ...]]
 
 
-def take_snapshot(store: ObjectStore, name: str) -> Snapshot:
+def take_snapshot(store: ObjectClient, name: str) -> Snapshot:
     """Look at a model: three small requests.
 
     The record is read first: a version that appears in between is then one that is being published.
@@ -98,7 +98,7 @@ def take_snapshot(store: ObjectStore, name: str) -> Snapshot:
 
 
 @contextlib.contextmanager
-def mirrored(store: ObjectStore, name: str, *, must_exist: bool = True, versions: bool = True) -> Iterator[Mirror]:
+def mirrored(store: ObjectClient, name: str, *, must_exist: bool = True, versions: bool = True) -> Iterator[Mirror]:
     """Give a picture of a model for as long as the block lasts; errors raised in it speak of the store's places.
 
     Args:
@@ -127,7 +127,7 @@ def mirrored(store: ObjectStore, name: str, *, must_exist: bool = True, versions
             yield Mirror(root, folder, snapshot, files)
 
 
-def _draw(store: ObjectStore, snapshot: Snapshot, folder: Path, versions: bool) -> dict[str, tuple[ObjectFact, ...]]:
+def _draw(store: ObjectClient, snapshot: Snapshot, folder: Path, versions: bool) -> dict[str, tuple[ObjectFact, ...]]:
     """Write what is small, and the names and sizes of the rest."""
     name = snapshot.name
     with concurrent.futures.ThreadPoolExecutor(store.options.lookups) as pool:
@@ -170,7 +170,7 @@ def _is_local(key: str) -> bool:
 
 
 @contextlib.contextmanager
-def _speaking_of(root: Path, store: ObjectStore) -> Iterator[None]:
+def _speaking_of(root: Path, store: ObjectClient) -> Iterator[None]:
     try:
         yield
     except RepoManagerError as exc:

@@ -19,10 +19,10 @@ from typing import Any
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import STATE_FILENAME
-from repo_manager.repository.objects.facts import ChangedMeanwhileError, Mark
-from repo_manager.repository.objects.holder import Holder, parse_holder
-from repo_manager.repository.objects.store import ObjectStore
 from repo_manager.repository.state import ModelState, format_entry, parse_entry
+from repo_manager.repository.stores.objects.client import ObjectClient
+from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError, Mark
+from repo_manager.repository.stores.objects.holder import Holder, parse_holder
 
 __all__ = ["Ledger", "Pending", "change_ledger", "ledger_key", "ledger_model", "read_ledger"]
 
@@ -87,7 +87,7 @@ def ledger_model(key: str) -> str | None:
     return None
 
 
-def read_ledger(store: ObjectStore, name: str) -> Ledger:
+def read_ledger(store: ObjectClient, name: str) -> Ledger:
     """Read a model's record; an empty one when there is none.
 
     A repository that was copied here from a disk brings its `.repo-manager.json`: what that says counts until the
@@ -113,7 +113,7 @@ def read_ledger(store: ObjectStore, name: str) -> Ledger:
     return Ledger(state, pending, lease, found[1].mark)
 
 
-def change_ledger(store: ObjectStore, name: str, change: Callable[[Ledger], Ledger]) -> Ledger:
+def change_ledger(store: ObjectClient, name: str, change: Callable[[Ledger], Ledger]) -> Ledger:
     """Change a model's record by compare-and-swap; when another writer was first, `change` is asked again.
 
     Args:
@@ -169,7 +169,7 @@ def _parse_pending(fields: Mapping[str, Any]) -> Pending:
     )
 
 
-def _from_disk(store: ObjectStore, name: str) -> ModelState:
+def _from_disk(store: ObjectClient, name: str) -> ModelState:
     found = store.get(STATE_FILENAME)
     if found is None:
         return ModelState()

@@ -9,13 +9,13 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.objects.fetch import fetch_version
-from repo_manager.repository.objects.mirror import Mirror, mirrored
-from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey
 from repo_manager.repository.signing import check_signature as check_on_disk
 from repo_manager.repository.signing import sign_version as sign_on_disk
 from repo_manager.repository.signing_files import signature_path
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.fetch import fetch_version
+from repo_manager.repository.stores.objects.mirror import Mirror, mirrored
 
 __all__ = ["check_signature", "sign_version"]
 
@@ -24,7 +24,7 @@ def sign_version(
     repository: ObjectRepository, name: str, version: int, key: Path | SigningKey, *, dry_run: bool = False
 ) -> Signature:
     """As `repository.signing.sign_version`; the version is fetched for it."""
-    store = open_store(repository)
+    store = open_client(repository)
     with _content(store, name, version) as mirror:
         signature = sign_on_disk(mirror.root, name, version, key, dry_run=dry_run)
         if not dry_run:
@@ -35,12 +35,12 @@ def sign_version(
 
 def check_signature(repository: ObjectRepository, name: str, version: int, keys: Sequence[Path]) -> SignatureCheck:
     """As `repository.signing.check_signature`; the version is fetched for it."""
-    with _content(open_store(repository), name, version) as mirror:
+    with _content(open_client(repository), name, version) as mirror:
         return check_on_disk(mirror.root, name, version, keys)
 
 
 @contextlib.contextmanager
-def _content(store: ObjectStore, name: str, version: int) -> Iterator[Mirror]:
+def _content(store: ObjectClient, name: str, version: int) -> Iterator[Mirror]:
     """Give a picture of the model in which this version's files are whole, and its signature is there."""
     with mirrored(store, name) as mirror, disk_errors(f"fetch {name}:{version}"):
         if version not in mirror.snapshot.versions:

@@ -16,17 +16,17 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.gc import GcResult, check_keep, old_versions
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.objects.change import put_config
-from repo_manager.repository.objects.claim import is_abandoned
-from repo_manager.repository.objects.facts import ChangedMeanwhileError
-from repo_manager.repository.objects.holder import Holder
-from repo_manager.repository.objects.ledger import Ledger, Pending, change_ledger, read_ledger
-from repo_manager.repository.objects.mirror import Mirror, mirrored, take_snapshot
-from repo_manager.repository.objects.s3_multipart import s3_multipart
-from repo_manager.repository.objects.scan import model_names, read_version_manifest
-from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.remove import Removal, forget, plan_removal, select_version
 from repo_manager.repository.state import ModelState
+from repo_manager.repository.stores.objects.change import put_config
+from repo_manager.repository.stores.objects.claim import is_abandoned
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError
+from repo_manager.repository.stores.objects.holder import Holder
+from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger, read_ledger
+from repo_manager.repository.stores.objects.mirror import Mirror, mirrored, take_snapshot
+from repo_manager.repository.stores.objects.s3_multipart import s3_multipart
+from repo_manager.repository.stores.objects.scan import model_names, read_version_manifest
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     format_config,
@@ -50,7 +50,7 @@ def remove(
     def select(mirror: Mirror) -> tuple[int, ...]:
         return select_version(name, version, mirror.snapshot.versions)
 
-    return _remove(open_store(repository), name, select, whole=version is None, force=force, dry_run=dry_run)
+    return _remove(open_client(repository), name, select, whole=version is None, force=force, dry_run=dry_run)
 
 
 def gc(
@@ -64,7 +64,7 @@ def gc(
     """As `repository.gc.gc`; what interrupted commands left is swept first."""
     check_keep(keep)
     cutoff = None if older_than_s is None else datetime.datetime.now(datetime.timezone.utc).timestamp() - older_than_s
-    store = open_store(repository)
+    store = open_client(repository)
     names = model_names(store) if name is None else (name,)
     swept: list[str] = []
     found: list[Removal] = []
@@ -88,7 +88,7 @@ def gc(
     return GcResult(removals, tuple(swept), not dry_run, tuple(failed))
 
 
-def _remove(store: ObjectStore, name: str, select: Select, *, whole: bool, force: bool, dry_run: bool) -> Removal:
+def _remove(store: ObjectClient, name: str, select: Select, *, whole: bool, force: bool, dry_run: bool) -> Removal:
     if not dry_run:
         sweep(store, name, action="remove")  # What an earlier removal has left is ended first.
     with mirrored(store, name) as mirror:
@@ -131,7 +131,7 @@ def _remove(store: ObjectStore, name: str, select: Select, *, whole: bool, force
     return dataclasses.replace(plan, applied=True)
 
 
-def _take_out_of_policy(store: ObjectStore, name: str, plan: Removal, force: bool) -> None:
+def _take_out_of_policy(store: ObjectClient, name: str, plan: Removal, force: bool) -> None:
     """See that config.pbtxt, as it is after the mark, does not serve what goes; take it out where that was told."""
     found = store.get(f"{name}/{CONFIG_FILENAME}")
     if found is None:
@@ -149,7 +149,7 @@ def _take_out_of_policy(store: ObjectStore, name: str, plan: Removal, force: boo
     put_config(store, name, replace_version_policy(text, left, where=where).encode(), found[1])
 
 
-def _unmark(store: ObjectStore, name: str, versions: tuple[int, ...], before: ModelState) -> None:
+def _unmark(store: ObjectClient, name: str, versions: tuple[int, ...], before: ModelState) -> None:
     def change(ledger: Ledger) -> Ledger:
         state = dataclasses.replace(ledger.state, tags={**before.tags, **ledger.state.tags})
         if not ledger.state.deployments:
@@ -165,7 +165,7 @@ def _without(ledger: Ledger, versions: tuple[int, ...]) -> Ledger:
     return ledger
 
 
-def _delete_version(store: ObjectStore, name: str, version: int, files: tuple[str, ...]) -> None:
+def _delete_version(store: ObjectClient, name: str, version: int, files: tuple[str, ...]) -> None:
     """Delete a version's objects, the manifest first: what is left of it is then plainly no version."""
     folder = f"{name}/{version}"
     order = sorted(set(files) | {MANIFEST_FILENAME}, key=lambda file: (file != MANIFEST_FILENAME, file))
@@ -175,7 +175,7 @@ def _delete_version(store: ObjectStore, name: str, version: int, files: tuple[st
         multipart.abort_below(folder)
 
 
-def _delete_rest(store: ObjectStore, name: str) -> None:
+def _delete_rest(store: ObjectClient, name: str) -> None:
     """Delete what lies beside the versions of a model that goes; config.pbtxt last, by it a model is known.
 
     Never where another version has come meanwhile.
@@ -192,7 +192,7 @@ def abandoned_work(ledger: Ledger) -> dict[int, Pending]:
     return {version: entry for version, entry in ledger.pending.items() if is_abandoned(entry)}
 
 
-def sweep(store: ObjectStore, name: str, *, action: str | None = None) -> tuple[str, ...]:
+def sweep(store: ObjectClient, name: str, *, action: str | None = None) -> tuple[str, ...]:
     """End what interrupted commands have begun: removals are ended, whole publications settled, others deleted.
 
     Only what the ledger names is touched, and only where its holder is dead or has not been heard of for long.
@@ -235,7 +235,7 @@ def sweep(store: ObjectStore, name: str, *, action: str | None = None) -> tuple[
     return tuple(done)
 
 
-def _still_served(store: ObjectStore, name: str, version: int) -> bool:
+def _still_served(store: ObjectClient, name: str, version: int) -> bool:
     """Take a version that is being removed out of the policy; say whether it has to stay, as nothing else is served.
 
     Its manifest is the first that is deleted: while it is there, the version is whole.
@@ -255,7 +255,7 @@ def _still_served(store: ObjectStore, name: str, version: int) -> bool:
     return False
 
 
-def _settle(store: ObjectStore, name: str, version: int) -> bool:
+def _settle(store: ObjectClient, name: str, version: int) -> bool:
     """End a publication of which only the last steps are missing; say whether it was one."""
     try:
         manifest = read_version_manifest(store, name, version)

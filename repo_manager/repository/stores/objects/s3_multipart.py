@@ -19,10 +19,10 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.objects.content import Measured, read_part
-from repo_manager.repository.objects.credentials import S3Keys, s3_keys
-from repo_manager.repository.objects.retry import TransientError, readable, retried
-from repo_manager.repository.objects.store import ObjectStore
+from repo_manager.repository.stores.objects.client import ObjectClient
+from repo_manager.repository.stores.objects.content import Measured, read_part
+from repo_manager.repository.stores.objects.credentials import S3Keys, s3_keys
+from repo_manager.repository.stores.objects.retry import TransientError, readable, retried
 
 __all__ = ["S3Multipart", "s3_multipart"]
 
@@ -30,7 +30,7 @@ _RETRIED = (408, 409, 429, 500, 502, 503, 504)
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
 
-def s3_multipart(store: ObjectStore) -> S3Multipart | None:
+def s3_multipart(store: ObjectClient) -> S3Multipart | None:
     """Return the way to resumable uploads; `None` where the store is no S3, or there are no static keys."""
     if store.location.scheme != "s3":
         return None
@@ -41,7 +41,7 @@ def s3_multipart(store: ObjectStore) -> S3Multipart | None:
 class S3Multipart:
     """Multipart uploads of one repository's objects."""
 
-    def __init__(self, store: ObjectStore, keys: S3Keys) -> None:
+    def __init__(self, store: ObjectClient, keys: S3Keys) -> None:
         self._store, self._keys = store, keys
         location = store.location
         self._base = location.endpoint or f"https://s3.{keys.region}.amazonaws.com"

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.objects.holder import LEASE_S, Holder
-from repo_manager.repository.objects.ledger import Ledger, Pending, change_ledger
-from repo_manager.repository.objects.store import ObjectStore
+from repo_manager.repository.stores.objects.client import ObjectClient
+from repo_manager.repository.stores.objects.holder import LEASE_S, Holder
+from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger
 
 __all__ = ["Claim", "claimed", "is_abandoned"]
 
@@ -30,7 +30,7 @@ def is_abandoned(entry: Pending) -> bool:
 class Claim:
     """A number that is ours until `settled` or `claimed`'s end."""
 
-    def __init__(self, store: ObjectStore, name: str, version: int, holder: Holder) -> None:
+    def __init__(self, store: ObjectClient, name: str, version: int, holder: Holder) -> None:
         self.store, self.name, self.version, self.holder = store, name, version, holder
         self._renewed = time.monotonic()
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class Claim:
 
 @contextlib.contextmanager
 def claimed(
-    store: ObjectStore,
+    store: ObjectClient,
     name: str,
     content: str,
     files: Sequence[str],

@@ -10,15 +10,15 @@ from typing import TypeVar
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.edit import ConfigChange, change_with, edit_with
 from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.objects.facts import ChangedMeanwhileError, Mark, ObjectFact
-from repo_manager.repository.objects.ledger import Ledger, change_ledger, read_ledger
-from repo_manager.repository.objects.mirror import Mirror, mirrored
-from repo_manager.repository.objects.scan import existing_snapshot, pending_sentences
-from repo_manager.repository.objects.store import ObjectStore, open_store
 from repo_manager.repository.relabel import LabelChange
 from repo_manager.repository.relabel import read_labels as read_labels_on_disk
 from repo_manager.repository.relabel import set_labels as set_labels_on_disk
 from repo_manager.repository.state import ModelState
+from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError, Mark, ObjectFact
+from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger, read_ledger
+from repo_manager.repository.stores.objects.mirror import Mirror, mirrored
+from repo_manager.repository.stores.objects.scan import existing_snapshot, pending_sentences
 from repo_manager.repository.tags import check_tag_target, tag_holder, validate_tag
 from repo_manager.triton_config import CONFIG_FILENAME, parse_config, replace_version_policy, served_versions
 from repo_manager.triton_config.version_policy import version_policy
@@ -63,7 +63,7 @@ def edit_config(repository: ObjectRepository, name: str, text: str, *, dry_run: 
 def _edited(
     repository: ObjectRepository, name: str, edit: Callable[[Mirror], ConfigChange], dry_run: bool
 ) -> ConfigChange:
-    store = open_store(repository)
+    store = open_client(repository)
     with mirrored(store, name) as mirror:
         change = edit(mirror)
         after = change.after if change.applied or dry_run else change.before
@@ -91,7 +91,7 @@ def _refuse_open_policy(mirror: Mirror) -> None:
         )
 
 
-def put_config(store: ObjectStore, name: str, data: bytes, before: ObjectFact | None) -> Mark:
+def put_config(store: ObjectClient, name: str, data: bytes, before: ObjectFact | None) -> Mark:
     """Write config.pbtxt if nobody else did meanwhile, and see that Triton can tell that it is new.
 
     S3 keeps times of modification by the second, and Triton loads nothing that is not newer than what it saw: a second
@@ -122,13 +122,13 @@ def put_config(store: ObjectStore, name: str, data: bytes, before: ObjectFact | 
 
 def read_config_bytes(repository: ObjectRepository, name: str) -> bytes | None:
     """As `repository.config_file.read_config_bytes`."""
-    found = open_store(repository).get(f"{name}/{CONFIG_FILENAME}")
+    found = open_client(repository).get(f"{name}/{CONFIG_FILENAME}")
     return None if found is None else found[0]
 
 
 def write_config_bytes(repository: ObjectRepository, name: str, content: bytes | None) -> None:
     """As `repository.config_file.write_config_bytes`. The last writer wins: it puts back what was."""
-    store = open_store(repository)
+    store = open_client(repository)
 
     def write() -> None:
         found = store.get(f"{name}/{CONFIG_FILENAME}")
@@ -142,7 +142,7 @@ def write_config_bytes(repository: ObjectRepository, name: str, content: bytes |
 
 def touch_config(repository: ObjectRepository, name: str) -> None:
     """As `repository.config_file.touch_config`: the same content is written again."""
-    store = open_store(repository)
+    store = open_client(repository)
 
     def write() -> None:
         found = store.get(f"{name}/{CONFIG_FILENAME}")
@@ -159,7 +159,7 @@ def set_served_versions(repository: ObjectRepository, name: str, versions: Itera
     ledger. So never both go through.
     """
     wanted = tuple(sorted(set(versions)))
-    store = open_store(repository)
+    store = open_client(repository)
 
     def write() -> tuple[int, ...]:
         snapshot = existing_snapshot(store, name)
@@ -190,7 +190,7 @@ def set_served_versions(repository: ObjectRepository, name: str, versions: Itera
     return _insisting(store, name, write)
 
 
-def _insisting(store: ObjectStore, name: str, write: Callable[[], R]) -> R:
+def _insisting(store: ObjectClient, name: str, write: Callable[[], R]) -> R:
     """Do it again when another writer came between reading and writing."""
     for attempt in range(_ATTEMPTS):
         try:
@@ -205,19 +205,19 @@ def _insisting(store: ObjectStore, name: str, write: Callable[[], R]) -> R:
 
 def record_deployment(repository: ObjectRepository, name: str, version: int) -> None:
     """As `repository.policy.record_deployment`."""
-    store = open_store(repository)
+    store = open_client(repository)
     existing_snapshot(store, name)
     _change_state(store, name, lambda state: state.deployed(version))
 
 
-def _change_state(store: ObjectStore, name: str, change: Callable[[ModelState], ModelState]) -> Ledger:
+def _change_state(store: ObjectClient, name: str, change: Callable[[ModelState], ModelState]) -> Ledger:
     return change_ledger(store, name, lambda ledger: dataclasses.replace(ledger, state=change(ledger.state)))
 
 
 def set_tag(repository: ObjectRepository, name: str, tag: str, version: int, *, dry_run: bool = False) -> int | None:
     """As `repository.tags.set_tag`."""
     validate_tag(tag)
-    store = open_store(repository)
+    store = open_client(repository)
     snapshot = existing_snapshot(store, name)
     check_tag_target(name, version, snapshot.versions)
     before = snapshot.ledger.state.tags.get(tag)
@@ -235,7 +235,7 @@ def set_tag(repository: ObjectRepository, name: str, tag: str, version: int, *, 
 
 def remove_tag(repository: ObjectRepository, name: str, tag: str, *, dry_run: bool = False) -> int:
     """As `repository.tags.remove_tag`."""
-    store = open_store(repository)
+    store = open_client(repository)
     version = tag_holder(name, tag, existing_snapshot(store, name).ledger.state)
     if not dry_run:
         _change_state(store, name, lambda s: dataclasses.replace(s, tags={t: v for t, v in s.tags.items() if t != tag}))
@@ -244,7 +244,7 @@ def remove_tag(repository: ObjectRepository, name: str, tag: str, *, dry_run: bo
 
 def read_labels(repository: ObjectRepository, name: str) -> dict[str, tuple[str, ...]]:
     """As `repository.relabel.read_labels`."""
-    with mirrored(open_store(repository), name, versions=False) as mirror:
+    with mirrored(open_client(repository), name, versions=False) as mirror:
         return read_labels_on_disk(mirror.root, name)
 
 
@@ -252,7 +252,7 @@ def set_labels(
     repository: ObjectRepository, name: str, output: str, labels: tuple[str, ...], *, dry_run: bool = False
 ) -> LabelChange:
     """As `repository.relabel.set_labels`."""
-    store = open_store(repository)
+    store = open_client(repository)
     with mirrored(store, name, versions=False) as mirror:
         change = set_labels_on_disk(mirror.root, name, output, labels, dry_run=dry_run)
         if dry_run or not change.applied:

@@ -1,0 +1,1 @@
+"""Where a repository is kept: folders on a disk, or objects in a bucket."""
