@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def apply_command(
     An unchanged source is recognised by its digest and is not converted again. A model that fails keeps what it had,
     and the others are done all the same.
     """
-    from repo_manager.declared import plan_declaration, read_declaration
+    from repo_manager.declared import plan_declaration, planned, read_declaration
     from repo_manager.report.apply_tables import plan_view
     from repo_manager.report.terminal import Terminal
 
@@ -71,8 +72,12 @@ def apply_command(
     root, base = resolve_repository(repository), Path() if str(file) == "-" else file.resolve().parent
     named = [*declaration.targets, *(target for model in declaration.models.values() for target in model.targets or ())]
     connected = client_options(connection, [url for url in named if url.startswith(("grpc", "http"))])
-    with _servers(root, base, connected, timeout, terminal) as servers:
-        plans = plan_declaration(declaration, base, root, servers, prune=prune)
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(_servers(root, base, connected, timeout, terminal))
+        if check or dry_run:
+            plans = plan_declaration(declaration, base, root, servers, prune=prune)
+        else:
+            plans = stack.enter_context(planned(declaration, base, root, servers, prune=prune))
         codes = [plan.exit_code for plan in plans if plan.error is not None]
         changes = any(plan.steps for plan in plans)
         if check or dry_run or not (changes or codes):
@@ -82,11 +87,11 @@ def apply_command(
             return
         terminal.show(*plan_view(plans))
         # Imported here: without changes nothing is converted, and a second run takes a second.
-        from repo_manager.pipeline.apply import apply
+        from repo_manager.pipeline.apply import carry_out
         from repo_manager.report.apply_tables import apply_view
 
         options = _options(prune, sign, password_file, keep_previous=keep_previous, timeout_s=timeout)
-        result = apply(declaration, base, root, servers, options=options, report=terminal.reporter())
+        result = carry_out(plans, declaration, base, root, servers, options=options, report=terminal.reporter())
     terminal.result(result, *apply_view(result))
     if result.failed:
         raise typer.Exit(max(model.exit_code for model in result.failed) or 1)

@@ -1,6 +1,6 @@
 """The declared state: repository.yaml read, compared with a repository and its servers, and written from one."""
 
-from repo_manager.declared.plan import plan_declaration, plan_model
+from repo_manager.declared.plan import plan_declaration, planned
 from repo_manager.declared.read import parse_declaration, read_declaration
 from repo_manager.declared.schema import Declaration, json_schema
 from repo_manager.declared.servers import Servers
@@ -17,6 +17,6 @@ __all__ = [
     "json_schema",
     "parse_declaration",
     "plan_declaration",
-    "plan_model",
+    "planned",
     "read_declaration",
 ]

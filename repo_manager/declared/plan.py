@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from repo_manager.declared.servers import EMBEDDED, Servers
 from repo_manager.declared.steps import Action, ModelPlan, Step
 from repo_manager.declared.wanted import config_changes, request_of, wanted_labels
 from repo_manager.errors import ConfigError, InputError, RepoManagerError, RepositoryError
+from repo_manager.files import file_lock
 from repo_manager.repository import (
     Location,
     ModelEntry,
@@ -26,10 +29,41 @@ from repo_manager.repository import (
 from repo_manager.repository.state import current_version, previous_version
 from repo_manager.rollout import plan_deploy
 
-__all__ = ["NEW", "plan_declaration", "plan_model"]
+__all__ = ["NEW", "plan_declaration", "planned"]
 
 NEW = 0
 """Stands for the version that a plan builds, whose number is not known yet."""
+_LOCK_FILENAME = ".repo-manager.apply.lock"
+
+
+@contextlib.contextmanager
+def planned(
+    declaration: Declaration, base: Path, repository: Location, servers: Servers, *, prune: bool = False
+) -> Iterator[tuple[ModelPlan, ...]]:
+    """Plan, and keep a second `apply` of a local repository out until the block ends.
+
+    A plan that is shown and executed inside one block is the plan that was shown. The kernel releases the lock
+    when its holder dies. There is no lock for a repository that does not exist yet or is in object storage, where
+    each change is atomic, and for a read-only one, in which a change fails by itself.
+
+    Args:
+        declaration: as read.
+        base: the folder of its file: paths in it are relative to that.
+        repository: where; need not exist yet.
+        servers: of the declaration.
+        prune: also plan the removal of what is not declared.
+
+    Yields:
+        One plan per model, as `plan_declaration` returns it.
+
+    Raises:
+        RepositoryError: another `apply` of this repository runs, or its record is damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        root = repository.expanduser() if isinstance(repository, Path) else None
+        if root is not None and root.is_dir() and os.access(root, os.W_OK):
+            stack.enter_context(file_lock(root / _LOCK_FILENAME, timeout_s=0.0))
+        yield plan_declaration(declaration, base, repository, servers, prune=prune)
 
 
 def plan_declaration(
@@ -67,19 +101,6 @@ def plan_declaration(
     return tuple(plans)
 
 
-def plan_model(
-    declaration: Declaration, name: str, base: Path, repository: Location, servers: Servers, *, prune: bool
-) -> ModelPlan:
-    """Plan one declared model that exists, as it is now: after its version was built, for instance.
-
-    Raises:
-        RepoManagerError: it cannot be planned.
-    """
-    state = model_states(repository).get(name, ModelState())
-    planner = _Planner(declaration, name, declaration.models[name], find_model(repository, name), state, base)
-    return planner.plan(repository, servers, prune=prune)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Planner:
     declaration: Declaration
@@ -106,6 +127,7 @@ class _Planner:
             steps += self._config(repository)
         if version == NEW and request is not None:
             steps.append(_build(request))
+            steps += self._first_config() if not self.existing else []
         steps += self._labels(repository)
         tags = self._tags(version)
         steps += [step for step in tags.values() if self.state.tags.get(step.tag) != step.version or not step.version]
@@ -146,6 +168,13 @@ class _Planner:
         if errors:
             raise ConfigError(f"{self.name}: config.pbtxt would not load any more: {'; '.join(errors)}")
         yield Step(Action.CONFIG, f"config.pbtxt: {', '.join(planned.fields)}", changes=changes)
+
+    def _first_config(self) -> Iterator[Step]:
+        """Announce the declared fields; there is no config.pbtxt to compare with before the first version."""
+        declared = config_changes(self.model.config, "", where=self.name)
+        fields = [field for field in declared if field != "max_batch_size"]  # `add` takes that one
+        if fields:
+            yield Step(Action.CONFIG, f"config.pbtxt: {', '.join(fields)}")
 
     def _labels(self, repository: Location) -> Iterator[Step]:
         wanted = wanted_labels(self.model.labels, self.base)

@@ -36,7 +36,8 @@ class Step:
         what: it in words.
         version: the version that it is about; `None`: the one that this plan builds, or the whole model.
         versions: the versions to serve.
-        changes: of config.pbtxt, as `change_config` takes them.
+        changes: of config.pbtxt, as `change_config` takes them; empty for a model without versions, whose
+            config.pbtxt is derived first and then compared with what is declared.
         labels: output -> its labels.
         tag: the tag to set.
         targets: the servers.

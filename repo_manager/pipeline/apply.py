@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, plan_declaration, plan_model
+from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, planned
 from repo_manager.declared.request import Request
 from repo_manager.declared.steps import ApplyResult, ModelResult
+from repo_manager.declared.wanted import config_changes
 from repo_manager.engine import EngineOptions, ShapeRange
 from repo_manager.errors import InputError, RepoManagerError
-from repo_manager.files import file_lock
 from repo_manager.onnx_model import load_model
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
@@ -34,10 +33,9 @@ from repo_manager.rollout import RolloutOptions, deploy, deploy_fleet
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision
 
-__all__ = ["ApplyOptions", "apply"]
+__all__ = ["ApplyOptions", "apply", "carry_out"]
 
 Report = Callable[[str], None]
-_LOCK_FILENAME = ".repo-manager.apply.lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,32 +81,44 @@ def apply(
         RepositoryError: another `apply` of this repository runs, or its record is damaged.
     """
     options = ApplyOptions() if options is None else options
-    start = time.monotonic()
-    with _alone(repository):
-        plans = plan_declaration(declaration, base, repository, servers, prune=options.prune)
+    with planned(declaration, base, repository, servers, prune=options.prune) as plans:
         show(plans)
-        runner = _Runner(declaration, base, repository, servers, options, report)
-        results: list[ModelResult] = []
-        for plan in plans:
-            if not plan.steps and plan.error is None:
-                continue
-            if not plan.declared and any(result.error is not None for result in results):
-                what = f"{plan.name} is not declared, and stays because a declared model failed"
-                results.append(ModelResult(plan.name, (), None, what, 0))
-                continue
-            results.append(runner.run(plan))
+        return carry_out(plans, declaration, base, repository, servers, options=options, report=report)
+
+
+def carry_out(
+    plans: Sequence[ModelPlan],
+    declaration: Declaration,
+    base: Path,
+    repository: Location,
+    servers: Servers,
+    *,
+    options: ApplyOptions,
+    report: Report = lambda _: None,
+) -> ApplyResult:
+    """Execute the steps of plans, and nothing else; call it inside the `planned` block that made them.
+
+    Args:
+        plans: one per model.
+        declaration: that they were made from.
+        base: the folder of its file.
+        repository: where; made when it does not exist.
+        servers: of the declaration.
+        options: how.
+        report: receives one line per step.
+    """
+    start = time.monotonic()
+    runner = _Runner(declaration, base, repository, servers, options, report)
+    results: list[ModelResult] = []
+    for plan in plans:
+        if not plan.steps and plan.error is None:
+            continue
+        if not plan.declared and any(result.error is not None for result in results):
+            what = f"{plan.name} is not declared, and stays because a declared model failed"
+            results.append(ModelResult(plan.name, (), None, what, 0))
+            continue
+        results.append(runner.run(plan))
     return ApplyResult(tuple(results), len(plans) - len(results), time.monotonic() - start)
-
-
-@contextlib.contextmanager
-def _alone(repository: Location) -> Iterator[None]:
-    """Keep a second `apply` of a local repository out; the kernel gives the lock up when its holder dies."""
-    root = repository.expanduser() if isinstance(repository, Path) else None
-    if root is None or not root.is_dir():
-        yield  # A new repository has no place for a lock yet; each change in it has its own.
-        return
-    with file_lock(root / _LOCK_FILENAME, timeout_s=0.0):
-        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +143,6 @@ class _Runner:
                     new = not self._exists(plan.name)
                     built = self._build(plan, new=new)
                     done.append(f"built version {built}: {step.what}")
-                    done += self._configure(plan.name) if new else []
                     continue
                 self._do(plan.name, step, built)
                 done.append(f"{step.action}: {step.what}")
@@ -157,18 +166,18 @@ class _Runner:
             sign_version(self.repository, plan.name, version, self.options.sign)
         return version
 
-    def _configure(self, name: str) -> list[str]:
-        """Bring a new model's config.pbtxt to what is declared: before its first version there was none."""
-        plan = plan_model(self.declaration, name, self.base, self.repository, self.servers, prune=False)
-        steps = [step for step in plan.steps if step.action is Action.CONFIG]
-        for step in steps:
-            self._do(name, step, None)
-        return [f"{step.action}: {step.what}" for step in steps]
+    def _configure(self, name: str, step: Step) -> None:
+        changes = step.changes
+        if not changes:  # the first version's, whose config.pbtxt was derived since
+            before = change_config(self.repository, name, {}, dry_run=True).before
+            declared = self.declaration.models[name].config
+            changes = config_changes(declared, before, where=f"{name}/config.pbtxt")
+        change_config(self.repository, name, changes)
 
     def _do(self, name: str, step: Step, built: int | None) -> None:
         version = step.version or built
         if step.action is Action.CONFIG:
-            change_config(self.repository, name, step.changes)
+            self._configure(name, step)
         elif step.action is Action.LABELS:
             for output, labels in step.labels.items():
                 set_labels(self.repository, name, output, labels)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from support import onnx_models
 
-from repo_manager.declared import Action, Servers, parse_declaration, plan_declaration
+from repo_manager.declared import Action, ModelPlan, Servers, parse_declaration, plan_declaration
 from repo_manager.declared.export import document_text, export_document
 from repo_manager.declared.request import source_digest
 from repo_manager.errors import RepositoryError
@@ -281,6 +281,36 @@ def test_two_at_once_are_refused(place: Place) -> None:
 
     with Servers(place.root, place.folder) as servers:
         apply(place.declaration, place.folder, place.root, servers, show=second)
+
+
+def test_what_is_done_is_the_plan_that_was_shown(place: Place) -> None:
+    place.write({"m": FULL, "n": {"source": "dense.onnx", "labels": {}}})
+    shown: list[str] = []
+
+    def show(plans: tuple[ModelPlan, ...]) -> None:
+        shown.extend(f"{plan.name} {step.action}" for plan in plans for step in plan.steps)
+        # Declared anew meanwhile: what runs is what was shown.
+        place.write({"m": {**FULL, "tags": {"other": "newest"}}})
+
+    with Servers(place.root, place.folder) as servers:
+        result = apply(place.declaration, place.folder, place.root, servers, show=show)
+    done = [f"{model.name} {what.split()[0].strip(':')}" for model in result.models for what in model.done]
+    assert done == [line.replace(" build", " built") for line in shown]
+    assert "m config" in shown  # the first version's config.pbtxt, too
+    assert set(model_state(place.root, "m").tags) == {"stable"}
+
+
+def test_the_command_plans_once(place: Place, run: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write({"m": {"source": "a.onnx", "serve": "newest"}})
+    plans = []
+
+    def counted(*arguments: object, **options: object) -> tuple[ModelPlan, ...]:
+        plans.append(plan_declaration(*arguments, **options))  # type: ignore[arg-type]
+        return plans[-1]
+
+    monkeypatch.setattr("repo_manager.declared.plan.plan_declaration", counted)
+    assert run("apply", place.file, "--repository", place.root, "--quiet").code == 0  # type: ignore[attr-defined]
+    assert len(plans) == 1
 
 
 def test_the_command_line(place: Place, run: Callable[..., object]) -> None:
