@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from repo_manager.report.terminal import Terminal
     from repo_manager.repository.location import Location
     from repo_manager.rollout import RolloutOptions
-    from repo_manager.rollout.cluster.kserve import KServeCanary
+    from repo_manager.rollout.targets.kserve import KServeCanary
     from repo_manager.server import ClientOptions
 
 __all__ = ["is_cluster", "roll_out_on_cluster"]
@@ -46,8 +46,8 @@ def roll_out_on_cluster(
         UsageError: a trial that such a target cannot give.
     """
     from repo_manager.report.kubernetes_tables import kserve_view, kubernetes_view
-    from repo_manager.rollout.cluster.kserve import deploy_kserve, parse_kserve_target, previous_on_kserve
-    from repo_manager.rollout.cluster.kubernetes import (
+    from repo_manager.rollout.targets.kserve import deploy_kserve, parse_kserve_target, previous_on_kserve
+    from repo_manager.rollout.targets.kubernetes import (
         deploy_kubernetes,
         parse_kubernetes_target,
         previous_on_kubernetes,
@@ -79,7 +79,7 @@ def _canary(trial: Trial | None) -> KServeCanary | None:
     Raises:
         UsageError: --shadow or --gate, which need servers that can be asked.
     """
-    from repo_manager.rollout.cluster.kserve import KServeCanary
+    from repo_manager.rollout.targets.kserve import KServeCanary
 
     chosen = None if trial is None else trial.options()
     if trial is None or chosen is None:

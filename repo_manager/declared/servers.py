@@ -8,7 +8,7 @@ from types import TracebackType
 
 from repo_manager.errors import UsageError
 from repo_manager.repository import Location
-from repo_manager.rollout.fleet.targets import resolve_targets
+from repo_manager.rollout.targets.urls import resolve_targets
 from repo_manager.server import ClientOptions, TritonClient, running_server
 
 __all__ = ["EMBEDDED", "Servers"]

@@ -11,8 +11,8 @@ from rich.text import Text
 from repo_manager.report.tables import key_values, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.rollout.cluster.kserve import KServeRollout
-    from repo_manager.rollout.cluster.kubernetes import KubernetesRollout
+    from repo_manager.rollout.targets.kserve import KServeRollout
+    from repo_manager.rollout.targets.kubernetes import KubernetesRollout
 
 __all__ = ["kserve_view", "kubernetes_view"]
 

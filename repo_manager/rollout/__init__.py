@@ -2,7 +2,7 @@
 
 On one server: `deploy.py`, step by step in `attempt.py`; what is found before it (`plan.py`, `preflight.py`) and
 after it (`smoke.py`, `status.py`). On several servers: `fleet/`. On trial beside the old version: `trial/`. In
-Kubernetes, in KServe or behind a gateway: `cluster/`. What a load will do to each version: `prediction/`.
+Kubernetes, in KServe or behind a gateway: `targets/`. What a load will do to each version: `prediction/`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repo_manager.lazy import lazy_exports
+from repo_manager.rollout.checks import Check, Outcome
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.fleet.amount import Amount
 from repo_manager.rollout.fleet.deploy import deploy_fleet, rollback_fleet
 from repo_manager.rollout.fleet.result import FleetRollout
-from repo_manager.rollout.fleet.targets import Target, is_one_server, resolve_targets
 from repo_manager.rollout.plan import Action, RolloutPlan, VersionPlan, plan_deploy
-from repo_manager.rollout.preflight import Check, Outcome
 from repo_manager.rollout.result import Rollout, RolloutOptions
 from repo_manager.rollout.smoke import OutputComparison, SmokeFailedError, SmokeResult, smoke_test
 from repo_manager.rollout.status import ModelStatus, status
+from repo_manager.rollout.targets.urls import Target, is_one_server, resolve_targets
 
 if TYPE_CHECKING:
     from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout, run_canary

@@ -15,10 +15,10 @@ from repo_manager.errors import (
     ServerUnreachableError,
 )
 from repo_manager.repository import Location, find_model, record_deployment, set_served_versions
+from repo_manager.rollout.checks import Check, check_server, check_version, refuse
 from repo_manager.rollout.observe import ServedState, observe, wait_until_only_ready
 from repo_manager.rollout.plan import hidden_changes, obstacle_of, plan_from
 from repo_manager.rollout.policy_file import changes_are_unseen, read_bytes, touch, write_back
-from repo_manager.rollout.preflight import Check, check_server, check_version, refuse
 from repo_manager.rollout.result import Rollout, RolloutOptions
 from repo_manager.rollout.retry import Deadline, retried
 from repo_manager.rollout.smoke import SmokeResult, smoke_test

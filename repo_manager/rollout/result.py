@@ -11,7 +11,7 @@ from repo_manager.rollout.plan import RolloutPlan
 from repo_manager.rollout.smoke import SmokeResult
 
 if TYPE_CHECKING:  # it takes the options
-    from repo_manager.rollout.preflight import Check
+    from repo_manager.rollout.checks import Check
 
 __all__ = ["Rollout", "RolloutOptions"]
 

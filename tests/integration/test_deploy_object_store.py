@@ -14,8 +14,8 @@ from support.triton_deployment import publish_scaling, triton_deployment
 from repo_manager.repository import Location, copy_version, find_model, parse_location
 from repo_manager.repository.stores.objects.client import open_client
 from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.cluster import snapshot, wait
-from repo_manager.rollout.cluster.kubernetes import KubernetesTarget, deploy_kubernetes
+from repo_manager.rollout.targets import snapshot, wait
+from repo_manager.rollout.targets.kubernetes import KubernetesTarget, deploy_kubernetes
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from repo_manager.errors import RepoManagerError, RollbackFailedError, RolloutUndoneError, ServerUnreachableError
 from repo_manager.repository import Location, record_deployment, set_served_versions
 from repo_manager.rollout.attempt import Attempt, Report
+from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.fleet.result import FleetRollout
-from repo_manager.rollout.fleet.waves import in_waves
 from repo_manager.rollout.policy_file import read_bytes, write_back
-from repo_manager.rollout.preflight import refuse
 from repo_manager.rollout.result import Rollout, RolloutOptions
 from repo_manager.rollout.retry import Deadline
 from repo_manager.rollout.smoke import SmokeResult
 from repo_manager.rollout.undo import reason_of
+from repo_manager.rollout.waves import in_waves
 from repo_manager.server import TritonClient
 
 __all__ = ["FleetAttempt"]

@@ -16,9 +16,9 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import Location, record_deployment
 from repo_manager.rollout.attempt import Attempt, Report
+from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.lease import rollout_lease
 from repo_manager.rollout.policy_file import read_bytes, write_back
-from repo_manager.rollout.preflight import refuse
 from repo_manager.rollout.result import Rollout, RolloutOptions
 from repo_manager.rollout.signals import as_interrupts
 from repo_manager.rollout.trial.gates import Gate, GateOutcome, GateResult, parse_gates, worst_outcome

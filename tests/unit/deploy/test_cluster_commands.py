@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from repo_manager.cli.main import app
 from repo_manager.errors import UsageError
-from repo_manager.rollout.cluster import kserve_status, wait
+from repo_manager.rollout.targets import kserve_status, wait
 
 
 @pytest.fixture

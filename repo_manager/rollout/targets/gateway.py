@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.cluster.api import Api, Kind, Object
+from repo_manager.rollout.targets.api import Api, Kind, Object
 
 __all__ = ["GatewayWeights"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from repo_manager.rollout.cluster.api import Object
-from repo_manager.rollout.cluster.template import SNAPSHOT
+from repo_manager.rollout.targets.api import Object
+from repo_manager.rollout.targets.template import SNAPSHOT
 
 __all__ = ["Progress", "Trouble", "is_ready", "judge", "new_pods"]
 

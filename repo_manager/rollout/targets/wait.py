@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.rollout.cluster.api import Api, Object
-from repo_manager.rollout.cluster.template import SNAPSHOT
-from repo_manager.rollout.cluster.watch import Trouble, judge, new_pods
+from repo_manager.rollout.targets.api import Api, Object
+from repo_manager.rollout.targets.template import SNAPSHOT
+from repo_manager.rollout.targets.watch import Trouble, judge, new_pods
 
 __all__ = ["wait_for_rollout"]
 

@@ -17,26 +17,26 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import Location, find_model, record_deployment, scan
 from repo_manager.rollout.attempt import Report
-from repo_manager.rollout.cluster.api import Api, Object, using
-from repo_manager.rollout.cluster.prove import PodProver
-from repo_manager.rollout.cluster.release import (
+from repo_manager.rollout.checks import check_version, refuse
+from repo_manager.rollout.result import RolloutOptions
+from repo_manager.rollout.signals import as_interrupts
+from repo_manager.rollout.targets.api import Api, Object, using
+from repo_manager.rollout.targets.prove import PodProver
+from repo_manager.rollout.targets.release import (
     KubernetesTarget,
     find_deployments,
     parse_kubernetes_target,
     previous_on_kubernetes,
 )
-from repo_manager.rollout.cluster.result import DeploymentRollout, KubernetesRollout
-from repo_manager.rollout.cluster.snapshot import Snapshot, SnapshotModel, snapshots_of, write_snapshot
-from repo_manager.rollout.cluster.template import (
+from repo_manager.rollout.targets.result import DeploymentRollout, KubernetesRollout
+from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.template import (
     ServedTemplate,
     patch_back,
     patch_for,
     read_template,
 )
-from repo_manager.rollout.cluster.wait import wait_for_rollout
-from repo_manager.rollout.preflight import check_version, refuse
-from repo_manager.rollout.result import RolloutOptions
-from repo_manager.rollout.signals import as_interrupts
+from repo_manager.rollout.targets.wait import wait_for_rollout
 from repo_manager.server import ClientOptions
 
 __all__ = [

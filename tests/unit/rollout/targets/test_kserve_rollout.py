@@ -12,8 +12,8 @@ from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, ServerRefusedError, UsageError
 from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.cluster.api import Api
-from repo_manager.rollout.cluster.kserve import (
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.kserve import (
     KServeCanary,
     KServeTarget,
     KServeWeights,
@@ -21,7 +21,7 @@ from repo_manager.rollout.cluster.kserve import (
     parse_kserve_target,
     previous_on_kserve,
 )
-from repo_manager.rollout.cluster.kserve_status import failure_of, is_there
+from repo_manager.rollout.targets.kserve_status import failure_of, is_there
 from repo_manager.rollout.trial.weights import Weights
 
 TARGET = KServeTarget("models", "digits")

@@ -7,8 +7,8 @@ import json
 import re
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
-from repo_manager.rollout.cluster.api import Api, Object, using
-from repo_manager.rollout.cluster.template import history_of, parse_models
+from repo_manager.rollout.targets.api import Api, Object, using
+from repo_manager.rollout.targets.template import history_of, parse_models
 
 __all__ = ["KubernetesTarget", "find_deployments", "parse_kubernetes_target", "previous_on_kubernetes"]
 

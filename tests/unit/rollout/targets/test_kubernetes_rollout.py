@@ -20,7 +20,7 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import find_model, model_state
 from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.cluster.kubernetes import (
+from repo_manager.rollout.targets.kubernetes import (
     KubernetesTarget,
     deploy_kubernetes,
     parse_kubernetes_target,

@@ -10,8 +10,8 @@ import pytest
 from support.fake_cluster import FakeCluster, ServedCluster
 from support.triton_deployment import publish_scaling, triton_deployment
 
-from repo_manager.rollout.cluster import gateway, kserve_status, wait
-from repo_manager.rollout.cluster.api import Api
+from repo_manager.rollout.targets import gateway, kserve_status, wait
+from repo_manager.rollout.targets.api import Api
 
 
 @pytest.fixture(scope="module")

@@ -19,21 +19,21 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import Location, find_model, record_deployment, scan
 from repo_manager.rollout.attempt import Report
-from repo_manager.rollout.cluster.api import Api, Kind, Object, using
-from repo_manager.rollout.cluster.kserve_service import (
+from repo_manager.rollout.checks import check_version, refuse
+from repo_manager.rollout.result import RolloutOptions
+from repo_manager.rollout.signals import as_interrupts
+from repo_manager.rollout.targets.api import Api, Kind, Object, using
+from repo_manager.rollout.targets.kserve_service import (
     KServeCanary,
     KServeRollout,
     KServeTarget,
     parse_kserve_target,
     previous_on_kserve,
 )
-from repo_manager.rollout.cluster.kserve_status import failure_of, wait_for_service, watch_service
-from repo_manager.rollout.cluster.kserve_weights import KServeWeights
-from repo_manager.rollout.cluster.snapshot import SnapshotModel, snapshots_of, write_snapshot
-from repo_manager.rollout.cluster.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
-from repo_manager.rollout.preflight import check_version, refuse
-from repo_manager.rollout.result import RolloutOptions
-from repo_manager.rollout.signals import as_interrupts
+from repo_manager.rollout.targets.kserve_status import failure_of, wait_for_service, watch_service
+from repo_manager.rollout.targets.kserve_weights import KServeWeights
+from repo_manager.rollout.targets.snapshot import SnapshotModel, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
 
 __all__ = [
     "KServeCanary",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from repo_manager.rollout.cluster.api import Api, Kind
-from repo_manager.rollout.cluster.kserve_service import KServeTarget
-from repo_manager.rollout.cluster.kserve_status import wait_for_service
+from repo_manager.rollout.targets.api import Api, Kind
+from repo_manager.rollout.targets.kserve_service import KServeTarget
+from repo_manager.rollout.targets.kserve_status import wait_for_service
 
 __all__ = ["KServeWeights"]
 

@@ -16,7 +16,7 @@ from repo_manager.errors import (
     UsageError,
 )
 from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.cluster.kubernetes import KubernetesTarget, deploy_kubernetes
+from repo_manager.rollout.targets.kubernetes import KubernetesTarget, deploy_kubernetes
 
 TARGET = KubernetesTarget("models", "rel")
 QUICK = RolloutOptions(load_timeout_s=20.0)

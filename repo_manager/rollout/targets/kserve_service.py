@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.repository import Location, find_model, model_state
-from repo_manager.rollout.cluster.api import Api, Kind, using
-from repo_manager.rollout.cluster.template import MODELS, parse_models
+from repo_manager.rollout.targets.api import Api, Kind, using
+from repo_manager.rollout.targets.template import MODELS, parse_models
 
 __all__ = ["KServeCanary", "KServeRollout", "KServeTarget", "parse_kserve_target", "previous_on_kserve"]
 

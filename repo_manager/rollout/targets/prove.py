@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location
 from repo_manager.rollout.attempt import Report
-from repo_manager.rollout.cluster.api import Object
-from repo_manager.rollout.cluster.result import PodProof
-from repo_manager.rollout.cluster.watch import is_ready
 from repo_manager.rollout.smoke import smoke_test
+from repo_manager.rollout.targets.api import Object
+from repo_manager.rollout.targets.result import PodProof
+from repo_manager.rollout.targets.watch import is_ready
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.triton_config import ModelConfig
 

@@ -8,8 +8,8 @@ import pytest
 from support.fake_cluster import FakeCluster
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.cluster.api import Api
-from repo_manager.rollout.cluster.gateway import GatewayWeights
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.gateway import GatewayWeights
 from repo_manager.rollout.trial.weights import Weights
 
 

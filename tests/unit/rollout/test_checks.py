@@ -9,7 +9,7 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from repo_manager.errors import RepositoryError
 from repo_manager.repository import find_model
 from repo_manager.rollout import Check, Outcome, RolloutOptions, room
-from repo_manager.rollout.preflight import _memory, check_version, refuse
+from repo_manager.rollout.checks import _memory, check_version, refuse
 from repo_manager.rollout.room import Room, free_host_bytes, room_for
 from repo_manager.server import metrics_page
 from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.rollout.cluster.api import Api, Kind, Object
+from repo_manager.rollout.targets.api import Api, Kind, Object
 
 __all__ = ["failure_of", "is_there", "wait_for_service", "watch_service"]
 
