@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.pattern import magnitude_prune, nonzero, two_four_mask, valid_groups
-from repo_manager.sparsity.steps import Cast, Quantize, SubtractZeroPoint
+from repo_manager.sparsity.steps import Cast, Dequantize, Quantize, Step, SubtractZeroPoint
 from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import ASP_IN_MULTIPLE, ASP_OUT_MULTIPLE, is_asp_eligible, obstacle_of
 from repo_manager.sparsity.weight import Weight
@@ -197,6 +197,8 @@ def _reason_against(use: Use, layers: Sequence[str], exclude: Sequence[str], all
         return "one number repeated: there is nothing to choose between"
     if weight.sparse is not None:
         return "a sparse initializer: it stays as it is stored"
+    if not weight.scale_is_known:
+        return "its scale is computed at run time: which values are small is not known"
     return None
 
 
@@ -218,7 +220,7 @@ def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, by
     stored = store.array(weight.source)
     new, count, lost = magnitude_prune(stored, axis) if not weight.steps else _prune_behind_steps(weight, stored, axis)
     for other in uses[1:]:
-        valid, groups = valid_groups(_comparable(_weight(other), new), other.site.axis or 0)
+        valid, groups = valid_groups(_before_rounding(_weight(other), new), other.site.axis or 0)
         if valid != groups:
             return f"shares its weight with '{other.label}' along another axis"
     layer = PrunedLayer(
@@ -234,9 +236,9 @@ def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, by
 
 
 def _prune_behind_steps(weight: Weight, stored: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, float]:
-    """As `magnitude_prune`, for a weight whose user sees it in another layout or around a zero point."""
-    seen = _comparable(weight, stored)
-    removed = nonzero(seen) & ~two_four_mask(seen, axis)
+    """As `magnitude_prune`, for a weight whose user sees it in another layout, around a zero point, or scaled."""
+    seen = _before_rounding(weight, stored, real=True)
+    removed = nonzero(_before_rounding(weight, stored)) & ~two_four_mask(seen, axis)
     count = int(np.count_nonzero(removed))
     if count == 0:
         return stored, 0, 0.0
@@ -246,25 +248,44 @@ def _prune_behind_steps(weight: Weight, stored: NDArray[Any], axis: int) -> tupl
     new = np.where(keep, stored, _zeros_as_stored(weight, stored)).astype(stored.dtype, copy=False)
     sizes = np.abs(seen.astype(np.float32, copy=False))
     total, lost = (float(part.sum(dtype=np.float64)) for part in (sizes, np.where(removed, sizes, np.float32(0))))
-    return new, count, lost / total if np.isfinite(total) else 0.0
+    return new, count, lost / total if total and np.isfinite(total) else 0.0
 
 
-def _comparable(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
-    """Return the values in the user's layout, zero points taken off, but not rounded by a cast on the way."""
+def _steps_before_rounding(weight: Weight) -> Iterator[Step]:
+    """Yield the steps to the user, without the rounding on the way (Cast, QuantizeLinear) and what undoes it."""
+    quantised_here = False
     for step in weight.steps:
-        if not isinstance(step, Cast | Quantize):
-            stored = step.apply(stored)
-    return stored
+        if isinstance(step, Quantize):
+            quantised_here = True
+        elif isinstance(step, SubtractZeroPoint) and quantised_here:
+            quantised_here = False
+        elif not isinstance(step, Cast):
+            yield step
+
+
+def _before_rounding(weight: Weight, stored: NDArray[Any], *, real: bool = False) -> NDArray[Any]:
+    """Return the values in the user's layout, zero points taken off, not rounded on the way.
+
+    Args:
+        weight: where they come from.
+        stored: as stored.
+        real: scale them, so that sizes compare across channels and blocks of different scales.
+    """
+    values = weight.real_as_stored(stored) if real else stored
+    for step in _steps_before_rounding(weight):
+        values = step.real(values) if real and isinstance(step, Dequantize) else step.apply(values)
+    return values
 
 
 def _zeros_as_stored(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
     """Return what zero is stored as: 0, or the zero points, carried back to the storage's layout."""
     zeros: NDArray[Any] = np.zeros((), stored.dtype)
     shape = stored.shape
-    for index, step in enumerate(weight.steps):
+    steps = tuple(_steps_before_rounding(weight))
+    for index, step in enumerate(steps):
         if isinstance(step, SubtractZeroPoint) and step.zero_point.any():
             zeros = np.broadcast_to(step.zero_point, shape)
-            for earlier in reversed(weight.steps[:index]):
+            for earlier in reversed(steps[:index]):
                 zeros = earlier.invert(zeros)
         shape = step.apply(np.broadcast_to(np.zeros((), np.int8), shape)).shape
     return zeros.astype(stored.dtype, copy=False)

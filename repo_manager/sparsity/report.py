@@ -14,15 +14,14 @@ from repo_manager.onnx_model.inputs import usual_shapes
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.pattern import GROUP, count_nonzero, scan
-from repo_manager.sparsity.steps import Cast
 from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import Verdict, hints_of, is_asp_eligible, obstacle_of
 from repo_manager.types import Digest
 
 __all__ = ["LayerSparsity", "SparsityReport", "SparsityTotals", "sparsity_report"]
 
-# (identity of the stored tensor, axis) -> its counts, and the tensor itself: while it lives, its identity is its own
-_Cache = dict[tuple[int, int], tuple[tuple[int, int, int], onnx.TensorProto | None]]
+# (identity of what holds the values, axis) -> the counts, and the holder: while it lives, its identity is its own
+_Cache = dict[tuple[int, int | None], tuple[tuple[int, int, int], object]]
 
 SPARSE_MATH_SPEEDUP = 2.0
 """Peak rate of sparse over dense tensor cores (NVIDIA A100 architecture white paper, structured sparsity)."""
@@ -227,21 +226,18 @@ def _count(use: Use, axis: int | None, store: WeightStore, cache: _Cache) -> tup
     weight = use.weight
     assert weight is not None
     divisible = axis is not None and weight.shape[axis] % GROUP == 0
-    if weight.fill is not None:
-        value = weight.fill.reshape(())
-        for step in weight.steps:
-            if isinstance(step, Cast):
-                value = step.apply(value)
-        filled = weight.size if count_nonzero(value.reshape(1)) else 0
+    single = weight.single_value()
+    if single is not None:
+        filled = weight.size if count_nonzero(single.reshape(1)) else 0
         groups = weight.size // GROUP if divisible else 0
         return (0 if filled else groups), groups, filled
-    key = (id(weight.source), -1 if axis is None else axis)
+    key = (id(weight.holder), axis)
     if not weight.steps and key in cache:
         return cache[key][0]
     values = weight.values(store)
     result = scan(values, axis) if divisible and axis is not None else (0, 0, count_nonzero(values))
     if not weight.steps:
-        cache[key] = (result, weight.source)
+        cache[key] = (result, weight.holder)
     return result
 
 

@@ -14,7 +14,7 @@ from repo_manager.onnx_model.dtypes import dtype_name, numpy_dtype
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.fold import FOLDED_OPERATORS, fold
 from repo_manager.sparsity.scope import Scope, attribute_of
-from repo_manager.sparsity.steps import Cast, Permute, Quantize, Reshape, Step, SubtractZeroPoint, per_axis
+from repo_manager.sparsity.steps import Cast, Dequantize, Permute, Quantize, Reshape, SubtractZeroPoint, per_axis
 from repo_manager.sparsity.weight import MAX_SMALL_ELEMENTS, Weight
 
 __all__ = ["Resolver"]
@@ -73,12 +73,11 @@ class Resolver:
         found = {used: weight for used, weight in inputs.items() if weight is not None}
         if len(found) < len(inputs):
             return None
-        quantised = any(v in weight.via for weight in found.values() for v in ("DequantizeLinear", "zero point"))
-        if quantised and node.op_type in ("Add", "Sub"):  # values are known up to a scale only
+        if not all(weight.scale_is_known for weight in found.values()):
             return None
         if sum(weight.size for weight in found.values()) > MAX_SMALL_ELEMENTS:
             return None
-        values = fold(node, {used: weight.values(self.store) for used, weight in found.items()}, scope).get(name)
+        values = fold(node, {used: weight.real_values(self.store) for used, weight in found.items()}, scope).get(name)
         if values is None:
             return None
         via = tuple(dict.fromkeys(v for weight in found.values() for v in weight.via))
@@ -181,31 +180,42 @@ class Resolver:
         if weight is None:
             return None
         axis, block = _integer(node, "axis", scope, 1), _integer(node, "block_size", scope, 0)
-        step = self.zero_point_step(weight, node.input[2] if len(node.input) > 2 else "", scope, axis, block)
-        return None if step is None else weight.then(step, "DequantizeLinear")
+        zero = self.zero_point_step(weight, node.input[2] if len(node.input) > 2 else "", scope, axis, block)
+        if zero is None:
+            return None
+        scale = self.small(node.input[1], scope, depth)
+        spread = None if scale is None else per_axis(scale, weight.shape, axis, block)
+        return _bounded(weight.then(Dequantize(zero.zero_point, spread), "DequantizeLinear"))
 
     def quantize(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """QuantizeLinear of a constant: what rounds to the zero point is zero; its zero point drops out."""
+        """QuantizeLinear of a constant: what rounds to the zero point is zero."""
         weight = self.weight(node.input[0], scope, depth)
         scale = self.small(node.input[1], scope, depth) if weight is not None else None
-        if weight is None or scale is None:
+        if weight is None or scale is None or not weight.scale_is_known:
             return None
         name = node.input[2] if len(node.input) > 2 else ""
         zero = self.weight(name, scope, depth)
         if name and zero is None:
             return None
-        dtype = "uint8" if zero is None else zero.dtype
-        zero_values = np.zeros((), np.int64) if zero is None else zero.values(self.store)
+        wanted = _integer(node, "output_dtype", scope, 0) or onnx.TensorProto.UINT8
+        dtype = dtype_name(wanted, f"QuantizeLinear '{node.name}'") if zero is None else zero.dtype
+        bounds = _BOUNDS.get(dtype)
+        stored_dtype = numpy_dtype(wanted, node.name) if zero is None else zero.values(self.store).dtype
+        zero_values: NDArray[Any] = np.zeros((), np.int64) if zero is None else zero.values(self.store)
         axis, block = _integer(node, "axis", scope, 1), _integer(node, "block_size", scope, 0)
         spread = per_axis(scale, weight.shape, axis, block)
         spread_zero = per_axis(zero_values, weight.shape, axis, block)
         if spread is None or spread_zero is None:
             return None
-        bounds = _BOUNDS.get(dtype)
-        step = Quantize(spread, spread_zero, bounds, zero_values.dtype if bounds is None else None)
-        return weight.then(step, "QuantizeLinear")
+        if stored_dtype is None:  # below a byte
+            if bounds is None:
+                return None
+            stored_dtype = np.dtype(np.int8 if bounds[0] else np.uint8)
+        return _bounded(weight.then(Quantize(spread, spread_zero, bounds, stored_dtype), "QuantizeLinear"))
 
-    def zero_point_step(self, weight: Weight, name: str, scope: Scope, axis: int, block: int = 0) -> Step | None:
+    def zero_point_step(
+        self, weight: Weight, name: str, scope: Scope, axis: int, block: int = 0
+    ) -> SubtractZeroPoint | None:
         """Return the step that makes a quantised weight's zero point zero; `None` when it is not constant.
 
         Args:
@@ -216,7 +226,7 @@ class Resolver:
             block: how many values share one zero point along `axis`; 0 when not blocked.
         """
         none = SubtractZeroPoint(np.zeros((), np.int8))
-        if not name or "QuantizeLinear" in weight.via:
+        if not name:
             return none
         zero_point = self.small(name, scope)
         if zero_point is None:
@@ -230,6 +240,12 @@ class Resolver:
 def _is_contrib_quantisation(node: onnx.NodeProto) -> bool:
     """Say whether it is ONNX Runtime's own Q/DQ, which takes 16-bit and 4-bit types at any opset."""
     return node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+
+
+def _bounded(weight: Weight) -> Weight | None:
+    """Return the weight, or `None` for one number that parameters of each channel spread beyond the size limit."""
+    spread = weight.fill is not None and weight.size > MAX_SMALL_ELEMENTS and weight.single_value() is None
+    return None if spread else weight
 
 
 def _inline(name: str, array: NDArray[Any]) -> Weight:

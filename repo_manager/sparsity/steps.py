@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cast", "Permute", "Quantize", "Reshape", "Step", "SubtractZeroPoint", "per_axis"]
+__all__ = ["Cast", "Dequantize", "Permute", "Quantize", "Reshape", "Step", "SubtractZeroPoint", "per_axis"]
 
 _Array = NDArray[Any]
 
@@ -74,7 +74,7 @@ class Cast:
 
 @dataclass(frozen=True)
 class Quantize:
-    """QuantizeLinear, as distance from the zero point: `saturate(round(x / scale) + zero) - zero`.
+    """QuantizeLinear: `saturate(round(x / scale) + zero)`, in the stored type.
 
     Rounds half to even (ONNX, QuantizeLinear). `bounds` are the stored type's; `None` for float8, which
     only rounds to `dtype`.
@@ -83,16 +83,16 @@ class Quantize:
     scale: _Array
     zero_point: _Array
     bounds: tuple[int, int] | None
-    dtype: np.dtype[Any] | None = None
+    dtype: np.dtype[Any]
 
     def apply(self, values: _Array) -> _Array:
         """See `Step`."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             scaled: _Array = values.astype(np.float32) / self.scale.astype(np.float32)
             if self.bounds is None:
-                return scaled if self.dtype is None else scaled.astype(self.dtype)
+                return scaled.astype(self.dtype)
             zero = self.zero_point.astype(np.float32)
-            return np.asarray(np.clip(np.rint(scaled) + zero, *self.bounds) - zero)
+            return np.asarray(np.clip(np.rint(scaled) + zero, *self.bounds).astype(self.dtype))
 
     def invert(self, mask: _Array) -> _Array:
         """See `Step`."""
@@ -101,7 +101,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class SubtractZeroPoint:
-    """Stored integers as distance from their zero point; sizes are exact, so pruning can compare them."""
+    """Stored integers as distance from their zero point: what an integer operator multiplies with."""
 
     zero_point: _Array
 
@@ -115,6 +115,31 @@ class SubtractZeroPoint:
     def invert(self, mask: _Array) -> _Array:
         """See `Step`."""
         return mask
+
+
+@dataclass(frozen=True)
+class Dequantize(SubtractZeroPoint):
+    """DequantizeLinear. `apply` gives the distance from the zero point: zero is zero, the scale is left out.
+
+    An INT8 kernel sees these integers, whatever their scale; `real` gives the numbers themselves.
+
+    Attributes:
+        scale: broadcasts to the values; `None` when it is computed at run time.
+    """
+
+    scale: _Array | None
+
+    def real(self, values: _Array) -> _Array:
+        """Return `(x - zero) * scale`, in the scale's type.
+
+        Raises:
+            ValueError: the scale is not known.
+        """
+        if self.scale is None:
+            raise ValueError("the scale is computed at run time")
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            wide = self.apply(values).astype(np.float32) * self.scale.astype(np.float32)
+            return np.asarray(wide.astype(self.scale.dtype, copy=False))
 
 
 def per_axis(parameter: _Array, shape: tuple[int, ...], axis: int, block: int) -> _Array | None:

@@ -256,3 +256,67 @@ def test_layers_are_frozen() -> None:
     layer = sparsity_report(onnx_models.mlp()).layers[0]
     with pytest.raises(dataclasses.FrozenInstanceError):
         layer.size = 3  # type: ignore[misc]
+
+
+def slow_real_mask(integers: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The two largest dequantised magnitudes of each four along axis 0, the lower index first among equals."""
+    keep = np.zeros(integers.shape, bool)
+    for column in range(integers.shape[1]):
+        for start in range(0, integers.shape[0], 4):
+            sizes = [abs(float(integers[row, column]) * float(scales[row, column])) for row in range(start, start + 4)]
+            for place in sorted(range(4), key=lambda place, sizes=sizes: -sizes[place])[:2]:
+                keep[start + place, column] = True
+    return keep
+
+
+@pytest.mark.parametrize(("scales", "axis", "block"), [((16,), 0, 0), ((8, 16), 0, 2), ((16, 4), 1, 4), ((16,), 1, 0)])
+@pytest.mark.parametrize("behind", ["", "Transpose"])
+@pytest.mark.parametrize("zero", [0, 5])
+def test_scales_that_differ_within_a_group(
+    scales: tuple[int, ...], axis: int, block: int, behind: str, zero: int, tmp_path: Path
+) -> None:
+    """Stored integers of different scales do not compare; what they stand for does."""
+    generator = np.random.default_rng(0)
+    scale = generator.permutation(2.0 ** np.arange(-16, -16 + np.prod(scales) % 63)).astype(np.float32)
+    scale = np.resize(scale, scales)
+    integers = generator.integers(1, 100, (16, 16)).astype(np.int8)
+    spread = np.repeat(scale, block, axis) if block else np.expand_dims(scale, 1 - axis)
+    keep = slow_real_mask(integers, np.broadcast_to(spread, (16, 16)))
+    stored = (integers + zero).astype(np.int8)
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {"s": scale, "z": np.full(scales, zero, np.int8)}
+    if behind:
+        order = helper.make_node("Transpose", ["q"], ["t"])
+        weights["q"] = np.ascontiguousarray(stored.T)
+    else:
+        order = helper.make_node("Identity", ["q"], ["t"])
+        weights["q"] = stored
+    nodes = [
+        order,
+        helper.make_node(
+            "DequantizeLinear", ["t", "s", "z"], ["w"], axis=axis, **({"block_size": block} if block else {})
+        ),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="n"),
+    ]
+    proto = onnx_models.model(nodes, [value("x", ["N", 16])], [value("y", ["N", 16])], weights, opset=21, ir_version=10)
+    pruned, report = prune(load(proto, tmp_path))
+    new = array_of(pruned, "q")
+    np.testing.assert_array_equal(new.T if behind else new, np.where(keep, stored, np.int8(zero)))
+    assert sparsity_report(pruned).layers[0].verdict is Verdict.VALID
+    real = np.abs(integers * spread)
+    assert report.pruned[0].lost_magnitude == pytest.approx(real[~keep].sum() / real.sum(), rel=1e-5)
+
+
+def test_four_bit_floats_of_different_scales(tmp_path: Path) -> None:
+    """6 of a small scale against 0.5 of a large one: neither the bits nor their order decide."""
+    numbers = np.tile(np.array([[6, 4, 0.5, 1]], np.float32).T, (4, 16))
+    scale = np.tile(np.array([[1], [0.5], [32], [4]], np.float32), (4, 16))
+    tensor = helper.make_tensor("w", T.FLOAT4E2M1, [16, 16], numbers.reshape(-1))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wd"], axis=0, block_size=1),
+        helper.make_node("MatMul", ["x", "wd"], ["y"], name="n"),
+    ]
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {"w": tensor, "s": scale}
+    proto = onnx_models.model(nodes, [value("x", ["N", 16])], [value("y", ["N", 16])], weights, opset=23, ir_version=11)
+    pruned, _ = prune(load(proto, tmp_path))
+    kept = np.where(slow_real_mask(numbers, scale), numbers, np.float32(0))
+    np.testing.assert_array_equal(array_of(pruned, "w").astype(np.float32), kept)
