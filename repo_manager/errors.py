@@ -7,6 +7,7 @@
     │   ├── CalibrationError             the calibration data
     │   ├── ConfigError                  a config.pbtxt
     │   ├── RepositoryError              the model repository on disk
+    │   │   └── LockHeldError            another process holds a lock
     │   ├── EngineError                  a TensorRT engine that cannot be built, read or run here
     │   └── MissingDependencyError       an optional package that this step needs
     ├── GateError                     4  a gate (sparsity, drift, objective) failed
@@ -31,6 +32,7 @@ __all__ = [
     "GateError",
     "InconclusiveError",
     "InputError",
+    "LockHeldError",
     "MissingDependencyError",
     "ModelError",
     "RepoManagerError",
@@ -91,6 +93,10 @@ class ConfigError(InputError):
 
 class RepositoryError(InputError):
     """The model repository, or something in it, is not what it has to be."""
+
+
+class LockHeldError(RepositoryError):
+    """Another process holds a lock for longer than this one waits."""
 
 
 class EngineError(InputError):

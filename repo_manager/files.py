@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import LockHeldError
 from repo_manager.types import Digest
 
 __all__ = ["file_lock", "fsync_directory", "fsync_tree", "read_regular", "sha256_bytes", "sha256_file", "write_atomic"]
@@ -111,7 +111,7 @@ def file_lock(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
         timeout_s: how long to wait for another holder.
 
     Raises:
-        RepositoryError: another process still holds it after `timeout_s`.
+        LockHeldError: another process still holds it after `timeout_s`.
         OSError: the file cannot be created.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -131,7 +131,7 @@ def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise RepositoryError(
+                raise LockHeldError(
                     f"{path} is locked by another process for more than {timeout_s:g} s",
                     hint="Wait for the other repo-manager command to end, then run this one again.",
                 ) from None

@@ -14,6 +14,8 @@ from repo_manager.cli.options import JsonOutput, Quiet, Repository, resolve_repo
 from repo_manager.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from repo_manager.report.terminal import Terminal
     from repo_manager.server import EmbeddedServer, ServerSecurity
 
@@ -72,6 +74,13 @@ def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> No
         terminal.note(f"The server listens on {host} with TLS, and lets every client load models (--tls-client-ca).")
     elif not security.tls:
         terminal.note(f"The server listens on {host} without TLS: the header of --restrict-file travels in the clear.")
+
+
+def _warn_of_failures(terminal: Terminal, failures: Mapping[str, str]) -> None:
+    for name, reason in failures.items():
+        terminal.warn(
+            f"{name} did not load: {reason}\nThe other models are served. Look at it: repo-manager verify {name}"
+        )
 
 
 def register(app: typer.Typer) -> None:
@@ -142,13 +151,13 @@ def serve(
     _warn_if_open(terminal, host, options.security)
     if detach:
         running = start_detached(options)
+        _warn_of_failures(terminal, running.failures)
         terminal.result(running, running_server_view(running))
         return
 
     def on_ready(server: EmbeddedServer) -> None:
         urls = {"http_url": server.http_url, "grpc_url": server.grpc_url, "metrics_url": server.metrics_url}
-        for name, reason in server.failures.items():
-            terminal.warn(f"{name} did not load: {reason}")
+        _warn_of_failures(terminal, server.failures)
         if json:
             terminal.result({**urls, "pid": server.pid, "log": server.log_path, "failures": server.failures})
         if not load and not server.options.load:

@@ -60,7 +60,8 @@ def deployed_models(repository: Location) -> tuple[str, ...]:
 def server_options(options: ServeOptions) -> ServerOptions:
     """Return the embedded server's options."""
     load: tuple[str, ...] = options.load
-    if load in ((), (_DEPLOYED,)):
+    deployed = load in ((), (_DEPLOYED,))
+    if deployed:
         load = deployed_models(options.repository)
     elif load == (_ALL,):
         load = ("*",)
@@ -73,6 +74,7 @@ def server_options(options: ServeOptions) -> ServerOptions:
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
         load=load,
+        load_what_loads=deployed,
         security=options.security,
         auto_complete=needs_auto_complete(options.repository)
         if options.auto_complete is None

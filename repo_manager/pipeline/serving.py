@@ -25,6 +25,7 @@ from repo_manager.server import (
 )
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
+from repo_manager.server.records import only_server, served_already, starting
 
 __all__ = [
     "ServeOptions",
@@ -80,13 +81,20 @@ def ensure_server(
     if url is not None:
         return ServeTarget(url)
     running = running_server(repository)
-    started = running is None
+    started = False
     if running is None:
-        running = start_detached(ServeOptions(repository, timeout_s=timeout_s))
+        with starting(repository, timeout_s):
+            running = running_server(repository)  # another command may have started it by now
+            started = running is None
+            if running is None:
+                running = start_detached(ServeOptions(repository, timeout_s=timeout_s))
+    if started:
         report(
             f"No server runs on {repository}: started one (pid {running.pid}, {running.grpc_url}, {running.http_url}). "
             f"Stop it with: repo-manager serve --stop --repository {repository}"
         )
+        for name, reason in running.failures.items():
+            report(f"{name} did not load: {reason}")
     return ServeTarget(running.control_url, started, running.pid, running.metrics_url)
 
 
@@ -110,9 +118,19 @@ def serve_until_ended(
         log_output: the server's log is copied there while it runs; `None` leaves it in its file.
 
     Raises:
-        ServerError: it did not start, or ended by itself; with Triton's reason.
+        ServerError: it did not start, or ended by itself, with Triton's reason; or the repository is served already.
         KeyboardInterrupt: this process was interrupted; the server is stopped by then.
     """
+    with only_server(options.repository):
+        _serve(options, on_ready, report, log_output)
+
+
+def _serve(
+    options: ServeOptions,
+    on_ready: Callable[[EmbeddedServer], None],
+    report: Callable[[str], None],
+    log_output: IO[str] | None,
+) -> None:
     server = EmbeddedServer(server_options(options))
     restarts = 0
     while True:
@@ -176,10 +194,14 @@ def start_detached(options: ServeOptions) -> RunningServer:
     """Start `repo-manager serve` in the background and wait until it is ready.
 
     Raises:
-        ServerError: it ended, or was not ready in time; with the end of its output.
+        ServerError: it ended, or was not ready in time, with the end of its output; or the repository is served
+            already.
         MissingDependencyError: there is no tritonserver on this machine.
     """
     find_triton()
+    running = running_server(options.repository)
+    if running is not None:
+        raise served_already(options.repository, running)
     log = log_directory() / f"serve-{os.getpid()}-{time.monotonic_ns()}.log"
     command = [sys.executable, "-m", "repo_manager", "serve", "--quiet", f"--repository={options.repository.resolve()}"]
     command += [f"--host={options.host}", f"--timeout={options.timeout_s}"]
@@ -214,12 +236,12 @@ def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path
     deadline = time.monotonic() + options.timeout_s
     while True:
         running = running_server(options.repository)
-        if running is not None:
+        if running is not None and running.owner == process.pid:
             with TritonClient.connect(running.control_url) as client:
                 client.wait_ready(max(1.0, deadline - time.monotonic()))
             return running
         if process.poll() is not None:
-            raise ServerError(f"serve ended with code {process.returncode}:\n{_tail(log)}", hint=f"Its log: {log}")
+            raise ServerError(_reason(log) or f"serve ended with code {process.returncode}", hint=f"Its log: {log}")
         if time.monotonic() > deadline:
             raise ServerUnreachableError(
                 f"serve was not ready within {options.timeout_s:g} s; its output ends:\n{_tail(log)}",
@@ -247,6 +269,12 @@ def stop_running(repository: Location, *, timeout_s: float = 60.0) -> RunningSer
             )
         time.sleep(_POLL_S)
     return running
+
+
+def _reason(log: Path) -> str:
+    """Return the error that an ended `serve` printed, without its label; else the end of its output."""
+    text = _tail(log)
+    return text.rpartition("Error: ")[2].strip()
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -74,8 +74,9 @@ class ServerOptions:
         http_port: 0 takes a free port.
         grpc_port: 0 takes a free port.
         metrics_port: 0 takes a free port.
-        load: models to load at the start; `*` stands for all of them, and then a model that fails is
-            listed in `EmbeddedServer.failures` while the others are served.
+        load: models to load at the start; `*` stands for all of them, and implies `load_what_loads`.
+        load_what_loads: list a model that fails in `EmbeddedServer.failures` and serve the others; otherwise one
+            failure ends the start.
         log_path: where the log goes (appended); `None` keeps it in the user's cache.
         auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
             faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
@@ -91,6 +92,7 @@ class ServerOptions:
     grpc_port: int = 0
     metrics_port: int = 0
     load: tuple[str, ...] = ()
+    load_what_loads: bool = False
     log_path: Path | None = None
     auto_complete: bool = True
     extra_args: tuple[str, ...] = ()

@@ -176,7 +176,8 @@ class EmbeddedServer:
         """Load the models that `load` names and wait until the server says that it is ready.
 
         Raises:
-            ServerRefusedError: a model that was named failed to load; with Triton's own reason.
+            ServerRefusedError: a model that was named failed to load; with Triton's own reason. Not with
+                `load_what_loads`.
             ServerUnreachableError: not ready within `timeout_s`.
             ServerError: the server ended; with Triton's own reason.
         """
@@ -194,7 +195,12 @@ class EmbeddedServer:
         if self.options.record:
             urls = (self.http_url, self.grpc_url, self.metrics_url)
             record = record_of(
-                parse_location(self.options.repository), self.pid, urls, self.log_path, restarts=self.restarts
+                parse_location(self.options.repository),
+                self.pid,
+                urls,
+                self.log_path,
+                restarts=self.restarts,
+                failures=self.failures,
             )
             self._record = None if record is None else write_record(record)
 
@@ -217,7 +223,7 @@ class EmbeddedServer:
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
             self.failures = {name: reason for name, reason in pool.map(load, names) if reason is not None}
-        if self.failures and not everything:
+        if self.failures and not everything and not self.options.load_what_loads:
             reasons = "\n".join(f"{name}: {reason}" for name, reason in self.failures.items())
             raise ServerRefusedError(f"tritonserver refused to load {reasons}", hint=f"Its log: {self._log}")
 

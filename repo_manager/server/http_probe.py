@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.server.transport import without_stack
 
 __all__ = ["HttpProbe"]
 
@@ -79,6 +80,6 @@ class HttpProbe:
 
 def _reason(body: bytes, status: int) -> str:
     try:
-        return str(json.loads(body)["error"])
+        return without_stack(str(json.loads(body)["error"]))
     except (ValueError, KeyError, TypeError):
         return f"HTTP status {status}"

@@ -21,11 +21,20 @@ def free_ports(host: str, count: int) -> tuple[int, ...]:
     Args:
         host: the address to bind, `127.0.0.1` or `::1` for instance.
         count: how many.
+
+    Raises:
+        ServerError: the address is not one of this machine.
     """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket(_family(host), socket.SOCK_STREAM)) for _ in range(count)]
-        for each in sockets:
-            each.bind((host, 0))
+        try:
+            for each in sockets:
+                each.bind((host, 0))
+        except OSError as exc:
+            raise ServerError(
+                f"The server cannot listen on {host}: {exc.strerror or exc}",
+                hint="Give an address of this machine: 127.0.0.1, or 0.0.0.0 for all of its interfaces.",
+            ) from exc
         return tuple(each.getsockname()[1] for each in sockets)
 
 

@@ -8,16 +8,26 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from repo_manager.errors import RepositoryError
-from repo_manager.files import write_atomic
+from repo_manager.errors import LockHeldError, RepositoryError, ServerError
+from repo_manager.files import file_lock, write_atomic
 from repo_manager.repository import Location, parse_location
 from repo_manager.server.paths import record_directory
 from repo_manager.server.process import is_running, start_ticks
 from repo_manager.types import as_json
 
-__all__ = ["RunningServer", "remove_record", "running_server", "running_servers", "write_record"]
+__all__ = [
+    "RunningServer",
+    "only_server",
+    "remove_record",
+    "running_server",
+    "running_servers",
+    "served_already",
+    "starting",
+    "write_record",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +43,9 @@ class RunningServer:
         metrics_url: `http://host:port/metrics`.
         log: its log.
         restarts: how often `serve` has started it again because it had ended by itself.
+        owner: process id of the `serve` that runs it, or of the Python program that does; 0: written before this was
+            recorded.
+        failures: models that were to be loaded at the start and were not, with Triton's reason.
     """
 
     repository: Location
@@ -43,6 +56,8 @@ class RunningServer:
     metrics_url: str
     log: Path
     restarts: int = 0
+    owner: int = 0
+    failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def control_url(self) -> str:
@@ -58,6 +73,49 @@ class RunningServer:
 
 def _prefix(repository: Location) -> str:
     return hashlib.sha256(str(repository.resolve()).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def only_server(repository: Location) -> Iterator[None]:
+    """Be the one `serve` of a repository on this machine, of this user, until the block ends.
+
+    Raises:
+        ServerError: another one runs, or is about to; with where it listens.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(record_directory() / f"{_prefix(repository)}.serve.lock", timeout_s=0.0))
+        except LockHeldError as exc:
+            raise served_already(repository, running_server(repository)) from exc
+        running = running_server(repository)
+        if running is not None:
+            raise served_already(repository, running)
+        yield
+
+
+@contextlib.contextmanager
+def starting(repository: Location, timeout_s: float) -> Iterator[None]:
+    """Let one command after the other find out whether a repository has a server, and start one.
+
+    Raises:
+        RepositoryError: another command still starts a server after `timeout_s`.
+    """
+    with file_lock(record_directory() / f"{_prefix(repository)}.start.lock", timeout_s=timeout_s):
+        yield
+
+
+def served_already(repository: Location, running: RunningServer | None) -> ServerError:
+    """Return the error for a second server on a repository.
+
+    Args:
+        repository: as the user named it.
+        running: its server; `None`: one that is just starting.
+    """
+    where = "its server is just starting" if running is None else f"by pid {running.pid}, {running.control_url}"
+    return ServerError(
+        f"{repository} is already served: {where}",
+        hint=f"Commands find that server by themselves. Stop it first: repo-manager serve --stop -r {repository}",
+    )
 
 
 def write_record(server: RunningServer) -> Path:
@@ -107,7 +165,13 @@ def _read(path: Path) -> RunningServer | None:
 
 
 def record_of(
-    repository: Location, pid: int, urls: tuple[str, str, str], log: Path, *, restarts: int = 0
+    repository: Location,
+    pid: int,
+    urls: tuple[str, str, str],
+    log: Path,
+    *,
+    restarts: int = 0,
+    failures: Mapping[str, str] | None = None,
 ) -> RunningServer | None:
     """Describe a server that was just started; `None` when it has ended meanwhile.
 
@@ -117,8 +181,9 @@ def record_of(
         urls: HTTP, gRPC and metrics.
         log: its log.
         restarts: how often it was started again.
+        failures: models that were not loaded, with the reason; `None`: all were.
     """
     ticks = start_ticks(pid)
     if ticks is None:
         return None
-    return RunningServer(repository.resolve(), pid, ticks, *urls, log, restarts)
+    return RunningServer(repository.resolve(), pid, ticks, *urls, log, restarts, os.getpid(), dict(failures or {}))

@@ -181,10 +181,19 @@ def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachabl
     )
 
 
+def without_stack(reason: str) -> str:
+    """Return Triton's reason without the stack that its Python backend appends to a model's exception.
+
+    pybind11 ends the text of an exception with `At:` and one line per frame (`error_string` in pybind11/pytypes.h);
+    the frames are in the server's log.
+    """
+    return reason.partition("\n\nAt:\n")[0].strip()
+
+
 def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
     """Return the error for a call that the server answered with an error, with Triton's own reason."""
     hint = "Give the header that it expects: --header-file FILE." if "is restricted" in reason else None
-    return ServerRefusedError(f"{endpoint} refused: {what}: {reason}", hint=hint)
+    return ServerRefusedError(f"{endpoint} refused: {what}: {without_stack(reason)}", hint=hint)
 
 
 class Transport(Protocol):

@@ -22,6 +22,7 @@ from repo_manager.server.transport import (
     VersionStatistics,
     out_of_reach,
     refusal,
+    without_stack,
 )
 
 __all__ = ["GrpcTransport"]
@@ -101,7 +102,9 @@ class GrpcTransport:
         with self._call("repository index", timeout_s) as arguments:
             answer = self._client.get_model_repository_index(**arguments)
         return tuple(
-            IndexEntry(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+            IndexEntry(
+                entry.name, int(entry.version) if entry.version else None, entry.state, without_stack(entry.reason)
+            )
             for entry in answer.models
         )
 

@@ -22,6 +22,7 @@ from repo_manager.server.transport import (
     ServerMetadata,
     VersionStatistics,
     refusal,
+    without_stack,
 )
 from repo_manager.triton_messages import model_config_pb2
 
@@ -62,7 +63,7 @@ class HttpTransport:
                 entry["name"],
                 int(entry["version"]) if entry.get("version") else None,
                 entry.get("state", ""),
-                entry.get("reason", ""),
+                without_stack(entry.get("reason", "")),
             )
             for entry in answer
         )

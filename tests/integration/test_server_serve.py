@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError
 from repo_manager.rollout import deploy, status
-from repo_manager.server import RunningServer, TritonClient, running_server
+from repo_manager.server import RunningServer, TritonClient, running_server, running_servers
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.process import start_ticks
 
@@ -123,3 +124,63 @@ def test_a_server_that_others_reach_is_warned_of(serve: Serve, models: Path) -> 
     process = serve("--host", "0.0.0.0")
     process.terminate()
     assert "anyone can load models" in process.communicate(timeout=60)[1]
+
+
+def shell(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "repo_manager", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("how", [("--detach",), ()], ids=["detached", "foreground"])
+def test_a_second_serve_of_a_repository_is_refused_and_names_the_first(
+    how: tuple[str, ...], serve: Serve, models: Path
+) -> None:
+    serve()
+    first = found(models)
+    second = shell("serve", "-r", models, "--http-port", "0", *how)
+    assert (second.returncode, second.stdout) == (5, "")
+    assert f"is already served: by pid {first.pid}, {first.control_url}" in second.stderr
+    assert [server.pid for server in running_servers() if server.repository == models.resolve()] == [first.pid]
+
+
+def test_an_address_of_another_machine_is_named(models: Path) -> None:
+    for how in ((), ("--detach",)):
+        done = shell("serve", "-r", models, "--host", "999.1.1.1", *how)
+        assert done.returncode == 5
+        assert "Error: The server cannot listen on 999.1.1.1" in done.stderr
+        assert done.stderr.count("Error:") == 1
+    assert running_server(models) is None
+
+
+def test_commands_that_need_a_server_at_once_start_one(models: Path) -> None:
+    names = [f"m{index}" for index in range(4)]
+    for name in names:
+        write_model(models, name, SCALING_CONFIG + POLICY, {1: scaling_model(2.0)})
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+            done = list(pool.map(lambda name: shell("deploy", name, "-r", models, "--json"), names))
+        assert [each.returncode for each in done] == [0] * len(names), [each.stderr for each in done]
+        assert len([server for server in running_servers() if server.repository == models.resolve()]) == 1
+        assert sum("started one" in each.stderr for each in done) == 1
+    finally:
+        shell("serve", "--stop", "-r", models)
+
+
+def test_a_broken_deployed_model_does_not_keep_the_others_from_being_served(models: Path) -> None:
+    write_model(models, "other", SCALING_CONFIG.replace('"m"', '"other"') + POLICY, {1: scaling_model(2.0)})
+    try:
+        for name in ("m", "other"):
+            assert shell("deploy", name, "-r", models).returncode == 0
+        assert shell("serve", "--stop", "-r", models).returncode == 0
+        (models / "m" / "1" / "model.onnx").write_bytes(b"no model")
+        started = shell("serve", "-r", models, "--detach", "--json")
+        assert started.returncode == 0, started.stderr
+        reason = json.loads(started.stdout)["failures"]["m"]
+        assert "INVALID_PROTOBUF" in reason
+        assert "At:" not in reason
+        assert "m did not load: " in started.stderr
+        assert set(json.loads(started.stdout)["failures"]) == {"m"}
+        with TritonClient.connect(found(models).grpc_url) as client:
+            assert client.infer("other", None, {"x": X}, timeout_s=10.0)["y"][0, 0] == 2.0
+    finally:
+        shell("serve", "--stop", "-r", models)
