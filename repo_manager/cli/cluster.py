@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from repo_manager.cli.shadow_options import Trial
 from repo_manager.errors import UsageError
-
-if TYPE_CHECKING:
-    from repo_manager.cli.shadow_options import Trial
-    from repo_manager.report.terminal import Terminal
-    from repo_manager.repository.location import Location
-    from repo_manager.rollout import RolloutOptions
-    from repo_manager.rollout.targets.kserve import KServeCanary
-    from repo_manager.server import ClientOptions
+from repo_manager.report.kubernetes_tables import kserve_view, kubernetes_view
+from repo_manager.report.terminal import Terminal
+from repo_manager.repository import Location
+from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.targets.kserve import KServeCanary, deploy_kserve, parse_kserve_target, previous_on_kserve
+from repo_manager.rollout.targets.kubernetes import (
+    deploy_kubernetes,
+    parse_kubernetes_target,
+    previous_on_kubernetes,
+)
+from repo_manager.server import ClientOptions
 
 __all__ = ["is_cluster", "roll_out_on_cluster"]
 
@@ -45,14 +48,6 @@ def roll_out_on_cluster(
     Raises:
         UsageError: a trial that such a target cannot give.
     """
-    from repo_manager.report.kubernetes_tables import kserve_view, kubernetes_view
-    from repo_manager.rollout.targets.kserve import deploy_kserve, parse_kserve_target, previous_on_kserve
-    from repo_manager.rollout.targets.kubernetes import (
-        deploy_kubernetes,
-        parse_kubernetes_target,
-        previous_on_kubernetes,
-    )
-
     (name, version), (text, connection) = what, where
     report = terminal.reporter()
     if text.startswith("kserve://"):
@@ -79,8 +74,6 @@ def _canary(trial: Trial | None) -> KServeCanary | None:
     Raises:
         UsageError: --shadow or --gate, which need servers that can be asked.
     """
-    from repo_manager.rollout.targets.kserve import KServeCanary
-
     chosen = None if trial is None else trial.options()
     if trial is None or chosen is None:
         return None

@@ -2,110 +2,108 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options, connecting
-from repo_manager.cli.loadtest import server_of, shapes_of
-from repo_manager.cli.options import JsonOutput, Quiet, Repository, parse_target, writing
+from repo_manager.cli.completion import model_versions
+from repo_manager.cli.connection import Connection
+from repo_manager.cli.load_options import DataFlags, Load, ServerFlags
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import Output, writing
+from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.errors import UsageError
+from repo_manager.files import write_atomic
+from repo_manager.loadtest import ComparePlan, LoadTestOptions, compare_all, parse_levels
+from repo_manager.report.load_html import compare_page
+from repo_manager.report.load_live import compare_progress
+from repo_manager.report.load_tables import comparison_view
 
-if TYPE_CHECKING:
-    from repo_manager.loadtest import LoadTestOptions
+__all__ = ["app"]
 
-__all__ = ["register"]
-
+app = typer.Typer()
 _CONTROLS = ("dense", "noflag")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command("compare")(connecting(compare_command))
+@dataclasses.dataclass(frozen=True)
+class SideFlags(ServerFlags):
+    """What is compared, and where it is served."""
+
+    control: list[str] | None = option(
+        "--control",
+        metavar="dense|noflag|NAME",
+        help="Hold the model against its control: A__dense or A__noflag, as `add --control` makes them "
+        "(may be given often).",
+    )
+    url_b: str | None = option("--url-b", metavar="URL", help="The server of B, if another.")
 
 
+@dataclasses.dataclass(frozen=True)
+class PairFlags:
+    """How much load, and how many blocks."""
+
+    PANEL: ClassVar[str] = "Load"
+    concurrency: int = option("--concurrency", "-c", default=8, min=1, help="Requests in flight.")
+    rate: float | None = option("--rate", help="Requests a second, open loop, instead.")
+    batch_sizes: str = option(
+        "--batch-sizes",
+        "-b",
+        default=str(LoadTestOptions.batch_size),
+        help="Samples in a request: 1, 1,8,32 or 1:256 (doubling).",
+    )
+    pairs: int = option("--pairs", sets=(ComparePlan, "pairs"), help="Pairs of blocks, fixed beforehand; at least 6.")
+    block: float = option("--block", sets=(ComparePlan, "block_s"), help="Measured seconds of a block.")
+    html: Path | None = option(
+        "--html", metavar="FILE", help="Also write a one-file HTML page.", rich_help_panel="Output"
+    )
+
+
+@app.command("compare")
+@grouped
 def compare_command(
-    a: Annotated[str, typer.Argument(metavar="A[:VERSION]", help="The reference.", show_default=False)],
-    connection: Connection,
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A[:VERSION]", help="The reference.", show_default=False, autocompletion=model_versions),
+    ],
     b: Annotated[
         str | None,
         typer.Argument(
-            metavar="[B[:VERSION]]", help="What is held against it; left out with --control.", show_default=False
+            metavar="[B[:VERSION]]",
+            help="What is held against it; left out with --control.",
+            show_default=False,
+            autocompletion=model_versions,
         ),
     ] = None,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--control",
-            metavar="dense|noflag|NAME",
-            help="Hold the model against its control: A__dense or A__noflag, as `add --control` makes them.",
-        ),
-    ] = None,
-    url: Annotated[str | None, typer.Option("--url", "--to", metavar="URL", help="The server of A (and of B).")] = None,
-    url_b: Annotated[str | None, typer.Option("--url-b", metavar="URL", help="The server of B, if another.")] = None,
-    repository: Repository = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", help="grpc or http [default: the URL's].")] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 8,
-    rate: Annotated[float | None, typer.Option("--rate", help="Requests a second, open loop, instead.")] = None,
-    batch_sizes: Annotated[
-        str, typer.Option("--batch-sizes", "-b", help="Samples in a request: 1, 1,8,32 or 1:256 (doubling).")
-    ] = "1",
-    pairs: Annotated[int, typer.Option("--pairs", help="Pairs of blocks, fixed beforehand; at least 6.")] = 30,
-    block: Annotated[float, typer.Option("--block", help="Measured seconds of a block.")] = 1.0,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option("--shape", metavar="NAME:SIZES", help="Sizes of dynamic axes, without the batch."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--input-data", help=".npz, .npy, perf_analyzer JSON, an image or a folder.")
-    ] = None,
-    shared_memory: Annotated[
-        str, typer.Option("--shared-memory", help="system: inputs in POSIX shared memory; the server is local.")
-    ] = "none",
-    seed: Annotated[int, typer.Option("--seed", help="Of the order of blocks and the resampling.")] = 0,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write a one-file HTML page.")
-    ] = None,
-    json: JsonOutput = False,
-    quiet: Quiet = False,
+    *,
+    place: RepositoryFlag,
+    sides: SideFlags,
+    flags: PairFlags,
+    data: DataFlags,
+    output: Output,
+    connection: Connection,
 ) -> None:
     """Compare two served models by interleaved, paired blocks in random order, with intervals on the ratios."""
-    from repo_manager.files import write_atomic
-    from repo_manager.loadtest import ComparePlan, LoadTestOptions, compare_all, parse_levels
-    from repo_manager.report.load_html import compare_page
-    from repo_manager.report.load_live import compare_progress
-    from repo_manager.report.load_tables import comparison_view
-    from repo_manager.report.terminal import Terminal
+    terminal = output.terminal()
+    load = Load(terminal, place, sides, data, connection)
 
-    terminal = Terminal(as_json=json, quiet=quiet)
-
-    def side(target: str, where: str | None) -> LoadTestOptions:
-        name, version = parse_target(target)
-        server, metrics_url = server_of(where, repository, protocol)
+    def side(target: str, url: str | None) -> LoadTestOptions:
         return LoadTestOptions(
-            url=server,
-            model=name,
-            version=version,
-            protocol=protocol,
-            concurrency=() if rate is not None else (concurrency,),
-            rate=() if rate is None else (rate,),
-            shapes=shapes_of(terminal, shape, (name, version), repository, local=metrics_url is not None),
-            data=data,
-            shared_memory=shared_memory,
-            metrics_url=metrics_url,
-            access=client_options(connection, [server]),
-            seed=seed,
+            **load.settings(target, url),
+            concurrency=() if flags.rate is not None else (flags.concurrency,),
+            rate=() if flags.rate is None else (flags.rate,),
         )
 
-    couples = [(side(first, url), side(second, url_b or url)) for first, second in _couples(a, b, control or [])]
-    plan = ComparePlan(pairs=pairs, block_s=block, seed=seed)
-    with compare_progress(terminal.progress_console, quiet=quiet) as progress:
-        results = compare_all(couples, parse_levels(batch_sizes), plan=plan, progress=progress)
-    if html is not None:
-        with writing(html):
-            write_atomic(html, compare_page(results).encode())
-        terminal.note(f"Page: {html}")
+    pairs = _couples(a, b, sides.control or [])
+    couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
+    plan = ComparePlan(**settings_of(ComparePlan, flags), seed=data.seed)
+    with compare_progress(terminal.progress_console, quiet=output.quiet) as progress:
+        results = compare_all(couples, parse_levels(flags.batch_sizes), plan=plan, progress=progress)
+    if flags.html is not None:
+        with writing(flags.html):
+            write_atomic(flags.html, compare_page(results).encode())
+        terminal.note(f"Page: {flags.html}")
     terminal.result({"comparisons": results}, *comparison_view(results))
 
 

@@ -9,51 +9,40 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import ClassVar
 
-import typer
-
-from repo_manager.cli.option_groups import grouped
+from repo_manager.cli.option_groups import option
 from repo_manager.errors import UsageError
+from repo_manager.server.credentials import read_headers, read_token
+from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.settings import Settings, load_settings
 
-if TYPE_CHECKING:
-    from repo_manager.server import ClientOptions
-    from repo_manager.settings import Settings
-
-__all__ = ["Connection", "client_options", "connecting"]
-
-
-def _option(option: str, metavar: str, description: str) -> Any:
-    return typer.Option(option, metavar=metavar, help=description, show_default=False)
+__all__ = ["Connection", "client_options"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
     """What the command line says of the connection; `None` leaves it to the environment and the settings file."""
 
-    tls_ca: Annotated[
-        Path | None,
-        _option("--tls-ca", "FILE.pem", "Authorities to trust for grpcs:// and https:// [default: the system's]."),
-    ] = None
-    tls_cert: Annotated[Path | None, _option("--tls-cert", "FILE.pem", "This client's certificate (mutual TLS).")] = (
-        None
+    PANEL: ClassVar[str] = "Connection"
+    tls_ca: Path | None = option(
+        "--tls-ca",
+        metavar="FILE.pem",
+        help="Authorities to trust for grpcs:// and https:// [default: the system's].",
     )
-    tls_key: Annotated[Path | None, _option("--tls-key", "FILE.pem", "The key of --tls-cert.")] = None
-    tls_server_name: Annotated[
-        str | None,
-        _option("--tls-server-name", "NAME", "Name in the server's certificate, when it is not the URL's host."),
-    ] = None
-    header_file: Annotated[
-        Path | None,
-        _option("--header-file", "FILE", "Headers to send, one `Name: value` a line (Triton's restricted APIs)."),
-    ] = None
-    token_file: Annotated[
-        Path | None, _option("--token-file", "FILE", "A bearer token to send [default: $REPO_MANAGER_TOKEN].")
-    ] = None
-
-
-connecting = grouped
-"""Gives a command the connection's options in place of its parameter `connection: Connection`."""
+    tls_cert: Path | None = option("--tls-cert", metavar="FILE.pem", help="This client's certificate (mutual TLS).")
+    tls_key: Path | None = option("--tls-key", metavar="FILE.pem", help="The key of --tls-cert.")
+    tls_server_name: str | None = option(
+        "--tls-server-name", metavar="NAME", help="Name in the server's certificate, when it is not the URL's host."
+    )
+    header_file: Path | None = option(
+        "--header-file",
+        metavar="FILE",
+        help="Headers to send, one `Name: value` a line (Triton's restricted APIs).",
+    )
+    token_file: Path | None = option(
+        "--token-file", metavar="FILE", help="A bearer token to send [default: $REPO_MANAGER_TOKEN]."
+    )
 
 
 def client_options(
@@ -70,10 +59,6 @@ def client_options(
         UsageError: a file cannot be read or does not hold what it has to (its content is never quoted), or TLS
             options were given for URLs none of which is encrypted.
     """
-    from repo_manager.server.credentials import read_headers, read_token
-    from repo_manager.server.transport import ClientOptions, Endpoint
-    from repo_manager.settings import load_settings
-
     settings = load_settings() if settings is None else settings
     tls = {name: getattr(connection, name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_server_name")}
     given = [f"--{name.replace('_', '-')}" for name, value in tls.items() if value is not None]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
+from repo_manager.cli.option_groups import option, settings_of
+from repo_manager.precision import ConvertOptions
 from repo_manager.types import Precision
-
-if TYPE_CHECKING:
-    from repo_manager.precision import ConvertOptions
 
 __all__ = ["ConversionFlags", "PrecisionOption"]
 
@@ -21,30 +20,32 @@ PrecisionOption = Annotated[Precision, typer.Option("--precision", "-p", help="C
 class ConversionFlags:
     """Calibration data, gates and exceptions."""
 
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration",
-            metavar="DATA",
-            help="Representative inputs, needed for INT8: a .npz with one array per input, a folder of .npy "
-            "files, a folder of images with its YAML, or module:function.",
-            show_default=False,
-        ),
-    ] = None
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option("--keep-fp32", metavar="PATTERN", help="Layers that stay in FP32 (may be given often)."),
-    ] = None
-    auto_keep: Annotated[
-        int, typer.Option("--auto-keep", min=0, help="Search up to N layers to keep so that the gate passes.")
-    ] = 0
-    max_drift: Annotated[
-        float | None,
-        typer.Option("--max-drift", min=0.0, help="Largest relative error of an output against the source."),
-    ] = None
+    PANEL: ClassVar[str] = "Conversion"
+    calibration: str | None = option(
+        "--calibration",
+        metavar="DATA",
+        help="Representative inputs, needed for INT8: a .npz with one array per input, a folder of .npy "
+        "files, a folder of images with its YAML, or module:function.",
+    )
+    keep_fp32: list[str] | None = option(
+        "--keep-fp32",
+        metavar="PATTERN",
+        sets=(ConvertOptions, "keep_fp32"),
+        help="Layers that stay in FP32 (may be given often).",
+    )
+    auto_keep: int = option(
+        "--auto-keep",
+        sets=(ConvertOptions, "auto_keep"),
+        min=0,
+        help="Search up to N layers to keep so that the gate passes.",
+    )
+    max_drift: float | None = option(
+        "--max-drift",
+        sets=(ConvertOptions, "max_drift"),
+        min=0.0,
+        help="Largest relative error of an output against the source [default: the precision's].",
+    )
 
     def convert_options(self) -> ConvertOptions:
         """Return the library's options."""
-        from repo_manager.precision import ConvertOptions
-
-        return ConvertOptions(keep_fp32=tuple(self.keep_fp32 or ()), auto_keep=self.auto_keep, max_drift=self.max_drift)
+        return ConvertOptions(**settings_of(ConvertOptions, self))

@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import ClassVar
 
-import typer
-
+from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import writing
 from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError
+from repo_manager.files import write_atomic
+from repo_manager.loadtest import Gate, LoadTestReport, Verdict, judge, parse_slo
+from repo_manager.loadtest.slo import Over
+from repo_manager.report.load_files import check_report_path, report_text
+from repo_manager.report.load_tables import load_view, verdict_view
+from repo_manager.report.terminal import Terminal
+from repo_manager.types import as_json
 
-if TYPE_CHECKING:
-    from repo_manager.loadtest import LoadTestReport, Verdict
-    from repo_manager.report.terminal import Terminal
+__all__ = ["GateFlags", "raise_for", "show_report"]
 
-__all__ = ["Over", "Reports", "Slo", "raise_for", "show_report", "split_gates"]
 
-Slo = Annotated[
-    list[str] | None,
-    typer.Option("--slo", metavar="GATE", help='"p99<20ms", "throughput>500", "errors<0.1%" (may be given often).'),
-]
-Over = Annotated[str, typer.Option("--slo-over", help="every: each level holds the gates; some: one level does.")]
-Reports = Annotated[
-    list[Path] | None,
-    typer.Option("--report", metavar="FILE", help="Also .html, .json, .md, .xml (JUnit) or .prom; repeatable."),
-]
+@dataclasses.dataclass(frozen=True)
+class GateFlags:
+    """What decides the exit code, and the files of the report."""
+
+    PANEL: ClassVar[str] = "Gates and reports"
+    slo: list[str] | None = option(
+        "--slo", metavar="GATE", help='"p99<20ms", "throughput>500", "errors<0.1%" (may be given often).'
+    )
+    over: Over = option(
+        "--slo-over",
+        sets=(judge, "over"),
+        help="every: all levels must pass. some: one level that passes every gate is enough.",
+    )
+    report: list[Path] | None = option(
+        "--report", metavar="FILE", help="Also .html, .json, .md, .xml (JUnit) or .prom (may be given often)."
+    )
+
+    def gates(self) -> tuple[Gate, ...]:
+        """Return the gates; several may be in one text, separated by commas.
+
+        Raises:
+            UsageError: one cannot be read.
+        """
+        parts = (part.strip() for text in self.slo or [] for part in text.split(","))
+        return tuple(parse_slo(part) for part in parts if part)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of the report.
+
+        Raises:
+            UsageError: an ending is none of a report.
+        """
+        return tuple(check_report_path(path) for path in self.report or ())
+
+    def judge(self, report: LoadTestReport) -> Verdict:
+        """Return what the gates say of a report."""
+        return judge(report, self.gates(), **settings_of(judge, self))
 
 
 def show_report(terminal: Terminal, report: LoadTestReport, verdict: Verdict | None, files: tuple[Path, ...]) -> None:
     """Write the report's files and print it, each with the verdict."""
-    from repo_manager.files import write_atomic
-    from repo_manager.report.load_files import report_text
-    from repo_manager.report.load_tables import load_view, verdict_view
-    from repo_manager.types import as_json
-
     for path in files:
         with writing(path):
             write_atomic(path, report_text(path, report, verdict).encode())
@@ -68,8 +95,3 @@ def raise_for(report: LoadTestReport, verdict: Verdict | None) -> None:
             hint="The gates' table says why: measure longer (--duration), or on a quieter machine.",
             is_shown=True,
         )
-
-
-def split_gates(texts: list[str] | None) -> list[str]:
-    """Several gates may stand in one text, separated by commas."""
-    return [part.strip() for text in texts or [] for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""The entry point: assembles the commands, and turns our errors into documented exit codes."""
+"""The entry point: runs the command table, and turns our errors into documented exit codes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-import repo_manager
-from repo_manager.cli import (
-    add,
-    apply,
-    compare,
-    doctor,
-    loadtest,
-    maintain,
-    model,
-    quickstart,
-    repository,
-    rollout,
-    serve,
-    sign,
-)
+from repo_manager import __version__
+from repo_manager.cli.commands import CommandTable
 from repo_manager.errors import RepoManagerError
+from repo_manager.report.terminal import Terminal, error_document
 
 __all__ = ["app", "main"]
 
@@ -34,25 +22,28 @@ _HELP = """
 From a sparse (2:4) ONNX model to a proven, load-tested, reversible Triton deployment.
 
 Start with `repo-manager quickstart`: it takes a shipped model the whole way on this machine.
-
+"""
+_EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected; 2 usage; 3 bad input; 4 a gate failed; 5 server unreachable or
 refused, or a roll-out that was undone; 6 inconclusive; 7 a roll-back failed, act by hand;
 8 --check found changes to make; 130 interrupted.
 """
 
 app = typer.Typer(
+    cls=CommandTable,
     name="repo-manager",
     help=_HELP,
+    epilog=_EXIT_CODES.strip().replace("\n", " "),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"repo-manager {repo_manager.__version__}\n")
+        sys.stdout.write(f"repo-manager {__version__}\n")
         raise typer.Exit
 
 
@@ -63,10 +54,6 @@ def _root(
     ] = False,
 ) -> None:
     """Hold the options that stand before a command."""
-
-
-for _module in (quickstart, model, add, repository, maintain, sign, apply, serve, rollout, loadtest, compare, doctor):
-    _module.register(app)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -87,18 +74,15 @@ def main() -> None:
     try:
         code = app(prog_name="repo-manager", standalone_mode=False)
     except _CLICK_ERROR as error:
+        error.message = error.message.replace("Value error, ", "")  # Pydantic's words, in some versions of Typer.
         error.show()
         if "--json" in sys.argv:
-            from repo_manager.report.terminal import error_document
-
             sys.stdout.write(error_document("UsageError", error.format_message(), None, error.exit_code))
         sys.exit(error.exit_code)
     except typer.Abort:
         sys.stderr.write("Aborted.\n")
         sys.exit(1)
     except RepoManagerError as error:
-        from repo_manager.report.terminal import Terminal
-
         Terminal(as_json="--json" in sys.argv).error(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:

@@ -1,76 +1,36 @@
-"""Options that several commands share."""
+"""Options that several commands share, whatever they work on."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
+from repo_manager.cli.option_groups import option
 from repo_manager.errors import InputError, UsageError
+from repo_manager.report.terminal import Terminal
 
-if TYPE_CHECKING:
-    from repo_manager.repository.location import Location
+__all__ = ["DryRun", "ModelFile", "Output", "parse_shapes", "parse_target", "writing"]
 
-__all__ = [
-    "DryRun",
-    "JsonOutput",
-    "ModelFile",
-    "ModelName",
-    "Quiet",
-    "Repository",
-    "Timeout",
-    "To",
-    "parse_shapes",
-    "parse_target",
-    "resolve_repository",
-    "writing",
-]
-
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.", show_default=False)]
-ModelName = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
-Repository = Annotated[
-    str | None,
-    typer.Option(
-        "--repository",
-        "-r",
-        metavar="DIR|URL",
-        help="The model repository: a folder, or s3://, gs://, as:// as Triton takes it "
-        "[default: $REPO_MANAGER_REPOSITORY, the settings file, or ./model_repository].",
-        show_default=False,
-    ),
-]
-To = Annotated[
-    str | None,
-    typer.Option(
-        "--to",
-        metavar="URL",
-        help="A running server, grpc://host:port or http://host:port "
-        "[default: the running `serve` of the repository, else one is started].",
-        show_default=False,
-    ),
-]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Deadline of the command.")]
 
 
-def resolve_repository(option: str | None) -> Location:
-    """Return the repository to work on: the option, else the settings.
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a command prints, and where."""
 
-    Raises:
-        RepositoryError: it is a URL that cannot be one of a repository.
-    """
-    from repo_manager.repository.location import parse_location
+    PANEL: ClassVar[str] = "Output"
+    json: bool = option("--json", default=False, help="Print the result as JSON on stdout.")
+    quiet: bool = option("--quiet", "-q", default=False, help="No progress and no notes.")
 
-    if option is not None:
-        return parse_location(option)
-    from repo_manager.settings import load_settings
-
-    return parse_location(load_settings().repository)
+    def terminal(self) -> Terminal:
+        """Return what prints."""
+        return Terminal(as_json=self.json, quiet=self.quiet)
 
 
 @contextlib.contextmanager

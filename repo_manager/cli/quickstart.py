@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from repo_manager.cli.options import JsonOutput, Quiet
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import Output
+from repo_manager.files import write_atomic
+from repo_manager.pipeline.quickstart import quickstart
+from repo_manager.report.quickstart_html import quickstart_page
+from repo_manager.report.quickstart_tables import quickstart_view
 
-__all__ = ["register"]
+__all__ = ["app"]
+
+app = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command("quickstart")(quickstart_command)
+@dataclasses.dataclass(frozen=True)
+class QuickstartFlags:
+    """Where, and how long."""
+
+    directory: Path | None = option(
+        "--directory",
+        "-d",
+        metavar="DIR",
+        sets=(quickstart, "folder"),
+        help="Where to work [default: ./repo-manager-quickstart].",
+    )
+    seconds: float = option(
+        "--seconds", sets=(quickstart, "seconds_per_level"), min=0.2, help="How long each load level is measured."
+    )
 
 
-def quickstart_command(
-    directory: Annotated[
-        Path | None,
-        typer.Option("--directory", "-d", metavar="DIR", help="Where to work [default: ./repo-manager-quickstart]."),
-    ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.2, help="How long each load level is measured.")] = 2.0,
-    json: JsonOutput = False,
-    quiet: Quiet = False,
-) -> None:
+@app.command("quickstart")
+@grouped
+def quickstart_command(flags: QuickstartFlags, output: Output) -> None:
     """Take a shipped sparse model the whole way on this machine, and show what comes out.
 
     Inspect, FP16 and INT8, add, a real tritonserver, deploy, load test, report. No process is left behind.
     """
-    from repo_manager.files import write_atomic
-    from repo_manager.pipeline.quickstart import quickstart
-    from repo_manager.report.quickstart_html import quickstart_page
-    from repo_manager.report.quickstart_tables import quickstart_view
-    from repo_manager.report.terminal import Terminal
-
-    terminal = Terminal(as_json=json, quiet=quiet)
-    result = quickstart(directory, seconds_per_level=seconds, report=terminal.reporter())
+    terminal = output.terminal()
+    result = quickstart(**settings_of(quickstart, flags), report=terminal.reporter())
     page = result.folder / "report.html"
     write_atomic(page, quickstart_page(result).encode())
     terminal.result({"result": result, "report": page}, *quickstart_view(result, page))

@@ -4,64 +4,157 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import ClassVar, Literal
 
 import typer
 
-from repo_manager.cli.option_groups import grouped
-from repo_manager.cli.options import JsonOutput, Quiet, Repository, resolve_repository
+from repo_manager.cli.completion import model_names
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import Output
+from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.errors import UsageError
+from repo_manager.pipeline.serving import ServeOptions, serve_until_ended, start_detached, stop_running
+from repo_manager.report.machine_tables import running_server_view
+from repo_manager.report.terminal import Terminal
+from repo_manager.repository import Location
+from repo_manager.server import EmbeddedServer, ServerSecurity
+from repo_manager.server.credentials import read_headers
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+__all__ = ["app"]
 
-    from repo_manager.report.terminal import Terminal
-    from repo_manager.server import EmbeddedServer, ServerSecurity
-
-__all__ = ["register"]
-
-Load = Annotated[
-    list[str] | None,
-    typer.Option("--load", metavar="NAME", help="Models to load: names, or all, deployed or none [default: deployed]."),
-]
-
-
-Restart = Literal["no", "on-failure"]
+app = typer.Typer()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Security:
+class ListenFlags:
+    """Where the server listens."""
+
+    PANEL: ClassVar[str] = "Listen"
+    host: str = option(
+        "--host", sets=(ServeOptions, "host"), help="Address to bind; anything but the loopback is open to others."
+    )
+    http_port: int = option(
+        "--http-port", sets=(ServeOptions, "http_port"), min=0, max=65535, help="0 takes a free port."
+    )
+    grpc_port: int = option(
+        "--grpc-port", sets=(ServeOptions, "grpc_port"), min=0, max=65535, help="0 takes a free port."
+    )
+    metrics_port: int = option(
+        "--metrics-port", sets=(ServeOptions, "metrics_port"), min=0, max=65535, help="0 takes a free port."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """What is loaded, and how the server runs."""
+
+    load: list[str] | None = option(
+        "--load",
+        metavar="NAME",
+        sets=(ServeOptions, "load"),
+        help="Models to load: names, or all, deployed or none (may be given often) [default: deployed].",
+        autocompletion=model_names,
+    )
+    detach: bool = option("--detach", default=False, help="Run in the background; return when it is ready.")
+    stop: bool = option("--stop", default=False, help="Stop the running serve of the repository.")
+    auto_complete: bool | None = option(
+        "--auto-complete/--no-auto-complete",
+        sets=(ServeOptions, "auto_complete"),
+        help="Let Triton fill in incomplete config.pbtxt files, at a second a load [default: where one needs it].",
+        show_default=False,
+    )
+    restart: Literal["no", "on-failure"] = option(
+        "--restart",
+        sets=(ServeOptions, "restart"),
+        read=lambda text: text == "on-failure",
+        show=lambda restart: "on-failure" if restart else "no",
+        help="Whether to start a server again that ended by itself with a failure.",
+    )
+    timeout: float = option(
+        "--timeout",
+        metavar="SECONDS",
+        sets=(ServeOptions, "timeout_s"),
+        min=0.1,
+        help="Until when it has to be ready; with --stop: until when it has to be gone.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SecurityFlags:
     """Who may talk to the server."""
 
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option("--tls-cert", metavar="FILE.pem", help="gRPC speaks TLS; HTTP then stays on the loopback."),
-    ] = None
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE.pem", help="The key of --tls-cert.")] = None
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-client-ca", metavar="FILE.pem", help="Clients show a certificate of this authority."),
-    ] = None
-    restrict_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--restrict-file",
-            metavar="FILE",
-            help="A file with one `Name: value`: the header without which nobody loads, unloads or changes anything.",
-        ),
-    ] = None
+    PANEL: ClassVar[str] = "Security"
+    tls_cert: Path | None = option(
+        "--tls-cert",
+        metavar="FILE.pem",
+        sets=(ServerSecurity, "certificate"),
+        help="gRPC speaks TLS; HTTP then stays on the loopback.",
+    )
+    tls_key: Path | None = option(
+        "--tls-key", metavar="FILE.pem", sets=(ServerSecurity, "key"), help="The key of --tls-cert."
+    )
+    tls_client_ca: Path | None = option(
+        "--tls-client-ca",
+        metavar="FILE.pem",
+        sets=(ServerSecurity, "client_authority"),
+        help="Clients show a certificate of this authority.",
+    )
+    restrict_file: Path | None = option(
+        "--restrict-file",
+        metavar="FILE",
+        sets=(ServeOptions, "restrict_file"),
+        help="A file with one `Name: value`: the header without which nobody loads, unloads or changes anything.",
+    )
 
-    def read(self) -> ServerSecurity:
-        """Return it with the file's content."""
-        from repo_manager.server import ServerSecurity
-        from repo_manager.server.credentials import read_headers
+    def security(self) -> ServerSecurity:
+        """Return it with the file's content.
 
+        Raises:
+            UsageError: the file does not hold one header.
+        """
         headers = {} if self.restrict_file is None else read_headers(self.restrict_file)
         if self.restrict_file is not None and len(headers) != 1:
             raise UsageError(f"{self.restrict_file}: expected one header, found {len(headers)}")
         restricted = next(iter(headers.items()), None)
-        return ServerSecurity(self.tls_cert, self.tls_key, self.tls_client_ca, restricted)
+        return ServerSecurity(**settings_of(ServerSecurity, self), restricted=restricted)
+
+
+@app.command("serve")
+@grouped
+def serve_command(
+    *, place: RepositoryFlag, flags: RunFlags, listen: ListenFlags, security: SecurityFlags, output: Output
+) -> None:
+    """Run the embedded Triton on a repository until interrupted, in explicit model-control mode.
+
+    The server's log goes to stderr. Loaded at the start: the models that were deployed before.
+    """
+    terminal = output.terminal()
+    root = place.root()
+    if flags.stop:
+        stopped = stop_running(root, timeout_s=flags.timeout)
+        text = f"No server runs on {root}." if stopped is None else f"Stopped the server of {root} (pid {stopped.pid})."
+        terminal.result({"stopped": stopped}, text)
+        return
+    options = _options(root, flags, listen, security)
+    _warn_if_open(terminal, options.host, options.security)
+    if flags.detach:
+        running = start_detached(options)
+        _warn_of_failures(terminal, running.failures)
+        terminal.result(running, running_server_view(running))
+        return
+
+    def on_ready(server: EmbeddedServer) -> None:
+        _show(terminal, options, server)
+
+    log_output = None if output.quiet else sys.stderr
+    serve_until_ended(options, on_ready=on_ready, report=terminal.note, log_output=log_output)
+
+
+def _options(root: Location, flags: RunFlags, listen: ListenFlags, security: SecurityFlags) -> ServeOptions:
+    settings = settings_of(ServeOptions, flags, listen, security)
+    return ServeOptions(repository=root, security=security.security(), **settings)
 
 
 def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> None:
@@ -83,88 +176,12 @@ def _warn_of_failures(terminal: Terminal, failures: Mapping[str, str]) -> None:
         )
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command("serve")(grouped(serve))
-
-
-def _port(option: str) -> object:
-    return typer.Option(option, min=0, max=65535, help="0 takes a free port.")
-
-
-def serve(
-    repository: Repository = None,
-    host: Annotated[
-        str, typer.Option("--host", help="Address to bind; anything but the loopback is open to others.")
-    ] = "127.0.0.1",
-    http_port: Annotated[int, _port("--http-port")] = 0,
-    grpc_port: Annotated[int, _port("--grpc-port")] = 0,
-    metrics_port: Annotated[int, _port("--metrics-port")] = 0,
-    load: Load = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Run in the background; return when it is ready.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the running serve of the repository.")] = False,
-    auto_complete: Annotated[
-        bool | None,
-        typer.Option(
-            "--auto-complete/--no-auto-complete",
-            help="Let Triton fill in incomplete config.pbtxt files, at a second a load [default: where one needs it].",
-            show_default=False,
-        ),
-    ] = None,
-    restart: Annotated[
-        Restart, typer.Option("--restart", help="Whether to start a server again that ended by itself with a failure.")
-    ] = "no",
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds until it has to be ready.")] = 120.0,
-    json: JsonOutput = False,
-    quiet: Quiet = False,
-    *,
-    security: _Security,
-) -> None:
-    """Run the embedded Triton on a repository until interrupted, in explicit model-control mode.
-
-    The server's log goes to stderr. Loaded at the start: the models that were deployed before.
-    """
-    from repo_manager.pipeline.serving import ServeOptions, serve_until_ended, start_detached, stop_running
-    from repo_manager.report.machine_tables import running_server_view
-    from repo_manager.report.terminal import Terminal
-
-    terminal = Terminal(as_json=json, quiet=quiet)
-    root = resolve_repository(repository)
-    if stop:
-        stopped = stop_running(root, timeout_s=timeout)
-        text = f"No server runs on {root}." if stopped is None else f"Stopped the server of {root} (pid {stopped.pid})."
-        terminal.result({"stopped": stopped}, text)
-        return
-    options = ServeOptions(
-        repository=root,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        load=tuple(load or ()),
-        timeout_s=timeout,
-        auto_complete=auto_complete,
-        restart=restart == "on-failure",
-        security=security.read(),
-        restrict_file=security.restrict_file,
-    )
-    _warn_if_open(terminal, host, options.security)
-    if detach:
-        running = start_detached(options)
-        _warn_of_failures(terminal, running.failures)
-        terminal.result(running, running_server_view(running))
-        return
-
-    def on_ready(server: EmbeddedServer) -> None:
-        urls = {"http_url": server.http_url, "grpc_url": server.grpc_url, "metrics_url": server.metrics_url}
-        _warn_of_failures(terminal, server.failures)
-        if json:
-            terminal.result({**urls, "pid": server.pid, "log": server.log_path, "failures": server.failures})
-        if not load and not server.options.load:
-            terminal.note(
-                "No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all."
-            )
-        terminal.note(f"Ready: {server.http_url}  {server.grpc_url}  {server.metrics_url} (Ctrl-C stops it)")
-
-    log_output = None if quiet else sys.stderr
-    serve_until_ended(options, on_ready=on_ready, report=terminal.note, log_output=log_output)
+def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> None:
+    """Say that the server is ready, where, and what did not load."""
+    urls = {"http_url": server.http_url, "grpc_url": server.grpc_url, "metrics_url": server.metrics_url}
+    _warn_of_failures(terminal, server.failures)
+    if terminal.json:
+        terminal.result({**urls, "pid": server.pid, "log": server.log_path, "failures": server.failures})
+    if not options.load and not server.options.load:
+        terminal.note("No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all.")
+    terminal.note(f"Ready: {server.http_url}  {server.grpc_url}  {server.metrics_url} (Ctrl-C stops it)")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import ClassVar
 
-import typer
-
+from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import writing
 from repo_manager.errors import UsageError
-
-if TYPE_CHECKING:
-    from repo_manager.report.terminal import Terminal
-    from repo_manager.repository.location import Location
-    from repo_manager.rollout import RolloutOptions
-    from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout
-    from repo_manager.rollout.trial.shadow import ShadowReport
-    from repo_manager.server import ClientOptions
+from repo_manager.report.shadow_tables import shadow_view
+from repo_manager.report.terminal import Terminal
+from repo_manager.repository import Location
+from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout, run_canary
+from repo_manager.rollout.trial.gates import parse_gates
+from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
+from repo_manager.rollout.trial.steps import parse_steps
+from repo_manager.server import ClientOptions, TritonClient
+from repo_manager.types import as_json
 
 __all__ = ["Trial", "parse_duration", "run_trial"]
 
@@ -30,60 +32,56 @@ _DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)")
 class Trial:
     """How the new version has to prove itself before it takes over; without --shadow and --canary it has not to."""
 
-    shadow: Annotated[
-        Path | None,
-        typer.Option(
-            "--shadow",
-            metavar="REQUESTS",
-            help="Send recorded requests (.jsonl, .npz, or perf_analyzer's .json) to the old and the new version "
-            "first, and compare answers and latencies.",
-            show_default=False,
-        ),
-    ] = None
-    shadow_rate: Annotated[
-        float, typer.Option("--shadow-rate", metavar="R", help="Pairs of requests a second.", min=0.001)
-    ] = 20.0
-    shadow_duration: Annotated[
-        str, typer.Option("--shadow-duration", metavar="T", help="For how long at most: 30s, 5m, 1h.")
-    ] = "60s"
-    shadow_report: Annotated[
-        Path | None,
-        typer.Option(
-            "--shadow-report",
-            metavar="FILE.json",
-            help="Write what the shadow showed, whatever it was.",
-            show_default=False,
-        ),
-    ] = None
-    canary: Annotated[
-        str | None,
-        typer.Option(
-            "--canary",
-            metavar="5%,25%,100%",
-            help="Then give the new version these shares of the traffic, one after the other; clients follow with "
-            "VersionedClient (docs/canary.md).",
-            show_default=False,
-        ),
-    ] = None
-    step: Annotated[str, typer.Option("--step", metavar="T", help="How long each share is watched.")] = "2m"
-    weights_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights-file",
-            metavar="FILE.json",
-            help="Write the shares there, for clients that read it [default: they are published on the server].",
-            show_default=False,
-        ),
-    ] = None
-    gate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--gate",
-            metavar="GATES",
-            help='What has to hold: "p99<20ms, p99<1.2x, errors<0.1%, agreement>99%, drift<1e-2" [default: errors<1%].',
-            show_default=False,
-        ),
-    ] = None
+    PANEL: ClassVar[str] = "Trial"
+    shadow: Path | None = option(
+        "--shadow",
+        metavar="REQUESTS",
+        help="Send recorded requests (.jsonl, .npz, or perf_analyzer's .json) to the old and the new version "
+        "first, and compare answers and latencies.",
+    )
+    shadow_rate: float = option(
+        "--shadow-rate", metavar="R", sets=(ShadowOptions, "rate_per_s"), min=0.001, help="Pairs of requests a second."
+    )
+    shadow_duration: str = option(
+        "--shadow-duration",
+        metavar="T",
+        sets=(ShadowOptions, "duration_s"),
+        read=lambda text: parse_duration(text, "--shadow-duration"),
+        show=lambda seconds: f"{seconds:g}s",
+        help="For how long at most: 30s, 5m, 1h.",
+    )
+    shadow_report: Path | None = option(
+        "--shadow-report", metavar="FILE.json", help="Write what the shadow showed, whatever it was."
+    )
+    canary: str | None = option(
+        "--canary",
+        metavar="5%,25%,100%",
+        sets=(CanaryOptions, "steps"),
+        read=lambda text: parse_steps(text),
+        help="Then give the new version these shares of the traffic, one after the other; clients follow with "
+        "VersionedClient (docs/canary.md).",
+    )
+    step: str = option(
+        "--step",
+        metavar="T",
+        sets=(CanaryOptions, "step_s"),
+        read=lambda text: parse_duration(text, "--step"),
+        show=lambda seconds: f"{seconds:g}s",
+        help="How long each share is watched.",
+    )
+    weights_file: Path | None = option(
+        "--weights-file",
+        metavar="FILE.json",
+        sets=(CanaryOptions, "weights_file"),
+        help="Write the shares there, for clients that read it [default: they are published on the server].",
+    )
+    gate: list[str] | None = option(
+        "--gate",
+        metavar="GATES",
+        sets=(CanaryOptions, "gates"),
+        read=lambda texts: parse_gates(",".join(texts)),
+        help='What has to hold: "p99<20ms, p99<1.2x, errors<0.1%, agreement>99%, drift<1e-2" [default: errors<1%].',
+    )
 
     @property
     def is_wanted(self) -> bool:
@@ -101,27 +99,14 @@ class Trial:
             "--weights-file": (self.weights_file, self.canary is not None, "--canary"),
             "--shadow-report": (self.shadow_report, self.shadow is not None, "--shadow"),
         }
-        for option, (given, satisfied, needed) in needs.items():
+        for name, (given, satisfied, needed) in needs.items():
             if given and not satisfied:
-                raise UsageError(f"{option} is of no use without {needed}")
+                raise UsageError(f"{name} is of no use without {needed}")
         if not self.is_wanted:
             return None
-        from repo_manager.rollout.trial.canary import CanaryOptions
-        from repo_manager.rollout.trial.gates import parse_gates
-        from repo_manager.rollout.trial.shadow import ShadowOptions
-        from repo_manager.rollout.trial.steps import parse_steps
 
-        shadow = None
-        if self.shadow is not None:
-            duration_s = parse_duration(self.shadow_duration, "--shadow-duration")
-            shadow = ShadowOptions(self.shadow, rate_per_s=self.shadow_rate, duration_s=duration_s)
-        options = CanaryOptions(
-            steps=() if self.canary is None else parse_steps(self.canary),
-            step_s=parse_duration(self.step, "--step"),
-            gates=parse_gates(",".join(self.gate or [])),
-            shadow=shadow,
-            weights_file=self.weights_file,
-        )
+        shadow = None if self.shadow is None else ShadowOptions(self.shadow, **settings_of(ShadowOptions, self))
+        options = CanaryOptions(shadow=shadow, **settings_of(CanaryOptions, self))
         options.check()
         return options
 
@@ -152,13 +137,6 @@ def run_trial(
     Raises:
         RepoManagerError: as `run_canary`.
     """
-    import json
-
-    from repo_manager.report.shadow_tables import shadow_view
-    from repo_manager.rollout.trial.canary import run_canary
-    from repo_manager.server import TritonClient
-    from repo_manager.types import as_json
-
     canary = trial.options()
     assert canary is not None
 

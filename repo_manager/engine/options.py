@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 from repo_manager.engine.capabilities import Capabilities
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import UsageError
 
-__all__ = ["EngineOptions", "PlanDetail", "check_options"]
+__all__ = ["EngineOptions", "HardwareLevel", "PlanDetail", "check_options"]
 
-PlanDetail = ("layer_names_only", "detailed", "none")
+PlanDetail = Literal["layer_names_only", "detailed", "none"]
 """How much a plan says of its own layers, TensorRT's ProfilingVerbosity."""
+
+HardwareLevel = Literal["ampere_plus", "same_compute_capability"]
+"""The GPUs beside the one at hand that a plan is for, TensorRT's HardwareCompatibilityLevel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +94,9 @@ def _check_numbers(options: EngineOptions) -> None:
         raise UsageError(f"--optimization-level {level}: expected 0 (fastest build) to 5 (fastest engine)")
     if workspace is not None and workspace <= 0:
         raise UsageError(f"--workspace {workspace}: expected a number of bytes above 0")
-    if options.plan_detail not in PlanDetail:
-        raise UsageError(f"--plan-detail {options.plan_detail}: expected one of {', '.join(PlanDetail)}")
+    details = get_args(PlanDetail)
+    if options.plan_detail not in details:
+        raise UsageError(f"--plan-detail {options.plan_detail}: expected one of {', '.join(details)}")
 
 
 def _check_refit(options: EngineOptions, able: Capabilities) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.schedule import ARRIVALS
 from repo_manager.loadtest.tls import TlsFiles
 from repo_manager.server import ClientOptions
 
-__all__ = ["LoadTestOptions", "parse_levels", "parse_rates"]
+__all__ = ["Arrival", "Client", "LoadTestOptions", "Protocol", "SharedMemory", "parse_levels", "parse_rates"]
 
 _SCHEMES = {"grpc": "grpc", "grpcs": "grpc", "http": "http", "https": "http"}
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
-SHARED_MEMORY = ("none", "system")
+Protocol = Literal["grpc", "http"]
+Arrival = Literal["constant", "poisson", "burst", "ramp"]
+Client = Literal["auto", "native", "perf_analyzer"]
+SharedMemory = Literal["none", "system"]
+SHARED_MEMORY = get_args(SharedMemory)
 
 
 @dataclasses.dataclass(frozen=True)

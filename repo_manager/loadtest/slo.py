@@ -11,11 +11,15 @@ import dataclasses
 import enum
 import re
 from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.result import Interval, LoadPoint, LoadTestReport
 
-__all__ = ["Gate", "GateResult", "Outcome", "Verdict", "combine_verdicts", "judge", "judge_point", "parse_slo"]
+__all__ = ["Gate", "GateResult", "Outcome", "Over", "Verdict", "combine_verdicts", "judge", "judge_point", "parse_slo"]
+
+Over = Literal["every", "some"]
+"""Which levels have to hold the gates: all of them, or one."""
 
 _LATENCIES = {
     "mean": "mean_ns",
@@ -141,7 +145,7 @@ def parse_slo(text: str) -> Gate:
     )
 
 
-def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: str = "every") -> Verdict:
+def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every") -> Verdict:
     """Judge a report.
 
     Args:
@@ -152,7 +156,7 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: str = "every")
     Raises:
         UsageError: a gate is bound to a level that was not measured, or `over` is neither.
     """
-    if over not in ("every", "some"):
+    if over not in get_args(Over):
         raise UsageError(f"over is {over!r}, expected every or some")
     measured = {point.level for point in report.points}
     for gate in gates:

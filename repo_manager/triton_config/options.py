@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 from repo_manager.errors import ConfigError
 
-__all__ = ["DEFAULT_MAX_BATCH_SIZE", "ConfigOptions"]
+__all__ = ["DEFAULT_MAX_BATCH_SIZE", "ConfigOptions", "InstanceKind"]
 
 DEFAULT_MAX_BATCH_SIZE = 8
-INSTANCE_KINDS = ("auto", "cpu", "gpu")
+InstanceKind = Literal["auto", "cpu", "gpu"]
+"""Where instances run, see `ConfigOptions.instance_kind`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,9 @@ class ConfigOptions:
             raise ConfigError(f"max_batch_size is {self.max_batch_size}; expected 0 or more")
         if self.instance_count is not None and self.instance_count < 1:
             raise ConfigError(f"instance_count is {self.instance_count}; expected 1 or more")
-        if self.instance_kind not in INSTANCE_KINDS:
-            raise ConfigError(f"instance_kind is {self.instance_kind!r}; expected {', '.join(INSTANCE_KINDS)}")
+        kinds = get_args(InstanceKind)
+        if self.instance_kind not in kinds:
+            raise ConfigError(f"instance_kind is {self.instance_kind!r}; expected {', '.join(kinds)}")
         if self.max_queue_delay_us < 0:
             raise ConfigError(f"max_queue_delay_us is {self.max_queue_delay_us}; expected 0 or more")
         if self.threads is not None and self.threads < 0:

@@ -33,7 +33,7 @@ def asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Called]:
     def add(_: Path, name: str, repository: Path, options: AddOptions, **__: Any) -> None:
         raise Called(name, repository, options)
 
-    monkeypatch.setattr("repo_manager.pipeline.add", add)
+    monkeypatch.setattr("repo_manager.cli.add.add", add)
 
     def asked(*arguments: object) -> Called:
         with pytest.raises(Called) as caught:
@@ -129,10 +129,12 @@ def test_without_options_the_library_gets_its_defaults(asked: Callable[..., Call
         (["--model-config", "h100"], "expected NAME=CAPABILITY"),
         (["--for-server", "19.99"], "no Triton release '19.99' is known"),
         (["--for-server", "26.07:x"], "expected RELEASE:CAPABILITY"),
-        (["--accelerator", "openvino"], "expected tensorrt"),
+        (["--accelerator", "openvino"], "'openvino' is not one of 'tensorrt'"),
         (["--engine-cache", "/c"], "go with --accelerator tensorrt"),
         (["--accelerator-precision", "fp16"], "go with --accelerator tensorrt"),
-        (["--accelerator", "tensorrt", "--accelerator-precision", "fp8"], "expected one of fp32, fp16, int8"),
+        (["--accelerator", "tensorrt", "--accelerator-precision", "fp8"], "is not one of 'fp32', 'fp16', 'int8'"),
+        (["--instance-kind", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'gpu'"),
+        (["--backend", "openvino"], "'openvino' is not one of 'auto', 'onnxruntime', 'tensorrt', 'tensorrt_rtx'"),
         (["--optimization-level", "6"], "less than or equal to 5"),
         (["--shape-range", "x"], "NAME:MIN:OPT:MAX"),
         (["--backend", "onnxruntime", "--deterministic", "--strip"], "--deterministic, --strip: for engines"),

@@ -103,13 +103,10 @@ def test_controls_are_the_reference_of_the_model_that_they_belong_to():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--shared-memory", "cuda"), "shared memory"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--image", "x"), "KEY=VALUE"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--start-at", "x"), "start-at"),
-        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--until", "noon"), "expected saturation"),
         (("compare", "m", "--url", "grpc://127.0.0.1:9"), "with nothing"),
-        (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--shared-memory", "cuda"), "shared memory"),
         (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
     ],
 )
@@ -117,6 +114,24 @@ def test_each_option_is_read(arguments, words):
     ended = run(*arguments)
     assert isinstance(ended.exception, UsageError)
     assert words in str(ended.exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "text", "choices"),
+    [
+        ("loadtest", "--shared-memory", "cuda", "'none', 'system'"),
+        ("compare", "--shared-memory", "cuda", "'none', 'system'"),
+        ("loadtest", "--until", "noon", "'saturation'"),
+        ("loadtest", "--arrival", "replay", "'constant', 'poisson', 'burst', 'ramp'"),
+        ("loadtest", "--client", "ab", "'auto', 'native', 'perf_analyzer'"),
+        ("loadtest", "--protocol", "ftp", "'grpc', 'http'"),
+        ("loadtest", "--slo-over", "most", "'every', 'some'"),
+    ],
+)
+def test_a_closed_choice_names_its_values(command, option, text, choices):
+    ended = run(command, "m", "--url", "grpc://127.0.0.1:9", option, text)
+    assert ended.exit_code == 2
+    assert f"{text!r} is not one of {choices}" in re.sub(r"[\s│]+", " ", ended.output)
 
 
 LOAD_OPTIONS = {
@@ -167,7 +182,7 @@ def test_each_option_of_a_load_test_reaches_it(option, monkeypatch):
         taken.append(options)
         raise UsageError("far enough")
 
-    monkeypatch.setattr("repo_manager.loadtest.run_load_test", take)
+    monkeypatch.setattr("repo_manager.cli.loadtest.run_load_test", take)
     values = [] if text is None else [text]
     ended = run("loadtest", "m", "--url", "grpc://127.0.0.1:9", option, *values)
     assert "far enough" in str(ended.exception), ended.output

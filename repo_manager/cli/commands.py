@@ -1,0 +1,115 @@
+"""The table of commands: where each one is, and its line in `--help`.
+
+A command's module is imported when that command runs, so that `--help` and the shell's completion of command names
+import none. This table is the only place that names a module by a string. In the modules, imports are at the top.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+__all__ = ["COMMANDS", "CommandTable", "Entry"]
+
+
+class Entry(NamedTuple):
+    """Where a command is: a module of this package, whose `app` has a command of that name, and its one-line help."""
+
+    module: str
+    help: str
+
+
+COMMANDS: dict[str, dict[str, Entry]] = {
+    "Start": {
+        "quickstart": Entry("quickstart", "Take a shipped sparse model the whole way on this machine."),
+        "doctor": Entry("doctor", "Show what this machine has, and which engines will load."),
+    },
+    "Model": {
+        "inspect": Entry("inspection", "Show a model's inputs, outputs and 2:4 sparsity."),
+        "prune": Entry("conversion", "Prune weights to 2:4 by magnitude."),
+        "convert": Entry("conversion", "Convert a model to another precision, checked."),
+    },
+    "Repository": {
+        "add": Entry("add", "Convert, check and publish a model as a new version."),
+        "list": Entry("repository", "List the models of a repository."),
+        "show": Entry("repository", "Show one model: versions, origin, what is served."),
+        "verify": Entry("verify", "Check a repository: files, configurations, signatures."),
+        "diff": Entry("versions", "Show what differs between two versions."),
+        "config": Entry("config", "Show or change a model's config.pbtxt."),
+        "labels": Entry("config", "Show or set a model's class labels."),
+        "tag": Entry("versions", "Give a version a name that protects it."),
+        "copy": Entry("versions", "Copy a version to another repository."),
+        "promote": Entry("versions", "The same as copy."),
+        "remove": Entry("versions", "Remove a version or a model."),
+        "gc": Entry("versions", "Remove old versions that are not in use."),
+        "adopt": Entry("versions", "Write manifests for versions that have none."),
+        "sign": Entry("sign", "Sign a version in the OpenSSF model-signing format."),
+        "apply": Entry("apply", "Bring a repository and servers to a declared state."),
+        "export": Entry("export", "Write a repository as the YAML file that apply takes."),
+    },
+    "Serve": {
+        "serve": Entry("serve", "Run the embedded Triton on a repository."),
+        "deploy": Entry("rollout", "Serve a version, proven by an inference, or undo."),
+        "rollback": Entry("rollout", "Go back to the version that was deployed before."),
+        "status": Entry("status", "Show what servers serve, and where they differ."),
+    },
+    "Measure": {
+        "loadtest": Entry("loadtest", "Measure a served model; gates decide the exit code."),
+        "compare": Entry("compare", "Compare two served models by paired blocks."),
+    },
+}
+"""Group of the help -> name of a command -> where it is, in the order of the help."""
+
+
+class CommandTable(TyperGroup):
+    """The root command: lists the table, and imports the one command that runs."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._is_listing = False
+        self._rows: dict[str, Entry] = {}
+        for group, entries in COMMANDS.items():
+            self._rows.update(entries)
+            for name, entry in entries.items():
+                line = TyperCommand(name, help=entry.help, short_help=entry.help, rich_help_panel=group)
+                self.commands.setdefault(name, line)
+        self._lines = dict(self.commands)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the table's order."""
+        return list(self._rows)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, imported; while commands are listed, its line of the table."""
+        entry = self._rows.get(cmd_name)
+        if entry is None:
+            return None
+        if self._is_listing:
+            return self._lines[cmd_name]
+        if self.commands[cmd_name] is self._lines[cmd_name]:
+            module = importlib.import_module(f"repo_manager.cli.{entry.module}")
+            self.commands[cmd_name] = typer.main.get_group(module.app).commands[cmd_name]
+        return self.commands[cmd_name]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; no command is imported for it."""
+        with self._listing():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete a command's name; no command is imported for it."""
+        with self._listing():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        self._is_listing = True
+        try:
+            yield
+        finally:
+            self._is_listing = False

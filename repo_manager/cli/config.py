@@ -1,0 +1,112 @@
+"""Commands on a model's configuration: config, labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import typer
+
+from repo_manager.cli.editor import edited
+from repo_manager.cli.label_files import read_labels_file
+from repo_manager.cli.option_groups import grouped, option
+from repo_manager.cli.options import DryRun, Output
+from repo_manager.cli.repository_options import ModelName, RepositoryFlag
+from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.report.repository_tables import config_change_view, label_change_view, labels_view
+from repo_manager.repository import (
+    ConfigChange,
+    Location,
+    change_config,
+    edit_config,
+    read_labels,
+    set_labels,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFlags:
+    """What is changed; nothing shows the file."""
+
+    set_: list[str] | None = option(
+        "--set", metavar="FIELD=VALUE", help="E.g. instance_group.count=2, dynamic_batching={} (may be given often)."
+    )
+    clear: list[str] | None = option("--clear", metavar="FIELD", help="Remove a field (may be given often).")
+    file: Path | None = option("--file", metavar="config.pbtxt", help="Replace the whole file by this one.")
+    edit: bool = option("--edit", default=False, help="Change the file in $VISUAL or $EDITOR.")
+
+    def changes(self) -> dict[str, str | None]:
+        """Return field -> value, `None` for one to remove.
+
+        Raises:
+            UsageError: a text has another form, or the whole file is replaced, too.
+        """
+        changes: dict[str, str | None] = dict.fromkeys(self.clear or [])
+        for text in self.set_ or []:
+            field, separator, value = text.partition("=")
+            if not separator or not field:
+                raise UsageError(f"--set {text}: expected FIELD=VALUE, for instance max_batch_size=16")
+            changes[field] = value
+        if sum((self.file is not None, bool(changes), self.edit)) > 1:
+            raise UsageError(
+                "--file and --edit replace the whole configuration; they go alone, without --set and --clear"
+            )
+        return changes
+
+
+@app.command("config")
+@grouped
+def config_command(
+    name: ModelName, *, flags: ConfigFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
+) -> None:
+    """Show a model's config.pbtxt, or change it: checked first, with the reload that it would cause."""
+    root, changes = place.root(), flags.changes()
+    if flags.edit:
+        result = _edit(root, name, dry_run=dry_run)
+    elif flags.file is not None:
+        try:
+            text = flags.file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise UsageError(f"--file {flags.file}: it cannot be read: {exc}") from exc
+        result = edit_config(root, name, text, dry_run=dry_run)
+    else:
+        result = change_config(root, name, changes, dry_run=dry_run or not changes)
+    is_shown = not (changes or flags.file or flags.edit)
+    output.terminal().result(result, *config_change_view(result, shown=is_shown))
+
+
+def _edit(root: Location, name: str, *, dry_run: bool) -> ConfigChange:
+    before = change_config(root, name, {}, dry_run=True).before
+    with edited(before, name="config.pbtxt") as text:
+        if change_config(root, name, {}, dry_run=True).before != before:
+            raise RepositoryError(f"config.pbtxt of {name} was changed by somebody else meanwhile")
+        return edit_config(root, name, text, dry_run=dry_run)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFlags:
+    """What is labelled; nothing shows the labels."""
+
+    target: str | None = option("--output", metavar="OUTPUT", help="The output to label.")
+    file: Path | None = option("--file", metavar="FILE", help="One label a line.")
+
+
+@app.command("labels")
+@grouped
+def labels_command(
+    name: ModelName, *, flags: LabelFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
+) -> None:
+    """Show a model's class labels, or set those of one output for all its versions."""
+    root = place.root()
+    if flags.target is None and flags.file is None:
+        labels = read_labels(root, name)
+        output.terminal().result(labels, *labels_view(labels))
+        return
+    if flags.target is None or flags.file is None:
+        raise UsageError("labels: --output and --file belong together")
+    result = set_labels(root, name, flags.target, read_labels_file(flags.file), dry_run=dry_run)
+    output.terminal().result(result, *label_change_view(result))

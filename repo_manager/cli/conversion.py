@@ -1,0 +1,74 @@
+"""Commands that make another ONNX file: prune, convert."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repo_manager.cli.conversion_options import ConversionFlags, PrecisionOption
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import DryRun, ModelFile, Output, writing
+from repo_manager.onnx_model import load_model, save_model, signature_of
+from repo_manager.precision import convert, load_calibration
+from repo_manager.report.tables import conversion_view, prune_view
+from repo_manager.sparsity import prune
+
+__all__ = ["app"]
+
+app = typer.Typer()
+OutputFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="Where to write.", show_default=False)
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneFlags:
+    """Which layers are pruned."""
+
+    layers: list[str] | None = option(
+        "--layers", metavar="PATTERN", sets=(prune, "layers"), help="Only these layers (may be given often)."
+    )
+    exclude: list[str] | None = option(
+        "--exclude", metavar="PATTERN", sets=(prune, "exclude"), help="Not these layers."
+    )
+    all_valid: bool = option(
+        "--all-valid", sets=(prune, "all_valid"), help="Also layers that ASP leaves alone but whose shape allows 2:4."
+    )
+
+
+@app.command("prune")
+@grouped
+def prune_command(
+    model: ModelFile, target: OutputFile, *, flags: PruneFlags, dry_run: DryRun = False, output: Output
+) -> None:
+    """Prune weights to 2:4 by magnitude, in one shot. Without retraining, accuracy suffers."""
+    terminal = output.terminal()
+    source = load_model(model)
+    proto, report = prune(source, **settings_of(prune, flags))
+    if not dry_run:
+        # What came with external data leaves with external data.
+        with writing(target):
+            save_model(proto, target, external=True if source.external_files else None)
+    terminal.result(report, *prune_view(report, None if dry_run else target))
+    terminal.warn(
+        "magnitude pruning alone costs accuracy; retrain with the mask fixed to get it back "
+        "(examples/README.md shows how)."
+    )
+
+
+@app.command("convert")
+@grouped
+def convert_command(
+    model: ModelFile, target: OutputFile, precision: PrecisionOption, *, conversion: ConversionFlags, output: Output
+) -> None:
+    """Convert a model to another precision, and check the result before it is written."""
+    terminal = output.terminal()
+    terminal.progress(f"Converting {model} to {precision}")
+    source = load_model(model)
+    data = None if conversion.calibration is None else load_calibration(conversion.calibration, signature_of(source))
+    with writing(target):
+        result = convert(source, precision, target, calibration=data, options=conversion.convert_options())
+    terminal.result(result, *conversion_view(result))

@@ -1,0 +1,73 @@
+"""The command that checks a repository: verify."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+import typer
+
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import DryRun, Output
+from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
+from repo_manager.cli.signing import check_signatures
+from repo_manager.errors import RepositoryError
+from repo_manager.report.repository_tables import problems_view, repairs_view
+from repo_manager.report.signing_tables import checks_view
+from repo_manager.repository import Severity, parse_location, repair, verify
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyFlags:
+    """What is checked, and by which keys."""
+
+    digests: bool = option(
+        "--digests/--no-digests", sets=(verify, "digests"), help="Read every file to compare its digest."
+    )
+    signed_by: list[Path] | None = option(
+        "--signed-by",
+        metavar="KEY.pub",
+        help="Every version has to be signed by this key, or under this root certificate (may be given often) "
+        "[default: the settings' signed_by].",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairFlags:
+    """What is put right first."""
+
+    PANEL: ClassVar[str] = "Repair"
+    repair: bool = option("--repair", default=False, help="First put right what can be put right.")
+    copies: list[str] | None = option(
+        "--copy", metavar="DIR|URL", help="Repositories to take damaged files from (may be given often)."
+    )
+
+
+@app.command("verify")
+@grouped
+def verify_command(
+    name: AnyModelName = None,
+    *,
+    place: RepositoryFlag,
+    flags: VerifyFlags,
+    repairing: RepairFlags,
+    dry_run: DryRun = False,
+    output: Output,
+) -> None:
+    """Check a repository: layout, configurations, every file against its manifest, and signatures."""
+    root = place.root()
+    copies = tuple(map(parse_location, repairing.copies or ()))
+    repairs = repair(root, name, copies=copies, dry_run=dry_run) if repairing.repair else ()
+    checks, unsigned = check_signatures(root, name, flags.signed_by)
+    problems = (*verify(root, name, **settings_of(verify, flags)), *unsigned)
+    views = [*repairs_view(repairs, dry_run=dry_run), *checks_view(checks), *problems_view(root, problems)]
+    result = {"repairs": repairs, "signatures": checks, "problems": problems}
+    output.terminal().result(result, *views)
+    errors = [problem for problem in problems if problem.severity is Severity.ERROR]
+    if errors:
+        raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="See the list above.", is_shown=True)

@@ -1,0 +1,186 @@
+"""Commands on the versions of a repository: diff, tag, copy, remove, gc, adopt."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repo_manager.cli.completion import model_versions
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import DryRun, Output
+from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target
+from repo_manager.cli.signing import signing_key
+from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.report.repository_tables import difference_view, removals_view
+from repo_manager.report.transfer_progress import transfer_progress
+from repo_manager.repository import (
+    adopt,
+    compare_versions,
+    copy_version,
+    find_model,
+    gc,
+    parse_location,
+    remove,
+    remove_tag,
+    resolve_version,
+    set_tag,
+    sign_version,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer()
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+@app.command("diff")
+@grouped
+def diff_command(a: Target, b: Target, *, place: RepositoryFlag, output: Output) -> None:
+    """Show what differs between two versions: precision, sparsity, drift, I/O, configuration, files."""
+    root = place.root()
+    entries = [find_model(root, name).version(version) for name, version in (resolve_version(root, t) for t in (a, b))]
+    result = compare_versions(*entries)
+    output.terminal().result(result, *difference_view(result))
+
+
+@app.command("tag")
+@grouped
+def tag_command(
+    target: Target,
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="A name for the version, e.g. stable.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Take the tag away.")] = False,
+    *,
+    place: RepositoryFlag,
+    dry_run: DryRun = False,
+    output: Output,
+) -> None:
+    """Give a version a name that protects it from clean-up and can stand for its number."""
+    root = place.root()
+    if delete:
+        name = target.partition(":")[0]
+        version = remove_tag(root, name, tag, dry_run=dry_run)
+        text, before = f"{name}: tag {tag} taken from version {version}", version
+    else:
+        name, version = resolve_version(root, target)
+        previous = set_tag(root, name, tag, version, dry_run=dry_run)
+        text = f"{name}:{version} is tagged {tag}" + (f" (before: version {previous})" if previous else "")
+        before = previous or 0
+    result = {"name": name, "version": version, "tag": tag, "before": before or None, "applied": not dry_run}
+    output.terminal().result(result, text + _dry(dry_run))
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyFlags:
+    """Where a copy goes."""
+
+    destination: str = option("--into", default=..., metavar="DIR|URL", help="The repository to copy to.")
+    as_name: str | None = option("--as", metavar="NAME", sets=(copy_version, "target_name"), help="Another name there.")
+    sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the copy with this key, as `sign` does.")
+
+
+@app.command("copy")
+@app.command("promote")
+@grouped
+def copy_command(
+    target: Target, *, flags: CopyFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
+) -> None:
+    """Copy a version to another repository (staging to production), every byte checked on the way."""
+    key = signing_key(flags.sign)
+    root, into = place.root(), parse_location(flags.destination)
+    name, version = resolve_version(root, target)
+    terminal = output.terminal()
+    progress = transfer_progress(terminal.progress, 0)
+    settings = settings_of(copy_version, flags)
+    result = copy_version(root, name, version, into, dry_run=dry_run, progress=progress, **settings)
+    if key is not None and not dry_run:
+        signature = sign_version(into, result.name, result.version, key)
+        terminal.note(f"{result.name}:{result.version} is signed: {signature.file}")
+    done = "is there already as" if result.identical else "would become" if dry_run else "copied to"
+    terminal.result(result, f"{result.source} {done} {result.name}:{result.version} in {into}")
+
+
+@app.command("remove")
+@grouped
+def remove_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[:VERSION]", help="Without a version: the whole model.", autocompletion=model_versions
+        ),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Also what is served, tagged or a roll-back target.")] = False,
+    *,
+    place: RepositoryFlag,
+    dry_run: DryRun = False,
+    output: Output,
+) -> None:
+    """Remove a version or a model; never one that is in use unless told. Its number is not given out again."""
+    root = place.root()
+    name, separator, _ = target.partition(":")
+    version = resolve_version(root, target)[1] if separator else None
+    result = remove(root, name, version, force=force, dry_run=dry_run)
+    output.terminal().result(result, *removals_view([result], dry_run=dry_run))
+
+
+@dataclasses.dataclass(frozen=True)
+class GcFlags:
+    """Which versions are old."""
+
+    keep: int = option("--keep", sets=(gc, "keep"), min=1, help="How many of the newest versions stay.")
+    older_than: str | None = option(
+        "--older-than",
+        metavar="AGE",
+        sets=(gc, "older_than_s"),
+        read=lambda text: parse_age(text),
+        help="E.g. 30d, 12h.",
+    )
+
+
+@app.command("gc")
+@grouped
+def gc_command(
+    name: AnyModelName = None,
+    *,
+    flags: GcFlags,
+    place: RepositoryFlag,
+    dry_run: DryRun = False,
+    output: Output,
+) -> None:
+    """Remove old versions. What is served, tagged, or a roll-back target stays."""
+    root = place.root()
+    result = gc(root, name, **settings_of(gc, flags), dry_run=dry_run)
+    terminal = output.terminal()
+    for failure in result.failed:
+        terminal.warn(f"{failure} (nothing of this model was removed)")
+    terminal.result(result, *removals_view(result.removals, dry_run=dry_run))
+    if result.failed:
+        raise typer.Exit(RepositoryError.exit_code)
+
+
+@app.command("adopt")
+@grouped
+def adopt_command(name: AnyModelName = None, *, place: RepositoryFlag, dry_run: DryRun = False, output: Output) -> None:
+    """Write manifests for versions that came without one, so that `verify` can check them from now on."""
+    result = adopt(place.root(), name, dry_run=dry_run)
+    lines = [f"{one.name}:{one.version} adopted ({len(one.manifest.files)} files){_dry(dry_run)}" for one in result]
+    output.terminal().result(result, *(lines or ["Every version has a manifest."]))
+
+
+def parse_age(text: str) -> float:
+    """Return an age in seconds.
+
+    Raises:
+        UsageError: it is no number with one of the units s, m, h, d, w.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if match is None:
+        raise UsageError(f"--older-than {text}: expected a number and a unit, for instance 30d or 12h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _dry(dry_run: bool) -> str:
+    return " (dry run: nothing was changed)" if dry_run else ""
