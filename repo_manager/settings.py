@@ -28,8 +28,8 @@ class Settings:
     """The model repository that commands work on: a folder, or a URL as Triton takes it."""
     server: str | None = None
     """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`); none: the embedded server."""
-    backend: str = "auto"
-    """The default of `add --backend`."""
+    backend: str | None = None
+    """What `add` takes without `--backend`; none: `auto`."""
     tls_ca: Path | None = None
     """PEM file with the authorities that servers' certificates are checked against; none: the system's."""
     tls_cert: Path | None = None

@@ -98,7 +98,7 @@ class AddFlags(AcceleratorFlags, KindFlags, EngineFlags, ServingFlags, Conversio
         """
         engine = EngineOptions(**settings_of(EngineOptions, self))
         return AddOptions(
-            backend=self.backend or load_settings().backend,
+            backend=self.backend or load_settings().backend or AddOptions.backend,
             calibration=self.calibration,
             config=ConfigOptions(**settings_of(ConfigOptions, self)),
             engine=engine,

@@ -1,0 +1,125 @@
+"""Each default is written once: an option takes it from the setting that it sets, or has none."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from repo_manager.cli.commands import COMMANDS
+from repo_manager.cli.option_groups import Binding, bindings_of, option, settings_of
+from repo_manager.cli.rollout_options import RolloutFlags
+from repo_manager.loadtest import LoadTestOptions
+from repo_manager.rollout import RolloutOptions
+
+# Choices of the command line alone: no setting of the library stands behind them.
+OWN = {("status", "timeout"): 10.0, ("compare", "concurrency"): 8, ("compare", "batch_sizes"): "1"}
+ABSENT = (None, False, ..., inspect.Parameter.empty)
+
+
+def callbacks() -> Iterator[tuple[str, Callable[..., None]]]:
+    """Every command's function, `loadtest merge` among them."""
+    for module in sorted({entry.module for entries in COMMANDS.values() for entry in entries.values()}):
+        app = importlib.import_module(f"repo_manager.cli.{module}").app
+        apps = [app, *(group.typer_instance for group in app.registered_groups)]
+        for info in (info for one in apps for info in one.registered_commands):
+            yield {"run": "loadtest", "merge": "loadtest merge"}.get(info.name, info.name), info.callback
+
+
+CALLBACKS = dict(callbacks())
+FIELDS = [
+    (name, group, field)
+    for name, callback in CALLBACKS.items()
+    for group in callback.__groups__  # type: ignore[attr-defined]
+    for field in dataclasses.fields(group)
+]
+BOUND = [(name, group, field) for name, group, field in FIELDS if field.name in dict(bindings_of(group))]
+
+
+def test_every_command_is_looked_at() -> None:
+    names = {name for entries in COMMANDS.values() for name in entries}
+    assert set(CALLBACKS) == names | {"loadtest merge"}
+    assert len(BOUND) > 100
+
+
+@pytest.mark.parametrize(("name", "group", "field"), BOUND, ids=lambda value: getattr(value, "name", str(value)))
+def test_an_option_that_sets_something_has_its_default(name: str, group: type, field: dataclasses.Field[Any]) -> None:
+    binding = dict(bindings_of(group))[field.name]
+    given = binding.value(field.default)
+    assert given == pytest.approx(binding.default) if isinstance(given, float) else given == binding.default
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_an_option_that_sets_nothing_has_no_default(name: str) -> None:
+    bound = {field.name for command, _, field in BOUND if command == name}
+    for parameter in inspect.signature(CALLBACKS[name]).parameters.values():
+        if parameter.name not in bound:
+            allowed = [OWN[name, parameter.name]] if (name, parameter.name) in OWN else ABSENT
+            assert parameter.default in allowed, f"{name}: {parameter.name}: bind it to the setting of the library"
+
+
+def test_the_parser_has_the_same_defaults() -> None:
+    """What Typer makes of a field is the field's default, for every option of every command."""
+    for entries in COMMANDS.values():
+        for entry in entries.values():
+            group = typer.main.get_group(importlib.import_module(f"repo_manager.cli.{entry.module}").app)
+            for name, command in group.commands.items():
+                fields = {field.name: field.default for one, _, field in FIELDS if one == name}
+                for parameter in command.params if name != "loadtest" else ():
+                    if parameter.name in fields and fields[parameter.name] is not ...:
+                        assert parameter.default == fields[parameter.name], f"{name}: {parameter.name}"
+
+
+def test_no_setting_is_set_by_two_options_of_a_command() -> None:
+    for name in CALLBACKS:
+        sets = [
+            (binding.owner, binding.name)
+            for command, group, field in BOUND
+            if command == name
+            for binding in [dict(bindings_of(group))[field.name]]
+        ]
+        assert len(sets) == len(set(sets)), name
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    rate: float = 0.1
+    names: tuple[str, ...] = ("a",)
+    none: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    percent: float = option(
+        "--percent", sets=(Settings, "rate"), read=lambda value: value / 100, show=lambda value: value * 100, help="x"
+    )
+    names: list[str] | None = option("--names", sets=(Settings, "names"), help="x")
+    none: int | None = option("--none", sets=(Settings, "none"), help="x")
+
+
+def test_settings_are_read_from_what_was_given() -> None:
+    assert Flags().percent == 10
+    assert Settings(**settings_of(Settings, Flags(percent=20.0, names=["b", "c"], none=0))) == Settings(
+        0.2, ("b", "c"), 0
+    )
+    assert settings_of(LoadTestOptions, Flags()) == {}
+
+
+def test_a_setting_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(KeyError, match="speed"):
+        _ = Binding(Settings, "speed").default
+    with pytest.raises(LookupError, match="has no default"):
+        _ = Binding(LoadTestOptions, "model").default
+
+
+def test_a_deadline_below_a_loads_own_holds_for_the_load() -> None:
+    assert RolloutOptions(**RolloutFlags().settings()) == RolloutOptions()
+    short = RolloutOptions(**RolloutFlags(timeout=5.0).settings())
+    assert (short.deadline_s, short.load_timeout_s) == (5.0, 5.0)
+    long = RolloutOptions(**RolloutFlags(timeout=7200.0).settings())
+    assert (long.deadline_s, long.load_timeout_s) == (7200.0, RolloutOptions.load_timeout_s)
