@@ -57,7 +57,9 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
         where: the file's name in an error.
 
     Raises:
-        ConfigError: the text or a change is broken.
+        ConfigError: the text or a change is broken, or a change would remove a field that it does not name: protobuf
+            keeps one field of a `oneof` (`dynamic_batching`, `sequence_batching` and `ensemble_scheduling`; `direct`
+            and `oldest`). The three version policies are values of one choice: a new one replaces the old one.
     """
     before = parse_config(text, where=where)
     touched = {path.partition(".")[0].partition("[")[0] for path in changes}
@@ -68,7 +70,8 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
             hint="Edit the file by hand, or update repo-manager.",
         )
     message = before.message()
-    for path, value in changes.items():
+    # What is cleared on purpose goes first: it makes room for what excludes it.
+    for path, value in sorted(changes.items(), key=lambda change: change[1] is not None):
         _set(message, path, value)
     after = ModelConfig.from_message(message)
     for name in changed_fields(before, after):
@@ -124,6 +127,8 @@ def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | Non
         if field is None or match is None:
             known = ", ".join(current.DESCRIPTOR.fields_by_name)
             raise ConfigError(f"{path}: {current.DESCRIPTOR.name} has no field {step!r}; it has {known}")
+        if create:
+            _check_alone(current, field, steps[:position])
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
         rest = steps[position + 1 :]
         if is_map and rest:
@@ -139,6 +144,18 @@ def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | Non
             raise ConfigError(f"{path} is a whole element; set its fields one by one")
         current = following
     raise ConfigError("the path of the field is empty")
+
+
+def _check_alone(message: Any, field: Any, parents: list[str]) -> None:
+    """Refuse to set a field of a `oneof` in which another one is set."""
+    choice = field.containing_oneof
+    other = None if choice is None else message.WhichOneof(choice.name)
+    if other not in (None, field.name) and choice.name != "policy_choice":
+        wanted, cleared = (".".join([*parents, name]) for name in (field.name, other))
+        raise ConfigError(
+            f"setting {wanted} would remove {cleared}: a configuration has only one of them",
+            hint=f"If that is what you want, clear it in the same change: --clear {cleared}",
+        )
 
 
 def _enter(message: Any, field: Any, index: int, path: str, create: bool) -> Any:

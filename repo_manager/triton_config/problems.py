@@ -29,12 +29,14 @@ class Problem:
         what: what was found and what was expected.
         severity: error or warning.
         hint: the next step; empty when there is none.
+        rule: the name of the rule of Triton that decided; empty for findings of our own.
     """
 
     where: str
     what: str
     severity: Severity = Severity.ERROR
     hint: str = ""
+    rule: str = ""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")

@@ -1,0 +1,41 @@
+"""The form of a rule: every module of rules builds its table from these two types."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from repo_manager.triton_config.problems import Severity
+
+__all__ = ["Fault", "Rule"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A breach of a rule.
+
+    Attributes:
+        what: what was found and what was expected.
+        severity: an error keeps the model from loading.
+        hint: the next step; empty when the text says it.
+    """
+
+    what: str
+    severity: Severity = Severity.ERROR
+    hint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One rule of Triton's.
+
+    Attributes:
+        name: stable, for reports and for suppressing a finding.
+        source: the function of triton-inference-server/core that enforces it.
+        check: takes a `model_config_pb2.ModelConfig`; yields each breach.
+    """
+
+    name: str
+    source: str
+    check: Callable[[Any], Iterator[Fault]]

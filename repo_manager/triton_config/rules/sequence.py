@@ -1,0 +1,98 @@
+"""Rules for the sequence batcher: its controls, its states, its two strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from repo_manager.triton_config.rules.batching import preferred_sizes
+from repo_manager.triton_config.rules.rule import Fault, Rule
+
+__all__ = ["SEQUENCE_RULES"]
+
+_BOOLEAN = ("CONTROL_SEQUENCE_START", "CONTROL_SEQUENCE_END", "CONTROL_SEQUENCE_READY")
+_VALUES = ("int32_false_true", "fp32_false_true", "bool_false_true")
+_CORRID_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
+
+
+def _controls(message: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield tensor, kind and control of every control input."""
+    for tensor in message.sequence_batching.control_input:
+        for control in tensor.control:
+            yield tensor.name, control.Kind.Name(control.kind), control
+
+
+def _control_tensors(message: Any) -> Iterator[Fault]:
+    names = [tensor.name for tensor in message.sequence_batching.control_input]
+    if "" in names:
+        yield Fault("a control_input has no name")
+    for name in sorted(set(names) - {""}):
+        if names.count(name) > 1:
+            yield Fault(f"control_input {name!r} is listed twice")
+    kinds = [kind for _, kind, _ in _controls(message)]
+    for kind in sorted(set(kinds)):
+        if kinds.count(kind) > 1:
+            yield Fault(f"{kind} has {kinds.count(kind)} tensors; expected one")
+
+
+def _control_values(message: Any) -> Iterator[Fault]:
+    for name, kind, control in _controls(message):
+        given = [field for field in _VALUES if getattr(control, field)]
+        if kind in _BOOLEAN:
+            if len(given) != 1:
+                found = ", ".join(given) or "none"
+                yield Fault(f"control_input {name!r}, {kind}: expected one of {', '.join(_VALUES)}; found {found}")
+            elif len(getattr(control, given[0])) != 2:
+                count = len(getattr(control, given[0]))
+                yield Fault(f"control_input {name!r}, {kind}: {given[0]} has {count} values; expected 2")
+        elif given:
+            yield Fault(f"control_input {name!r}, {kind}: {given[0]} does not belong there; the type is data_type")
+        if kind == "CONTROL_SEQUENCE_CORRID":
+            types = message.input.add().DESCRIPTOR.fields_by_name["data_type"].enum_type
+            data_type = types.values_by_number[control.data_type].name
+            if data_type not in _CORRID_TYPES:
+                yield Fault(
+                    f"control_input {name!r}, {kind}: data_type {data_type}; expected {', '.join(_CORRID_TYPES)}"
+                )
+
+
+def _strategy(message: Any) -> Iterator[Fault]:
+    batching = message.sequence_batching
+    if batching.HasField("oldest"):
+        yield from preferred_sizes(batching.oldest.preferred_batch_size, message, "sequence_batching.oldest")
+    if batching.HasField("direct") and not 0.0 <= batching.direct.minimum_slot_utilization <= 1.0:
+        share = batching.direct.minimum_slot_utilization
+        yield Fault(f"minimum_slot_utilization is {share:g}; expected 0 to 1")
+
+
+def _states(message: Any) -> Iterator[Fault]:
+    names = [state.input_name for state in message.sequence_batching.state if state.initial_state]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Fault(f"state {name!r} is listed twice")
+    for state in message.sequence_batching.state:
+        label = f"state {state.input_name!r}"
+        if len(state.initial_state) > 1:
+            yield Fault(f"{label} has {len(state.initial_state)} initial states; expected one or none")
+        for initial in state.initial_state[:1]:
+            yield from _initial_state(label, state, initial)
+
+
+def _initial_state(label: str, state: Any, initial: Any) -> Iterator[Fault]:
+    if not initial.name:
+        yield Fault(f"{label}: its initial_state has no name")
+    if initial.data_type != state.data_type:
+        yield Fault(f"{label}: its initial_state has another data_type than the state")
+    if any(dim == -1 for dim in initial.dims):
+        yield Fault(f"{label}: its initial_state has dims {list(initial.dims)}; expected a fixed size")
+    elif len(initial.dims) != len(state.dims) or any(
+        wanted not in (-1, found) for wanted, found in zip(state.dims, initial.dims, strict=True)
+    ):
+        yield Fault(f"{label}: its initial_state has dims {list(initial.dims)}, the state {list(state.dims)}")
+
+
+SEQUENCE_RULES = (
+    Rule("sequence-control", "GetBooleanSequenceControlProperties", _control_tensors),
+    Rule("sequence-control-value", "GetBooleanSequenceControlProperties", _control_values),
+    Rule("sequence-strategy", "ValidateModelConfig", _strategy),
+    Rule("sequence-state", "SequenceBatchScheduler::GenerateInitialStateData", _states),
+)

@@ -1,0 +1,134 @@
+"""Rules for inputs, outputs and the tensors that batching adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from repo_manager.triton_config.rules.rule import Fault, Rule
+
+__all__ = ["TENSOR_RULES"]
+
+_TENSORRT_PLAN = "tensorrt_plan"
+
+
+def _tensors(message: Any) -> Iterator[tuple[str, Any]]:
+    for kind, tensors in (("input", message.input), ("output", message.output)):
+        for tensor in tensors:
+            yield f"{kind} {tensor.name!r}", tensor
+
+
+def _is_tensorrt(message: Any) -> bool:
+    return message.platform == _TENSORRT_PLAN or (not message.platform and message.backend == "tensorrt")
+
+
+def _names(message: Any) -> Iterator[Fault]:
+    for kind, tensors in (("input", message.input), ("output", message.output)):
+        names = [tensor.name for tensor in tensors]
+        if "" in names:
+            yield Fault(f"an {kind} has no name")
+        for name in sorted(set(names) - {""}):
+            if names.count(name) > 1:
+                yield Fault(f"{kind} {name!r} is listed twice")
+
+
+def _data_types(message: Any) -> Iterator[Fault]:
+    for label, tensor in _tensors(message):
+        if tensor.data_type == 0:
+            yield Fault(f"{label} has no data_type")
+
+
+def _dims(message: Any) -> Iterator[Fault]:
+    for label, tensor in _tensors(message):
+        if not tensor.dims:
+            yield Fault(f"{label} has no dims; a scalar is written as dims: [1]")
+        if any(dim < 1 and dim != -1 for dim in tensor.dims):
+            yield Fault(f"{label} has dims {list(tensor.dims)}; each is 1 or more, or -1")
+
+
+def _reshapes(message: Any) -> Iterator[Fault]:
+    for label, tensor in _tensors(message):
+        if not tensor.HasField("reshape"):
+            continue
+        shape = list(tensor.reshape.shape)
+        if any(dim < 1 and dim != -1 for dim in shape):
+            yield Fault(f"{label} has reshape {shape}; each is 1 or more, or -1")
+        elif not shape and message.max_batch_size == 0:
+            yield Fault(f"{label} has an empty reshape, which needs max_batch_size above 0")
+        elif _chunks(tensor.dims) != _chunks(shape):
+            yield Fault(f"{label} has dims {list(tensor.dims)} and reshape {shape} of different size")
+
+
+def _chunks(dims: Iterable[int]) -> list[int]:
+    """Return the element counts between variable-size dimensions; equal ones can be reshaped into each other."""
+    counts = [1]
+    for dim in dims:
+        if dim == -1:
+            counts.append(1)
+        else:
+            counts[-1] *= dim
+    return counts
+
+
+def _formats(message: Any) -> Iterator[Fault]:
+    for tensor in message.input:
+        if tensor.format in (tensor.FORMAT_NHWC, tensor.FORMAT_NCHW) and len(tensor.dims) != 3:
+            name = tensor.Format.Name(tensor.format)
+            yield Fault(f"input {tensor.name!r} has {name}, which needs 3 dims; it has {len(tensor.dims)}")
+
+
+def _tensorrt_only(message: Any) -> Iterator[Fault]:
+    for label, tensor in _tensors(message):
+        if tensor.is_shape_tensor and not _is_tensorrt(message):
+            yield Fault(f"{label} is a shape tensor, which only TensorRT models have")
+        if getattr(tensor, "is_non_linear_format_io", False):
+            if not _is_tensorrt(message):
+                yield Fault(f"{label} has a non-linear format, which only TensorRT models have")
+            elif len(tensor.dims) != 3:
+                yield Fault(f"{label} has a non-linear format, which needs 3 dims; it has {len(tensor.dims)}")
+
+
+def _batch_inputs(message: Any) -> Iterator[Fault]:
+    inputs = {tensor.name for tensor in message.input}
+    for batch_input in message.batch_input:
+        label = f"batch_input {', '.join(batch_input.target_name)!r}"
+        kind = batch_input.Kind.Name(batch_input.kind)
+        if len(batch_input.source_input) != 1:
+            yield Fault(f"{label} of {kind} has {len(batch_input.source_input)} source inputs; expected 1")
+        if batch_input.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[
+            batch_input.data_type
+        ].name not in ("TYPE_INT32", "TYPE_FP32"):
+            yield Fault(f"{label} has another data_type than TYPE_INT32 and TYPE_FP32")
+        for name in sorted(set(batch_input.source_input) - inputs):
+            yield Fault(f"{label} names the source input {name!r}; the inputs are: {_listed(inputs)}")
+
+
+def _batch_outputs(message: Any) -> Iterator[Fault]:
+    inputs, outputs = ({tensor.name for tensor in tensors} for tensors in (message.input, message.output))
+    for batch_output in message.batch_output:
+        targets = list(batch_output.target_name)
+        label = f"batch_output {', '.join(targets)!r}"
+        if len(batch_output.source_input) != 1:
+            yield Fault(f"{label} has {len(batch_output.source_input)} source inputs; expected 1")
+        for name in sorted(set(batch_output.source_input) - inputs):
+            yield Fault(f"{label} names the source input {name!r}; the inputs are: {_listed(inputs)}")
+        for name in sorted(set(targets) - outputs):
+            yield Fault(f"{label} names the output {name!r}; the outputs are: {_listed(outputs)}")
+        for name in sorted({name for name in targets if targets.count(name) > 1}):
+            yield Fault(f"{label} names the output {name!r} more than once")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+TENSOR_RULES = (
+    Rule("tensor-names", "ValidateIOShape", _names),
+    Rule("tensor-data-type", "ValidateIOShape", _data_types),
+    Rule("tensor-dims", "ValidateIOShape", _dims),
+    Rule("tensor-reshape", "ValidateIOShape", _reshapes),
+    Rule("input-format", "ValidateModelInput", _formats),
+    Rule("tensorrt-tensors", "ValidateModelInput, ValidateNonLinearFormatIO", _tensorrt_only),
+    Rule("batch-input", "ValidateBatchIO", _batch_inputs),
+    Rule("batch-output", "ValidateBatchIO", _batch_outputs),
+)
