@@ -30,7 +30,7 @@ from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.onnx_model.walk import nodes_of
 from repo_manager.pipeline.add_types import AddOptions, Target
 from repo_manager.pipeline.golden import GoldenFacts, golden_sample
-from repo_manager.pipeline.serving_config import config_options, fields_kept, serving_config
+from repo_manager.pipeline.serving_config import config_options, existing_config, fields_kept, serving_config
 from repo_manager.precision import CalibrationData, Conversion, convert, load_calibration
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, write_golden
 from repo_manager.triton_config import ModelConfig, served_signature
@@ -125,10 +125,11 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
     """
     backend, axis = target.choice.backend, converted.axis
     options = _with_config(options, target, converted.sample, axis)
-    served = converted.signature
+    config = serving_config(target, converted.signature, axis, options, model=converted.model, sample=converted.sample)
     if backend is Backend.ONNXRUNTIME:
-        served = served_signature(converted.signature, converted.output)
-    config = serving_config(target, served, axis, options, model=converted.model, sample=converted.sample)
+        with_settings = existing_config(target) or config  # all versions share the one that is there
+        served = served_signature(converted.signature, converted.output, with_settings)
+        config = serving_config(target, served, axis, options, model=converted.model, sample=converted.sample)
     kept = fields_kept(target, config, options)
     shapes = {name: array.shape for name, array in converted.sample.items()}
     folder = target.work / "engine"

@@ -33,7 +33,7 @@ from repo_manager.triton_config import (
 )
 from repo_manager.types import Backend
 
-__all__ = ["check_backend_options", "config_options", "fields_kept", "serving_config"]
+__all__ = ["check_backend_options", "config_options", "existing_config", "fields_kept", "serving_config"]
 
 _ACCELERATED = ("sparse", "workspace_bytes", "shapes")
 """Engine options that TensorRT inside ONNX Runtime knows, too."""
@@ -93,7 +93,7 @@ def config_options(
 ) -> ConfigOptions:
     """Fill in what was not asked for: the existing model's largest batch, and the sample's sizes for warm-up."""
     size = options.max_batch_size
-    existing = _existing(target)
+    existing = existing_config(target)
     if size is None and batched and existing is not None:
         size = existing.max_batch_size
     skip = 1 if batched and size != 0 else 0
@@ -173,7 +173,7 @@ def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tup
     Raises:
         UsageError: what was asked for would not take effect: it loads other files, or has no such accelerator.
     """
-    existing = _existing(target)
+    existing = existing_config(target)
     if existing is None:
         return ()
     # A version policy is `deploy`'s, and warm-up and the rest may have been edited by hand.
@@ -189,7 +189,8 @@ def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tup
     return tuple(differing)
 
 
-def _existing(target: Target) -> ModelConfig | None:
+def existing_config(target: Target) -> ModelConfig | None:
+    """Return the config.pbtxt that the model has already; `None` for a new model."""
     content = read_config_bytes(target.repository, target.name)
     where = f"{target.repository / target.name}/config.pbtxt"
     return None if content is None else parse_config(content.decode(errors="replace"), where=where)

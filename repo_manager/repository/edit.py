@@ -202,6 +202,6 @@ def _against_manifest(version_folder: Path, config: ModelConfig, version: int) -
 
 def _against_model(file: Path, config: ModelConfig, version: int) -> list[Problem]:
     try:
-        return check_config(config, runtime_signature(file), where=str(version))
+        return check_config(config, runtime_signature(file, config), where=str(version))
     except ModelError as exc:
         return [Problem(str(version), exc.message)]

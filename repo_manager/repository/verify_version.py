@@ -96,7 +96,7 @@ def _verify_onnx(file: Path, config: ModelConfig, where: str) -> Iterator[Proble
     if config.message().model_operations.op_library_filename:
         return  # Only the server has the libraries of its custom operators.
     try:
-        yield from check_config(config, runtime_signature(file), where=where)
+        yield from check_config(config, runtime_signature(file, config), where=where)
     except ModelError as exc:
         yield Problem(where, exc.message, hint=exc.hint or "")
 

@@ -181,7 +181,7 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     file = config.message().default_model_filename or "model.onnx"
     try:
         with version_files(entry.version(version).path, [file]) as folder:
-            problems = check_config(config, runtime_signature(folder / file))
+            problems = check_config(config, runtime_signature(folder / file, config))
     except ModelError as exc:
         return Check("config", Outcome.WARNING, f"the model cannot be read here: {exc.message}")
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]

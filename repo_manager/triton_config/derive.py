@@ -92,6 +92,11 @@ def _add_tensor(tensor: Any, spec: TensorSpec, batched: bool) -> None:
     shape = spec.shape or ()
     if batched and not shape:
         raise ConfigError(f"tensor {spec.name!r} has no batch axis, but max_batch_size is above 0")
+    if batched and isinstance(shape[0], int) and shape[0] >= 0:
+        raise ConfigError(
+            f"tensor {spec.name!r} has no batch axis: its first dimension is {shape[0]} once the model is loaded",
+            hint="Publish it with --max-batch-size 0, or export it with a dynamic first dimension.",
+        )
     dims = [-1 if not isinstance(dim, int) or dim < 0 else dim for dim in (shape[1:] if batched else shape)]
     if 0 in dims:
         raise ConfigError(

@@ -1,18 +1,21 @@
-"""A model's inputs and outputs as ONNX Runtime sees them once it has loaded the file.
+"""A model's inputs and outputs as ONNX Runtime sees them once it has loaded the file as a server does.
 
-While loading, ONNX Runtime infers shapes and narrows what the file declares: an output declared `[N, ?]` becomes
-`[N, 10]` when the graph says so. Triton's onnxruntime backend compares the configuration's output dims with the
-narrowed shape, exactly; a configuration derived from the file alone can be refused.
+While loading, ONNX Runtime folds constants, infers shapes and narrows what the file declares: an output declared
+`[N, ?]` becomes `[N, 10]` when the graph says so. Triton's onnxruntime backends, the native one and the embedded one,
+compare the configuration's output dims with the narrowed shape, exactly; a configuration derived from the file, or
+from a load without optimisations, can be refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ModelError
 from repo_manager.optional import require
+from repo_manager.triton_config.config import ModelConfig
 from repo_manager.types import Dim, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
@@ -22,6 +25,7 @@ __all__ = ["ServedSignature", "runtime_signature", "served_signature"]
 
 # onnxruntime names its tensor types after C++.
 _DTYPES = {"float": "float32", "double": "float64"}
+_SESSION_PARAMETERS = ("session.", "optimization.", "ep.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +36,18 @@ class ServedSignature:
     outputs: tuple[TensorSpec, ...]
 
 
-def served_signature(signature: Signature, path: Path) -> Signature:
+def served_signature(signature: Signature, path: Path, config: ModelConfig | None = None) -> Signature:
     """Return the signature with its shapes narrowed to what ONNX Runtime will report to Triton.
 
     Args:
         signature: of the model in `path`.
         path: the ONNX file that is going to be served.
+        config: what it is served with; see `runtime_signature`.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
     """
-    runtime = runtime_signature(path)
+    runtime = runtime_signature(path, config)
     return dataclasses.replace(
         signature,
         inputs=_narrowed(signature.inputs, runtime.inputs),
@@ -50,24 +55,49 @@ def served_signature(signature: Signature, path: Path) -> Signature:
     )
 
 
-def runtime_signature(path: Path) -> ServedSignature:
-    """Load an ONNX file by ONNX Runtime, graph optimisation off, and return its inputs and outputs.
+def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSignature:
+    """Load an ONNX file as Triton's onnxruntime backends do, on the CPU, and return its inputs and outputs.
 
     A shape of rank 0 may also be an unknown rank: ONNX Runtime reports both alike, and so Triton treats them.
+
+    Args:
+        path: the file.
+        config: its graph optimisation level and session parameters are applied; `None` takes a server's defaults,
+            all optimisations.
 
     Raises:
         ModelError: ONNX Runtime does not take the model, or a tensor is a sequence, map or optional.
     """
     onnxruntime = require("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # Fatal only: what matters is raised.
     try:
+        options = _session_options(onnxruntime, config)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as exc:
         reason = " ".join(str(exc).split())
-        raise ModelError(f"{path}: ONNX Runtime {onnxruntime.__version__} does not take it: {reason}") from exc
+        raise ModelError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} does not take it: {reason}",
+            hint="A server loads it the same way, and refuses it. Export the model again, or for another opset.",
+        ) from exc
     return ServedSignature(_specs(session.get_inputs(), path), _specs(session.get_outputs(), path))
+
+
+def _session_options(onnxruntime: ModuleType, config: ModelConfig | None) -> Any:
+    """Return options under which the graph becomes what it is in a server; nothing runs, so nothing is packed."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # Fatal only: what matters is raised.
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL
+    if config is not None:
+        message = config.message()
+        # `optimization { graph { level } }`, as the native backend reads it.
+        named = {-1: levels.ORT_ENABLE_BASIC, 1: levels.ORT_ENABLE_EXTENDED, 2: levels.ORT_DISABLE_ALL}
+        options.graph_optimization_level = named.get(message.optimization.graph.level, levels.ORT_ENABLE_ALL)
+        for key, value in message.parameters.items():
+            if key.startswith(_SESSION_PARAMETERS):
+                options.add_session_config_entry(key, value.string_value)
+    return options
 
 
 def _narrowed(declared: tuple[TensorSpec, ...], runtime: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from support import onnx_models
 from support.waiting import eventually
 
 from repo_manager.errors import ServerError
@@ -75,6 +76,7 @@ MODELS: dict[str, onnx.ModelProto] = {
         [value('in:0 "q"/é', FLOAT, ("N", 2))],
         [value("out:0", FLOAT, ("N", 2))],
     ),
+    **{f"folded_{name}": proto for name, proto in onnx_models.folded().items()},
 }
 
 
@@ -97,9 +99,9 @@ def as_sent(inputs: Arrays) -> Arrays:
 @pytest.fixture(scope="module")
 def published(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, PublishedVersion]:
     work = tmp_path_factory.mktemp("work")
-    shapes = {"x": (3, 5)}
+    shapes = {"batched": {"x": (3, 5)}, "folded_reshape": {"x": (3, 8)}, "folded_lstm_state": {"x": (5, 4)}}
     return {
-        name: put(repository, name, proto, work, warmup=True, warmup_shapes=shapes if name == "batched" else {})
+        name: put(repository, name, proto, work, warmup=True, warmup_shapes=shapes.get(name, {}))
         for name, proto in MODELS.items()
     }
 

@@ -178,3 +178,60 @@ def zoo() -> onnx.ModelProto:
     return model(
         nodes, [value("x", ["N", 32])], [value("y", ["N", 4, 8])], weights, functions=[function], domains=[("local", 1)]
     )
+
+
+def folded() -> dict[str, onnx.ModelProto]:
+    """Models whose output shape ONNX Runtime knows only after it has folded constants; what is declared is dynamic."""
+    return {
+        "reshape": _folded("Reshape", ["row", "numbers"], [2, 4], ["T", 8], ["a", "b"]),
+        "batched_reshape": _folded("Reshape", ["n", "numbers"], [-1, 2, 4], ["N", 8], ["N", "a", "b"]),
+        "expand": _folded("Expand", ["n", "numbers"], [3, 1, 8], [1, 8], ["a", "b", "c"]),
+        "tile": _folded("Tile", ["n", "numbers"], [2, 3], [1, 8], ["a", "b"]),
+        "batched_slice": _folded("Slice", ["n", "numbers", "six", "one"], [1], ["N", 8], ["N", "a"]),
+        "pad": _folded("Pad", ["n", "numbers"], [0, 2, 1, 2], [2, 8], ["a", "b"]),
+        "resize": _folded("Resize", ["n", "", "", "numbers"], [1, 2, 6, 10], [1, 2, 4, 4], [1, 2, "h", "w"]),
+        "batched_top": _folded("TopK", ["n", "numbers"], [3], ["N", 8], ["N", "k"]),
+        "lstm_state": _folded_lstm(),
+    }
+
+
+def _folded(
+    op: str, inputs: Sequence[str], numbers: Sequence[int], given: Sequence[int | str], declared: Sequence[int | str]
+) -> onnx.ModelProto:
+    """y = op(-x or its first row, numbers); the numbers are computed from constants, as exporters leave them."""
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {
+        "halves": np.array(numbers, np.float32) / 2,
+        "two": np.float32(2).reshape(()),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "six": np.array([6]),
+    }
+    nodes = [
+        helper.make_node("Mul", ["halves", "two"], ["whole"]),
+        helper.make_node("Cast", ["whole"], ["numbers"], to=onnx.TensorProto.INT64),
+        helper.make_node("Neg", ["x"], ["n"]),
+        helper.make_node("Slice", ["n", "zero", "one", "zero"], ["row"]),
+        helper.make_node(op, list(inputs), ["y", "order"] if op == "TopK" else ["y"], name="last"),
+    ]
+    return model(nodes, [value("x", given)], [value("y", declared)], weights)
+
+
+def _folded_lstm() -> onnx.ModelProto:
+    """An LSTM whose initial state is a ConstantOfShape of a computed shape, and comes out beside the last one."""
+    weights = {
+        "axis": np.array([1]), "axes": np.array([1, 2]), "half": np.array([0.5], np.float32),
+        "two": np.array([2], np.float32),
+        "directions": np.array([1]), "hidden": np.array([8]), "W": weight((1, 32, 4)), "R": weight((1, 32, 8), seed=1),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["x3"]),
+        helper.make_node("Mul", ["half", "two"], ["batch"]),
+        helper.make_node("Cast", ["batch"], ["batch_int"], to=onnx.TensorProto.INT64),
+        helper.make_node("Concat", ["directions", "batch_int", "hidden"], ["shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["shape"], ["h0"]),
+        helper.make_node("LSTM", ["x3", "W", "R", "", "", "h0", "h0"], ["o", "hn"], hidden_size=8),
+        helper.make_node("Squeeze", ["o", "axes"], ["probs"]),
+        helper.make_node("Concat", ["h0", "hn"], ["states"], axis=1),
+    ]
+    outputs = [value("probs", ["T", "c"]), value("h0", [1, "b", 8]), value("states", [1, "s", 8])]
+    return model(nodes, [value("x", ["T", 4])], outputs, weights)

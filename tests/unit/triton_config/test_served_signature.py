@@ -6,10 +6,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support import onnx_models
 
-from repo_manager.errors import ModelError
-from repo_manager.onnx_model import load_model, signature_of
-from repo_manager.triton_config import runtime_signature, served_signature
+from repo_manager.errors import ConfigError, ModelError
+from repo_manager.onnx_model import BatchAxis, load_model, signature_of
+from repo_manager.triton_config import (
+    ModelConfig,
+    check_config,
+    derive_config,
+    parse_config,
+    runtime_signature,
+    served_signature,
+)
+from repo_manager.types import Backend
 
 
 def dense(path: Path, shape: tuple[object, ...]) -> Path:
@@ -37,3 +46,44 @@ def test_what_onnxruntime_does_not_take_is_a_model_error(tmp_path: Path) -> None
     (tmp_path / "m.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelError, match=r"m\.onnx: ONNX Runtime"):
         runtime_signature(tmp_path / "m.onnx")
+
+
+FOLDED = onnx_models.folded()
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_output_shapes_are_those_after_constant_folding(kind: str, tmp_path: Path) -> None:
+    """A server folds constants; a load without optimisations sees another shape, which both backends would refuse."""
+    path = onnx_models.save(FOLDED[kind], tmp_path / "m.onnx")
+    declared = signature_of(load_model(path))
+    served = served_signature(declared, path)
+    unfolded = runtime_signature(path, parse_config("optimization { graph { level: 2 } }"))
+    assert served.outputs != unfolded.outputs
+    axis = BatchAxis("batched" if kind.startswith("batched") else "unbatched", "by construction")
+    config = derive_config("m", served, axis, Backend.ONNXRUNTIME)
+    assert check_config(config, runtime_signature(path, config)) == []
+    assert check_config(derive_config("m", declared, axis, Backend.ONNXRUNTIME), runtime_signature(path)) != []
+
+
+@pytest.mark.parametrize(("level", "shape"), [(2, ("a", "b")), (-1, (2, 4)), (1, (2, 4)), (0, (2, 4))])
+def test_the_configuration_decides_how_far_a_server_optimises(
+    level: int, shape: tuple[object, ...], tmp_path: Path
+) -> None:
+    path = onnx_models.save(FOLDED["reshape"], tmp_path / "m.onnx")
+    config = parse_config(f"optimization {{ graph {{ level: {level} }} }}")
+    assert runtime_signature(path, config).outputs[0].shape == shape
+
+
+def test_a_session_parameter_that_the_server_would_refuse_is_refused(tmp_path: Path) -> None:
+    path = onnx_models.save(FOLDED["reshape"], tmp_path / "m.onnx")
+    text = 'parameters { key: "session.graph_optimizations_loop_level" value { string_value: "x" } }'
+    config: ModelConfig = parse_config(text)
+    with pytest.raises(ModelError, match="does not take it"):
+        runtime_signature(path, config)
+
+
+def test_an_output_whose_first_axis_is_fixed_is_not_stated_as_batched(tmp_path: Path) -> None:
+    path = onnx_models.save(FOLDED["reshape"], tmp_path / "m.onnx")
+    served = served_signature(signature_of(load_model(path)), path)
+    with pytest.raises(ConfigError, match="first dimension is 2"):
+        derive_config("m", served, BatchAxis("batched", "claimed"), Backend.ONNXRUNTIME)
