@@ -1,49 +1,39 @@
 """The model repository: layout, manifests, publishing, looking, checking, changing, cleaning."""
 
-from repo_manager.repository.adopt import Adoption
-from repo_manager.repository.anywhere import (
-    adopt,
+from repo_manager.repository.adopt import Adoption, adopt
+from repo_manager.repository.configuration import (
     change_config,
-    check_signature,
     edit_config,
-    find_model,
-    gc,
-    model_state,
-    model_states,
-    plan_publish,
-    previous_deployment,
-    publish,
     read_config_bytes,
-    read_labels,
-    record_deployment,
-    remove,
-    remove_tag,
-    repair,
-    resolve_version,
-    scan,
-    set_labels,
     set_served_versions,
-    set_tag,
-    sign_version,
     touch_config,
-    verify,
-    version_files,
     write_config_bytes,
 )
 from repo_manager.repository.difference import FileDifference, VersionDifference, compare_versions
-from repo_manager.repository.edit import ConfigChange
-from repo_manager.repository.gc import GcResult
+from repo_manager.repository.fetch import version_files
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, ObjectRepository, parse_location
 from repo_manager.repository.manifest import FileRecord, Manifest, parse_manifest, read_manifest
-from repo_manager.repository.publish import PublishedVersion, PublishPlan
-from repo_manager.repository.relabel import LabelChange
-from repo_manager.repository.remove import Removal
-from repo_manager.repository.repair import Repair
-from repo_manager.repository.scan import ModelEntry, VersionEntry
-from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey
+from repo_manager.repository.plan.configuration import ConfigChange
+from repo_manager.repository.plan.removal import Removal
+from repo_manager.repository.publish import PublishedVersion, PublishPlan, plan_publish, publish
+from repo_manager.repository.relabel import LabelChange, read_labels, set_labels
+from repo_manager.repository.remove import GcResult, gc, remove
+from repo_manager.repository.repair import Repair, repair
+from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
+from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey, check_signature, sign_version
 from repo_manager.repository.state import Deployment, ModelState
+from repo_manager.repository.tags import (
+    model_state,
+    model_states,
+    previous_deployment,
+    record_deployment,
+    remove_tag,
+    resolve_version,
+    set_tag,
+)
 from repo_manager.repository.transfer import Transfer, copy_version
+from repo_manager.repository.verify import verify
 from repo_manager.triton_config import Problem, Severity
 
 __all__ = [

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.files import fsync_directory, sha256_file
-from repo_manager.repository.disk import disk_errors, write_durably
-from repo_manager.repository.layout import MANIFEST_FILENAME, open_repository
+from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.layout import MANIFEST_FILENAME
+from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest, manifest_text
-from repo_manager.repository.policy import existing_model
-from repo_manager.repository.scan import existing_versions, scan
-from repo_manager.repository.state import change_state, now_text, repository_lock
-from repo_manager.repository.stores.staging import staged
-from repo_manager.repository.verify_version import list_files
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, served_versions
-from repo_manager.triton_config.config import read_config_text
+from repo_manager.repository.state import now_text
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
+from repo_manager.repository.view import Entry, ModelView, VersionView, changeable_model, with_versions
+from repo_manager.triton_config import ModelConfig, parse_config, served_versions
 
-__all__ = ["Adoption", "adopt", "adopt_each", "plan_adoptions"]
+__all__ = ["Adoption", "adopt"]
 
 _LISTED_PROBLEMS = 20
 
@@ -44,14 +41,14 @@ class Adoption:
     applied: bool
 
 
-def adopt(repository: Path, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
+def adopt(repository: Location, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
     """Write a manifest into each version that has none, from what is there now.
 
     Nothing else changes. The record says `"adopted": true`: where the content came from is not known.
 
     Args:
         repository: the root.
-        name: one model; `None`: all.
+        name: one model; `None`: all. One that cannot be adopted does not stop the others.
         dry_run: only say what would be written.
 
     Raises:
@@ -60,31 +57,17 @@ def adopt(repository: Path, name: str | None = None, *, dry_run: bool = False) -
         ConfigError: the named model's config.pbtxt is broken.
     """
     with disk_errors(f"adopt versions in {repository}"):
-        root = open_repository(repository)
-
-        def adopt_one(model: str) -> list[Adoption]:
-            folder = existing_model(root, model)
-            plans = plan_adoptions(folder, _record)
-            return _apply(root, folder, plans) if plans and not dry_run else plans
-
+        store = open_store(repository)
         if name is not None:
-            return tuple(adopt_one(name))
-        return adopt_each([entry.name for entry in scan(root, deep=False)], adopt_one)
-
-
-def adopt_each(names: Sequence[str], adopt_one: Callable[[str], list[Adoption]]) -> tuple[Adoption, ...]:
-    """Adopt the versions of several models; one that cannot be does not stop the others.
-
-    Raises:
-        RepositoryError: what is wrong with the models that were left as they are.
-    """
-    found: list[Adoption] = []
-    problems: list[str] = []
-    for name in names:
-        try:
-            found += adopt_one(name)
-        except (RepositoryError, ConfigError) as exc:
-            problems.append(f"{name}: {exc.message}")
+            return tuple(_adopt_model(store, name, dry_run))
+        names = [folder for folder in store.list_level().folders if not folder.startswith(".")]
+        found: list[Adoption] = []
+        problems: list[str] = []
+        for each in names:
+            try:
+                found += _adopt_model(store, each, dry_run)
+            except (RepositoryError, ConfigError) as exc:
+                problems.append(f"{each}: {exc.message}")
     if problems:
         raise RepositoryError(
             f"{len(problems)} of {len(names)} models cannot be adopted; " + "; ".join(problems[:_LISTED_PROBLEMS]),
@@ -93,79 +76,71 @@ def adopt_each(names: Sequence[str], adopt_one: Callable[[str], list[Adoption]])
     return tuple(found)
 
 
-def plan_adoptions(folder: Path, record: Callable[[Path], FileRecord]) -> list[Adoption]:
-    """Make a manifest for each version of a model that has none; nothing is written.
+def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
+    view = with_versions(store, changeable_model(store, name))
 
-    Args:
-        folder: the model's.
-        record: a file of a version to its digest and size.
+    def record(version: VersionView, entry: Entry) -> FileRecord:
+        return store.digest(f"{name}/{version.number}/{entry.name}", entry)
+
+    plans = _plan(view, record)
+    if dry_run or not plans:
+        return plans
+    with store.exclusive(name):
+        highest = max(plan.version for plan in plans)
+        store.change_state(name, lambda state: state.numbered(highest))
+        for plan in plans:
+            try:
+                store.create(f"{name}/{plan.version}/{MANIFEST_FILENAME}", manifest_text(plan.manifest).encode())
+            except ChangedMeanwhileError as exc:
+                raise RepositoryError(f"{name}:{plan.version} was adopted by somebody else at this moment") from exc
+    return [dataclasses.replace(plan, applied=True) for plan in plans]
+
+
+def _plan(view: ModelView, record: Callable[[VersionView, Entry], FileRecord]) -> list[Adoption]:
+    """Make a manifest for each version of a model that has none; nothing is written.
 
     Raises:
         RepositoryError: a version holds links or special files.
         ConfigError: config.pbtxt is broken.
     """
-    path = folder / CONFIG_FILENAME
-    config = parse_config(read_config_text(path), where=str(path)) if path.exists() else parse_config("")
-    existing = existing_versions(folder)
-    served = served_versions(config, existing)
+    config = view.parsed_config() if view.has_config else parse_config("")
+    served = served_versions(config, view.versions)
     return [
-        Adoption(
-            folder.name, version, _manifest(folder / str(version), version, config, record), version in served, False
-        )
-        for version in existing
-        if not (folder / str(version) / MANIFEST_FILENAME).exists()
+        Adoption(view.name, version.number, _manifest(version, config, record), version.number in served, False)
+        for version in view.contents.values()
+        if not version.has_manifest
     ]
 
 
-def _record(file: Path) -> FileRecord:
-    return FileRecord(sha256_file(file), file.stat().st_size)
-
-
-def _check_encodable(name: str, path: Path) -> None:
-    """Refuse a name that is no text: a manifest is.
-
-    Raises:
-        RepositoryError: its bytes are not UTF-8.
-    """
-    try:
-        name.encode()
-    except UnicodeEncodeError as exc:
-        raise RepositoryError(
-            f"{path} holds a file whose name is not UTF-8: {name!r}", hint="Rename it; a manifest cannot name it."
-        ) from exc
-
-
-def _manifest(path: Path, version: int, config: ModelConfig, record: Callable[[Path], FileRecord]) -> Manifest:
-    records: dict[str, FileRecord] = {}
-    for name in list_files(path):
-        _check_encodable(name, path)
-        file = path / name
-        if file.is_symlink() or not file.is_file():
+def _manifest(
+    version: VersionView, config: ModelConfig, record: Callable[[VersionView, Entry], FileRecord]
+) -> Manifest:
+    for entry in version.files:
+        _check_encodable(version, entry)
+        if not entry.regular:
             raise RepositoryError(
-                f"{file} is a link or a special file, and a manifest of it would prove nothing",
+                f"{version.path / entry.name} is a link or a special file, and a manifest of it would prove nothing",
                 hint="Put the content itself there.",
             )
-        records[name] = record(file)
     return Manifest(
         schema_version=MANIFEST_SCHEMA_VERSION,
-        model=path.parent.name,
-        version=version,
+        model=version.path.parent.name,
+        version=version.number,
         created=now_text(),
         backend=config.backend,
         precision=None,
-        files=records,
+        files={entry.name: record(version, entry) for entry in version.files},
         config=config.text,
         extra={"adopted": True},
     )
 
 
-def _apply(root: Path, folder: Path, plans: list[Adoption]) -> list[Adoption]:
-    with staged(root) as staging, repository_lock(root):
-        highest = max(plan.version for plan in plans)
-        change_state(root, folder.name, lambda state: state.numbered(highest), staging=staging)
-        for plan in plans:
-            ready = staging / f"manifest-{plan.version}"
-            write_durably(ready, manifest_text(plan.manifest).encode())
-            ready.rename(folder / str(plan.version) / MANIFEST_FILENAME)
-            fsync_directory(folder / str(plan.version))
-    return [dataclasses.replace(plan, applied=True) for plan in plans]
+def _check_encodable(version: VersionView, entry: Entry) -> None:
+    """Refuse a name that is no text: a manifest is."""
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError as exc:
+        raise RepositoryError(
+            f"{version.path} holds a file whose name is not UTF-8: {entry.name!r}",
+            hint="Rename it; a manifest cannot name it.",
+        ) from exc

@@ -27,11 +27,9 @@ __all__ = [
     "MANIFEST_FILENAME",
     "STATE_FILENAME",
     "check_file_name",
-    "check_no_link",
-    "find_folder",
+    "is_component",
     "is_folder",
-    "model_path",
-    "open_repository",
+    "open_root",
     "triton_version",
     "validate_model_name",
     "version_number",
@@ -84,7 +82,7 @@ def triton_version(folder: str) -> int | None:
     return None if match is None else int(match.group(1))
 
 
-def open_repository(repository: Path, *, create: bool = False) -> Path:
+def open_root(repository: Path, *, create: bool = False) -> Path:
     """Return the repository's real path.
 
     Args:
@@ -114,45 +112,12 @@ def _make_durably(folder: Path) -> None:
         fsync_directory(path.parent)
 
 
-def model_path(root: Path, name: str) -> Path:
-    """Return a model's folder, which may not exist yet.
+def is_component(name: str) -> bool:
+    """Say whether a name is one path component: anything else could lead elsewhere.
 
-    Raises:
-        RepositoryError: the name is not valid, or something other than a real folder stands there.
+    Others' models may have names that `validate_model_name` refuses. They can be looked at all the same.
     """
-    path = root / validate_model_name(name)
-    check_no_link(path)
-    if path.exists() and not path.is_dir():
-        raise RepositoryError(f"{path} is a file, and a model needs a folder of that name", hint="Remove the file.")
-    return path
-
-
-def check_no_link(path: Path) -> None:
-    """Refuse to change anything through a symbolic link.
-
-    Raises:
-        RepositoryError: `path` is one.
-    """
-    if path.is_symlink():
-        raise RepositoryError(
-            f"{path} is a symbolic link to {path.readlink()}",
-            hint="Replace the link by the folder itself; what lies outside the repository can change unseen.",
-        )
-
-
-def find_folder(root: Path, name: str) -> Path | None:
-    """Return the folder of a model that is there, whatever Triton lets it be called; `None` when there is none.
-
-    Others' models may have names that `validate_model_name` refuses, or be links. They can be looked at all the same.
-
-    Args:
-        root: the repository's real path.
-        name: one path component; anything that could lead elsewhere finds nothing.
-    """
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        return None
-    path = root / name
-    return path if path.is_dir() else None
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

@@ -15,7 +15,15 @@ from repo_manager.files import read_regular
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.types import Digest, as_json
 
-__all__ = ["MANIFEST_SCHEMA_VERSION", "FileRecord", "Manifest", "manifest_text", "parse_manifest", "read_manifest"]
+__all__ = [
+    "MANIFEST_SCHEMA_VERSION",
+    "FileRecord",
+    "Manifest",
+    "manifest_text",
+    "no_manifest",
+    "parse_manifest",
+    "read_manifest",
+]
 
 MANIFEST_SCHEMA_VERSION = 1
 
@@ -132,10 +140,15 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = read_regular(file).decode()
     except FileNotFoundError:
-        raise RepositoryError(f"{file} does not exist", hint=_ADOPT) from None
+        raise no_manifest(f"{file} does not exist") from None
     except (OSError, UnicodeDecodeError) as exc:
-        raise RepositoryError(f"{file} cannot be read: {exc}") from exc
+        raise no_manifest(f"{file} cannot be read: {exc}") from exc
     return parse_manifest(text, where=str(file))
+
+
+def no_manifest(what: str) -> RepositoryError:
+    """Return the error for a manifest that is missing or cannot be read."""
+    return RepositoryError(what, hint=_ADOPT)
 
 
 _ADOPT = "`repo-manager verify` lists what is wrong; `repo-manager adopt` writes a manifest where there is none."

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-from repo_manager.errors import ConfigError
-from repo_manager.files import read_regular, write_atomic
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import check_file_name, open_repository
-from repo_manager.repository.policy import existing_model
-from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.state import repository_lock
-from repo_manager.repository.stores.staging import staged
-from repo_manager.triton_config import CONFIG_FILENAME, parse_config, served_versions, set_fields
-from repo_manager.triton_config.config import read_config_text
+from repo_manager.repository.layout import check_file_name
+from repo_manager.repository.location import Location
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import ChangedMeanwhileError
+from repo_manager.repository.view import ModelView, changeable_model, with_beside
+from repo_manager.triton_config import CONFIG_FILENAME, served_versions, set_fields
 from repo_manager.triton_config.labels import check_labels, label_filename, labels_text
 from repo_manager.types import TensorSpec
 
@@ -45,7 +42,7 @@ class LabelChange:
     applied: bool
 
 
-def read_labels(repository: Path, name: str) -> dict[str, tuple[str, ...]]:
+def read_labels(repository: Location, name: str) -> dict[str, tuple[str, ...]]:
     """Return output name -> labels of a model.
 
     Raises:
@@ -53,17 +50,23 @@ def read_labels(repository: Path, name: str) -> dict[str, tuple[str, ...]]:
         ConfigError: config.pbtxt is broken.
     """
     with disk_errors(f"read the labels of {name}"):
-        folder = existing_model(open_repository(repository), name)
-        config = parse_config(read_config_text(folder / CONFIG_FILENAME), where=str(folder / CONFIG_FILENAME))
-        return {
-            output.name: _read(folder / check_file_name(output.label_filename))
-            for output in config.message().output
-            if output.label_filename
-        }
+        store = open_store(repository)
+        view = with_beside(store, changeable_model(store, name))
+        labels: dict[str, tuple[str, ...]] = {}
+        for output in view.parsed_config().message().output:
+            if output.label_filename:
+                found = _labels(view, output.label_filename)
+                if found is None:
+                    raise RepositoryError(
+                        f"{view.place / output.label_filename} does not exist, and {CONFIG_FILENAME} names it",
+                        hint=f"Write the labels: repo-manager labels {name} --set FILE --output {output.name}",
+                    )
+                labels[output.name] = found
+        return labels
 
 
 def set_labels(
-    repository: Path, name: str, output: str, labels: tuple[str, ...], *, dry_run: bool = False
+    repository: Location, name: str, output: str, labels: tuple[str, ...], *, dry_run: bool = False
 ) -> LabelChange:
     """Change an output's labels for all versions.
 
@@ -76,28 +79,26 @@ def set_labels(
 
     Raises:
         ConfigError: no such output, or the labels do not fit it.
-        RepositoryError: no such model, or the disk refuses.
+        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
     """
     with disk_errors(f"change the labels of {name}"):
-        root = open_repository(repository)
-        folder = existing_model(root, name)
+        store = open_store(repository)
         if dry_run:
-            return _plan(folder, output, labels)[0]
-        with staged(root) as staging, repository_lock(root):
-            change, text = _plan(folder, output, labels)
-            if change.before != change.after:
-                # The labels first: a file that nothing names yet is harmless, a named one that is missing is not.
-                write_atomic(folder / change.file, labels_text(labels).encode(), staging=staging)
-            if text is not None:
-                write_atomic(folder / CONFIG_FILENAME, text.encode(), staging=staging)
-    return dataclasses.replace(change, applied=change.reloaded != () or change.before != change.after)
+            return _plan(with_beside(store, changeable_model(store, name)), output, labels)[0]
+        with store.exclusive(name):
+            view = with_beside(store, changeable_model(store, name))
+            change, contents = _plan(view, output, labels)
+            try:
+                if contents:
+                    store.replace_if(view, contents)
+            except ChangedMeanwhileError as exc:
+                raise RepositoryError(f"{name} was changed meanwhile", hint="Run the command again.") from exc
+        return dataclasses.replace(change, applied=bool(contents))
 
 
-def _plan(folder: Path, output: str, labels: tuple[str, ...]) -> tuple[LabelChange, str | None]:
-    """Return the change, and config.pbtxt's new text when it does not name the file yet."""
-    path = folder / CONFIG_FILENAME
-    text = read_config_text(path)
-    config = parse_config(text, where=str(path))
+def _plan(view: ModelView, output: str, labels: tuple[str, ...]) -> tuple[LabelChange, dict[str, bytes | None]]:
+    """Return the change, and the files to write: config.pbtxt too when it does not name the label file yet."""
+    config = view.parsed_config()
     outputs = list(config.message().output)
     specs = tuple(TensorSpec(o.name, "", tuple(d if d > 0 else None for d in o.dims)) for o in outputs)
     check_labels({output: labels}, specs, batched=False)
@@ -106,18 +107,21 @@ def _plan(folder: Path, output: str, labels: tuple[str, ...]) -> tuple[LabelChan
     new_text = None
     if not file:
         file = label_filename(output, position)
-        new_text = set_fields(text, {f"output[{position}].label_filename": file}, where=str(path))
-    try:
-        before = _read(folder / check_file_name(file))
-    except FileNotFoundError:
-        before = ()
-    served = served_versions(config, existing_versions(folder))
-    reloaded = served if before != labels or new_text is not None else ()
-    return LabelChange(folder.name, output, file, before, tuple(labels), reloaded, applied=False), new_text
+        new_text = set_fields(view.config_text(), {f"output[{position}].label_filename": file}, where=view.config_place)
+    before = _labels(view, file)
+    contents: dict[str, bytes | None] = {}
+    # The labels first: a file that nothing names yet is harmless, a named one that is missing is not.
+    if before != labels:
+        contents[check_file_name(file)] = labels_text(labels).encode()
+    if new_text is not None:
+        contents[CONFIG_FILENAME] = new_text.encode()
+    reloaded = served_versions(config, view.versions) if contents else ()
+    return LabelChange(view.name, output, file, before or (), tuple(labels), reloaded, applied=False), contents
 
 
-def _read(path: Path) -> tuple[str, ...]:
+def _labels(view: ModelView, file: str) -> tuple[str, ...] | None:
+    data = view.beside.get(check_file_name(file))
     try:
-        return tuple(read_regular(path).decode().splitlines())
+        return None if data is None else tuple(data.decode().splitlines())
     except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path} is not UTF-8 text: {exc}") from exc
+        raise ConfigError(f"{view.place / file} is not UTF-8 text: {exc}") from exc

@@ -1,72 +1,59 @@
-"""Taking versions out: never what is served or can be gone back to, unless told; by one rename each."""
+"""Taking versions out: one, a whole model, or what is old and nothing needs."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import datetime
 from collections.abc import Callable
-from pathlib import Path
 
-from repo_manager.errors import RepositoryError
-from repo_manager.files import write_atomic
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import open_repository
-from repo_manager.repository.policy import existing_model
-from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.signing_files import drop_signatures
-from repo_manager.repository.state import (
-    ModelState,
-    change_state,
-    current_version,
-    previous_version,
-    read_state,
-    repository_lock,
+from repo_manager.repository.location import Location
+from repo_manager.repository.plan.removal import (
+    Removal,
+    forget,
+    made_at,
+    old_versions,
+    plan_removal,
+    select_version,
 )
-from repo_manager.repository.stores.staging import discard, staged
-from repo_manager.triton_config import CONFIG_FILENAME, parse_config, replace_version_policy, version_policy
-from repo_manager.triton_config.config import read_config_text
-from repo_manager.triton_config.version_policy import served_by
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import Departure, Store
+from repo_manager.repository.view import ModelView, changeable_model, walk, with_versions
 
-__all__ = [
-    "Removal",
-    "folder_size_bytes",
-    "forget",
-    "plan_removal",
-    "reasons_to_keep",
-    "remove",
-    "remove_selected",
-    "select_version",
-]
+__all__ = ["GcResult", "gc", "remove"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Removal:
-    """What a removal does, or did.
+class GcResult:
+    """What a clean-up does, or did.
 
     Attributes:
-        name: the model.
-        versions: the versions to remove, ascending.
-        whole_model: whether the model's folder goes as well.
-        size_bytes: what is freed.
-        in_use: removed all the same because it was told so: one sentence each.
-        applied: whether it was done; false for a dry run.
+        removals: one a model from which something goes.
+        swept: what dead commands had left, a name each; empty for a dry run.
+        applied: whether it was done.
+        failed: models whose configuration cannot be read, with what is wrong: nothing of them was removed, because
+            nobody can say what is served.
     """
 
-    name: str
-    versions: tuple[int, ...]
-    whole_model: bool
-    size_bytes: int
-    in_use: tuple[str, ...]
+    removals: tuple[Removal, ...]
+    swept: tuple[str, ...]
     applied: bool
+    failed: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """What is freed."""
+        return sum(removal.size_bytes for removal in self.removals)
 
 
 def remove(
-    repository: Path, name: str, version: int | None = None, *, force: bool = False, dry_run: bool = False
+    repository: Location, name: str, version: int | None = None, *, force: bool = False, dry_run: bool = False
 ) -> Removal:
     """Remove one version, or a whole model.
 
-    A version disappears by one rename; its number is not given out again. A running server keeps serving what it has
-    loaded until it is told to load or unload.
+    A version is gone for every reader at one moment; its number is not given out again. A running server keeps serving
+    what it has loaded until it is told to load or unload.
 
     Args:
         repository: the root.
@@ -78,147 +65,107 @@ def remove(
     Raises:
         RepositoryError: no such model or version, or it is in use, or nothing else would be left to serve.
     """
+    with disk_errors(f"remove versions of {name}"):
+        store = open_store(repository)
 
-    def select(folder: Path, _: ModelState) -> tuple[int, ...]:
-        return select_version(name, version, existing_versions(folder))
+        def select(view: ModelView) -> tuple[int, ...]:
+            return select_version(view, version)
 
-    return remove_selected(repository, name, select, whole=version is None, force=force, dry_run=dry_run)
+        return _remove_selected(store, name, select, whole=version is None, force=force, dry_run=dry_run)
 
 
-def select_version(name: str, version: int | None, existing: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the versions that a removal means: one, or all of them.
+def gc(
+    repository: Location,
+    name: str | None = None,
+    *,
+    keep: int = 3,
+    older_than_s: float | None = None,
+    dry_run: bool = False,
+) -> GcResult:
+    """Remove versions that are old and that nothing needs, and what interrupted commands left.
+
+    A version stays when it is among the newest `keep`, younger than `older_than_s`, served, tagged, deployed last, or
+    what a roll-back goes back to. A model always keeps at least one version.
+
+    Args:
+        repository: the root.
+        name: one model; `None`: all.
+        keep: how many of the newest versions stay; at least 1.
+        older_than_s: only versions made before that many seconds; `None`: of any age.
+        dry_run: only say what would be done.
 
     Raises:
-        RepositoryError: there is no such version.
+        RepositoryError: `keep` is below 1, or a model cannot be read.
+        ConfigError: the config.pbtxt of the one model is broken. Of all models, the others are cleaned up, and
+            `GcResult.failed` names it.
     """
-    if version is None:
-        return existing
-    if version not in existing:
-        raise RepositoryError(
-            f"model {name!r} has no version {version}; it has {', '.join(map(str, existing)) or 'none'}",
-            hint=f"`repo-manager show {name}` lists them.",
-        )
-    return (version,)
+    if keep < 1:
+        raise RepositoryError(f"keep is {keep}; expected 1 or more", hint="Use `repo-manager remove` for whole models.")
+    cutoff = None if older_than_s is None else datetime.datetime.now(datetime.timezone.utc).timestamp() - older_than_s
+    found: list[Removal] = []
+    failed: list[str] = []
+    with disk_errors(f"clean up {repository}"):
+        store = open_store(repository)
+        names = store.model_names() if name is None else (name,)
+        swept = () if dry_run else store.sweep(names)
+
+        def select(view: ModelView) -> tuple[int, ...]:
+            old = old_versions(view, keep)
+            if cutoff is None:
+                return old
+            contents = with_versions(store, view, old).contents
+            return tuple(version for version in contents if made_at(contents[version]) < cutoff)
+
+        for model in names:
+            view = store.look(model)
+            if not view.versions and (name is None or (swept and not view.exists)):
+                continue  # Nothing but what was swept.
+            try:
+                found.append(_remove_selected(store, model, select, dry_run=dry_run))
+            except ConfigError as exc:
+                if name is not None:
+                    raise
+                failed.append(f"{model}: {exc.message}")
+    removals = tuple(removal for removal in found if removal.versions)
+    return GcResult(removals, swept, not dry_run, tuple(failed))
 
 
-def remove_selected(
-    repository: Path,
+def _remove_selected(
+    store: Store,
     name: str,
-    select: Callable[[Path, ModelState], tuple[int, ...]],
+    select: Callable[[ModelView], tuple[int, ...]],
     *,
     whole: bool = False,
     force: bool = False,
     dry_run: bool = False,
 ) -> Removal:
-    """Remove the versions that `select` names; it is asked under the repository's lock.
-
-    Args:
-        repository: the root.
-        name: the model.
-        select: the model's folder and state to the versions to remove; each must exist.
-        whole: remove the model's folder as well.
-        force: also what is in use.
-        dry_run: only say what would be done.
-
-    Raises:
-        RepositoryError: as `remove`.
-    """
-    with disk_errors(f"remove versions of {name}"):
-        root = open_repository(repository)
-        folder = existing_model(root, name)
-        if dry_run:
-            return plan_removal(root, folder, select(folder, read_state(root, name)), whole, force)
-        with staged(root) as staging, repository_lock(root):
-            plan = plan_removal(root, folder, select(folder, read_state(root, name)), whole, force)
-            _apply(root, folder, staging, plan)
+    """Remove the versions that `select` names; on a disk it is asked under the repository's lock."""
+    if dry_run:
+        return _planned(store, name, select, whole, force)[0]
+    store.sweep((name,), removals_only=True)  # What an earlier removal has left is ended first.
+    with store.exclusive(name):
+        plan, view = _planned(store, name, select, whole, force)
+        if plan.versions or plan.whole_model:
+            highest = max((*plan.versions, *view.versions), default=0)
+            departure = Departure(
+                view,
+                plan.versions,
+                plan.whole_model,
+                force,
+                lambda state: forget(state, plan.versions, highest, whole=plan.whole_model),
+            )
+            store.discard_versions(departure)
     return dataclasses.replace(plan, applied=True)
 
 
-def reasons_to_keep(folder: Path, state: ModelState) -> dict[int, list[str]]:
-    """Return for each version why it is in use; versions that nothing needs are left out.
-
-    Raises:
-        ConfigError: config.pbtxt is broken, so nobody can say what is served.
-    """
-    existing = existing_versions(folder)
-    reasons: dict[int, list[str]] = {}
-    config = folder / CONFIG_FILENAME
-    policy = (
-        version_policy(parse_config(read_config_text(config), where=str(config))) if config.exists() else "latest:1"
-    )
-    for version in served_by(policy, existing):
-        reasons.setdefault(version, []).append("is served")
-    for tag, version in state.tags.items():
-        reasons.setdefault(version, []).append(f"has the tag {tag!r}")
-    current, previous = current_version(state), previous_version(state, existing)
-    if current is not None:
-        reasons.setdefault(current, []).append("was deployed last")
-    if previous is not None:
-        reasons.setdefault(previous, []).append("is what a roll-back goes back to")
-    return {version: reasons[version] for version in existing if version in reasons}
-
-
-def folder_size_bytes(path: Path) -> int:
-    """Return the size of all files below a folder."""
-    return sum(os.lstat(Path(folder, file)).st_size for folder, _, files in os.walk(path) for file in files)
-
-
-def plan_removal(root: Path, folder: Path, versions: tuple[int, ...], whole: bool, force: bool) -> Removal:
-    """Say what removing these versions means.
-
-    Raises:
-        RepositoryError: one is in use, or nothing else would be left to serve.
-    """
-    name = folder.name
-    reasons = reasons_to_keep(folder, read_state(root, name)) if versions else {}
-    in_use = tuple(f"{name}:{v} {' and '.join(reasons[v])}" for v in versions if v in reasons)
-    if in_use and not force:
-        raise RepositoryError(
-            "in use: " + "; ".join(in_use), hint="Deploy another version or remove the tag first, or use --force."
-        )
-    left = [version for version in existing_versions(folder) if version not in versions]
-    whole = whole or not left
-    if not whole and versions and not _served_after(folder, versions):
-        raise RepositoryError(
-            f"without version {', '.join(map(str, versions))} model {name!r} would serve nothing",
-            hint=f"Deploy one of its versions {', '.join(map(str, left))} first, or remove the whole model.",
-        )
-    size_bytes = folder_size_bytes(folder) if whole else sum(folder_size_bytes(folder / str(v)) for v in versions)
-    return Removal(name, tuple(sorted(versions)), whole, size_bytes, in_use, applied=False)
-
-
-def _served_after(folder: Path, removed: tuple[int, ...]) -> tuple[int, ...]:
-    path = folder / CONFIG_FILENAME
-    policy = version_policy(parse_config(read_config_text(path), where=str(path))) if path.exists() else "latest:1"
-    return served_by(policy, [version for version in existing_versions(folder) if version not in removed])
-
-
-def _apply(root: Path, folder: Path, staging: Path, plan: Removal) -> None:
-    """Policy first, then the record, then the files: after a crash at any point the rest is still right."""
-    highest = max((*plan.versions, *existing_versions(folder)), default=0)
+def _planned(
+    store: Store, name: str, select: Callable[[ModelView], tuple[int, ...]], whole: bool, force: bool
+) -> tuple[Removal, ModelView]:
+    view = changeable_model(store, name, record=True)
+    plan = plan_removal(view, select(view), whole=whole, force=force)
     if plan.whole_model:
-        change_state(root, plan.name, lambda s: forget(s, (), highest, whole=True), staging=staging)
-        discard(folder, staging)
-        drop_signatures(root, ((plan.name, version) for version in plan.versions))
-        return
-    if not plan.versions:
-        return
-    path = folder / CONFIG_FILENAME
-    if path.exists():
-        text = read_config_text(path)
-        policy = version_policy(parse_config(text, where=str(path)))
-        if isinstance(policy, tuple) and set(policy) & set(plan.versions):
-            left = [version for version in policy if version not in plan.versions]
-            write_atomic(path, replace_version_policy(text, left, where=str(path)).encode(), staging=staging)
-    change_state(root, plan.name, lambda s: forget(s, plan.versions, highest, whole=False), staging=staging)
-    for version in plan.versions:
-        discard(folder / str(version), staging)
-        drop_signatures(root, ((plan.name, version),))
-
-
-def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
-    """Keep the numbers given out; drop tags, and for a whole model its history, which points at nothing now."""
-    state = state.numbered(highest)
-    if whole:
-        return dataclasses.replace(state, tags={}, deployments=())
-    return dataclasses.replace(state, tags={tag: v for tag, v in state.tags.items() if v not in versions})
+        size_bytes = sum(entry.size_bytes for entry in walk(store, name)[0])
+        return dataclasses.replace(plan, size_bytes=size_bytes), with_versions(store, view, plan.versions)
+    view = with_versions(store, view, plan.versions)
+    size_bytes = sum(view.contents[version].size_bytes for version in plan.versions if version in view.contents)
+    return dataclasses.replace(plan, size_bytes=size_bytes), view

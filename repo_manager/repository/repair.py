@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
-from repo_manager.errors import RepositoryError
-from repo_manager.files import fsync_directory, sha256_file, write_atomic
-from repo_manager.repository.disk import copy_durably, disk_errors
-from repo_manager.repository.layout import STATE_FILENAME, model_path, open_repository
+from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.location import Location
-from repo_manager.repository.manifest import FileRecord, read_manifest
-from repo_manager.repository.scan import ModelEntry, find_model, scan
-from repo_manager.repository.state import change_state, read_states, repository_lock
-from repo_manager.repository.stores.staging import staged, sweep
+from repo_manager.repository.manifest import FileRecord
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Step, Store
+from repo_manager.repository.view import Entry, ModelView, VersionView, existing_model, with_versions
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     format_config,
     parse_config,
     replace_version_policy,
+    version_policy,
     with_version_policy,
 )
-from repo_manager.triton_config.config import read_config_text
 
-__all__ = ["Repair", "config_repair", "find_content", "repair"]
+__all__ = ["Repair", "repair"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +40,13 @@ class Repair:
     applied: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    where: str
-    action: str
-    apply: Callable[[Path], None]
-
-
 def repair(
-    repository: Path, name: str | None = None, *, copies: tuple[Location, ...] = (), dry_run: bool = False
+    repository: Location, name: str | None = None, *, copies: tuple[Location, ...] = (), dry_run: bool = False
 ) -> tuple[Repair, ...]:
     """Repair a repository; `verify` afterwards says what is left.
 
-    Put right are: what dead commands left behind; a damaged state file (set aside, numbers go on from what is on
-    disk); a missing config.pbtxt (from the newest manifest); a policy that names missing versions beside existing
+    Put right are: what dead commands left behind; a damaged record (set aside, numbers go on from the versions that are
+    there); a missing config.pbtxt (from the newest manifest); a policy that names missing versions beside existing
     ones; files that are missing or differ from their manifest, where another version or a repository of `copies`
     holds the same content. Files that a manifest does not list stay: they may be somebody's.
 
@@ -67,130 +57,138 @@ def repair(
         dry_run: only say what would be done.
 
     Raises:
-        RepositoryError: no such repository or model, or the disk refuses.
+        RepositoryError: no such repository or model, or the store refuses.
     """
-    folders = tuple(copy for copy in copies if isinstance(copy, Path))
-    if len(folders) < len(copies):
-        raise RepositoryError(
-            "a repository on disk cannot take damaged files straight from object storage",
-            hint="Bring the version here first: repo-manager copy NAME:VERSION -r URL --into DIR; then use --copy DIR.",
-        )
     with disk_errors(f"repair {repository}"):
-        root = open_repository(repository)
-        steps = [*_state_steps(root)]
-        names = [entry.name for entry in scan(root, deep=False)] if name is None else [name]
-        for model in names:
-            steps += _model_steps(root / model, find_model(root, model), folders)
-        if not dry_run:
-            with staged(root) as staging, repository_lock(root):
-                for step in steps:
-                    step.apply(staging)
-            steps += [_Step(entry, "removed what a dead command had left", lambda _: None) for entry in sweep(root)]
-    return tuple(Repair(step.where, step.action, applied=not dry_run) for step in steps)
+        store = open_store(repository)
+        places = [store, *(open_store(copy, may_be_new=True) for copy in copies)]
+        if name is not None:
+            _check_there(store, name)
+        done: list[Repair] = []
+        for step in _steps(store, name, places, dry_run):
+            if not dry_run:
+                step.apply()
+            done.append(Repair(step.where, step.action, applied=not dry_run))
+    return tuple(done)
 
 
-def _state_steps(root: Path) -> Iterator[_Step]:
-    try:
-        read_states(root)
-    except RepositoryError:
+def _check_there(store: Store, name: str) -> None:
+    """Check that there is something of a model to repair.
 
-        def set_aside(staging: Path) -> None:
-            (root / STATE_FILENAME).rename(root / f"{STATE_FILENAME}.damaged")
-            for entry in scan(root, deep=False):
-                highest = max((version.version for version in entry.versions), default=0)
-                change_state(root, entry.name, lambda state, n=highest: state.numbered(n), staging=staging)  # type: ignore[misc]
-
-        yield _Step(STATE_FILENAME, f"set aside as {STATE_FILENAME}.damaged and begun anew from the folders", set_aside)
-
-
-def _model_steps(folder: Path, model: ModelEntry, copies: tuple[Path, ...]) -> Iterator[_Step]:
-    yield from _config_steps(folder, model)
-    for entry in model.versions:
-        if entry.manifest is None:
-            continue
-        for name, record in entry.manifest.files.items():
-            file = folder / str(entry.version) / name
-            if _is(file, record):
-                continue
-            source = find_content(folder, record, copies)
-            if source is not None:
-                where = f"{model.name}/{entry.version}/{name}"
-                yield _Step(where, f"restored from {source}", _restorer(source, file, record))
-
-
-def _config_steps(folder: Path, model: ModelEntry) -> Iterator[_Step]:
-    found = config_repair(folder, model)
-    if found is not None:
-        action, text = found
-        yield _Step(f"{model.name}/{CONFIG_FILENAME}", action, _writer(folder / CONFIG_FILENAME, text))
-
-
-def config_repair(folder: Path, model: ModelEntry) -> tuple[str, str] | None:
-    """Say what has to be done with a model's config.pbtxt and give its new text; `None` when nothing can be.
-
-    Args:
-        folder: the model's.
-        model: the same, as `find_model` gives it.
+    Raises:
+        RepositoryError: there is not.
     """
-    path = folder / CONFIG_FILENAME
-    where = f"{model.name}/{CONFIG_FILENAME}"
-    numbers = [entry.version for entry in model.versions]
-    manifests = [entry.manifest for entry in model.versions if entry.manifest is not None and entry.manifest.config]
-    if not path.exists():
-        if not manifests:
-            return None
-        newest = manifests[-1]
-        text = format_config(with_version_policy(parse_config(newest.config), (newest.version,)))
-        return f"written from the manifest of version {newest.version}", text
-    if isinstance(model.policy, tuple):
-        left = [version for version in model.policy if version in numbers]
-        if left and len(left) < len(model.policy):
-            text = replace_version_policy(read_config_text(path), left, where=where)
-            return f"policy {list(model.policy)} -> {left}, the versions that exist", text
-    return None
-
-
-def find_content(folder: Path, record: FileRecord, copies: tuple[Path, ...]) -> Path | None:
-    """Find a file whose content is right, read to the end, in this model's versions or a copy's."""
-    places = [folder]
-    for copy in copies:
-        with contextlib.suppress(RepositoryError):
-            places.append(model_path(open_repository(copy), folder.name))
-    for place in places:
-        for manifest_file in sorted(place.glob("*/manifest.json")) if place.is_dir() else ():
-            with contextlib.suppress(RepositoryError):
-                for name, other in read_manifest(manifest_file.parent).files.items():
-                    candidate = manifest_file.parent / name
-                    if other == record and _is(candidate, record):
-                        return candidate
-    return None
-
-
-def _is(file: Path, record: FileRecord) -> bool:
     try:
-        return (
-            file.is_file()
-            and not file.is_symlink()
-            and file.stat().st_size == record.size_bytes
-            and sha256_file(file) == record.sha256
-        )
+        view = store.look(name)
+    except RepositoryError:
+        return  # A damaged record is something to repair.
+    if not view.work:
+        existing_model(store, name)
+
+
+def _steps(store: Store, name: str | None, places: list[Store], dry_run: bool) -> Iterator[Step]:
+    """Say what is to be done, one after the other: each step sees what the ones before it did."""
+    yield from store.repairs(name, dry_run=dry_run)
+    for model in store.model_names() if name is None else (name,):
+        try:
+            view = store.look(model)
+        except RepositoryError:
+            continue  # Its record is damaged, and stays so in a dry run.
+        if view.exists:
+            view = with_versions(store, view)
+            yield from _config_steps(store, view)
+            yield from _file_steps(store, view, places)
+
+
+def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
+    found = _config_repair(view)
+    if found is None:
+        return
+    action, text = found
+
+    def write() -> None:
+        try:
+            store.replace_if(view, {CONFIG_FILENAME: text.encode()})
+        except ChangedMeanwhileError as exc:
+            raise RepositoryError(f"{view.config_place} was changed meanwhile", hint="Run the command again.") from exc
+
+    yield Step(f"{view.name}/{CONFIG_FILENAME}", action, write)
+
+
+def _config_repair(view: ModelView) -> tuple[str, str] | None:
+    """Say what has to be done with a model's config.pbtxt and give its new text; `None` when nothing can be."""
+    if not view.has_config:
+        for version in reversed(list(view.contents.values())):
+            with contextlib.suppress(RepositoryError):
+                manifest = version.manifest()
+                if manifest.config:
+                    text = format_config(with_version_policy(parse_config(manifest.config), (manifest.version,)))
+                    return f"written from the manifest of version {manifest.version}", text
+        return None
+    try:
+        policy = version_policy(view.parsed_config())
+    except ConfigError:
+        return None
+    if isinstance(policy, tuple):
+        left = [version for version in policy if version in view.versions]
+        if left and len(left) < len(policy):
+            text = replace_version_policy(view.config_text(), left, where=f"{view.name}/{CONFIG_FILENAME}")
+            return f"policy {list(policy)} -> {left}, the versions that exist", text
+    return None
+
+
+def _file_steps(store: Store, view: ModelView, places: list[Store]) -> Iterator[Step]:
+    for version in view.contents.values():
+        for name, record in _records(version).items():
+            key = f"{view.name}/{version.number}/{name}"
+            if _holds(store, key, _entry_of(version, name), record):
+                continue
+            found = _find(places, view.name, record)
+            if found is not None:
+                place, source, entry = found
+                yield Step(
+                    key, f"restored from {place.location / source}", _restorer(store, key, place, source, entry, record)
+                )
+
+
+def _records(version: VersionView) -> Mapping[str, FileRecord]:
+    with contextlib.suppress(RepositoryError):
+        return version.manifest().files
+    return {}
+
+
+def _entry_of(version: VersionView, name: str) -> Entry | None:
+    return next((entry for entry in version.files if entry.name == name), None)
+
+
+def _holds(store: Store, key: str, entry: Entry | None, record: FileRecord) -> bool:
+    """Say whether a file is what it should be, read to its end."""
+    if entry is None or not entry.regular or entry.size_bytes != record.size_bytes:
+        return False
+    try:
+        return store.digest(key, entry) == record
     except OSError:
         return False
 
 
-def _writer(path: Path, text: str) -> Callable[[Path], None]:
-    return lambda staging: write_atomic(path, text.encode(), staging=staging)
+def _find(places: list[Store], name: str, record: FileRecord) -> tuple[Store, str, Entry] | None:
+    """Find a file of this model, in any version in any place, whose content is right."""
+    for place in places:
+        with contextlib.suppress(RepositoryError):
+            for version in with_versions(place, existing_model(place, name)).contents.values():
+                for file, other in _records(version).items():
+                    entry = _entry_of(version, file)
+                    key = f"{name}/{version.number}/{file}"
+                    if other == record and entry is not None and _holds(place, key, entry, record):
+                        return place, key, entry
+    return None
 
 
-def _restorer(source: Path, file: Path, record: FileRecord) -> Callable[[Path], None]:
-    def restore(staging: Path) -> None:
-        ready = staging / "restored"
-        if FileRecord(*copy_durably(source, ready)) != record:
-            raise RepositoryError(f"{source} was changed meanwhile")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.parent.resolve() != file.parent:
-            raise RepositoryError(f"{file.parent} leads through a symbolic link", hint="Put the content itself there.")
-        ready.replace(file)
-        fsync_directory(file.parent)
+def _restorer(
+    store: Store, key: str, place: Store, source: str, entry: Entry, record: FileRecord
+) -> Callable[[], None]:
+    def restore() -> None:
+        with place.file(source, entry, record) as path:
+            store.restore(key, path, record)
 
     return restore

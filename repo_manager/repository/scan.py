@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.files import read_regular
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import MANIFEST_FILENAME, find_folder, is_folder, open_repository, version_number
 from repo_manager.repository.location import Location
-from repo_manager.repository.manifest import Manifest, read_manifest
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import Store
+from repo_manager.repository.view import ModelView, existing_model, with_versions
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
 from repo_manager.triton_config.text_fields import canonical_values
 from repo_manager.triton_config.version_policy import policy_of_text, served_by
 
-__all__ = ["ModelEntry", "VersionEntry", "existing_versions", "find_model", "model_entry", "scan"]
-
+__all__ = ["ModelEntry", "VersionEntry", "find_model", "scan"]
 
 _PLAIN_STRING = re.compile(r'"[^"\\]+"')
 
@@ -100,121 +97,87 @@ class ModelEntry:
         )
 
 
-def scan(repository: Path, *, deep: bool = True) -> tuple[ModelEntry, ...]:
+def scan(repository: Location, *, deep: bool = True) -> tuple[ModelEntry, ...]:
     """List a repository's models, by name. Hidden folders are left out; `verify` reports them.
+
+    In object storage it takes one listing of the root and three small requests a model, many at a time.
 
     Args:
         repository: the root.
-        deep: read each version's manifest and sizes as well. Without it 10,000 models of 10 versions take about a
-            second.
+        deep: read each version's manifest and sizes as well. Without it 10,000 models of 10 versions on a disk take
+            about a second.
 
     Raises:
-        RepositoryError: the root is no readable folder. A broken model is listed with its problems.
+        RepositoryError: the root cannot be read. A broken model is listed with its problems.
     """
     with disk_errors(f"list {repository}"):
-        root = open_repository(repository)
-        with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
-        found = (_model(root, name, deep=deep) for name in names)
+        store = open_store(repository)
+        names = [name for name in store.list_level().folders if not name.startswith(".")]
+        found = store.each(lambda name: _entry_or_none(store, name, deep=deep), names)
         return tuple(entry for entry in found if entry is not None)
 
 
-def find_model(repository: Path, name: str) -> ModelEntry:
+def find_model(repository: Location, name: str) -> ModelEntry:
     """Return one model with all its versions.
 
     Raises:
         RepositoryError: there is none of that name.
     """
     with disk_errors(f"look at {name}"):
-        root = open_repository(repository)
-        entry = _model(root, name, deep=True) if find_folder(root, name) is not None else None
-        if entry is None:
-            raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
-        return entry
+        store = open_store(repository)
+        return _entry(with_versions(store, existing_model(store, name)))
 
 
-def existing_versions(folder: Path) -> tuple[int, ...]:
-    """Return the numbers of a model's versions, ascending.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    with os.scandir(folder) as entries:
-        numbers = [version_number(entry.name) for entry in entries if is_folder(entry)]
-    return tuple(sorted(number for number in numbers if number is not None))
-
-
-def _model(root: Path, name: str, *, deep: bool) -> ModelEntry | None:
-    """Look at a model; `None` when it was removed since its name was read."""
-    path = root / name
-    problems: list[str] = []
+def _entry_or_none(store: Store, name: str, *, deep: bool) -> ModelEntry | None:
+    """Look at a model, which may be broken; `None` when it is none: removed since, or nothing but work under way."""
     try:
-        numbers = existing_versions(path)
-    except FileNotFoundError:
-        return None
+        view = store.look(name)
     except OSError as exc:
-        return ModelEntry(name, path, "", 0, "latest:1", (), (), (f"cannot be read: {exc.strerror}",))
+        return _broken(store, name, f"cannot be read: {exc.strerror or exc}")
+    except RepositoryError as exc:
+        return _broken(store, name, exc.message)
+    if not view.exists or (view.work and not view.versions):
+        return None
+    return _entry(with_versions(store, view)) if deep else _entry(view)
+
+
+def _broken(store: Store, name: str, problem: str) -> ModelEntry:
+    return ModelEntry(name, store.location / name, "", 0, "latest:1", (), (), (problem,))
+
+
+def _entry(view: ModelView) -> ModelEntry:
+    """Say what is known of a model; its versions with what is in them where the view looked into them."""
+    problems = [work.sentence for work in view.work if work.abandoned]
     text = None
-    try:
-        text = _config_text(path / CONFIG_FILENAME)
-    except ConfigError as exc:
-        problems.append(exc.message)
-    versions = tuple(_version(path, number, deep=deep) for number in numbers)
-    return model_entry(path, text, versions, problems)
-
-
-def model_entry(
-    path: Location, text: str | None, versions: tuple[VersionEntry, ...], problems: Sequence[str]
-) -> ModelEntry:
-    """Put together what is known of a model.
-
-    Args:
-        path: its folder.
-        text: its config.pbtxt; `None` when there is none that can be read.
-        versions: ascending.
-        problems: what was found so far.
-    """
-    found = list(problems)
     backend, max_batch_size, policy = "", 0, "latest:1"  # type: str, int, tuple[int, ...] | str
     try:
-        if text is not None:
-            backend, max_batch_size, policy = _facts(text)
+        if not view.has_config:
+            raise ConfigError(f"has no {CONFIG_FILENAME}; Triton derives one where the backend can")
+        if view.config_error:
+            raise ConfigError(f"{CONFIG_FILENAME} {view.config_error}")
+        text = view.config_text()
+        backend, max_batch_size, policy = _facts(text)
     except ConfigError as exc:
-        found.append(exc.message)
-    numbers = tuple(entry.version for entry in versions)
-    if not numbers:
-        found.append("has no version")
-    served = served_by(policy, numbers)
-    if numbers and not served:
-        found.append(f"serves no version: the policy asks for {policy}, and there are {numbers}")
-    return ModelEntry(path.name, path, backend, max_batch_size, policy, served, versions, tuple(found), text)
+        problems.append(exc.message)
+    if not view.versions:
+        problems.append("has no version")
+    served = served_by(policy, view.versions)
+    if view.versions and not served:
+        problems.append(f"serves no version: the policy asks for {policy}, and there are {view.versions}")
+    versions = tuple(_version_entry(view, number) for number in view.versions)
+    return ModelEntry(view.name, view.place, backend, max_batch_size, policy, served, versions, tuple(problems), text)
 
 
-def _version(model: Path, number: int, *, deep: bool) -> VersionEntry:
-    if not deep:
-        return VersionEntry(number, model)
-    path = model / str(number)
-    manifest, size_bytes, problems = None, 0, []
+def _version_entry(view: ModelView, number: int) -> VersionEntry:
+    version = view.contents.get(number)
+    if version is None:
+        return VersionEntry(number, view.place)
+    manifest, problems = None, []
     try:
-        if (path / MANIFEST_FILENAME).exists():
-            manifest = read_manifest(path)
-        size_bytes = sum(os.lstat(Path(folder, file)).st_size for folder, _, files in os.walk(path) for file in files)
+        manifest = version.manifest() if version.has_manifest else None
     except RepositoryError as exc:
         problems.append(exc.message)
-    except FileNotFoundError:
-        problems.append("was removed meanwhile")
-    return VersionEntry(number, model, manifest, size_bytes, tuple(problems))
-
-
-def _config_text(path: Path) -> str:
-    try:
-        return read_regular(path).decode()
-    except FileNotFoundError:
-        raise ConfigError(f"has no {CONFIG_FILENAME}; Triton derives one where the backend can") from None
-    except OSError as exc:
-        raise ConfigError(f"{CONFIG_FILENAME} cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{CONFIG_FILENAME} cannot be read: {exc}") from exc
+    return VersionEntry(number, view.place, manifest, version.size_bytes, tuple(problems))
 
 
 def _facts(text: str) -> tuple[str, int, tuple[int, ...] | str]:

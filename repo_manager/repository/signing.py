@@ -8,18 +8,15 @@ because Triton would load the version again for a file in its folder, and ignore
 from __future__ import annotations
 
 import dataclasses
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError, UsageError
-from repo_manager.files import write_atomic
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import MANIFEST_FILENAME, check_no_link, open_repository
-from repo_manager.repository.manifest import Manifest, read_manifest
-from repo_manager.repository.policy import existing_model
-from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.signing_files import signature_path
+from repo_manager.repository.layout import MANIFEST_FILENAME
+from repo_manager.repository.location import Location
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.signing_files import signature_name
 from repo_manager.repository.signing_format import (
     MAX_SIGNATURE_BYTES,
     SigningKey,
@@ -27,10 +24,10 @@ from repo_manager.repository.signing_format import (
     signed_files,
     verify_signature,
 )
-from repo_manager.repository.state import repository_lock
-from repo_manager.repository.stores.staging import staged
-from repo_manager.repository.verify_version import list_files
-from repo_manager.triton_config import CONFIG_FILENAME, parse_config, read_config
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import Store
+from repo_manager.repository.view import ModelView, VersionView, changeable_model, check_no_link, with_versions
+from repo_manager.triton_config import parse_config
 
 __all__ = ["Signature", "SignatureCheck", "SigningKey", "check_signature", "sign_version"]
 
@@ -78,11 +75,12 @@ class SignatureCheck:
 
 
 def sign_version(
-    repository: Path, name: str, version: int, key: Path | SigningKey, *, dry_run: bool = False
+    repository: Location, name: str, version: int, key: Path | SigningKey, *, dry_run: bool = False
 ) -> Signature:
     """Sign a version as it was published; an earlier signature of it is replaced.
 
-    The content is compared with the manifest first: what was changed after publishing is not signed.
+    The content is compared with the manifest first: what was changed after publishing is not signed. From object
+    storage the version is fetched.
 
     Args:
         repository: the root.
@@ -93,32 +91,31 @@ def sign_version(
 
     Raises:
         UsageError: the key cannot be used.
-        RepositoryError: no such version, it has no manifest, is not what the manifest says, or the disk refuses.
+        RepositoryError: no such version, it has no manifest, is not what the manifest says, or the store refuses.
         MissingDependencyError: the `[sign]` extra is not installed.
     """
     with disk_errors(f"sign {name}:{version}"):
-        root = open_repository(repository)
-        folder = _version_folder(root, name, version)
-        manifest = _manifest_in_place(folder, name, version)
-        content = make_signature(folder, key if isinstance(key, SigningKey) else SigningKey(key))
+        store = open_store(repository)
+        manifest = _manifest_in_place(_signable(store, name, version)[1])
+        with store.fetch(name, version, compare=False) as folder:
+            content = make_signature(folder, key if isinstance(key, SigningKey) else SigningKey(key))
         signed = signed_files(content)
         _check_as_published(signed, manifest, f"{name}:{version}")
-        path = signature_path(root, name, version)
-        made = Signature(name, version, path.name, tuple(sorted(signed)), path.exists(), applied=False)
-        if dry_run:
-            return made
-        with staged(root) as staging, repository_lock(root):
-            _version_folder(root, name, version)
-            write_atomic(path, content, staging=staging)
-    return dataclasses.replace(made, applied=True)
+        file = signature_name(name, version)
+        replaced = store.read(file) is not None
+        if not dry_run:
+            with store.exclusive(name):
+                _signable(store, name, version)
+                store.put(file, content)
+    return Signature(name, version, file, tuple(sorted(signed)), replaced, applied=not dry_run)
 
 
-def check_signature(repository: Path, name: str, version: int, keys: Sequence[Path]) -> SignatureCheck:
+def check_signature(repository: Location, name: str, version: int, keys: Sequence[Path]) -> SignatureCheck:
     """Check that one of the keys vouches for a version as it is now.
 
     Refused are: no signature; a damaged one; one of another key, version or model; a file that was changed, added
     or is missing; links and special files; and a config.pbtxt that would run the files by other code than the signed
-    manifest says.
+    manifest says. From object storage the version is fetched.
 
     Args:
         repository: the root.
@@ -134,38 +131,41 @@ def check_signature(repository: Path, name: str, version: int, keys: Sequence[Pa
     if not keys:
         raise UsageError("no key to check signatures with", hint="Give a public key: --signed-by KEY.pub")
     with disk_errors(f"check the signature of {name}:{version}"):
-        root = open_repository(repository)
-        folder = _version_folder(root, name, version)
-        content = _read_signature(root, name, version)
-        key = _verified_by(folder, content, keys, f"{name}:{version}")
-        manifest = _manifest_in_place(folder, name, version)
-        _check_code(folder.parent, manifest)
-    return SignatureCheck(name, version, key, tuple(sorted(signed_files(content))))
+        store = open_store(repository)
+        view, content = _signable(store, name, version)
+        signature = _read_signature(store, name, version)
+        with store.fetch(name, version, compare=False) as folder:
+            key = _verified_by(folder, signature, keys, f"{name}:{version}")
+        _check_code(view, _manifest_in_place(content))
+    return SignatureCheck(name, version, key, tuple(sorted(signed_files(signature))))
 
 
-def _version_folder(root: Path, name: str, version: int) -> Path:
-    """Return a version's folder, checked to hold plain files and folders only: nothing else can be vouched for."""
-    model = existing_model(root, name)
-    if version not in existing_versions(model):
+def _signable(store: Store, name: str, version: int) -> tuple[ModelView, VersionView]:
+    """Return a version, checked to hold plain files and folders only: nothing else can be vouched for."""
+    view = changeable_model(store, name)
+    if version not in view.versions:
         raise RepositoryError(
             f"model {name!r} has no version {version}", hint=f"`repo-manager show {name}` lists its versions."
         )
-    folder = model / str(version)
-    check_no_link(folder)
-    odd = [file for file in list_files(folder) if not stat.S_ISREG((folder / file).lstat().st_mode)]
+    check_no_link(str(view.place / str(version)), view.level.links.get(str(version)))
+    content = with_versions(store, view, (version,)).contents.get(version)
+    if content is None:
+        raise RepositoryError(f"{name}:{version} was removed at this moment", hint="Choose another version.")
+    odd = [entry.name for entry in content.files if not entry.regular]
     if odd:
         raise RepositoryError(
             f"{name}:{version} holds links or special files, which no signature can cover: {', '.join(odd)}",
             hint="Put the content itself there.",
         )
-    return folder
+    return view, content
 
 
-def _manifest_in_place(folder: Path, name: str, version: int) -> Manifest:
-    manifest = read_manifest(folder)
-    if (manifest.model, manifest.version) != (name, version):
+def _manifest_in_place(version: VersionView) -> Manifest:
+    manifest = version.manifest()
+    name = version.path.parent.name
+    if (manifest.model, manifest.version) != (name, version.number):
         raise RepositoryError(
-            f"{name}:{version} holds what was published as {manifest.model}:{manifest.version}",
+            f"{name}:{version.number} holds what was published as {manifest.model}:{manifest.version}",
             hint="Versions are not moved by hand; use `repo-manager copy`, then sign the copy.",
         )
     return manifest
@@ -182,16 +182,17 @@ def _check_as_published(signed: dict[str, str], manifest: Manifest, what: str) -
         )
 
 
-def _read_signature(root: Path, name: str, version: int) -> bytes:
-    path = signature_path(root, name, version)
+def _read_signature(store: Store, name: str, version: int) -> bytes:
+    file = signature_name(name, version)
     try:
-        if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > MAX_SIGNATURE_BYTES:
-            raise RepositoryError(f"{path} is no signature", hint="Sign the version again.")
-        return path.read_bytes()
-    except FileNotFoundError:
+        content = store.read(file, limit_bytes=MAX_SIGNATURE_BYTES)
+    except RepositoryError as exc:
+        raise RepositoryError(f"{store.location / file} is no signature", hint="Sign the version again.") from exc
+    if content is None:
         raise RepositoryError(
             f"{name}:{version} is not signed", hint=f"Sign it: repo-manager sign {name}:{version} --key KEY.pem"
-        ) from None
+        )
+    return content
 
 
 def _verified_by(folder: Path, content: bytes, keys: Sequence[Path], what: str) -> Path:
@@ -209,13 +210,12 @@ def _verified_by(folder: Path, content: bytes, keys: Sequence[Path], what: str) 
     )
 
 
-def _check_code(model: Path, manifest: Manifest) -> None:
+def _check_code(view: ModelView, manifest: Manifest) -> None:
     """Compare what config.pbtxt makes of the files with the signed manifest: it lies outside the signed folder."""
-    path = model / CONFIG_FILENAME
-    if not manifest.config or not path.exists():
+    if not manifest.config or not view.has_config:
         return
     try:
-        signed_config, current_config = parse_config(manifest.config, where=MANIFEST_FILENAME), read_config(path)
+        signed_config, current_config = parse_config(manifest.config, where=MANIFEST_FILENAME), view.parsed_config()
     except ConfigError as exc:
         raise RepositoryError(exc.message, hint=exc.hint) from exc
     signed, current = signed_config.message(), current_config.message()
@@ -229,6 +229,6 @@ def _check_code(model: Path, manifest: Manifest) -> None:
     ]
     if odd:
         raise RepositoryError(
-            f"{path} would run the signed files by other code than their manifest says: {', '.join(odd)}",
-            hint=f"Put these fields back as manifest.json has them: repo-manager config {model.name} --set ...",
+            f"{view.config_place} would run the signed files by other code than their manifest says: {', '.join(odd)}",
+            hint=f"Put these fields back as manifest.json has them: repo-manager config {view.name} --set ...",
         )

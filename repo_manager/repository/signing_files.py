@@ -10,15 +10,15 @@ from pathlib import Path
 from repo_manager.files import fsync_directory
 from repo_manager.repository.layout import version_number
 
-__all__ = ["drop_signatures", "orphaned_signatures", "signature_path"]
+__all__ = ["drop_signatures", "orphaned_signatures", "signature_name"]
 
 _PREFIX, _SUFFIX = ".repo-manager.", ".sig.json"
 _SIGNATURE = re.compile(r"\.repo-manager\.(.+)\.([0-9]+)\.sig\.json")
 
 
-def signature_path(root: Path, name: str, version: int) -> Path:
+def signature_name(name: str, version: int) -> str:
     """Return where a version's signature lies: a file in the root, which Triton ignores."""
-    return root / f"{_PREFIX}{name}.{version}{_SUFFIX}"
+    return f"{_PREFIX}{name}.{version}{_SUFFIX}"
 
 
 def orphaned_signatures(root: Path) -> tuple[tuple[str, int], ...]:
@@ -43,7 +43,7 @@ def drop_signatures(root: Path, versions: Iterable[tuple[str, int]]) -> None:
     Raises:
         OSError: one cannot be removed.
     """
-    paths = [signature_path(root, name, version) for name, version in versions]
+    paths = [root / signature_name(name, version) for name, version in versions]
     present = [path for path in paths if os.path.lexists(path)]
     for path in present:
         path.unlink(missing_ok=True)

@@ -1,27 +1,26 @@
-"""Names for versions, and the way from what a person types to a version."""
+"""Names for versions, what was deployed, and the way from what a person types to a version."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import open_repository, version_number
-from repo_manager.repository.policy import existing_model
-from repo_manager.repository.scan import existing_versions
-from repo_manager.repository.state import ModelState, change_state, read_state, repository_lock
-from repo_manager.repository.stores.staging import staged
+from repo_manager.repository.layout import version_number
+from repo_manager.repository.location import Location
+from repo_manager.repository.state import ModelState, previous_version
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.view import changeable_model
 
 __all__ = [
-    "check_tag_target",
+    "model_state",
+    "model_states",
+    "previous_deployment",
+    "record_deployment",
     "remove_tag",
-    "resolve_in",
     "resolve_version",
     "set_tag",
-    "tag_holder",
     "validate_tag",
 ]
 
@@ -43,7 +42,7 @@ def validate_tag(tag: str) -> str:
     return tag
 
 
-def set_tag(repository: Path, name: str, tag: str, version: int, *, dry_run: bool = False) -> int | None:
+def set_tag(repository: Location, name: str, tag: str, version: int, *, dry_run: bool = False) -> int | None:
     """Give a version a name; a tag stands at one version of a model at a time.
 
     Returns:
@@ -54,16 +53,20 @@ def set_tag(repository: Path, name: str, tag: str, version: int, *, dry_run: boo
     """
     validate_tag(tag)
     with disk_errors(f"tag {name}"):
-        root = open_repository(repository)
-        folder = existing_model(root, name)
-        check_tag_target(name, version, existing_versions(folder))
-        before = read_state(root, name).tags.get(tag)
+        store = open_store(repository)
+        view = changeable_model(store, name, record=True)
+        if version not in view.versions:
+            raise RepositoryError(f"model {name!r} has no version {version} to tag")
+
+        def change(state: ModelState) -> ModelState:
+            return dataclasses.replace(state, tags={**state.tags, tag: version})
+
         if not dry_run:
-            _change(root, name, lambda s: dataclasses.replace(s, tags={**s.tags, tag: version}), folder, version)
-    return before
+            store.change_state(name, change, needs=version)
+        return view.state.tags.get(tag)
 
 
-def remove_tag(repository: Path, name: str, tag: str, *, dry_run: bool = False) -> int:
+def remove_tag(repository: Location, name: str, tag: str, *, dry_run: bool = False) -> int:
     """Take a tag away.
 
     Returns:
@@ -73,42 +76,20 @@ def remove_tag(repository: Path, name: str, tag: str, *, dry_run: bool = False) 
         RepositoryError: there is no such model or tag.
     """
     with disk_errors(f"untag {name}"):
-        root = open_repository(repository)
-        folder = existing_model(root, name)
-        version = tag_holder(name, tag, read_state(root, name))
+        store = open_store(repository)
+        tags = changeable_model(store, name, record=True).state.tags
+        if tag not in tags:
+            raise RepositoryError(f"model {name!r} has no tag {tag!r}; it has {', '.join(tags) or 'none'}")
+
+        def change(state: ModelState) -> ModelState:
+            return dataclasses.replace(state, tags={t: v for t, v in state.tags.items() if t != tag})
+
         if not dry_run:
-            _change(
-                root,
-                name,
-                lambda s: dataclasses.replace(s, tags={t: v for t, v in s.tags.items() if t != tag}),
-                folder,
-                None,
-            )
-    return version
+            store.change_state(name, change)
+        return tags[tag]
 
 
-def check_tag_target(name: str, version: int, existing: tuple[int, ...]) -> None:
-    """Check that a version to tag exists.
-
-    Raises:
-        RepositoryError: it does not.
-    """
-    if version not in existing:
-        raise RepositoryError(f"model {name!r} has no version {version} to tag")
-
-
-def tag_holder(name: str, tag: str, state: ModelState) -> int:
-    """Return the version that has a tag.
-
-    Raises:
-        RepositoryError: none has.
-    """
-    if tag not in state.tags:
-        raise RepositoryError(f"model {name!r} has no tag {tag!r}; it has {', '.join(state.tags) or 'none'}")
-    return state.tags[tag]
-
-
-def resolve_version(repository: Path, target: str) -> tuple[str, int]:
+def resolve_version(repository: Location, target: str) -> tuple[str, int]:
     """Turn `NAME`, `NAME:VERSION`, `NAME:TAG` or `NAME:latest` into a model and an existing version.
 
     `NAME` alone is the newest version.
@@ -118,35 +99,59 @@ def resolve_version(repository: Path, target: str) -> tuple[str, int]:
     """
     name, _, wanted = target.partition(":")
     with disk_errors(f"look up {target}"):
-        root = open_repository(repository)
-        existing = existing_versions(existing_model(root, name))
-        return name, resolve_in(name, wanted, existing, read_state(root, name))
+        view = changeable_model(open_store(repository), name, record=True)
+        if not view.versions:
+            raise RepositoryError(f"model {name!r} has no version")
+        if wanted in ("", "latest"):
+            return name, view.versions[-1]
+        number = view.state.tags.get(wanted, version_number(wanted))
+        if number is None or number not in view.versions:
+            known = [*map(str, view.versions), *view.state.tags]
+            raise RepositoryError(
+                f"model {name!r} has no version {wanted!r}; it has {', '.join(known)}",
+                hint=f"`repo-manager show {name}` lists them.",
+            )
+        return name, number
 
 
-def resolve_in(name: str, wanted: str, existing: tuple[int, ...], state: ModelState) -> int:
-    """Turn a number, a tag, `latest` or nothing into an existing version.
+def record_deployment(repository: Location, name: str, version: int) -> None:
+    """Remember that a version is what is served now, for `previous_deployment`.
 
     Raises:
-        RepositoryError: there is no such version or tag.
+        RepositoryError: no such model, or the store refuses.
     """
-    if not existing:
-        raise RepositoryError(f"model {name!r} has no version")
-    if wanted in ("", "latest"):
-        return existing[-1]
-    number = state.tags.get(wanted, version_number(wanted))
-    if number is None or number not in existing:
-        known = [*map(str, existing), *state.tags]
-        raise RepositoryError(
-            f"model {name!r} has no version {wanted!r}; it has {', '.join(known)}",
-            hint=f"`repo-manager show {name}` lists them.",
-        )
-    return number
+    with disk_errors(f"record a deployment of {name}"):
+        store = open_store(repository)
+        changeable_model(store, name)
+        store.change_state(name, lambda state: state.deployed(version))
 
 
-def _change(
-    root: Path, name: str, change: Callable[[ModelState], ModelState], folder: Path, version: int | None
-) -> None:
-    with staged(root) as staging, repository_lock(root):
-        if version is not None and version not in existing_versions(folder):
-            raise RepositoryError(f"model {name!r} has no version {version} any more")
-        change_state(root, name, change, staging=staging)
+def previous_deployment(repository: Location, name: str) -> int | None:
+    """Return the version to go back to: deployed before the current one, and still there; `None` when none is.
+
+    Raises:
+        RepositoryError: no such model, or the record is damaged.
+    """
+    with disk_errors(f"read the deployments of {name}"):
+        view = changeable_model(open_store(repository), name, record=True)
+        return previous_version(view.state, view.versions)
+
+
+def model_state(repository: Location, name: str) -> ModelState:
+    """Return everything that is remembered of a model: deployments, tags, the highest number given out.
+
+    Raises:
+        RepositoryError: no such repository, or the record is damaged.
+    """
+    with disk_errors(f"read the state of {name}"):
+        return open_store(repository).state(name)
+
+
+def model_states(repository: Location) -> dict[str, ModelState]:
+    """Return what is remembered of every model, removed ones included.
+
+    Raises:
+        RepositoryError: no such repository, or the record is damaged.
+    """
+    with disk_errors(f"read the state of {repository}"):
+        return dict(open_store(repository).states())

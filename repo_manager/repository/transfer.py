@@ -1,33 +1,47 @@
-"""Copying a version to another repository (or name), on disk or in object storage; every byte checked on the way."""
+"""Copying a version to another repository (or name); every byte checked on the way."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-from repo_manager.errors import RepositoryError
-from repo_manager.repository.anywhere import find_model, plan_publish, publish
+from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.dispatch import by_location
-from repo_manager.repository.layout import open_repository, validate_model_name
+from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location
-from repo_manager.repository.manifest import read_manifest
-from repo_manager.repository.policy import existing_model
-from repo_manager.repository.scan import ModelEntry, existing_versions
-from repo_manager.repository.transfer_parts import (
-    Source,
-    Transfer,
-    check_whole,
-    copied_details,
-    identical_version,
-    source_config,
-)
-from repo_manager.repository.verify_version import list_files
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes, publish
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import Store
+from repo_manager.repository.view import ModelView, VersionView, changeable_model, with_beside, with_versions
+from repo_manager.triton_config import VARIANTS_FOLDER, ModelConfig, parse_config, same_signature
+from repo_manager.triton_config.text_fields import replace_field
 
 __all__ = ["Transfer", "copy_version"]
+
+_OWN_FIELDS = ("schema_version", "model", "version", "created", "backend", "files", "config", "extra")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """A copy, done or planned.
+
+    Attributes:
+        source: `NAME:VERSION` in the source repository.
+        name: the model in the target repository.
+        version: its number there; for a dry run, what it would be now.
+        identical: the target already has a version of the same content, and `version` is that one.
+        size_bytes: what was or would be copied.
+        published: the new version; `None` when nothing was copied.
+    """
+
+    source: str
+    name: str
+    version: int
+    identical: bool
+    size_bytes: int
+    published: PublishedVersion | None
 
 
 def copy_version(
@@ -62,75 +76,113 @@ def copy_version(
             serves something else under that name.
     """
     new_name = validate_model_name(name if target_name is None else target_name)
+    told = progress or (lambda _: None)
     with disk_errors(f"copy {name}:{version}"):
-        found = _look(source, name, version, new_name)
-        check_whole(found.present, found.manifest, f"{name}:{version}")
-        twin = identical_version(_model_there(target, new_name), found.manifest)
-        size_bytes = found.manifest.size_bytes
-        made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, size_bytes, None)
+        origin = open_store(source)
+        view, content = _look(origin, name, version)
+        manifest = content.manifest()
+        text, config = _source_config(view, new_name)
+        _check_whole(content, manifest, f"{name}:{version}")
+        twin = _identical_version(open_store(target, may_be_new=True), new_name, manifest)
+        made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, manifest.size_bytes, None)
         if twin is not None:
             return made
         if dry_run:
-            with _named_files(source, name, version, found) as files:
-                plan = plan_publish(target, new_name, files, found.config)
+            sizes = {file: record.size_bytes for file, record in manifest.files.items()}
+            plan = plan_publish_sizes(target, new_name, sizes, config)
             return dataclasses.replace(made, version=plan.version)
-        with _content(source, name, version, found, progress) as folder:
+        with origin.resumable_fetch(name, version, manifest.digest, told) as folder:
             published = publish(
                 target,
                 new_name,
-                {file: folder / file for file in found.present},
-                found.config,
-                copied_details(found.manifest, found.place),
-                expected=found.manifest.files,
-                config_text=found.text,
+                {file: folder / file for file in manifest.files},
+                config,
+                _copied_details(manifest, origin.location.name),
+                expected=manifest.files,
+                config_text=text,
                 progress=progress,
             )
     return dataclasses.replace(made, version=published.version, published=published)
 
 
-def _look_on_disk(source: Path, name: str, version: int, new_name: str) -> Source:
-    root = open_repository(source)
-    folder = existing_model(root, name)
-    if version not in existing_versions(folder):
-        raise RepositoryError(f"model {name!r} in {source} has no version {version}")
-    path = folder / str(version)
-    return Source(read_manifest(path), list_files(path), *source_config(folder, new_name), root.name)
+def _look(store: Store, name: str, version: int) -> tuple[ModelView, VersionView]:
+    view = changeable_model(store, name)
+    content = with_versions(store, view, (version,)).contents.get(version) if version in view.versions else None
+    if content is None:
+        raise RepositoryError(f"model {name!r} in {store.location} has no version {version}")
+    return with_beside(store, view), content
 
 
-_look = by_location(_look_on_disk, "source.look")
+def _check_whole(version: VersionView, manifest: Manifest, what: str) -> None:
+    """Check that a version holds the files that its manifest lists, and no others.
+
+    Raises:
+        RepositoryError: it does not.
+    """
+    odd = {entry.name for entry in version.files} ^ manifest.files.keys()
+    if odd:
+        raise RepositoryError(
+            f"{what} does not hold what its manifest says: {', '.join(sorted(odd))}",
+            hint="`repo-manager verify` shows all of it.",
+        )
 
 
-def _model_there(target: Location, name: str) -> ModelEntry | None:
-    if isinstance(target, Path) and not (target / name).is_dir():
-        return None
-    try:
-        return find_model(target, name)
-    except RepositoryError as exc:
-        if "has no model" in exc.message:
-            return None
-        raise
+def _source_config(view: ModelView, name: str) -> tuple[str, ModelConfig]:
+    """Return the source's config.pbtxt, renamed, as text and parsed, with its labels and its variants.
+
+    Raises:
+        ConfigError: it is broken, or a label file is missing.
+    """
+    text = _renamed(view.config_text(), name, view.config_place)
+    config = parse_config(text, where=view.config_place)
+    labels: dict[str, tuple[str, ...]] = {}
+    for file in config.label_filenames:
+        if file not in view.beside:
+            raise ConfigError(f"{view.config_place} names the label file {file}, which does not exist")
+        labels[file] = tuple(view.beside[file].decode(errors="replace").splitlines())
+    variants = {
+        file.removeprefix(f"{VARIANTS_FOLDER}/").removesuffix(".pbtxt"): _renamed(
+            data.decode(errors="replace"), name, str(view.place / file)
+        )
+        for file, data in view.beside.items()
+        if file.startswith(f"{VARIANTS_FOLDER}/") and file not in config.label_filenames
+    }
+    return text, dataclasses.replace(config, labels=labels, variants=variants)
 
 
-@contextlib.contextmanager
-def _named_files(source: Location, name: str, version: int, found: Source) -> Iterator[dict[str, Path]]:
-    """Give the version's files for a plan; from object storage only files of the right names and sizes."""
-    if isinstance(source, Path):
-        folder = open_repository(source) / name / str(version)
-        yield {file: folder / file for file in found.present}
-        return
-    with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
-        files = {file: Path(place) / file for file in found.present}
-        for file, path in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as empty:
-                empty.truncate(found.manifest.files[file].size_bytes)
-        yield files
+def _renamed(text: str, name: str, where: str) -> str:
+    if parse_config(text, where=where).name in ("", name):
+        return text
+    return replace_field(text, "name", f'name: "{name}"', where=where)
 
 
-def _content_on_disk(
-    source: Path, name: str, version: int, found: Source, progress: Callable[[int], None] | None
-) -> contextlib.AbstractContextManager[Path]:
-    return contextlib.nullcontext(open_repository(source) / name / str(version))
+def _identical_version(store: Store, name: str, manifest: Manifest) -> int | None:
+    """Return a model's newest version of the same content, served in the same way; `None` when there is none."""
+    view = store.look(name)
+    for version in reversed(list(with_versions(store, view).contents.values())):
+        try:
+            found = version.manifest()
+        except RepositoryError:
+            continue
+        if found.digest == manifest.digest and not same_signature(
+            parse_config(found.config), parse_config(manifest.config)
+        ):
+            return version.number
+    return None
 
 
-_content = by_location(_content_on_disk, "source.content")
+def _copied_details(manifest: Manifest, origin_name: str) -> dict[str, Any]:
+    """Return the fields of the copy's manifest: the source's story, and where it came from."""
+    details = {
+        field.name: getattr(manifest, field.name)
+        for field in dataclasses.fields(manifest)
+        if field.name not in _OWN_FIELDS
+    }
+    origin = {
+        "repository": origin_name,  # Its name, not its path: a manifest travels.
+        "model": manifest.model,
+        "version": manifest.version,
+        "created": manifest.created,
+        "digest": manifest.digest,
+    }
+    return {**details, **manifest.extra, "copied_from": origin}

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.errors import ModelError, RepositoryError
+from repo_manager.files import sha256_file
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import (
-    find_folder,
-    is_folder,
-    open_repository,
-    triton_version,
-    validate_model_name,
-)
-from repo_manager.repository.signing_files import orphaned_signatures, signature_path
-from repo_manager.repository.state import read_states
-from repo_manager.repository.stores.staging import STAGING_IN_ROOT
-from repo_manager.repository.verify_version import verify_version
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    ModelConfig,
-    Problem,
-    Severity,
-    check_rules,
-    parse_config,
-    served_versions,
-    version_policy,
-)
-from repo_manager.triton_config.config import read_config_text
+from repo_manager.repository.location import Location
+from repo_manager.repository.plan.configuration import served_model_file
+from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import Store
+from repo_manager.repository.view import ModelView, VersionView, existing_model, with_beside, with_versions
+from repo_manager.triton_config import ModelConfig, Problem, check_config, runtime_signature
+from repo_manager.types import Backend
 
 __all__ = ["verify"]
 
-# Folders of a model that Triton knows: core's kWarmupDataFolder and kInitialStateFolder, --model-config-name's configs.
 _MAX_LOOKS = 20
-_KNOWN_FOLDERS = {"warmup", "initial_state", "configs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +34,7 @@ class _Content:
 
 
 def verify(
-    repository: Path,
+    repository: Location,
     name: str | None = None,
     *,
     version: int | None = None,
@@ -58,7 +43,8 @@ def verify(
 ) -> tuple[Problem, ...]:
     """Check a repository: layout as Triton reads it, configurations, manifests, and each file's digest and size.
 
-    Works on repositories that others wrote: a version without a manifest is a warning. Nothing is changed.
+    Works on repositories that others wrote: a version without a manifest is a warning. Nothing is changed. From object
+    storage files are fetched one version at a time; without `digests` nothing but small files is.
 
     Args:
         repository: the root.
@@ -71,171 +57,94 @@ def verify(
         The findings in the order of their places; empty when all is well.
 
     Raises:
-        RepositoryError: no such repository or model, or the disk refuses.
+        RepositoryError: no such repository or model, or the store refuses.
     """
-    content = _Content(version, digests, models)
     with disk_errors(f"verify {repository}"):
-        root = open_repository(repository)
+        store = open_store(repository)
+        content = _Content(version, digests, models and (digests or not store.remote))
         if name is not None:
-            if find_folder(root, name) is None:
-                raise RepositoryError(f"{root} has no model {name!r}", hint="`repo-manager list` shows the models.")
-            return tuple(_verify_model(root, root / name, content))
-        found = [*_verify_state(root), *_verify_signature_files(root)]
-        for entry in sorted(os.scandir(root), key=lambda e: e.name):
-            if is_folder(entry):
-                found += _verify_root_folder(root, Path(entry.path), content)
-            elif entry.is_symlink() and not Path(entry.path).exists():
-                found.append(Problem(entry.name, "is a link to nothing", Severity.WARNING))
+            return tuple(_named_model(store, name, content))
+        found = list(store.problems())
+        for model in store.model_names():
+            found += _model(store, model, content)
         return tuple(found)
 
 
-def _verify_state(root: Path) -> Iterator[Problem]:
+def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:
     try:
-        read_states(root)
-    except RepositoryError as exc:
-        yield Problem(".repo-manager.json", exc.message, hint=exc.hint or "")
+        there = bool(store.look(name).work)
+    except RepositoryError:
+        there = True  # Its record is damaged, which is a finding.
+    if not there:
+        existing_model(store, name)
+    return _model(store, name, content)
 
 
-def _verify_signature_files(root: Path) -> Iterator[Problem]:
-    for name, version in orphaned_signatures(root):
-        text = f"is the signature of {name}:{version}, which does not exist"
-        yield Problem(signature_path(root, name, version).name, text, Severity.WARNING, "`repo-manager gc` removes it")
-
-
-def _verify_root_folder(root: Path, path: Path, content: _Content) -> Iterable[Problem]:
-    if path.name == STAGING_IN_ROOT:
-        text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
-        return [Problem(path.name, text, Severity.WARNING, "the next command that writes removes it")]
-    if path.name.startswith("."):
-        return [Problem(path.name, "is a hidden folder, which Triton takes for a model", hint="move it elsewhere")]
-    return _verify_model(root, path, content)
-
-
-def _verify_model(root: Path, path: Path, content: _Content) -> list[Problem]:
+def _model(store: Store, name: str, content: _Content) -> list[Problem]:
     """Check one model. What was found while another command changed the model is not believed but looked at again."""
     found: list[Problem] = []
     for _ in range(_MAX_LOOKS):
-        before = _stamp(path)
-        if before is None:
-            return []  # It was removed.
         try:
-            found = list(_verify_model_once(root, path, content))
+            view = store.look(name)
+        except RepositoryError as exc:
+            return [Problem(store.record_key(name), exc.message, hint=exc.hint or "")]
+        try:
+            found = list(_model_once(store, view, content))
         except FileNotFoundError:
-            if _stamp(path) == before:
+            if store.look(name) == view:
                 raise
             continue
-        if not found or _stamp(path) == before:
+        if not found or store.look(name) == view:
             break
     return found
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """What changes when versions come or go, or config.pbtxt is replaced; `None` when the model is gone."""
-    try:
-        folder = path.stat()
-        config = (path / CONFIG_FILENAME).stat() if (path / CONFIG_FILENAME).exists() else folder
-    except FileNotFoundError:
-        return None
-    return folder.st_ino, folder.st_mtime_ns, config.st_ino, config.st_mtime_ns
+def _model_once(store: Store, view: ModelView, content: _Content) -> Iterator[Problem]:
+    yield from work_problems(view)
+    if not view.exists or (view.work and not view.versions):
+        return  # Not a model yet, or not any more.
+    view = with_versions(store, with_beside(store, view))
+    yield from model_problems(view)
+    config = readable_config(view)
+    for number, version in view.contents.items():
+        yield from version_problems(version, config)
+        if content.version in (None, number) and (content.digests or content.models):
+            with store.fetch(view.name, number, compare=False) as folder:
+                yield from _content_problems(folder, version, config, content)
 
 
-def _verify_model_once(root: Path, path: Path, content: _Content) -> Iterator[Problem]:
-    name = path.name
-    try:
-        validate_model_name(name)
-    except RepositoryError as exc:
-        yield Problem(name, exc.message, Severity.WARNING)
-    if path.is_symlink():
-        yield from _link_problem(root, path, name)
-    config, problems = _read_config(path)
-    yield from problems
-    numbers: list[int] = []
-    for entry in sorted(os.scandir(path), key=lambda e: e.name):
-        where = f"{name}/{entry.name}"
-        if not is_folder(entry):
-            yield from _stray_file(entry, where, config)
-            continue
-        if entry.name in _KNOWN_FOLDERS:
-            continue
-        number, version_problems = _folder_version(entry.name, where)
-        yield from version_problems
-        if entry.is_symlink():
-            yield from _link_problem(root, Path(entry.path), where)
-        if number is not None and str(number) == entry.name:
-            numbers.append(number)
-            folder = Path(entry.path)
-            wanted = content.version in (None, number)
-            digests, models = wanted and content.digests, wanted and content.models
-            yield from verify_version(root, folder, number, config, digests=digests, models=models)
-    if config is not None:
-        yield from _verify_policy(name, config, numbers)
-    if not numbers:
-        yield Problem(name, "has no version, and Triton takes the folder for a model", hint="remove the folder")
+def _content_problems(
+    folder: Path, version: VersionView, config: ModelConfig | None, content: _Content
+) -> Iterator[Problem]:
+    """Check what is in a version's files; what their names and sizes tell already is not said again."""
+    where = f"{version.path.parent.name}/{version.number}"
+    if content.models and config is not None:
+        yield from _model_file(folder, version, config, where)
+    if content.digests and version.has_manifest:
+        yield from _digests(folder, version, where)
 
 
-def _read_config(path: Path) -> tuple[ModelConfig | None, list[Problem]]:
-    file = path / CONFIG_FILENAME
-    where = f"{path.name}/{CONFIG_FILENAME}"
-    if not file.exists():
-        text = "is missing; Triton derives one where the backend can"
-        return None, [Problem(where, text, Severity.WARNING, "write it down: a derived one can change with a version")]
-    try:
-        config = parse_config(read_config_text(file), where=where)
-    except ConfigError as exc:
-        return None, [Problem(where, exc.message, hint=exc.hint or "")]
-    problems = check_rules(config, where=where)
-    if config.name not in ("", path.name):
-        problems.append(Problem(where, f"names the model {config.name!r}; Triton wants the folder's {path.name!r}"))
-    if config.unknown_fields:
-        text = f"has fields that this repo-manager does not know: {', '.join(config.unknown_fields)}"
-        problems.append(Problem(where, text, Severity.WARNING))
-    for label_file in config.label_filenames:
-        if not (path / label_file).is_file():
-            problems.append(Problem(f"{path.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it"))
-    return config, problems
-
-
-def _stray_file(entry: os.DirEntry[str], where: str, config: ModelConfig | None) -> Iterator[Problem]:
-    if entry.name == CONFIG_FILENAME or (config is not None and entry.name in config.label_filenames):
+def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: str) -> Iterator[Problem]:
+    filename = served_model_file(config)
+    file = folder / filename
+    if not filename or config.backend != Backend.ONNXRUNTIME or not file.is_file() or not file.stat().st_size:
         return
-    if entry.is_symlink() and not Path(entry.path).exists():
-        yield Problem(where, "is a link to nothing", Severity.WARNING)
-    elif config is not None:
-        text = "lies beside the versions: each change of it makes Triton reload every version"
-        yield Problem(where, text, Severity.WARNING, "move it elsewhere, or into the version that it belongs to")
+    if config.message().model_operations.op_library_filename:
+        return  # Only the server has the libraries of its custom operators.
+    try:
+        yield from check_config(config, runtime_signature(file, config), where=f"{where}/{filename}")
+    except ModelError as exc:
+        yield Problem(f"{where}/{filename}", exc.message.replace(str(folder), str(version.path)), hint=exc.hint or "")
 
 
-def _folder_version(folder: str, where: str) -> tuple[int | None, list[Problem]]:
-    """What Triton makes of a folder in a model's folder."""
-    number = triton_version(folder)
-    if number is None:
-        return None, [Problem(where, "is no version; Triton ignores it with a warning", Severity.WARNING)]
-    if abs(number) >= 2**63:
-        return None, [Problem(where, "is a number beyond 64 bits, at which Triton fails", hint="rename it")]
-    if str(number) != folder:
-        text = f"Triton takes this folder for version {number} and then reads the folder {number}"
-        return number, [Problem(where, text, hint="rename it so that it does not start with a digit, or remove it")]
-    if number < 1:
-        return number, [Problem(where, f"is version {number}; versions start at 1", Severity.WARNING)]
-    return number, []
-
-
-def _verify_policy(name: str, config: ModelConfig, numbers: list[int]) -> Iterator[Problem]:
-    policy = version_policy(config)
-    where = f"{name}/{CONFIG_FILENAME}"
-    if numbers and not served_versions(config, numbers):
-        yield Problem(where, f"asks to serve {policy}, and the versions are {sorted(numbers)}: nothing would load")
-    elif isinstance(policy, tuple):
-        missing = sorted(set(policy) - set(numbers))
-        if missing:
-            text = f"asks to serve {', '.join(map(str, missing))}, which do not exist; Triton skips them"
-            yield Problem(where, text, Severity.WARNING, "deploy an existing version")
-
-
-def _link_problem(root: Path, path: Path, where: str) -> Iterator[Problem]:
-    target = path.resolve()
-    if root not in target.parents:
-        text = f"is a symbolic link out of the repository, to {target}"
-        yield Problem(where, text, hint="put the content itself here: what lies outside can change unseen")
-    else:
-        yield Problem(where, f"is a symbolic link to {target}", Severity.WARNING)
+def _digests(folder: Path, version: VersionView, where: str) -> Iterator[Problem]:
+    sizes = {entry.name: entry.size_bytes for entry in version.files}
+    with contextlib.suppress(RepositoryError):
+        for name, record in version.manifest().files.items():
+            file = folder / name
+            if sizes.get(name) != record.size_bytes or not file.is_file():
+                continue  # Said already.
+            found = sha256_file(file)
+            if found != record.sha256:
+                text = f"was changed: its digest is {found}; the manifest says {record.sha256}"
+                yield Problem(f"{where}/{name}", text, hint="restore it from a copy")

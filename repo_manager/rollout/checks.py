@@ -17,7 +17,6 @@ from repo_manager.repository import (
     verify,
     version_files,
 )
-from repo_manager.repository.verify_version import verify_version
 from repo_manager.rollout.result import RolloutOptions
 from repo_manager.rollout.room import Room, room_for
 from repo_manager.server import TritonClient
@@ -79,7 +78,7 @@ def check_version(
         config = entry.config()
     except ConfigError as exc:
         return (Check("config", Outcome.REFUSED, exc.message, exc.hint or ""),)
-    checks = [_files(repository, entry, version, config)]
+    checks = [_files(repository, entry, version)]
     if checks[0].outcome is not Outcome.REFUSED:
         checks.append(_config(entry, version, config))
     if signed_by:
@@ -143,14 +142,10 @@ def refuse(
     )
 
 
-def _files(repository: Location, entry: ModelEntry, version: int, config: ModelConfig | None) -> Check:
-    folder = entry.version(version).path
+def _files(repository: Location, entry: ModelEntry, version: int) -> Check:
     where = f"{entry.name}/{version}"
-    if isinstance(repository, Path) and isinstance(folder, Path):
-        found = list(verify_version(repository, folder, version, config, digests=True, models=False))
-    else:
-        problems = verify(repository, entry.name, version=version, models=False)
-        found = [each for each in problems if each.where.startswith(where)]
+    problems = verify(repository, entry.name, version=version, models=False)
+    found = [each for each in problems if each.where == where or each.where.startswith(f"{where}/")]
     errors = [problem for problem in found if problem.severity is Severity.ERROR]
     if errors:
         return Check(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from repo_manager.repository import Location, ObjectRepository, read_config_bytes, touch_config, write_config_bytes
+from repo_manager.repository import Location, read_config_bytes, touch_config, write_config_bytes
+from repo_manager.repository.stores import open_store
 
 __all__ = ["changes_are_unseen", "read_bytes", "touch", "write_back"]
 
@@ -39,4 +40,4 @@ def changes_are_unseen(repository: Location) -> bool:
 
     On Azure its file system answers 0 for every time of modification (server#6958).
     """
-    return isinstance(repository, ObjectRepository) and repository.scheme == "as"
+    return not open_store(repository).changes_visible

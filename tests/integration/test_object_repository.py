@@ -45,10 +45,10 @@ from repo_manager.repository import (
     version_files,
     write_config_bytes,
 )
+from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.objects.client import ObjectClient, open_client
 from repo_manager.repository.stores.objects.facts import Listing, Mark
 from repo_manager.repository.stores.objects.holder import Holder
-from repo_manager.repository.stores.objects.lease import object_lease
 from repo_manager.repository.stores.objects.ledger import Pending, change_ledger, read_ledger
 
 pytestmark = pytest.mark.integration
@@ -451,14 +451,14 @@ def test_a_publication_that_is_under_way_is_left_alone(root: ObjectRepository, p
 
 def test_a_lease_has_one_holder_and_survives_a_dead_one(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
     put()
-    again = object_lease(root, "m", timeout_s=0)
-    with object_lease(root, "m", timeout_s=0), pytest.raises(RepositoryError, match="another roll-out of m"), again:
+    again = open_store(root).lease("m", timeout_s=0)
+    with open_store(root).lease("m", timeout_s=0), pytest.raises(RepositoryError, match="another roll-out of m"), again:
         pass
-    with object_lease(root, "m", timeout_s=0):
+    with open_store(root).lease("m", timeout_s=0):
         pass
     dead = dataclasses.replace(Holder.me(), pid=2**22 + 1)
     change_ledger(store, "m", lambda ledger: dataclasses.replace(ledger, lease=dead))
-    with object_lease(root, "m", timeout_s=0):
+    with open_store(root).lease("m", timeout_s=0):
         assert (read_ledger(store, "m").lease or dead).pid != dead.pid
     assert read_ledger(store, "m").lease is None
 

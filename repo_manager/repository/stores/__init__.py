@@ -1,1 +1,35 @@
 """Where a repository is kept: folders on a disk, or objects in a bucket."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from repo_manager.repository.layout import open_root
+from repo_manager.repository.location import Location
+from repo_manager.repository.stores.base import Store
+from repo_manager.repository.stores.disk import DiskStore
+
+__all__ = ["open_store"]
+
+# It belongs to the [cloud] extra, and takes a tenth of a start: commands on a disk do without.
+_OBJECT_STORE = "repo_manager.repository.stores.objects.store"
+
+
+def open_store(repository: Location, *, may_be_new: bool = False) -> Store:
+    """Return the store of a repository, for one operation.
+
+    Args:
+        repository: the root. An empty prefix in object storage is an empty repository.
+        may_be_new: a folder need not exist: it is an empty repository, and publishing makes it.
+
+    Raises:
+        RepositoryError: the folder does not exist, or the credentials for object storage cannot be read.
+        MissingDependencyError: the `[cloud]` extra is not installed.
+    """
+    if isinstance(repository, Path):
+        root = repository.expanduser().resolve()
+        return DiskStore(root if may_be_new and not root.exists() else open_root(repository))
+    make: Callable[[Location], Store] = importlib.import_module(_OBJECT_STORE).ObjectStore
+    return make(repository)

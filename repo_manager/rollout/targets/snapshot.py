@@ -26,8 +26,8 @@ from repo_manager.files import fsync_tree
 from repo_manager.repository import Location, ObjectRepository, find_model
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.layout import version_number
+from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.stores.objects.client import open_client
-from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError
 from repo_manager.repository.stores.objects.retry import TransientError
 from repo_manager.repository.stores.objects.transport import read_parts
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy

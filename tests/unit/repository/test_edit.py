@@ -8,7 +8,7 @@ import pytest
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository import change_config, edit_config
-from repo_manager.repository import edit as edit_module
+from repo_manager.repository.stores import disk as disk_module
 from repo_manager.triton_config import ReloadEffect, get_field, parse_config, read_config, set_fields
 
 Put = Callable[..., Any]
@@ -129,13 +129,13 @@ def test_a_broken_file_can_be_replaced(root: Path, path: Path) -> None:
 
 
 def test_a_change_in_between_is_noticed(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = edit_module.repository_lock
+    real = disk_module.repository_lock
 
     def slow(where: Path) -> Any:
         path.write_text(path.read_text() + "# other\n")
         return real(where)
 
-    monkeypatch.setattr(edit_module, "repository_lock", slow)
+    monkeypatch.setattr(disk_module, "repository_lock", slow)
     with pytest.raises(RepositoryError, match="changed meanwhile"):
         change_config(root, "m", {"instance_group.count": "2"})
     assert parse_config(path.read_text()).message().instance_group[0].count == 1

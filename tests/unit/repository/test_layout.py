@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.layout import open_repository
+from repo_manager.repository.layout import open_root
 
 
 def test_a_new_repository_is_made_by_all_who_come_at_once(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_a_new_repository_is_made_by_all_who_come_at_once(tmp_path: Path) -> Non
 
         def make(root: Path = root, together: threading.Barrier = together) -> Path:
             together.wait()
-            return open_repository(root, create=True)
+            return open_root(root, create=True)
 
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             made = [pool.submit(make) for _ in range(count)]
@@ -28,7 +28,7 @@ def test_what_is_no_repository_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for create in (False, True):
         with pytest.raises(RepositoryError, match="is not a folder"):
-            open_repository(tmp_path / "file", create=create)
+            open_root(tmp_path / "file", create=create)
     with pytest.raises(RepositoryError, match="does not exist"):
-        open_repository(tmp_path / "none")
+        open_root(tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -15,14 +15,16 @@ import pytest
 
 from repo_manager.errors import RepositoryError
 from repo_manager.report.transfer_progress import transfer_progress
-from repo_manager.repository import ObjectRepository, anywhere, parse_location
-from repo_manager.repository.dispatch import object_function
+from repo_manager.repository import ObjectRepository, parse_location
+from repo_manager.repository.stores.base import Store
+from repo_manager.repository.stores.disk import DiskStore
 from repo_manager.repository.stores.objects.claim import is_abandoned
 from repo_manager.repository.stores.objects.content import measure, part_bytes_for, read_part
 from repo_manager.repository.stores.objects.credentials import s3_keys, store_config
 from repo_manager.repository.stores.objects.holder import Holder, parse_holder
 from repo_manager.repository.stores.objects.ledger import Pending, ledger_key, ledger_model
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
+from repo_manager.repository.stores.objects.store import ObjectStore
 
 S3 = parse_location("s3://http://127.0.0.1:9/bucket/models")
 KEYS = {
@@ -178,19 +180,19 @@ def test_progress_is_said_now_and_then() -> None:
     assert "500 B of 1000 B (50%)" in said[0]
 
 
-DISPATCHED = sorted(name for name in anywhere.__all__ if hasattr(getattr(anywhere, name), "in_objects"))
+VERBS = sorted(name for name, verb in vars(Store).items() if inspect.isfunction(verb) and not name.startswith("_"))
 
 
-@pytest.mark.parametrize("name", DISPATCHED)
-def test_both_kinds_of_repository_take_the_same_arguments(name: str) -> None:
-    dispatched = getattr(anywhere, name)
-    on_disk = list(inspect.signature(dispatched).parameters.values())
-    in_objects = list(inspect.signature(object_function(dispatched.in_objects)).parameters.values())
-    assert [(p.name, p.kind, p.default) for p in in_objects] == [(p.name, p.kind, p.default) for p in on_disk]
+@pytest.mark.parametrize("name", VERBS)
+def test_both_stores_take_the_same_arguments(name: str) -> None:
+    wanted = [(p.name, p.kind, p.default) for p in inspect.signature(vars(Store)[name]).parameters.values()]
+    for store in (DiskStore, ObjectStore):
+        found = inspect.signature(getattr(store, name)).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in found] == wanted
 
 
 def test_a_repository_on_disk_does_not_wait_for_what_is_for_object_storage() -> None:
-    code = "import sys, repo_manager.repository; print([m for m in sys.modules if 'repository.stores.objects' in m])"
+    code = "import sys, repo_manager.repository; print([m for m in sys.modules if 'stores.objects' in m])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.strip() == "[]"
-    assert len(DISPATCHED) > 20
+    assert len(VERBS) > 20

@@ -1,1 +1,1 @@
-"""A repository in object storage: no rename, no lock, no folder; create-only writes and compare-and-swap instead."""
+"""A repository in object storage: each request certain, each change a compare-and-swap."""

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from repo_manager.errors import RepositoryError
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.stores.objects.credentials import store_config
-from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError, Listing, Mark, ObjectFact
+from repo_manager.repository.stores.objects.facts import Listing, Mark, ObjectFact
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
 
 __all__ = ["ObjectClient", "StoreOptions", "open_client"]

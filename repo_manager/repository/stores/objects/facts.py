@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 
-__all__ = ["ChangedMeanwhileError", "Listing", "Mark", "ObjectFact"]
-
-
-class ChangedMeanwhileError(Exception):
-    """A create-only object exists with another content, or an object is not the one that was read any more."""
+__all__ = ["Listing", "Mark", "ObjectFact"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,36 +6,30 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import file_lock
-from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
-from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.manifest import FileRecord
-from repo_manager.repository.stores.objects.client import ObjectClient, open_client
-from repo_manager.repository.stores.objects.scan import read_version_manifest
+from repo_manager.repository.layout import MANIFEST_FILENAME
+from repo_manager.repository.manifest import FileRecord, Manifest, parse_manifest
+from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.transport import save_object
 
-__all__ = ["fetch_version", "kept_download", "version_files"]
+__all__ = ["fetch_version", "kept_download", "read_manifest"]
 
 
-@contextlib.contextmanager
-def version_files(version: ObjectRepository, names: Sequence[str] | None = None) -> Iterator[Path]:
-    """As `repository.version_files`, for a version in object storage."""
-    number = version_number(version.name)
-    if number is None or not version.parent.prefix:
-        raise RepositoryError(f"{version} is no version's place")
-    name = version.parent.name
-    store = open_client(version.parent.parent)
-    with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
-        folder = Path(place).resolve() / name / str(number)
-        with disk_errors(f"fetch {name}:{number}"):
-            fetch_version(store, name, number, folder, names)
-        yield folder
+def read_manifest(store: ObjectClient, name: str, version: int) -> Manifest | None:
+    """Return a version's manifest; `None` when it has none.
+
+    Raises:
+        RepositoryError: it is no manifest.
+    """
+    key = f"{name}/{version}/{MANIFEST_FILENAME}"
+    found = store.get(key)
+    if found is None:
+        return None
+    return parse_manifest(found[0].decode(errors="replace"), where=str(store.location / key))
 
 
 def fetch_version(
@@ -62,7 +56,7 @@ def fetch_version(
     Raises:
         RepositoryError: a file is not what the manifest says, or cannot be fetched.
     """
-    manifest = read_version_manifest(store, name, version) if compare else None
+    manifest = read_manifest(store, name, version) if compare else None
     records = {} if manifest is None else manifest.files
     target.mkdir(parents=True, exist_ok=True)
     for fact in store.walk(f"{name}/{version}"):

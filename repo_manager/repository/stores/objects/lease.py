@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.stores.objects.client import ObjectClient, open_client
+from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.holder import Holder
 from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger
 
@@ -25,7 +24,7 @@ class _HeldError(Exception):
 
 
 @contextlib.contextmanager
-def object_lease(repository: ObjectRepository, name: str, *, timeout_s: float) -> Iterator[None]:
+def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterator[None]:
     """Hold a model's lease, an entry of its ledger, which is renewed while the block runs.
 
     A holder of this machine that is dead, and any that has not renewed its lease for a minute, is replaced. All of it
@@ -34,8 +33,7 @@ def object_lease(repository: ObjectRepository, name: str, *, timeout_s: float) -
     Raises:
         RepositoryError: somebody else holds it for longer than `timeout_s`.
     """
-    store = open_client(repository)
-    keeper = _Keeper(store, name, _acquire(store, name, time.monotonic() + timeout_s))
+    keeper = _Keeper(client, name, _acquire(client, name, time.monotonic() + timeout_s))
     keeper.start()
     try:
         yield
@@ -43,7 +41,7 @@ def object_lease(repository: ObjectRepository, name: str, *, timeout_s: float) -
         keeper.end()
 
 
-def _acquire(store: ObjectClient, name: str, deadline: float) -> Holder:
+def _acquire(client: ObjectClient, name: str, deadline: float) -> Holder:
     while True:
         holder = Holder.me(_LEASE_S)
 
@@ -54,7 +52,7 @@ def _acquire(store: ObjectClient, name: str, deadline: float) -> Holder:
             return dataclasses.replace(ledger, lease=holder)
 
         try:
-            change_ledger(store, name, take)
+            change_ledger(client, name, take)
             return holder
         except _HeldError as exc:
             if time.monotonic() >= deadline:
@@ -68,9 +66,9 @@ def _acquire(store: ObjectClient, name: str, deadline: float) -> Holder:
 class _Keeper(threading.Thread):
     """Renews a lease while its holder works, and gives it back at the end."""
 
-    def __init__(self, store: ObjectClient, name: str, holder: Holder) -> None:
+    def __init__(self, client: ObjectClient, name: str, holder: Holder) -> None:
         super().__init__(name=f"lease of {name}", daemon=True)
-        self._store, self._model, self._holder = store, name, holder
+        self._client, self._model, self._holder = client, name, holder
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -92,4 +90,4 @@ class _Keeper(threading.Thread):
             mine = ledger.lease is not None and ledger.lease.token == self._holder.token
             return dataclasses.replace(ledger, lease=holder) if mine else ledger
 
-        change_ledger(self._store, self._model, change)
+        change_ledger(self._client, self._model, change)

@@ -20,8 +20,9 @@ from typing import Any
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import STATE_FILENAME
 from repo_manager.repository.state import ModelState, format_entry, parse_entry
+from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.stores.objects.client import ObjectClient
-from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError, Mark
+from repo_manager.repository.stores.objects.facts import Mark
 from repo_manager.repository.stores.objects.holder import Holder, parse_holder
 
 __all__ = ["Ledger", "Pending", "change_ledger", "ledger_key", "ledger_model", "read_ledger"]

@@ -1,25 +1,24 @@
-"""Whole files to a store and from it: in parallel, in bounded memory, compared at the end, resumed after a crash."""
+"""Whole files to a store and from it: in parallel, in bounded memory, compared at the end."""
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.manifest import FileRecord
+from repo_manager.repository.stores.base import Progress
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.content import Measured, read_part
 from repo_manager.repository.stores.objects.facts import ObjectFact
 from repo_manager.repository.stores.objects.retry import retried
-from repo_manager.repository.stores.objects.s3_multipart import s3_multipart
 from repo_manager.types import Digest
 
-__all__ = ["Progress", "object_record", "read_parts", "save_object", "upload_files"]
+__all__ = ["object_record", "read_parts", "save_object", "upload_files"]
 
-Progress = Callable[[int], None]
 _CHUNK = 1 << 20
 
 
@@ -68,17 +67,8 @@ def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progr
     if measured.whole:
         store.put(key, read_part(path, measured, 1))
         progress(measured.record.size_bytes)
-    elif (multipart := s3_multipart(store)) is not None:
-        multipart.upload(key, path, measured, progress)
     else:
-        numbers = range(1, len(measured.part_md5s) + 1)
-
-        def once() -> None:
-            parts = (read_part(path, measured, number) for number in numbers)
-            store.put_streamed(key, parts, measured.part_bytes, store.options.workers)
-
-        retried(f"write {key} in {store.location}", once, store.options.retry)
-        progress(measured.record.size_bytes)
+        _upload_in_parts(store, key, path, measured, progress)
     fact = store.head(key)
     if fact is None or not _holds(store, fact, key, measured):
         raise RepositoryError(
@@ -87,6 +77,24 @@ def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progr
             hint="Run the command again; when it happens twice the store or the way to it is damaged.",
         )
     return False
+
+
+def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: Measured, progress: Progress) -> None:
+    """Send a large file by one multipart upload, begun anew when it fails; nothing of it is visible before its end."""
+    told = 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal told
+        for number in range(1, len(measured.part_md5s) + 1):
+            yield read_part(path, measured, number)
+            if number > told:  # Else an attempt before this one has said so.
+                told = number
+                progress(measured.part_size(number))
+
+    def once() -> None:
+        store.put_streamed(key, parts(), measured.part_bytes, store.options.workers)
+
+    retried(f"write {key} in {store.location}", once, store.options.retry)
 
 
 def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: Measured) -> bool:

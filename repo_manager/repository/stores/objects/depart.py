@@ -9,144 +9,75 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-from collections.abc import Callable
 
-from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.gc import GcResult, check_keep, old_versions
-from repo_manager.repository.layout import MANIFEST_FILENAME
-from repo_manager.repository.location import ObjectRepository
-from repo_manager.repository.remove import Removal, forget, plan_removal, select_version
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
+from repo_manager.repository.plan.removal import without_versions
+from repo_manager.repository.signing_files import signature_name
 from repo_manager.repository.state import ModelState
-from repo_manager.repository.stores.objects.change import put_config
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Departure
 from repo_manager.repository.stores.objects.claim import is_abandoned
-from repo_manager.repository.stores.objects.client import ObjectClient, open_client
-from repo_manager.repository.stores.objects.facts import ChangedMeanwhileError
+from repo_manager.repository.stores.objects.client import ObjectClient
+from repo_manager.repository.stores.objects.current import put_config
+from repo_manager.repository.stores.objects.fetch import read_manifest
 from repo_manager.repository.stores.objects.holder import Holder
 from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger, read_ledger
-from repo_manager.repository.stores.objects.mirror import Mirror, mirrored, take_snapshot
-from repo_manager.repository.stores.objects.s3_multipart import s3_multipart
-from repo_manager.repository.stores.objects.scan import model_names, read_version_manifest
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    format_config,
-    parse_config,
-    replace_version_policy,
-    version_policy,
-    with_version_policy,
-)
+from repo_manager.repository.view import ModelView
+from repo_manager.triton_config import CONFIG_FILENAME, format_config, parse_config, with_version_policy
 
-__all__ = ["abandoned_work", "gc", "remove", "sweep"]
-
-Select = Callable[[Mirror], tuple[int, ...]]
-_SIGNATURE = ".repo-manager.{name}.{version}.sig.json"
+__all__ = ["abandoned_work", "discard_versions", "sweep"]
 
 
-def remove(
-    repository: ObjectRepository, name: str, version: int | None = None, *, force: bool = False, dry_run: bool = False
-) -> Removal:
-    """As `repository.remove.remove`."""
-
-    def select(mirror: Mirror) -> tuple[int, ...]:
-        return select_version(name, version, mirror.snapshot.versions)
-
-    return _remove(open_client(repository), name, select, whole=version is None, force=force, dry_run=dry_run)
-
-
-def gc(
-    repository: ObjectRepository,
-    name: str | None = None,
-    *,
-    keep: int = 3,
-    older_than_s: float | None = None,
-    dry_run: bool = False,
-) -> GcResult:
-    """As `repository.gc.gc`; what interrupted commands left is swept first."""
-    check_keep(keep)
-    cutoff = None if older_than_s is None else datetime.datetime.now(datetime.timezone.utc).timestamp() - older_than_s
-    store = open_client(repository)
-    names = model_names(store) if name is None else (name,)
-    swept: list[str] = []
-    found: list[Removal] = []
-    failed: list[str] = []
-
-    def select(mirror: Mirror) -> tuple[int, ...]:
-        return old_versions(mirror.folder, mirror.snapshot.ledger.state, keep, cutoff)
-
-    for model in names:
-        if not dry_run:
-            swept += sweep(store, model)
-        if not take_snapshot(store, model).versions:
-            continue
-        try:
-            found.append(_remove(store, model, select, whole=False, force=False, dry_run=dry_run))
-        except ConfigError as exc:
-            if name is not None:
-                raise
-            failed.append(f"{model}: {exc.message}")
-    removals = tuple(removal for removal in found if removal.versions)
-    return GcResult(removals, tuple(swept), not dry_run, tuple(failed))
-
-
-def _remove(store: ObjectClient, name: str, select: Select, *, whole: bool, force: bool, dry_run: bool) -> Removal:
-    if not dry_run:
-        sweep(store, name, action="remove")  # What an earlier removal has left is ended first.
-    with mirrored(store, name) as mirror:
-        plan = plan_removal(mirror.root, mirror.folder, select(mirror), whole, force)
-        if dry_run:
-            return plan
-        if not plan.versions and not plan.whole_model:
-            return dataclasses.replace(plan, applied=True)
-        files = {version: tuple(fact.key for fact in mirror.files.get(str(version), ())) for version in plan.versions}
-        snapshot = mirror.snapshot
+def discard_versions(store: ObjectClient, departure: Departure) -> None:
+    """As `Store.discard_versions`."""
+    name, before = departure.view.name, departure.view.state
+    files = {
+        version: (*(entry.name for entry in departure.view.contents[version].files), MANIFEST_FILENAME)
+        if version in departure.view.contents
+        else ()
+        for version in departure.versions
+    }
     holder = Holder.me()
-    before = snapshot.ledger.state
 
     def mark(ledger: Ledger) -> Ledger:
-        if ledger.state != before and not force and ledger.state.tags != before.tags:
+        if not departure.force and ledger.state.tags != before.tags:
             raise RepositoryError(f"{name} was tagged meanwhile", hint="Run the command again.")
-        state = forget(
-            ledger.state, plan.versions, max((0, *plan.versions, *snapshot.versions)), whole=plan.whole_model
-        )
-        marked = dataclasses.replace(ledger, state=state)
-        for version in plan.versions:
-            marked = marked.with_pending(
-                version, Pending("remove", holder, files=files[version], whole=plan.whole_model)
-            )
+        marked = dataclasses.replace(ledger, state=departure.forget(ledger.state))
+        for version in departure.versions:
+            entry = Pending("remove", holder, files=files[version], whole=departure.whole)
+            marked = marked.with_pending(version, entry)
         return marked
 
     change_ledger(store, name, mark)
     try:
-        _take_out_of_policy(store, name, plan, force)
+        _take_out_of_policy(store, departure)
     except (RepositoryError, ChangedMeanwhileError) as exc:
-        _unmark(store, name, plan.versions, before)
+        _unmark(store, name, departure.versions, before)
         if isinstance(exc, ChangedMeanwhileError):
             raise RepositoryError(f"{name} was changed meanwhile", hint="Run the command again.") from exc
         raise
-    for version in plan.versions:
+    for version in departure.versions:
         _delete_version(store, name, version, files[version])
-    if plan.whole_model:
+    if departure.whole:
         _delete_rest(store, name)
-    change_ledger(store, name, lambda ledger: _without(ledger, plan.versions))
-    return dataclasses.replace(plan, applied=True)
+    change_ledger(store, name, lambda ledger: _without(ledger, departure.versions))
 
 
-def _take_out_of_policy(store: ObjectClient, name: str, plan: Removal, force: bool) -> None:
+def _take_out_of_policy(store: ObjectClient, departure: Departure) -> None:
     """See that config.pbtxt, as it is after the mark, does not serve what goes; take it out where that was told."""
-    found = store.get(f"{name}/{CONFIG_FILENAME}")
+    view = departure.view
+    found = store.get(f"{view.name}/{CONFIG_FILENAME}")
     if found is None:
         return
-    where = str(store.location / name / CONFIG_FILENAME)
-    text = found[0].decode(errors="replace")
-    policy = version_policy(parse_config(text, where=where))
-    if not isinstance(policy, tuple) or not set(policy) & set(plan.versions):
+    now = dataclasses.replace(view, config=found[0])
+    policy = now.policy()
+    if not isinstance(policy, tuple) or not set(policy) & set(departure.versions):
         return
-    if not force:
-        raise RepositoryError(f"{name}: a version was deployed meanwhile and stays", hint="Run the command again.")
-    if plan.whole_model:
-        return
-    left = [version for version in policy if version not in plan.versions]
-    put_config(store, name, replace_version_policy(text, left, where=where).encode(), found[1])
+    if not departure.force:
+        raise RepositoryError(f"{view.name}: a version was deployed meanwhile and stays", hint="Run the command again.")
+    text = None if departure.whole else without_versions(now, departure.versions)
+    if text is not None:
+        put_config(store, view.name, text.encode(), found[1])
 
 
 def _unmark(store: ObjectClient, name: str, versions: tuple[int, ...], before: ModelState) -> None:
@@ -170,9 +101,7 @@ def _delete_version(store: ObjectClient, name: str, version: int, files: tuple[s
     folder = f"{name}/{version}"
     order = sorted(set(files) | {MANIFEST_FILENAME}, key=lambda file: (file != MANIFEST_FILENAME, file))
     store.delete([f"{folder}/{file}" for file in order])
-    store.delete([_SIGNATURE.format(name=name, version=version)])
-    if (multipart := s3_multipart(store)) is not None:
-        multipart.abort_below(folder)
+    store.delete([signature_name(name, version)])
 
 
 def _delete_rest(store: ObjectClient, name: str) -> None:
@@ -228,11 +157,17 @@ def sweep(store: ObjectClient, name: str, *, action: str | None = None) -> tuple
             _delete_version(store, name, version, taken.files)
             if taken.beside and store.head(f"{name}/{CONFIG_FILENAME}") is None:
                 store.delete([f"{name}/{file}" for file in taken.beside])
-            if taken.action == "remove" and not take_snapshot(store, name).versions:
+            if taken.action == "remove" and not _has_versions(store, name):
                 _delete_rest(store, name)  # The model's last version goes, and the model with it.
         change_ledger(store, name, lambda ledger, number=version: ledger.with_pending(number, None))  # type: ignore[misc]
         done.append(f"{name}/{version}")
     return tuple(done)
+
+
+def _has_versions(store: ObjectClient, name: str) -> bool:
+    pending = read_ledger(store, name).pending
+    numbers = {version_number(folder) for folder in store.list(name).folders}
+    return bool(numbers - {None} - pending.keys())
 
 
 def _still_served(store: ObjectClient, name: str, version: int) -> bool:
@@ -243,22 +178,20 @@ def _still_served(store: ObjectClient, name: str, version: int) -> bool:
     found = store.get(f"{name}/{CONFIG_FILENAME}")
     if found is None:
         return False
-    where = str(store.location / name / CONFIG_FILENAME)
-    text = found[0].decode(errors="replace")
-    policy = version_policy(parse_config(text, where=where))
-    if not isinstance(policy, tuple) or version not in policy:
-        return False
-    left = [number for number in policy if number != version]
-    if not left:
+    view = ModelView(store.location / name, exists=True, config=found[0])
+    policy = view.policy()
+    if policy == (version,):
         return store.head(f"{name}/{version}/{MANIFEST_FILENAME}") is not None
-    put_config(store, name, replace_version_policy(text, left, where=where).encode(), found[1])
+    text = without_versions(view, (version,))
+    if text is not None:
+        put_config(store, name, text.encode(), found[1])
     return False
 
 
 def _settle(store: ObjectClient, name: str, version: int) -> bool:
     """End a publication of which only the last steps are missing; say whether it was one."""
     try:
-        manifest = read_version_manifest(store, name, version)
+        manifest = read_manifest(store, name, version)
     except RepositoryError:
         return False
     if manifest is None:

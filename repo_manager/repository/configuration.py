@@ -1,0 +1,216 @@
+"""Changing config.pbtxt: each write is compared with what was read before."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from repo_manager.errors import ConfigError, ModelError, RepositoryError
+from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.location import Location
+from repo_manager.repository.plan.configuration import ConfigChange, against_manifest, plan_change, served_model_file
+from repo_manager.repository.plan.removal import check_version
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
+from repo_manager.repository.view import ModelView, changeable_model, with_beside, with_versions
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    ModelConfig,
+    Problem,
+    Severity,
+    check_config,
+    parse_config,
+    replace_version_policy,
+    runtime_signature,
+    served_versions,
+    set_fields,
+)
+from repo_manager.types import Backend
+
+__all__ = [
+    "change_config",
+    "edit_config",
+    "read_config_bytes",
+    "set_served_versions",
+    "touch_config",
+    "write_config_bytes",
+]
+
+R = TypeVar("R")
+_ATTEMPTS = 20
+_TICK_S = 0.05
+
+
+def change_config(
+    repository: Location, name: str, changes: Mapping[str, str | None], *, dry_run: bool = False
+) -> ConfigChange:
+    """Set or clear single fields of a model's config.pbtxt.
+
+    Only the text of the top-level fields that change is written anew; comments and unknown fields elsewhere stay. The
+    result is checked against the ONNX files that it would serve; in object storage, where they would have to be
+    fetched, against what the manifests recorded of them.
+
+    Args:
+        repository: the root.
+        name: the model.
+        changes: `field.field` -> the value as it stands in a config.pbtxt, `None` to clear it. `instance_group.count`
+            is the first group's, `instance_group[1].count` the second's, `parameters.KEY` a parameter's string.
+        dry_run: only check and say what would change.
+
+    Raises:
+        ConfigError: a field does not exist, a value does not fit, or the result would not load.
+        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
+    """
+    with disk_errors(f"change the configuration of {name}"):
+        store = open_store(repository)
+        view = with_beside(store, changeable_model(store, name))
+        before = view.config_text()
+        return _change(store, view, before, set_fields(before, changes, where=view.config_place), dry_run)
+
+
+def edit_config(repository: Location, name: str, text: str, *, dry_run: bool = False) -> ConfigChange:
+    """Replace a model's config.pbtxt by a new text, as it is; checked as by `change_config`.
+
+    Raises:
+        ConfigError: it is no model configuration, or would not load.
+        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
+    """
+    with disk_errors(f"change the configuration of {name}"):
+        store = open_store(repository)
+        view = with_beside(store, changeable_model(store, name))
+        return _change(store, view, view.config_text() if view.has_config else "", text, dry_run)
+
+
+def _change(store: Store, view: ModelView, before: str, after: str, dry_run: bool) -> ConfigChange:
+    change = plan_change(view, before, after)
+    problems = (*change.problems, *_against_versions(store, view, parse_config(after, where=view.config_place)))
+    change = dataclasses.replace(change, problems=problems)
+    errors = [problem for problem in problems if problem.severity == Severity.ERROR]
+    if errors and not dry_run:
+        raise ConfigError(
+            f"{view.config_place} would not load any more:\n  " + "\n  ".join(problem.what for problem in errors),
+            hint="Nothing was written.",
+        )
+    if dry_run or before == after:
+        return change
+    try:
+        store.replace_if(view, {CONFIG_FILENAME: after.encode()})
+    except ChangedMeanwhileError as exc:
+        raise RepositoryError(f"{view.config_place} was changed meanwhile", hint="Run the command again.") from exc
+    return dataclasses.replace(change, applied=True)
+
+
+def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> list[Problem]:
+    """Check a configuration against every version that it would serve."""
+    filename = served_model_file(config)
+    if not filename:
+        return []
+    served = served_versions(config, view.versions)
+    problems: list[Problem] = []
+    for number, version in with_versions(store, view, served).contents.items():
+        if not version.holds(filename):
+            problems.append(Problem(str(number), f"version {number} has no file {filename!r}"))
+        elif store.remote:
+            problems += against_manifest(version, config)
+        elif config.backend == Backend.ONNXRUNTIME and not config.message().model_operations.op_library_filename:
+            with store.fetch(view.name, number) as folder:
+                try:
+                    problems += check_config(config, runtime_signature(folder / filename, config), where=str(number))
+                except ModelError as exc:
+                    problems.append(Problem(str(number), exc.message))
+    return problems
+
+
+def set_served_versions(repository: Location, name: str, versions: Iterable[int]) -> tuple[int, ...]:
+    """Change which versions the next load serves: one atomic replacement of config.pbtxt.
+
+    Only the `version_policy` field's text changes. Comments, layout and fields of a newer Triton stay. When the file
+    already says so it is not touched.
+
+    Args:
+        repository: the root.
+        name: the model.
+        versions: the versions to serve; each must exist.
+
+    Returns:
+        The versions that were served before, ascending.
+
+    Raises:
+        RepositoryError: no such model or version, or the store refuses; the file is then as it was.
+        ConfigError: config.pbtxt is broken, or `versions` is empty.
+    """
+    wanted = tuple(sorted(set(versions)))
+
+    def write(store: Store) -> tuple[int, ...]:
+        view = changeable_model(store, name)
+        check_version(view, *wanted)
+        previous = served_versions(view.parsed_config(), view.versions)
+        text = view.config_text()
+        changed = replace_version_policy(text, wanted, where=view.config_place)
+        if changed != text:
+            store.replace_if(view, {CONFIG_FILENAME: changed.encode()}, serves=wanted)
+        return previous
+
+    return _insisting(repository, name, write)
+
+
+def read_config_bytes(repository: Location, name: str) -> bytes | None:
+    """Return config.pbtxt as it is; `None` when the model has none, or does not exist.
+
+    Raises:
+        RepositoryError: it cannot be read.
+    """
+    return open_store(repository, may_be_new=True).read(f"{name}/{CONFIG_FILENAME}")
+
+
+def write_config_bytes(repository: Location, name: str, content: bytes | None) -> None:
+    """Make config.pbtxt what it was; a file that says so already is not touched. The last writer wins.
+
+    Args:
+        repository: the root.
+        name: the model.
+        content: its bytes; `None`: there was none.
+
+    Raises:
+        RepositoryError: the store refuses.
+    """
+
+    def write(store: Store) -> None:
+        view = store.look(name)
+        if view.config != content or view.config_error:
+            store.replace_if(view, {CONFIG_FILENAME: content})
+
+    _insisting(repository, name, write)
+
+
+def touch_config(repository: Location, name: str) -> None:
+    """Make config.pbtxt newer than anything that a server has seen, so that a load looks at the model again.
+
+    Raises:
+        RepositoryError: the store refuses.
+    """
+
+    def write(store: Store) -> None:
+        view = changeable_model(store, name)
+        if view.config is not None:
+            store.replace_if(view, {CONFIG_FILENAME: view.config})
+
+    _insisting(repository, name, write)
+
+
+def _insisting(repository: Location, name: str, write: Callable[[Store], R]) -> R:
+    """Do it again when another writer came between reading and writing, which a lock does not always prevent."""
+    with disk_errors(f"change {CONFIG_FILENAME} of {name}"):
+        store = open_store(repository)
+        for attempt in range(_ATTEMPTS):
+            try:
+                with store.exclusive(name):
+                    return write(store)
+            except ChangedMeanwhileError:
+                time.sleep(_TICK_S * (attempt + 1))
+        raise RepositoryError(
+            f"{store.location / name / CONFIG_FILENAME} was changed by others {_ATTEMPTS} times in a row",
+            hint="Run the command again when nobody else works on this model.",
+        )

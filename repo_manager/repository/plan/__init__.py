@@ -1,0 +1,1 @@
+"""What an operation would do, and whether it may: pure functions on a `ModelView`."""

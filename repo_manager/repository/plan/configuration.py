@@ -1,0 +1,132 @@
+"""What a change of config.pbtxt would do, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.layout import MANIFEST_FILENAME
+from repo_manager.repository.view import ModelView, VersionView
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    ModelConfig,
+    Problem,
+    ReloadEffect,
+    changed_fields,
+    check_rules,
+    parse_config,
+    reload_effect,
+    same_signature,
+    served_versions,
+    version_policy,
+)
+
+__all__ = ["ConfigChange", "against_manifest", "plan_change", "served_model_file"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigChange:
+    """A change of a config.pbtxt, done or planned.
+
+    Attributes:
+        name: the model.
+        before: the file's text as it was.
+        after: the file's text as it is to be.
+        fields: the top-level fields that differ.
+        effect: what a running server does at its next load, by Triton's reload rules.
+        reloaded: the served versions that it would load again.
+        problems: what is wrong with the new configuration; an error keeps it from being written.
+        applied: whether it was written.
+    """
+
+    name: str
+    before: str
+    after: str
+    fields: tuple[str, ...]
+    effect: ReloadEffect
+    reloaded: tuple[int, ...]
+    problems: tuple[Problem, ...]
+    applied: bool
+
+    @property
+    def diff(self) -> str:
+        """The change as a unified diff; empty when there is none."""
+        lines = difflib.unified_diff(
+            self.before.splitlines(), self.after.splitlines(), CONFIG_FILENAME, f"{CONFIG_FILENAME} (new)", lineterm=""
+        )
+        return "\n".join(lines)
+
+
+def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
+    """Say what a new config.pbtxt would do. The versions that it would serve are not looked into.
+
+    Args:
+        view: the model, with what is beside its versions.
+        before: config.pbtxt as it is; may be broken.
+        after: the new text.
+
+    Raises:
+        ConfigError: `after` is no model configuration, or a version that is still being published would be served.
+    """
+    new = parse_config(after, where=view.config_place)
+    try:
+        old: ModelConfig | None = parse_config(before, where=view.config_place)
+    except ConfigError:
+        old = None  # Whatever it was, the new one replaces it.
+    _refuse_open_policy(view, new)
+    served = served_versions(new, view.versions)
+    known = set(old.unknown_fields) if old is not None else set()
+    problems = [
+        Problem(CONFIG_FILENAME, f"field {field!r} is not in Triton's schema")
+        for field in new.unknown_fields
+        if field not in known
+    ]
+    problems += _check(view, new, served)
+    effect = ReloadEffect.RELOAD if old is None else reload_effect(old, new)
+    fields = changed_fields(old, new) if old is not None else ()
+    reloaded = served if effect == ReloadEffect.RELOAD else ()
+    return ConfigChange(view.name, before, after, fields, effect, reloaded, tuple(problems), applied=False)
+
+
+def _refuse_open_policy(view: ModelView, config: ModelConfig) -> None:
+    """With `latest` or `all` Triton would take a version whose upload is under way, or broke off."""
+    if view.work and isinstance(version_policy(config), str):
+        said = "; ".join(work.sentence for work in view.work)
+        raise ConfigError(
+            f"the version policy would let Triton load what is not whole: {said}",
+            hint="Let it end, or sweep its rest with `repo-manager gc`; or name the versions to serve.",
+        )
+
+
+def _check(view: ModelView, config: ModelConfig, served: tuple[int, ...]) -> list[Problem]:
+    problems = check_rules(config, where=CONFIG_FILENAME)
+    if config.name not in ("", view.name):
+        problems.append(Problem(CONFIG_FILENAME, f"name is {config.name!r}; the folder's is {view.name!r}"))
+    if view.versions and not served:
+        problems.append(Problem(CONFIG_FILENAME, f"the version policy serves none of {view.versions}"))
+    for label_file in config.label_filenames:
+        if label_file not in view.beside:
+            problems.append(Problem(CONFIG_FILENAME, f"label file {label_file!r} does not exist"))
+    return problems
+
+
+def served_model_file(config: ModelConfig) -> str:
+    """Return the file that a version is served from; empty where config.pbtxt does not say which one."""
+    return "" if config.message().cc_model_filenames else config.model_filename
+
+
+def against_manifest(version: VersionView, config: ModelConfig) -> list[Problem]:
+    """Compare a configuration with the one that was derived from the version's model when it was published."""
+    try:
+        text = version.manifest().config
+    except RepositoryError:
+        return []  # Nobody wrote down what this version is; `verify` says so.
+    if not text:
+        return []
+    published = parse_config(text, where=f"{version.number}/{MANIFEST_FILENAME}")
+    return [
+        Problem(str(version.number), difference)
+        for difference in same_signature(config, published)
+        if not difference.startswith("max_batch_size")  # A person may lower or raise it.
+    ]

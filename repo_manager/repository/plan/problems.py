@@ -1,0 +1,218 @@
+"""What is wrong with a model, as far as names, sizes and small files tell: ours or anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.layout import MANIFEST_FILENAME, triton_version, validate_model_name
+from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
+from repo_manager.repository.plan.configuration import served_model_file
+from repo_manager.repository.view import Entry, Link, ModelView, VersionView
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    VARIANTS_FOLDER,
+    ModelConfig,
+    Problem,
+    Severity,
+    check_rules,
+    parse_config,
+    same_signature,
+    served_versions,
+    version_policy,
+)
+
+__all__ = ["model_problems", "readable_config", "version_problems", "work_problems"]
+
+# Folders of a model that Triton knows: core's kWarmupDataFolder and kInitialStateFolder, --model-config-name's configs.
+_KNOWN_FOLDERS = {"warmup", "initial_state", VARIANTS_FOLDER}
+
+
+def readable_config(view: ModelView) -> ModelConfig | None:
+    """Return a model's configuration; `None` when it has none that can be read."""
+    try:
+        return view.parsed_config() if view.has_config else None
+    except ConfigError:
+        return None
+
+
+def work_problems(view: ModelView) -> Iterator[Problem]:
+    """Say what is wrong with versions that are being published or removed."""
+    config = readable_config(view)
+    open_policy = config is None or isinstance(version_policy(config), str)
+    for work in view.work:
+        where = f"{view.name}/{work.version}"
+        if str(work.version) in view.level.folders and open_policy and view.has_config:
+            text = f"{work.sentence}, and the version policy lets Triton load what is there of it"
+            yield Problem(where, text, hint="name the versions to serve in config.pbtxt, then run `repo-manager gc`")
+        elif work.abandoned:
+            hint = "the same command goes on where it broke off; `repo-manager gc` removes the rest"
+            yield Problem(where, work.sentence, Severity.WARNING, hint)
+
+
+def model_problems(view: ModelView) -> Iterator[Problem]:
+    """Check a model's folder and its configuration, but not its versions."""
+    name = view.name
+    try:
+        validate_model_name(name)
+    except RepositoryError as exc:
+        yield Problem(name, exc.message, Severity.WARNING)
+    if view.link is not None:
+        yield _link_problem(view.link, name)
+    config = readable_config(view)
+    yield from _config_problems(view)
+    for entry in view.level.files:
+        yield from _stray_file(entry, f"{name}/{entry.name}", config)
+    for folder in view.folders:
+        if folder not in _KNOWN_FOLDERS:
+            yield from _folder_problems(folder, f"{name}/{folder}")
+            if folder in view.level.links:
+                yield _link_problem(view.level.links[folder], f"{name}/{folder}")
+    if config is not None:
+        yield from _policy_problems(view, config)
+    if not view.versions:
+        yield Problem(name, "has no version, and Triton takes the folder for a model", hint="remove the folder")
+
+
+def _config_problems(view: ModelView) -> Iterator[Problem]:
+    where = f"{view.name}/{CONFIG_FILENAME}"
+    if not view.has_config:
+        text = "is missing; Triton derives one where the backend can"
+        yield Problem(where, text, Severity.WARNING, "write it down: a derived one can change with a version")
+        return
+    try:
+        config = parse_config(view.config_text(), where=where)
+    except ConfigError as exc:
+        yield Problem(where, exc.message, hint=exc.hint or "")
+        return
+    yield from check_rules(config, where=where)
+    if config.name not in ("", view.name):
+        yield Problem(where, f"names the model {config.name!r}; Triton wants the folder's {view.name!r}")
+    if config.unknown_fields:
+        text = f"has fields that this repo-manager does not know: {', '.join(config.unknown_fields)}"
+        yield Problem(where, text, Severity.WARNING)
+    for label_file in config.label_filenames:
+        if label_file not in view.beside:
+            yield Problem(f"{view.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it")
+
+
+def _stray_file(entry: Entry, where: str, config: ModelConfig | None) -> Iterator[Problem]:
+    if entry.name == CONFIG_FILENAME or (config is not None and entry.name in config.label_filenames):
+        return
+    if entry.link is not None and not entry.link.exists:
+        yield Problem(where, "is a link to nothing", Severity.WARNING)
+    elif config is not None:
+        text = "lies beside the versions: each change of it makes Triton reload every version"
+        yield Problem(where, text, Severity.WARNING, "move it elsewhere, or into the version that it belongs to")
+
+
+def _folder_problems(folder: str, where: str) -> Iterator[Problem]:
+    """Say what Triton makes of a folder in a model's folder."""
+    number = triton_version(folder)
+    if number is None:
+        yield Problem(where, "is no version; Triton ignores it with a warning", Severity.WARNING)
+    elif abs(number) >= 2**63:
+        yield Problem(where, "is a number beyond 64 bits, at which Triton fails", hint="rename it")
+    elif str(number) != folder:
+        text = f"Triton takes this folder for version {number} and then reads the folder {number}"
+        yield Problem(where, text, hint="rename it so that it does not start with a digit, or remove it")
+    elif number < 1:
+        yield Problem(where, f"is version {number}; versions start at 1", Severity.WARNING)
+
+
+def _policy_problems(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
+    policy = version_policy(config)
+    where = f"{view.name}/{CONFIG_FILENAME}"
+    if view.versions and not served_versions(config, view.versions):
+        yield Problem(where, f"asks to serve {policy}, and the versions are {list(view.versions)}: nothing would load")
+    elif isinstance(policy, tuple):
+        missing = sorted(set(policy) - set(view.versions))
+        if missing:
+            text = f"asks to serve {', '.join(map(str, missing))}, which do not exist; Triton skips them"
+            yield Problem(where, text, Severity.WARNING, "deploy an existing version")
+
+
+def _link_problem(link: Link, where: str) -> Problem:
+    if link.outside:
+        text = f"is a symbolic link out of the repository, to {link.target}"
+        return Problem(where, text, hint="put the content itself here: what lies outside can change unseen")
+    return Problem(where, f"is a symbolic link to {link.target}", Severity.WARNING)
+
+
+def version_problems(version: VersionView, config: ModelConfig | None) -> Iterator[Problem]:
+    """Check a version's files by name and size, and its manifest.
+
+    Args:
+        version: what is in it.
+        config: the model's configuration; `None` when it has none that can be read.
+    """
+    where = f"{version.path.parent.name}/{version.number}"
+    for entry in version.files:
+        yield from _file_kind(entry, f"{where}/{entry.name}")
+    if config is not None:
+        yield from _served_file(version, config, where)
+    if not version.has_manifest:
+        text = f"has no {MANIFEST_FILENAME}: nothing says what it should hold"
+        yield Problem(where, text, Severity.WARNING, "`repo-manager adopt` writes one of what is there now")
+        return
+    try:
+        manifest = version.manifest()
+    except RepositoryError as exc:
+        yield Problem(f"{where}/{MANIFEST_FILENAME}", exc.message, hint=exc.hint or "")
+        return
+    yield from _manifest_problems(version, manifest, config, f"{where}/{MANIFEST_FILENAME}")
+    yield from _files_against_manifest(version, manifest, where)
+
+
+def _file_kind(entry: Entry, where: str) -> Iterator[Problem]:
+    if entry.link is not None:
+        link = entry.link
+        text = f"is a symbolic link {'out of the repository, ' if link.outside else ''}to {link.target}"
+        severity = Severity.ERROR if link.outside or not link.exists else Severity.WARNING
+        yield Problem(where, text, severity, "put the content itself here")
+    elif not entry.regular:
+        yield Problem(where, "is not a regular file", hint="remove it")
+
+
+def _served_file(version: VersionView, config: ModelConfig, where: str) -> Iterator[Problem]:
+    filename = served_model_file(config)
+    if not filename:
+        return
+    if not version.holds(filename):
+        yield Problem(f"{where}/{filename}", "is missing, and the configuration serves it")
+    elif any(entry.name == filename and entry.size_bytes == 0 for entry in version.files):
+        yield Problem(f"{where}/{filename}", "is empty")
+
+
+def _manifest_problems(
+    version: VersionView, manifest: Manifest, config: ModelConfig | None, where: str
+) -> Iterator[Problem]:
+    model = version.path.parent.name
+    if (manifest.model, manifest.version) != (model, version.number):
+        text = f"is of {manifest.model}:{manifest.version}, and lies in {model}:{version.number}"
+        yield Problem(where, text, hint="the version was copied or renamed by hand; publish it instead")
+    if manifest.schema_version > MANIFEST_SCHEMA_VERSION:
+        text = f"has schema_version {manifest.schema_version}; this repo-manager knows {MANIFEST_SCHEMA_VERSION}"
+        yield Problem(where, text, Severity.WARNING, "update repo-manager to see all of it")
+    if config is None or not manifest.config:
+        return
+    try:
+        published = parse_config(manifest.config, where=f"{where}: config")
+    except ConfigError as exc:
+        yield Problem(where, exc.message)
+        return
+    for difference in same_signature(config, published):
+        if not difference.startswith("max_batch_size"):  # A person may lower or raise it.
+            yield Problem(where, f"config.pbtxt does not fit this version: {difference}")
+
+
+def _files_against_manifest(version: VersionView, manifest: Manifest, where: str) -> Iterator[Problem]:
+    present = {entry.name: entry for entry in version.files}
+    for name, record in manifest.files.items():
+        if name not in present:
+            yield Problem(f"{where}/{name}", "is missing; the manifest lists it", hint="restore it from a copy")
+        elif present[name].size_bytes != record.size_bytes:
+            text = f"has {present[name].size_bytes} bytes; the manifest says {record.size_bytes}"
+            yield Problem(f"{where}/{name}", text, hint="restore it from a copy")
+    for name in sorted(present.keys() - manifest.files.keys()):
+        yield Problem(f"{where}/{name}", "was added after publishing; the manifest does not list it", hint="remove it")

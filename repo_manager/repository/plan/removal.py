@@ -1,0 +1,154 @@
+"""Which versions may go: never what is served or can be gone back to, unless told."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.state import ModelState, current_version, previous_version
+from repo_manager.repository.view import ModelView, VersionView
+from repo_manager.triton_config import replace_version_policy
+from repo_manager.triton_config.version_policy import served_by
+
+__all__ = ["Removal", "forget", "made_at", "old_versions", "plan_removal", "select_version", "without_versions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Removal:
+    """What a removal does, or did.
+
+    Attributes:
+        name: the model.
+        versions: the versions to remove, ascending.
+        whole_model: whether the model's folder goes as well.
+        size_bytes: what is freed.
+        in_use: removed all the same because it was told so: one sentence each.
+        applied: whether it was done; false for a dry run.
+    """
+
+    name: str
+    versions: tuple[int, ...]
+    whole_model: bool
+    size_bytes: int
+    in_use: tuple[str, ...]
+    applied: bool
+
+
+def select_version(view: ModelView, version: int | None) -> tuple[int, ...]:
+    """Return the versions that a removal means: one, or all of them for `None`.
+
+    Raises:
+        RepositoryError: there is no such version.
+    """
+    if version is None:
+        return view.versions
+    check_version(view, version)
+    return (version,)
+
+
+def check_version(view: ModelView, *versions: int) -> None:
+    """Check that versions exist.
+
+    Raises:
+        RepositoryError: one does not.
+    """
+    missing = [version for version in versions if version not in view.versions]
+    if missing:
+        raise RepositoryError(
+            f"model {view.name!r} has no version {', '.join(map(str, missing))}; "
+            f"it has {', '.join(map(str, view.versions)) or 'none'}",
+            hint=f"`repo-manager show {view.name}` lists them.",
+        )
+
+
+def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, force: bool) -> Removal:
+    """Say what removing these versions means.
+
+    Args:
+        view: the model with its state.
+        versions: to remove.
+        whole: the model's folder as well.
+        force: also what is in use.
+
+    Returns:
+        The removal, its size still unknown (0).
+
+    Raises:
+        RepositoryError: one is in use, or nothing else would be left to serve.
+    """
+    reasons = _reasons_to_keep(view) if versions else {}
+    in_use = tuple(f"{view.name}:{v} {' and '.join(reasons[v])}" for v in versions if v in reasons)
+    if in_use and not force:
+        raise RepositoryError(
+            "in use: " + "; ".join(in_use), hint="Deploy another version or remove the tag first, or use --force."
+        )
+    left = [version for version in view.versions if version not in versions]
+    whole = whole or not left
+    if not whole and versions and not served_by(view.policy(), left):
+        raise RepositoryError(
+            f"without version {', '.join(map(str, versions))} model {view.name!r} would serve nothing",
+            hint=f"Deploy one of its versions {', '.join(map(str, left))} first, or remove the whole model.",
+        )
+    return Removal(view.name, tuple(sorted(versions)), whole, 0, in_use, applied=False)
+
+
+def _reasons_to_keep(view: ModelView) -> dict[int, list[str]]:
+    """Return for each version why it is in use; versions that nothing needs are left out.
+
+    Raises:
+        ConfigError: config.pbtxt is broken, so nobody can say what is served.
+    """
+    reasons: dict[int, list[str]] = {}
+    for version in served_by(view.policy(), view.versions):
+        reasons.setdefault(version, []).append("is served")
+    for tag, version in view.state.tags.items():
+        reasons.setdefault(version, []).append(f"has the tag {tag!r}")
+    current, previous = current_version(view.state), previous_version(view.state, view.versions)
+    if current is not None:
+        reasons.setdefault(current, []).append("was deployed last")
+    if previous is not None:
+        reasons.setdefault(previous, []).append("is what a roll-back goes back to")
+    return {version: reasons[version] for version in view.versions if version in reasons}
+
+
+def old_versions(view: ModelView, keep: int) -> tuple[int, ...]:
+    """Return the versions that nothing needs and that are not among the newest `keep`.
+
+    Raises:
+        ConfigError: config.pbtxt is broken, so nobody can say what is served.
+    """
+    needed = _reasons_to_keep(view)
+    return tuple(version for version in view.versions[:-keep] if version not in needed)
+
+
+def made_at(version: VersionView) -> float:
+    """Return when a version was made, in seconds since 1970: its manifest's word, else the folder's time."""
+    if version.has_manifest:
+        try:
+            created = version.manifest().created.replace("Z", "+00:00")
+            return datetime.datetime.fromisoformat(created).timestamp()
+        except (RepositoryError, ValueError):
+            pass
+    return version.modified_at
+
+
+def without_versions(view: ModelView, versions: tuple[int, ...]) -> str | None:
+    """Return config.pbtxt with these versions taken out of its policy; `None` when it does not name them.
+
+    Raises:
+        ConfigError: it is broken, or names nothing else.
+    """
+    policy = view.policy()
+    if not isinstance(policy, tuple) or not set(policy) & set(versions):
+        return None
+    left = [version for version in policy if version not in versions]
+    return replace_version_policy(view.config_text(), left, where=view.config_place)
+
+
+def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
+    """Keep the numbers given out; drop tags, and for a whole model its history, which points at nothing now."""
+    state = state.numbered(highest)
+    if whole:
+        return dataclasses.replace(state, tags={}, deployments=())
+    return dataclasses.replace(state, tags={tag: v for tag, v in state.tags.items() if v not in versions})

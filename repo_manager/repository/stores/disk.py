@@ -1,0 +1,431 @@
+"""A repository in folders: a version appears and goes by one rename, and one lock keeps writers apart.
+
+Durability has an order: content, then the folders that hold it, then the rename, then the folder that it went into.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from repo_manager.errors import RepositoryError
+from repo_manager.files import fsync_directory, read_regular, sha256_file, write_atomic
+from repo_manager.repository.disk import copy_durably, write_durably
+from repo_manager.repository.layout import (
+    MANIFEST_FILENAME,
+    STATE_FILENAME,
+    check_file_name,
+    is_component,
+    is_folder,
+    open_root,
+    version_number,
+)
+from repo_manager.repository.manifest import FileRecord, manifest_text
+from repo_manager.repository.plan.removal import without_versions
+from repo_manager.repository.signing_files import drop_signatures, orphaned_signatures, signature_name
+from repo_manager.repository.state import ModelState, change_state, read_state, read_states, repository_lock
+from repo_manager.repository.stores.base import Arrived, ChangedMeanwhileError, Departure, Incoming, Progress, Step
+from repo_manager.repository.stores.staging import STAGING_IN_ROOT, discard, staged, sweep
+from repo_manager.repository.view import Entry, Level, Link, ModelView
+from repo_manager.triton_config import CONFIG_FILENAME, Problem, Severity
+
+__all__ = ["DiskStore"]
+
+A = TypeVar("A")
+R = TypeVar("R")
+_LEASE_POLL_S = 0.02
+
+
+class DiskStore:
+    """A repository below one folder; one for each operation, as it keeps what the operation holds."""
+
+    remote = False
+    appears_at_once = True
+    changes_visible = True
+
+    def __init__(self, root: Path) -> None:
+        self.location = root
+        self._staging: Path | None = None
+
+    def model_names(self) -> tuple[str, ...]:
+        """As `Store.model_names`."""
+        with os.scandir(self.location) as entries:
+            return tuple(sorted(e.name for e in entries if not e.name.startswith(".") and is_folder(e)))
+
+    def list_level(self, folder: str = "") -> Level:
+        """As `Store.list_level`."""
+        path = f"{self.location}/{folder}" if folder else str(self.location)
+        folders: list[str] = []
+        files: list[Entry] = []
+        links: dict[str, Link] = {}
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if is_folder(entry):
+                    folders.append(entry.name)
+                    if entry.is_symlink():
+                        links[entry.name] = self._link(Path(entry.path))
+                else:
+                    files.append(self._entry(entry))
+        files.sort(key=lambda each: each.name)
+        return Level(tuple(sorted(folders)), tuple(files), links, Path(path).stat().st_mtime)
+
+    def _entry(self, entry: os.DirEntry[str]) -> Entry:
+        status = entry.stat(follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            return Entry(entry.name, status.st_size, regular=stat.S_ISREG(status.st_mode))
+        path = Path(entry.path)
+        try:
+            size_bytes = path.stat().st_size
+        except OSError:
+            size_bytes = status.st_size
+        return Entry(entry.name, size_bytes, self._link(path), regular=False)
+
+    def _link(self, path: Path) -> Link:
+        try:
+            target = path.resolve()
+        except RuntimeError:  # It leads in a circle.
+            return Link(str(path.parent / path.readlink()), outside=True, exists=False)
+        return Link(str(target), self.location not in target.parents, target.exists())
+
+    def read(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
+        """As `Store.read`."""
+        path = self.location / key
+        try:
+            if limit_bytes is not None:
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
+                    raise RepositoryError(f"{path} is no file of at most {limit_bytes} bytes")
+            return read_regular(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise RepositoryError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+
+    def look(self, name: str, *, record: bool = False) -> ModelView:
+        """As `Store.look`."""
+        place = self.location / name
+        if not is_component(name):
+            return ModelView(place, exists=False)
+        link = self._link(place) if place.is_symlink() else None
+        state = read_state(self.location, name) if record else ModelState()
+        try:
+            level = self.list_level(name)
+        except FileNotFoundError:
+            return ModelView(place, exists=False, link=link, state=state)
+        except NotADirectoryError:
+            text = f"{place} is a file, and a model needs a folder of that name"
+            return ModelView(place, exists=False, link=link, state=state, in_the_way=text)
+        config, error = self._config(name)
+        if config is None and not error and any(entry.name == CONFIG_FILENAME for entry in level.files):
+            return self.look(name, record=record)  # It was removed or replaced at this moment.
+        numbers = (version_number(folder) for folder in level.folders)
+        return ModelView(
+            place,
+            exists=True,
+            level=level,
+            versions=tuple(sorted(number for number in numbers if number is not None)),
+            folders=level.folders,
+            state=state,
+            config=config,
+            config_error=error,
+            link=link,
+            token=level.modified_at,
+        )
+
+    def _config(self, name: str) -> tuple[bytes | None, str]:
+        try:
+            return read_regular(self.location / name / CONFIG_FILENAME), ""
+        except FileNotFoundError:
+            return None, ""
+        except OSError as exc:
+            return None, f"cannot be read: {exc.strerror or exc}"
+
+    def state(self, name: str) -> ModelState:
+        """As `Store.state`."""
+        return read_state(self.location, name)
+
+    def states(self) -> Mapping[str, ModelState]:
+        """As `Store.states`."""
+        return read_states(self.location)
+
+    def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
+        """As `Store.each`: one after the other."""
+        return [act(item) for item in items]
+
+    @contextlib.contextmanager
+    def fetch(
+        self, name: str, version: int, names: Sequence[str] | None = None, *, compare: bool = True
+    ) -> Iterator[Path]:
+        """As `Store.fetch`: the version's own folder."""
+        yield self.location / name / str(version)
+
+    @contextlib.contextmanager
+    def resumable_fetch(self, name: str, version: int, content: str, progress: Progress) -> Iterator[Path]:
+        """As `Store.resumable_fetch`: the version's own folder."""
+        yield self.location / name / str(version)
+
+    @contextlib.contextmanager
+    def file(self, key: str, entry: Entry, record: FileRecord) -> Iterator[Path]:
+        """As `Store.file`: the file itself."""
+        yield self.location / key
+
+    def digest(self, key: str, entry: Entry) -> FileRecord:
+        """As `Store.digest`."""
+        path = self.location / key
+        return FileRecord(sha256_file(path), path.stat().st_size)
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """As `Store.exclusive`: the repository's one lock, with a staging folder."""
+        if self._staging is not None:
+            yield
+            return
+        with staged(self.location) as staging, repository_lock(self.location):
+            self._staging = staging
+            try:
+                yield
+            finally:
+                self._staging = None
+
+    @contextlib.contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        with self.exclusive(name):
+            assert self._staging is not None
+            yield self._staging
+
+    def replace_if(self, view: ModelView, contents: Mapping[str, bytes | None], *, serves: Sequence[int] = ()) -> None:
+        """As `Store.replace_if`. What is removed is renamed away under the same lock, so `serves` needs no look."""
+        with self._staged(view.name) as staging:
+            if self._config(view.name) != (view.config, view.config_error):
+                raise ChangedMeanwhileError(view.config_place)
+            for file, data in contents.items():
+                path = self.location / view.name / file
+                if data is None:
+                    path.unlink(missing_ok=True)
+                    fsync_directory(path.parent)
+                else:
+                    write_atomic(path, data, staging=staging)
+
+    def create(self, key: str, data: bytes) -> None:
+        """As `Store.create`."""
+        path = self.location / key
+        with self._staged(key) as staging:
+            if os.path.lexists(path):
+                raise ChangedMeanwhileError(key)
+            ready = staging / "created"
+            write_durably(ready, data)
+            ready.rename(path)
+            fsync_directory(path.parent)
+
+    def put(self, key: str, data: bytes) -> None:
+        """As `Store.put`."""
+        with self._staged(key) as staging:
+            write_atomic(self.location / key, data, staging=staging)
+
+    def restore(self, key: str, source: Path, record: FileRecord) -> None:
+        """As `Store.restore`."""
+        path = self.location / key
+        with self._staged(key) as staging:
+            ready = staging / "restored"
+            if FileRecord(*copy_durably(source, ready)) != record:
+                raise RepositoryError(f"{source} was changed meanwhile", hint="Run the command again.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent.resolve() != path.parent:
+                raise RepositoryError(
+                    f"{path.parent} leads through a symbolic link", hint="Put the content itself there."
+                )
+            ready.replace(path)
+            fsync_directory(path.parent)
+
+    def change_state(
+        self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
+    ) -> ModelState:
+        """As `Store.change_state`."""
+        with self._staged(name) as staging:
+            if needs is not None and not (self.location / name / str(needs)).is_dir():
+                raise RepositoryError(f"model {name!r} has no version {needs} any more")
+            return change_state(self.location, name, change, staging=staging)
+
+    def publish_version(self, incoming: Incoming) -> Arrived:
+        """As `Store.publish_version`. The files are copied and made durable before the lock is taken."""
+        incoming.check(self.look(incoming.name))  # Before gigabytes are copied.
+        root = open_root(self.location, create=True)
+        with staged(root) as staging:
+            content = staging / "version"
+            records = _stage_files(content, incoming.files, incoming.progress)
+            if incoming.expected is not None:
+                _check_copies(content, records, incoming.expected)
+            with repository_lock(root):
+                view = self.look(incoming.name, record=True)
+                first = incoming.check(view)
+                version = view.next_version
+                manifest = incoming.manifest(version, records)
+                write_durably(content / MANIFEST_FILENAME, manifest_text(manifest).encode())
+                fsync_directory(content)
+                change_state(root, incoming.name, lambda state: state.numbered(version), staging=staging)
+                folder = root / incoming.name
+                if first:
+                    _place_first(folder, staging, version, incoming)
+                else:
+                    content.rename(folder / str(version))
+                    fsync_directory(folder)
+                return Arrived(version, manifest, first, self.look(incoming.name))
+
+    def discard_versions(self, departure: Departure) -> None:
+        """As `Store.discard_versions`: policy first, then the record, then the files, each out by one rename."""
+        view = departure.view
+        gone = [(view.name, version) for version in departure.versions]
+        with self._staged(view.name) as staging:
+            if departure.whole:
+                change_state(self.location, view.name, departure.forget, staging=staging)
+                discard(self.location / view.name, staging)
+                drop_signatures(self.location, gone)
+                return
+            changed = without_versions(view, departure.versions)
+            if changed is not None:
+                write_atomic(self.location / view.name / CONFIG_FILENAME, changed.encode(), staging=staging)
+            change_state(self.location, view.name, departure.forget, staging=staging)
+            for version in departure.versions:
+                discard(self.location / view.name / str(version), staging)
+                drop_signatures(self.location, [(view.name, version)])
+
+    def sweep(self, names: Iterable[str], *, removals_only: bool = False) -> tuple[str, ...]:
+        """As `Store.sweep`: staging folders of dead commands, and signatures whose version a crash took."""
+        if removals_only:
+            return ()  # A removal is a rename: it is done or not.
+        swept = sweep(self.location)
+        if orphaned_signatures(self.location):
+            with repository_lock(self.location):
+                drop_signatures(self.location, orphaned_signatures(self.location))
+        return swept
+
+    def problems(self) -> Iterator[Problem]:
+        """As `Store.problems`."""
+        try:
+            read_states(self.location)
+        except RepositoryError as exc:
+            yield Problem(STATE_FILENAME, exc.message, hint=exc.hint or "")
+        for name, version in orphaned_signatures(self.location):
+            text = f"is the signature of {name}:{version}, which does not exist"
+            yield Problem(signature_name(name, version), text, Severity.WARNING, "`repo-manager gc` removes it")
+        level = self.list_level()
+        for folder in level.folders:
+            if folder == STAGING_IN_ROOT:
+                text = (
+                    "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
+                )
+                yield Problem(folder, text, Severity.WARNING, "the next command that writes removes it")
+            elif folder.startswith("."):
+                yield Problem(folder, "is a hidden folder, which Triton takes for a model", hint="move it elsewhere")
+        for entry in level.files:
+            if entry.link is not None and not entry.link.exists:
+                yield Problem(entry.name, "is a link to nothing", Severity.WARNING)
+
+    def repairs(self, name: str | None, *, dry_run: bool) -> Iterator[Step]:
+        """As `Store.repairs`."""
+        if not dry_run:
+            for entry in sweep(self.location):
+                yield Step(entry, "removed what a dead command had left", lambda: None)
+        try:
+            read_states(self.location)
+        except RepositoryError:
+            action = f"set aside as {STATE_FILENAME}.damaged and begun anew from the folders"
+            yield Step(STATE_FILENAME, action, self._begin_state_anew)
+
+    def _begin_state_anew(self) -> None:
+        with self._staged("") as staging:
+            (self.location / STATE_FILENAME).rename(self.location / f"{STATE_FILENAME}.damaged")
+            for name in self.model_names():
+                highest = max(self.look(name).versions, default=0)
+                change_state(self.location, name, lambda state, n=highest: state.numbered(n), staging=staging)  # type: ignore[misc]
+
+    def record_key(self, name: str) -> str:
+        """As `Store.record_key`."""
+        return STATE_FILENAME
+
+    @contextlib.contextmanager
+    def lease(self, name: str, *, timeout_s: float) -> Iterator[None]:
+        """As `Store.lease`: a lock on a hidden file in the root, where Triton ignores files.
+
+        The kernel gives it up when its holder dies, so a lease never has to be broken by hand.
+        """
+        path = self.location / f".repo-manager.rollout.{name}.lock"
+        try:
+            descriptor = _lock_or_give_up(path, time.monotonic() + timeout_s)
+        except OSError as exc:
+            raise RepositoryError(
+                f"{path} cannot be created: {exc.strerror}", hint="Deploying needs write access."
+            ) from exc
+        if descriptor is None:
+            raise RepositoryError(
+                f"another roll-out of {name} is under way (it holds {path})",
+                hint="Wait for it to end, then run this command again.",
+            )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+
+def _stage_files(content: Path, files: Mapping[str, Path], progress: Progress) -> dict[str, FileRecord]:
+    content.mkdir()
+    records: dict[str, FileRecord] = {}
+    for name, source in sorted(files.items()):
+        target = content / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        records[name] = FileRecord(*copy_durably(Path(source), target))
+        progress(records[name].size_bytes)
+    for directory, _, _ in os.walk(content, topdown=False):
+        fsync_directory(Path(directory))
+    return records
+
+
+def _check_copies(content: Path, records: Mapping[str, FileRecord], expected: Mapping[str, FileRecord]) -> None:
+    for name in sorted({*records, *expected}):
+        found = FileRecord(sha256_file(content / name), (content / name).stat().st_size) if name in records else None
+        if found != expected.get(name):
+            raise RepositoryError(
+                f"{name} was to be {expected.get(name)}, and the copy is {found}",
+                hint="The source or a disk is damaged; `repo-manager verify` the source.",
+            )
+
+
+def _place_first(folder: Path, staging: Path, version: int, incoming: Incoming) -> None:
+    """Put the whole model together and rename it into the root (over an empty folder, if there is one)."""
+    model = staging / "model"
+    model.mkdir()
+    (staging / "version").rename(model / str(version))
+    write_durably(model / CONFIG_FILENAME, incoming.first_config(version))
+    for name, data in incoming.beside.items():
+        target = model / check_file_name(name)
+        target.parent.mkdir(exist_ok=True)
+        write_durably(target, data)
+    for inside in {(model / name).parent for name in incoming.beside} - {model}:
+        fsync_directory(inside)
+    fsync_directory(model)
+    model.rename(folder)
+    fsync_directory(folder.parent)
+
+
+def _lock_or_give_up(path: Path, deadline: float) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last holder may have removed the file between our opening and our locking it.
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(_LEASE_POLL_S)
+        os.close(descriptor)

@@ -1,0 +1,44 @@
+"""config.pbtxt in object storage: which versions are current is changed by compare-and-swap."""
+
+from __future__ import annotations
+
+import time
+
+from repo_manager.repository.stores.base import ChangedMeanwhileError
+from repo_manager.repository.stores.objects.client import ObjectClient
+from repo_manager.repository.stores.objects.facts import Mark, ObjectFact
+from repo_manager.triton_config import CONFIG_FILENAME
+
+__all__ = ["put_config"]
+
+_TICK_S = 0.05
+_LONGEST_TICK_S = 3.0
+
+
+def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact | None) -> Mark:
+    """Write config.pbtxt if nobody else did meanwhile, and see that Triton can tell that it is new.
+
+    S3 keeps times of modification by the second, and Triton loads nothing that is not newer than what it saw: a second
+    write within one second waits for the next and writes again.
+
+    Args:
+        client: the repository's.
+        name: the model.
+        data: the new content.
+        before: what stood there; `None`: nothing did.
+
+    Raises:
+        ChangedMeanwhileError: another content stands there now.
+    """
+    key = f"{name}/{CONFIG_FILENAME}"
+    mark = client.create(key, data) if before is None else client.replace(key, data, before.mark)
+    deadline = time.monotonic() + _LONGEST_TICK_S
+    while before is not None:
+        now = client.head(key)
+        if now is None or now.mark.e_tag != mark.e_tag:
+            raise ChangedMeanwhileError(key)
+        if now.modified > before.modified or time.monotonic() > deadline:
+            break
+        time.sleep(_TICK_S)
+        mark = client.replace(key, data, now.mark)
+    return mark

@@ -1,0 +1,319 @@
+"""A repository in objects: nothing can be renamed, so numbers, changes and leases go by compare-and-swap."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.layout import is_component, version_number
+from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.manifest import FileRecord
+from repo_manager.repository.state import ModelState
+from repo_manager.repository.stores.base import Arrived, Departure, Incoming, Progress, Step, Store
+from repo_manager.repository.stores.objects.arrive import publish_version
+from repo_manager.repository.stores.objects.claim import is_abandoned
+from repo_manager.repository.stores.objects.client import open_client
+from repo_manager.repository.stores.objects.content import measure
+from repo_manager.repository.stores.objects.current import put_config
+from repo_manager.repository.stores.objects.depart import abandoned_work, discard_versions, sweep
+from repo_manager.repository.stores.objects.facts import Listing, ObjectFact
+from repo_manager.repository.stores.objects.fetch import fetch_version, kept_download
+from repo_manager.repository.stores.objects.lease import object_lease
+from repo_manager.repository.stores.objects.ledger import (
+    Ledger,
+    change_ledger,
+    ledger_key,
+    ledger_model,
+    read_ledger,
+)
+from repo_manager.repository.stores.objects.transport import object_record, save_object, upload_files
+from repo_manager.repository.view import Entry, Level, ModelView, Work
+from repo_manager.triton_config import CONFIG_FILENAME, Problem
+
+__all__ = ["ObjectStore"]
+
+A = TypeVar("A")
+R = TypeVar("R")
+_MAX_NAME = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What a view was made from: a change is compared with it."""
+
+    ledger: Ledger
+    config: ObjectFact | None
+
+
+class ObjectStore:
+    """A repository below one prefix."""
+
+    remote = True
+    appears_at_once = False
+
+    def __init__(self, location: ObjectRepository) -> None:
+        self.location = location
+        self.client = open_client(location)
+
+    @property
+    def changes_visible(self) -> bool:
+        """As `Store.changes_visible`."""
+        return self.location.scheme != "as"
+
+    def model_names(self) -> tuple[str, ...]:
+        """As `Store.model_names`."""
+        level = self.client.list()
+        recorded = {name for fact in level.files if (name := ledger_model(fact.key)) is not None}
+        return tuple(sorted({*(name for name in level.folders if not name.startswith(".")), *recorded}))
+
+    def list_level(self, folder: str = "") -> Level:
+        """As `Store.list_level`."""
+        return _level(self.client.list(folder))
+
+    def read(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
+        """As `Store.read`."""
+        if limit_bytes is not None:
+            fact = self.client.head(key)
+            if fact is not None and fact.size_bytes > limit_bytes:
+                raise RepositoryError(f"{self.location / key} is larger than {limit_bytes} bytes")
+        found = self.client.get(key)
+        return None if found is None else found[0]
+
+    def look(self, name: str, *, record: bool = False) -> ModelView:
+        """As `Store.look`: three small requests. What is remembered always comes along.
+
+        The record is read first: a version that appears in between is then one that is being published.
+        """
+        place = self.location / name
+        if not is_component(name):
+            return ModelView(place, exists=False)
+        ledger = read_ledger(self.client, name)
+        listing = self.client.list(name)
+        found = None
+        if any(fact.key == CONFIG_FILENAME for fact in listing.files):
+            found = self.client.get(f"{name}/{CONFIG_FILENAME}")
+        numbers = {number for folder in listing.folders if (number := version_number(folder)) is not None}
+        if numbers - ledger.pending.keys() - set(range(ledger.state.highest_version + 1)):
+            # Published between the two requests, or by somebody else.
+            ledger = read_ledger(self.client, name)
+        level = _level(listing)
+        folders = tuple(folder for folder in level.folders if version_number(folder) not in ledger.pending)
+        return ModelView(
+            place,
+            exists=found is not None or bool(folders),
+            level=level,
+            versions=tuple(sorted(numbers - ledger.pending.keys())),
+            folders=folders,
+            state=ledger.state,
+            config=None if found is None else found[0],
+            work=_work(ledger),
+            token=_Seen(ledger, None if found is None else found[1]),
+        )
+
+    def state(self, name: str) -> ModelState:
+        """As `Store.state`."""
+        return read_ledger(self.client, name).state
+
+    def states(self) -> Mapping[str, ModelState]:
+        """As `Store.states`."""
+        names = self.model_names()
+        return dict(zip(names, self.each(self.state, names), strict=True))
+
+    def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
+        """As `Store.each`: many at a time."""
+        waiting = list(items)
+        if len(waiting) <= 1:
+            return [act(item) for item in waiting]
+        with concurrent.futures.ThreadPoolExecutor(self.client.options.lookups) as pool:
+            return list(pool.map(act, waiting))
+
+    @contextlib.contextmanager
+    def fetch(
+        self, name: str, version: int, names: Sequence[str] | None = None, *, compare: bool = True
+    ) -> Iterator[Path]:
+        """As `Store.fetch`."""
+        with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
+            folder = Path(place).resolve() / name / str(version)
+            fetch_version(self.client, name, version, folder, names, compare=compare)
+            yield folder
+
+    @contextlib.contextmanager
+    def resumable_fetch(self, name: str, version: int, content: str, progress: Progress) -> Iterator[Path]:
+        """As `Store.resumable_fetch`: into the user's cache."""
+        with kept_download(self.client, name, version, content) as folder:
+            fetch_version(self.client, name, version, folder, progress=progress)
+            yield folder
+
+    @contextlib.contextmanager
+    def file(self, key: str, entry: Entry, record: FileRecord) -> Iterator[Path]:
+        """As `Store.file`."""
+        with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
+            path = Path(place) / "content"
+            save_object(self.client, key, _fact(entry), path, record)
+            yield path
+
+    def digest(self, key: str, entry: Entry) -> FileRecord:
+        """As `Store.digest`."""
+        return object_record(self.client, key, _fact(entry))
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """As `Store.exclusive`: nothing is held, as every write is compared."""
+        yield
+
+    def replace_if(self, view: ModelView, contents: Mapping[str, bytes | None], *, serves: Sequence[int] = ()) -> None:
+        """As `Store.replace_if`.
+
+        A removal marks a version in the ledger and then looks at the policy; this writes the policy and then looks at
+        the ledger. So never both go through.
+        """
+        before = {entry.name: _fact(entry) for entry in view.level.files}
+        for file, data in contents.items():
+            key = f"{view.name}/{file}"
+            if data is None:
+                self.client.delete([key])
+            elif file == CONFIG_FILENAME:
+                self._replace_config(view, data, serves)
+            elif (fact := before.get(file) or self.client.head(key)) is None:
+                self.client.create(key, data)
+            else:
+                self.client.replace(key, data, fact.mark)
+
+    def _replace_config(self, view: ModelView, data: bytes, serves: Sequence[int]) -> None:
+        mark = put_config(self.client, view.name, data, _seen(view).config)
+        going = sorted(set(serves) & read_ledger(self.client, view.name).pending.keys()) if serves else []
+        if not going:
+            return
+        fact = self.client.head(f"{view.name}/{CONFIG_FILENAME}")
+        if fact is not None and fact.mark.e_tag == mark.e_tag and view.config is not None:
+            put_config(self.client, view.name, view.config, fact)
+        raise RepositoryError(f"{view.name}:{going[0]} is being removed at this moment", hint="Choose another version.")
+
+    def create(self, key: str, data: bytes) -> None:
+        """As `Store.create`."""
+        self.client.create(key, data)
+
+    def put(self, key: str, data: bytes) -> None:
+        """As `Store.put`."""
+        self.client.put(key, data)
+
+    def restore(self, key: str, source: Path, record: FileRecord) -> None:
+        """As `Store.restore`."""
+        measured = measure(source, self.client.options.part_bytes)
+        if measured.record != record:
+            raise RepositoryError(f"{source} was changed meanwhile", hint="Run the command again.")
+        folder, _, file = key.rpartition("/")
+        upload_files(self.client, folder, {file: (source, measured)}, lambda _: None)
+
+    def change_state(
+        self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
+    ) -> ModelState:
+        """As `Store.change_state`."""
+
+        def apply(ledger: Ledger) -> Ledger:
+            if needs in ledger.pending:
+                raise RepositoryError(f"model {name!r} has no version {needs} any more")
+            return dataclasses.replace(ledger, state=change(ledger.state))
+
+        return change_ledger(self.client, name, apply).state
+
+    def publish_version(self, incoming: Incoming) -> Arrived:
+        """As `Store.publish_version`."""
+        return publish_version(self.client, lambda: self.look(incoming.name), incoming)
+
+    def discard_versions(self, departure: Departure) -> None:
+        """As `Store.discard_versions`."""
+        discard_versions(self.client, departure)
+
+    def sweep(self, names: Iterable[str], *, removals_only: bool = False) -> tuple[str, ...]:
+        """As `Store.sweep`: removals are ended, whole publications settled, others deleted."""
+        action = "remove" if removals_only else None
+        return tuple(done for name in names for done in sweep(self.client, name, action=action))
+
+    def problems(self) -> Iterator[Problem]:
+        """As `Store.problems`."""
+        for folder in self.client.list().folders:
+            if folder.startswith("."):
+                yield Problem(folder, "is a hidden prefix, which Triton takes for a model", hint="move it elsewhere")
+
+    def repairs(self, name: str | None, *, dry_run: bool) -> Iterator[Step]:
+        """As `Store.repairs`."""
+        for model in self.model_names() if name is None else (name,):
+            try:
+                ledger = read_ledger(self.client, model)
+            except RepositoryError:
+                key = ledger_key(model)
+                action = f"set aside as {key}.damaged and begun anew from the versions that are there"
+                yield Step(key, action, lambda model=model: self._begin_ledger_anew(model))  # type: ignore[misc]
+                if dry_run:
+                    continue
+                ledger = read_ledger(self.client, model)
+            for version in sorted(abandoned_work(ledger)):
+                text = "ended or removed what an interrupted command had begun"
+                yield Step(f"{model}/{version}", text, lambda model=model: self._sweep(model))  # type: ignore[misc]
+
+    def _sweep(self, name: str) -> None:
+        sweep(self.client, name)
+
+    def _begin_ledger_anew(self, name: str) -> None:
+        key = ledger_key(name)
+        found = self.client.get(key)
+        if found is not None:
+            self.client.put(f"{key}.damaged", found[0])
+            self.client.delete([key])
+        numbers = [n for folder in self.client.list(name).folders if (n := version_number(folder)) is not None]
+        self.change_state(name, lambda state: state.numbered(max(numbers, default=0)))
+
+    def record_key(self, name: str) -> str:
+        """As `Store.record_key`."""
+        return ledger_key(name)
+
+    @contextlib.contextmanager
+    def lease(self, name: str, *, timeout_s: float) -> Iterator[None]:
+        """As `Store.lease`: an entry with a holder and an end, which is renewed while the block runs."""
+        with object_lease(self.client, name, timeout_s=timeout_s):
+            yield
+
+
+_STORE: type[Store] = ObjectStore  # `open_store` imports it by name, where no type is checked.
+
+
+def _seen(view: ModelView) -> _Seen:
+    assert isinstance(view.token, _Seen), "a view of another store"
+    return view.token
+
+
+def _fact(entry: Entry) -> ObjectFact:
+    assert isinstance(entry.token, ObjectFact), "an entry of another store"
+    return entry.token
+
+
+def _level(listing: Listing) -> Level:
+    """Return a listing as a level; where an object and a prefix have one name Triton sees the prefix.
+
+    Others' objects may be named in ways that no file can: they are left out.
+    """
+    folders = tuple(name for name in listing.folders if is_component(name) and len(name) <= _MAX_NAME)
+    files = tuple(
+        Entry(fact.key, fact.size_bytes, token=fact)
+        for fact in listing.files
+        if is_component(fact.key) and fact.key not in folders and len(fact.key) <= _MAX_NAME
+    )
+    return Level(folders, files, modified_at=max((fact.modified.timestamp() for fact in listing.files), default=0.0))
+
+
+def _work(ledger: Ledger) -> tuple[Work, ...]:
+    """Say what is being done with versions, and whether its doer is gone."""
+    found = []
+    for version, entry in sorted(ledger.pending.items()):
+        doing = "published" if entry.action == "publish" else "removed"
+        gone = is_abandoned(entry)
+        state = "was begun and not ended" if gone else "is under way"
+        found.append(Work(version, f"version {version} is being {doing} by {entry.holder}, which {state}", gone))
+    return tuple(found)
