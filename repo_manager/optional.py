@@ -1,18 +1,18 @@
-"""Optional, heavy packages are imported here and nowhere else."""
+"""The only place that imports optional and heavy packages: those that may be missing, those that start slowly."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from repo_manager.errors import MissingDependencyError
 
-__all__ = ["download_wheel", "installed_version", "is_installed", "require"]
+__all__ = ["deferred", "download_wheel", "installed_version", "is_installed", "require"]
 
 _PIP_TIMEOUT_S = 600
 
@@ -38,9 +38,10 @@ def is_installed(module: str) -> bool:
 
 def installed_version(package: str) -> str | None:
     """Return an installed package's version, without importing it; `None` when it is not installed."""
+    metadata = importlib.import_module("importlib.metadata")  # A short command asks for no version, and saves it.
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return str(metadata.version(package))
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -61,6 +62,35 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as exc:
         raise MissingDependencyError(f"{module} cannot be imported: {exc}", hint=hint) from exc
+
+
+def deferred(module: str) -> Any:
+    """Return a module that is imported when something of it is first used.
+
+    It stands at the top of a file in place of the import of a heavy package that few of the file's functions need, so
+    that commands which call none of these start quickly. A type checker gets the ordinary import:
+
+        if TYPE_CHECKING:
+            import numpy as np
+        else:
+            np = deferred("numpy")
+
+    Args:
+        module: dotted name of a module of another distribution; never one of ours.
+    """
+    return _Deferred(module)
+
+
+class _Deferred:
+    """Stands for a module; each attribute is the module's, kept once it has been asked for."""
+
+    def __init__(self, module: str) -> None:
+        self.__module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(require(self.__module), name)
+        setattr(self, name, value)
+        return value
 
 
 def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str | None = None) -> Path:

@@ -6,10 +6,14 @@ import none. This table is the only place that names a module by a string. In th
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -66,6 +70,36 @@ COMMANDS: dict[str, dict[str, Entry]] = {
 """Group of the help -> name of a command -> where it is, in the order of the help."""
 
 
+def take_plain_values(command: Any, parameters: list[Any]) -> list[Any]:
+    """Let a command's parameters take what needs no conversion as it is: what was not given, texts and paths.
+
+    Some versions of Typer convert every value by pydantic, even an absent one. Its import would take a fifth of the
+    time of a short command.
+    """
+    hints = inspect.signature(command.callback).parameters if command.callback is not None else {}
+    for parameter in parameters:
+        if not isinstance(parameter.process_value, functools.partial):
+            hint = hints[parameter.name].annotation if parameter.name in hints else None
+            parameter.process_value = functools.partial(_process, parameter, parameter.process_value, hint)
+    return parameters
+
+
+def _process(parameter: Any, convert: Callable[[Any, Any], Any], hint: Any, ctx: Any, value: Any) -> Any:
+    """Return a parameter's value, converted by Typer only where that is needed."""
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else None
+    kinds = {*get_args(base)} - {NoneType} or {base}
+    taken: object = value
+    if value is None and not parameter.required:
+        pass
+    elif value and isinstance(value, str) and kinds in ({str}, {Path}):
+        taken = kinds.pop()(value)
+    elif type(value) in (int, float) and value is parameter.default:
+        pass
+    else:
+        return convert(ctx, value)
+    return taken if parameter.callback is None else parameter.callback(ctx, parameter, taken)
+
+
 class CommandTable(TyperGroup):
     """The root command: lists the table, and imports the one command that runs."""
 
@@ -93,8 +127,15 @@ class CommandTable(TyperGroup):
             return self._lines[cmd_name]
         if self.commands[cmd_name] is self._lines[cmd_name]:
             module = importlib.import_module(f"repo_manager.cli.{entry.module}")
-            self.commands[cmd_name] = typer.main.get_group(module.app).commands[cmd_name]
+            command: Any = typer.main.get_group(module.app).commands[cmd_name]
+            parameters_of = command.get_params
+            command.get_params = lambda context: take_plain_values(command, parameters_of(context))
+            self.commands[cmd_name] = command
         return self.commands[cmd_name]
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options before the command's name."""
+        return take_plain_values(self, super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help; no command is imported for it."""

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.validate import one_line
+from repo_manager.optional import require
 
-__all__ = ["RUNTIME_ERRORS", "Session"]
+__all__ = ["Session"]
 
-RUNTIME_ERRORS: tuple[type[BaseException], ...] = (
-    *(value for value in vars(_state).values() if isinstance(value, type) and issubclass(value, Exception)),
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    MemoryError,
-)
 _FATAL = 4  # ORT_LOGGING_LEVEL_FATAL: what matters comes back as an exception
-
-onnxruntime.set_default_logger_severity(_FATAL)
-
-
 _LARGE_BYTES = 64 << 20
+
+
+@functools.cache
+def _runtime() -> Any:
+    """Import ONNX Runtime, once a model is to run."""
+    runtime = require("onnxruntime")
+    runtime.set_default_logger_severity(_FATAL)
+    return runtime
+
+
+@functools.cache
+def _runtime_errors() -> tuple[type[BaseException], ...]:
+    """Return what ONNX Runtime raises: its own exceptions, which have no common base, and Python's."""
+    state = require("onnxruntime.capi.onnxruntime_pybind11_state")
+    own = (value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+    return (*own, RuntimeError, ValueError, TypeError, IndexError, MemoryError)
 
 
 class Session:
@@ -51,6 +55,7 @@ class Session:
     def __init__(
         self, model: Model | Path | str | onnx.ModelProto, *, optimize: bool = True, threads: int | None = None
     ) -> None:
+        onnxruntime = _runtime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
         level = onnxruntime.GraphOptimizationLevel
@@ -71,7 +76,7 @@ class Session:
         try:
             source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else self.where
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except RUNTIME_ERRORS as exc:
+        except _runtime_errors() as exc:
             raise ModelError(
                 f"{self.where}: ONNX Runtime {onnxruntime.__version__} does not take it: {one_line(exc)}"
             ) from exc
@@ -92,7 +97,7 @@ class Session:
         """
         try:
             values = self._session.run(list(self.output_names), dict(inputs))
-        except RUNTIME_ERRORS as exc:
+        except _runtime_errors() as exc:
             raise ModelError(f"{self.where}: running it failed: {one_line(exc)}") from exc
         for name, value in zip(self.output_names, values, strict=True):
             if not isinstance(value, np.ndarray):

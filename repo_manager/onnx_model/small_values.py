@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx.reference
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    from onnx import reference
+else:
+    reference = deferred("onnx.reference")
 
 __all__ = ["MAX_ELEMENTS", "evaluate", "shape_value"]
 
@@ -54,7 +60,7 @@ def evaluate(
     model = helper.make_model(graph, opset_imports=list(opsets))
     try:
         with np.errstate(all="ignore"):
-            results = onnx.reference.ReferenceEvaluator(model).run(None, {})
+            results = reference.ReferenceEvaluator(model).run(None, {})
     except _ERRORS:
         return {}
     named = zip((name for name in node.output if name), results, strict=False)

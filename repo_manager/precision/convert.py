@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from repo_manager.errors import CalibrationError, GateError, ModelError
 from repo_manager.onnx_model import Model, signature_of
+from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData
 from repo_manager.precision.candidate import Builder
@@ -173,6 +173,6 @@ def _tools() -> dict[str, str]:
     return {
         "numpy": np.__version__,
         "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": require("onnxruntime").__version__,
         "python": platform.python_version(),
     }

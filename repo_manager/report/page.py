@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
+
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import jinja2
+else:
+    jinja2 = deferred("jinja2")
 
 __all__ = ["Figure", "environment"]
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from repo_manager.engine import LayerEvidence
+from repo_manager.optional import deferred
 from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
+
+if TYPE_CHECKING:
+    import jinja2
+else:
+    jinja2 = deferred("jinja2")
 
 __all__ = ["sparsity_page"]
 

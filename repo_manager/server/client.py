@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.server.transport import (
@@ -21,6 +19,9 @@ from repo_manager.server.transport import (
 )
 from repo_manager.server.transport_grpc import GrpcTransport
 from repo_manager.server.transport_http import HttpTransport
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["TritonClient"]
 

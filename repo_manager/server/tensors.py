@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import ml_dtypes
-import numpy as np
-from tritonclient.utils import np_to_triton_dtype
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import UsageError
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import ml_dtypes
+    import numpy as np
+    import tritonclient.utils as triton_utils
+else:
+    ml_dtypes = deferred("ml_dtypes")
+    np = deferred("numpy")
+    triton_utils = deferred("tritonclient.utils")
 
 __all__ = ["request_inputs"]
 
@@ -32,7 +38,7 @@ def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> l
         elif values.dtype.kind in "USO":
             datatype, values = "BYTES", _encoded(values)
         else:
-            datatype = np_to_triton_dtype(values.dtype)
+            datatype = triton_utils.np_to_triton_dtype(values.dtype)
         if datatype is None:
             raise UsageError(f"Input {name}: Triton carries no {values.dtype} tensors")
         tensor = module.InferInput(name, list(values.shape), datatype)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.server.credentials import check_header
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "ClientOptions",

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerError, ServerUnreachableError, UsageError
+from repo_manager.optional import deferred
 from repo_manager.server.tensors import request_inputs
 from repo_manager.server.transport import (
     ClientOptions,
@@ -24,6 +21,14 @@ from repo_manager.server.transport import (
     refusal,
     without_stack,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tritonclient.grpc as triton
+    import tritonclient.utils as triton_utils
+else:
+    triton = deferred("tritonclient.grpc")
+    triton_utils = deferred("tritonclient.utils")
 
 __all__ = ["GrpcTransport"]
 
@@ -70,10 +75,10 @@ class GrpcTransport:
         """Give the arguments that every call takes, and translate its errors."""
         try:
             yield {"headers": self._headers, "client_timeout": timeout_s}
-        except InferenceServerException as exc:
+        except triton_utils.InferenceServerException as exc:
             raise self._translated(exc, what, timeout_s) from exc
 
-    def _translated(self, exc: InferenceServerException, what: str, timeout_s: float) -> ServerError:
+    def _translated(self, exc: triton_utils.InferenceServerException, what: str, timeout_s: float) -> ServerError:
         status, reason = str(exc.status() or ""), str(exc.message() or exc).strip()
         if status.endswith("DEADLINE_EXCEEDED"):
             return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {what}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
 from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
 
 from repo_manager.errors import ServerRefusedError
@@ -25,6 +24,9 @@ from repo_manager.server.transport import (
     without_stack,
 )
 from repo_manager.triton_messages import model_config_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["HttpTransport"]
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx.reference
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from repo_manager.optional import deferred
 from repo_manager.sparsity.scope import Scope
+
+if TYPE_CHECKING:
+    from onnx import reference
+else:
+    reference = deferred("onnx.reference")
 
 __all__ = ["FOLDED_OPERATORS", "fold"]
 
@@ -44,7 +49,7 @@ def fold(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], scope: Scope)
     try:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", scope.opset)])
         with np.errstate(all="ignore"):
-            results = onnx.reference.ReferenceEvaluator(model).run(None, {})
+            results = reference.ReferenceEvaluator(model).run(None, {})
     except _ERRORS:
         return {}
     return {
