@@ -13,7 +13,7 @@ from repo_manager.cli.repository_options import RepositoryFlag, resolve_reposito
 from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest import LoadTestOptions
 from repo_manager.loadtest.options import Protocol, SharedMemory
-from repo_manager.pipeline.load_shapes import golden_shapes
+from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
 from repo_manager.report.terminal import Terminal
 from repo_manager.server import running_server
 from repo_manager.settings import load_settings
@@ -79,21 +79,23 @@ class Load:
         """
         name, version = parse_target(target)
         where, metrics_url = _server_of(url, self.place.repository, self.server.protocol)
+        is_here = metrics_url is not None or self.place.repository is not None
+        known = known_inputs(self.place.root(), name, version) if is_here else KnownInputs()
         return {
             **settings_of(LoadTestOptions, self.server, self.data),
             "url": where,
             "model": name,
             "version": version,
             "metrics_url": metrics_url,
-            "shapes": self._shapes(name, version, local=metrics_url is not None),
+            "shapes": self._shapes(known),
+            "int_ranges": known.ranges,
             "access": client_options(self.connection, [where]),
         }
 
-    def _shapes(self, name: str, version: int | None, *, local: bool) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, known: KnownInputs) -> dict[str, tuple[int, ...]]:
         """Return the sizes given, and for a model of our own repository those of its golden sample for the rest."""
         given = parse_shapes(self.data.shape)
-        known = golden_shapes(self.place.root(), name, version) if local or self.place.repository is not None else {}
-        taken = {name: shape for name, shape in known.items() if name not in given}
+        taken = {name: shape for name, shape in known.shapes.items() if name not in given}
         if taken:
             listed = ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in taken.items())
             self.terminal.note(

@@ -20,7 +20,7 @@ from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, CompareProgress, Comparison
 from repo_manager.loadtest.environment import environment
 from repo_manager.loadtest.histogram import Histogram
-from repo_manager.loadtest.inputs import make_samples, resolve_shapes
+from repo_manager.loadtest.inputs import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.metrics import MetricsSource
 from repo_manager.loadtest.options import LoadTestOptions
@@ -242,10 +242,13 @@ def _numbers(
 
 def _notes(blocks: tuple[list[_Block], list[_Block]], sides: tuple[_Side, _Side]) -> tuple[str, ...]:
     notes = []
-    for name, side, facts in zip("AB", blocks, (sides[0].facts, sides[1].facts), strict=True):
+    for name, side, (facts, options) in zip("AB", blocks, ((s.facts, s.options) for s in sides), strict=True):
         errors = sum(block.errors for block in side)
         if errors:
             notes.append(f"{name}: {errors} requests ended in an error; they are in no number here")
+        drawn = drawn_note(facts, options)
+        if drawn is not None:
+            notes.append(f"{name}: {drawn}")
         if facts.response_cache:
             notes.append(f"{name}: the model has a response cache; repeated inputs are answered from it")
         if not all(block.energy_j for block in side):

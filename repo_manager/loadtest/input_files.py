@@ -15,7 +15,7 @@ from repo_manager.errors import InputError
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample
 
-__all__ = ["DATA_SUFFIXES", "read_rows"]
+__all__ = ["DATA_SUFFIXES", "read_rows", "write_rows"]
 
 DATA_SUFFIXES = (".json", ".npy", ".npz")
 
@@ -42,6 +42,21 @@ def read_rows(path: Path, facts: TargetFacts) -> list[Sample]:
     if not rows:
         raise InputError(f"{path}: no sample found")
     return rows
+
+
+def write_rows(path: Path, rows: Sequence[Sample]) -> None:
+    """Write samples, without the batch axis, as perf_analyzer's JSON."""
+    data = [
+        {name: {"content": _json_content(array), "shape": list(array.shape)} for name, array in row.items()}
+        for row in rows
+    ]
+    path.write_text(json.dumps({"data": data}), encoding="utf-8")
+
+
+def _json_content(array: Array) -> list[Any]:
+    if array.dtype == object:
+        return [item.decode() for item in array.reshape(-1)]
+    return list(array.astype(np.float64 if array.dtype.kind not in "iub" else array.dtype).reshape(-1).tolist())
 
 
 def _numpy_rows(path: Path, facts: TargetFacts) -> list[Sample]:

@@ -14,7 +14,7 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample, elements_of
 
-__all__ = ["make_samples", "resolve_shapes"]
+__all__ = ["drawn_note", "make_samples", "resolve_shapes"]
 
 _MAX_TOTAL_BYTES = 256 << 20
 
@@ -76,11 +76,26 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
         count = max(min(options.distinct, _MAX_TOTAL_BYTES // max(size, 1)), 1)
         rng = np.random.default_rng(options.seed)
         samples = [
-            {i.name: _random(i.datatype, shapes[i.name], rng, options.int_range) for i in inputs} for _ in range(count)
+            {i.name: _random(i.datatype, shapes[i.name], rng, _range_of(i.name, options)) for i in inputs}
+            for _ in range(count)
         ]
     if not options.allow_zeros:
         _refuse_zeros(samples, options.data)
     return samples
+
+
+def drawn_note(facts: TargetFacts, options: LoadTestOptions) -> str | None:
+    """Say which integer inputs are drawn from ranges of their own; `None` when none is."""
+    integers = [item.name for item in facts.inputs if NUMPY_OF_TRITON[item.datatype].kind in "iu"]
+    ranges = {name: options.int_ranges[name] for name in integers if name in options.int_ranges}
+    if options.data is not None or not ranges:
+        return None
+    texts = [f"{name} from {low} to {high - 1}" for name, (low, high) in ranges.items()]
+    return f"Random integers as the version's record allows: {', '.join(texts)}. Real ones: --input-data."
+
+
+def _range_of(name: str, options: LoadTestOptions) -> tuple[int, int]:
+    return options.int_ranges.get(name, options.int_range)
 
 
 def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
@@ -108,7 +123,9 @@ def _random(datatype: str, shape: tuple[int, ...], rng: np.random.Generator, int
     if datatype == "BOOL":
         return rng.integers(0, 2, size=shape).astype(bool)
     if dtype.kind in "iu":
-        return rng.integers(int_range[0], int_range[1], size=shape).astype(dtype)
+        bounds = np.iinfo(dtype)
+        low, high = max(int_range[0], int(bounds.min)), min(int_range[1], int(bounds.max) + 1)
+        return rng.integers(low, high, size=shape, dtype=dtype)
     return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
 
 

@@ -46,6 +46,7 @@ class LoadTestOptions:
         distinct: how many different requests are sent in rotation.
         allow_zeros: accept input data that is all zeros.
         int_range: random integers are drawn from `[low, high)`.
+        int_ranges: input name -> the same for that input, where more is known of it (rows of a table, a mask).
         seed: of everything random.
         warmup_s: load that is not measured, before each level.
         window_s: length of a measuring window.
@@ -86,6 +87,7 @@ class LoadTestOptions:
     distinct: int = 64
     allow_zeros: bool = False
     int_range: tuple[int, int] = (0, 10)
+    int_ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     warmup_s: float = 1.0
     window_s: float = 1.0

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
-from repo_manager.loadtest.inputs import resolve_shapes
+from repo_manager.loadtest.input_files import write_rows
+from repo_manager.loadtest.inputs import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_files import parse_csv, parse_profile_export
@@ -30,6 +31,7 @@ __all__ = ["command_of", "find_perf_analyzer", "run_perf_analyzer"]
 
 _STUB_BYTES = 100_000
 _EXPORTED_ELEMENTS = 1024  # the export repeats every request's inputs: minutes and gigabytes for images
+_DRAWN_ELEMENTS = 1 << 20  # of all samples together: perf_analyzer reads them as text
 _REQUEST_COUNT = re.compile(r"^\s*Request count: (\d+)", re.M)
 _KILL_AFTER_S = 60.0
 # Over HTTP it takes a thread a request; many of them, on a fast server, keep the one that measures from ever running
@@ -167,7 +169,7 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
     """
     with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as folder:
         files = Path(folder)
-        command = command_of(perf.binary, level, facts, options, files)
+        command = command_of(perf.binary, level, facts, _with_drawn_inputs(facts, options, files), files)
         limit_s = (
             options.window_s * options.max_windows + (options.duration_s or 0.0) + options.timeout_s + _KILL_AFTER_S
         )
@@ -189,6 +191,21 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
         rows = parse_csv(_read(files / "result.csv"))
         profile = parse_profile_export(_read(files / "profile.json"))
     return _point(level, options, done.returncode, (text, rows, profile))
+
+
+def _with_drawn_inputs(facts: TargetFacts, options: LoadTestOptions, folder: Path) -> LoadTestOptions:
+    """Draw the inputs here where integers have ranges of their own: perf_analyzer draws from the whole type."""
+    if drawn_note(facts, options) is None:
+        return options
+    single = dataclasses.replace(options, batch_size=1)
+    elements = sum(math.prod(shape) for shape in resolve_shapes(facts, single).values())
+    count = max(1, min(options.distinct, _DRAWN_ELEMENTS // max(elements, 1)))
+    rows = make_samples(facts, dataclasses.replace(single, distinct=count))
+    if facts.max_batch_size > 0:
+        rows = [{name: array[0] for name, array in row.items()} for row in rows]
+    path = folder / "inputs.json"
+    write_rows(path, rows)
+    return dataclasses.replace(options, data=path)
 
 
 def _read(path: Path) -> str:

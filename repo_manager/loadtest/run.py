@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.environment import environment
-from repo_manager.loadtest.inputs import make_samples
+from repo_manager.loadtest.inputs import drawn_note, make_samples
 from repo_manager.loadtest.job import Job
 from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
 from repo_manager.loadtest.metrics import MetricsSource
@@ -76,7 +76,7 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
     begin, started = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     target = connect(options)
     facts = target.facts()
-    notes: list[str] = []
+    notes: list[str] = [note] if (note := drawn_note(facts, options)) else []
     points: list[LoadPoint] = []
     is_interrupted = False
     try:

@@ -32,10 +32,12 @@ class GoldenFacts:
     Attributes:
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
         unreproducible: outputs that differ between two runs; they are not compared.
+        index_limits: integer input -> the rows of the table that it picks from: made-up values stay below.
     """
 
     tolerance: float
     unreproducible: tuple[str, ...]
+    index_limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def tolerance_of(precision: Precision) -> float:

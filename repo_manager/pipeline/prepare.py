@@ -163,7 +163,7 @@ def _golden(converted: Converted, options: AddOptions, path: Path, *, is_only: b
         threads=None if is_only else max(1, len(os.sched_getaffinity(0)) - 1),
     )
     write_golden(path, golden)
-    return path, facts
+    return path, dataclasses.replace(facts, index_limits=index_limits(converted.model))
 
 
 def _repeats_itself(model: Model) -> bool:

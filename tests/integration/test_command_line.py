@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import onnx_models
 
 from repo_manager import samples
 
@@ -207,3 +208,21 @@ def test_quickstart_leaves_no_process_when_interrupted(environment: dict[str, st
         process.communicate(timeout=60)
     assert process.returncode == 130
     assert processes_below(tmp_path) == []
+
+
+def test_a_load_test_sends_numbers_that_a_language_model_takes(run: Run, tmp_path: Path) -> None:
+    """Numbers from 0 to 9 are refused by a table of two rows."""
+    model, root = onnx_models.save(onnx_models.bert_like(), tmp_path / "bert.onnx"), tmp_path / "repository"
+    run("add", model, "-n", "bert", "-r", root)
+    run("deploy", "bert", "-r", root)
+    try:
+        load = run(*("loadtest", "bert", "-r", root, "-c", "2", "-b", "4", "--duration", "0.5", "--json"))
+    finally:
+        run("serve", "--stop", "-r", root)
+    report = json.loads(load.stdout)
+    (point,) = report["points"]
+    assert point["errors"] == 0
+    assert point["throughput_per_s"] > 0
+    (note,) = [note for note in report["notes"] if "Random integers" in note]
+    for text in ("input_ids from 0 to 499", "token_type_ids from 0 to 1", "position_ids from 0 to 39"):
+        assert text in note

@@ -103,6 +103,25 @@ def embedding() -> onnx.ModelProto:
     return model(nodes, inputs, [value("y", ["N", 8])], {"table": weight((100, 8))})
 
 
+def bert_like() -> onnx.ModelProto:
+    """Three tables of 500, 2 and 40 rows picked by int64 ids [N, T], as BERT's, and a mask; y: [N, 8]."""
+    names = {"input_ids": 500, "token_type_ids": 2, "position_ids": 40}
+    nodes = [helper.make_node("Gather", [f"{name}_table", name], [f"{name}_rows"]) for name in names]
+    nodes += [
+        helper.make_node("Sum", [f"{name}_rows" for name in names], ["e"]),
+        helper.make_node("Cast", ["attention_mask"], ["m"], to=FLOAT),
+        helper.make_node("Unsqueeze", ["m", "last"], ["m3"]),
+        helper.make_node("Mul", ["e", "m3"], ["kept"]),
+        helper.make_node("ReduceMean", ["kept"], ["y"], axes=[1], keepdims=0),
+    ]
+    weights: dict[str, np.ndarray | onnx.TensorProto] = {
+        f"{name}_table": weight((rows, 8), seed=rows) for name, rows in names.items()
+    }
+    weights["last"] = np.array([-1])
+    inputs = [value(name, ["N", "T"], onnx.TensorProto.INT64) for name in (*names, "attention_mask")]
+    return model(nodes, inputs, [value("y", ["N", 8])], weights)
+
+
 def save(proto: onnx.ModelProto, path: Path) -> Path:
     """Write without any check."""
     path.write_bytes(proto.SerializeToString())

@@ -9,7 +9,8 @@ import pytest
 
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest import LoadTestOptions
-from repo_manager.loadtest.inputs import make_samples, resolve_shapes
+from repo_manager.loadtest.input_files import read_rows, write_rows
+from repo_manager.loadtest.inputs import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.payload import build_endpoint
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, raw_bytes
@@ -165,3 +166,30 @@ def test_messages_say_what_the_sample_is():
 def test_models_that_are_no_independent_calls_are_refused(change):
     with pytest.raises(UsageError, match="cannot drive"):
         build_endpoint(facts(X, **change), make_samples(facts(X), options()), options())
+
+
+def test_integers_with_a_range_of_their_own_stay_inside_it():
+    tokens, mask = InputFacts("ids", "INT64", (64,)), InputFacts("mask", "UINT8", (64,))
+    given = options(int_ranges={"ids": (5, 7), "mask": (1, 1000), "x": (3, 4)})
+    samples = make_samples(facts(tokens, mask, X), given)
+    assert {int(number) for sample in samples for number in sample["ids"]} == {5, 6}
+    assert max(int(sample["mask"].max()) for sample in samples) > 200  # the type ends at 255
+    assert min(int(sample["mask"].min()) for sample in samples) >= 1
+    note = drawn_note(facts(tokens, mask, X), given)
+    assert "ids from 5 to 6, mask from 1 to 999." in note
+    assert "x from" not in note
+
+
+def test_nothing_is_said_of_ranges_where_data_is_given_or_nothing_is_known(tmp_path):
+    tokens = InputFacts("ids", "INT64", (4,))
+    assert drawn_note(facts(tokens), options()) is None
+    assert drawn_note(facts(tokens), options(int_ranges={"ids": (0, 2)}, data=tmp_path / "d.npz")) is None
+
+
+@pytest.mark.parametrize("datatype", [name for name in NUMPY_OF_TRITON if name not in ("BF16", "FP16")])
+def test_samples_for_perf_analyzer_are_read_back_as_they_were(datatype, tmp_path):
+    target = facts(InputFacts("x", datatype, (2, 3)))
+    samples = make_samples(target, options())
+    write_rows(tmp_path / "inputs.json", samples)
+    again = read_rows(tmp_path / "inputs.json", target)
+    assert [raw_bytes(row["x"]) for row in again] == [raw_bytes(row["x"]) for row in samples]

@@ -269,3 +269,18 @@ def test_large_inputs_are_not_exported_and_requests_are_counted_from_what_it_pri
     point = run_perf_analyzer(script(tmp_path, says="  Client:\n    Request count: 3000"), CLOSED, FACTS, options())
     assert point.requests == 3000
     assert point.duration_s == pytest.approx(3000 / 1000.5)
+
+
+def test_integers_with_ranges_of_their_own_are_drawn_here(tmp_path):
+    """perf_analyzer draws from the whole type, which a table of 500 rows refuses."""
+    kept = tmp_path / "kept.json"
+    perf = script(tmp_path)
+    copy = f"import shutil; shutil.copy(sys.argv[sys.argv.index('--input-data') + 1], {str(kept)!r})\n"
+    perf.binary.write_text(perf.binary.read_text().replace("import sys\n", f"import sys\n{copy}"))
+    ids, x = InputFacts("ids", "INT64", (-1,)), InputFacts("x", "FP32", (2,))
+    target = TargetFacts(**{**vars(FACTS), "inputs": (ids, x)})
+    run_perf_analyzer(perf, CLOSED, target, options(shapes={"ids": (6,)}, int_ranges={"ids": (7, 9)}, batch_size=4))
+    rows = json.loads(kept.read_text())["data"]
+    assert len(rows) == 64
+    assert {number for row in rows for number in row["ids"]["content"]} == {7, 8}
+    assert all(row["ids"]["shape"] == [6] and row["x"]["shape"] == [2] for row in rows)
