@@ -90,7 +90,8 @@ def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
         store.change_state(name, lambda state: state.numbered(highest))
         for plan in plans:
             try:
-                store.create(f"{name}/{plan.version}/{MANIFEST_FILENAME}", manifest_text(plan.manifest).encode())
+                key = f"{name}/{plan.version}/{MANIFEST_FILENAME}"
+                store.put(key, manifest_text(plan.manifest).encode(), new=True)
             except ChangedMeanwhileError as exc:
                 raise RepositoryError(f"{name}:{plan.version} was adopted by somebody else at this moment") from exc
     return [dataclasses.replace(plan, applied=True) for plan in plans]

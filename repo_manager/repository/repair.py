@@ -145,10 +145,9 @@ def _file_steps(store: Store, view: ModelView, places: list[Store]) -> Iterator[
                 continue
             found = _find(places, view.name, record)
             if found is not None:
-                place, source, entry = found
-                yield Step(
-                    key, f"restored from {place.location / source}", _restorer(store, key, place, source, entry, record)
-                )
+                place, number, file = found
+                where = place.location / f"{view.name}/{number}/{file}"
+                yield Step(key, f"restored from {where}", _restorer(store, key, record, found))
 
 
 def _records(version: VersionView) -> Mapping[str, FileRecord]:
@@ -171,7 +170,7 @@ def _holds(store: Store, key: str, entry: Entry | None, record: FileRecord) -> b
         return False
 
 
-def _find(places: list[Store], name: str, record: FileRecord) -> tuple[Store, str, Entry] | None:
+def _find(places: list[Store], name: str, record: FileRecord) -> tuple[Store, int, str] | None:
     """Find a file of this model, in any version in any place, whose content is right."""
     for place in places:
         with contextlib.suppress(RepositoryError):
@@ -180,15 +179,15 @@ def _find(places: list[Store], name: str, record: FileRecord) -> tuple[Store, st
                     entry = _entry_of(version, file)
                     key = f"{name}/{version.number}/{file}"
                     if other == record and entry is not None and _holds(place, key, entry, record):
-                        return place, key, entry
+                        return place, version.number, file
     return None
 
 
-def _restorer(
-    store: Store, key: str, place: Store, source: str, entry: Entry, record: FileRecord
-) -> Callable[[], None]:
+def _restorer(store: Store, key: str, record: FileRecord, found: tuple[Store, int, str]) -> Callable[[], None]:
+    place, version, file = found
+
     def restore() -> None:
-        with place.file(source, entry, record) as path:
-            store.restore(key, path, record)
+        with place.fetch(key.partition("/")[0], version, (file,)) as folder:
+            store.restore(key, folder / file, record)
 
     return restore

@@ -144,7 +144,7 @@ def model_state(repository: Location, name: str) -> ModelState:
         RepositoryError: no such repository, or the record is damaged.
     """
     with disk_errors(f"read the state of {name}"):
-        return open_store(repository).state(name)
+        return open_store(repository).states((name,))[name]
 
 
 def model_states(repository: Location) -> dict[str, ModelState]:

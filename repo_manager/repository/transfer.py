@@ -76,7 +76,6 @@ def copy_version(
             serves something else under that name.
     """
     new_name = validate_model_name(name if target_name is None else target_name)
-    told = progress or (lambda _: None)
     with disk_errors(f"copy {name}:{version}"):
         origin = open_store(source)
         view, content = _look(origin, name, version)
@@ -91,7 +90,7 @@ def copy_version(
             sizes = {file: record.size_bytes for file, record in manifest.files.items()}
             plan = plan_publish_sizes(target, new_name, sizes, config)
             return dataclasses.replace(made, version=plan.version)
-        with origin.resumable_fetch(name, version, manifest.digest, told) as folder:
+        with origin.fetch(name, version, resume=manifest.digest, progress=progress or (lambda _: None)) as folder:
             published = publish(
                 target,
                 new_name,

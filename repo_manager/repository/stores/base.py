@@ -14,11 +14,15 @@ from repo_manager.repository.state import ModelState
 from repo_manager.repository.view import Entry, Level, ModelView
 from repo_manager.triton_config import Problem
 
-__all__ = ["Arrived", "ChangedMeanwhileError", "Departure", "Incoming", "Progress", "Step", "Store"]
+__all__ = ["Arrived", "ChangedMeanwhileError", "Departure", "Incoming", "Progress", "Step", "Store", "untold"]
 
 Progress = Callable[[int], None]
 A = TypeVar("A")
 R = TypeVar("R")
+
+
+def untold(_: int) -> None:
+    """Whoever does not want to know of progress."""
 
 
 class ChangedMeanwhileError(Exception):
@@ -138,11 +142,8 @@ class Store(Protocol):
     def look(self, name: str, *, record: bool = False) -> ModelView:
         """Look at a model: its folder, config.pbtxt and, with `record`, what is remembered of it."""
 
-    def state(self, name: str) -> ModelState:
-        """Return what is remembered of a model."""
-
-    def states(self) -> Mapping[str, ModelState]:
-        """Return what is remembered of every model, removed ones included."""
+    def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
+        """Return what is remembered of these models; `None`: of every model, removed ones included."""
 
     def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
         """Call a function that reads, for each item; as many at a time as the store bears."""
@@ -154,19 +155,20 @@ class Store(Protocol):
         names: Sequence[str] | None = None,
         *,
         compare: bool = True,
+        resume: str = "",
+        progress: Progress = untold,
     ) -> contextlib.AbstractContextManager[Path]:
-        """Give a folder with a version's files, for as long as the block lasts; `names`: only these of them.
+        """Give a folder with a version's files, for as long as the block lasts.
 
-        `compare` refuses a fetched file that is not what the manifest says.
+        Args:
+            name: the model.
+            version: its version.
+            names: only these files, and the manifest; `None`: all.
+            compare: refuse a fetched file that is not what the manifest says.
+            resume: digest of the content. What has arrived stays when the block fails, so that the next attempt with
+                the same digest goes on; empty: nothing stays.
+            progress: told the bytes that have arrived.
         """
-
-    def resumable_fetch(
-        self, name: str, version: int, content: str, progress: Progress
-    ) -> contextlib.AbstractContextManager[Path]:
-        """As `fetch`, and what has arrived stays when the block fails, so that the next attempt goes on."""
-
-    def file(self, key: str, entry: Entry, record: FileRecord) -> contextlib.AbstractContextManager[Path]:
-        """Give a single file on this machine, for as long as the block lasts, checked against its record if fetched."""
 
     def digest(self, key: str, entry: Entry) -> FileRecord:
         """Read a file to its end; return its digest and size."""
@@ -186,15 +188,12 @@ class Store(Protocol):
             ChangedMeanwhileError: it is not.
         """
 
-    def create(self, key: str, data: bytes) -> None:
-        """Write a new file.
+    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
+        """Write a file.
 
         Raises:
-            ChangedMeanwhileError: it exists.
+            ChangedMeanwhileError: `new`, and it exists.
         """
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write a file of the root, whatever is there."""
 
     def restore(self, key: str, source: Path, record: FileRecord) -> None:
         """Put a version's file back; `record` is what it must be."""

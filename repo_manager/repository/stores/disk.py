@@ -30,7 +30,15 @@ from repo_manager.repository.manifest import FileRecord, manifest_text
 from repo_manager.repository.plan.removal import without_versions
 from repo_manager.repository.signing_files import drop_signatures, orphaned_signatures, signature_name
 from repo_manager.repository.state import ModelState, change_state, read_state, read_states, repository_lock
-from repo_manager.repository.stores.base import Arrived, ChangedMeanwhileError, Departure, Incoming, Progress, Step
+from repo_manager.repository.stores.base import (
+    Arrived,
+    ChangedMeanwhileError,
+    Departure,
+    Incoming,
+    Progress,
+    Step,
+    untold,
+)
 from repo_manager.repository.stores.staging import STAGING_IN_ROOT, discard, staged, sweep
 from repo_manager.repository.view import Entry, Level, Link, ModelView
 from repo_manager.triton_config import CONFIG_FILENAME, Problem, Severity
@@ -146,13 +154,11 @@ class DiskStore:
         except OSError as exc:
             return None, f"cannot be read: {exc.strerror or exc}"
 
-    def state(self, name: str) -> ModelState:
-        """As `Store.state`."""
-        return read_state(self.location, name)
-
-    def states(self) -> Mapping[str, ModelState]:
+    def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
         """As `Store.states`."""
-        return read_states(self.location)
+        if names is None:
+            return read_states(self.location)
+        return {name: read_state(self.location, name) for name in names}
 
     def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
         """As `Store.each`: one after the other."""
@@ -160,20 +166,17 @@ class DiskStore:
 
     @contextlib.contextmanager
     def fetch(
-        self, name: str, version: int, names: Sequence[str] | None = None, *, compare: bool = True
+        self,
+        name: str,
+        version: int,
+        names: Sequence[str] | None = None,
+        *,
+        compare: bool = True,
+        resume: str = "",
+        progress: Progress = untold,
     ) -> Iterator[Path]:
         """As `Store.fetch`: the version's own folder."""
         yield self.location / name / str(version)
-
-    @contextlib.contextmanager
-    def resumable_fetch(self, name: str, version: int, content: str, progress: Progress) -> Iterator[Path]:
-        """As `Store.resumable_fetch`: the version's own folder."""
-        yield self.location / name / str(version)
-
-    @contextlib.contextmanager
-    def file(self, key: str, entry: Entry, record: FileRecord) -> Iterator[Path]:
-        """As `Store.file`: the file itself."""
-        yield self.location / key
 
     def digest(self, key: str, entry: Entry) -> FileRecord:
         """As `Store.digest`."""
@@ -212,21 +215,13 @@ class DiskStore:
                 else:
                     write_atomic(path, data, staging=staging)
 
-    def create(self, key: str, data: bytes) -> None:
-        """As `Store.create`."""
+    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
+        """As `Store.put`."""
         path = self.location / key
         with self._staged(key) as staging:
-            if os.path.lexists(path):
+            if new and os.path.lexists(path):
                 raise ChangedMeanwhileError(key)
-            ready = staging / "created"
-            write_durably(ready, data)
-            ready.rename(path)
-            fsync_directory(path.parent)
-
-    def put(self, key: str, data: bytes) -> None:
-        """As `Store.put`."""
-        with self._staged(key) as staging:
-            write_atomic(self.location / key, data, staging=staging)
+            write_atomic(path, data, staging=staging)
 
     def restore(self, key: str, source: Path, record: FileRecord) -> None:
         """As `Store.restore`."""

@@ -15,7 +15,7 @@ from repo_manager.repository.layout import is_component, version_number
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.state import ModelState
-from repo_manager.repository.stores.base import Arrived, Departure, Incoming, Progress, Step, Store
+from repo_manager.repository.stores.base import Arrived, Departure, Incoming, Progress, Step, Store, untold
 from repo_manager.repository.stores.objects.arrive import publish_version
 from repo_manager.repository.stores.objects.claim import is_abandoned
 from repo_manager.repository.stores.objects.client import open_client
@@ -32,7 +32,7 @@ from repo_manager.repository.stores.objects.ledger import (
     ledger_model,
     read_ledger,
 )
-from repo_manager.repository.stores.objects.transport import object_record, save_object, upload_files
+from repo_manager.repository.stores.objects.transport import object_record, upload_files
 from repo_manager.repository.view import Entry, Level, ModelView, Work
 from repo_manager.triton_config import CONFIG_FILENAME, Problem
 
@@ -116,14 +116,11 @@ class ObjectStore:
             token=_Seen(ledger, None if found is None else found[1]),
         )
 
-    def state(self, name: str) -> ModelState:
-        """As `Store.state`."""
-        return read_ledger(self.client, name).state
-
-    def states(self) -> Mapping[str, ModelState]:
+    def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
         """As `Store.states`."""
-        names = self.model_names()
-        return dict(zip(names, self.each(self.state, names), strict=True))
+        wanted = list(self.model_names() if names is None else names)
+        ledgers = self.each(lambda name: read_ledger(self.client, name), wanted)
+        return {name: ledger.state for name, ledger in zip(wanted, ledgers, strict=True)}
 
     def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
         """As `Store.each`: many at a time."""
@@ -135,28 +132,24 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def fetch(
-        self, name: str, version: int, names: Sequence[str] | None = None, *, compare: bool = True
+        self,
+        name: str,
+        version: int,
+        names: Sequence[str] | None = None,
+        *,
+        compare: bool = True,
+        resume: str = "",
+        progress: Progress = untold,
     ) -> Iterator[Path]:
-        """As `Store.fetch`."""
-        with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
-            folder = Path(place).resolve() / name / str(version)
-            fetch_version(self.client, name, version, folder, names, compare=compare)
+        """As `Store.fetch`: into a folder of its own, or, to be resumed, into the user's cache."""
+        with contextlib.ExitStack() as stack:
+            if resume:
+                folder = stack.enter_context(kept_download(self.client, name, version, resume))
+            else:
+                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="repo-manager-objects-"))
+                folder = Path(place).resolve() / name / str(version)
+            fetch_version(self.client, name, version, folder, names, compare=compare, progress=progress)
             yield folder
-
-    @contextlib.contextmanager
-    def resumable_fetch(self, name: str, version: int, content: str, progress: Progress) -> Iterator[Path]:
-        """As `Store.resumable_fetch`: into the user's cache."""
-        with kept_download(self.client, name, version, content) as folder:
-            fetch_version(self.client, name, version, folder, progress=progress)
-            yield folder
-
-    @contextlib.contextmanager
-    def file(self, key: str, entry: Entry, record: FileRecord) -> Iterator[Path]:
-        """As `Store.file`."""
-        with tempfile.TemporaryDirectory(prefix="repo-manager-objects-") as place:
-            path = Path(place) / "content"
-            save_object(self.client, key, _fact(entry), path, record)
-            yield path
 
     def digest(self, key: str, entry: Entry) -> FileRecord:
         """As `Store.digest`."""
@@ -195,13 +188,10 @@ class ObjectStore:
             put_config(self.client, view.name, view.config, fact)
         raise RepositoryError(f"{view.name}:{going[0]} is being removed at this moment", hint="Choose another version.")
 
-    def create(self, key: str, data: bytes) -> None:
-        """As `Store.create`."""
-        self.client.create(key, data)
-
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
         """As `Store.put`."""
-        self.client.put(key, data)
+        write = self.client.create if new else self.client.put
+        write(key, data)
 
     def restore(self, key: str, source: Path, record: FileRecord) -> None:
         """As `Store.restore`."""
