@@ -14,7 +14,7 @@ from support.triton_deployment import publish_scaling, triton_deployment
 from repo_manager.repository import Location, copy_version, find_model, parse_location
 from repo_manager.repository.stores.objects.client import open_client
 from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.targets import snapshot, wait
+from repo_manager.rollout.targets import wait
 from repo_manager.rollout.targets.kubernetes import KubernetesTarget, deploy_kubernetes
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
@@ -49,12 +49,9 @@ def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iter
     served.stop()
 
 
-@pytest.mark.parametrize("streamed", [False, True])
 def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
-    cluster: FakeCluster, repository: Location, streamed: bool, monkeypatch: pytest.MonkeyPatch
+    cluster: FakeCluster, repository: Location
 ) -> None:
-    if streamed:  # as files above 8 MiB
-        monkeypatch.setattr(snapshot, "_SMALL_BYTES", 0)
     target, options = KubernetesTarget("models", "rel"), RolloutOptions(load_timeout_s=30.0)
     rollout = deploy_kubernetes(target, repository, "scale", 2, options=options)
     assert rollout.models == {"other": (1,), "scale": (2,)}

@@ -11,7 +11,16 @@ from repo_manager.repository.view import ModelView, VersionView
 from repo_manager.triton_config import replace_version_policy
 from repo_manager.triton_config.version_policy import served_by
 
-__all__ = ["Removal", "forget", "made_at", "old_versions", "plan_removal", "select_version", "without_versions"]
+__all__ = [
+    "Removal",
+    "check_version",
+    "forget",
+    "made_at",
+    "old_versions",
+    "plan_removal",
+    "select_version",
+    "without_versions",
+]
 
 
 @dataclasses.dataclass(frozen=True)

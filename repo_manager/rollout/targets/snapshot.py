@@ -18,25 +18,25 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
-from repo_manager.repository import Location, ObjectRepository, find_model
+from repo_manager.repository import Location
 from repo_manager.repository.disk import disk_errors
-from repo_manager.repository.layout import version_number
-from repo_manager.repository.stores.base import ChangedMeanwhileError
-from repo_manager.repository.stores.objects.client import open_client
-from repo_manager.repository.stores.objects.retry import TransientError
-from repo_manager.repository.stores.objects.transport import read_parts
+from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.plan.removal import check_version
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
+from repo_manager.repository.view import ModelView, existing_model, walk, with_versions
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
 
 __all__ = ["SNAPSHOT_FILENAME", "Snapshot", "SnapshotModel", "snapshots_of", "write_snapshot"]
 
 SNAPSHOT_FILENAME = "snapshot.json"
 _ID_DIGITS = 16
-_SMALL_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def snapshots_of(repository: Location) -> Location:
         RepositoryError: the repository is a whole bucket: beside it is nothing.
     """
     place = repository.resolve()
-    if isinstance(place, ObjectRepository) and not place.prefix:
+    if place == place.parent:
         raise RepositoryError(
             f"{place} is a whole bucket, and snapshots have to lie outside the repository",
             hint="Keep the repository below a path of the bucket, for instance .../models.",
@@ -90,7 +90,8 @@ def write_snapshot(root: Location, models: Sequence[SnapshotModel], *, dry_run: 
     """Write a snapshot, unless it is there.
 
     On disk the versions' files are hard links where the file system has them (they never change), else copies.
-    In object storage they stream through this machine, in bounded memory.
+    From and to object storage they pass through this machine, one version at a time, each file compared with its
+    manifest.
 
     Args:
         root: where the snapshots are.
@@ -106,65 +107,59 @@ def write_snapshot(root: Location, models: Sequence[SnapshotModel], *, dry_run: 
     target = root / chosen
     held = {model.name: model.versions for model in sorted(models, key=lambda model: model.name)}
     record = json.dumps({"schema_version": 1, "id": chosen, "models": held}, indent=1).encode() + b"\n"
-    if dry_run or _is_complete(target):
+    store = open_store(target, may_be_new=True)
+    if dry_run or store.read(SNAPSHOT_FILENAME) is not None:
         return Snapshot(chosen, target, held, created=False)
-    if isinstance(target, ObjectRepository):
-        _write_objects(target, contents, record)
-    else:
-        with disk_errors(f"write the snapshot {target}"):
+    with disk_errors(f"write the snapshot {target}"):
+        if isinstance(target, Path):
             _write_folder(target, contents, record)
+        else:
+            _write_objects(store, contents, record)
     return Snapshot(chosen, target, held, created=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What a model's folder in a snapshot holds: small files by content, versions by where they are."""
+    """What a model's folder in a snapshot holds: small files by content, versions by their manifests."""
 
-    folder: Location
+    source: Store
     small: Mapping[str, bytes]
-    versions: tuple[int, ...]
+    versions: Mapping[int, Manifest]
     identity: Mapping[str, str]
 
 
 def _content(model: SnapshotModel) -> _Content:
-    entry = find_model(model.source, model.name)
-    if entry.config_text is None:
-        raise RepositoryError(f"{entry.path} has no {CONFIG_FILENAME}", hint="repo-manager config writes one.")
-    small = _beside(entry.path)
-    where = str(entry.path / CONFIG_FILENAME)
-    small[CONFIG_FILENAME] = replace_version_policy(entry.config_text, model.versions, where=where).encode()
+    with disk_errors(f"read {model.name} for a snapshot"):
+        source = open_store(model.source)
+        view = existing_model(source, model.name)
+        if not view.has_config:
+            raise RepositoryError(f"{view.place} has no {CONFIG_FILENAME}", hint="repo-manager config writes one.")
+        check_version(view, *model.versions)
+        small = _beside(source, view)
+        text = replace_version_policy(view.config_text(), model.versions, where=view.config_place)
+        small[CONFIG_FILENAME] = text.encode()
+        contents = with_versions(source, view, model.versions).contents
     identity = {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
+    versions: dict[int, Manifest] = {}
     for number in model.versions:
-        manifest = entry.version(number).manifest
-        if manifest is None:
+        if number not in contents or not contents[number].has_manifest:
             raise RepositoryError(
                 f"{model.name}:{number} has no manifest, so what it holds cannot be told from what it held before",
                 hint=f"repo-manager adopt {model.name}",
             )
-        identity[str(number)] = manifest.digest
-    return _Content(entry.path, small, model.versions, identity)
+        versions[number] = contents[number].manifest()
+        identity[str(number)] = versions[number].digest
+    return _Content(source, small, versions, identity)
 
 
-def _beside(folder: Location) -> dict[str, bytes]:
+def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
     """Read what lies beside the versions: labels, configurations per kind of GPU; not the versions themselves."""
-    if isinstance(folder, ObjectRepository):
-        store = open_client(folder)
-        level = store.list()
-        keys = [fact.key for fact in level.files]
-        for name in level.folders:
-            if version_number(name) is None:
-                keys += [f"{name}/{fact.key}" for fact in store.walk(name)]
-        read = {key: store.get(key) for key in keys}
-        return {key: found[0] for key, found in read.items() if found is not None}
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    places = [(path, path.relative_to(folder).as_posix()) for path in files]
-    return {place: path.read_bytes() for path, place in places if version_number(place.partition("/")[0]) is None}
-
-
-def _is_complete(target: Location) -> bool:
-    if isinstance(target, ObjectRepository):
-        return open_client(target).head(SNAPSHOT_FILENAME) is not None
-    return (target / SNAPSHOT_FILENAME).is_file()
+    keys = [entry.name for entry in view.level.files]
+    for folder in view.folders:
+        if version_number(folder) is None and folder not in view.level.links:
+            keys += [f"{folder}/{entry.name}" for entry in walk(source, f"{view.name}/{folder}")[0]]
+    read = {key: source.read(f"{view.name}/{key}") for key in keys}
+    return {key: data for key, data in read.items() if data is not None}
 
 
 def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes) -> None:
@@ -177,7 +172,8 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(data)
             for number in content.versions:
-                _take_version(content.folder / str(number), staging / name / str(number))
+                with content.source.fetch(name, number) as folder:
+                    _take_version(folder, staging / name / str(number))
         (staging / SNAPSHOT_FILENAME).write_bytes(record)
         staging.chmod(0o755)
         fsync_tree(staging)
@@ -191,10 +187,8 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes)
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _take_version(source: Location, target: Path) -> None:
+def _take_version(source: Path, target: Path) -> None:
     """Link or copy a version's folder."""
-    if not isinstance(source, Path):
-        raise RepositoryError(f"a snapshot on disk cannot be taken of {source}")
 
     def take(file: str, place: str) -> str:
         try:
@@ -206,43 +200,15 @@ def _take_version(source: Location, target: Path) -> None:
     shutil.copytree(source, target, copy_function=take)
 
 
-def _write_objects(target: ObjectRepository, contents: Mapping[str, _Content], record: bytes) -> None:
-    store = open_client(target)
+def _write_objects(target: Store, contents: Mapping[str, _Content], record: bytes) -> None:
     for name, content in contents.items():
         for place, data in content.small.items():
-            store.put(f"{name}/{place}", data)
-        for number in content.versions:
-            source = content.folder / str(number)
-            for key, size, chunks in _files_of(source):
-                goal = f"{name}/{number}/{key}"
-                try:
-                    if size <= _SMALL_BYTES:
-                        store.put(goal, b"".join(chunks))
-                    else:
-                        store.put_streamed(goal, chunks, store.options.part_bytes, store.options.workers)
-                except TransientError as exc:
-                    raise RepositoryError(
-                        f"{target / goal} could not be written: {exc}",
-                        hint="Run it again: what is there already is written over by the same content.",
-                    ) from exc
+            target.put(f"{name}/{place}", data)
+        for number, manifest in content.versions.items():
+            with content.source.fetch(name, number) as folder:
+                for file, expected in manifest.files.items():
+                    target.restore(f"{name}/{number}/{file}", folder / file, expected)
+                target.put(f"{name}/{number}/{MANIFEST_FILENAME}", (folder / MANIFEST_FILENAME).read_bytes())
     # Two that write the same snapshot write the same bytes.
     with contextlib.suppress(ChangedMeanwhileError):
-        store.create(SNAPSHOT_FILENAME, record)
-
-
-def _files_of(folder: Location) -> Iterator[tuple[str, int, Iterator[bytes]]]:
-    """Yield the files of a version: relative name, size, content in parts."""
-    if isinstance(folder, ObjectRepository):
-        store = open_client(folder)
-        for fact in store.walk(""):
-            yield fact.key, fact.size_bytes, read_parts(store, fact.key, fact)
-        return
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), path.stat().st_size, _parts_of(path)
-
-
-def _parts_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while part := file.read(_SMALL_BYTES):
-            yield part
+        target.put(SNAPSHOT_FILENAME, record, new=True)
