@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import signal
 import sys
@@ -68,7 +67,6 @@ _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    gc.set_threshold(50_000)  # Imports make many objects and no garbage: a twentieth of a short command's time.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # A file's name need not be text of the user's encoding.
     try:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from repo_manager.engine import LayerEvidence
 from repo_manager.optional import deferred
 from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
 
 if TYPE_CHECKING:
     import jinja2
+
+    from repo_manager.engine import LayerEvidence
 else:
     jinja2 = deferred("jinja2")
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
+from repo_manager.files import sha256_file
+from repo_manager.optional import installed_version
 from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import ConfigChange, against_manifest, plan_change, served_model_file
 from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
-from repo_manager.repository.view import ModelView, changeable_model, with_beside, with_versions
+from repo_manager.repository.view import ModelView, VersionView, changeable_model, with_beside, with_versions
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     ModelConfig,
     Problem,
     Severity,
+    changed_fields,
     check_config,
     parse_config,
     replace_version_policy,
@@ -32,6 +38,7 @@ from repo_manager.types import Backend
 __all__ = [
     "change_config",
     "edit_config",
+    "is_as_derived",
     "read_config_bytes",
     "set_served_versions",
     "touch_config",
@@ -41,6 +48,8 @@ __all__ = [
 R = TypeVar("R")
 _ATTEMPTS = 20
 _TICK_S = 0.05
+# What these say has no bearing on what the backend compares with the model.
+_BESIDE_TENSORS = frozenset({"name", "instance_group", "version_policy", "dynamic_batching", "model_warmup"})
 
 
 def change_config(
@@ -116,6 +125,8 @@ def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> lis
             problems += against_manifest(version, config)
         elif config.backend == Backend.ONNXRUNTIME and not config.message().model_operations.op_library_filename:
             with store.fetch(view.name, number) as folder:
+                if is_as_derived(version, config, folder / filename):
+                    continue
                 try:
                     problems += check_config(config, runtime_signature(folder / filename, config), where=str(number))
                 except ModelError as exc:
@@ -214,3 +225,30 @@ def _insisting(repository: Location, name: str, write: Callable[[Store], R]) -> 
             f"{store.location / name / CONFIG_FILENAME} was changed by others {_ATTEMPTS} times in a row",
             hint="Run the command again when nobody else works on this model.",
         )
+
+
+def is_as_derived(version: VersionView, config: ModelConfig, file: Path) -> bool:
+    """Say whether a version's model needs no look at what the onnxruntime backend makes of it.
+
+    That holds when the file is the one that was published, the configuration says of its tensors what was derived from
+    it then, and ONNX Runtime is of the same release now: a load would find what that load found.
+
+    Args:
+        version: of a repository.
+        config: the model's configuration.
+        file: the version's model on this machine.
+    """
+    with contextlib.suppress(RepositoryError, ConfigError, OSError):
+        manifest = version.manifest()
+        record, release = manifest.files.get(file.name), manifest.tools.get("onnxruntime")
+        if record is None or not manifest.config or release is None or release != installed_version("onnxruntime"):
+            return False
+        published = parse_config(manifest.config, where=MANIFEST_FILENAME)
+        if (
+            published.unknown_fields
+            or config.unknown_fields
+            or set(changed_fields(config, published)) - _BESIDE_TENSORS
+        ):
+            return False
+        return sha256_file(file) == record.sha256
+    return False

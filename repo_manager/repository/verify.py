@@ -9,6 +9,7 @@ from pathlib import Path
 
 from repo_manager.errors import ModelError, RepositoryError
 from repo_manager.files import sha256_file
+from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.disk import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import served_model_file
@@ -131,6 +132,8 @@ def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: 
         return
     if config.message().model_operations.op_library_filename:
         return  # Only the server has the libraries of its custom operators.
+    if is_as_derived(version, config, file):
+        return
     try:
         yield from check_config(config, runtime_signature(file, config), where=f"{where}/{filename}")
     except ModelError as exc:
