@@ -47,13 +47,21 @@ class Session:
             copies of the weights is left out, the layout optimisations and packed matrices: 1.2 instead of 3.0
             times the model.
         threads: threads within one operator; `None` leaves it to ONNX Runtime.
+        exact_int8: as the embedded onnxruntime backend serves: on an x86 CPU without VNNI, use INT8 kernels whose
+            16-bit sums cannot saturate, where the model loads with them (onnxruntime#6004, onnxruntime#14642). No
+            effect on other CPUs, or without `optimize`: an unfused graph computes INT8 exactly.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
     """
 
     def __init__(
-        self, model: Model | Path | str | onnx.ModelProto, *, optimize: bool = True, threads: int | None = None
+        self,
+        model: Model | Path | str | onnx.ModelProto,
+        *,
+        optimize: bool = True,
+        threads: int | None = None,
+        exact_int8: bool = False,
     ) -> None:
         onnxruntime = _runtime()
         options = onnxruntime.SessionOptions()
@@ -75,7 +83,7 @@ class Session:
         self.where = "the model in memory" if isinstance(model, onnx.ModelProto) else str(getattr(model, "path", model))
         try:
             source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else self.where
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = _open(source, options, exact_int8=exact_int8)
         except _runtime_errors() as exc:
             raise ModelError(
                 f"{self.where}: ONNX Runtime {onnxruntime.__version__} does not take it: {one_line(exc)}"
@@ -103,6 +111,17 @@ class Session:
             if not isinstance(value, np.ndarray):
                 raise ModelError(f"{self.where}: output '{name}' is not a tensor but {type(value).__name__}")
         return dict(zip(self.output_names, values, strict=True))
+
+
+def _open(source: bytes | str, options: Any, *, exact_int8: bool) -> Any:
+    open_session, providers = _runtime().InferenceSession, ["CPUExecutionProvider"]
+    if exact_int8:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            return open_session(source, options, providers=providers)
+        except _runtime_errors():  # a few models load without it only; otherwise the second try gives the reason
+            options.add_session_config_entry("session.x64quantprecision", "0")
+    return open_session(source, options, providers=providers)
 
 
 def _size_bytes(model: Model | Path | str | onnx.ModelProto) -> int:

@@ -112,7 +112,9 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     watch.report(f"Converting to {options.precision}")
     output = target.work / "converted" / "model.onnx"
     output.parent.mkdir(parents=True)
-    conversion = convert(model, options.precision, output, calibration=calibration, options=options.convert)
+    # Only ONNX Runtime's own backend serves by the kernels of this machine's CPU.
+    judged = dataclasses.replace(options.convert, judge_served=target.choice.backend is Backend.ONNXRUNTIME)
+    conversion = convert(model, options.precision, output, calibration=calibration, options=judged)
     return Converted(model, signature, axis, sample, conversion, output)
 
 

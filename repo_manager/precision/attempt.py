@@ -78,7 +78,8 @@ class Attempts:
         ):
             shutil.rmtree(written.files[0].parent)
             candidate, written, rounded = self._write(names)
-        return Attempt(candidate, written, self.prover.prove(written, rounded), names)
+        proof = self.prover.prove(written, rounded, candidate.stages[-1][1])
+        return Attempt(candidate, written, proof, names)
 
     def _keep_named(self, message: str) -> bool:
         """Keep the node that a vendor's message names; say whether it names one that was not kept before."""

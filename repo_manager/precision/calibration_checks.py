@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +15,19 @@ from repo_manager.onnx_model import Signature
 from repo_manager.precision.draft import Array
 from repo_manager.types import Digest, TensorSpec
 
-__all__ = ["CalibrationData", "check_names", "check_sample", "data_of_samples", "numpy_name", "validated"]
+__all__ = [
+    "MIN_TO_SPLIT",
+    "CalibrationData",
+    "check_names",
+    "check_sample",
+    "data_of_samples",
+    "numpy_name",
+    "validated",
+]
+
+MIN_TO_SPLIT = 16
+"""With fewer samples none is held out: fewer than four would judge."""
+_HELD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class CalibrationData:
         source: where they came from.
         names: the model's inputs.
         count: how many samples.
-        digest: of all values, types and shapes, in order.
+        digest: of all values, types and shapes, in order; a part keeps the digest of the whole.
     """
 
     source: str
@@ -34,6 +46,22 @@ class CalibrationData:
     count: int
     digest: Digest
     _get: Callable[[int], Mapping[str, Array]] = field(repr=False, compare=False, metadata={"json": False})
+
+    def split(self) -> tuple[CalibrationData, CalibrationData] | None:
+        """Part the data: what to calibrate with, and every fourth sample, held out to judge the result.
+
+        Returns:
+            Both parts; `None` with fewer than `MIN_TO_SPLIT` samples.
+        """
+        if self.count < MIN_TO_SPLIT:
+            return None
+        held_out = range(_HELD_OUT_EVERY - 1, self.count, _HELD_OUT_EVERY)
+        rest = [index for index in range(self.count) if index not in held_out]
+        return self._part(rest), self._part(held_out)
+
+    def _part(self, indices: Sequence[int]) -> CalibrationData:
+        get = self._get
+        return replace(self, count=len(indices), _get=lambda index: get(indices[index]))
 
     def batches(self) -> Iterator[dict[str, Array]]:
         """Yield each sample as one set of model inputs, batch axis included."""

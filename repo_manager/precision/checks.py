@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -9,11 +10,20 @@ import onnx
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import Signature
+from repo_manager.precision.calibration_checks import MIN_TO_SPLIT
 from repo_manager.precision.options import DEFAULT_MAX_DRIFT, DEFAULT_MIN_TOP1, Check, ConvertOptions, OutputDrift
 from repo_manager.sparsity.report import SparsityReport
 from repo_manager.types import Precision, TensorSpec
 
-__all__ = ["check_drift", "check_file", "check_signature", "check_sparsity", "drift_limit", "probability_outputs"]
+__all__ = [
+    "check_drift",
+    "check_file",
+    "check_signature",
+    "check_sparsity",
+    "drift_limit",
+    "probability_outputs",
+    "served_text",
+]
 
 NEGLIGIBLE_PROBABILITY = 1e-3
 """A probability of 1e-6 may well become 1.1e-6: relative error says nothing about numbers that mean "no"."""
@@ -113,30 +123,79 @@ def check_drift(
         drift: measured.
         precision: sets the limits that `options` leaves open.
         options: with the limits asked for.
-        inputs: `calibration` or `natural`.
+        inputs: `held-out`, `calibration` or `natural`.
         probabilities: outputs whose numbers are probabilities; a difference of at most 0.001 always passes.
     """
     limit = drift_limit(precision, options)
     top1 = DEFAULT_MIN_TOP1[precision] if options.min_top1 is None else options.min_top1
     failed = []
     for item in drift:
-        worst = max(item.relative_error, item.rounded_relative_error or 0.0)
+        if item.judged_by:
+            continue
+        worst = item.worst
         negligible = item.output in probabilities and item.max_abs_error <= NEGLIGIBLE_PROBABILITY
         if not worst <= limit and not negligible:
             failed.append(f"'{item.output}' relative error {worst:.3g} > {limit:g}")
         if options.min_cosine is not None and item.cosine is not None and item.cosine < options.min_cosine:
             failed.append(f"'{item.output}' cosine {item.cosine:.6f} < {options.min_cosine:g}")
-        if inputs == "calibration" and item.top1_agreement is not None:
+        if inputs != "natural" and item.top1_agreement is not None:
             allowed = max((1 - top1) * item.rows, 1.0 if top1 < 1 else 0.0)
             if item.top1_lost > allowed + 1e-9:
                 failed.append(
                     f"'{item.output}' top class lost in {item.top1_lost} of {item.rows}, {allowed:.3g} allowed"
                 )
-    where = f"{drift[0].samples if drift else 0} {inputs} samples"
+    where = f"{drift[0].samples if drift else 0} {inputs} samples{_on_others(drift, precision, inputs)}"
     if failed:
         return Check("drift", False, f"{'; '.join(failed)} ({where})")
-    worst = max((max(i.relative_error, i.rounded_relative_error or 0.0) for i in drift), default=0.0)
+    worst = max((item.worst for item in drift if not item.judged_by), default=0.0)
     return Check("drift", True, f"largest relative error {worst:.3g} <= {limit:g} ({where})")
+
+
+def _on_others(drift: Sequence[OutputDrift], precision: Precision, inputs: str) -> str:
+    """Say what INT8's other samples show: those that it was calibrated with."""
+    errors = [
+        item.calibration_relative_error
+        for item in drift
+        if item.calibration_relative_error is not None and not item.judged_by
+    ]
+    if errors:
+        return f"; {max(errors):.3g} on those that it was calibrated with"
+    if precision in (Precision.INT8, Precision.INT8_FP16) and inputs == "calibration":
+        return f", which it was calibrated with: fewer than {MIN_TO_SPLIT}, so none was held out"
+    return ""
+
+
+def served_text(drift: Sequence[OutputDrift], limit: float) -> str:
+    """Say how INT8 answers as ONNX Runtime serves it on this CPU; empty when that was not measured.
+
+    It is no check: a CPU without VNNI must not refuse what another one accepts.
+    """
+    errors = [
+        item.served_relative_error for item in drift if item.served_relative_error is not None and not item.judged_by
+    ]
+    if not errors:
+        return ""
+    worst, exact = max(errors), max(item.relative_error for item in drift if not item.judged_by)
+    text = f"; largest relative error {worst:.3g} as ONNX Runtime serves it on {cpu_name()}"
+    if worst > max(limit, 2 * exact):
+        text += f", above {limit:g}: serve it on a CPU whose INT8 kernels are exact (VNNI), or build a TensorRT engine"
+    return text
+
+
+def cpu_name() -> str:
+    """Return the CPU's name and whether it has VNNI (x86) or the dot product (Arm), on which exact INT8 sums rest."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.machine()
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip().lower(), value.strip())
+    flags = set(fields.get("flags", fields.get("features", "")).split())
+    exact = flags & {"avx512_vnni", "avx_vnni", "asimddp"}
+    name = fields.get("model name") or platform.machine()
+    return f"{name} ({'with' if exact else 'without'} INT8 dot product)"
 
 
 def failure(exc: ModelError) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 import shutil
@@ -25,12 +26,15 @@ from repo_manager.precision.proof import Prover
 from repo_manager.precision.refusal import refusal, where_it_began
 from repo_manager.precision.samples import Reference, reference_of
 from repo_manager.precision.search import auto_keep
+from repo_manager.precision.selection import selection_of
 from repo_manager.precision.source import draft_of
 from repo_manager.precision.writer import WrittenModel
 from repo_manager.sparsity.report import SparsityReport
 from repo_manager.types import Precision
 
 __all__ = ["convert"]
+
+_QUANTIZED = (Precision.INT8, Precision.INT8_FP16)
 
 
 def convert(
@@ -45,7 +49,8 @@ def convert(
 
     The checks, in this order: ONNX's full checker; ONNX Runtime loads and runs it; same inputs and outputs;
     2:4 where it was 2:4, on the stored values; drift against the source within the limits. FP32 copies the
-    files as they are and makes the same checks.
+    files as they are and makes the same checks. INT8 is judged by the arithmetic of its graph, so the verdict is the
+    same on every machine, and on every fourth calibration sample, from which no scale is made.
 
     Args:
         model: the source; its files are not changed.
@@ -65,8 +70,13 @@ def convert(
     started = time.monotonic()
     options = ConvertOptions() if options is None else options
     _check_given(model, precision, output, calibration)
-    reference = reference_of(model, signature_of(model), calibration, samples=options.drift_samples, seed=options.seed)
-    prover = Prover(model, precision, options, reference)
+    parts = calibration.split() if calibration is not None and precision in _QUANTIZED else None
+    fitted, judge = (calibration, calibration) if parts is None else parts
+    kind = "calibration" if parts is None else "held-out"
+    answers = functools.partial(reference_of, model, signature_of(model), samples=options.drift_samples)
+    reference = answers(judge, seed=options.seed, kind=kind)
+    calibrated = None if parts is None else answers(fitted, seed=options.seed)
+    prover = Prover(model, precision, options, reference, calibrated)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         if precision is Precision.FP32:
             kept: tuple[KeptNode, ...] = ()
@@ -75,7 +85,7 @@ def convert(
             if not proof.passed:
                 raise GateError(refusal(model, precision, proof), hint=f"Nothing was written to {output}.")
         else:
-            attempt = _attempt(prover, calibration, Path(folder), output.name)
+            attempt = _attempt(prover, fitted, Path(folder), output.name)
             written, kept, proof = attempt.written, attempt.candidate.kept, attempt.proof
         staged = written.files[0].parent
         final = tuple(_move(file, output.parent / file.relative_to(staged)) for file in reversed(written.files))[::-1]
@@ -98,7 +108,7 @@ def convert(
 
 def _check_given(model: Model, precision: Precision, output: Path, calibration: CalibrationData | None) -> None:
     """Refuse what cannot end well before anything is run."""
-    if precision in (Precision.INT8, Precision.INT8_FP16) and calibration is None:
+    if precision in _QUANTIZED and calibration is None:
         raise CalibrationError(
             f"{model.path}: {precision} needs calibration data, and none was given",
             hint="Give 100 or more typical inputs with --calibration DATA.npz (one array per input, samples along the "
@@ -116,6 +126,7 @@ def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, 
     """
     model, precision, options = prover.model, prover.precision, prover.options
     builder = Builder(draft_of(model), precision, options, _Samples(calibration, prover.reference), folder)
+    prover.selection = selection_of(builder.draft, prover.reference.inputs, folder)
     attempts = Attempts(builder, prover, folder, name)
     attempt = first = attempts.make()
     if options.auto_keep and first.proof.failed_only("drift"):

@@ -144,11 +144,10 @@ def table(drift: Sequence[OutputDrift]) -> str:
     head = ("output", "relative error", "cosine", "largest error", "same top class")
     rows = [head]
     for item in drift:
-        worst = max(item.relative_error, item.rounded_relative_error or 0.0)
         rows.append(
             (
-                item.output,
-                f"{worst:.3g}",
+                item.output if item.is_output else f"({item.output})",
+                f"{item.worst:.3g}",
                 "-" if item.cosine is None else f"{item.cosine:.6f}",
                 f"{item.max_abs_error:.3g}",
                 "-" if item.top1_agreement is None else f"{item.top1_agreement:.1%}",

@@ -51,6 +51,8 @@ class ConvertOptions:
             INT8; TensorRT picks sparse INT8 kernels mostly then.
         drift_samples: how many samples the drift is measured on.
         seed: of natural inputs.
+        judge_served: of INT8: also run the result as ONNX Runtime serves it on this CPU, and report that number. It
+            never decides, because CPUs differ; `add` leaves it out for TensorRT.
     """
 
     max_drift: float | None = None
@@ -65,6 +67,7 @@ class ConvertOptions:
     quantize_outputs: bool = True
     drift_samples: int = 16
     seed: int = 0
+    judge_served: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,13 @@ class OutputDrift:
             GPU does; ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
         samples: how many samples.
         rows: how many rows `top1_agreement` was counted over.
+        calibration_relative_error: INT8: the relative error on samples that the scales were calibrated with; the other
+            numbers are of held-out ones. `None`: no samples were held out.
+        served_relative_error: INT8: the relative error as ONNX Runtime serves it on this CPU, with its fused kernels;
+            `relative_error` is that of the arithmetic in the file, the same on every machine. `None`: not measured.
+        judged_by: values that are judged in place of this output, which is a selection (boxes kept, top classes) whose
+            members or number changes with the smallest error; empty: the output itself is judged.
+        is_output: `False` for such a value.
         top1_lost: in how many of them another class came first that the source does not rank level with its own
             (closer than `max_drift` times the spread of the row's scores).
     """
@@ -104,6 +114,15 @@ class OutputDrift:
     samples: int = 0
     rows: int = 0
     top1_lost: int = 0
+    calibration_relative_error: float | None = None
+    served_relative_error: float | None = None
+    judged_by: tuple[str, ...] = ()
+    is_output: bool = True
+
+    @property
+    def worst(self) -> float:
+        """The larger of the relative errors with and without 16-bit rounding."""
+        return max(self.relative_error, self.rounded_relative_error or 0.0)
 
 
 @dataclass(frozen=True)
@@ -125,12 +144,13 @@ class Conversion:
         precision: as asked for.
         files: written; the model's file first.
         checks: in the order in which they were made.
-        drift: one per output.
+        drift: one per output, then one per value that is judged in place of an output.
         sparsity: of what was written.
         kept: operators left in FP32.
         kept_macs_share: share of the source's multiply-accumulates that these do, 0 to 1; `None`: not counted.
         samples: how many the drift was measured on.
-        inputs: where they came from: `calibration` or `natural` (seeded random numbers).
+        inputs: where they came from: `held-out` (calibration data that no scale was made from), `calibration` or
+            `natural` (seeded random numbers).
         tools: name -> version of what took part.
         seconds: wall-clock time of it all.
     """

@@ -17,11 +17,13 @@ from repo_manager.precision.checks import (
     drift_limit,
     failure,
     probability_outputs,
+    served_text,
 )
 from repo_manager.precision.draft import Draft
 from repo_manager.precision.drift import DriftMeter
 from repo_manager.precision.options import Check, ConvertOptions, OutputDrift
 from repo_manager.precision.samples import Reference
+from repo_manager.precision.selection import Selection
 from repo_manager.precision.writer import WrittenModel, write_view
 from repo_manager.sparsity.report import SparsityReport, sparsity_report
 from repo_manager.types import Precision
@@ -67,26 +69,39 @@ class Prover:
         model: the source.
         precision: that was asked for.
         options: with the limits.
-        reference: the source's answers.
+        reference: the source's answers, which decide.
+        calibrated: its answers on samples that INT8's scales are made from, when `reference` holds others; their
+            error is reported.
     """
 
-    def __init__(self, model: Model, precision: Precision, options: ConvertOptions, reference: Reference) -> None:
+    def __init__(
+        self,
+        model: Model,
+        precision: Precision,
+        options: ConvertOptions,
+        reference: Reference,
+        calibrated: Reference | None = None,
+    ) -> None:
         self.model = model
         self.precision = precision
         self.options = options
         self.reference = reference
+        self.calibrated = calibrated
+        self.selection: Selection | None = None
+        self.quantizes = precision in (Precision.INT8, Precision.INT8_FP16)
         self.signature = signature_of(model)
         self.stand_in_failure: ModelError | None = None
         self.optimisations = ""
         self.sparsity = sparsity_report(model)
         self.probabilities = probability_outputs(model.graph_only.graph)
 
-    def prove(self, written: WrittenModel, rounded: tuple[OutputDrift, ...] = ()) -> Proof:
+    def prove(self, written: WrittenModel, rounded: tuple[OutputDrift, ...] = (), stage: Draft | None = None) -> Proof:
         """Check a written candidate.
 
         Args:
             written: its files.
             rounded: the drift with each 16-bit value rounded (`rounded_drift`).
+            stage: the candidate with float32 values, for outputs that are selections; `None` judges them directly.
         """
         path = written.files[0]
         checks = [check_file(path, self.model.path)]
@@ -95,11 +110,14 @@ class Prover:
         try:
             found = load_model(path)
             drift = self._drift(path, rounded, signature_of(found))
+            if stage is not None:
+                drift = self._with_selections(drift, stage, written)
         except ModelError as exc:
             return Proof((*checks, failure(exc)), (), self.model, self.sparsity)
         sparsity = sparsity_report(found)
+        limit = drift_limit(self.precision, self.options)
         checks += [
-            Check("runs", True, self._how(is_rounded=bool(rounded))),
+            Check("runs", True, self._how(is_rounded=bool(rounded)) + served_text(drift, limit)),
             check_signature(
                 self.signature,
                 signature_of(found),
@@ -121,7 +139,7 @@ class Prover:
         view = written.files[0].with_name("stand-in.onnx")
         write_view(stand_in, written, view)
         try:
-            return self._run(Session(view, optimize=False), set())
+            return self._run(Session(view, optimize=False), set(), self.reference)
         except ModelError as exc:
             self.stand_in_failure = exc
             return ()
@@ -140,9 +158,12 @@ class Prover:
             return tuple(replace(item, rounded_relative_error=item.relative_error) for item in rounded)
         low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
         low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
-        session = Session(path)
+        # ONNX Runtime's fused INT8 kernels are not the same on every CPU; a graph as it is written is.
+        session = Session(path, optimize=not self.quantizes)
         self.optimisations = session.optimisations
-        stored = self._run(session, low)
+        stored = self._run(session, low, self.reference)
+        if self.quantizes:
+            stored = self._with_other_errors(stored, path, session, low)
         if not rounded:
             return stored
         return tuple(
@@ -161,9 +182,57 @@ class Prover:
         how = f"ONNX Runtime on the CPU, {self.optimisations}"
         return f"{how}; and without any, each 16-bit value rounded as a GPU does" if is_rounded else how
 
-    def _run(self, session: Session, low: set[str]) -> tuple[OutputDrift, ...]:
+    def _with_other_errors(
+        self, drift: tuple[OutputDrift, ...], path: Path, session: Session, low: set[str]
+    ) -> tuple[OutputDrift, ...]:
+        """Add what INT8 is reported with, and what does not decide."""
+        if self.calibrated is not None:
+            on_those = self._run(session, low, self.calibrated)
+            drift = tuple(
+                replace(item, calibration_relative_error=other.relative_error)
+                for item, other in zip(drift, on_those, strict=True)
+            )
+        if self.options.judge_served:
+            try:
+                served = self._run(Session(path, exact_int8=True), low, self.reference)
+            except ModelError:  # the load that `add` makes says why
+                return drift
+            drift = tuple(
+                replace(item, served_relative_error=other.relative_error)
+                for item, other in zip(drift, served, strict=True)
+            )
+        return drift
+
+    def _with_selections(
+        self, drift: tuple[OutputDrift, ...], stage: Draft, written: WrittenModel
+    ) -> tuple[OutputDrift, ...]:
+        """Judge outputs that are selections, and differ, by what they are chosen from."""
+        limit = drift_limit(self.precision, self.options)
+        selection = self.selection
+        if selection is None:
+            return drift
+        judged = {item.output for item in drift if item.output in selection.judges and not item.worst <= limit}
+        if not judged:
+            return drift
+        try:
+            session = selection.session(stage, written)
+        except ModelError:  # then the outputs are judged as they are
+            return drift
+        meter = DriftMeter(selection.values, limit)
+        for inputs, answers in zip(self.reference.inputs, selection.answers, strict=True):
+            meter.add(session.run(inputs), answers)
+        wanted = {value for output in judged for value in selection.judges[output]}
+        return (
+            *(
+                replace(item, judged_by=selection.judges[item.output]) if item.output in judged else item
+                for item in drift
+            ),
+            *(replace(item, is_output=False) for item in meter.result() if item.output in wanted),
+        )
+
+    def _run(self, session: Session, low: set[str], reference: Reference) -> tuple[OutputDrift, ...]:
         meter = DriftMeter(session.output_names, drift_limit(self.precision, self.options))
-        for inputs, outputs in zip(self.reference.inputs, self.reference.outputs, strict=True):
+        for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
             feed = {name: array.astype(np.float16) if name in low else array for name, array in inputs.items()}
             meter.add(session.run(feed), outputs)
         return meter.result()

@@ -14,10 +14,14 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.precision.draft import Array, Draft, Weight, replace_nodes, unique_name, weight_of_array
-from repo_manager.precision.quantize_plan import PASS_THROUGH, QuantizationPlan, QuantizedNode
+from repo_manager.precision.quantize_plan import PASS_THROUGH, QuantizationPlan
 from repo_manager.precision.source import without_unused
 
 __all__ = ["channel_scales", "quantize", "to_int8"]
+
+_Stored = tuple[str, int | None]
+"""A weight and the axis of its scales: uses that agree in both share the stored values."""
+_BIAS_STEPS = 2.0**30  # half of what int32 holds
 
 INT8_MAX = 127
 _SMALLEST_SCALE = 2.0**-100  # a scale must be positive, and x / scale must not overflow FP32
@@ -38,9 +42,10 @@ def quantize(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) 
     zero_point = unique_name("int8_zero_point", names)
     draft.weights[zero_point] = weight_of_array(np.zeros((), np.int8))
     scales = _activation_scales(draft, plan, ranges)
+    floors = _scale_floors(draft, plan, scales)
     made: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
-    stored: dict[tuple[str, int | None], str] = {}
+    stored: dict[_Stored, str] = {}
 
     def pair(value: str) -> None:
         scale = unique_name(f"{value}_scale", names)
@@ -63,7 +68,7 @@ def quantize(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) 
             name = node.input[how.weight_index]
             key = (name, how.channel_axis)
             if key not in stored:
-                stored[key] = _store_weight(draft, name, how, names, nodes)
+                stored[key] = _store_weight(draft, key, floors.get(key), names, nodes)
             node.input[how.weight_index] = stored[key]
         nodes.append(node)
         for name in node.output:
@@ -90,11 +95,54 @@ def _activation_scales(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str
     return scales
 
 
-def _store_weight(draft: Draft, name: str, how: QuantizedNode, names: set[str], nodes: list[onnx.NodeProto]) -> str:
+def _scale_floors(draft: Draft, plan: QuantizationPlan, scales: Mapping[str, float]) -> dict[_Stored, Array]:
+    """Return, for weights whose operators add a bias, the smallest scale of each channel.
+
+    ONNX Runtime stores the bias of a fused operator as int32 in units of (activation scale x weight scale). A channel
+    of tiny weights and an ordinary bias overflows that (onnxruntime#25278). With a scale of at least
+    |bias| / (activation scale * 2^30) it does not, and the weights that such a scale rounds off are negligible beside
+    the bias.
+    """
+    adders = {name: node for node in draft.graph.node if node.op_type == "Add" for name in node.input}
+    floors: dict[_Stored, Array] = {}
+    for node in draft.graph.node:
+        how = plan.nodes.get(node.name)
+        bias = None if how is None else _bias(draft, node, adders)
+        if how is None or bias is None:
+            continue
+        key = (node.input[how.weight_index], how.channel_axis)
+        channels = 1 if how.channel_axis is None else draft.weights[key[0]].shape[how.channel_axis]
+        needed = np.abs(bias.astype(np.float64)) / (scales[node.input[how.data_index]] * _BIAS_STEPS)
+        if how.channel_axis is None:
+            floor = needed.max(initial=0.0)
+        elif bias.size in (1, channels):
+            floor = np.broadcast_to(needed.reshape(-1), (channels,))
+        else:
+            continue  # of another axis: ONNX Runtime does not fuse it
+        floors[key] = np.maximum(floors.get(key, np.float64(0)), floor)
+    return floors
+
+
+def _bias(draft: Draft, node: onnx.NodeProto, adders: Mapping[str, onnx.NodeProto]) -> Array | None:
+    """Return what an operator adds, as far as ONNX Runtime may fuse it: its own bias, or a constant added next."""
+    candidates = list(node.input[2:3])
+    adder = adders.get(node.output[0])
+    if node.op_type == "MatMul" and adder is not None:
+        candidates = [name for name in adder.input if name != node.output[0]]
+    weight = next((draft.weights[name] for name in candidates if name in draft.weights), None)
+    if weight is None or weight.data_type != TensorProto.FLOAT or weight.size != max((*weight.shape, 1)):
+        return None
+    return weight.load()
+
+
+def _store_weight(draft: Draft, key: _Stored, floor: Array | None, names: set[str], nodes: list[onnx.NodeProto]) -> str:
     """Store a weight as INT8 with its scales; return the name of its dequantised value."""
+    name, axis = key
     weight = draft.weights[name]
-    scale = channel_scales(weight.load(), how.channel_axis)
-    axis, load = how.channel_axis, weight.load
+    load = weight.load
+    scale = channel_scales(load(), axis)
+    if floor is not None:
+        scale = np.maximum(scale, floor).astype(np.float32)
     scale_name = unique_name(f"{name}_scale", names)
     zero_name = unique_name(f"{name}_zero_point", names)
     int8_name = unique_name(f"{name}_int8", names)

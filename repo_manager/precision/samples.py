@@ -23,7 +23,7 @@ class Reference:
     """What the source model answers.
 
     Attributes:
-        kind: `calibration` or `natural`.
+        kind: `held-out`, `calibration` or `natural`.
         inputs: one dictionary a sample.
         outputs: the source's outputs, in step with `inputs`.
     """
@@ -34,7 +34,13 @@ class Reference:
 
 
 def reference_of(
-    model: Model, signature: Signature, calibration: CalibrationData | None, *, samples: int, seed: int
+    model: Model,
+    signature: Signature,
+    calibration: CalibrationData | None,
+    *,
+    samples: int,
+    seed: int,
+    kind: str = "calibration",
 ) -> Reference:
     """Run the source model.
 
@@ -44,6 +50,7 @@ def reference_of(
         calibration: where inputs come from; `None` makes natural ones.
         samples: at most so many of the calibration data, spread evenly over it.
         seed: of natural inputs.
+        kind: what to call the calibration data.
 
     Raises:
         ModelError: ONNX Runtime does not run the source.
@@ -53,7 +60,7 @@ def reference_of(
         step = max(1, calibration.count // max(1, samples))
         inputs = tuple(itertools.islice(calibration.batches(), 0, step * samples, step))
         session = Session(model.path)
-        return Reference("calibration", inputs, tuple(session.run(sample) for sample in inputs))
+        return Reference(kind, inputs, tuple(session.run(sample) for sample in inputs))
     # As written, a large model takes a third of the memory that it takes optimised.
     session = Session(model.path, optimize=not large)
     first, outputs, sizes = _first_run(session, model, signature, seed)

@@ -191,7 +191,7 @@ def drift_table(drift: Sequence[Any], samples: int) -> RenderableType:
     """Show how far each output moved from the source model's."""
     rows = [
         [
-            item.output,
+            _drift_label(item),
             "-" if item.cosine is None else f"{item.cosine:.6f}",
             f"{item.relative_error:.2e}",
             f"{item.max_abs_error:.2e}",
@@ -202,6 +202,12 @@ def drift_table(drift: Sequence[Any], samples: int) -> RenderableType:
     columns = ["output", "cosine", "relative error", "largest error", "top-1 agreement"]
     title = f"Drift against the source, on {samples} sample(s)"
     return make_table(title, columns, rows, right="cosine,relative error,largest error,top-1 agreement")
+
+
+def _drift_label(item: Any) -> str:
+    if not getattr(item, "is_output", True):
+        return f"  {item.output} (what it is chosen from)"
+    return f"{item.output} (a selection)" if getattr(item, "judged_by", ()) else str(item.output)
 
 
 def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]:

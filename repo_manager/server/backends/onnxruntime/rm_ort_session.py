@@ -16,6 +16,11 @@ _GRAPH_LEVELS = {
 }
 
 
+# On an x86 CPU without VNNI, ONNX Runtime's fused INT8 kernels saturate 16-bit sums (onnxruntime#6004, #14642). With
+# this entry it takes kernels that do not; other CPUs ignore it.
+_EXACT_INT8 = "session.x64quantprecision"
+
+
 class BadParameterError(ValueError):
     """A parameter in the configuration has a value that it cannot have."""
 
@@ -142,4 +147,11 @@ def open_session(folder: Path, config: dict[str, Any], kind: str, device: int) -
         Exception: ONNX Runtime's own, for a broken model.
     """
     options = session_options(config)
-    return ort.InferenceSession(str(model_file(folder, config)), options, providers=providers(config, kind, device))
+    path, chosen = str(model_file(folder, config)), providers(config, kind, device)
+    if _EXACT_INT8 not in parameters_of(config):
+        options.add_session_config_entry(_EXACT_INT8, "1")
+        try:
+            return ort.InferenceSession(path, options, providers=chosen)
+        except Exception:  # noqa: BLE001 - a few models load without it only; else the second try says why
+            options.add_session_config_entry(_EXACT_INT8, "0")
+    return ort.InferenceSession(path, options, providers=chosen)

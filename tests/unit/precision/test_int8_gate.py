@@ -1,0 +1,257 @@
+"""INT8 is judged by the arithmetic of the graph, on samples that no scale was made from, by numbers and not choices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from repo_manager.errors import GateError
+from repo_manager.onnx_model import Session, load_model, signature_of
+from repo_manager.precision import ConvertOptions, convert
+from repo_manager.precision.calibration_checks import data_of_samples
+from repo_manager.types import Precision
+
+RNG = np.random.default_rng
+INT8 = [Precision.INT8, Precision.INT8_FP16]
+
+
+def node(op_type, inputs, outputs, **attributes):
+    return helper.make_node(op_type, inputs, outputs, **{"name": outputs[0], **attributes})
+
+
+def of(model, arrays, name="x"):
+    return data_of_samples([{name: array} for array in arrays], signature_of(model), "test")
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "converted.onnx"
+
+
+def saturating(save):
+    """Non-negative inputs: 16-bit sums of u8 x s8 products saturate on a CPU without VNNI."""
+    weight = (RNG(5).standard_normal((16, 8)) * 0.05).astype(np.float32)
+    model = save([node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 16]}, {"y": ["N", 8]}, {"w": weight})
+    return model, of(model, RNG(6).integers(0, 9, (32, 1, 16)).astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", INT8)
+def test_the_arithmetic_of_the_file_decides(save, out, precision):
+    model, calibration = saturating(save)
+    result = convert(model, precision, out, calibration=calibration)
+    (drift,) = result.drift
+    assert drift.relative_error < 0.01
+    assert drift.served_relative_error < 0.01  # with the kernels that the embedded backend asks for
+    assert "as ONNX Runtime serves it on " in result.checks[1].detail
+    assert "no optimisations" in result.checks[1].detail
+
+
+def test_what_a_tensorrt_engine_is_made_from_is_not_run_as_onnx_runtime_serves_it(save, out):
+    model, calibration = saturating(save)
+    options = ConvertOptions(judge_served=False)
+    result = convert(model, Precision.INT8, out, calibration=calibration, options=options)
+    assert result.drift[0].served_relative_error is None
+    assert "serves it" not in result.checks[1].detail
+
+
+EMULATOR = shutil.which("qemu-x86_64")
+VERDICT = """
+import sys
+from repo_manager.onnx_model import load_model, signature_of
+from repo_manager.precision import convert, load_calibration
+from repo_manager.types import Precision
+from pathlib import Path
+model = load_model(Path(sys.argv[1]))
+calibration = load_calibration(sys.argv[3], signature_of(model))
+found = convert(model, Precision.INT8, Path(sys.argv[2]), calibration=calibration)
+print("verdict", found.digest, found.drift[0].relative_error, found.drift[0].served_relative_error)
+"""
+
+
+def emulated(cpu: str, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run this Python on an emulated CPU."""
+    assert EMULATOR is not None
+    python = str(Path(sys.executable).resolve())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [EMULATOR, "-cpu", cpu, python, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        env=environment,
+    )
+
+
+@pytest.mark.skipif(EMULATOR is None, reason="needs qemu-x86_64 (Debian: qemu-user), which emulates a CPU without VNNI")
+def test_a_cpu_without_vnni_gives_the_same_file_and_verdict(save, out, tmp_path):
+    """Haswell has AVX2 and no VNNI; fused kernels are off by 0.2 there."""
+    model, _ = saturating(save)
+    np.savez(tmp_path / "data.npz", x=RNG(6).integers(0, 9, (32, 16)).astype(np.float32))
+    arguments = [str(model.path), str(out), str(tmp_path / "data.npz")]
+    there = emulated("Haswell", "-c", VERDICT, *arguments, timeout_s=280)
+    assert there.returncode == 0, there.stderr[-2000:]
+    here = subprocess.run([sys.executable, "-c", VERDICT, *arguments], capture_output=True, text=True, check=True)
+    (first, digest, error, served), (_, same, expected, _) = (
+        text.split() for text in (there.stdout.strip(), here.stdout.strip())
+    )
+    assert (first, digest) == ("verdict", same)
+    assert float(error) == pytest.approx(float(expected), rel=1e-3)
+    assert float(served) < 0.01
+
+
+@pytest.mark.parametrize("precision", INT8)
+@pytest.mark.parametrize("kind", ["Conv", "Gemm", "MatMul"])
+def test_a_dead_channel_with_a_bias_does_not_overflow_int32(save, out, kind, precision):
+    """onnxruntime#25278: |bias| / (activation scale x weight scale) beyond int32."""
+    rng, channels = RNG(1), 8
+    shape = {"Conv": (channels, 4, 1, 1), "Gemm": (4, channels), "MatMul": (4, channels)}[kind]
+    weight = rng.standard_normal(shape).astype(np.float32)
+    index = (3,) if kind == "Conv" else (slice(None), 3)
+    weight[index] *= 1e-12
+    bias = rng.standard_normal(channels).astype(np.float32)
+    bias[3] = 5.0
+    if kind == "Conv":
+        nodes, x, y = [node("Conv", ["x", "w", "b"], ["y"])], ["N", 4, 6, 6], ["N", channels, 6, 6]
+    elif kind == "Gemm":
+        nodes, x, y = [node("Gemm", ["x", "w", "b"], ["y"])], ["N", 4], ["N", channels]
+    else:
+        nodes = [node("MatMul", ["x", "w"], ["m"]), node("Add", ["b", "m"], ["y"])]
+        x, y = ["N", 4], ["N", channels]
+    model = save(nodes, {"x": x}, {"y": y}, {"w": weight, "b": bias})
+    samples = rng.standard_normal((32, 1, *x[1:])).astype(np.float32)
+    result = convert(model, precision, out, calibration=of(model, samples))
+    assert result.drift[0].served_relative_error < 0.02
+    served = Session(out, exact_int8=True).run({"x": samples[0]})["y"]
+    channel = served[:, 3]
+    assert np.allclose(channel, 5.0, rtol=0.02), channel.reshape(-1)[:4]
+
+
+def overfitting(save):
+    model = save(
+        [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "v"], ["y"])],
+        {"x": ["N", 8]},
+        {"y": ["N", 4]},
+        {
+            "w": RNG(2).standard_normal((8, 16)).astype(np.float32),
+            "v": RNG(3).standard_normal((16, 4)).astype(np.float32),
+        },
+    )
+    samples = RNG(4).standard_normal((32, 1, 8)).astype(np.float32)
+    samples[3::4] *= 40  # those that are held out lie far beyond what the scales were made from
+    return model, of(model, samples)
+
+
+def test_the_gate_judges_samples_that_no_scale_was_made_from(save, out):
+    model, calibration = overfitting(save)
+    with pytest.raises(
+        GateError, match=r"relative error 0\.\d+ > 0\.2.*\(8 held-out samples; 0\.0\d+ on those that it"
+    ):
+        convert(model, Precision.INT8, out, calibration=calibration)
+    assert not out.exists()
+    result = convert(model, Precision.INT8, out, calibration=calibration, options=ConvertOptions(max_drift=2))
+    assert (result.inputs, result.samples) == ("held-out", 8)
+    assert result.drift[0].calibration_relative_error < 0.05 < 0.2 < result.drift[0].relative_error
+    # 16-bit precisions make no scales: all samples judge them.
+    assert convert(model, Precision.FP16, out, calibration=calibration).inputs == "calibration"
+
+
+def test_too_few_samples_to_hold_any_out_are_said_so(save, out):
+    model, _ = saturating(save)
+    calibration = of(model, RNG(6).integers(0, 9, (8, 1, 16)).astype(np.float32))
+    result = convert(model, Precision.INT8, out, calibration=calibration)
+    assert (result.inputs, result.samples) == ("calibration", 8)
+    assert "fewer than 16, so none was held out" in result.checks[-1].detail
+
+
+def detector(save, *, tail=()):
+    """Boxes and scores by a convolution each, NonMaxSuppression, and the boxes that it keeps."""
+    rng = RNG(7)
+    nodes = [
+        node("Conv", ["x", "wb"], ["box_map"]),
+        node("Reshape", ["box_map", "box_shape"], ["boxes"]),
+        node("Conv", ["x", "ws"], ["score_map"]),
+        node("Reshape", ["score_map", "score_shape"], ["logits"]),
+        node("Sigmoid", ["logits"], ["scores"]),
+        node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "threshold"], ["kept"]),
+        node("Gather", ["kept", "two"], ["index"], axis=1),
+        node("Squeeze", ["boxes", "zero_axis"], ["all_boxes"]),
+        node("Gather", ["all_boxes", "index"], ["chosen"]),
+        *tail,
+    ]
+    weights = {
+        "wb": rng.standard_normal((4, 8, 1, 1)).astype(np.float32),
+        "ws": rng.standard_normal((3, 8, 1, 1)).astype(np.float32),
+        "box_shape": np.array([1, -1, 4], np.int64),
+        "score_shape": np.array([1, 3, -1], np.int64),
+        "most": np.array([20], np.int64),
+        "iou": np.array([0.5], np.float32),
+        "threshold": np.array([0.6], np.float32),
+        "two": np.array(2, np.int64),
+        "zero_axis": np.array([0], np.int64),
+        "head": rng.standard_normal((4, 5)).astype(np.float32),
+    }
+    outputs = {
+        "chosen": helper.make_tensor_value_info("chosen", TensorProto.FLOAT, ["K", 4]),
+        "kept": helper.make_tensor_value_info("kept", TensorProto.INT64, ["K", 3]),
+    }
+    if tail:
+        outputs = {"head_out": helper.make_tensor_value_info("head_out", TensorProto.FLOAT, ["K", 5])}
+    model = save(nodes, {"x": [1, 8, 12, 12]}, outputs, weights)
+    return model, of(model, rng.standard_normal((24, 1, 8, 12, 12)).astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", [*INT8, Precision.FP16])
+def test_a_detector_is_judged_by_the_boxes_and_scores_that_it_chooses_from(save, out, precision):
+    model, calibration = detector(save)
+    result = convert(model, precision, out, calibration=calibration, options=ConvertOptions(max_drift=0.05))
+    by_name = {item.output: item for item in result.drift}
+    selected = [item for item in result.drift if item.judged_by]
+    if precision in INT8:
+        assert {item.output for item in selected} == {"chosen", "kept"}
+    for item in selected:
+        assert {"scores"} <= set(item.judged_by)
+        assert all(by_name[value].relative_error <= 0.05 and not by_name[value].is_output for value in item.judged_by)
+    assert "inf" not in result.checks[-1].detail
+
+
+def test_a_detector_whose_scores_are_wrong_is_refused(save, out):
+    model, calibration = detector(save)
+    with pytest.raises(GateError, match=r"'(boxes|box_map|scores|score_map)' relative error"):
+        convert(model, Precision.INT8, out, calibration=calibration, options=ConvertOptions(max_drift=1e-4))
+
+
+def test_weights_after_a_selection_are_judged_themselves(save, out):
+    """What a second stage makes of the boxes is more than a choice."""
+    model, calibration = detector(save, tail=[node("MatMul", ["chosen", "head"], ["head_out"])])
+    with pytest.raises(GateError, match=r"'head_out' relative error (0\.[2-9]|inf)"):
+        convert(model, Precision.INT8, out, calibration=calibration)
+
+
+def test_a_class_number_is_judged_by_its_scores(save, out):
+    rng = RNG(8)
+    weight = np.repeat(rng.standard_normal((8, 1)), 6, axis=1) + rng.standard_normal((8, 6)) * 1e-3
+    number = helper.make_tensor_value_info("label", TensorProto.INT64, ["N"])
+    model = save(
+        [node("MatMul", ["x", "w"], ["scores"]), node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0)],
+        {"x": ["N", 8]},
+        {"label": number},
+        {"w": weight.astype(np.float32)},
+    )
+    calibration = of(model, rng.standard_normal((32, 1, 8)).astype(np.float32))
+    options = ConvertOptions(min_top1=0.0)  # its classes are level: most of them change places
+    result = convert(model, Precision.INT8, out, calibration=calibration, options=options)
+    label, scores = result.drift
+    assert (label.output, label.judged_by, scores.output, scores.is_output) == ("label", ("scores",), "scores", False)
+    assert label.relative_error > 0.2 > scores.relative_error
+    assert onnx.checker.check_model(str(out)) is None
+    assert load_model(out).digest == result.digest
