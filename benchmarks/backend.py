@@ -25,7 +25,8 @@ import numpy as np
 from onnx import helper
 from onnx_bench import convolutions, save
 
-from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient, backend_directory, embedded
 
 CASES = (("cnn", 8), ("cnn", 1), ("mlp", 16), ("mlp", 1))

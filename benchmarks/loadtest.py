@@ -37,7 +37,9 @@ from pathlib import Path
 from loadtest_bench import RATE, Bar, Bench, Table, costed, load_slower, serving
 
 from repo_manager.errors import RepoManagerError
-from repo_manager.loadtest import ComparePlan, compare, install_perf_analyzer
+from repo_manager.loadtest.compare import compare
+from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.perf_analyzer.install import install_perf_analyzer
 
 
 def rounds(count: int, clients: dict[str, Callable[[], object]]) -> dict[str, list[object]]:
@@ -144,7 +146,8 @@ def memory(bench: Bench) -> None:
     """A million requests, in a process of its own; VmHWM is the peak of each process since its own start."""
     script = f"""
 import json, os, pathlib
-from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 def peak_kb(pid):
     lines = pathlib.Path("/proc", str(pid), "status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -18,10 +18,12 @@ import numpy as np
 from onnx import helper
 from onnx_bench import convolutions, save
 
-from repo_manager.loadtest import LoadPoint, LoadTestOptions, run_load_test
-from repo_manager.loadtest.inputs import make_samples
-from repo_manager.loadtest.payload import build_endpoint
+from repo_manager.loadtest.inputs.samples import make_samples
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.result import LoadPoint
+from repo_manager.loadtest.run import run_load_test
 from repo_manager.loadtest.target import connect
+from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.installation import find_triton
 

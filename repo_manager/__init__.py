@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from repo_manager.client import VersionedClient
     from repo_manager.declared import Servers, read_declaration
     from repo_manager.errors import RepoManagerError
-    from repo_manager.loadtest import LoadTestOptions, judge, parse_slo, run_load_test
-    from repo_manager.loadtest.comparing import compare
+    from repo_manager.loadtest.compare import compare
+    from repo_manager.loadtest.options import LoadTestOptions
+    from repo_manager.loadtest.run import run_load_test
+    from repo_manager.loadtest.slo import judge, parse_slo
     from repo_manager.onnx_model import load_model, save_model
     from repo_manager.pipeline import AddOptions, SparsityMode, inspect_model
     from repo_manager.pipeline.adding import add
@@ -88,7 +90,10 @@ _MODULES = {
     "client": ("VersionedClient",),
     "declared": ("Servers", "read_declaration"),
     "errors": ("RepoManagerError",),
-    "loadtest": ("LoadTestOptions", "compare", "judge", "parse_slo", "run_load_test"),
+    "loadtest.compare": ("compare",),
+    "loadtest.options": ("LoadTestOptions",),
+    "loadtest.run": ("run_load_test",),
+    "loadtest.slo": ("judge", "parse_slo"),
     "onnx_model": ("load_model", "save_model"),
     "pipeline": ("AddOptions", "SparsityMode", "add", "inspect_model"),
     "pipeline.apply": ("ApplyOptions", "apply"),

@@ -42,7 +42,8 @@ from repo_manager.engine import (
     layer_times_of,
 )
 from repo_manager.files import write_atomic
-from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 from repo_manager.onnx_model import load_model, signature_of
 from repo_manager.optional import require
 from repo_manager.pipeline import AddOptions, add

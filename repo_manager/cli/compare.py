@@ -16,7 +16,9 @@ from repo_manager.cli.options import Output, writing
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
-from repo_manager.loadtest import ComparePlan, LoadTestOptions, compare_all, parse_levels
+from repo_manager.loadtest.compare import compare_all
+from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.options import LoadTestOptions, parse_levels
 from repo_manager.report.load_html import compare_page
 from repo_manager.report.load_live import compare_progress
 from repo_manager.report.load_tables import comparison_view

@@ -14,7 +14,7 @@ from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.engine import FitTarget, fit_target_of
 from repo_manager.errors import UsageError
-from repo_manager.loadtest import install_perf_analyzer
+from repo_manager.loadtest.perf_analyzer.install import install_perf_analyzer
 from repo_manager.pipeline.doctor import examine_engines, examine_machine
 from repo_manager.report.machine_tables import machine_view
 from repo_manager.server import TritonClient

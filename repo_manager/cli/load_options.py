@@ -11,8 +11,7 @@ from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import parse_shapes, parse_target
 from repo_manager.cli.repository_options import RepositoryFlag, resolve_repository
 from repo_manager.errors import ServerUnreachableError
-from repo_manager.loadtest import LoadTestOptions
-from repo_manager.loadtest.options import Protocol, SharedMemory
+from repo_manager.loadtest.options import LoadTestOptions, Protocol, SharedMemory
 from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
 from repo_manager.report.terminal import Terminal
 from repo_manager.server import running_server

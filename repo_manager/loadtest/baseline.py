@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest.result import Interval, LoadPoint, LoadTestReport
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.loadtest.slo import GateResult, Outcome, Verdict
+from repo_manager.stats.intervals import Interval
 
 __all__ = ["judge_against"]
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest.result import Interval
 from repo_manager.loadtest.target import TargetFacts
+from repo_manager.stats.intervals import Interval
 
 __all__ = ["ComparePlan", "CompareProgress", "ComparedNumber", "Comparison"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.recorder import Slice
 from repo_manager.loadtest.result import ClientUse, ServerTimes, Window
 from repo_manager.loadtest.target import ModelStatistics
+from repo_manager.loadtest.worker.recorder import Slice
 
 __all__ = ["agreement", "client_use", "outcome_of", "server_times", "spread_of"]
 

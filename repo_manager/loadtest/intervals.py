@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from repo_manager.loadtest.histogram import Histogram, values_of
-from repo_manager.loadtest.recorder import Slice
-from repo_manager.loadtest.result import Interval, Intervals
+from repo_manager.loadtest.result import Intervals
+from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.stats.histogram import Histogram, values_of
+from repo_manager.stats.intervals import Interval
 
 __all__ = ["block_weights", "intervals_of"]
 

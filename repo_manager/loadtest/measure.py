@@ -14,11 +14,9 @@ from collections.abc import Callable
 
 from repo_manager.errors import ServerError
 from repo_manager.loadtest.derive import agreement, client_use, outcome_of, server_times, spread_of
-from repo_manager.loadtest.histogram import Histogram
+from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
 from repo_manager.loadtest.intervals import intervals_of
-from repo_manager.loadtest.metrics import MetricsSource
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.recorder import Slice
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,
     ClientUse,
@@ -30,6 +28,8 @@ from repo_manager.loadtest.result import (
     Window,
 )
 from repo_manager.loadtest.target import ModelStatistics, Target
+from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.stats.histogram import Histogram
 
 __all__ = ["Level", "Measurement", "slice_length_ns"]
 

@@ -7,16 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest.histogram import Histogram
-from repo_manager.loadtest.result import (
-    CURVE_QUANTILES,
-    ErrorCount,
-    Interval,
-    Intervals,
-    Latency,
-    LoadPoint,
-    LoadTestReport,
-)
+from repo_manager.loadtest.result import CURVE_QUANTILES, ErrorCount, Intervals, Latency, LoadPoint, LoadTestReport
+from repo_manager.stats.histogram import Histogram
+from repo_manager.stats.intervals import Interval
 
 __all__ = ["merge_reports"]
 

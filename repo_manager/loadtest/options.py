@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest.schedule import ARRIVALS
 from repo_manager.loadtest.tls import TlsFiles
+from repo_manager.loadtest.worker.schedule import ARRIVALS
 from repo_manager.server import ClientOptions
 
 __all__ = ["Arrival", "Client", "LoadTestOptions", "Protocol", "SharedMemory", "parse_levels", "parse_rates"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from repo_manager.loadtest.comparison import ComparedNumber
-from repo_manager.loadtest.ratio import ratio_interval
+from repo_manager.stats.ratio import ratio_interval
 
 __all__ = ["compared_numbers", "verdict_of"]
 

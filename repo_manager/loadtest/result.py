@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.target import TargetFacts
+from repo_manager.stats.histogram import Histogram
+from repo_manager.stats.intervals import Interval
 
 __all__ = [
     "SCHEMA_VERSION",
     "ClientUse",
     "ErrorCount",
     "GpuUse",
-    "Interval",
     "Intervals",
     "Latency",
     "LoadPoint",
@@ -27,14 +27,6 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 CURVE_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A 95 % interval, both ends included."""
-
-    low: float
-    high: float
 
 
 @dataclasses.dataclass(frozen=True)

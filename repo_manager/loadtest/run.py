@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterator
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.environment import environment
-from repo_manager.loadtest.inputs import drawn_note, make_samples
-from repo_manager.loadtest.job import Job
+from repo_manager.loadtest.gpu.nvml import is_local, open_nvml
+from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
+from repo_manager.loadtest.inputs.samples import drawn_note, make_samples
+from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
-from repo_manager.loadtest.metrics import MetricsSource
-from repo_manager.loadtest.nvml import is_local, open_nvml
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.payload import build_endpoint
-from repo_manager.loadtest.perf_analyzer import find_perf_analyzer, run_perf_analyzer
-from repo_manager.loadtest.pool import WorkerPool, default_workers
+from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer, run_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, Progress
 from repo_manager.loadtest.saturation import find_knee, is_saturated
-from repo_manager.loadtest.schedule import Schedule, load_replay
-from repo_manager.loadtest.shared_memory import shared_samples
 from repo_manager.loadtest.target import Target, TargetFacts, connect
-from repo_manager.loadtest.wire import Endpoint
+from repo_manager.loadtest.wire.connection import Endpoint
+from repo_manager.loadtest.wire.payload import build_endpoint
+from repo_manager.loadtest.worker.job import Job
+from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
+from repo_manager.loadtest.worker.schedule import Schedule, load_replay
 from repo_manager.types import as_json
 
 __all__ = ["LoadTestInterrupted", "default_metrics_url", "measure_level", "metrics_source", "run_load_test"]

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest.result import Interval, LoadPoint, LoadTestReport
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport
+from repo_manager.stats.intervals import Interval
 
 __all__ = ["Gate", "GateResult", "Outcome", "Over", "Verdict", "combine_verdicts", "judge", "judge_point", "parse_slo"]
 

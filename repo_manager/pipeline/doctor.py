@@ -9,7 +9,7 @@ from pathlib import Path
 
 from repo_manager.engine import FitProblem, FitTarget, Gpu, check_version_fit, find_gpus
 from repo_manager.errors import RepoManagerError
-from repo_manager.loadtest import find_perf_analyzer
+from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer
 from repo_manager.optional import installed_version
 from repo_manager.repository import Location, Manifest, scan
 from repo_manager.server.installation import find_triton

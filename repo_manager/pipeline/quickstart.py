@@ -12,7 +12,9 @@ import numpy as np
 
 from repo_manager import samples
 from repo_manager.errors import RepositoryError
-from repo_manager.loadtest import LoadTestOptions, LoadTestReport, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.result import LoadTestReport
+from repo_manager.loadtest.run import run_load_test
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
 from repo_manager.pipeline.doctor import Machine, examine_machine
 from repo_manager.pipeline.inspect import Inspection, inspect_model

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from repo_manager.loadtest import Comparison, LoadPoint, LoadTestReport, Verdict
+from repo_manager.loadtest.comparison import Comparison
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport
+from repo_manager.loadtest.slo import Verdict
 from repo_manager.report import load_charts
 from repo_manager.report.page import Figure, environment
 from repo_manager.report.svg import format_number

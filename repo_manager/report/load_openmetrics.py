@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from repo_manager.loadtest import LoadPoint, LoadTestReport, Verdict
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport
+from repo_manager.loadtest.slo import Verdict
 
 __all__ = ["load_openmetrics"]
 

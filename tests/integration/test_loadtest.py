@@ -16,22 +16,16 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.loadtest import (
-    ComparePlan,
-    Histogram,
-    LoadTestOptions,
-    LoadTestReport,
-    Outcome,
-    PerfAnalyzer,
-    Progress,
-    compare,
-    install_perf_analyzer,
-    judge,
-    parse_slo,
-    run_load_test,
-)
+from repo_manager.loadtest.compare import compare
+from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, install_perf_analyzer
+from repo_manager.loadtest.result import LoadTestReport, Progress
+from repo_manager.loadtest.run import run_load_test
+from repo_manager.loadtest.slo import Outcome, judge, parse_slo
 from repo_manager.report.load_html import load_page
 from repo_manager.server import EmbeddedServer, ServerOptions
+from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 
 pytestmark = pytest.mark.integration
@@ -220,7 +214,8 @@ def test_files_in_the_current_folder_do_no_harm(target, tmp_path):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')")
     script = f"""
 import sys; sys.path.pop(0)
-from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 print(run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,), duration_s=0.3)).points[0].errors)
 """
     done = subprocess.run(
@@ -232,7 +227,8 @@ print(run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,
 def test_no_worker_outlives_its_parent(target):
     script = f"""
 import os, threading
-from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 threading.Timer(1.5, os._exit, (9,)).start()
 run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,), duration_s=60.0, timeout_s=1.0))
 """
@@ -247,7 +243,8 @@ run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,), dur
 
 def test_ctrl_c_leaves_no_worker_and_no_noise(target):
     script = f"""
-from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 def tell(event):
     print("running", flush=True)
 try:
@@ -278,7 +275,7 @@ def _workers_of_dead_parents() -> list[int]:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if any(b"repo_manager.loadtest.worker" in word for word in words) and parent == 1:
+        if any(b"repo_manager.loadtest.worker.process" in word for word in words) and parent == 1:
             found.append(int(folder.name))
     return found
 

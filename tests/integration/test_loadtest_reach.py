@@ -20,8 +20,10 @@ import pytest
 from PIL import Image
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.loadtest import LoadTestOptions, compare, run_load_test
+from repo_manager.loadtest.compare import compare
 from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions
 
 pytestmark = [
@@ -153,7 +155,8 @@ def test_a_comparison_over_tls_with_shared_memory(options):
 
 def test_what_a_killed_load_test_left_is_gone_after_the_next_one(options, target, pictures):
     script = f"""
-from repo_manager.loadtest import LoadTestOptions, run_load_test
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 run_load_test(
     LoadTestOptions({target.http_url!r}, "gray", concurrency=(1,), duration_s=60.0, shared_memory="system",
                     data=__import__("pathlib").Path({str(pictures)!r})),
@@ -271,7 +274,7 @@ def test_a_model_that_is_not_ready_is_said_so(options):
 
 
 def test_a_region_of_a_remote_server_is_refused_with_the_reason(options, monkeypatch, tmp_path):
-    from repo_manager.loadtest import shared_memory
+    from repo_manager.loadtest.inputs import shared_memory
 
     elsewhere = tmp_path / "shm"
     elsewhere.mkdir()

@@ -12,7 +12,7 @@ import repo_manager
 PACKAGE = Path(repo_manager.__file__).parent
 LAYERS = [
     {"errors", "types", "files", "lazy", "optional", "samples", "triton_messages"},
-    {"settings"},
+    {"settings", "stats"},
     {"onnx_model"},
     {"sparsity"},
     {"precision"},

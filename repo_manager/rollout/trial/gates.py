@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import UsageError
-from repo_manager.rollout.trial.intervals import Bounds, bootstrap_bounds, share_bounds, spent
+from repo_manager.stats.intervals import Interval, bootstrap_bounds, share_bounds, spent
 
 __all__ = ["Evidence", "Gate", "GateOutcome", "GateResult", "judge_gates", "parse_gates", "worst_outcome"]
 
@@ -238,7 +238,7 @@ def _number_of(gate: Gate, source: str) -> Callable[[Floats], float]:
     return lambda rows: of(rows[:, 0])
 
 
-def _needed_rows(value: float, bounds: Bounds, limit: float, requests: int) -> int | None:
+def _needed_rows(value: float, bounds: Interval, limit: float, requests: int) -> int | None:
     """Estimate: an interval shrinks with the square root of the requests."""
     half = bounds.high - value if limit > value else value - bounds.low
     distance = abs(limit - value)

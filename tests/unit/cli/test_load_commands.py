@@ -14,9 +14,10 @@ from repo_manager.cli.compare import _couples
 from repo_manager.cli.loadtest import _image_options, _moment
 from repo_manager.cli.main import app
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest import Histogram, LoadTestOptions, LoadTestReport
-from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, LoadTestReport
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 
 FACTS = TargetFacts(

@@ -13,8 +13,8 @@ import pytest
 
 from repo_manager.cli.main import main
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.loadtest import LoadTestOptions
 from repo_manager.loadtest.ask import _refused
+from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.server import TritonClient
 
 

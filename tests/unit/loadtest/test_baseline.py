@@ -6,9 +6,12 @@ import json
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest import Outcome, judge_against, read_report
-from repo_manager.loadtest.result import ClientUse, Interval, Intervals, Latency, LoadPoint, LoadTestReport
+from repo_manager.loadtest.baseline import judge_against
+from repo_manager.loadtest.document import read_report
+from repo_manager.loadtest.result import ClientUse, Intervals, Latency, LoadPoint, LoadTestReport
+from repo_manager.loadtest.slo import Outcome
 from repo_manager.loadtest.target import TargetFacts
+from repo_manager.stats.intervals import Interval
 from repo_manager.types import as_json
 
 FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "python", 0, (), (), False, False, False, False)

@@ -5,9 +5,19 @@ import json
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest import Histogram, LoadTestReport, read_report, report_from_json
-from repo_manager.loadtest.result import ClientUse, ErrorCount, Latency, LoadPoint, SeriesPoint, ServerTimes, Window
+from repo_manager.loadtest.document import read_report, report_from_json
+from repo_manager.loadtest.result import (
+    ClientUse,
+    ErrorCount,
+    Latency,
+    LoadPoint,
+    LoadTestReport,
+    SeriesPoint,
+    ServerTimes,
+    Window,
+)
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 
 X = InputFacts("x", "FP32", (-1, 4))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repo_manager.loadtest.hpack import Decoder, HpackError, encode_literal
-from repo_manager.loadtest.http2 import BlockReader
+from repo_manager.loadtest.wire.hpack import Decoder, HpackError, encode_literal
+from repo_manager.loadtest.wire.http2 import BlockReader
 
 TEXT = st.text(st.characters(min_codepoint=1, max_codepoint=0x17F), max_size=40)
 NAMES = st.one_of(

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest import LoadTestOptions
-from repo_manager.loadtest.inputs import make_samples
+from repo_manager.loadtest.inputs.samples import make_samples
+from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 
 NCHW = InputFacts("x", "FP32", (3, 4, 6))

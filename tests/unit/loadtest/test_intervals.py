@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repo_manager.loadtest.histogram import Histogram
 from repo_manager.loadtest.intervals import block_weights, intervals_of
-from repo_manager.loadtest.recorder import Slice
+from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.stats.histogram import Histogram
 
 
 def slices(rng, count=40, requests=200, drift=0.0):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest import LoadTestOptions
-from repo_manager.loadtest.input_files import read_rows, write_rows
-from repo_manager.loadtest.inputs import drawn_note, make_samples, resolve_shapes
-from repo_manager.loadtest.payload import build_endpoint
+from repo_manager.loadtest.inputs.files import read_rows, write_rows
+from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
+from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, raw_bytes
+from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import InputFacts, TargetFacts
-from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, raw_bytes
+from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.server import ClientOptions
 from repo_manager.types import as_json
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest import LoadTestOptions, parse_levels, parse_rates
+from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.tls import TlsFiles
 from repo_manager.server import ClientOptions
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import ServerUnreachableError
-from repo_manager.loadtest import Histogram, LoadTestOptions
+from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
 from repo_manager.loadtest.measure import Level, Measurement
-from repo_manager.loadtest.metrics import MetricsSource
-from repo_manager.loadtest.recorder import Slice
+from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import ModelStatistics
+from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.stats.histogram import Histogram
 
 LEVEL = Level("concurrency", 1, "closed loop")
 

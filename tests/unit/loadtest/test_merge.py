@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest import Histogram, Interval, Intervals, LoadTestReport, merge_reports
-from repo_manager.loadtest.result import ClientUse, ErrorCount, Latency, LoadPoint
+from repo_manager.loadtest.merge import merge_reports
+from repo_manager.loadtest.result import ClientUse, ErrorCount, Intervals, Latency, LoadPoint, LoadTestReport
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.stats.histogram import Histogram
+from repo_manager.stats.intervals import Interval
 
 X = InputFacts("x", "FP32", (-1, 4))
 FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8, (X,), ("y",), False, True, False, False)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from repo_manager.loadtest import priority as module
-from repo_manager.loadtest.priority import SendPriority, fine_timers
+from repo_manager.loadtest.worker import priority as module
+from repo_manager.loadtest.worker.priority import SendPriority, fine_timers
 
 
 def own_priority() -> int:

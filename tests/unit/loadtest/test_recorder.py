@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from repo_manager.loadtest.recorder import Recorder
+from repo_manager.loadtest.worker.recorder import Recorder
 
 
 def test_a_slice_ends_at_once_and_is_handed_on_when_asked():

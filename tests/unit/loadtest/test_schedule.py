@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest.schedule import Schedule, load_replay
+from repo_manager.loadtest.worker.schedule import Schedule, load_replay
 
 
 def first(schedule: Schedule, count: int) -> np.ndarray:

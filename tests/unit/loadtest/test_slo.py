@@ -5,19 +5,10 @@ import dataclasses
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest import combine_verdicts, judge, parse_slo
-from repo_manager.loadtest.result import (
-    ClientUse,
-    GpuUse,
-    Interval,
-    Intervals,
-    Latency,
-    LoadPoint,
-    LoadTestReport,
-    Window,
-)
-from repo_manager.loadtest.slo import Outcome
+from repo_manager.loadtest.result import ClientUse, GpuUse, Intervals, Latency, LoadPoint, LoadTestReport, Window
+from repo_manager.loadtest.slo import Outcome, combine_verdicts, judge, parse_slo
 from repo_manager.loadtest.target import TargetFacts
+from repo_manager.stats.intervals import Interval
 
 FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "python", 0, (), (), False, False, False, False)
 

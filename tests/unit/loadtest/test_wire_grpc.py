@@ -5,7 +5,7 @@ import time
 import pytest
 
 from repo_manager.errors import ServerUnreachableError
-from repo_manager.loadtest.schedule import Schedule
+from repo_manager.loadtest.worker.schedule import Schedule
 
 
 def test_good_answers_are_counted_on_one_connection(grpc_server, load):

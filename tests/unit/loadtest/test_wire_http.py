@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from repo_manager.loadtest.schedule import Schedule
+from repo_manager.loadtest.worker.schedule import Schedule
 
 
 def test_good_answers_are_counted_and_bodies_rotate(http_server, load):
@@ -82,7 +82,7 @@ def _slower_than(result, seconds):
 
 def _run_with_one_connection(generator, schedule):
     """Make the stall hold up everything behind it, as one server instance does."""
-    from repo_manager.loadtest import generator as module
+    from repo_manager.loadtest.worker import generator as module
 
     limit, module._MAX_CONNECTIONS = module._MAX_CONNECTIONS, 1
     try:

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from repo_manager.loadtest.generator import Generator
-from repo_manager.loadtest.job import Job
-from repo_manager.loadtest.recorder import Recorder
+from repo_manager.loadtest.worker.generator import Generator
+from repo_manager.loadtest.worker.job import Job
+from repo_manager.loadtest.worker.recorder import Recorder
 
 
 def test_large_answers_over_http_end_where_they_say(http_server, load):

@@ -5,16 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repo_manager.loadtest import (
-    ComparedNumber,
-    ComparePlan,
-    Comparison,
-    Histogram,
-    Interval,
-    LoadTestReport,
-    judge,
-    parse_slo,
-)
+from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, Comparison
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,
     ClientUse,
@@ -22,11 +13,15 @@ from repo_manager.loadtest.result import (
     Intervals,
     Latency,
     LoadPoint,
+    LoadTestReport,
     SeriesPoint,
     ServerTimes,
     Window,
 )
+from repo_manager.loadtest.slo import judge, parse_slo
 from repo_manager.loadtest.target import TargetFacts
+from repo_manager.stats.histogram import Histogram
+from repo_manager.stats.intervals import Interval
 
 FACTS = TargetFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", 'm<"&x', "3", "onnxruntime", 8, (), (), False, True, False, False

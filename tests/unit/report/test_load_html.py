@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from repo_manager.loadtest import LoadTestReport
+from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.report.load_html import compare_page, load_page
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from repo_manager.loadtest import CompareProgress, LoadPoint, Progress
-from repo_manager.loadtest.result import ClientUse, Latency
+from repo_manager.loadtest.comparison import CompareProgress
+from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, Progress
 from repo_manager.report.load_live import compare_progress, load_progress
 
 POINT = LoadPoint("concurrency", 8, "unstable", "", 1, ClientUse("native"), throughput_per_s=1234.5,

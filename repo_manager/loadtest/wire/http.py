@@ -9,8 +9,8 @@ import socket
 import time
 from collections.abc import Sequence
 
-from repo_manager.loadtest.wire import Endpoint, Sink, Socket, WantWrite
-from repo_manager.loadtest.wire_base import RECEIVE_BYTES, WireConnection
+from repo_manager.loadtest.wire.base import RECEIVE_BYTES, WireConnection
+from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, WantWrite
 
 __all__ = ["HttpConnection", "http_request"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from repo_manager.loadtest.schedule import Schedule
-from repo_manager.loadtest.wire import Endpoint
+from repo_manager.loadtest.wire.connection import Endpoint
+from repo_manager.loadtest.worker.schedule import Schedule
 
 __all__ = ["Job"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import ServerUnreachableError
-from repo_manager.loadtest.job import Job
-from repo_manager.loadtest.priority import SendPriority
-from repo_manager.loadtest.recorder import LATE_NS, Recorder
-from repo_manager.loadtest.schedule import Schedule
-from repo_manager.loadtest.wire import Connection, Socket, open_sockets
-from repo_manager.loadtest.wire_grpc import GrpcConnection
-from repo_manager.loadtest.wire_http import HttpConnection
+from repo_manager.loadtest.wire.connection import Connection, Socket, open_sockets
+from repo_manager.loadtest.wire.grpc import GrpcConnection
+from repo_manager.loadtest.wire.http import HttpConnection
+from repo_manager.loadtest.worker.job import Job
+from repo_manager.loadtest.worker.priority import SendPriority
+from repo_manager.loadtest.worker.recorder import LATE_NS, Recorder
+from repo_manager.loadtest.worker.schedule import Schedule
 
 __all__ = ["Generator"]
 

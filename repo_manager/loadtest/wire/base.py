@@ -6,7 +6,7 @@ import abc
 import time
 from collections.abc import Sequence
 
-from repo_manager.loadtest.wire import Endpoint, Sink, Socket, TcpStream, WantWrite
+from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, TcpStream, WantWrite
 
 __all__ = ["RECEIVE_BYTES", "WireConnection"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repo_manager.errors import CalibrationError, InputError, UsageError
-from repo_manager.loadtest.input_files import DATA_SUFFIXES
+from repo_manager.loadtest.inputs.files import DATA_SUFFIXES
+from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, Array, Sample
 from repo_manager.loadtest.target import InputFacts, TargetFacts
-from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample
 from repo_manager.optional import require
 
 if TYPE_CHECKING:

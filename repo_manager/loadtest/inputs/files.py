@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import InputError
+from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, Array, Sample
 from repo_manager.loadtest.target import InputFacts, TargetFacts
-from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample
 
 __all__ = ["DATA_SUFFIXES", "read_rows", "write_rows"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import struct
 
-from repo_manager.loadtest.http2 import DATA, PeerSettings
+from repo_manager.loadtest.wire.http2 import DATA, PeerSettings
 
 __all__ = ["SendFlow"]
 

@@ -13,10 +13,10 @@ import signal
 import sys
 
 from repo_manager.errors import ServerError
-from repo_manager.loadtest.generator import Generator
-from repo_manager.loadtest.job import Job
-from repo_manager.loadtest.priority import fine_timers
-from repo_manager.loadtest.recorder import Recorder
+from repo_manager.loadtest.worker.generator import Generator
+from repo_manager.loadtest.worker.job import Job
+from repo_manager.loadtest.worker.priority import fine_timers
+from repo_manager.loadtest.worker.recorder import Recorder
 
 __all__ = ["main", "serve"]
 

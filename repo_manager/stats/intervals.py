@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bounds", "bootstrap_bounds", "share_bounds", "spent"]
+__all__ = ["Interval", "bootstrap_bounds", "share_bounds", "spent"]
 
 _BISECTIONS = 60
 _RESAMPLES = 300
@@ -29,14 +29,14 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Bounds:
-    """An interval."""
+class Interval:
+    """An interval, both ends included; of 95 % unless its maker says otherwise."""
 
     low: float
     high: float
 
 
-def share_bounds(hits: int, total: int, alpha: float) -> Bounds:
+def share_bounds(hits: int, total: int, alpha: float) -> Interval:
     """Return the confidence sequence's interval of a share, with Jeffreys' mixture Beta(1/2, 1/2).
 
     Args:
@@ -45,7 +45,7 @@ def share_bounds(hits: int, total: int, alpha: float) -> Bounds:
         alpha: the probability of ever leaving the true share out.
     """
     if total == 0:
-        return Bounds(0.0, 1.0)
+        return Interval(0.0, 1.0)
     mixture = _log_beta(hits + 0.5, total - hits + 0.5) - _log_beta(0.5, 0.5)
     floor = mixture + math.log(alpha)
 
@@ -55,7 +55,7 @@ def share_bounds(hits: int, total: int, alpha: float) -> Bounds:
     seen = hits / total
     low = 0.0 if hits == 0 else _edge(1e-15, seen, is_left_out)
     high = 1.0 if hits == total else _edge(1 - 1e-15, seen, is_left_out)
-    return Bounds(low, high)
+    return Interval(low, high)
 
 
 def _edge(outside: float, inside: float, is_left_out: Callable[[float], bool]) -> float:
@@ -76,7 +76,7 @@ def spent(alpha: float, look: int) -> float:
     return alpha * 6.0 / (math.pi * look) ** 2
 
 
-def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: float, *, seed: int = 0) -> Bounds:
+def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: float, *, seed: int = 0) -> Interval:
     """Return a bootstrap interval over blocks of rows that follow one another in time.
 
     Args:
@@ -99,7 +99,7 @@ def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: floa
     # Far in the tails 300 resamples say nothing: there the normal approximation of their spread takes over.
     reach = spread * _normal_quantile(1 - alpha / 2)
     low, high = np.quantile(values, (alpha / 2, 1 - alpha / 2))
-    return Bounds(min(float(low), centre - reach), max(float(high), centre + reach))
+    return Interval(min(float(low), centre - reach), max(float(high), centre + reach))
 
 
 def _normal_quantile(probability: float) -> float:

@@ -6,8 +6,8 @@ import dataclasses
 import struct
 import urllib.parse
 
-from repo_manager.loadtest.hpack import Decoder, HpackError, encode_integer, encode_literal
-from repo_manager.loadtest.wire import Endpoint
+from repo_manager.loadtest.wire.connection import Endpoint
+from repo_manager.loadtest.wire.hpack import Decoder, HpackError, encode_integer, encode_literal
 
 __all__ = [
     "CONNECTION_PREFACE",

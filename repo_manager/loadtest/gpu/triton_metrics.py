@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
-from repo_manager.loadtest.nvml import GpuReading, Nvml
+from repo_manager.loadtest.gpu.nvml import GpuReading, Nvml
 from repo_manager.loadtest.result import GpuUse
 
 __all__ = ["MetricsSource", "parse_metrics"]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest.images import is_images, read_images
-from repo_manager.loadtest.input_files import read_rows
+from repo_manager.loadtest.inputs.files import read_rows
+from repo_manager.loadtest.inputs.images import is_images, read_images
+from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, Array, Sample, elements_of
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import InputFacts, TargetFacts
-from repo_manager.loadtest.tensors import NUMPY_OF_TRITON, Array, Sample, elements_of
 
 __all__ = ["drawn_note", "make_samples", "resolve_shapes"]
 

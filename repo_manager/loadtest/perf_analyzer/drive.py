@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
-from repo_manager.loadtest.input_files import write_rows
-from repo_manager.loadtest.inputs import drawn_note, make_samples, resolve_shapes
+from repo_manager.loadtest.inputs.files import write_rows
+from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.perf_files import parse_csv, parse_profile_export
-from repo_manager.loadtest.perf_install import PerfAnalyzer, cached_perf_analyzer
+from repo_manager.loadtest.perf_analyzer.files import parse_csv, parse_profile_export
+from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, cached_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 

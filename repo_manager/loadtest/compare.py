@@ -19,19 +19,19 @@ import numpy as np
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, CompareProgress, Comparison
 from repo_manager.loadtest.environment import environment
-from repo_manager.loadtest.histogram import Histogram
-from repo_manager.loadtest.inputs import drawn_note, make_samples, resolve_shapes
+from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
+from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
+from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level
-from repo_manager.loadtest.metrics import MetricsSource
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.paired import compared_numbers, verdict_of
-from repo_manager.loadtest.payload import build_endpoint
-from repo_manager.loadtest.pool import WorkerPool, default_workers
-from repo_manager.loadtest.recorder import Slice
 from repo_manager.loadtest.run import jobs_of, metrics_source
-from repo_manager.loadtest.shared_memory import shared_samples
 from repo_manager.loadtest.target import Target, TargetFacts, connect
-from repo_manager.loadtest.wire import Endpoint
+from repo_manager.loadtest.wire.connection import Endpoint
+from repo_manager.loadtest.wire.payload import build_endpoint
+from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
+from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.stats.histogram import Histogram
 
 __all__ = ["compare", "compare_all", "compare_batch_sizes"]
 

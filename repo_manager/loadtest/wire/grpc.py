@@ -15,8 +15,10 @@ import struct
 import time
 from collections.abc import Sequence
 
-from repo_manager.loadtest.flow import SendFlow
-from repo_manager.loadtest.http2 import (
+from repo_manager.loadtest.wire.base import WireConnection
+from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, WantWrite
+from repo_manager.loadtest.wire.flow import SendFlow
+from repo_manager.loadtest.wire.http2 import (
     CONNECTION_PREFACE,
     DATA,
     FRAME_HEADER,
@@ -32,8 +34,6 @@ from repo_manager.loadtest.http2 import (
     request_blocks,
     reset_reason,
 )
-from repo_manager.loadtest.wire import Endpoint, Sink, Socket, WantWrite
-from repo_manager.loadtest.wire_base import WireConnection
 
 __all__ = ["GrpcConnection"]
 

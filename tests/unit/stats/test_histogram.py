@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest.histogram import Histogram, bins_of, values_of
+from repo_manager.stats.histogram import Histogram, bins_of, values_of
 
 VALUES = st.lists(st.integers(0, 10**13), min_size=1, max_size=200)
 

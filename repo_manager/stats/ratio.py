@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from repo_manager.loadtest.result import Interval
+from repo_manager.stats.intervals import Interval
 
 __all__ = ["ratio_interval"]
 

@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from repo_manager.loadtest.histogram import Histogram
+from repo_manager.stats.histogram import Histogram
 
 __all__ = ["Recorder", "Slice"]
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_manager.rollout.trial.intervals import Bounds, bootstrap_bounds, share_bounds, spent
+from repo_manager.stats.intervals import Interval, bootstrap_bounds, share_bounds, spent
 
 ALPHA = 0.05
 
 
 def test_nothing_seen_says_nothing() -> None:
-    assert share_bounds(0, 0, ALPHA) == Bounds(0.0, 1.0)
+    assert share_bounds(0, 0, ALPHA) == Interval(0.0, 1.0)
 
 
 @given(st.integers(1, 5000), st.floats(0, 1))

@@ -16,8 +16,8 @@ from typing import Any
 
 import repo_manager
 from repo_manager.errors import ServerError, ServerUnreachableError
-from repo_manager.loadtest.job import Job
-from repo_manager.loadtest.recorder import Slice
+from repo_manager.loadtest.worker.job import Job
+from repo_manager.loadtest.worker.recorder import Slice
 
 __all__ = ["WorkerPool", "default_workers"]
 
@@ -27,7 +27,7 @@ _EXIT_TIMEOUT_S = 5.0
 _START = (
     "import sys; sys.path[:] = [folder for folder in sys.path if folder]; "
     f"sys.path.append({str(Path(repo_manager.__file__).parents[1])!r}); "
-    "from repo_manager.loadtest.worker import main; sys.exit(main())"
+    "from repo_manager.loadtest.worker.process import main; sys.exit(main())"
 )
 
 

@@ -1,0 +1,1 @@
+"""GPU utilisation, memory, power and energy."""

@@ -1,0 +1,1 @@
+"""perf_analyzer: installing it, driving it, reading its files."""

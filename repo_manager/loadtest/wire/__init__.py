@@ -1,0 +1,1 @@
+"""The two wire clients: prebuilt requests on non-blocking sockets."""

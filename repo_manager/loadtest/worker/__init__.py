@@ -1,0 +1,1 @@
+"""Load worker processes: schedules, the sending loop, what it records."""
