@@ -126,9 +126,8 @@ def test_a_setting_that_is_named_exists() -> None:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         named[path.name] = set(re.findall(r"`(\w+)` in the settings", text))
-        named[path.name] |= set(
-            re.findall(r"^\| `--[^|]*\|[^|`]*(?:`REPO_MANAGER_\w+`, )?`([a-z_]+)` \|", text, re.MULTILINE)
-        )
+        named[path.name] |= set(re.findall(r"REPO_MANAGER_\w+`, `(\w+)`", text))
+        named[path.name] |= {name.lower() for name in re.findall(r"`\.\.\._([A-Z_]+)`", text)}
         for block in re.findall(r"^```.*?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
             if "repo-manager/settings.yaml" in block:
                 named[path.name] |= set(re.findall(r"^(\w+):", block, flags=re.MULTILINE))
