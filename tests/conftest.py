@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
+
+import hypothesis
+import pytest
+
+_SHOWN_CHARACTERS = 160
+
+# A machine that is busy is slow, and that is no failure: generated examples have no time limit of their own.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:
@@ -13,3 +25,20 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the skipped tests by reason; CONTRIBUTING.md says what each group needs."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    counts = Counter(_reason_of(report) for report in skipped)
+    if counts:
+        terminalreporter.section(f"{len(skipped)} skipped, by reason")
+    for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+        terminalreporter.write_line(f"{count:5}  {reason}")
+
+
+def _reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return the first line of why a test, or a whole module, was skipped."""
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    lines = text.removeprefix("Skipped: ").strip().splitlines() or ["no reason given"]
+    return lines[0][:_SHOWN_CHARACTERS]
