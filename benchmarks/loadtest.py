@@ -37,8 +37,7 @@ from pathlib import Path
 from loadtest_bench import RATE, Bar, Bench, Table, costed, load_slower, serving
 
 from repo_manager.errors import RepoManagerError
-from repo_manager.loadtest.compare import compare
-from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.perf_analyzer.install import install_perf_analyzer
 
 

@@ -16,8 +16,7 @@ from repo_manager.cli.options import Output, writing
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
-from repo_manager.loadtest.compare import compare_all
-from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.compare import ComparePlan, compare_all
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels
 from repo_manager.report.load_html import compare_page
 from repo_manager.report.load_live import compare_progress

@@ -12,28 +12,103 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from repo_manager.errors import ServerError, UsageError
-from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, CompareProgress, Comparison
-from repo_manager.loadtest.environment import environment
 from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.paired import compared_numbers, verdict_of
-from repo_manager.loadtest.run import jobs_of, metrics_source
+from repo_manager.loadtest.run import environment, jobs_of, metrics_source
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
+from repo_manager.stats.paired import ComparedNumber, compared_numbers, verdict_of
 
-__all__ = ["compare", "compare_all", "compare_batch_sizes"]
+__all__ = [
+    "ComparePlan",
+    "CompareProgress",
+    "Comparison",
+    "compare",
+    "compare_all",
+    "compare_batch_sizes",
+]
+
+
+_MIN_PAIRS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparePlan:
+    """How long to look.
+
+    Attributes:
+        pairs: pairs of blocks, one of A and one of B each; at least 6.
+        block_s: measured length of a block.
+        settle_s: load before it that is not measured.
+        seed: of the order of the blocks and of the resampling.
+    """
+
+    pairs: int = 30
+    block_s: float = 1.0
+    settle_s: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pairs < _MIN_PAIRS or self.block_s <= 0 or self.settle_s < 0:
+            raise UsageError(
+                f"{self.pairs} pairs of {self.block_s:g} s after {self.settle_s:g} s; expected at least "
+                f"{_MIN_PAIRS} pairs, a length above 0 s and 0 s or more before"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareProgress:
+    """Told after each pair of blocks.
+
+    Attributes:
+        label: what is compared now: `batch size 8`, and with a control its name.
+        pairs_done: of this comparison.
+        pairs: of this comparison.
+        remaining_s: estimate for this comparison and those after it.
+    """
+
+    label: str
+    pairs_done: int
+    pairs: int
+    remaining_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A whole comparison.
+
+    Attributes:
+        verdict: one sentence; "no difference shown" when that is so.
+        is_different: whether any number differs.
+        ratios: name -> each pair's ratio B/A, in order of time.
+        notes: errors, and what was not reported.
+    """
+
+    a: TargetFacts
+    b: TargetFacts
+    level: str
+    batch_size: int
+    plan: ComparePlan
+    numbers: tuple[ComparedNumber, ...]
+    verdict: str
+    is_different: bool
+    ratios: Mapping[str, tuple[float, ...]]
+    notes: tuple[str, ...]
+    seconds: float
+    environment: Mapping[str, str]
+    schema_version: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

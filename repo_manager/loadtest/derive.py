@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.result import ClientUse, ServerTimes, Window
+from repo_manager.loadtest.result import ClientUse, Intervals, ServerTimes, Window
 from repo_manager.loadtest.target import ModelStatistics
 from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.stats.bootstrap import block_weights
+from repo_manager.stats.histogram import Histogram, values_of
+from repo_manager.stats.intervals import Interval
 
-__all__ = ["agreement", "client_use", "outcome_of", "server_times", "spread_of"]
+__all__ = ["agreement", "client_use", "intervals_of", "outcome_of", "server_times", "spread_of"]
 
 _BUSY_SHARE = 0.9
 _STARVED_SHARE = 0.25
 _LATE_SHARE = 0.01
+_RESAMPLES = 400
+_MIN_SLICES = 8
+_CONFIDENCE = 0.95
+_GROUPS = 120
+_CHUNKS = 10
+_QUANTILES = (0.5, 0.9, 0.95, 0.99)  # in the order of Intervals
+
+Floats = npt.NDArray[np.float64]
 
 
 def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
@@ -109,3 +123,63 @@ def client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> 
         bottleneck=bottleneck,
         note="; ".join(notes),
     )
+
+
+def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Intervals:
+    """Return 95 % intervals; all `None` with fewer than 8 slices or without a request.
+
+    Args:
+        slices: measured slices of equal length, in order of time.
+        batch_size: inferences in a request.
+        seed: of the resampling.
+    """
+    slices = _grouped(slices)
+    whole = Histogram.merge(piece.latencies for piece in slices)
+    if len(slices) < _MIN_SLICES or not whole.count:
+        return Intervals()
+    counts = np.zeros((len(slices), whole.bins.size), np.float32)  # exact up to 16 million a bin and slice
+    for row, piece in enumerate(slices):
+        counts[row, np.searchsorted(whole.bins, piece.latencies.bins)] = piece.latencies.counts
+    weights = block_weights(len(slices), _RESAMPLES, seed)
+    parts = [_resampled(part, counts, values_of(whole.bins)) for part in np.array_split(weights, _CHUNKS)]
+    requests, quantiles = (np.concatenate([part[number] for part in parts]) for number in (0, 1))
+    seconds = weights @ np.array([piece.length_ns / 1e9 for piece in slices])
+    totals = weights @ np.array([float(piece.latencies.total_ns) for piece in slices])
+    kept = requests > 0
+    return Intervals(
+        _interval(requests * batch_size / seconds),
+        _interval(totals[kept] / requests[kept]),
+        *(_interval(quantiles[kept, number]) for number in range(len(_QUANTILES))),
+    )
+
+
+def _resampled(
+    weights: Floats, counts: npt.NDArray[np.float32], values: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats]:
+    """Return each resample's requests `[R]` and quantiles `[R, 4]`; in chunks, because `[R, bins]` is large."""
+    cumulative = np.cumsum(weights.astype(np.float32) @ counts, axis=1, dtype=np.float64)
+    requests = cumulative[:, -1]
+    quantiles = np.empty((len(weights), len(_QUANTILES)))
+    for row, ranks in enumerate(np.maximum(np.ceil(np.outer(requests, _QUANTILES) - 1e-6), 1)):
+        places = np.searchsorted(cumulative[row], ranks)
+        quantiles[row] = values[np.minimum(places, values.size - 1)]
+    return requests, quantiles
+
+
+def _grouped(slices: list[Slice]) -> list[Slice]:
+    """Merge neighbours until at most 120 are left: more would only cost memory."""
+    size = -(-len(slices) // _GROUPS)
+    if size <= 1:
+        return slices
+    merged = []
+    for start in range(0, len(slices) - size + 1, size):
+        part = slices[start : start + size]
+        whole = Slice.merge(part)
+        merged.append(Slice(whole.index, sum(piece.length_ns for piece in part), whole.latencies, whole.errors))
+    return merged
+
+
+def _interval(values: Floats) -> Interval:
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return Interval(float(low), float(high))

@@ -13,9 +13,8 @@ import dataclasses
 from collections.abc import Callable
 
 from repo_manager.errors import ServerError
-from repo_manager.loadtest.derive import agreement, client_use, outcome_of, server_times, spread_of
+from repo_manager.loadtest.derive import agreement, client_use, intervals_of, outcome_of, server_times, spread_of
 from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
-from repo_manager.loadtest.intervals import intervals_of
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
+import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
+import repo_manager
 from repo_manager.errors import ServerError, UsageError
-from repo_manager.loadtest.environment import environment
 from repo_manager.loadtest.gpu.nvml import is_local, open_nvml
 from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples
@@ -17,7 +21,6 @@ from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer, run_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, Progress
-from repo_manager.loadtest.saturation import find_knee, is_saturated
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
@@ -26,7 +29,16 @@ from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
 from repo_manager.loadtest.worker.schedule import Schedule, load_replay
 from repo_manager.types import as_json
 
-__all__ = ["LoadTestInterrupted", "default_metrics_url", "measure_level", "metrics_source", "run_load_test"]
+__all__ = [
+    "LoadTestInterrupted",
+    "default_metrics_url",
+    "environment",
+    "find_knee",
+    "is_saturated",
+    "measure_level",
+    "metrics_source",
+    "run_load_test",
+]
 
 _MAX_SATURATION_CONCURRENCY = 1024
 
@@ -34,6 +46,8 @@ _MAX_WAIT_S = 3600.0
 
 Report = Callable[[Progress], None]
 Measure = Callable[[Level], LoadPoint]
+GAIN = 1.05
+KNEE_SHARE = 0.9
 
 
 class LoadTestInterrupted(KeyboardInterrupt):
@@ -279,3 +293,52 @@ def _notes(facts: TargetFacts, distinct: int, options: LoadTestOptions) -> list[
     if distinct < options.distinct and options.data is None:
         notes.append(f"{distinct} distinct requests instead of {options.distinct}, to stay below 256 MiB of inputs.")
     return notes
+
+
+def is_saturated(points: Sequence[LoadPoint]) -> bool:
+    """Say whether the last doubling of the concurrency raised throughput by less than 5 %, or ended in failure."""
+    closed = [point for point in points if point.mode == "concurrency"]
+    if closed and closed[-1].outcome == "failed":
+        return True
+    return len(closed) >= 2 and closed[-1].throughput_per_s < GAIN * closed[-2].throughput_per_s
+
+
+def find_knee(points: Sequence[LoadPoint]) -> tuple[LoadPoint | None, str]:
+    """Return the knee of the closed-loop levels and the rule.
+
+    The knee is the lowest concurrency with at least 90 % of the highest throughput: beyond it, requests mostly wait.
+    It takes three levels, and the highest throughput must not be at the highest level by more than 5 %: then the
+    server was not saturated.
+    """
+    closed = sorted((point for point in points if point.mode == "concurrency"), key=lambda point: point.level)
+    closed = [point for point in closed if point.outcome != "failed"]
+    if len(closed) < 3:
+        return None, "a knee takes at least three closed-loop levels"
+    best = max(point.throughput_per_s for point in closed)
+    if closed[-1].throughput_per_s > GAIN * closed[-2].throughput_per_s:
+        return None, "throughput still rises by more than 5 % at the highest level: not saturated"
+    knee = next(point for point in closed if point.throughput_per_s >= KNEE_SHARE * best)
+    return knee, f"the lowest concurrency with at least {KNEE_SHARE:.0%} of the highest throughput ({best:.0f}/s)"
+
+
+def environment() -> dict[str, str]:
+    """Return the client's machine and versions."""
+    return {
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "repo_manager": repo_manager.__version__,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # read line by line
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        return "unknown"
+    return "unknown"

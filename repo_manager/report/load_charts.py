@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from repo_manager.loadtest.comparison import Comparison
+from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.loadtest.slo import Verdict, parse_slo
 from repo_manager.report.svg import Axis, Chart, format_number, stacked_bars

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from repo_manager.loadtest.comparison import Comparison
+from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.loadtest.slo import Verdict
 from repo_manager.report import load_charts

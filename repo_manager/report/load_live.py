@@ -16,7 +16,7 @@ from rich.text import Text
 from repo_manager.report.load_tables import format_ms
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest.comparison import CompareProgress
+    from repo_manager.loadtest.compare import CompareProgress
     from repo_manager.loadtest.result import LoadPoint, Progress
 
 __all__ = ["compare_progress", "load_progress"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repo_manager.loadtest.comparison import Comparison
+from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.slo import Verdict
 from repo_manager.report.load_charts import latency_unit

@@ -11,9 +11,10 @@ from rich.text import Text
 from repo_manager.report.tables import format_share, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.loadtest.comparison import ComparedNumber, Comparison
+    from repo_manager.loadtest.compare import Comparison
     from repo_manager.loadtest.result import LoadPoint, LoadTestReport
     from repo_manager.loadtest.slo import Verdict
+    from repo_manager.stats.paired import ComparedNumber
 
 __all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
 

@@ -5,7 +5,7 @@ out as soon as the mixture of all shares explains the data 1/alpha times better 
 happens to the true share with probability alpha at most, at whatever moment one stops (Robbins 1970; Howard, Ramdas,
 McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of Statistics 2021).
 
-Means and ratios get a moving-block bootstrap (Kuensch 1989) whose look number k spends 6 / (pi k)^2 of alpha: the sum
+Means and ratios get a moving-block bootstrap (`bootstrap.py`) whose look number k spends 6 / (pi k)^2 of alpha: the sum
 over all looks is alpha (a union bound).
 """
 
@@ -14,18 +14,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-__all__ = ["Interval", "bootstrap_bounds", "share_bounds", "spent"]
+__all__ = ["Interval", "share_bounds", "spent"]
 
 _BISECTIONS = 60
-_RESAMPLES = 300
-_BLOCKS = 100
-
-Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,40 +66,3 @@ def _log_beta(a: float, b: float) -> float:
 def spent(alpha: float, look: int) -> float:
     """Return what look number `look` (from 1) may spend of alpha."""
     return alpha * 6.0 / (math.pi * look) ** 2
-
-
-def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: float, *, seed: int = 0) -> Interval:
-    """Return a bootstrap interval over blocks of rows that follow one another in time.
-
-    Args:
-        columns: one row an observation, in order of time, `[rows, columns]`.
-        of: the number that is asked for, of resampled rows.
-        alpha: the probability that the interval misses; at least `2 / 300` in effect, as there are 300 resamples.
-        seed: of the resampling.
-    """
-    rows = len(columns)
-    length = max(rows // _BLOCKS, 1)
-    starts = np.arange(0, rows - length + 1)
-    blocks = -(-rows // length)
-    random = np.random.default_rng(seed)
-    values = np.empty(_RESAMPLES)
-    for number in range(_RESAMPLES):
-        chosen = random.choice(starts, blocks)
-        picked = (chosen[:, None] + np.arange(length)).reshape(-1)[:rows]
-        values[number] = of(columns[picked])
-    centre, spread = float(np.mean(values)), float(np.std(values))
-    # Far in the tails 300 resamples say nothing: there the normal approximation of their spread takes over.
-    reach = spread * _normal_quantile(1 - alpha / 2)
-    low, high = np.quantile(values, (alpha / 2, 1 - alpha / 2))
-    return Interval(min(float(low), centre - reach), max(float(high), centre + reach))
-
-
-def _normal_quantile(probability: float) -> float:
-    low, high = 0.0, 40.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if 0.5 * math.erfc(-middle / math.sqrt(2)) < probability:
-            low = middle
-        else:
-            high = middle
-    return high

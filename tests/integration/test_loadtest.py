@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.loadtest.compare import compare
-from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, install_perf_analyzer
 from repo_manager.loadtest.result import LoadTestReport, Progress

@@ -20,8 +20,7 @@ import pytest
 from PIL import Image
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.loadtest.compare import compare
-from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions

@@ -7,7 +7,9 @@ row are that level's outcome.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import math
 import os
 import re
@@ -16,18 +18,18 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
 from repo_manager.loadtest.inputs.files import write_rows
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.perf_analyzer.files import parse_csv, parse_profile_export
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, cached_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 
-__all__ = ["command_of", "find_perf_analyzer", "run_perf_analyzer"]
+__all__ = ["command_of", "find_perf_analyzer", "parse_csv", "parse_profile_export", "run_perf_analyzer"]
 
 _STUB_BYTES = 100_000
 _EXPORTED_ELEMENTS = 1024  # the export repeats every request's inputs: minutes and gigabytes for images
@@ -293,3 +295,46 @@ def _server(row: Mapping[str, float], profile: Mapping[str, float]) -> ServerTim
         mean_batch=None,
         batches={},
     )
+
+
+def parse_csv(text: str) -> list[dict[str, float]]:
+    """Return the rows of a perf_analyzer CSV (microseconds), by column; cells that are no numbers are left out.
+
+    Columns come and go between versions and models (cache columns, GPU columns), so they are found by name; GPU cells
+    (`GPU-...:12;GPU-...:13`) are left out.
+    """
+    rows: list[dict[str, float]] = []
+    for record in csv.DictReader(text.splitlines()):
+        row: dict[str, float] = {}
+        for name, cell in record.items():
+            try:
+                row[(name or "").strip()] = float(cell)
+            except (TypeError, ValueError):
+                continue
+        if "Inferences/Second" in row:
+            rows.append(row)
+    return rows
+
+
+def parse_profile_export(text: str) -> dict[str, float]:
+    """Return `requests` and `duration_s` of a profile export, empty when there is none.
+
+    The export holds every request of the run; the ones inside the last three windows are what the row was made of.
+    """
+    try:
+        experiments: list[dict[str, Any]] = json.loads(text).get("experiments", []) if text else []
+    except ValueError:
+        return {}
+    if not experiments:
+        return {}
+    requests = experiments[-1].get("requests", [])
+    bounds = [int(moment) for moment in experiments[-1].get("window_boundaries", [])]
+    answers = [int(request["response_timestamps"][-1]) for request in requests if request.get("response_timestamps")]
+    if len(bounds) >= 2:
+        low, high = bounds[max(len(bounds) - 4, 0)], bounds[-1]
+    elif answers:
+        low, high = min(int(request["timestamp"]) for request in requests), max(answers)
+    else:
+        return {}
+    inside = sum(low <= answer <= high for answer in answers)
+    return {"requests": float(inside), "duration_s": (high - low) / 1e9}

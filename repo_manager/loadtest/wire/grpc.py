@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from repo_manager.loadtest.wire.base import WireConnection
 from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, WantWrite
-from repo_manager.loadtest.wire.flow import SendFlow
 from repo_manager.loadtest.wire.http2 import (
     CONNECTION_PREFACE,
     DATA,
@@ -30,6 +29,7 @@ from repo_manager.loadtest.wire.http2 import (
     WINDOW_UPDATE,
     BlockReader,
     PeerSettings,
+    SendFlow,
     frame,
     request_blocks,
     reset_reason,

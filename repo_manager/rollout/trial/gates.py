@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import UsageError
-from repo_manager.stats.intervals import Interval, bootstrap_bounds, share_bounds, spent
+from repo_manager.stats.bootstrap import bootstrap_bounds
+from repo_manager.stats.intervals import Interval, share_bounds, spent
 
 __all__ = ["Evidence", "Gate", "GateOutcome", "GateResult", "judge_gates", "parse_gates", "worst_outcome"]
 

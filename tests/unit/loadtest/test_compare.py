@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest.compare import compare
-from repo_manager.loadtest.comparison import ComparePlan
+from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.stats.ratio import ratio_interval
+from repo_manager.stats.paired import ratio_interval
 
 
 def noise(kind, rng, size):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repo_manager.loadtest.intervals import block_weights, intervals_of
+from repo_manager.loadtest.derive import intervals_of
 from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.stats.bootstrap import block_weights
 from repo_manager.stats.histogram import Histogram
 
 

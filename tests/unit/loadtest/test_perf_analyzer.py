@@ -10,8 +10,13 @@ import pytest
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.perf_analyzer.drive import command_of, find_perf_analyzer, run_perf_analyzer
-from repo_manager.loadtest.perf_analyzer.files import parse_csv, parse_profile_export
+from repo_manager.loadtest.perf_analyzer.drive import (
+    command_of,
+    find_perf_analyzer,
+    parse_csv,
+    parse_profile_export,
+    run_perf_analyzer,
+)
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer
 from repo_manager.loadtest.target import InputFacts, TargetFacts
 from repo_manager.server import ClientOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repo_manager.loadtest.comparison import ComparedNumber, ComparePlan, Comparison
+from repo_manager.loadtest.compare import ComparePlan, Comparison
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,
     ClientUse,
@@ -22,6 +22,7 @@ from repo_manager.loadtest.slo import judge, parse_slo
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
+from repo_manager.stats.paired import ComparedNumber
 
 FACTS = TargetFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", 'm<"&x', "3", "onnxruntime", 8, (), (), False, True, False, False

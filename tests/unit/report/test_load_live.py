@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from repo_manager.loadtest.comparison import CompareProgress
+from repo_manager.loadtest.compare import CompareProgress
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, Progress
 from repo_manager.report.load_live import compare_progress, load_progress
 

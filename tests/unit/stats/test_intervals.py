@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_manager.stats.intervals import Interval, bootstrap_bounds, share_bounds, spent
+from repo_manager.stats.bootstrap import bootstrap_bounds
+from repo_manager.stats.intervals import Interval, share_bounds, spent
 
 ALPHA = 0.05
 

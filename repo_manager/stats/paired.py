@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from repo_manager.loadtest.comparison import ComparedNumber
-from repo_manager.stats.ratio import ratio_interval
+from repo_manager.stats.intervals import Interval
 
-__all__ = ["compared_numbers", "verdict_of"]
+__all__ = ["ComparedNumber", "compared_numbers", "ratio_interval", "verdict_of"]
 
 _ALPHA = 0.02
 _LARGER_IS_BETTER = {
@@ -20,6 +21,34 @@ _LARGER_IS_BETTER = {
     "p99 latency": False,
 }
 Numbers = Mapping[str, float]
+_RESAMPLES = 4000
+_MIN_BOOTSTRAP_PAIRS = 20
+_STUDENT_DRAWS = 200_000
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedNumber:
+    """One number of A and B.
+
+    Attributes:
+        name: `throughput`, `mean latency`, `p50 latency`, `p99 latency`, `inferences per joule`.
+        a: over all blocks of A (nanoseconds for latencies).
+        b: over all blocks of B.
+        ratio: B by A, the geometric mean over pairs.
+        interval: of the ratio, simultaneous over all compared numbers.
+        shown: whether it leaves 1 out.
+        better: `A` or `B`; `None` when no difference is shown.
+    """
+
+    name: str
+    a: float
+    b: float
+    ratio: float
+    interval: Interval
+    shown: bool
+    better: str | None
 
 
 def compared_numbers(
@@ -65,3 +94,30 @@ def verdict_of(numbers: Sequence[ComparedNumber]) -> str:
         for number in shown
     ]
     return "; ".join(parts)
+
+
+def ratio_interval(logs: Floats, *, alpha: float, seed: int = 0) -> Interval:
+    """Return an interval of the ratio by a studentised bootstrap of the mean log ratio.
+
+    Below 20 pairs there is too little to resample: then it is Student's interval, which the random order within pairs
+    makes a fair one (under no difference, a log ratio is as likely negative as positive).
+
+    Args:
+        logs: log ratio of each pair, float64 `[pairs]`.
+        alpha: the share of such intervals that miss.
+        seed: of the resampling.
+    """
+    count = logs.size
+    mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1) / np.sqrt(count))
+    if error == 0:
+        return Interval(float(np.exp(mean)), float(np.exp(mean)))
+    if count < _MIN_BOOTSTRAP_PAIRS:
+        students = np.random.default_rng(seed).standard_t(count - 1, _STUDENT_DRAWS)
+        reach = float(np.quantile(np.abs(students), 1 - alpha)) * error
+        return Interval(float(np.exp(mean - reach)), float(np.exp(mean + reach)))
+    drawn = logs[np.random.default_rng(seed).integers(0, count, size=(_RESAMPLES, count))]
+    errors = np.std(drawn, axis=1, ddof=1) / np.sqrt(count)
+    kept = errors > 0
+    students = (np.mean(drawn, axis=1)[kept] - mean) / errors[kept]
+    low, high = np.quantile(students, (alpha / 2, 1 - alpha / 2))
+    return Interval(float(np.exp(mean - high * error)), float(np.exp(mean - low * error)))

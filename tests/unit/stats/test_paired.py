@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from repo_manager.loadtest.paired import compared_numbers, verdict_of
+from repo_manager.stats.paired import compared_numbers, verdict_of
 
 RUNS = 100
 NAMES = ("throughput", "mean latency", "p50 latency", "p99 latency")
