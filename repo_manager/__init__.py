@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from repo_manager.pipeline import AddOptions, SparsityMode, inspect_model
     from repo_manager.pipeline.adding import add
     from repo_manager.pipeline.apply import ApplyOptions, apply
+    from repo_manager.pipeline.deploying import deploy, rollback
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
-    from repo_manager.rollout import run_canary
-    from repo_manager.rollout.deploy import deploy, rollback
+    from repo_manager.rollout import RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.rollout.status import status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
@@ -53,9 +53,12 @@ __all__ = [
     "LoadTestOptions",
     "Precision",
     "RepoManagerError",
+    "RolloutOptions",
     "ServerOptions",
     "Servers",
+    "ShadowOptions",
     "SparsityMode",
+    "TrialOptions",
     "TritonClient",
     "VersionedClient",
     "add",
@@ -76,7 +79,6 @@ __all__ = [
     "read_declaration",
     "remove",
     "rollback",
-    "run_canary",
     "run_load_test",
     "save_model",
     "scan",
@@ -99,7 +101,8 @@ _MODULES = {
     "pipeline.apply": ("ApplyOptions", "apply"),
     "precision": ("ConvertOptions", "convert", "load_calibration"),
     "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
-    "rollout": ("deploy", "rollback", "run_canary", "status"),
+    "pipeline.deploying": ("deploy", "rollback"),
+    "rollout": ("RolloutOptions", "ShadowOptions", "TrialOptions", "status"),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),
     "types": ("Backend", "Precision", "as_json"),

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from repo_manager.cli.option_groups import option
 from repo_manager.errors import UsageError
-from repo_manager.server.credentials import read_headers, read_token
+from repo_manager.pipeline.connection import connection_of
 from repo_manager.server.transport import ClientOptions, Endpoint
 from repo_manager.settings import Settings, load_settings
 
@@ -67,21 +67,7 @@ def client_options(
             f"{', '.join(given)}: none of the servers is reached over TLS ({', '.join(urls)})",
             hint="Write grpcs:// or https://, or leave the option out.",
         )
-    chosen = {name: getattr(settings, name) if value is None else value for name, value in tls.items()}
-    if chosen["tls_key"] is not None and chosen["tls_cert"] is None:
-        raise UsageError("--tls-key was given without --tls-cert", hint="Mutual TLS needs both.")
-    header_file = connection.header_file or settings.header_file
-    token_file = connection.token_file or settings.token_file
-    token = None
-    if connection.token_file is None and settings.token is not None:
-        token = settings.token or None
-    if token is None and token_file is not None:
-        token = read_token(token_file)
-    return ClientOptions(
-        headers={} if header_file is None else read_headers(header_file),
-        token=token,
-        root_certificates=chosen["tls_ca"],
-        client_certificate=chosen["tls_cert"],
-        client_key=chosen["tls_key"],
-        server_name=chosen["tls_server_name"],
-    )
+    chosen = {name: value for name, value in dataclasses.asdict(connection).items() if value is not None}
+    if connection.token_file is not None:
+        chosen["token"] = None
+    return connection_of(dataclasses.replace(settings, **chosen))

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
-from repo_manager.cli.cluster import is_cluster, roll_out_on_cluster
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target
 from repo_manager.cli.rollout_options import RolloutFlags
-from repo_manager.cli.shadow_options import Trial, run_trial
-from repo_manager.errors import RepositoryError, ServerUnreachableError, UsageError
-from repo_manager.pipeline.serving import ensure_server
-from repo_manager.report.rollout_tables import fleet_view, rollout_view
-from repo_manager.report.shadow_tables import canary_view
+from repo_manager.cli.shadow_options import Trial
+from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.pipeline.deploying import deploy, rollback
+from repo_manager.report.rollout_tables import rollout_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.repository import Location, find_model, resolve_version
-from repo_manager.rollout import (
-    Amount,
-    FleetRollout,
-    Rollout,
-    RolloutOptions,
-    deploy,
-    deploy_fleet,
-    is_one_server,
-    resolve_targets,
-    rollback,
-    rollback_fleet,
-)
-from repo_manager.rollout import (
-    Target as Server,
-)
-from repo_manager.server import ClientOptions, TritonClient, running_server
+from repo_manager.repository import resolve_version
+from repo_manager.rollout import Amount, Rollout, RolloutOptions
+from repo_manager.server import ClientOptions
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]
@@ -56,6 +39,25 @@ class ServerFlags:
         "dns://name:port for every address behind a name; or k8s://namespace/release, kserve://namespace/name "
         "[default: the running `serve` of the repository, else one is started].",
     )
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the targets that are named, else the server of the settings."""
+        return tuple(self.to or filter(None, [load_settings().server]))
+
+    def connected(self, connection: Connection) -> ClientOptions:
+        """Return how they are reached.
+
+        Raises:
+            UsageError: as `client_options`.
+        """
+        return client_options(connection, _urls(self.texts()))
+
+
+def _urls(texts: Sequence[str]) -> list[str]:
+    """Return the URLs among targets, as far as they say whether they are encrypted; files of servers do not."""
+    schemes = ("grpc://", "grpcs://", "http://", "https://")
+    urls = [text.replace("dns://", "grpc://", 1).removeprefix("dns+") for text in texts]
+    return urls if all(url.startswith(schemes) for url in urls) else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +139,12 @@ def deploy_command(
     code 4 when a gate fails, 6 when one stays undecided; the old version is then served on.
     """
     terminal = output.terminal()
-    root = place.root()
-    trial.options()
+    root, options, tried = place.root(), how.options(), trial.options(terminal)
     name, version = resolve_version(root, target)
-    _roll_out(terminal, root, (name, version), (where.to, connection), how.options(), trial)
+    to, connected = where.texts(), where.connected(connection)
+    report = terminal.reporter()
+    done = deploy(root, name, version, to, options=options, trial=tried, connection=connected, report=report)
+    _show(terminal, done, options)
 
 
 @app.command("rollback")
@@ -156,82 +160,14 @@ def rollback_command(
 ) -> None:
     """Go back to the version that was deployed before the current one, with the same proof as `deploy`."""
     terminal = output.terminal()
-    root = place.root()
-    find_model(root, name)
-    _roll_out(terminal, root, (name, None), (where.to, connection), how.options())
+    root, options = place.root(), how.options()
+    to, connected = where.texts(), where.connected(connection)
+    done = rollback(root, name, to, options=options, connection=connected, report=terminal.reporter())
+    _show(terminal, done, options)
 
 
-def _roll_out(
-    terminal: Terminal,
-    root: Location,
-    what: tuple[str, int | None],
-    where: tuple[list[str] | None, Connection],
-    options: RolloutOptions,
-    trial: Trial | None = None,
-) -> None:
-    """Find the servers, start one where that is allowed, act, and show what was done; no version: go back."""
-    texts = list(where[0] or filter(None, [load_settings().server]))
-    if is_cluster(texts):
-        roll_out_on_cluster(terminal, root, what, (texts[0], client_options(where[1], [])), options, trial)
-        return
-    if not texts and options.dry_run and running_server(root) is None:
-        raise ServerUnreachableError(
-            f"No server runs on {root}, so there is nothing to plan against; without --dry-run one would be started",
-            hint="Start one with repo-manager serve --detach, or use --to.",
-        )
-    if not texts or is_one_server(texts):
-        how = client_options(where[1], texts)
-        server = ensure_server(
-            root, texts[0] if texts else None, timeout_s=options.load_timeout_s, report=terminal.note
-        )
-        if trial is not None and trial.is_wanted and what[1] is not None:
-            tried = run_trial(terminal, root, (what[0], what[1]), (server.url, how), options, trial)
-            terminal.result({"canary": tried, "rollout": tried.rollout, "server": server}, *canary_view(tried))
-            rollouts = [tried.rollout]
-        else:
-            rollout = _on_one(terminal, root, what, (server.url, how), options)
-            terminal.result({"rollout": rollout, "server": server}, *rollout_view(rollout))
-            rollouts = [rollout]
-    elif trial is not None and trial.is_wanted:
-        raise UsageError(
-            "--shadow and --canary try a version on one server",
-            hint="Try it on one of them with --to; then deploy to all: those that serve it already are left alone.",
-        )
-    else:
-        targets = resolve_targets(texts)
-        how = client_options(where[1], [target.url for target in targets])
-        fleet = _on_all(terminal, root, what, (targets, how), options)
-        terminal.result({"fleet": fleet}, *fleet_view(fleet))
-        rollouts = list(fleet.servers)
-    if options.dry_run and any(check.blocks(options) for rollout in rollouts for check in rollout.checks):
+def _show(terminal: Terminal, rollout: Rollout, options: RolloutOptions) -> None:
+    """Show what was done; end as a roll-out would where a check speaks against a planned one."""
+    terminal.result({"rollout": rollout}, *rollout_view(rollout))
+    if rollout.dry_run and any(check.blocks(options) for server in rollout.servers for check in server.checks):
         raise typer.Exit(RepositoryError.exit_code)
-
-
-def _on_one(
-    terminal: Terminal,
-    root: Location,
-    what: tuple[str, int | None],
-    server: tuple[str, ClientOptions],
-    options: RolloutOptions,
-) -> Rollout:
-    name, version = what
-    with TritonClient.connect(*server) as client:
-        if version is None:
-            return rollback(root, name, client, options=options, report=terminal.reporter())
-        return deploy(root, name, version, client, options=options, report=terminal.reporter())
-
-
-def _on_all(
-    terminal: Terminal,
-    root: Location,
-    what: tuple[str, int | None],
-    servers: tuple[Sequence[Server], ClientOptions],
-    options: RolloutOptions,
-) -> FleetRollout:
-    name, version = what
-    targets, how = servers
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(TritonClient.connect(each.url, each.options(how))) for each in targets]
-        if version is None:
-            return rollback_fleet(root, name, clients, options=options, report=terminal.reporter())
-        return deploy_fleet(root, name, version, clients, options=options, report=terminal.reporter())

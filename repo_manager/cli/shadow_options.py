@@ -13,16 +13,13 @@ from repo_manager.cli.options import writing
 from repo_manager.errors import UsageError
 from repo_manager.report.shadow_tables import shadow_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.repository import Location
-from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.trial.canary import CanaryOptions, CanaryRollout, run_canary
+from repo_manager.rollout import ShadowOptions, TrialOptions
 from repo_manager.rollout.trial.gates import parse_gates
-from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
+from repo_manager.rollout.trial.shadow import ShadowReport
 from repo_manager.rollout.trial.steps import parse_steps
-from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.types import as_json
 
-__all__ = ["Trial", "parse_duration", "run_trial"]
+__all__ = ["Trial", "parse_duration"]
 
 _SECONDS_OF = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)")
@@ -56,7 +53,7 @@ class Trial:
     canary: str | None = option(
         "--canary",
         metavar="5%,25%,100%",
-        sets=(CanaryOptions, "steps"),
+        sets=(TrialOptions, "steps"),
         read=lambda text: parse_steps(text),
         help="Then give the new version these shares of the traffic, one after the other; clients follow with "
         "VersionedClient (docs/canary.md).",
@@ -64,7 +61,7 @@ class Trial:
     step: str = option(
         "--step",
         metavar="T",
-        sets=(CanaryOptions, "step_s"),
+        sets=(TrialOptions, "step_s"),
         read=lambda text: parse_duration(text, "--step"),
         show=lambda seconds: f"{seconds:g}s",
         help="How long each share is watched.",
@@ -72,13 +69,13 @@ class Trial:
     weights_file: Path | None = option(
         "--weights-file",
         metavar="FILE.json",
-        sets=(CanaryOptions, "weights_file"),
+        sets=(TrialOptions, "weights_file"),
         help="Write the shares there, for clients that read it [default: they are published on the server].",
     )
     gate: list[str] | None = option(
         "--gate",
         metavar="GATES",
-        sets=(CanaryOptions, "gates"),
+        sets=(TrialOptions, "gates"),
         read=lambda texts: parse_gates(",".join(texts)),
         help='What has to hold: "p99<20ms, p99<1.2x, errors<0.1%, agreement>99%, drift<1e-2" [default: errors<1%].',
     )
@@ -88,8 +85,11 @@ class Trial:
         """Whether there is to be a trial."""
         return self.shadow is not None or self.canary is not None
 
-    def options(self) -> CanaryOptions | None:
+    def options(self, terminal: Terminal) -> TrialOptions | None:
         """Return them as the library takes them; `None` without a trial.
+
+        Args:
+            terminal: shows what the shadow showed at once, because a failed gate ends the command.
 
         Raises:
             UsageError: one cannot be read, or is of no use without another.
@@ -106,9 +106,16 @@ class Trial:
             return None
 
         shadow = None if self.shadow is None else ShadowOptions(self.shadow, **settings_of(ShadowOptions, self))
-        options = CanaryOptions(shadow=shadow, **settings_of(CanaryOptions, self))
+        settings = settings_of(TrialOptions, self)
+        options = TrialOptions(shadow=shadow, on_shadow=lambda report: self._show(terminal, report), **settings)
         options.check()
         return options
+
+    def _show(self, terminal: Terminal, report: ShadowReport) -> None:
+        terminal.show(*shadow_view(report))
+        if self.shadow_report is not None:
+            with writing(self.shadow_report):
+                self.shadow_report.write_text(json.dumps(as_json(report), indent=2) + "\n", encoding="utf-8")
 
 
 def parse_duration(text: str, option: str) -> float:
@@ -122,38 +129,3 @@ def parse_duration(text: str, option: str) -> float:
     if seconds <= 0:
         raise UsageError(f"{option} {text}: expected a time such as 30s, 5m or 1h")
     return seconds
-
-
-def run_trial(
-    terminal: Terminal,
-    root: Location,
-    what: tuple[str, int],
-    server: tuple[str, ClientOptions],
-    options: RolloutOptions,
-    trial: Trial,
-) -> CanaryRollout:
-    """Deploy with a trial; what the shadow showed is shown at once, because a failed gate ends the command.
-
-    Raises:
-        RepoManagerError: as `run_canary`.
-    """
-    canary = trial.options()
-    assert canary is not None
-
-    def show(report: ShadowReport) -> None:
-        terminal.show(*shadow_view(report))
-        if trial.shadow_report is not None:
-            with writing(trial.shadow_report):
-                trial.shadow_report.write_text(json.dumps(as_json(report), indent=2) + "\n", encoding="utf-8")
-
-    with TritonClient.connect(*server) as client:
-        return run_canary(
-            root,
-            *what,
-            client,
-            canary,
-            options=options,
-            report=terminal.reporter(),
-            connect=lambda: TritonClient.connect(*server),
-            on_shadow=show,
-        )

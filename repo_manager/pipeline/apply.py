@@ -29,7 +29,7 @@ from repo_manager.repository import (
     set_tag,
     sign_version,
 )
-from repo_manager.rollout import RolloutOptions, deploy, deploy_fleet
+from repo_manager.rollout import RolloutOptions, deploy
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision
 
@@ -201,10 +201,7 @@ class _Runner:
 
     def _deploy(self, name: str, version: int, step: Step) -> None:
         clients = self.servers.clients(step.targets, start=True)
-        if len(clients) == 1:
-            deploy(self.repository, name, version, clients[0], options=self.options.rollout, report=self.report)
-        else:
-            deploy_fleet(self.repository, name, version, clients, options=self.options.rollout, report=self.report)
+        deploy(self.repository, name, version, clients, options=self.options.rollout, report=self.report)
 
     def _exists(self, name: str) -> bool:
         try:

@@ -2,7 +2,8 @@
 
 from repo_manager.precision.calibration import CalibrationData, load_calibration
 from repo_manager.precision.convert import convert
-from repo_manager.precision.options import Check, Conversion, ConvertOptions, KeptNode, OutputDrift
+from repo_manager.precision.options import Check, Conversion, ConvertOptions, KeptNode
+from repo_manager.stats.drift import OutputDrift
 
 __all__ = [
     "CalibrationData",

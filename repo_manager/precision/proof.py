@@ -20,12 +20,12 @@ from repo_manager.precision.checks import (
     served_text,
 )
 from repo_manager.precision.draft import Draft
-from repo_manager.precision.drift import DriftMeter
-from repo_manager.precision.options import Check, ConvertOptions, OutputDrift
+from repo_manager.precision.options import Check, ConvertOptions
 from repo_manager.precision.samples import Reference
 from repo_manager.precision.selection import Selection
 from repo_manager.precision.writer import WrittenModel, write_view
 from repo_manager.sparsity.report import SparsityReport, sparsity_report
+from repo_manager.stats.drift import DriftMeter, OutputDrift
 from repo_manager.types import Precision
 
 __all__ = ["Proof", "Prover"]

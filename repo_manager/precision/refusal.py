@@ -9,10 +9,10 @@ from repo_manager.errors import ModelError
 from repo_manager.onnx_model import Model
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.checks import drift_limit
-from repo_manager.precision.drift import table
 from repo_manager.precision.lowering_rules import FP16_MAX
 from repo_manager.precision.proof import Proof
 from repo_manager.precision.trace import BlockDrift, first_drift, trace_drift
+from repo_manager.stats.drift import table
 from repo_manager.types import Precision
 
 __all__ = ["refusal", "where_it_began"]

@@ -1,4 +1,4 @@
-"""Roll-outs as rich renderables."""
+"""Roll-outs as rich renderables, the same for every target."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
+from repo_manager.report.shadow_tables import gates_view, outcome_text
 from repo_manager.report.tables import format_bytes, key_values, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.rollout import Check, FleetRollout, ModelStatus, Rollout, RolloutPlan
+    from repo_manager.rollout import Check, ModelStatus, Rollout, RolloutPlan, ServerResult, TrialResult
 
-__all__ = ["checks_view", "fleet_view", "plan_view", "rollout_view", "status_view"]
+__all__ = ["checks_view", "plan_view", "rollout_view", "status_view"]
+
+_PROOFS = {
+    "inference": "new pods answered an inference as the reference does",
+    "readiness": "readiness only: no pod can be reached from here, so none was asked",
+    "conditions": "KServe's conditions; no inference was sent",
+    "none": "none",
+}
 
 
 def plan_view(plan: RolloutPlan) -> list[RenderableType]:
@@ -37,56 +45,101 @@ def checks_view(checks: Sequence[Check]) -> list[RenderableType]:
     return [make_table("Checks", ["check", "outcome", "found"], rows)]
 
 
-def fleet_view(fleet: FleetRollout) -> list[RenderableType]:
-    """Show what was done on each server, one row each."""
-    where = f"{_servers(len(fleet.servers))}, {fleet.batch} at a time"
-    head = f"{fleet.model}:{fleet.version} on {where}, {fleet.seconds:.1f} s"
-    if fleet.dry_run:
+def rollout_view(rollout: Rollout) -> list[RenderableType]:
+    """Show what was done, or would be, and how it was proven."""
+    first = rollout.servers[0]
+    if first.snapshot is not None:
+        views = _cluster_view(rollout)
+    elif len(rollout.servers) == 1 and not rollout.unavailable:
+        views = _server_view(rollout, first)
+    else:
+        views = _fleet_view(rollout)
+    return views if rollout.trial is None else [*views, *_trial_view(rollout.trial)]
+
+
+def _server_view(rollout: Rollout, server: ServerResult) -> list[RenderableType]:
+    plan = [] if server.plan is None else plan_view(server.plan)
+    if rollout.dry_run:
+        return [*plan, *checks_view(server.checks), Text("Dry run: nothing was changed.")]
+    pairs: list[tuple[str, object]] = [
+        ("serves", f"{rollout.model}:{rollout.version} on {server.name}"),
+        ("ready", _versions(server.ready)),
+        ("before", _versions(server.previous)),
+        ("proof", _proof(server)),
+        ("took", f"{rollout.seconds:.2f} s"),
+    ]
+    if server.draining:
+        pairs.append(("draining", _versions(server.draining)))
+    if server.mended:
+        pairs.append(("mended", "it was READY and did not answer; it was unloaded and loaded again"))
+    doubts = tuple(check for check in server.checks if str(check.outcome) != "passed")
+    return [_head(rollout), key_values(pairs), *plan, *checks_view(doubts)]
+
+
+def _fleet_view(rollout: Rollout) -> list[RenderableType]:
+    """Show several servers, one row each."""
+    count = len(rollout.servers)
+    where = f"{'1 server' if count == 1 else f'{count} servers'}, {rollout.batch} at a time"
+    head = f"{rollout.model}:{rollout.version} on {where}, {rollout.seconds:.1f} s"
+    if rollout.dry_run:
         head = f"Dry run, nothing was changed: {head}"
-    elif not fleet.changed:
+    elif not rollout.changed:
         head = f"Nothing to do, it is served already: {head}"
     rows: list[list[object]] = []
-    for server in fleet.servers:
-        steps = ", ".join(f"{step.action} {step.version}" for step in server.plan.steps)
-        rows.append([server.url, _versions(server.previous), steps, _versions(server.ready), _short_proof(server)])
-    rows += [[url, "-", "-", Text("does not answer", style="yellow"), "-"] for url in fleet.unavailable]
+    for server in rollout.servers:
+        steps = () if server.plan is None else server.plan.steps
+        plan = ", ".join(f"{step.action} {step.version}" for step in steps)
+        rows.append([server.name, _versions(server.previous), plan, _versions(server.ready), _short_proof(server)])
+    rows += [[url, "-", "-", Text("does not answer", style="yellow"), "-"] for url in rollout.unavailable]
     views: list[RenderableType] = [Text(head, style="green")]
     views.append(make_table(None, ["server", "before", "plan", "ready", "proof"], rows))
-    if fleet.unavailable:
+    if rollout.unavailable:
         views.append(Text("What does not answer serves the version when it starts again: the repository says so."))
-    seen = dict.fromkeys(check for server in fleet.servers for check in server.checks if str(check.outcome) != "passed")
+    checks = (check for server in rollout.servers for check in server.checks)
+    seen = dict.fromkeys(check for check in checks if str(check.outcome) != "passed")
     return [*views, *checks_view(tuple(seen))]
 
 
-def _servers(count: int) -> str:
-    return "1 server" if count == 1 else f"{count} servers"
+def _cluster_view(rollout: Rollout) -> list[RenderableType]:
+    """Show what Deployments or an InferenceService were pointed at."""
+    pairs: list[tuple[str, object]] = [("serves", f"{rollout.model}:{rollout.version} on {rollout.target}")]
+    rows: list[list[object]] = []
+    proofs: dict[str, None] = {}
+    for server in rollout.servers:
+        change = server.snapshot
+        if change is None:
+            continue
+        proofs[_PROOFS[server.proof]] = None
+        revision = f" ({change.revision})" if change.revision else ""
+        after = change.after + revision if server.changed else "as before"
+        answers = [f"{each.pod} {each.latency_ns / 1e6:.1f} ms" for each in change.pods if each.latency_ns is not None]
+        pods = "-" if change.replicas is None else change.replicas
+        rows.append([server.name, change.before, after, pods, ", ".join(answers) or "-"])
+        if len(rows) == 1:
+            others = [f"{n}:{','.join(map(str, v))}" for n, v in change.models.items() if n != rollout.model]
+            pairs += [("besides", ", ".join(others))] if others else []
+            pairs.append(("snapshot", change.after))
+    pairs += [("proof", "; ".join(proofs)), ("took", f"{rollout.seconds:.1f} s")]
+    table = make_table(None, ["name", "served", "serves", "pods", "answered"], rows, right="pods")
+    return [_head(rollout), key_values(pairs), table]
 
 
-def _short_proof(rollout: Rollout) -> str:
-    if rollout.smoke is None:
-        return "-"
-    mended = "mended, " if rollout.mended else ""
-    return f"{mended}{rollout.smoke.reference}, {rollout.smoke.latency_ns / 1e6:.1f} ms"
+def _trial_view(trial: TrialResult) -> list[RenderableType]:
+    views: list[RenderableType] = []
+    if trial.shares and not trial.steps and not trial.notes:
+        views.append(Text("Canary: " + ", ".join(f"{share * 100:g} %" for share in trial.shares)))
+    if trial.steps:
+        rows = [[f"{step.fraction * 100:g} %", step.requests, outcome_text(str(step.outcome))] for step in trial.steps]
+        views.append(make_table("Canary", ["share", "requests", "gates"], rows))
+        if trial.steps[-1].gates:
+            views.append(gates_view(trial.steps[-1].gates))
+    return [*views, *(Text(f"Note: {note}") for note in trial.notes)]
 
 
-def rollout_view(rollout: Rollout) -> list[RenderableType]:
-    """Show what was done, and how it was proven."""
+def _head(rollout: Rollout) -> Text:
     if rollout.dry_run:
-        return [*plan_view(rollout.plan), *checks_view(rollout.checks), Text("Dry run: nothing was changed.")]
-    pairs: list[tuple[str, object]] = [
-        ("serves", f"{rollout.model}:{rollout.version} on {rollout.url}"),
-        ("ready", _versions(rollout.ready)),
-        ("before", _versions(rollout.previous)),
-        ("proof", _proof(rollout)),
-        ("took", f"{rollout.seconds:.2f} s"),
-    ]
-    if rollout.draining:
-        pairs.append(("draining", _versions(rollout.draining)))
-    if rollout.mended:
-        pairs.append(("mended", "it was READY and did not answer; it was unloaded and loaded again"))
-    head = "Deployed" if rollout.changed else "Nothing to do: it is served already"
-    doubts = tuple(check for check in rollout.checks if str(check.outcome) != "passed")
-    return [Text(head, style="green"), key_values(pairs), *plan_view(rollout.plan), *checks_view(doubts)]
+        return Text("Dry run: nothing was changed.")
+    return Text("Deployed" if rollout.changed else "Nothing to do: it is served already", style="green")
 
 
 def status_view(models: Sequence[ModelStatus], silent: Mapping[str, str] | None = None) -> list[RenderableType]:
@@ -121,8 +174,15 @@ def _versions(versions: tuple[int, ...]) -> str:
     return ", ".join(map(str, versions)) or "none"
 
 
-def _proof(rollout: Rollout) -> str:
-    smoke = rollout.smoke
+def _short_proof(server: ServerResult) -> str:
+    if server.smoke is None:
+        return "-"
+    mended = "mended, " if server.mended else ""
+    return f"{mended}{server.smoke.reference}, {server.smoke.latency_ns / 1e6:.1f} ms"
+
+
+def _proof(server: ServerResult) -> str:
+    smoke = server.smoke
     if smoke is None:
         return "none"
     worst = max(smoke.outputs, key=lambda output: output.error, default=None)

@@ -7,27 +7,15 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.rollout_tables import rollout_view
 from repo_manager.report.tables import key_values, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.rollout.trial.canary import CanaryRollout
     from repo_manager.rollout.trial.gates import GateResult
     from repo_manager.rollout.trial.shadow import LatencySummary, ShadowReport
 
-__all__ = ["canary_view", "shadow_view"]
+__all__ = ["gates_view", "outcome_text", "shadow_view"]
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-
-
-def canary_view(done: CanaryRollout) -> list[RenderableType]:
-    """Show a trial that ended well, step by step, and the roll-out that it was part of."""
-    views = rollout_view(done.rollout)
-    if done.steps:
-        rows = [[f"{step.fraction * 100:g} %", step.requests, _outcome(str(step.outcome))] for step in done.steps]
-        views.append(make_table("Canary", ["share", "requests", "gates"], rows))
-        views.append(_gates(done.steps[-1].gates))
-    return [*views, *(Text(f"Note: {note}") for note in done.notes)]
 
 
 def shadow_view(report: ShadowReport) -> list[RenderableType]:
@@ -62,16 +50,18 @@ def shadow_view(report: ShadowReport) -> list[RenderableType]:
         key_values(pairs),
         make_table(None, ["latency", "mean", "p50", "p95", "p99"], latencies),
         make_table(None, ["output", "relative error", "cosine", "largest error", "same top class"], drift),
-        _gates(report.gates),
+        gates_view(report.gates),
     ]
 
 
-def _gates(gates: tuple[GateResult, ...]) -> RenderableType:
-    rows = [[each.gate, each.source, _outcome(str(each.outcome)), each.reason] for each in gates]
+def gates_view(gates: tuple[GateResult, ...]) -> RenderableType:
+    """Show how each gate stands."""
+    rows = [[each.gate, each.source, outcome_text(str(each.outcome)), each.reason] for each in gates]
     return make_table(None, ["gate", "seen in", "outcome", "why"], rows)
 
 
-def _outcome(outcome: str) -> Text:
+def outcome_text(outcome: str) -> Text:
+    """Colour an outcome."""
     return Text(outcome, style=_STYLES[outcome])
 
 

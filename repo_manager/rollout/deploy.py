@@ -1,78 +1,195 @@
-"""Put a version into service under watch; put the previous state back when anything of it fails."""
+"""The public verbs: put a version into service on whatever target, and go back."""
 
 from __future__ import annotations
 
-from repo_manager.errors import RepositoryError
-from repo_manager.repository import Location, previous_deployment
-from repo_manager.rollout.attempt import Attempt, Report
-from repo_manager.rollout.lease import rollout_lease
-from repo_manager.rollout.result import Rollout, RolloutOptions
-from repo_manager.rollout.signals import as_interrupts
-from repo_manager.server import TritonClient
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 
-__all__ = ["deploy", "rollback"]
+from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.repository import Location, previous_deployment
+from repo_manager.rollout import engine
+from repo_manager.rollout.options import RolloutOptions, TrialOptions
+from repo_manager.rollout.result import Rollout
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.base import Context, Report, Target
+from repo_manager.rollout.targets.kserve import InferenceService, KServeTarget, previous_on_kserve
+from repo_manager.rollout.targets.kubernetes import KubernetesTarget, Release, previous_on_kubernetes
+from repo_manager.rollout.targets.triton import TritonTarget
+from repo_manager.rollout.targets.urls import resolve_targets
+from repo_manager.rollout.trial.canary import CanaryTarget
+from repo_manager.server import ClientOptions, TritonClient
+
+__all__ = ["To", "deploy", "is_cluster", "rollback"]
+
+To = str | TritonClient | Sequence[str | TritonClient]
+"""Where to: connected clients, or what `--to` takes."""
 
 
 def deploy(
     repository: Location,
     name: str,
     version: int,
-    client: TritonClient,
+    to: To,
     *,
     options: RolloutOptions | None = None,
+    trial: TrialOptions | None = None,
+    connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Put a version into service.
+    """Put a version into service; put the previous state back when anything of it fails.
 
-    The old and the new version are served together until the new one has answered a real inference as
-    ONNX Runtime does; only then the old one is dropped. So there is no moment without a version that
-    answers. Ctrl-C, SIGTERM and SIGHUP undo what was begun.
+    On Triton servers the old and the new version are served together until the new one has answered a real inference as
+    ONNX Runtime does; only then the old one is dropped. So there is no moment without a version that answers. Several
+    servers go forward together or not at all. Ctrl-C, SIGTERM and SIGHUP undo what was begun.
+
+    With a trial, old and new are served together until the gates have passed. A request that names no version goes to
+    the higher number while both are served (Triton's rule): where there are such requests, they are on trial from the
+    first moment, and the trial's notes count them.
 
     Args:
-        repository: the repository that the server serves.
+        repository: the repository that the target serves.
         name: the model.
         version: the version to serve.
-        client: of the server.
+        to: connected clients, one a server; or URLs (`grpc://host:port`, `http://host:port`, `dns://name:port`,
+            `@FILE`); or one `k8s://namespace/release` or `kserve://namespace/name`.
         options: `None` takes the defaults.
-        report: told what is being done.
+        trial: how the version is tried first; on one Triton server, or by steps in KServe. `None`: not at all.
+        connection: how to connect to URLs, and to pods; `None` connects without TLS and headers.
+        report: told what is being done; from several threads when a batch has more than one server.
 
     Returns:
         What was done. When the version was served already, nothing is changed, and an inference proves that it answers.
 
     Raises:
-        RepositoryError: no such model or version, it is damaged, or another roll-out of the model is under way.
+        UsageError: the target is not understood, or cannot have such a trial.
+        InputError: recorded requests cannot be read or do not fit.
+        RepositoryError: no such model or version, a check speaks against it, or another roll-out of the model is under
+            way.
+        GateError: a gate failed; the previous state was put back.
+        InconclusiveError: a gate is undecided; the previous state was put back.
+        ServerRefusedError: the server refused; nothing was changed.
         ServerUnreachableError: no answer; what was changed in the repository is put back.
         RolloutUndoneError: it failed, and the previous state was put back and verified.
         RollbackFailedError: it failed, and so did putting the previous state back.
     """
     options = RolloutOptions() if options is None else options
-    repository = repository.resolve()
-    if options.dry_run:
-        return Attempt(repository, name, version, client, options, report).dry_run()
-    with rollout_lease(repository, name, timeout_s=options.lease_timeout_s), as_interrupts():
-        return Attempt(repository, name, version, client, options, report).run()
+    if trial is not None:
+        trial.check()
+    trial_s = 0.0 if trial is None else trial.longest_s
+    context = Context(repository, name, version, options, report, trial_s=trial_s)
+    with _reach(to) as reach, reach.target(context, trial, connection or ClientOptions()) as target:
+        return engine.run(target, context)
 
 
 def rollback(
     repository: Location,
     name: str,
-    client: TritonClient,
+    to: To,
     *,
     options: RolloutOptions | None = None,
+    connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Go back to the version that was deployed before the current one.
+    """Go back to the version that was deployed before the current one, with the same proof as `deploy`.
 
     Raises:
         RepositoryError: there is none; and as `deploy`.
-        ServerUnreachableError: as `deploy`.
-        RolloutUndoneError: as `deploy`.
-        RollbackFailedError: as `deploy`.
+        RepoManagerError: as `deploy`.
     """
-    version = previous_deployment(repository, name)
-    if version is None:
-        raise RepositoryError(
-            f"{name} has no earlier deployment to go back to",
-            hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION",
+    with _reach(to) as reach:
+        version = reach.previous(repository, name)
+    return deploy(repository, name, version, to, options=options, connection=connection, report=report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reach:
+    """What `to` names: servers, or something in a cluster."""
+
+    servers: tuple[str | TritonClient, ...] = ()
+    release: Release | None = None
+    service: InferenceService | None = None
+    api: Api | None = None
+
+    def previous(self, repository: Location, name: str) -> int:
+        """Return the version before the current one.
+
+        Raises:
+            RepositoryError: there is none.
+        """
+        if self.release is not None and self.api is not None:
+            return previous_on_kubernetes(self.release, name, self.api)
+        if self.service is not None and self.api is not None:
+            return previous_on_kserve(self.service, repository, name, self.api)
+        version = previous_deployment(repository, name)
+        if version is None:
+            raise RepositoryError(
+                f"{name} has no earlier deployment to go back to",
+                hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION",
+            )
+        return version
+
+    @contextlib.contextmanager
+    def target(self, context: Context, trial: TrialOptions | None, connection: ClientOptions) -> Iterator[Target]:
+        """Connect to it.
+
+        Raises:
+            UsageError: it cannot have such a trial.
+        """
+        if self.release is not None and self.api is not None:
+            if trial is not None:
+                raise UsageError(
+                    f"--shadow and --canary are for single servers and kserve://, not for {self.release}",
+                    hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
+                )
+            yield KubernetesTarget(context, self.release, self.api, connection)
+        elif self.service is not None and self.api is not None:
+            yield KServeTarget(context, self.service, self.api, trial)
+        else:
+            with contextlib.ExitStack() as stack:
+                yield _on_servers(context, self._clients(connection, stack), trial)
+
+    def _clients(self, connection: ClientOptions, stack: contextlib.ExitStack) -> list[TritonClient]:
+        clients = [each for each in self.servers if isinstance(each, TritonClient)]
+        texts = [each for each in self.servers if isinstance(each, str)]
+        for found in resolve_targets(texts) if texts else ():
+            clients.append(stack.enter_context(TritonClient.connect(found.url, found.options(connection))))
+        return clients
+
+
+@contextlib.contextmanager
+def _reach(to: To) -> Iterator[_Reach]:
+    """Read `to`; connect to the cluster where it names one.
+
+    Raises:
+        UsageError: it is not understood, or names something in a cluster among other things.
+    """
+    given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
+    found = [each for each in given if is_cluster(each)]
+    if found and len(given) > 1:
+        raise UsageError(f"{found[0]} stands for a whole deployment", hint="Give it as the only --to.")
+    if not found:
+        yield _Reach(given)
+        return
+    text = str(found[0])
+    kserve = text.startswith("kserve://")
+    service, release = (InferenceService.parse(text), None) if kserve else (None, Release.parse(text))
+    with contextlib.closing(Api()) as api:
+        yield _Reach(release=release, service=service, api=api)
+
+
+def is_cluster(to: str | TritonClient) -> bool:
+    """Say whether a text names something in a cluster, rather than servers."""
+    return isinstance(to, str) and to.startswith(("k8s://", "kserve://"))
+
+
+def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:
+    target = TritonTarget(context, clients)
+    if trial is None:
+        return target
+    if len(clients) > 1:
+        raise UsageError(
+            "--shadow and --canary try a version on one server",
+            hint="Try it on one of them with --to; then deploy to all: those that serve it already are left alone.",
         )
-    return deploy(repository, name, version, client, options=options, report=report)
+    return CanaryTarget(target, context, trial, clients[0].another)

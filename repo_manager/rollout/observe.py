@@ -9,11 +9,13 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["ServedState", "observe", "wait_until_only_ready"]
+__all__ = ["ServedState", "observe", "require_known", "wait_until_only_ready"]
 
 _POLL_S = 0.02
 _BUSY = {"LOADING", "UNLOADING"}
 READY = "READY"
+_LOOKS = 2
+_RESTRICTED = "is restricted"  # triton-inference-server/server, both front ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,9 @@ class ServedState:
         ready: versions that are READY, ascending. Says nothing of whether they answer: a killed stub stays READY.
         busy: versions that are loading or unloading.
         reasons: Triton's reason for versions that are neither, where it gives one.
-        config: what the server runs the model with; `None` when it is not loaded.
+        config: what the server runs the model with; `None` when it is not loaded, or not told.
+        hidden: why the server does not show the configuration of a model that is READY; empty when it does. What is
+            served is then unknown: neither served nor not served may be concluded from it.
     """
 
     url: str
@@ -33,6 +37,7 @@ class ServedState:
     busy: tuple[int, ...]
     reasons: dict[int, str]
     config: ModelConfig | None
+    hidden: str = ""
 
     @property
     def sentence(self) -> str:
@@ -50,21 +55,47 @@ def observe(client: TritonClient, name: str) -> ServedState:
         ServerUnreachableError: no answer.
         ServerRefusedError: the server refuses to tell.
     """
-    entries = client.versions(name)
-    ready = tuple(sorted(version for version, entry in entries.items() if entry.state == READY))
-    config = None
-    if ready:
+    config, hidden = None, ""
+    for _ in range(_LOOKS):
+        entries = client.versions(name)
+        ready = tuple(sorted(version for version, entry in entries.items() if entry.state == READY))
+        if not ready:
+            hidden = ""
+            break
         try:
-            config = ModelConfig.from_message(client.model_config(name))
-        except ServerRefusedError:
-            ready = ()  # unloaded since the index was read
+            config, hidden = ModelConfig.from_message(client.model_config(name)), ""
+            break
+        except ServerRefusedError as exc:
+            hidden = exc.message  # unloaded since the index was read, or not shown: the index tells
     return ServedState(
         url=client.url,
         ready=ready,
         busy=tuple(sorted(version for version, entry in entries.items() if entry.state in _BUSY)),
         reasons={version: entry.reason for version, entry in entries.items() if entry.reason and entry.state != READY},
         config=config,
+        hidden=hidden,
     )
+
+
+def require_known(state: ServedState, client: TritonClient, name: str) -> None:
+    """See that a server tells what it serves of a model, also after a roll-out: an undo has to see that it worked.
+
+    Raises:
+        ServerRefusedError: it does not show the model's configuration.
+    """
+    hidden = state.hidden
+    if not state.ready:
+        try:
+            client.model_config(name)
+        except ServerRefusedError as exc:  # not loaded; only a restriction would hold for a loaded one, too
+            hidden = exc.message if _RESTRICTED in exc.message else ""
+    if hidden:
+        raise ServerRefusedError(
+            f"{client.url} does not show the configuration of {name}, so what it serves is unknown: {hidden}. "
+            "Nothing was changed.",
+            hint="A roll-out and its undo need the server's model-repository and model-config APIs for this model: "
+            "give the header that they expect with --header-file FILE, and leave model namespacing off.",
+        )
 
 
 def wait_until_only_ready(

@@ -1,54 +1,107 @@
-"""What a roll-out did, and how it is asked for."""
+"""What a roll-out did, on whatever target: one type and one JSON shape."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from repo_manager.rollout.fleet.amount import NONE, ONE, Amount
+from repo_manager.rollout.checks import Check
 from repo_manager.rollout.plan import RolloutPlan
 from repo_manager.rollout.smoke import SmokeResult
 
-if TYPE_CHECKING:  # it takes the options
-    from repo_manager.rollout.checks import Check
+if TYPE_CHECKING:  # a plain deploy imports nothing of a trial
+    from repo_manager.rollout.trial.shadow import ShadowReport
+    from repo_manager.rollout.trial.steps import CanaryStep
 
-__all__ = ["Rollout", "RolloutOptions"]
+__all__ = ["PodProof", "Rollout", "ServerResult", "SnapshotChange", "TrialResult"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutOptions:
-    """How to roll out.
+class PodProof:
+    """A new pod's answer to the smoke inference.
 
     Attributes:
-        keep_previous: leave the previous version loaded, so that going back is only a policy change.
-        dry_run: plan only.
-        deadline_s: for everything up to the proof on the last server; going back has time of its own.
-        load_timeout_s: deadline of one load on the server.
-        settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
-        smoke_timeout_s: deadline of the smoke inference.
-        reconnect_timeout_s: how long to wait, when things are put back, for a server that has stopped answering.
-        lease_timeout_s: how long to wait for another roll-out of the same model.
-        retries: how often a call is made again when the server was out of reach, or busy, for a moment.
-        signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
-        force: go on against a check that rests on an estimate (memory).
-        batch: of a fleet: how many servers at a time; at least one.
-        max_unavailable: of a fleet: how many servers may not answer without failing the whole.
+        pod: its name.
+        url: where it was asked.
+        latency_ns: of the inference; `None` when the pod could not be reached from here.
     """
 
-    keep_previous: bool = False
-    dry_run: bool = False
-    deadline_s: float = 3600.0
-    load_timeout_s: float = 600.0
-    settle_timeout_s: float = 60.0
-    smoke_timeout_s: float = 60.0
-    reconnect_timeout_s: float = 10.0
-    lease_timeout_s: float = 0.0
-    retries: int = 2
-    signed_by: tuple[Path, ...] = ()
-    force: bool = False
-    batch: Amount = ONE
-    max_unavailable: Amount = NONE
+    pod: str
+    url: str
+    latency_ns: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotChange:
+    """What a Deployment or an InferenceService was pointed at.
+
+    Attributes:
+        before: the repository or snapshot that it served.
+        after: the snapshot that it serves now.
+        models: everything that the snapshot serves: model -> versions.
+        replicas: how many pods the Deployment wants; `None` for an InferenceService.
+        revision: the InferenceService's new revision; empty without Knative, and for a Deployment.
+        pods: one per pod that was asked.
+    """
+
+    before: str
+    after: str
+    models: Mapping[str, tuple[int, ...]]
+    replicas: int | None = None
+    revision: str = ""
+    pods: tuple[PodProof, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerResult:
+    """One Triton server, Deployment or InferenceService.
+
+    Attributes:
+        name: the server's URL, or the name of the Deployment or InferenceService.
+        changed: whether anything had to be done on it; `False` for a dry run of a Triton server.
+        ready: versions of the model that it serves now, by the server's index or in the snapshot.
+        previous: versions that it served before; empty where that is not known.
+        proof: `inference`: the version answered one; `readiness`: no pod could be reached from here, so their
+            readiness is all that is known; `conditions`: KServe says so; `none`: a dry run, or no pod is wanted.
+        smoke: the inference that proved it on a Triton server; else `None`.
+        plan: what was predicted for a Triton server; else `None`.
+        checks: what was looked at before anything was touched; empty when nothing had to be done.
+        mended: the version was READY and did not answer, and was unloaded and loaded again.
+        draining: versions that were dropped and still end their last requests, or their process.
+        snapshot: what a Deployment or InferenceService was pointed at; `None` for a Triton server.
+        started: whether the server was started for this roll-out, and goes on running.
+    """
+
+    name: str
+    changed: bool
+    ready: tuple[int, ...]
+    previous: tuple[int, ...]
+    proof: str
+    smoke: SmokeResult | None = None
+    plan: RolloutPlan | None = None
+    checks: tuple[Check, ...] = ()
+    mended: bool = False
+    draining: tuple[int, ...] = ()
+    snapshot: SnapshotChange | None = None
+    started: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialResult:
+    """A trial that ended well, or its plan.
+
+    Attributes:
+        shares: the shares of the traffic that were asked for, 0 to 1.
+        shadow: what mirroring showed; `None` without.
+        steps: the steps that were taken.
+        notes: what is worth knowing.
+    """
+
+    shares: tuple[float, ...] = ()
+    shadow: ShadowReport | None = None
+    steps: tuple[CanaryStep, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,31 +111,32 @@ class Rollout:
     Attributes:
         model: the model.
         version: the version that is served now.
-        url: the server.
-        plan: what was predicted.
-        checks: what was looked at before anything was touched; empty when nothing had to be done.
-        changed: whether anything had to be done; `False` for what was deployed already, and for a dry run.
+        target: what was rolled out to: the servers' URLs, `k8s://...` or `kserve://...`.
+        servers: one result for each server, Deployment or InferenceService, in the order given.
+        unavailable: servers that did not answer and were left out, within `max_unavailable`; they serve the
+            right version when they start, because the repository says so.
+        batch: how many servers at a time.
+        changed: whether anything had to be done on any of them; `False` for a dry run.
         dry_run: whether this is the plan alone.
-        ready: versions that are READY now, by the server's index.
-        previous: versions that were READY before.
-        smoke: the inference that proved it; `None` for a dry run.
-        mended: the version was READY and did not answer, and was unloaded and loaded again.
-        draining: versions that were dropped and still end their last requests, or their process.
+        trial: the shadow and the canary; `None` without.
         seconds: duration.
         events: what was done, in order.
     """
 
     model: str
     version: int
-    url: str
-    plan: RolloutPlan
-    checks: tuple[Check, ...]
+    target: str
+    servers: tuple[ServerResult, ...]
+    unavailable: tuple[str, ...]
+    batch: int
     changed: bool
     dry_run: bool
-    ready: tuple[int, ...]
-    previous: tuple[int, ...]
-    smoke: SmokeResult | None
-    mended: bool
-    draining: tuple[int, ...]
+    trial: TrialResult | None
     seconds: float
     events: tuple[str, ...]
+
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """Versions of the model that every server serves now, ascending."""
+        each = [set(server.ready) for server in self.servers]
+        return tuple(sorted(set.intersection(*each))) if each else ()

@@ -56,6 +56,10 @@ class TritonClient:
         kind = GrpcTransport if endpoint.protocol == "grpc" else HttpTransport
         return cls(endpoint, kind(endpoint, options), options)
 
+    def another(self) -> TritonClient:
+        """Make one more client of the same server, connected the same way; nothing is sent yet."""
+        return TritonClient.connect(self.url, self._options)
+
     @property
     def url(self) -> str:
         """The server's URL."""

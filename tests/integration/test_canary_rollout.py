@@ -22,11 +22,10 @@ from repo_manager.errors import (
     UsageError,
 )
 from repo_manager.repository import model_state
-from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout import RolloutOptions, ShadowOptions, TrialOptions, deploy
 from repo_manager.rollout.observe import observe
-from repo_manager.rollout.trial.canary import CanaryOptions, run_canary
 from repo_manager.rollout.trial.gates import GateOutcome, parse_gates
-from repo_manager.rollout.trial.shadow import ShadowOptions, ShadowReport
+from repo_manager.rollout.trial.shadow import ShadowReport
 from repo_manager.server import EmbeddedServer, TritonClient
 
 pytestmark = pytest.mark.integration
@@ -70,21 +69,22 @@ def test_a_version_that_answers_alike_is_deployed(
 ) -> None:
     gates = parse_gates("p95<2s, errors<5%, agreement>90%, drift<1e-2")
     reports: list[ShadowReport] = []
-    done = run_canary(
-        repository, model, 2, client, CanaryOptions(gates=gates, shadow=shadow(requests)), on_shadow=reports.append
-    )
-    assert done.rollout.changed
+    trial = TrialOptions(gates=gates, shadow=shadow(requests), on_shadow=reports.append)
+    done = deploy(repository, model, 2, client, trial=trial)
+    assert done.trial is not None
+    assert done.changed
     assert observe(client, model).ready == (2,)
     assert [each.version for each in model_state(repository, model).deployments][-1] == 2
-    assert done.shadow is not None
-    assert reports == [done.shadow]
-    assert done.shadow.outcome is GateOutcome.PASS
-    assert {result.gate for result in done.shadow.gates} == {gate.text for gate in gates}
+    assert done.trial is not None
+    assert done.trial.shadow is not None
+    assert reports == [done.trial.shadow]
+    assert done.trial.shadow.outcome is GateOutcome.PASS
+    assert {result.gate for result in done.trial.shadow.gates} == {gate.text for gate in gates}
     # It ends when every gate is decided, long before the 20 s.
-    assert done.shadow.pairs >= 50
-    assert done.shadow.seconds < 15
-    assert (done.shadow.errors_old, done.shadow.errors_new, done.shadow.refused_by_both) == (0, 0, 0)
-    (output,) = done.shadow.outputs
+    assert done.trial.shadow.pairs >= 50
+    assert done.trial.shadow.seconds < 15
+    assert (done.trial.shadow.errors_old, done.trial.shadow.errors_new, done.trial.shadow.refused_by_both) == (0, 0, 0)
+    (output,) = done.trial.shadow.outputs
     assert (output.output, output.relative_error, output.top1_agreement) == ("y", 0.0, 1.0)
 
 
@@ -95,19 +95,20 @@ def test_a_version_that_answers_otherwise_is_undone(
     repository: Path, client: TritonClient, model: str, requests: Path, version: int, gate: str, found: str
 ) -> None:
     before = state_of(repository, client, model)
-    canary = CanaryOptions(gates=parse_gates(gate), shadow=shadow(requests))
+    canary = TrialOptions(gates=parse_gates(gate), shadow=shadow(requests))
     with pytest.raises(GateError, match="failed") as caught:
-        run_canary(repository, model, version, client, canary)
+        deploy(repository, model, version, client, trial=canary)
     assert found in str(caught.value)
     assert "previous state was put back" in str(caught.value)
     assert state_of(repository, client, model) == before
 
 
 def test_a_small_drift_passes_a_wide_gate(repository: Path, client: TritonClient, model: str, requests: Path) -> None:
-    canary = CanaryOptions(gates=parse_gates("drift<1e-2"), shadow=shadow(requests))
-    done = run_canary(repository, model, 3, client, canary)
-    assert done.shadow is not None
-    assert 1e-4 < done.shadow.outputs[0].relative_error < 1e-2
+    canary = TrialOptions(gates=parse_gates("drift<1e-2"), shadow=shadow(requests))
+    done = deploy(repository, model, 3, client, trial=canary)
+    assert done.trial is not None
+    assert done.trial.shadow is not None
+    assert 1e-4 < done.trial.shadow.outputs[0].relative_error < 1e-2
     assert observe(client, model).ready == (3,)
 
 
@@ -115,9 +116,9 @@ def test_too_few_requests_are_undecided_and_say_how_many_are_missing(
     repository: Path, client: TritonClient, model: str, requests: Path
 ) -> None:
     before = state_of(repository, client, model)
-    canary = CanaryOptions(gates=parse_gates("errors<0.01%"), shadow=shadow(requests, duration_s=0.5))
+    canary = TrialOptions(gates=parse_gates("errors<0.01%"), shadow=shadow(requests, duration_s=0.5))
     with pytest.raises(InconclusiveError, match="undecided") as caught:
-        run_canary(repository, model, 2, client, canary)
+        deploy(repository, model, 2, client, trial=canary)
     assert "requests in all would decide" in str(caught.value)
     assert caught.value.exit_code == 6
     assert state_of(repository, client, model) == before
@@ -126,22 +127,24 @@ def test_too_few_requests_are_undecided_and_say_how_many_are_missing(
 def test_a_latency_gate_is_judged_against_the_old_version(
     repository: Path, client: TritonClient, model: str, requests: Path
 ) -> None:
-    canary = CanaryOptions(gates=parse_gates("p50<3x, mean<100x"), shadow=shadow(requests))
-    done = run_canary(repository, model, 2, client, canary)
-    assert done.shadow is not None
-    assert [result.outcome for result in done.shadow.gates] == [GateOutcome.PASS, GateOutcome.PASS]
-    assert done.shadow.latency_new.p50_ns is not None
-    assert done.shadow.latency_old.p50_ns is not None
+    canary = TrialOptions(gates=parse_gates("p50<3x, mean<100x"), shadow=shadow(requests))
+    done = deploy(repository, model, 2, client, trial=canary)
+    assert done.trial is not None
+    assert done.trial.shadow is not None
+    assert [result.outcome for result in done.trial.shadow.gates] == [GateOutcome.PASS, GateOutcome.PASS]
+    assert done.trial.shadow.latency_new.p50_ns is not None
+    assert done.trial.shadow.latency_old.p50_ns is not None
 
 
 def test_over_http(repository: Path, server: EmbeddedServer, model: str, requests: Path) -> None:
     with TritonClient.connect(server.http_url) as http:
-        done = run_canary(
-            repository, model, 2, http, CanaryOptions(gates=parse_gates("errors<5%"), shadow=shadow(requests))
+        done = deploy(
+            repository, model, 2, http, trial=TrialOptions(gates=parse_gates("errors<5%"), shadow=shadow(requests))
         )
         assert observe(http, model).ready == (2,)
-    assert done.shadow is not None
-    assert done.shadow.pairs > 20
+    assert done.trial is not None
+    assert done.trial.shadow is not None
+    assert done.trial.shadow.pairs > 20
 
 
 def test_requests_that_do_not_fit_change_nothing(
@@ -151,7 +154,7 @@ def test_requests_that_do_not_fit_change_nothing(
     path = tmp_path / "bad.jsonl"
     path.write_text('{"x": [1, 2, 3]}\n')
     with pytest.raises(InputError, match=r"request 1, input x: the shape is \[1, 3\], expected \[-1, 4\]"):
-        run_canary(repository, model, 2, client, CanaryOptions(shadow=shadow(path)))
+        deploy(repository, model, 2, client, trial=TrialOptions(shadow=shadow(path)))
     assert state_of(repository, client, model) == before
 
 
@@ -161,7 +164,7 @@ def test_a_version_that_does_not_load_is_undone(
     (repository / model / "2" / "model.onnx").write_bytes(b"broken")
     before = state_of(repository, client, model)
     with pytest.raises(RolloutUndoneError):
-        run_canary(repository, model, 2, client, CanaryOptions(shadow=shadow(requests)))
+        deploy(repository, model, 2, client, trial=TrialOptions(shadow=shadow(requests)))
     assert state_of(repository, client, model) == before
 
 
@@ -169,18 +172,18 @@ def test_the_first_version_has_nothing_to_be_compared_with(
     repository: Path, client: TritonClient, model: str, requests: Path
 ) -> None:
     client.unload(model)
-    done = run_canary(repository, model, 1, client, CanaryOptions(shadow=shadow(requests)))
-    assert done.notes == ("no trial: nothing is served beside it",)
+    done = deploy(repository, model, 1, client, trial=TrialOptions(shadow=shadow(requests)))
+    assert done.trial.notes == ("no trial: nothing is served beside it",)
     assert observe(client, model).ready == (1,)
-    again = run_canary(repository, model, 1, client, CanaryOptions(shadow=shadow(requests)))
-    assert again.notes == ("no trial: it is served already",)
+    again = deploy(repository, model, 1, client, trial=TrialOptions(shadow=shadow(requests)))
+    assert again.trial.notes == ("no trial: it is served already",)
 
 
 def test_a_dry_run_changes_nothing(repository: Path, client: TritonClient, model: str, requests: Path) -> None:
     before = state_of(repository, client, model)
     options = RolloutOptions(dry_run=True)
-    done = run_canary(repository, model, 2, client, CanaryOptions(shadow=shadow(requests)), options=options)
-    assert done.rollout.dry_run
+    done = deploy(repository, model, 2, client, trial=TrialOptions(shadow=shadow(requests)), options=options)
+    assert done.dry_run
     assert state_of(repository, client, model) == before
 
 
@@ -217,13 +220,13 @@ def test_a_canary_moves_the_traffic_step_by_step(
     repository: Path, client: TritonClient, server: EmbeddedServer, model: str
 ) -> None:
     told: list[str] = []
-    canary = CanaryOptions(steps=(0.2, 0.6, 1.0), step_s=1.5, gates=parse_gates("errors<5%, mean<1s"))
+    canary = TrialOptions(steps=(0.2, 0.6, 1.0), step_s=1.5, gates=parse_gates("errors<5%, mean<1s"))
     with Traffic(server.grpc_url, model) as traffic:
-        done = run_canary(repository, model, 2, client, canary, report=told.append)
+        done = deploy(repository, model, 2, client, trial=canary, report=told.append)
     assert traffic.errors == []
-    assert [step.fraction for step in done.steps] == [0.2, 0.6, 1.0]
-    assert all(step.outcome is GateOutcome.PASS for step in done.steps)
-    shares = [step.requests for step in done.steps]
+    assert [step.fraction for step in done.trial.steps] == [0.2, 0.6, 1.0]
+    assert all(step.outcome is GateOutcome.PASS for step in done.trial.steps)
+    shares = [step.requests for step in done.trial.steps]
     assert 0 < shares[0] < shares[1] < shares[2]
     assert set(traffic.versions) >= {1, 2}
     ready, config = state_of(repository, client, model)
@@ -237,10 +240,10 @@ def test_a_canary_that_fails_goes_back_to_nothing(
     repository: Path, client: TritonClient, server: EmbeddedServer, model: str
 ) -> None:
     before = state_of(repository, client, model)
-    canary = CanaryOptions(steps=(0.5, 1.0), step_s=20.0, gates=parse_gates("mean<1us"))
+    canary = TrialOptions(steps=(0.5, 1.0), step_s=20.0, gates=parse_gates("mean<1us"))
     began = time.monotonic()
     with Traffic(server.grpc_url, model) as traffic, pytest.raises(GateError, match="mean"):
-        run_canary(repository, model, 2, client, canary)
+        deploy(repository, model, 2, client, trial=canary)
     assert time.monotonic() - began < 15  # it does not wait for the step's end
     assert traffic.errors == []
     assert state_of(repository, client, model) == before
@@ -250,7 +253,7 @@ def test_a_canary_that_fails_goes_back_to_nothing(
 def test_a_canary_without_traffic_is_undecided(repository: Path, client: TritonClient, model: str) -> None:
     before = state_of(repository, client, model)
     with pytest.raises(InconclusiveError, match="too few requests reached the new version"):
-        run_canary(repository, model, 2, client, CanaryOptions(steps=(0.5, 1.0), step_s=0.3))
+        deploy(repository, model, 2, client, trial=TrialOptions(steps=(0.5, 1.0), step_s=0.3))
     assert state_of(repository, client, model) == before
 
 
@@ -259,9 +262,9 @@ def test_a_weights_file_is_written_instead(
 ) -> None:
     path = tmp_path / "weights.json"
     path.write_text('{"1": 1}')
-    canary = CanaryOptions(steps=(0.5, 1.0), step_s=1.5, gates=parse_gates("errors<5%"), weights_file=path)
+    canary = TrialOptions(steps=(0.5, 1.0), step_s=1.5, gates=parse_gates("errors<5%"), weights_file=path)
     with Traffic(server.grpc_url, model, path) as traffic:
-        run_canary(repository, model, 2, client, canary)
+        deploy(repository, model, 2, client, trial=canary)
     assert traffic.errors == []
     assert json.loads(path.read_text()) == {model: {"1": 0.0, "2": 1.0}}
 
@@ -276,13 +279,13 @@ def test_ctrl_c_in_a_step_goes_back(repository: Path, client: TritonClient, mode
             raise KeyboardInterrupt
 
     with pytest.raises(RolloutUndoneError, match="interrupted"):
-        run_canary(repository, model, 2, client, CanaryOptions(steps=(0.5, 1.0), step_s=9.0), report=interrupt)
+        deploy(repository, model, 2, client, trial=TrialOptions(steps=(0.5, 1.0), step_s=9.0), report=interrupt)
     assert state_of(repository, client, model) == before
 
 
 def test_gates_that_the_counters_cannot_tell(repository: Path, client: TritonClient, model: str) -> None:
     with pytest.raises(UsageError, match=r"cannot tell p99<1ms"):
-        run_canary(repository, model, 2, client, CanaryOptions(steps=(0.5, 1.0), gates=parse_gates("p99<1ms")))
+        deploy(repository, model, 2, client, trial=TrialOptions(steps=(0.5, 1.0), gates=parse_gates("p99<1ms")))
 
 
 def test_requests_that_name_no_version_are_told(
@@ -298,11 +301,11 @@ def test_requests_that_name_no_version_are_told(
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        done = run_canary(
-            repository, model, 2, client, CanaryOptions(gates=parse_gates("errors<5%"), shadow=shadow(requests))
+        done = deploy(
+            repository, model, 2, client, trial=TrialOptions(gates=parse_gates("errors<5%"), shadow=shadow(requests))
         )
     finally:
         stop.set()
         thread.join()
-    (note,) = done.notes
+    (note,) = done.trial.notes
     assert "name no version" in note

@@ -79,19 +79,19 @@ def test_deploy_starts_a_server_serves_rolls_back_and_is_load_tested(
 ) -> None:
     first = run("deploy", "digits:1", "-r", repository, "--json")
     deployed = json.loads(first.stdout)
-    assert deployed["server"]["started"]
+    assert deployed["rollout"]["servers"][0]["started"]
     assert "serve --stop" in first.stderr
-    assert deployed["rollout"]["ready"] == [1]
-    assert deployed["rollout"]["smoke"]["reference"] == "golden"
+    assert deployed["rollout"]["servers"][0]["ready"] == [1]
+    assert deployed["rollout"]["servers"][0]["smoke"]["reference"] == "golden"
 
     second = json.loads(run("deploy", "digits", "-r", repository, "--json").stdout)
-    assert not second["server"]["started"]
-    assert (second["rollout"]["version"], second["rollout"]["ready"]) == (2, [2])
+    assert not second["rollout"]["servers"][0]["started"]
+    assert (second["rollout"]["version"], second["rollout"]["servers"][0]["ready"]) == (2, [2])
     again = json.loads(run("deploy", "digits:2", "-r", repository, "--json").stdout)
     assert not again["rollout"]["changed"]
 
     back = json.loads(run("rollback", "digits", "-r", repository, "--json").stdout)
-    assert (back["rollout"]["version"], back["rollout"]["ready"]) == (1, [1])
+    assert (back["rollout"]["version"], back["rollout"]["servers"][0]["ready"]) == (1, [1])
 
     page = tmp_path / "load.html"
     for protocol in ("grpc", "http"):
@@ -122,13 +122,15 @@ def test_a_corrupt_version_is_refused_and_the_old_one_serves_on(run: Run, reposi
     assert (repository / "digits" / "config.pbtxt").read_text() == before
     still = json.loads(run("deploy", "digits:1", "-r", repository, "--json").stdout)
     assert not still["rollout"]["changed"]
-    assert still["rollout"]["ready"] == [1]
+    assert still["rollout"]["servers"][0]["ready"] == [1]
 
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(run: Run, repository: Path) -> None:
     run("deploy", "digits:1", "-r", repository)
     before = (repository / "digits" / "config.pbtxt").read_text()
-    plan = json.loads(run("deploy", "digits:2", "-r", repository, "--dry-run", "--json").stdout)["rollout"]["plan"]
+    plan = json.loads(run("deploy", "digits:2", "-r", repository, "--dry-run", "--json").stdout)["rollout"]["servers"][
+        0
+    ]["plan"]
     assert {step["version"]: step["action"] for step in plan["steps"]} == {1: "drop", 2: "load"}
     assert (repository / "digits" / "config.pbtxt").read_text() == before
 

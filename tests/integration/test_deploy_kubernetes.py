@@ -103,23 +103,29 @@ def test_deploy_prove_go_back_and_a_snapshot_that_cannot_be_served(
 ) -> None:
     kubeconfig, target = tmp_path / "kubeconfig", "k8s://models/rel"
     plan = run("deploy", "digits:2", "-r", repository, "--to", target, "--dry-run", kubeconfig=kubeconfig)
-    assert plan["kubernetes"]["dry_run"]
-    first = run("deploy", "digits:2", "-r", repository, "--to", target, kubeconfig=kubeconfig)["kubernetes"]
-    assert first["snapshot"] == plan["kubernetes"]["snapshot"]
-    assert (first["proof"], first["models"]) == ("inference", {"digits": [2], "digits_int8": [1]})
-    (deployment,) = first["deployments"]
-    assert len(deployment["proofs"]) == 1
-    assert all(proof["latency_ns"] > 0 for proof in deployment["proofs"])
+    assert plan["rollout"]["dry_run"]
+    first = run("deploy", "digits:2", "-r", repository, "--to", target, kubeconfig=kubeconfig)["rollout"]
+    assert first["servers"][0]["snapshot"]["after"] == plan["rollout"]["servers"][0]["snapshot"]["after"]
+    (deployment,) = first["servers"]
+    change = deployment["snapshot"]
+    assert (deployment["proof"], change["models"]) == ("inference", {"digits": [2], "digits_int8": [1]})
+    assert len(change["pods"]) == 1
+    assert all(proof["latency_ns"] > 0 for proof in change["pods"])
 
-    again = run("deploy", "digits:1", "-r", repository, "--to", target, kubeconfig=kubeconfig)["kubernetes"]
+    again = run("deploy", "digits:1", "-r", repository, "--to", target, kubeconfig=kubeconfig)["rollout"]
     assert again["changed"]
-    back = run("rollback", "digits", "-r", repository, "--to", target, kubeconfig=kubeconfig)["kubernetes"]
-    assert (back["version"], back["snapshot"]) == (2, first["snapshot"])
+    back = run("rollback", "digits", "-r", repository, "--to", target, kubeconfig=kubeconfig)["rollout"]
+    assert (back["version"], back["servers"][0]["snapshot"]["after"]) == (2, change["after"])
 
     # A model beside it whose version is not what a server can load, though its manifest vouches for it.
     snapshots = repository.parent / f"{repository.name}.snapshots"
     broken = run("deploy", "digits:1", "-r", repository, "--to", target, "--dry-run", kubeconfig=kubeconfig)
-    place = snapshots / broken["kubernetes"]["snapshot"].rpartition("/")[2] / "digits_int8" / "config.pbtxt"
+    place = (
+        snapshots
+        / broken["rollout"]["servers"][0]["snapshot"]["after"].rpartition("/")[2]
+        / "digits_int8"
+        / "config.pbtxt"
+    )
     place.write_text(place.read_text() + 'parameters { key: "x" }\nbroken\n')
     error = run("deploy", "digits:1", "-r", repository, "--to", target, kubeconfig=kubeconfig, code=5)["error"]
     assert "CrashLoopBackOff" in error["message"]

@@ -13,9 +13,8 @@ from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.repository import Location, copy_version, find_model, parse_location
 from repo_manager.repository.stores.objects.client import open_client
-from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.targets import wait
-from repo_manager.rollout.targets.kubernetes import KubernetesTarget, deploy_kubernetes
+from repo_manager.rollout import RolloutOptions, deploy
+from repo_manager.rollout.targets import kubernetes_status
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
@@ -43,7 +42,7 @@ def repository(store: str, tmp_path: Path) -> Location:
 def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
     served = ServedCluster(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    monkeypatch.setattr(wait, "_POLL_S", 0.005)
+    monkeypatch.setattr(kubernetes_status, "_POLL_S", 0.005)
     served.cluster.add(triton_deployment(url=store))
     yield served.cluster
     served.stop()
@@ -52,17 +51,19 @@ def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
     cluster: FakeCluster, repository: Location
 ) -> None:
-    target, options = KubernetesTarget("models", "rel"), RolloutOptions(load_timeout_s=30.0)
-    rollout = deploy_kubernetes(target, repository, "scale", 2, options=options)
-    assert rollout.models == {"other": (1,), "scale": (2,)}
-    place = parse_location(rollout.snapshot)
+    target, options = "k8s://models/rel", RolloutOptions(load_timeout_s=30.0)
+    rollout = deploy(repository, "scale", 2, target, options=options)
+    change = rollout.servers[0].snapshot
+    assert change is not None
+    assert change.models == {"other": (1,), "scale": (2,)}
+    place = parse_location(change.after)
     assert str(place).startswith(f"{repository}.snapshots/")
     assert [entry.version for entry in find_model(place, "scale").versions] == [2]
     found = open_client(place).get("snapshot.json")  # type: ignore[arg-type]
     assert found is not None
     assert json.loads(found[0])["models"] == {"other": [1], "scale": [2]}
-    assert not deploy_kubernetes(target, repository, "scale", 2, options=options).changed
-    options_of_server = ServerOptions(repository=rollout.snapshot, load=("*",), auto_complete=False)
+    assert not deploy(repository, "scale", 2, target, options=options).changed
+    options_of_server = ServerOptions(repository=change.after, load=("*",), auto_complete=False)
     with EmbeddedServer(options_of_server) as server, TritonClient.connect(server.grpc_url) as client:
         assert client.model_ready("scale", 2)
         assert client.model_ready("other", 1)

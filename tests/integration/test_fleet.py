@@ -18,9 +18,9 @@ from repo_manager.repository import model_state
 from repo_manager.rollout import (
     Amount,
     RolloutOptions,
-    deploy_fleet,
+    deploy,
     resolve_targets,
-    rollback_fleet,
+    rollback,
 )
 from repo_manager.rollout.observe import observe
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
@@ -108,26 +108,26 @@ def test_sixteen_servers_go_forward_and_back_and_survive_the_loss_of_some(
     repository, servers = fleet
     events: list[str] = []
     with connected(servers) as clients:
-        assert not deploy_fleet(repository, "m", 1, clients, options=in_batches("100%")).changed
+        assert not deploy(repository, "m", 1, clients, options=in_batches("100%")).changed
         # Forward, a quarter at a time.
-        done = deploy_fleet(repository, "m", 2, clients, options=in_batches("25%"), report=events.append)
+        done = deploy(repository, "m", 2, clients, options=in_batches("25%"), report=events.append)
         assert (done.batch, done.changed, len(done.servers)) == (4, True, SERVERS)
         assert answers(clients) == [2.0] * SERVERS
         assert sum("serves it too" in event for event in events) == SERVERS
         # What is deployed is deployed.
-        again = deploy_fleet(repository, "m", 2, clients, options=in_batches("100%"))
+        again = deploy(repository, "m", 2, clients, options=in_batches("100%"))
         assert not again.changed
         # A broken version stops at the first batch: the others were never asked to load it.
         before = (repository / "m" / "config.pbtxt").read_bytes()
         events.clear()
         with pytest.raises(RolloutUndoneError, match=r"(?s)this version is broken.*put back"):
-            deploy_fleet(repository, "m", 3, clients, options=in_batches("2"), report=events.append)
+            deploy(repository, "m", 3, clients, options=in_batches("2"), report=events.append)
         touched = {event.split(": ")[0] for event in events if "serving version" in event}
         assert len(touched) <= 2
         assert answers(clients) == [2.0] * SERVERS
         assert (repository / "m" / "config.pbtxt").read_bytes() == before
         # Back, on all.
-        back = rollback_fleet(repository, "m", clients, options=in_batches("50%"))
+        back = rollback(repository, "m", clients, options=in_batches("50%"))
         assert (back.version, answers(clients)) == (1, [1.0] * SERVERS)
 
         check_loss(repository, servers, clients)
@@ -146,11 +146,11 @@ def check_loss(repository: Path, servers: list[EmbeddedServer], clients: list[Tr
         return report
 
     with pytest.raises(RolloutUndoneError, match=r"1 of 16 servers do not answer, at most 0 may be missing"):
-        deploy_fleet(repository, "m", 2, clients, options=in_batches("1"), report=kill_at(3, servers[15]))
+        deploy(repository, "m", 2, clients, options=in_batches("1"), report=kill_at(3, servers[15]))
     assert answers(clients[:15]) == [1.0] * 15
     with pytest.raises(ServerUnreachableError, match="at most 0 may be missing"):
-        deploy_fleet(repository, "m", 2, clients, options=in_batches("4"))
-    done = deploy_fleet(repository, "m", 2, clients, options=in_batches("1", "13%"), report=kill_at(5, servers[14]))
+        deploy(repository, "m", 2, clients, options=in_batches("4"))
+    done = deploy(repository, "m", 2, clients, options=in_batches("1", "13%"), report=kill_at(5, servers[14]))
     assert set(done.unavailable) == {clients[14].url, clients[15].url}
     assert answers(clients[:14]) == [2.0] * 14
 
@@ -167,7 +167,7 @@ def check_refusal(repository: Path, servers: list[EmbeddedServer], clients: list
         refusing = stack.enter_context(EmbeddedServer(restricted))
         client = stack.enter_context(TritonClient.connect(refusing.grpc_url))
         with pytest.raises(Exception, match="restricted") as caught:
-            deploy_fleet(repository, "m", 1, [*clients, client], options=in_batches("2"))
+            deploy(repository, "m", 1, [*clients, client], options=in_batches("2"))
         assert "hush" not in str(caught.value)
     assert answers(clients) == [2.0] * len(clients)
 

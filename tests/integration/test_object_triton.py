@@ -63,18 +63,21 @@ def test_add_deploy_roll_back_load_test_and_clean_up(run: Run, moto: tuple[str, 
     urllib.request.urlopen(urllib.request.Request(stray, data=b"{}", method="PUT", headers=headers)).close()
     try:
         first = json.loads(run("deploy", "digits", "-r", root, "--json").stdout)
-        assert first["server"]["started"]
-        assert (first["rollout"]["ready"], first["rollout"]["smoke"]["reference"]) == ([1], "golden")
-        with TritonClient.connect(first["server"]["url"]) as client:
+        assert first["rollout"]["servers"][0]["started"]
+        assert (first["rollout"]["servers"][0]["ready"], first["rollout"]["servers"][0]["smoke"]["reference"]) == (
+            [1],
+            "golden",
+        )
+        with TritonClient.connect(first["rollout"]["servers"][0]["name"]) as client:
             assert {entry.name for entry in client.repository_index()} == {"digits"}
 
         run("add", samples.sample_model(), "-n", "digits", "-r", root, "-p", "fp16")
         # Triton sees nothing of the new version until it is deployed.
         assert json.loads(run("status", "-r", root, "--json").stdout)["models"][0]["ready"] == [1]
         second = json.loads(run("deploy", "digits", "-r", root, "--json").stdout)
-        assert (second["rollout"]["ready"], second["rollout"]["previous"]) == ([2], [1])
+        assert (second["rollout"]["servers"][0]["ready"], second["rollout"]["servers"][0]["previous"]) == ([2], [1])
         back = json.loads(run("rollback", "digits", "-r", root, "--json").stdout)
-        assert (back["rollout"]["ready"], back["rollout"]["previous"]) == ([1], [2])
+        assert (back["rollout"]["servers"][0]["ready"], back["rollout"]["servers"][0]["previous"]) == ([1], [2])
         assert json.loads(run("status", "-r", root, "--json").stdout)["models"][0]["drift"] == []
 
         load = run("loadtest", "digits", "-r", root, "-c", "2", "--duration", "0.5", "--slo", "errors<1%", "--json")
@@ -114,7 +117,7 @@ def test_a_stub_that_dies_is_noticed_though_its_path_names_no_model(
 
         assert eventually(is_back, timeout_s=60.0)
         assert {stub.instance: stub.pid for stub in stubs_of(pid)}["other_0_0"] == before["other_0_0"]
-        with TritonClient.connect(first["server"]["url"]) as client:
+        with TritonClient.connect(first["rollout"]["servers"][0]["name"]) as client:
             assert eventually(lambda: client.model_ready("digits", 1), timeout_s=30.0)
         load = run("loadtest", "digits", "-r", root, "-c", "1", "--duration", "0.3", "--json")
         assert json.loads(load.stdout)["points"][0]["errors"] == 0

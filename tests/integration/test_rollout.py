@@ -29,10 +29,10 @@ from repo_manager.repository.golden import Golden, write_golden
 from repo_manager.rollout import (
     Action,
     Amount,
+    Rollout,
     RolloutOptions,
     SmokeFailedError,
     deploy,
-    deploy_fleet,
     plan_deploy,
     rollback,
     status,
@@ -65,6 +65,13 @@ def ready(client: TritonClient, name: str) -> tuple[int, ...]:
     return observe(client, name).ready
 
 
+def actions(rollout: Rollout) -> list[tuple[int, Action]]:
+    """Return what the only server's plan does to each version."""
+    (server,) = rollout.servers
+    assert server.plan is not None
+    return [(step.version, step.action) for step in server.plan.steps]
+
+
 class Load:
     """Closed-loop clients that ask a model all the time, and every answer or error they got."""
 
@@ -95,12 +102,15 @@ class Load:
 
 def test_first_second_and_back(repository: Path, client: TritonClient, model: str) -> None:
     first = deploy(repository, model, 1, client)
-    assert (first.changed, first.ready, first.previous) == (True, (1,), ())
-    assert first.smoke is not None
-    assert first.smoke.reference == "onnxruntime"
-    assert [each.error for each in first.smoke.outputs] == [0.0]
+    assert (first.changed, first.ready, first.servers[0].previous) == (True, (1,), ())
+    assert first.servers[0].smoke is not None
+    assert first.servers[0].smoke.reference == "onnxruntime"
+    assert [each.error for each in first.servers[0].smoke.outputs] == [0.0]
     second = deploy(repository, model, 2, client)
-    assert [(step.version, step.action) for step in second.plan.steps] == [(1, Action.DROP), (2, Action.LOAD)]
+    assert [(step.version, step.action) for step in second.servers[0].plan.steps] == [
+        (1, Action.DROP),
+        (2, Action.LOAD),
+    ]
     assert (second.ready, answer(client, model)) == ((2,), 3.0)
     back = rollback(repository, model, client)
     assert (back.version, ready(client, model), answer(client, model)) == (1, (1,), 2.0)
@@ -113,7 +123,9 @@ def test_what_is_deployed_is_not_touched(repository: Path, client: TritonClient,
     assert eventually(lambda: client.statistics(model, 1)[0].inference_count == 1)
     again = deploy(repository, model, 1, client)
     assert not again.changed
-    assert not again.plan.changes
+    plan = again.servers[0].plan
+    assert plan is not None
+    assert not plan.changes
     assert (repository / model / "config.pbtxt").stat().st_mtime_ns == before
     assert eventually(lambda: client.statistics(model, 1)[0].inference_count == 2)
 
@@ -135,7 +147,7 @@ def test_kept_previous_makes_going_back_a_policy_change(repository: Path, client
     kept = deploy(repository, model, 2, client, options=RolloutOptions(keep_previous=True))
     assert kept.ready == (1, 2)
     back = rollback(repository, model, client)
-    assert [step.action for step in back.plan.steps] == [Action.KEEP, Action.DROP]
+    assert actions(back) == [(1, Action.KEEP), (2, Action.DROP)]
     assert ready(client, model) == (1,)
 
 
@@ -171,8 +183,8 @@ def test_a_wrong_answer_is_undone(repository: Path, client: TritonClient, server
     assert (ready(client, model), answer(client, model)) == ((1,), 2.0)
     write_golden(repository / model / "2" / "golden.npz", Golden({"x": X}, {"y": 3 * X}))
     result = deploy(repository, model, 2, client)
-    assert result.smoke is not None
-    assert result.smoke.reference == "golden"
+    assert result.servers[0].smoke is not None
+    assert result.servers[0].smoke.reference == "golden"
 
 
 def test_a_golden_sample_that_the_deployed_version_contradicts_is_told(
@@ -196,7 +208,7 @@ def test_a_killed_stub_is_mended(repository: Path, client: TritonClient, server:
         os.kill(pid, signal.SIGKILL)
     assert ready(client, model) == (1,)
     result = deploy(repository, model, 1, client)
-    assert result.mended
+    assert result.servers[0].mended
     assert answer(client, model) == 2.0
 
 
@@ -259,8 +271,8 @@ def test_a_second_roll_out_of_the_model_waits_its_turn_or_is_refused(
 def test_a_dry_run_changes_nothing(repository: Path, client: TritonClient, model: str) -> None:
     before = (repository / model / "config.pbtxt").read_bytes()
     result = deploy(repository, model, 2, client, options=RolloutOptions(dry_run=True))
-    assert (result.dry_run, result.changed, result.smoke) == (True, False, None)
-    assert [(step.version, step.action) for step in result.plan.steps] == [(2, Action.LOAD)]
+    assert (result.dry_run, result.changed, result.servers[0].smoke) == (True, False, None)
+    assert actions(result) == [(2, Action.LOAD)]
     assert (ready(client, model), (repository / model / "config.pbtxt").read_bytes()) == ((), before)
 
 
@@ -346,13 +358,13 @@ def fleet(start_server: StartServer, tmp_path: Path) -> list[EmbeddedServer]:
 
 def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedServer], tmp_path: Path) -> None:
     clients = [TritonClient.connect(each.grpc_url) for each in fleet]
-    done = deploy_fleet(tmp_path, "m", 2, clients)
+    done = deploy(tmp_path, "m", 2, clients)
     assert [each.ready for each in done.servers] == [(2,)] * 3
     assert [answer(client, "m") for client in clients] == [3.0] * 3
     assert model_state(tmp_path, "m").deployments[-1].version == 2
     before = (tmp_path / "m" / "config.pbtxt").read_bytes()
     with pytest.raises(RolloutUndoneError, match=r"model\.onnx failed"):
-        deploy_fleet(tmp_path, "m", 3, clients)
+        deploy(tmp_path, "m", 3, clients)
     assert [ready(client, "m") for client in clients] == [(2,)] * 3
     assert (tmp_path / "m" / "config.pbtxt").read_bytes() == before
 
@@ -362,11 +374,11 @@ def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedSer
             fleet[2].wait(5.0)
 
     with pytest.raises(RolloutUndoneError, match="cannot be reached"):
-        deploy_fleet(tmp_path, "m", 1, clients, report=kill_the_last)
+        deploy(tmp_path, "m", 1, clients, report=kill_the_last)
     assert [ready(client, "m") for client in clients[:2]] == [(2,)] * 2
     with pytest.raises(ServerUnreachableError):
-        deploy_fleet(tmp_path, "m", 1, clients)
-    left = deploy_fleet(tmp_path, "m", 1, clients, options=RolloutOptions(max_unavailable=Amount(1)))
+        deploy(tmp_path, "m", 1, clients)
+    left = deploy(tmp_path, "m", 1, clients, options=RolloutOptions(max_unavailable=Amount(1)))
     assert left.unavailable == (fleet[2].grpc_url,)
     assert [ready(client, "m") for client in clients[:2]] == [(1,)] * 2
     for client in clients:

@@ -14,7 +14,7 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.cli.main import main
-from repo_manager.rollout import room
+from repo_manager.rollout import checks
 from repo_manager.server import EmbeddedServer, ServerOptions
 
 pytestmark = pytest.mark.integration
@@ -72,14 +72,14 @@ def test_several_servers_by_urls_files_and_names(run: Run, fleet: tuple[Path, st
     root, first, second = fleet
     listed = tmp_path / "servers"
     listed.write_text(f"{first}\ndns+http://{second.removeprefix('http://')}  # by name\n")
-    done = run("deploy", "m:1", "-r", root, "--to", first, "--to", second, "--json").document["fleet"]
-    assert [(server["url"], server["ready"]) for server in done["servers"]] == [(first, [1]), (second, [1])]
+    done = run("deploy", "m:1", "-r", root, "--to", first, "--to", second, "--json").document["rollout"]
+    assert [(server["name"], server["ready"]) for server in done["servers"]] == [(first, [1]), (second, [1])]
     assert done["batch"] == 1
-    done = run("deploy", "m:2", "-r", root, "--to", f"@{listed}", "--batch", "100%", "--json").document["fleet"]
+    done = run("deploy", "m:2", "-r", root, "--to", f"@{listed}", "--batch", "100%", "--json").document["rollout"]
     assert (done["batch"], [server["ready"] for server in done["servers"]]) == (2, [[2], [2]])
-    dry = run("rollback", "m", "-r", root, "--to", listed, "--dry-run", "--json").document["fleet"]
+    dry = run("rollback", "m", "-r", root, "--to", listed, "--dry-run", "--json").document["rollout"]
     assert (dry["dry_run"], dry["version"], dry["changed"]) == (True, 1, False)
-    kept = run("rollback", "m", "-r", root, "--to", listed, "--keep-previous", "--json").document["fleet"]
+    kept = run("rollback", "m", "-r", root, "--to", listed, "--keep-previous", "--json").document["rollout"]
     assert [server["ready"] for server in kept["servers"]] == [[1, 2], [1, 2]]
     table = run("deploy", "m:1", "-r", root, "--to", listed)
     assert "drop 2" in table.out
@@ -101,7 +101,7 @@ def test_servers_that_do_not_answer(run: Run, fleet: tuple[Path, str, str], nobo
     assert "1 of 2 servers do not answer, at most 0 may be missing" in refused.err
     assert refused.err.count("asking again") == 1
     assert "asking again" not in run("deploy", "m:2", *both, "--retries", "0", code=5).err
-    done = run("deploy", "m:2", *both, "--max-unavailable", "50%", "--json").document["fleet"]
+    done = run("deploy", "m:2", *both, "--max-unavailable", "50%", "--json").document["rollout"]
     assert (done["unavailable"], [server["ready"] for server in done["servers"]]) == ([nobody], [[2]])
     shown = run("status", *both, "--json", code=5).document
     assert list(shown["unreachable"]) == [nobody]
@@ -127,14 +127,14 @@ def test_too_little_memory_is_refused_and_forced(
     root, first, second = fleet
     run("deploy", "m:1", "-r", root, "--to", first, "--to", second)
     (tmp_path / "meminfo").write_text("MemAvailable: 1 kB\n")
-    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(checks, "_MEMINFO", tmp_path / "meminfo")
     one = ("deploy", "m:2", "-r", root, "--to", first)
     assert "the machine has 0.0 MiB free" in run(*one, code=3).err
     dry = run(*one, "--dry-run", code=3)
     assert "refused" in dry.out
     assert "nothing was changed" in dry.out
     run(*one, "--dry-run", "--force")
-    assert run(*one, "--force", "--json").document["rollout"]["ready"] == [2]
+    assert run(*one, "--force", "--json").document["rollout"]["servers"][0]["ready"] == [2]
 
 
 def test_a_signature_can_be_asked_for(run: Run, fleet: tuple[Path, str, str], tmp_path: Path) -> None:

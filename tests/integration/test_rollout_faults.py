@@ -183,9 +183,9 @@ def test_a_disk_that_lost_a_file_is_found_before_the_server_sees_it(
     with pytest.raises(RepositoryError, match=r"nothing was changed.*files: .*model\.onnx"):
         deploy(repository, model, 2, client)
     plan = deploy(repository, model, 2, client, options=RolloutOptions(dry_run=True))
-    assert [(check.name, str(check.outcome)) for check in plan.checks if str(check.outcome) == "refused"] == [
-        ("files", "refused")
-    ]
+    assert [
+        (check.name, str(check.outcome)) for check in plan.servers[0].checks if str(check.outcome) == "refused"
+    ] == [("files", "refused")]
 
 
 def test_a_version_that_policy_wants_signed_and_nobody_signed_is_refused(

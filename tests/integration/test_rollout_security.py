@@ -117,7 +117,7 @@ def test_mutual_tls_and_a_restricted_api_from_the_shell(
     header = ("--header-file", files["headers"])
     deploy = ("deploy", "m:1", "-r", repository, "--to", guarded, "--retries", "0", "--json")
     done = json.loads(run(*deploy, *certificate, *named, *header).stdout)
-    assert done["rollout"]["ready"] == [1]
+    assert done["rollout"]["servers"][0]["ready"] == [1]
     # Each of the options is needed: without it nothing is changed, and the message says why.
     for options, reason in (
         ((*certificate, *named), "restricted"),

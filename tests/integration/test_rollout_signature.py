@@ -80,7 +80,7 @@ def test_a_served_version_that_was_tampered_with_is_not_confirmed(
     assert run(*all_of_them, *policy)[0] == 0
     code, document = run(*one, *policy)
     assert (code, document["rollout"]["changed"]) == (0, False)
-    assert [check["name"] for check in document["rollout"]["checks"]] == ["files", "config", "signature"]
+    assert [check["name"] for check in document["rollout"]["servers"][0]["checks"]] == ["files", "config", "signature"]
     manifest = root / "m" / "1" / "manifest.json"
     manifest.write_text(manifest.read_text().replace("fp32", "fp16"))
     (root / "m" / "1" / "added.txt").write_text("not what was signed")

@@ -78,8 +78,8 @@ def test_a_trial_from_the_shell(
     passed = run("m:2", *shadow, "--gate", "errors<5%, agreement>90%", "--json")
     assert (passed.returncode, observe(client, "m").ready) == (0, (2,)), passed.stderr
     document = json.loads(passed.stdout)
-    assert document["canary"]["shadow"]["outcome"] == "pass"
-    assert document["rollout"]["ready"] == [2]
+    assert document["rollout"]["trial"]["shadow"]["outcome"] == "pass"
+    assert document["rollout"]["servers"][0]["ready"] == [2]
     again = run("m:2", *shadow)
     assert again.returncode == 0
     assert "Note: no trial: it is served already" in again.stdout

@@ -1,4 +1,4 @@
-"""`--to k8s://namespace/release`: a snapshot rolled out through the release's Deployments, watched, or undone.
+"""`--to k8s://namespace/release`: a snapshot rolled out through the release's Deployments, one after the other.
 
 The served state is in the pod template, so a pod that restarts or is scaled up serves it too. A load request through
 a Service would reach one pod, and that pod would forget it (triton-inference-server/server#3001, #3471).
@@ -6,257 +6,368 @@ a Service would reach one pod, and that pod would forget it (triton-inference-se
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import (
     RepoManagerError,
-    RollbackFailedError,
-    RolloutUndoneError,
+    RepositoryError,
     ServerRefusedError,
+    ServerUnreachableError,
+    UsageError,
 )
-from repo_manager.repository import Location, find_model, record_deployment, scan
-from repo_manager.rollout.attempt import Report
-from repo_manager.rollout.checks import check_version, refuse
-from repo_manager.rollout.result import RolloutOptions
-from repo_manager.rollout.signals import as_interrupts
-from repo_manager.rollout.targets.api import Api, Object, using
-from repo_manager.rollout.targets.prove import PodProver
-from repo_manager.rollout.targets.release import (
-    KubernetesTarget,
-    find_deployments,
-    parse_kubernetes_target,
-    previous_on_kubernetes,
-)
-from repo_manager.rollout.targets.result import DeploymentRollout, KubernetesRollout
+from repo_manager.repository import Location, find_model, scan
+from repo_manager.rollout.checks import Check
+from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
+from repo_manager.rollout.smoke import smoke_test
+from repo_manager.rollout.targets.api import Api, Object
+from repo_manager.rollout.targets.base import Context
+from repo_manager.rollout.targets.kubernetes_status import is_ready, wait_for_rollout
 from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import (
     ServedTemplate,
+    history_of,
+    parse_models,
     patch_back,
     patch_for,
     read_template,
 )
-from repo_manager.rollout.targets.wait import wait_for_rollout
-from repo_manager.server import ClientOptions
+from repo_manager.server import ClientOptions, TritonClient
+from repo_manager.triton_config import ModelConfig
 
-__all__ = [
-    "KubernetesRollout",
-    "KubernetesTarget",
-    "deploy_kubernetes",
-    "parse_kubernetes_target",
-    "previous_on_kubernetes",
-]
+__all__ = ["KubernetesTarget", "Release", "previous_on_kubernetes"]
+
+_DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_TARGET = re.compile(rf"k8s://(?P<namespace>{_DNS_LABEL})/(?P<name>{_DNS_LABEL}(?:\.{_DNS_LABEL})*)/?")
+_REACH_S = 3.0
+_TRIES = 3
 
 
-def deploy_kubernetes(
-    target: KubernetesTarget,
-    repository: Location,
-    name: str,
-    version: int,
-    *,
-    options: RolloutOptions | None = None,
-    report: Report = lambda _: None,
-    connection: ClientOptions | None = None,
-    api: Api | None = None,
-) -> KubernetesRollout:
-    """Serve a version on every pod of a release.
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A Helm release of deploy/helm/triton, or a single Deployment, in the cluster that the kubeconfig names.
 
-    A snapshot of everything that the release serves, with this version in place of the old one, is written beside the
-    repository; then each Deployment's pod template is pointed at it, one Deployment after the other. New pods are
-    asked for an inference where they can be reached from here. Whatever fails, all templates are put back.
+    Attributes:
+        namespace: where it is.
+        name: the release's name, or the Deployment's.
+    """
+
+    namespace: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Release:
+        """Read `k8s://namespace/release`.
+
+        Raises:
+            UsageError: it is none.
+        """
+        match = _TARGET.fullmatch(text)
+        if match is None:
+            raise UsageError(f"{text!r} is no Kubernetes target", hint="Write it as k8s://NAMESPACE/RELEASE.")
+        return cls(match["namespace"], match["name"])
+
+    def __str__(self) -> str:
+        return f"k8s://{self.namespace}/{self.name}"
+
+
+def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
+    """Return the version of a model that the release served before the current one.
+
+    Raises:
+        RepositoryError: the release's history has none.
+        ServerError: the API server refused or did not answer.
+    """
+    history = history_of(_find_deployments(release, api)[0])
+    served = [parse_models(json.dumps(entry.get("models"))) or {} for entry in history]
+    versions = [max(models[name]) for models in served if models.get(name)]
+    earlier = [version for version in versions if version != versions[-1]]
+    if not earlier:
+        raise RepositoryError(
+            f"{release} has no earlier roll-out of {name} to go back to",
+            hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION --to {release}",
+        )
+    return earlier[-1]
+
+
+class KubernetesTarget:
+    """A release, whose Deployments go to a snapshot one after the other.
+
+    The snapshot holds everything that the release serves, with the new version in the place of the old one. It is
+    written beside the repository. New pods are asked for an inference where they can be reached from here.
+
+    Args:
+        context: of the roll-out; `load_timeout_s` bounds the wait for one Deployment.
+        release: the release.
+        api: the cluster.
+        connection: how to talk to the pods' gRPC endpoint.
+    """
+
+    batch = 1
+    trial = None
+
+    def __init__(self, context: Context, release: Release, api: Api, connection: ClientOptions) -> None:
+        self.context, self.release, self.api = context, release, api
+        self.prover = _PodProver(context, connection)
+        self.checks: tuple[Check, ...] = ()
+        self.parts: list[DeploymentPart] = []
+        self._models: list[SnapshotModel] = []
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether a pod template has to be changed."""
+        return any(part.changes for part in self.parts)
+
+    def describe(self) -> str:
+        """Return `k8s://namespace/release`."""
+        return str(self.release)
+
+    def look(self) -> None:
+        """Check the version, read the Deployments, and see which snapshot they would serve."""
+        self.checks = self.context.refused_version()
+        deployments = _find_deployments(self.release, self.api)
+        served = [read_template(deployment) for deployment in deployments]
+        for deployment in deployments:
+            if deployment["spec"].get("paused"):
+                name = deployment["metadata"]["name"]
+                raise ServerRefusedError(
+                    f"Deployment {name} is paused: no change of it is rolled out",
+                    hint=f"kubectl rollout resume deployment/{name} -n {self.release.namespace}",
+                )
+        held = self._held(served[0])
+        self._models = self._chosen(served[0], held)
+        planned = write_snapshot(snapshots_of(self.context.repository), self._models, dry_run=True)
+        self.parts = [DeploymentPart(self, *each, held, planned) for each in zip(deployments, served, strict=True)]
+
+    def check(self) -> None:
+        """Do nothing more: the version was checked before the cluster was asked."""
+
+    def put_back(self) -> None:
+        """Do nothing: the Deployments share a snapshot only, which stays for the next time."""
+
+    def write(self) -> None:
+        """Write the snapshot, unless it is there."""
+        if self._snapshot is None:
+            self._snapshot = made = write_snapshot(snapshots_of(self.context.repository), self._models)
+            self.context.note(f"snapshot {made.id}: {'written' if made.created else 'there already'}")
+
+    def _held(self, first: ServedTemplate) -> Mapping[str, tuple[int, ...]]:
+        """Return what the release serves: as the last roll-out recorded, else what its pods load of the repository."""
+        if first.models is not None:
+            return first.models
+        entries = scan(self.context.repository, deep=False)
+        wanted = [entry for entry in entries if "*" in first.load or entry.name in first.load]
+        return {entry.name: entry.served_versions for entry in wanted if entry.served_versions}
+
+    def _chosen(self, first: ServedTemplate, held: Mapping[str, tuple[int, ...]]) -> list[SnapshotModel]:
+        """Return what the snapshot has to hold: what the release serves, with the new version in its place."""
+        repository, name, version = self.context.repository, self.context.name, self.context.version
+        earlier = snapshots_of(repository) / first.url.rstrip("/").rpartition("/")[2]
+        source = earlier if _is_snapshot(earlier, first) else repository
+        others = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != name]
+        keep = self.context.options.keep_previous
+        kept = tuple(v for v in held.get(name, ()) if keep and v != version)[-1:]
+        return [*others, SnapshotModel(name, tuple(sorted({version, *kept})), repository)]
+
+
+class DeploymentPart:
+    """One Deployment of the release.
 
     Args:
         target: the release.
-        repository: the repository as this machine sees it.
-        name: the model.
-        version: the version to serve.
-        options: `load_timeout_s` bounds the wait for one Deployment; `None` takes the defaults.
-        report: told what is being done.
-        connection: how to talk to the pods' gRPC endpoint.
-        api: the cluster; `None`: the one that the kubeconfig names.
-
-    Raises:
-        RepositoryError: no such version, it is damaged or not signed; nothing was changed.
-        ServerRefusedError: the API server refused, or the release is not one that can be rolled out.
-        ServerUnreachableError: the API server does not answer; nothing was changed.
-        RolloutUndoneError: it failed, and the pods serve again what they served.
-        RollbackFailedError: it failed, and so did putting it back.
+        deployment: as it was read.
+        served: what its pods serve.
+        held: models and versions that the release serves.
+        planned: the snapshot to serve.
     """
-    options = RolloutOptions() if options is None else options
-    entry = find_model(repository, name)
-    folder = entry.version(version).path
-    refuse(name, version, check_version(repository, entry, version, signed_by=options.signed_by), options)
-    prover = PodProver(folder, name, version, connection or ClientOptions(), options.smoke_timeout_s, report)
-    with using(api) as cluster:
-        rollout = _KubernetesRollout(target, repository, (name, version), options, report, cluster)
-        return rollout.plan_only() if options.dry_run else rollout.run(prover)
-
-
-class _KubernetesRollout:
-    """One roll-out, from its plan to its proof."""
 
     def __init__(
         self,
         target: KubernetesTarget,
-        repository: Location,
-        what: tuple[str, int],
-        options: RolloutOptions,
-        report: Report,
-        api: Api,
-    ) -> None:
-        self.target, self.repository, self.options, self.api = target, repository.resolve(), options, api
-        self.name, self.version = what
-        self._tell = report
-        self.events: list[str] = []
-        self.began = time.monotonic()
-        self.snapshot_id = ""
-        self.deployments = find_deployments(target, api)
-        self.served = [read_template(deployment) for deployment in self.deployments]
-        for deployment in self.deployments:
-            if deployment["spec"].get("paused"):
-                raise ServerRefusedError(
-                    f"Deployment {deployment['metadata']['name']} is paused: no change of it is rolled out",
-                    hint=f"kubectl rollout resume deployment/{deployment['metadata']['name']} -n {target.namespace}",
-                )
-
-    def plan_only(self) -> KubernetesRollout:
-        """Say what would be done."""
-        snapshot = write_snapshot(snapshots_of(self.repository), self._models(), dry_run=True)
-        return self._result(snapshot, [self._unchanged(d, s, snapshot) for d, s in self._pairs()], changed=False)
-
-    def run(self, prover: PodProver) -> KubernetesRollout:
-        """Write the snapshot, roll it out, prove it; or put everything back."""
-        snapshot = write_snapshot(snapshots_of(self.repository), self._models())
-        self.snapshot_id = snapshot.id
-        self._note(f"snapshot {snapshot.id}: {'written' if snapshot.created else 'there already'}")
-        done: list[DeploymentRollout] = []
-        begun: list[tuple[Object, ServedTemplate]] = []
-        with as_interrupts():
-            try:
-                for deployment, served in self._pairs():
-                    done.append(self._roll(deployment, served, snapshot, prover, begun))
-                record_deployment(self.repository, self.name, self.version)
-            except (RepoManagerError, KeyboardInterrupt, OSError) as exc:
-                raise self._undo(begun, exc) from exc
-        return self._result(snapshot, done, changed=any(each.changed for each in done))
-
-    def _pairs(self) -> list[tuple[Object, ServedTemplate]]:
-        return list(zip(self.deployments, self.served, strict=True))
-
-    def _held(self) -> Mapping[str, tuple[int, ...]]:
-        """Return what the release serves: as the last roll-out recorded, else what its pods load of the repository."""
-        first = self.served[0]
-        if first.models is not None:
-            return first.models
-        entries = scan(self.repository, deep=False)
-        wanted = [entry for entry in entries if "*" in first.load or entry.name in first.load]
-        return {entry.name: entry.served_versions for entry in wanted if entry.served_versions}
-
-    def _models(self) -> list[SnapshotModel]:
-        """Return what the snapshot has to hold: what the release serves, with the new version in its place."""
-        held, first = self._held(), self.served[0]
-        earlier = snapshots_of(self.repository) / first.url.rstrip("/").rpartition("/")[2]
-        source = earlier if _is_snapshot(earlier, first) else self.repository
-        others = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != self.name]
-        kept = tuple(v for v in held.get(self.name, ()) if self.options.keep_previous and v != self.version)[-1:]
-        served = tuple(sorted({self.version, *kept}))
-        return [*others, SnapshotModel(self.name, served, self.repository)]
-
-    def _roll(
-        self,
         deployment: Object,
         served: ServedTemplate,
-        snapshot: Snapshot,
-        prover: PodProver,
-        begun: list[tuple[Object, ServedTemplate]],
-    ) -> DeploymentRollout:
-        """Roll one Deployment."""
-        url = f"{served.snapshots}/{snapshot.id}"
-        changed = url != served.url
-        if changed:
-            self._note(f"{served.deployment}: {served.url} -> {url}")
-            begun.append((deployment, served))
-            patch = patch_for(deployment, served, (url, snapshot.models), before=self._held())
-            try:
-                self.api.patch_deployment(self.target.namespace, served.deployment, patch)
-            except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
-                begun.pop()
-                raise
-        final = wait_for_rollout(
-            self.api,
-            self.target.namespace,
-            deployment,
-            url,
-            timeout_s=self.options.load_timeout_s,
-            report=self._note,
-            look=lambda pods: prover.prove(pods, served.grpc_port),
-        )
-        replicas = final["spec"].get("replicas", 1)
-        proofs = prover.take()
-        return DeploymentRollout(served.deployment, served.url, url, replicas, changed, proofs)
+        held: Mapping[str, tuple[int, ...]],
+        planned: Snapshot,
+    ) -> None:
+        self._target, self._context, self._api = target, target.context, target.api
+        self._deployment, self._served, self._held, self._planned = deployment, served, held, planned
+        self._url = f"{served.snapshots}/{planned.id}"
+        self._replicas: int = deployment["spec"].get("replicas", 1)
+        self._pods: tuple[PodProof, ...] = ()
+        self.touched = False
+        self.changes = self._url != served.url
 
-    def _undo(self, begun: list[tuple[Object, ServedTemplate]], cause: BaseException) -> RepoManagerError:
-        """Put the pod templates back; return what to tell the user."""
-        failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause)
-        what = f"{self.name}:{self.version} was not deployed to {self.target}: {failure}"
-        if not begun:
-            return cause if isinstance(cause, RepoManagerError) else RolloutUndoneError(f"{what}\nNothing was changed.")
-        self._note(f"failed: {failure.splitlines()[0]}; putting {len(begun)} Deployment(s) back")
-        failed = []
-        for deployment, served in reversed(begun):
-            try:
-                self._put_back(deployment, served)
-            except (RepoManagerError, KeyboardInterrupt) as exc:
-                reason = "interrupted again" if isinstance(exc, KeyboardInterrupt) else str(exc)
-                failed.append(f"{served.deployment}: {reason}")
-        if failed:
-            return RollbackFailedError(
-                f"{what}\nPutting the pod templates back failed: " + "; ".join(failed),
-                hint=f"By hand: kubectl rollout undo deployment/NAME -n {self.target.namespace}; before, they served "
-                + ", ".join(f"{served.url} ({served.deployment})" for _, served in begun),
-            )
-        before = ", ".join(dict.fromkeys(served.url for _, served in begun))
-        return RolloutUndoneError(f"{what}\nThe pod templates were put back: they serve {before}.")
+    @property
+    def label(self) -> str:
+        """The Deployment's name."""
+        return self._served.deployment
 
-    def _put_back(self, deployment: Object, served: ServedTemplate) -> None:
-        """Restore one pod template and wait for its pods.
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Of the version."""
+        return self._target.checks
+
+    def apply(self) -> None:
+        """Point the pod template at the snapshot."""
+        self._target.write()
+        if not self.changes:
+            return
+        self._context.note(f"{self.label}: {self._served.url} -> {self._url}")
+        patch = patch_for(self._deployment, self._served, (self._url, self._planned.models), before=self._held)
+        self.touched = True
+        try:
+            self._api.patch_deployment(self._target.release.namespace, self.label, patch)
+        except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
+            self.touched = False
+            raise
+
+    def prove(self) -> None:
+        """Wait until every pod serves the snapshot, and ask those that can be reached for an inference."""
+        self._target.write()
+        prover, options = self._target.prover, self._context.options
+        timeout_s = self._context.deadline.remaining_s(options.load_timeout_s)
+        self._replicas = self._wait(self._url, timeout_s, lambda pods: prover.prove(pods, self._served.grpc_port))
+        self._pods = prover.take()
+
+    def finish(self) -> None:
+        """Do nothing: the old pods are gone."""
+
+    def undo(self) -> str:
+        """Restore the pod template and wait for its pods.
 
         Raises:
-            ServerError: it does not come back, or somebody else has changed it: then it is left as it is.
+            ServerRefusedError: they do not come back, or somebody else has changed it: then it is left as it is.
         """
-        space, name = self.target.namespace, served.deployment
-        now = self.api.deployment(space, name)
-        if now is not None and read_template(now).url != f"{served.snapshots}/{self.snapshot_id}":
-            raise ServerRefusedError(f"it serves {read_template(now).url} by now, and is left so")
-        self.api.patch_deployment(space, name, patch_back(deployment, served))
-        timeout_s = self.options.load_timeout_s
-        wait_for_rollout(self.api, space, deployment, served.url, timeout_s=timeout_s, report=self._note)
+        space = self._target.release.namespace
+        try:
+            now = self._api.deployment(space, self.label)
+            if now is not None and read_template(now).url != self._url:
+                raise ServerRefusedError(f"it serves {read_template(now).url} by now, and is left so")
+            self._api.patch_deployment(space, self.label, patch_back(self._deployment, self._served))
+            self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
+        except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
+            raise ServerRefusedError(exc.message, hint=exc.hint) from exc
+        return f"the pods of {self.label} were put back: they serve {self._served.url}"
 
-    def _unchanged(self, deployment: Object, served: ServedTemplate, snapshot: Snapshot) -> DeploymentRollout:
-        replicas = deployment["spec"].get("replicas", 1)
-        url = f"{served.snapshots}/{snapshot.id}"
-        return DeploymentRollout(served.deployment, served.url, url, replicas, url != served.url, ())
-
-    def _result(self, snapshot: Snapshot, done: list[DeploymentRollout], *, changed: bool) -> KubernetesRollout:
-        proofs = [proof for each in done for proof in each.proofs]
-        answered = any(proof.latency_ns is not None for proof in proofs)
-        return KubernetesRollout(
-            target=str(self.target),
-            model=self.name,
-            version=self.version,
-            snapshot=done[0].after,
-            models=snapshot.models,
-            deployments=tuple(done),
-            changed=changed,
-            dry_run=self.options.dry_run,
-            proof="inference" if answered else "readiness" if proofs else "none",
-            seconds=time.monotonic() - self.began,
-            events=tuple(self.events),
+    def by_hand(self) -> str:
+        """Say what a person has to do when the undo failed."""
+        return (
+            f"By hand: kubectl rollout undo deployment/{self.label} -n {self._target.release.namespace}; before, it "
+            f"served {self._served.url}"
         )
 
-    def _note(self, event: str) -> None:
-        self.events.append(event)
-        self._tell(event)
+    def result(self) -> ServerResult:
+        """Describe what was done, or what would be."""
+        name = self._context.name
+        answered = any(proof.latency_ns is not None for proof in self._pods)
+        return ServerResult(
+            name=self.label,
+            changed=self.changes,
+            ready=self._planned.models[name],
+            previous=self._held.get(name, ()),
+            proof="inference" if answered else "readiness" if self._pods else "none",
+            checks=self.checks,
+            snapshot=SnapshotChange(
+                self._served.url, self._url, self._planned.models, replicas=self._replicas, pods=self._pods
+            ),
+        )
+
+    def _wait(self, url: str, timeout_s: float, look: Callable[[Sequence[Object]], None]) -> int:
+        """Wait until every pod serves a URL; return how many there are to be."""
+        final = wait_for_rollout(
+            self._api,
+            self._target.release.namespace,
+            self._deployment,
+            url,
+            timeout_s=timeout_s,
+            report=self._context.note,
+            look=look,
+        )
+        return int(final["spec"].get("replicas", 1))
+
+
+class _PodProver:
+    """Asks each new pod once, as soon as it is ready. Mostly, pods can be reached from inside the cluster only.
+
+    One pod that answers shows that pods can be reached; from then on, a pod that cannot be is a failure.
+    """
+
+    def __init__(self, context: Context, connection: ClientOptions) -> None:
+        self._folder, self._name, self._version = context.folder, context.name, context.version
+        self._timeout_s, self._report = context.options.smoke_timeout_s, context.note
+        self._connection = connection
+        self._proofs: dict[str, PodProof] = {}
+        self._tries: dict[str, int] = {}
+        self._reachable = False
+
+    def take(self) -> tuple[PodProof, ...]:
+        """Return the proofs since the last call."""
+        proofs, self._proofs = tuple(self._proofs.values()), {}
+        return proofs
+
+    def prove(self, pods: Sequence[Object], port: int) -> None:
+        """Ask the pods that are ready and were not asked yet.
+
+        Raises:
+            ServerError: a pod answers wrongly or not at all, though pods can be reached.
+        """
+        for pod in pods:
+            name, address = pod["metadata"]["name"], (pod.get("status") or {}).get("podIP")
+            if name in self._proofs or not is_ready(pod) or not address:
+                continue
+            url = f"grpc://[{address}]:{port}" if ":" in address else f"grpc://{address}:{port}"
+            latency_ns = self._ask(name, url)
+            if latency_ns is None and self._again(name):
+                continue
+            if latency_ns is None and not self._proofs:
+                self._report(f"{url} cannot be reached from here: readiness is all that can be seen of the pods")
+            self._proofs[name] = PodProof(name, url, latency_ns)
+
+    def _again(self, pod: str) -> bool:
+        """Say whether to ask once more: a pod that cannot be reached is no news where none can be."""
+        self._tries[pod] = self._tries.get(pod, 0) + 1
+        if not self._reachable:
+            return False
+        if self._tries[pod] >= _TRIES:
+            raise ServerUnreachableError(f"pod {pod} is ready and does not answer, though other pods do")
+        return True
+
+    def _ask(self, pod: str, url: str) -> int | None:
+        with TritonClient.connect(url, self._connection) as client:
+            try:
+                client.live(timeout_s=_REACH_S)
+            except ServerUnreachableError:
+                return None
+            self._reachable = True
+            config = ModelConfig.from_message(client.model_config(self._name, self._version, timeout_s=self._timeout_s))
+            try:
+                result = smoke_test(client, self._folder, self._name, self._version, config, timeout_s=self._timeout_s)
+            except ServerRefusedError as exc:
+                raise ServerRefusedError(f"pod {pod}: {exc.message}", hint=exc.hint) from exc
+        self._report(f"pod {pod}: {self._name}:{self._version} answers ({result.reference} reference)")
+        return result.latency_ns
+
+
+def _find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
+    """Return a release's Deployments of Triton, or the one of that name.
+
+    Raises:
+        ServerRefusedError: there is none.
+    """
+    labels = {"app.kubernetes.io/instance": release.name, "app.kubernetes.io/component": "server"}
+    found = api.deployments(release.namespace, labels)
+    if found:
+        return found
+    single = api.deployment(release.namespace, release.name)
+    if single is None:
+        raise ServerRefusedError(
+            f"Namespace {release.namespace} has neither a release nor a Deployment named {release.name}",
+            hint="helm list -n NAMESPACE shows the releases; deploy/README.md installs one.",
+        )
+    return (single,)
 
 
 def _is_snapshot(place: Location, served: ServedTemplate) -> bool:

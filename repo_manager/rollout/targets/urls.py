@@ -11,7 +11,7 @@ from pathlib import Path
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.server import ClientOptions, Endpoint
 
-__all__ = ["Target", "is_one_server", "resolve_targets"]
+__all__ = ["ServerAddress", "is_one_server", "resolve_targets"]
 
 _DNS = re.compile(r"dns(?:\+(?P<protocol>grpcs?|https?))?://(?P<name>[^/:\[\]]+)(?::(?P<port>\d{1,5}))?/?")
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
@@ -25,7 +25,7 @@ Resolver = Callable[[str, int], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class ServerAddress:
     """One server.
 
     Attributes:
@@ -65,7 +65,7 @@ def addresses_of(name: str, port: int) -> tuple[str, ...]:
     return tuple(sorted({str(each[4][0]) for each in found}))
 
 
-def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) -> tuple[Target, ...]:
+def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) -> tuple[ServerAddress, ...]:
     """Return the servers that texts name, in that order, each once.
 
     Args:
@@ -83,7 +83,7 @@ def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) 
     return tuple(found)
 
 
-def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[Target]:
+def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[ServerAddress]:
     where = "" if source is None else f"{source}: "
     if text.startswith(_ELSEWHERE):
         raise UsageError(
@@ -97,16 +97,16 @@ def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[Targ
         port = int(match["port"] or _DEFAULT_PORTS[protocol])
         for address in resolver(match["name"], port):
             host = f"[{address}]" if ":" in address else address
-            yield Target(str(Endpoint.parse(f"{protocol}://{host}:{port}")), match["name"])
+            yield ServerAddress(str(Endpoint.parse(f"{protocol}://{host}:{port}")), match["name"])
     elif "://" not in text and Path(text).is_file():
         yield from _of_file(Path(text), resolver, source)
     elif "://" not in text:
         raise UsageError(f"{where}{text!r} is neither a server's URL nor a file", hint=_HINT)
     else:
-        yield Target(str(Endpoint.parse(text)))
+        yield ServerAddress(str(Endpoint.parse(text)))
 
 
-def _of_file(path: Path, resolver: Resolver, source: str | None) -> Iterator[Target]:
+def _of_file(path: Path, resolver: Resolver, source: str | None) -> Iterator[ServerAddress]:
     if source is not None:
         raise UsageError(f"{source}: a file of servers cannot name another one ({path})")
     try:

@@ -1,38 +1,16 @@
-"""Mirroring recorded requests to two versions: how it is done, and what it showed."""
+"""What mirroring recorded requests to two versions showed."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
-from repo_manager.precision import OutputDrift
 from repo_manager.rollout.trial.gates import GateOutcome, GateResult
 from repo_manager.rollout.trial.recorded import Array
+from repo_manager.stats.drift import OutputDrift
 
-__all__ = ["LatencySummary", "ShadowOptions", "ShadowReport"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ShadowOptions:
-    """How to mirror.
-
-    Attributes:
-        requests: the file of recorded requests.
-        rate_per_s: pairs a second; each is one request to either version.
-        duration_s: for how long at most; it ends before when every gate is decided.
-        timeout_s: deadline of one request; an answer that is later is an error.
-        workers: pairs on their way at the same time, at most.
-        seed: of the order of the requests and of the versions in each pair.
-    """
-
-    requests: Path
-    rate_per_s: float = 20.0
-    duration_s: float = 60.0
-    timeout_s: float = 10.0
-    workers: int = 4
-    seed: int = 0
+__all__ = ["LatencySummary", "ShadowReport"]
 
 
 @dataclasses.dataclass(frozen=True)

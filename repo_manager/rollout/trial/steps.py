@@ -69,6 +69,7 @@ def run_steps(
     step_s: float,
     watch: Watch,
     report: Callable[[str], None],
+    on_step: Callable[[float], None] = lambda _: None,
 ) -> tuple[CanaryStep, ...]:
     """Take the steps one after the other.
 
@@ -81,6 +82,7 @@ def run_steps(
         step_s: how long each is watched.
         watch: judges.
         report: told what is being done.
+        on_step: given each share below 1 after it was watched; what it raises ends the steps.
 
     Raises:
         GateError: a gate failed.
@@ -100,7 +102,9 @@ def run_steps(
             report(f"{fraction * 100:g} %: {step.requests} requests, {step.outcome}")
             if step.outcome is GateOutcome.FAIL:
                 raise gate_error(gates)
-    except (RepoManagerError, KeyboardInterrupt, OSError):
+            if fraction < 1.0:
+                on_step(fraction)
+    except BaseException:
         _back_to_zero(weights, report)
         raise
     return tuple(taken)

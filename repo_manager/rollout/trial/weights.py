@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +41,7 @@ class PublishedWeights:
         name: the model.
         versions: the old and the new version.
         client: of the server.
-        load_timeout_s: deadline of the load that makes the server read the file.
+        load: makes the server read the file.
     """
 
     def __init__(
@@ -49,12 +50,11 @@ class PublishedWeights:
         name: str,
         versions: tuple[int, int],
         client: TritonClient,
-        *,
-        load_timeout_s: float = 600.0,
+        load: Callable[[], None],
     ) -> None:
         self._repository, self._name, self._client = repository, name, client
         self._old, self._new = versions
-        self._load_timeout_s, self._fraction = load_timeout_s, 0.0
+        self._load, self._fraction = load, 0.0
 
     def set_weight(self, fraction: float) -> None:
         """Write the weights and let the server read them."""
@@ -62,7 +62,7 @@ class PublishedWeights:
         # Triton makes the name up where the file has none; ours is then the weights alone.
         name = published_name(groups[0].name if groups else "", _weights(self._old, self._new, fraction))
         change_config(self._repository, self._name, {"instance_group.name": f'"{name}"'})
-        self._client.load(self._name, timeout_s=self._load_timeout_s)
+        self._load()
         self._fraction = fraction
 
     def current(self) -> float:

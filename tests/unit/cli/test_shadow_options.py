@@ -10,6 +10,7 @@ import pytest
 
 from repo_manager.cli.shadow_options import Trial, parse_duration
 from repo_manager.errors import UsageError
+from repo_manager.report.terminal import Terminal
 
 Run = Callable[..., Any]
 
@@ -28,7 +29,7 @@ def test_durations_that_are_none(text: str) -> None:
 
 
 def test_without_a_trial_nothing_is_asked_for() -> None:
-    assert Trial().options() is None
+    assert Trial().options(Terminal()) is None
     assert not Trial().is_wanted
 
 
@@ -41,7 +42,7 @@ def test_every_option_arrives() -> None:
         step="30s",
         weights_file=Path("w.json"),
         gate=["p99<20ms", "errors<1%, drift<0.1"],
-    ).options()
+    ).options(Terminal())
     assert options is not None
     assert options.shadow is not None
     assert (options.shadow.requests, options.shadow.rate_per_s, options.shadow.duration_s) == (
@@ -55,7 +56,7 @@ def test_every_option_arrives() -> None:
 
 
 def test_without_a_gate_errors_are_judged() -> None:
-    options = Trial(canary="10%,100%").options()
+    options = Trial(canary="10%,100%").options(Terminal())
     assert options is not None
     assert [gate.text for gate in options.all_gates] == ["errors<1%"]
 

@@ -13,14 +13,14 @@ from typer.testing import CliRunner, Result
 
 from repo_manager.cli.main import app
 from repo_manager.errors import UsageError
-from repo_manager.rollout.targets import kserve_status, wait
+from repo_manager.rollout.targets import kserve_status, kubernetes_status
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
     served = ServedCluster(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    monkeypatch.setattr(wait, "_POLL_S", 0.005)
+    monkeypatch.setattr(kubernetes_status, "_POLL_S", 0.005)
     monkeypatch.setattr(kserve_status, "_POLL_S", 0.005)
     served.cluster.add(triton_deployment())
     predictor = {"model": {"modelFormat": {"name": "triton"}, "storageUri": "s3://bucket/models"}}
@@ -43,21 +43,21 @@ def run(repository: Path, *arguments: str) -> Result:
 
 def test_a_dry_run_and_a_deployment(cluster: FakeCluster, repository: Path) -> None:
     planned = run(repository, "deploy", "scale:2", "--to", "k8s://models/rel", "--dry-run", "--json")
-    assert json.loads(planned.stdout)["kubernetes"]["dry_run"] is True
+    assert json.loads(planned.stdout)["rollout"]["dry_run"] is True
     done = run(repository, "deploy", "scale:2", "--to", "k8s://models/rel", "--quiet")
     assert done.exit_code == 0, done.output
     assert "readiness only: no pod can be reached from here" in " ".join(done.stdout.split())
     assert "rel-triton" in done.stdout
     back = run(repository, "rollback", "scale", "--to", "k8s://models/rel", "--json", "--quiet")
-    assert json.loads(back.stdout)["kubernetes"]["version"] == 1
+    assert json.loads(back.stdout)["rollout"]["version"] == 1
 
 
 def test_steps_of_a_canary_by_kserve(cluster: FakeCluster, repository: Path) -> None:
     to = ("--to", "kserve://models/scale")
     planned = run(repository, "deploy", "scale:2", *to, "--canary", "10%,50%,100%", "--dry-run", "--json")
-    assert json.loads(planned.stdout)["kserve"]["steps"] == [10, 50]
+    assert json.loads(planned.stdout)["rollout"]["trial"]["shares"] == [0.1, 0.5, 1.0]
     shown = run(repository, "deploy", "scale:2", *to, "--canary", "10%,50%,100%", "--dry-run")
-    assert "10 %, 50 %" in shown.stdout
+    assert "10 %, 50 %, 100 %" in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from repo_manager.onnx_model import Session, load_model, signature_of
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import data_of_samples
 from repo_manager.precision.checks import check_drift, check_signature
-from repo_manager.precision.options import OutputDrift
 from repo_manager.precision.source import draft_of
 from repo_manager.precision.writer import write_draft
+from repo_manager.stats.drift import OutputDrift
 from repo_manager.types import Precision, as_json
 
 node = helper.make_node

@@ -8,94 +8,19 @@ from typing import Any
 
 import pytest
 from support.fake_cluster import FakeCluster
+from support.kserve_controller import Controller, inference_service
 from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, ServerRefusedError, UsageError
-from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout import RolloutOptions, TrialOptions, deploy
 from repo_manager.rollout.targets.api import Api
-from repo_manager.rollout.targets.kserve import (
-    KServeCanary,
-    KServeTarget,
-    KServeWeights,
-    deploy_kserve,
-    parse_kserve_target,
-    previous_on_kserve,
-)
+from repo_manager.rollout.targets.kserve import InferenceService, KServeWeights, previous_on_kserve
 from repo_manager.rollout.targets.kserve_status import failure_of, is_there
 from repo_manager.rollout.trial.weights import Weights
 
-TARGET = KServeTarget("models", "digits")
+TARGET = "kserve://models/digits"
+SERVICE = InferenceService.parse(TARGET)
 QUICK = RolloutOptions(load_timeout_s=5.0)
-
-
-def inference_service() -> dict[str, Any]:
-    """As `kubectl get -o json` shows a ready one, in the fields that are read."""
-    return {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {"name": "digits", "namespace": "models"},
-        "spec": {"predictor": {"model": {"modelFormat": {"name": "triton"}, "storageUri": "s3://bucket/models"}}},
-        "status": ready_status(1, "00001", "00001", 100),
-    }
-
-
-def ready_status(generation: int, newest: str, rolled_out: str, percent: int) -> dict[str, Any]:
-    traffic = [{"latestRevision": True, "percent": percent, "revisionName": f"digits-predictor-{newest}"}]
-    if percent < 100:
-        traffic.append(
-            {"latestRevision": False, "percent": 100 - percent, "revisionName": f"digits-predictor-{rolled_out}"}
-        )
-    return {
-        "observedGeneration": generation,
-        "conditions": [
-            {"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-            for kind in ("IngressReady", "PredictorReady", "Ready")
-        ],
-        "components": {
-            "predictor": {
-                "latestCreatedRevision": f"digits-predictor-{newest}",
-                "latestReadyRevision": f"digits-predictor-{newest}",
-                "latestRolledoutRevision": f"digits-predictor-{rolled_out}",
-                "traffic": traffic,
-            }
-        },
-        "modelStatus": {
-            "transitionStatus": "UpToDate",
-            "states": {"activeModelState": "Loaded", "targetModelState": "Loaded"},
-        },
-    }
-
-
-class Controller:
-    """KServe, as far as the status goes: a change of storageUri is a new revision; a bad URI fails to load."""
-
-    def __init__(self) -> None:
-        self.revision, self.uri = 1, "s3://bucket/models"
-        self.rolled_out = [0, 1]
-        self.fails: set[str] = set()
-        self.percents: list[int] = []
-        self.uris: list[str] = []
-
-    def __call__(self, item: dict[str, Any]) -> None:
-        predictor = item["spec"]["predictor"]
-        uri = predictor["model"]["storageUri"]
-        percent = predictor.get("canaryTrafficPercent", 100)
-        if uri != self.uri:
-            self.revision, self.uri = self.revision + 1, uri
-        self.percents.append(percent)
-        self.uris.append(uri)
-        generation = item["metadata"]["generation"]
-        if percent == 100 and self.revision not in self.rolled_out:
-            self.rolled_out.append(self.revision)
-        other = max(number for number in self.rolled_out if number != self.revision)
-        status = ready_status(generation, f"{self.revision:05}", f"{other:05}", percent)
-        if any(uri.endswith(each) for each in self.fails):
-            status["modelStatus"] = {
-                "transitionStatus": "BlockedByFailedLoad",
-                "states": {"activeModelState": "Loaded", "targetModelState": "FailedToLoad"},
-                "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "failed to load all models", "exitCode": 1},
-            }
-        item["status"] = status
 
 
 @pytest.fixture(scope="module")
@@ -116,26 +41,35 @@ def controller(cluster: FakeCluster) -> Controller:
 @pytest.mark.parametrize("text", ["kserve://", "kserve://a", "kserve://a/b/c", "k8s://a/b", "kserve://A/b"])
 def test_wrong_targets(text: str) -> None:
     with pytest.raises(UsageError, match="kserve://NAMESPACE/NAME"):
-        parse_kserve_target(text)
+        InferenceService.parse(text)
 
 
 def test_all_at_once(cluster: FakeCluster, controller: Controller, repository: Path) -> None:
-    rollout = deploy_kserve(TARGET, repository, "scale", 2, options=QUICK)
-    assert (rollout.changed, rollout.before, rollout.models) == (True, "s3://bucket/models", {"scale": (2,)})
-    assert rollout.after.startswith("s3://bucket/models.snapshots/")
-    assert rollout.revision == "digits-predictor-00002"
+    rollout = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    change = rollout.servers[0].snapshot
+    assert change is not None
+    assert (rollout.changed, change.before, change.models) == (True, "s3://bucket/models", {"scale": (2,)})
+    assert change.after.startswith("s3://bucket/models.snapshots/")
+    assert change.revision == "digits-predictor-00002"
+    assert rollout.servers[0].proof == "conditions"
     service = cluster.objects["inferenceservices", "models", "digits"]
-    assert service["spec"]["predictor"]["model"] == {"modelFormat": {"name": "triton"}, "storageUri": rollout.after}
-    assert not deploy_kserve(TARGET, repository, "scale", 2, options=QUICK).changed
+    assert service["spec"]["predictor"]["model"] == {"modelFormat": {"name": "triton"}, "storageUri": change.after}
+    assert not deploy(repository, "scale", 2, TARGET, options=QUICK).changed
 
 
 def test_step_by_step_with_a_gate(controller: Controller, repository: Path) -> None:
-    asked: list[int] = []
-    rollout = deploy_kserve(
-        TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10, 50), step_s=0.02, gate=asked.append)
+    asked: list[float] = []
+    rollout = deploy(
+        repository,
+        "scale",
+        2,
+        TARGET,
+        options=QUICK,
+        trial=TrialOptions((0.1, 0.5, 1.0), step_s=0.02, on_step=asked.append),
     )
     assert controller.percents == [10, 50, 100]
-    assert (asked, rollout.steps) == ([10, 50], (10, 50))
+    assert rollout.trial is not None
+    assert (asked, [step.fraction for step in rollout.trial.steps]) == ([0.1, 0.5], [0.1, 0.5])
 
 
 def test_a_gate_that_fails_takes_the_traffic_back_first(
@@ -143,12 +77,14 @@ def test_a_gate_that_fails_takes_the_traffic_back_first(
 ) -> None:
     before = copy.deepcopy(cluster.objects["inferenceservices", "models", "digits"]["spec"])
 
-    def gate(percent: int) -> None:
-        if percent == 50:
+    def gate(share: float) -> None:
+        if share == 0.5:
             raise GateError("p99 is worse")
 
-    with pytest.raises(RolloutUndoneError, match="p99 is worse"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10, 50), gate=gate))
+    with pytest.raises(GateError, match=r"(?s)p99 is worse.*previous state was put back"):
+        deploy(
+            repository, "scale", 2, TARGET, options=QUICK, trial=TrialOptions((0.1, 0.5, 1.0), step_s=0.0, on_step=gate)
+        )
     assert controller.percents == [10, 50, 0, 100]
     assert controller.uris[2] != controller.uris[3] == "s3://bucket/models"
     assert cluster.objects["inferenceservices", "models", "digits"]["spec"] == before
@@ -169,7 +105,7 @@ def test_a_service_that_breaks_while_it_is_watched_is_put_back(
 
     cluster.get = breaking  # type: ignore[method-assign]
     with pytest.raises(RolloutUndoneError, match="at 10 % of the traffic: PredictorReady is False"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,), step_s=5.0))
+        deploy(repository, "scale", 2, TARGET, options=QUICK, trial=TrialOptions((0.1, 1.0), step_s=5.0))
     assert controller.percents == [10, 0, 100]
 
 
@@ -184,21 +120,21 @@ def test_somebody_who_was_faster_is_not_overwritten(
 
     cluster.patch = late  # type: ignore[method-assign]
     with pytest.raises(ServerRefusedError, match="409"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert controller.uris == []
 
 
 def test_a_revision_that_cannot_load_is_undone_with_kserves_reason(
     cluster: FakeCluster, controller: Controller, repository: Path
 ) -> None:
-    plan = deploy_kserve(
-        TARGET, repository, "scale", 2, options=RolloutOptions(dry_run=True), canary=KServeCanary((10,))
-    )
+    trial = TrialOptions((0.1, 1.0), step_s=0.0)
+    plan = deploy(repository, "scale", 2, TARGET, options=RolloutOptions(dry_run=True), trial=trial)
     assert plan.dry_run
     assert {method for method, _, _ in cluster.requests} == {"GET"}
-    controller.fails = {plan.after.rpartition("/")[2]}
+    assert plan.servers[0].snapshot is not None
+    controller.fails = {plan.servers[0].snapshot.after.rpartition("/")[2]}
     with pytest.raises(RolloutUndoneError, match=r"ModelLoadFailed: failed to load all models \(exit code 1\)"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,)))
+        deploy(repository, "scale", 2, TARGET, options=QUICK, trial=TrialOptions((0.1, 1.0), step_s=0.0))
     assert controller.uris[-1] == "s3://bucket/models"
 
 
@@ -208,7 +144,7 @@ def test_a_failure_from_before_does_not_condemn_what_comes_after(
     service = cluster.objects["inferenceservices", "models", "digits"]
     service["status"]["modelStatus"]["transitionStatus"] = "InvalidSpec"
     assert failure_of(service) == "InvalidSpec: no reason is given"
-    assert deploy_kserve(TARGET, repository, "scale", 2, options=QUICK).changed
+    assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed
 
 
 @pytest.mark.parametrize("mode", ["RawDeployment", "Standard"])
@@ -217,21 +153,21 @@ def test_no_canary_without_knative(cluster: FakeCluster, repository: Path, mode:
     service["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": mode}
     cluster.add(service)
     with pytest.raises(UsageError, match=f"{mode} mode, which has no canary"):
-        deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, canary=KServeCanary((10,)))
+        deploy(repository, "scale", 2, TARGET, options=QUICK, trial=TrialOptions((0.1, 1.0), step_s=0.0))
 
 
 @pytest.mark.parametrize("percents", [(0,), (100,), (50, 10), (10, 10)])
 def test_wrong_percentages(repository: Path, percents: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="do not ascend"):
-        deploy_kserve(TARGET, repository, "scale", 2, canary=KServeCanary(percents))
+        deploy(repository, "scale", 2, TARGET, trial=TrialOptions((*(percent / 100 for percent in percents), 1.0)))
 
 
-def test_the_version_before(controller: Controller, repository: Path) -> None:
+def test_the_version_before(controller: Controller, repository: Path, api: Api) -> None:
     with pytest.raises(RepositoryError, match="no earlier roll-out"):
-        previous_on_kserve(TARGET, repository, "scale")
+        previous_on_kserve(SERVICE, repository, "scale", api)
     for version in (2, 3):
-        deploy_kserve(TARGET, repository, "scale", version, options=QUICK)
-    assert previous_on_kserve(TARGET, repository, "scale") == 2
+        deploy(repository, "scale", version, TARGET, options=QUICK)
+    assert previous_on_kserve(SERVICE, repository, "scale", api) == 2
 
 
 def test_nothing_is_judged_by_a_status_that_is_older_than_the_change() -> None:
@@ -261,8 +197,8 @@ def test_what_is_missing_is_waited_for(change: Any) -> None:
 
 
 def test_weights_of_kserve(controller: Controller, repository: Path, api: Api) -> None:
-    deploy_kserve(TARGET, repository, "scale", 2, options=QUICK, api=api)
-    weights: Weights = KServeWeights(TARGET, api, timeout_s=5.0)
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    weights: Weights = KServeWeights(SERVICE, api, timeout_s=5.0)
     assert weights.current() == 0
     for fraction in (0.25, 0.0, 1.0):
         weights.set_weight(fraction)

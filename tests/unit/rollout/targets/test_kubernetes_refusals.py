@@ -15,10 +15,9 @@ from repo_manager.errors import (
     ServerUnreachableError,
     UsageError,
 )
-from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.targets.kubernetes import KubernetesTarget, deploy_kubernetes
+from repo_manager.rollout import RolloutOptions, deploy
 
-TARGET = KubernetesTarget("models", "rel")
+TARGET = "k8s://models/rel"
 QUICK = RolloutOptions(load_timeout_s=20.0)
 
 
@@ -26,27 +25,27 @@ QUICK = RolloutOptions(load_timeout_s=20.0)
 def test_refusals_name_the_next_step(deployed: FakeCluster, repository: Path, code: int, hint: str) -> None:
     deployed.refuse = lambda _method, _path: (code, "no")
     with pytest.raises(ServerRefusedError) as caught:
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert hint in str(caught.value.hint)
     assert "secret-token" not in str(caught.value)
 
 
 def test_a_release_that_is_not_there(cluster: FakeCluster, repository: Path) -> None:
     with pytest.raises(ServerRefusedError, match="neither a release nor a Deployment named rel"):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
 
 
 def test_a_paused_deployment_is_refused_before_anything_is_done(deployed: FakeCluster, repository: Path) -> None:
     deployed.deployment("models", "rel-triton")["spec"]["paused"] = True
     with pytest.raises(ServerRefusedError, match="is paused"):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert not (repository.parent / "repository.snapshots").exists()
 
 
 def test_a_damaged_version_never_reaches_the_cluster(deployed: FakeCluster, repository: Path) -> None:
     (repository / "scale" / "2" / "model.onnx").write_bytes(b"other bytes")
     with pytest.raises(RepositoryError, match="damaged"):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert deployed.requests == []
 
 
@@ -54,9 +53,7 @@ def test_an_unsigned_version_is_refused_where_signatures_are_wanted(
     deployed: FakeCluster, repository: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RepositoryError):
-        deploy_kubernetes(
-            TARGET, repository, "scale", 2, options=RolloutOptions(signed_by=(tmp_path / "no.pub",), dry_run=True)
-        )
+        deploy(repository, "scale", 2, TARGET, options=RolloutOptions(signed_by=(tmp_path / "no.pub",), dry_run=True))
     assert deployed.requests == []
 
 
@@ -65,13 +62,13 @@ def test_a_deployment_that_serves_no_repository_is_refused(cluster: FakeCluster,
     item["spec"]["template"]["spec"]["containers"][0]["args"] = []
     cluster.add(item)
     with pytest.raises(ServerRefusedError, match="0 of its containers have a --model-repository"):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
 
 
 def test_no_cluster(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     with pytest.raises(UsageError, match="No Kubernetes cluster is configured"):
-        deploy_kubernetes(TARGET, repository, "scale", 2)
+        deploy(repository, "scale", 2, TARGET)
 
 
 def test_a_cluster_that_does_not_answer(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,11 +76,11 @@ def test_a_cluster_that_does_not_answer(repository: Path, tmp_path: Path, monkey
     served.stop()
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
     with pytest.raises(ServerUnreachableError, match="gave no answer"):
-        deploy_kubernetes(TARGET, repository, "scale", 2)
+        deploy(repository, "scale", 2, TARGET)
 
 
 def test_without_the_extra_its_name_is_told(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lightkube", None)
     with pytest.raises(MissingDependencyError) as caught:
-        deploy_kubernetes(TARGET, repository, "scale", 2)
+        deploy(repository, "scale", 2, TARGET)
     assert "repo-manager[k8s]" in str(caught.value.hint)

@@ -19,17 +19,23 @@ from repo_manager.errors import (
     UsageError,
 )
 from repo_manager.repository import find_model, model_state
-from repo_manager.rollout import RolloutOptions
-from repo_manager.rollout.targets.kubernetes import (
-    KubernetesTarget,
-    deploy_kubernetes,
-    parse_kubernetes_target,
-    previous_on_kubernetes,
-)
+from repo_manager.rollout import Rollout, RolloutOptions, SnapshotChange, deploy
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.kubernetes import Release, previous_on_kubernetes
 from repo_manager.types import as_json
 
-TARGET = KubernetesTarget("models", "rel")
+TARGET = "k8s://models/rel"
 QUICK = RolloutOptions(load_timeout_s=20.0)
+
+
+def snapshot_of(rollout: Rollout) -> SnapshotChange:
+    change = rollout.servers[0].snapshot
+    assert change is not None
+    return change
+
+
+def id_of(rollout: Rollout) -> str:
+    return snapshot_of(rollout).after.rpartition("/")[2]
 
 
 def template_of(cluster: FakeCluster, name: str = "rel-triton") -> dict[str, Any]:
@@ -43,21 +49,25 @@ def url_of(cluster: FakeCluster, name: str = "rel-triton") -> str:
 @pytest.mark.parametrize("text", ["k8s://", "k8s://ns", "k8s://ns/", "k8s://NS/rel", "k8s://ns/rel/x", "grpc://ns/rel"])
 def test_wrong_targets(text: str) -> None:
     with pytest.raises(UsageError, match="k8s://NAMESPACE/RELEASE"):
-        parse_kubernetes_target(text)
+        Release.parse(text)
 
 
 def test_a_target() -> None:
-    assert parse_kubernetes_target("k8s://ns-1/rel.a/") == KubernetesTarget("ns-1", "rel.a")
-    assert str(KubernetesTarget("ns", "rel")) == "k8s://ns/rel"
+    assert Release.parse("k8s://ns-1/rel.a/") == Release("ns-1", "rel.a")
+    assert str(Release("ns", "rel")) == "k8s://ns/rel"
 
 
 def test_a_roll_out_pins_the_pods_to_a_snapshot_of_all_that_they_served(
     deployed: FakeCluster, repository: Path
 ) -> None:
-    rollout = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
-    assert (rollout.changed, rollout.proof, rollout.models) == (True, "readiness", {"other": (1,), "scale": (2,)})
-    snapshot = repository.parent / "repository.snapshots" / rollout.snapshot.rpartition("/")[2]
-    assert url_of(deployed) == rollout.snapshot == f"/models/repository.snapshots/{snapshot.name}"
+    rollout = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert (rollout.changed, rollout.servers[0].proof, snapshot_of(rollout).models) == (
+        True,
+        "readiness",
+        {"other": (1,), "scale": (2,)},
+    )
+    snapshot = repository.parent / "repository.snapshots" / id_of(rollout)
+    assert url_of(deployed) == snapshot_of(rollout).after == f"/models/repository.snapshots/{snapshot.name}"
     assert find_model(snapshot, "scale").served_versions == (2,)
     assert [entry.version for entry in find_model(snapshot, "scale").versions] == [2]
     assert (snapshot / "other" / "1" / "model.onnx").samefile(repository / "other" / "1" / "model.onnx")
@@ -66,7 +76,7 @@ def test_a_roll_out_pins_the_pods_to_a_snapshot_of_all_that_they_served(
     assert (status["updatedReplicas"], status["replicas"], status["availableReplicas"]) == (2, 2, 2)
     assert model_state(repository, "scale").deployments[-1].version == 2
     assert find_model(repository, "scale").policy == (1,), "the repository itself is left as it is"
-    assert as_json(rollout)["models"] == {"other": [1], "scale": [2]}
+    assert as_json(rollout)["servers"][0]["snapshot"]["models"] == {"other": [1], "scale": [2]}
 
 
 def test_no_pod_goes_before_its_successor_is_available(deployed: FakeCluster, repository: Path) -> None:
@@ -79,61 +89,62 @@ def test_no_pod_goes_before_its_successor_is_available(deployed: FakeCluster, re
         return found
 
     deployed.get = counting  # type: ignore[method-assign]
-    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert min(seen) >= 2
 
 
 def test_other_variables_of_the_container_stay(deployed: FakeCluster, repository: Path) -> None:
     before = copy.deepcopy(template_of(deployed)["spec"]["containers"][0])
-    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
     after = template_of(deployed)["spec"]["containers"][0]
     assert {**after, "env": after["env"][1:]} == {**before, "env": before["env"][1:]}
 
 
 def test_what_is_served_already_changes_nothing(deployed: FakeCluster, repository: Path) -> None:
-    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
     generation = deployed.deployment("models", "rel-triton")["metadata"]["generation"]
-    again = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    again = deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert not again.changed
     assert deployed.deployment("models", "rel-triton")["metadata"]["generation"] == generation
 
 
 def test_a_dry_run_writes_nothing(deployed: FakeCluster, repository: Path) -> None:
-    plan = deploy_kubernetes(TARGET, repository, "scale", 2, options=RolloutOptions(dry_run=True))
-    assert (plan.changed, plan.dry_run, plan.deployments[0].changed, plan.proof) == (False, True, True, "none")
+    plan = deploy(repository, "scale", 2, TARGET, options=RolloutOptions(dry_run=True))
+    assert (plan.changed, plan.dry_run, plan.servers[0].changed, plan.servers[0].proof) == (False, True, True, "none")
     assert {method for method, _, _ in deployed.requests} == {"GET"}
     assert not (repository.parent / "repository.snapshots").exists()
-    assert deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK).snapshot == plan.snapshot
+    assert snapshot_of(deploy(repository, "scale", 2, TARGET, options=QUICK)).after == snapshot_of(plan).after
 
 
 def test_keep_previous_serves_both(deployed: FakeCluster, repository: Path) -> None:
-    deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
     options = RolloutOptions(load_timeout_s=20.0, keep_previous=True)
-    assert deploy_kubernetes(TARGET, repository, "scale", 3, options=options).models["scale"] == (2, 3)
+    assert snapshot_of(deploy(repository, "scale", 3, TARGET, options=options)).models["scale"] == (2, 3)
 
 
 def test_other_models_are_taken_from_the_snapshot_not_from_the_repository(
     deployed: FakeCluster, repository: Path
 ) -> None:
-    first = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+    first = deploy(repository, "scale", 2, TARGET, options=QUICK)
     config = repository / "other" / "config.pbtxt"
     config.write_text(config.read_text() + "dynamic_batching {}\n")
-    second = deploy_kubernetes(TARGET, repository, "scale", 3, options=QUICK)
+    second = deploy(repository, "scale", 3, TARGET, options=QUICK)
     place = repository.parent / "repository.snapshots"
     texts = {
-        (place / each.snapshot.rpartition("/")[2] / "other" / "config.pbtxt").read_text() for each in (first, second)
+        (place / snapshot_of(each).after.rpartition("/")[2] / "other" / "config.pbtxt").read_text()
+        for each in (first, second)
     }
     assert len(texts) == 1
-    third = deploy_kubernetes(TARGET, repository, "other", 1, options=QUICK)
-    assert "dynamic_batching" in (place / third.snapshot.rpartition("/")[2] / "other" / "config.pbtxt").read_text()
+    third = deploy(repository, "other", 1, TARGET, options=QUICK)
+    assert "dynamic_batching" in (place / id_of(third) / "other" / "config.pbtxt").read_text()
 
 
-def test_back_to_the_version_before(deployed: FakeCluster, repository: Path) -> None:
+def test_back_to_the_version_before(deployed: FakeCluster, repository: Path, api: Api) -> None:
     for version in (2, 3):
-        deploy_kubernetes(TARGET, repository, "scale", version, options=QUICK)
-    assert previous_on_kubernetes(TARGET, "scale") == 2
+        deploy(repository, "scale", version, TARGET, options=QUICK)
+    assert previous_on_kubernetes(Release.parse(TARGET), "scale", api) == 2
     with pytest.raises(RepositoryError, match="no earlier roll-out of other"):
-        previous_on_kubernetes(TARGET, "other")
+        previous_on_kubernetes(Release.parse(TARGET), "other", api)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +166,7 @@ def test_pods_that_cannot_start_are_named_and_the_template_is_put_back(
     deployed.behaviour = behaviour
     deployed.logs = "E1123 failed to load 'scale': bad file\nerror: creating server: failed to load all models\n"
     with pytest.raises(RolloutUndoneError) as caught:
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert reason in caught.value.message
     assert "they serve /models/repository" in caught.value.message
     assert template_of(deployed) == before
@@ -185,7 +196,7 @@ def test_what_the_controller_reports_ends_it(
 
     deployed.behaviour, deployed.on_patch = behave, heal
     with pytest.raises(RolloutUndoneError, match=condition["message"]):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
 
 
 def test_what_never_ends_is_undone_after_the_timeout_and_says_what_it_waited_for(
@@ -193,14 +204,14 @@ def test_what_never_ends_is_undone_after_the_timeout_and_says_what_it_waited_for
 ) -> None:
     deployed.behaviour = unschedulable
     with pytest.raises(RolloutUndoneError, match=r"within 0.5 s: .*Insufficient nvidia.com/gpu"):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=RolloutOptions(load_timeout_s=0.5))
+        deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=0.5))
 
 
 def test_several_kinds_go_one_after_the_other_and_back_together(cluster: FakeCluster, repository: Path) -> None:
     for name in ("rel-triton-h100", "rel-triton-l4"):
         cluster.add(triton_deployment(name))
-    rollout = deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
-    assert [each.name for each in rollout.deployments] == ["rel-triton-h100", "rel-triton-l4"]
+    rollout = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert [each.name for each in rollout.servers] == ["rel-triton-h100", "rel-triton-l4"]
 
     def l4_crashes(made: FakeCluster, deployment: Any, pod: Any) -> None:
         bad = waiting("CrashLoopBackOff", "", restarts=1, ended={"reason": "Error", "exitCode": 1})
@@ -208,8 +219,8 @@ def test_several_kinds_go_one_after_the_other_and_back_together(cluster: FakeClu
 
     cluster.behaviour = l4_crashes
     with pytest.raises(RolloutUndoneError, match="rel-triton-l4-"):
-        deploy_kubernetes(TARGET, repository, "scale", 3, options=QUICK)
-    assert {url_of(cluster, f"rel-triton-{kind}") for kind in ("h100", "l4")} == {rollout.snapshot}
+        deploy(repository, "scale", 3, TARGET, options=QUICK)
+    assert {url_of(cluster, f"rel-triton-{kind}") for kind in ("h100", "l4")} == {snapshot_of(rollout).after}
 
 
 def test_a_roll_back_that_fails_says_what_to_do(deployed: FakeCluster, repository: Path) -> None:
@@ -222,7 +233,7 @@ def test_a_roll_back_that_fails_says_what_to_do(deployed: FakeCluster, repositor
 
     deployed.refuse = refuse
     with pytest.raises(RollbackFailedError) as caught:
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert "kubectl rollout undo" in str(caught.value.hint)
     assert "/models/repository" in str(caught.value.hint)
 
@@ -234,7 +245,7 @@ def test_somebody_elses_roll_out_is_left_alone(deployed: FakeCluster, repository
 
     deployed.on_patch = other
     with pytest.raises(RollbackFailedError, match="it serves s3://their/own by now, and is left so"):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert url_of(deployed) == "s3://their/own"
 
 
@@ -248,7 +259,7 @@ def test_somebody_who_was_faster_is_told_and_nothing_is_changed(deployed: FakeCl
     deployed.patch = late  # type: ignore[method-assign]
     before = copy.deepcopy(template_of(deployed))
     with pytest.raises(ServerRefusedError, match="409"):
-        deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK)
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert template_of(deployed) == before
 
 
@@ -259,7 +270,7 @@ def test_an_api_server_that_is_away_for_a_moment_does_not_end_it(deployed: FakeC
         return (503, "etcd is changing its leader") if method == "GET" and 3 < next(count) < 9 else None
 
     deployed.refuse = refuse
-    assert deploy_kubernetes(TARGET, repository, "scale", 2, options=QUICK).changed
+    assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed
 
 
 def test_a_plain_deployment_with_the_url_in_its_arguments(cluster: FakeCluster, repository: Path) -> None:
@@ -269,10 +280,10 @@ def test_a_plain_deployment_with_the_url_in_its_arguments(cluster: FakeCluster, 
     container["command"] = ["tritonserver", "--model-store", "s3://bucket/models/"]
     container["args"] = ["--load-model=scale"]
     cluster.add(item)
-    rollout = deploy_kubernetes(KubernetesTarget("models", "plain"), repository, "scale", 2, options=QUICK)
-    assert rollout.models == {"scale": (2,)}, "only what it loads"
+    rollout = deploy(repository, "scale", 2, "k8s://models/plain", options=QUICK)
+    assert snapshot_of(rollout).models == {"scale": (2,)}, "only what it loads"
     made = template_of(cluster, "plain")["spec"]["containers"][0]
-    assert made["command"] == ["tritonserver", "--model-store", rollout.snapshot]
-    assert rollout.snapshot.startswith("s3://bucket/models.snapshots/")
-    again = deploy_kubernetes(KubernetesTarget("models", "plain"), repository, "scale", 3, options=QUICK)
-    assert again.snapshot.startswith("s3://bucket/models.snapshots/")
+    assert made["command"] == ["tritonserver", "--model-store", snapshot_of(rollout).after]
+    assert snapshot_of(rollout).after.startswith("s3://bucket/models.snapshots/")
+    again = deploy(repository, "scale", 3, "k8s://models/plain", options=QUICK)
+    assert snapshot_of(again).after.startswith("s3://bucket/models.snapshots/")

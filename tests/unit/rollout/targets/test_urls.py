@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.rollout import Amount, Target, is_one_server, resolve_targets
+from repo_manager.rollout import Amount, ServerAddress, is_one_server, resolve_targets
 from repo_manager.server import ClientOptions
 
 
@@ -48,10 +48,10 @@ def test_the_systems_resolver_finds_every_address_of_a_real_name() -> None:
 
 
 def test_a_server_found_by_name_is_checked_by_name_where_there_is_tls() -> None:
-    target = Target("grpcs://10.0.0.1:1", "pods")
+    target = ServerAddress("grpcs://10.0.0.1:1", "pods")
     assert target.options(ClientOptions()).server_name == "pods"
     assert target.options(ClientOptions(server_name="given")).server_name == "given"
-    assert Target("grpc://10.0.0.1:1", "pods").options(ClientOptions()).server_name is None
+    assert ServerAddress("grpc://10.0.0.1:1", "pods").options(ClientOptions()).server_name is None
 
 
 @pytest.mark.parametrize(

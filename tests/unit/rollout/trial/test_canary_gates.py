@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import GateError, InconclusiveError, RolloutUndoneError, UsageError
-from repo_manager.rollout.trial.canary import CanaryOptions
+from repo_manager.rollout import TrialOptions
 from repo_manager.rollout.trial.gates import (
     Evidence,
     GateOutcome,
@@ -161,11 +161,11 @@ def test_the_error_says_which_gate_and_what_more() -> None:
 
 def test_a_trial_needs_something_to_judge_by() -> None:
     with pytest.raises(UsageError, match="neither"):
-        CanaryOptions().check()
+        TrialOptions().check()
     with pytest.raises(UsageError, match="agreement>9%"):
-        CanaryOptions(steps=(0.5, 1.0), gates=parse_gates("errors<1%, agreement>9%")).check()
+        TrialOptions(steps=(0.5, 1.0), gates=parse_gates("errors<1%, agreement>9%")).check()
     with pytest.raises(UsageError, match="mean<2x"):
-        CanaryOptions(steps=(0.5, 1.0), gates=parse_gates("mean<2x")).check()
+        TrialOptions(steps=(0.5, 1.0), gates=parse_gates("mean<2x")).check()
 
 
 @pytest.mark.parametrize(("text", "steps"), [("5%,25%,100%", (0.05, 0.25, 1.0)), ("50, 100", (0.5, 1.0))])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.rollout import ShadowOptions
 from repo_manager.rollout.trial.gates import GateOutcome
 from repo_manager.rollout.trial.mirror import Mirror
-from repo_manager.rollout.trial.shadow import ShadowOptions
 
 X = {"x": np.ones((1, 2), np.float32)}
 Answer = Callable[[int], dict[str, Any]]

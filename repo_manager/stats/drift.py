@@ -4,13 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from repo_manager.precision.draft import Array
-from repo_manager.precision.options import OutputDrift
+__all__ = ["DriftMeter", "OutputDrift", "looks_like_scores", "relative_error", "table"]
 
-__all__ = ["DriftMeter", "relative_error", "table"]
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class OutputDrift:
+    """How far one output is from the source's, over all samples.
+
+    Attributes:
+        output: its name.
+        cosine: of the two, all samples joined; 1.0 is equal. `None` for types that have no angle.
+        relative_error: |candidate - source| / |source|; for integers, booleans and strings the share of
+            elements that differ. Infinite when shapes differ or a number became NaN or infinite.
+        max_abs_error: largest single difference.
+        top1_agreement: share of rows with the same top class; `None` when the output is no class score.
+        rounded_relative_error: the relative error when each 16-bit value is rounded as it is written, as a
+            GPU does; ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
+        samples: how many samples.
+        rows: how many rows `top1_agreement` was counted over.
+        calibration_relative_error: INT8: the relative error on samples that the scales were calibrated with; the other
+            numbers are of held-out ones. `None`: no samples were held out.
+        served_relative_error: INT8: the relative error as ONNX Runtime serves it on this CPU, with its fused kernels;
+            `relative_error` is that of the arithmetic in the file, the same on every machine. `None`: not measured.
+        judged_by: values that are judged in place of this output, which is a selection (boxes kept, top classes) whose
+            members or number changes with the smallest error; empty: the output itself is judged.
+        is_output: `False` for such a value.
+        top1_lost: in how many of them another class came first that the source does not rank level with its own
+            (closer than `max_drift` times the spread of the row's scores).
+    """
+
+    output: str
+    cosine: float | None
+    relative_error: float
+    max_abs_error: float
+    top1_agreement: float | None
+    rounded_relative_error: float | None = None
+    samples: int = 0
+    rows: int = 0
+    top1_lost: int = 0
+    calibration_relative_error: float | None = None
+    served_relative_error: float | None = None
+    judged_by: tuple[str, ...] = ()
+    is_output: bool = True
+
+    @property
+    def worst(self) -> float:
+        """The larger of the relative errors with and without 16-bit rounding."""
+        return max(self.relative_error, self.rounded_relative_error or 0.0)
 
 
 def relative_error(candidate: Array, source: Array) -> float:

@@ -1,0 +1,243 @@
+"""The one engine of every roll-out: lease, look, checks, apply, prove, finish, record; or undo.
+
+Signals, the deadline and the rule for unexpected errors are here and nowhere else: whatever goes wrong once something
+was touched, expected or not, on whatever target, ends in the same undo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+from repo_manager.errors import (
+    GateError,
+    InconclusiveError,
+    RepoManagerError,
+    RollbackFailedError,
+    RolloutUndoneError,
+    ServerUnreachableError,
+)
+from repo_manager.repository import record_deployment
+from repo_manager.rollout.checks import refuse
+from repo_manager.rollout.lease import rollout_lease
+from repo_manager.rollout.result import Rollout
+from repo_manager.rollout.targets.base import Context, Part, Target
+from repo_manager.rollout.waves import in_waves
+
+__all__ = ["run"]
+
+# An undo costs a Triton server nothing, so many are undone at once.
+_WIDE = 16
+
+
+def run(target: Target, context: Context) -> Rollout:
+    """Roll a version out to a target, or undo it.
+
+    Args:
+        target: where to.
+        context: what, and how.
+
+    Returns:
+        What was done. When the version is served already, nothing is changed, and it is proven that it answers.
+
+    Raises:
+        RepositoryError: a check speaks against it, or another roll-out of the model is under way.
+        ServerError: it failed before anything was touched.
+        GateError: a gate of the trial failed; the previous state was put back.
+        InconclusiveError: a gate of the trial is undecided; the previous state was put back.
+        RolloutUndoneError: it failed, and the previous state was put back and verified.
+        ServerUnreachableError: it failed, the repository was put back, and no touched server answers any more.
+        RollbackFailedError: it failed, and so did putting the previous state back.
+    """
+    rolling = _Run(target, context)
+    if context.options.dry_run:
+        return rolling.plan()
+    with rollout_lease(context.repository, context.name, timeout_s=context.options.lease_timeout_s), _as_interrupts():
+        return rolling.go()
+
+
+@dataclasses.dataclass
+class _Undone:
+    """How far an undo came."""
+
+    states: list[str] = dataclasses.field(default_factory=list)
+    silent: list[str] = dataclasses.field(default_factory=list)
+    failed: list[str] = dataclasses.field(default_factory=list)
+    by_hand: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Run:
+    """One roll-out, from a look at the target to the proof on all its parts."""
+
+    def __init__(self, target: Target, context: Context) -> None:
+        self._target, self._context = target, context
+        self._parts: list[Part] = []
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def plan(self) -> Rollout:
+        """Return the plan as a result, with what speaks against it."""
+        self._target.look()
+        self._parts = list(self._target.parts)
+        self._target.check()
+        return self._result()
+
+    def go(self) -> Rollout:
+        """Do what has to be done, and prove it."""
+        context, target = self._context, self._target
+        target.look()
+        self._parts = list(target.parts)
+        target.check()
+        served_by = () if target.changes else tuple(part.label for part in self._parts)
+        for part in self._parts:
+            refuse(context.name, context.version, part.checks, context.options, served_by=served_by)
+        try:
+            if target.changes:
+                self._in_batches(self._bring_up)
+                self._in_batches(self._finish)
+            else:
+                self._in_batches(lambda part: part.prove())
+            record_deployment(context.repository, context.name, context.version)
+        except BaseException as exc:
+            error = self._undo(exc)
+            expected = isinstance(exc, RepoManagerError | KeyboardInterrupt | OSError)
+            if error is exc or not (expected or isinstance(error, RollbackFailedError)):
+                raise  # a fault of ours keeps its traceback; what it touched is undone
+            raise error from exc
+        return self._result()
+
+    def _bring_up(self, part: Part) -> None:
+        part.apply()
+        part.prove()
+        self._progress(part, "serves it too")
+
+    def _finish(self, part: Part) -> None:
+        part.finish()
+        self._progress(part, "serves it")
+
+    def _in_batches(self, act: Callable[[Part], None]) -> None:
+        """Act on every part that still answers, a batch at a time."""
+        context = self._context
+
+        def act_on(part: Part) -> None:
+            try:
+                act(part)
+            except ServerUnreachableError as exc:
+                context.leave_out(part.label, exc)
+                context.check_missing()
+
+        self._done = 0
+        waiting = list(self._parts)
+        while waiting:
+            # Each wave is a call of its own, so that an error in one keeps the next from beginning.
+            wave, waiting = waiting[: self._target.batch], waiting[self._target.batch :]
+            in_waves(wave, self._target.batch, act_on)
+        self._parts = [part for part in self._parts if part.label not in context.missing]
+
+    def _progress(self, part: Part, what: str) -> None:
+        if len(self._parts) > 1:
+            with self._lock:
+                self._done += 1
+                self._context.note(f"{part.label}: {what} ({self._done} of {len(self._parts)})")
+
+    def _undo(self, cause: BaseException) -> RepoManagerError:
+        """Put back whatever was touched; return what to tell the user."""
+        context = self._context
+        context.halt()
+        failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause) or type(cause).__name__
+        what = f"{context.name}:{context.version} was not deployed: {failure}"
+        touched = [part for part in self._target.parts if part.touched]
+        if not touched:
+            nothing = RolloutUndoneError(f"{what}\nNothing was changed.")
+            return cause if isinstance(cause, RepoManagerError) else nothing
+        undone = _Undone()
+        try:
+            self._target.put_back()  # first: a server that starts now starts right
+            context.note(f"failed: {failure.splitlines()[0]}; putting {_count(touched)} back")
+            in_waves(touched[::-1], min(_WIDE, len(touched)), lambda part: _undo_part(part, undone))
+        except BaseException as exc:  # noqa: BLE001 - whatever it was, the user hears that a person has to act
+            undone.failed.append("interrupted again" if isinstance(exc, KeyboardInterrupt) else _words(exc))
+            undone.by_hand += [part.by_hand() for part in touched]
+        return _verdict(what, cause, undone, len(touched))
+
+    def _result(self) -> Rollout:
+        context, target = self._context, self._target
+        servers = tuple(part.result() for part in self._parts)
+        return Rollout(
+            model=context.name,
+            version=context.version,
+            target=target.describe(),
+            servers=servers,
+            unavailable=tuple(context.missing),
+            batch=target.batch,
+            changed=not context.options.dry_run and any(server.changed for server in servers),
+            dry_run=context.options.dry_run,
+            trial=target.trial,
+            seconds=time.monotonic() - context.began,
+            events=tuple(context.events),
+        )
+
+
+def _undo_part(part: Part, undone: _Undone) -> None:
+    """Undo one part; what goes wrong does not keep the others from being undone."""
+    try:
+        undone.states.append(part.undo())
+    except ServerUnreachableError as exc:
+        undone.silent.append(f"{part.label} does not answer ({exc.message})")
+    except Exception as exc:  # noqa: BLE001 - a fault of ours in one part must not keep the others from being undone
+        undone.failed.append(f"{part.label}: {_words(exc)}")
+        undone.by_hand.append(part.by_hand())
+
+
+def _verdict(what: str, cause: BaseException, undone: _Undone, touched: int) -> RepoManagerError:
+    """Return the error that says how a roll-out and its undo ended."""
+    if undone.failed:
+        return RollbackFailedError(
+            f"{what}\nPutting the previous state back failed: " + "; ".join(undone.failed),
+            hint="\n".join(dict.fromkeys(undone.by_hand)),
+        )
+    if undone.silent and not undone.states:
+        server = "the server does" if touched == 1 else "the servers do"
+        return ServerUnreachableError(
+            f"{what}\nconfig.pbtxt is as it was before, but {server} not answer any more: " + "; ".join(undone.silent),
+            hint="A server that is started again serves what it served before. One that runs on may serve both: "
+            "run the same command again once it answers.",
+        )
+    message = f"{what}\nThe previous state was put back: {'; '.join(sorted(undone.states + undone.silent))}."
+    if isinstance(cause, GateError | InconclusiveError):
+        return type(cause)(message)  # a gate keeps its exit code; its hint is in the message
+    return RolloutUndoneError(message)
+
+
+def _words(exc: BaseException) -> str:
+    return str(exc) or type(exc).__name__
+
+
+def _count(parts: Sequence[Part]) -> str:
+    return parts[0].label if len(parts) == 1 else f"{len(parts)} servers"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _as_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt for SIGTERM and SIGHUP, too (in the main thread; elsewhere nothing changes)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            previous[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

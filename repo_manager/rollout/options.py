@@ -1,0 +1,169 @@
+"""How a roll-out and its trial are asked for; each default is written here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repo_manager.errors import UsageError
+from repo_manager.rollout.trial.gates import Gate, parse_gates
+
+if TYPE_CHECKING:  # they take the options
+    from repo_manager.rollout.trial.shadow import ShadowReport
+    from repo_manager.rollout.trial.weights import Weights
+
+__all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"]
+
+_DEFAULT_GATES = "errors<1%"
+_FORM = re.compile(r"(?P<value>\d+(?:\.\d+)?)(?P<percent>\s*%)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """A number of servers as people write it: `3`, or `10%` of them.
+
+    Attributes:
+        value: the number, or the per cent.
+        percent: which of the two.
+    """
+
+    value: float
+    percent: bool = False
+
+    @classmethod
+    def parse(cls, text: str | int, option: str) -> Amount:
+        """Read `3` or `10%`.
+
+        Raises:
+            UsageError: it is neither, a fraction of a server, or more than 100 %; with the option's name.
+        """
+        match = _FORM.fullmatch(str(text).strip())
+        amount = None if match is None else cls(float(match["value"]), match["percent"] is not None)
+        if amount is None or (amount.percent and amount.value > 100) or (not amount.percent and amount.value % 1):
+            raise UsageError(f"{option} {text}: expected a number of servers or a share, for instance 2 or 10%")
+        return amount
+
+    def of(self, total: int) -> int:
+        """Return how many of `total` that is; shares are rounded down, as Kubernetes does for what may be missing."""
+        return int(total * self.value / 100 + 1e-9) if self.percent else int(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{'%' if self.percent else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+    """How to roll out.
+
+    Attributes:
+        keep_previous: leave the previous version loaded, so that going back is only a policy change.
+        dry_run: plan only.
+        deadline_s: for everything up to the proof on the last server; the undo has time of its own. A trial adds the
+            time that it was asked to take.
+        load_timeout_s: deadline of one load on a server, and of the wait for one Deployment or InferenceService.
+        settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
+        smoke_timeout_s: deadline of the smoke inference.
+        reconnect_timeout_s: how long the undo waits for a server that has stopped answering.
+        lease_timeout_s: how long to wait for another roll-out of the same model.
+        retries: how often a call is made again when the server was out of reach, or busy, for a moment.
+        signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
+        force: go on against a check that rests on an estimate (memory).
+        batch: how many of several servers at a time; at least one.
+        max_unavailable: how many of several servers may not answer without failing the whole.
+    """
+
+    keep_previous: bool = False
+    dry_run: bool = False
+    deadline_s: float = 3600.0
+    load_timeout_s: float = 600.0
+    settle_timeout_s: float = 60.0
+    smoke_timeout_s: float = 60.0
+    reconnect_timeout_s: float = 10.0
+    lease_timeout_s: float = 0.0
+    retries: int = 2
+    signed_by: tuple[Path, ...] = ()
+    force: bool = False
+    batch: Amount = Amount(1)
+    max_unavailable: Amount = Amount(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShadowOptions:
+    """How to mirror recorded requests.
+
+    Attributes:
+        requests: the file of recorded requests.
+        rate_per_s: pairs a second; each is one request to either version.
+        duration_s: for how long at most; it ends before when every gate is decided.
+        timeout_s: deadline of one request; an answer that is later is an error.
+        workers: pairs on their way at the same time, at most.
+        seed: of the order of the requests and of the versions in each pair.
+    """
+
+    requests: Path
+    rate_per_s: float = 20.0
+    duration_s: float = 60.0
+    timeout_s: float = 10.0
+    workers: int = 4
+    seed: int = 0
+
+
+def _ignore(_: object) -> None:
+    """Do nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialOptions:
+    """How a version is tried before it takes over.
+
+    Attributes:
+        steps: rising shares of the traffic, the last one 1; empty for a shadow alone.
+        step_s: how long each is watched.
+        gates: what has to hold; empty takes `errors<1%`.
+        shadow: mirror recorded requests; `None`: only the server's counters are watched.
+        weights_file: write the weights there instead of publishing them on the server.
+        weights: gives the new version its share; `None`: published on the server, or in `weights_file`.
+        on_shadow: given the shadow's report, whatever its outcome.
+        on_step: given each share below 1 after it was watched; what it raises undoes the roll-out.
+    """
+
+    steps: tuple[float, ...] = ()
+    step_s: float = 120.0
+    gates: tuple[Gate, ...] = ()
+    shadow: ShadowOptions | None = None
+    weights_file: Path | None = None
+    weights: Weights | None = None
+    on_shadow: Callable[[ShadowReport], None] = _ignore
+    on_step: Callable[[float], None] = _ignore
+
+    @property
+    def all_gates(self) -> tuple[Gate, ...]:
+        """The gates, or the default ones."""
+        return self.gates or parse_gates(_DEFAULT_GATES)
+
+    @property
+    def longest_s(self) -> float:
+        """How long the trial takes at most."""
+        return len(self.steps) * self.step_s + (0.0 if self.shadow is None else self.shadow.duration_s)
+
+    def check(self) -> None:
+        """See whether the gates can be judged at all.
+
+        Raises:
+            UsageError: one needs mirrored requests, the steps do not rise to 1, or nothing was asked for.
+        """
+        if self.shadow is None and not self.steps:
+            raise UsageError("neither a shadow nor canary steps were asked for")
+        rising = all(low < high for low, high in zip((0.0, *self.steps), self.steps, strict=False))
+        if self.steps and (not rising or self.steps[-1] != 1.0):
+            shares = ", ".join(f"{step * 100:g} %" for step in self.steps)
+            raise UsageError(f"the canary steps {shares} do not ascend from above 0 % to 100 %")
+        deaf = [gate.text for gate in self.gates if gate.metric not in ("errors", "mean") or gate.relative]
+        if self.shadow is None and deaf:
+            raise UsageError(
+                f"the server's counters cannot tell {', '.join(deaf)}: they provide only error counts and mean times",
+                hint="Add --shadow REQUESTS, or use errors<... and mean<... alone.",
+            )

@@ -1,0 +1,326 @@
+"""Triton servers of one repository, one or many: load old and new together, prove the new one, drop the old one.
+
+They share one config.pbtxt, whose version policy says what the next load serves. So at any moment every server answers,
+and the undo of a version that never took over is one more load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.repository import set_served_versions
+from repo_manager.rollout.checks import Check, check_server
+from repo_manager.rollout.observe import ServedState, observe, require_known, wait_until_only_ready
+from repo_manager.rollout.plan import RolloutPlan, hidden_changes, obstacle_of, plan_from
+from repo_manager.rollout.policy_file import changes_are_unseen, read_bytes, touch, write_back
+from repo_manager.rollout.result import ServerResult
+from repo_manager.rollout.smoke import SmokeResult, smoke_test
+from repo_manager.rollout.targets.base import Context
+from repo_manager.rollout.waves import in_waves
+from repo_manager.server import TritonClient
+
+__all__ = ["TritonPart", "TritonTarget"]
+
+# Looking costs a server nothing, so many are asked at once.
+_WIDE = 16
+_UNLOAD_S = 3.0
+
+
+class TritonTarget:
+    """One or more servers of one repository.
+
+    First every server serves the old and the new version and proves the new one; only when all have, the old one is
+    dropped, again a batch at a time.
+
+    Args:
+        context: of the roll-out.
+        clients: one a server.
+
+    Raises:
+        UsageError: no server.
+    """
+
+    trial = None
+
+    def __init__(self, context: Context, clients: Sequence[TritonClient]) -> None:
+        if not clients:
+            raise UsageError(f"No server to deploy {context.name}:{context.version} to", hint="Give at least one URL.")
+        self._context, self._clients = context, clients
+        context.total = len(clients)
+        self.batch = max(1, context.options.batch.of(len(clients)))
+        self.parts: list[TritonPart] = []
+        self._original: bytes | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything has to be done, on a server or in config.pbtxt."""
+        return any(part.plan.changes for part in self.parts)
+
+    def describe(self) -> str:
+        """Return the servers' URLs."""
+        return ", ".join(client.url for client in self._clients)
+
+    def look(self) -> None:
+        """Ask every server what it serves, and plan."""
+
+        def part_of(client: TritonClient) -> TritonPart | None:
+            try:
+                return TritonPart(self._context, client)
+            except ServerUnreachableError as exc:
+                self._context.leave_out(client.url, exc)
+                return None
+
+        found = in_waves(self._clients, min(_WIDE, len(self._clients)), part_of)
+        self.parts = [part for part in found if part is not None]
+        self._context.check_missing()
+        after = {version for part in self.parts for version in part.plan.ready_after}
+        for part in self.parts:  # they share one config.pbtxt
+            part.plan = dataclasses.replace(part.plan, ready_after=tuple(sorted(after)))
+        meanwhile = tuple(sorted({version for part in self.parts for version in part.loaded_meanwhile()}))
+        self._original = read_bytes(self._context.repository, self._context.name)
+        for part in self.parts:
+            part.meanwhile, part.original = meanwhile, self._original
+
+    def check(self) -> None:
+        """Check the version once, and every server; what is served already only where keys are given."""
+        if not self.changes and not self._context.options.signed_by:
+            return
+        shared = self._context.check_version()
+
+        def check(part: TritonPart) -> None:
+            part.checks = (*shared, *part.check_server()) if self.changes else shared
+
+        in_waves(self.parts, min(_WIDE, len(self.parts)), check)
+
+    def put_back(self) -> None:
+        """Make config.pbtxt what it was."""
+        write_back(self._context.repository, self._context.name, self._original)
+
+
+class TritonPart:
+    """One server, from a look at what it serves to the proof of what it serves then.
+
+    Args:
+        context: of the roll-out.
+        client: of the server.
+
+    Raises:
+        ServerUnreachableError: no answer.
+        ServerRefusedError: the server refuses to tell what it serves.
+    """
+
+    def __init__(self, context: Context, client: TritonClient) -> None:
+        self.context, self.client = context, client
+        self.touched = self._mended = False
+        self.checks: tuple[Check, ...] = ()
+        self.before = self._observe()
+        context.retried(lambda: require_known(self.before, client, context.name))
+        self.plan: RolloutPlan = plan_from(
+            context.entry,
+            context.version,
+            self.before,
+            keep_previous=context.options.keep_previous,
+            obstacle=obstacle_of(context.repository, context.entry),
+        )
+        self.meanwhile: tuple[int, ...] = ()
+        self.original: bytes | None = None
+        self.smoke: SmokeResult | None = None
+        self._state = self.before
+
+    @property
+    def label(self) -> str:
+        """The server's URL."""
+        return self.client.url
+
+    @property
+    def _unseen(self) -> bool:
+        return changes_are_unseen(self.context.repository)
+
+    def loaded_meanwhile(self) -> tuple[int, ...]:
+        """Return the versions that are served until the new one has proven itself."""
+        existing = {each.version for each in self.context.entry.versions}
+        return tuple(sorted({*self.plan.ready_after, *(set(self.before.ready) & existing)}))
+
+    def check_server(self) -> tuple[Check, ...]:
+        """Check whether this server can take the version."""
+        context = self.context
+        timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
+        return check_server(context.entry, context.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
+
+    def apply(self) -> None:
+        """Serve the old and the new version together."""
+        self.touched = True
+        self.serve(self.meanwhile)
+        state = self._observe()
+        self._state = state if set(self.plan.ready_after) <= set(state.ready) else self._insist(state)
+
+    def serve(self, versions: tuple[int, ...]) -> None:
+        """Write the version policy, and let the server read it."""
+        self._write_policy(versions)
+        if self.plan.is_hindered and not self._unseen:
+            self._touch()
+        self.load()
+
+    def prove(self) -> None:
+        """Ask the new version for an inference; where nothing was applied, bring a dead process back first."""
+        if not self.touched:
+            self.smoke = self._confirm()
+            return
+        self.smoke = smoke = self._smoke(self._state)
+        what = f"{self.context.name}:{self.context.version}"
+        self.note(f"{what} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
+
+    def finish(self) -> None:
+        """Serve exactly what was planned."""
+        context, after = self.context, self.plan.ready_after
+        if self._observe().ready != after:
+            self._write_policy(after)
+            self.load()
+        else:
+            context.change(lambda: set_served_versions(context.repository, context.name, after))
+        state = wait_until_only_ready(self.client, context.name, after, context.options.settle_timeout_s)
+        if state.ready != after:
+            raise ServerRefusedError(
+                f"{state.sentence}, expected exactly {', '.join(map(str, after))}",
+                hint="Is it the server of this repository? Its log says why.",
+            )
+        self._state = state
+
+    def clear(self) -> None:
+        """Take what a trial wrote from config.pbtxt, and let the server read it with the version policy planned."""
+        context = self.context
+        context.change(lambda: write_back(context.repository, context.name, self.original))
+        self._write_policy(self.plan.ready_after)
+        self.load()
+
+    def undo(self) -> str:
+        """Make the server serve what it served before, and see that it does."""
+        context, options, before = self.context, self.context.options, self.before.ready
+        self.client.wait_live(options.reconnect_timeout_s)
+        if not before or self._unseen:
+            self._unload()
+        if before:
+            # It may have to wait for the load that was given up, however short a deadline that one had.
+            timeout_s = max(options.load_timeout_s, options.settle_timeout_s)
+            self.client.load(context.name, timeout_s=timeout_s)
+        state = wait_until_only_ready(self.client, context.name, before, options.settle_timeout_s)
+        if state.ready != before:
+            raise ServerRefusedError(f"{state.sentence}, before it were {before or 'none'}")
+        return state.sentence
+
+    def by_hand(self) -> str:
+        """Say what a person has to do when the undo failed."""
+        name, policy = self.context.name, self.plan.policy_before
+        text = policy if isinstance(policy, str) else "specific { versions: [" + ", ".join(map(str, policy)) + "] }"
+        missing = " (it had no such file)" if self.original is None else ""
+        return (
+            f"By hand: set version_policy in config.pbtxt of {self.context.entry.path} to {text}{missing}, then load "
+            f"{name} through {self.label} (POST /v2/repository/models/{name}/load). Before, READY were: "
+            f"{', '.join(map(str, self.before.ready)) or 'none'}. Running the same command again is safe, too: it "
+            "looks at what is there."
+        )
+
+    def result(self) -> ServerResult:
+        """Describe what was done, or what would be."""
+        dry_run = self.context.options.dry_run
+        return ServerResult(
+            name=self.label,
+            changed=self._mended or (not dry_run and (self.plan.changes or self._state.ready != self.before.ready)),
+            ready=self._state.ready,
+            previous=self.before.ready,
+            proof="none" if self.smoke is None else "inference",
+            smoke=self.smoke,
+            plan=self.plan,
+            checks=self.checks,
+            mended=self._mended,
+            draining=self._state.busy if self.touched else (),
+        )
+
+    def note(self, event: str) -> None:
+        """Record what is being done; among several servers with the URL."""
+        self.context.note(event if self.context.total == 1 else f"{self.label}: {event}")
+
+    def load(self) -> None:
+        """Ask the server to look at the repository again."""
+        context = self.context
+
+        def load() -> None:
+            if self._unseen:
+                self._unload()
+            timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
+            self.client.load(context.name, timeout_s=timeout_s)
+
+        context.retried(load)
+
+    def _write_policy(self, versions: tuple[int, ...]) -> None:
+        """Say in the repository which versions the next load serves; a file that says so already stays as it is."""
+        numbers = ", ".join(map(str, versions))
+        self.note(f"serving version{'s' if len(versions) > 1 else ''} {numbers}")
+        context = self.context
+        context.change(lambda: set_served_versions(context.repository, context.name, versions))
+
+    def _touch(self) -> None:
+        """Make config.pbtxt newer than anything that the server has seen."""
+        self.context.change(lambda: touch(self.context.repository, self.context.name))
+
+    def _observe(self) -> ServedState:
+        return self.context.retried(lambda: observe(self.client, self.context.name))
+
+    def _unload(self) -> None:
+        """Unload the model, and wait a moment until none of its versions is left."""
+        context = self.context
+        self.client.unload(context.name, timeout_s=context.options.load_timeout_s)
+        # Triton may wait for a dead process for ever; a version that is UNLOADING does not hinder a load.
+        wait_until_only_ready(self.client, context.name, (), _UNLOAD_S, settled=True)
+
+    def _insist(self, state: ServedState) -> ServedState:
+        """Load again with a newer config.pbtxt: Triton answers 200 and does nothing when nothing looks newer to it."""
+        context = self.context
+        self.note(f"the server answered the load and did nothing ({state.sentence}); asking again")
+        self._touch()
+        self.load()
+        state = self._observe()
+        if set(self.plan.ready_after) <= set(state.ready):
+            return state
+        reason = state.reasons.get(context.version)
+        raise ServerRefusedError(
+            f"{self.label} answered the load of {context.name} and did nothing: {state.sentence}"
+            + (f" ({reason})" if reason else ""),
+            hint=" ".join(hidden_changes(context.entry))
+            or f"Does it serve {context.repository}? A server of another repository does not see this change.",
+        )
+
+    def _smoke(self, state: ServedState) -> SmokeResult:
+        context, config = self.context, state.config
+        if config is None or context.version not in state.ready:
+            raise ServerRefusedError(f"{context.name}:{context.version} is not ready: {state.sentence}")
+
+        def ask() -> SmokeResult:
+            timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
+            folder, name, version = context.folder, context.name, context.version
+            return smoke_test(self.client, folder, name, version, config, timeout_s=timeout_s)
+
+        return context.retried(ask)
+
+    def _confirm(self) -> SmokeResult:
+        """Prove that what is deployed answers; unload and load it where only its process has died.
+
+        Raises:
+            ServerRefusedError: it does not come back, or still does not answer.
+        """
+        context = self.context
+        try:
+            return self._smoke(self.before)
+        except ServerRefusedError as exc:
+            self.note(f"{context.name}:{context.version} is READY but does not answer: {exc.message}")
+        self.note(f"unloading and loading {context.name}")
+        self.touched = True
+        self._unload()
+        self.load()
+        settle_s = context.options.settle_timeout_s
+        self._state = wait_until_only_ready(self.client, context.name, self.plan.ready_after, settle_s)
+        smoke = self._smoke(self._state)
+        self._mended = True
+        return smoke
