@@ -5,13 +5,14 @@ from __future__ import annotations
 import onnx
 
 from repo_manager.onnx_model import Model
+from repo_manager.onnx_model.model import graph_as_stored
 from repo_manager.onnx_model.walk import nodes_of
 
 __all__ = ["named_graph"]
 
 
 def named_graph(model: Model) -> onnx.ModelProto | None:
-    """Give every node a name of its own and every unnamed dynamic input dimension another symbol.
+    """Give every node a name of its own and every unnamed dynamic input dimension another symbol; sort the nodes.
 
     The builder's log and its errors speak of nodes by name, and TensorRT takes two unnamed
     dimensions for the same one. A node without a name gets its first output's, as in the sparsity report.
@@ -20,9 +21,9 @@ def named_graph(model: Model) -> onnx.ModelProto | None:
         A changed copy that still refers to external files by name; `None` when nothing has to change, so
         that the file itself can be parsed.
     """
-    if not _unnamed_dims(model.graph_only) and not _needs_names(model.graph_only):
+    if not model.reordered and not _unnamed_dims(model.graph_only) and not _needs_names(model.graph_only):
         return None
-    proto = onnx.load_model(model.path, load_external_data=False)
+    proto = graph_as_stored(model)
     for name, axis, dim in _unnamed_dims(proto):
         dim.Clear()
         dim.dim_param = f"{name}_axis_{axis}"

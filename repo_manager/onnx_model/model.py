@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from repo_manager.errors import ModelError
 from repo_manager.files import sha256_file
 from repo_manager.onnx_model.names import check_names, check_opsets
+from repo_manager.onnx_model.order import sort_nodes
 from repo_manager.onnx_model.validate import check_external_files, check_functions, check_spec, check_tensors
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore, element_count, is_external
 from repo_manager.onnx_model.wire import cut_weights
 from repo_manager.types import Digest
 
-__all__ = ["Model", "load_model", "parameter_count"]
+__all__ = ["Model", "graph_as_stored", "load_model", "parameter_count"]
 
 MAX_FILE_BYTES = (1 << 31) - 1
 """protobuf's limit for one message, and so for one .onnx file without its external data."""
@@ -42,8 +43,10 @@ class Model:
         digest: of the file; with external files, of the list of all their digests and names.
         external_files: absolute paths, all inside the model's folder.
         size_bytes: the file and its external files together.
-        graph_only: the model without its large weights. Their bytes are read through `weights`.
+        graph_only: the model without its large weights, its nodes in topological order. Their bytes are read
+            through `weights`.
         weights: gives the stored bytes and the values of any tensor of `graph_only`.
+        reordered: whether the file has its nodes in another order, which ONNX does not allow and runtimes take.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class Model:
     size_bytes: int
     graph_only: onnx.ModelProto = field(repr=False, compare=False, metadata={"json": False})
     weights: WeightStore = field(repr=False, compare=False, metadata={"json": False})
+    reordered: bool = field(default=False, repr=False, compare=False, metadata={"json": False})
 
     @functools.cached_property
     def proto(self) -> onnx.ModelProto:
@@ -113,6 +117,7 @@ def load_model(path: Path) -> Model:
             graph_only, weights = _read_graph(path)
             check_names(graph_only)
             check_opsets(graph_only)
+            reordered = sort_nodes(graph_only)
             external_files = check_external_files(graph_only, path.parent)
             check_tensors(graph_only, weights)
             check_functions(graph_only)
@@ -129,7 +134,25 @@ def load_model(path: Path) -> Model:
         size_bytes=size_bytes + sum(file.stat().st_size for file in external_files),
         graph_only=graph_only,
         weights=weights,
+        reordered=reordered,
     )
+
+
+def graph_as_stored(model: Model) -> onnx.ModelProto:
+    """Read the model's file once more, weights inside the file included, and sort it; external data stays outside.
+
+    Returns:
+        A copy that the caller owns, and that refers to external files by their names.
+
+    Raises:
+        ModelError: the file is no longer what it was.
+    """
+    try:
+        proto: onnx.ModelProto = onnx.load_model(model.path, load_external_data=False)
+    except (OSError, DecodeError) as exc:
+        raise ModelError(f"{model.path}: cannot be read again; was it changed meanwhile?") from exc
+    sort_nodes(proto)
+    return proto
 
 
 def _file_size(path: Path) -> int:

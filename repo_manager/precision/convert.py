@@ -16,6 +16,7 @@ import onnx
 
 from repo_manager.errors import CalibrationError, GateError, ModelError
 from repo_manager.onnx_model import Model, signature_of
+from repo_manager.onnx_model.model import graph_as_stored
 from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData
@@ -162,9 +163,12 @@ def _macs_share(sparsity: SparsityReport, kept: tuple[KeptNode, ...]) -> float |
 
 
 def _copied(model: Model, path: Path) -> WrittenModel:
-    """Copy the model's files; external ones keep their names, to which the model's file refers."""
+    """Copy the model's files, its nodes sorted; external ones keep their names, to which the model's file refers."""
     files = [path]
-    shutil.copyfile(model.path, path)
+    if model.reordered:
+        path.write_bytes(graph_as_stored(model).SerializeToString())
+    else:
+        shutil.copyfile(model.path, path)
     folder = model.path.parent.absolute()
     for external in model.external_files:
         target = path.parent / external.relative_to(folder)

@@ -27,12 +27,12 @@ _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint6
 
 
 def draft_of(model: Model) -> Draft:
-    """Make a draft: functions inlined, constants collected, nodes named and sorted, stale types dropped.
+    """Make a draft: functions inlined, constants collected, nodes named, stale types dropped.
 
     The model is not changed, and of its weights only small ones and those in bodies are read.
 
     Raises:
-        ModelError: a cyclic graph, a function that cannot be inlined, an unreadable weight.
+        ModelError: a function that cannot be inlined, an unreadable weight.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.graph_only)
@@ -46,7 +46,6 @@ def draft_of(model: Model) -> Draft:
     if proto.functions:
         proto = _inlined(proto, model)
     _drop_listed_weights(proto.graph, weights)
-    _sort(proto.graph, str(model.path))
     return without_unused(named(Draft(proto, weights)))
 
 
@@ -140,38 +139,3 @@ def _collect_constants(graph: onnx.GraphProto, weights: dict[str, Weight]) -> No
         else:
             weights[node.output[0]] = weight
     replace_nodes(graph, kept)
-
-
-def _sort(graph: onnx.GraphProto, where: str) -> None:
-    """Sort every graph's nodes topologically, keeping the given order where it is free.
-
-    Raises:
-        ModelError: the graph has a cycle.
-    """
-    for each in walk.graphs_of(graph):
-        _sort_one(each, where)
-
-
-def _sort_one(graph: onnx.GraphProto, where: str) -> None:
-    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    waits: list[int] = []
-    readers: dict[int, list[int]] = {}
-    for index, node in enumerate(graph.node):
-        sources = {producer[name] for name in (*node.input, *captured_names(node)) if name in producer} - {index}
-        waits.append(len(sources))
-        for source in sources:
-            readers.setdefault(source, []).append(index)
-    if all(source < reader for source, found in readers.items() for reader in found):
-        return
-    ready = [index for index, count in enumerate(waits) if count == 0]
-    order: list[int] = []
-    while ready:
-        index = ready.pop(0)
-        order.append(index)
-        for reader in readers.get(index, ()):
-            waits[reader] -= 1
-            if waits[reader] == 0:
-                ready.append(reader)
-    if len(order) != len(waits):
-        raise ModelError(f"{where}: the graph has a cycle")
-    replace_nodes(graph, [graph.node[index] for index in order])
