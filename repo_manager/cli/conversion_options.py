@@ -39,6 +39,11 @@ class ConversionFlags:
         min=0,
         help="Search up to N layers to keep so that the gate passes.",
     )
+    allow_unchanged: bool = option(
+        "--allow-unchanged",
+        sets=(ConvertOptions, "allow_unchanged"),
+        help="Publish INT8 also when no layer could become INT8.",
+    )
     max_drift: float | None = option(
         "--max-drift",
         sets=(ConvertOptions, "max_drift"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import platform
@@ -23,19 +24,21 @@ from repo_manager.precision.calibration import CalibrationData
 from repo_manager.precision.candidate import Builder
 from repo_manager.precision.draft import Array
 from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
-from repo_manager.precision.proof import Prover
+from repo_manager.precision.proof import Proof, Prover
 from repo_manager.precision.refusal import refusal, where_it_began
 from repo_manager.precision.samples import Reference, reference_of
 from repo_manager.precision.search import auto_keep
 from repo_manager.precision.selection import selection_of
 from repo_manager.precision.source import draft_of
 from repo_manager.precision.writer import WrittenModel
-from repo_manager.sparsity.report import SparsityReport
 from repo_manager.types import Precision
 
 __all__ = ["convert"]
 
 _QUANTIZED = (Precision.INT8, Precision.INT8_FP16)
+_UNCHANGED_HINT = (
+    "Nothing was written. Another --precision fits this model; --allow-unchanged writes it as INT8 all the same."
+)
 
 
 def convert(
@@ -99,7 +102,7 @@ def convert(
         drift=proof.drift,
         sparsity=proof.sparsity,
         kept=kept,
-        kept_macs_share=_macs_share(prover.sparsity, kept),
+        kept_macs_share=_macs_share(proof, kept),
         samples=len(reference.inputs),
         inputs=reference.kind,
         tools=_tools(),
@@ -130,6 +133,8 @@ def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, 
     prover.selection = selection_of(builder.draft, prover.reference.inputs, folder)
     attempts = Attempts(builder, prover, folder, name)
     attempt = first = attempts.make()
+    if builder.quantizes and not builder.quantized and not options.allow_unchanged:
+        raise GateError(_nothing_became_int8(model, precision, first), hint=_UNCHANGED_HINT)
     if options.auto_keep and first.proof.failed_only("drift"):
         attempt = auto_keep(attempts, first, options.auto_keep, folder)
     if attempt.proof.passed:
@@ -155,11 +160,32 @@ class _Samples:
         return iter(self.reference.inputs) if self.calibration is None else self.calibration.batches()
 
 
-def _macs_share(sparsity: SparsityReport, kept: tuple[KeptNode, ...]) -> float | None:
-    """Return which share of the multiply-accumulates the kept nodes do; `None` when none are counted."""
-    total = sum(layer.macs or 0 for layer in sparsity.layers)
+def _nothing_became_int8(model: Model, precision: Precision, attempt: Attempt) -> str:
+    reasons = collections.Counter(f"{node.op_type}: {node.reason}" for node in attempt.candidate.kept)
+    lines = [f"  {count} x {reason}" for reason, count in reasons.most_common(8)]
+    found = "\n".join(lines) or "  it has no Conv, ConvTranspose, Gemm or MatMul"
+    return f"{model.path} as {precision}: no operator can become INT8\n{found}"
+
+
+def _macs_share(proof: Proof, kept: tuple[KeptNode, ...]) -> float | None:
+    """Return which share of the multiply-accumulates the kept nodes do; `None` when none are counted.
+
+    Both sides name nodes as the written model does, where every node, at every depth, has a name of its own; the
+    sparsity report puts the bodies around a node before its name.
+    """
+    layers = proof.sparsity.layers
+    total = sum(layer.macs or 0 for layer in layers)
+    if not total:
+        return None
     names = {node.node for node in kept}
-    return sum(layer.macs or 0 for layer in sparsity.layers if layer.node in names) / total if total else None
+    top = {node.name for node in proof.found.graph_only.graph.node}
+
+    def is_kept(label: str) -> bool:
+        if label in top:
+            return label in names
+        return any(label.endswith(f"/{name}") for name in names - top)
+
+    return sum(layer.macs or 0 for layer in layers if is_kept(layer.node)) / total
 
 
 def _copied(model: Model, path: Path) -> WrittenModel:

@@ -1,7 +1,7 @@
 """Compute what depends on constants alone, so that a weight is found where it is used.
 
-Only operators that move or relabel values, and never more than the result's own size: a weight behind
-Identity, Transpose, Reshape, Cast, ... becomes a weight; a ConstantOfShape becomes one, too.
+Only operators that move, relabel or join values or compute each of them on its own, and never more than the result's
+own size: a weight behind Identity, Transpose, Reshape, Cast, Mul, Concat, ... becomes a weight; a ConstantOfShape, too.
 """
 
 from __future__ import annotations
@@ -129,12 +129,54 @@ def _constant_of_shape(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | N
     return Weight(tensor.data_type, shape, lambda: np.full(shape, value[0], value.dtype))
 
 
+def _arithmetic(compute: Callable[[Array, Array], Array]) -> Fold:
+    """Return the fold of an operator on two float32 constants, one of which has the result's shape."""
+
+    def fold(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | None:
+        if any(weight.data_type != onnx.TensorProto.FLOAT for weight in inputs) or len(inputs) != 2:
+            return None
+        try:
+            shape = np.broadcast_shapes(inputs[0].shape, inputs[1].shape)
+        except ValueError:
+            return None
+        if shape not in (inputs[0].shape, inputs[1].shape):
+            return None
+        first, second = (weight.load for weight in inputs)
+        return Weight(onnx.TensorProto.FLOAT, shape, lambda: _quiet(compute, first(), second()))
+
+    return fold
+
+
+def _quiet(compute: Callable[[Array, Array], Array], first: Array, second: Array) -> Array:
+    with np.errstate(all="ignore"):  # as ONNX Runtime computes: infinities and NaN are results
+        return np.asarray(compute(first, second), np.float32)
+
+
+def _concat(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | None:
+    rank, axis = len(inputs[0].shape), int(attribute(node, "axis", 0))
+    if not -rank <= axis < rank or any(weight.data_type != inputs[0].data_type for weight in inputs):
+        return None
+    axis %= rank
+    shapes = [weight.shape for weight in inputs]
+    if any(shape[:axis] + shape[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for shape in shapes):
+        return None
+    total = sum(shape[axis] for shape in shapes)
+    loads = [weight.load for weight in inputs]
+    shape = (*shapes[0][:axis], total, *shapes[0][axis + 1 :])
+    return Weight(inputs[0].data_type, shape, lambda: np.concatenate([load() for load in loads], axis))
+
+
 _FOLDS: dict[str, Fold] = {
+    "Add": _arithmetic(np.add),
     "Cast": _cast,
+    "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
+    "Div": _arithmetic(np.divide),
     "Identity": _identity,
+    "Mul": _arithmetic(np.multiply),
     "Reshape": _reshape,
     "Squeeze": _squeeze,
+    "Sub": _arithmetic(np.subtract),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

@@ -52,6 +52,7 @@ class ConvertOptions:
             INT8; TensorRT picks sparse INT8 kernels mostly then.
         drift_samples: how many samples the drift is measured on.
         seed: of natural inputs.
+        allow_unchanged: of INT8: write the result also when no operator could become INT8.
         judge_served: of INT8: also run the result as ONNX Runtime serves it on this CPU, and report that number. It
             never decides, because CPUs differ; `add` leaves it out for TensorRT.
     """
@@ -68,6 +69,7 @@ class ConvertOptions:
     quantize_outputs: bool = True
     drift_samples: int = 16
     seed: int = 0
+    allow_unchanged: bool = False
     judge_served: bool = True
 
 
@@ -102,7 +104,7 @@ class Conversion:
         drift: one per output, then one per value that is judged in place of an output.
         sparsity: of what was written.
         kept: operators left in FP32.
-        kept_macs_share: share of the source's multiply-accumulates that these do, 0 to 1; `None`: not counted.
+        kept_macs_share: share of the multiply-accumulates that these do, 0 to 1; `None`: not counted.
         samples: how many the drift was measured on.
         inputs: where they came from: `held-out` (calibration data that no scale was made from), `calibration` or
             `natural` (seeded random numbers).

@@ -56,6 +56,7 @@ CASES: list[tuple[list[str], str, Any]] = [
     (["--for-server", "26.07:9.0"], "target", FitTarget(R2607, "9.0")),
     (["--keep-fp32", "a*", "--keep-fp32", "b"], "convert.keep_fp32", ("a*", "b")),
     (["--auto-keep", "3"], "convert.auto_keep", 3),
+    (["--allow-unchanged"], "convert.allow_unchanged", True),
     (["--max-drift", "0"], "convert.max_drift", 0.0),
     (["--max-batch-size", "0"], "config.max_batch_size", 0),
     (["--instances", "2"], "config.instance_count", 2),

@@ -80,10 +80,9 @@ print("verdict", found.digest, found.drift[0].relative_error, found.drift[0].ser
 def emulated(cpu: str, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run this Python on an emulated CPU."""
     assert EMULATOR is not None
-    python = str(Path(sys.executable).resolve())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
-        [EMULATOR, "-cpu", cpu, python, *command],
+        [EMULATOR, "-cpu", cpu, sys.executable, *command],
         capture_output=True,
         text=True,
         check=False,
@@ -107,6 +106,18 @@ def test_a_cpu_without_vnni_gives_the_same_file_and_verdict(save, out, tmp_path)
     assert (first, digest) == ("verdict", same)
     assert float(error) == pytest.approx(float(expected), rel=1e-3)
     assert float(served) < 0.01
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(EMULATOR is None, reason="needs qemu-x86_64 (Debian: qemu-user), which emulates a CPU without VNNI")
+def test_the_tests_of_conversions_pass_without_vnni():
+    """A gate that depends on the CPU shows here: half a minute of emulated CPU time."""
+    tests = Path(__file__).with_name("test_convert.py")
+    done = emulated(
+        "Haswell", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests), timeout_s=800
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
 
 
 @pytest.mark.parametrize("precision", INT8)
@@ -255,3 +266,78 @@ def test_a_class_number_is_judged_by_its_scores(save, out):
     assert label.relative_error > 0.2 > scores.relative_error
     assert onnx.checker.check_model(str(out)) is None
     assert load_model(out).digest == result.digest
+
+
+def recurrent(save):
+    """An LSTM and a convolution without names, and a product inside an If: nothing that could become INT8 but one."""
+    rng = RNG(9)
+    branch = [
+        helper.make_graph(
+            [helper.make_node("MatMul", ["h", weight], [f"o_{weight}"])],
+            weight,
+            [],
+            [helper.make_tensor_value_info(f"o_{weight}", TensorProto.FLOAT, None)],
+        )
+        for weight in ("then", "else")
+    ]
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["s"], hidden_size=16),
+        helper.make_node("Squeeze", ["s", "one"], ["h"]),
+        helper.make_node("ReduceMax", ["h"], ["m"], keepdims=0),
+        helper.make_node("Greater", ["m", "zero"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch[0], else_branch=branch[1]),
+    ]
+    weights = {
+        "w": rng.standard_normal((1, 64, 8)).astype(np.float32) * 0.3,
+        "r": rng.standard_normal((1, 64, 16)).astype(np.float32) * 0.3,
+        "then": rng.standard_normal((16, 4)).astype(np.float32),
+        "else": rng.standard_normal((16, 4)).astype(np.float32),
+        "one": np.array([1], np.int64),
+        "zero": np.float32(0),
+    }
+    model = save(nodes, {"x": [5, 1, 8]}, {"y": [5, 1, 4]}, weights)
+    return model, of(model, rng.standard_normal((16, 5, 1, 8)).astype(np.float32))
+
+
+def test_int8_in_which_nothing_is_int8_is_refused_unless_allowed(save, out):
+    model, calibration = recurrent(save)
+    with pytest.raises(GateError, match=r"no operator can become INT8\n[\s\S]*LSTM: ") as caught:
+        convert(model, Precision.INT8, out, calibration=calibration)
+    assert "--allow-unchanged" in (caught.value.hint or "")
+    assert not out.exists()
+    result = convert(model, Precision.INT8, out, calibration=calibration, options=ConvertOptions(allow_unchanged=True))
+    assert result.kept_macs_share == 1.0
+    assert sorted(node.op_type for node in result.kept) == ["LSTM", "MatMul", "MatMul"]
+
+
+def test_the_share_of_what_is_kept_counts_nodes_without_names(save, out):
+    rng = RNG(10)
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])]
+    weights = {
+        "a": rng.standard_normal((8, 8)).astype(np.float32),
+        "b": rng.standard_normal((8, 24)).astype(np.float32),
+    }
+    model = save(nodes, {"x": ["N", 8]}, {"y": ["N", 24]}, weights)
+    calibration = of(model, rng.standard_normal((16, 1, 8)).astype(np.float32))
+    result = convert(model, Precision.INT8, out, calibration=calibration, options=ConvertOptions(keep_fp32=("h",)))
+    assert result.kept_macs_share == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("kind", ["Cast and Mul", "float16", "Concat"])
+def test_weights_that_constants_make_become_int8(save, out, kind):
+    stored = RNG(11).integers(-127, 128, (32, 8)).astype(np.int8)
+    if kind == "Cast and Mul":
+        made = [node("Cast", ["q"], ["c"], to=1), node("Mul", ["c", "s"], ["w"])]
+        weights = {"q": stored, "s": np.full((8,), 0.01, np.float32)}
+    elif kind == "float16":
+        made, weights = [node("Cast", ["q"], ["w"], to=1)], {"q": (stored * 0.01).astype(np.float16)}
+    else:
+        made = [node("Concat", ["a", "b"], ["w"], axis=0)]
+        values = (stored * 0.01).astype(np.float32)
+        weights = {"a": values[:12], "b": values[12:]}
+    model = save([*made, node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 32]}, {"y": ["N", 8]}, weights)
+    samples = RNG(12).standard_normal((32, 1, 32)).astype(np.float32)
+    result = convert(model, Precision.INT8, out, calibration=of(model, samples))
+    assert result.kept == ()
+    assert sum(tensor.data_type == TensorProto.INT8 for tensor in onnx.load(out).graph.initializer) >= 2
+    assert result.drift[0].relative_error < 0.02
