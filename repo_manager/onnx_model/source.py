@@ -7,9 +7,7 @@ import onnx.inliner
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import dtypes, walk
-from repo_manager.onnx_model.model import Model
-from repo_manager.onnx_model.weights import is_external
-from repo_manager.precision.draft import (
+from repo_manager.onnx_model.draft import (
     Array,
     Draft,
     Weight,
@@ -20,6 +18,8 @@ from repo_manager.precision.draft import (
     unique_name,
     used_names,
 )
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.weights import is_external
 
 __all__ = ["draft_of", "named", "without_unused"]
 
