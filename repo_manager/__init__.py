@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.deploying import deploy, rollback
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
-    from repo_manager.rollout import RolloutOptions, ShadowOptions, TrialOptions
+    from repo_manager.rollout import Amount, RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.rollout.status import status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
@@ -46,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddOptions",
+    "Amount",
     "ApplyOptions",
     "Backend",
     "ConvertOptions",
@@ -102,7 +103,7 @@ _MODULES = {
     "precision": ("ConvertOptions", "convert", "load_calibration"),
     "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "pipeline.deploying": ("deploy", "rollback"),
-    "rollout": ("RolloutOptions", "ShadowOptions", "TrialOptions", "status"),
+    "rollout": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions", "status"),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),
     "types": ("Backend", "Precision", "as_json"),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.repository import set_served_versions
 from repo_manager.rollout.checks import Check, check_server
-from repo_manager.rollout.observe import ServedState, observe, require_known, wait_until_only_ready
+from repo_manager.rollout.observe import ServedState, observe, require_control, require_known, wait_until_only_ready
 from repo_manager.rollout.plan import RolloutPlan, hidden_changes, obstacle_of, plan_from
 from repo_manager.rollout.policy_file import changes_are_unseen, read_bytes, touch, write_back
 from repo_manager.rollout.result import ServerResult
@@ -144,8 +144,13 @@ class TritonPart:
         return tuple(sorted({*self.plan.ready_after, *(set(self.before.ready) & existing)}))
 
     def check_server(self) -> tuple[Check, ...]:
-        """Check whether this server can take the version."""
+        """Check whether this server can take the version.
+
+        Raises:
+            ServerRefusedError: it would refuse what the roll-out and its undo do.
+        """
         context = self.context
+        context.retried(lambda: require_control(self.client))
         timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
         return check_server(context.entry, context.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
 
