@@ -33,11 +33,11 @@ import numpy as np
 import onnx
 
 from repo_manager.onnx_model import Session, find_sizes, load_model, natural_inputs, signature_of
-from repo_manager.onnx_model.source import draft_of
-from repo_manager.onnx_model.writer import write_draft
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
 from repo_manager.precision.candidate import Builder
+from repo_manager.precision.source import draft_of
+from repo_manager.precision.writer import write_draft
 from repo_manager.types import Precision
 
 Inputs = list[dict[str, np.ndarray[Any, Any]]]

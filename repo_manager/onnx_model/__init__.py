@@ -8,19 +8,23 @@ from repo_manager.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
+    from repo_manager.onnx_model.batch_graph import GraphVerdict, judge_graph
     from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
-    from repo_manager.onnx_model.model import Model, load_model, parameter_count
+    from repo_manager.onnx_model.model import Model, load_graph, load_model, parameter_count
     from repo_manager.onnx_model.save import save_model
     from repo_manager.onnx_model.session import Session
     from repo_manager.onnx_model.signature import Signature, resolve_shape, signature_of
 
 __all__ = [
     "BatchAxis",
+    "GraphVerdict",
     "Model",
     "Session",
     "Signature",
     "find_batch_axis",
     "find_sizes",
+    "judge_graph",
+    "load_graph",
     "load_model",
     "natural_inputs",
     "parameter_count",
@@ -34,12 +38,17 @@ _MODULES = {
         "BatchAxis",
         "find_batch_axis",
     ),
+    "batch_graph": (
+        "GraphVerdict",
+        "judge_graph",
+    ),
     "inputs": (
         "find_sizes",
         "natural_inputs",
     ),
     "model": (
         "Model",
+        "load_graph",
         "load_model",
         "parameter_count",
     ),

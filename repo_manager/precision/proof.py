@@ -9,8 +9,6 @@ import numpy as np
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import Model, Session, Signature, load_model, signature_of
-from repo_manager.onnx_model.draft import Draft
-from repo_manager.onnx_model.writer import WrittenModel, write_view
 from repo_manager.precision.checks import (
     check_drift,
     check_file,
@@ -21,9 +19,11 @@ from repo_manager.precision.checks import (
     probability_outputs,
     served_text,
 )
+from repo_manager.precision.draft import Draft
 from repo_manager.precision.options import Check, ConvertOptions
 from repo_manager.precision.samples import Reference
 from repo_manager.precision.selection import Selection
+from repo_manager.precision.writer import WrittenModel, write_view
 from repo_manager.sparsity.report import SparsityReport, sparsity_report
 from repo_manager.stats.drift import DriftMeter, OutputDrift
 from repo_manager.types import Precision

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import Model, Session, Signature, find_sizes, natural_inputs
-from repo_manager.onnx_model.draft import Array
 from repo_manager.precision.calibration import CalibrationData
+from repo_manager.precision.draft import Array
 
 __all__ = ["Reference", "reference_of"]
 

@@ -11,11 +11,11 @@ from onnx import TensorProto, helper
 from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
 from repo_manager.files import sha256_file
 from repo_manager.onnx_model import Session, load_model, signature_of
-from repo_manager.onnx_model.source import draft_of
-from repo_manager.onnx_model.writer import write_draft
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import data_of_samples
 from repo_manager.precision.checks import check_drift, check_signature
+from repo_manager.precision.source import draft_of
+from repo_manager.precision.writer import write_draft
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.types import Precision, as_json
 

@@ -7,7 +7,9 @@ import onnx.inliner
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import dtypes, walk
-from repo_manager.onnx_model.draft import (
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.weights import is_external
+from repo_manager.precision.draft import (
     Array,
     Draft,
     Weight,
@@ -18,8 +20,6 @@ from repo_manager.onnx_model.draft import (
     unique_name,
     used_names,
 )
-from repo_manager.onnx_model.model import Model
-from repo_manager.onnx_model.weights import is_external
 
 __all__ = ["draft_of", "named", "without_unused"]
 
