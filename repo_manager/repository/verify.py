@@ -11,7 +11,7 @@ from typing import Any
 from repo_manager.errors import ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.repository.configuration import is_as_derived
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
@@ -93,7 +93,7 @@ def _model(store: Store, name: str, content: _Content) -> list[Problem]:
             return [Problem(store.record_key(name), exc.message, hint=exc.hint or "")]
         try:
             found = list(_model_once(store, view, content))
-        except FileNotFoundError:
+        except (FileNotFoundError, RepositoryError):  # What was to be read went, or is another one now.
             if store.look(name) == view:
                 raise
             continue
