@@ -24,9 +24,10 @@ from typing import Any
 
 import onnx
 
-from repo_manager.onnx_model import load_model, signature_of
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import require
-from repo_manager.pipeline import AddOptions, add
+from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.precision import convert
 from repo_manager.types import Precision
 

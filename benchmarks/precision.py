@@ -32,7 +32,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from repo_manager.onnx_model import Session, find_sizes, load_model, natural_inputs, signature_of
+from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
 from repo_manager.precision.candidate import Builder

@@ -37,7 +37,7 @@ from open_loop import OpenLoop
 
 from repo_manager import samples
 from repo_manager.repository import model_states, set_served_versions
-from repo_manager.rollout import deploy, rollback
+from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 NAME, PROBE = "digits", "probe"

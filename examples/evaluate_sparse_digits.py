@@ -37,7 +37,8 @@ from train_sparse_digits import (
 )
 
 from repo_manager.errors import GateError
-from repo_manager.onnx_model import load_model, signature_of
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision import convert, load_calibration
 from repo_manager.types import Precision
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repo_manager import samples
-from repo_manager.pipeline import AddOptions, SparsityMode, add
+from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.repository import read_manifest, scan, verify
 from repo_manager.types import Backend, Precision
 

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from repo_manager.loadtest.options import LoadTestOptions
     from repo_manager.loadtest.run import run_load_test
     from repo_manager.loadtest.slo import judge, parse_slo
-    from repo_manager.onnx_model import load_model, save_model
-    from repo_manager.pipeline import AddOptions, SparsityMode, inspect_model
-    from repo_manager.pipeline.adding import add
+    from repo_manager.onnx_model.model import load_model
+    from repo_manager.onnx_model.save import save_model
+    from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.pipeline.deploying import deploy, rollback
+    from repo_manager.pipeline.inspect import inspect_model
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
-    from repo_manager.rollout import Amount, RolloutOptions, ShadowOptions, TrialOptions
+    from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.rollout.status import status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
@@ -46,7 +47,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddOptions",
-    "Amount",
     "ApplyOptions",
     "Backend",
     "ConvertOptions",
@@ -97,13 +97,16 @@ _MODULES = {
     "loadtest.options": ("LoadTestOptions",),
     "loadtest.run": ("run_load_test",),
     "loadtest.slo": ("judge", "parse_slo"),
-    "onnx_model": ("load_model", "save_model"),
-    "pipeline": ("AddOptions", "SparsityMode", "add", "inspect_model"),
+    "onnx_model.model": ("load_model",),
+    "onnx_model.save": ("save_model",),
+    "pipeline.adding": ("AddOptions", "SparsityMode", "add"),
     "pipeline.apply": ("ApplyOptions", "apply"),
+    "pipeline.inspect": ("inspect_model",),
     "precision": ("ConvertOptions", "convert", "load_calibration"),
     "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "pipeline.deploying": ("deploy", "rollback"),
-    "rollout": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions", "status"),
+    "rollout.options": ("RolloutOptions", "ShadowOptions", "TrialOptions"),
+    "rollout.status": ("status",),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),
     "types": ("Backend", "Precision", "as_json"),

@@ -31,22 +31,19 @@ from typing import Any
 
 import numpy as np
 
-from repo_manager.engine import (
-    EngineBuild,
-    EngineOptions,
-    ShapeRange,
-    build_engine,
-    find_gpus,
-    join_evidence,
-    join_times,
-    layer_times_of,
-)
+from repo_manager.engine.builder import EngineBuild, build_engine
+from repo_manager.engine.evidence import join_evidence
+from repo_manager.engine.gpu import find_gpus
+from repo_manager.engine.layer_times import join_times, layer_times_of
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.profiles import ShapeRange
 from repo_manager.files import write_atomic
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import run_load_test
-from repo_manager.onnx_model import load_model, signature_of
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import require
-from repo_manager.pipeline import AddOptions, add
+from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.sparsity import sparsity_report
 from repo_manager.triton_config import ConfigOptions

@@ -14,7 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import repo_manager
-from repo_manager.onnx_model import Session, load_model, natural_inputs, signature_of
+from repo_manager.onnx_model.inputs import natural_inputs
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import signature_of
 
 __all__ = ["PowerMeter", "engine_runner", "measure", "rehearsal_runner"]
 

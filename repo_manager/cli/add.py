@@ -16,7 +16,7 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import ModelFile, Output, writing
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.cli.signing import signing_key
-from repo_manager.engine import EngineOptions
+from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add

@@ -22,7 +22,7 @@ from repo_manager.pipeline.serving import ensure_server
 from repo_manager.report.apply_tables import apply_view, plan_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import Location
-from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import ClientOptions
 from repo_manager.settings import load_settings
 

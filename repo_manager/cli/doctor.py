@@ -12,7 +12,8 @@ from repo_manager.cli.engine_options import parse_server
 from repo_manager.cli.option_groups import grouped, option
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag
-from repo_manager.engine import FitTarget, fit_target_of
+from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.fit_check import fit_target_of
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.perf_analyzer.install import install_perf_analyzer
 from repo_manager.pipeline.doctor import examine_engines, examine_machine

@@ -19,7 +19,8 @@ from repo_manager.pipeline.deploying import deploy, rollback
 from repo_manager.report.rollout_tables import rollout_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import resolve_version
-from repo_manager.rollout import Amount, Rollout, RolloutOptions
+from repo_manager.rollout.options import Amount, RolloutOptions
+from repo_manager.rollout.result import Rollout
 from repo_manager.server import ClientOptions
 from repo_manager.settings import load_settings
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from repo_manager.cli.option_groups import option, settings_of
-from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.options import RolloutOptions
 
 __all__ = ["RolloutFlags"]
 

@@ -13,7 +13,7 @@ from repo_manager.cli.options import writing
 from repo_manager.errors import UsageError
 from repo_manager.report.shadow_tables import shadow_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.rollout import ShadowOptions, TrialOptions
+from repo_manager.rollout.options import ShadowOptions, TrialOptions
 from repo_manager.rollout.trial.gates import parse_gates
 from repo_manager.rollout.trial.shadow import ShadowReport
 from repo_manager.rollout.trial.steps import parse_steps

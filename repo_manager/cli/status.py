@@ -13,7 +13,8 @@ from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
 from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.report.rollout_tables import status_view
 from repo_manager.repository import Location, find_model
-from repo_manager.rollout import ModelStatus, resolve_targets, status
+from repo_manager.rollout.status import ModelStatus, status
+from repo_manager.rollout.targets.urls import resolve_targets
 from repo_manager.server import TritonClient, running_server
 from repo_manager.settings import load_settings
 
@@ -47,7 +48,7 @@ class StatusFlags:
             raise ServerUnreachableError(
                 f"No server runs on {root}", hint="Start one: repo-manager serve, or use --to."
             )
-        return [running.control_url]
+        return [running.http_url]
 
 
 @app.command("status")

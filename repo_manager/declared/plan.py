@@ -27,7 +27,7 @@ from repo_manager.repository import (
     scan,
 )
 from repo_manager.repository.state import current_version, previous_version
-from repo_manager.rollout import plan_deploy
+from repo_manager.rollout.plan import plan_deploy
 
 __all__ = ["NEW", "plan_declaration", "planned"]
 

@@ -19,7 +19,8 @@ from repo_manager.engine.plan_set import AdoptedPlan, adopt_plans, check_buildab
 from repo_manager.engine.profiles import derive_profile, find_dim_ranges
 from repo_manager.engine.progress import BuildProgress
 from repo_manager.errors import GateError, UsageError
-from repo_manager.onnx_model import Model, load_model, signature_of
+from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import require
 from repo_manager.sparsity import SparsityReport, sparsity_report
 from repo_manager.types import Backend, Precision

@@ -30,7 +30,7 @@ from repo_manager.engine.progress import BuildProgress, monitor_for
 from repo_manager.engine.timing_cache import default_cache_path, load_timing_cache, merge_timing_cache
 from repo_manager.errors import EngineError, ModelError
 from repo_manager.files import fsync_directory
-from repo_manager.onnx_model import Model
+from repo_manager.onnx_model.model import Model
 from repo_manager.types import Backend, Precision
 
 __all__ = ["EngineBuild", "build_engine"]

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import Model
+from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.sparsity.pattern import nonzero
 from repo_manager.sparsity.uses import Use, uses_of

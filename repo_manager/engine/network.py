@@ -10,7 +10,7 @@ import onnx
 from repo_manager.engine.build_log import BuildLog
 from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
 from repo_manager.errors import EngineError
-from repo_manager.onnx_model import Model
+from repo_manager.onnx_model.model import Model
 
 __all__ = ["create_builder", "parse_network"]
 

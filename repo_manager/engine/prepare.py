@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from repo_manager.onnx_model import Model
-from repo_manager.onnx_model.model import graph_as_stored
+from repo_manager.onnx_model.model import Model, graph_as_stored
 from repo_manager.onnx_model.walk import nodes_of
 
 __all__ = ["named_graph"]

@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from repo_manager.errors import ModelError, UsageError
-from repo_manager.onnx_model import Model, Session, Signature, find_sizes, natural_inputs
+from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature
 from repo_manager.types import TensorSpec
 
 __all__ = ["DEFAULT_BATCH", "DimRange", "ShapeRange", "derive_profile", "find_dim_ranges", "parse_shape_range"]

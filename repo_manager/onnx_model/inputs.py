@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, resolve_shape, spec_of
+from repo_manager.optional import deferred
 from repo_manager.types import TensorSpec
+
+if TYPE_CHECKING:
+    import ml_dtypes
+    import onnx
+else:
+    ml_dtypes = deferred("ml_dtypes")
+    onnx = deferred("onnx")
 
 __all__ = ["find_sizes", "natural_inputs", "usual_shapes"]
 

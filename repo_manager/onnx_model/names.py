@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-
-import onnx
-import onnx.defs
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.walk import graphs_of, nodes_of, tensors_of
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+else:
+    onnx = deferred("onnx")
 
 __all__ = ["check_names", "check_opsets"]
 

@@ -6,13 +6,18 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import onnx
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.dtypes import dtype_name
 from repo_manager.onnx_model.model import Model
+from repo_manager.optional import deferred
 from repo_manager.types import Dim, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+else:
+    onnx = deferred("onnx")
 
 __all__ = ["Signature", "resolve_shape", "signature_of"]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-
-import onnx
-import onnx.checker
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.walk import graphs_of, node_graphs, tensors_of
@@ -18,10 +16,16 @@ from repo_manager.onnx_model.weights import (
     is_external,
     payload_bytes,
 )
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+else:
+    onnx = deferred("onnx")
 
 __all__ = ["check_external_files", "check_functions", "check_spec", "check_tensors"]
 
-_CHECKER_ERRORS = (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError, MemoryError)
+_CHECKER_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
 _MESSAGE_CHARACTERS = 300
 MAX_NODES = 200_000
 """After expanding local functions; far above any real model, far below what fills a machine's memory."""
@@ -170,7 +174,7 @@ def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
                 value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(light.SerializeToString())
-    except _CHECKER_ERRORS as exc:
+    except (onnx.checker.ValidationError, *_CHECKER_ERRORS) as exc:
         raise ModelError(f"not a valid ONNX model: {one_line(exc)}") from exc
 
 

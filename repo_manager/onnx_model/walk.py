@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import onnx
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+else:
+    onnx = deferred("onnx")
 
 __all__ = ["graphs_of", "node_graphs", "nodes_of", "tensors_of"]
 

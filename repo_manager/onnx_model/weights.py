@@ -6,14 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.dtypes import numpy_dtype, stored_bits
 from repo_manager.onnx_model.wire import Blob
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+else:
+    onnx = deferred("onnx")
 
 __all__ = ["ExternalData", "WeightStore", "element_count", "external_data", "is_external", "payload_bytes", "unpack"]
 
@@ -164,8 +170,9 @@ def unpack(packed: NDArray[np.uint8], data_type: int, count: int) -> NDArray[np.
     return values
 
 
-_FLOAT4 = dict(onnx.TensorProto.DataType.items()).get("FLOAT4E2M1")
-_SIGNED = {number for name, number in onnx.TensorProto.DataType.items() if name in ("INT4", "INT2")}
+# Numbers of onnx.TensorProto.DataType, which every release that knows the type has.
+_FLOAT4 = 23
+_SIGNED = {22, 26}  # INT4, INT2
 
 
 def _read(path: Path, blob: Blob, name: str) -> memoryview:

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.engine import AcceleratorOptions, BackendChoice, EngineOptions, FitProblem, FitTarget
-from repo_manager.onnx_model import BatchAxis
+from repo_manager.engine.fit import FitProblem, FitTarget
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.select import BackendChoice
+from repo_manager.engine.triton_options import AcceleratorOptions
+from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.pipeline.golden import GoldenFacts
 from repo_manager.precision import Conversion, ConvertOptions
 from repo_manager.repository import Location

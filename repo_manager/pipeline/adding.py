@@ -16,11 +16,15 @@ import onnx
 
 import repo_manager
 from repo_manager.declared.request import request_record
-from repo_manager.engine import FitProblem, FitTarget, check_version_fit, choose_backend, find_gpus
+from repo_manager.engine.fit import FitProblem, FitTarget
+from repo_manager.engine.fit_check import check_version_fit
+from repo_manager.engine.gpu import find_gpus
 from repo_manager.engine.plan_header import HEADER_BYTES
 from repo_manager.engine.progress import BuildProgress
+from repo_manager.engine.select import choose_backend
 from repo_manager.errors import GateError, RepoManagerError
-from repo_manager.onnx_model import Model, load_model, save_model
+from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.save import save_model
 from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
 from repo_manager.pipeline.prepare import Prepared, Watch, build_version, convert_model
@@ -238,7 +242,6 @@ def _details(origin: _Origin, version: Prepared) -> dict[str, Any]:
             "external": [file.relative_to(source.path.parent.absolute()).as_posix() for file in source.external_files],
         },
         "precision": conversion.precision,
-        "batch_axis": version.converted.axis,
         "pruned": origin.pruned,
         "sparsity": sparsity,
         "conversion": converted,

@@ -12,9 +12,10 @@ from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step,
 from repo_manager.declared.request import Request
 from repo_manager.declared.steps import ApplyResult, ModelResult
 from repo_manager.declared.wanted import config_changes
-from repo_manager.engine import EngineOptions, ShapeRange
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import InputError, RepoManagerError
-from repo_manager.onnx_model import load_model
+from repo_manager.onnx_model.model import load_model
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository import (
@@ -29,7 +30,8 @@ from repo_manager.repository import (
     set_tag,
     sign_version,
 )
-from repo_manager.rollout import RolloutOptions, deploy
+from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.options import RolloutOptions
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision
 

@@ -9,9 +9,11 @@ from repo_manager.errors import ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.pipeline.serving import ensure_server
 from repo_manager.repository import Location, find_model, resolve_version
-from repo_manager.rollout import Rollout, RolloutOptions, To, TrialOptions
-from repo_manager.rollout import deploy as deploy_to
-from repo_manager.rollout import rollback as rollback_on
+from repo_manager.rollout.deploy import To
+from repo_manager.rollout.deploy import deploy as deploy_to
+from repo_manager.rollout.deploy import rollback as rollback_on
+from repo_manager.rollout.options import RolloutOptions, TrialOptions
+from repo_manager.rollout.result import Rollout
 from repo_manager.server import ClientOptions, TritonClient, running_server
 from repo_manager.settings import load_settings
 

@@ -7,7 +7,9 @@ import os
 import platform
 from pathlib import Path
 
-from repo_manager.engine import FitProblem, FitTarget, Gpu, check_version_fit, find_gpus
+from repo_manager.engine.fit import FitProblem, FitTarget
+from repo_manager.engine.fit_check import check_version_fit
+from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer
 from repo_manager.optional import installed_version

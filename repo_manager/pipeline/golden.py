@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repo_manager.onnx_model import Session
+from repo_manager.onnx_model.session import Session
 from repo_manager.repository.golden import Golden
 from repo_manager.types import Precision
 

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from repo_manager.onnx_model import Signature, load_model, parameter_count, signature_of
+from repo_manager.onnx_model.model import load_model, parameter_count
+from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.sparsity import SparsityReport, sparsity_report
 from repo_manager.types import Digest
 

@@ -14,19 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.engine import Artifact, EngineSource, build_artifact
+from repo_manager.engine.artifact import Artifact, EngineSource, build_artifact
 from repo_manager.engine.progress import BuildProgress
-from repo_manager.onnx_model import (
-    BatchAxis,
-    Model,
-    Session,
-    Signature,
-    find_batch_axis,
-    find_sizes,
-    natural_inputs,
-    signature_of,
-)
+from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
 from repo_manager.onnx_model.index_limits import index_limits
+from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.onnx_model.walk import nodes_of
 from repo_manager.pipeline.add_types import AddOptions, Target
 from repo_manager.pipeline.golden import GoldenFacts, golden_sample
@@ -104,7 +99,7 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     """
     signature = signature_of(model)
     calibration = None if options.calibration is None else load_calibration(options.calibration, signature)
-    signature, axis = _batch_axis(model, signature, options, target, _two_rows(calibration))
+    axis = find_batch_axis(model, signature, _two_rows(calibration))
     sample = _sample(model, signature, calibration)
     # Before the long work, for what is wrong by then; it is derived again for the shapes of what is served.
     early = _with_config(options, target, sample, axis)
@@ -181,20 +176,6 @@ def _with_config(
 ) -> AddOptions:
     config = config_options(options.config, target, sample, batched=axis.batched)
     return dataclasses.replace(options, config=config)
-
-
-def _batch_axis(
-    model: Model, signature: Signature, options: AddOptions, target: Target, samples: Mapping[str, NDArray[Any]] | None
-) -> tuple[Signature, BatchAxis]:
-    """Find out whether requests may be joined; outputs without a shape get the one that the server will see."""
-    axis = find_batch_axis(model, signature, samples)
-    if any(spec.shape is None for spec in signature.outputs) and target.choice.backend is Backend.ONNXRUNTIME:
-        served = served_signature(signature, model.path, existing_config(target))
-        signature = dataclasses.replace(signature, outputs=served.outputs)
-    bare = next((spec.name for spec in signature.outputs if not spec.shape), None)
-    if axis.batched and bare is not None:
-        return signature, BatchAxis("unbatched", f"output '{bare}' has no shape in the file, and Triton needs its rank")
-    return signature, axis.asked_for(options.config.max_batch_size)
 
 
 def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | None:

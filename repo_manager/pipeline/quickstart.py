@@ -18,7 +18,8 @@ from repo_manager.loadtest.run import run_load_test
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
 from repo_manager.pipeline.doctor import Machine, examine_machine
 from repo_manager.pipeline.inspect import Inspection, inspect_model
-from repo_manager.rollout import Rollout, deploy
+from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.result import Rollout
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.installation import find_triton
 from repo_manager.types import Backend, Precision

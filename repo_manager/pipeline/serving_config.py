@@ -8,18 +8,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from repo_manager.engine import (
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.plan_set import plan_name
+from repo_manager.engine.profiles import derive_profile, find_dim_ranges
+from repo_manager.engine.triton_options import (
     AcceleratorOptions,
-    EngineOptions,
     config_variant,
-    derive_profile,
-    find_dim_ranges,
     with_accelerator,
     with_plans_by_capability,
 )
-from repo_manager.engine.plan_set import plan_name
 from repo_manager.errors import UsageError
-from repo_manager.onnx_model import BatchAxis, Model, Signature, signature_of
+from repo_manager.onnx_model.batch_axis import BatchAxis
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.pipeline.add_types import AddOptions, Target
 from repo_manager.repository import read_config_bytes
 from repo_manager.triton_config import (

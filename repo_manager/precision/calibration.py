@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from repo_manager.errors import CalibrationError
-from repo_manager.onnx_model import Signature
+from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision import calibration_arrays, calibration_images
 from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
 

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from repo_manager.errors import CalibrationError
-from repo_manager.onnx_model import Signature
+from repo_manager.onnx_model.signature import Signature
 from repo_manager.optional import require
 from repo_manager.precision.calibration_checks import CalibrationData, numpy_name, validated
 from repo_manager.precision.draft import Array

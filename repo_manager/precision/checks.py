@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import Signature
+from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration_checks import MIN_TO_SPLIT
 from repo_manager.precision.options import DEFAULT_MAX_DRIFT, DEFAULT_MIN_TOP1, Check, ConvertOptions
 from repo_manager.sparsity.report import SparsityReport

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 
 from repo_manager.errors import CalibrationError, GateError, ModelError
-from repo_manager.onnx_model import Model, signature_of
-from repo_manager.onnx_model.model import graph_as_stored
+from repo_manager.onnx_model.model import Model, graph_as_stored
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData

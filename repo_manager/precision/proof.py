@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import Model, Session, Signature, load_model, signature_of
+from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.precision.checks import (
     check_drift,
     check_file,

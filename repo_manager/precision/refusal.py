@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import Model
+from repo_manager.onnx_model.model import Model
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.checks import drift_limit
 from repo_manager.precision.lowering_rules import FP16_MAX

@@ -6,7 +6,10 @@ import itertools
 from dataclasses import dataclass, field
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import Model, Session, Signature, find_sizes, natural_inputs
+from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration import CalibrationData
 from repo_manager.precision.draft import Array
 

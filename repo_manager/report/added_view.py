@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.engine import releases
+from repo_manager.engine.releases import releases
 from repo_manager.report.tables import conversion_view, format_share, key_values, make_table
 
 __all__ = ["added_view", "evidence_table", "servers_for"]
@@ -49,7 +49,6 @@ def _facts(added: Any) -> list[tuple[str, object]]:
         ("folder", added.path),
         ("backend", f"{added.backend.backend} ({added.backend.reason})"),
         ("batch axis", f"{added.batch_axis.kind}: {added.batch_axis.reason}"),
-        *_batch_warning(added.batch_axis),
         ("sparsity", valid),
         *_engine_facts(added.engine, str(added.backend.backend)),
         *[("mind", Text(f"{problem.message}. {problem.hint}", style="yellow")) for problem in added.fit],
@@ -61,13 +60,6 @@ def _facts(added: Any) -> list[tuple[str, object]]:
             ("config.pbtxt", f"stays as it is; this version alone would say otherwise: {', '.join(added.config_kept)}")
         )
     return pairs
-
-
-def _batch_warning(axis: Any) -> list[tuple[str, object]]:
-    if not axis.forced:
-        return []
-    text = "--max-batch-size was given all the same: an answer can depend on other clients' requests"
-    return [("mind", Text(text, style="yellow"))]
 
 
 def _engine_facts(engine: Mapping[str, Any], backend: str) -> list[tuple[str, object]]:

@@ -12,7 +12,10 @@ from repo_manager.report.shadow_tables import gates_view, outcome_text
 from repo_manager.report.tables import format_bytes, key_values, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.rollout import Check, ModelStatus, Rollout, RolloutPlan, ServerResult, TrialResult
+    from repo_manager.rollout.checks import Check
+    from repo_manager.rollout.plan import RolloutPlan
+    from repo_manager.rollout.result import Rollout, ServerResult, TrialResult
+    from repo_manager.rollout.status import ModelStatus
 
 __all__ = ["checks_view", "plan_view", "rollout_view", "status_view"]
 

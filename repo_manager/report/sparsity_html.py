@@ -12,7 +12,7 @@ from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
 if TYPE_CHECKING:
     import jinja2
 
-    from repo_manager.engine import LayerEvidence
+    from repo_manager.engine.evidence import LayerEvidence
 else:
     jinja2 = deferred("jinja2")
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-import repo_manager.onnx_model as onnx_model
 from repo_manager.errors import ModelError, RepositoryError, ServerError
+from repo_manager.onnx_model.inputs import natural_inputs
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.repository import Location, read_manifest, version_files
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
@@ -135,8 +138,8 @@ def _reference(version: Location, config: ModelConfig) -> tuple[Golden, str, flo
         with version_files(version) as folder:
             path = folder / (config.message().default_model_filename or "model.onnx")
             try:
-                inputs = onnx_model.natural_inputs(onnx_model.signature_of(onnx_model.load_model(path)), batch=1)
-                return Golden(inputs, onnx_model.Session(path).run(inputs)), "onnxruntime", tolerance
+                inputs = natural_inputs(signature_of(load_model(path)), batch=1)
+                return Golden(inputs, Session(path).run(inputs)), "onnxruntime", tolerance
             except ModelError:
                 pass  # made-up inputs do not suit every model: fall back to the shapes
     return Golden(_zeros(config), {}), "none", tolerance

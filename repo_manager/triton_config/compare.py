@@ -13,7 +13,7 @@ from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import Dim, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
-    from repo_manager.onnx_model import Signature
+    from repo_manager.onnx_model.signature import Signature
     from repo_manager.triton_config.served_signature import ServedSignature
 
 __all__ = ["ReloadEffect", "changed_fields", "check_config", "reload_effect", "same_signature"]

@@ -14,7 +14,8 @@ from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import Backend, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
-    from repo_manager.onnx_model import BatchAxis, Signature
+    from repo_manager.onnx_model.batch_axis import BatchAxis
+    from repo_manager.onnx_model.signature import Signature
     from repo_manager.triton_config.served_signature import ServedSignature
 
 __all__ = ["derive_config"]

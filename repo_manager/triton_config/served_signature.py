@@ -19,7 +19,7 @@ from repo_manager.triton_config.config import ModelConfig
 from repo_manager.types import Dim, TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
-    from repo_manager.onnx_model import Signature
+    from repo_manager.onnx_model.signature import Signature
 
 __all__ = ["ServedSignature", "runtime_signature", "served_signature"]
 

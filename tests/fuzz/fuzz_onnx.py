@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import mutate_onnx, onnx_models
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import find_batch_axis, load_model, parameter_count, signature_of
+from repo_manager.onnx_model.batch_axis import find_batch_axis
+from repo_manager.onnx_model.model import load_model, parameter_count
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.sparsity import prune, sparsity_report
 
 LIMIT_S = 10

@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support import onnx_models
 
-from repo_manager.engine import find_gpus
-from repo_manager.onnx_model import load_model
+from repo_manager.engine.gpu import find_gpus
+from repo_manager.onnx_model.model import load_model
 from repo_manager.optional import is_installed, require
 from repo_manager.sparsity import prune
 

@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_manager.engine import (
-    EngineOptions,
-    FitTarget,
-    capabilities_of,
-    check_version_fit,
-    find_gpus,
-    measure_layer_times,
-    read_plan_header,
-)
-from repo_manager.engine.layer_times import _backend_modules
+from repo_manager.engine.capabilities import capabilities_of
+from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.fit_check import check_version_fit
+from repo_manager.engine.gpu import find_gpus
+from repo_manager.engine.layer_times import _backend_modules, measure_layer_times
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.plan_header import read_plan_header
 from repo_manager.errors import InputError
-from repo_manager.onnx_model import load_model, signature_of
-from repo_manager.pipeline import Added, AddOptions, add
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
+from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository.golden import read_golden
 from repo_manager.triton_config import ConfigOptions

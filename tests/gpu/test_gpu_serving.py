@@ -13,9 +13,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from repo_manager.engine import EngineOptions
+from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import ServerRefusedError
-from repo_manager.pipeline import Added, AddOptions, add
+from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.repository.golden import read_golden
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.types import Precision
@@ -94,7 +94,7 @@ def test_a_plan_of_another_version_is_refused_in_words(added: Added, tmp_path: P
 
 
 def test_the_headline_benchmark_runs_and_is_resumed(tmp_path: Path, library: ModuleType, small: Path) -> None:
-    from repo_manager.engine import find_gpus
+    from repo_manager.engine.gpu import find_gpus
 
     output = tmp_path / "out.json"
     real = bool(find_gpus())

@@ -22,8 +22,9 @@ from repo_manager.errors import (
     UsageError,
 )
 from repo_manager.repository import model_state
-from repo_manager.rollout import RolloutOptions, ShadowOptions, TrialOptions, deploy
+from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
+from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
 from repo_manager.rollout.trial.gates import GateOutcome, parse_gates
 from repo_manager.rollout.trial.shadow import ShadowReport
 from repo_manager.server import EmbeddedServer, TritonClient

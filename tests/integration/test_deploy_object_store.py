@@ -13,7 +13,8 @@ from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.repository import Location, copy_version, find_model, parse_location
 from repo_manager.repository.stores.objects.client import open_client
-from repo_manager.rollout import RolloutOptions, deploy
+from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets import kubernetes_status
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from repo_manager.engine import find_gpus
+from repo_manager.engine.gpu import find_gpus
 from repo_manager.errors import ServerRefusedError
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from support import onnx_models
 
-from repo_manager.engine import EngineOptions, plan_facts
+from repo_manager.engine.fit import plan_facts
+from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import EngineError
 from repo_manager.optional import is_installed
-from repo_manager.pipeline import AddOptions, add
+from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.repository import scan, verify
 from repo_manager.types import Backend, Precision
 
@@ -86,7 +87,7 @@ SCRIPT = """
     import sys, time
     from pathlib import Path
     import repo_manager.engine.builder as builder
-    from repo_manager.pipeline import AddOptions, add
+    from repo_manager.pipeline.adding import AddOptions, add
 
     seen = 0
     def tell(phase, done, steps):

@@ -16,19 +16,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support import onnx_models
 
-from repo_manager.engine import (
-    EngineOptions,
-    EngineSource,
-    ShapeRange,
-    build_artifact,
-    build_engine,
-    capabilities_of,
-    derive_profile,
-    read_plan_header,
-)
-from repo_manager.engine.capabilities import StrongTyping
+from repo_manager.engine.artifact import EngineSource, build_artifact
+from repo_manager.engine.builder import build_engine
+from repo_manager.engine.capabilities import StrongTyping, capabilities_of
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.plan_header import read_plan_header
+from repo_manager.engine.profiles import ShapeRange, derive_profile
 from repo_manager.errors import EngineError, GateError, UsageError
-from repo_manager.onnx_model import Model, load_model, signature_of
+from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import is_installed, require
 from repo_manager.precision import ConvertOptions, convert, load_calibration
 from repo_manager.types import Backend, Precision

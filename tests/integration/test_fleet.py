@@ -15,14 +15,10 @@ from support.serving import SCALING_CONFIG
 
 from repo_manager.errors import RolloutUndoneError, ServerUnreachableError
 from repo_manager.repository import model_state
-from repo_manager.rollout import (
-    Amount,
-    RolloutOptions,
-    deploy,
-    resolve_targets,
-    rollback,
-)
+from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
+from repo_manager.rollout.options import Amount, RolloutOptions
+from repo_manager.rollout.targets.urls import resolve_targets
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration

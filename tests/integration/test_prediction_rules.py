@@ -20,7 +20,7 @@ from support.waiting import eventually
 
 from repo_manager.client import VersionWeights, published_name, published_weights
 from repo_manager.errors import RolloutUndoneError, ServerRefusedError
-from repo_manager.rollout import deploy
+from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import parse_config

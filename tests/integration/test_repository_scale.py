@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.onnx_model import BatchAxis
+from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.repository import find_model, publish, scan
 from repo_manager.triton_config import ConfigOptions, ServedSignature, derive_config
 from repo_manager.types import Backend, TensorSpec

@@ -15,7 +15,11 @@ from support import onnx_models
 from support.waiting import eventually
 
 from repo_manager.errors import ServerError
-from repo_manager.onnx_model import Session, find_batch_axis, load_model, natural_inputs, signature_of
+from repo_manager.onnx_model.batch_axis import find_batch_axis
+from repo_manager.onnx_model.inputs import natural_inputs
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.repository import PublishedVersion, change_config, publish, remove, set_served_versions, verify
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.triton_config import ConfigOptions, ReloadEffect, derive_config, served_signature

@@ -26,18 +26,13 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import model_state, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
-from repo_manager.rollout import (
-    Action,
-    Amount,
-    Rollout,
-    RolloutOptions,
-    SmokeFailedError,
-    deploy,
-    plan_deploy,
-    rollback,
-    status,
-)
+from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
+from repo_manager.rollout.options import Amount, RolloutOptions
+from repo_manager.rollout.plan import Action, plan_deploy
+from repo_manager.rollout.result import Rollout
+from repo_manager.rollout.smoke import SmokeFailedError
+from repo_manager.rollout.status import status
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
@@ -232,7 +227,7 @@ def test_signals_at_any_moment_leave_one_version(
 ) -> None:
     deploy(repository, model, 1, client)
     script = (
-        "import sys\nfrom pathlib import Path\nfrom repo_manager.rollout import deploy\n"
+        "import sys\nfrom pathlib import Path\nfrom repo_manager.rollout.deploy import deploy\n"
         "from repo_manager.server import TritonClient\n"
         "client = TritonClient.connect(sys.argv[1])\nprint('go', flush=True)\n"
         "deploy(Path(sys.argv[2]), sys.argv[3], 2, client)\nprint('done', flush=True)\n"

@@ -31,8 +31,11 @@ from repo_manager.errors import (
     ServerUnreachableError,
 )
 from repo_manager.repository import model_state
-from repo_manager.rollout import Amount, Rollout, RolloutOptions, TrialOptions, deploy, engine
+from repo_manager.rollout import engine
+from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
+from repo_manager.rollout.options import Amount, RolloutOptions, TrialOptions
+from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets import kserve_status, kubernetes_status
 from repo_manager.rollout.targets.kserve import KServeTarget
 from repo_manager.rollout.targets.kubernetes import DeploymentPart

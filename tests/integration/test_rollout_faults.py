@@ -16,8 +16,11 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.errors import ServerUnreachableError as Unreachable
-from repo_manager.rollout import Action, RolloutOptions, deploy, plan_deploy, status
+from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
+from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.plan import Action, plan_deploy
+from repo_manager.rollout.status import status
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration

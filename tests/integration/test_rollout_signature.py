@@ -17,8 +17,7 @@ from support.serving import scaling_model
 
 from repo_manager.cli.main import main
 from repo_manager.repository import ObjectRepository, find_model, parse_location, publish, sign_version
-from repo_manager.rollout import Outcome
-from repo_manager.rollout.checks import check_version
+from repo_manager.rollout.checks import Outcome, check_version
 from repo_manager.server import EmbeddedServer, ServerOptions
 from repo_manager.triton_config import parse_config
 

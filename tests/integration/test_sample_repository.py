@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from repo_manager import samples
-from repo_manager.onnx_model import Session, load_model
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
 from repo_manager.repository import scan, set_served_versions
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.sparsity import sparsity_report

@@ -11,7 +11,7 @@ import repo_manager
 
 PACKAGE = Path(repo_manager.__file__).parent
 LAYERS = [
-    {"errors", "types", "files", "lazy", "optional", "samples", "triton_messages"},
+    {"errors", "types", "files", "optional", "samples", "triton_messages"},
     {"settings", "stats"},
     {"onnx_model"},
     {"sparsity"},
@@ -91,3 +91,34 @@ def test_a_breach_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ast, "parse", lambda _: compile("from repo_manager.cli import main", "x", "exec", 1024))
     with pytest.raises(AssertionError, match="may not import cli"):
         test_imports_point_down_only(bad)
+
+
+def test_one_module_answers_for_names_that_it_does_not_have() -> None:
+    """Only the public API imports lazily: every other arrow is an import that tools and people can follow."""
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"
+    }
+    assert found == {"__init__.py"}
+
+
+def test_a_module_of_ours_is_named_by_a_string_in_three_places() -> None:
+    """The public API, the command table, and one store, whose extra a local repository does without."""
+    named = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
+    }
+    # The others import packages of other distributions by a name that they are given or that may be missing.
+    others = {
+        "__main__.py",
+        "engine/layer_times.py",
+        "optional.py",
+        "precision/calibration.py",
+        "server/backends/tensorrt/rm_trt_engine.py",
+        "settings.py",
+    }
+    assert named - others == {"__init__.py", "cli/commands.py", "repository/stores/__init__.py"}

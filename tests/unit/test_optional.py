@@ -13,6 +13,17 @@ from repo_manager.optional import deferred
 LIGHT = {
     "repo_manager.server": ("grpc", "numpy", "tritonclient.grpc", "tritonclient.utils"),
     "repo_manager.repository": ("grpc", "numpy", "onnx", "onnxruntime", "obstore", "tritonclient.grpc"),
+    "repo_manager.rollout.deploy": (
+        "grpc",
+        "onnx",
+        "onnxruntime",
+        "pydantic",
+        "yaml",
+        "repo_manager.engine.builder",
+        "repo_manager.precision",
+    ),
+    "repo_manager.cli.status": ("grpc", "numpy", "onnx", "pydantic", "repo_manager.rollout.engine"),
+    "repo_manager.cli.serve": ("grpc", "numpy", "onnx", "pydantic", "repo_manager.rollout"),
     "repo_manager.cli.repository": ("grpc", "numpy", "onnx", "pydantic", "jinja2", "yaml"),
     "repo_manager.cli.inspection": ("grpc", "onnxruntime", "onnx.reference", "pydantic", "jinja2", "yaml"),
 }

@@ -15,7 +15,7 @@ from repo_manager.cli.commands import COMMANDS
 from repo_manager.cli.option_groups import Binding, bindings_of, option, settings_of
 from repo_manager.cli.rollout_options import RolloutFlags
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.rollout import RolloutOptions
+from repo_manager.rollout.options import RolloutOptions
 
 # Choices of the command line alone: no setting of the library stands behind them.
 OWN = {("status", "timeout"): 10.0, ("compare", "concurrency"): 8, ("compare", "batch_sizes"): "1"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from repo_manager import samples
-from repo_manager.pipeline import AddOptions, add
+from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.types import Precision
 
 

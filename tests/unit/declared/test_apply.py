@@ -17,8 +17,8 @@ from repo_manager.declared import Action, ModelPlan, Servers, parse_declaration,
 from repo_manager.declared.export import document_text, export_document
 from repo_manager.declared.request import source_digest
 from repo_manager.errors import RepositoryError
-from repo_manager.onnx_model import load_model
-from repo_manager.pipeline import AddOptions, add
+from repo_manager.onnx_model.model import load_model
+from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.apply import ApplyOptions, apply
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository import find_model, model_state, read_labels, scan, set_tag, verify

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from repo_manager.engine import Capabilities, EngineOptions
-from repo_manager.engine.capabilities import StrongTyping, capabilities_of
+from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
 from repo_manager.engine.configure import create_config, hold_wide_layers
-from repo_manager.engine.options import check_options
+from repo_manager.engine.options import EngineOptions, check_options
 from repo_manager.errors import EngineError, UsageError
 from repo_manager.types import Backend, Precision
 

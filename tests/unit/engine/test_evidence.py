@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from repo_manager.engine import EngineLayer, join_evidence, read_evidence
-from repo_manager.engine.evidence import LayerEvidence
+from repo_manager.engine.evidence import LayerEvidence, join_evidence, read_evidence
+from repo_manager.engine.layers import EngineLayer
 from repo_manager.sparsity import LayerSparsity, SparsityReport, SparsityTotals, Verdict
 from repo_manager.types import Digest
 

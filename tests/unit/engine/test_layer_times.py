@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from repo_manager.engine import LayerEvidence, find_gpus, join_times
-from repo_manager.engine.layer_times import profiler_for
+from repo_manager.engine.evidence import LayerEvidence
+from repo_manager.engine.gpu import find_gpus
+from repo_manager.engine.layer_times import join_times, profiler_for
 from repo_manager.optional import is_installed, require
 from repo_manager.report.added_view import evidence_table, servers_for
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.engine import Capabilities, EngineOptions
-from repo_manager.engine.capabilities import StrongTyping
-from repo_manager.engine.options import check_options
+from repo_manager.engine.capabilities import Capabilities, StrongTyping
+from repo_manager.engine.options import EngineOptions, check_options
 from repo_manager.errors import UsageError
 from repo_manager.types import Backend
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.engine import Capabilities, EngineOptions, Gpu, build_artifact
-from repo_manager.engine.capabilities import StrongTyping
+from repo_manager.engine.artifact import build_artifact
+from repo_manager.engine.capabilities import Capabilities, StrongTyping
+from repo_manager.engine.gpu import Gpu
+from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.plan_set import adopt_plans, check_buildable, parse_for
 from repo_manager.errors import EngineError, UsageError
 from repo_manager.types import Backend

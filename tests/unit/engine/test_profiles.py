@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import onnx_models
 
-from repo_manager.engine import ShapeRange, derive_profile, find_dim_ranges, parse_shape_range
-from repo_manager.engine.profiles import DimRange
+from repo_manager.engine.profiles import DimRange, ShapeRange, derive_profile, find_dim_ranges, parse_shape_range
 from repo_manager.errors import ModelError, UsageError
-from repo_manager.onnx_model import Signature, load_model, signature_of
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.types import Dim, TensorSpec
 
 

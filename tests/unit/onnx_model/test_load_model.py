@@ -15,7 +15,9 @@ from onnx import helper, numpy_helper
 from support import mutate_onnx, onnx_models
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import load_model, parameter_count, save_model, signature_of
+from repo_manager.onnx_model.model import load_model, parameter_count
+from repo_manager.onnx_model.save import save_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.sparsity import prune, sparsity_report
 
@@ -242,7 +244,9 @@ def test_loading_does_not_need_the_weights_in_memory(tmp_path: Path) -> None:
         file.truncate(64 * 1_600_000 * 4)
     path = onnx_models.save(proto, tmp_path / "m.onnx")
     code = (
-        "import resource, sys; from pathlib import Path; from repo_manager.onnx_model import load_model, signature_of\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from repo_manager.onnx_model.model import load_model\n"
+        "from repo_manager.onnx_model.signature import signature_of\n"
         "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "signature_of(load_model(Path(sys.argv[1])))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"

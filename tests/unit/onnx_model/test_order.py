@@ -13,7 +13,7 @@ from support.onnx_models import value
 
 from repo_manager.engine.prepare import named_graph
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model import load_model
+from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.order import sort_nodes
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.walk import graphs_of

@@ -12,9 +12,12 @@ import pytest
 from onnx import numpy_helper
 
 from repo_manager import samples
-from repo_manager.engine import AcceleratorOptions, EngineOptions, FitTarget, Release
+from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.options import EngineOptions
+from repo_manager.engine.releases import Release
+from repo_manager.engine.triton_options import AcceleratorOptions
 from repo_manager.errors import GateError, RepositoryError, UsageError
-from repo_manager.pipeline import Added, AddOptions, add
+from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.repository import scan, verify
 from repo_manager.triton_config import parse_config, read_config
 from repo_manager.types import Precision

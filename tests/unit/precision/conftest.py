@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_manager.onnx_model import Model, Session, load_model
+from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.session import Session
 from repo_manager.precision.draft import Draft
 from repo_manager.precision.source import draft_of
 from repo_manager.precision.writer import write_draft

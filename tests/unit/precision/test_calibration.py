@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import CalibrationError, MissingDependencyError
-from repo_manager.onnx_model import Signature
+from repo_manager.onnx_model.signature import Signature
 from repo_manager.optional import is_installed
 from repo_manager.precision import load_calibration
 from repo_manager.precision.calibration_images import read_recipe

@@ -10,7 +10,9 @@ from onnx import TensorProto, helper
 
 from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
 from repo_manager.files import sha256_file
-from repo_manager.onnx_model import Session, load_model, signature_of
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import data_of_samples
 from repo_manager.precision.checks import check_drift, check_signature

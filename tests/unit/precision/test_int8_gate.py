@@ -14,7 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from repo_manager.errors import GateError
-from repo_manager.onnx_model import Session, load_model, signature_of
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import data_of_samples
 from repo_manager.types import Precision
@@ -66,7 +68,8 @@ def test_what_a_tensorrt_engine_is_made_from_is_not_run_as_onnx_runtime_serves_i
 EMULATOR = shutil.which("qemu-x86_64")
 VERDICT = """
 import sys
-from repo_manager.onnx_model import load_model, signature_of
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision import convert, load_calibration
 from repo_manager.types import Precision
 from pathlib import Path

@@ -207,7 +207,7 @@ def test_not_worse_than_onnx_runtimes_own_quantizer(cnn, run, tmp_path):
         str(cnn.path), str(tmp_path / "theirs.onnx"), Reader(), per_channel=True,
         extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
     )  # fmt: skip
-    from repo_manager.onnx_model import Session
+    from repo_manager.onnx_model.session import Session
 
     draft, _, ours = quantized(cnn, samples, tmp_path)
     theirs = Session(tmp_path / "theirs.onnx")

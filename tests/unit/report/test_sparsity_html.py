@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support import onnx_models
 
-from repo_manager.engine import LayerEvidence
+from repo_manager.engine.evidence import LayerEvidence
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.sparsity import SparsityReport, sparsity_report
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager import samples
-from repo_manager.pipeline import add
+from repo_manager.pipeline.adding import add
 from repo_manager.repository import change_config, verify
 from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.stores import open_store

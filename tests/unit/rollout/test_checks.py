@@ -8,8 +8,9 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository import find_model
-from repo_manager.rollout import Check, Outcome, RolloutOptions, checks
-from repo_manager.rollout.checks import Room, _memory, check_version, free_host_bytes, refuse, room_for
+from repo_manager.rollout import checks
+from repo_manager.rollout.checks import Check, Outcome, Room, _memory, check_version, free_host_bytes, refuse, room_for
+from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import metrics_page
 from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
 

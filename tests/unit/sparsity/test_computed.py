@@ -13,7 +13,7 @@ from onnx import helper
 from support import onnx_models
 from support.onnx_models import value
 
-from repo_manager.onnx_model import load_model
+from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.sparsity import Verdict, sparsity_report
 

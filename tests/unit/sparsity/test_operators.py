@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from support import onnx_models
 from support.onnx_models import value
 
-from repo_manager.onnx_model import load_model
+from repo_manager.onnx_model.model import load_model
 from repo_manager.sparsity import LayerSparsity, Verdict, sparsity_report
 
 T = onnx.TensorProto

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import ConfigError
-from repo_manager.onnx_model import BatchAxis, Signature
+from repo_manager.onnx_model.batch_axis import BatchAxis
+from repo_manager.onnx_model.signature import Signature
 from repo_manager.triton_config import (
     ConfigOptions,
     ModelConfig,

@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from support import onnx_models
 
 from repo_manager.errors import ConfigError, ModelError
-from repo_manager.onnx_model import BatchAxis, load_model, signature_of
+from repo_manager.onnx_model.batch_axis import BatchAxis
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.triton_config import (
     ModelConfig,
     check_config,

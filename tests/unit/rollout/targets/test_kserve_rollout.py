@@ -12,7 +12,8 @@ from support.kserve_controller import Controller, inference_service
 from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, ServerRefusedError, UsageError
-from repo_manager.rollout import RolloutOptions, TrialOptions, deploy
+from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.kserve import InferenceService, KServeWeights, previous_on_kserve
 from repo_manager.rollout.targets.kserve_status import failure_of, is_there

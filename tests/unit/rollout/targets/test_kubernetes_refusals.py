@@ -15,7 +15,8 @@ from repo_manager.errors import (
     ServerUnreachableError,
     UsageError,
 )
-from repo_manager.rollout import RolloutOptions, deploy
+from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.options import RolloutOptions
 
 TARGET = "k8s://models/rel"
 QUICK = RolloutOptions(load_timeout_s=20.0)

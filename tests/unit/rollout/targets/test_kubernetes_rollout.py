@@ -19,7 +19,9 @@ from repo_manager.errors import (
     UsageError,
 )
 from repo_manager.repository import find_model, model_state
-from repo_manager.rollout import Rollout, RolloutOptions, SnapshotChange, deploy
+from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.result import Rollout, SnapshotChange
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.kubernetes import Release, previous_on_kubernetes
 from repo_manager.types import as_json

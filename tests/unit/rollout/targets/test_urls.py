@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.rollout import Amount, ServerAddress, is_one_server, resolve_targets
+from repo_manager.rollout.options import Amount
+from repo_manager.rollout.targets.urls import ServerAddress, is_one_server, resolve_targets
 from repo_manager.server import ClientOptions
 
 

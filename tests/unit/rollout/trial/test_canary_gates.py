@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import GateError, InconclusiveError, RolloutUndoneError, UsageError
-from repo_manager.rollout import TrialOptions
+from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.trial.gates import (
     Evidence,
     GateOutcome,
