@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from repo_manager.declared import Servers, read_declaration
     from repo_manager.errors import RepoManagerError
     from repo_manager.loadtest.compare import compare
+    from repo_manager.loadtest.judge import judge, parse_slo
     from repo_manager.loadtest.options import LoadTestOptions
     from repo_manager.loadtest.run import run_load_test
-    from repo_manager.loadtest.slo import judge, parse_slo
     from repo_manager.onnx_model.model import load_model
     from repo_manager.onnx_model.save import save_model
     from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
@@ -96,7 +96,7 @@ _MODULES = {
     "loadtest.compare": ("compare",),
     "loadtest.options": ("LoadTestOptions",),
     "loadtest.run": ("run_load_test",),
-    "loadtest.slo": ("judge", "parse_slo"),
+    "loadtest.judge": ("judge", "parse_slo"),
     "onnx_model.model": ("load_model",),
     "onnx_model.save": ("save_model",),
     "pipeline.adding": ("AddOptions", "SparsityMode", "add"),

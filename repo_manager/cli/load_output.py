@@ -10,8 +10,10 @@ from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import writing
 from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError
 from repo_manager.files import write_atomic
+from repo_manager.gates.parse import Gate
+from repo_manager.gates.verdict import Verdict
+from repo_manager.loadtest.judge import Over, judge, parse_slo
 from repo_manager.loadtest.result import LoadTestReport
-from repo_manager.loadtest.slo import Gate, Over, Verdict, judge, parse_slo
 from repo_manager.report.load_files import check_report_path, report_text
 from repo_manager.report.load_tables import load_view, verdict_view
 from repo_manager.report.terminal import Terminal

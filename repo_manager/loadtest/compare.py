@@ -21,6 +21,7 @@ from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level
+from repo_manager.loadtest.metrics import Block, metrics_in
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import environment, jobs_of, metrics_source
 from repo_manager.loadtest.target import Target, TargetFacts, connect
@@ -122,17 +123,6 @@ class _Side:
     metrics: MetricsSource
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Block:
-    """One measured block."""
-
-    latencies: Histogram
-    seconds: float
-    errors: int
-    energy_j: float | None
-    inferences: int
-
-
 def compare(
     a: LoadTestOptions,
     b: LoadTestOptions,
@@ -158,7 +148,7 @@ def compare(
     begin, plan = time.monotonic(), plan or ComparePlan()
     level = _level_of(a)
     order = np.random.default_rng(plan.seed).integers(0, 2, plan.pairs)
-    blocks: tuple[list[_Block], list[_Block]] = ([], [])
+    blocks: tuple[list[Block], list[Block]] = ([], [])
     with contextlib.ExitStack() as stack:
         sides = (_side(a, stack), _side(b, stack))
         pool = stack.enter_context(WorkerPool(a.workers or default_workers()))
@@ -249,7 +239,7 @@ def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
     return _Side(options, target, facts, endpoint, metrics_source(options))
 
 
-def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -> _Block:
+def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -> Block:
     """Run one block; the energy is read at its measured part's ends."""
     slice_ns = max(round(plan.block_s * 1e8), 20_000_000)
     settle = -(-round(plan.settle_s * 1e9) // slice_ns)
@@ -275,7 +265,7 @@ def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -
         reason = whole.messages[0][0] if whole.messages else "no answer"
         raise ServerError(f"{side.facts.model} answered no request of a block well: {reason}")
     inferences = whole.latencies.count * side.options.batch_size
-    return _Block(
+    return Block(
         whole.latencies,
         sum(piece.length_ns for piece in measured) / 1e9,
         whole.errors,
@@ -284,25 +274,18 @@ def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -
     )
 
 
-def _block_numbers(block: _Block) -> dict[str, float]:
-    numbers = {
-        "throughput": block.inferences / block.seconds,
-        "mean latency": block.latencies.mean_ns or 0.0,
-        "p50 latency": float(block.latencies.quantile_ns(0.5) or 0),
-        "p99 latency": float(block.latencies.quantile_ns(0.99) or 0),
-    }
-    if block.energy_j:
-        numbers["inferences per joule"] = block.inferences / block.energy_j
-    return numbers
+def _block_numbers(block: Block) -> dict[str, float]:
+    found = {metric.title: metric.of_block(block) for metric in metrics_in("compare")}
+    return {title: float(value) for title, value in found.items() if value is not None}
 
 
 def _numbers(
-    blocks: tuple[list[_Block], list[_Block]], plan: ComparePlan
+    blocks: tuple[list[Block], list[Block]], plan: ComparePlan
 ) -> tuple[tuple[ComparedNumber, ...], dict[str, tuple[float, ...]]]:
     of_a, of_b = ([_block_numbers(block) for block in side] for side in blocks)
     wholes = [
         _block_numbers(
-            _Block(
+            Block(
                 Histogram.merge(block.latencies for block in side),
                 sum(block.seconds for block in side),
                 0,
@@ -312,10 +295,11 @@ def _numbers(
         )
         for side in blocks
     ]
-    return compared_numbers(of_a, of_b, (wholes[0], wholes[1]), seed=plan.seed)
+    lower_is_better = {metric.title: metric.lower_is_better for metric in metrics_in("compare")}
+    return compared_numbers(of_a, of_b, (wholes[0], wholes[1]), lower_is_better=lower_is_better, seed=plan.seed)
 
 
-def _notes(blocks: tuple[list[_Block], list[_Block]], sides: tuple[_Side, _Side]) -> tuple[str, ...]:
+def _notes(blocks: tuple[list[Block], list[Block]], sides: tuple[_Side, _Side]) -> tuple[str, ...]:
     notes = []
     for name, side, (facts, options) in zip("AB", blocks, ((s.facts, s.options) for s in sides), strict=True):
         errors = sum(block.errors for block in side)

@@ -12,6 +12,7 @@ from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.bootstrap import block_weights
 from repo_manager.stats.histogram import Histogram, values_of
 from repo_manager.stats.intervals import Interval
+from repo_manager.stats.quantiles import PERCENTILES
 
 __all__ = ["agreement", "client_use", "intervals_of", "outcome_of", "server_times", "spread_of"]
 
@@ -23,7 +24,8 @@ _MIN_SLICES = 8
 _CONFIDENCE = 0.95
 _GROUPS = 120
 _CHUNKS = 10
-_QUANTILES = (0.5, 0.9, 0.95, 0.99)  # in the order of Intervals
+_BOOTSTRAPPED = [percentile for percentile in PERCENTILES if percentile.has_interval]
+_QUANTILES = [percentile.share for percentile in _BOOTSTRAPPED]
 
 Floats = npt.NDArray[np.float64]
 
@@ -147,16 +149,16 @@ def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Inte
     totals = weights @ np.array([float(piece.latencies.total_ns) for piece in slices])
     kept = requests > 0
     return Intervals(
-        _interval(requests * batch_size / seconds),
-        _interval(totals[kept] / requests[kept]),
-        *(_interval(quantiles[kept, number]) for number in range(len(_QUANTILES))),
+        throughput_per_s=_interval(requests * batch_size / seconds),
+        mean_ns=_interval(totals[kept] / requests[kept]),
+        **{percentile.field: _interval(quantiles[kept, number]) for number, percentile in enumerate(_BOOTSTRAPPED)},
     )
 
 
 def _resampled(
     weights: Floats, counts: npt.NDArray[np.float32], values: npt.NDArray[np.int64]
 ) -> tuple[Floats, Floats]:
-    """Return each resample's requests `[R]` and quantiles `[R, 4]`; in chunks, because `[R, bins]` is large."""
+    """Return each resample's requests `[R]` and percentiles `[R, P]`; in chunks, because `[R, bins]` is large."""
     cumulative = np.cumsum(weights.astype(np.float32) @ counts, axis=1, dtype=np.float64)
     requests = cumulative[:, -1]
     quantiles = np.empty((len(weights), len(_QUANTILES)))

@@ -56,7 +56,7 @@ def _restored(kind: Any, value: Any) -> Any:
             return None
         return _restored(next(item for item in arguments if item is not types.NoneType), value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         names = [field.name for field in dataclasses.fields(kind) if field.name in value]
         return kind(**{name: _restored(hints[name], value[name]) for name in names})
     if origin is tuple:
@@ -66,6 +66,13 @@ def _restored(kind: Any, value: Any) -> Any:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return {_key(arguments[0], key): _restored(arguments[1], item) for key, item in value.items()}
     return value
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Return a dataclass's field types; those that a generic base leaves open as this class fills them in."""
+    filled = tuple(argument for base in getattr(kind, "__orig_bases__", ()) for argument in typing.get_args(base))
+    hints = typing.get_type_hints(kind)
+    return {name: hint[filled] if getattr(hint, "__parameters__", ()) else hint for name, hint in hints.items()}
 
 
 def _key(kind: Any, key: str) -> Any:

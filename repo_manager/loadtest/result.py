@@ -9,6 +9,7 @@ from typing import Any
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
+from repo_manager.stats.quantiles import PERCENTILES, Quantiles
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -29,37 +30,34 @@ SCHEMA_VERSION = 1
 CURVE_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Intervals:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Intervals(Quantiles[Interval]):
     """Intervals of a point's numbers by a block bootstrap over slices of time; `None` where there is no data."""
 
     throughput_per_s: Interval | None = None
     mean_ns: Interval | None = None
-    p50_ns: Interval | None = None
-    p90_ns: Interval | None = None
-    p95_ns: Interval | None = None
-    p99_ns: Interval | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Latency:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latency(Quantiles[int]):
     """Latencies of the requests that ended well, in nanoseconds; `None` where the client does not report it."""
 
     mean_ns: float | None = None
     std_ns: float | None = None
     min_ns: int | None = None
-    p50_ns: int | None = None
-    p90_ns: int | None = None
-    p95_ns: int | None = None
-    p99_ns: int | None = None
-    p999_ns: int | None = None
     max_ns: int | None = None
 
     @classmethod
     def of(cls, histogram: Histogram) -> Latency:
         """Summarise a histogram."""
-        p50, p90, p95, p99, p999 = histogram.quantiles_ns((0.5, 0.9, 0.95, 0.99, 0.999))
-        return cls(histogram.mean_ns, histogram.std_ns, histogram.min_ns, p50, p90, p95, p99, p999, histogram.max_ns)
+        values = histogram.quantiles_ns([percentile.share for percentile in PERCENTILES])
+        return cls(
+            mean_ns=histogram.mean_ns,
+            std_ns=histogram.std_ns,
+            min_ns=histogram.min_ns,
+            max_ns=histogram.max_ns,
+            **{percentile.field: value for percentile, value in zip(PERCENTILES, values, strict=True)},
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from repo_manager.gates.units import TIME
+from repo_manager.gates.verdict import Verdict
 from repo_manager.loadtest.compare import Comparison
+from repo_manager.loadtest.judge import parse_slo
+from repo_manager.loadtest.metrics import METRICS, Metric
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
-from repo_manager.loadtest.slo import Verdict, parse_slo
 from repo_manager.report.svg import Axis, Chart, format_number, stacked_bars
 
 __all__ = [
     "latency_against_throughput",
     "latency_over_time",
     "latency_unit",
+    "number_cell",
     "percentile_curves",
     "ratio_by_batch_size",
     "server_times",
 ]
 
 _MAX_CURVES = 6
-_LATENCY_METRICS = ("mean", "avg", "p50", "p90", "p95", "p99", "p99.9", "max")
 Unit = tuple[str, float]
 
 
@@ -31,6 +34,14 @@ def latency_unit(points: Sequence[LoadPoint]) -> Unit:
         if largest >= size:
             return name, size
     return "µs", 1e3
+
+
+def number_cell(metric: Metric, point: LoadPoint, size: float) -> str:
+    """Return a number as a table shows it, latencies in a unit of `size` nanoseconds; `-` when it is not known."""
+    value = metric.get(point)
+    if value is None:
+        return "-"
+    return format_number(value / size if metric.unit is TIME else value)
 
 
 def _measured(report: LoadTestReport) -> list[LoadPoint]:
@@ -90,8 +101,9 @@ def latency_against_throughput(report: LoadTestReport, verdict: Verdict | None, 
 
 def _limits(verdict: Verdict | None, size: float) -> list[tuple[float, str]]:
     """Return the latency gates of a verdict: limit in the chart's unit, and text."""
+    names = {name for metric in METRICS if metric.is_latency for name in (metric.key, *metric.aliases)}
     texts = dict.fromkeys(result.gate for result in verdict.results) if verdict is not None else {}
-    gates = [parse_slo(text) for text in texts if text.split("<")[0].strip().lower() in _LATENCY_METRICS]
+    gates = [parse_slo(text) for text in texts if text.split("<")[0].strip().lower() in names]
     return [(gate.limit / size, gate.text) for gate in gates]
 
 

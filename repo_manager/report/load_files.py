@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from repo_manager.errors import UsageError
+from repo_manager.gates.verdict import Verdict
 from repo_manager.loadtest.result import LoadTestReport
-from repo_manager.loadtest.slo import Verdict
 from repo_manager.report.load_html import load_page
 from repo_manager.report.load_junit import load_junit
 from repo_manager.report.load_markdown import load_markdown

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
+from repo_manager.gates.units import TIME
+from repo_manager.gates.verdict import Verdict
 from repo_manager.loadtest.compare import Comparison
-from repo_manager.loadtest.result import LoadPoint, LoadTestReport
-from repo_manager.loadtest.slo import Verdict
+from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport, ServerTimes
 from repo_manager.report import load_charts
 from repo_manager.report.page import Figure, environment
 from repo_manager.report.svg import format_number
@@ -17,6 +20,7 @@ from repo_manager.report.svg import format_number
 __all__ = ["compare_page", "load_page"]
 
 _MAX_TIMELINES = 6
+_HEADS = {"throughput": "inferences/s"}
 
 
 def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparisons: Sequence[Comparison] = ()) -> str:
@@ -36,6 +40,7 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
         report=report,
         verdict=verdict,
         unit=unit[0],
+        heads=[_HEADS.get(metric.key, metric.key) for metric in metrics_in("html")],
         rows=[_cells(point, unit[1]) for point in report.points],
         figures=_figures(report, verdict, unit),
         ratios=_ratios(comparisons),
@@ -93,7 +98,7 @@ def _compared_rows(comparison: Comparison) -> list[dict[str, str | bool]]:
 
 
 def _shown(name: str, value: float) -> str:
-    if "latency" in name:
+    if metric_of(name).unit is TIME:
         return f"{value / 1e6:.4g} ms"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
@@ -148,31 +153,25 @@ def _ratios(comparisons: Sequence[Comparison]) -> list[Figure]:
     return figures
 
 
-def _cells(point: LoadPoint, size: float) -> dict[str, str]:
+def _number(metric: Metric, point: LoadPoint, size: float) -> tuple[str, str]:
+    """Return a number's cell, and its interval; empty when none is shown."""
+    interval = metric.interval(point) if "html interval" in metric.places else None
+    if interval is None:
+        return load_charts.number_cell(metric, point, size), ""
+    low, high = (format_number(end / size) for end in (interval.low, interval.high))
+    return load_charts.number_cell(metric, point, size), f"{low} to {high}"
+
+
+def _cells(point: LoadPoint, size: float) -> dict[str, Any]:
     """Return a table row's texts."""
-    latency, interval = point.latency, point.intervals.p99_ns
-    share = point.error_share
-    server = point.server
+    share, server = point.error_share, point.server
     batch = None if server is None else server.mean_batch
+    stages = _stages(server)
     return {
         "level": point.label,
         "outcome": point.outcome,
-        "throughput": format_number(point.throughput_per_s),
-        **{
-            name: "-" if value is None else format_number(value / size)
-            for name, value in (
-                ("p50", latency.p50_ns),
-                ("p90", latency.p90_ns),
-                ("p95", latency.p95_ns),
-                ("p99", latency.p99_ns),
-                ("max", latency.max_ns),
-                ("queue", None if server is None else server.queue_ns),
-                ("infer", None if server is None else server.compute_infer_ns),
-            )
-        },
-        "p99_interval": ""
-        if interval is None
-        else f"{format_number(interval.low / size)} to {format_number(interval.high / size)}",
+        "numbers": [_number(metric, point, size) for metric in metrics_in("html")],
+        **{name: "-" if value is None else format_number(value / size) for name, value in stages.items()},
         "errors": "-" if share is None else f"{share:.2%}" if share else "0",
         "batch": "-" if batch is None else f"{batch:.2f}",
         "energy": "-" if point.gpu.energy_per_inference_j is None else f"{point.gpu.energy_per_inference_j:.3g} J",
@@ -182,3 +181,9 @@ def _cells(point: LoadPoint, size: float) -> dict[str, str]:
         ),
         "reason": point.reason,
     }
+
+
+def _stages(server: ServerTimes | None) -> dict[str, float | None]:
+    if server is None:
+        return {"queue": None, "infer": None}
+    return {"queue": server.queue_ns, "infer": server.compute_infer_ns}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
+from repo_manager.gates.verdict import Outcome, Verdict
 from repo_manager.loadtest.result import LoadTestReport
-from repo_manager.loadtest.slo import Outcome, Verdict
 
 __all__ = ["load_junit"]
 

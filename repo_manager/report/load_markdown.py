@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from repo_manager.gates.units import TIME
+from repo_manager.gates.verdict import Verdict
 from repo_manager.loadtest.compare import Comparison
+from repo_manager.loadtest.metrics import metrics_in
 from repo_manager.loadtest.result import LoadTestReport
-from repo_manager.loadtest.slo import Verdict
-from repo_manager.report.load_charts import latency_unit
-from repo_manager.report.svg import format_number
+from repo_manager.report.load_charts import latency_unit, number_cell
 
 __all__ = ["compare_markdown", "load_markdown"]
 
+_HEADS = {"throughput": "inferences/s"}
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclusive"}
 
 
@@ -24,20 +26,15 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
     if verdict is not None:
         holding = f"; the highest level that holds every gate: {verdict.largest_holding}" if verdict.holding else ""
         lines += [f"**Gates: {_MARKS[verdict.outcome.value]}**{holding}", ""]
-    head = ["level", "outcome", "inferences/s", *(f"{name} {unit}" for name in ("p50", "p90", "p95", "p99")), "errors"]
-    rows = []
-    for point in report.points:
-        latency = point.latency
-        values = (latency.p50_ns, latency.p90_ns, latency.p95_ns, latency.p99_ns)
-        rows.append(
-            [
-                point.label,
-                point.outcome,
-                format_number(point.throughput_per_s),
-                *("-" if value is None else format_number(value / size) for value in values),
-                str(point.errors),
-            ]
-        )
+    metrics = metrics_in("markdown")
+    heads = [
+        f"{metric.key} {unit}" if metric.unit is TIME else _HEADS.get(metric.key, metric.key) for metric in metrics
+    ]
+    head = ["level", "outcome", *heads, "errors"]
+    rows = [
+        [point.label, point.outcome, *(number_cell(metric, point, size) for metric in metrics), str(point.errors)]
+        for point in report.points
+    ]
     lines += _table(head, rows)
     if verdict is not None and verdict.results:
         found = [[f"`{r.gate}`", r.level, _MARKS[r.outcome.value], r.why] for r in verdict.results]

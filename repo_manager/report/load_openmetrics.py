@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from repo_manager.gates.verdict import Verdict
+from repo_manager.loadtest.metrics import METRICS
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
-from repo_manager.loadtest.slo import Verdict
 
 __all__ = ["load_openmetrics"]
-
-_QUANTILES = (("0.5", "p50_ns"), ("0.9", "p90_ns"), ("0.95", "p95_ns"), ("0.99", "p99_ns"), ("0.999", "p999_ns"))
 
 
 def load_openmetrics(report: LoadTestReport, verdict: Verdict | None = None) -> str:
@@ -15,17 +14,16 @@ def load_openmetrics(report: LoadTestReport, verdict: Verdict | None = None) -> 
     rows: dict[str, list[str]] = {}
     for point in report.points:
         labels = _labels(report, point)
-        rows.setdefault("throughput_per_second", []).append(f"{{{labels}}} {point.throughput_per_s!r}")
+        for metric in METRICS:
+            value = metric.get(point)
+            if metric.export is None or value is None:
+                continue
+            quantile = f',quantile="{metric.export.quantile}"' if metric.export.quantile else ""
+            number = value * metric.export.scale
+            rows.setdefault(metric.export.family, []).append(f"{{{labels}{quantile}}} {number!r}")
         rows.setdefault("requests", []).append(f"{{{labels}}} {point.requests}")
         rows.setdefault("errors", []).append(f"{{{labels}}} {point.errors}")
         rows.setdefault("stable", []).append(f"{{{labels}}} {int(point.outcome == 'stable')}")
-        for quantile, field in _QUANTILES:
-            value = getattr(point.latency, field)
-            if value is not None:
-                rows.setdefault("latency_seconds", []).append(f'{{{labels},quantile="{quantile}"}} {value / 1e9!r}')
-        if point.gpu.energy_per_inference_j is not None:
-            energy = point.gpu.energy_per_inference_j
-            rows.setdefault("energy_joules_per_inference", []).append(f"{{{labels}}} {energy!r}")
     for result in verdict.results if verdict is not None else ():
         labels = (
             f'model="{_escaped(report.target.model)}",gate="{_escaped(result.gate)}",level="{_escaped(result.level)}"'

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
+from repo_manager.gates.units import TIME
+from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
 from repo_manager.report.tables import format_share, make_table
 
 if TYPE_CHECKING:
+    from repo_manager.gates.verdict import Verdict
     from repo_manager.loadtest.compare import Comparison
     from repo_manager.loadtest.result import LoadPoint, LoadTestReport
-    from repo_manager.loadtest.slo import Verdict
     from repo_manager.stats.paired import ComparedNumber
 
 __all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
 
 _MOST_TABLES = 3
+_HEADS = {"throughput": "inf/s"}
 _STYLES = {
     "stable": "green",
     "failed": "red",
@@ -38,10 +41,12 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
     """Show one row per load level, and what a reader has to know."""
     target = report.target
     title = f"{target.model} version {target.version or '?'} on {target.url} ({target.server} {target.server_version})"
-    columns = ["load", "outcome", "inf/s", "p50", "p90", "p95", "p99", "errors", "queue", "compute", "batch", "client"]
+    numbers = [_HEADS.get(metric.key, metric.key) for metric in metrics_in("terminal")]
+    server = ["queue", "compute", "batch"]
+    columns = ["load", "outcome", *numbers, "errors", *server, "client"]
     rows = [_row(point) for point in report.points]
     views: list[RenderableType] = [
-        make_table(title, columns, rows, right="inf/s,p50,p90,p95,p99,errors,queue,compute,batch"),
+        make_table(title, columns, rows, right=",".join([*numbers, "errors", *server])),
         Text("Latencies and server times in milliseconds; inf/s: inferences a second.", style="dim"),
     ]
     for point in report.points:
@@ -63,7 +68,7 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
 
 
 def _row(point: LoadPoint) -> list[object]:
-    latency, server = point.latency, point.server
+    server = point.server
     compute = None
     if server is not None and server.compute_infer_ns is not None:
         compute = sum(t or 0 for t in (server.compute_input_ns, server.compute_infer_ns, server.compute_output_ns))
@@ -71,14 +76,20 @@ def _row(point: LoadPoint) -> list[object]:
     return [
         point.label,
         Text(point.outcome, style=_STYLES.get(point.outcome, "")),
-        f"{point.throughput_per_s:,.1f}",
-        *(format_ms(value) for value in (latency.p50_ns, latency.p90_ns, latency.p95_ns, latency.p99_ns)),
+        *(_cell(metric, point) for metric in metrics_in("terminal")),
         point.errors,
         format_ms(None if server is None else server.queue_ns),
         format_ms(compute),
         "-" if server is None or server.mean_batch is None else f"{server.mean_batch:.2f}",
         "bottleneck" if point.client.bottleneck else client,
     ]
+
+
+def _cell(metric: Metric, point: LoadPoint) -> str:
+    value = metric.get(point)
+    if metric.unit is TIME:
+        return format_ms(value)
+    return "-" if value is None else f"{value:,.1f}"
 
 
 def comparison_view(comparisons: Sequence[Comparison]) -> list[RenderableType]:
@@ -146,7 +157,7 @@ def _names(comparison: Comparison) -> tuple[str, str]:
 
 
 def _number(name: str, value: float) -> str:
-    if "latency" in name:
+    if metric_of(name).unit is TIME:
         return f"{format_ms(value)} ms"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 

@@ -15,9 +15,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-__all__ = ["Interval", "share_bounds", "spent"]
+__all__ = ["Interval", "share_bounds", "spent", "wilson_interval"]
 
 _BISECTIONS = 60
+_Z = 1.96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,3 +67,13 @@ def _log_beta(a: float, b: float) -> float:
 def spent(alpha: float, look: int) -> float:
     """Return what look number `look` (from 1) may spend of alpha."""
     return alpha * 6.0 / (math.pi * look) ** 2
+
+
+def wilson_interval(hits: int, total: int) -> Interval | None:
+    """Return Wilson's 95 % interval of a share (Wilson 1927); without a hit, the upper end is about 3.8 / total."""
+    if not total:
+        return None
+    share, square = hits / total, _Z * _Z
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    half = _Z / (1 + square / total) * (share * (1 - share) / total + square / (4 * total * total)) ** 0.5
+    return Interval(max(centre - half, 0.0) if hits else 0.0, min(centre + half, 1.0))

@@ -13,13 +13,6 @@ from repo_manager.stats.intervals import Interval
 __all__ = ["ComparedNumber", "compared_numbers", "ratio_interval", "verdict_of"]
 
 _ALPHA = 0.02
-_LARGER_IS_BETTER = {
-    "throughput": True,
-    "inferences per joule": True,
-    "mean latency": False,
-    "p50 latency": False,
-    "p99 latency": False,
-}
 Numbers = Mapping[str, float]
 _RESAMPLES = 4000
 _MIN_BOOTSTRAP_PAIRS = 20
@@ -33,7 +26,7 @@ class ComparedNumber:
     """One number of A and B.
 
     Attributes:
-        name: `throughput`, `mean latency`, `p50 latency`, `p99 latency`, `inferences per joule`.
+        name: `throughput`, `p99 latency`, ...
         a: over all blocks of A (nanoseconds for latencies).
         b: over all blocks of B.
         ratio: B by A, the geometric mean over pairs.
@@ -52,7 +45,12 @@ class ComparedNumber:
 
 
 def compared_numbers(
-    of_a: Sequence[Numbers], of_b: Sequence[Numbers], wholes: tuple[Numbers, Numbers], *, seed: int = 0
+    of_a: Sequence[Numbers],
+    of_b: Sequence[Numbers],
+    wholes: tuple[Numbers, Numbers],
+    *,
+    lower_is_better: Mapping[str, bool],
+    seed: int = 0,
 ) -> tuple[tuple[ComparedNumber, ...], dict[str, tuple[float, ...]]]:
     """Compare what was measured in pairs.
 
@@ -64,12 +62,13 @@ def compared_numbers(
         of_a: for each pair, name -> A's number; above 0.
         of_b: the same of B.
         wholes: the numbers of A and of B over all pairs, for display.
+        lower_is_better: the names to compare, in order of display, and whether less is better.
         seed: of the resampling.
 
     Returns:
         The compared numbers, and each one's ratios B/A in order of time.
     """
-    names = [name for name in _LARGER_IS_BETTER if all(name in numbers for numbers in (*of_a, *of_b))]
+    names = [name for name in lower_is_better if all(name in numbers for numbers in (*of_a, *of_b))]
     compared, ratios = [], {}
     for name in names:
         logs = np.log([numbers[name] for numbers in of_b]) - np.log([numbers[name] for numbers in of_a])
@@ -77,7 +76,7 @@ def compared_numbers(
         interval = ratio_interval(logs, alpha=_ALPHA / len(names), seed=seed)
         shown = interval.low > 1 or interval.high < 1
         larger = float(np.mean(logs)) > 0
-        better = ("B" if larger == _LARGER_IS_BETTER[name] else "A") if shown else None
+        better = ("B" if larger != lower_is_better[name] else "A") if shown else None
         ratio = float(np.exp(np.mean(logs)))
         compared.append(ComparedNumber(name, wholes[0][name], wholes[1][name], ratio, interval, shown, better))
     return tuple(compared), ratios

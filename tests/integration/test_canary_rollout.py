@@ -21,11 +21,12 @@ from repo_manager.errors import (
     RolloutUndoneError,
     UsageError,
 )
+from repo_manager.gates.verdict import Outcome
 from repo_manager.repository import model_state
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
-from repo_manager.rollout.trial.gates import GateOutcome, parse_gates
+from repo_manager.rollout.trial.gates import parse_gates
 from repo_manager.rollout.trial.shadow import ShadowReport
 from repo_manager.server import EmbeddedServer, TritonClient
 
@@ -79,7 +80,7 @@ def test_a_version_that_answers_alike_is_deployed(
     assert done.trial is not None
     assert done.trial.shadow is not None
     assert reports == [done.trial.shadow]
-    assert done.trial.shadow.outcome is GateOutcome.PASS
+    assert done.trial.shadow.outcome is Outcome.PASS
     assert {result.gate for result in done.trial.shadow.gates} == {gate.text for gate in gates}
     # It ends when every gate is decided, long before the 20 s.
     assert done.trial.shadow.pairs >= 50
@@ -132,7 +133,7 @@ def test_a_latency_gate_is_judged_against_the_old_version(
     done = deploy(repository, model, 2, client, trial=canary)
     assert done.trial is not None
     assert done.trial.shadow is not None
-    assert [result.outcome for result in done.trial.shadow.gates] == [GateOutcome.PASS, GateOutcome.PASS]
+    assert [result.outcome for result in done.trial.shadow.gates] == [Outcome.PASS, Outcome.PASS]
     assert done.trial.shadow.latency_new.p50_ns is not None
     assert done.trial.shadow.latency_old.p50_ns is not None
 
@@ -226,7 +227,7 @@ def test_a_canary_moves_the_traffic_step_by_step(
         done = deploy(repository, model, 2, client, trial=canary, report=told.append)
     assert traffic.errors == []
     assert [step.fraction for step in done.trial.steps] == [0.2, 0.6, 1.0]
-    assert all(step.outcome is GateOutcome.PASS for step in done.trial.steps)
+    assert all(step.outcome is Outcome.PASS for step in done.trial.steps)
     shares = [step.requests for step in done.trial.steps]
     assert 0 < shares[0] < shares[1] < shares[2]
     assert set(traffic.versions) >= {1, 2}

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.gates.verdict import Outcome
 from repo_manager.loadtest.compare import ComparePlan, compare
+from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, install_perf_analyzer
 from repo_manager.loadtest.result import LoadTestReport, Progress
 from repo_manager.loadtest.run import run_load_test
-from repo_manager.loadtest.slo import Outcome, judge, parse_slo
 from repo_manager.report.load_html import load_page
 from repo_manager.server import EmbeddedServer, ServerOptions
 from repo_manager.stats.histogram import Histogram

@@ -13,6 +13,7 @@ PACKAGE = Path(repo_manager.__file__).parent
 LAYERS = [
     {"errors", "types", "files", "optional", "samples", "triton_messages"},
     {"settings", "stats"},
+    {"gates"},
     {"onnx_model"},
     {"sparsity"},
     {"precision"},

@@ -28,6 +28,7 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, cached_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
 from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.stats.quantiles import PERCENTILES
 
 __all__ = ["command_of", "find_perf_analyzer", "parse_csv", "parse_profile_export", "run_perf_analyzer"]
 
@@ -274,10 +275,7 @@ def _ns(row: Mapping[str, float], column: str) -> int | None:
 def _latency(row: Mapping[str, float]) -> Latency:
     return Latency(
         mean_ns=_ns(row, "Avg latency"),
-        p50_ns=_ns(row, "p50 latency"),
-        p90_ns=_ns(row, "p90 latency"),
-        p95_ns=_ns(row, "p95 latency"),
-        p99_ns=_ns(row, "p99 latency"),
+        **{percentile.field: _ns(row, f"{percentile.key} latency") for percentile in PERCENTILES},
     )
 
 

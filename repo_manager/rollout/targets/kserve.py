@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.gates.verdict import Outcome
 from repo_manager.repository import Location, find_model, model_state, scan
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.options import TrialOptions
@@ -21,7 +22,6 @@ from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.kserve_status import failure_of, wait_for_service, watch_service
 from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
-from repo_manager.rollout.trial.gates import GateOutcome
 from repo_manager.rollout.trial.steps import CanaryStep
 
 __all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve"]
@@ -239,7 +239,7 @@ class KServeTarget:
         if seconds > 0:
             self._context.note(f"watched at {percent} % for {seconds:g} s")
             watch_service(self._api, self._service.namespace, self._service.name, percent, seconds=seconds)
-        self._steps.append(CanaryStep(percent / _ALL, seconds, 0, (), GateOutcome.PASS))
+        self._steps.append(CanaryStep(percent / _ALL, seconds, 0, (), Outcome.PASS))
 
     def _wait(self, percent: int, timeout_s: float | None = None) -> None:
         """Wait for a share; `None` takes what the deadline leaves."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from repo_manager.errors import RepositoryError
+from repo_manager.gates.parse import Gate
+from repo_manager.gates.verdict import Outcome
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
 from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.triton import TritonPart, TritonTarget
-from repo_manager.rollout.trial.gates import Gate, GateOutcome, GateResult, worst_outcome
+from repo_manager.rollout.trial.gates import GateResult, worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.rollout.trial.recorded import read_requests
 from repo_manager.rollout.trial.shadow import ShadowReport
@@ -179,7 +181,7 @@ class _Trial:
         finally:
             self.shadow = mirror.report(results, worst_outcome(results))
             self._options.on_shadow(self.shadow)
-        if worst_outcome(results) is not GateOutcome.PASS:
+        if worst_outcome(results) is not Outcome.PASS:
             raise gate_error(results)
 
     def _run_steps(self) -> None:

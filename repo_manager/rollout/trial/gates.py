@@ -8,59 +8,38 @@ is on the wrong side, and is undecided in between.
 from __future__ import annotations
 
 import dataclasses
-import enum
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from repo_manager.errors import UsageError
+from repo_manager.gates.parse import Gate, Grammar, Subject
+from repo_manager.gates.units import SHARE, TIME
+from repo_manager.gates.verdict import Outcome, decide, growth_needed, worst
 from repo_manager.stats.bootstrap import bootstrap_bounds
-from repo_manager.stats.intervals import Interval, share_bounds, spent
+from repo_manager.stats.intervals import share_bounds, spent
+from repo_manager.stats.quantiles import PERCENTILES
 
-__all__ = ["Evidence", "Gate", "GateOutcome", "GateResult", "judge_gates", "parse_gates", "worst_outcome"]
+__all__ = ["Evidence", "GateResult", "judge_gates", "parse_gates", "worst_outcome"]
 
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
-_LATENCIES = ("mean", *_QUANTILES)
-_SHARES = ("errors", "agreement")
-_NS_OF = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
-_PATTERN = re.compile(r"^\s*([a-z0-9.]+)\s*(<=|>=|<|>)\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*$", re.I)
+_QUANTILES = {percentile.key: percentile.share for percentile in PERCENTILES}
+_LATENCY = Subject(TIME, side="<", has_factor=True)
+_GRAMMAR = Grammar(
+    {
+        **dict.fromkeys(("mean", *_QUANTILES), _LATENCY),
+        "errors": Subject(SHARE, side="<", is_share=True),
+        "agreement": Subject(SHARE, side=">", is_share=True),
+        "drift": Subject(SHARE, side="<"),
+    },
+    examples=("p99<20ms", "p99<1.2x", "errors<0.1%", "agreement>99%", "drift<1e-2"),
+)
 _DRIFT_SHARE = 0.01
 _FEWEST = 8  # observations that a bootstrap needs
 _ALPHA = 0.05
 _NOT_COMPARED = {"agreement": "no output looks like class scores", "drift": "no pair of answers was compared"}
 
 Floats = npt.NDArray[np.floating[Any]]
-
-
-class GateOutcome(str, enum.Enum):
-    """How a gate stands."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclasses.dataclass(frozen=True)
-class Gate:
-    """One condition.
-
-    Attributes:
-        text: as it was given.
-        metric: `mean`, `p50` ... `p99.9`, `errors`, `agreement` or `drift`.
-        limit: nanoseconds, a share, a relative error, or with `relative` a factor of the old version's latency.
-        relative: whether the limit is a factor.
-    """
-
-    text: str
-    metric: str
-    limit: float
-    relative: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +56,7 @@ class GateResult:
 
     gate: str
     source: str
-    outcome: GateOutcome
+    outcome: Outcome
     reason: str
     needed: int | None = None
 
@@ -112,35 +91,12 @@ def parse_gates(text: str) -> tuple[Gate, ...]:
     Raises:
         UsageError: an unknown metric, unit or form.
     """
-    return tuple(_parse(part) for part in text.split(",") if part.strip())
+    return _GRAMMAR.parse_all(text)
 
 
-def _parse(text: str) -> Gate:
-    match = _PATTERN.match(text)
-    metrics = ", ".join((*_LATENCIES, *_SHARES, "drift"))
-    if match is None:
-        hint = 'Examples: "p99<20ms", "p99<1.2x", "errors<0.1%", "agreement>99%", "drift<1e-2".'
-        raise UsageError(f"the gate {text.strip()!r} cannot be read", hint=hint)
-    metric, sign, number, unit = (part.lower() for part in match.groups())
-    if metric not in (*_LATENCIES, *_SHARES, "drift"):
-        raise UsageError(f"the gate {text.strip()!r} names {metric!r}, expected one of {metrics}")
-    wanted = ">" if metric == "agreement" else "<"
-    if not sign.startswith(wanted):
-        raise UsageError(f"the gate {text.strip()!r} has {sign}, expected {wanted}: {metric} has a limit on that side")
-    units = {"x": 1.0, **_NS_OF} if metric in _LATENCIES else {"%": 0.01, "": 1.0}
-    if unit not in units:
-        expected = ", ".join(filter(None, units))
-        raise UsageError(f"the gate {text.strip()!r} has the unit {unit!r}, expected one of {expected}")
-    limit = float(number) * units[unit]
-    if metric in _SHARES and limit > 1:
-        raise UsageError(f"the gate {text.strip()!r} asks for more than 100 %", hint="Write a share with %, or 0 to 1.")
-    return Gate(text.strip(), metric, limit, relative=unit == "x")
-
-
-def worst_outcome(results: Sequence[GateResult]) -> GateOutcome:
+def worst_outcome(results: Sequence[GateResult]) -> Outcome:
     """Return fail if any failed, else inconclusive if any is, else pass."""
-    found = {result.outcome for result in results}
-    return next((each for each in (GateOutcome.FAIL, GateOutcome.INCONCLUSIVE) if each in found), GateOutcome.PASS)
+    return worst(result.outcome for result in results)
 
 
 def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> tuple[GateResult, ...]:
@@ -168,13 +124,10 @@ def _judge_share(gate: Gate, evidence: Evidence, alpha: float, look: int) -> Gat
         return _nothing_seen(gate, evidence)
     bounds = share_bounds(hits, total, alpha)
     above = gate.metric == "agreement"
-    passes, fails = (
-        (bounds.low > allowed, bounds.high <= allowed) if above else (bounds.high < allowed, bounds.low >= allowed)
-    )
-    outcome = GateOutcome.PASS if passes else GateOutcome.FAIL if fails else GateOutcome.INCONCLUSIVE
+    outcome = decide(bounds, allowed, below=not above)
     words = f"{hits / total:.3%} of {total} {what} [{bounds.low:.3%}, {bounds.high:.3%}], "
     words += f"{'at least' if above else 'allowed'} {allowed:.4g}" if allowed > 1 else f"limit {allowed:.3%}"
-    needed = None if outcome is not GateOutcome.INCONCLUSIVE else _needed(hits, total, allowed, alpha)
+    needed = None if outcome is not Outcome.INCONCLUSIVE else _needed(hits, total, allowed, alpha)
     return GateResult(gate.text, evidence.source, outcome, words, needed)
 
 
@@ -211,19 +164,14 @@ def _judge_number(gate: Gate, evidence: Evidence, alpha: float, look: int) -> Ga
     number = _number_of(gate, evidence.source)
     value = number(rows)
     bounds = bootstrap_bounds(rows, number, spent(alpha, look))
-    outcome = (
-        GateOutcome.PASS
-        if bounds.high < gate.limit
-        else GateOutcome.FAIL
-        if bounds.low >= gate.limit
-        else GateOutcome.INCONCLUSIVE
-    )
+    outcome = decide(bounds, gate.limit, below=True)
     size, unit = (1.0, "x of the old version's") if gate.relative else (1e6, " ms")
     words = f"{gate.metric} {value / size:.4g}{unit} [{bounds.low / size:.4g}, {bounds.high / size:.4g}], "
     words += f"limit {gate.limit / size:g}, {evidence.requests} requests"
     needed = None
-    if outcome is GateOutcome.INCONCLUSIVE:
-        needed = _needed_rows(value, bounds, gate.limit, evidence.requests)
+    if outcome is Outcome.INCONCLUSIVE:
+        times = growth_needed(value, bounds, gate.limit)
+        needed = None if times is None else round(evidence.requests * times)
     return GateResult(gate.text, evidence.source, outcome, words, needed)
 
 
@@ -239,17 +187,10 @@ def _number_of(gate: Gate, source: str) -> Callable[[Floats], float]:
     return lambda rows: of(rows[:, 0])
 
 
-def _needed_rows(value: float, bounds: Interval, limit: float, requests: int) -> int | None:
-    """Estimate: an interval shrinks with the square root of the requests."""
-    half = bounds.high - value if limit > value else value - bounds.low
-    distance = abs(limit - value)
-    return round(requests * (half / distance) ** 2) if distance > 0 and half > 0 else None
-
-
 def _nothing_seen(gate: Gate, evidence: Evidence) -> GateResult:
     what = "too few requests reached the new version"
     if evidence.source == "traffic":
         what += ": do clients follow the weights (docs/canary.md)?"
     elif gate.metric in _NOT_COMPARED:
         what = _NOT_COMPARED[gate.metric]
-    return GateResult(gate.text, evidence.source, GateOutcome.INCONCLUSIVE, what)
+    return GateResult(gate.text, evidence.source, Outcome.INCONCLUSIVE, what)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.gates.verdict import Outcome
 from repo_manager.rollout.options import ShadowOptions
-from repo_manager.rollout.trial.gates import Evidence, GateOutcome, GateResult
+from repo_manager.rollout.trial.gates import Evidence, GateResult
 from repo_manager.rollout.trial.recorded import Array, Request
 from repo_manager.rollout.trial.shadow import LatencySummary, ShadowReport
 from repo_manager.server import TritonClient
@@ -192,7 +193,7 @@ class Mirror:
                 drifts=np.asarray(self._drifts, np.float64),
             )
 
-    def report(self, gates: tuple[GateResult, ...], outcome: GateOutcome) -> ShadowReport:
+    def report(self, gates: tuple[GateResult, ...], outcome: Outcome) -> ShadowReport:
         """Return the score with the gates' results."""
         latencies = self.evidence().latencies_ns
         return ShadowReport(

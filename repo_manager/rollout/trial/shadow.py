@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from repo_manager.rollout.trial.gates import GateOutcome, GateResult
+from repo_manager.gates.verdict import Outcome
+from repo_manager.rollout.trial.gates import GateResult
 from repo_manager.rollout.trial.recorded import Array
 from repo_manager.stats.drift import OutputDrift
 
@@ -67,4 +68,4 @@ class ShadowReport:
     latency_old: LatencySummary
     latency_new: LatencySummary
     gates: tuple[GateResult, ...]
-    outcome: GateOutcome
+    outcome: Outcome

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from repo_manager.errors import GateError, InconclusiveError, RepoManagerError, UsageError
-from repo_manager.rollout.trial.gates import GateOutcome, GateResult, worst_outcome
+from repo_manager.gates.verdict import Outcome
+from repo_manager.rollout.trial.gates import GateResult, worst_outcome
 from repo_manager.rollout.trial.weights import Weights
 
 __all__ = ["CanaryStep", "Watch", "gate_error", "parse_steps", "run_steps"]
@@ -43,7 +44,7 @@ class CanaryStep:
     seconds: float
     requests: int
     gates: tuple[GateResult, ...]
-    outcome: GateOutcome
+    outcome: Outcome
 
 
 def parse_steps(text: str) -> tuple[float, ...]:
@@ -91,7 +92,7 @@ def run_steps(
     taken: list[CanaryStep] = []
     try:
         for fraction in steps:
-            if fraction >= 1.0 and taken and taken[-1].outcome is not GateOutcome.PASS:
+            if fraction >= 1.0 and taken and taken[-1].outcome is not Outcome.PASS:
                 raise gate_error(taken[-1].gates)
             report(f"{fraction * 100:g} % of the traffic to the new version, for {step_s:g} s")
             weights.set_weight(fraction)
@@ -100,7 +101,7 @@ def run_steps(
             step = CanaryStep(fraction, step_s, watch.requests() - before, gates, worst_outcome(gates))
             taken.append(step)
             report(f"{fraction * 100:g} %: {step.requests} requests, {step.outcome}")
-            if step.outcome is GateOutcome.FAIL:
+            if step.outcome is Outcome.FAIL:
                 raise gate_error(gates)
             if fraction < 1.0:
                 on_step(fraction)
@@ -119,10 +120,10 @@ def _back_to_zero(weights: Weights, report: Callable[[str], None]) -> None:
 
 def gate_error(results: Sequence[GateResult]) -> GateError | InconclusiveError:
     """Return the error that says which gates did not pass, and what more would be needed."""
-    failed = [result for result in results if result.outcome is GateOutcome.FAIL]
+    failed = [result for result in results if result.outcome is Outcome.FAIL]
     if failed:
         return GateError("; ".join(f"the gate {each.gate} failed: {each.reason}" for each in failed))
-    open_ = [result for result in results if result.outcome is GateOutcome.INCONCLUSIVE]
+    open_ = [result for result in results if result.outcome is Outcome.INCONCLUSIVE]
     message = "; ".join(f"the gate {each.gate} is undecided: {each.reason}" for each in open_)
     needed = [result.needed for result in open_ if result.needed is not None]
     hint = (

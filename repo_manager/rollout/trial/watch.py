@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repo_manager.rollout.trial.gates import Evidence, Gate, GateOutcome, GateResult, judge_gates, worst_outcome
+from repo_manager.gates.parse import Gate
+from repo_manager.gates.verdict import Outcome
+from repo_manager.rollout.trial.gates import Evidence, GateResult, judge_gates, worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.server import TritonClient
 
@@ -53,9 +55,7 @@ class ShadowWatch:
         def decided() -> bool:
             results = self._looks.judge(self._mirror.evidence())
             outcome = worst_outcome(results)
-            return outcome is GateOutcome.FAIL or (
-                self._until_decided and bool(results) and outcome is GateOutcome.PASS
-            )
+            return outcome is Outcome.FAIL or (self._until_decided and bool(results) and outcome is Outcome.PASS)
 
         self._mirror.run(seconds, decided)
         return self._looks.judge(self._mirror.evidence(), now=True)
@@ -99,7 +99,7 @@ class TrafficWatch:
                 mirrored = self._shadow.watch(min(left, max(_POLL_S, seconds / 4)))
             self._read()
             results = (*mirrored, *self._looks.judge(self._evidence()))
-            if worst_outcome(results) is GateOutcome.FAIL:
+            if worst_outcome(results) is Outcome.FAIL:
                 return results
         return (*mirrored, *self._decisive(self._looks.judge(self._evidence(), now=True)))
 
@@ -112,7 +112,7 @@ class TrafficWatch:
         """Beside a shadow the counters only speak when they say no: it is the shadow that has the numbers."""
         if self._shadow is None:
             return results
-        return tuple(result for result in results if result.outcome is GateOutcome.FAIL)
+        return tuple(result for result in results if result.outcome is Outcome.FAIL)
 
     def _counters(self) -> tuple[int, int, int]:
         """Return successes, failures, and the successes' time on the server in nanoseconds."""

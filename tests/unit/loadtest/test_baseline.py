@@ -6,10 +6,10 @@ import json
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest.baseline import judge_against
+from repo_manager.gates.verdict import Outcome
 from repo_manager.loadtest.document import read_report
+from repo_manager.loadtest.judge import judge_against
 from repo_manager.loadtest.result import ClientUse, Intervals, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.slo import Outcome
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.stats.intervals import Interval
 from repo_manager.types import as_json
@@ -25,7 +25,9 @@ def report(factor=1.0, spread=0.01, level=4.0, **changes):
     point = LoadPoint(
         "concurrency", level, "stable", "", 1, ClientUse("native"), duration_s=3.0, requests=1000,
         throughput_per_s=1000 / factor, latency=Latency(**{name: round(value) for name, value in values.items()}),
-        intervals=Intervals(around(1000 / factor), **{name: around(value) for name, value in values.items()}),
+        intervals=Intervals(
+            throughput_per_s=around(1000 / factor), **{name: around(value) for name, value in values.items()}
+        ),
     )  # fmt: skip
     return LoadTestReport(FACTS, {}, (dataclasses.replace(point, **changes),), "now", 1.0, {})
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from repo_manager.loadtest.compare import ComparePlan, Comparison
+from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,
     ClientUse,
@@ -18,7 +19,6 @@ from repo_manager.loadtest.result import (
     ServerTimes,
     Window,
 )
-from repo_manager.loadtest.slo import judge, parse_slo
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval

@@ -10,7 +10,13 @@ import pytest
 from repo_manager.stats.paired import compared_numbers, verdict_of
 
 RUNS = 100
-NAMES = ("throughput", "mean latency", "p50 latency", "p99 latency")
+LOWER_IS_BETTER = {
+    "throughput": False,
+    "inferences per joule": False,
+    "mean latency": True,
+    "p50 latency": True,
+    "p99 latency": True,
+}
 
 
 def autoregressive(rng: np.random.Generator, size: int, memory: float) -> np.ndarray:
@@ -55,7 +61,7 @@ def simulated(kind: str, slower: float, seed: int, pairs: int = 30):
                     "p99 latency": float(np.exp(1.5 * log + 5 * own[2])),
                 }
             )
-    numbers, _ = compared_numbers(*sides, (sides[0][0], sides[1][0]), seed=seed)
+    numbers, _ = compared_numbers(*sides, (sides[0][0], sides[1][0]), lower_is_better=LOWER_IS_BETTER, seed=seed)
     return numbers
 
 
@@ -90,7 +96,7 @@ def test_the_intervals_hold_the_true_ratio_as_often_as_they_say(kind):
 def test_only_numbers_that_every_block_has_are_compared():
     sides = [{"throughput": 1.0 + 0.01 * n, "inferences per joule": 2.0} for n in range(8)]
     lacking = [{"throughput": 1.0 + 0.01 * n} for n in range(8)]
-    numbers, ratios = compared_numbers(sides, lacking, (sides[0], lacking[0]))
+    numbers, ratios = compared_numbers(sides, lacking, (sides[0], lacking[0]), lower_is_better=LOWER_IS_BETTER)
     assert [number.name for number in numbers] == ["throughput"]
     assert ratios["throughput"] == (1.0,) * 8
     assert verdict_of(numbers).startswith("no difference shown")

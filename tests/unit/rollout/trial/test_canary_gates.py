@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import GateError, InconclusiveError, RolloutUndoneError, UsageError
+from repo_manager.gates.verdict import Outcome
 from repo_manager.rollout.options import TrialOptions
-from repo_manager.rollout.trial.gates import (
-    Evidence,
-    GateOutcome,
-    GateResult,
-    judge_gates,
-    parse_gates,
-    worst_outcome,
-)
+from repo_manager.rollout.trial.gates import Evidence, GateResult, judge_gates, parse_gates, worst_outcome
 from repo_manager.rollout.trial.steps import gate_error, parse_steps, run_steps
 
-PASS, FAIL, OPEN = GateOutcome.PASS, GateOutcome.FAIL, GateOutcome.INCONCLUSIVE
+PASS, FAIL, OPEN = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 
 
 def evidence(
@@ -29,7 +23,7 @@ def evidence(
     return Evidence(source, requests, errors, spread * np.array([new_ms, old_ms]) * 1e6)
 
 
-def outcome(text: str, seen: Evidence) -> GateOutcome:
+def outcome(text: str, seen: Evidence) -> Outcome:
     (result,) = judge_gates(parse_gates(text), seen)
     assert result.gate == text
     assert result.source == seen.source
@@ -107,7 +101,7 @@ def test_gates_that_are_none(text: str, found: str) -> None:
         ("mean<1s", evidence(requests=0), OPEN),
     ],
 )
-def test_gates_are_judged(text: str, seen: Evidence, expected: GateOutcome) -> None:
+def test_gates_are_judged(text: str, seen: Evidence, expected: Outcome) -> None:
     assert outcome(text, seen) is expected
 
 
@@ -144,7 +138,7 @@ def test_more_gates_make_each_one_harder() -> None:
 
 
 def test_the_worst_outcome_counts() -> None:
-    of = {each: GateResult("g", "shadow", each, "") for each in GateOutcome}
+    of = {each: GateResult("g", "shadow", each, "") for each in Outcome}
     assert worst_outcome([of[PASS], of[OPEN], of[FAIL]]) is FAIL
     assert worst_outcome([of[PASS], of[OPEN]]) is OPEN
     assert worst_outcome([of[PASS]]) is PASS
@@ -182,7 +176,7 @@ def test_steps_that_are_none(text: str) -> None:
 class Recorder:
     """Weights and watch in one: remembers the shares, and answers with the outcomes given."""
 
-    def __init__(self, *outcomes: GateOutcome | BaseException) -> None:
+    def __init__(self, *outcomes: Outcome | BaseException) -> None:
         self.shares: list[float] = []
         self._outcomes = list(outcomes)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.gates.verdict import Outcome
 from repo_manager.rollout.options import ShadowOptions
-from repo_manager.rollout.trial.gates import GateOutcome
 from repo_manager.rollout.trial.mirror import Mirror
 
 X = {"x": np.ones((1, 2), np.float32)}
@@ -78,7 +78,7 @@ def test_errors_are_counted_for_the_version_that_made_them() -> None:
 
     mirrored = mirror(answer)
     run(mirrored, 60)
-    report = mirrored.report((), GateOutcome.FAIL)
+    report = mirrored.report((), Outcome.FAIL)
     assert report.errors_new == report.pairs > 0
     assert report.errors_old == 0
     assert report.refused_by_both > 0
@@ -152,4 +152,4 @@ def test_what_is_due_while_all_wait_is_left_out() -> None:
     stop.start()
     run(mirrored, 4)
     stop.join()
-    assert mirrored.report((), GateOutcome.PASS).skipped > 50
+    assert mirrored.report((), Outcome.PASS).skipped > 50

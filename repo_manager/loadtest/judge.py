@@ -1,0 +1,174 @@
+"""Judges a load test: its gates (`p99<20ms`, `throughput>500`, `errors<0.1%`), and an earlier report as the limit.
+
+A gate passes when the whole 95 % interval of its number is on the right side of the limit, fails when the whole
+interval is on the wrong side, and is inconclusive in between; then the time that would decide it is estimated, since
+an interval shrinks with the square root of the measured time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from repo_manager.errors import InputError, UsageError
+from repo_manager.gates.parse import Gate, Grammar, Subject
+from repo_manager.gates.verdict import GateResult, Outcome, Verdict, decide, growth_needed, worst
+from repo_manager.loadtest.metrics import METRICS, Metric, metric_of
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport
+from repo_manager.stats.intervals import Interval
+
+__all__ = ["Over", "judge", "judge_against", "judge_point", "parse_slo"]
+
+Over = Literal["every", "some"]
+"""Which levels have to hold the gates: all of them, or one."""
+
+_GRAMMAR = Grammar(
+    {name: Subject(metric.unit) for metric in METRICS if metric.is_gate for name in (metric.key, *metric.aliases)},
+    examples=("p99<20ms", "throughput>500", "errors<0.1%", "energy<0.05J", "p99<20ms@8"),
+    has_levels=True,
+)
+
+
+def parse_slo(text: str) -> Gate:
+    """Parse one gate, optionally bound to a level: `p99<20ms@8`.
+
+    Raises:
+        UsageError: unknown metric, unit or form.
+    """
+    return _GRAMMAR.parse(text)
+
+
+def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every") -> Verdict:
+    """Judge a report.
+
+    Args:
+        report: the load test.
+        gates: the gates.
+        over: `every`: each level has to hold them; `some`: one level that holds all of them is enough.
+
+    Raises:
+        UsageError: a gate is bound to a level that was not measured, or `over` is neither.
+    """
+    if over not in get_args(Over):
+        raise UsageError(f"over is {over!r}, expected every or some")
+    measured = {point.level for point in report.points}
+    for gate in gates:
+        if gate.level is not None and gate.level not in measured:
+            raise UsageError(f"the gate {gate.text!r} names a level that was not measured: {gate.level:g}")
+    results: list[GateResult] = []
+    outcomes: list[tuple[str, Outcome]] = []
+    for point in report.points:
+        of_point = [judge_point(point, gate) for gate in gates if gate.level in (None, point.level)]
+        results += of_point
+        if of_point:
+            outcomes.append((point.label, worst([result.outcome for result in of_point])))
+    holding = tuple(label for label, outcome in outcomes if outcome is Outcome.PASS)
+    if over == "some" and holding:
+        return Verdict(Outcome.PASS, tuple(results), holding)
+    found = [outcome for _, outcome in outcomes]
+    if over == "some" and Outcome.INCONCLUSIVE in found:
+        return Verdict(Outcome.INCONCLUSIVE, tuple(results), holding)
+    return Verdict(worst(found), tuple(results), holding)
+
+
+def judge_point(point: LoadPoint, gate: Gate) -> GateResult:
+    """Judge one gate at one load level."""
+    metric = metric_of(gate.metric)
+    value, interval = metric.get(point), metric.interval(point)
+    name = point.label
+
+    def result(outcome: Outcome, reason: str, needed_s: float | None = None) -> GateResult:
+        return GateResult(gate.text, name, outcome, value, interval, reason, needed_s)
+
+    if point.outcome == "failed" and gate.metric != "errors":
+        return result(Outcome.FAIL, f"the level failed: {point.reason}")
+    if value is None:
+        return result(Outcome.INCONCLUSIVE, f"{gate.metric} was not reported at {name}")
+    around = Interval(value, value) if interval is None else interval
+    words = f"{gate.metric} {metric.unit.text(value, interval)}"
+    outcome = decide(around, gate.limit, below=gate.below)
+    if outcome is Outcome.INCONCLUSIVE:
+        return result(outcome, f"{words}: the interval contains the limit", _needed_s(point, value, around, gate))
+    if interval is None and point.outcome == "unstable" and not _windows_agree(point, metric, gate.limit):
+        return result(Outcome.INCONCLUSIVE, f"the level is unstable: {point.reason}")
+    if outcome is Outcome.FAIL and point.client.bottleneck and gate.metric != "errors":
+        return result(Outcome.INCONCLUSIVE, f"the client was the bottleneck: {point.client.note}")
+    return result(outcome, words)
+
+
+def _windows_agree(point: LoadPoint, metric: Metric, limit: float) -> bool:
+    """Say whether every window that makes the row is on the same side of the limit as the others."""
+    values = [metric.of_window(window) for window in point.windows if window.used]
+    if not values or any(value is None for value in values):
+        return False
+    return len({value < limit for value in values if value is not None}) == 1
+
+
+def _needed_s(point: LoadPoint, value: float, interval: Interval, gate: Gate) -> float | None:
+    """Estimate the measuring time after which the interval would leave the limit out."""
+    # That of a share of which nothing was seen shrinks with the time itself.
+    times = growth_needed(value, interval, gate.limit, power=1.0 if value == 0.0 and gate.metric == "errors" else 2.0)
+    return None if times is None or not point.duration_s else point.duration_s * times
+
+
+def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance: float = 0.05) -> Verdict:
+    """Judge whether throughput, p50 or p99 got worse than `tolerance` at a level that both reports have.
+
+    The ratio of new to old gets an interval from the intervals of both (their log half-widths in quadrature). It fails
+    when the whole interval is beyond the tolerance, passes when none of it is, and is inconclusive between.
+
+    Args:
+        report: the new report.
+        baseline: the earlier one, by `read_report`.
+        tolerance: the allowed share of worsening.
+
+    Raises:
+        InputError: no level in common.
+    """
+    old = {(point.mode, point.level, point.batch_size): point for point in baseline.points}
+    pairs = [
+        (point, old[key]) for point in report.points if (key := (point.mode, point.level, point.batch_size)) in old
+    ]
+    if not pairs:
+        raise InputError("the baseline has no load level in common with this report")
+    results: list[GateResult] = []
+    holding: list[str] = []
+    for point, before in pairs:
+        of_point = [_judge_ratio(point, before, metric, tolerance) for metric in METRICS if "baseline" in metric.places]
+        results += of_point
+        if all(result.outcome is Outcome.PASS for result in of_point):
+            holding.append(point.label)
+    return Verdict(worst(result.outcome for result in results), tuple(results), tuple(holding))
+
+
+def _judge_ratio(point: LoadPoint, before: LoadPoint, metric: Metric, tolerance: float) -> GateResult:
+    gate = f"{metric.key} against the baseline, at most {tolerance:.0%} worse"
+    if point.outcome == "failed":
+        return GateResult(gate, point.label, Outcome.FAIL, None, None, f"the level failed: {point.reason}")
+    new, previous = metric.get(point), metric.get(before)
+    if not new or not previous:
+        return GateResult(gate, point.label, Outcome.INCONCLUSIVE, None, None, "one of the reports has no such number")
+    worse = new / previous if metric.lower_is_better else previous / new
+    half = math.hypot(*(_log_half_width(metric.interval(row)) for row in (point, before)))
+    interval = Interval(worse * math.exp(-half), worse * math.exp(half))
+    limit = 1 + tolerance
+    if interval.high <= limit:
+        outcome = Outcome.PASS
+    elif interval.low > limit:
+        outcome = Outcome.FAIL
+    else:
+        outcome = Outcome.INCONCLUSIVE
+    words = f"worse by a factor of {worse:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    if half == 0:
+        words = f"worse by a factor of {worse:.3f}; neither report says how large its noise is"
+    needed_s = None
+    if outcome is Outcome.INCONCLUSIVE and worse != limit and point.duration_s:
+        needed_s = point.duration_s * (half / abs(math.log(limit / worse))) ** 2
+    return GateResult(gate, point.label, outcome, worse, interval, words, needed_s)
+
+
+def _log_half_width(interval: Interval | None) -> float:
+    if interval is None or interval.low <= 0:
+        return 0.0
+    return math.log(interval.high / interval.low) / 2
