@@ -39,6 +39,7 @@ class Quantiles(Generic[T]):
     p99_ns: T | None = dataclasses.field(
         default=None, metadata=_row(0.99, *_REPORTS, "html interval", "baseline", "compare")
     )
+    p995_ns: T | None = dataclasses.field(default=None, metadata=_row(0.995, "html"))
     p999_ns: T | None = dataclasses.field(default=None, metadata=_row(0.999, has_interval=False))
 
 
