@@ -36,11 +36,11 @@ from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.onnx_model.source import draft_of
+from repo_manager.onnx_model.writer import write_draft
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
 from repo_manager.precision.candidate import Builder
-from repo_manager.precision.source import draft_of
-from repo_manager.precision.writer import write_draft
 from repo_manager.types import Precision
 
 Inputs = list[dict[str, np.ndarray[Any, Any]]]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.inspect import inspect_model
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
-    from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
+    from repo_manager.rollout.options import Amount, RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.rollout.status import status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
@@ -47,6 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddOptions",
+    "Amount",
     "ApplyOptions",
     "Backend",
     "ConvertOptions",
@@ -105,7 +106,7 @@ _MODULES = {
     "precision": ("ConvertOptions", "convert", "load_calibration"),
     "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "pipeline.deploying": ("deploy", "rollback"),
-    "rollout.options": ("RolloutOptions", "ShadowOptions", "TrialOptions"),
+    "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),
     "rollout.status": ("status",),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.batch_proof import samples_are_independent
+from repo_manager.onnx_model.batch_graph import judge_graph
+from repo_manager.onnx_model.batch_trial import Trial, neighbours_of, try_together
 from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.onnx_model.inputs import find_sizes, natural_inputs, usual_shapes
 from repo_manager.onnx_model.model import Model
@@ -22,29 +23,42 @@ from repo_manager.types import TensorSpec
 
 __all__ = ["BatchAxis", "find_batch_axis", "try_batch_axis"]
 
-_TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}  # share of the largest magnitude; others 1e-3
-_ROUNDING_AT_MOST = 0.05  # share of the largest magnitude; a larger change is no rounding
 _Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class BatchAxis:
-    """Whether Triton may stack requests along the first axis, and why (not)."""
+    """Whether Triton may stack requests along the first axis, and why (not).
+
+    Attributes:
+        kind: the verdict, or what was asked for against it.
+        reason: how it was found out, or what makes the samples depend on each other.
+        stackable: an unbatched model's shapes would let requests be stacked, and `max_batch_size` can be forced.
+        forced: batched because somebody asked for it, although `reason` speaks against it.
+    """
 
     kind: Literal["batched", "unbatched"]
     reason: str
+    stackable: bool = False
+    forced: bool = False
 
     @property
     def batched(self) -> bool:
         """Whether the first axis is a batch axis."""
         return self.kind == "batched"
 
+    def asked_for(self, max_batch_size: int | None) -> BatchAxis:
+        """Return the verdict after somebody has asked for batches, which is his to decide where shapes allow it."""
+        if self.batched or not self.stackable or not max_batch_size:
+            return self
+        return replace(self, kind="batched", forced=True)
+
 
 def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, NDArray[Any]] | None = None) -> BatchAxis:
     """Decide whether a model's first axis is a batch axis.
 
-    It is when every input and output has a dynamic first dimension, and when the graph proves it, or two samples
-    stacked give what the two give alone, within 0.1 % of the largest magnitude (2 % in float16, 5 % in bfloat16).
+    It is when every input and output has a dynamic first dimension and no sample depends on another. The graph decides;
+    where it does not tell, two samples run alone and beside neighbours of very different sizes.
 
     Args:
         model: the model to run.
@@ -58,38 +72,33 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
     reason = _static_reason(signature)
     if reason is not None:
         return BatchAxis("unbatched", reason)
-    if samples_are_independent(model):
-        return BatchAxis("batched", "every operator works on each sample by itself")
+    shapes = None if samples is None else {name: array.shape for name, array in samples.items()}
+    verdict = judge_graph(model, shapes)
+    if verdict.kind == "independent":
+        return BatchAxis("batched", verdict.reason)
+    if verdict.kind == "dependent":
+        return BatchAxis("unbatched", verdict.reason, stackable=True)
     return try_batch_axis(model, signature, samples)
 
 
 def try_batch_axis(model: Model, signature: Signature, samples: _Arrays | None = None) -> BatchAxis:
-    """Decide by running: whether two samples stacked give what the two give alone. See `find_batch_axis`."""
+    """Decide by running; the graph is asked again with sizes that the model runs with. See `find_batch_axis`."""
     reason = _size_reason(model)
     if reason is not None:
-        return BatchAxis("unbatched", reason)
-    session = Session(model)
+        return BatchAxis("unbatched", reason, stackable=True)
+    session, limits = Session(model, threads=1), index_limits(model)
     try:
-        first, second = _two_samples(session, signature, samples, index_limits(model))
-        alone = [session.run(first), session.run(second)]
+        first, second = _two_samples(session, signature, samples, limits)
     except ModelError as exc:
-        return BatchAxis("unbatched", f"it could not be tried out on made inputs: {exc.message}")
-    stacked = {name: np.concatenate([first[name], second[name]]) for name in first}
-    try:
-        together = session.run(stacked)
-    except ModelError as exc:
-        return BatchAxis("unbatched", f"it fails on two samples stacked: {exc.message}")
-    for name, value in together.items():
-        reason = _shape_reason(name, value, [result[name] for result in alone])
-        expected = np.concatenate([result[name] for result in alone]) if reason is None else value
-        if not _close(value, expected, tolerance=None):
-            if _close(value, expected, tolerance=_ROUNDING_AT_MOST):
-                reason = _neighbour_reason(session, name, value, first, second)
-            else:
-                reason = f"output '{name}' changes when two samples are stacked"
-        if reason is not None:
-            return BatchAxis("unbatched", reason)
-    return BatchAxis("batched", "two samples stacked give the same outputs as each alone")
+        return BatchAxis("unbatched", f"it could not be tried out on made inputs: {exc.message}", stackable=True)
+    verdict = judge_graph(model, {name: array.shape for name, array in first.items()})
+    if verdict.kind == "dependent":
+        return BatchAxis("unbatched", verdict.reason, stackable=True)
+    neighbours = neighbours_of(first, [], limits)
+    finding = try_together(Trial(session, first, second, neighbours))
+    if finding is not None:
+        return BatchAxis("unbatched", finding.reason, stackable=finding.stackable)
+    return BatchAxis("batched", "a sample's outputs are the same alone and beside samples of very different sizes")
 
 
 def _static_reason(signature: Signature) -> str | None:
@@ -158,54 +167,3 @@ def _two_samples(
     sizes = find_sizes(session, signature)
     first, second = (natural_inputs(signature, seed=seed, sizes=sizes, limits=limits) for seed in (1, 2))
     return first, second
-
-
-def _shape_reason(name: str, together: NDArray[Any], alone: list[NDArray[Any]]) -> str | None:
-    """Return why an output's shapes show that samples are not stacked, or `None`."""
-    if any(value.ndim == 0 for value in (together, *alone)):
-        return f"output '{name}' is a scalar"
-    if any(value.shape[0] != 1 for value in alone):
-        return f"output '{name}' has {alone[0].shape[0]} rows for one sample"
-    if together.shape != (2, *alone[0].shape[1:]) or alone[0].shape != alone[1].shape:
-        return f"output '{name}' has shape {list(together.shape)} for two samples, {list(alone[0].shape)} for one"
-    return None
-
-
-def _neighbour_reason(
-    session: Session, name: str, together: NDArray[Any], first: _Arrays, second: _Arrays
-) -> str | None:
-    """Tell rounding apart from dependence, for an output that changed when two samples were stacked.
-
-    Another batch size takes other kernels, and a model can blow their rounding up (a normalisation over
-    nearly constant values). The same batch size takes the same kernels: if a sample's row stays the same
-    whatever stands beside it, on either place, the samples are independent.
-    """
-    expected = np.concatenate([together[:1], together[:1]])
-    try:
-        doubled = session.run({key: np.concatenate([first[key], first[key]]) for key in first})[name]
-        swapped = session.run({key: np.concatenate([second[key], first[key]]) for key in first})[name]
-    except ModelError as exc:
-        return f"it fails on two samples stacked: {exc.message}"
-    rows = np.concatenate([swapped[1:], swapped[1:]])
-    if doubled.shape == rows.shape == expected.shape:
-        exact = 1e-6
-        if _close(doubled, expected, tolerance=exact) and _close(rows, expected, tolerance=exact):
-            return None
-    return f"output '{name}' of a sample changes with the sample stacked beside it"
-
-
-def _close(found: NDArray[Any], expected: NDArray[Any], *, tolerance: float | None) -> bool:
-    """Compare two outputs of one shape; `tolerance` is a share of the largest magnitude, `None` the type's own."""
-    if found.dtype.kind in "OUSb":
-        return bool(np.array_equal(found, expected))
-    wide = np.complex128 if found.dtype.kind == "c" else np.float64
-    found_wide, wanted = found.astype(wide), expected.astype(wide)
-    finite = np.isfinite(wanted)
-    if not np.array_equal(found_wide[~finite], wanted[~finite], equal_nan=True):
-        return False
-    if not finite.any():
-        return True
-    if tolerance is None:
-        tolerance = _TOLERANCE.get(found.dtype.name, 1e-3)
-    error = float(np.abs(found_wide[finite] - wanted[finite]).max())
-    return error <= tolerance * max(float(np.abs(wanted[finite]).max()), 1e-6)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
     onnx = deferred("onnx")
 
-__all__ = ["Model", "graph_as_stored", "load_model", "parameter_count"]
+__all__ = ["Model", "graph_as_stored", "load_graph", "load_model", "parameter_count"]
 
 MAX_FILE_BYTES = (1 << 31) - 1
 """protobuf's limit for one message, and so for one .onnx file without its external data."""
@@ -159,6 +159,24 @@ def graph_as_stored(model: Model) -> onnx.ModelProto:
         raise ModelError(f"{model.path}: cannot be read again; was it changed meanwhile?") from exc
     sort_nodes(proto)
     return proto
+
+
+def load_graph(path: Path) -> Model:
+    """Read a model's graph as `load_model` does, without its checks, its digest and its external files.
+
+    Raises:
+        ModelError: the file cannot be read as a model.
+    """
+    size_bytes = _file_size(path)
+    try:
+        graph_only, weights = _read_graph(path)
+        check_names(graph_only)
+        sort_nodes(graph_only)
+    except ModelError as exc:
+        raise ModelError(f"{path}: {exc.message}", hint=exc.hint) from exc
+    except OSError as exc:
+        raise ModelError(f"{path}: cannot be read: {exc.strerror}") from exc
+    return Model(path, Digest(""), (), size_bytes, graph_only, weights)
 
 
 def _file_size(path: Path) -> int:

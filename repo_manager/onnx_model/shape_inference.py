@@ -7,17 +7,14 @@ same, and fills the machine's memory on a hostile file.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
-import onnx.defs
-import onnx.shape_inference
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # published without stubs
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.dtypes import stored_bits
@@ -25,22 +22,36 @@ from repo_manager.onnx_model.signature import resolve_shape, spec_of
 from repo_manager.onnx_model.small_values import MAX_ELEMENTS, evaluate, shape_value
 from repo_manager.onnx_model.walk import node_graphs
 from repo_manager.onnx_model.weights import is_external
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx.defs
+    import onnx.shape_inference
+    from onnx import numpy_helper
+else:
+    onnx, numpy_helper = deferred("onnx"), deferred("onnx.numpy_helper")
 
 __all__ = ["fix_inputs", "infer", "infer_at", "largest_value_bytes", "static_shape"]
 
-_ERRORS = (
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    onnx.defs.SchemaError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    MemoryError,
-    DecodeError,
-    EncodeError,
-)
 _MAX_NODES = 50_000  # walked one by one; a larger graph keeps what the first pass found
 _MAX_DEPTH = 20
+
+
+@functools.cache
+def _errors() -> tuple[type[BaseException], ...]:
+    """Return what inference raises on a broken graph."""
+    return (
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        onnx.defs.SchemaError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        MemoryError,
+        DecodeError,
+        EncodeError,
+    )
 
 
 def infer_at(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto | None:
@@ -94,7 +105,7 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """Infer from the shapes that a model's inputs state; the result states what was found in `value_info`."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
-    except _ERRORS:
+    except _errors():
         return None
     if sum(1 for _ in inferred.graph.node) <= _MAX_NODES and _has_gaps(inferred.graph):
         _Walk(inferred).graph(inferred.graph, _Known(), 0)
@@ -182,7 +193,7 @@ class _Walk:
         if math.prod(tensor.dims) <= MAX_ELEMENTS:
             try:
                 value = numpy_helper.to_array(tensor)
-            except _ERRORS:
+            except _errors():
                 return
             if value.dtype.kind in "iubf":
                 known.values[name] = value
@@ -224,7 +235,7 @@ class _Walk:
             found = onnx.shape_inference.infer_node_outputs(
                 schema, node, types, data, None, self.opsets, self.ir_version
             )
-        except _ERRORS:
+        except _errors():
             return
         known.types.update({name: kind for name, kind in found.items() if name})
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from repo_manager.optional import deferred
 
@@ -16,6 +14,14 @@ if TYPE_CHECKING:
     from onnx import reference
 else:
     reference = deferred("onnx.reference")
+
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+    from onnx import helper, numpy_helper
+else:
+    onnx, helper, numpy_helper = deferred("onnx"), deferred("onnx.helper"), deferred("onnx.numpy_helper")
 
 __all__ = ["MAX_ELEMENTS", "evaluate", "shape_value"]
 

@@ -242,6 +242,7 @@ def _details(origin: _Origin, version: Prepared) -> dict[str, Any]:
             "external": [file.relative_to(source.path.parent.absolute()).as_posix() for file in source.external_files],
         },
         "precision": conversion.precision,
+        "batch_axis": version.converted.axis,
         "pruned": origin.pruned,
         "sparsity": sparsity,
         "conversion": converted,

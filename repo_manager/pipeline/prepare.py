@@ -99,7 +99,7 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     """
     signature = signature_of(model)
     calibration = None if options.calibration is None else load_calibration(options.calibration, signature)
-    axis = find_batch_axis(model, signature, _two_rows(calibration))
+    signature, axis = _batch_axis(model, signature, options, target, _two_rows(calibration))
     sample = _sample(model, signature, calibration)
     # Before the long work, for what is wrong by then; it is derived again for the shapes of what is served.
     early = _with_config(options, target, sample, axis)
@@ -176,6 +176,20 @@ def _with_config(
 ) -> AddOptions:
     config = config_options(options.config, target, sample, batched=axis.batched)
     return dataclasses.replace(options, config=config)
+
+
+def _batch_axis(
+    model: Model, signature: Signature, options: AddOptions, target: Target, samples: Mapping[str, NDArray[Any]] | None
+) -> tuple[Signature, BatchAxis]:
+    """Find out whether requests may be joined; outputs without a shape get the one that the server will see."""
+    axis = find_batch_axis(model, signature, samples)
+    if any(spec.shape is None for spec in signature.outputs) and target.choice.backend is Backend.ONNXRUNTIME:
+        served = served_signature(signature, model.path, existing_config(target))
+        signature = dataclasses.replace(signature, outputs=served.outputs)
+    bare = next((spec.name for spec in signature.outputs if not spec.shape), None)
+    if axis.batched and bare is not None:
+        return signature, BatchAxis("unbatched", f"output '{bare}' has no shape in the file, and Triton needs its rank")
+    return signature, axis.asked_for(options.config.max_batch_size)
 
 
 def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | None:

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from repo_manager.errors import CalibrationError
+from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
-from repo_manager.precision.draft import Array
 from repo_manager.types import Digest, TensorSpec
 
 __all__ = [

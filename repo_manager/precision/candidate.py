@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.errors import ModelError, UsageError
-from repo_manager.precision.draft import Array, Draft
+from repo_manager.onnx_model.draft import Array, Draft
 from repo_manager.precision.keep import Keep
 from repo_manager.precision.lower import lower
 from repo_manager.precision.options import ConvertOptions, KeptNode

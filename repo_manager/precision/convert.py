@@ -16,21 +16,21 @@ import numpy as np
 import onnx
 
 from repo_manager.errors import CalibrationError, GateError, ModelError
+from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.model import Model, graph_as_stored
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.onnx_model.source import draft_of
+from repo_manager.onnx_model.writer import WrittenModel
 from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData
 from repo_manager.precision.candidate import Builder
-from repo_manager.precision.draft import Array
 from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
 from repo_manager.precision.proof import Proof, Prover
 from repo_manager.precision.refusal import refusal, where_it_began
 from repo_manager.precision.samples import Reference, reference_of
 from repo_manager.precision.search import auto_keep
 from repo_manager.precision.selection import selection_of
-from repo_manager.precision.source import draft_of
-from repo_manager.precision.writer import WrittenModel
 from repo_manager.types import Precision
 
 __all__ = ["convert"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from repo_manager.precision.draft import (
+from repo_manager.onnx_model.draft import (
     ONNX_DOMAINS,
     Array,
     Draft,

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from repo_manager.onnx_model import dtypes
-from repo_manager.precision.draft import ONNX_DOMAINS, Array, Draft, Weight, attribute, replace_nodes
+from repo_manager.onnx_model.draft import ONNX_DOMAINS, Array, Draft, Weight, attribute, replace_nodes
 
 __all__ = ["fold_constants"]
 

@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.onnx_model import dtypes, walk
-from repo_manager.precision.draft import (
+from repo_manager.onnx_model.draft import (
     ONNX_DOMAINS,
     Draft,
     Weight,
@@ -30,8 +30,8 @@ from repo_manager.precision.draft import (
     unique_name,
     used_names,
 )
+from repo_manager.onnx_model.source import without_unused
 from repo_manager.precision.lowering_rules import SHAPES, Roles, keep_reasons, roles_of, to_low
-from repo_manager.precision.source import without_unused
 from repo_manager.precision.value_types import ValueType, infer_types, type_table
 
 __all__ = ["Lowered", "lower"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from repo_manager.onnx_model import walk
-from repo_manager.precision.draft import ONNX_DOMAINS, Draft
+from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft
 from repo_manager.precision.normalization import statistics_nodes
 from repo_manager.precision.value_types import ValueType
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx
 
-from repo_manager.precision.draft import Draft
+from repo_manager.onnx_model.draft import Draft
 
 __all__ = ["statistics_nodes"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from repo_manager.errors import CalibrationError, ModelError
-from repo_manager.precision.draft import Array, Draft
+from repo_manager.onnx_model.draft import Array, Draft
 from repo_manager.precision.lowering_rules import FP16_MAX
 from repo_manager.precision.ranges import float_values, largest_values
 

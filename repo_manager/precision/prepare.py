@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from repo_manager.precision.draft import Draft
+from repo_manager.onnx_model.draft import Draft
+from repo_manager.onnx_model.source import named, without_unused
 from repo_manager.precision.fold_batchnorm import fold_batchnorm
 from repo_manager.precision.fold_constants import fold_constants
 from repo_manager.precision.raise_opset import raise_opset
-from repo_manager.precision.source import named, without_unused
 
 __all__ = ["prepare"]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model.draft import Draft
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
+from repo_manager.onnx_model.writer import WrittenModel, write_view
 from repo_manager.precision.checks import (
     check_drift,
     check_file,
@@ -21,11 +23,9 @@ from repo_manager.precision.checks import (
     probability_outputs,
     served_text,
 )
-from repo_manager.precision.draft import Draft
 from repo_manager.precision.options import Check, ConvertOptions
 from repo_manager.precision.samples import Reference
 from repo_manager.precision.selection import Selection
-from repo_manager.precision.writer import WrittenModel, write_view
 from repo_manager.sparsity.report import SparsityReport, sparsity_report
 from repo_manager.stats.drift import DriftMeter, OutputDrift
 from repo_manager.types import Precision

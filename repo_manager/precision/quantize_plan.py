@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.onnx_model import walk
-from repo_manager.precision.draft import ONNX_DOMAINS, Draft, Weight, attribute, captured_names
+from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft, Weight, attribute, captured_names
 
 __all__ = ["QuantizationPlan", "QuantizedNode", "plan_quantization"]
 

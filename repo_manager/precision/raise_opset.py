@@ -6,7 +6,7 @@ import onnx
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import walk
-from repo_manager.precision.draft import ONNX_DOMAINS, Draft, Weight, opset_of, typed_tensor
+from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft, Weight, opset_of, typed_tensor
 
 __all__ = ["raise_opset"]
 

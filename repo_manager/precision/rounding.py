@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.onnx_model import walk
-from repo_manager.precision.draft import ONNX_DOMAINS, Draft, attribute, replace_nodes, unique_name
+from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft, attribute, replace_nodes, unique_name
 from repo_manager.precision.value_types import ValueType, infer_types, type_table
 
 __all__ = ["rounded"]

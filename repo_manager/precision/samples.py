@@ -6,12 +6,12 @@ import itertools
 from dataclasses import dataclass, field
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration import CalibrationData
-from repo_manager.precision.draft import Array
 
 __all__ = ["Reference", "reference_of"]
 

@@ -8,7 +8,7 @@ import onnx
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import walk
-from repo_manager.precision.draft import Draft
+from repo_manager.onnx_model.draft import Draft
 
 __all__ = ["ValueType", "infer_types", "type_table"]
 

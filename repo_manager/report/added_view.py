@@ -49,6 +49,7 @@ def _facts(added: Any) -> list[tuple[str, object]]:
         ("folder", added.path),
         ("backend", f"{added.backend.backend} ({added.backend.reason})"),
         ("batch axis", f"{added.batch_axis.kind}: {added.batch_axis.reason}"),
+        *_batch_warning(added.batch_axis),
         ("sparsity", valid),
         *_engine_facts(added.engine, str(added.backend.backend)),
         *[("mind", Text(f"{problem.message}. {problem.hint}", style="yellow")) for problem in added.fit],
@@ -60,6 +61,13 @@ def _facts(added: Any) -> list[tuple[str, object]]:
             ("config.pbtxt", f"stays as it is; this version alone would say otherwise: {', '.join(added.config_kept)}")
         )
     return pairs
+
+
+def _batch_warning(axis: Any) -> list[tuple[str, object]]:
+    if not axis.forced:
+        return []
+    text = "--max-batch-size was given all the same: an answer can depend on other clients' requests"
+    return [("mind", Text(text, style="yellow"))]
 
 
 def _engine_facts(engine: Mapping[str, Any], backend: str) -> list[tuple[str, object]]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.optional import installed_version
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import ConfigChange, against_manifest, plan_change, served_model_file

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location
 from repo_manager.repository.stores import open_store

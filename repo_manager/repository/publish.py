@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
 from repo_manager.repository.plan.publishing import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import check_file_name
 from repo_manager.repository.location import Location
 from repo_manager.repository.stores import open_store

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Callable
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.removal import (
     Removal,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError, UsageError
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest

@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location
 from repo_manager.repository.state import ModelState, previous_version

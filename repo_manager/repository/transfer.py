@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from repo_manager.errors import ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.repository.configuration import is_as_derived
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView, VersionView, existing_model, with_beside, with_versions
-from repo_manager.triton_config import ModelConfig, Problem, check_config, runtime_signature
+from repo_manager.triton_config import ModelConfig, Problem, Severity, check_config, runtime_signature
+from repo_manager.triton_config.joined_requests import dependence_in_batch
 from repo_manager.types import Backend
 
 __all__ = ["verify"]
@@ -91,7 +93,7 @@ def _model(store: Store, name: str, content: _Content) -> list[Problem]:
             return [Problem(store.record_key(name), exc.message, hint=exc.hint or "")]
         try:
             found = list(_model_once(store, view, content))
-        except FileNotFoundError:
+        except (FileNotFoundError, RepositoryError):  # What was to be read went, or is another one now.
             if store.look(name) == view:
                 raise
             continue
@@ -132,12 +134,44 @@ def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: 
         return
     if config.message().model_operations.op_library_filename:
         return  # Only the server has the libraries of its custom operators.
+    yield from _joined_requests(version, config, file, f"{where}/{filename}")
     if is_as_derived(version, config, file):
         return
     try:
         yield from check_config(config, runtime_signature(file, config), where=f"{where}/{filename}")
     except ModelError as exc:
         yield Problem(f"{where}/{filename}", exc.message.replace(str(folder), str(version.path)), hint=exc.hint or "")
+
+
+def _joined_requests(version: VersionView, config: ModelConfig, file: Path, where: str) -> Iterator[Problem]:
+    """Find a model whose answers hold other clients' data when Triton joins requests to a batch."""
+    if config.max_batch_size < 1:
+        return
+    recorded = _recorded_axis(version)
+    if recorded.get("kind") == "batched" and not recorded.get("forced"):
+        return  # `add` has found it out, and the digest says that the file is the same.
+    asked_for = bool(recorded.get("forced"))
+    try:
+        reason = dependence_in_batch(file) or (recorded.get("reason") if asked_for else None)
+    except ModelError:
+        return  # The load says so.
+    if reason is None:
+        return
+    text = f"samples of a batch depend on each other, and max_batch_size is {config.max_batch_size}: {reason}"
+    if asked_for:
+        yield Problem(where, f"{text}; --max-batch-size was given", Severity.WARNING)
+        return
+    hint = "answers can hold other clients' data: add it again under another name, which gets max_batch_size 0"
+    yield Problem(where, text, hint=hint)
+
+
+def _recorded_axis(version: VersionView) -> Mapping[str, Any]:
+    """Return what the manifest says of the batch axis; empty for versions of others, and of earlier releases."""
+    if version.has_manifest:
+        with contextlib.suppress(RepositoryError):
+            found = version.manifest().extra.get("batch_axis")
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _digests(folder: Path, version: VersionView, where: str) -> Iterator[Problem]:

@@ -9,12 +9,13 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["ServedState", "observe", "require_known", "wait_until_only_ready"]
+__all__ = ["ServedState", "observe", "require_control", "require_known", "wait_until_only_ready"]
 
 _POLL_S = 0.02
 _BUSY = {"LOADING", "UNLOADING"}
 READY = "READY"
 _LOOKS = 2
+_NO_MODEL = "repo-manager.no-such-model"
 _RESTRICTED = "is restricted"  # triton-inference-server/server, both front ends
 
 
@@ -96,6 +97,21 @@ def require_known(state: ServedState, client: TritonClient, name: str) -> None:
             hint="A roll-out and its undo need the server's model-repository and model-config APIs for this model: "
             "give the header that they expect with --header-file FILE, and leave model namespacing off.",
         )
+
+
+def require_control(client: TritonClient) -> None:
+    """See that models may be loaded and unloaded on a server, as a roll-out and its undo do.
+
+    Raises:
+        ServerRefusedError: they may not.
+    """
+    try:
+        client.unload(_NO_MODEL)  # in explicit mode, unloading what is not there does nothing and is no error
+    except ServerRefusedError as exc:
+        raise ServerRefusedError(
+            f"{client.url} does not let models be loaded and unloaded: {exc.message}. Nothing was changed.",
+            hint="Start the server with --model-control-mode=explicit, as `repo-manager serve` does.",
+        ) from exc
 
 
 def wait_until_only_ready(

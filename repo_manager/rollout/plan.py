@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.repository import Location, ModelEntry, find_model, model_state
+from repo_manager.repository.stores import open_store
 from repo_manager.rollout.observe import ServedState, observe
-from repo_manager.rollout.policy_file import changes_are_unseen
 from repo_manager.rollout.prediction.config import changed_config_fields
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
 from repo_manager.rollout.prediction.rules import Action, VersionPlan
@@ -122,7 +122,7 @@ def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
     Where the server's configuration is not the file's although the file is older than the last deployment, the
     server runs another one that was sent by the load API. Files in object storage have no times to tell that by.
     """
-    if changes_are_unseen(repository):
+    if not open_store(repository).changes_visible:
         return _AZURE
     deployments = model_state(repository, entry.name).deployments
     if not deployments or not isinstance(entry.path, Path):

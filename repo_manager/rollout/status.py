@@ -120,6 +120,8 @@ def _drift(
     drift += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
     drift += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
     fields = changed_fields(entry.config(), served.config)
+    if served.hidden:
+        drift.append(f"what it runs with is unknown: the server does not show its configuration ({served.hidden})")
     if overridden:
         drift.append(
             f"a configuration sent with a load overrides {', '.join(overridden)} of config.pbtxt; deploy drops it"

@@ -26,10 +26,10 @@ from repo_manager.repository import (
     set_tag,
     verify,
 )
+from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.objects import client as client_module
 from repo_manager.repository.stores.objects.client import StoreOptions, open_client
 from repo_manager.repository.stores.objects.ledger import read_ledger
-from repo_manager.rollout.policy_file import changes_are_unseen
 
 pytestmark = pytest.mark.integration
 MIB = 1 << 20
@@ -97,6 +97,6 @@ def test_16_writers_lose_nothing_and_double_nothing(root: ObjectRepository, tmp_
 
 
 def test_triton_never_sees_a_change_there(root: ObjectRepository, tmp_path: Path) -> None:
-    assert changes_are_unseen(root)
-    assert not changes_are_unseen(tmp_path)
-    assert not changes_are_unseen(parse_location("s3://bucket/models"))
+    assert not open_store(root).changes_visible
+    assert open_store(tmp_path).changes_visible
+    assert open_store(parse_location("s3://bucket/models")).changes_visible

@@ -1,52 +1,38 @@
-"""The repository's operations killed at every file-system call, Triton on what is left, and 64 writers at once."""
+"""Every operation killed at every call to its store, Triton on what is left, and 64 writers at once; on both stores."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from support.repository_suites.operations import CONTENT, OPERATIONS, SPOILT
+from support.repository_suites.run import run_suite
 from support.serving import onnx_model
 
 from repo_manager.repository import find_model
 from repo_manager.server import EmbeddedServer, TritonClient
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+AUTO_COMPLETE = False
 
-SCRIPTS = Path(__file__).parents[1] / "unit" / "repository"
 
-
-def run(script: str, *arguments: object) -> Any:
-    memory = Path("/dev/shm")  # What a killed process leaves does not depend on the disk, and fsync takes its time.
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        (Path(folder) / "tests_conftest.py").write_text((SCRIPTS / "conftest.py").read_text())
-        (Path(folder) / "work").mkdir()
-        done = subprocess.run(
-            [sys.executable, str(SCRIPTS / script), str(Path(folder) / "work"), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])},
-            check=False,
-            timeout=580,
-        )
+def run(suite: str, store: str, *arguments: object) -> Any:
+    if store == "objects":
+        pytest.importorskip("obstore")
+    done = run_suite(suite, store, "WORK", *arguments, timeout_s=1700)
     assert done.returncode == 0, done.stderr[-3000:]
     sys.stderr.write(done.stderr)  # what a failing child said is shown with the failing test
     return json.loads(done.stdout.splitlines()[-1])
 
 
-AUTO_COMPLETE = False
-SPOILT = b"spoilt"  # What the operations that repair find.
-
-
 def served_model() -> bytes:
-    """A model that fits the configurations of crash_points.py: x[N, 3] to y[N, 2]."""
+    """A model that fits the configurations of the operations: x[N, 3] to y[N, 2]."""
     return onnx_model(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         {"x": (TensorProto.FLOAT, ["N", 3])},
@@ -55,38 +41,44 @@ def served_model() -> bytes:
     ).SerializeToString()
 
 
-@pytest.fixture(scope="module")
-def crashed(repository: Path) -> dict[str, int]:
-    """Crash every operation everywhere, and put what is left of models, once for each content, where a server serves.
+def make_real(folder: Path) -> None:
+    """The operations work on stand-ins, for speed: whole copies become a model here, and what is torn stays torn."""
+    real = served_model()
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "config.pbtxt" and path.read_bytes() == CONTENT:
+            path.write_bytes(real)
+    config = folder / "config.pbtxt"
+    if config.exists():
+        lines = config.read_text().replace('backend: "other"', 'backend: "onnxruntime"').splitlines()
+        config.write_text("\n".join(line for line in lines if not line.startswith("name:")))
 
-    The operations work on stand-ins for speed: whole copies of these become a real model here. What is torn stays torn.
+
+def is_damaged(folder: Path) -> bool:
+    """Whether an operation that repairs found it so, or it has no config.pbtxt."""
+    spoilt = any(path.read_bytes() == SPOILT for path in folder.rglob("*.onnx"))
+    return spoilt or not (folder / "config.pbtxt").exists()
+
+
+@pytest.mark.parametrize(("store", "least"), [("disk", 1000), ("objects", 400)])
+def test_triton_loads_whatever_a_death_at_any_call_left(
+    store: str, least: int, repository: Path, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """After each death the operation's own checks hold; hundreds of deaths leave a dozen different models, and each
+    loads as its config.pbtxt says.
     """
-    points = run("crash_points.py", 1, repository)
-    whole, real = b"content " * 50, served_model()
-    for folder in list(repository.iterdir()):
-        for path in folder.rglob("*"):
-            if path.is_file() and path.name != "config.pbtxt" and path.read_bytes() == whole:
-                path.write_bytes(real)
-        config = folder / "config.pbtxt"
-        if config.exists():
-            lines = config.read_text().replace('backend: "other"', 'backend: "onnxruntime"').splitlines()
-            config.write_text("\n".join(line for line in lines if not line.startswith("name:")))
-    return points
-
-
-def test_killed_at_every_call(crashed: dict[str, int]) -> None:
-    assert sum(crashed.values()) >= 1000, crashed
-
-
-def test_triton_loads_whatever_a_crash_left(crashed: dict[str, int], repository: Path, server: EmbeddedServer) -> None:
-    """Over 1,000 crashes leave a dozen different models, and each loads as its config.pbtxt says."""
-    folders = [folder for folder in sorted(repository.iterdir()) if folder.is_dir()]
-    damaged = [folder.name for folder in folders if not (folder / "config.pbtxt").exists() or is_spoilt(folder)]
-    assert len(folders) - len(damaged) >= 10
+    left = tmp_path / "left"
+    left.mkdir()
+    points = run("crash_points", store, 1, left)
+    assert points.keys() == OPERATIONS.keys()
+    assert min(points.values()) > 3, points
+    assert sum(points.values()) >= least, points
+    folders = sorted(left.iterdir())
+    whole = [folder for folder in folders if not is_damaged(folder)]
+    assert len(whole) >= 10
     with TritonClient.connect(server.grpc_url) as client:
-        for folder in folders:
-            if folder.name in damaged:
-                continue
+        for folder in whole:
+            make_real(folder)
+            shutil.copytree(folder, repository / folder.name)
             client.load(folder.name)
             ready = [number for number, entry in client.versions(folder.name).items() if entry.state == "READY"]
             served = find_model(repository, folder.name).served_versions
@@ -94,14 +86,13 @@ def test_triton_loads_whatever_a_crash_left(crashed: dict[str, int], repository:
             client.unload(folder.name)
 
 
-def is_spoilt(folder: Path) -> bool:
-    return any(path.read_bytes() == SPOILT for path in folder.rglob("*.onnx"))
-
-
-def test_64_writers_of_20_versions_with_gc_and_verify() -> None:
-    result = run("many_writers.py", 64, 20)
+@pytest.mark.parametrize(("store", "adds"), [("disk", 20), ("objects", 1)])
+def test_64_writers_with_gc_and_verify(store: str, adds: int) -> None:
+    result = run("many_writers", store, 64, adds)
+    count = 64 * adds
     assert result["failed"] == 0
     assert result["numbers_right"]
     assert result["problems"] == []
     assert result["rest"] == []
-    assert [version for version in result["left"] if version > 1250] == list(range(1251, 1281))
+    assert [version for version in result["left"] if version > count - 30] == list(range(count - 29, count + 1))
+    assert result["contents"] == len(result["left"])

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
+from support.repository_suites.run import run_suite
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-SCRIPTS = Path(__file__).parents[1] / "unit" / "repository"
-
 
 def replay(*arguments: str) -> subprocess.CompletedProcess[str]:
-    memory = Path("/dev/shm")  # Durability is modelled, so the real disk's plays no part.
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        for name in ("conftest", "crash_points"):
-            (Path(folder) / f"tests_{name}.py").write_text((SCRIPTS / f"{name}.py").read_text())
-        work = Path(folder) / "work"
-        work.mkdir()
-        return subprocess.run(
-            [sys.executable, str(SCRIPTS / "power_loss.py"), str(work), *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])},
-            check=False,
-            timeout=280,
-        )
+    return run_suite("power_loss", "WORK", *arguments, timeout_s=280)
 
 
 def test_no_power_cut_breaks_or_loses_anything() -> None:

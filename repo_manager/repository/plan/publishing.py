@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.disk import check_source
+from repo_manager.repository.file_system import check_source
 from repo_manager.repository.layout import check_file_name, validate_model_name
 from repo_manager.repository.view import ModelView, check_no_link
 from repo_manager.triton_config import (

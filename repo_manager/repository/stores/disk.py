@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_directory, read_regular, sha256_file, write_atomic
-from repo_manager.repository.disk import copy_durably, write_durably
+from repo_manager.repository.file_system import copy_durably, write_durably
 from repo_manager.repository.layout import (
     MANIFEST_FILENAME,
     STATE_FILENAME,

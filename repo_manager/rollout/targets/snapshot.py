@@ -24,7 +24,7 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
 from repo_manager.repository import Location
-from repo_manager.repository.disk import disk_errors
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.plan.removal import check_version

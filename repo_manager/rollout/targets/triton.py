@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.repository import set_served_versions
+from repo_manager.repository import read_config_bytes, set_served_versions, touch_config, write_config_bytes
+from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_server
-from repo_manager.rollout.observe import ServedState, observe, require_known, wait_until_only_ready
+from repo_manager.rollout.observe import ServedState, observe, require_control, require_known, wait_until_only_ready
 from repo_manager.rollout.plan import RolloutPlan, hidden_changes, obstacle_of, plan_from
-from repo_manager.rollout.policy_file import changes_are_unseen, read_bytes, touch, write_back
 from repo_manager.rollout.result import ServerResult
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.rollout.targets.base import Context
@@ -79,7 +79,7 @@ class TritonTarget:
         for part in self.parts:  # they share one config.pbtxt
             part.plan = dataclasses.replace(part.plan, ready_after=tuple(sorted(after)))
         meanwhile = tuple(sorted({version for part in self.parts for version in part.loaded_meanwhile()}))
-        self._original = read_bytes(self._context.repository, self._context.name)
+        self._original = read_config_bytes(self._context.repository, self._context.name)
         for part in self.parts:
             part.meanwhile, part.original = meanwhile, self._original
 
@@ -96,7 +96,7 @@ class TritonTarget:
 
     def put_back(self) -> None:
         """Make config.pbtxt what it was."""
-        write_back(self._context.repository, self._context.name, self._original)
+        write_config_bytes(self._context.repository, self._context.name, self._original)
 
 
 class TritonPart:
@@ -136,7 +136,7 @@ class TritonPart:
 
     @property
     def _unseen(self) -> bool:
-        return changes_are_unseen(self.context.repository)
+        return not open_store(self.context.repository).changes_visible
 
     def loaded_meanwhile(self) -> tuple[int, ...]:
         """Return the versions that are served until the new one has proven itself."""
@@ -144,8 +144,13 @@ class TritonPart:
         return tuple(sorted({*self.plan.ready_after, *(set(self.before.ready) & existing)}))
 
     def check_server(self) -> tuple[Check, ...]:
-        """Check whether this server can take the version."""
+        """Check whether this server can take the version.
+
+        Raises:
+            ServerRefusedError: it would refuse what the roll-out and its undo do.
+        """
         context = self.context
+        context.retried(lambda: require_control(self.client))
         timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
         return check_server(context.entry, context.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
 
@@ -191,7 +196,7 @@ class TritonPart:
     def clear(self) -> None:
         """Take what a trial wrote from config.pbtxt, and let the server read it with the version policy planned."""
         context = self.context
-        context.change(lambda: write_back(context.repository, context.name, self.original))
+        context.change(lambda: write_config_bytes(context.repository, context.name, self.original))
         self._write_policy(self.plan.ready_after)
         self.load()
 
@@ -263,7 +268,7 @@ class TritonPart:
 
     def _touch(self) -> None:
         """Make config.pbtxt newer than anything that the server has seen."""
-        self.context.change(lambda: touch(self.context.repository, self.context.name))
+        self.context.change(lambda: touch_config(self.context.repository, self.context.name))
 
     def _observe(self) -> ServedState:
         return self.context.retried(lambda: observe(self.client, self.context.name))

@@ -12,9 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from support import onnx_models
 
 from repo_manager.onnx_model.batch_axis import find_batch_axis, try_batch_axis
-from repo_manager.onnx_model.batch_proof import samples_are_independent
+from repo_manager.onnx_model.batch_graph import judge_graph
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.signature import signature_of
+
+
+def samples_are_independent(found: Model) -> bool:
+    return judge_graph(found).kind == "independent"
 
 
 def const(name: str, value: Any, dtype: Any = np.float32) -> onnx.TensorProto:
@@ -65,6 +69,7 @@ KEPT: list[tuple[onnx.NodeProto, list[onnx.TensorProto], int]] = [
     (node("ReduceMean", "x", axes=[2, 3]), [], 4),
     (node("LayerNormalization", "x", "b", axis=-1), [const("b", [1, 2, 3, 4])], 2),
     (node("Clip", "x", "l"), [const("l", 0.0)], 2),
+    (node("Einsum", "x", equation="ij->ij"), [], 2),
 ]
 MIXED: list[tuple[onnx.NodeProto, list[onnx.TensorProto], int]] = [
     (node("Softmax", "x", axis=0), [], 2),
@@ -88,7 +93,6 @@ MIXED: list[tuple[onnx.NodeProto, list[onnx.TensorProto], int]] = [
     (node("CumSum", "x", "a"), [const("a", 0, np.int64)], 2),
     (node("Gather", "x", "a", axis=0), [const("a", [0], np.int64)], 2),
     (node("Shape", "x"), [], 2),
-    (node("Einsum", "x", equation="ij->ij"), [], 2),
     (node("Identity", "w"), [W], 2),
 ]
 

@@ -180,9 +180,9 @@ def test_batched_integers_strings_bools(tmp_path: Path) -> None:
         ),
         # The sum over the batch, the running sum along it, its softmax, a rotation of it: samples meet.
         (one(helper.make_node("CumSum", ["x", "z"], ["y"]), [value("x", ["N", 4])], [value("y", ["N", 4])],
-             {"z": np.int64(0).reshape(())}), "changes when two samples are stacked"),
+             {"z": np.int64(0).reshape(())}), "node 'y' (CumSum) adds up along the batch axis"),
         (one(helper.make_node("Softmax", ["x"], ["y"], axis=0), [value("x", ["N", 4])], [value("y", ["N", 4])]),
-         "changes when two samples are stacked"),
+         "node 'y' (Softmax) normalises over the batch axis"),
         (one(helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0]), [value("x", ["N", 4])], [value("y", [None, 1])]),
          "output 'y' has 4 rows for one sample"),
         (one(helper.make_node("Reshape", ["x", "s"], ["y"]), [value("x", ["N", 4])], [value("y", ["M", 2])],
@@ -194,7 +194,7 @@ def test_batched_integers_strings_bools(tmp_path: Path) -> None:
               helper.make_node("ReduceMax", ["f"], ["m"]), helper.make_node("Gather", ["f", "zero"], ["n"]),
               helper.make_node("Div", ["x", "n"], ["y"])],
              [value("x", ["N", 4])], [value("y", ["N", 4])], {"zero": np.array([0], np.int64)}),
-         "changes when two samples are stacked"),
+         "node 'y' (Div) computes with the number of samples"),
     ],
 )  # fmt: skip
 def test_unbatched_with_reason(proto: onnx.ModelProto, reason: str, tmp_path: Path) -> None:

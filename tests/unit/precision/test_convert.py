@@ -13,11 +13,11 @@ from repo_manager.files import sha256_file
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.onnx_model.source import draft_of
+from repo_manager.onnx_model.writer import write_draft
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import data_of_samples
 from repo_manager.precision.checks import check_drift, check_signature
-from repo_manager.precision.source import draft_of
-from repo_manager.precision.writer import write_draft
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.types import Precision, as_json
 

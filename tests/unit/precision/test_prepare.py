@@ -5,14 +5,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from repo_manager.errors import ModelError
-from repo_manager.precision.draft import opset_of
+from repo_manager.onnx_model.draft import opset_of
+from repo_manager.onnx_model.source import draft_of
 from repo_manager.precision.fold_batchnorm import fold_batchnorm
 from repo_manager.precision.fold_constants import fold_constants
 from repo_manager.precision.keep import Keep
 from repo_manager.precision.lower import lower
 from repo_manager.precision.prepare import prepare
 from repo_manager.precision.raise_opset import raise_opset
-from repo_manager.precision.source import draft_of
 
 node = helper.make_node
 RNG = np.random.default_rng(3)

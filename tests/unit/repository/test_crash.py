@@ -1,43 +1,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from support.repository_suites.operations import OPERATIONS
+from support.repository_suites.run import run_suite
 
-def run(script: str, *arguments: object) -> Any:
-    """Run a script of this folder; it forks, so it gets a process of its own without pytest's threads."""
-    here = Path(__file__).parent
-    memory = Path("/dev/shm")  # Thousands of fsyncs: a disk would only make them slow.
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        (Path(folder) / "tests_conftest.py").write_text((here / "conftest.py").read_text())
-        (Path(folder) / "work").mkdir()
-        done = subprocess.run(
-            [sys.executable, str(here / script), str(Path(folder) / "work"), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])},
-            check=False,
-            timeout=280,
-        )
+
+def run(suite: str, *arguments: object) -> Any:
+    done = run_suite(suite, *arguments, timeout_s=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    sys.stderr.write(done.stderr)  # what a failing child said is shown with the failing test
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_killed_at_calls_spread_over_every_operation() -> None:
-    """Every call is in tests/integration/test_repository_crash.py."""
-    points = run("crash_points.py", 41)
-    assert len(points) == 18
+    """Every call, and every request to an object store, is in tests/integration/test_repository_crash.py."""
+    points = run("crash_points", "disk", "WORK", 41)
+    assert points.keys() == OPERATIONS.keys()
     assert all(count >= 1 for count in points.values()), points
 
 
 def test_writers_at_once_lose_and_double_no_version() -> None:
-    result = run("many_writers.py", 8, 5)
+    result = run("many_writers", "disk", "WORK", 8, 5)
     assert result["failed"] == 0
     assert result["numbers_right"]
     assert result["problems"] == []

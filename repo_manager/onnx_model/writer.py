@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from repo_manager.onnx_model import dtypes
-from repo_manager.precision.draft import Draft, Weight
+from repo_manager.onnx_model.draft import Draft, Weight
 
 __all__ = ["Place", "WrittenModel", "write_draft", "write_view"]
 

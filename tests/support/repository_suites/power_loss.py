@@ -8,6 +8,10 @@ The model is weaker than any journaling file system, and so harder on the reposi
   durable step on the same file or folder needs it. Of the steps that are not durable yet a crash keeps none, all, any
   first few, all but one, or just one.
 
+Only folders lose anything that way: a request that an object store has answered is durable.
+
+Usage: python -m support.repository_suites.power_loss WORK [--forget files|folders] [OPERATION ...].
+
 Recorded is by an audit hook and a wrapper around os.fsync: the tree (a few small files) is looked at before each
 call, so that no way of writing escapes.
 """
@@ -24,7 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests_crash_points import OPERATIONS, add, build  # type: ignore[import-not-found]  # a name of its own
+from support.repository_suites.operations import OPERATIONS, WHOLE, Operation, add, build, exists
+from support.repository_suites.places import DiskPlace
 
 from repo_manager.repository import check_signature, find_model, parse_manifest, sign_version, verify
 
@@ -205,76 +210,77 @@ def write_tree(place: Path, tree: dict[str, bytes | None]) -> None:
             (place / path).write_bytes(data)
 
 
-def check(root: Path, operation: str) -> None:
+def check(place: DiskPlace, operation: Operation) -> None:
     """What must hold whenever the power goes: the repository verifies, what was there is there, and a command works."""
-    damaged = {"m/2/model.onnx"} if operation.startswith("repair") else set()
-    for place in (root, root.parent / "production"):
-        if place.is_dir():
-            errors = [p for p in verify(place, models=False) if p.severity == "error" and p.where not in damaged]
+    damaged = {"m/2/model.onnx"} if operation.damaged else set()
+    for root in (place.root, place.production):
+        if root.is_dir():
+            errors = [p for p in verify(root, models=False) if p.severity == "error" and p.where not in damaged]
             assert not errors, errors
     for name, count in (("m", 4), ("n", 1)):
-        if not (root / name).is_dir():
-            assert operation == "remove a model"
+        if not (place.root / name).is_dir():
+            assert operation.removes
             continue
-        model = find_model(root, name)
-        removing = "remove" in operation or "gc" in operation
-        assert removing or [entry.version for entry in model.versions][:count] == list(range(1, count + 1))
+        model = find_model(place.root, name)
+        assert operation.removes or [entry.version for entry in model.versions][:count] == list(range(1, count + 1))
         for entry in model.versions[:count]:
-            original = root.parent / f"{name}-{entry.version}.json"
+            original = place.work / f"{name}-{entry.version}.json"
             if original.exists() and entry.manifest is not None and "adopted" not in entry.manifest.extra:
                 assert entry.manifest == parse_manifest(original.read_text(), where=str(original))
-    highest = max((e.version for e in find_model(root, "m").versions), default=0) if (root / "m").is_dir() else 0
-    add(root, "m")
-    assert find_model(root, "m").versions[-1].version >= max(5, highest + 1)
+    highest = max(versions(place.root, "m"), default=0)
+    add(place.root, place.work, "m")
+    assert versions(place.root, "m")[-1] >= max(5, highest + 1)
 
 
 def versions(root: Path, name: str) -> list[int]:
-    return [entry.version for entry in find_model(root, name).versions]
+    return [entry.version for entry in find_model(root, name).versions] if exists(root, name) else []
 
 
 KEY = "key.pem"
-DONE: dict[str, Callable[[Path], bool]] = {
-    "add to a new model": lambda root: versions(root, "new") == [1],
-    "add to a model": lambda root: versions(root, "m") == [1, 2, 3, 4, 5],
-    "add with many files and labels": lambda root: versions(root, "wide") == [1],
-    "serve others": lambda root: find_model(root, "m").served_versions == (1, 2),
-    "remove a version": lambda root: versions(root, "m") == [1, 2, 3],
-    "remove a model": lambda root: not (root / "m").exists(),
-    "gc": lambda root: 4 in versions(root, "m"),
-    "config set": lambda root: "count: 2" in (root / "m/config.pbtxt").read_text(),
-    "config edit": lambda root: "by hand" in (root / "m/config.pbtxt").read_text(),
-    "tag": lambda root: b'"prod": 4' in (root / ".repo-manager.json").read_bytes(),
-    "untag": lambda root: b'"best"' not in (root / ".repo-manager.json").read_bytes(),
-    "record": lambda root: find_model(root, "m").served_versions == (1,),
-    "copy": lambda root: versions(root.parent / "production", "m") == [1],
-    "sign": lambda root: bool(check_signature(root, "m", 4, [root.parent / "key.pub"])),
+DONE: dict[str, Callable[[DiskPlace], bool]] = {
+    "add to a new model": lambda p: versions(p.root, "new") == [1],
+    "add to a model": lambda p: versions(p.root, "m") == [1, 2, 3, 4, 5],
+    "add with many files and labels": lambda p: versions(p.root, "wide") == [1],
+    "serve others": lambda p: find_model(p.root, "m").served_versions == (1, 2),
+    "deploy": lambda p: find_model(p.root, "m").served_versions == (2,),
+    "labels": lambda p: b"dog" in (p.root / "m/labels_0_y.txt").read_bytes(),
+    "remove a version": lambda p: versions(p.root, "m") == [1, 2, 3],
+    "remove a tagged version": lambda p: versions(p.root, "m") == [1, 2, 4],
+    "remove a model": lambda p: not (p.root / "m").exists(),
+    "gc": lambda p: 4 in versions(p.root, "m"),
+    "gc of what nothing needs": lambda p: versions(p.root, "m") == [1, 2, 4],
+    "config set": lambda p: "count: 2" in (p.root / "m/config.pbtxt").read_text(),
+    "config edit": lambda p: "by hand" in (p.root / "m/config.pbtxt").read_text(),
+    "tag": lambda p: b'"prod": 4' in (p.root / ".repo-manager.json").read_bytes(),
+    "untag": lambda p: b'"best"' not in (p.root / ".repo-manager.json").read_bytes(),
+    "record": lambda p: find_model(p.root, "m").served_versions == (1,),
+    "copy": lambda p: versions(p.production, "m") == [1],
+    "adopt": lambda p: (p.root / "m/2/manifest.json").exists(),
+    "sign": lambda p: bool(check_signature(p.root, "m", 4, [p.work / "key.pub"])),
 }
-SIGN: dict[str, tuple[None, Callable[[Path], object]]] = {
-    "sign": (None, lambda root: sign_version(root, "m", 4, root.parent / KEY))
-}
+SIGN = {"sign": Operation(lambda p: sign_version(p.root, "m", 4, p.work / KEY), {WHOLE})}
 
 
-def run(work: Path, operation: str, recorders: list[Recorder], forget: str) -> tuple[int, int]:
+def run(place: DiskPlace, name: str, recorders: list[Recorder], forget: str) -> tuple[int, int]:
     """Record an operation, check every tree that it can leave; return calls and trees."""
-    prepare, act = {**OPERATIONS, **SIGN}[operation]
-    place, replay = work / "place", work / "replay"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(work / "template", place)
-    if prepare is not None:
-        prepare(place / "models")
-    recorder = Recorder(place, forget)
+    operation = {**OPERATIONS, **SIGN}[name]
+    replay = DiskPlace(place.work, "replay")
+    place.restore("built")
+    if operation.prepare is not None:
+        operation.prepare(place)
+    recorder = Recorder(place.place, forget)
     recorders[:] = [recorder]
     os.fsync = recorder.fsync  # type: ignore[assignment]
     recorder.watching = True
-    act(place / "models")
+    operation.act(place)
     last = recorder.last_trees()
     os.fsync = lambda _: None  # type: ignore[assignment]  # The replays need no durability of their own.
     for tree in recorder.found:
-        write_tree(replay, tree)
-        check(replay / "models", operation)
+        write_tree(replay.place, tree)
+        check(replay, operation)
     for tree in last:
-        write_tree(replay, tree)
-        assert DONE.get(operation, lambda _: True)(replay / "models"), f"{operation}: done, and lost by the power cut"
+        write_tree(replay.place, tree)
+        assert DONE.get(name, lambda _: True)(replay), f"{name}: done, and lost by the power cut"
     os.fsync = recorder.real_fsync
     return recorder.calls, len(recorder.found)
 
@@ -291,18 +297,17 @@ def write_keys(folder: Path) -> None:
 
 def main() -> None:
     work = Path(sys.argv[1])
-    place = work / "template"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "source").write_bytes(b"content " * 50)
-    write_keys(place)
-    build(place / "models")
-    sign_version(place / "models", "m", 1, place / KEY, dry_run=True)  # Imports what is not to be recorded.
+    place = DiskPlace(work)
+    write_keys(work)
+    build(place)
+    place.keep("built")
+    sign_version(place.root, "m", 1, work / KEY, dry_run=True)  # Imports what is not to be recorded.
     recorders: list[Recorder] = []
     sys.addaudithook(lambda event, args: recorders[0].hook(event, args) if recorders else None)
     # `--forget files` or `folders`: as if these were never synced, to see that the checks notice.
     forget = sys.argv[3] if sys.argv[2:3] == ["--forget"] else ""
     names = sys.argv[4 if forget else 2 :] or [*OPERATIONS, *SIGN]
-    found = {name: run(work, name, recorders, forget) for name in names}
+    found = {name: run(place, name, recorders, forget) for name in names}
     print(json.dumps(found))
 
 

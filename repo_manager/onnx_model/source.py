@@ -7,9 +7,7 @@ import onnx.inliner
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import dtypes, walk
-from repo_manager.onnx_model.model import Model
-from repo_manager.onnx_model.weights import is_external
-from repo_manager.precision.draft import (
+from repo_manager.onnx_model.draft import (
     Array,
     Draft,
     Weight,
@@ -20,6 +18,9 @@ from repo_manager.precision.draft import (
     unique_name,
     used_names,
 )
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.order import sort_nodes
+from repo_manager.onnx_model.weights import is_external
 
 __all__ = ["draft_of", "named", "without_unused"]
 
@@ -46,6 +47,7 @@ def draft_of(model: Model) -> Draft:
     if proto.functions:
         proto = _inlined(proto, model)
     _drop_listed_weights(proto.graph, weights)
+    sort_nodes(proto)  # a graph that was changed since it was loaded may not be sorted any more
     return without_unused(named(Draft(proto, weights)))
 
 

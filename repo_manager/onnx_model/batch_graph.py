@@ -1,0 +1,572 @@
+"""Find out from the graph alone whether the samples of a batch depend on each other, and which operator does it.
+
+The model is followed with a few samples. Each element of each value carries the samples that it depends on
+(`batch_values`), through reshapes, transposes and index arithmetic as through computations. In the end each row of each
+output must depend on its own sample and on no other. Numbers that the graph decides, shapes and indices, are computed
+on the way. The model is followed twice, with different numbers of samples: an axis whose length differs follows the
+number of samples, and what counts along it depends on that number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.batch_call import Call, Rule
+from repo_manager.onnx_model.batch_compute import COMPUTE_RULES
+from repo_manager.onnx_model.batch_layout import LAYOUT_RULES
+from repo_manager.onnx_model.batch_values import (
+    MAYBE,
+    SAMPLES,
+    SIZE,
+    Blame,
+    Marks,
+    UnknownError,
+    Value,
+    common,
+    constant,
+    is_mixed,
+    loose,
+    packed,
+    restructured,
+    total,
+    with_marks,
+)
+from repo_manager.onnx_model.inputs import usual_shapes
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.shape_inference import infer_at, static_shape
+from repo_manager.onnx_model.weights import is_external
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+    from onnx import helper, inliner, numpy_helper
+else:
+    onnx, helper = deferred("onnx"), deferred("onnx.helper")
+    inliner, numpy_helper = deferred("onnx.inliner"), deferred("onnx.numpy_helper")
+
+__all__ = ["GraphVerdict", "judge_graph"]
+
+_FIRST, _SECOND = 5, 3
+"""Numbers of samples: an operator that fixes one of them fails with the other."""
+_MAX_STEPS = 60_000
+_MAX_ROUNDS = 128  # of a loop; a longer one is not followed
+_MAX_KNOWN_ELEMENTS = 4096
+_DOMAINS = ("", "ai.onnx", "com.microsoft", "ai.onnx.ml")
+_RULES: Mapping[str, Rule] = {**LAYOUT_RULES, **COMPUTE_RULES}
+_ERRORS = (
+    UnknownError,
+    ModelError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+)
+
+
+@dataclass(frozen=True)
+class GraphVerdict:
+    """What the graph says of a batch.
+
+    Attributes:
+        kind: `independent`: proven; `dependent`: a node makes samples depend on each other; `unknown`: a run must tell.
+        reason: in words, for `dependent` with the node.
+        blame: the node, when it is known.
+    """
+
+    kind: Literal["independent", "dependent", "unknown"]
+    reason: str
+    blame: Blame | None = None
+
+
+def judge_graph(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> GraphVerdict:
+    """Follow the samples through a model's graph. Weights are not read.
+
+    Args:
+        model: whose inputs all have the samples along their first axis.
+        shapes: shape per input with which the model runs, the first axis is replaced; `None`: usual sizes.
+    """
+    proto = model.graph_only
+    try:
+        if proto.functions:
+            proto = inliner.inline_local_functions(proto)
+        walks = _follow(model, proto, {**usual_shapes(proto), **(shapes or {})})
+    except (*_ERRORS, RuntimeError, RecursionError) as exc:
+        return GraphVerdict("unknown", f"the graph could not be followed: {exc}")
+    doubt: str | None = None
+    for output in proto.graph.output:
+        for walk, other in (walks[::-1], walks):
+            found = _judge_output(output.name, walk, other)
+            if found is not None and found.kind == "dependent":
+                return found
+            if found is not None:
+                doubt = doubt or walk.doubt or found.reason
+    if doubt is not None:
+        return GraphVerdict("unknown", doubt)
+    return GraphVerdict("independent", "every operator works on each sample by itself")
+
+
+def _follow(model: Model, proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> tuple[_Walk, _Walk]:
+    held = {tensor.name for tensor in proto.graph.initializer}
+    held |= {sparse.values.name for sparse in proto.graph.sparse_initializer}
+    names = [value.name for value in proto.graph.input if value.name not in held]
+    if any(not shapes.get(name) for name in names):
+        raise UnknownError("an input has no usual shape")
+    walks: list[_Walk] = []
+    for samples in (_FIRST, _SECOND):
+        # Both walks compare with the other's lengths; the first one runs again when the second has told them.
+        at = {name: (samples, *shapes[name][1:]) for name in names}
+        walks.append(_Walk(model, proto, at, samples, walks[0].lengths if walks else {}))
+        walks[-1].run()
+    return walks[0], walks[1]
+
+
+def _judge_output(name: str, walk: _Walk, other: _Walk) -> GraphVerdict | None:
+    """Return what speaks against an output, or `None`."""
+    value, first, samples = walk.results[name], other.results[name], walk.samples
+    if value.shape is None:
+        if bin(common(value) & SAMPLES).count("1") > 1:
+            return _dependent(name, value)
+        return GraphVerdict("unknown", f"the shape of output '{name}' depends on data")
+    if not value.shape or value.shape[0] != samples:
+        if is_mixed(value):
+            return _dependent(name, value)
+        return GraphVerdict("unknown", f"output '{name}' has shape {list(value.shape)} for {samples} samples")
+    if first.shape is not None and first.shape[1:] != value.shape[1:]:
+        return _dependent(name, value, f"output '{name}' has another shape for another number of samples")
+    rows = np.broadcast_to(value.marks, (samples, *value.marks.shape[1:]))
+    own = (1 << np.arange(samples, dtype=np.uint16)).reshape((-1,) + (1,) * (len(value.shape) - 1)).astype(np.uint16)
+    if (rows & (SAMPLES ^ own)).any() or (rows & SIZE).any():
+        return _dependent(name, value)
+    if (rows & MAYBE).any():
+        return GraphVerdict("unknown", f"the graph does not tell what output '{name}' depends on")
+    return None
+
+
+def _dependent(name: str, value: Value, reason: str | None = None) -> GraphVerdict:
+    blame = value.blame
+    if blame is not None:
+        reason = f"node '{blame.node}' ({blame.op_type}) {blame.why}"
+    elif reason is None and not (value.marks & SIZE).any():
+        reason = f"the rows of output '{name}' are not in the samples' order"
+    return GraphVerdict("dependent", reason or f"output '{name}' depends on the number or the place of samples", blame)
+
+
+class _Walk:
+    """One pass over the model with some number of samples.
+
+    Attributes:
+        lengths: shape of each value, by its place in the walk.
+        results: the graph's outputs.
+        doubt: the first operator whose effect is not known, in words.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        proto: onnx.ModelProto,
+        shapes: Mapping[str, tuple[int, ...]],
+        samples: int,
+        other: Mapping[str, tuple[int, ...] | None],
+    ) -> None:
+        self.model, self.proto, self.shapes, self.samples, self.other = model, proto, shapes, samples, other
+        self.opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
+        self.lengths: dict[str, tuple[int, ...] | None] = {}
+        self.results: dict[str, Value] = {}
+        self.doubt: str | None = None
+        self.steps = 0
+        self._inferred: dict[str, tuple[int, ...]] | None = None
+
+    def run(self) -> None:
+        """Follow the main graph."""
+        marks = (1 << np.arange(self.samples)).astype(np.uint16)
+        scope: dict[str, Value] = {}
+        for name, shape in self.shapes.items():
+            each = marks.reshape((-1,) + (1,) * (len(shape) - 1))
+            scope[name] = self.placed(name, Value(shape, each), "")
+            if not self.other:  # The batch axis of an input is sized whatever the other walk says.
+                scope[name] = replace(scope[name], sized=(True,) + (False,) * (len(shape) - 1))
+        results = self.graph(self.proto.graph, scope, "")
+        self.results = dict(zip((output.name for output in self.proto.graph.output), results, strict=True))
+
+    def placed(self, name: str, value: Value, path: str) -> Value:
+        """Note a value's lengths, and compare them with the other walk's."""
+        key = path + name
+        self.lengths[key] = value.shape
+        other = self.other.get(key)
+        if value.shape is None or other is None or len(other) != len(value.shape):
+            return value
+        sized = tuple(here != there for here, there in zip(value.shape, other, strict=True))
+        return replace(value, sized=sized if any(sized) else ())
+
+    def graph(self, graph: onnx.GraphProto, scope: dict[str, Value], path: str) -> list[Value]:
+        """Follow a graph whose inputs are in `scope`; return its outputs."""
+        for tensor in graph.initializer:
+            if tensor.name not in scope or path:
+                scope[tensor.name] = constant(self.numbers(tensor), tensor.dims)
+        for sparse in graph.sparse_initializer:
+            scope[sparse.values.name] = constant(None, sparse.dims)
+        for node in graph.node:
+            self.steps += 1
+            if self.steps > _MAX_STEPS:
+                raise UnknownError("the graph is too large to be followed")
+            self.node(node, scope, path)
+        return [scope[output.name] for output in graph.output]
+
+    def numbers(self, tensor: onnx.TensorProto) -> NDArray[Any] | None:
+        """Return a small constant's numbers."""
+        if math.prod(tensor.dims) > _MAX_KNOWN_ELEMENTS or tensor.data_type == onnx.TensorProto.STRING:
+            return None
+        if is_external(tensor) or self.model.weights.blob_of(tensor) is not None:
+            return self.model.array(tensor)
+        return numpy_helper.to_array(tensor)
+
+    def node(self, node: onnx.NodeProto, scope: dict[str, Value], path: str) -> None:
+        """Follow one node; what it gives goes into `scope`."""
+        inputs = [scope[name] if name else None for name in node.input]
+        given = [value for value in inputs if value is not None]
+        try:
+            results = list(self.apply(node, inputs, scope, path))
+        except _ERRORS as exc:
+            if self.doubt is None and any(total(value) & SAMPLES for value in given):
+                self.doubt = f"node '{_name(node)}' ({node.op_type}): the graph does not tell what it does: {exc}"
+            results = self.unknown(node, [*given, *self.captured(node, scope)])
+        blame = next((value.blame for value in given if value.blame is not None and is_mixed(value)), None)
+        for name, value in zip(node.output, results, strict=False):
+            if name:
+                if value.blame is None and is_mixed(value):
+                    value = replace(value, blame=blame or Blame(_name(node), node.op_type, _why(node, value, given)))
+                scope[name] = self.placed(name, value, path)
+
+    def captured(self, node: onnx.NodeProto, scope: Mapping[str, Value]) -> list[Value]:
+        """Return the values that a node's bodies take from around it."""
+        names = {
+            name
+            for attribute in node.attribute
+            for body in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+            for name in _free_names(body)
+        }
+        return [scope[name] for name in sorted(names) if name in scope]
+
+    def apply(
+        self, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: dict[str, Value], path: str
+    ) -> Sequence[Value]:
+        """Return a node's outputs.
+
+        Raises:
+            UnknownError: nobody knows what it does; other exceptions: it does not fit its inputs.
+        """
+        if node.domain not in _DOMAINS:
+            raise UnknownError(f"an operator of domain {node.domain}")
+        attributes = {
+            attribute.name: helper.get_attribute_value(attribute)
+            for attribute in node.attribute
+            if attribute.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+        }
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        call = Call(node, inputs, attributes, self.opsets.get(domain, 1), self.samples)
+        if node.op_type == "Constant":
+            return [self.constant(attributes)]
+        control = _CONTROL.get(node.op_type)
+        if control is not None:
+            return control(self, call, scope, path)
+        rule = _SEQUENCES.get(node.op_type) or _RULES.get(node.op_type)
+        if rule is None:
+            raise UnknownError("there is no rule for it")
+        return rule(call)
+
+    def constant(self, attributes: Mapping[str, Any]) -> Value:
+        """Return what a Constant node holds."""
+        name, held = next(iter(attributes.items()))
+        if name == "value":
+            return constant(self.numbers(held), held.dims)
+        if name == "sparse_value":
+            return constant(None, held.dims)
+        array = np.asarray(held)
+        return constant(array, array.shape)
+
+    def unknown(self, node: onnx.NodeProto, values: Sequence[Value]) -> list[Value]:
+        """Return what is left to say of an operator that nobody knows, or that hides something."""
+        rest = loose(values)
+        results = []
+        for name in node.output:
+            shape = self.inferred.get(name)
+            if shape is None:
+                results.append(rest)
+                continue
+            results.append(Value(shape, self.guessed_rows(values, shape) | np.uint16(rest.marks)))
+        return results
+
+    def guessed_rows(self, values: Sequence[Value], shape: tuple[int, ...]) -> Marks:
+        """Return the marks of an output whose rows are the inputs', which is a guess and marked so by the caller."""
+        rows = np.zeros((1,) * len(shape), np.uint16)
+        for value in values:
+            if not value.marks.any():
+                continue
+            plain = value.shape is not None and value.marks.size == self.samples and value.marks.shape[0] > 1
+            if not plain or shape[:1] != (self.samples,):
+                return np.zeros((1,) * len(shape), np.uint16)
+            rows = rows | value.marks.reshape((-1,) + (1,) * (len(shape) - 1))
+        return rows
+
+    @property
+    def inferred(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the main graph's values by ONNX's own inference, made when first needed."""
+        if self._inferred is None:
+            inferred = infer_at(self.proto, self.shapes)
+            self._inferred = {}
+            for value in () if inferred is None else (*inferred.graph.value_info, *inferred.graph.output):
+                shape = static_shape(value.type)
+                if shape is not None:
+                    self._inferred[value.name] = shape
+        return self._inferred
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or next((name for name in node.output if name), "")
+
+
+def _free_names(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from (name for name in node.input if name)
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _free_names(body)
+    yield from (output.name for output in graph.output)
+
+
+_OVER_THE_BATCH = "takes the samples of a batch together"
+_WHY = {
+    "ArgMax": "searches over the batch axis",
+    "ArgMin": "searches over the batch axis",
+    "BatchNormalization": "is in training mode: it normalises with the statistics of the whole batch",
+    "CumSum": "adds up along the batch axis",
+    "DynamicQuantizeLinear": "takes one scale for the whole batch",
+    "DynamicQuantizeLSTM": "takes one scale for the whole batch",
+    "DynamicQuantizeMatMul": "takes one scale for the whole batch",
+    "Hardmax": "compares along the batch axis",
+    "LogSoftmax": "normalises over the batch axis",
+    "LpNormalization": "normalises over the batch axis",
+    "MeanVarianceNormalization": "normalises over the batch axis",
+    "Softmax": "normalises over the batch axis",
+    "TopK": "sorts along the batch axis",
+    "Unique": "compares the elements of all samples",
+}
+
+
+def _why(node: onnx.NodeProto, value: Value, given: Sequence[Value]) -> str:
+    several = np.array([bin(number).count("1") > 1 for number in range(256)])
+    if not several[value.marks & SAMPLES].any() and not value.items:
+        return "computes with the number of samples, or with a sample's place among them"
+    if node.op_type in _WHY:
+        return _WHY[node.op_type]
+    if node.op_type.startswith("Reduce") or "Pool" in node.op_type:
+        return "reduces over the batch axis"
+    if len(given) > 1:
+        return "combines elements of different samples"
+    return _OVER_THE_BATCH
+
+
+def _if(walk: _Walk, call: Call, scope: dict[str, Value], path: str) -> list[Value]:
+    condition = call.value(0)
+    bodies = {attribute.name: attribute.g for attribute in call.node.attribute}
+    extra = total(condition)
+    numbers = condition.numbers
+    if numbers is not None:
+        taken = "then_branch" if bool(np.reshape(numbers, -1)[0]) else "else_branch"
+        results = walk.graph(bodies[taken], dict(scope), f"{path}{_name(call.node)}/{taken}/")
+        return [with_marks(value, MAYBE if extra else 0) for value in results]
+    both = [walk.graph(body, dict(scope), f"{path}{_name(call.node)}/{name}/") for name, body in sorted(bodies.items())]
+    return [with_marks(_either(one, other), extra) for one, other in zip(*both, strict=True)]
+
+
+def _either(one: Value, other: Value) -> Value:
+    if one.shape is None or one.shape != other.shape or one.items is not None:
+        return loose([one, other])
+    return Value(one.shape, packed(one.marks | other.marks), blame=one.blame or other.blame)
+
+
+def _loop(walk: _Walk, call: Call, scope: dict[str, Value], path: str) -> list[Value]:
+    body = next(attribute.g for attribute in call.node.attribute if attribute.name == "body")
+    trips, condition = call.optional(0), call.optional(1)
+    limit = _MAX_ROUNDS + 1
+    if trips is not None:
+        if trips.numbers is None and condition is None:
+            raise UnknownError("data decides how often it runs")
+        limit = _MAX_ROUNDS + 1 if trips.numbers is None else int(np.reshape(trips.numbers, -1)[0])
+    states = [call.value(index) for index in range(2, len(call.inputs))]
+    stacks: list[list[Value]] = [[] for _ in range(len(body.output) - 1 - len(states))]
+    extra, round_number = 0 if trips is None or trips.numbers is not None else total(trips), 0
+    goes_on = condition if condition is not None else constant(np.array(True), ())
+    while round_number < limit:
+        if goes_on.numbers is not None and not bool(np.reshape(goes_on.numbers, -1)[0]):
+            break
+        if goes_on.numbers is None:
+            extra |= total(goes_on) | (MAYBE if stacks and total(goes_on) & SAMPLES else 0)
+        if round_number >= _MAX_ROUNDS:
+            raise UnknownError(f"it runs more than {_MAX_ROUNDS} times")
+        inner = dict(scope)
+        names = [value.name for value in body.input]
+        inner[names[0]] = constant(np.array(round_number, np.int64), ())
+        inner[names[1]] = goes_on
+        inner.update(zip(names[2:], states, strict=True))
+        goes_on, *results = walk.graph(body, inner, f"{path}{_name(call.node)}/{round_number}/")
+        states = results[: len(states)]
+        for stack, value in zip(stacks, results[len(states) :], strict=True):
+            stack.append(value)
+        round_number += 1
+    counts = trips is not None and total(trips) & SIZE
+    passed = [value.name for value in body.input][2:]
+    for index, output in enumerate(list(body.output)[1 : 1 + len(states)]):
+        if counts and states[index].items is None and output.name != passed[index]:
+            states[index] = with_marks(states[index], MAYBE)
+    return [with_marks(value, extra & ~SIZE) for value in (*states, *(_stacked(stack, 0) for stack in stacks))]
+
+
+def _stacked(values: Sequence[Value], axis: int) -> Value:
+    """Put values along a new axis."""
+    if not values:
+        raise UnknownError("it may not run at all")
+    shape = values[0].dims
+    if any(value.shape != shape for value in values):
+        return loose(values)
+    axis = axis % (len(shape) + 1)
+    marks = np.stack(np.broadcast_arrays(*(value.marks for value in values)), axis)
+    known = None
+    if all(value.numbers is not None for value in values):
+        known = np.stack([np.broadcast_to(np.asarray(value.numbers), shape) for value in values], axis)
+    return Value((*shape[:axis], len(values), *shape[axis:]), packed(marks), known)
+
+
+def _scan(walk: _Walk, call: Call, scope: dict[str, Value], path: str) -> list[Value]:
+    body = next(attribute.g for attribute in call.node.attribute if attribute.name == "body")
+    count = call.get("num_scan_inputs")
+    if call.opset < 9:
+        raise UnknownError("an old Scan")
+    values = [call.value(index) for index in range(len(call.inputs))]
+    states, scanned = values[: len(values) - count], values[len(values) - count :]
+    axes = [axis % value.rank for axis, value in zip(call.get("scan_input_axes") or [0] * count, scanned, strict=True)]
+    directions = call.get("scan_input_directions") or [0] * count
+    length = scanned[0].dims[axes[0]]
+    if length > _MAX_ROUNDS:
+        raise UnknownError(f"it runs more than {_MAX_ROUNDS} times")
+    stacks: list[list[Value]] = [[] for _ in range(len(body.output) - len(states))]
+    for step in range(length):
+        inner = dict(scope)
+        parts = [
+            _taken(value, axis, step if forward == 0 else length - 1 - step)
+            for value, axis, forward in zip(scanned, axes, directions, strict=True)
+        ]
+        inner.update(zip((value.name for value in body.input), [*states, *parts], strict=True))
+        results = walk.graph(body, inner, f"{path}{_name(call.node)}/{step}/")
+        states = results[: len(states)]
+        for stack, value in zip(stacks, results[len(states) :], strict=True):
+            stack.append(value)
+    out_axes = call.get("scan_output_axes") or [0] * len(stacks)
+    out_directions = call.get("scan_output_directions") or [0] * len(stacks)
+    outputs = [
+        _stacked(stack if forward == 0 else stack[::-1], axis)
+        for stack, axis, forward in zip(stacks, out_axes, out_directions, strict=True)
+    ]
+    return [*states, *outputs]
+
+
+def _taken(value: Value, axis: int, index: int) -> Value:
+    return restructured(value, lambda array: array.take(index, axis))
+
+
+_CONTROL: Mapping[str, Callable[[_Walk, Call, dict[str, Value], str], list[Value]]] = {
+    "If": _if,
+    "Loop": _loop,
+    "Scan": _scan,
+}
+
+
+def _sequence(values: Sequence[Value]) -> Value:
+    return Value(None, np.zeros((), np.uint16), items=tuple(values))
+
+
+def _members(value: Value) -> tuple[Value, ...]:
+    if value.items is None:
+        raise UnknownError("a sequence whose members are not known")
+    return value.items
+
+
+def _place(call: Call, index: int, length: int, default: int) -> int:
+    at = call.integer(index, default=default)
+    return at + length if at < 0 else at
+
+
+def _sequence_at(call: Call) -> list[Value]:
+    members = _members(call.value(0))
+    return [replace(members[_place(call, 1, len(members), 0)], blame=None)]
+
+
+def _sequence_insert(call: Call) -> list[Value]:
+    members = list(_members(call.value(0)))
+    members.insert(_place(call, 2, len(members), len(members)), call.value(1))
+    return [_sequence(members)]
+
+
+def _sequence_erase(call: Call) -> list[Value]:
+    members = list(_members(call.value(0)))
+    del members[_place(call, 1, len(members), len(members) - 1)]
+    return [_sequence(members)]
+
+
+def _split_to_sequence(call: Call) -> list[Value]:
+    value = call.value(0)
+    axis = call.get("axis", 0) % value.rank
+    split = call.optional(1)
+    size = value.dims[axis]
+    if split is None:
+        sizes = [1] * size
+    elif split.rank == 0:
+        each = call.integer(1)
+        sizes = [min(each, size - start) for start in range(0, size, each)]
+    else:
+        sizes = list(call.ints(1) or ())
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    drop = split is None and not call.get("keepdims", 1)
+    members = []
+    for start, length in zip(starts, sizes, strict=True):
+        part = restructured(value, lambda array, at=start, n=length: array.take(range(at, at + n), axis))  # type: ignore[misc]
+        members.append(_taken(part, axis, 0) if drop else part)
+    return [_sequence(members)]
+
+
+def _concat_from_sequence(call: Call) -> list[Value]:
+    members = _members(call.value(0))
+    axis = call.get("axis")
+    if call.get("new_axis", 0):
+        return [_stacked(members, axis)]
+    # One member a sample, made by one loop: as good as rows.
+    alike = len(members) % call.samples == 0 and len({member.shape for member in members}) == 1
+    inner = Call(call.node, members, {"axis": axis}, call.opset, 1 if alike else call.samples)
+    return list(LAYOUT_RULES["Concat"](inner))
+
+
+def _sequence_length(call: Call) -> list[Value]:
+    return [constant(np.array(len(_members(call.value(0))), np.int64), ())]
+
+
+_SEQUENCES: Mapping[str, Rule] = {
+    "ConcatFromSequence": _concat_from_sequence,
+    "SequenceAt": _sequence_at,
+    "SequenceConstruct": lambda call: [_sequence(call.given)],
+    "SequenceEmpty": lambda _: [_sequence(())],
+    "SequenceErase": _sequence_erase,
+    "SequenceInsert": _sequence_insert,
+    "SequenceLength": _sequence_length,
+    "SplitToSequence": _split_to_sequence,
+}
