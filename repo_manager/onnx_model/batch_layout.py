@@ -135,7 +135,8 @@ def _concat(call: Call) -> list[Value]:
     parts = [np.broadcast_to(v.marks, (*sizes[:axis], v.dims[axis], *sizes[axis + 1 :])) for v in values]
     known, sure = _concat_known(values, axis)
     result = Value(tuple(shape), packed(np.concatenate(parts, axis)), known, sure)
-    if result.varies(axis) and any(value.dims[axis] % call.samples for value in values) and total(result) & SAMPLES:
+    along = any(value.varies(axis) for value in values)
+    if along and any(value.dims[axis] % call.samples for value in values) and total(result) & SAMPLES:
         return [with_marks(result, MAYBE)]  # Rows of their own for some places in the batch.
     return [result]
 

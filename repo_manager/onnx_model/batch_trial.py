@@ -25,6 +25,7 @@ __all__ = ["Trial", "neighbours_of", "try_together"]
 Arrays = Mapping[str, NDArray[Any]]
 _TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}  # share of the largest magnitude; others 1e-3
 _ROUNDING_AT_MOST = 0.05  # share of the largest magnitude; a larger change is no rounding
+_PLACES = {"float16": 4e-3, "bfloat16": 3e-2}  # share of the largest magnitude that kernels round off; others 2e-5
 _SAME_KERNELS = 4  # units in the last place: threads that split a sum otherwise
 _BUDGET_S = 20.0
 _LARGER = 8
@@ -83,7 +84,11 @@ def try_together(trial: Trial) -> Finding | None:
     for name, value in together.items():
         if not _close(value, np.concatenate([result[name] for result in alone]), _ROUNDING_AT_MOST):
             return Finding(f"output '{name}' changes when two samples are stacked")
-    reason = _beside_neighbours(trial) or _against_one(trial, together, alone)
+    reason = (
+        _beside_neighbours(trial)
+        or _on_another_place(trial, session.output_names)
+        or _against_one(trial, together, alone)
+    )
     return None if reason is None else Finding(reason)
 
 
@@ -185,11 +190,20 @@ def _batches(trial: Trial) -> Iterator[tuple[tuple[int, int, int], list[Arrays]]
             yield (which, size, place), batch
 
 
+def _on_another_place(trial: Trial, names: Sequence[str]) -> str | None:
+    """Hold the rows of a sample that stands twice in a batch against each other: only their rounding may differ."""
+    twice = trial.session.run(_stacked([trial.first, trial.first]))
+    for name in names:
+        if not _close(twice[name][1:], twice[name][:1], _PLACES.get(twice[name].dtype.name, 2e-5)):
+            return f"output '{name}' changes with the place of a sample in the batch"
+    return None
+
+
 def _against_one(trial: Trial, together: Arrays, alone: Sequence[Arrays]) -> str | None:
-    """Tell rounding apart from a dependence on the number or place of samples, for outputs that changed beside another.
+    """Tell rounding apart from a dependence on the number of samples, for outputs that changed beside another.
 
     Another batch size takes other kernels, and a model can blow their rounding up (a normalisation over nearly constant
-    values). Then at least the rows of a sample that stands there twice are the same.
+    values). Then at least a sample's rows are the same beside itself and beside another.
     """
     for name, value in together.items():
         if _close(value, np.concatenate([result[name] for result in alone]), None):
