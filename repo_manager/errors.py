@@ -11,6 +11,7 @@
     │   ├── EngineError                  a TensorRT engine that cannot be built, read or run here
     │   └── MissingDependencyError       an optional package that this step needs
     ├── GateError                     4  a gate (sparsity, drift, objective) failed
+    │   └── WiderPrecisionError          layers of an engine in a wider type than the graph asks for
     ├── ServerError                   5  unreachable, refused, or a roll-out that was undone
     │   ├── ServerUnreachableError
     │   ├── ServerRefusedError
@@ -43,6 +44,7 @@ __all__ = [
     "ServerRefusedError",
     "ServerUnreachableError",
     "UsageError",
+    "WiderPrecisionError",
 ]
 
 
@@ -111,6 +113,18 @@ class GateError(RepoManagerError):
     """A gate failed: sparsity, drift, or a service-level objective."""
 
     exit_code = 4
+
+
+class WiderPrecisionError(GateError):
+    """Layers of an engine run in a wider type than the graph asks for.
+
+    Attributes:
+        not_in_int8: names of the nodes whose data and weight are quantised and that run in floating point.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, not_in_int8: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.not_in_int8 = not_in_int8
 
 
 class ServerError(RepoManagerError):

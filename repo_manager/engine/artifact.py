@@ -18,7 +18,7 @@ from repo_manager.engine.plan_header import read_plan_header
 from repo_manager.engine.plan_set import AdoptedPlan, adopt_plans, check_buildable, check_one_version, plan_name
 from repo_manager.engine.profiles import derive_profile, find_dim_ranges
 from repo_manager.engine.progress import BuildProgress
-from repo_manager.errors import GateError, UsageError
+from repo_manager.errors import UsageError, WiderPrecisionError
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import require
@@ -60,6 +60,7 @@ class EngineSource:
         sparsity: of the converted file; `None` makes the report here.
         sample: input -> shape of a sample that the model runs with, batch axis included; `None` looks for one.
         folder: where engines are written; `None` is `engine` beside the model's file.
+        kept: nodes that the conversion left out of INT8 on purpose, although their data may come quantised.
     """
 
     precision: Precision = Precision.FP32
@@ -68,6 +69,7 @@ class EngineSource:
     sparsity: SparsityReport | None = None
     sample: Mapping[str, tuple[int, ...]] | None = None
     folder: Path | None = None
+    kept: frozenset[str] = frozenset()
 
 
 def build_artifact(
@@ -95,7 +97,7 @@ def build_artifact(
         MissingDependencyError: the backend's builder is not installed.
         UsageError: the options contradict each other or the builder.
         EngineError: the engine cannot be built, or a given plan does not fit.
-        GateError: a convolution or matrix product runs in a wider type than the graph asks for.
+        WiderPrecisionError: a convolution or matrix product runs in a wider type than the graph asks for.
     """
     source, options = source or EngineSource(), options or EngineOptions()
     if backend is Backend.ONNXRUNTIME:
@@ -172,7 +174,7 @@ class _Maker:
             progress=progress,
             cancelled=cancelled,
         )
-        _check_precision(build, self.source.precision)
+        _check_precision(build, self.source)
         return build
 
 
@@ -235,18 +237,20 @@ def _free_ranges(model: Model, source: EngineSource, options: EngineOptions) -> 
     return find_dim_ranges(model, signature, batched=source.batched, sample=source.sample)
 
 
-def _check_precision(build: EngineBuild, precision: Precision) -> None:
-    int8 = precision in (Precision.INT8, Precision.INT8_FP16)
-    wrong = precision_mismatches(build.precision, int8_wanted=int8)
+def _check_precision(build: EngineBuild, source: EngineSource) -> None:
+    int8 = source.precision in (Precision.INT8, Precision.INT8_FP16)
+    found = precision_mismatches(build.precision, int8_wanted=int8)
+    wrong = [row for row in found if not (row.one_sided and row.node in source.kept)]
     if not wrong:
         return
     build.path.unlink()
     rows = "\n".join(
         f"  {row.node} ({row.op_type}): asked for {row.asked}, runs in {row.found}: {row.detail}" for row in wrong
     )
-    raise GateError(
+    raise WiderPrecisionError(
         f"{build.path.name}: {len(wrong)} layer(s) do not run in the precision that the model asks for:\n{rows}",
         hint="Quantise data and weight of these layers alike, or keep them out of the conversion with --keep-fp32.",
+        not_in_int8=tuple(row.node for row in wrong if row.asked == "int8" and not row.one_sided),
     )
 
 

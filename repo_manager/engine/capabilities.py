@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+from collections.abc import Mapping
 from types import ModuleType
 
 from repo_manager.types import Backend
 
-__all__ = ["Capabilities", "StrongTyping", "capabilities_of"]
+__all__ = ["FLOAT_OPERATORS", "Capabilities", "StrongTyping", "capabilities_of"]
+
+FLOAT_OPERATORS: Mapping[Backend, tuple[str, ...]] = {Backend.TENSORRT_RTX: ("ConvTranspose",)}
+"""Operators that a builder computes in floating point whatever Q/DQ surrounds them; found by building each with
+TensorRT-RTX 1.7. A test repeats it. An operator of another builder is found out when its engine is built."""
 
 
 class StrongTyping(str, enum.Enum):

@@ -27,7 +27,7 @@ from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.save import save_model
 from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
-from repo_manager.pipeline.prepare import Prepared, Watch, build_version, convert_model
+from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build
 from repo_manager.pipeline.serving_config import check_backend_options
 from repo_manager.report.transfer_progress import transfer_progress
 from repo_manager.repository import Location, plan_publish, publish, validate_model_name
@@ -99,13 +99,11 @@ def _speaking_of(path: Path, work: Path) -> Iterator[None]:
 
 
 def _add(source: Model, target: Target, options: AddOptions, watch: Watch) -> Added:
-    report, choice = watch.report, target.choice
+    report = watch.report
     model, pruned = _sparse(source, options.sparsity, target.work, report)
-    converted = convert_model(model, target, options, watch)
-    report(f"Building for the {choice.backend} backend ({choice.reason})")
-    version = build_version(converted, target, options, watch)
+    version, found = convert_and_build(model, target, options, watch)
     fit = _check_fit(version, options.target)
-    controls = build_controls(version, options, watch) if options.control else ()
+    controls = build_controls(version, found, watch) if options.control else ()
     version = with_layer_times(version, controls)
     return _publish(_Origin(source, pruned), version, controls, fit, options, report)
 

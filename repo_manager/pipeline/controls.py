@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,7 +69,8 @@ def _build(main: Prepared, twin: ControlTwin, options: AddOptions, watch: Watch)
 
 def _matched(main: Prepared, options: AddOptions, *, sparse: bool) -> AddOptions:
     """Fix what the version found out for itself, so that its twins cannot find out something else."""
-    kept = tuple(dict.fromkeys((*options.convert.keep_fp32, *(node.node for node in main.converted.conversion.kept))))
+    found = (glob.escape(node.node) for node in main.converted.conversion.kept if node.is_found)
+    kept = tuple(dict.fromkeys((*options.convert.keep_fp32, *found)))
     engine: dict[str, Any] = {"sparse": options.engine.sparse and sparse}
     build = main.artifact.facts.get("build")
     if build is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.engine.artifact import Artifact, EngineSource, build_artifact
+from repo_manager.engine.capabilities import FLOAT_OPERATORS
 from repo_manager.engine.progress import BuildProgress
+from repo_manager.errors import WiderPrecisionError
 from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
 from repo_manager.onnx_model.index_limits import index_limits
 from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
@@ -31,7 +34,7 @@ from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, write_golde
 from repo_manager.triton_config import ModelConfig, served_signature
 from repo_manager.types import Backend
 
-__all__ = ["Converted", "Prepared", "Watch", "build_version", "convert_model"]
+__all__ = ["Converted", "Prepared", "Watch", "build_version", "convert_and_build", "convert_model"]
 
 Report = Callable[[str], None]
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
@@ -90,6 +93,33 @@ class Prepared:
     golden: GoldenFacts
 
 
+def convert_and_build(model: Model, target: Target, options: AddOptions, watch: Watch) -> tuple[Prepared, AddOptions]:
+    """Convert the model and build what its backend loads.
+
+    Layers that the conversion made INT8, and that the builder turns out to compute in floating point, are left out of
+    a second conversion: the first engine would be slower than an honest one.
+
+    Returns:
+        The version, and the options with what was found out, for its controls.
+
+    Raises:
+        InputError, GateError: as `convert_model` and `build_version`.
+    """
+    converted = convert_model(model, target, options, watch)
+    watch.report(f"Building for the {target.choice.backend} backend ({target.choice.reason})")
+    try:
+        return build_version(converted, target, options, watch), options
+    except WiderPrecisionError as exc:
+        if not exc.not_in_int8:
+            raise
+        left_out = exc.not_in_int8
+    watch.report(f"The builder computes {len(left_out)} INT8 layer(s) in floating point: leaving them out")
+    convert_options = dataclasses.replace(options.convert, not_in_int8=left_out)
+    options = dataclasses.replace(options, convert=convert_options)
+    shutil.rmtree(converted.output.parent)
+    return build_version(convert_model(model, target, options, watch), target, options, watch), options
+
+
 def convert_model(model: Model, target: Target, options: AddOptions, watch: Watch) -> Converted:
     """Find out how the model is fed, check the options against it, and convert it.
 
@@ -108,7 +138,11 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     output = target.work / "converted" / "model.onnx"
     output.parent.mkdir(parents=True)
     # Only ONNX Runtime's own backend serves by the kernels of this machine's CPU.
-    judged = dataclasses.replace(options.convert, judge_served=target.choice.backend is Backend.ONNXRUNTIME)
+    judged = dataclasses.replace(
+        options.convert,
+        judge_served=target.choice.backend is Backend.ONNXRUNTIME,
+        not_in_int8=(*options.convert.not_in_int8, *FLOAT_OPERATORS.get(target.choice.backend, ())),
+    )
     conversion = convert(model, options.precision, output, calibration=calibration, options=judged)
     return Converted(model, signature, axis, sample, conversion, output)
 
@@ -118,7 +152,7 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
 
     Raises:
         InputError: the engine cannot be built, or the options do not fit.
-        GateError: a layer of the engine runs in a wider type than was asked.
+        WiderPrecisionError: a layer of the engine runs in a wider type than was asked.
     """
     backend, axis = target.choice.backend, converted.axis
     options = _with_config(options, target, converted.sample, axis)
@@ -131,7 +165,8 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
     shapes = {name: array.shape for name, array in converted.sample.items()}
     folder = target.work / "engine"
     report = converted.conversion.sparsity
-    source = EngineSource(options.precision, axis.batched, config.max_batch_size, report, shapes, folder)
+    left_out = frozenset(node.node for node in converted.conversion.kept)
+    source = EngineSource(options.precision, axis.batched, config.max_batch_size, report, shapes, folder, left_out)
     with ThreadPoolExecutor(1, thread_name_prefix="golden") as beside:
         golden = beside.submit(
             _golden, converted, options, target.work / GOLDEN_FILE_NAME, is_only=backend is Backend.ONNXRUNTIME

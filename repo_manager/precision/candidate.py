@@ -139,7 +139,12 @@ class Builder:
         draft, kept = self.draft, dict[str, tuple[str, str]]()
         stages: list[tuple[str, Draft]] = []
         if self.quantizes:
-            plan = plan_quantization(draft, quantize_outputs=self.options.quantize_outputs, keep=keep)
+            plan = plan_quantization(
+                draft,
+                quantize_outputs=self.options.quantize_outputs,
+                keep=keep,
+                left_out=self.options.not_in_int8,
+            )
             kept.update(plan.kept)
             self.quantized = frozenset(plan.nodes)
             missing = [value for value in plan.values if value not in self.ranges]
@@ -155,7 +160,8 @@ class Builder:
                 kept.update(lowered.kept)
             else:  # of Q/DQ it goes without saying
                 kept.update({n: k for n, k in lowered.kept.items() if k[0] not in _SCALES})
-        return Candidate(draft, tuple(KeptNode(name, *found) for name, found in kept.items()), tuple(stages))
+        nodes = tuple(KeptNode(name, *found, is_found=name in keep.names) for name, found in kept.items())
+        return Candidate(draft, nodes, tuple(stages))
 
 
 _SCALES = {"QuantizeLinear", "DequantizeLinear"}

@@ -53,6 +53,8 @@ class ConvertOptions:
         drift_samples: how many samples the drift is measured on.
         seed: of natural inputs.
         allow_unchanged: of INT8: write the result also when no operator could become INT8.
+        not_in_int8: of INT8: operators and names of nodes that the target's builder computes in floating point even
+            where the graph asks for INT8. They are left out and listed; `add` fills this in.
         judge_served: of INT8: also run the result as ONNX Runtime serves it on this CPU, and report that number. It
             never decides, because CPUs differ; `add` leaves it out for TensorRT.
     """
@@ -70,6 +72,7 @@ class ConvertOptions:
     drift_samples: int = 16
     seed: int = 0
     allow_unchanged: bool = False
+    not_in_int8: tuple[str, ...] = ()
     judge_served: bool = True
 
 
@@ -84,11 +87,20 @@ class Check:
 
 @dataclass(frozen=True)
 class KeptNode:
-    """An operator that was left in FP32, and why."""
+    """An operator that was left in FP32 (of INT8: out of INT8), and why.
+
+    Attributes:
+        node: its name.
+        op_type: its operator.
+        reason: why.
+        is_found: whether this conversion found out that it has to be: its values overflow FP16, or the drift passes
+            only so. The same graph with other weights need not.
+    """
 
     node: str
     op_type: str
     reason: str
+    is_found: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ branch that does not end in the fused operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -63,11 +63,21 @@ class QuantizationPlan:
 
 
 def plan_quantization(
-    draft: Draft, *, quantize_outputs: bool, keep: Callable[[onnx.NodeProto], str | None]
+    draft: Draft,
+    *,
+    quantize_outputs: bool,
+    keep: Callable[[onnx.NodeProto], str | None],
+    left_out: Collection[str] = (),
 ) -> QuantizationPlan:
     """Plan the quantisation of a draft's main graph.
 
     Requires: constants and BatchNormalization folded, names on all nodes.
+
+    Args:
+        draft: to be quantised.
+        quantize_outputs: see `ConvertOptions`.
+        keep: says why a node stays in FP32; `None`: it need not.
+        left_out: operators and names of nodes that the target's builder computes in floating point, Q/DQ or not.
     """
     nodes: dict[str, QuantizedNode] = {}
     kept: dict[str, tuple[str, str]] = {}
@@ -78,6 +88,8 @@ def plan_quantization(
         if node.op_type not in WEIGHTED or node.domain not in ONNX_DOMAINS:
             continue
         found = keep(node) or _how(draft, node)
+        if not isinstance(found, str) and not {node.op_type, node.name}.isdisjoint(left_out):
+            found = "the target's builder computes it in floating point, quantised or not"
         if isinstance(found, str):
             kept[node.name] = (node.op_type, found)
         else:
