@@ -27,8 +27,8 @@ from onnx import numpy_helper
 from resnext import resnext101
 
 from repo_manager.onnx_model.model import load_model, parameter_count
-from repo_manager.onnx_model.save import save_model
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.onnx_model.write import save_model
 from repo_manager.sparsity import prune, sparsity_report
 from repo_manager.sparsity.pattern import scan
 

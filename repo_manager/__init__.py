@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from repo_manager.loadtest.options import LoadTestOptions
     from repo_manager.loadtest.run import run_load_test
     from repo_manager.onnx_model.model import load_model
-    from repo_manager.onnx_model.save import save_model
+    from repo_manager.onnx_model.write import save_model
     from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.pipeline.deploying import deploy, rollback
@@ -99,7 +99,7 @@ _MODULES = {
     "loadtest.run": ("run_load_test",),
     "loadtest.judge": ("judge", "parse_slo"),
     "onnx_model.model": ("load_model",),
-    "onnx_model.save": ("save_model",),
+    "onnx_model.write": ("save_model",),
     "pipeline.adding": ("AddOptions", "SparsityMode", "add"),
     "pipeline.apply": ("ApplyOptions", "apply"),
     "pipeline.inspect": ("inspect_model",),

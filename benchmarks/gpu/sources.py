@@ -10,8 +10,8 @@ from models import MODELS
 
 from repo_manager.onnx_model.inputs import natural_inputs
 from repo_manager.onnx_model.model import load_model
-from repo_manager.onnx_model.save import save_model
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import ConvertOptions, convert, load_calibration
 from repo_manager.sparsity import prune
 from repo_manager.types import Precision

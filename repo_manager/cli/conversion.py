@@ -12,8 +12,8 @@ from repo_manager.cli.conversion_options import ConversionFlags, PrecisionOption
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, ModelFile, Output, writing
 from repo_manager.onnx_model.model import load_model
-from repo_manager.onnx_model.save import save_model
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import convert, load_calibration
 from repo_manager.report.tables import conversion_view, prune_view
 from repo_manager.sparsity import prune

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import dtypes, walk
+from repo_manager.onnx_model.weights import WeightStore
 
 __all__ = ["Draft", "Weight", "attribute", "constant_weight", "opset_of", "typed_tensor", "weight_of_array"]
 
@@ -107,18 +108,11 @@ def typed_tensor(tensor: onnx.TensorProto) -> Weight:
     shape = tuple(tensor.dims)
     if tensor.data_type == onnx.TensorProto.STRING or dtypes.numpy_dtype(tensor.data_type, where) is None:
         return Weight(tensor.data_type, shape, lambda: _unreadable(where), tensor)
-    return Weight(tensor.data_type, shape, lambda: _values(tensor, where))
+    return Weight(tensor.data_type, shape, lambda: WeightStore().array(tensor))
 
 
 def _unreadable(where: str) -> Array:
     raise ModelError(f"{where} has an element type whose values cannot be computed with here")
-
-
-def _values(tensor: onnx.TensorProto, where: str) -> Array:
-    try:
-        return onnx.numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as exc:
-        raise ModelError(f"{where} cannot be read: {exc}") from exc
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

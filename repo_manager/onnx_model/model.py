@@ -23,7 +23,7 @@ from repo_manager.onnx_model.names import check_names, check_opsets
 from repo_manager.onnx_model.order import sort_nodes
 from repo_manager.onnx_model.validate import check_external_files, check_functions, check_spec, check_tensors
 from repo_manager.onnx_model.walk import tensors_of
-from repo_manager.onnx_model.weights import WeightStore, element_count, is_external
+from repo_manager.onnx_model.weights import WeightStore, element_count, set_bytes
 from repo_manager.onnx_model.wire import cut_weights
 from repo_manager.optional import deferred
 from repo_manager.types import Digest
@@ -91,20 +91,15 @@ class Model:
         for index, tensor in enumerate(list(tensors_of(proto))):
             data = None if replace is None else replace(index, tensor)
             if data is None:
-                if not is_external(tensor) and self.weights.blob_of(tensor) is None:
+                if not self.weights.is_elsewhere(tensor):
                     continue
                 data = self.weights.raw(tensor)
-            for name in ("external_data", "data_location", *_TYPED_FIELDS):
-                tensor.ClearField(name)
-            tensor.raw_data = bytes(data)
+            set_bytes(tensor, data)
         return proto
 
     def array(self, tensor: onnx.TensorProto) -> NDArray[np.generic]:
         """Return the values of a tensor of `graph_only` (or of `proto`)."""
         return self.weights.array(tensor)
-
-
-_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
 def load_model(path: Path) -> Model:

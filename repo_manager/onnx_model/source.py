@@ -20,11 +20,9 @@ from repo_manager.onnx_model.draft import (
 )
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.order import sort_nodes
-from repo_manager.onnx_model.weights import is_external
+from repo_manager.onnx_model.weights import set_bytes
 
 __all__ = ["draft_of", "named", "without_unused"]
-
-_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
 def draft_of(model: Model) -> Draft:
@@ -87,13 +85,12 @@ def without_unused(draft: Draft) -> Draft:
 
 def _weight(model: Model, tensor: onnx.TensorProto) -> Weight:
     where = f"tensor '{tensor.name}'"
-    in_tensor = not is_external(tensor) and model.weights.blob_of(tensor) is None
     if tensor.data_type == onnx.TensorProto.STRING or dtypes.numpy_dtype(tensor.data_type, where) is None:
-        if in_tensor:
+        if not model.weights.is_elsewhere(tensor):
             return typed_tensor(tensor)
         whole = onnx.TensorProto()
         whole.CopyFrom(tensor)
-        _restore(model, whole)
+        set_bytes(whole, model.weights.raw(tensor))
         return typed_tensor(whole)
 
     def load() -> Array:
@@ -102,18 +99,10 @@ def _weight(model: Model, tensor: onnx.TensorProto) -> Weight:
     return Weight(tensor.data_type, tuple(tensor.dims), load)
 
 
-def _restore(model: Model, tensor: onnx.TensorProto) -> None:
-    """Put the bytes that were cut out of the graph back into a tensor."""
-    data = bytes(model.weights.raw(tensor))
-    for name in ("external_data", "data_location", *_TYPED_FIELDS):
-        tensor.ClearField(name)
-    tensor.raw_data = data
-
-
 def _restore_cut_tensors(model: Model, proto: onnx.ModelProto) -> None:
     for tensor in walk.tensors_of(proto):
-        if is_external(tensor) or model.weights.blob_of(tensor) is not None:
-            _restore(model, tensor)
+        if model.weights.is_elsewhere(tensor):
+            set_bytes(tensor, model.weights.raw(tensor))
 
 
 def _inlined(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:

@@ -21,8 +21,26 @@ if TYPE_CHECKING:
 else:
     onnx = deferred("onnx")
 
-__all__ = ["ExternalData", "WeightStore", "element_count", "external_data", "is_external", "payload_bytes", "unpack"]
+__all__ = [
+    "ExternalData",
+    "WeightStore",
+    "element_count",
+    "external_data",
+    "is_external",
+    "payload_bytes",
+    "set_bytes",
+    "unpack",
+]
 
+_VALUE_FIELDS = (
+    "external_data",
+    "data_location",
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+)
 MAX_TENSOR_BYTES = 1 << 46  # 64 TiB: beyond it a declared size is nonsense, not a large model
 
 
@@ -109,6 +127,10 @@ class WeightStore:
             return None
         return self.blobs.get(tensor.raw_data)
 
+    def is_elsewhere(self, tensor: onnx.TensorProto) -> bool:
+        """Say whether a tensor's bytes are not in the graph: they lie in another file, or were cut out."""
+        return is_external(tensor) or self.blob_of(tensor) is not None
+
     def raw(self, tensor: onnx.TensorProto) -> bytes | memoryview:
         """Return a tensor's values as stored bytes (little-endian, as in `raw_data`).
 
@@ -145,6 +167,13 @@ class WeightStore:
         if dtype is None:
             return unpack(np.frombuffer(data, np.uint8), tensor.data_type, element_count(tensor)).reshape(shape)
         return np.frombuffer(data, dtype.newbyteorder("<"), element_count(tensor)).reshape(shape)
+
+
+def set_bytes(tensor: onnx.TensorProto, data: bytes | memoryview) -> None:
+    """Make `data` a tensor's values, whatever held them before."""
+    for name in _VALUE_FIELDS:
+        tensor.ClearField(name)
+    tensor.raw_data = bytes(data)
 
 
 def unpack(packed: NDArray[np.uint8], data_type: int, count: int) -> NDArray[np.generic]:

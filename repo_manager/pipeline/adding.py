@@ -24,7 +24,7 @@ from repo_manager.engine.progress import BuildProgress
 from repo_manager.engine.select import choose_backend
 from repo_manager.errors import GateError, RepoManagerError
 from repo_manager.onnx_model.model import Model, load_model
-from repo_manager.onnx_model.save import save_model
+from repo_manager.onnx_model.write import save_model
 from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
 from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build

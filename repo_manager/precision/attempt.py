@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repo_manager.onnx_model.writer import WrittenModel, write_draft
+from repo_manager.onnx_model.write import WrittenModel, write_draft
 from repo_manager.precision.candidate import Builder, Candidate
 from repo_manager.precision.proof import Proof, Prover
 from repo_manager.stats.drift import OutputDrift

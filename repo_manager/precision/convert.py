@@ -20,7 +20,7 @@ from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.model import Model, graph_as_stored
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
-from repo_manager.onnx_model.writer import WrittenModel
+from repo_manager.onnx_model.write import WrittenModel
 from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData

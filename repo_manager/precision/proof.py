@@ -12,7 +12,7 @@ from repo_manager.onnx_model.draft import Draft
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
-from repo_manager.onnx_model.writer import WrittenModel, write_view
+from repo_manager.onnx_model.write import WrittenModel, write_view
 from repo_manager.precision.checks import (
     check_drift,
     check_file,

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.draft import ONNX_DOMAINS, Array, Draft, captured_names
 from repo_manager.onnx_model.session import Session
-from repo_manager.onnx_model.writer import WrittenModel, write_draft, write_view
+from repo_manager.onnx_model.write import WrittenModel, write_draft, write_view
 from repo_manager.precision.quantize_plan import WEIGHTED
 from repo_manager.precision.value_types import ValueType, infer_types, type_table
 

@@ -12,9 +12,9 @@ from repo_manager.engine.control import control_twins, dense_twin
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.inputs import natural_inputs
 from repo_manager.onnx_model.model import Model, load_model
-from repo_manager.onnx_model.save import save_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.onnx_model.write import save_model
 from repo_manager.sparsity import Verdict, sparsity_report
 from repo_manager.types import Backend
 

@@ -16,9 +16,9 @@ from support import mutate_onnx, onnx_models
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.model import load_model, parameter_count
-from repo_manager.onnx_model.save import save_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.walk import tensors_of
+from repo_manager.onnx_model.write import save_model
 from repo_manager.sparsity import prune, sparsity_report
 
 

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_manager.onnx_model.model import load_model
-from repo_manager.onnx_model.save import save_model
 from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.write import save_model
 
 
 @pytest.mark.parametrize(("side", "stated"), [(64, "all optimisations"), (4200, "but those of the memory layout")])

@@ -13,7 +13,7 @@ from repo_manager.onnx_model.draft import Draft
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.source import draft_of
-from repo_manager.onnx_model.writer import write_draft
+from repo_manager.onnx_model.write import write_draft
 
 Save = Callable[..., Model]
 

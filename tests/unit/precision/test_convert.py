@@ -14,7 +14,7 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
-from repo_manager.onnx_model.writer import write_draft
+from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration_checks import data_of_samples
 from repo_manager.precision.checks import check_drift, check_signature

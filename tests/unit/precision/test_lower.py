@@ -68,11 +68,8 @@ def test_trap_unsorted_result(save):
 
 def test_trap_unsorted_source(save, run):
     nodes = [node("Relu", ["a"], ["y"]), node("Neg", ["x"], ["a"])]
-    model = save(nodes[::-1], {"x": [2]}, {"y": [2]})
-    graph = model.graph_only.graph
-    shuffled = list(graph.node)[::-1]
-    del graph.node[:]
-    graph.node.extend(shuffled)
+    model = save(nodes, {"x": [2]}, {"y": [2]})
+    assert model.reordered
     x = np.array([-1.5, 2], np.float32)
     np.testing.assert_array_equal(run(lowered(model).draft, {"x": x})["y"], [1.5, 0])
 
