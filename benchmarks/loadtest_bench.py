@@ -109,8 +109,9 @@ class Bench:
     def h2load(self, model: str) -> float:
         """Return requests a second by h2load, with our own request's bytes."""
         options = self.options("grpc", model)
-        target = connect(options)
-        endpoint = build_endpoint(target.facts(), make_samples(target.facts(), options), options)
+        with connect(options) as target:
+            facts = target.facts()
+        endpoint = build_endpoint(facts, make_samples(facts, options), options)
         message = endpoint.messages[0]
         body = self.folder / "h2.bin"
         body.write_bytes(struct.pack(">BI", 0, len(message)) + message)
@@ -123,8 +124,9 @@ class Bench:
     def wrk(self, model: str) -> float:
         """Return requests a second by wrk, with our own request's bytes."""
         options = self.options("http", model)
-        target = connect(options)
-        endpoint = build_endpoint(target.facts(), make_samples(target.facts(), options), options)
+        with connect(options) as target:
+            facts = target.facts()
+        endpoint = build_endpoint(facts, make_samples(facts, options), options)
         escaped = "".join(f"\\{byte:03d}" for byte in endpoint.messages[0])
         script = self.folder / "wrk.lua"
         script.write_text(

@@ -138,7 +138,13 @@ class ServerUnreachableError(ServerError):
 
 
 class ServerRefusedError(ServerError):
-    """The server answered with an error; its reason is quoted."""
+    """The server answered with an error; its reason is quoted.
+
+    Attributes:
+        reason: the server's own words; empty when it gave none.
+    """
+
+    reason: str = ""
 
 
 class RolloutUndoneError(ServerError):

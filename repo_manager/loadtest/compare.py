@@ -211,7 +211,8 @@ def compare_all(
     if not runs:
         raise UsageError("there is nothing to compare: no models, or no batch sizes")
     for options in (one for run in runs for one in run):
-        facts = connect(options).facts()
+        with connect(options) as target:
+            facts = target.facts()
         if options.data is None:
             resolve_shapes(facts, options)
     return tuple(
@@ -231,7 +232,7 @@ def _level_of(options: LoadTestOptions) -> Level:
 
 
 def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
-    target = connect(options)
+    target = stack.enter_context(connect(options))
     facts = target.facts()
     samples = make_samples(facts, options)
     placement = stack.enter_context(shared_samples(target, facts, samples, options))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from repo_manager.errors import UsageError
-from repo_manager.loadtest.tls import TlsFiles
 from repo_manager.loadtest.worker.schedule import ARRIVALS
 from repo_manager.server import ClientOptions
+from repo_manager.tls import TlsFiles
 
 __all__ = ["Arrival", "Client", "LoadTestOptions", "Protocol", "SharedMemory", "parse_levels", "parse_rates"]
 
@@ -122,15 +122,19 @@ class LoadTestOptions:
     @property
     def tls(self) -> TlsFiles | None:
         """What an encrypted connection needs; `None` when the URL's scheme asks for none."""
-        access = self.access
-        if not self.url.startswith(("grpcs://", "https://")):
-            return None
-        return TlsFiles(access.root_certificates, access.client_certificate, access.client_key, access.server_name)
+        return self.access.tls if self.url.startswith(("grpcs://", "https://")) else None
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers of every request as the protocol names them, the token among them; never to be shown."""
         return self.access.all_headers(self.wire)
+
+    @property
+    def server_url(self) -> str:
+        """The server's URL with its scheme and port."""
+        host, port = self.address
+        scheme = self.wire if self.tls is None else f"{self.wire}s"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def address(self) -> tuple[str, int]:

@@ -87,8 +87,12 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
         ServerRefusedError: unknown model or version.
         LoadTestInterrupted: Ctrl-C (it is a `KeyboardInterrupt`); with the report of what was measured.
     """
+    with connect(options) as target:
+        return _run(options, target, progress)
+
+
+def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> LoadTestReport:
     begin, started = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
-    target = connect(options)
     facts = target.facts()
     notes: list[str] = [note] if (note := drawn_note(facts, options)) else []
     points: list[LoadPoint] = []

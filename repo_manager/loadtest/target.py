@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 
-from repo_manager.loadtest.ask import Call, grpc_call, http_call
+from repo_manager.errors import ServerRefusedError
 from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import TensorMetadata
 
 __all__ = ["InputFacts", "ModelStatistics", "Target", "TargetFacts", "connect"]
 
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output", "success", "fail")
+_TIMEOUT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +75,23 @@ class ModelStatistics:
 
 
 class Target:
-    """Asks one server about one model; `call` is the protocol's own way to ask."""
+    """One model on one server, asked by the client that every other command uses."""
 
-    def __init__(self, options: LoadTestOptions, call: Call) -> None:
+    def __init__(self, options: LoadTestOptions) -> None:
         self._options = options
-        self._call = call
+        self._client = TritonClient.connect(options.server_url, options.access)
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
 
     def facts(self) -> TargetFacts:
         """Return what server and model say about themselves.
@@ -85,26 +100,31 @@ class Target:
             ServerUnreachableError: no answer.
             ServerRefusedError: unknown model or version, or not ready.
         """
-        server, metadata, config = (self._call(question, {}) for question in ("server", "metadata", "config"))
-        config = config.get("config", config)
-        batch = int(config.get("max_batch_size", 0))
-        optional = {item["name"] for item in config.get("input", []) if item.get("optional")}
+        options = self._options
+        server = self._client.metadata(timeout_s=_TIMEOUT_S)
+        try:
+            metadata = self._client.model_metadata(options.model, options.version, timeout_s=_TIMEOUT_S)
+            config = self._client.model_config(options.model, options.version, timeout_s=_TIMEOUT_S)
+        except ServerRefusedError as exc:
+            raise ServerRefusedError(exc.message, hint=_hint(options)) from exc
+        batch = int(config.max_batch_size)
+        optional = {str(item.name) for item in config.input if item.optional}
         return TargetFacts(
-            url=self._options.url,
-            protocol=self._options.wire,
-            server=str(server.get("name", "")),
-            server_version=str(server.get("version", "")),
-            model=str(metadata["name"]),
-            version=str(self._options.version or _newest(metadata.get("versions", []))),
-            backend=str(config.get("backend", "") or metadata.get("platform", "")),
+            url=options.url,
+            protocol=options.wire,
+            server=server.name,
+            server_version=server.version,
+            model=metadata.name,
+            version=str(options.version or _newest(metadata.versions)),
+            backend=str(config.backend or metadata.platform),
             max_batch_size=batch,
-            inputs=tuple(_input(item, batch, optional) for item in metadata.get("inputs", [])),
-            outputs=tuple(str(item["name"]) for item in metadata.get("outputs", [])),
-            response_cache=bool(config.get("response_cache", {}).get("enable")),
-            dynamic_batching="dynamic_batching" in config,
-            decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled")),
-            sequence="sequence_batching" in config,
-            output_facts=tuple(_input(item, batch, set()) for item in metadata.get("outputs", [])),
+            inputs=tuple(_input(item, batch, optional) for item in metadata.inputs),
+            outputs=tuple(item.name for item in metadata.outputs),
+            response_cache=bool(config.response_cache.enable),
+            dynamic_batching=config.HasField("dynamic_batching"),
+            decoupled=bool(config.model_transaction_policy.decoupled),
+            sequence=config.HasField("sequence_batching"),
+            output_facts=tuple(_input(item, batch, set()) for item in metadata.outputs),
         )
 
     def statistics(self) -> ModelStatistics:
@@ -113,26 +133,18 @@ class Target:
         Raises:
             ServerError: as `facts`.
         """
-        models = self._call("statistics", {}).get("model_stats", [])
-        stage_ns = dict.fromkeys(_STAGES, 0)
+        versions = self._client.statistics(self._options.model, self._options.version, timeout_s=_TIMEOUT_S)
         batches: dict[int, int] = {}
-        counts = {"requests": 0, "failures": 0, "cache_hits": 0}
-        for model in models:
-            stats = model.get("inference_stats", {})
-            for stage in _STAGES:
-                stage_ns[stage] += int(stats.get(stage, {}).get("ns", 0))
-            for name, key in (("requests", "success"), ("failures", "fail"), ("cache_hits", "cache_hit")):
-                counts[name] += int(stats.get(key, {}).get("count", 0))
-            for batch in model.get("batch_stats", []):
-                size = int(batch.get("batch_size", 0))
-                batches[size] = batches.get(size, 0) + int(batch.get("compute_infer", {}).get("count", 0))
+        for each in versions:
+            for size, count in each.batches.items():
+                batches[size] = batches.get(size, 0) + count
         return ModelStatistics(
-            requests=counts["requests"],
-            inferences=sum(int(model.get("inference_count", 0)) for model in models),
-            executions=sum(int(model.get("execution_count", 0)) for model in models),
-            failures=counts["failures"],
-            cache_hits=counts["cache_hits"],
-            stage_ns=stage_ns,
+            requests=sum(each.success_count for each in versions),
+            inferences=sum(each.inference_count for each in versions),
+            executions=sum(each.execution_count for each in versions),
+            failures=sum(each.fail_count for each in versions),
+            cache_hits=sum(each.cache_hit_count for each in versions),
+            stage_ns={stage: sum(getattr(each, f"{stage}_ns") for each in versions) for stage in _STAGES},
             batches=batches,
         )
 
@@ -142,30 +154,38 @@ class Target:
         Raises:
             ServerError: it cannot, or is not allowed to.
         """
-        self._call("register", {"name": name, "key": key, "byte_size": size_bytes})
+        self._client.register_memory(name, key, size_bytes, timeout_s=_TIMEOUT_S)
 
     def unregister_memory(self, name: str) -> None:
         """Let the server forget a region. Raises as `register_memory`."""
-        self._call("unregister", {"name": name})
+        self._client.unregister_memory(name, timeout_s=_TIMEOUT_S)
 
     def registered_memory(self) -> tuple[str, ...]:
         """Return the names of the regions that the server maps. Raises as `register_memory`."""
-        answer = self._call("regions", {})
-        regions = answer.get("regions", [])  # gRPC: a mapping by name; HTTP: a list, as the whole answer
-        return tuple(str(one) if isinstance(one, str) else str(one["name"]) for one in regions)
+        return self._client.registered_memory(timeout_s=_TIMEOUT_S)
 
 
-def _newest(versions: list[str]) -> str:
+def _newest(versions: Sequence[str]) -> str:
     return max(versions, key=lambda text: int(text) if text.isdigit() else -1, default="")
 
 
-def _input(item: dict[str, Any], max_batch_size: int, optional: set[str]) -> InputFacts:
-    shape = tuple(int(size) for size in item.get("shape", []))
-    if max_batch_size > 0:
-        shape = shape[1:]
-    return InputFacts(str(item["name"]), str(item["datatype"]), shape, item["name"] in optional)
+def _input(item: TensorMetadata, max_batch_size: int, optional: set[str]) -> InputFacts:
+    shape = item.shape[1:] if max_batch_size > 0 else item.shape
+    return InputFacts(item.name, item.datatype, shape, item.name in optional)
+
+
+def _hint(options: LoadTestOptions) -> str:
+    """Return what to do about a model that is not served."""
+    # What `compare --control` asks for is there only when somebody made and deployed it.
+    is_control = options.model.endswith(("__dense", "__noflag"))
+    control = f"`add --control` makes it, `deploy {options.model}` serves it. " if is_control else ""
+    return f"{control}See what it serves: repo-manager status, or POST /v2/repository/index."
 
 
 def connect(options: LoadTestOptions) -> Target:
-    """Return a `Target` that asks by the options' protocol. Connects with the first question."""
-    return Target(options, grpc_call(options) if options.wire == "grpc" else http_call(options))
+    """Return a `Target`, to be closed. Connects with the first question.
+
+    Raises:
+        UsageError: a certificate cannot be read.
+    """
+    return Target(options)

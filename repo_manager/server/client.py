@@ -13,6 +13,7 @@ from repo_manager.server.transport import (
     Config,
     Endpoint,
     IndexEntry,
+    ModelMetadata,
     ServerMetadata,
     Transport,
     VersionStatistics,
@@ -150,6 +151,22 @@ class TritonClient:
     def model_config(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> Config:
         """Return the config that the server runs a model with, as a `ModelConfig` protobuf message."""
         return self._transport.model_config(name, _text(version), self._deadline(timeout_s))
+
+    def model_metadata(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> ModelMetadata:
+        """Return the inputs, outputs and served versions of a model."""
+        return self._transport.model_metadata(name, _text(version), self._deadline(timeout_s))
+
+    def register_memory(self, name: str, key: str, size_bytes: int, *, timeout_s: float | None = None) -> None:
+        """Let the server map the POSIX shared memory `key` as region `name`; the server has to be on this machine."""
+        self._transport.register_memory(name, key, size_bytes, self._deadline(timeout_s))
+
+    def unregister_memory(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Let the server forget a region of shared memory."""
+        self._transport.unregister_memory(name, self._deadline(timeout_s))
+
+    def registered_memory(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
+        """Return the names of the regions of shared memory that the server maps."""
+        return self._transport.registered_memory(self._deadline(timeout_s))
 
     def model_ready(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> bool:
         """Say whether a version (`None`: the newest served one) is ready; a killed stub still counts as ready."""

@@ -12,13 +12,14 @@ from types import TracebackType
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import parse_location
 from repo_manager.server.backend_directory import BackendDirectory, assemble
+from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions, command_of, environment_of
-from repo_manager.server.http_probe import HttpProbe
 from repo_manager.server.installation import TritonInstallation, find_triton
 from repo_manager.server.paths import log_directory
 from repo_manager.server.ports import check_port_is_free, free_ports, listening_ports
 from repo_manager.server.process import ServerProcess, reason_in_log, shared_memory_prefix, sweep_shared_memory
 from repo_manager.server.records import record_of, remove_record, write_record
+from repo_manager.server.transport import ClientOptions
 
 __all__ = ["EmbeddedServer", "ServerOptions"]
 
@@ -156,12 +157,11 @@ class EmbeddedServer:
         self._process = ServerProcess.start(command, environment, self._log, prefix)
         deadline = time.monotonic() + timeout_s
         expected = set(self._ports[:2] if "--allow-metrics=false" in self.options.extra_args else self._ports)
-        stranger = self._probe(secret=False)
         while self._process.poll() is None:
             # Another server may answer on a port that ours did not get: what counts is that it answers under the name
             # that it was given, and then that this process listens on all of them. In this order: a refused connection
             # costs a tenth of a millisecond, the kernel's table of sockets some ten milliseconds on a busy machine.
-            if stranger.server_id(_PROBE_S) == self._id and expected <= listening_ports(self._process.pid):
+            if self._is_ours() and expected <= listening_ports(self._process.pid):
                 return True
             if time.monotonic() > deadline:
                 tail = self.log_tail(10)
@@ -187,7 +187,7 @@ class EmbeddedServer:
         except ServerUnreachableError as exc:
             self._raise_if_ended()
             raise ServerUnreachableError(f"tritonserver gave no answer: {exc.message}\n{self.log_tail(10)}") from exc
-        while self._probe().status("/v2/health/ready", _PROBE_S) != 200:
+        while not self._says_ready():
             self._raise_if_ended()
             if time.monotonic() > deadline:
                 raise ServerUnreachableError(f"tritonserver at {self.http_url} was not ready within {timeout_s:g} s")
@@ -208,20 +208,19 @@ class EmbeddedServer:
         names = self.options.load
         if not names:
             return
-        probe = self._probe()
         everything = ALL_MODELS in names
-        if everything:
-            index = probe.index(max(_PROBE_S, deadline - time.monotonic()))
-            names = tuple(dict.fromkeys(str(entry["name"]) for entry in index))
 
         def load(name: str) -> tuple[str, str | None]:
             try:
-                probe.load(name, max(1.0, deadline - time.monotonic()))
+                client.load(name, timeout_s=max(1.0, deadline - time.monotonic()))
             except ServerRefusedError as exc:
-                return name, exc.message
+                return name, exc.reason
             return name, None
 
-        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        with self._client() as client, concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+            if everything:
+                index = client.repository_index(timeout_s=max(_PROBE_S, deadline - time.monotonic()))
+                names = tuple(dict.fromkeys(entry.name for entry in index))
             self.failures = {name: reason for name, reason in pool.map(load, names) if reason is not None}
         if self.failures and not everything and not self.options.load_what_loads:
             reasons = "\n".join(f"{name}: {reason}" for name, reason in self.failures.items())
@@ -238,10 +237,25 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.stop(deadline_s)
 
-    def _probe(self, *, secret: bool = True) -> HttpProbe:
+    def _client(self, *, secret: bool = True) -> TritonClient:
         """Return what asks the server; without the restriction's header until it is known to be ours."""
         headers = self.options.security.headers if secret else {}
-        return HttpProbe(_reachable(self.options.http_host).strip("[]"), self._ports[0], headers)
+        return TritonClient.connect(self.http_url, ClientOptions(headers=headers))
+
+    def _is_ours(self) -> bool:
+        """Say whether a server answers under the name that this one was given."""
+        try:
+            with self._client(secret=False) as client:
+                return client.metadata(timeout_s=_PROBE_S).name == self._id
+        except ServerError:
+            return False
+
+    def _says_ready(self) -> bool:
+        try:
+            with self._client() as client:
+                return client.ready(timeout_s=_PROBE_S)
+        except ServerError:
+            return False
 
     def _running(self) -> ServerProcess:
         if self._process is None:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from repo_manager.errors import ServerUnreachableError, UsageError
+from repo_manager.errors import ServerUnreachableError
 from repo_manager.server.transport import ClientOptions, Endpoint, out_of_reach
+from repo_manager.tls import tls_context
 
 __all__ = ["HttpWire"]
 
@@ -35,7 +36,7 @@ class HttpWire:
         self._endpoint = endpoint
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
         self._headers = options.all_headers("http")
-        self._context = _tls_context(endpoint, options) if endpoint.tls else None
+        self._context = tls_context(options.tls) if endpoint.tls else None
         self._server_name = options.server_name
         self._own = threading.local()
         self._all: list[http.client.HTTPConnection] = []
@@ -146,18 +147,3 @@ class _NamedConnection(http.client.HTTPSConnection):
         """Connect, and check the server's certificate."""
         http.client.HTTPConnection.connect(self)
         self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server_name or self.host)
-
-
-def _tls_context(endpoint: Endpoint, options: ClientOptions) -> ssl.SSLContext:
-    """Make the context that checks the server's certificate, and shows ours.
-
-    Raises:
-        UsageError: a certificate cannot be read.
-    """
-    try:
-        context = ssl.create_default_context(cafile=options.root_certificates)
-        if options.client_certificate is not None:
-            context.load_cert_chain(options.client_certificate, options.client_key)
-    except OSError as exc:
-        raise UsageError(f"A certificate for {endpoint} cannot be read: {exc}") from exc
-    return context

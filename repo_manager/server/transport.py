@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.server.credentials import check_header
+from repo_manager.tls import TlsFiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,9 @@ __all__ = [
     "ClientOptions",
     "Endpoint",
     "IndexEntry",
+    "ModelMetadata",
     "ServerMetadata",
+    "TensorMetadata",
     "Transport",
     "VersionStatistics",
     "out_of_reach",
@@ -63,6 +66,11 @@ class ClientOptions:
             check_header(name, value, f"Header {name!r}")
         if self.token is not None:
             check_header("authorization", self.token, "The bearer token")
+
+    @property
+    def tls(self) -> TlsFiles:
+        """What an encrypted connection trusts and shows."""
+        return TlsFiles(self.root_certificates, self.client_certificate, self.client_key, self.server_name)
 
     def all_headers(self, protocol: str | None = None) -> dict[str, str]:
         """Return the headers with the token among them; names in lower case, as gRPC wants them.
@@ -140,6 +148,31 @@ class ServerMetadata:
 
 
 @dataclasses.dataclass(frozen=True)
+class TensorMetadata:
+    """An input or output as the server describes it; the shape has the batch axis, `-1` is dynamic."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelMetadata:
+    """A model as the server describes it.
+
+    Attributes:
+        versions: those that are served.
+        platform: backend or platform, as Triton names it.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class IndexEntry:
     """One line of the repository index.
 
@@ -158,7 +191,12 @@ class IndexEntry:
 
 @dataclasses.dataclass(frozen=True)
 class VersionStatistics:
-    """Counters of one loaded version since it was loaded (durations are sums, in nanoseconds)."""
+    """Counters of one loaded version since it was loaded (durations are sums, in nanoseconds).
+
+    Attributes:
+        cache_hit_count: requests answered from the response cache.
+        batches: batch size -> executions of that size.
+    """
 
     name: str
     version: int
@@ -172,6 +210,9 @@ class VersionStatistics:
     compute_input_ns: int
     compute_infer_ns: int
     compute_output_ns: int
+    fail_ns: int = 0
+    cache_hit_count: int = 0
+    batches: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
@@ -194,7 +235,9 @@ def without_stack(reason: str) -> str:
 def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
     """Return the error for a call that the server answered with an error, with Triton's own reason."""
     hint = "Give the header that it expects: --header-file FILE." if "is restricted" in reason else None
-    return ServerRefusedError(f"{endpoint} refused: {what}: {without_stack(reason)}", hint=hint)
+    error = ServerRefusedError(f"{endpoint} refused: {what}: {without_stack(reason)}", hint=hint)
+    error.reason = without_stack(reason)
+    return error
 
 
 class Transport(Protocol):
@@ -216,7 +259,15 @@ class Transport(Protocol):
 
     def model_config(self, name: str, version: str, timeout_s: float) -> Config: ...  # noqa: D102
 
+    def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata: ...  # noqa: D102
+
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool: ...  # noqa: D102
+
+    def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None: ...  # noqa: D102
+
+    def unregister_memory(self, name: str, timeout_s: float) -> None: ...  # noqa: D102
+
+    def registered_memory(self, timeout_s: float) -> tuple[str, ...]: ...  # noqa: D102
 
     def infer(  # noqa: D102
         self,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from repo_manager.errors import ServerError, ServerUnreachableError, UsageError
+from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.optional import deferred
 from repo_manager.server.tensors import request_inputs
 from repo_manager.server.transport import (
@@ -15,12 +15,15 @@ from repo_manager.server.transport import (
     Config,
     Endpoint,
     IndexEntry,
+    ModelMetadata,
     ServerMetadata,
+    TensorMetadata,
     VersionStatistics,
     out_of_reach,
     refusal,
     without_stack,
 )
+from repo_manager.tls import grpc_pem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,25 +43,13 @@ _NO_CONNECTION = re.compile(
 )
 
 
-def _read_optional(path: Any) -> bytes | None:
-    return None if path is None else path.read_bytes()
-
-
 class GrpcTransport:
     """One gRPC channel to one server; safe to share between threads."""
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
         self._endpoint = endpoint
         self._headers = options.all_headers("grpc")
-        try:
-            certificates = {
-                "root_certificates": options.root_certificates,
-                "private_key": options.client_key,
-                "certificate_chain": options.client_certificate,
-            }
-            pem = {name: _read_optional(path) for name, path in certificates.items()}
-        except OSError as exc:
-            raise UsageError(f"A certificate for {endpoint} cannot be read: {exc}") from exc
+        pem = grpc_pem(options.tls)
         arguments: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
@@ -141,6 +132,9 @@ class GrpcTransport:
                 compute_input_ns=int(each.inference_stats.compute_input.ns),
                 compute_infer_ns=int(each.inference_stats.compute_infer.ns),
                 compute_output_ns=int(each.inference_stats.compute_output.ns),
+                fail_ns=int(each.inference_stats.fail.ns),
+                cache_hit_count=int(each.inference_stats.cache_hit.count),
+                batches={int(batch.batch_size): int(batch.compute_infer.count) for batch in each.batch_stats},
             )
             for each in answer.model_stats
         )
@@ -149,6 +143,31 @@ class GrpcTransport:
         """Return the config that the server runs a model with."""
         with self._call(f"configuration of {name}", timeout_s) as arguments:
             return self._client.get_model_config(name, version, **arguments).config
+
+    def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
+        """Return what the server says of a model."""
+        with self._call(f"metadata of {name}", timeout_s) as arguments:
+            answer = self._client.get_model_metadata(name, version, **arguments)
+        inputs, outputs = (
+            tuple(TensorMetadata(tensor.name, tensor.datatype, tuple(map(int, tensor.shape))) for tensor in tensors)
+            for tensors in (answer.inputs, answer.outputs)
+        )
+        return ModelMetadata(answer.name, tuple(answer.versions), answer.platform, inputs, outputs)
+
+    def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None:
+        """Let the server map POSIX shared memory."""
+        with self._call(f"register shared memory {name}", timeout_s) as arguments:
+            self._client.register_system_shared_memory(name, key, size_bytes, **arguments)
+
+    def unregister_memory(self, name: str, timeout_s: float) -> None:
+        """Let the server forget a region."""
+        with self._call(f"unregister shared memory {name}", timeout_s) as arguments:
+            self._client.unregister_system_shared_memory(name, **arguments)
+
+    def registered_memory(self, timeout_s: float) -> tuple[str, ...]:
+        """Return the names of the regions that the server maps."""
+        with self._call("regions of shared memory", timeout_s) as arguments:
+            return tuple(self._client.get_system_shared_memory_status(**arguments).regions)
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
         """Say whether a version is ready."""

@@ -18,7 +18,9 @@ from repo_manager.server.transport import (
     Config,
     Endpoint,
     IndexEntry,
+    ModelMetadata,
     ServerMetadata,
+    TensorMetadata,
     VersionStatistics,
     refusal,
     without_stack,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpTransport"]
 
+_MEMORY = "/v2/systemsharedmemory"
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -55,6 +58,8 @@ class HttpTransport:
     def metadata(self, timeout_s: float) -> ServerMetadata:
         """Return the server's metadata."""
         answer = self._json("metadata", "GET", "/v2", None, timeout_s)
+        if not isinstance(answer, dict) or not {"name", "version"} <= answer.keys():
+            raise ServerRefusedError(f"{self._endpoint} answers metadata without a name: is it a Triton server?")
         return ServerMetadata(answer["name"], answer["version"], tuple(answer.get("extensions", ())))
 
     def index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
@@ -91,6 +96,35 @@ class HttpTransport:
         path = f"{_model(name, version)}/config"
         answer = self._json(f"configuration of {name}", "GET", path, None, timeout_s)
         return json_format.ParseDict(answer, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
+
+    def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
+        """Return what the server says of a model."""
+        answer = self._json(f"metadata of {name}", "GET", _model(name, version), None, timeout_s)
+        inputs, outputs = (
+            tuple(
+                TensorMetadata(tensor["name"], tensor["datatype"], tuple(map(int, tensor.get("shape", ()))))
+                for tensor in answer.get(kind, ())
+            )
+            for kind in ("inputs", "outputs")
+        )
+        versions = tuple(str(version) for version in answer.get("versions", ()))
+        return ModelMetadata(answer["name"], versions, str(answer.get("platform", "")), inputs, outputs)
+
+    def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None:
+        """Let the server map POSIX shared memory."""
+        body = {"key": key, "offset": 0, "byte_size": size_bytes}
+        path = f"{_MEMORY}/region/{_safe(name)}/register"
+        self._json(f"register shared memory {name}", "POST", path, body, timeout_s)
+
+    def unregister_memory(self, name: str, timeout_s: float) -> None:
+        """Let the server forget a region."""
+        path = f"{_MEMORY}/region/{_safe(name)}/unregister"
+        self._json(f"unregister shared memory {name}", "POST", path, {}, timeout_s)
+
+    def registered_memory(self, timeout_s: float) -> tuple[str, ...]:
+        """Return the names of the regions that the server maps."""
+        answer = self._json("regions of shared memory", "GET", f"{_MEMORY}/status", None, timeout_s)
+        return tuple(str(region["name"]) for region in answer)
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
         """Say whether a version is ready."""
@@ -183,4 +217,10 @@ def _statistics(each: Mapping[str, Any]) -> VersionStatistics:
         compute_input_ns=number("compute_input", "ns"),
         compute_infer_ns=number("compute_infer", "ns"),
         compute_output_ns=number("compute_output", "ns"),
+        fail_ns=number("fail", "ns"),
+        cache_hit_count=number("cache_hit", "count"),
+        batches={
+            int(batch["batch_size"]): int(batch.get("compute_infer", {}).get("count", 0))
+            for batch in each.get("batch_stats", ())
+        },
     )

@@ -190,7 +190,8 @@ def ownerless_regions() -> list[Path]:
 def target_regions(options: LoadTestOptions) -> tuple[str, ...]:
     from repo_manager.loadtest.target import connect
 
-    return connect(options).registered_memory()
+    with connect(options) as target:
+        return target.registered_memory()
 
 
 def command(*arguments: object) -> list[str]:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
@@ -288,9 +289,29 @@ def test_index_config_and_statistics(repository: Path, any_client: TritonClient)
     assert eventually(lambda: any_client.statistics("scaling", 2)[0].inference_count == before.inference_count + 2)
     after = any_client.statistics("scaling", 2)[0]
     assert after.compute_infer_ns > before.compute_infer_ns
+    assert sum(size * count for size, count in after.batches.items()) == after.inference_count
+    assert after.cache_hit_count == 0
     assert any_client.model_config("scaling").max_batch_size == 8
+    described = any_client.model_metadata("scaling")
+    assert (described.name, described.versions) == ("scaling", ("2",))
+    assert [(tensor.name, tensor.datatype, tensor.shape[0]) for tensor in described.inputs] == [("x", "FP32", -1)]
+    assert [tensor.name for tensor in described.outputs] == ["y"]
     any_client.unload("scaling")
     assert eventually(lambda: any_client.versions("scaling")[2].state == "UNAVAILABLE")
+
+
+def test_shared_memory_is_registered_listed_and_forgotten(any_client: TritonClient) -> None:
+    memory = shared_memory.SharedMemory(create=True, size=64)
+    try:
+        any_client.register_memory("region", f"/{memory.name.lstrip('/')}", 64)
+        assert any_client.registered_memory() == ("region",)
+        any_client.unregister_memory("region")
+        assert any_client.registered_memory() == ()
+        with pytest.raises(ServerRefusedError, match="register shared memory region"):
+            any_client.register_memory("region", "/there-is-no-such-memory", 64)
+    finally:
+        memory.close()
+        memory.unlink()
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

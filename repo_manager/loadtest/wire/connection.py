@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from repo_manager.errors import RepoManagerError, ServerUnreachableError
-from repo_manager.loadtest.tls import TlsFiles, TlsSocket, wrap
+from repo_manager.loadtest.wire.tls import TlsSocket, wrap
+from repo_manager.tls import TlsFiles
 
 __all__ = ["Connection", "Endpoint", "Sink", "Socket", "TcpStream", "WantWrite", "open_sockets"]
 

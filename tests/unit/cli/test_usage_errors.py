@@ -13,8 +13,8 @@ import pytest
 
 from repo_manager.cli.main import main
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.loadtest.ask import _refused
 from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.target import _hint
 from repo_manager.server import TritonClient
 
 
@@ -83,10 +83,8 @@ def test_a_server_out_of_reach_is_told_with_the_next_step(scheme: str) -> None:
 
 @pytest.mark.parametrize(("model", "told"), [("m__dense", True), ("m__noflag", True), ("m", False)])
 def test_a_control_that_is_not_served_is_told_with_how_it_is_made(model: str, told: bool) -> None:
-    error = _refused(
-        LoadTestOptions(url="grpc://127.0.0.1:1", model=model, concurrency=(1,)), "describe", "unknown model"
-    )
-    assert (f"`add --control` makes it, `deploy {model}` serves it." in (error.hint or "")) is told
+    hint = _hint(LoadTestOptions(url="grpc://127.0.0.1:1", model=model, concurrency=(1,)))
+    assert (f"`add --control` makes it, `deploy {model}` serves it." in hint) is told
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

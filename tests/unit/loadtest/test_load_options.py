@@ -6,8 +6,8 @@ import pytest
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
-from repo_manager.loadtest.tls import TlsFiles
 from repo_manager.server import ClientOptions
+from repo_manager.tls import TlsFiles
 
 
 @pytest.mark.parametrize(

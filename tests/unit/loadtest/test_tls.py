@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.errors import InputError, ServerUnreachableError
-from repo_manager.loadtest.tls import TlsFiles, tls_context
+from repo_manager.errors import ServerUnreachableError, UsageError
+from repo_manager.tls import TlsFiles, tls_context
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
 
@@ -83,5 +83,5 @@ def test_a_server_that_wants_a_certificate_says_so(grpc_server, load, server_sid
 
 
 def test_a_file_that_is_no_certificate(folder):
-    with pytest.raises(InputError, match="TLS files"):
+    with pytest.raises(UsageError, match="TLS files"):
         tls_context(TlsFiles(folder / "extensions"))

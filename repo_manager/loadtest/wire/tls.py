@@ -1,71 +1,29 @@
-"""TLS for the wire clients: a socket with the plain one's manners, and the context it is made from."""
+"""A TLS socket with a plain non-blocking one's manners, for the wire clients."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import socket
 import ssl
 from collections.abc import Sequence
-from pathlib import Path
 
-from repo_manager.errors import InputError, ServerUnreachableError
+from repo_manager.errors import ServerUnreachableError
+from repo_manager.tls import TlsFiles, tls_context
 
-__all__ = ["TlsFiles", "TlsSocket", "tls_context", "wrap"]
+__all__ = ["TlsSocket", "wrap"]
 
 _JOINED_BYTES = 65_536
-_ALPN = {"grpc": "h2", "http": "http/1.1"}
-
-
-@dataclasses.dataclass(frozen=True)
-class TlsFiles:
-    """What an encrypted connection trusts and shows. Files, not a context, so that it can be sent to a worker.
-
-    Attributes:
-        root_certificates: PEM file with the authorities to trust; `None` takes the system's.
-        client_certificate: PEM file, for mutual TLS.
-        client_key: PEM file, for mutual TLS.
-        server_name: the name that the server's certificate must have when it is not the URL's host.
-    """
-
-    root_certificates: Path | None = None
-    client_certificate: Path | None = None
-    client_key: Path | None = None
-    server_name: str | None = None
-
-
-@functools.lru_cache(maxsize=8)
-def tls_context(files: TlsFiles, protocol: str | None = None) -> ssl.SSLContext:
-    """Return a context that verifies the server and offers the protocol by ALPN.
-
-    Args:
-        files: what to trust and show.
-        protocol: `grpc` or `http`; `None` offers none.
-
-    Raises:
-        InputError: a file cannot be read or is no certificate or key.
-    """
-    try:
-        context = ssl.create_default_context(cafile=files.root_certificates)
-        if files.client_certificate is not None:
-            context.load_cert_chain(files.client_certificate, files.client_key)
-    except (OSError, ssl.SSLError) as exc:
-        raise InputError(
-            f"the TLS files cannot be used: {exc}", hint="Give PEM files: authorities, certificate and its key."
-        ) from exc
-    if protocol is not None:
-        context.set_alpn_protocols([_ALPN[protocol]])
-    return context
+_context = functools.lru_cache(maxsize=8)(tls_context)  # shared by a worker's connections
 
 
 def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str) -> TlsSocket:
     """Shake hands on a connected, blocking socket.
 
     Raises:
-        InputError: as `tls_context`.
+        UsageError: as `tls_context`.
         ServerUnreachableError: the certificate is not trusted, the server wants one, or speaks no TLS.
     """
-    context = tls_context(files, protocol)
+    context = _context(files, protocol)
     try:
         wrapped = context.wrap_socket(sock, server_hostname=files.server_name or host)
     except (ssl.SSLError, OSError) as exc:

@@ -1,0 +1,72 @@
+"""TLS for every client: which files it trusts and shows, and the contexts that are made of them.
+
+It stands below the packages because every load worker reads it and has to stay small: it imports no gRPC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from pathlib import Path
+
+from repo_manager.errors import UsageError
+
+__all__ = ["TlsFiles", "grpc_pem", "tls_context"]
+
+_HINT = "Give PEM files: --tls-ca with the authorities, --tls-cert and --tls-key with the client's certificate and key."
+_ALPN = {"grpc": "h2", "http": "http/1.1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TlsFiles:
+    """What an encrypted connection trusts and shows. Files, not a context, so that it can be sent to a worker.
+
+    Attributes:
+        root_certificates: PEM file with the authorities to trust; `None` takes the system's.
+        client_certificate: PEM file, for mutual TLS.
+        client_key: PEM file, for mutual TLS.
+        server_name: the name that the server's certificate must have when it is not the URL's host.
+    """
+
+    root_certificates: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    server_name: str | None = None
+
+
+def tls_context(files: TlsFiles, protocol: str | None = None) -> ssl.SSLContext:
+    """Return a context that verifies the server and offers the protocol by ALPN.
+
+    Args:
+        files: what to trust and show.
+        protocol: `grpc` or `http`; `None` offers none.
+
+    Raises:
+        UsageError: a file cannot be read or is no certificate or key.
+    """
+    try:
+        context = ssl.create_default_context(cafile=files.root_certificates)
+        if files.client_certificate is not None:
+            context.load_cert_chain(files.client_certificate, files.client_key)
+    except OSError as exc:  # ssl.SSLError is one
+        raise UsageError(f"The TLS files cannot be used: a certificate cannot be read: {exc}", hint=_HINT) from exc
+    if protocol is not None:
+        context.set_alpn_protocols([_ALPN[protocol]])
+    return context
+
+
+def grpc_pem(files: TlsFiles) -> dict[str, bytes | None]:
+    """Return the arguments of `grpc.ssl_channel_credentials`.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    paths = {
+        "root_certificates": files.root_certificates,
+        "private_key": files.client_key,
+        "certificate_chain": files.client_certificate,
+    }
+    try:
+        return {name: None if path is None else path.read_bytes() for name, path in paths.items()}
+    except OSError as exc:
+        raise UsageError(f"The TLS files cannot be used: a certificate cannot be read: {exc}", hint=_HINT) from exc
