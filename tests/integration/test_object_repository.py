@@ -349,6 +349,22 @@ def test_a_damaged_object_is_found_not_copied_and_repaired(
     assert any("added after publishing" in error for error in errors_of(root))
 
 
+def test_a_damaged_file_on_disk_is_restored_from_object_storage(
+    root: ObjectRepository, put: Put, tmp_path: Path
+) -> None:
+    put()
+    local = tmp_path / "local"
+    copy_version(root, "m", 1, local)
+    whole = (local / "m/1/model.onnx").read_bytes()
+    (local / "m/1/model.onnx").write_bytes(bytes(len(whole)))
+    (local / "m/1/sub/model.data").unlink()
+    done = repair(local, copies=(root,))
+    assert sorted(step.where for step in done) == ["m/1/model.onnx", "m/1/sub/model.data"]
+    assert all(str(root) in step.action for step in done)
+    assert (local / "m/1/model.onnx").read_bytes() == whole
+    assert verify(local, models=False) == ()
+
+
 def test_repair_of_configuration_and_record(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
     put(), put()
     store.delete(["m/config.pbtxt"])

@@ -7,6 +7,7 @@ same for the store as dying before request n + 1.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import re
@@ -139,12 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
             if slash:
                 folders.add(prefix + head + "/")
             else:
-                when = formatdate(at, usegmt=True)
-                files.append((key, data, when))
+                when = datetime.datetime.fromtimestamp(at, datetime.timezone.utc).isoformat(timespec="milliseconds")
+                files.append((key, data, when.replace("+00:00", "Z")))
         text = "".join(
-            f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size><LastModified>2026-01-01T00:00:00.000Z"
+            f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size><LastModified>{when}"
             f"</LastModified><ETag>{escape(_tag(data))}</ETag></Contents>"
-            for key, data, _ in files
+            for key, data, when in files
         )
         text += "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders))
         self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{text}</ListBucketResult>".encode())

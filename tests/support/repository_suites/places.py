@@ -254,12 +254,15 @@ class ObjectPlace:
 
 
 @contextlib.contextmanager
-def place_in(store: str, work: Path) -> Iterator[Place]:
-    """Give an empty place: `disk` or `objects`."""
+def place_in(
+    store: str, work: Path, set_variable: Callable[[str, str], object] = os.environ.__setitem__
+) -> Iterator[Place]:
+    """Give an empty place: `disk` or `objects`, for which `set_variable` sets the environment's credentials."""
     work.mkdir(parents=True, exist_ok=True)
     if store == "disk":
         yield DiskPlace(work)
         return
-    os.environ.update(s3_environment())
+    for name, value in s3_environment().items():
+        set_variable(name, value)
     with tiny_s3() as running:
         yield ObjectPlace(work, running)
