@@ -79,7 +79,8 @@ class DiskStore:
                     if entry.is_symlink():
                         links[entry.name] = self._link(Path(entry.path))
                 else:
-                    files.append(self._entry(entry))
+                    with contextlib.suppress(FileNotFoundError):  # It was there only for a moment.
+                        files.append(self._entry(entry))
         files.sort(key=lambda each: each.name)
         return Level(tuple(sorted(folders)), tuple(files), links, Path(path).stat().st_mtime)
 

@@ -11,6 +11,7 @@ import pytest
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository import Severity, adopt, find_model, model_state, read_manifest, repair, scan, verify
 from repo_manager.repository.layout import triton_version, version_number
+from repo_manager.repository.stores import disk as disk_module
 
 Put = Callable[..., Any]
 
@@ -257,3 +258,20 @@ def test_repair_of_configuration_and_state(root: Path, put: Put) -> None:
 def test_version_folders_as_stoll_reads_them(folder: str, triton: int | None, ours: int | None) -> None:
     assert triton_version(folder) == triton
     assert version_number(folder) == ours
+
+
+def test_a_file_that_comes_and_goes_is_no_finding(root: Path, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that begin to write rename a file into the root and away."""
+    put()
+    probe = root / ".repo-manager.stage-0.probe"
+    probe.touch()
+    real = disk_module.is_folder
+
+    def is_folder(entry: os.DirEntry[str]) -> bool:
+        if entry.name == probe.name:
+            probe.unlink(missing_ok=True)
+        return real(entry)
+
+    monkeypatch.setattr(disk_module, "is_folder", is_folder)
+    assert verify(root, models=False) == ()
+    assert not probe.exists()
