@@ -18,13 +18,14 @@ from repo_manager.errors import (
     GateError,
     InconclusiveError,
     RepoManagerError,
+    RepositoryError,
     RollbackFailedError,
     RolloutUndoneError,
     ServerUnreachableError,
 )
 from repo_manager.repository import record_deployment
+from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import refuse
-from repo_manager.rollout.lease import rollout_lease
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets.base import Context, Part, Target
 from repo_manager.rollout.waves import in_waves
@@ -54,11 +55,11 @@ def run(target: Target, context: Context) -> Rollout:
         ServerUnreachableError: it failed, the repository was put back, and no touched server answers any more.
         RollbackFailedError: it failed, and so did putting the previous state back.
     """
-    rolling = _Run(target, context)
     if context.options.dry_run:
-        return rolling.plan()
-    with rollout_lease(context.repository, context.name, timeout_s=context.options.lease_timeout_s), _as_interrupts():
-        return rolling.go()
+        return _Run(target, context, lambda: "").plan()
+    lease = open_store(context.repository).lease(context.name, timeout_s=context.options.lease_timeout_s)
+    with lease as other_holder, _as_interrupts():
+        return _Run(target, context, other_holder).go()
 
 
 @dataclasses.dataclass
@@ -72,10 +73,16 @@ class _Undone:
 
 
 class _Run:
-    """One roll-out, from a look at the target to the proof on all its parts."""
+    """One roll-out, from a look at the target to the proof on all its parts.
 
-    def __init__(self, target: Target, context: Context) -> None:
-        self._target, self._context = target, context
+    Args:
+        target: where to.
+        context: what, and how.
+        other_holder: returns who else holds the model's lease by now; empty while it is ours.
+    """
+
+    def __init__(self, target: Target, context: Context, other_holder: Callable[[], str]) -> None:
+        self._target, self._context, self._other_holder = target, context, other_holder
         self._parts: list[Part] = []
         self._done = 0
         self._lock = threading.Lock()
@@ -125,6 +132,7 @@ class _Run:
         context = self._context
 
         def act_on(part: Part) -> None:
+            self._require_lease()
             try:
                 act(part)
             except ServerUnreachableError as exc:
@@ -138,6 +146,16 @@ class _Run:
             wave, waiting = waiting[: self._target.batch], waiting[self._target.batch :]
             in_waves(wave, self._target.batch, act_on)
         self._parts = [part for part in self._parts if part.label not in context.missing]
+
+    def _require_lease(self) -> None:
+        """See that nobody else rolls the model out by now: a lease that is not renewed in time goes to the next.
+
+        Raises:
+            RepositoryError: somebody else does.
+        """
+        other = self._other_holder()
+        if other:
+            raise RepositoryError(f"the lease of {self._context.name} was lost: {other}")
 
     def _progress(self, part: Part, what: str) -> None:
         if len(self._parts) > 1:
@@ -157,6 +175,7 @@ class _Run:
             return cause if isinstance(cause, RepoManagerError) else nothing
         undone = _Undone()
         try:
+            self._require_lease()  # what somebody else has rolled out since is left as it is
             self._target.put_back()  # first: a server that starts now starts right
             context.note(f"failed: {failure.splitlines()[0]}; putting {_count(touched)} back")
             in_waves(touched[::-1], min(_WIDE, len(touched)), lambda part: _undo_part(part, undone))

@@ -479,6 +479,16 @@ def test_a_lease_has_one_holder_and_survives_a_dead_one(root: ObjectRepository, 
     assert read_ledger(store, "m").lease is None
 
 
+def test_a_lease_tells_who_has_taken_it_since(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
+    put()
+    elsewhere = dataclasses.replace(Holder.me(), machine="another", host="far", pid=1)
+    with open_store(root).lease("m", timeout_s=0) as other:
+        assert other() == ""
+        change_ledger(store, "m", lambda ledger: dataclasses.replace(ledger, lease=elsewhere))
+        assert other() == "process 1 on far"
+    assert read_ledger(store, "m").lease == elsewhere, "theirs"
+
+
 WRITER = """
 import sys
 from pathlib import Path

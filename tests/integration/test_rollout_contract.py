@@ -31,6 +31,7 @@ from repo_manager.errors import (
     ServerUnreachableError,
 )
 from repo_manager.repository import model_state
+from repo_manager.repository.stores import open_store
 from repo_manager.rollout import engine
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
@@ -326,6 +327,28 @@ def test_another_roll_out_of_the_model_is_refused(place: Place) -> None:
 
     assert place.deploy(2, report=tell(0, again)).ready == (2,)
     assert len(refusals) == 1
+
+
+def test_a_lease_that_somebody_else_took_ends_it_and_leaves_theirs_alone(place: Place) -> None:
+    """Somebody removed the lock by hand, and somebody else rolls the model out by now."""
+    lock, before = place.repository / f".repo-manager.rollout.{place.name}.lock", place.state()
+    with contextlib.ExitStack() as stack:
+
+        def take() -> None:
+            with one_at_a_time:
+                if not taken:
+                    lock.unlink()
+                    stack.enter_context(open_store(place.repository).lease(place.name, timeout_s=0.0))
+                    taken.append(True)
+
+        one_at_a_time, taken = threading.Lock(), list[bool]()
+        lost = pytest.raises(RollbackFailedError, match=r"(?s)lease of \S+ was lost.*Putting the previous.*lease")
+        with acting(place.part, "prove", take, after=True), lost as caught:
+            place.deploy(2)
+        assert "By hand: " in str(caught.value.hint)
+        assert place.state() != before
+        assert lock.exists(), "theirs"
+    assert place.deploy(1, trial=None).ready == (1,)
 
 
 @pytest.mark.parametrize("error", [BoomError("the undo is broken"), ServerRefusedError("no"), OSError("disk")])

@@ -223,8 +223,10 @@ class Store(Protocol):
     def record_key(self, name: str) -> str:
         """Return where what is remembered of a model is kept."""
 
-    def lease(self, name: str, *, timeout_s: float) -> contextlib.AbstractContextManager[None]:
+    def lease(self, name: str, *, timeout_s: float) -> contextlib.AbstractContextManager[Callable[[], str]]:
         """Hold the right to change what is served of a model. It ends with its holder, however that one ends.
+
+        It gives a function that returns who holds it by now, when that is somebody else; empty while it is ours.
 
         Raises:
             RepositoryError: somebody else holds it for longer than `timeout_s`.

@@ -346,7 +346,7 @@ class DiskStore:
         return STATE_FILENAME
 
     @contextlib.contextmanager
-    def lease(self, name: str, *, timeout_s: float) -> Iterator[None]:
+    def lease(self, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
         """As `Store.lease`: a lock on a hidden file in the root, where Triton ignores files.
 
         The kernel gives it up when its holder dies, so a lease never has to be broken by hand.
@@ -363,11 +363,17 @@ class DiskStore:
                 f"another roll-out of {name} is under way (it holds {path})",
                 hint="Wait for it to end, then run this command again.",
             )
+
+        def other() -> str:
+            """Say whether somebody removed the file, and somebody else made and locked one since."""
+            return "" if not path.exists() or _is_open_as(path, descriptor) else f"another process holds {path}"
+
         try:
-            yield
+            yield other
         finally:
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _is_open_as(path, descriptor):
+                    path.unlink()
             os.close(descriptor)
 
 
@@ -411,13 +417,21 @@ def _place_first(folder: Path, staging: Path, version: int, incoming: Incoming) 
     fsync_directory(folder.parent)
 
 
+def _is_open_as(path: Path, descriptor: int) -> bool:
+    """Say whether a path is the file that a descriptor has open."""
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
 def _lock_or_give_up(path: Path, deadline: float) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The last holder may have removed the file between our opening and our locking it.
-            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+            if _is_open_as(path, descriptor):
                 return descriptor
         except BlockingIOError:
             if time.monotonic() >= deadline:

@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.holder import Holder
-from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger
+from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger, read_ledger
 
 __all__ = ["object_lease"]
 
@@ -24,11 +24,12 @@ class _HeldError(Exception):
 
 
 @contextlib.contextmanager
-def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterator[None]:
+def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
     """Hold a model's lease, an entry of its ledger, which is renewed while the block runs.
 
     A holder of this machine that is dead, and any that has not renewed its lease for a minute, is replaced. All of it
-    is compare-and-swap, so there is one holder at most.
+    is compare-and-swap, so there is one holder at most. It gives a function that returns who else holds it by now,
+    empty while nobody else does.
 
     Raises:
         RepositoryError: somebody else holds it for longer than `timeout_s`.
@@ -36,7 +37,7 @@ def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterat
     keeper = _Keeper(client, name, _acquire(client, name, time.monotonic() + timeout_s))
     keeper.start()
     try:
-        yield
+        yield keeper.other
     finally:
         keeper.end()
 
@@ -77,6 +78,15 @@ class _Keeper(threading.Thread):
             # Out of reach: the next round tries again, and every write of the roll-out is compared anyway.
             with contextlib.suppress(RepositoryError):
                 self._set(self._holder.renewed(_LEASE_S))
+
+    def other(self) -> str:
+        """Return who else holds the lease by now; empty while nobody else does.
+
+        Raises:
+            RepositoryError: the store cannot be read.
+        """
+        lease = read_ledger(self._client, self._model).lease
+        return "" if lease is None or lease.token == self._holder.token or not lease.alive else str(lease)
 
     def end(self) -> None:
         """Give it back; where the store cannot be reached its end does."""

@@ -265,10 +265,10 @@ class ObjectStore:
         return ledger_key(name)
 
     @contextlib.contextmanager
-    def lease(self, name: str, *, timeout_s: float) -> Iterator[None]:
+    def lease(self, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
         """As `Store.lease`: an entry with a holder and an end, which is renewed while the block runs."""
-        with object_lease(self.client, name, timeout_s=timeout_s):
-            yield
+        with object_lease(self.client, name, timeout_s=timeout_s) as other:
+            yield other
 
 
 _STORE: type[Store] = ObjectStore  # `open_store` imports it by name, where no type is checked.
