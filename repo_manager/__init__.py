@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.pipeline.deploying import deploy, rollback
     from repo_manager.pipeline.inspect import inspect_model
+    from repo_manager.pipeline.status import status
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
     from repo_manager.rollout.options import Amount, RolloutOptions, ShadowOptions, TrialOptions
-    from repo_manager.rollout.status import status
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
     from repo_manager.sparsity import prune, sparsity_report
     from repo_manager.types import Backend, Precision, as_json
@@ -107,7 +107,7 @@ _MODULES = {
     "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "pipeline.deploying": ("deploy", "rollback"),
     "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),
-    "rollout.status": ("status",),
+    "pipeline.status": ("status",),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),
     "types": ("Backend", "Precision", "as_json"),

@@ -17,7 +17,7 @@ from repo_manager.pipeline.connection import connection_of
 from repo_manager.server.transport import ClientOptions, Endpoint
 from repo_manager.settings import Settings, load_settings
 
-__all__ = ["Connection", "client_options"]
+__all__ = ["Connection", "client_options", "urls_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +71,10 @@ def client_options(
     if connection.token_file is not None:
         chosen["token"] = None
     return connection_of(dataclasses.replace(settings, **chosen))
+
+
+def urls_of(texts: Sequence[str]) -> list[str]:
+    """Return the URLs among targets, as far as they say whether they are encrypted; files of servers do not."""
+    schemes = ("grpc://", "grpcs://", "http://", "https://")
+    urls = [text.replace("dns://", "grpc://", 1).removeprefix("dns+") for text in texts]
+    return urls if all(url.startswith(schemes) for url in urls) else []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import Connection, client_options, urls_of
 from repo_manager.cli.option_groups import grouped, option
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target
@@ -51,14 +50,7 @@ class ServerFlags:
         Raises:
             UsageError: as `client_options`.
         """
-        return client_options(connection, _urls(self.texts()))
-
-
-def _urls(texts: Sequence[str]) -> list[str]:
-    """Return the URLs among targets, as far as they say whether they are encrypted; files of servers do not."""
-    schemes = ("grpc://", "grpcs://", "http://", "https://")
-    urls = [text.replace("dns://", "grpc://", 1).removeprefix("dns+") for text in texts]
-    return urls if all(url.startswith(schemes) for url in urls) else []
+        return client_options(connection, urls_of(self.texts()))
 
 
 @dataclasses.dataclass(frozen=True)

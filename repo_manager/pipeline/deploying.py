@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from repo_manager.errors import ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.pipeline.serving import ensure_server
 from repo_manager.repository import Location, find_model, resolve_version
-from repo_manager.rollout.deploy import To
 from repo_manager.rollout.deploy import deploy as deploy_to
 from repo_manager.rollout.deploy import rollback as rollback_on
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
-from repo_manager.server import ClientOptions, TritonClient, running_server
+from repo_manager.rollout.targets.urls import To
+from repo_manager.server import ClientOptions, running_server
 from repo_manager.settings import load_settings
 
 __all__ = ["deploy", "rollback"]
@@ -93,7 +93,7 @@ def rollback(
 class _Where:
     """Where a roll-out goes, and how, with the settings in place of what was left out."""
 
-    to: str | TritonClient | Sequence[str | TritonClient]
+    to: To
     options: RolloutOptions
     connection: ClientOptions
     started: bool
@@ -117,7 +117,7 @@ class _Where:
             options = RolloutOptions(signed_by=settings.signed_by)
         if connection is None:
             connection = connection_of(settings)
-        if to is None or (not isinstance(to, TritonClient) and not to):
+        if not to:
             to = settings.server
         if to is not None:
             return cls(to, options, connection, started=False)

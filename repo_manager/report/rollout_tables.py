@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from repo_manager.rollout.checks import Check
     from repo_manager.rollout.plan import RolloutPlan
     from repo_manager.rollout.result import Rollout, ServerResult, TrialResult
-    from repo_manager.rollout.status import ModelStatus
+    from repo_manager.rollout.status import ModelStatus, RepositoryStatus
 
 __all__ = ["checks_view", "plan_view", "rollout_view", "status_view"]
 
@@ -145,9 +145,9 @@ def _head(rollout: Rollout) -> Text:
     return Text("Deployed" if rollout.changed else "Nothing to do: it is served already", style="green")
 
 
-def status_view(models: Sequence[ModelStatus], silent: Mapping[str, str] | None = None) -> list[RenderableType]:
+def status_view(found: RepositoryStatus) -> list[RenderableType]:
     """Show what servers serve beside what the repository says."""
-    if not models and not silent:
+    if not found.models and not found.unreachable:
         return [Text("No model is loaded, and none was deployed.")]
     rows: list[list[object]] = [
         [
@@ -156,9 +156,9 @@ def status_view(models: Sequence[ModelStatus], silent: Mapping[str, str] | None 
             _restarts(model),
             Text("; ".join(model.drift), style="yellow") if model.drift else Text("-"),
         ]
-        for model in models
+        for model in found.models
     ]
-    for url, reason in (silent or {}).items():
+    for url, reason in found.unreachable.items():
         rows.append(["-", url, "-", "-", "-", "-", Text(f"does not answer: {reason}", style="red")])
     columns = ["model", "server", "ready", "repository serves", "last deployed", "restarts", "drift"]
     return [make_table(None, columns, rows)]

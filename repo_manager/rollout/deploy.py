@@ -16,14 +16,11 @@ from repo_manager.rollout.targets.base import Context, Report, Target
 from repo_manager.rollout.targets.kserve import InferenceService, KServeTarget, previous_on_kserve
 from repo_manager.rollout.targets.kubernetes import KubernetesTarget, Release, previous_on_kubernetes
 from repo_manager.rollout.targets.triton import TritonTarget
-from repo_manager.rollout.targets.urls import resolve_targets
+from repo_manager.rollout.targets.urls import To, connect
 from repo_manager.rollout.trial.canary import CanaryTarget
 from repo_manager.server import ClientOptions, TritonClient
 
-__all__ = ["To", "deploy", "is_cluster", "rollback"]
-
-To = str | TritonClient | Sequence[str | TritonClient]
-"""Where to: connected clients, or what `--to` takes."""
+__all__ = ["deploy", "rollback"]
 
 
 def deploy(
@@ -147,14 +144,7 @@ class _Reach:
             yield KServeTarget(context, self.service, self.api, trial)
         else:
             with contextlib.ExitStack() as stack:
-                yield _on_servers(context, self._clients(connection, stack), trial)
-
-    def _clients(self, connection: ClientOptions, stack: contextlib.ExitStack) -> list[TritonClient]:
-        clients = [each for each in self.servers if isinstance(each, TritonClient)]
-        texts = [each for each in self.servers if isinstance(each, str)]
-        for found in resolve_targets(texts) if texts else ():
-            clients.append(stack.enter_context(TritonClient.connect(found.url, found.options(connection))))
-        return clients
+                yield _on_servers(context, connect(self.servers, connection, stack), trial)
 
 
 @contextlib.contextmanager
@@ -165,7 +155,7 @@ def _reach(to: To) -> Iterator[_Reach]:
         UsageError: it is not understood, or names something in a cluster among other things.
     """
     given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
-    found = [each for each in given if is_cluster(each)]
+    found = [each for each in given if _is_cluster(each)]
     if found and len(given) > 1:
         raise UsageError(f"{found[0]} stands for a whole deployment", hint="Give it as the only --to.")
     if not found:
@@ -178,7 +168,7 @@ def _reach(to: To) -> Iterator[_Reach]:
         yield _Reach(release=release, service=service, api=api)
 
 
-def is_cluster(to: str | TritonClient) -> bool:
+def _is_cluster(to: str | TritonClient) -> bool:
     """Say whether a text names something in a cluster, rather than servers."""
     return isinstance(to, str) and to.startswith(("k8s://", "kserve://"))
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+from collections.abc import Mapping, Sequence
 
+from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.repository import Location, ModelEntry, model_state, scan
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.plan import changed_fields, obstacle_of
-from repo_manager.server import TritonClient
+from repo_manager.rollout.targets.urls import To, connect
+from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.server.metrics_page import local_server
 
-__all__ = ["ModelStatus", "status"]
+__all__ = ["ModelStatus", "RepositoryStatus", "status"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +49,51 @@ class ModelStatus:
     drift: tuple[str, ...]
 
 
-def status(repository: Location, client: TritonClient, names: tuple[str, ...] = ()) -> tuple[ModelStatus, ...]:
-    """Compare a server with its repository; nothing is changed.
+@dataclasses.dataclass(frozen=True)
+class RepositoryStatus:
+    """What servers serve of a repository.
+
+    Attributes:
+        models: one entry a model and server, server by server.
+        unreachable: URL of each server that did not answer -> why.
+    """
+
+    models: tuple[ModelStatus, ...]
+    unreachable: Mapping[str, str]
+
+
+def status(
+    repository: Location, to: To, names: Sequence[str] = (), *, connection: ClientOptions | None = None
+) -> RepositoryStatus:
+    """Compare servers with their repository; nothing is changed.
 
     Args:
-        repository: the repository that the server serves.
-        client: of the server.
+        repository: the repository that the servers serve.
+        to: connected clients or URLs, as for `deploy`.
         names: the models; empty for all that were deployed or are loaded.
+        connection: how to connect to URLs; `None` connects without TLS and headers.
 
     Raises:
+        UsageError: a URL is not understood.
         RepositoryError: the repository cannot be read.
-        ServerError: the server does not answer.
+        ServerUnreachableError: no server answers.
     """
+    given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
+    found: list[ModelStatus] = []
+    silent: dict[str, ServerError] = {}
+    with contextlib.ExitStack() as stack:
+        for client in connect(given, connection or ClientOptions(), stack):
+            try:
+                found += _on_server(repository, client, names)
+            except ServerError as exc:
+                silent[client.url] = exc
+    if silent and not found:
+        hints = dict.fromkeys(exc.hint for exc in silent.values() if exc.hint)
+        raise ServerUnreachableError("; ".join(exc.message for exc in silent.values()), hint=" ".join(hints) or None)
+    return RepositoryStatus(tuple(found), {url: exc.message for url, exc in silent.items()})
+
+
+def _on_server(repository: Location, client: TritonClient, names: Sequence[str]) -> list[ModelStatus]:
     server = local_server(client.url)
     found = []
     for entry in scan(repository, deep=False):
@@ -85,7 +122,7 @@ def status(repository: Location, client: TritonClient, names: tuple[str, ...] = 
                 drift=_drift(entry, served, None if last is None else last.version, overridden),
             )
         )
-    return tuple(found)
+    return found
 
 
 def _text(moment_s: float) -> str:

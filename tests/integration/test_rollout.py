@@ -381,14 +381,14 @@ def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedSer
 
 
 def test_status_tells_every_difference(repository: Path, client: TritonClient, model: str) -> None:
-    (before,) = status(repository, client, (model,))
+    (before,) = status(repository, client, (model,)).models
     assert (before.ready, before.deployed, before.drift) == ((), None, ("it was never deployed",))
     deploy(repository, model, 1, client)
-    (fine,) = status(repository, client, (model,))
+    (fine,) = status(repository, client, (model,)).models
     assert (fine.ready, fine.wanted, fine.deployed, fine.drift) == ((1,), (1,), 1, ())
     path = repository / model / "config.pbtxt"
     path.write_text(path.read_text().replace("[1]", "[2]").replace("max_batch_size: 8", "max_batch_size: 4"))
-    (drifted,) = status(repository, client, (model,))
+    (drifted,) = status(repository, client, (model,)).models
     assert drifted.drift == (
         "READY are 1, config.pbtxt serves 2",
         "the server runs it with another max_batch_size than config.pbtxt says",

@@ -219,14 +219,14 @@ def test_a_config_sent_with_a_load_is_told_and_dropped(repository: Path, client:
     assert client.model_config(model).max_batch_size == 4
     client.load(model)  # the load alone changes nothing: that is what the plan says
     assert client.model_config(model).max_batch_size == 4
-    (seen,) = status(repository, client, (model,))
+    (seen,) = status(repository, client, (model,)).models
     assert "max_batch_size" in seen.overridden
     plan = plan_deploy(repository, model, 1, client)
     assert [(step.version, step.action) for step in plan.steps] == [(1, Action.NOTHING)]
     assert "a configuration sent with a load is in the way" in plan.steps[0].reason
     assert deploy(repository, model, 1, client).changed
     assert client.model_config(model).max_batch_size == 8
-    (after,) = status(repository, client, (model,))
+    (after,) = status(repository, client, (model,)).models
     assert (after.overridden, after.drift) == ((), ())
 
 

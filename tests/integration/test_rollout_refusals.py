@@ -50,7 +50,7 @@ def test_a_server_that_hides_configurations_is_unknown(
         assert observe(client, "m").ready == ((1,) if loaded else ())
         for version in (1, 2, 3):
             refused(repository, client, version, "what it serves is unknown")
-        (seen,) = status(repository, client, ("m",))
+        (seen,) = status(repository, client, ("m",)).models
         assert seen.ready == ((1,) if loaded else ())
         assert any("unknown" in each for each in seen.drift) == loaded
 

@@ -85,7 +85,7 @@ def test_a_killed_server_comes_back_on_its_ports_and_status_tells(serve: Serve, 
     first = found(models)
     with TritonClient.connect(first.grpc_url) as client:
         deploy(models, "m", 1, client)
-        (before,) = status(models, client, ("m",))
+        (before,) = status(models, client, ("m",)).models
     assert (before.restarts, before.restarted) == (0, False)
     stubs = [stub.pid for stub in stubs_of(first.pid)]
     assert stubs
@@ -96,7 +96,7 @@ def test_a_killed_server_comes_back_on_its_ports_and_status_tells(serve: Serve, 
     assert all(start_ticks(pid) is None for pid in stubs)
     with TritonClient.connect(second.grpc_url) as client:
         assert until(lambda: answers(second.grpc_url))
-        (after,) = status(models, client, ("m",))
+        (after,) = status(models, client, ("m",)).models
     assert (after.restarts, after.restarted, after.ready) == (1, True, (1,))
 
 

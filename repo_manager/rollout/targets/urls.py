@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import socket
@@ -9,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.server import ClientOptions, Endpoint
+from repo_manager.server import ClientOptions, Endpoint, TritonClient
 
-__all__ = ["ServerAddress", "is_one_server", "resolve_targets"]
+__all__ = ["ServerAddress", "To", "connect", "resolve_targets"]
 
 _DNS = re.compile(r"dns(?:\+(?P<protocol>grpcs?|https?))?://(?P<name>[^/:\[\]]+)(?::(?P<port>\d{1,5}))?/?")
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
@@ -22,6 +23,8 @@ _HINT = (
 )
 
 Resolver = Callable[[str, int], Sequence[str]]
+To = str | TritonClient | Sequence[str | TritonClient]
+"""Where to: connected clients, or what `--to` takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +45,6 @@ class ServerAddress:
         if self.server_name is None or base.server_name is not None or not Endpoint.parse(self.url).tls:
             return base
         return dataclasses.replace(base, server_name=self.server_name)
-
-
-def is_one_server(texts: Sequence[str]) -> bool:
-    """Say whether the user named a single server by its URL, rather than a fleet that may consist of one."""
-    return len(texts) == 1 and texts[0].startswith(("grpc://", "grpcs://", "http://", "https://"))
 
 
 def addresses_of(name: str, port: int) -> tuple[str, ...]:
@@ -81,6 +79,22 @@ def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) 
     if not found:
         raise UsageError("No server was named", hint=_HINT)
     return tuple(found)
+
+
+def connect(
+    servers: Sequence[str | TritonClient], connection: ClientOptions, stack: contextlib.ExitStack
+) -> list[TritonClient]:
+    """Return a client of each server: those given, and one for each that a text names, closed with the stack.
+
+    Raises:
+        UsageError: a text is not understood.
+        ServerUnreachableError: a name has no address.
+    """
+    clients = [each for each in servers if isinstance(each, TritonClient)]
+    texts = [each for each in servers if isinstance(each, str)]
+    for found in resolve_targets(texts) if texts else ():
+        clients.append(stack.enter_context(TritonClient.connect(found.url, found.options(connection))))
+    return clients
 
 
 def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[ServerAddress]:

@@ -7,7 +7,7 @@ import pytest
 
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.rollout.options import Amount
-from repo_manager.rollout.targets.urls import ServerAddress, is_one_server, resolve_targets
+from repo_manager.rollout.targets.urls import ServerAddress, resolve_targets
 from repo_manager.server import ClientOptions
 
 
@@ -82,12 +82,6 @@ def test_a_files_faults_are_named_by_their_line(tmp_path: Path) -> None:
     path.write_text("# nobody\n")
     with pytest.raises(UsageError, match="names no server"):
         resolve_targets([str(path)])
-
-
-def test_one_url_is_one_server_and_everything_else_a_fleet() -> None:
-    assert is_one_server(["grpcs://h:1"])
-    assert not is_one_server(["dns://h:1"])
-    assert not is_one_server(["grpc://h:1", "grpc://h:2"])
 
 
 @pytest.mark.parametrize(

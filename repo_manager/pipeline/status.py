@@ -1,0 +1,51 @@
+"""Show the status as the command does: with the settings, and with the repository's own server.
+
+It stands apart from `deploying.py` because it needs nothing of the engine, and answers at once.
+"""
+
+from __future__ import annotations
+
+from repo_manager.errors import ServerUnreachableError
+from repo_manager.pipeline.connection import connection_of
+from repo_manager.repository import Location, find_model
+from repo_manager.rollout.status import RepositoryStatus
+from repo_manager.rollout.status import status as status_of
+from repo_manager.rollout.targets.urls import To
+from repo_manager.server import ClientOptions, running_server
+from repo_manager.settings import load_settings
+
+__all__ = ["status"]
+
+
+def status(
+    repository: Location,
+    name: str | None = None,
+    to: To | None = None,
+    *,
+    connection: ClientOptions | None = None,
+) -> RepositoryStatus:
+    """Show what servers serve, and where they differ from the repository; nothing is changed.
+
+    Args:
+        repository: the model repository.
+        name: the model; `None` for all that were deployed or are loaded.
+        to: connected clients or URLs; `None` takes the server of the settings, else the running `serve`.
+        connection: how to connect to URLs; `None` takes the settings.
+
+    Raises:
+        RepositoryError: there is no such model.
+        ServerUnreachableError: no server runs, or none answers.
+    """
+    if name is not None:
+        find_model(repository, name)
+    settings = load_settings()
+    if not to:
+        to = settings.server
+    if to is None:
+        running = running_server(repository)
+        if running is None:
+            raise ServerUnreachableError(
+                f"No server runs on {repository}", hint="Start one: repo-manager serve, or use --to."
+            )
+        to = running.http_url
+    return status_of(repository, to, (name,) if name else (), connection=connection or connection_of(settings))
