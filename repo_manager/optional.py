@@ -76,7 +76,7 @@ def deferred(module: str) -> Any:
             np = deferred("numpy")
 
     Args:
-        module: dotted name of a module of another distribution; never one of ours.
+        module: dotted name; one of ours only where a short command would import heavy packages through it.
     """
     return _Deferred(module)
 

@@ -1,11 +1,20 @@
-"""What Triton does to a model's answers when it joins requests to a batch."""
+"""What Triton does to a model's answers when it joins requests to a batch.
+
+It stands apart because the graph is judged by modules that need onnx and NumPy, and reading a repository does not.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from repo_manager.onnx_model.batch_graph import judge_graph
-from repo_manager.onnx_model.model import load_graph
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    from repo_manager.onnx_model import batch_graph, model
+else:
+    batch_graph = deferred("repo_manager.onnx_model.batch_graph")
+    model = deferred("repo_manager.onnx_model.model")
 
 __all__ = ["dependence_in_batch"]
 
@@ -16,5 +25,5 @@ def dependence_in_batch(path: Path) -> str | None:
     Raises:
         ModelError: the file cannot be read as a model.
     """
-    verdict = judge_graph(load_graph(path))
+    verdict = batch_graph.judge_graph(model.load_graph(path))
     return str(verdict.reason) if verdict.kind == "dependent" else None
