@@ -41,8 +41,9 @@ def check_file(path: Path, source: Path) -> Check:
     found = _complaint(path, full=True)
     if found is None:
         return Check("checker", True, f"onnx {onnx.__version__}, full")
-    at_source = _complaint(source, full=True)
-    if at_source is None or _complaint(path, full=False) is not None:
+    at_source, plain = _complaint(source, full=True), _complaint(path, full=False)
+    # The plain form wants a shape of each output, which the standard does not, and runtimes do not.
+    if at_source is None or (plain is not None and plain != _complaint(source, full=False)):
         return Check("checker", False, found)
     return Check(
         "checker", True, f"onnx {onnx.__version__}, without inference: that rejects the source, too: {at_source}"
