@@ -15,7 +15,7 @@ from repo_manager.precision.keep import Keep
 from repo_manager.precision.lower import lower
 from repo_manager.precision.options import ConvertOptions, KeptNode
 from repo_manager.precision.overflow import overflowing_nodes
-from repo_manager.precision.prepare import prepare
+from repo_manager.precision.prepare import Prepared, SourceCheck, prepare, prepare_checked
 from repo_manager.precision.quantize import quantize
 from repo_manager.precision.quantize_plan import plan_quantization
 from repo_manager.precision.ranges import largest_values, percentile_values
@@ -66,9 +66,10 @@ class Builder:
         options: of the conversion.
         samples: calibration inputs, for INT8; iterated anew for each pass.
         folder: for temporary models.
+        check: compares the prepared model with the source; `None`: it is not compared.
 
     Raises:
-        ModelError: the source's operators cannot take this precision.
+        ModelError: the source's operators cannot take this precision, or preparing it changes its numbers.
         UsageError: a `keep_fp32` pattern names nothing, or an unknown calibration method.
     """
 
@@ -79,6 +80,7 @@ class Builder:
         options: ConvertOptions,
         samples: Iterable[Mapping[str, Array]],
         folder: Path,
+        check: SourceCheck | None = None,
     ) -> None:
         keep = Keep(options.keep_fp32)
         keep.check(draft.graph)
@@ -96,7 +98,11 @@ class Builder:
                 f"the model is quantised already: node '{found.name}' is a {found.op_type}",
                 hint="Convert the float32 model, or publish this one as it is with --precision fp32.",
             )
-        self.draft = prepare(draft, opset=_OPSET.get(precision, 1))
+        opset = _OPSET.get(precision, 1)
+        self.prepared = (
+            Prepared(prepare(draft, opset=opset)) if check is None else prepare_checked(draft, opset=opset, check=check)
+        )
+        self.draft = self.prepared.draft
         self.ranges: dict[str, float] = {}
         self.quantized: frozenset[str] = frozenset()
 

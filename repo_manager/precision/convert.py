@@ -26,6 +26,7 @@ from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData
 from repo_manager.precision.candidate import Builder
 from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
+from repo_manager.precision.prepare import SourceCheck
 from repo_manager.precision.proof import Proof, Prover
 from repo_manager.precision.refusal import refusal, where_it_began
 from repo_manager.precision.samples import Reference, reference_of
@@ -129,7 +130,10 @@ def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, 
         GateError: none passes.
     """
     model, precision, options = prover.model, prover.precision, prover.options
-    builder = Builder(draft_of(model), precision, options, _Samples(calibration, prover.reference), folder)
+    draft = draft_of(model)
+    check = SourceCheck(model, draft, prover.reference, folder)
+    builder = Builder(draft, precision, options, _Samples(calibration, prover.reference), folder, check)
+    prover.preparation = str(builder.prepared)
     prover.selection = selection_of(builder.draft, prover.reference.inputs, folder)
     attempts = Attempts(builder, prover, folder, name)
     attempt = first = attempts.make()

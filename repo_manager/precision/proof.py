@@ -90,6 +90,7 @@ class Prover:
         self.reference = reference
         self.calibrated = calibrated
         self.selection: Selection | None = None
+        self.preparation = ""  # how far the model was from the source before its precision changed
         self.quantizes = precision in (Precision.INT8, Precision.INT8_FP16)
         self.signature = signature_of(model)
         self.stand_in_failure: ModelError | None = None
@@ -127,9 +128,13 @@ class Prover:
                 keep_io_types=self.options.keep_io_types,
             ),
             check_sparsity(self.sparsity, sparsity),
-            check_drift(drift, self.precision, self.options, self.reference.kind, self.probabilities),
+            self._check_drift(drift),
         ]
         return Proof(tuple(checks), drift, found, sparsity)
+
+    def _check_drift(self, drift: tuple[OutputDrift, ...]) -> Check:
+        check = check_drift(drift, self.precision, self.options, self.reference.kind, self.probabilities)
+        return replace(check, detail=f"{check.detail}; {self.preparation}") if self.preparation else check
 
     def rounded_drift(self, written: WrittenModel, stand_in: Draft | None) -> tuple[OutputDrift, ...]:
         """Run the stand-in that rounds each 16-bit value; return the drift, empty when there is none to run.

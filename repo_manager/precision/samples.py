@@ -29,11 +29,13 @@ class Reference:
         kind: `held-out`, `calibration` or `natural`.
         inputs: one dictionary a sample.
         outputs: the source's outputs, in step with `inputs`.
+        optimized: ONNX Runtime optimised the source for these answers.
     """
 
     kind: str
     inputs: tuple[Outputs, ...] = field(repr=False)
     outputs: tuple[Outputs, ...] = field(repr=False)
+    optimized: bool = True
 
 
 def reference_of(
@@ -71,7 +73,8 @@ def reference_of(
         natural_inputs(signature, seed=seed + number, sizes=sizes)
         for number in range(1, 1 if large else _NATURAL_SAMPLES)
     )
-    return Reference("natural", (first, *more), (outputs, *(session.run(sample) for sample in more)))
+    answers = (outputs, *(session.run(sample) for sample in more))
+    return Reference("natural", (first, *more), answers, optimized=not large)
 
 
 def _first_run(
