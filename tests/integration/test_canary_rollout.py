@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.proxies import TcpProxy
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.client import VersionedClient
@@ -19,6 +20,7 @@ from repo_manager.errors import (
     InputError,
     RepoManagerError,
     RolloutUndoneError,
+    ServerRefusedError,
     UsageError,
 )
 from repo_manager.gates.verdict import Outcome
@@ -269,6 +271,47 @@ def test_a_weights_file_is_written_instead(
         deploy(repository, model, 2, client, trial=canary)
     assert traffic.errors == []
     assert json.loads(path.read_text()) == {model: {"1": 0.0, "2": 1.0}}
+
+
+def test_a_canary_that_is_undone_after_its_last_step_takes_the_weights_back(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str, tmp_path: Path
+) -> None:
+    before = state_of(repository, client, model)
+    path = tmp_path / "weights.json"
+    path.write_text('{"1": 1}')
+    canary = TrialOptions(steps=(0.5, 1.0), step_s=1.5, gates=parse_gates("errors<50%"), weights_file=path)
+
+    def refuse(event: str) -> None:
+        if event == "serving version 2":  # the last load, when all of the traffic is at version 2 already
+            raise ServerRefusedError("no")
+
+    with Traffic(server.grpc_url, model, path) as traffic, pytest.raises(RolloutUndoneError):
+        deploy(repository, model, 2, client, trial=canary, report=refuse)
+    assert json.loads(path.read_text()) == {model: {"1": 1.0, "2": 0.0}}
+    assert traffic.errors == []
+    assert state_of(repository, client, model) == before
+
+
+def test_a_network_that_is_cut_at_the_last_load_is_only_a_retry(
+    repository: Path, client: TritonClient, server: EmbeddedServer, model: str
+) -> None:
+    events: list[str] = []
+    port = int(server.grpc_url.rpartition(":")[2])
+    canary = TrialOptions(steps=(0.5, 1.0), step_s=1.5, gates=parse_gates("errors<50%"))
+    with TcpProxy(port) as proxy, TritonClient.connect(f"grpc://127.0.0.1:{proxy.port}") as through:
+
+        def report(event: str) -> None:
+            events.append(event)
+            if event == "serving version 2":
+                proxy.cut()
+            if "asking again in" in event:
+                proxy.heal()
+
+        with Traffic(server.grpc_url, model) as traffic:
+            options = RolloutOptions(retries=4)
+            done = deploy(repository, model, 2, through, trial=canary, options=options, report=report)
+    assert (done.ready, traffic.errors) == ((2,), [])
+    assert any("asking again in" in event for event in events[events.index("serving version 2") :])
 
 
 def test_ctrl_c_in_a_step_goes_back(repository: Path, client: TritonClient, model: str) -> None:
