@@ -16,7 +16,6 @@ import repo_manager
 from repo_manager import repository
 from repo_manager.cli.commands import COMMANDS
 from repo_manager.cli.main import app
-from repo_manager.rollout import deploy as rollout
 from repo_manager.settings import Settings
 
 ROOT = Path(__file__).parents[2]
