@@ -261,8 +261,11 @@ def _gather(call: Call) -> list[Value]:
 
 
 def _index_marks(value: Value, axis: int, index: Value) -> Marks:
-    """Return the marks of an index: one that says which sample is fine as long as it picks among samples."""
-    if value.varies(axis) and index.numbers is not None:
+    """Return the marks of an index: one that says which sample is fine as long as it picks among samples.
+
+    An index into several samples that data decides besides is left to a run, see `spread`.
+    """
+    if value.varies(axis):
         return index.marks & np.uint16(~SIZE & 0xFFFF)
     return index.marks
 

@@ -11,7 +11,10 @@ import pytest
 from onnx import TensorProto
 from support import batch_blocks, onnx_models
 
-from repo_manager.onnx_model import find_batch_axis, judge_graph, load_model, signature_of
+from repo_manager.onnx_model.batch_axis import find_batch_axis
+from repo_manager.onnx_model.batch_graph import judge_graph
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
 
 _DRAWS = 12
 
