@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-from importlib import resources
+from pathlib import Path
 
 __all__ = ["Release", "release_of_container", "release_of_server", "releases"]
 
@@ -44,7 +44,7 @@ class Release:
 @functools.cache
 def releases() -> tuple[Release, ...]:
     """Return all releases, oldest first."""
-    text = resources.files("repo_manager.engine").joinpath("triton_releases.csv").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("triton_releases.csv").read_text(encoding="utf-8")
     return tuple(
         Release(
             release=row["release"],

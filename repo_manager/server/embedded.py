@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import secrets
 import time
-import uuid
 from pathlib import Path
 from types import TracebackType
 
@@ -41,7 +41,7 @@ class EmbeddedServer:
         self.options = options
         self.failures: dict[str, str] = {}
         self.restarts = 0
-        self._id = f"repo-manager-{uuid.uuid4().hex[:12]}"
+        self._id = f"repo-manager-{secrets.token_hex(6)}"
         self._ports = (0, 0, 0)
         self._process: ServerProcess | None = None
         self._record: Path | None = None
@@ -287,4 +287,4 @@ def _new_log() -> Path:
     logs = sorted(folder.glob("tritonserver-*.log"))
     for old in logs[: max(0, len(logs) - _KEPT_LOGS + 1)]:
         old.unlink(missing_ok=True)
-    return folder / f"tritonserver-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.log"
+    return folder / f"tritonserver-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}.log"

@@ -7,11 +7,11 @@ import dataclasses
 import marshal
 import os
 import re
+import secrets
 import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def _pid_namespace() -> int:
 
 def shared_memory_prefix() -> str:
     """Return a prefix for the shared memory of one server: no other server on this machine has it."""
-    return f"repo_manager_{_pid_namespace()}_{os.getpid()}_{uuid.uuid4().hex[:8]}_"
+    return f"repo_manager_{_pid_namespace()}_{os.getpid()}_{secrets.token_hex(4)}_"
 
 
 def sweep_shared_memory() -> tuple[str, ...]:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
-
 from repo_manager.errors import ServerRefusedError
 from repo_manager.optional import require
 from repo_manager.server.http_wire import HttpWire
@@ -95,6 +93,7 @@ class HttpTransport:
         """Return the config that the server runs a model with."""
         path = f"{_model(name, version)}/config"
         answer = self._json(f"configuration of {name}", "GET", path, None, timeout_s)
+        json_format = require("google.protobuf.json_format")
         return json_format.ParseDict(answer, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
