@@ -25,6 +25,7 @@ __all__ = ["ServedSignature", "runtime_signature", "served_signature"]
 
 # onnxruntime names its tensor types after C++.
 _DTYPES = {"float": "float32", "double": "float64"}
+_LARGE_BYTES = 64 << 20  # with its external data, which lies in the same folder
 _SESSION_PARAMETERS = ("session.", "optimization.", "ep.")
 
 
@@ -70,7 +71,7 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
     """
     onnxruntime = require("onnxruntime")
     try:
-        options = _session_options(onnxruntime, config)
+        options = _session_options(onnxruntime, path, config)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as exc:
         reason = " ".join(str(exc).split())
@@ -81,19 +82,22 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
     return ServedSignature(_specs(session.get_inputs(), path), _specs(session.get_outputs(), path))
 
 
-def _session_options(onnxruntime: ModuleType, config: ModelConfig | None) -> Any:
+def _session_options(onnxruntime: ModuleType, path: Path, config: ModelConfig | None) -> Any:
     """Return options under which the graph becomes what it is in a server; nothing runs, so nothing is packed."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # Fatal only: what matters is raised.
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL
+    # The layout optimisations, which only ALL adds, change no output's shape and keep the weights once more.
+    folder_bytes = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+    everything = levels.ORT_ENABLE_EXTENDED if folder_bytes >= _LARGE_BYTES else levels.ORT_ENABLE_ALL
+    options.graph_optimization_level = everything
     if config is not None:
         message = config.message()
         # `optimization { graph { level } }`, as the native backend reads it.
         named = {-1: levels.ORT_ENABLE_BASIC, 1: levels.ORT_ENABLE_EXTENDED, 2: levels.ORT_DISABLE_ALL}
-        options.graph_optimization_level = named.get(message.optimization.graph.level, levels.ORT_ENABLE_ALL)
+        options.graph_optimization_level = named.get(message.optimization.graph.level, everything)
         for key, value in message.parameters.items():
             if key.startswith(_SESSION_PARAMETERS):
                 options.add_session_config_entry(key, value.string_value)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support import onnx_models
@@ -89,3 +91,22 @@ def test_an_output_whose_first_axis_is_fixed_is_not_stated_as_batched(tmp_path: 
     served = served_signature(signature_of(load_model(path)), path)
     with pytest.raises(ConfigError, match="first dimension is 2"):
         derive_config("m", served, BatchAxis("batched", "claimed"), Backend.ONNXRUNTIME)
+
+
+def test_a_large_model_is_loaded_without_another_copy_of_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout optimisations are left out there; its output's shape is the same."""
+    path = onnx_models.save(onnx_models.cnn(), tmp_path / "m.onnx")
+    expected = runtime_signature(path)
+    monkeypatch.setattr(importlib.import_module("repo_manager.triton_config.served_signature"), "_LARGE_BYTES", 1)
+    levels = []
+    session = onnxruntime.InferenceSession
+
+    def recorded(source: str, options: onnxruntime.SessionOptions, **more: object) -> onnxruntime.InferenceSession:
+        levels.append(options.graph_optimization_level)
+        return session(source, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    assert runtime_signature(path) == expected
+    assert levels == [onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED]
