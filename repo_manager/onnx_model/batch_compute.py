@@ -773,6 +773,14 @@ def _scaled_attention(call: Call) -> list[Value]:
     return [_rows(call, (*query.dims[:-1], width), inputs=(0, 1, 2, 3))]
 
 
+def _rotary(call: Call) -> list[Value]:
+    """Each position turned by its angle; tables per sample have three axes."""
+    rows = [0, 1] if call.node.domain == "com.microsoft" else [0, 3]
+    tables = [index for index in (1, 2, 3) if index not in rows]
+    rows += [index for index in tables if (table := call.optional(index)) is not None and table.rank == 3]
+    return [_rows(call, call.value(0).dims, inputs=rows)]
+
+
 def _multi_head(call: Call) -> list[Value]:
     value = call.value(0)
     if len([name for name in call.node.output if name]) > 1 or value.rank != 3:
@@ -925,6 +933,7 @@ COMPUTE_RULES: Mapping[str, Rule] = {
     "QLinearGlobalAveragePool": _global_pool,
     "QLinearMatMul": _product(0, 3),
     "QLinearSoftmax": _quantized_softmax,
+    "RotaryEmbedding": _rotary,
     "TopK": _top_k,
     "Unique": _unique,
 }

@@ -36,6 +36,8 @@ else:
 
 __all__ = ["LAYOUT_RULES", "reshaped", "spread"]
 
+_MAX_ROWS = 1 << 12  # of a ScatterND that are looked at one by one
+
 
 def spread(value: Value, axis: int) -> Marks:
     """Return the marks of a value after a pick along an axis that the graph does not decide."""
@@ -350,13 +352,21 @@ def _scatter_nd(call: Call) -> list[Value]:
     touched = np.zeros(value.dims, np.bool_)
     keeps = call.get("reduction", "none") != "none"
     flat = [None if part is None else part.reshape(-1) for part in parts]
-    doubt = any(part is None and value.varies(axis) for axis, part in enumerate(parts))
-    for row in range(math.prod(rows)):
-        at: tuple[Any, ...] = tuple(slice(None) if part is None else int(part[row]) for part in flat)
-        new = written[row] | np.uint16(MAYBE if doubt else 0)
-        partial = keeps or any(part is None for part in flat)
-        marks[at] = marks[at] | new if partial else new
-        touched[at] = True
+    if all(part is not None for part in flat):
+        everywhere = tuple(np.asarray(part) for part in flat)
+        touched[everywhere] = True
+        if keeps:
+            np.bitwise_or.at(marks, everywhere, written)
+        else:
+            marks[everywhere] = written
+    elif math.prod(rows) > _MAX_ROWS:
+        raise UnknownError("it writes too many parts")
+    else:
+        doubt = any(part is None and value.varies(axis) for axis, part in enumerate(parts))
+        for row in range(math.prod(rows)):
+            at = tuple(slice(None) if part is None else int(part[row]) for part in flat)
+            marks[at] |= written[row] | np.uint16(MAYBE if doubt else 0)
+            touched[at] = True
     return [Value(value.dims, packed(marks) | np.uint16(_uneven(value, packed(marks), touched)))]
 
 
