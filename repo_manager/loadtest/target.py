@@ -8,30 +8,14 @@ from types import TracebackType
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server.client import TritonClient
 from repo_manager.server.transport import TensorMetadata
 
-__all__ = ["InputFacts", "ModelStatistics", "Target", "TargetFacts", "connect"]
+__all__ = ["ModelStatistics", "Target", "TargetFacts", "connect"]
 
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output", "success", "fail")
 _TIMEOUT_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class InputFacts:
-    """One input (or output) as the server describes it.
-
-    Attributes:
-        name: the input's name.
-        datatype: Triton's name of its type (`FP32`, `INT64`, `BYTES`, ...).
-        shape: dimensions without the batch axis that `max_batch_size` adds; `-1` is dynamic.
-        optional: whether a request may leave it out.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ PACKAGE = Path(repo_manager.__file__).parent
 LAYERS = [
     {"errors", "types", "files", "optional", "samples", "tls", "triton_messages"},
     {"settings", "stats"},
-    {"gates"},
+    {"gates", "request_data"},
     {"onnx_model"},
     {"sparsity"},
     {"precision"},

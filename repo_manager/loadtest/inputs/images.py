@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repo_manager.errors import CalibrationError, InputError, UsageError
-from repo_manager.loadtest.inputs.files import DATA_SUFFIXES
-from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, Array, Sample
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
 from repo_manager.optional import require
+from repo_manager.request_data.read import DATA_SUFFIXES
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts, Sample
 
 if TYPE_CHECKING:
     from repo_manager.precision.calibration_images import ImageRecipe

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest.inputs.files import read_rows
 from repo_manager.loadtest.inputs.images import is_images, read_images
-from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, Array, Sample, elements_of
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts, Sample, elements_of
 
 __all__ = ["drawn_note", "make_samples", "resolve_shapes"]
 
@@ -103,10 +104,27 @@ def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Samp
     if not is_images(path):
         if options.image:
             raise UsageError(f"--image says how images become inputs, and {path} is no image and no folder")
-        return read_rows(path, facts)
+        rows = read_rows(path, [_as_read(item, options) for item in facts.inputs], ignore_others=True)
+        return [sample for row in rows for sample in _without_batch_axis(row, facts)]
     item = facts.inputs[0]
     shape = options.shapes.get(item.name, item.shape)
     return read_images(path, facts, shape, options.image, _MAX_TOTAL_BYTES // options.batch_size)
+
+
+def _as_read(item: InputFacts, options: LoadTestOptions) -> InputFacts:
+    """Return the input as a flat list is read: `--shape` counts where the list's length leaves its shape open."""
+    if sum(size < 0 for size in item.shape) < 2 or item.name not in options.shapes:
+        return item
+    return dataclasses.replace(item, shape=options.shapes[item.name])
+
+
+def _without_batch_axis(row: Sample, facts: TargetFacts) -> list[Sample]:
+    """Return the samples of a request that has a batch axis; any other request is one sample."""
+    ranks = {item.name: len(item.shape) for item in facts.inputs}
+    sizes = {len(array) if array.ndim == ranks[name] + 1 else 0 for name, array in row.items()}
+    if len(sizes) != 1 or 0 in sizes or (facts.max_batch_size == 0 and sizes != {1}):
+        return [row]
+    return [{name: array[number] for name, array in row.items()} for number in range(sizes.pop())]
 
 
 def _size_bytes(item: InputFacts, shape: tuple[int, ...]) -> int:
@@ -140,17 +158,32 @@ def _refuse_zeros(samples: Sequence[Sample], path: Path | None) -> None:
 
 def _batched(rows: list[Sample], path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     """Join samples into requests of `batch_size`, wrapping around at the end."""
-    resolve_shapes_of = {item.name: item for item in facts.inputs}
-    for name, array in rows[0].items():
-        _shape_of(resolve_shapes_of[name], facts.model, tuple(array.shape))
+    known = {item.name: item for item in facts.inputs}
+    for number, row in enumerate(rows, start=1):
+        for name, array in row.items():
+            try:
+                _shape_of(known[name], facts.model, tuple(array.shape))
+            except UsageError as exc:
+                raise UsageError(f"{path}, sample {number}: {exc.message}") from exc
     if options.batch_size > 1 and options.batch_size > facts.max_batch_size:
         resolve_shapes(facts, options)
     if facts.max_batch_size == 0:
         return rows
+    alike: dict[frozenset[str], list[Sample]] = {}  # samples without an optional input share no batch with others
+    for row in rows:
+        alike.setdefault(frozenset(row), []).append(row)
     size = options.batch_size
-    requests = max(-(-len(rows) // size), 1)
-    groups = [[rows[(first * size + place) % len(rows)] for place in range(size)] for first in range(requests)]
     try:
-        return [{name: np.stack([row[name] for row in group]) for name in group[0]} for group in groups]
+        return [
+            {name: np.stack([sample[name] for sample in group]) for name in group[0]}
+            for samples in alike.values()
+            for group in _groups(samples, size)
+        ]
     except ValueError as exc:
         raise InputError(f"{path}: samples of different shapes cannot share a batch of {size}: {exc}") from exc
+
+
+def _groups(samples: list[Sample], size: int) -> list[list[Sample]]:
+    """Return groups of `size`, wrapping around at the end."""
+    count = -(-len(samples) // size)
+    return [[samples[(first * size + place) % len(samples)] for place in range(size)] for first in range(count)]

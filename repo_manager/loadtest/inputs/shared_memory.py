@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import InputError, ServerError, ServerRefusedError, UsageError
-from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, Sample, elements_of, raw_bytes
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import InputFacts, Target, TargetFacts
+from repo_manager.loadtest.target import Target, TargetFacts
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, Sample, elements_of, raw_bytes
 
 __all__ = ["Area", "Placement", "shared_samples", "sweep"]
 

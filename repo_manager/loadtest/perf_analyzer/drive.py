@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
-from repo_manager.loadtest.inputs.files import write_rows
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, cached_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.read import write_rows
+from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.quantiles import PERCENTILES
 
 __all__ = ["command_of", "find_perf_analyzer", "parse_csv", "parse_profile_export", "run_perf_analyzer"]

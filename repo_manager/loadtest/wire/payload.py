@@ -10,11 +10,11 @@ from typing import Any
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.inputs.shared_memory import Area, Placement
-from repo_manager.loadtest.inputs.tensors import Sample, raw_bytes
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.optional import require
+from repo_manager.request_data.tensors import Sample, raw_bytes
 
 __all__ = ["build_endpoint"]
 

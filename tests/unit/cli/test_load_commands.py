@@ -16,7 +16,8 @@ from repo_manager.cli.main import app
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 

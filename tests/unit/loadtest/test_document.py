@@ -16,7 +16,8 @@ from repo_manager.loadtest.result import (
     ServerTimes,
     Window,
 )
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 

@@ -7,7 +7,8 @@ from PIL import Image
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.tensors import InputFacts
 
 NCHW = InputFacts("x", "FP32", (3, 4, 6))
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.loadtest.inputs.files import read_rows, write_rows
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
-from repo_manager.loadtest.inputs.tensors import NUMPY_OF_TRITON, raw_bytes
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
+from repo_manager.request_data.read import read_rows, write_rows
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, raw_bytes
 from repo_manager.server import ClientOptions
 from repo_manager.types import as_json
 
@@ -191,5 +191,5 @@ def test_samples_for_perf_analyzer_are_read_back_as_they_were(datatype, tmp_path
     target = facts(InputFacts("x", datatype, (2, 3)))
     samples = make_samples(target, options())
     write_rows(tmp_path / "inputs.json", samples)
-    again = read_rows(tmp_path / "inputs.json", target)
+    again = read_rows(tmp_path / "inputs.json", target.inputs)
     assert [raw_bytes(row["x"]) for row in again] == [raw_bytes(row["x"]) for row in samples]

@@ -8,7 +8,8 @@ import pytest
 from repo_manager.errors import InputError
 from repo_manager.loadtest.merge import merge_reports
 from repo_manager.loadtest.result import ClientUse, ErrorCount, Intervals, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
 

@@ -18,7 +18,8 @@ from repo_manager.loadtest.perf_analyzer.drive import (
     run_perf_analyzer,
 )
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server import ClientOptions
 
 FACTS = TargetFacts(

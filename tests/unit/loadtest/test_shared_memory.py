@@ -15,8 +15,9 @@ import pytest
 from repo_manager.errors import InputError, ServerRefusedError
 from repo_manager.loadtest.inputs.shared_memory import shared_samples, sweep
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import InputFacts, TargetFacts
+from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
+from repo_manager.request_data.tensors import InputFacts
 
 X, Y = InputFacts("x", "FP32", (3,)), InputFacts("y", "INT8", (5,))
 FACTS = TargetFacts("u", "grpc", "t", "1", "m", "1", "b", 8, (X,), ("y",), False, False, False, False, (Y,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NUMPY_OF_TRITON", "Array", "Sample", "elements_of", "raw_bytes"]
+__all__ = ["NUMPY_OF_TRITON", "Array", "InputFacts", "Sample", "elements_of", "raw_bytes"]
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Array]
@@ -32,6 +33,23 @@ NUMPY_OF_TRITON: Mapping[str, np.dtype[Any]] = {
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(object),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class InputFacts:
+    """One input (or output) as the server describes it.
+
+    Attributes:
+        name: the input's name.
+        datatype: Triton's name of its type (`FP32`, `INT64`, `BYTES`, ...).
+        shape: dimensions without the batch axis that `max_batch_size` adds; `-1` is dynamic.
+        optional: whether a request may leave it out.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
 
 
 def raw_bytes(array: Array) -> bytes:

@@ -1,0 +1,188 @@
+"""Values reach the server as the file has them, or are refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from repo_manager.errors import InputError, UsageError
+from repo_manager.loadtest.inputs.samples import make_samples
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.exact import decoded, exact_array
+from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, raw_bytes
+from repo_manager.rollout.trial.recorded import read_requests
+from repo_manager.triton_config import parse_config
+
+INTEGERS = [name for name, dtype in NUMPY_OF_TRITON.items() if dtype.kind in "iu"]
+FLOATS = ("FP16", "BF16", "FP32", "FP64")
+
+
+@pytest.mark.parametrize("datatype", INTEGERS)
+@pytest.mark.parametrize("form", ["list", "floats", "int64", "float64", "uint64"])
+def test_the_ends_of_an_integer_type_are_kept_and_beyond_is_refused(datatype: str, form: str) -> None:
+    bounds = np.iinfo(NUMPY_OF_TRITON[datatype])
+    for inside in (int(bounds.min), int(bounds.max)):
+        for value, fits in ((inside, True), (inside + (1 if inside > 0 else -1), False)):
+            made = _in_form(value, form)
+            if made is None:
+                continue
+            if fits:
+                assert exact_array(made, datatype).tolist() == [[value]]
+            else:
+                with pytest.raises(ValueError, match=rf"expected a whole number from {bounds.min} to {bounds.max}"):
+                    exact_array(made, datatype)
+
+
+def _in_form(value: int, form: str) -> object:
+    """Return the value as a file holds it; `None` when that form cannot."""
+    if form in ("list", "floats"):
+        return [[value]] if form == "list" or float(value) != value else [[float(value)]]
+    dtype = np.dtype(form)
+    if dtype.kind == "f":
+        return np.array([[value]], dtype) if int(np.float64(value)) == value else None
+    bounds = np.iinfo(dtype)
+    return np.array([[value]], dtype) if int(bounds.min) <= value <= int(bounds.max) else None
+
+
+@pytest.mark.parametrize("datatype", INTEGERS)
+@pytest.mark.parametrize("value", [1.9, -2.5, float("nan"), float("inf"), None, "7", [], 2**70])
+def test_what_is_no_whole_number_is_refused(datatype: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"whole number|not a number|inhomogeneous"):
+        exact_array([1, value], datatype)
+
+
+def test_large_integers_among_floats_keep_every_digit() -> None:
+    assert exact_array([2**63 - 1, 1.0, -5], "INT64").tolist() == [2**63 - 1, 1, -5]
+    assert exact_array([2**64 - 1, 0], "UINT64").tolist() == [2**64 - 1, 0]
+    with pytest.raises(ValueError, match="element 0 is 18446744073709551615"):
+        exact_array([2**64 - 1, -1], "INT64")
+
+
+@pytest.mark.parametrize(("datatype", "over"), [("FP16", 70000.0), ("BF16", 3.5e38), ("FP32", 1e39), ("FP32", 10**60)])
+def test_floats_are_rounded_but_never_become_infinite(datatype: str, over: float) -> None:
+    kept = exact_array([0.1, float("inf"), float("nan"), -2], datatype)
+    assert kept.dtype == NUMPY_OF_TRITON[datatype]
+    assert float(kept[0]) == pytest.approx(0.1, rel=1e-2)
+    assert np.isinf(kept[1].astype(np.float64))
+    with pytest.raises(ValueError, match=r"element 1 .* within the range, as"):
+        exact_array([1.0, over], datatype)
+
+
+def test_booleans_are_two_values() -> None:
+    assert exact_array([True, 0, 1.0], "BOOL").tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="element 1 is 2"):
+        exact_array([True, 2], "BOOL")
+
+
+def test_strings_are_bytes() -> None:
+    assert exact_array([["a", "ü"], [b"\0", "5"]], "BYTES").tolist() == [[b"a", "ü".encode()], [b"\0", b"5"]]
+    for wrong in (None, True, ["a"]):
+        with pytest.raises(ValueError, match=r"expected a string|inhomogeneous"):
+            exact_array(["x", wrong], "BYTES")
+
+
+def test_base64_is_tritons_binary_form() -> None:
+    def encoded(raw: bytes) -> str:
+        return base64.b64encode(raw).decode()
+
+    words = exact_array(["ab", "", "c" * 300], "BYTES")
+    assert decoded(encoded(raw_bytes(words)), "BYTES").tolist() == words.tolist()
+    picture = b"\xff\xd8\xff\xe0" + bytes(100)
+    assert decoded(encoded(picture), "BYTES").tolist() == [picture]
+    halves = np.array([1.5, -2.0], ml_dtypes.bfloat16)
+    assert decoded(encoded(raw_bytes(halves)), "BF16").tolist() == halves.tolist()
+    for wrong in ("%", encoded(b"abc"), 5):
+        with pytest.raises(ValueError):  # noqa: PT011  # three texts: of base64, of NumPy, ours
+            decoded(wrong, "INT32")
+
+
+def _files(folder: Path, value: float) -> list[Path]:
+    """One request in every form."""
+    np.savez(folder / "d.npz", ids=np.array([[value, 2]]))
+    (folder / "d.json").write_text(json.dumps({"data": [{"ids": {"content": [value, 2], "shape": [2]}}]}))
+    (folder / "flat.json").write_text(json.dumps({"data": [{"ids": [value, 2]}]}))
+    (folder / "d.jsonl").write_text(json.dumps({"ids": [[value, 2]]}))
+    body = {"inputs": [{"name": "ids", "datatype": "INT32", "shape": [1, 2], "data": [value, 2]}]}
+    (folder / "body.jsonl").write_text(json.dumps(body))
+    return [folder / name for name in ("d.npz", "d.json", "flat.json", "d.jsonl", "body.jsonl")]
+
+
+@pytest.mark.parametrize(("value", "fits"), [(2147483647, True), (7.0, True), (3_000_000_000, False), (1.9, False)])
+def test_load_test_and_trial_send_the_same_or_refuse_the_same(tmp_path: Path, value: float, fits: bool) -> None:
+    item = InputFacts("ids", "INT32", (-1,))
+    target = TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 4, (item,), ("y",), False, False, False, False)
+    config = parse_config('backend: "b" max_batch_size: 4 input { name: "ids" data_type: TYPE_INT32 dims: -1 }')
+    for path in _files(tmp_path, value):
+        options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=path)
+        if fits:
+            (sample,), (request,) = make_samples(target, options), read_requests(path, config)
+            assert sample["ids"].tolist() == request["ids"].tolist() == [[value, 2]]
+            assert sample["ids"].dtype == request["ids"].dtype == np.int32
+            continue
+        for read in (lambda: make_samples(target, options), lambda: read_requests(path, config)):  # noqa: B023
+            with pytest.raises(InputError, match=rf"{path.name}: .* request 1, input ids: element 0 is {value}"):
+                read()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[]", 'found a list, expected {"data"'),
+        ('{"data": {}}', 'expected {"data"'),
+        ('{"data": [3]}', "request 1 is of type int, expected an object"),
+        ('{"data": [{"x": {"shape": [1]}}]}', 'input x: it has the keys shape, expected "content" or "b64"'),
+        ('{"data": [{"x": {"content": [1], "shape": "1"}}]}', "the shape is '1', expected a list"),
+        ('{"data": [{"x": {"content": [1], "shape": [-1]}}]}', "the shape is [-1], expected a list"),
+        ('{"data": [{"x": [1]}, {"x": {"content": [1], "shape": [5]}}]}', "request 2, input x: cannot reshape"),
+        ('{"data": [{"x": [1]}, [{"x": [1]}, {}]]}', "request 3 has no input x"),
+        ('{"data": [{"x": [1], "z": 1}]}', "request 1 names the input z"),
+        ('{"data": [{"x": {"b64": 5}}]}', "request 1, input x: b64 is 5, expected a string"),
+    ],
+)
+def test_messages_name_request_and_input(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "d.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_rows(tmp_path / "d.json", [InputFacts("x", "FP32", (-1,))])
+    assert found in caught.value.message
+
+
+def test_a_flat_list_takes_the_shape_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps({"data": [{"x": list(range(1, 7))}]}))
+    item = InputFacts("x", "FP32", (-1, -1))
+    with pytest.raises(InputError, match="request 1, input x: a flat list of 6"):
+        read_rows(tmp_path / "d.json", [item])
+    target = TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 0, (item,), ("y",), False, False, False, False)
+    options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.json", shapes={"x": (2, 3)})
+    (sample,) = make_samples(target, options)
+    assert sample["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_requests_may_leave_optional_inputs_out(tmp_path: Path) -> None:
+    items = (InputFacts("x", "FP32", (1,)), InputFacts("mask", "BOOL", (1,), optional=True))
+    rows = [{"x": [1]}, {"x": [2], "mask": [True]}, {"x": [3]}]
+    (tmp_path / "d.json").write_text(json.dumps({"data": rows}))
+    target = TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 8, items, ("y",), False, False, False, False)
+    options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.json", batch_size=2)
+    samples = make_samples(target, options)
+    assert [{name: array.tolist() for name, array in sample.items()} for sample in samples] == [
+        {"x": [[1], [3]]},
+        {"x": [[2], [2]], "mask": [[True], [True]]},
+    ]
+
+
+def test_every_sample_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"x": [1, 2]}\n{"x": [1, 2, 3]}\n')
+    target = TargetFacts(
+        "grpc://a:1", "grpc", "t", "1", "m", "1", "b", 0, (InputFacts("x", "FP32", (2,)),), ("y",),
+        False, False, False, False,
+    )  # fmt: skip
+    options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.jsonl")
+    with pytest.raises(UsageError, match="sample 2: the shape \\[3\\] does not fit"):
+        make_samples(target, options)
