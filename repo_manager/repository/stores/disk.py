@@ -131,7 +131,11 @@ class DiskStore:
             text = f"{place} is a file, and a model needs a folder of that name"
             return ModelView(place, exists=False, link=link, state=state, in_the_way=text)
         config, error = self._config(name)
-        if config is None and not error and any(entry.name == CONFIG_FILENAME for entry in level.files):
+        if (
+            config is None
+            and not error
+            and any(entry.name == CONFIG_FILENAME and entry.regular for entry in level.files)
+        ):
             return self.look(name, record=record)  # It was removed or replaced at this moment.
         numbers = (version_number(folder) for folder in level.folders)
         return ModelView(

@@ -275,3 +275,12 @@ def test_a_file_that_comes_and_goes_is_no_finding(root: Path, put: Put, monkeypa
     monkeypatch.setattr(disk_module, "is_folder", is_folder)
     assert verify(root, models=False) == ()
     assert not probe.exists()
+
+
+def test_a_configuration_that_is_a_link_to_nothing(root: Path, put: Put) -> None:
+    put()
+    (root / "m/config.pbtxt").unlink()
+    (root / "m/config.pbtxt").symlink_to("elsewhere")
+    assert "is missing; Triton derives one" in only(root, "m/config.pbtxt")
+    (model,) = scan(root, deep=False)
+    assert "has no config.pbtxt" in model.problems[0]
