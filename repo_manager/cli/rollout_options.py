@@ -21,19 +21,22 @@ class RolloutFlags:
         sets=(RolloutOptions, "keep_previous"),
         help="Leave the previous version loaded, so that going back is instant.",
     )
-    timeout: float = option(
+    timeout: float | None = option(
         "--timeout",
         metavar="SECONDS",
-        sets=(RolloutOptions, "deadline_s"),
         min=0.1,
-        help=f"Deadline of a model's roll-out; one load takes at most {RolloutOptions.load_timeout_s:g} seconds of it.",
+        help="Deadline of a model's roll-out, and of each load in it "
+        f"[default: {RolloutOptions.deadline_s:g}, a load {RolloutOptions.load_timeout_s:g}].",
     )
 
     @property
     def load_timeout_s(self) -> float:
-        """The deadline of one load: the library's, or the whole roll-out's where that is shorter."""
-        return min(self.timeout, RolloutOptions.load_timeout_s)
+        """The deadline of one load: the option's, else the library's."""
+        return RolloutOptions.load_timeout_s if self.timeout is None else self.timeout
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of `RolloutOptions` that the options hold."""
-        return {**settings_of(RolloutOptions, self), "load_timeout_s": self.load_timeout_s}
+        settings = settings_of(RolloutOptions, self)
+        if self.timeout is not None:
+            settings |= {"deadline_s": self.timeout, "load_timeout_s": self.timeout}
+        return settings

@@ -117,9 +117,10 @@ def test_a_setting_that_is_not_there_is_an_error() -> None:
         _ = Binding(LoadTestOptions, "model").default
 
 
-def test_a_deadline_below_a_loads_own_holds_for_the_load() -> None:
+def test_a_deadline_that_is_given_holds_for_each_load() -> None:
     assert RolloutOptions(**RolloutFlags().settings()) == RolloutOptions()
-    short = RolloutOptions(**RolloutFlags(timeout=5.0).settings())
-    assert (short.deadline_s, short.load_timeout_s) == (5.0, 5.0)
-    long = RolloutOptions(**RolloutFlags(timeout=7200.0).settings())
-    assert (long.deadline_s, long.load_timeout_s) == (7200.0, RolloutOptions.load_timeout_s)
+    for seconds in (5.0, 7200.0):
+        given = RolloutOptions(**RolloutFlags(timeout=seconds).settings())
+        assert (given.deadline_s, given.load_timeout_s) == (seconds, seconds)
+    text = (inspect.signature(CALLBACKS["deploy"]).parameters["timeout"].annotation.__metadata__[0]).help
+    assert f"default: {RolloutOptions.deadline_s:g}, a load {RolloutOptions.load_timeout_s:g}" in text
