@@ -19,9 +19,15 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.files import sha256_file
-from repo_manager.onnx_model.names import check_names, check_opsets
 from repo_manager.onnx_model.order import sort_nodes
-from repo_manager.onnx_model.validate import check_external_files, check_functions, check_spec, check_tensors
+from repo_manager.onnx_model.validate import (
+    check_external_files,
+    check_functions,
+    check_names,
+    check_opsets,
+    check_spec,
+    check_tensors,
+)
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore, element_count, set_bytes
 from repo_manager.onnx_model.wire import cut_weights

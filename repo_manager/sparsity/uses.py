@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import onnx
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.shape_inference import infer_at
+from repo_manager.onnx_model.shape_inference import infer, infer_at, static_shape
 from repo_manager.onnx_model.walk import node_graphs
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.operators import Site, macs_of, sites_of
 from repo_manager.sparsity.resolve import Resolver
-from repo_manager.sparsity.scope import Scope, scope_of
-from repo_manager.sparsity.shapes import caller_attribute, infer_function, shapes_in
+from repo_manager.sparsity.scope import Scope, Shape, attribute_of, scope_of
 from repo_manager.sparsity.weight import Weight
 
 __all__ = ["Use", "uses_of"]
@@ -73,7 +72,7 @@ class _Walker:
             twin_bodies = list(node_graphs(twins[index])) if index < len(twins) else []
             for number, body in enumerate(node_graphs(node)):
                 twin = twin_bodies[number] if number < len(twin_bodies) else None
-                shapes, types = shapes_in(twin)
+                shapes, types = _shapes_in(twin)
                 path = f"{_name(node, scope)}/{body.name or number}/"
                 inner = scope_of(path, body.node, body, outer=scope, shapes=shapes, types=types)
                 yield from self.walk(body.node, twin.node if twin is not None else (), inner, depth + 1)
@@ -83,10 +82,10 @@ class _Walker:
         self.calls += 1
         graph = None
         if self.calls <= _MAX_INFERRED_CALLS and scope.shapes:
-            graph = infer_function(function, node, scope, self.functions.values(), self.ir_version)
-        shapes, types = shapes_in(graph)
+            graph = _infer_function(function, node, scope, self.functions.values(), self.ir_version)
+        shapes, types = _shapes_in(graph)
         names = [*function.attribute, *(default.name for default in function.attribute_proto)]
-        given = {name: caller_attribute(node, name, scope, function) for name in names}
+        given = {name: _caller_attribute(node, name, scope, function) for name in names}
         actual = [*node.input, *[""] * (len(function.input) - len(node.input))]
         inner = scope_of(
             f"{_name(node, scope)}/",
@@ -150,7 +149,77 @@ def uses_of(
     """
     inferred = None if shapes is None else infer_at(proto, shapes)
     twin = None if inferred is None else inferred.graph
-    found, types = shapes_in(twin)
+    found, types = _shapes_in(twin)
     opset = _opset(proto.opset_import)
     scope = scope_of("", proto.graph.node, proto.graph, shapes=found, types=types, opset=opset)
     yield from _Walker(proto, store).walk(proto.graph.node, twin.node if twin is not None else (), scope, 0)
+
+
+def _infer_function(
+    function: onnx.FunctionProto,
+    node: onnx.NodeProto,
+    caller: Scope,
+    functions: Iterable[onnx.FunctionProto],
+    ir_version: int,
+) -> onnx.GraphProto | None:
+    """Return a function's body as a graph with the shapes of one call, or `None` when inference gives up."""
+    proto = onnx.ModelProto(ir_version=ir_version)
+    proto.opset_import.extend(function.opset_import)
+    proto.functions.extend(functions)
+    graph = proto.graph
+    graph.name = function.name
+    graph.node.extend(function.node)
+    for body_node in graph.node:
+        for attribute in body_node.attribute:
+            if attribute.ref_attr_name:
+                found = _caller_attribute(node, attribute.ref_attr_name, caller, function)
+                name = attribute.name
+                attribute.Clear()
+                if found is not None:
+                    attribute.CopyFrom(found)
+                attribute.name = name
+    for formal, actual in zip(function.input, node.input, strict=False):
+        shape = caller.shape_of(actual)
+        home = caller.home_of(actual) if actual else None
+        if home is not None and home[1] in home[0].tensors:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(home[0].tensors[home[1]])
+            tensor.name = formal
+            continue
+        elem_type = home[0].types.get(home[1], onnx.TensorProto.FLOAT) if home is not None else onnx.TensorProto.FLOAT
+        graph.input.append(onnx.helper.make_tensor_value_info(formal, elem_type, shape))
+    for name in function.output:
+        graph.output.add(name=name)
+    inferred = infer(proto)
+    return None if inferred is None else inferred.graph
+
+
+def _caller_attribute(
+    node: onnx.NodeProto, name: str, caller: Scope, function: onnx.FunctionProto
+) -> onnx.AttributeProto | None:
+    """Return what a call gives for a function's attribute: its own, or the function's default."""
+    found = attribute_of(node, name, caller)
+    if found is not None:
+        return found
+    return next((default for default in function.attribute_proto if default.name == name), None)
+
+
+def _shapes_in(graph: onnx.GraphProto | None) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Return the fully known shapes and the element types that an inferred graph states, per value."""
+    shapes: dict[str, Shape] = {}
+    types: dict[str, int] = {}
+    if graph is None:
+        return shapes, types
+    for tensor in graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+        types[tensor.name] = tensor.data_type
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            if value.type.WhichOneof("value") != "tensor_type":
+                continue
+            tensor_type = value.type.tensor_type
+            types.setdefault(value.name, tensor_type.elem_type)
+            shape = static_shape(value.type)
+            if shape is not None:
+                shapes.setdefault(value.name, shape)
+    return shapes, types
