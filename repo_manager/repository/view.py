@@ -308,8 +308,8 @@ def walk(store: Store, folder: str) -> tuple[tuple[Entry, ...], float]:
 
 
 def with_beside(store: Store, view: ModelView) -> ModelView:
-    """Return the view with the label files that config.pbtxt names and the variants of config.pbtxt; missing ones and
-    those of a broken config.pbtxt are left out.
+    """Return the view with the label files that config.pbtxt names and the variants of config.pbtxt; those that cannot
+    be read and those of a broken config.pbtxt are left out.
     """
     wanted: list[str] = []
     if view.config is not None:
@@ -318,8 +318,18 @@ def with_beside(store: Store, view: ModelView) -> ModelView:
     if VARIANTS_FOLDER in view.folders:
         variants = store.list_level(f"{view.name}/{VARIANTS_FOLDER}").files
         wanted += [f"{VARIANTS_FOLDER}/{entry.name}" for entry in variants if entry.name.endswith(".pbtxt")]
-    contents = {file: store.read(f"{view.name}/{file}") for file in wanted}
+    contents = {file: _readable(store, f"{view.name}/{file}") for file in wanted}
     return dataclasses.replace(view, beside={file: data for file, data in contents.items() if data is not None})
+
+
+def _readable(store: Store, key: str) -> bytes | None:
+    """Return a file's content; `None` also for what is no file. A store that refuses a request is an error."""
+    try:
+        return store.read(key)
+    except RepositoryError:
+        if store.remote:
+            raise
+        return None
 
 
 def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None = None) -> ModelView:

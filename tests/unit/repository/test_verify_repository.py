@@ -284,3 +284,10 @@ def test_a_configuration_that_is_a_link_to_nothing(root: Path, put: Put) -> None
     assert "is missing; Triton derives one" in only(root, "m/config.pbtxt")
     (model,) = scan(root, deep=False)
     assert "has no config.pbtxt" in model.problems[0]
+
+
+def test_labels_that_are_no_file(root: Path, put: Put) -> None:
+    put(labels={"y": ("cat", "dog")})
+    (root / "m/labels_0_y.txt").unlink()
+    (root / "m/labels_0_y.txt").mkdir()
+    assert any("m/labels_0_y.txt: is missing" in line for line in check(root)), check(root)
