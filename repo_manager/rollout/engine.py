@@ -113,7 +113,10 @@ class _Run:
         except BaseException as exc:
             error = self._undo(exc)
             expected = isinstance(exc, RepoManagerError | KeyboardInterrupt | OSError)
-            if error is exc or not (expected or isinstance(error, RollbackFailedError)):
+            if error is exc:
+                raise
+            if not expected and not isinstance(error, RollbackFailedError):
+                context.note(error.message.rpartition("\n")[2])
                 raise  # a fault of ours keeps its traceback; what it touched is undone
             raise error from exc
         return self._result()
@@ -136,6 +139,8 @@ class _Run:
             try:
                 act(part)
             except ServerUnreachableError as exc:
+                if context.deadline.left_s <= 0:
+                    raise  # the time is up, which says nothing of this server
                 context.leave_out(part.label, exc)
                 context.check_missing()
 

@@ -10,8 +10,8 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 import repo_manager
 from repo_manager.errors import RepositoryError, ServerUnreachableError
 from repo_manager.repository import set_tag
-from repo_manager.rollout import RolloutOptions
 from repo_manager.rollout.observe import observe
+from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import EmbeddedServer, TritonClient
 
 pytestmark = pytest.mark.integration

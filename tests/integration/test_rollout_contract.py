@@ -10,6 +10,7 @@ import copy
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -253,9 +254,11 @@ STEPS = [(step, after) for step in ("apply", "prove", "finish", "record") for af
 @pytest.mark.parametrize(("step", "after"), STEPS)
 def test_an_unexpected_error_at_any_step_ends_in_undo(place: Place, step: str, after: bool) -> None:
     before = place.state()
+    told: list[str] = []
     with broken(place, step, BoomError("a fault of ours"), after=after), pytest.raises(BoomError):
-        place.deploy(2)
+        place.deploy(2, report=told.append)
     assert place.state() == before
+    assert any("previous state was put back" in event for event in told) or (step, after) == ("apply", False)
     assert place.deploy(2).ready == (2,)
 
 
@@ -315,6 +318,22 @@ def test_a_deadline_that_has_passed_ends_in_undo(place: Place) -> None:
     with pytest.raises((RolloutUndoneError, ServerUnreachableError), match="of --timeout"):
         place.deploy(2, options=options, trial=trial, report=tell(0, lambda: bool(passed.wait(0.7))))  # type: ignore[func-returns-value]
     assert place.state() == before
+
+
+def test_a_server_for_which_no_time_is_left_is_not_one_that_may_be_missing(
+    servers: tuple[Path, list[EmbeddedServer]],
+) -> None:
+    def dawdle(event: str) -> None:
+        if "serves it (1 of 2)" in event:  # the second server has both versions yet
+            time.sleep(options.deadline_s)
+
+    options = RolloutOptions(deadline_s=4.0, max_unavailable=Amount(1))
+    with _on_servers("two servers", *servers) as place:
+        place.deploy(1)
+        before = place.state()
+        with pytest.raises(RolloutUndoneError, match=r"of --timeout|did not answer within"):
+            place.deploy(2, options=options, report=dawdle)
+        assert place.state() == before
 
 
 def test_another_roll_out_of_the_model_is_refused(place: Place) -> None:

@@ -9,8 +9,10 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout import RolloutOptions, deploy, status
+from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
+from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.status import status
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
