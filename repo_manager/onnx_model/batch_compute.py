@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,18 @@ def _reduce(call: Call) -> list[Value]:
 
 def _arg(call: Call) -> list[Value]:
     value = call.value(0)
-    return [reduced(value, (call.get("axis", 0),), keep=bool(call.get("keepdims", 1)))]
+    axis = call.get("axis", 0) % value.rank
+    result = _if_one(value, axis, reduced(value, (axis,), keep=bool(call.get("keepdims", 1))))
+    if value.dims[axis] == 1 and math.prod(result.dims) <= _MAX_NUMBERS:
+        return [replace(result, known=np.zeros(result.dims, np.int64))]
+    return [result]
+
+
+def _if_one(value: Value, axis: int, result: Value) -> Value:
+    """Return what is chosen or shared out along an axis: of one element only, that depends on nothing."""
+    if value.dims[axis] != 1 or value.is_sized(axis):
+        return result
+    return Value(result.shape, np.zeros((1,) * result.rank, np.uint16))
 
 
 def _along(value: Value, axes: Sequence[int]) -> Value:
@@ -179,7 +191,8 @@ def _along(value: Value, axes: Sequence[int]) -> Value:
 def _softmax(call: Call) -> list[Value]:
     value = call.value(0)
     if call.opset >= 13 or call.node.domain not in ("", "ai.onnx"):
-        return [_along(value, (call.get("axis", -1),))]
+        axis = call.get("axis", -1) % value.rank
+        return [_if_one(value, axis, _along(value, (axis,)))]
     axis = call.get("axis", 1) % max(value.rank, 1)
     return [_along(value, range(axis, value.rank))]  # One row from there on.
 
@@ -302,7 +315,8 @@ def _top_k(call: Call) -> list[Value]:
     if any(total(each) & SIZE for each in call.given[1:]) and not value.varies(axis):
         result = with_marks(result, SIZE)
     shape = tuple(k if each == axis else size for each, size in enumerate(value.dims))
-    return [Value(shape, result.marks)] * 2
+    chosen = Value(shape, result.marks)
+    return [chosen, _if_one(value, axis, chosen)]
 
 
 def _everything(call: Call) -> int:

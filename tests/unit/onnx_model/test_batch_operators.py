@@ -124,6 +124,17 @@ KEPT: dict[str, onnx.ModelProto] = {
         X2,
         {"eight": numbers(8)},
     ),
+    "a choice among one": built(
+        [
+            node("ReduceMean", "x", "mean", axes=[0], keepdims=1),
+            node("Add", "x mean", "mixed"),
+            node("ReduceMax", "mixed", "one", axes=[1], keepdims=1),
+            node("Softmax", "one", "sure", axis=1),
+            node("Mul", "x sure"),
+        ],
+        X2,
+        X2,
+    ),
     "sequence of samples": built(
         [node("SplitToSequence", "x one", "q", axis=0), node("ConcatFromSequence", "q", axis=0)],
         X2,
