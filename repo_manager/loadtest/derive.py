@@ -14,11 +14,13 @@ from repo_manager.stats.histogram import Histogram, values_of
 from repo_manager.stats.intervals import Interval
 from repo_manager.stats.quantiles import PERCENTILES
 
-__all__ = ["agreement", "client_use", "intervals_of", "outcome_of", "server_times", "spread_of"]
+__all__ = ["agreement", "client_use", "growing_queue", "intervals_of", "outcome_of", "server_times", "spread_of"]
 
 _BUSY_SHARE = 0.9
 _STARVED_SHARE = 0.25
 _LATE_SHARE = 0.01
+_KEPT_SHARE = 0.95
+_FULL_SHARE = 0.9
 _RESAMPLES = 400
 _MIN_SLICES = 8
 _CONFIDENCE = 0.95
@@ -68,6 +70,44 @@ def outcome_of(last: list[Window], used: list[Slice], options: LoadTestOptions) 
         )
     agree, rule = agreement(last, options.stability)
     return ("stable" if agree else "unstable"), rule
+
+
+def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight_limit: int) -> str | None:
+    """Say that the server cannot keep up with an open loop and its queue grows; `None` when that is not shown.
+
+    At a share d less than the rate, what is answered was sent d seconds longer ago each second: the latency has to rise
+    by about that. Three things have to hold: fewer requests end than are due, by more than chance makes it; the mean
+    latency rises by at least half of what that shortfall makes of it; and the requests are open at the server, where
+    a client that is too slow would not have sent them.
+
+    Args:
+        series: all slices from the start of the load, in order of time.
+        used: the measured ones.
+        rate: requests due a second.
+        in_flight_limit: how many may be open at once; what is due beyond that waits in the client.
+    """
+    third = len(used) // 3
+    if not third:
+        return None
+    seconds = sum(piece.length_ns for piece in used) / 1e9
+    due = rate * seconds
+    ended = sum(piece.latencies.count + piece.errors for piece in used)
+    shortfall = due - ended
+    if ended > _KEPT_SHARE * due or shortfall < 3 * due**0.5:
+        return None
+    until = used[-1].index
+    open_now = sum(each.sent - each.latencies.count - each.errors for each in series if each.index <= until)
+    first, last = (Slice.merge(part).latencies.mean_ns for part in (used[:third], used[-third:]))
+    if first is None or last is None or open_now < min(shortfall / 2, _FULL_SHARE * in_flight_limit):
+        return None
+    expected_ns = shortfall / due * seconds * 2 / 3 * 1e9  # between the middles of the first and the last third
+    if last - first < expected_ns / 2:
+        return None
+    held = ended / seconds
+    return (
+        f"the queue grows: {held:.4g} of {rate:g} requests/s end, and the mean latency rose from {first / 1e6:.4g} to "
+        f"{last / 1e6:.4g} ms; this server holds at most about {held:.4g}/s"
+    )
 
 
 def server_times(before: ModelStatistics, after: ModelStatistics) -> ServerTimes:

@@ -88,11 +88,14 @@ def judge_point(point: LoadPoint, gate: Gate) -> GateResult:
     around = Interval(value, value) if interval is None else interval
     words = f"{gate.metric} {metric.unit.text(value, interval)}"
     outcome = decide(around, gate.limit, below=gate.below)
+    if point.outcome == "overloaded" and metric.is_latency and gate.below:
+        return result(Outcome.FAIL, f"{words}: {point.reason}")
     if outcome is Outcome.INCONCLUSIVE:
         return result(outcome, f"{words}: the interval contains the limit", _needed_s(point, value, around, gate))
     if interval is None and point.outcome == "unstable" and not _windows_agree(point, metric, gate.limit):
         return result(Outcome.INCONCLUSIVE, f"the level is unstable: {point.reason}")
-    if outcome is Outcome.FAIL and point.client.bottleneck and gate.metric != "errors":
+    to_blame = point.client.bottleneck and point.outcome != "overloaded"
+    if outcome is Outcome.FAIL and to_blame and gate.metric != "errors":
         return result(Outcome.INCONCLUSIVE, f"the client was the bottleneck: {point.client.note}")
     return result(outcome, words)
 

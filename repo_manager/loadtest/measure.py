@@ -13,7 +13,15 @@ import dataclasses
 from collections.abc import Callable
 
 from repo_manager.errors import ServerError
-from repo_manager.loadtest.derive import agreement, client_use, intervals_of, outcome_of, server_times, spread_of
+from repo_manager.loadtest.derive import (
+    agreement,
+    client_use,
+    growing_queue,
+    intervals_of,
+    outcome_of,
+    server_times,
+    spread_of,
+)
 from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import (
@@ -253,6 +261,9 @@ class Measurement:
                 outcome[0],
                 f"{outcome[1]}; only {answered:.0f} of {self._level.level:g} requests/s were answered",
             )
+        if self._level.mode == "rate" and self._level.arrival != "ramp" and outcome[0] != "failed":
+            grows = growing_queue(self._series, used, self._level.level, options.max_in_flight * self._workers)
+            outcome = outcome if grows is None else ("overloaded", grows)
         first = next((mark for mark, window in zip(self._marks, windows, strict=True) if window.used), 0)
         inside = {piece.index for piece in used}
         return LoadPoint(

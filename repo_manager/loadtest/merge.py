@@ -16,7 +16,7 @@ __all__ = ["merge_reports"]
 _OWN_OPTIONS = {"url", "seed", "workers", "connections", "metrics_url", "command", "start_at", "data"}
 _LEAST_OVERLAP = 0.5
 _NOTED_OVERLAP = 0.9
-_OUTCOMES = ("failed", "over_limit", "unstable", "stable")
+_OUTCOMES = ("failed", "overloaded", "over_limit", "unstable", "stable")
 
 
 def merge_reports(reports: Sequence[LoadTestReport]) -> LoadTestReport:

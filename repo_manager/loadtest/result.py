@@ -175,8 +175,8 @@ class LoadPoint:
     Attributes:
         mode: `concurrency`, `rate` or `replay`.
         level: requests in flight, requests a second, or the mean rate of the replayed schedule.
-        outcome: `stable`, `unstable` (the windows never agreed), `over_limit` (the client stopped at a latency
-            limit) or `failed` (nothing to measure).
+        outcome: `stable`, `unstable` (the windows never agreed), `overloaded` (the queue of an open loop
+            grows), `over_limit` (the client stopped at a latency limit) or `failed` (nothing to measure).
         reason: the rule that decided the outcome, with its numbers.
         duration_s: length of the measured time.
         requests: ended well in that time.

@@ -9,6 +9,8 @@ from repo_manager.loadtest.result import LoadTestReport
 
 __all__ = ["load_junit"]
 
+_KINDS = {"failed": "failure", "overloaded": "failure", "unstable": "skipped", "over_limit": "skipped"}
+
 
 def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
     """Return one test case a gate and level, and one a level that says whether it was measured.
@@ -19,7 +21,9 @@ def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
     suite = ElementTree.Element("testsuite", name=name, timestamp=report.started, time=f"{report.seconds:.3f}")
     counts = {"failure": 0, "error": 0, "skipped": 0}
     for point in report.points:
-        kind = {"failed": "failure", "unstable": "skipped", "over_limit": "skipped"}.get(point.outcome)
+        kind = {"failed": "failure", "overloaded": "failure", "unstable": "skipped", "over_limit": "skipped"}.get(
+            point.outcome
+        )
         case = _case(suite, name, f"{point.label} is measured", f"{point.duration_s:.3f}")
         if kind is not None:
             counts[kind] += 1

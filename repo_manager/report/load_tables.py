@@ -25,6 +25,7 @@ _HEADS = {"throughput": "inf/s"}
 _STYLES = {
     "stable": "green",
     "failed": "red",
+    "overloaded": "red",
     "unstable": "yellow",
     "over_limit": "yellow",
     "pass": "green",
