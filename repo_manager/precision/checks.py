@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -22,7 +22,7 @@ __all__ = [
     "check_signature",
     "check_sparsity",
     "drift_limit",
-    "probability_outputs",
+    "probability_values",
     "served_text",
 ]
 
@@ -94,16 +94,16 @@ def _is_valid(layer: object) -> bool:
     return bool(groups and groups == getattr(layer, "valid_groups", -1))
 
 
-def probability_outputs(graph: onnx.GraphProto) -> frozenset[str]:
-    """Return the outputs that come from Sigmoid or Softmax, through operators that only move values."""
+def probability_values(graph: onnx.GraphProto, names: Iterable[str]) -> frozenset[str]:
+    """Return which of these values come from Sigmoid or Softmax, through operators that only move values."""
     producer = {name: node for node in graph.node for name in node.output}
     found = set()
-    for value in graph.output:
-        node = producer.get(value.name)
+    for name in names:
+        node = producer.get(name)
         while node is not None and node.op_type in _MOVES and node.input:
             node = producer.get(node.input[0])
         if node is not None and node.op_type in ("HardSigmoid", "Sigmoid", "Softmax"):
-            found.add(value.name)
+            found.add(name)
     return frozenset(found)
 
 

@@ -25,13 +25,14 @@ from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts
 from repo_manager.precision.calibration import CalibrationData
 from repo_manager.precision.candidate import Builder
+from repo_manager.precision.checks import drift_limit
 from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
 from repo_manager.precision.prepare import SourceCheck
 from repo_manager.precision.proof import Proof, Prover
 from repo_manager.precision.refusal import refusal, where_it_began
 from repo_manager.precision.samples import Reference, reference_of
 from repo_manager.precision.search import auto_keep
-from repo_manager.precision.selection import selection_of
+from repo_manager.precision.selection import after_selection, selection_of
 from repo_manager.types import Precision
 
 __all__ = ["convert"]
@@ -134,7 +135,7 @@ def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, 
     check = SourceCheck(model, draft, prover.reference, folder)
     builder = Builder(draft, precision, options, _Samples(calibration, prover.reference), folder, check)
     prover.preparation = str(builder.prepared)
-    prover.selection = selection_of(builder.draft, prover.reference.inputs, folder)
+    prover.selection = selection_of(builder.draft, folder)
     attempts = Attempts(builder, prover, folder, name)
     attempt = first = attempts.make()
     if builder.quantizes and not builder.quantized and not options.allow_unchanged:
@@ -144,7 +145,14 @@ def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, 
     if attempt.proof.passed:
         return attempt
     hint = "Nothing was written. --keep-fp32 PATTERN keeps sensitive layers in FP32, --auto-keep N searches for them."
-    if any(item.rounded_relative_error == math.inf for item in first.proof.drift):
+    late = [item for item in first.proof.drift if item.output in after_selection(builder.draft) and not item.judged_by]
+    if worst := next((item.output for item in late if item.worst > drift_limit(precision, options)), None):
+        hint += (
+            f" Weights follow a selection (boxes kept, top candidates) on the way to '{worst}', so that another "
+            "choice changes it. Convert the part up to the selection, with its boxes and scores as outputs, and select "
+            "outside the model; or give --max-drift inf and measure the accuracy yourself."
+        )
+    elif any(item.rounded_relative_error == math.inf for item in first.proof.drift):
         hint += " Values beyond FP16's range fit in --precision bf16, which has FP32's."
     if options.auto_keep:
         hint = (

@@ -6,12 +6,12 @@ rounding to 16 or 8 bits, hides a wrong pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.draft import Draft, opset_of
+from repo_manager.onnx_model.draft import Array, Draft, opset_of
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.source import named, without_unused
@@ -164,11 +164,12 @@ class SourceCheck:
         written = write_draft(draft, self._folder / "prepared.onnx")
         try:
             errors = self._errors(Session(written.files[0], optimize=self._optimize))
-            if not max(errors.values(), default=0.0) <= SAME and (selection := self._selection()) is not None:
+            if not max(errors.values(), default=0.0) <= SAME and (selected := self._selection()) is not None:
+                selection, chosen_from = selected
                 errors = {name: error for name, error in errors.items() if name not in selection.judges}
                 meter = DriftMeter(selection.values)
                 session = selection.session(draft, written)
-                for inputs, answers in zip(self._inputs, selection.answers, strict=True):
+                for inputs, answers in zip(self._inputs, chosen_from, strict=True):
                     meter.add(session.run(inputs), answers)
                 errors |= {item.output: item.relative_error for item in meter.result()}
         except ModelError as exc:
@@ -180,9 +181,11 @@ class SourceCheck:
         self.failure = None
         return max(errors.values(), default=0.0)
 
-    def _selection(self) -> Selection | None:
+    def _selection(self) -> tuple[Selection, tuple[Mapping[str, Array], ...]] | None:
+        """Return what outputs are chosen from, and the source's values; `None` when there is nothing of the kind."""
         try:
-            return selection_of(self._draft, self._inputs, self._folder)
+            selection = selection_of(self._draft, self._folder)
+            return None if selection is None else (selection, selection.answers(self._inputs))
         except ModelError:  # then the outputs are compared as they are
             return None
 

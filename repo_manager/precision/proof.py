@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.draft import Draft
+from repo_manager.onnx_model.draft import Array, Draft
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
@@ -20,7 +21,7 @@ from repo_manager.precision.checks import (
     check_sparsity,
     drift_limit,
     failure,
-    probability_outputs,
+    probability_values,
     served_text,
 )
 from repo_manager.precision.options import Check, ConvertOptions
@@ -91,12 +92,14 @@ class Prover:
         self.calibrated = calibrated
         self.selection: Selection | None = None
         self.preparation = ""  # how far the model was from the source before its precision changed
+        self._selected: dict[str, tuple[Mapping[str, Array], ...]] = {}
         self.quantizes = precision in (Precision.INT8, Precision.INT8_FP16)
         self.signature = signature_of(model)
         self.stand_in_failure: ModelError | None = None
         self.optimisations = ""
         self.sparsity = sparsity_report(model)
-        self.probabilities = probability_outputs(model.graph_only.graph)
+        graph = model.graph_only.graph
+        self.probabilities = probability_values(graph, [value.name for value in graph.output])
 
     def prove(self, written: WrittenModel, rounded: tuple[OutputDrift, ...] = (), stage: Draft | None = None) -> Proof:
         """Check a written candidate.
@@ -133,7 +136,7 @@ class Prover:
         return Proof(tuple(checks), drift, found, sparsity)
 
     def _check_drift(self, drift: tuple[OutputDrift, ...]) -> Check:
-        check = check_drift(drift, self.precision, self.options, self.reference.kind, self.probabilities)
+        check = check_drift(drift, self.precision, self.options, self.reference.kind, self._probabilities())
         return replace(check, detail=f"{check.detail}; {self.preparation}") if self.preparation else check
 
     def rounded_drift(self, written: WrittenModel, stand_in: Draft | None) -> tuple[OutputDrift, ...]:
@@ -223,19 +226,39 @@ class Prover:
             return drift
         try:
             session = selection.session(stage, written)
+            values = self._chosen_from(selection, session, self.reference)
+            if self.calibrated is not None:
+                on_those = self._chosen_from(selection, session, self.calibrated)
+                values = tuple(
+                    replace(item, calibration_relative_error=other.relative_error)
+                    for item, other in zip(values, on_those, strict=True)
+                )
         except ModelError:  # then the outputs are judged as they are
             return drift
-        meter = DriftMeter(selection.values, limit)
-        for inputs, answers in zip(self.reference.inputs, selection.answers, strict=True):
-            meter.add(session.run(inputs), answers)
         wanted = {value for output in judged for value in selection.judges[output]}
         return (
             *(
                 replace(item, judged_by=selection.judges[item.output]) if item.output in judged else item
                 for item in drift
             ),
-            *(replace(item, is_output=False) for item in meter.result() if item.output in wanted),
+            *(replace(item, is_output=False) for item in values if item.output in wanted),
         )
+
+    def _chosen_from(self, selection: Selection, session: Session, reference: Reference) -> tuple[OutputDrift, ...]:
+        """Return the drift of what selections are made from.
+
+        Raises:
+            ModelError: the source or the candidate does not run with these values as its outputs.
+        """
+        if reference.kind not in self._selected:
+            self._selected[reference.kind] = selection.answers(reference.inputs)
+        meter = DriftMeter(selection.values, drift_limit(self.precision, self.options))
+        for inputs, answers in zip(reference.inputs, self._selected[reference.kind], strict=True):
+            meter.add(session.run(inputs), answers)
+        return meter.result()
+
+    def _probabilities(self) -> frozenset[str]:
+        return self.probabilities if self.selection is None else self.probabilities | self.selection.probabilities
 
     def _run(self, session: Session, low: set[str], reference: Reference) -> tuple[OutputDrift, ...]:
         meter = DriftMeter(session.output_names, drift_limit(self.precision, self.options))

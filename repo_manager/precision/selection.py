@@ -1,30 +1,38 @@
 """Outputs that are a selection, and the values to judge in their place.
 
-NonMaxSuppression, TopK, ArgMax and their like turn numbers into choices. Where two candidates are nearly level, the
-smallest rounding changes which one is chosen, how many are, and so the shape of the output: a comparison element by
-element says nothing. What was chosen from, scores and boxes, is a number and can be compared.
+NonMaxSuppression, TopK, ArgMax and their like turn numbers into choices, as do rounding to integers and thresholds.
+Where two candidates are nearly level, the smallest rounding changes which one is chosen, how many are, and so the shape
+of the output: a comparison element by element says nothing. What was chosen from, scores and boxes, is a number and can
+be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model import walk
 from repo_manager.onnx_model.draft import ONNX_DOMAINS, Array, Draft, captured_names
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import WrittenModel, write_draft, write_view
+from repo_manager.precision.checks import probability_values
 from repo_manager.precision.quantize_plan import WEIGHTED
 from repo_manager.precision.value_types import ValueType, infer_types, type_table
 
-__all__ = ["Selection", "selection_of"]
+__all__ = ["Selection", "after_selection", "selection_of"]
 
 _SELECTORS = {"ArgMax", "ArgMin", "Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"}
 _MIXES = {*WEIGHTED, "Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"}
+_WHOLE = {
+    *(TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 
 
@@ -34,16 +42,38 @@ class Selection:
 
     Attributes:
         judges: output -> the float32 values that it is chosen from.
-        answers: the source's values, one dictionary per sample.
+        source: the float32 draft, with names on all nodes, in topological order.
+        folder: for a temporary model, removed again.
     """
 
     judges: Mapping[str, tuple[str, ...]]
-    answers: tuple[Mapping[str, Array], ...]
+    source: Draft = field(repr=False)
+    folder: Path
 
     @property
     def values(self) -> tuple[str, ...]:
         """Every value that judges an output, each once."""
         return tuple(dict.fromkeys(value for values in self.judges.values() for value in values))
+
+    def answers(self, samples: Iterable[Mapping[str, Array]]) -> tuple[Mapping[str, Array], ...]:
+        """Run the source; return its values, one dictionary per sample.
+
+        Raises:
+            ModelError: the draft does not run.
+        """
+        path = self.folder / "selection.onnx"
+        written = write_draft(_exposing(self.source, self.values), path)
+        try:
+            session = Session(path, optimize=False)
+            return tuple(session.run(sample) for sample in samples)
+        finally:
+            for file in written.files:
+                file.unlink()
+
+    @property
+    def probabilities(self) -> frozenset[str]:
+        """Those of the values that come from Sigmoid or Softmax."""
+        return probability_values(self.source.graph, self.values)
 
     def session(self, candidate: Draft, written: WrittenModel) -> Session:
         """Open a candidate as it is written, with these values as its outputs.
@@ -62,37 +92,31 @@ class Selection:
             view.unlink()
 
 
-def selection_of(source: Draft, samples: Iterable[Mapping[str, Array]], folder: Path) -> Selection | None:
-    """Find the outputs of a float32 draft that are selections, and run it for what they are chosen from.
+def selection_of(source: Draft, folder: Path) -> Selection | None:
+    """Find the outputs of a float32 draft that are selections.
 
-    An output with a weighted operator (Conv, MatMul, ...) between the selection and itself is no such output: what it
-    shows is not only what was chosen.
+    Every output of integers or booleans is one. A float output with a weighted operator (Conv, MatMul, ...) between the
+    selection and itself is not: what it shows is not only what was chosen.
 
     Args:
         source: with names on all nodes, in topological order.
-        samples: inputs.
         folder: for a temporary model, removed again.
 
     Returns:
         `None` when no output is a selection of float values.
-
-    Raises:
-        ModelError: the draft does not run.
     """
-    if all(node.op_type not in _SELECTORS for node in source.graph.node):
-        return None
-    judges = _judges(source)
-    if not judges:
-        return None
-    selection = Selection(judges, ())
-    path = folder / "selection.onnx"
-    written = write_draft(_exposing(source, selection.values), path)
-    try:
-        session = Session(path, optimize=False)
-        return Selection(judges, tuple(session.run(sample) for sample in samples))
-    finally:
-        for file in written.files:
-            file.unlink()
+    whole = any(output.type.tensor_type.elem_type in _WHOLE for output in source.graph.output)
+    judges = _judges(source) if whole or after_selection(source) else {}
+    return Selection(judges, source, folder) if judges else None
+
+
+def after_selection(draft: Draft) -> frozenset[str]:
+    """Return the outputs that a selection leads to, weights in between or not."""
+    reached: set[str] = set()
+    for node in draft.graph.node:
+        if _has(node, _SELECTORS) or any(name in reached for name in (*node.input, *captured_names(node))):
+            reached.update(name for name in node.output if name)
+    return frozenset(output.name for output in draft.graph.output if output.name in reached)
 
 
 def _judges(draft: Draft) -> dict[str, tuple[str, ...]]:
@@ -100,21 +124,24 @@ def _judges(draft: Draft) -> dict[str, tuple[str, ...]]:
     producer = {name: node for node in draft.graph.node for name in node.output if name}
     chosen: set[str] = set()
     for node in draft.graph.node:
-        if node.op_type in _MIXES:
+        if _has(node, _MIXES):
             continue
-        if _selects(node) or any(name in chosen for name in (*node.input, *captured_names(node))):
+        if _has(node, _SELECTORS) or any(name in chosen for name in (*node.input, *captured_names(node))):
             chosen.update(name for name in node.output if name)
     found = {}
     for output in draft.graph.output:
-        if output.name in chosen:
+        if output.name in chosen or output.type.tensor_type.elem_type in _WHOLE:
             values = _chosen_from(output.name, chosen, producer, types)
             if values:
                 found[output.name] = values
     return found
 
 
-def _selects(node: onnx.NodeProto) -> bool:
-    return node.op_type in _SELECTORS and node.domain in ONNX_DOMAINS
+def _has(node: onnx.NodeProto, operators: Container[str]) -> bool:
+    """Say whether a node, or one inside its bodies, is one of these operators."""
+    bodies = (graph for body in walk.node_graphs(node) for graph in walk.graphs_of(body))
+    each = itertools.chain([node], *(graph.node for graph in bodies))
+    return any(inner.op_type in operators and inner.domain in ONNX_DOMAINS for inner in each)
 
 
 def _chosen_from(

@@ -187,16 +187,31 @@ def test_too_few_samples_to_hold_any_out_are_said_so(save, out):
     assert "fewer than 16, so none was held out" in result.checks[-1].detail
 
 
-def detector(save, *, tail=()):
+def in_a_body(nms):
+    """Return nodes that run NonMaxSuppression inside an If, as it is where there are any scores."""
+    kept = helper.make_tensor_value_info("kept_here", TensorProto.INT64, None)
+    inner = node("NonMaxSuppression", nms.input, ["kept_here"])
+    none = helper.make_tensor("none", TensorProto.INT64, [0, 3], [])
+    then = helper.make_graph([inner], "some", [], [kept])
+    other = helper.make_graph([node("Constant", [], ["kept_here"], value=none)], "none", [], [kept])
+    return [
+        node("ReduceMax", ["scores"], ["best"], keepdims=0),
+        node("Greater", ["best", "lowest"], ["any"]),
+        node("If", ["any"], ["kept"], then_branch=then, else_branch=other),
+    ]
+
+
+def detector(save, *, tail=(), inside=False, no_object=False):
     """Boxes and scores by a convolution each, NonMaxSuppression, and the boxes that it keeps."""
     rng = RNG(7)
+    nms = node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "threshold"], ["kept"])
     nodes = [
         node("Conv", ["x", "wb"], ["box_map"]),
         node("Reshape", ["box_map", "box_shape"], ["boxes"]),
-        node("Conv", ["x", "ws"], ["score_map"]),
+        node("Conv", ["x", "ws", "bs"], ["score_map"]),
         node("Reshape", ["score_map", "score_shape"], ["logits"]),
         node("Sigmoid", ["logits"], ["scores"]),
-        node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "threshold"], ["kept"]),
+        *(in_a_body(nms) if inside else [nms]),
         node("Gather", ["kept", "two"], ["index"], axis=1),
         node("Squeeze", ["boxes", "zero_axis"], ["all_boxes"]),
         node("Gather", ["all_boxes", "index"], ["chosen"]),
@@ -205,11 +220,13 @@ def detector(save, *, tail=()):
     weights = {
         "wb": rng.standard_normal((4, 8, 1, 1)).astype(np.float32),
         "ws": rng.standard_normal((3, 8, 1, 1)).astype(np.float32),
+        "bs": np.full(3, -14 if no_object else 0, np.float32),
+        "lowest": np.float32(0),
         "box_shape": np.array([1, -1, 4], np.int64),
         "score_shape": np.array([1, 3, -1], np.int64),
         "most": np.array([20], np.int64),
         "iou": np.array([0.5], np.float32),
-        "threshold": np.array([0.6], np.float32),
+        "threshold": np.array([0 if no_object else 0.6], np.float32),
         "two": np.array(2, np.int64),
         "zero_axis": np.array([0], np.int64),
         "head": rng.standard_normal((4, 5)).astype(np.float32),
@@ -247,8 +264,69 @@ def test_a_detector_whose_scores_are_wrong_is_refused(save, out):
 def test_weights_after_a_selection_are_judged_themselves(save, out):
     """What a second stage makes of the boxes is more than a choice."""
     model, calibration = detector(save, tail=[node("MatMul", ["chosen", "head"], ["head_out"])])
-    with pytest.raises(GateError, match=r"'head_out' relative error (0\.[2-9]|inf)"):
+    with pytest.raises(GateError, match=r"'head_out' relative error (0\.[2-9]|inf)") as caught:
         convert(model, Precision.INT8, out, calibration=calibration)
+    assert "Convert the part up to the selection" in (caught.value.hint or "")
+    unlimited = ConvertOptions(max_drift=float("inf"), min_top1=0)
+    assert convert(model, Precision.INT8, out, calibration=calibration, options=unlimited).drift[0].judged_by == ()
+
+
+@pytest.mark.parametrize("precision", INT8)
+def test_a_selection_inside_a_body_is_one(save, out, precision):
+    """As exporters write it: NonMaxSuppression only where there is any candidate."""
+    model, calibration = detector(save, inside=True)
+    result = convert(model, precision, out, calibration=calibration, options=ConvertOptions(max_drift=0.05))
+    selected = [item for item in result.drift if item.judged_by]
+    assert {item.output for item in selected} == {"chosen", "kept"}
+    for item in selected:
+        assert {"boxes", "scores"} <= set(item.judged_by)
+
+
+def rounding(save, kind):
+    """An image of bytes, a mask: the number, rounded or held against a threshold, is the output."""
+    weight = (RNG(2).standard_normal((3, 3, 3, 3)) * 0.2).astype(np.float32)
+    tails = {
+        "bytes": [
+            node("Sigmoid", ["c"], ["p"]),
+            node("Mul", ["p", "scale"], ["level"]),
+            node("Round", ["level"], ["whole"]),
+            node("Cast", ["whole"], ["y"], to=TensorProto.UINT8),
+        ],
+        "mask": [node("Greater", ["c", "zero"], ["y"])],
+    }
+    element = {"bytes": TensorProto.UINT8, "mask": TensorProto.BOOL}[kind]
+    model = save(
+        [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), *tails[kind]],
+        {"x": ["N", 3, 8, 8]},
+        {"y": helper.make_tensor_value_info("y", element, ["N", 3, 8, 8])},
+        {"w": weight, "scale": np.float32(255), "zero": np.float32(0)},
+    )
+    return model, of(model, RNG(3).standard_normal((32, 1, 3, 8, 8)).astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", INT8)
+@pytest.mark.parametrize(("kind", "judge"), [("bytes", "whole"), ("mask", "c")])
+def test_whole_numbers_are_judged_by_what_is_rounded(save, out, kind, judge, precision):
+    model, calibration = rounding(save, kind)
+    limit = ConvertOptions(max_drift=0.02 if kind == "bytes" else 0.1)
+    result = convert(model, precision, out, calibration=calibration, options=limit)
+    (drift, *values) = result.drift
+    if kind == "bytes":
+        assert drift.relative_error > 0.02, "most bytes differ by one"
+        assert [(item.output, item.calibration_relative_error is None) for item in values] == [(judge, False)]
+    tight = ConvertOptions(max_drift=1e-5)
+    with pytest.raises(GateError, match=f"'{judge}' relative error"):
+        convert(model, precision, out, calibration=calibration, options=tight)
+
+
+def test_scores_that_mean_no_are_no_drift_where_boxes_are_chosen_by_them(save, out):
+    """Of a probability of 1e-6 the relative error says nothing, an output or not."""
+    model, calibration = detector(save, no_object=True)
+    result = convert(model, Precision.INT8, out, calibration=calibration, options=ConvertOptions(max_drift=0.02))
+    judged = {item.output: item for item in result.drift}
+    assert judged["kept"].judged_by
+    assert judged["scores"].max_abs_error < 1e-3
+    assert judged["scores"].relative_error > 0.02
 
 
 def test_a_class_number_is_judged_by_its_scores(save, out):
