@@ -137,7 +137,7 @@ class KServeTarget:
         self._models = self._chosen()
         self._planned: Snapshot = write_snapshot(snapshots_of(self._context.repository), self._models, dry_run=True)
         self._after = f"{self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)}/{self._planned.id}"
-        self.changes = self._after != self._uri
+        self.changes = self._after != self._uri or _share_of(self._before) != _ALL
 
     def check(self) -> None:
         """Do nothing more: the version was checked before the cluster was asked."""
@@ -163,7 +163,7 @@ class KServeTarget:
     def prove(self) -> None:
         """Wait for the revision, and go through the shares of the traffic below all of it."""
         if not self.touched:
-            self._percent = self._before["spec"]["predictor"].get("canaryTrafficPercent") or _ALL
+            self._percent = _share_of(self._before)
         self._wait(self._percent)
         for percent in self._percents if self.touched else ():
             if percent != self._percent:
@@ -187,7 +187,7 @@ class KServeTarget:
             if now["spec"]["predictor"].get("canaryTrafficPercent") is not None:
                 self._patch({"spec": {"predictor": {"canaryTrafficPercent": 0}}})
             self._patch({"metadata": {"annotations": annotations}, "spec": {"predictor": predictor}})
-            self._wait(_ALL if percent is None else percent, self._context.options.load_timeout_s)
+            self._wait(_share_of(self._before), self._context.options.load_timeout_s)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
         return f"it serves {self._uri}"
@@ -260,6 +260,12 @@ class KServeTarget:
 
     def _patch(self, patch: Object) -> None:
         self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
+
+
+def _share_of(service: Object) -> int:
+    """Return the newest revision's share of the traffic in per cent, as it is asked for."""
+    percent = service["spec"]["predictor"].get("canaryTrafficPercent")
+    return _ALL if percent is None else int(percent)
 
 
 def _percents_of(options: TrialOptions) -> tuple[int, ...]:

@@ -58,6 +58,18 @@ def test_all_at_once(cluster: FakeCluster, controller: Controller, repository: P
     assert not deploy(repository, "scale", 2, TARGET, options=QUICK).changed
 
 
+@pytest.mark.parametrize("percent", [0, 10])
+def test_a_canary_that_was_left_halfway_is_finished(
+    cluster: FakeCluster, controller: Controller, repository: Path, api: Api, percent: int
+) -> None:
+    """The storageUri is the snapshot's already, and the revision has not all of the traffic."""
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    KServeWeights(SERVICE, api, timeout_s=5.0).set_weight(percent / 100)
+    assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed
+    assert "canaryTrafficPercent" not in cluster.objects["inferenceservices", "models", "digits"]["spec"]["predictor"]
+    assert controller.percents == [100, percent, 100]
+
+
 def test_step_by_step_with_a_gate(controller: Controller, repository: Path) -> None:
     asked: list[float] = []
     rollout = deploy(
