@@ -24,13 +24,25 @@ from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import Endpoint, TritonClient
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.metrics_page import free_gpu_bytes, local_server, metrics_text, metrics_url_of
-from repo_manager.triton_config import ModelConfig, check_config, parse_config, runtime_signature, same_signature
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    ModelConfig,
+    check_config,
+    check_rules,
+    parse_config,
+    runtime_signature,
+    same_signature,
+)
 
 __all__ = ["Check", "Outcome", "Room", "check_server", "check_version", "free_host_bytes", "refuse", "room_for"]
 
 MANIFEST = "manifest.json"
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+
+
+_COMPLETED_RULES = {"tensor-data-type", "tensor-dims"}
+"""What a server with auto-completion may fill in."""
 
 
 class Outcome(str, enum.Enum):
@@ -168,6 +180,13 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     """Compare config.pbtxt with the version: with the configuration derived for it, else with the model itself."""
     if config is None:
         return Check("config", Outcome.UNKNOWN, "there is no config.pbtxt: the server makes one up")
+    broken = [
+        problem
+        for problem in check_rules(config, where=CONFIG_FILENAME)
+        if problem.severity is Severity.ERROR and problem.rule not in _COMPLETED_RULES
+    ]
+    if broken:
+        return Check("config", Outcome.REFUSED, "; ".join(map(str, broken)), "Correct it: repo-manager config.")
     manifest = entry.version(version).manifest
     derived = None if manifest is None else manifest.config
     if derived:
@@ -186,7 +205,7 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
         return Check("config", Outcome.WARNING, f"the model cannot be read here: {exc.message}")
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
-        return Check("config", Outcome.REFUSED, "; ".join(map(str, errors)), "Mend it: repo-manager config.")
+        return Check("config", Outcome.REFUSED, "; ".join(map(str, errors)), "Correct it: repo-manager config.")
     return Check("config", Outcome.PASSED, "inputs and outputs are the model's")
 
 

@@ -47,6 +47,21 @@ def test_a_config_is_held_against_the_model_itself(tmp_path: Path) -> None:
     assert outcomes(tmp_path)["config"] is Outcome.REFUSED
 
 
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ("dynamic_batching { priority_levels: 2 }", "default_priority_level is 0"),
+        ("response_cache { enable: true } model_transaction_policy { decoupled: true }", "a decoupled model cannot"),
+        ('platform: "tensorrt_plan"', "does not belong to backend"),
+    ],
+)
+def test_what_triton_refuses_is_named_before_a_server_is_asked(tmp_path: Path, wrong: str, rule: str) -> None:
+    text = SCALING_CONFIG.replace("dynamic_batching {}", "") + wrong
+    write_model(tmp_path, "m", text, {1: scaling_model()})
+    (config,) = [check for check in check_version(tmp_path, find_model(tmp_path, "m"), 1) if check.name == "config"]
+    assert (config.outcome, rule in config.detail) == (Outcome.REFUSED, True)
+
+
 def test_a_published_version_whose_file_was_changed_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path, "m", SCALING_CONFIG, {1: scaling_model()})
     manifest = {
