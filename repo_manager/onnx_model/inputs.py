@@ -58,7 +58,7 @@ def natural_inputs(
         ModelError: an input of a type that NumPy cannot make, or too large.
     """
     generator = np.random.default_rng(seed)
-    known = {**_guessed_sizes(signature), **(sizes or {})}
+    known = {**_first_axes(signature, 1 if batch is None else batch), **_guessed_sizes(signature), **(sizes or {})}
     arrays = {}
     for spec in signature.inputs:
         shape = resolve_shape(spec, batch=1 if batch is None else batch, sizes=known, default=_DEFAULT_SIZE)
@@ -83,13 +83,18 @@ def usual_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             with contextlib.suppress(ModelError):
                 specs.append(spec_of(value, f"input '{value.name}'"))
     signature = Signature(tuple(specs), (), 0, 0, {})
-    known = _guessed_sizes(signature)
+    known = {**_first_axes(signature, 1), **_guessed_sizes(signature)}
     shapes = {}
     for spec in specs:
         if spec.shape is not None:
             with contextlib.suppress(ModelError):
                 shapes[spec.name] = resolve_shape(spec, sizes=known, default=_DEFAULT_SIZE)
     return shapes
+
+
+def _first_axes(signature: Signature, batch: int) -> dict[str, int]:
+    """Give a symbol that is some input's first axis the batch's size on every axis, as in a recurrent state."""
+    return {spec.shape[0]: batch for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
 
 
 def _guessed_sizes(signature: Signature) -> dict[str, int]:
@@ -173,3 +178,7 @@ def _candidates(signature: Signature) -> Iterator[dict[str, int]]:
     for size in _TRIED_SIZES if free else ():
         if size <= limit:
             yield dict.fromkeys(free, size)
+    if len(free) > 1:  # one axis counts time or pixels, and the others are the batch once more (a state's)
+        for size in _TRIED_SIZES:
+            for long in sorted(free):
+                yield {**dict.fromkeys(free, 1), long: size}

@@ -212,3 +212,35 @@ def test_samples_are_used(tmp_path: Path) -> None:
         {"t": onnx_models.weight((9, 2)), "c": np.array([8], np.int64)},
     )  # fmt: skip
     assert axis_of(proto, tmp_path, x=np.array([3, 4, 5])).batched
+
+
+def test_sizes_are_found_where_one_axis_is_long_and_another_is_the_batch(tmp_path: Path) -> None:
+    """A state's free axis is the batch; the signal's has to be longer than its padding."""
+    weights = {"pads": np.array([0, 40, 0, 40]), "w": onnx_models.weight((8, 8))}
+    nodes = [
+        helper.make_node("Pad", ["signal", "pads"], ["padded"], mode="reflect"),
+        helper.make_node("ReduceMean", ["padded"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("MatMul", ["state", "w"], ["s"]),
+        helper.make_node("ReduceSum", ["s", "first"], ["rows"], keepdims=0),
+        helper.make_node("Concat", ["mean", "rows"], ["y"], axis=1),
+    ]
+    weights["first"] = np.array([0])
+    inputs = [value("signal", [None, None]), value("state", [2, None, 8])]
+    path = onnx_models.save(onnx_models.model(nodes, inputs, [value("y", None)], weights), tmp_path / "m.onnx")
+    signature = signature_of(load_model(path))
+    sizes = find_sizes(Session(path), signature)
+    assert (sizes["state:1"], sizes["signal:1"] > 40) == (1, True)
+    Session(path).run(natural_inputs(signature, sizes=sizes))
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_the_batch_has_one_size_on_whatever_axis_it_is(batch: int | None, tmp_path: Path) -> None:
+    inputs = [value("signal", ["batch", "time"]), value("state", [2, "batch", 8])]
+    nodes = [
+        helper.make_node("ReduceSum", ["signal"], ["a"], keepdims=0),
+        helper.make_node("Add", ["state", "a"], ["y"]),
+    ]
+    _, signature = loaded(one(nodes, inputs, [value("y", None)]), tmp_path)
+    arrays = natural_inputs(signature, batch=batch)
+    assert arrays["signal"].shape[0] == arrays["state"].shape[1] == (batch or 1)
+    assert natural_inputs(signature, batch=batch, sizes={"batch": 5})["state"].shape == (2, 5, 8)
