@@ -176,18 +176,26 @@ def _beside_neighbours(trial: Trial) -> str | None:
 
 
 def _batches(trial: Trial) -> Iterator[tuple[tuple[int, int, int], list[Arrays]]]:
-    """Yield (sample, size, its place) and the batch; both samples, at both ends, in batches of 2, 3 and 8."""
-    samples = (trial.first, trial.second)
-    ends = [(which, place) for which in (0, 1) for place in (0, 1)]
-    for neighbour, (which, place) in itertools.product([samples[1], samples[0], *trial.neighbours], ends):
-        pair = [samples[which], neighbour] if place == 0 else [neighbour, samples[which]]
-        yield (which, 2, place), pair
-    for size in (3, _LARGER):
-        for neighbour, which in itertools.product([samples[0], samples[1], *trial.neighbours], (0, 1)):
-            place = (size - 1) * which
-            batch = [neighbour] * size
-            batch[place] = samples[which]
-            yield (which, size, place), batch
+    """Yield (sample, size, its place) and the batch.
+
+    Both samples come at both ends, in batches of 2, 3 and 8; then the neighbours do, of which a quiet one shows what
+    a sample with large values of its own hides.
+    """
+    samples = (trial.first, trial.second, *trial.neighbours)
+    beside = (trial.second, trial.first, *trial.neighbours)
+    for which, neighbour, place in itertools.product((0, 1), beside, (0, 1)):
+        yield (which, 2, place), _batch(samples[which], neighbour, 2, place)
+    for size, which, neighbour in itertools.product((3, _LARGER), (0, 1), beside):
+        place = (size - 1) * which
+        yield (which, size, place), _batch(samples[which], neighbour, size, place)
+    for which, neighbour in itertools.product(range(2, len(samples)), beside):
+        yield (which, 2, which % 2), _batch(samples[which], neighbour, 2, which % 2)
+
+
+def _batch(sample: Arrays, neighbour: Arrays, size: int, place: int) -> list[Arrays]:
+    batch = [neighbour] * size
+    batch[place] = sample
+    return batch
 
 
 def _on_another_place(trial: Trial, names: Sequence[str]) -> str | None:
