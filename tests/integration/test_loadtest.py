@@ -129,6 +129,15 @@ def test_gates_judge_a_measured_report(target):
     assert judge(report, [parse_slo("p50<10ms")]).outcome is Outcome.FAIL
 
 
+@pytest.mark.parametrize(("protocol", "in_flight"), [("grpc", 4096), ("http", 4096), ("grpc", 16)])
+def test_a_rate_above_what_the_server_holds_fails_its_latency_gates(target, protocol, in_flight):
+    """The model takes 20 ms a request: it holds 50 a second."""
+    report = load(target, protocol, "slow", rate=(120.0,), duration_s=3.0, max_in_flight=in_flight)
+    assert report.points[0].outcome == "overloaded"
+    assert "holds at most about" in report.points[0].reason
+    assert judge(report, [parse_slo("p99<100ms")]).outcome is Outcome.FAIL
+
+
 def test_a_stall_of_the_server_is_not_forgotten(target):
     """One request in 100/s waits 0.5 s: the ones due meanwhile wait behind it, and an open loop says so."""
     (point,) = load(target, "grpc", "stalls", rate=(100.0,), duration_s=2.0, warmup_s=0.0).points
