@@ -7,6 +7,7 @@ import none. This table is the only place that names a module by a string. In th
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -131,6 +132,7 @@ class CommandTable(TyperGroup):
             parameters_of = command.get_params
             command.get_params = lambda context: take_plain_values(command, parameters_of(context))
             self.commands[cmd_name] = command
+            gc.enable()  # Off since the start, where there was nothing to collect.
         return self.commands[cmd_name]
 
     def get_params(self, ctx: Any) -> list[Any]:

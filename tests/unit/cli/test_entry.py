@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import pytest
@@ -23,3 +24,12 @@ def test_ctrl_c_while_python_imports_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130
+
+
+def test_a_command_runs_with_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr("repo_manager.cli.repository.scan", lambda *_, **__: seen.append(gc.isenabled()) or ())
+    monkeypatch.setattr(sys, "argv", ["repo-manager", "list", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    assert seen == [True]
