@@ -69,17 +69,27 @@ class Attempts:
 
     def _make(self, names: tuple[str, ...]) -> Attempt:
         candidate, written, rounded = self._write(names)
-        beyond = any(item.relative_error == math.inf for item in rounded)
-        if (
-            beyond
-            and self.prover.options.keep_overflowing
-            and self.builder.lowers_to_fp16
-            and self.builder.keep_overflowing(self.prover.reference.inputs)
-        ):
+        if any(item.relative_error == math.inf for item in rounded) and self._keep_overflowing():
             shutil.rmtree(written.files[0].parent)
             candidate, written, rounded = self._write(names)
-        proof = self.prover.prove(written, rounded, candidate.stages[-1][1])
+        proof = self._prove(candidate, written, rounded)
+        # A mask of -3.4e38 became FP16's lowest number: beside it, FP16 and FP32 keep different digits of the scores.
+        if proof.failed_only("drift") and self._keep_overflowing():
+            shutil.rmtree(written.files[0].parent)
+            candidate, written, rounded = self._write(names)
+            proof = self._prove(candidate, written, rounded)
         return Attempt(candidate, written, proof, names)
+
+    def _prove(self, candidate: Candidate, written: WrittenModel, rounded: tuple[OutputDrift, ...]) -> Proof:
+        return self.prover.prove(written, rounded, candidate.stages[-1][1])
+
+    def _keep_overflowing(self) -> bool:
+        """Keep what exceeds FP16's range; say whether that is more than before."""
+        return (
+            self.prover.options.keep_overflowing
+            and self.builder.lowers_to_fp16
+            and self.builder.keep_overflowing(self.prover.reference.inputs)
+        )
 
     def _keep_named(self, message: str) -> bool:
         """Keep the node that a vendor's message names; say whether it names one that was not kept before."""

@@ -26,6 +26,8 @@ __all__ = ["Roles", "keep_reasons", "roles_of", "to_low"]
 _TYPE_BY_ATTRIBUTE = {"Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"}
 SHAPES = "computes shapes or positions"
 FP16_MAX = 65504.0
+BF16_MAX = float.fromhex("0x1.fep127")
+_LARGEST = {"float16": FP16_MAX, "bfloat16": BF16_MAX}
 BEYOND_ANY_VALUE = 1e8  # constants this large are masks or "no limit": the largest FP16 number does the same
 _ONNX_TYPE: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
 _QUANTIZATION = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
@@ -150,14 +152,12 @@ def to_low(array: NDArray[Any], low: np.dtype[Any]) -> NDArray[Any]:
     Finite values beyond the type's range become its largest number. A single tiny constant (an epsilon)
     becomes the smallest subnormal instead of 0, so that what it protects from dividing by 0 stays protected.
     """
-    try:
-        with np.errstate(over="raise", under="ignore", invalid="ignore"):
-            values = array.astype(low)
-    except FloatingPointError:
-        limit = np.float32(FP16_MAX)
-        finite = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
-        with np.errstate(all="ignore"):
-            values = finite.astype(low)
+    with np.errstate(all="ignore"):
+        values = array.astype(low)
+        infinite = np.isinf(values)
+        if infinite.any():  # an attention mask's -3.4e38: infinite, it makes a row that is masked as a whole NaN
+            largest = np.copysign(np.float32(_LARGEST[low.name]), array)
+            values = np.where(infinite & np.isfinite(array), largest.astype(low), values)
     if low == np.float16 and values.size == 1 and values.reshape(-1)[0] == 0 and array.reshape(-1)[0] != 0:
         values = np.copysign(np.full_like(values, np.float16(6e-8)), array).astype(low)
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from repo_manager.errors import CalibrationError, ModelError
+from repo_manager.errors import ModelError
 from repo_manager.onnx_model.draft import Array, Draft
 from repo_manager.precision.lowering_rules import FP16_MAX
 from repo_manager.precision.ranges import float_values, largest_values
@@ -26,12 +26,12 @@ def overflowing_nodes(draft: Draft, samples: Iterable[Mapping[str, Array]], fold
         folder: for the temporary model.
 
     Returns:
-        Node name -> reason; empty when the source itself is not finite on the samples.
+        Node name -> reason.
     """
     values = float_values(draft, [name for node in draft.graph.node for name in node.output if name])
     try:
-        largest = largest_values(draft, values, samples, folder, optimize=False)
-    except (CalibrationError, ModelError):
+        largest = largest_values(draft, values, samples, folder, optimize=False, finite=False)
+    except ModelError:
         return {}
     beyond = {value: size for value, size in largest.items() if size * _HEADROOM > FP16_MAX}
     reasons: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,13 @@ def float_values(draft: Draft, values: Iterable[str]) -> tuple[str, ...]:
 
 
 def largest_values(
-    draft: Draft, values: Sequence[str], samples: Iterable[Sample], folder: Path, *, optimize: bool = True
+    draft: Draft,
+    values: Sequence[str],
+    samples: Iterable[Sample],
+    folder: Path,
+    *,
+    optimize: bool = True,
+    finite: bool = True,
 ) -> dict[str, float]:
     """Return the largest absolute value that each tensor takes over all samples.
 
@@ -42,9 +49,10 @@ def largest_values(
         samples: inputs.
         folder: for the temporary model; emptied by the caller.
         optimize: let ONNX Runtime fuse operators: faster, at up to three times the memory.
+        finite: refuse values that are not finite; `False` counts them as infinite.
 
     Raises:
-        CalibrationError: a value became NaN or infinite.
+        CalibrationError: a value became NaN or infinite, and `finite` asks for none.
         ModelError: ONNX Runtime does not run the model on a sample.
     """
     probe = draft.copy()
@@ -68,6 +76,9 @@ def largest_values(
         for value, (high, low) in outputs.items():
             extremes = np.array([result[high], result[low]], np.float64)
             if not np.isfinite(extremes).all():
+                if not finite:
+                    largest[value] = math.inf
+                    continue
                 raise CalibrationError(
                     f"value '{value}' is not finite on sample {number + 1} of the calibration data",
                     hint="Look at that sample: the float32 model itself overflows on it.",

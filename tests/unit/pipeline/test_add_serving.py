@@ -62,6 +62,15 @@ def test_an_accelerator_on_a_model_without_one_is_refused_as_it_would_not_take_e
     assert "optimization" in added(tmp_path, "fast", backend=ORT).config_kept, "said, not silently ignored"
 
 
+def test_bf16_for_onnx_runtime_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(UsageError, match=r"--precision bf16 with the onnxruntime backend: .* no BF16 operators"):
+        add(samples.sample_model(), "digits", tmp_path, AddOptions(backend=ORT, precision=Precision.BF16),
+            report=said.append)  # fmt: skip
+    assert names(tmp_path) == []
+    assert not any("Converting" in line for line in said)
+
+
 def test_plans_built_elsewhere_are_adopted_without_the_library(tmp_path: Path) -> None:
     plans = {"8.0": plan(tmp_path / "a.plan"), "9.0": plan(tmp_path / "b.plan")}
     root = tmp_path / "models"

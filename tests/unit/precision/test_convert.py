@@ -282,3 +282,59 @@ def test_what_the_full_checker_rejects_in_the_source_too(save, out):
     model = save([node("MeanVarianceNormalization", ["x"], ["y"])], {"x": [1, 3, 4, 4]}, {"y": [1, 3, 4, 4]})
     result = convert(model, Precision.FP32, out)
     assert result.checks[0].passed
+
+
+LOWEST = np.finfo(np.float32).min
+
+
+def masked_attention(save, how, value):
+    """Attention over 4 places with an additive mask, a chosen one (Where), or one that is a weight."""
+    rng = np.random.default_rng(9)
+    mask = np.zeros((4, 4), np.float32)
+    mask[0] = value  # a row that is masked as a whole
+    weights = {"w": rng.standard_normal((8, 8)).astype(np.float32) / 3, "one": np.float32(1), "low": np.float32(value)}
+    masks = {
+        "added": [
+            helper.make_node("Sub", ["one", "mask"], ["hidden"]),
+            helper.make_node("Mul", ["hidden", "low"], ["bias"]),
+            helper.make_node("Add", ["scores", "bias"], ["masked"]),
+        ],
+        "chosen": [
+            helper.make_node("Cast", ["mask"], ["shown"], to=TensorProto.BOOL),
+            helper.make_node("Where", ["shown", "scores", "low"], ["masked"]),
+        ],
+        "stored": [helper.make_node("Add", ["scores", "stored"], ["masked"])],
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["q"]),
+        helper.make_node("Transpose", ["q"], ["k"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k"], ["scores"]),
+        *masks[how],
+        helper.make_node("Softmax", ["masked"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "q"], ["y"]),
+    ]
+    if how == "stored":
+        weights["stored"] = mask
+    inputs = {"x": [1, 4, 8], **({} if how == "stored" else {"mask": [1, 1, 4]})}
+    read = {name for node in nodes for name in node.input}
+    model = save(nodes, inputs, {"y": [1, 4, 8]}, {name: each for name, each in weights.items() if name in read})
+    samples = [
+        {"x": rng.standard_normal((1, 4, 8)).astype(np.float32), "mask": np.float32(row).reshape(1, 1, 4)}
+        for row in ([1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1])
+    ]
+    return model, [{name: sample[name] for name in inputs} for sample in samples]
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+@pytest.mark.parametrize("value", [LOWEST, -1e9], ids=["lowest", "-1e9"])
+@pytest.mark.parametrize("how", ["added", "chosen", "stored"])
+def test_a_row_that_is_masked_as_a_whole_is_right_in_16_bits(save, tmp_path, how, value, precision):
+    model, samples = masked_attention(save, how, value)
+    calibration = data_of_samples(samples, signature_of(model), "test")
+    result = convert(model, precision, tmp_path / "out.onnx", calibration=calibration)
+    assert result.drift[0].worst < 0.01
+    if precision is Precision.FP16:
+        served = Session(tmp_path / "out.onnx")
+        for sample in samples:
+            want = Session(model.path).run(sample)["y"]
+            np.testing.assert_allclose(served.run(sample)["y"], want, rtol=0.02, atol=0.01)
