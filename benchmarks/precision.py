@@ -39,7 +39,7 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision import ConvertOptions, convert
-from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
+from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.precision.candidate import Builder
 from repo_manager.types import Precision
 

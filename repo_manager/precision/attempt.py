@@ -11,7 +11,7 @@ from pathlib import Path
 
 from repo_manager.onnx_model.write import WrittenModel, write_draft
 from repo_manager.precision.candidate import Builder, Candidate
-from repo_manager.precision.proof import Proof, Prover
+from repo_manager.precision.proof.prove import Proof, Prover
 from repo_manager.stats.drift import OutputDrift
 
 __all__ = ["Attempt", "Attempts"]

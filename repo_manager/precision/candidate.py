@@ -11,15 +11,15 @@ from onnx import TensorProto
 
 from repo_manager.errors import ModelError, UsageError
 from repo_manager.onnx_model.draft import Array, Draft
+from repo_manager.precision.calibration.overflow import overflowing_nodes
+from repo_manager.precision.calibration.ranges import largest_values, percentile_values
 from repo_manager.precision.keep import Keep
-from repo_manager.precision.lower import lower
 from repo_manager.precision.options import ConvertOptions, KeptNode
-from repo_manager.precision.overflow import overflowing_nodes
-from repo_manager.precision.prepare import Prepared, SourceCheck, prepare, prepare_checked
-from repo_manager.precision.quantize import quantize
-from repo_manager.precision.quantize_plan import plan_quantization
-from repo_manager.precision.ranges import largest_values, percentile_values
-from repo_manager.precision.rounding import rounded
+from repo_manager.precision.passes.lower import lower
+from repo_manager.precision.passes.prepare import Prepared, SourceCheck, prepare, prepare_checked
+from repo_manager.precision.passes.quantize import quantize
+from repo_manager.precision.passes.quantize_plan import plan_quantization
+from repo_manager.precision.passes.rounding import rounded
 from repo_manager.types import Precision
 
 __all__ = ["Builder", "Candidate"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.model import Model
 from repo_manager.precision.attempt import Attempt, Attempts
-from repo_manager.precision.checks import drift_limit
-from repo_manager.precision.lowering_rules import FP16_MAX
-from repo_manager.precision.proof import Proof
-from repo_manager.precision.trace import BlockDrift, first_drift, trace_drift
+from repo_manager.precision.passes.lowering_rules import FP16_MAX
+from repo_manager.precision.proof.checks import drift_limit
+from repo_manager.precision.proof.prove import Proof
+from repo_manager.precision.proof.trace import BlockDrift, first_drift, trace_drift
 from repo_manager.stats.drift import table
 from repo_manager.types import Precision
 

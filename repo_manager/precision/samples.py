@@ -11,7 +11,7 @@ from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature
-from repo_manager.precision.calibration import CalibrationData
+from repo_manager.precision.calibration.load import CalibrationData
 
 __all__ = ["Reference", "reference_of"]
 

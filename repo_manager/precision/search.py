@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.precision.attempt import Attempt, Attempts
-from repo_manager.precision.trace import trace_drift
+from repo_manager.precision.proof.trace import trace_drift
 
 __all__ = ["auto_keep"]
 

@@ -21,7 +21,7 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import is_installed
 from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.precision import ConvertOptions, convert
-from repo_manager.precision.calibration_checks import data_of_samples
+from repo_manager.precision.calibration.data import data_of_samples
 from repo_manager.types import Backend, Precision
 
 if not is_installed("tensorrt_rtx"):

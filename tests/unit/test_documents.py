@@ -71,7 +71,8 @@ def options_of(command: object) -> Iterator[str]:
 def known() -> tuple[set[str], str]:
     """The options of all commands, and the text of everything else here that takes options."""
     root = typer.main.get_command(app)
-    options = {"--help", "--version", *(o for name in NAMES for o in options_of(root.get_command(None, name)))}  # type: ignore[attr-defined, arg-type]
+    own = (o for parameter in root.params for o in parameter.opts)
+    options = {"--help", "--version", *own, *(o for name in NAMES for o in options_of(root.get_command(None, name)))}  # type: ignore[attr-defined, arg-type]
     ours = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "examples").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     return options, "".join(path.read_text(encoding="utf-8") for path in ours)
 

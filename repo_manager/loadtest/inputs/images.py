@@ -16,14 +16,14 @@ from repo_manager.request_data.read import DATA_SUFFIXES
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts, Sample
 
 if TYPE_CHECKING:
-    from repo_manager.precision.calibration_images import ImageRecipe
+    from repo_manager.precision.calibration.images import ImageRecipe
 
 __all__ = ["IMAGE_KEYS", "is_images", "read_images", "recipe_of"]
 
 IMAGE_KEYS = ("resize", "color", "scale", "mean", "std", "layout")
 _COLORS = ("rgb", "bgr", "gray")
 _LAYOUTS = ("nchw", "nhwc")
-_READER = "repo_manager.precision.calibration_images"  # brings ONNX Runtime: only for images
+_READER = "repo_manager.precision.calibration.images"  # brings ONNX Runtime: only for images
 
 
 def is_images(path: Path) -> bool:

@@ -11,7 +11,7 @@ from repo_manager.errors import CalibrationError, MissingDependencyError
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.optional import is_installed
 from repo_manager.precision import load_calibration
-from repo_manager.precision.calibration_images import read_recipe
+from repo_manager.precision.calibration.images import read_recipe
 from repo_manager.types import TensorSpec
 
 

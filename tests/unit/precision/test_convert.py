@@ -16,8 +16,8 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision import ConvertOptions, convert
-from repo_manager.precision.calibration_checks import data_of_samples
-from repo_manager.precision.checks import check_drift, check_signature
+from repo_manager.precision.calibration.data import data_of_samples
+from repo_manager.precision.proof.checks import check_drift, check_signature
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.types import Precision, as_json
 

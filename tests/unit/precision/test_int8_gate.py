@@ -18,7 +18,7 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision import ConvertOptions, convert
-from repo_manager.precision.calibration_checks import data_of_samples
+from repo_manager.precision.calibration.data import data_of_samples
 from repo_manager.types import Precision
 
 RNG = np.random.default_rng

@@ -14,10 +14,10 @@ from repo_manager.onnx_model import walk
 from repo_manager.onnx_model.draft import Draft
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.precision.keep import Keep
-from repo_manager.precision.lower import Lowered, lower
-from repo_manager.precision.lowering_rules import to_low
-from repo_manager.precision.prepare import prepare
-from repo_manager.precision.value_types import infer_types, type_table
+from repo_manager.precision.passes.lower import Lowered, lower
+from repo_manager.precision.passes.lowering_rules import to_low
+from repo_manager.precision.passes.prepare import prepare
+from repo_manager.precision.passes.value_types import infer_types, type_table
 
 FP16 = TensorProto.FLOAT16
 node = helper.make_node

@@ -7,12 +7,12 @@ from onnx import TensorProto, helper
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.draft import opset_of
 from repo_manager.onnx_model.source import draft_of
-from repo_manager.precision.fold_batchnorm import fold_batchnorm
-from repo_manager.precision.fold_constants import fold_constants
 from repo_manager.precision.keep import Keep
-from repo_manager.precision.lower import lower
-from repo_manager.precision.prepare import prepare
-from repo_manager.precision.raise_opset import raise_opset
+from repo_manager.precision.passes.fold_batchnorm import fold_batchnorm
+from repo_manager.precision.passes.fold_constants import fold_constants
+from repo_manager.precision.passes.lower import lower
+from repo_manager.precision.passes.prepare import prepare
+from repo_manager.precision.passes.raise_opset import raise_opset
 
 node = helper.make_node
 RNG = np.random.default_rng(3)

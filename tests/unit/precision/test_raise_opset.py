@@ -22,11 +22,11 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of, named
 from repo_manager.onnx_model.write import write_draft
-from repo_manager.precision import prepare
-from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
+from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.precision.convert import convert
-from repo_manager.precision.fold_constants import fold_constants
-from repo_manager.precision.raise_opset import raise_opset
+from repo_manager.precision.passes import prepare
+from repo_manager.precision.passes.fold_constants import fold_constants
+from repo_manager.precision.passes.raise_opset import raise_opset
 from repo_manager.types import Precision
 
 node = helper.make_node

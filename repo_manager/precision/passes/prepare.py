@@ -16,11 +16,11 @@ from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.source import named, without_unused
 from repo_manager.onnx_model.write import write_draft
-from repo_manager.precision.fold_batchnorm import fold_batchnorm
-from repo_manager.precision.fold_constants import fold_constants
-from repo_manager.precision.raise_opset import raise_opset
+from repo_manager.precision.passes.fold_batchnorm import fold_batchnorm
+from repo_manager.precision.passes.fold_constants import fold_constants
+from repo_manager.precision.passes.raise_opset import raise_opset
+from repo_manager.precision.proof.selection import Selection, selection_of
 from repo_manager.precision.samples import Reference
-from repo_manager.precision.selection import Selection, selection_of
 from repo_manager.stats.drift import DriftMeter
 
 __all__ = ["Prepared", "SourceCheck", "prepare", "prepare_checked"]

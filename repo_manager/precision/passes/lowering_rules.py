@@ -17,8 +17,8 @@ from onnx import TensorProto
 
 from repo_manager.onnx_model import walk
 from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft
-from repo_manager.precision.normalization import statistics_nodes
-from repo_manager.precision.value_types import ValueType
+from repo_manager.precision.passes.normalization import statistics_nodes
+from repo_manager.precision.passes.value_types import ValueType
 
 __all__ = ["Roles", "keep_reasons", "roles_of", "to_low"]
 

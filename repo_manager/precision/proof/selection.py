@@ -21,9 +21,9 @@ from repo_manager.onnx_model import walk
 from repo_manager.onnx_model.draft import ONNX_DOMAINS, Array, Draft, captured_names
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import WrittenModel, write_draft, write_view
-from repo_manager.precision.checks import probability_values
-from repo_manager.precision.quantize_plan import WEIGHTED
-from repo_manager.precision.value_types import ValueType, infer_types, type_table
+from repo_manager.precision.passes.quantize_plan import WEIGHTED
+from repo_manager.precision.passes.value_types import ValueType, infer_types, type_table
+from repo_manager.precision.proof.checks import probability_values
 
 __all__ = ["Selection", "after_selection", "selection_of"]
 

@@ -14,7 +14,7 @@ from repo_manager.errors import CalibrationError
 from repo_manager.onnx_model.draft import Array, Draft, unique_name
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import write_draft
-from repo_manager.precision.value_types import infer_types, type_table
+from repo_manager.precision.passes.value_types import infer_types, type_table
 
 __all__ = ["float_values", "largest_values", "percentile_values"]
 

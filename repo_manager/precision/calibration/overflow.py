@@ -7,8 +7,8 @@ from pathlib import Path
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.draft import Array, Draft
-from repo_manager.precision.lowering_rules import FP16_MAX
-from repo_manager.precision.ranges import float_values, largest_values
+from repo_manager.precision.calibration.ranges import float_values, largest_values
+from repo_manager.precision.passes.lowering_rules import FP16_MAX
 
 __all__ = ["overflowing_nodes"]
 

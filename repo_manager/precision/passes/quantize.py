@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from repo_manager.onnx_model.draft import Array, Draft, Weight, replace_nodes, unique_name, weight_of_array
 from repo_manager.onnx_model.source import without_unused
-from repo_manager.precision.quantize_plan import PASS_THROUGH, QuantizationPlan
+from repo_manager.precision.passes.quantize_plan import PASS_THROUGH, QuantizationPlan
 
 __all__ = ["channel_scales", "quantize", "to_int8"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from repo_manager.errors import CalibrationError
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
-from repo_manager.precision.calibration_checks import CalibrationData, check_names, numpy_name, validated
+from repo_manager.precision.calibration.data import CalibrationData, check_names, numpy_name, validated
 from repo_manager.types import TensorSpec
 
 __all__ = ["from_folder", "from_npz"]

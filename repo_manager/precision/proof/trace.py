@@ -13,7 +13,7 @@ from onnx import TensorProto
 from repo_manager.onnx_model.draft import Array, Draft
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import write_draft
-from repo_manager.precision.value_types import infer_types, type_table
+from repo_manager.precision.passes.value_types import infer_types, type_table
 from repo_manager.stats.drift import relative_error
 
 __all__ = ["BlockDrift", "first_drift", "trace_drift"]

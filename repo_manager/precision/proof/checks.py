@@ -10,7 +10,7 @@ import onnx
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.signature import Signature
-from repo_manager.precision.calibration_checks import MIN_TO_SPLIT
+from repo_manager.precision.calibration.data import MIN_TO_SPLIT
 from repo_manager.precision.options import DEFAULT_MAX_DRIFT, DEFAULT_MIN_TOP1, Check, ConvertOptions
 from repo_manager.sparsity.report import SparsityReport
 from repo_manager.stats.drift import OutputDrift

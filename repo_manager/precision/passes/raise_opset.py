@@ -36,7 +36,7 @@ from repo_manager.onnx_model.draft import (
     unique_name,
     used_names,
 )
-from repo_manager.precision.value_types import ValueType, infer_types, type_table
+from repo_manager.precision.passes.value_types import ValueType, infer_types, type_table
 
 __all__ = ["raise_opset"]
 

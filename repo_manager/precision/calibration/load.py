@@ -8,8 +8,9 @@ from pathlib import Path
 
 from repo_manager.errors import CalibrationError
 from repo_manager.onnx_model.signature import Signature
-from repo_manager.precision import calibration_arrays, calibration_images
-from repo_manager.precision.calibration_checks import CalibrationData, data_of_samples
+from repo_manager.precision.calibration import arrays as calibration_arrays
+from repo_manager.precision.calibration import images as calibration_images
+from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 
 __all__ = ["MIN_SAMPLES", "CalibrationData", "load_calibration"]
 

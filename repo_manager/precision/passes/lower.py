@@ -31,8 +31,8 @@ from repo_manager.onnx_model.draft import (
     used_names,
 )
 from repo_manager.onnx_model.source import without_unused
-from repo_manager.precision.lowering_rules import SHAPES, Roles, keep_reasons, roles_of, to_low
-from repo_manager.precision.value_types import ValueType, infer_types, type_table
+from repo_manager.precision.passes.lowering_rules import SHAPES, Roles, keep_reasons, roles_of, to_low
+from repo_manager.precision.passes.value_types import ValueType, infer_types, type_table
 
 __all__ = ["Lowered", "lower"]
 

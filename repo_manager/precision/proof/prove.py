@@ -14,7 +14,8 @@ from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.onnx_model.write import WrittenModel, write_view
-from repo_manager.precision.checks import (
+from repo_manager.precision.options import Check, ConvertOptions
+from repo_manager.precision.proof.checks import (
     check_drift,
     check_file,
     check_signature,
@@ -24,9 +25,8 @@ from repo_manager.precision.checks import (
     probability_values,
     served_text,
 )
-from repo_manager.precision.options import Check, ConvertOptions
+from repo_manager.precision.proof.selection import Selection
 from repo_manager.precision.samples import Reference
-from repo_manager.precision.selection import Selection
 from repo_manager.sparsity.report import SparsityReport, sparsity_report
 from repo_manager.stats.drift import DriftMeter, OutputDrift
 from repo_manager.types import Precision

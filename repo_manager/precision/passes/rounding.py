@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from repo_manager.onnx_model import walk
 from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft, attribute, replace_nodes, unique_name
-from repo_manager.precision.value_types import ValueType, infer_types, type_table
+from repo_manager.precision.passes.value_types import ValueType, infer_types, type_table
 
 __all__ = ["rounded"]
 

@@ -15,7 +15,7 @@ from repo_manager.errors import CalibrationError
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.optional import require
-from repo_manager.precision.calibration_checks import CalibrationData, numpy_name, validated
+from repo_manager.precision.calibration.data import CalibrationData, numpy_name, validated
 from repo_manager.types import TensorSpec
 
 __all__ = ["IMAGE_SUFFIXES", "YAML_NAMES", "ImageRecipe", "from_yaml", "read_image", "read_recipe"]

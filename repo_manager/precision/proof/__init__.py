@@ -1,0 +1,1 @@
+"""What a candidate has to prove before it is written, and where its drift began."""
