@@ -85,11 +85,15 @@ def validated(
     for index in range(count):
         sample = get(index)
         check_names(sample, signature, where(index))
+        is_empty = bool(signature.inputs)
         for spec in signature.inputs:
             array = sample[spec.name]
             check_sample(array, spec, where(index))
+            is_empty = is_empty and array.size == 0
             digest.update(f"{spec.name} {array.dtype} {array.shape}\n".encode())
             digest.update(_bytes(array))
+        if is_empty:
+            raise CalibrationError(f"{where(index)}: every input is empty")
     names = tuple(spec.name for spec in signature.inputs)
     return CalibrationData(source, names, count, Digest("sha256:" + digest.hexdigest()), get)
 
@@ -138,6 +142,10 @@ def numpy_name(spec: TensorSpec) -> np.dtype[Any]:
     return np.dtype(getattr(ml_dtypes, spec.dtype, spec.dtype) if not hasattr(np, spec.dtype) else spec.dtype)
 
 
+def _is_free(spec: TensorSpec, axis: int) -> bool:
+    return spec.shape is None or not isinstance(spec.shape[axis], int)
+
+
 def check_sample(array: Array, spec: TensorSpec, where: str) -> None:
     """See that one input of one sample has the model's type and shape and only finite numbers.
 
@@ -157,7 +165,11 @@ def check_sample(array: Array, spec: TensorSpec, where: str) -> None:
         raise CalibrationError(
             f"{where}: '{spec.name}' has shape {list(array.shape)} per sample, and the model takes {spec}"
         )
-    if array.size == 0:
-        raise CalibrationError(f"{where}: '{spec.name}' is empty, of shape {list(array.shape)}")
+    fixed = [axis for axis, size in enumerate(array.shape) if size == 0 and (axis == 0 or not _is_free(spec, axis))]
+    if fixed:
+        raise CalibrationError(
+            f"{where}: '{spec.name}' is empty, of shape {list(array.shape)}",
+            hint="Only an axis of a dynamic size, other than the batch, may have size 0: an empty cache, for instance.",
+        )
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         raise CalibrationError(f"{where}: '{spec.name}' holds NaN or infinite values")

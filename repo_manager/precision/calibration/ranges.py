@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.errors import CalibrationError
-from repo_manager.onnx_model.draft import Array, Draft, unique_name
+from repo_manager.onnx_model.draft import Array, Draft, unique_name, weight_of_array
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision.passes.value_types import infer_types, type_table
@@ -55,23 +55,17 @@ def largest_values(
         CalibrationError: a value became NaN or infinite, and `finite` asks for none.
         ModelError: ONNX Runtime does not run the model on a sample.
     """
-    probe = draft.copy()
-    outputs: dict[str, tuple[str, str]] = {}
-    names = probe.names()
-    del probe.graph.output[:]
-    for value in values:
-        pair = []
-        for op_type in ("ReduceMax", "ReduceMin"):
-            name = unique_name(f"{op_type}:{value}", names)
-            probe.graph.node.append(onnx.helper.make_node(op_type, [value], [name], name=name, keepdims=0))
-            probe.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-            pair.append(name)
-        outputs[value] = (pair[0], pair[1])
     if not values:
         return {}
-    session = Session(write_draft(probe, folder / "ranges.onnx").files[0], optimize=optimize)
     largest = dict.fromkeys(values, 0.0)
+    sessions: dict[bool, tuple[Session, dict[str, tuple[str, str]]]] = {}
     for number, sample in enumerate(samples):
+        has_empty = any(array.size == 0 for array in sample.values())
+        if has_empty not in sessions:
+            probe, outputs = _with_extremes(draft, values, may_be_empty=has_empty)
+            written = write_draft(probe, folder / f"ranges-{len(sessions)}.onnx")
+            sessions[has_empty] = (Session(written.files[0], optimize=optimize), outputs)
+        session, outputs = sessions[has_empty]
         result = session.run(sample)
         for value, (high, low) in outputs.items():
             extremes = np.array([result[high], result[low]], np.float64)
@@ -85,6 +79,38 @@ def largest_values(
                 )
             largest[value] = max(largest[value], float(np.abs(extremes).max()))
     return largest
+
+
+def _with_extremes(
+    draft: Draft, values: Sequence[str], *, may_be_empty: bool
+) -> tuple[Draft, dict[str, tuple[str, str]]]:
+    """Return the draft with each value's largest and smallest number as its outputs, and their names.
+
+    ONNX has no maximum of nothing. Where a value may be empty (what is made of an empty cache), a 0 goes before its
+    numbers, which changes no largest absolute value.
+    """
+    probe = draft.copy()
+    names = probe.names()
+    del probe.graph.output[:]
+    if may_be_empty:
+        zero, flat = unique_name("extremes_zero", names), unique_name("extremes_flat", names)
+        probe.weights[zero] = weight_of_array(np.zeros(1, np.float32))
+        probe.weights[flat] = weight_of_array(np.array([-1], np.int64))
+    outputs: dict[str, tuple[str, str]] = {}
+    for value in values:
+        source = value
+        if may_be_empty:
+            numbers, source = unique_name(f"numbers:{value}", names), unique_name(f"with zero:{value}", names)
+            probe.graph.node.append(onnx.helper.make_node("Reshape", [value, flat], [numbers], name=numbers))
+            probe.graph.node.append(onnx.helper.make_node("Concat", [zero, numbers], [source], name=source, axis=0))
+        pair = []
+        for op_type in ("ReduceMax", "ReduceMin"):
+            name = unique_name(f"{op_type}:{value}", names)
+            probe.graph.node.append(onnx.helper.make_node(op_type, [source], [name], name=name, keepdims=0))
+            probe.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+            pair.append(name)
+        outputs[value] = (pair[0], pair[1])
+    return probe, outputs
 
 
 def percentile_values(

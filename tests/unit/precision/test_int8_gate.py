@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from repo_manager.errors import GateError
+from repo_manager.errors import CalibrationError, GateError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
@@ -432,3 +432,43 @@ def test_weights_that_constants_make_become_int8(save, out, kind):
     assert result.kept == ()
     assert sum(tensor.data_type == TensorProto.INT8 for tensor in onnx.load(out).graph.initializer) >= 2
     assert result.drift[0].relative_error < 0.02
+
+
+def cached(save):
+    """A decoder's step: what is made of the cache goes before what is made of the new row."""
+    rng = RNG(13)
+    nodes = [
+        node("MatMul", ["x", "w"], ["new"]),
+        node("MatMul", ["past", "v"], ["old"]),
+        node("Concat", ["old", "new"], ["present"], axis=1),
+    ]
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in ("w", "v")}
+    return save(nodes, {"x": ["N", 1, 8], "past": ["N", "P", 8]}, {"present": ["N", "Q", 8]}, weights)
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+@pytest.mark.parametrize("filled", [0, 8], ids=["always empty", "empty at first"])
+def test_an_empty_cache_calibrates(save, out, filled, method):
+    model, rng = cached(save), RNG(14)
+    samples = [
+        {
+            "x": rng.standard_normal((1, 1, 8)).astype(np.float32),
+            "past": rng.standard_normal((1, index % 4 if index < filled else 0, 8)).astype(np.float32),
+        }
+        for index in range(16)
+    ]
+    calibration = data_of_samples(samples, signature_of(model), "test")
+    options = ConvertOptions(calibration_method=method)
+    result = convert(model, Precision.INT8, out, calibration=calibration, options=options)
+    assert result.drift[0].relative_error < 0.1
+    assert result.kept == ()
+
+
+def test_a_sample_without_any_number_is_refused(save):
+    model = cached(save)
+    nothing = {"x": np.zeros((1, 1, 8), np.float32)[:, :0], "past": np.zeros((1, 0, 8), np.float32)}
+    with pytest.raises(CalibrationError, match="'x' has shape"):
+        data_of_samples([nothing] * 4, signature_of(model), "test")
+    no_row = {"x": np.zeros((0, 1, 8), np.float32), "past": np.zeros((1, 2, 8), np.float32)}
+    with pytest.raises(CalibrationError, match="'x' is empty"):
+        data_of_samples([no_row] * 4, signature_of(model), "test")
