@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from repo_manager.files import file_lock
 from repo_manager.triton_config import ConfigOptions, ModelConfig, ServedSignature, derive_config
 from repo_manager.types import Backend, TensorSpec
 
@@ -93,26 +94,27 @@ def azurite_command() -> list[str]:
     base = Path(
         os.environ.get("REPO_MANAGER_TEST_CACHE") or Path(tempfile.gettempdir()) / f"repo-manager-tests-{os.getuid()}"
     )
-    script = base / "azurite" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-    if not script.is_file():
-        (base / "azurite").mkdir(parents=True, exist_ok=True)
-        command = [
-            npm,
-            "install",
-            "azurite@3",
-            "--no-audit",
-            "--no-fund",
-            "--loglevel=error",
-            "--prefix",
-            str(base / "azurite"),
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip("npm did not install azurite within 240 s")
-        if done.returncode != 0 or not script.is_file():
-            pytest.skip(f"npm could not install azurite: {done.stderr.strip()[-300:]}")
+    folder = base / "azurite"
+    script = folder / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    complete = folder / "complete"  # written last: an installation that was cut off is made again
+    base.mkdir(parents=True, exist_ok=True)
+    with file_lock(base / "azurite.lock", timeout_s=300):
+        if not complete.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            _install_azurite(npm, folder, script)
+            complete.touch()
     return [node, str(script)]
+
+
+def _install_azurite(npm: str, folder: Path, script: Path) -> None:
+    command = [npm, "install", "azurite@3", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm did not install azurite within 240 s")
+    if done.returncode != 0 or not script.is_file():
+        pytest.skip(f"npm could not install azurite: {done.stderr.strip()[-300:]}")
 
 
 @contextlib.contextmanager
