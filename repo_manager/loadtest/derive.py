@@ -105,8 +105,8 @@ def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight
         return None
     held = ended / seconds
     return (
-        f"the queue grows: {held:.4g} of {rate:g} requests/s end, and the mean latency rose from {first / 1e6:.4g} to "
-        f"{last / 1e6:.4g} ms; this server holds at most about {held:.4g}/s"
+        f"the queue grows: {held:.4g} of {rate:g} requests/s were answered, and the mean latency rose from "
+        f"{first / 1e6:.4g} to {last / 1e6:.4g} ms; this server holds at most about {held:.4g}/s"
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["TritonClient"]
 
 _POLL_S = 0.02
+_MOST_LOOKS = 5
 
 
 class TritonClient:
@@ -120,7 +121,17 @@ class TritonClient:
         return self._transport.metadata(self._deadline(timeout_s))
 
     def repository_index(self, *, timeout_s: float | None = None) -> tuple[IndexEntry, ...]:
-        """Return what the server knows of every model in its repository."""
+        """Return what the server knows of every model in its repository.
+
+        Triton lists the root and then looks at each entry, and fails when one is gone by then: a temporary file, or a
+        model that is removed at that moment. It is asked again then.
+        """
+        for _ in range(_MOST_LOOKS - 1):
+            try:
+                return self._transport.index(self._deadline(timeout_s))
+            except ServerRefusedError as exc:
+                if "failed to stat file" not in exc.message:
+                    raise
         return self._transport.index(self._deadline(timeout_s))
 
     def versions(self, name: str, *, timeout_s: float | None = None) -> dict[int, IndexEntry]:

@@ -141,12 +141,36 @@ def _claim_entry(area: Path) -> tuple[Path, int]:
 
 
 def _probe(entry: Path, root: Path) -> None:
-    """Rename a file into the root and away: two mounts of one file system have the same device and refuse it."""
+    """Check that a rename into the root works: two mounts of one file system have the same device and refuse it.
+
+    Mounts are compared where the kernel names them. Otherwise a file is renamed into the root and away: a server that
+    lists the root at that moment may fail to look at it.
+    """
     probe = entry / "probe"
     probe.touch()
+    mounts = [_mount_of(folder) for folder in (entry, root)]
+    if None not in mounts:
+        if mounts[0] != mounts[1]:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        probe.unlink()
+        return
     inside = _probe_of(root, entry.name)
     probe.rename(inside)
     inside.unlink()
+
+
+def _mount_of(folder: Path) -> str | None:
+    """Return the kernel's id of the mount that a folder is in; `None` where /proc does not tell."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        text = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return next((line.split()[1] for line in text.splitlines() if line.startswith("mnt_id:")), None)
 
 
 def _sweep_area(area: Path, root: Path) -> list[str]:
