@@ -163,3 +163,38 @@ def test_providers_follow_the_instance_and_the_machine(monkeypatch: pytest.Monke
     assert (cuda, cpu) == (("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider")
     available[:] = ["CPUExecutionProvider"]
     assert options.providers(settings, "GPU", 3) == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("fails", ["never", "with exact kernels", "always"])
+def test_int8_runs_by_exact_kernels_where_the_model_loads_with_them(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.onnx").touch()
+    asked: list[str] = []
+
+    def open_session(path: str, made: Any, providers: list[Any]) -> str:
+        asked.append(made.get_session_config_entry("session.x64quantprecision"))
+        if fails == "always" or (fails == "with exact kernels" and asked[-1] == "1"):
+            raise RuntimeError("it does not load")
+        return path
+
+    monkeypatch.setattr(options.ort, "InferenceSession", open_session)
+    if fails == "always":
+        with pytest.raises(RuntimeError, match="it does not load"):
+            options.open_session(tmp_path, {"name": "m"}, "CPU", 0)
+    else:
+        options.open_session(tmp_path, {"name": "m"}, "CPU", 0)
+    assert asked == (["1"] if fails == "never" else ["1", "0"])
+
+
+def test_a_given_int8_setting_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").touch()
+    given = {"name": "m", "parameters": {"session.x64quantprecision": {"string_value": "0"}}}
+    asked: list[str] = []
+    monkeypatch.setattr(
+        options.ort,
+        "InferenceSession",
+        lambda _, made, providers: asked.append(made.get_session_config_entry("session.x64quantprecision")),
+    )
+    options.open_session(tmp_path, given, "CPU", 0)
+    assert asked == ["0"]
