@@ -103,6 +103,8 @@ def option(
     binding = None if sets is None else Binding(*sets, read, show)
     info = typer.Option(*names, help=plain_help(help), **more)
     value = default if binding is None else binding.shown_default
+    if isinstance(value, bool) and info.metavar is None:
+        info.metavar = ""  # a flag takes no value: Typer would show <bool>
     return dataclasses.field(default=value, metadata={_PARAMETER: info, _BINDING: binding})
 
 

@@ -61,6 +61,7 @@ class RunFlags:
     stop: bool = option("--stop", default=False, help="Stop the running serve of the repository.")
     auto_complete: bool | None = option(
         "--auto-complete/--no-auto-complete",
+        metavar="",
         sets=(ServeOptions, "auto_complete"),
         help="Let Triton fill in incomplete config.pbtxt files, at a second a load [default: where one needs it].",
         show_default=False,

@@ -7,9 +7,17 @@ from dataclasses import dataclass, field
 
 import onnx
 
-__all__ = ["Scope", "Shape", "attribute_of", "scope_of"]
+__all__ = ["Inferred", "Scope", "Shape", "attribute_of", "scope_of"]
 
 Shape = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What shape inference found out about the values of a scope, by name; empty where it did not run."""
+
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    types: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +93,11 @@ def scope_of(
     outer: Scope | None = None,
     bound: Mapping[str, tuple[Scope, str]] | None = None,
     attributes: Mapping[str, onnx.AttributeProto] | None = None,
-    shapes: Mapping[str, Shape] | None = None,
-    types: Mapping[str, int] | None = None,
+    inferred: Inferred | None = None,
     opset: int | None = None,
 ) -> Scope:
     """Build the scope of a graph, or of a function's nodes (`graph` is `None`)."""
+    found = Inferred() if inferred is None else inferred
     producers: dict[str, onnx.NodeProto] = {}
     consumers: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
@@ -103,12 +111,12 @@ def scope_of(
         tensors={} if graph is None else {tensor.name: tensor for tensor in graph.initializer},
         sparse={} if graph is None else {sparse.values.name: sparse for sparse in graph.sparse_initializer},
         producers=producers,
-        consumers={name: tuple(found) for name, found in consumers.items()},
+        consumers={name: tuple(readers) for name, readers in consumers.items()},
         inputs=frozenset() if graph is None else frozenset(value.name for value in graph.input),
         bound=bound or {},
         attributes=attributes if attributes is not None else (outer.attributes if outer is not None else {}),
-        shapes=shapes or {},
-        types=types or {},
+        shapes=found.shapes,
+        types=found.types,
         outputs=frozenset() if graph is None else frozenset(value.name for value in graph.output),
         opset=opset if opset is not None else (outer.opset if outer is not None else 17),
     )

@@ -13,7 +13,7 @@ from repo_manager.onnx_model.walk import node_graphs
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.operators import Site, macs_of, sites_of
 from repo_manager.sparsity.resolve import Resolver
-from repo_manager.sparsity.scope import Scope, Shape, attribute_of, scope_of
+from repo_manager.sparsity.scope import Inferred, Scope, Shape, attribute_of, scope_of
 from repo_manager.sparsity.weight import Weight
 
 __all__ = ["Use", "uses_of"]
@@ -72,9 +72,8 @@ class _Walker:
             twin_bodies = list(node_graphs(twins[index])) if index < len(twins) else []
             for number, body in enumerate(node_graphs(node)):
                 twin = twin_bodies[number] if number < len(twin_bodies) else None
-                shapes, types = _shapes_in(twin)
                 path = f"{_name(node, scope)}/{body.name or number}/"
-                inner = scope_of(path, body.node, body, outer=scope, shapes=shapes, types=types)
+                inner = scope_of(path, body.node, body, outer=scope, inferred=_inferred_in(twin))
                 yield from self.walk(body.node, twin.node if twin is not None else (), inner, depth + 1)
 
     def call(self, node: onnx.NodeProto, function: onnx.FunctionProto, scope: Scope, depth: int) -> Iterator[Use]:
@@ -83,7 +82,6 @@ class _Walker:
         graph = None
         if self.calls <= _MAX_INFERRED_CALLS and scope.shapes:
             graph = _infer_function(function, node, scope, self.functions.values(), self.ir_version)
-        shapes, types = _shapes_in(graph)
         names = [*function.attribute, *(default.name for default in function.attribute_proto)]
         given = {name: _caller_attribute(node, name, scope, function) for name in names}
         actual = [*node.input, *[""] * (len(function.input) - len(node.input))]
@@ -93,8 +91,7 @@ class _Walker:
             None,
             bound={formal: (scope, name) for formal, name in zip(function.input, actual, strict=False)},
             attributes={name: value for name, value in given.items() if value is not None},
-            shapes=shapes,
-            types=types,
+            inferred=_inferred_in(graph),
             opset=_opset(function.opset_import),
         )
         yield from self.walk(function.node, graph.node if graph is not None else (), inner, depth + 1)
@@ -149,9 +146,8 @@ def uses_of(
     """
     inferred = None if shapes is None else infer_at(proto, shapes)
     twin = None if inferred is None else inferred.graph
-    found, types = _shapes_in(twin)
     opset = _opset(proto.opset_import)
-    scope = scope_of("", proto.graph.node, proto.graph, shapes=found, types=types, opset=opset)
+    scope = scope_of("", proto.graph.node, proto.graph, inferred=_inferred_in(twin), opset=opset)
     yield from _Walker(proto, store).walk(proto.graph.node, twin.node if twin is not None else (), scope, 0)
 
 
@@ -204,12 +200,12 @@ def _caller_attribute(
     return next((default for default in function.attribute_proto if default.name == name), None)
 
 
-def _shapes_in(graph: onnx.GraphProto | None) -> tuple[dict[str, Shape], dict[str, int]]:
+def _inferred_in(graph: onnx.GraphProto | None) -> Inferred:
     """Return the fully known shapes and the element types that an inferred graph states, per value."""
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     if graph is None:
-        return shapes, types
+        return Inferred(shapes, types)
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
         types[tensor.name] = tensor.data_type
@@ -222,4 +218,4 @@ def _shapes_in(graph: onnx.GraphProto | None) -> tuple[dict[str, Shape], dict[st
             shape = static_shape(value.type)
             if shape is not None:
                 shapes.setdefault(value.name, shape)
-    return shapes, types
+    return Inferred(shapes, types)
