@@ -18,7 +18,7 @@ from repo_manager.errors import ModelError
 from repo_manager.onnx_model import dtypes, walk
 from repo_manager.onnx_model.weights import WeightStore
 
-__all__ = ["Draft", "Weight", "attribute", "constant_weight", "opset_of", "typed_tensor", "weight_of_array"]
+__all__ = ["Draft", "Weight", "attribute", "constant_weight", "exposing", "opset_of", "typed_tensor", "weight_of_array"]
 
 Array = NDArray[Any]
 ONNX_DOMAINS = ("", "ai.onnx")
@@ -156,6 +156,16 @@ def unique_name(base: str, used: set[str]) -> str:
         name = f"{base}_{number}"
     used.add(name)
     return name
+
+
+def exposing(draft: Draft, values: Iterable[str]) -> Draft:
+    """Return a draft whose outputs are these float32 values of its main graph, and no others."""
+    probe = draft.copy()
+    del probe.graph.output[:]
+    for value in values:
+        probe.graph.output.append(onnx.ValueInfoProto(name=value))
+        probe.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return probe
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.errors import CalibrationError
-from repo_manager.onnx_model.draft import Array, Draft, unique_name, weight_of_array
+from repo_manager.onnx_model.draft import Array, Draft, exposing, unique_name, weight_of_array
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision.passes.value_types import infer_types, type_table
@@ -134,12 +134,7 @@ def percentile_values(
     result: dict[str, float] = {}
     for start in range(0, len(values), _VALUES_A_RUN):
         part = values[start : start + _VALUES_A_RUN]
-        probe = draft.copy()
-        del probe.graph.output[:]
-        for value in part:
-            probe.graph.output.append(onnx.ValueInfoProto(name=value))
-            probe.graph.output[-1].type.tensor_type.elem_type = TensorProto.FLOAT
-        session = Session(write_draft(probe, folder / "percentile.onnx").files[0])
+        session = Session(write_draft(exposing(draft, part), folder / "percentile.onnx").files[0])
         counts = {value: np.zeros(_BINS, np.int64) for value in part}
         for sample in samples:
             for value, found in session.run(sample).items():

@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model import walk
-from repo_manager.onnx_model.draft import ONNX_DOMAINS, Array, Draft, captured_names
+from repo_manager.onnx_model.draft import ONNX_DOMAINS, Array, Draft, captured_names, exposing
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import WrittenModel, write_draft, write_view
 from repo_manager.precision.passes.quantize_plan import WEIGHTED
@@ -62,7 +62,7 @@ class Selection:
             ModelError: the draft does not run.
         """
         path = self.folder / "selection.onnx"
-        written = write_draft(_exposing(self.source, self.values), path)
+        written = write_draft(exposing(self.source, self.values), path)
         try:
             session = Session(path, optimize=False)
             return tuple(session.run(sample) for sample in samples)
@@ -85,7 +85,7 @@ class Selection:
         made = {name for node in candidate.graph.node for name in node.output}
         if not made.issuperset(self.values):
             raise ModelError(f"{written.files[0]}: values that a selection is made from are not in it any more")
-        write_view(_exposing(candidate, self.values), written, view)
+        write_view(exposing(candidate, self.values), written, view)
         try:
             return Session(view, optimize=False)
         finally:
@@ -161,12 +161,3 @@ def _chosen_from(
         seen.update(new)
         stack.extend(new)
     return tuple(sorted(values))
-
-
-def _exposing(draft: Draft, values: tuple[str, ...]) -> Draft:
-    probe = draft.copy()
-    del probe.graph.output[:]
-    for value in values:
-        probe.graph.output.append(onnx.ValueInfoProto(name=value))
-        probe.graph.output[-1].type.tensor_type.elem_type = TensorProto.FLOAT
-    return probe

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from repo_manager.onnx_model.draft import Array, Draft
+from repo_manager.onnx_model.draft import Array, Draft, exposing
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision.passes.value_types import infer_types, type_table
@@ -69,7 +69,7 @@ def trace_drift(
     for start in range(0, len(values), _MOST_BLOCKS):
         part = values[start : start + _MOST_BLOCKS]
         before, after = (
-            Session(write_draft(_exposing(draft, part), folder / f"trace{number}.onnx").files[0], optimize=False)
+            Session(write_draft(exposing(draft, part), folder / f"trace{number}.onnx").files[0], optimize=False)
             for number, draft in enumerate((source, candidate))
         )
         for sample in inputs:
@@ -106,15 +106,6 @@ def _blocks(source: Draft, candidate: Draft, every_node: bool) -> list[tuple[onn
     outputs = {value.name for value in source.graph.output}
     chosen = {name for _, name in weighted[::step]} | {name for _, name in found if name in outputs} if step else set()
     return [pair for pair in found if pair[1] in chosen]
-
-
-def _exposing(draft: Draft, values: Sequence[str]) -> Draft:
-    probe = draft.copy()
-    del probe.graph.output[:]
-    for value in values:
-        probe.graph.output.append(onnx.ValueInfoProto(name=value))
-        probe.graph.output[-1].type.tensor_type.elem_type = TensorProto.FLOAT
-    return probe
 
 
 def _with_added(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from repo_manager.triton_config.problems import Severity
-from repo_manager.triton_config.rules.rule import Fault, Rule
+from repo_manager.triton_config.rules.rule import Fault, Rule, is_tensorrt
 
 __all__ = ["ENSEMBLE", "PLACEMENT_RULES"]
 
@@ -58,10 +58,9 @@ def _instance_groups(message: Any) -> Iterator[Fault]:
 
 
 def _profiles(message: Any) -> Iterator[Fault]:
-    is_tensorrt = message.platform == "tensorrt_plan" or (not message.platform and message.backend == "tensorrt")
     for group in message.instance_group:
         for profile in group.profile:
-            if not is_tensorrt:
+            if not is_tensorrt(message):
                 yield Fault(f"an instance group names profile {profile!r}, which only TensorRT models have")
             elif not profile.strip().isdecimal():
                 yield Fault(f"an instance group names profile {profile!r}; expected the index of a profile, from 0")

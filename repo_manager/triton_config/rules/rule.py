@@ -8,7 +8,7 @@ from typing import Any
 
 from repo_manager.triton_config.problems import Severity
 
-__all__ = ["Fault", "Rule"]
+__all__ = ["Fault", "Rule", "is_tensorrt"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,3 +39,8 @@ class Rule:
     name: str
     source: str
     check: Callable[[Any], Iterator[Fault]]
+
+
+def is_tensorrt(message: Any) -> bool:
+    """Say whether Triton takes a configuration for a TensorRT model's; it fills in the platform of the backend."""
+    return bool(message.platform == "tensorrt_plan" or (not message.platform and message.backend == "tensorrt"))

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from repo_manager.triton_config.rules.rule import Fault, Rule
+from repo_manager.triton_config.rules.rule import Fault, Rule, is_tensorrt
 
 __all__ = ["TENSOR_RULES"]
-
-_TENSORRT_PLAN = "tensorrt_plan"
 
 
 def _tensors(message: Any) -> Iterator[tuple[str, Any]]:
     for kind, tensors in (("input", message.input), ("output", message.output)):
         for tensor in tensors:
             yield f"{kind} {tensor.name!r}", tensor
-
-
-def _is_tensorrt(message: Any) -> bool:
-    return message.platform == _TENSORRT_PLAN or (not message.platform and message.backend == "tensorrt")
 
 
 def _names(message: Any) -> Iterator[Fault]:
@@ -79,10 +73,10 @@ def _formats(message: Any) -> Iterator[Fault]:
 
 def _tensorrt_only(message: Any) -> Iterator[Fault]:
     for label, tensor in _tensors(message):
-        if tensor.is_shape_tensor and not _is_tensorrt(message):
+        if tensor.is_shape_tensor and not is_tensorrt(message):
             yield Fault(f"{label} is a shape tensor, which only TensorRT models have")
         if getattr(tensor, "is_non_linear_format_io", False):
-            if not _is_tensorrt(message):
+            if not is_tensorrt(message):
                 yield Fault(f"{label} has a non-linear format, which only TensorRT models have")
             elif len(tensor.dims) != 3:
                 yield Fault(f"{label} has a non-linear format, which needs 3 dims; it has {len(tensor.dims)}")
