@@ -8,20 +8,18 @@ from typing import Annotated, ClassVar, Literal
 
 import typer
 
-from repo_manager.cli.completion import model_names
-from repo_manager.cli.conversion_options import ConversionFlags
+from repo_manager.cli.conversion import ConversionFlags
 from repo_manager.cli.engine_options import AcceleratorFlags, EngineFlags, KindFlags
-from repo_manager.cli.label_files import read_labels_file
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import ModelFile, Output, writing
-from repo_manager.cli.repository_options import RepositoryFlag
+from repo_manager.cli.options import ModelFile, Output, read_labels_file, writing
+from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.cli.signing import signing_key
 from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
 from repo_manager.report.added_view import added_view
-from repo_manager.report.build_bar import build_bar
+from repo_manager.report.load_live import build_bar
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import Location, SigningKey, sign_version

@@ -11,12 +11,14 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output
+from repo_manager.cli.options import Output, writing
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.cli.rollout_options import RolloutFlags
 from repo_manager.cli.signing import signing_key
 from repo_manager.declared import Declaration, ModelPlan, Servers, plan_declaration, planned, read_declaration
+from repo_manager.declared.export import document_text, export_document
 from repo_manager.errors import ChangesNeededError, UsageError
+from repo_manager.files import write_atomic
 from repo_manager.pipeline.apply import ApplyOptions, carry_out
 from repo_manager.pipeline.serving import ensure_server
 from repo_manager.report.apply_tables import apply_view, plan_view
@@ -27,6 +29,7 @@ from repo_manager.server import ClientOptions
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]
+
 
 app = typer.Typer()
 
@@ -124,3 +127,34 @@ def _servers(root: Location, base: Path, options: ClientOptions, timeout_s: floa
         return ensure_server(root, None, timeout_s=timeout_s, report=terminal.note).url
 
     return Servers(root, base, options, start)
+
+
+# A repository as its declaration: export.
+
+
+@app.command("export")
+@grouped
+def export_command(
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="repository.yaml", help="Where to write; without it to stdout."),
+    ] = None,
+    *,
+    place: RepositoryFlag,
+    output: Output,
+) -> None:
+    """Write a repository as the YAML file that `apply` takes: applying it changes nothing."""
+    terminal = output.terminal()
+    if file is not None and file.exists():
+        raise UsageError(f"{file} exists already", hint="Choose another name, or remove it first.")
+    document, notes = export_document(place.root())
+    for note in notes:
+        terminal.warn(note)
+    if file is not None:
+        with writing(file):
+            write_atomic(file, document_text(document).encode())
+        terminal.note(f"Written: {file}")
+    if output.json:
+        terminal.result(document)
+    elif file is None:
+        typer.echo(document_text(document), nl=False)

@@ -53,9 +53,9 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "remove": Entry("versions", "Remove a version or a model."),
         "gc": Entry("versions", "Remove old versions that are not in use."),
         "adopt": Entry("versions", "Write manifests for versions that have none."),
-        "sign": Entry("sign", "Sign a version in the OpenSSF model-signing format."),
+        "sign": Entry("signing", "Sign a version in the OpenSSF model-signing format."),
         "apply": Entry("apply", "Bring a repository and servers to a declared state."),
-        "export": Entry("export", "Write a repository as the YAML file that apply takes."),
+        "export": Entry("apply", "Write a repository as the YAML file that apply takes."),
     },
     "Serve": {
         "serve": Entry("serve", "Run the embedded Triton on a repository."),

@@ -8,12 +8,11 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from repo_manager.cli.completion import model_versions
 from repo_manager.cli.connection import Connection
 from repo_manager.cli.load_options import DataFlags, Load, ServerFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, writing
-from repo_manager.cli.repository_options import RepositoryFlag
+from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.loadtest.compare import ComparePlan, compare_all

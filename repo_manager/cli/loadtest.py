@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import typer
+from typer.core import TyperGroup
 
-from repo_manager.cli.completion import model_versions
 from repo_manager.cli.connection import Connection
-from repo_manager.cli.default_group import DefaultGroup
-from repo_manager.cli.load_options import DataFlags, Load, ServerFlags
-from repo_manager.cli.load_output import GateFlags, raise_for, show_report
+from repo_manager.cli.load_options import DataFlags, GateFlags, Load, ServerFlags, raise_for, show_report
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
-from repo_manager.cli.repository_options import RepositoryFlag
+from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
 from repo_manager.gates.verdict import Verdict, combine_verdicts
 from repo_manager.loadtest.document import read_report
@@ -31,7 +29,27 @@ from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test
 from repo_manager.report.load_live import load_progress
 from repo_manager.report.terminal import Terminal
 
-__all__ = ["app"]
+__all__ = ["DefaultGroup", "app"]
+
+
+# A command that also has sub-commands: `loadtest NAME` and `loadtest merge FILES`.
+
+_DEFAULT = "run"
+
+
+class DefaultGroup(TyperGroup):
+    """Runs its command `run` unless the first word names another one; `run` itself is never written."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command in front of what names no other one."""
+        named = [name for name in self.commands if name != _DEFAULT]
+        return super().parse_args(ctx, args if args[:1] and args[0] in named else [_DEFAULT, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Leave the default command's name out of usage lines."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return (None if name == _DEFAULT else name), command, rest
+
 
 app = typer.Typer()
 _INTERRUPTED = 130

@@ -14,7 +14,8 @@ from repo_manager.cli.option_groups import option
 from repo_manager.errors import InputError, UsageError
 from repo_manager.report.terminal import Terminal
 
-__all__ = ["DryRun", "ModelFile", "Output", "parse_shapes", "parse_target", "writing"]
+__all__ = ["DryRun", "ModelFile", "Output", "parse_shapes", "parse_target", "read_labels_file", "writing"]
+
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.", show_default=False)]
@@ -80,3 +81,19 @@ def parse_target(text: str) -> tuple[str, int | None]:
     if not version.isdecimal() or int(version) < 1:
         raise UsageError(f"{text}: expected NAME or NAME:VERSION with a version of 1 or more, found {version!r}")
     return name, int(version)
+
+
+# Files of class labels, one a line, for `add --labels` and `labels --file`.
+
+
+def read_labels_file(path: Path) -> tuple[str, ...]:
+    """Read class labels, one a line; empty lines do not count.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{path}: the labels cannot be read: {exc}") from exc
+    return tuple(line.strip() for line in lines if line.strip())

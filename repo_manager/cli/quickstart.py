@@ -11,8 +11,7 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.quickstart import quickstart
-from repo_manager.report.quickstart_html import quickstart_page
-from repo_manager.report.quickstart_tables import quickstart_view
+from repo_manager.report.quickstart import quickstart_page, quickstart_view
 
 __all__ = ["app"]
 

@@ -11,8 +11,7 @@ from repo_manager.cli.connection import Connection, client_options, urls_of
 from repo_manager.cli.option_groups import grouped, option
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target
-from repo_manager.cli.rollout_options import RolloutFlags
-from repo_manager.cli.shadow_options import Trial
+from repo_manager.cli.rollout_options import RolloutFlags, Trial
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.pipeline.deploying import deploy, rollback
 from repo_manager.report.rollout_tables import rollout_view

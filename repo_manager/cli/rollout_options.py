@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 from repo_manager.cli.option_groups import option, settings_of
-from repo_manager.rollout.options import RolloutOptions
+from repo_manager.cli.options import writing
+from repo_manager.errors import UsageError
+from repo_manager.report.rollout_tables import shadow_view
+from repo_manager.report.terminal import Terminal
+from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
+from repo_manager.rollout.trial.gates import parse_gates
+from repo_manager.rollout.trial.shadow import ShadowReport
+from repo_manager.rollout.trial.steps import parse_steps
+from repo_manager.types import as_json
 
-__all__ = ["RolloutFlags"]
+__all__ = ["RolloutFlags", "Trial", "parse_duration"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +51,115 @@ class RolloutFlags:
         if self.timeout is not None:
             settings |= {"deadline_s": self.timeout, "load_timeout_s": self.timeout}
         return settings
+
+
+# `deploy`'s options of a trial: recorded requests in the shadow, a growing share of the traffic, gates.
+
+_SECONDS_OF = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """How the new version has to prove itself before it takes over; without --shadow and --canary it has not to."""
+
+    PANEL: ClassVar[str] = "Trial"
+    shadow: Path | None = option(
+        "--shadow",
+        metavar="REQUESTS",
+        help="Send recorded requests (.jsonl, .npz, or perf_analyzer's .json) to the old and the new version "
+        "first, and compare answers and latencies.",
+    )
+    shadow_rate: float = option(
+        "--shadow-rate", metavar="R", sets=(ShadowOptions, "rate_per_s"), min=0.001, help="Pairs of requests a second."
+    )
+    shadow_duration: str = option(
+        "--shadow-duration",
+        metavar="T",
+        sets=(ShadowOptions, "duration_s"),
+        read=lambda text: parse_duration(text, "--shadow-duration"),
+        show=lambda seconds: f"{seconds:g}s",
+        help="For how long at most: 30s, 5m, 1h.",
+    )
+    shadow_report: Path | None = option(
+        "--shadow-report", metavar="FILE.json", help="Write what the shadow showed, whatever it was."
+    )
+    canary: str | None = option(
+        "--canary",
+        metavar="5%,25%,100%",
+        sets=(TrialOptions, "steps"),
+        read=lambda text: parse_steps(text),
+        help="Then give the new version these shares of the traffic, one after the other; clients follow with "
+        "VersionedClient (docs/canary.md).",
+    )
+    step: str = option(
+        "--step",
+        metavar="T",
+        sets=(TrialOptions, "step_s"),
+        read=lambda text: parse_duration(text, "--step"),
+        show=lambda seconds: f"{seconds:g}s",
+        help="How long each share is watched.",
+    )
+    weights_file: Path | None = option(
+        "--weights-file",
+        metavar="FILE.json",
+        sets=(TrialOptions, "weights_file"),
+        help="Write the shares there, for clients that read it [default: they are published on the server].",
+    )
+    gate: list[str] | None = option(
+        "--gate",
+        metavar="GATES",
+        sets=(TrialOptions, "gates"),
+        read=lambda texts: parse_gates(",".join(texts)),
+        help='What has to hold: "p99<20ms, p99<1.2x, errors<0.1%, agreement>99%, drift<1e-2" [default: errors<1%].',
+    )
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is to be a trial."""
+        return self.shadow is not None or self.canary is not None
+
+    def options(self, terminal: Terminal) -> TrialOptions | None:
+        """Return them as the library takes them; `None` without a trial.
+
+        Args:
+            terminal: shows what the shadow showed at once, because a failed gate ends the command.
+
+        Raises:
+            UsageError: one cannot be read, or is of no use without another.
+        """
+        needs = {
+            "--gate": (self.gate, self.is_wanted, "--shadow or --canary"),
+            "--weights-file": (self.weights_file, self.canary is not None, "--canary"),
+            "--shadow-report": (self.shadow_report, self.shadow is not None, "--shadow"),
+        }
+        for name, (given, satisfied, needed) in needs.items():
+            if given and not satisfied:
+                raise UsageError(f"{name} is of no use without {needed}")
+        if not self.is_wanted:
+            return None
+
+        shadow = None if self.shadow is None else ShadowOptions(self.shadow, **settings_of(ShadowOptions, self))
+        settings = settings_of(TrialOptions, self)
+        options = TrialOptions(shadow=shadow, on_shadow=lambda report: self._show(terminal, report), **settings)
+        options.check()
+        return options
+
+    def _show(self, terminal: Terminal, report: ShadowReport) -> None:
+        terminal.show(*shadow_view(report))
+        if self.shadow_report is not None:
+            with writing(self.shadow_report):
+                self.shadow_report.write_text(json.dumps(as_json(report), indent=2) + "\n", encoding="utf-8")
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Read `90`, `90s`, `1.5m`, `2h` or `500ms`; return seconds.
+
+    Raises:
+        UsageError: it is none of these, or 0.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = 0.0 if match is None else float(match.group(1)) * _SECONDS_OF[match.group(2)]
+    if seconds <= 0:
+        raise UsageError(f"{option} {text}: expected a time such as 30s, 5m or 1h")
+    return seconds

@@ -10,10 +10,9 @@ from typing import ClassVar, Literal
 
 import typer
 
-from repo_manager.cli.completion import model_names
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
-from repo_manager.cli.repository_options import RepositoryFlag
+from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.errors import UsageError
 from repo_manager.pipeline.serving import ServeOptions, serve_until_ended, start_detached, stop_running
 from repo_manager.report.machine_tables import running_server_view

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
+import typer
+
+from repo_manager.cli.option_groups import grouped, option
+from repo_manager.cli.options import DryRun, Output
+from repo_manager.cli.repository_options import RepositoryFlag, Target
 from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.report.repository_tables import signature_view
 from repo_manager.repository import (
     Location,
     Problem,
@@ -13,12 +20,15 @@ from repo_manager.repository import (
     SigningKey,
     check_signature,
     find_model,
+    resolve_version,
     scan,
+    sign_version,
 )
 from repo_manager.repository.signing_format import check_key
 from repo_manager.settings import load_settings
 
-__all__ = ["PASSWORD_VARIABLE", "check_signatures", "signing_key"]
+__all__ = ["PASSWORD_VARIABLE", "app", "check_signatures", "signing_key"]
+
 
 PASSWORD_VARIABLE = "REPO_MANAGER_KEY_PASSWORD"
 
@@ -83,3 +93,39 @@ def check_signatures(
             except RepositoryError as exc:
                 problems.append(Problem(f"{model.name}/{entry.version}", exc.message, hint=exc.hint or ""))
     return checks, problems
+
+
+# The command that signs a version: sign.
+
+app = typer.Typer()
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyFlags:
+    """The key, and its certificates."""
+
+    key: Path = option(
+        "--key", default=..., metavar="KEY.pem", help="Private elliptic curve key (P-256, P-384, P-521), PEM."
+    )
+    password_file: Path | None = option(
+        "--password-file", metavar="FILE", help=f"The key's password [default: ${PASSWORD_VARIABLE}]."
+    )
+    certificate: Path | None = option("--certificate", metavar="CERT.pem", help="The key's certificate.")
+    chain: list[Path] | None = option(
+        "--chain", metavar="CERT.pem", help="Certificates between it and the root (may be given often)."
+    )
+
+
+@app.command("sign")
+@grouped
+def sign_command(
+    target: Target, *, flags: KeyFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
+) -> None:
+    """Sign a version in the OpenSSF model-signing format. No running server loads anything again for it."""
+    if flags.chain and flags.certificate is None:
+        raise UsageError("--chain belongs to --certificate", hint="Give the key's own certificate as well.")
+    root = place.root()
+    name, version = resolve_version(root, target)
+    key = signing_key(flags.key, flags.password_file, flags.certificate, tuple(flags.chain or ()))
+    result = sign_version(root, name, version, key or flags.key, dry_run=dry_run)
+    output.terminal().result(result, *signature_view(result))

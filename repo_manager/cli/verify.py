@@ -13,8 +13,7 @@ from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
 from repo_manager.cli.signing import check_signatures
 from repo_manager.errors import RepositoryError
-from repo_manager.report.repository_tables import problems_view, repairs_view
-from repo_manager.report.signing_tables import checks_view
+from repo_manager.report.repository_tables import checks_view, problems_view, repairs_view
 from repo_manager.repository import Severity, parse_location, repair, verify
 
 __all__ = ["app"]

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.walk import graphs_of, node_graphs, nodes_of, tensors_of
-from repo_manager.onnx_model.weights import (
-    WeightStore,
-    element_count,
-    external_data,
-    is_external,
-    payload_bytes,
-)
+from repo_manager.onnx_model.weights import WeightStore, element_count, external_data, is_external, payload_bytes
 from repo_manager.optional import deferred
 
 if TYPE_CHECKING:

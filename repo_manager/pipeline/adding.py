@@ -29,7 +29,7 @@ from repo_manager.pipeline.add_types import Added, AddOptions, Control, Sparsity
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
 from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build
 from repo_manager.pipeline.serving_config import check_backend_options
-from repo_manager.report.transfer_progress import transfer_progress
+from repo_manager.report.load_live import transfer_progress
 from repo_manager.repository import Location, plan_publish, publish, validate_model_name
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
 from repo_manager.triton_config import format_config

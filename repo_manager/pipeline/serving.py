@@ -15,14 +15,7 @@ from typing import IO
 from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.pipeline.serve_options import ServeOptions, deployed_models, needs_auto_complete, server_options
 from repo_manager.repository import Location
-from repo_manager.server import (
-    ClientOptions,
-    EmbeddedServer,
-    RunningServer,
-    StubGuard,
-    TritonClient,
-    running_server,
-)
+from repo_manager.server import ClientOptions, EmbeddedServer, RunningServer, StubGuard, TritonClient, running_server
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
 from repo_manager.server.records import only_server, served_already, starting

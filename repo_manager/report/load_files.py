@@ -1,20 +1,175 @@
-"""A load test's report in the format that a file's ending asks for."""
+"""A load test's report as a file: JSON, HTML, Markdown, JUnit or OpenMetrics, as the file's ending asks for."""
 
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import UsageError
-from repo_manager.gates.verdict import Verdict
-from repo_manager.loadtest.result import LoadTestReport
+from repo_manager.gates.units import TIME
+from repo_manager.gates.verdict import Outcome, Verdict
+from repo_manager.loadtest.compare import Comparison
+from repo_manager.loadtest.metrics import METRICS, metrics_in
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport
+from repo_manager.report.load_charts import latency_unit, number_cell
 from repo_manager.report.load_html import load_page
-from repo_manager.report.load_junit import load_junit
-from repo_manager.report.load_markdown import load_markdown
-from repo_manager.report.load_openmetrics import load_openmetrics
 from repo_manager.types import as_json
 
-__all__ = ["check_report_path", "report_text"]
+__all__ = ["check_report_path", "compare_markdown", "load_junit", "load_markdown", "load_openmetrics", "report_text"]
+
+
+# Gates as JUnit XML: what CI systems show as test results.
+
+_JUNIT_KINDS = {"failed": "failure", "overloaded": "failure", "unstable": "skipped", "over_limit": "skipped"}
+
+
+def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
+    """Return one test case a gate and level, and one a level that says whether it was measured.
+
+    A failed gate is a failure, an inconclusive one an error (it is not known), an unstable level a skipped case.
+    """
+    name = f"loadtest.{report.target.model}"
+    suite = ElementTree.Element("testsuite", name=name, timestamp=report.started, time=f"{report.seconds:.3f}")
+    counts = {"failure": 0, "error": 0, "skipped": 0}
+    for point in report.points:
+        kind = _JUNIT_KINDS.get(point.outcome)
+        case = _case(suite, name, f"{point.label} is measured", f"{point.duration_s:.3f}")
+        if kind is not None:
+            counts[kind] += 1
+            ElementTree.SubElement(case, kind, message=point.reason)
+    for result in verdict.results if verdict is not None else ():
+        case = _case(suite, name, f"{result.gate} at {result.level}", "0")
+        kind = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}.get(result.outcome)
+        if kind is not None:
+            counts[kind] += 1
+            ElementTree.SubElement(case, kind, message=result.why)
+    suite.set("tests", str(len(suite)))
+    for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        suite.set(attribute, str(counts[kind]))
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+def _case(suite: ElementTree.Element, suite_name: str, name: str, seconds: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", classname=suite_name, name=name, time=seconds)
+
+
+# A load test as OpenMetrics text, for a push gateway or a node exporter's text file collector.
+
+
+def load_openmetrics(report: LoadTestReport, verdict: Verdict | None = None) -> str:
+    """Return gauges and latency summaries by model, version and load level, ended by `# EOF`."""
+    rows: dict[str, list[str]] = {}
+    for point in report.points:
+        labels = _labels(report, point)
+        for metric in METRICS:
+            value = metric.get(point)
+            if metric.export is None or value is None:
+                continue
+            quantile = f',quantile="{metric.export.quantile}"' if metric.export.quantile else ""
+            number = value * metric.export.scale
+            rows.setdefault(metric.export.family, []).append(f"{{{labels}{quantile}}} {number!r}")
+        rows.setdefault("requests", []).append(f"{{{labels}}} {point.requests}")
+        rows.setdefault("errors", []).append(f"{{{labels}}} {point.errors}")
+        rows.setdefault("stable", []).append(f"{{{labels}}} {int(point.outcome == 'stable')}")
+    for result in verdict.results if verdict is not None else ():
+        labels = (
+            f'model="{_escaped(report.target.model)}",gate="{_escaped(result.gate)}",level="{_escaped(result.level)}"'
+        )
+        rows.setdefault("gate_passed", []).append(f"{{{labels}}} {int(result.outcome.value == 'pass')}")
+    lines = []
+    for name, samples in rows.items():
+        lines.append(f"# TYPE repo_manager_loadtest_{name} gauge")
+        lines += [f"repo_manager_loadtest_{name}{sample}" for sample in samples]
+    return "\n".join([*lines, "# EOF"]) + "\n"
+
+
+def _labels(report: LoadTestReport, point: LoadPoint) -> str:
+    target = report.target
+    pairs = {
+        "model": target.model,
+        "version": target.version,
+        "protocol": target.protocol,
+        "mode": point.mode,
+        "level": f"{point.level:g}",
+        "batch_size": str(point.batch_size),
+    }
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs.items())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+# A load test as Markdown, for a job's summary or a comment on a pull request.
+
+_HEADS = {"throughput": "inferences/s"}
+_MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclusive"}
+
+
+def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str:
+    """Return the report's levels, gates and notes as GitHub-flavoured Markdown."""
+    unit, size = latency_unit(report.points)
+    target = report.target
+    version = f", version {target.version}" if target.version else ""
+    lines = [f"### Load test of {_safe(target.model)}{version}", ""]
+    if verdict is not None:
+        holding = f"; the highest level that holds every gate: {verdict.largest_holding}" if verdict.holding else ""
+        lines += [f"**Gates: {_MARKS[verdict.outcome.value]}**{holding}", ""]
+    metrics = metrics_in("markdown")
+    heads = [
+        f"{metric.key} {unit}" if metric.unit is TIME else _HEADS.get(metric.key, metric.key) for metric in metrics
+    ]
+    head = ["level", "outcome", *heads, "errors"]
+    rows = [
+        [point.label, point.outcome, *(number_cell(metric, point, size) for metric in metrics), str(point.errors)]
+        for point in report.points
+    ]
+    lines += _table(head, rows)
+    if verdict is not None and verdict.results:
+        found = [[f"`{r.gate}`", r.level, _MARKS[r.outcome.value], r.why] for r in verdict.results]
+        lines += ["", *_table(["gate", "level", "outcome", "why"], found)]
+    if report.knee is not None:
+        lines += ["", f"Knee: {report.knee}, {report.knee_rule}."]
+    lines += [f"\n{_safe(note)}" for note in report.notes]
+    return "\n".join(lines) + "\n"
+
+
+def compare_markdown(comparisons: Sequence[Comparison]) -> str:
+    """Return comparisons as one table."""
+    rows = [
+        [
+            str(comparison.batch_size),
+            number.name,
+            f"{number.ratio:.3f}",
+            f"{number.interval.low:.3f} to {number.interval.high:.3f}",
+            number.better or "no difference shown",
+        ]
+        for comparison in comparisons
+        for number in comparison.numbers
+    ]
+    first = comparisons[0]
+    title = f"### A: {_safe(first.a.model)} {first.a.version} against B: {_safe(first.b.model)} {first.b.version}"
+    return "\n".join([title, "", *_table(["batch", "number", "B / A", "interval", "better"], rows)]) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(_safe(cell) for cell in row) + " |" for row in rows),
+    ]
+
+
+def _safe(text: str) -> str:
+    """Keep a text inside its cell."""
+    return (
+        text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+        if "`" not in text
+        else text.replace("|", "\\|")
+    )
 
 
 def _json_text(report: LoadTestReport, verdict: Verdict | None) -> str:

@@ -1,25 +1,135 @@
-"""A load test while it runs: a live view on a terminal, plain lines elsewhere; both on stderr."""
+"""How far something is: a bar or a live view on a terminal, plain lines elsewhere; all of it on stderr."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from rich import progress as rich_progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from repo_manager.report.load_tables import format_ms
+from repo_manager.report.tables import format_bytes
+from repo_manager.report.terminal import Terminal
 
 if TYPE_CHECKING:
     from repo_manager.loadtest.compare import CompareProgress
     from repo_manager.loadtest.result import LoadPoint, Progress
 
-__all__ = ["compare_progress", "load_progress"]
+__all__ = ["build_bar", "compare_progress", "load_progress", "transfer_progress"]
+
+
+# A build's progress: a bar on a terminal, a line every few seconds elsewhere.
+
+_LINE_EVERY_S = 10.0
+
+StepReport = Callable[[str, int, int], None]
+"""Told (phase, steps done, steps in all); phases nest, the first one is the whole."""
+
+
+@contextlib.contextmanager
+def build_bar(terminal: Terminal) -> Iterator[StepReport]:
+    """Give a function that shows a build's steps for as long as the block lasts.
+
+    It is called from the building thread. On a terminal the outermost phase is the bar, and the inner one its text.
+
+    Args:
+        terminal: its stderr is written to; nothing is when it is quiet.
+    """
+    if terminal.quiet:
+        yield lambda _phase, _done, _steps: None
+    elif terminal.is_live:
+        with rich_progress.Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            console=terminal.console,
+            transient=True,
+        ) as bar:
+            yield _Bars(bar)
+    else:
+        yield _Lines(terminal.progress)
+
+
+class _Bars:
+    """One bar per phase that is under way; phases nest, so there are few at a time."""
+
+    def __init__(self, progress: rich_progress.Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, phase: str, done: int, steps: int) -> None:
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(phase, total=max(steps, 1))
+        self._progress.update(self._tasks[phase], completed=done)
+        if done >= steps:
+            self._progress.remove_task(self._tasks.pop(phase))
+
+
+class _Lines:
+    """For logs: a line now and then, so that a long build can be told from a dead one."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._lock = threading.Lock()
+        self._next = time.monotonic() + _LINE_EVERY_S
+
+    def __call__(self, phase: str, done: int, steps: int) -> None:
+        with self._lock:
+            if time.monotonic() < self._next:
+                return
+            self._next = time.monotonic() + _LINE_EVERY_S
+        self._say(f"{phase}: {done} of {steps}")
+
+
+# How far a transfer is, as a line now and then.
+
+
+def transfer_progress(
+    report: Callable[[str], None],
+    total_bytes: int,
+    *,
+    every_s: float = 1.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[int], None]:
+    """Return a function that is told the bytes as they arrive and reports the sum, once `every_s` at most.
+
+    A transfer that takes less than that is not spoken of.
+
+    Args:
+        report: takes one line.
+        total_bytes: what there is to transfer; 0 when it is not known.
+        every_s: the shortest time between two lines.
+        clock: seconds.
+    """
+    lock = threading.Lock()
+    done, began = 0, clock()
+    last = began
+
+    def told(count: int) -> None:
+        nonlocal done, last
+        with lock:
+            done += count
+            now = clock()
+            if now - last < every_s:
+                return
+            last = now
+            rate = format_bytes(int(done / (now - began)))
+            of = f" of {format_bytes(total_bytes)} ({min(1.0, done / total_bytes):.0%})" if total_bytes else ""
+            report(f"Transferred {format_bytes(done)}{of}, {rate}/s")
+
+    return told
+
 
 _BARS = "▁▂▃▄▅▆▇█"
 _KEPT = 60

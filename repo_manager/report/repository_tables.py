@@ -1,4 +1,4 @@
-"""A repository's models, versions and problems as rich renderables."""
+"""Repositories, versions and signatures as rich renderables."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
         Problem,
         Removal,
         Repair,
+        Signature,
+        SignatureCheck,
         VersionDifference,
     )
 
 __all__ = [
+    "checks_view",
     "config_change_view",
     "difference_view",
     "label_change_view",
@@ -34,6 +37,7 @@ __all__ = [
     "problems_view",
     "removals_view",
     "repairs_view",
+    "signature_view",
 ]
 
 
@@ -211,3 +215,29 @@ def _drift(manifest: Manifest | None) -> str:
 
 def _source(manifest: Manifest | None) -> str:
     return str(_field(manifest and manifest.source, "path") or "-")
+
+
+# Signatures as rich renderables.
+
+
+def signature_view(signature: Signature) -> list[RenderableType]:
+    """Show what was signed."""
+    state = "would be written (dry run)" if not signature.applied else "written"
+    if signature.replaced:
+        state += ", in place of an earlier one"
+    facts = [
+        ("version", f"{signature.name}:{signature.version}"),
+        ("covers", ", ".join(signature.files)),
+        ("signature", f"{signature.file} in the repository's root: {state}"),
+    ]
+    return [key_values(facts)]
+
+
+def checks_view(checks: Sequence[SignatureCheck]) -> list[RenderableType]:
+    """Show the signatures that hold."""
+    if not checks:
+        return []
+    if len(checks) == 1:
+        return [Text(f"{checks[0].name}:{checks[0].version} is signed by {checks[0].key}", style="green")]
+    rows = [[f"{check.name}:{check.version}", check.key, len(check.files)] for check in checks]
+    return [make_table("Signatures that hold", ["version", "signed by", "files"], rows, right="files")]

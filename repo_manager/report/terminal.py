@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,22 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from repo_manager.errors import RepoManagerError
-from repo_manager.report.plain import plain
 from repo_manager.types import as_json
 
-__all__ = ["Terminal", "error_document"]
+__all__ = ["Terminal", "error_document", "plain"]
+
+
+# Text of others made safe to show: a name in a repository must not speak to the terminal.
+
+# Control characters (an escape sequence could rename the window, or hide what follows), signs that turn the direction
+# of writing, and halves of characters, which stand for bytes that are no UTF-8.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """Return the text with what a terminal would act on written out, such as `\\x1b`; line breaks and tabs stay."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
 
 _WIDTH_WITHOUT_TERMINAL = 140
 

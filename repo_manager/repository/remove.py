@@ -9,14 +9,7 @@ from collections.abc import Callable
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
-from repo_manager.repository.plan.removal import (
-    Removal,
-    forget,
-    made_at,
-    old_versions,
-    plan_removal,
-    select_version,
-)
+from repo_manager.repository.plan.removal import Removal, forget, made_at, old_versions, plan_removal, select_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Departure, Store
 from repo_manager.repository.view import ModelView, changeable_model, walk, with_versions

@@ -12,14 +12,7 @@ from pathlib import Path
 
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
 from repo_manager.errors import ConfigError, ModelError, RepositoryError, ServerError
-from repo_manager.repository import (
-    Location,
-    ModelEntry,
-    Severity,
-    check_signature,
-    verify,
-    version_files,
-)
+from repo_manager.repository import Location, ModelEntry, Severity, check_signature, verify, version_files
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import Endpoint, TritonClient
 from repo_manager.server.guard import stubs_of

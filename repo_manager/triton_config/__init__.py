@@ -11,12 +11,17 @@ from repo_manager.triton_config.config import (
     read_config,
 )
 from repo_manager.triton_config.derive import derive_config
-from repo_manager.triton_config.dtypes import config_dtype, triton_dtype
 from repo_manager.triton_config.fields import get_field, set_fields
 from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
 from repo_manager.triton_config.problems import Problem, Severity
 from repo_manager.triton_config.rules import check_rules
-from repo_manager.triton_config.served_signature import ServedSignature, runtime_signature, served_signature
+from repo_manager.triton_config.served_signature import (
+    ServedSignature,
+    config_dtype,
+    runtime_signature,
+    served_signature,
+    triton_dtype,
+)
 from repo_manager.triton_config.version_policy import (
     replace_version_policy,
     served_versions,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.config import ModelConfig
-from repo_manager.triton_config.dtypes import config_dtype
 from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_config.served_signature import config_dtype
 from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import Dim, TensorSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from repo_manager.cli.shadow_options import Trial, parse_duration
+from repo_manager.cli.rollout_options import Trial, parse_duration
 from repo_manager.errors import UsageError
 from repo_manager.report.terminal import Terminal
 

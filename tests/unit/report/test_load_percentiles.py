@@ -11,8 +11,8 @@ from repo_manager.loadtest.derive import intervals_of
 from repo_manager.loadtest.document import report_from_json
 from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.report.load_files import load_openmetrics
 from repo_manager.report.load_html import load_page
-from repo_manager.report.load_openmetrics import load_openmetrics
 from repo_manager.rollout.trial.gates import parse_gates
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json

@@ -3,9 +3,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 
-from repo_manager.report.load_junit import load_junit
-from repo_manager.report.load_markdown import compare_markdown, load_markdown
-from repo_manager.report.load_openmetrics import load_openmetrics
+from repo_manager.report.load_files import compare_markdown, load_junit, load_markdown, load_openmetrics
 
 
 def test_junit_counts_what_it_holds(report, verdict):

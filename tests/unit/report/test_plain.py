@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from repo_manager.report.plain import plain
 from repo_manager.report.tables import key_values, make_table
+from repo_manager.report.terminal import plain
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import (
-    find_model,
-    model_state,
-    plan_publish,
-    publish,
-    set_served_versions,
-    verify,
-)
+from repo_manager.repository import find_model, model_state, plan_publish, publish, set_served_versions, verify
 from repo_manager.triton_config import ModelConfig, parse_config, read_config, version_policy
 from repo_manager.types import as_json
 

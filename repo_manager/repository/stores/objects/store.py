@@ -25,13 +25,7 @@ from repo_manager.repository.stores.objects.depart import abandoned_work, discar
 from repo_manager.repository.stores.objects.facts import Listing, ObjectFact
 from repo_manager.repository.stores.objects.fetch import fetch_version, kept_download
 from repo_manager.repository.stores.objects.lease import object_lease
-from repo_manager.repository.stores.objects.ledger import (
-    Ledger,
-    change_ledger,
-    ledger_key,
-    ledger_model,
-    read_ledger,
-)
+from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger, ledger_key, ledger_model, read_ledger
 from repo_manager.repository.stores.objects.transport import object_record, upload_files
 from repo_manager.repository.view import Entry, Level, ModelView, Work
 from repo_manager.triton_config import CONFIG_FILENAME, Problem

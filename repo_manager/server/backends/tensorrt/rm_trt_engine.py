@@ -14,13 +14,7 @@ from typing import Any
 
 import numpy as np
 from rm_trt_cuda import Cuda, host_bytes  # type: ignore[import-not-found]  # beside this file, in the stub's sys.path
-from rm_trt_shapes import (  # type: ignore[import-not-found]
-    TRITON_TYPES,
-    Mismatch,
-    Profile,
-    Tensor,
-    choose_profile,
-)
+from rm_trt_shapes import TRITON_TYPES, Mismatch, Profile, Tensor, choose_profile  # type: ignore[import-not-found]
 
 Array = np.ndarray[Any, Any]
 _TAGS = {"tensorrt": b"ftrt", "tensorrt_rtx": b"vtrt"}

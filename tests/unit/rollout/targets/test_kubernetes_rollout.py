@@ -11,13 +11,7 @@ import pytest
 from support.fake_cluster import FakeCluster, ready, unschedulable, waiting
 from support.triton_deployment import triton_deployment
 
-from repo_manager.errors import (
-    RepositoryError,
-    RollbackFailedError,
-    RolloutUndoneError,
-    ServerRefusedError,
-    UsageError,
-)
+from repo_manager.errors import RepositoryError, RollbackFailedError, RolloutUndoneError, ServerRefusedError, UsageError
 from repo_manager.repository import find_model, model_state
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions

@@ -1,4 +1,4 @@
-"""The end of quickstart as rich renderables."""
+"""The end of quickstart: on the terminal, and as one HTML file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import RenderableType
 from rich.text import Text
 
+from repo_manager.report import load_charts
 from repo_manager.report.load_tables import format_ms
-from repo_manager.report.tables import format_bytes, format_share, make_table
+from repo_manager.report.page import Figure, environment
+from repo_manager.report.tables import format_bytes, format_count, format_share, make_table
 
-__all__ = ["quickstart_view"]
+__all__ = ["quickstart_page", "quickstart_view"]
+
+
+# The end of quickstart as rich renderables.
 
 _COLUMNS = [
     *("model", "precision", "2:4 layers", "drift", "held-out accuracy", "size"),
@@ -62,3 +68,52 @@ def quickstart_view(result: Any, page: Path) -> list[RenderableType]:
 def _shown(path: Path) -> Path:
     """Return a path as the user would write it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+# The end of quickstart as one HTML file.
+
+
+def quickstart_page(result: Any) -> str:
+    """Return the page of a `pipeline.quickstart.Quickstart`.
+
+    Returns:
+        A complete HTML document that refers to nothing outside itself.
+    """
+    return (
+        environment()
+        .get_template("quickstart.html.j2")
+        .render(
+            result=result,
+            layers=[_layer(layer) for layer in result.inspection.sparsity.layers],
+            totals=result.inspection.sparsity.totals,
+            share=format_share,
+            count=format_count,
+            ms=format_ms,
+            models=[(model, _figures(model.load)) for model in result.models],
+        )
+    )
+
+
+def _layer(layer: Any) -> dict[str, str]:
+    return {
+        "node": layer.node,
+        "op_type": layer.op_type,
+        "shape": "x".join(map(str, layer.shape)),
+        "valid": format_share(layer.valid_share) if layer.groups else "-",
+        "macs": format_count(layer.macs),
+        "reason": layer.reason,
+        "verdict": layer.verdict.value,
+    }
+
+
+def _figures(load: Any) -> list[Figure]:
+    unit = load_charts.latency_unit(load.points)
+    drawn = [
+        ("Latency by percentile", load_charts.percentile_curves(load, unit), "Every further nine takes the same room."),
+        (
+            "Where the mean latency goes",
+            load_charts.server_times(load, unit),
+            "The server's own mean times; the rest is network, protocol and client.",
+        ),
+    ]
+    return [Figure(title, Markup(svg), caption) for title, svg, caption in drawn if svg is not None]
