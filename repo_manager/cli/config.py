@@ -121,7 +121,7 @@ def config_command(
     else:
         result = change_config(root, name, changes, dry_run=dry_run or not changes)
     is_shown = not (changes or flags.file or flags.edit)
-    output.terminal().result(result, *config_change_view(result, shown=is_shown))
+    output.terminal().result(result, *config_change_view(result, shown=is_shown, repository=place.repository))
 
 
 def _edit(root: Location, name: str, *, dry_run: bool) -> ConfigChange:

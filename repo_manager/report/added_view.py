@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from repo_manager.engine.releases import releases
 from repo_manager.report.tables import conversion_view, format_share, key_values, make_table
+from repo_manager.report.terminal import next_command
 
 __all__ = ["added_view", "evidence_table", "servers_for"]
 
@@ -31,8 +31,7 @@ def added_view(added: Any, repository: str | None = None) -> list[RenderableType
         rows = [[f"{control.name}:{control.version}", control.purpose] for control in added.controls]
         views.append(make_table("Controls", ["model", "what comparing with it tells"], rows))
     if added.published:
-        where = [] if repository is None else ["-r", repository]
-        command = shlex.join(["repo-manager", "deploy", f"{added.name}:{added.version}", *where])
+        command = next_command("deploy", f"{added.name}:{added.version}", repository=repository)
         views.append(Text(f"No server serves it yet. Next: {command}"))
     else:
         views.append(Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}"))

@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report.tables import format_bytes, format_share, key_values, make_table
+from repo_manager.report.terminal import next_command
+from repo_manager.triton_config import ReloadEffect
 
 if TYPE_CHECKING:
     from repo_manager.repository import (
@@ -141,16 +143,36 @@ def difference_view(difference: VersionDifference) -> list[RenderableType]:
     return views or [Text(f"{difference.a} and {difference.b} are the same.")]
 
 
-def config_change_view(change: ConfigChange, *, shown: bool) -> list[RenderableType]:
-    """Show a configuration, or its change and what that makes a server do."""
+def config_change_view(change: ConfigChange, *, shown: bool, repository: str | None = None) -> list[RenderableType]:
+    """Show a configuration, or its change, what that makes a server do, and the command that makes it do it.
+
+    Args:
+        change: done or planned.
+        shown: nothing was to be changed: show the configuration.
+        repository: what was given as `--repository`, which the next command needs, too.
+    """
     if shown:
         return [Text(change.before.rstrip())]
     views: list[RenderableType] = [Text(change.diff or "No change.")]
     views += [Text(f"{problem.severity.value}: {problem.where}: {problem.what}") for problem in change.problems]
     if change.diff:
-        reloads = f"version {_numbers(change.reloaded)} loads again" if change.reloaded else "nothing loads again"
-        views.append(Text(f"Effect at the next load: {change.effect}; {reloads}. {_state(change.applied)}"))
+        views.append(Text(f"{_state(change.applied)} At its next load a running server {_effect(change)}."))
+        if change.applied and change.served and change.effect is not ReloadEffect.NOTHING:
+            command = next_command("deploy", f"{change.name}:{change.served[-1]}", repository=repository)
+            others = " --keep-previous" if len(change.served) > 1 else ""
+            views.append(Text(f"A server that runs does not have it yet. Next: {command}{others}"))
     return views
+
+
+def _effect(change: ConfigChange) -> str:
+    """Say what a running server does at its next load."""
+    if change.reloaded:
+        return f"loads version {_numbers(change.reloaded)} again"
+    if change.effect is ReloadEffect.NOTHING:
+        return "changes nothing: it means the same to it"
+    if "instance_group" in change.fields:
+        return "changes the instances in place; no version loads again"
+    return f"serves version {_numbers(change.served)}; those that stay do not load again"
 
 
 def labels_view(labels: Mapping[str, Sequence[str]]) -> list[RenderableType]:

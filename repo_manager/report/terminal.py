@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from rich.console import Console, RenderableType
 from repo_manager.errors import RepoManagerError
 from repo_manager.types import as_json
 
-__all__ = ["Terminal", "error_document", "plain"]
+__all__ = ["Terminal", "error_document", "next_command", "plain"]
 
 
 # Text of others made safe to show: a name in a repository must not speak to the terminal.
@@ -30,6 +31,16 @@ def plain(text: str) -> str:
 
 
 _WIDTH_WITHOUT_TERMINAL = 140
+
+
+def next_command(*words: str, repository: str | None) -> str:
+    """Return a command to copy.
+
+    Args:
+        words: of the command, without the program's name.
+        repository: what was given as `--repository`, which the next command needs, too; `None`: nothing.
+    """
+    return shlex.join(["repo-manager", *words, *([] if repository is None else ["-r", repository])])
 
 
 class Terminal:

@@ -6,14 +6,13 @@ import dataclasses
 import datetime
 import time
 from pathlib import Path
-from typing import Any
 
 from repo_manager.repository import Location, ModelEntry, find_model, model_state
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.observe import ServedState, observe
-from repo_manager.rollout.prediction.config import changed_config_fields
+from repo_manager.rollout.prediction.config import INSTANCES, changed_config_fields, instances_differ
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
-from repo_manager.rollout.prediction.rules import Action, VersionPlan
+from repo_manager.rollout.prediction.rules import IN_PLACE, Action, VersionPlan
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
 
@@ -22,15 +21,13 @@ __all__ = [
     "Obstacle",
     "RolloutPlan",
     "VersionPlan",
-    "changed_fields",
+    "differing_fields",
     "hidden_changes",
     "obstacle_of",
     "plan_deploy",
     "plan_from",
 ]
 
-# triton-inference-server/core, `ModelLifeCycle`: a change of these alone reloads nothing.
-_FREE_FIELDS = ("version_policy", "instance_group")
 _CLOCKS_APART_NS = 60 * 10**9  # a file server's clock may be ahead of ours
 
 
@@ -161,7 +158,7 @@ def plan_from(
     kept = {max(others)} if keep_previous and others else set()
     after = tuple(sorted({version} | kept))
     config = entry.config()
-    changed = () if config is None or served.config is None else changed_config_fields(served.config, config)
+    changed = differing_fields(config, served.config)
     steps = [_step(each, after, served, changed, _hindered(entry, after, obstacle)) for each in {*after, *served.ready}]
     files = _files(entry)
     if files is not None and (entry.policy != after or not set(after) <= set(served.ready)):
@@ -193,7 +190,9 @@ _LOADS = (Action.LOAD, Action.RELOAD, Action.NOTHING)
 
 def _with_files(step: VersionPlan, now: Fingerprint, deployed: Fingerprint) -> VersionPlan:
     """Return the fate of a version whose files have changed since the last deployment: the next load reloads it."""
-    if step.action is not Action.KEEP or now.version_ns(step.version) <= deployed.version_ns(step.version):
+    if step.action not in (Action.KEEP, Action.UPDATE) or now.version_ns(step.version) <= deployed.version_ns(
+        step.version
+    ):
         return step
     own = now.times_ns.get(str(step.version), 0) > deployed.version_ns(step.version)
     what = "its folder has" if own else f"{now.newest_beside}, beside the versions, has"
@@ -241,8 +240,9 @@ def _step(
         action = Action.NOTHING if stuck else Action.LOAD
         reason = served.reasons.get(version) or "it is not loaded"
     elif changed:
-        action = Action.RELOAD if obstacle is None else Action.NOTHING
-        reason = f"config.pbtxt differs from the loaded one in {fields}"
+        in_place = changed == (INSTANCES,)
+        action = Action.NOTHING if obstacle is not None else Action.UPDATE if in_place else Action.RELOAD
+        reason = IN_PLACE if in_place else f"config.pbtxt differs from the loaded one in {fields}"
     else:
         action, reason = Action.KEEP, "it is loaded, and nothing that it depends on has changed"
     if action is Action.NOTHING and obstacle is not None:
@@ -250,33 +250,12 @@ def _step(
     return VersionPlan(version, action, reason)
 
 
-def changed_fields(repository: ModelConfig | None, served: ModelConfig | None) -> tuple[str, ...]:
-    """Return the fields that the repository's configuration sets otherwise than the server runs with.
+def differing_fields(repository: ModelConfig | None, served: ModelConfig | None) -> tuple[str, ...]:
+    """Return the fields in which what a server runs differs from config.pbtxt, but for the version policy.
 
-    The server fills in defaults, so only what config.pbtxt says is compared.
+    What the server fills in where the file is silent is no difference.
     """
     if repository is None or served is None:
         return ()
-    free = (*_FREE_FIELDS, "name")
-    return tuple(name for name in _different(repository.message(), served.message()) if name not in free)
-
-
-def _different(ours: Any, theirs: Any) -> list[str]:
-    """Return the fields that one message sets and that are not so in the other."""
-    return [
-        field.name
-        for field, value in ours.ListFields()
-        # An empty message is a setting too: `dynamic_batching {}`.
-        if (field.has_presence and not theirs.HasField(field.name)) or not _within(value, getattr(theirs, field.name))
-    ]
-
-
-def _within(ours: Any, theirs: Any) -> bool:
-    """Say whether everything that one value sets is so in the other."""
-    if hasattr(ours, "ListFields"):
-        return not _different(ours, theirs)
-    if hasattr(ours, "items"):  # a map
-        return all(key in theirs and _within(value, theirs[key]) for key, value in ours.items())
-    if not isinstance(ours, str | bytes) and hasattr(ours, "__len__"):
-        return len(ours) == len(theirs) and all(map(_within, ours, theirs))
-    return bool(ours == theirs)
+    instances = (INSTANCES,) if instances_differ(served, repository) else ()
+    return (*changed_config_fields(served, repository), *instances)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.repository import Location, ModelEntry, model_state, scan
 from repo_manager.rollout.observe import ServedState, observe
-from repo_manager.rollout.plan import changed_fields, obstacle_of
+from repo_manager.rollout.plan import differing_fields, obstacle_of
 from repo_manager.rollout.targets.urls import To, connect
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.server.metrics_page import local_server
@@ -139,7 +139,7 @@ def _differing(entry: ModelEntry, served: ServedState) -> tuple[str, ...]:
     # A version that stays through a change of the policy keeps the one that it was loaded with in its own
     # configuration, so what is READY decides.
     policy = ("version_policy",) if served.ready and served.ready != entry.served_versions else ()
-    return (*changed_fields(config, served.config), *policy)
+    return (*differing_fields(config, served.config), *policy)
 
 
 def _drift(
@@ -156,7 +156,7 @@ def _drift(
         drift.append(f"version {deployed} was deployed last and is not served")
     drift += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
     drift += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
-    fields = changed_fields(entry.config(), served.config)
+    fields = differing_fields(entry.config(), served.config)
     if served.hidden:
         drift.append(f"what it runs with is unknown: the server does not show its configuration ({served.hidden})")
     if overridden:
@@ -164,5 +164,5 @@ def _drift(
             f"a configuration sent with a load overrides {', '.join(overridden)} of config.pbtxt; deploy drops it"
         )
     elif fields:
-        drift.append(f"the server runs it with another {', '.join(fields)} than config.pbtxt says")
+        drift.append(f"the server runs it with another {', '.join(fields)} than config.pbtxt says; deploy applies it")
     return tuple(drift)

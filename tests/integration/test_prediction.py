@@ -48,6 +48,12 @@ class Watched:
         ready = observe(self.client, self.model.name).ready
         return {version: self.client.statistics(self.model.name, version)[0].success_count for version in ready}
 
+    def instances(self) -> dict[int, int]:
+        """Return how many instances every READY version has."""
+        ready = observe(self.client, self.model.name).ready
+        groups = {version: self.client.model_config(self.model.name, version).instance_group for version in ready}
+        return {version: sum(group.count for group in found) for version, found in groups.items()}
+
     def ask(self) -> dict[int, int]:
         """Ask every READY version once, so that its counter is not 0."""
         before = self.count()
@@ -70,6 +76,7 @@ class Watched:
     def load(self, sent: str | None) -> tuple[Prediction, dict[int, Action], bool]:
         """Predict a load, do it, and return the prediction, each version's real fate, and whether it was refused."""
         served = observe(self.client, self.model.name)
+        instances = self.instances()
         wanted = self.wanted(sent)
         prediction = predict(served, self.loaded, wanted)
         began_ns, before = time.time_ns(), self.answered
@@ -83,13 +90,15 @@ class Watched:
                 self.loaded = Fingerprint({})  # Triton knows the model now, and no time of it
             self.trail.append(f"    refused: {exc.message[:300]}")
         after = self.count()
+        now = self.instances()
+        updated = {version for version, count in now.items() if instances.get(version, count) != count}
         self.answered = self.ask()
         if not refused and acted and wanted.files is not None:
             self.loaded = wanted.files
             if sent is not None:
                 self.loaded = wanted.files.with_config_at(began_ns)
                 wait_for_the_clock_of_files(self.model.folder.parent.parent / "tick")
-        return prediction, fates(before, after, prediction, served), refused
+        return prediction, fates(before, after, updated, prediction, served), refused
 
     def unload(self) -> None:
         self.client.unload(self.model.name)
@@ -100,7 +109,9 @@ def newer(files: Fingerprint | None, loaded: Fingerprint) -> bool:
     return files is not None and files.newest_ns > loaded.newest_ns
 
 
-def fates(before: dict[int, int], after: dict[int, int], said: Prediction, served: ServedState) -> dict[int, Action]:
+def fates(
+    before: dict[int, int], after: dict[int, int], updated: set[int], said: Prediction, served: ServedState
+) -> dict[int, Action]:
     """Return what happened to every version; what stayed as it was is called as predicted where that fits."""
     found = {}
     predicted = {each.version: each.action for each in said.versions}
@@ -108,7 +119,8 @@ def fates(before: dict[int, int], after: dict[int, int], said: Prediction, serve
         if version in before and version in after:
             same = before[version] <= after[version]
             staying = predicted.get(version) in (Action.NOTHING, Action.FAIL)
-            found[version] = (predicted[version] if staying else Action.KEEP) if same else Action.RELOAD
+            stayed = Action.UPDATE if version in updated else predicted[version] if staying else Action.KEEP
+            found[version] = stayed if same else Action.RELOAD
         elif version in after:
             found[version] = Action.LOAD
         elif version in before:

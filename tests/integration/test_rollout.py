@@ -24,7 +24,7 @@ from repo_manager.errors import (
     ServerRefusedError,
     ServerUnreachableError,
 )
-from repo_manager.repository import model_state, set_served_versions
+from repo_manager.repository import change_config, model_state, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
@@ -391,5 +391,32 @@ def test_status_tells_every_difference(repository: Path, client: TritonClient, m
     (drifted,) = status(repository, client, (model,)).models
     assert drifted.drift == (
         "READY are 1, config.pbtxt serves 2",
-        "the server runs it with another max_batch_size than config.pbtxt says",
+        "the server runs it with another max_batch_size than config.pbtxt says; deploy applies it",
     )
+
+
+def test_changed_instances_reach_a_running_server(repository: Path, client: TritonClient, model: str) -> None:
+    deploy(repository, model, 1, client)
+    stays = client.statistics(model, 1)[0].success_count
+    change = change_config(repository, model, {"instance_group.count": "3"})
+    assert (change.served, change.reloaded) == ((1,), ())
+    (before,) = status(repository, client, (model,)).models
+    assert ["instance_group" in found for found in before.drift] == [True]
+    applied = deploy(repository, model, 1, client)
+    assert (applied.changed, actions(applied)) == (True, [(1, Action.UPDATE)])
+    assert [group.count for group in client.model_config(model).instance_group] == [3]
+    assert client.statistics(model, 1)[0].success_count > stays  # a version that is loaded again counts from 0
+    (after,) = status(repository, client, (model,)).models
+    assert after.drift == ()
+    assert not deploy(repository, model, 1, client).changed
+
+
+def test_instances_that_the_server_refuses_leave_what_was_served(
+    repository: Path, client: TritonClient, model: str
+) -> None:
+    deploy(repository, model, 1, client)
+    change_config(repository, model, {"instance_group.kind": "KIND_GPU"})
+    with pytest.raises(RolloutUndoneError, match="KIND_GPU"):
+        deploy(repository, model, 1, client)
+    assert (ready(client, model), answer(client, model)) == ((1,), 2.0)
+    assert [group.count for group in client.model_config(model).instance_group] == [1]

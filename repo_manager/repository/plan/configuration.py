@@ -35,7 +35,8 @@ class ConfigChange:
         after: the file's text as it is to be.
         fields: the top-level fields that differ.
         effect: what a running server does at its next load, by Triton's reload rules.
-        reloaded: the served versions that it would load again.
+        served: the versions that the next load serves.
+        reloaded: those of them that it would load again.
         problems: what is wrong with the new configuration; an error keeps it from being written.
         applied: whether it was written.
     """
@@ -45,6 +46,7 @@ class ConfigChange:
     after: str
     fields: tuple[str, ...]
     effect: ReloadEffect
+    served: tuple[int, ...]
     reloaded: tuple[int, ...]
     problems: tuple[Problem, ...]
     applied: bool
@@ -86,7 +88,7 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
     effect = ReloadEffect.RELOAD if old is None else reload_effect(old, new)
     fields = changed_fields(old, new) if old is not None else ()
     reloaded = served if effect == ReloadEffect.RELOAD else ()
-    return ConfigChange(view.name, before, after, fields, effect, reloaded, tuple(problems), applied=False)
+    return ConfigChange(view.name, before, after, fields, effect, served, reloaded, tuple(problems), applied=False)
 
 
 def _refuse_open_policy(view: ModelView, config: ModelConfig) -> None:

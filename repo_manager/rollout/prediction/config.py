@@ -1,6 +1,7 @@
 """Whether Triton takes two configurations for the same, after it has filled in its defaults.
 
-Source: `ConfigChangeRequiresReload` and `NormalizeModelConfig` of triton-inference-server/core.
+Source: `ConfigChangeRequiresReload`, `NormalizeModelConfig` and `NormalizeInstanceGroup` of
+triton-inference-server/core.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ from typing import Any
 
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["FREE_FIELDS", "changed_config_fields"]
+__all__ = ["FREE_FIELDS", "INSTANCES", "changed_config_fields", "instances_differ"]
 
+# The one field that a load changes in place: instances come and go, no version loads again.
+INSTANCES = "instance_group"
 # A change of these alone reloads nothing.
-FREE_FIELDS = ("version_policy", "instance_group")
+FREE_FIELDS = ("version_policy", INSTANCES)
 # Filled in on the server whatever the file says, so a file that is silent about them has not changed them.
 _FILLED_IN = {"platform", "backend", "runtime", "default_model_filename"}
 # Filled in from the model where the server completes configurations (its default).
 _COMPLETED = {"input", "output", "max_batch_size"}
 _SEQUENCE_IDLE_US = 1_000_000
+# How many instances a group has that does not say, by kind. Other backends may state a preference of their own.
+_ONE_INSTANCE = {"python", "tensorrt", "tensorrt_rtx", "pytorch"}
+_TWO_ON_A_CPU = {"onnxruntime", "tensorflow"}
 
 
 def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_complete: bool = True) -> tuple[str, ...]:
@@ -48,6 +54,44 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
     return tuple(changed)
 
 
+def instances_differ(served: ModelConfig, wanted: ModelConfig) -> bool:
+    """Say whether a load changes a model's instances in place.
+
+    Triton fills in a group's kind, count and GPUs where config.pbtxt leaves them out; what it filled in is no
+    difference. The name of a group is free text.
+
+    Args:
+        served: what the server says it runs the model with.
+        wanted: what config.pbtxt, or the load's own configuration, says.
+    """
+    theirs, ours = served.message(), wanted.message()
+    if theirs.HasField("ensemble_scheduling") or ours.HasField("ensemble_scheduling"):
+        return False
+    if not ours.instance_group:
+        ours.instance_group.add()
+    if len(theirs.instance_group) != len(ours.instance_group):
+        return bool(theirs.instance_group)  # a server that tells of no group at all says nothing
+    backend = theirs.backend or ours.backend
+    groups = zip(theirs.instance_group, ours.instance_group, strict=True)
+    return any(_completed(group, like, backend) != _completed(like, like, backend) for like, group in groups)
+
+
+def _completed(group: Any, like: Any, backend: str) -> Any:
+    """Fill in what a group leaves out, as Triton has done in the group that it serves."""
+    message = type(group)()
+    message.CopyFrom(group)
+    message.name = ""
+    if message.kind == type(group).KIND_AUTO:
+        message.kind = like.kind
+    if not message.gpus:
+        message.gpus.extend(like.gpus)
+    if message.count < 1:
+        on_cpu = message.kind == type(group).KIND_CPU
+        known = {**dict.fromkeys(_ONE_INSTANCE, 1), **dict.fromkeys(_TWO_ON_A_CPU, 2 if on_cpu else 1)}
+        message.count = known.get(backend, like.count)
+    return message
+
+
 def _is_set(message: Any, field: Any) -> bool:
     if field.has_presence:
         return bool(message.HasField(field.name))
@@ -61,7 +105,7 @@ def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
         if not message.optimization.HasField(name):
             getattr(message.optimization, name).enable = True
     if message.HasField("dynamic_batching") and not message.dynamic_batching.preferred_batch_size:
-        batch = message.max_batch_size or served.max_batch_size
+        batch = served.max_batch_size or message.max_batch_size  # another maximum is a difference of its own
         message.dynamic_batching.preferred_batch_size.extend([batch] * bool(batch))
     if message.HasField("sequence_batching") and not message.sequence_batching.max_sequence_idle_microseconds:
         message.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_US

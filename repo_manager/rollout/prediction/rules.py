@@ -14,22 +14,27 @@ from pathlib import Path
 
 from repo_manager.errors import ConfigError
 from repo_manager.rollout.observe import ServedState
-from repo_manager.rollout.prediction.config import changed_config_fields
+from repo_manager.rollout.prediction.config import INSTANCES, changed_config_fields, instances_differ
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, read_config, served_versions
 
-__all__ = ["Action", "Prediction", "VersionPlan", "Wanted", "predict", "read_wanted"]
+__all__ = ["IN_PLACE", "Action", "Prediction", "VersionPlan", "Wanted", "predict", "read_wanted"]
+
+
+IN_PLACE = f"{CONFIG_FILENAME} has another {INSTANCES}: its instances change in place, nothing loads again"
 
 
 class Action(str, enum.Enum):
     """What the server will do with one version.
 
+    `UPDATE`: the version stays loaded, and its instances become those of the configuration.
     `NOTHING`: the load answers 200 and the version stays as it is, although something else was asked for.
     `FAIL`: the load is refused because of it or with it, and it stays as it is.
     """
 
     LOAD = "load"
     KEEP = "keep"
+    UPDATE = "update"
     RELOAD = "reload"
     DROP = "drop"
     NOTHING = "nothing"
@@ -63,7 +68,7 @@ class Prediction:
     @property
     def ready_after(self) -> tuple[int, ...]:
         """Versions that are READY afterwards, those that were and could not be replaced included."""
-        served = (Action.LOAD, Action.KEEP, Action.RELOAD)
+        served = (Action.LOAD, Action.KEEP, Action.UPDATE, Action.RELOAD)
         return tuple(each.version for each in self.versions if each.action in served)
 
 
@@ -137,7 +142,7 @@ def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> 
     }
     if culprits:
         reasons = "; ".join(f"version {version}: {reason}" for version, reason in culprits.items())
-        return _refused(served, versions, reasons, culprits)
+        return _refused(served, versions, reasons, culprits, plans)
     return Prediction(plans)
 
 
@@ -160,7 +165,14 @@ def _fate(
         if fields:
             reason = f"{CONFIG_FILENAME} differs from the loaded one in {', '.join(fields)}"
             return VersionPlan(version, Action.RELOAD, reason)
+    if _updates(served, wanted):
+        return VersionPlan(version, Action.UPDATE, IN_PLACE)
     return VersionPlan(version, Action.KEEP, "it is loaded, and nothing that it depends on has changed")
+
+
+def _updates(served: ServedState, wanted: Wanted) -> bool:
+    """Say whether a load that is acted on changes the instances of the versions that stay."""
+    return served.config is not None and wanted.config is not None and instances_differ(served.config, wanted.config)
 
 
 def _why_dropped(version: int, wanted: Wanted) -> str:
@@ -175,6 +187,7 @@ def _overlooked(served: ServedState, loaded: Fingerprint, wanted: Wanted, files:
     fields: tuple[str, ...] = ()
     if served.config is not None and wanted.config is not None:
         fields = changed_config_fields(served.config, wanted.config, auto_complete=wanted.auto_complete)
+        fields += (INSTANCES,) * _updates(served, wanted)
     plans = []
     for version in sorted({*versions, *served.ready}):
         if version not in served.ready:
@@ -198,14 +211,21 @@ def _blindness(loaded: Fingerprint, files: Fingerprint) -> str:
 
 
 def _refused(
-    served: ServedState, versions: Iterable[int], refusal: str, culprits: Mapping[int, str] | None = None
+    served: ServedState,
+    versions: Iterable[int],
+    refusal: str,
+    culprits: Mapping[int, str] | None = None,
+    fates: Iterable[VersionPlan] = (),
 ) -> Prediction:
-    """Predict a load that is refused: everything stays as it is."""
+    """Predict a load that is refused: every version stays as it is, but for instances that had changed by then."""
     culprits = culprits or {}
     plans = []
+    updated = {fate.version: fate for fate in fates if fate.action is Action.UPDATE}
     for version in sorted({*versions, *served.ready}):
         if version in culprits:
             plans.append(VersionPlan(version, Action.FAIL, culprits[version]))
+        elif version in updated:
+            plans.append(updated[version])
         elif version in served.ready:
             plans.append(VersionPlan(version, Action.KEEP, "the load will be refused, so it stays"))
         else:

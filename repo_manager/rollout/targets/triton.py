@@ -14,12 +14,14 @@ from repo_manager.repository import read_config_bytes, set_served_versions, touc
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_server
 from repo_manager.rollout.observe import ServedState, observe, require_control, require_known, wait_until_only_ready
-from repo_manager.rollout.plan import RolloutPlan, hidden_changes, obstacle_of, plan_from
+from repo_manager.rollout.plan import Action, RolloutPlan, differing_fields, hidden_changes, obstacle_of, plan_from
+from repo_manager.rollout.prediction.config import INSTANCES
 from repo_manager.rollout.result import ServerResult
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.waves import in_waves
 from repo_manager.server import TritonClient
+from repo_manager.triton_config import CONFIG_FILENAME
 
 __all__ = ["TritonPart", "TritonTarget"]
 
@@ -159,7 +161,7 @@ class TritonPart:
         self.touched = True
         self.serve(self.meanwhile)
         state = self._observe()
-        self._state = state if set(self.plan.ready_after) <= set(state.ready) else self._insist(state)
+        self._state = state if self._took(state) else self._insist(state)
 
     def serve(self, versions: tuple[int, ...]) -> None:
         """Write the version policy, and let the server read it."""
@@ -206,13 +208,18 @@ class TritonPart:
         self.client.wait_live(options.reconnect_timeout_s)
         if not before or self._unseen:
             self._unload()
+        refusal = ""
         if before:
             # It may have to wait for the load that was given up, however short a deadline that one had.
             timeout_s = max(options.load_timeout_s, options.settle_timeout_s)
-            self.client.load(context.name, timeout_s=timeout_s)
+            try:
+                self.client.load(context.name, timeout_s=timeout_s)
+            except ServerRefusedError as exc:
+                # The file that is put back may be what it refuses; what was served is served then, as it never stopped.
+                refusal = f" ({exc.message})"
         state = wait_until_only_ready(self.client, context.name, before, options.settle_timeout_s)
         if state.ready != before:
-            raise ServerRefusedError(f"{state.sentence}, before it were {before or 'none'}")
+            raise ServerRefusedError(f"{state.sentence}, before it were {before or 'none'}{refusal}")
         return state.sentence
 
     def by_hand(self) -> str:
@@ -280,6 +287,13 @@ class TritonPart:
         # Triton may wait for a dead process for ever; a version that is UNLOADING does not hinder a load.
         wait_until_only_ready(self.client, context.name, (), _UNLOAD_S, settled=True)
 
+    def _took(self, state: ServedState) -> bool:
+        """Say whether a load did what it was for: every version is READY, and its instances are the new ones."""
+        if not set(self.plan.ready_after) <= set(state.ready):
+            return False
+        updates = any(step.action is Action.UPDATE for step in self.plan.steps)
+        return not updates or INSTANCES not in differing_fields(self.context.entry.config(), state.config)
+
     def _insist(self, state: ServedState) -> ServedState:
         """Load again with a newer config.pbtxt: Triton answers 200 and does nothing when nothing looks newer to it."""
         context = self.context
@@ -287,8 +301,14 @@ class TritonPart:
         self._touch()
         self.load()
         state = self._observe()
-        if set(self.plan.ready_after) <= set(state.ready):
+        if self._took(state):
             return state
+        if set(self.plan.ready_after) <= set(state.ready):
+            raise ServerRefusedError(
+                f"{self.label} answered the load of {context.name} and still runs it with another {INSTANCES} than "
+                f"{CONFIG_FILENAME} says",
+                hint="The server's log says why.",
+            )
         reason = state.reasons.get(context.version)
         raise ServerRefusedError(
             f"{self.label} answered the load of {context.name} and did nothing: {state.sentence}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from repo_manager.repository import find_model, record_deployment
 from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.plan import plan_from
-from repo_manager.rollout.prediction.config import changed_config_fields
+from repo_manager.rollout.prediction.config import changed_config_fields, instances_differ
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
 from repo_manager.rollout.prediction.rules import Action, Prediction, predict, read_wanted
 from repo_manager.triton_config import parse_config
@@ -198,6 +199,36 @@ def test_what_the_server_completes_by_itself_is_no_change() -> None:
     assert found == ("max_batch_size", "input", "dynamic_batching")
     other = parse_config('backend: "b" input { name: "x" dims: 2 }')
     assert changed_config_fields(completed, other) == ("input",)
+
+
+@pytest.mark.parametrize(
+    ("backend", "served", "wanted", "differ"),
+    [
+        ("onnxruntime", "{ count: 1 kind: KIND_CPU }", "{ count: 3 kind: KIND_CPU }", True),
+        ("onnxruntime", "{ name: 'm_0' count: 3 kind: KIND_CPU }", "{ count: 3 }", False),
+        ("onnxruntime", "{ name: 'm_0' count: 2 kind: KIND_CPU }", "", False),
+        ("onnxruntime", "{ name: 'm_0' count: 3 kind: KIND_CPU }", "", True),
+        ("onnxruntime", "{ name: 'm_0' count: 1 kind: KIND_GPU gpus: [0, 1] }", "{ kind: KIND_GPU }", False),
+        ("onnxruntime", "{ name: 'm_0' count: 1 kind: KIND_GPU gpus: [0, 1] }", "{ gpus: [1] }", True),
+        ("python", "{ name: 'm_0' count: 2 kind: KIND_CPU }", "{ kind: KIND_CPU }", True),
+        ("other", "{ name: 'm_0' count: 4 kind: KIND_CPU }", "{ kind: KIND_CPU }", False),
+        ("python", "{ count: 1 kind: KIND_CPU }", "{ count: 1 kind: KIND_CPU profile: 'a' }", True),
+        ("python", "{ count: 1 kind: KIND_CPU }", "[{ count: 1 kind: KIND_CPU }, { count: 1 kind: KIND_CPU }]", True),
+    ],
+)
+def test_which_instances_differ(backend: str, served: str, wanted: str, differ: bool) -> None:
+    fixed = f'backend: "{backend}" '
+    ours = parse_config(fixed + (f"instance_group {wanted}" if wanted else ""))
+    assert instances_differ(parse_config(f"{fixed}instance_group {served}"), ours) is differ
+
+
+def test_a_refused_load_has_changed_the_instances_of_what_stays(folder: Path) -> None:
+    before = parse_config("instance_group { count: 1 kind: KIND_CPU }")
+    now = parse_config("instance_group { count: 2 kind: KIND_CPU } version_policy { all {} }")
+    wanted = dataclasses.replace(read_wanted(folder), config=now, problem=None, unloadable={3: "broken"}, sent=True)
+    found = predict(dataclasses.replace(served(1, 2), config=before), loaded(folder), wanted)
+    assert actions(found) == {1: "update", 2: "update", 3: "fail"}
+    assert found.refusal is not None
 
 
 def test_a_plan_knows_of_files_that_changed_since_the_last_deployment(folder: Path) -> None:
