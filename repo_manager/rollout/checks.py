@@ -18,6 +18,7 @@ from repo_manager.server import Endpoint, TritonClient
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.metrics_page import free_gpu_bytes, local_server, metrics_text, metrics_url_of
 from repo_manager.triton_config import (
+    COMPLETED_RULES,
     CONFIG_FILENAME,
     ModelConfig,
     check_config,
@@ -32,10 +33,6 @@ __all__ = ["Check", "Outcome", "Room", "check_server", "check_version", "free_ho
 MANIFEST = "manifest.json"
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-
-
-_COMPLETED_RULES = {"tensor-data-type", "tensor-dims"}
-"""What a server with auto-completion may fill in."""
 
 
 class Outcome(str, enum.Enum):
@@ -176,7 +173,7 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     broken = [
         problem
         for problem in check_rules(config, where=CONFIG_FILENAME)
-        if problem.severity is Severity.ERROR and problem.rule not in _COMPLETED_RULES
+        if problem.severity is Severity.ERROR and problem.rule not in COMPLETED_RULES
     ]
     if broken:
         return Check("config", Outcome.REFUSED, "; ".join(map(str, broken)), "Correct it: repo-manager config.")

@@ -17,7 +17,7 @@ from repo_manager.triton_config.rules.rule import Rule
 from repo_manager.triton_config.rules.scheduling import BATCHING_RULES, SEQUENCE_RULES
 from repo_manager.triton_config.rules.tensors import TENSOR_RULES, WARMUP_RULES
 
-__all__ = ["RULES", "Rule", "check_rules"]
+__all__ = ["COMPLETED_RULES", "RULES", "Rule", "check_rules"]
 
 RULES: tuple[Rule, ...] = (
     *PLACEMENT_RULES,
@@ -27,6 +27,8 @@ RULES: tuple[Rule, ...] = (
     *ENSEMBLE_RULES,
     *WARMUP_RULES,
 )
+COMPLETED_RULES = frozenset({"tensor-data-type", "tensor-dims"})
+"""What a server with auto-completion may fill in."""
 
 
 def check_rules(config: ModelConfig, *, where: str = "config.pbtxt") -> list[Problem]:
