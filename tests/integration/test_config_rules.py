@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.errors import ServerError, ServerRefusedError
+from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.triton_config import Severity, check_rules, parse_config
 from repo_manager.triton_config.rules import RULES
@@ -211,6 +211,8 @@ ILLEGAL = {
     ],
 }
 LARGE_WARMUP = WARMUP.replace("batch_size: 1", "batch_size: 9") + "{ data_type: TYPE_FP32 dims: 4 zero_data: true } } }"
+MAY_END_THE_SERVER = {"sequence-state"}
+"""Triton 2.51 builds the sequence scheduler before it refuses a bad state, and sometimes crashes as it discards it."""
 CASES = [(None, name, text) for name, text in LEGAL.items()] + [
     (rule, f"{rule} {number}", text) for rule, texts in ILLEGAL.items() for number, text in enumerate(texts, start=1)
 ]
@@ -218,10 +220,20 @@ CASES = [(None, name, text) for name, text in LEGAL.items()] + [
 
 @contextlib.contextmanager
 def served(root: Path, models: dict[str, str]) -> Iterator[TritonClient]:
+    write(root, models)
+    with running(root) as connected:
+        yield connected
+
+
+def write(root: Path, models: dict[str, str]) -> None:
     for name, text in models.items():
         (root / name / "1").mkdir(parents=True)
         (root / name / "1" / "model.py").write_text(MODEL)
         (root / name / "config.pbtxt").write_text(text)
+
+
+@contextlib.contextmanager
+def running(root: Path) -> Iterator[TritonClient]:
     with (
         EmbeddedServer(ServerOptions(repository=str(root), auto_complete=False, record=False)) as server,
         TritonClient.connect(server.grpc_url) as connected,
@@ -229,12 +241,31 @@ def served(root: Path, models: dict[str, str]) -> Iterator[TritonClient]:
         yield connected
 
 
+class LivingServer:
+    """Tritonserver on one repository, started when it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._running = contextlib.ExitStack()
+        self._client: TritonClient | None = None
+
+    def client(self) -> TritonClient:
+        if self._client is None:
+            self._client = self._running.enter_context(running(self._root))
+        return self._client
+
+    def close(self) -> None:
+        self._client = None
+        self._running.close()
+
+
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonClient]:
+def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivingServer]:
     """A server on one model per case, and `m`, the model of the ensembles."""
-    models = {"m": PLAIN, **{folder(case): text for _, case, text in CASES}}
-    with served(tmp_path_factory.mktemp("rules"), models) as connected:
-        yield connected
+    root = tmp_path_factory.mktemp("rules")
+    write(root, {"m": PLAIN, **{folder(case): text for _, case, text in CASES}})
+    with contextlib.closing(LivingServer(root)) as living:
+        yield living
 
 
 def folder(case: str) -> str:
@@ -242,7 +273,8 @@ def folder(case: str) -> str:
 
 
 @pytest.mark.parametrize(("rule", "case", "text"), CASES, ids=[case for _, case, _ in CASES])
-def test_a_rule_decides_as_the_server_does(client: TritonClient, rule: str | None, case: str, text: str) -> None:
+def test_a_rule_decides_as_the_server_does(living: LivingServer, rule: str | None, case: str, text: str) -> None:
+    client = living.client()
     errors = [problem for problem in check_rules(parse_config(text)) if problem.severity is Severity.ERROR]
     if rule is None:
         assert errors == []
@@ -251,8 +283,13 @@ def test_a_rule_decides_as_the_server_does(client: TritonClient, rule: str | Non
         client.unload(folder(case))
         return
     assert rule in {problem.rule for problem in errors}, errors
-    with pytest.raises(ServerRefusedError):
+    if rule not in MAY_END_THE_SERVER:
+        with pytest.raises(ServerRefusedError):
+            client.load(folder(case))
+        return
+    with pytest.raises((ServerRefusedError, ServerUnreachableError)):
         client.load(folder(case))
+    living.close()  # the crash may come after the answer
 
 
 def test_a_warm_up_batch_above_the_maximum_fails_and_may_end_the_server(tmp_path: Path) -> None:
