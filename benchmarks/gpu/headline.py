@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 
 from repo_manager.engine.builder import EngineBuild, build_engine
+from repo_manager.engine.control import join_times, layer_times_of
 from repo_manager.engine.evidence import join_evidence
 from repo_manager.engine.gpu import find_gpus
-from repo_manager.engine.layer_times import join_times, layer_times_of
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.files import write_atomic

@@ -19,7 +19,7 @@ from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
 from repo_manager.report.added_view import added_view
-from repo_manager.report.load_live import build_bar
+from repo_manager.report.progress import build_bar
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import Location, SigningKey, sign_version

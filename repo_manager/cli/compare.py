@@ -18,8 +18,8 @@ from repo_manager.files import write_atomic
 from repo_manager.loadtest.compare import ComparePlan, compare_all
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels
 from repo_manager.report.load_html import compare_page
-from repo_manager.report.load_live import compare_progress
 from repo_manager.report.load_tables import comparison_view
+from repo_manager.report.progress import compare_progress
 
 __all__ = ["app"]
 

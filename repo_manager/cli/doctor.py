@@ -19,7 +19,7 @@ from repo_manager.loadtest.perf_analyzer.install import install_perf_analyzer
 from repo_manager.pipeline.doctor import examine_engines, examine_machine
 from repo_manager.report.machine_tables import machine_view
 from repo_manager.server import TritonClient
-from repo_manager.server.install import install_tritonserver
+from repo_manager.server.installation import install_tritonserver
 
 __all__ = ["app"]
 

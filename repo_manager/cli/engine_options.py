@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from repo_manager.cli.option_groups import option, settings_of
-from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.fit import FitTarget, release_of_container, releases
 from repo_manager.engine.options import EngineOptions, HardwareLevel, PlanDetail
 from repo_manager.engine.plan_set import parse_for
 from repo_manager.engine.profiles import parse_shape_range
-from repo_manager.engine.releases import release_of_container, releases
 from repo_manager.engine.triton_options import AcceleratorOptions, parse_config_names
 from repo_manager.errors import UsageError
 from repo_manager.pipeline.adding import AddOptions

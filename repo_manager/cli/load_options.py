@@ -12,8 +12,7 @@ from repo_manager.cli.options import parse_shapes, parse_target, writing
 from repo_manager.cli.repository_options import RepositoryFlag, resolve_repository
 from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError, ServerUnreachableError
 from repo_manager.files import write_atomic
-from repo_manager.gates.parse import Gate
-from repo_manager.gates.verdict import Verdict
+from repo_manager.gates import Gate, Verdict
 from repo_manager.loadtest.judge import Over, judge, parse_slo
 from repo_manager.loadtest.options import LoadTestOptions, Protocol, SharedMemory
 from repo_manager.loadtest.result import LoadTestReport

@@ -19,14 +19,14 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
-from repo_manager.gates.verdict import Verdict, combine_verdicts
+from repo_manager.gates import Verdict, combine_verdicts
 from repo_manager.loadtest.document import read_report
 from repo_manager.loadtest.judge import judge_against
 from repo_manager.loadtest.merge import merge_reports
 from repo_manager.loadtest.options import Arrival, Client, LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test
-from repo_manager.report.load_live import load_progress
+from repo_manager.report.progress import load_progress
 from repo_manager.report.terminal import Terminal
 
 __all__ = ["DefaultGroup", "app"]

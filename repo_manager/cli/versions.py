@@ -14,7 +14,7 @@ from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.errors import RepositoryError, UsageError
-from repo_manager.report.load_live import transfer_progress
+from repo_manager.report.progress import transfer_progress
 from repo_manager.report.repository_tables import difference_view, removals_view
 from repo_manager.repository import (
     adopt,

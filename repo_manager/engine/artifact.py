@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from repo_manager.engine.build_log import BuildProgress
 from repo_manager.engine.builder import EngineBuild, build_engine
 from repo_manager.engine.capabilities import capabilities_of
 from repo_manager.engine.evidence import BuilderEvidence, join_evidence
+from repo_manager.engine.fit import read_plan_header
 from repo_manager.engine.gpu import find_gpus
-from repo_manager.engine.layer_precision import precision_mismatches
+from repo_manager.engine.layers import precision_mismatches
 from repo_manager.engine.options import EngineOptions
-from repo_manager.engine.plan_header import read_plan_header
 from repo_manager.engine.plan_set import AdoptedPlan, adopt_plans, check_buildable, check_one_version, plan_name
 from repo_manager.engine.profiles import derive_profile, find_dim_ranges
-from repo_manager.engine.progress import BuildProgress
 from repo_manager.errors import UsageError, WiderPrecisionError
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.signature import signature_of

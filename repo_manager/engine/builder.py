@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,26 +16,151 @@ from typing import Any
 
 import onnx
 
-from repo_manager.engine.build_errors import build_error
-from repo_manager.engine.build_log import BuildLog, logger_for
+from repo_manager.engine.build_log import BuildLog, BuildProgress, build_error, logger_for, monitor_for
 from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
-from repo_manager.engine.configure import add_profile, create_config, hold_wide_layers
 from repo_manager.engine.evidence import BuilderEvidence, read_evidence
 from repo_manager.engine.gpu import find_gpus
-from repo_manager.engine.layer_precision import LayerPrecision, compare_precision
-from repo_manager.engine.layers import EngineLayer, layers_from_inspector, layers_from_log
-from repo_manager.engine.network import create_builder, parse_network
+from repo_manager.engine.layers import (
+    EngineLayer,
+    LayerPrecision,
+    compare_precision,
+    layers_from_inspector,
+    layers_from_log,
+)
+from repo_manager.engine.network import add_profile, create_builder, create_config, hold_wide_layers, parse_network
 from repo_manager.engine.options import EngineOptions, check_options
-from repo_manager.engine.prepare import named_graph
 from repo_manager.engine.profiles import ShapeRange
-from repo_manager.engine.progress import BuildProgress, monitor_for
-from repo_manager.engine.timing_cache import default_cache_path, load_timing_cache, merge_timing_cache
-from repo_manager.errors import EngineError, ModelError
-from repo_manager.files import fsync_directory
-from repo_manager.onnx_model.model import Model
+from repo_manager.errors import EngineError, InputError, ModelError
+from repo_manager.files import file_lock, fsync_directory, write_atomic
+from repo_manager.onnx_model.model import Model, graph_as_stored
+from repo_manager.onnx_model.walk import nodes_of
 from repo_manager.types import Backend, Precision
 
-__all__ = ["EngineBuild", "build_engine"]
+__all__ = [
+    "EngineBuild",
+    "build_engine",
+    "default_cache_path",
+    "load_timing_cache",
+    "merge_timing_cache",
+    "named_graph",
+]
+
+
+# What a parser needs of a graph so that its answers can be told apart: names.
+
+
+def named_graph(model: Model) -> onnx.ModelProto | None:
+    """Give every node a name of its own and every unnamed dynamic input dimension another symbol; sort the nodes.
+
+    The builder's log and its errors speak of nodes by name, and TensorRT takes two unnamed
+    dimensions for the same one. A node without a name gets its first output's, as in the sparsity report.
+
+    Returns:
+        A changed copy that still refers to external files by name; `None` when nothing has to change, so
+        that the file itself can be parsed.
+    """
+    if not model.reordered and not _unnamed_dims(model.graph_only) and not _needs_names(model.graph_only):
+        return None
+    proto = graph_as_stored(model)
+    for name, axis, dim in _unnamed_dims(proto):
+        dim.Clear()
+        dim.dim_param = f"{name}_axis_{axis}"
+    taken = {node.name for node in nodes_of(proto) if node.name}
+    seen: set[str] = set()
+    for index, node in enumerate(nodes_of(proto)):
+        if not node.name or node.name in seen:
+            base = node.name or next((name for name in node.output if name), node.op_type)
+            node.name = base if base not in taken else f"{base}_{index}"
+        taken.add(node.name)
+        seen.add(node.name)
+    return proto
+
+
+def _unnamed_dims(proto: onnx.ModelProto) -> list[tuple[str, int, onnx.TensorShapeProto.Dimension]]:
+    initialised = {tensor.name for tensor in proto.graph.initializer}
+    return [
+        (value.name, axis, dim)
+        for value in proto.graph.input
+        if value.name not in initialised
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if dim.dim_param in ("", "?", "-1", "None") and dim.dim_value <= 0
+    ]
+
+
+def _needs_names(proto: onnx.ModelProto) -> bool:
+    names = [node.name for node in nodes_of(proto)]
+    return "" in names or len(set(names)) != len(names)
+
+
+# Measured kernel times, kept between builds: one file per library version and GPU, merged by parallel builds.
+
+
+def default_cache_path(able: Capabilities, gpu: str) -> Path:
+    """Return the timing cache's place in the user's cache folder.
+
+    TensorRT combines caches of one version only, and times belong to one kind of GPU.
+
+    Args:
+        able: the library.
+        gpu: the GPU's name and compute capability.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kind = re.sub(r"[^A-Za-z0-9.]+", "-", gpu).strip("-") or "unknown-gpu"
+    return root / "repo-manager" / "timing" / f"{able.backend}-{able.version}" / f"{kind}.cache"
+
+
+def load_timing_cache(config: Any, path: Path, *, required: bool = False) -> Any:
+    """Make the configuration use the times in a file; an empty cache when there is none.
+
+    Args:
+        config: an `IBuilderConfig`.
+        path: the file.
+        required: fail when the file is missing or empty (`--deterministic`).
+
+    Returns:
+        The library's cache object, which the build fills.
+
+    Raises:
+        InputError: the file is not a timing cache of this TensorRT version and GPU, or is missing though
+            required.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    if required and not data:
+        raise InputError(
+            f"--deterministic: there is no timing cache at {path}",
+            hint="Build once without --deterministic on this GPU; its times are then kept there.",
+        )
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise InputError(
+            f"{path}: not a timing cache of this TensorRT version and GPU",
+            hint="Delete the file, or give another one by --timing-cache.",
+        )
+    return cache
+
+
+def merge_timing_cache(config: Any, path: Path) -> int:
+    """Add a build's times to the file, so that of two builds at once both leave theirs.
+
+    Under a lock: what the file holds by now is read again, combined with ours, and replaces the file in one step.
+
+    Args:
+        config: the configuration of a finished build.
+        path: the file; its folder is created.
+
+    Returns:
+        The file's new size in bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ours = config.get_timing_cache()
+    with file_lock(path.with_name(path.name + ".lock")):
+        if path.is_file():
+            theirs = config.create_timing_cache(path.read_bytes())
+            if theirs is not None:
+                ours.combine(theirs, ignore_mismatch=False)
+        data = bytes(ours.serialize())
+        write_atomic(path, data)
+    return len(data)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,165 @@ that it was built on, unless a hardware compatibility level widens that. A faile
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import functools
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.engine.plan_header import PlanHeader, read_plan_header
-from repo_manager.engine.releases import Release
 from repo_manager.errors import EngineError
 from repo_manager.types import Backend
 
-__all__ = ["FitProblem", "FitTarget", "PlanFacts", "check_fit", "plan_facts", "plan_facts_of"]
+__all__ = [
+    "HEADER_BYTES",
+    "FitProblem",
+    "FitTarget",
+    "PlanFacts",
+    "PlanHeader",
+    "Release",
+    "check_fit",
+    "parse_plan_header",
+    "plan_facts",
+    "plan_facts_of",
+    "read_plan_header",
+    "release_of_container",
+    "release_of_server",
+    "releases",
+]
+
+
+# Triton container releases and what is inside them: the data is triton_releases.csv.
+#
+# A column of a row is verified when a source for it could be read (docs/tensorrt-versions.md lists them); the others
+# are from memory and are always worded as such. An empty cell is not known.
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """One monthly container, `tritonserver:<release>-py3`.
+
+    Attributes:
+        release: for instance `24.10`.
+        triton: the server's version, as its metadata says it; empty when it is not known.
+        tensorrt: likewise.
+        cuda: likewise.
+        driver: the smallest driver of the table; data-centre GPUs may use older branches.
+        verified: the columns for which a source was read.
+        sources: names of docs/tensorrt-versions.md.
+    """
+
+    release: str
+    triton: str
+    tensorrt: str
+    cuda: str
+    driver: str
+    verified: frozenset[str]
+    sources: tuple[str, ...]
+
+    def is_verified(self, column: str) -> bool:
+        """Say whether a column's value has a source."""
+        return column in self.verified
+
+
+@functools.cache
+def releases() -> tuple[Release, ...]:
+    """Return all releases, oldest first."""
+    text = Path(__file__).with_name("triton_releases.csv").read_text(encoding="utf-8")
+    return tuple(
+        Release(
+            release=row["release"],
+            triton=row["triton"],
+            tensorrt=row["tensorrt"],
+            cuda=row["cuda"],
+            driver=row["driver"],
+            verified=frozenset(row["verified"].split()),
+            sources=tuple(row["sources"].split()),
+        )
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+def release_of_server(version: str) -> Release | None:
+    """Find a release by the server's version, for instance `2.51.0`; `None` when the table lacks it."""
+    return next((release for release in releases() if release.triton and release.triton == version), None)
+
+
+def release_of_container(name: str) -> Release | None:
+    """Find a release by its name or image tag, for instance `24.10` or `24.10-py3`."""
+    return next((release for release in releases() if name.split("-")[0] == release.release), None)
+
+
+# What the first bytes of a plan say of it, without a GPU and without the library.
+#
+# Layout of the first 28 bytes, little endian: tag (4), serialization version (4), then 16 bytes that differ between the
+# two libraries, then the library's version, one byte a part. Source for TensorRT: `printPlanVersion` in
+# samples/common/sampleEngines.cpp of NVIDIA/TensorRT (tag `ftrt`, serialization version 0). For TensorRT-RTX the tag is
+# `vtrt`, and a second one at 28 is followed by a bit for each compute capability; seen in engines that 1.4.0 and
+# 1.7.1 built for each of them in turn (tests/integration/test_engine_rtx.py repeats it).
+
+_TAGS = {b"ftrt": Backend.TENSORRT, b"vtrt": Backend.TENSORRT_RTX}
+HEADER_BYTES = 36
+"""How many of a plan's first bytes are read."""
+_VERSION = slice(24, 28)
+_RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanHeader:
+    """The head of a plan.
+
+    Attributes:
+        backend: which Triton backend can load it.
+        version: of the library that built it, for instance `10.13.3.9`.
+        compute_capabilities: GPUs it was built for; empty where the header does not tell (TensorRT).
+    """
+
+    backend: Backend
+    version: str
+    compute_capabilities: tuple[str, ...]
+
+
+def read_plan_header(path: Path) -> PlanHeader:
+    """Read the head of a TensorRT plan or a TensorRT-RTX engine.
+
+    Raises:
+        EngineError: it is neither, or of a layout that is not known here.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return parse_plan_header(file.read(HEADER_BYTES), where=str(path))
+
+
+def parse_plan_header(head: bytes, *, where: str) -> PlanHeader:
+    """Read a plan's first bytes.
+
+    Args:
+        head: `HEADER_BYTES` of them, or more.
+        where: the plan's name, for an error.
+
+    Raises:
+        EngineError: it is no plan, or of a layout that is not known here.
+    """
+    backend = _TAGS.get(head[:4])
+    if backend is None or len(head) < HEADER_BYTES:
+        raise EngineError(
+            f"{where}: not a TensorRT plan: it starts with {head[:4]!r}, expected b'ftrt' (TensorRT) or b'vtrt' "
+            "(TensorRT-RTX)",
+            hint="Give a file that IBuilder.build_serialized_network or trtexec --saveEngine wrote.",
+        )
+    (layout,) = struct.unpack_from("<I", head, 4)
+    if layout != 0:
+        raise EngineError(f"{where}: a plan of serialization version {layout}; this program knows version 0")
+    return PlanHeader(backend, ".".join(str(part) for part in head[_VERSION]), _rtx_targets(backend, head))
+
+
+def _rtx_targets(backend: Backend, head: bytes) -> tuple[str, ...]:
+    if backend is not Backend.TENSORRT_RTX or head[28:32] != b"vtrt":
+        return ()
+    (bits,) = struct.unpack_from("<I", head, 32)
+    return tuple(target for index, target in enumerate(_RTX_TARGETS) if bits >> index & 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repo_manager.engine.fit import FitProblem, FitTarget, PlanFacts, check_fit, plan_facts_of
+from repo_manager.engine.fit import (
+    HEADER_BYTES,
+    FitProblem,
+    FitTarget,
+    PlanFacts,
+    PlanHeader,
+    check_fit,
+    parse_plan_header,
+    plan_facts_of,
+    release_of_server,
+)
 from repo_manager.engine.gpu import Gpu, find_gpus
-from repo_manager.engine.plan_header import HEADER_BYTES, PlanHeader, parse_plan_header
-from repo_manager.engine.releases import release_of_server
 from repo_manager.errors import EngineError
 from repo_manager.optional import installed_version
 from repo_manager.types import Backend

@@ -1,4 +1,4 @@
-"""What GPUs this machine has, asked of the driver's own tool."""
+"""What GPUs this machine has, and which backend a version is built for because of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import dataclasses
 import shutil
 import subprocess
 
-__all__ = ["Gpu", "find_gpus"]
+from repo_manager.errors import UsageError
+from repo_manager.optional import is_installed
+from repo_manager.types import Backend
+
+__all__ = ["BackendChoice", "Gpu", "choose_backend", "find_gpus"]
+
 
 _FIELDS = ("name", "compute_cap", "driver_version", "memory.total", "uuid")
 _TIMEOUT_S = 10.0
@@ -63,3 +68,43 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
         if capability.replace(".", "", 1).isdigit() and memory_mib.isdigit():
             gpus.append(Gpu(name, capability, driver, int(memory_mib) * 1024 * 1024, uuid))
     return tuple(gpus)
+
+
+# Which backend a version is built for, and why.
+
+_AUTO = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendChoice:
+    """A backend and the reason for it, in words for the user."""
+
+    backend: Backend
+    reason: str
+
+
+def choose_backend(wanted: str = _AUTO) -> BackendChoice:
+    """Resolve `--backend`.
+
+    Args:
+        wanted: `auto` or a `Backend`'s name. `auto` takes tensorrt where a GPU and the library are
+            there, else onnxruntime.
+
+    Raises:
+        UsageError: there is no such backend.
+    """
+    if wanted != _AUTO:
+        try:
+            return BackendChoice(Backend(wanted), "asked for")
+        except ValueError:
+            known = ", ".join([_AUTO, *(backend.value for backend in Backend)])
+            raise UsageError(f"--backend {wanted}: there is no such backend; expected one of {known}") from None
+    gpus = find_gpus()
+    if not gpus:
+        return BackendChoice(Backend.ONNXRUNTIME, "no NVIDIA GPU on this machine")
+    if not is_installed("tensorrt"):
+        return BackendChoice(
+            Backend.ONNXRUNTIME,
+            f"{gpus[0].name} found, but the tensorrt package is not installed (pip install 'repo-manager[tensorrt]')",
+        )
+    return BackendChoice(Backend.TENSORRT, f"{gpus[0].name} and the tensorrt package found")

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.engine.capabilities import Capabilities
+from repo_manager.engine.fit import PlanHeader, read_plan_header
 from repo_manager.engine.gpu import Gpu
-from repo_manager.engine.plan_header import PlanHeader, read_plan_header
 from repo_manager.errors import EngineError, UsageError
 from repo_manager.types import Backend
 

@@ -30,7 +30,7 @@ from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
-from repo_manager.stats.paired import ComparedNumber, compared_numbers, verdict_of
+from repo_manager.stats.resampling import ComparedNumber, compared_numbers, verdict_of
 
 __all__ = [
     "ComparePlan",

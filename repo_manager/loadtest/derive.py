@@ -9,10 +9,10 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import ClientUse, Intervals, ServerTimes, Window
 from repo_manager.loadtest.target import ModelStatistics
 from repo_manager.loadtest.worker.recorder import Slice
-from repo_manager.stats.bootstrap import block_weights
 from repo_manager.stats.histogram import Histogram, values_of
 from repo_manager.stats.intervals import Interval
 from repo_manager.stats.quantiles import PERCENTILES
+from repo_manager.stats.resampling import block_weights
 
 __all__ = ["agreement", "client_use", "growing_queue", "intervals_of", "outcome_of", "server_times", "spread_of"]
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.gates.parse import Gate, Grammar, Subject
-from repo_manager.gates.verdict import GateResult, Outcome, Verdict, decide, growth_needed, worst
+from repo_manager.gates import Gate, GateResult, Grammar, Outcome, Subject, Verdict, decide, growth_needed, worst
 from repo_manager.loadtest.metrics import METRICS, Metric, metric_of
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.stats.intervals import Interval

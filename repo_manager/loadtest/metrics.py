@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from repo_manager.errors import UsageError
-from repo_manager.gates.units import ENERGY, RATE, RATIO, SHARE, TIME, Unit
+from repo_manager.gates import ENERGY, RATE, RATIO, SHARE, TIME, Unit
 from repo_manager.loadtest.result import LoadPoint, Window
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval, wilson_interval

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.engine.fit import FitProblem, FitTarget
+from repo_manager.engine.gpu import BackendChoice
 from repo_manager.engine.options import EngineOptions
-from repo_manager.engine.select import BackendChoice
 from repo_manager.engine.triton_options import AcceleratorOptions
 from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.pipeline.golden import GoldenFacts

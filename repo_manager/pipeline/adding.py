@@ -16,12 +16,10 @@ import onnx
 
 import repo_manager
 from repo_manager.declared.request import request_record
-from repo_manager.engine.fit import FitProblem, FitTarget
+from repo_manager.engine.build_log import BuildProgress
+from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import check_version_fit
-from repo_manager.engine.gpu import find_gpus
-from repo_manager.engine.plan_header import HEADER_BYTES
-from repo_manager.engine.progress import BuildProgress
-from repo_manager.engine.select import choose_backend
+from repo_manager.engine.gpu import choose_backend, find_gpus
 from repo_manager.errors import GateError, RepoManagerError
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.write import save_model
@@ -29,7 +27,7 @@ from repo_manager.pipeline.add_types import Added, AddOptions, Control, Sparsity
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
 from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build
 from repo_manager.pipeline.serving_config import check_backend_options
-from repo_manager.report.load_live import transfer_progress
+from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import Location, plan_publish, publish, validate_model_name
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
 from repo_manager.triton_config import format_config

@@ -7,8 +7,7 @@ import glob
 from collections.abc import Mapping
 from typing import Any
 
-from repo_manager.engine.control import ControlTwin, control_twins, dense_twin
-from repo_manager.engine.layer_times import join_times, layer_times_of
+from repo_manager.engine.control import ControlTwin, control_twins, dense_twin, join_times, layer_times_of
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.write import save_model
 from repo_manager.pipeline.add_types import AddOptions, Control, Target

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.engine.artifact import Artifact, EngineSource, build_artifact
+from repo_manager.engine.build_log import BuildProgress
 from repo_manager.engine.capabilities import FLOAT_OPERATORS
-from repo_manager.engine.progress import BuildProgress
 from repo_manager.errors import WiderPrecisionError
 from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
 from repo_manager.onnx_model.index_limits import index_limits

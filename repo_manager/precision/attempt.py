@@ -1,20 +1,27 @@
-"""One try at a conversion: build, write to a staging folder, prove."""
+"""Tries at a conversion: one try, the search for the few layers to keep, and what a refused one says."""
 
 from __future__ import annotations
 
 import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.write import WrittenModel, write_draft
 from repo_manager.precision.candidate import Builder, Candidate
+from repo_manager.precision.passes.lowering_rules import FP16_MAX
+from repo_manager.precision.proof.checks import drift_limit
 from repo_manager.precision.proof.prove import Proof, Prover
-from repo_manager.stats.drift import OutputDrift
+from repo_manager.precision.proof.trace import BlockDrift, first_drift, trace_drift
+from repo_manager.stats.drift import OutputDrift, table
+from repo_manager.types import Precision
 
-__all__ = ["Attempt", "Attempts"]
+__all__ = ["Attempt", "Attempts", "auto_keep", "refusal", "where_it_began"]
+
 
 _MOST_REPAIRS = 16
 # "node name: X)" (onnx's checker), "Name:'X'" and "node with name 'X'" (ONNX Runtime)
@@ -107,3 +114,118 @@ class Attempts:
         place.mkdir()
         written = write_draft(candidate.draft, place / self.name)
         return candidate, written, self.prover.rounded_drift(written, candidate.stand_in)
+
+
+# Search for the few layers that have to stay in FP32 for the drift to pass.
+
+_TRACED_SAMPLES = 2
+_MOST_DROPS = 8  # attempts to take a layer back out again
+
+
+def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> Attempt:
+    """Keep more and more of the layers where drift begins, until the gate passes; then those that are needed only.
+
+    Args:
+        attempts: makes and proves candidates.
+        first: the attempt that failed by drift alone.
+        most: at most so many nodes.
+        folder: for temporary models.
+
+    Returns:
+        The attempt with the fewest kept nodes that passes; `first`, without its files, when none does.
+    """
+    kept: list[str] = []
+    attempt, step = first, 1
+    while attempt.proof.failed_only("drift") and len(kept) < most:
+        new = _next_nodes(attempts, attempt, kept, folder)[: min(step, most - len(kept))]
+        if not new:
+            break
+        kept += new
+        step *= 2
+        attempts.forget(attempt)
+        attempt = attempts.make(kept)
+    return _fewest(attempts, attempt, kept) if attempt.proof.passed else first
+
+
+def _next_nodes(attempts: Attempts, attempt: Attempt, kept: Sequence[str], folder: Path) -> list[str]:
+    """Return the nodes to keep next, the most harmful first."""
+    source = attempts.builder.draft
+    samples = attempts.prover.reference.inputs[:_TRACED_SAMPLES]
+    quantizes = attempts.builder.quantizes
+    blocks = trace_drift(source, attempt.candidate.stages[-1][1], samples, folder, every_node=not quantizes)
+    names = [block.node for block in sorted(blocks, key=lambda block: -block.added) if block.added > 0]
+    if quantizes:
+        names = [name for name in names if attempts.builder.can_keep(name)]
+    return [name for name in dict.fromkeys(names) if name not in kept]
+
+
+def _fewest(attempts: Attempts, attempt: Attempt, kept: list[str]) -> Attempt:
+    """Take nodes back out, latest found first, as long as it still passes."""
+    for name in list(reversed(kept))[:_MOST_DROPS]:
+        if len(kept) == 1:
+            break
+        fewer = [other for other in kept if other != name]
+        tried = attempts.make(fewer)
+        if tried.proof.passed:
+            attempts.forget(attempt)
+            attempt, kept = tried, fewer
+        else:
+            attempts.forget(tried)
+    return attempt
+
+
+# What a refused conversion says: the checks, the drift of each output, and where it began.
+
+_SHOWN_BLOCKS = 10
+_SMALL = 400  # nodes; of a larger model only weighted operators are compared
+
+
+def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -> str:
+    """Return the message of a failed gate."""
+    failed = ", ".join(check.name for check in proof.checks if not check.passed)
+    lines = [f"{model.path} as {precision}: the gate failed ({failed})"]
+    lines += [f"  {'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}" for check in proof.checks]
+    if proof.drift:
+        lines.append(table(proof.drift))
+    return "\n".join([*lines, began] if began else lines)
+
+
+def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
+    """Return the error after each block as a table, one column a stage (int8, fp16); empty when it was not drift."""
+    if not attempt.proof.failed_only("drift"):
+        return ""
+    samples = attempts.prover.reference.inputs[:1]
+    limit = drift_limit(attempts.prover.precision, attempts.prover.options)
+    source = attempts.builder.draft
+    traces: dict[str, tuple[BlockDrift, ...]] = {}
+    for name, draft in attempt.candidate.stages:
+        try:
+            traces[name] = trace_drift(source, draft, samples, folder, every_node=len(source.graph.node) <= _SMALL)
+        except ModelError:  # a graph that ONNX Runtime runs only as a whole: the drift itself is known all the same
+            return ""
+    last = list(traces.values())[-1]
+    first = first_drift(last, limit)
+    lines = [f"relative error after each block ({', then '.join(traces)}):"]
+    for block in _picked(last, first):
+        columns = "  ".join(f"{_error(trace, block.value):>9.3g}" for trace in traces.values())
+        mark = f"  <- above {limit:g} from here on" if block is first else ""
+        if block.largest > FP16_MAX and "fp16" in traces:
+            mark += f"  reaches {block.largest:.3g}, FP16 ends at {FP16_MAX:.0f}"
+        lines.append(f"  {columns}  {block.op_type} '{block.node}'{mark}")
+    return "\n".join(lines)
+
+
+def _error(trace: Sequence[BlockDrift], value: str) -> float:
+    return next((block.relative_error for block in trace if block.value == value), 0.0)
+
+
+def _picked(blocks: Sequence[BlockDrift], first: BlockDrift | None) -> list[BlockDrift]:
+    """Return a few blocks spread over the network, with those around where it began."""
+    if len(blocks) <= _SHOWN_BLOCKS:
+        return list(blocks)
+    step = (len(blocks) - 1) / (_SHOWN_BLOCKS - 3)
+    places = {round(number * step) for number in range(_SHOWN_BLOCKS - 2)}
+    if first is not None:
+        begin = blocks.index(first)
+        places |= {max(0, begin - 1), begin}
+    return [blocks[place] for place in sorted(places)]

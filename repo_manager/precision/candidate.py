@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,9 @@ import onnx
 from onnx import TensorProto
 
 from repo_manager.errors import ModelError, UsageError
+from repo_manager.onnx_model import walk
 from repo_manager.onnx_model.draft import Array, Draft
-from repo_manager.precision.calibration.overflow import overflowing_nodes
-from repo_manager.precision.calibration.ranges import largest_values, percentile_values
-from repo_manager.precision.keep import Keep
+from repo_manager.precision.calibration.ranges import largest_values, overflowing_nodes, percentile_values
 from repo_manager.precision.options import ConvertOptions, KeptNode
 from repo_manager.precision.passes.lower import lower
 from repo_manager.precision.passes.prepare import Prepared, SourceCheck, prepare, prepare_checked
@@ -22,7 +22,53 @@ from repo_manager.precision.passes.quantize_plan import plan_quantization
 from repo_manager.precision.passes.rounding import rounded
 from repo_manager.types import Precision
 
-__all__ = ["Builder", "Candidate"]
+__all__ = ["Builder", "Candidate", "Keep"]
+
+
+# Patterns that name the nodes to keep in FP32.
+
+
+class Keep:
+    """Says of a node whether one of the patterns names it: by its name, its operator, or an output's name.
+
+    Args:
+        patterns: shell patterns (`*`, `?`, `[...]`), case matters.
+        names: further nodes, by exact name, and why.
+    """
+
+    def __init__(self, patterns: Iterable[str] = (), names: Mapping[str, str] | None = None) -> None:
+        self.patterns = tuple(patterns)
+        self.names = dict(names or {})
+
+    def __call__(self, node: onnx.NodeProto) -> str | None:
+        """Return why a node stays in FP32, or `None` when no pattern names it."""
+        if any(_matches(node, pattern) for pattern in self.patterns):
+            return "asked for by keep_fp32"
+        return self.names.get(node.name)
+
+    def also(self, names: Mapping[str, str]) -> Keep:
+        """Return a copy that keeps further nodes: name -> why."""
+        return Keep(self.patterns, {**names, **self.names})
+
+    def check(self, graph: onnx.GraphProto) -> None:
+        """See that every pattern names something.
+
+        Raises:
+            UsageError: one names nothing; a pattern that does nothing is a spelling mistake.
+        """
+        nodes = [node for each in walk.graphs_of(graph) for node in each.node]
+        for pattern in self.patterns:
+            if not any(_matches(node, pattern) for node in nodes):
+                shown = ", ".join(repr(node.name) for node in nodes[:5])
+                raise UsageError(
+                    f"--keep-fp32 {pattern!r} names no node, operator or output of the model",
+                    hint=f"Its first nodes are {shown}; `repo-manager inspect` lists the layers.",
+                )
+
+
+def _matches(node: onnx.NodeProto, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (node.name, node.op_type, *node.output) if text)
+
 
 _OPSET = {Precision.INT8: 13, Precision.INT8_FP16: 13, Precision.BF16: 22}  # per-channel Q/DQ; Conv takes bfloat16
 _LOW = {

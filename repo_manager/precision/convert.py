@@ -22,7 +22,7 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.write import WrittenModel
 from repo_manager.optional import require
-from repo_manager.precision.attempt import Attempt, Attempts
+from repo_manager.precision.attempt import Attempt, Attempts, auto_keep, refusal, where_it_began
 from repo_manager.precision.calibration.load import CalibrationData
 from repo_manager.precision.candidate import Builder
 from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
@@ -30,9 +30,7 @@ from repo_manager.precision.passes.prepare import SourceCheck
 from repo_manager.precision.proof.checks import drift_limit
 from repo_manager.precision.proof.prove import Proof, Prover
 from repo_manager.precision.proof.selection import after_selection, selection_of
-from repo_manager.precision.refusal import refusal, where_it_began
 from repo_manager.precision.samples import Reference, reference_of
-from repo_manager.precision.search import auto_keep
 from repo_manager.types import Precision
 
 __all__ = ["convert"]

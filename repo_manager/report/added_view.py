@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.engine.releases import releases
+from repo_manager.engine.fit import releases
 from repo_manager.report.tables import conversion_view, format_share, key_values, make_table
 from repo_manager.report.terminal import next_command
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from repo_manager.gates.units import TIME
-from repo_manager.gates.verdict import Verdict
+from repo_manager.gates import TIME, Verdict
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.metrics import METRICS, Metric

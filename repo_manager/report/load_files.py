@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import UsageError
-from repo_manager.gates.units import TIME
-from repo_manager.gates.verdict import Outcome, Verdict
+from repo_manager.gates import TIME, Outcome, Verdict
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import METRICS, metrics_in
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport

@@ -8,8 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from repo_manager.gates.units import TIME
-from repo_manager.gates.verdict import Verdict
+from repo_manager.gates import TIME, Verdict
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport, ServerTimes

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.gates.units import TIME
+from repo_manager.gates import TIME
 from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
 from repo_manager.report.tables import format_share, make_table
 
 if TYPE_CHECKING:
-    from repo_manager.gates.verdict import Verdict
+    from repo_manager.gates import Verdict
     from repo_manager.loadtest.compare import Comparison
     from repo_manager.loadtest.result import LoadPoint, LoadTestReport
-    from repo_manager.stats.paired import ComparedNumber
+    from repo_manager.stats.resampling import ComparedNumber
 
 __all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
 

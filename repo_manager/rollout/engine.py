@@ -27,8 +27,7 @@ from repo_manager.repository import record_deployment
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.result import Rollout
-from repo_manager.rollout.targets.base import Context, Part, Target
-from repo_manager.rollout.waves import in_waves
+from repo_manager.rollout.targets.base import Context, Part, Target, in_waves
 
 __all__ = ["run"]
 

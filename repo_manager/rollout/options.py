@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repo_manager.errors import UsageError
-from repo_manager.gates.parse import Gate
+from repo_manager.gates import Gate
 from repo_manager.rollout.trial.gates import parse_gates
 
 if TYPE_CHECKING:  # they take the options
     from repo_manager.rollout.trial.shadow import ShadowReport
-    from repo_manager.rollout.trial.weights import Weights
+    from repo_manager.rollout.trial.steps import Weights
 
 __all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"]
 

@@ -2,18 +2,141 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
+import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from repo_manager.errors import UsageError
+from repo_manager.errors import ServerError, UsageError
 from repo_manager.server.backend_directory import BackendDirectory
 from repo_manager.server.credentials import check_header
 from repo_manager.server.installation import TritonInstallation, libpython_directory
-from repo_manager.server.shell_safe import shell_safe
+from repo_manager.server.paths import cache_directory
 
-__all__ = ["LOOPBACK", "ServerOptions", "ServerSecurity", "command_of", "environment_of"]
+__all__ = [
+    "LOOPBACK",
+    "ServerOptions",
+    "ServerSecurity",
+    "check_port_is_free",
+    "command_of",
+    "environment_of",
+    "free_ports",
+    "listening_ports",
+    "shell_safe",
+]
+
+
+# Paths that Triton's Python backend can start its stub with.
+#
+# Triton 2.51 starts the stub by a shell command into which it writes the model's path as it is
+# (`StubLauncher::Launch` in triton-inference-server/python_backend): a blank in it shifts the stub's
+# arguments, the stub dies with `stol`, and the load never returns; other characters would be run. Such a
+# path gets a link with a plain name.
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./+:@%,=-]+")
+
+
+def shell_safe(path: Path) -> Path:
+    """Return `path`, or a link to it where its name would be misread by a shell.
+
+    Args:
+        path: an absolute path. The link lies in the user's cache, or in a folder of the user's own below
+            `/tmp` when the cache's path is no better; the same path always gets the same link.
+
+    Raises:
+        ServerError: the folder below `/tmp` belongs to another user.
+        OSError: no link can be made.
+    """
+    if _PLAIN.fullmatch(str(path)):
+        return path
+    folder = cache_directory() / "links"
+    if not _PLAIN.fullmatch(str(folder)):
+        folder = Path(f"/tmp/repo-manager-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ServerError(f"{folder} belongs to another user", hint="Set XDG_CACHE_HOME to a folder without blanks.")
+    link = folder / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    if not (link.is_symlink() and link.readlink() == path):
+        temporary = folder / f".{link.name}.{os.getpid()}"
+        temporary.symlink_to(path)
+        temporary.replace(link)
+    return link
+
+
+# Free TCP ports, and what to say about one that is taken.
+
+_LISTEN = "0A"
+
+
+def free_ports(host: str, count: int) -> tuple[int, ...]:
+    """Return `count` different ports that nobody listens on at `host` right now.
+
+    Another process may take one before it is used: whoever binds them tries again with new ones.
+
+    Args:
+        host: the address to bind, `127.0.0.1` or `::1` for instance.
+        count: how many.
+
+    Raises:
+        ServerError: the address is not one of this machine.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(_family(host), socket.SOCK_STREAM)) for _ in range(count)]
+        try:
+            for each in sockets:
+                each.bind((host, 0))
+        except OSError as exc:
+            raise ServerError(
+                f"The server cannot listen on {host}: {exc.strerror or exc}",
+                hint="Give an address of this machine: 127.0.0.1, or 0.0.0.0 for all of its interfaces.",
+            ) from exc
+        return tuple(each.getsockname()[1] for each in sockets)
+
+
+def check_port_is_free(host: str, port: int, purpose: str) -> None:
+    """Check that a given port can be bound.
+
+    Raises:
+        ServerError: it is taken, or the address is not one of this machine.
+    """
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        # As tritonserver does: a connection of an earlier server in TIME_WAIT does not matter.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise ServerError(
+                f"The {purpose} port {port} on {host} cannot be used: {exc.strerror or exc}",
+                hint="Give another port, or 0 to take a free one.",
+            ) from exc
+
+
+def listening_ports(pid: int) -> set[int]:
+    """Return the TCP ports that a process of this user listens on (from /proc; empty when it has ended)."""
+    inodes = set()
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = str(descriptor.readlink())
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTEN and fields[9] in inodes:
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")

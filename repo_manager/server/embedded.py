@@ -13,10 +13,16 @@ from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError
 from repo_manager.repository import parse_location
 from repo_manager.server.backend_directory import BackendDirectory, assemble
 from repo_manager.server.client import TritonClient
-from repo_manager.server.command import ServerOptions, command_of, environment_of
+from repo_manager.server.command import (
+    ServerOptions,
+    check_port_is_free,
+    command_of,
+    environment_of,
+    free_ports,
+    listening_ports,
+)
 from repo_manager.server.installation import TritonInstallation, find_triton
 from repo_manager.server.paths import log_directory
-from repo_manager.server.ports import check_port_is_free, free_ports, listening_ports
 from repo_manager.server.process import ServerProcess, reason_in_log, shared_memory_prefix, sweep_shared_memory
 from repo_manager.server.records import record_of, remove_record, write_record
 from repo_manager.server.transport import ClientOptions

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.optional import deferred
-from repo_manager.server.tensors import request_inputs
 from repo_manager.server.transport import (
     ClientOptions,
     Config,
@@ -21,6 +20,7 @@ from repo_manager.server.transport import (
     VersionStatistics,
     out_of_reach,
     refusal,
+    request_inputs,
     without_stack,
 )
 from repo_manager.tls import grpc_pem

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from repo_manager.engine.capabilities import capabilities_of
-from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.control import _backend_modules, measure_layer_times
+from repo_manager.engine.fit import FitTarget, read_plan_header
 from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import find_gpus
-from repo_manager.engine.layer_times import _backend_modules, measure_layer_times
 from repo_manager.engine.options import EngineOptions
-from repo_manager.engine.plan_header import read_plan_header
 from repo_manager.errors import InputError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of

@@ -23,7 +23,7 @@ from repo_manager.errors import (
     ServerRefusedError,
     UsageError,
 )
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Outcome
 from repo_manager.repository import model_state
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe

@@ -22,7 +22,7 @@ from support.manifests import load_objects, of_kind
 
 from repo_manager.errors import ServerError
 from repo_manager.server import EmbeddedServer, ServerOptions
-from repo_manager.server.ports import free_ports
+from repo_manager.server.command import free_ports
 
 pytestmark = pytest.mark.integration
 

@@ -19,8 +19,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repo_manager import samples
+from repo_manager.engine.fit import read_plan_header
 from repo_manager.engine.options import EngineOptions
-from repo_manager.engine.plan_header import read_plan_header
 from repo_manager.optional import is_installed
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.repository import verify

@@ -19,8 +19,8 @@ from support import onnx_models
 from repo_manager.engine.artifact import EngineSource, build_artifact
 from repo_manager.engine.builder import build_engine
 from repo_manager.engine.capabilities import StrongTyping, capabilities_of
+from repo_manager.engine.fit import read_plan_header
 from repo_manager.engine.options import EngineOptions
-from repo_manager.engine.plan_header import read_plan_header
 from repo_manager.engine.profiles import ShapeRange, derive_profile
 from repo_manager.errors import EngineError, GateError, UsageError
 from repo_manager.onnx_model.model import Model, load_model
@@ -322,7 +322,7 @@ class Recorder:
 def test_every_option_reaches_the_builder(
     options: dict[str, object], expected: tuple[str, str], library: ModuleType
 ) -> None:
-    from repo_manager.engine.configure import create_config
+    from repo_manager.engine.network import create_config
 
     builder = library.Builder(library.Logger(library.Logger.ERROR))
 
@@ -337,7 +337,7 @@ def test_every_option_reaches_the_builder(
 
 
 def test_sparse_weights_are_not_asked_for_when_switched_off(library: ModuleType) -> None:
-    from repo_manager.engine.configure import create_config
+    from repo_manager.engine.network import create_config
 
     builder = library.Builder(library.Logger(library.Logger.ERROR))
     able = capabilities_of(library)

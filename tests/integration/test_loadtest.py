@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Outcome
 from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.options import LoadTestOptions

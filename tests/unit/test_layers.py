@@ -116,7 +116,7 @@ def test_a_module_of_ours_is_named_by_a_string_in_three_places() -> None:
     # The others import packages of other distributions by a name that they are given or that may be missing.
     others = {
         "__main__.py",
-        "engine/layer_times.py",
+        "engine/control.py",
         "optional.py",
         "precision/calibration/load.py",
         "server/backends/tensorrt/rm_trt_engine.py",

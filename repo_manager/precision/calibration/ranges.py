@@ -10,13 +10,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from repo_manager.errors import CalibrationError
+from repo_manager.errors import CalibrationError, ModelError
 from repo_manager.onnx_model.draft import Array, Draft, exposing, unique_name, weight_of_array
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.write import write_draft
+from repo_manager.precision.passes.lowering_rules import FP16_MAX
 from repo_manager.precision.passes.value_types import infer_types, type_table
 
-__all__ = ["float_values", "largest_values", "percentile_values"]
+__all__ = ["float_values", "largest_values", "overflowing_nodes", "percentile_values"]
+
 
 _BINS = 1 << 16  # fine enough for an outlier a thousand times larger than the rest
 _VALUES_A_RUN = 32  # activations that leave ONNX Runtime at a time: bounds the memory
@@ -145,3 +147,35 @@ def percentile_values(
             bin_index = int(np.searchsorted(share, percentile / 100.0))
             result[value] = largest[value] * min(bin_index + 1, _BINS) / _BINS
     return result
+
+
+# Find what FP16 cannot hold, by the values that the float32 model takes.
+
+_HEADROOM = 2.0  # between what the samples show and what other inputs may bring
+
+
+def overflowing_nodes(draft: Draft, samples: Iterable[Mapping[str, Array]], folder: Path) -> dict[str, str]:
+    """Return the nodes that make or read a value beyond FP16's range, each with the reason.
+
+    A reader counts, too: left in FP16 it would read the value rounded to infinity.
+
+    Args:
+        draft: the float32 model.
+        samples: inputs.
+        folder: for the temporary model.
+
+    Returns:
+        Node name -> reason.
+    """
+    values = float_values(draft, [name for node in draft.graph.node for name in node.output if name])
+    try:
+        largest = largest_values(draft, values, samples, folder, optimize=False, finite=False)
+    except ModelError:
+        return {}
+    beyond = {value: size for value, size in largest.items() if size * _HEADROOM > FP16_MAX}
+    reasons: dict[str, str] = {}
+    for node in draft.graph.node:
+        sizes = [beyond[name] for name in (*node.output, *node.input) if name in beyond]
+        if sizes:
+            reasons[node.name] = f"its values reach {max(sizes):.3g}, and FP16 ends at {FP16_MAX:.0f}"
+    return reasons

@@ -2,23 +2,128 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import random
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, find_model
 from repo_manager.rollout.checks import Check, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
-from repo_manager.rollout.retry import Deadline, retried
 
-__all__ = ["Context", "Part", "Report", "Target"]
+__all__ = ["Context", "Deadline", "Part", "Report", "Target", "in_waves", "retried"]
+
+
+# Calls that are asked again when a server was out of reach, or too busy, for a moment.
+
+Result = TypeVar("Result")
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+# Triton's full queue, and what gateways answer in its place. A load that failed is not among them: each failed
+# TensorRT load may leak GPU memory (server#8969).
+_BUSY = re.compile(
+    r"exceeds maximum queue size|too many requests|bad gateway|gateway time-?out|RESOURCE_EXHAUSTED", re.I
+)
+
+
+class Deadline:
+    """The moment until which everything together has to be done."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """How many seconds are left; below 0 when it has passed."""
+        return self._end - time.monotonic()
+
+    def remaining_s(self, most_s: float) -> float:
+        """Return how long the next call may take.
+
+        Raises:
+            ServerUnreachableError: no time is left.
+        """
+        if self.left_s <= 0:
+            raise ServerUnreachableError(
+                f"it was not done within the {self.seconds:g} s of --timeout", hint="Give it longer with --timeout."
+            )
+        return min(self.left_s, most_s)
+
+
+def retried(
+    call: Callable[[], Result], *, retries: int, report: Callable[[str], None], deadline: Deadline | None = None
+) -> Result:
+    """Call; when the server cannot be reached or is busy, pause and call again, each pause twice the last.
+
+    Only for calls that may be made twice: reading, loading and the smoke inference.
+
+    Args:
+        call: raises ServerError.
+        retries: how many more calls after the first.
+        report: told of each.
+        deadline: no pause goes past it.
+
+    Raises:
+        ServerError: the last call's.
+    """
+    for tried in range(retries + 1):
+        try:
+            return call()
+        except ServerError as exc:
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**tried) * random.uniform(0.8, 1.2)
+            late = deadline is not None and deadline.left_s <= pause_s
+            if tried == retries or late or not _is_transient(exc):
+                raise
+            report(f"{exc.message.splitlines()[0]}; asking again in {pause_s:.1f} s ({tried + 1} of {retries})")
+        time.sleep(pause_s)
+    raise AssertionError("unreachable")
+
+
+def _is_transient(exc: ServerError) -> bool:
+    if isinstance(exc, ServerUnreachableError):
+        return "did not answer within" not in exc.message  # that one has waited long enough already
+    return isinstance(exc, ServerRefusedError) and _BUSY.search(exc.message) is not None
+
+
+# The same act on many servers, so many at a time.
+
+Item = TypeVar("Item")
+
+
+def in_waves(items: Sequence[Item], size: int, act: Callable[[Item], Result]) -> list[Result]:
+    """Act on items, `size` at a time, and return the results in the items' order.
+
+    A wave begins when the one before it has ended. When an act raises, the rest of its wave is waited for,
+    no other wave begins, and the first error is raised. An interruption does not wait.
+
+    Args:
+        items: what to act on.
+        size: of a wave; one at a time runs in the calling thread.
+        act: runs in several threads at once when `size` is more than 1.
+    """
+    if size <= 1:
+        return [act(item) for item in items]
+    results: list[Result] = []
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=min(size, max(1, len(items))))
+    try:
+        for start in range(0, len(items), size):
+            wave = [pool.submit(act, item) for item in items[start : start + size]]
+            concurrent.futures.wait(wave)
+            results += [future.result() for future in wave]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return results
+
 
 Report = Callable[[str], None]
-Result = TypeVar("Result")
 
 
 class Part(Protocol):

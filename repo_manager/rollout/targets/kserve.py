@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Outcome
 from repo_manager.repository import Location, find_model, model_state, scan
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.options import TrialOptions

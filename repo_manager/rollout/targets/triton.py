@@ -18,8 +18,7 @@ from repo_manager.rollout.plan import Action, RolloutPlan, differing_fields, hid
 from repo_manager.rollout.prediction.config import INSTANCES
 from repo_manager.rollout.result import ServerResult
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
-from repo_manager.rollout.targets.base import Context
-from repo_manager.rollout.waves import in_waves
+from repo_manager.rollout.targets.base import Context, in_waves
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME
 

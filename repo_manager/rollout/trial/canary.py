@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from repo_manager.errors import RepositoryError
-from repo_manager.gates.parse import Gate
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Gate, Outcome
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
@@ -14,11 +13,9 @@ from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.triton import TritonPart, TritonTarget
 from repo_manager.rollout.trial.gates import GateResult, worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
-from repo_manager.rollout.trial.recorded import read_requests
-from repo_manager.rollout.trial.shadow import ShadowReport
-from repo_manager.rollout.trial.steps import CanaryStep, gate_error, run_steps
+from repo_manager.rollout.trial.shadow import ShadowReport, read_requests
+from repo_manager.rollout.trial.steps import CanaryStep, FileWeights, PublishedWeights, Weights, gate_error, run_steps
 from repo_manager.rollout.trial.watch import ShadowWatch, TrafficWatch
-from repo_manager.rollout.trial.weights import FileWeights, PublishedWeights, Weights
 from repo_manager.server import TritonClient
 
 __all__ = ["CanaryTarget"]

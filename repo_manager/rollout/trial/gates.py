@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repo_manager.gates.parse import Gate, Grammar, Subject
-from repo_manager.gates.units import SHARE, TIME
-from repo_manager.gates.verdict import Outcome, decide, growth_needed, worst
-from repo_manager.stats.bootstrap import bootstrap_bounds
+from repo_manager.gates import SHARE, TIME, Gate, Grammar, Outcome, Subject, decide, growth_needed, worst
 from repo_manager.stats.intervals import share_bounds, spent
 from repo_manager.stats.quantiles import PERCENTILES
+from repo_manager.stats.resampling import bootstrap_bounds
 
 __all__ = ["Evidence", "GateResult", "judge_gates", "parse_gates", "worst_outcome"]
 

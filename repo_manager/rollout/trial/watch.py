@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repo_manager.gates.parse import Gate
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Gate, Outcome
 from repo_manager.rollout.trial.gates import Evidence, GateResult, judge_gates, worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.server import TritonClient

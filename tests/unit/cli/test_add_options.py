@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 
 from repo_manager import samples
 from repo_manager.cli.option_groups import grouped
-from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.fit import FitTarget, release_of_container
 from repo_manager.engine.profiles import ShapeRange
-from repo_manager.engine.releases import release_of_container
 from repo_manager.engine.triton_options import AcceleratorOptions
 from repo_manager.pipeline.adding import AddOptions, SparsityMode
 from repo_manager.types import Precision

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.engine.build_errors import build_error
-from repo_manager.engine.build_log import BuildLog
+from repo_manager.engine.build_log import BuildLog, build_error
 from repo_manager.engine.capabilities import Capabilities, StrongTyping
 from repo_manager.types import Backend
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
-from repo_manager.engine.configure import create_config, hold_wide_layers
+from repo_manager.engine.network import create_config, hold_wide_layers
 from repo_manager.engine.options import EngineOptions, check_options
 from repo_manager.errors import EngineError, UsageError
 from repo_manager.types import Backend, Precision

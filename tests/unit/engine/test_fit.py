@@ -5,8 +5,17 @@ from typing import Any
 
 import pytest
 
-from repo_manager.engine.fit import FitProblem, FitTarget, PlanFacts, check_fit, plan_facts
-from repo_manager.engine.releases import Release, release_of_container, release_of_server, releases
+from repo_manager.engine.fit import (
+    FitProblem,
+    FitTarget,
+    PlanFacts,
+    Release,
+    check_fit,
+    plan_facts,
+    release_of_container,
+    release_of_server,
+    releases,
+)
 from repo_manager.errors import EngineError
 from repo_manager.types import Backend
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.fit import FitTarget, Release
 from repo_manager.engine.fit_check import check_version_fit, fit_target_of
 from repo_manager.engine.gpu import Gpu, parse_gpus
-from repo_manager.engine.releases import Release
 from repo_manager.types import Backend
 
 ALL = frozenset({"triton", "tensorrt", "cuda", "driver"})

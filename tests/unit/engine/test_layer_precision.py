@@ -5,8 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repo_manager.engine.layer_precision import LayerPrecision, compare_precision, precision_mismatches
-from repo_manager.engine.layers import EngineLayer
+from repo_manager.engine.layers import EngineLayer, LayerPrecision, compare_precision, precision_mismatches
 
 FLOAT, HALF, INT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8
 

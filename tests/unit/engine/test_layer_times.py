@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from repo_manager.engine.control import join_times, profiler_for
 from repo_manager.engine.evidence import LayerEvidence
 from repo_manager.engine.gpu import find_gpus
-from repo_manager.engine.layer_times import join_times, profiler_for
 from repo_manager.optional import is_installed, require
 from repo_manager.report.added_view import evidence_table, servers_for
 
@@ -32,7 +32,7 @@ def test_the_profiler_of_the_real_library_keeps_what_it_is_told() -> None:
 
 
 def test_without_a_gpu_nothing_is_timed() -> None:
-    from repo_manager.engine.layer_times import layer_times_of
+    from repo_manager.engine.control import layer_times_of
 
     if not find_gpus():
         assert layer_times_of(None) is None  # type: ignore[arg-type]  # not even looked at

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.engine.plan_header import read_plan_header
+from repo_manager.engine.fit import read_plan_header
 from repo_manager.errors import EngineError
 from repo_manager.types import Backend
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
-from repo_manager.engine.configure import create_config
+from repo_manager.engine.network import create_config
 from repo_manager.engine.options import EngineOptions, check_options
 from repo_manager.errors import UsageError
 from repo_manager.optional import is_installed, require

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager.engine.artifact import build_artifact
-from repo_manager.engine.gpu import find_gpus
-from repo_manager.engine.select import choose_backend
+from repo_manager.engine.gpu import choose_backend, find_gpus
 from repo_manager.errors import MissingDependencyError, UsageError
 from repo_manager.optional import is_installed
 from repo_manager.types import Backend

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from repo_manager.engine.builder import default_cache_path, load_timing_cache, merge_timing_cache
 from repo_manager.engine.capabilities import Capabilities, StrongTyping
-from repo_manager.engine.timing_cache import default_cache_path, load_timing_cache, merge_timing_cache
 from repo_manager.errors import InputError
 from repo_manager.types import Backend
 

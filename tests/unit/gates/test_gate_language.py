@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.gates.parse import Gate
-from repo_manager.gates.verdict import Outcome, decide, growth_needed, worst
+from repo_manager.gates import Gate, Outcome, decide, growth_needed, worst
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.rollout.trial.gates import parse_gates
 from repo_manager.stats.intervals import Interval

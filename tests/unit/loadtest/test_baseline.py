@@ -6,7 +6,7 @@ import json
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Outcome
 from repo_manager.loadtest.document import read_report
 from repo_manager.loadtest.judge import judge_against
 from repo_manager.loadtest.result import ClientUse, Intervals, Latency, LoadPoint, LoadTestReport

@@ -6,7 +6,7 @@ import pytest
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.stats.paired import ratio_interval
+from repo_manager.stats.resampling import ratio_interval
 
 
 def noise(kind, rng, size):

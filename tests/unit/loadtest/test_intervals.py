@@ -5,8 +5,8 @@ import pytest
 
 from repo_manager.loadtest.derive import intervals_of
 from repo_manager.loadtest.worker.recorder import Slice
-from repo_manager.stats.bootstrap import block_weights
 from repo_manager.stats.histogram import Histogram
+from repo_manager.stats.resampling import block_weights
 
 
 def slices(rng, count=40, requests=200, drift=0.0):

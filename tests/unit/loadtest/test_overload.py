@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Outcome
 from repo_manager.loadtest.derive import growing_queue
 from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, LoadTestReport

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.gates.verdict import Outcome, combine_verdicts
+from repo_manager.gates import Outcome, combine_verdicts
 from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.result import ClientUse, GpuUse, Intervals, Latency, LoadPoint, LoadTestReport, Window
 from repo_manager.loadtest.target import TargetFacts

@@ -11,7 +11,7 @@ from onnx import helper
 from support import onnx_models
 from support.onnx_models import value
 
-from repo_manager.engine.prepare import named_graph
+from repo_manager.engine.builder import named_graph
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.order import sort_nodes

@@ -12,9 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from repo_manager import samples
-from repo_manager.engine.fit import FitTarget
+from repo_manager.engine.fit import FitTarget, Release
 from repo_manager.engine.options import EngineOptions
-from repo_manager.engine.releases import Release
 from repo_manager.engine.triton_options import AcceleratorOptions
 from repo_manager.errors import GateError, RepositoryError, UsageError
 from repo_manager.pipeline.adding import Added, AddOptions, add

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from repo_manager.onnx_model import walk
 from repo_manager.onnx_model.draft import Draft
 from repo_manager.onnx_model.source import draft_of
-from repo_manager.precision.keep import Keep
+from repo_manager.precision.candidate import Keep
 from repo_manager.precision.passes.lower import Lowered, lower
 from repo_manager.precision.passes.lowering_rules import to_low
 from repo_manager.precision.passes.prepare import prepare

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.draft import opset_of
 from repo_manager.onnx_model.source import draft_of
-from repo_manager.precision.keep import Keep
+from repo_manager.precision.candidate import Keep
 from repo_manager.precision.passes.fold_batchnorm import fold_batchnorm
 from repo_manager.precision.passes.fold_constants import fold_constants
 from repo_manager.precision.passes.lower import lower

@@ -10,8 +10,7 @@ from onnx import TensorProto, helper
 from repo_manager.errors import CalibrationError, ModelError, UsageError
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.precision.calibration.ranges import largest_values, percentile_values
-from repo_manager.precision.candidate import Builder
-from repo_manager.precision.keep import Keep
+from repo_manager.precision.candidate import Builder, Keep
 from repo_manager.precision.options import ConvertOptions
 from repo_manager.precision.passes.prepare import prepare
 from repo_manager.precision.passes.quantize import channel_scales, quantize, to_int8

@@ -22,7 +22,7 @@ from repo_manager.loadtest.result import (
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
-from repo_manager.stats.paired import ComparedNumber
+from repo_manager.stats.resampling import ComparedNumber
 
 FACTS = TargetFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", 'm<"&x', "3", "onnxruntime", 8, (), (), False, True, False, False

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from repo_manager.report import load_live as module
-from repo_manager.report.load_live import build_bar
+from repo_manager.report import progress as module
+from repo_manager.report.progress import build_bar
 from repo_manager.report.terminal import Terminal
 
 

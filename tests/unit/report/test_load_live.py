@@ -7,7 +7,7 @@ from rich.console import Console
 
 from repo_manager.loadtest.compare import CompareProgress
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, Progress
-from repo_manager.report.load_live import compare_progress, load_progress
+from repo_manager.report.progress import compare_progress, load_progress
 
 POINT = LoadPoint("concurrency", 8, "unstable", "", 1, ClientUse("native"), throughput_per_s=1234.5,
                   latency=Latency(p99_ns=2_500_000))  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.report.load_live import transfer_progress
+from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import ObjectRepository, parse_location
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.stores.disk import DiskStore

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.server.shell_safe import shell_safe
+from repo_manager.server.command import shell_safe
 
 
 @pytest.fixture(autouse=True)

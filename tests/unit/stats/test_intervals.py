@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_manager.stats.bootstrap import bootstrap_bounds
 from repo_manager.stats.intervals import Interval, share_bounds, spent
+from repo_manager.stats.resampling import bootstrap_bounds
 
 ALPHA = 0.05
 

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from repo_manager.stats.paired import compared_numbers, verdict_of
+from repo_manager.stats.resampling import compared_numbers, verdict_of
 
 RUNS = 100
 LOWER_IS_BETTER = {

@@ -10,7 +10,7 @@ from support.fake_cluster import FakeCluster
 from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.gateway import GatewayWeights
-from repo_manager.rollout.trial.weights import Weights
+from repo_manager.rollout.trial.steps import Weights
 
 
 def route() -> dict[str, Any]:

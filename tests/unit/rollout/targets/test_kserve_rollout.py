@@ -17,7 +17,7 @@ from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.kserve import InferenceService, KServeWeights, previous_on_kserve
 from repo_manager.rollout.targets.kserve_status import failure_of, is_there
-from repo_manager.rollout.trial.weights import Weights
+from repo_manager.rollout.trial.steps import Weights
 
 TARGET = "kserve://models/digits"
 SERVICE = InferenceService.parse(TARGET)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import GateError, InconclusiveError, RolloutUndoneError, UsageError
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Outcome
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.trial.gates import Evidence, GateResult, judge_gates, parse_gates, worst_outcome
 from repo_manager.rollout.trial.steps import gate_error, parse_steps, run_steps

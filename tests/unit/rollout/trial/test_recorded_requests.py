@@ -11,7 +11,7 @@ import pytest
 
 from repo_manager.errors import InputError
 from repo_manager.repository.golden import Golden, write_golden
-from repo_manager.rollout.trial.recorded import read_requests
+from repo_manager.rollout.trial.shadow import read_requests
 from repo_manager.triton_config import ModelConfig, parse_config
 
 IMAGE = 'input { name: "x" data_type: TYPE_FP32 dims: [2, 3] } output { name: "y" data_type: TYPE_FP32 dims: 1 }'

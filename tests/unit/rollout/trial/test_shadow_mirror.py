@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.gates.verdict import Outcome
+from repo_manager.gates import Outcome
 from repo_manager.rollout.options import ShadowOptions
 from repo_manager.rollout.trial.mirror import Mirror
 
