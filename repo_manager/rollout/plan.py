@@ -10,9 +10,15 @@ from pathlib import Path
 from repo_manager.repository import Location, ModelEntry, find_model, model_state
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.observe import ServedState, observe
-from repo_manager.rollout.prediction.config import INSTANCES, changed_config_fields, instances_differ
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
-from repo_manager.rollout.prediction.rules import IN_PLACE, Action, VersionPlan
+from repo_manager.rollout.prediction.rules import (
+    IN_PLACE,
+    INSTANCES,
+    Action,
+    VersionPlan,
+    changed_config_fields,
+    instances_differ,
+)
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
 

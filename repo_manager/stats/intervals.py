@@ -5,8 +5,8 @@ out as soon as the mixture of all shares explains the data 1/alpha times better 
 happens to the true share with probability alpha at most, at whatever moment one stops (Robbins 1970; Howard, Ramdas,
 McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of Statistics 2021).
 
-Means and ratios get a moving-block bootstrap (`resampling.py`) whose look number k spends 6 / (pi k)^2 of alpha: the sum
-over all looks is alpha (a union bound).
+Means and ratios get a moving-block bootstrap (`resampling.py`) whose look number k spends 6 / (pi k)^2 of alpha: the
+sum over all looks is alpha (a union bound).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_server
 from repo_manager.rollout.observe import ServedState, observe, require_control, require_known, wait_until_only_ready
 from repo_manager.rollout.plan import Action, RolloutPlan, differing_fields, hidden_changes, obstacle_of, plan_from
-from repo_manager.rollout.prediction.config import INSTANCES
+from repo_manager.rollout.prediction.rules import INSTANCES
 from repo_manager.rollout.result import ServerResult
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.rollout.targets.base import Context, in_waves

@@ -12,9 +12,15 @@ import pytest
 from repo_manager.repository import find_model, record_deployment
 from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.plan import plan_from
-from repo_manager.rollout.prediction.config import changed_config_fields, instances_differ
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
-from repo_manager.rollout.prediction.rules import Action, Prediction, predict, read_wanted
+from repo_manager.rollout.prediction.rules import (
+    Action,
+    Prediction,
+    changed_config_fields,
+    instances_differ,
+    predict,
+    read_wanted,
+)
 from repo_manager.triton_config import parse_config
 
 CONFIG = """
