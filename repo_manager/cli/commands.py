@@ -31,8 +31,8 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, dict[str, Entry]] = {
     "Start": {
-        "quickstart": Entry("quickstart", "Take a shipped sparse model the whole way on this machine."),
-        "doctor": Entry("doctor", "Show what this machine has, and which engines will load."),
+        "quickstart": Entry("start", "Take a shipped sparse model the whole way on this machine."),
+        "doctor": Entry("start", "Show what this machine has, and which engines will load."),
     },
     "Model": {
         "inspect": Entry("inspection", "Show a model's inputs, outputs and 2:4 sparsity."),

@@ -20,9 +20,8 @@ from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
 from repo_manager.gates import Verdict, combine_verdicts
-from repo_manager.loadtest.document import read_report
 from repo_manager.loadtest.judge import judge_against
-from repo_manager.loadtest.merge import merge_reports
+from repo_manager.loadtest.merge import merge_reports, read_report
 from repo_manager.loadtest.options import Arrival, Client, LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test

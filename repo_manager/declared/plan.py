@@ -11,8 +11,7 @@ from pathlib import Path
 from repo_manager.declared.request import Request, fulfils
 from repo_manager.declared.schema import Declaration, Model
 from repo_manager.declared.servers import EMBEDDED, Servers
-from repo_manager.declared.steps import Action, ModelPlan, Step
-from repo_manager.declared.wanted import config_changes, request_of, wanted_labels
+from repo_manager.declared.steps import Action, ModelPlan, Step, config_changes, request_of, wanted_labels
 from repo_manager.errors import ConfigError, InputError, RepoManagerError, RepositoryError
 from repo_manager.files import file_lock
 from repo_manager.repository import (

@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from repo_manager.declared.request import Request
+from repo_manager.declared.schema import Config, FileReference, Model
+from repo_manager.errors import InputError
+from repo_manager.triton_config import parse_config
 
-__all__ = ["Action", "ApplyResult", "ModelPlan", "ModelResult", "Step"]
+__all__ = ["Action", "ApplyResult", "ModelPlan", "ModelResult", "Step", "config_changes", "request_of", "wanted_labels"]
 
 
 class Action(str, enum.Enum):
@@ -118,3 +123,110 @@ class ApplyResult:
     def failed(self) -> tuple[ModelResult, ...]:
         """Models that are not what is declared."""
         return tuple(model for model in self.models if model.error is not None)
+
+
+# From the words of a declared model to what the repository's functions take.
+
+_DELAY = "dynamic_batching.max_queue_delay_microseconds"
+_PREFERRED = "dynamic_batching.preferred_batch_size"
+
+
+def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
+    """Return what a version of a declared model is asked for; `None` without a source.
+
+    Args:
+        model: as declared.
+        base: the folder of the YAML file.
+        backend: of the existing model, for `auto`.
+    """
+    if model.source is None:
+        return None
+    calibration = None if model.calibration is None else _calibration(model.calibration, base)
+    engine = _not_default(model.engine)
+    if model.shapes:
+        engine["shapes"] = {
+            name: {"min": list(shape.min), "opt": list(shape.opt), "max": list(shape.max)}
+            for name, shape in sorted(model.shapes.items())
+        }
+    return Request(
+        source=base / model.source.path,
+        digest=model.source.digest,
+        precision=model.precision,
+        backend=backend if model.backend == "auto" else model.backend,
+        sparsity=model.sparsity,
+        calibration=calibration,
+        calibration_digest=None if model.calibration is None else model.calibration.digest,
+        convert=_not_default(model.convert),
+        engine=engine,
+    )
+
+
+def config_changes(config: Config, text: str, *, where: str) -> dict[str, str | None]:
+    """Return what `change_config` has to set so that a config.pbtxt says what is declared.
+
+    Args:
+        config: as declared.
+        text: the file's content.
+        where: its name in an error.
+
+    Raises:
+        ConfigError: the text cannot be parsed.
+    """
+    message = parse_config(text, where=where).message()
+    changes: dict[str, str | None] = {}
+    if config.max_batch_size is not None:
+        changes["max_batch_size"] = str(config.max_batch_size)
+    if config.instance_group is not None:
+        changes["instance_group.count"] = str(config.instance_group.count)
+        changes["instance_group.kind"] = f"KIND_{config.instance_group.kind.upper()}"
+    batching = config.dynamic_batching
+    if batching is False:
+        changes["dynamic_batching"] = None
+    elif batching is not None:
+        if not message.HasField("dynamic_batching"):
+            changes["dynamic_batching"] = "{}"
+        if batching is not True:
+            changes[_DELAY] = str(batching.max_queue_delay_us) if batching.max_queue_delay_us else None
+            sizes = ", ".join(map(str, batching.preferred_batch_sizes))
+            changes[_PREFERRED] = f"[{sizes}]" if sizes else None
+    changes.update({field: _field_text(value) for field, value in config.set.items()})
+    return changes
+
+
+def wanted_labels(labels: Mapping[str, FileReference | tuple[str, ...]], base: Path) -> dict[str, tuple[str, ...]]:
+    """Return output -> labels, files read.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    return {
+        output: wanted if isinstance(wanted, tuple) else _read_labels(base / wanted.path)
+        for output, wanted in labels.items()
+    }
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as exc:
+        raise InputError(f"{path}: the labels cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{path}: the labels are not UTF-8 text: {exc}") from exc
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _calibration(reference: FileReference, base: Path) -> str:
+    """A path relative to the file; `module:function` stays as it is."""
+    path = base / reference.path
+    return reference.path if ":" in reference.path and not path.exists() else str(path)
+
+
+def _not_default(part: Any) -> dict[str, Any]:
+    found = part.model_dump(mode="json", exclude_defaults=True)
+    return {key: found[key] for key in found if found[key] is not None}
+
+
+def _field_text(value: str | int | bool | None) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return str(value).lower() if isinstance(value, bool) else str(value)

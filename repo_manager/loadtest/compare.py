@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from repo_manager.errors import ServerError, UsageError
-from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
+from repo_manager.loadtest.gpu import MetricsSource
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level

@@ -22,7 +22,7 @@ from repo_manager.loadtest.derive import (
     server_times,
     spread_of,
 )
-from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
+from repo_manager.loadtest.gpu import MetricsSource
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,

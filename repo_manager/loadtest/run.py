@@ -13,8 +13,7 @@ import numpy as np
 
 import repo_manager
 from repo_manager.errors import ServerError, UsageError
-from repo_manager.loadtest.gpu.nvml import is_local, open_nvml
-from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
+from repo_manager.loadtest.gpu import MetricsSource, is_local, open_nvml
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
@@ -24,9 +23,8 @@ from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, P
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
-from repo_manager.loadtest.worker.job import Job
 from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
-from repo_manager.loadtest.worker.schedule import Schedule, load_replay
+from repo_manager.loadtest.worker.schedule import Job, Schedule, load_replay
 from repo_manager.types import as_json
 
 __all__ = [

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.batch_graph import judge_graph
 from repo_manager.onnx_model.batch_trial import Trial, neighbours_of, try_together
-from repo_manager.onnx_model.index_limits import index_limits
-from repo_manager.onnx_model.inputs import find_sizes, natural_inputs, usual_shapes
+from repo_manager.onnx_model.inputs import find_sizes, index_limits, natural_inputs, usual_shapes
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.shape_inference import infer_at, largest_value_bytes

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.onnx_model.batch_call import Call, Rule
 from repo_manager.onnx_model.batch_layout import LAYOUT_RULES
 from repo_manager.onnx_model.batch_values import (
     MAYBE,
     SIZE,
+    Call,
     Marks,
+    Rule,
     UnknownError,
     Value,
     broadcast_shape,

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.batch_call import Call, Rule
 from repo_manager.onnx_model.batch_compute import COMPUTE_RULES
 from repo_manager.onnx_model.batch_layout import LAYOUT_RULES
 from repo_manager.onnx_model.batch_values import (
@@ -26,7 +25,9 @@ from repo_manager.onnx_model.batch_values import (
     SAMPLES,
     SIZE,
     Blame,
+    Call,
     Marks,
+    Rule,
     UnknownError,
     Value,
     common,

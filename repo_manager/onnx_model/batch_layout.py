@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.onnx_model.batch_call import Call, Rule
 from repo_manager.onnx_model.batch_values import (
     MAYBE,
     SAMPLES,
     SIZE,
+    Call,
     Marks,
+    Rule,
     UnknownError,
     Value,
     broadcast_shape,

@@ -1,19 +1,25 @@
-"""What the batch analysis knows of a value: which samples each of its elements depends on.
+"""What the batch analysis knows of a value, and one operator as its rules see it.
 
-A model is followed with a few samples. Every value carries one bit set per element, a mark: bit i says that the element
-depends on sample i. Marks that are equal along an axis are stored once, so that a value of a million elements usually
-costs as many words as there are samples.
-"""
+The mark of an element says which samples it depends on. A model is followed with a few samples. Every value carries one
+bit set per element, a mark: bit i says that the element depends on sample i. Marks that are equal along an axis are
+stored once, so that a value of a million elements usually costs as many words as there are samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from repo_manager.optional import deferred
+
+if TYPE_CHECKING:
+    import onnx
+else:
+    onnx = deferred("onnx")
 
 __all__ = [
     "MAYBE",
@@ -21,7 +27,9 @@ __all__ = [
     "SAMPLES",
     "SIZE",
     "Blame",
+    "Call",
     "Marks",
+    "Rule",
     "UnknownError",
     "Value",
     "broadcast_shape",
@@ -36,6 +44,7 @@ __all__ = [
     "total",
     "with_marks",
 ]
+
 
 Marks = NDArray[np.uint16]
 
@@ -243,3 +252,82 @@ def restructured(value: Value, change: Callable[[NDArray[Any]], NDArray[Any]]) -
 def with_marks(value: Value, extra: int) -> Value:
     """Return a value with more marks on every element."""
     return replace(value, marks=value.marks | np.uint16(extra)) if extra else value
+
+
+# One operator as the batch analysis' rules see it.
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node and what is known of its inputs.
+
+    Attributes:
+        node: the node.
+        inputs: `None` for an input that is left out.
+        attributes: by name, subgraphs left out.
+        opset: version of the node's domain.
+        samples: how many samples are analysed.
+    """
+
+    node: onnx.NodeProto
+    inputs: Sequence[Value | None]
+    attributes: Mapping[str, Any]
+    opset: int
+    samples: int
+
+    def value(self, index: int) -> Value:
+        """Return an input that has to be there."""
+        found = self.optional(index)
+        if found is None:
+            raise UnknownError(f"input {index} is missing")
+        return found
+
+    def optional(self, index: int) -> Value | None:
+        """Return an input, or `None`."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    @property
+    def given(self) -> tuple[Value, ...]:
+        """The inputs that are there."""
+        return tuple(value for value in self.inputs if value is not None)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an attribute; text as `str`."""
+        found = self.attributes.get(name, default)
+        return found.decode() if isinstance(found, bytes) else found
+
+    def ints(self, index: int | None, name: str = "") -> tuple[int, ...] | None:
+        """Return integers from an attribute or from an input; `None` when neither is there.
+
+        Raises:
+            UnknownError: the input's numbers are not known.
+        """
+        if name and name in self.attributes:
+            found = self.attributes[name]
+            return tuple(int(each) for each in found) if isinstance(found, list | tuple) else (int(found),)
+        value = None if index is None else self.optional(index)
+        if value is None:
+            return None
+        if value.numbers is None:
+            raise UnknownError(f"input {index} is computed from data")
+        return tuple(int(each) for each in np.broadcast_to(value.numbers, value.dims).reshape(-1))
+
+    def integer(self, index: int | None, name: str = "", default: int | None = None) -> int:
+        """Return one integer; see `ints`."""
+        found = self.ints(index, name)
+        if found:
+            return found[0]
+        if default is None:
+            raise UnknownError("a number is missing")
+        return default
+
+    def extra(self, *, without: Sequence[int] = ()) -> int:
+        """Return the marks of all inputs but some."""
+        marks = 0
+        for index, value in enumerate(self.inputs):
+            if value is not None and index not in without:
+                marks |= total(value)
+        return marks
+
+
+Rule = Callable[[Call], Sequence[Value]]

@@ -10,8 +10,7 @@ from typing import Any
 
 from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, planned
 from repo_manager.declared.request import Request
-from repo_manager.declared.steps import ApplyResult, ModelResult
-from repo_manager.declared.wanted import config_changes
+from repo_manager.declared.steps import ApplyResult, ModelResult, config_changes
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import InputError, RepoManagerError

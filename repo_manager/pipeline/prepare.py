@@ -20,8 +20,7 @@ from repo_manager.engine.build_log import BuildProgress
 from repo_manager.engine.capabilities import FLOAT_OPERATORS
 from repo_manager.errors import WiderPrecisionError
 from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
-from repo_manager.onnx_model.index_limits import index_limits
-from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.inputs import find_sizes, index_limits, natural_inputs
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import InputError
-from repo_manager.request_data.exact import decoded, exact_array
-from repo_manager.request_data.tensors import Array, InputFacts, Sample
+from repo_manager.request_data.tensors import Array, InputFacts, Sample, decoded, exact_array
 
 __all__ = ["DATA_SUFFIXES", "read_rows", "write_rows"]
 

@@ -1,7 +1,8 @@
-"""Triton's data types in NumPy, and the bytes that travel."""
+"""Triton's data types in NumPy: the values they hold exactly, and the bytes that travel."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import struct
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NUMPY_OF_TRITON", "Array", "InputFacts", "Sample", "elements_of", "raw_bytes"]
+__all__ = ["NUMPY_OF_TRITON", "Array", "InputFacts", "Sample", "decoded", "elements_of", "exact_array", "raw_bytes"]
+
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Array]
@@ -62,3 +64,121 @@ def raw_bytes(array: Array) -> bytes:
 def elements_of(shape: Sequence[int]) -> int:
     """Return how many elements a shape without dynamic dimensions has."""
     return int(np.prod(shape, dtype=np.int64)) if shape else 1
+
+
+# Values as Triton's types hold them; a value that would be another one afterwards is refused.
+
+
+def exact_array(value: Any, datatype: str) -> Array:
+    """Return values with a Triton type. Floats are rounded to the type's precision; everything else stays what it is.
+
+    Args:
+        value: nested lists or an array, of any shape.
+        datatype: `INT32`, `BYTES`, ...
+
+    Raises:
+        ValueError: nested lists of different lengths, no numbers, a fraction or a number out of the range of an integer
+            type, a float that becomes infinite, or something other than 0 and 1 for `BOOL`. Names the first such value.
+    """
+    if datatype == "BYTES":
+        return _strings(value)
+    dtype = NUMPY_OF_TRITON[datatype]
+    array: Array = np.asarray(value)
+    if array.dtype == dtype or not array.size:
+        return array.astype(dtype)
+    if array.dtype.kind not in "fiubO":
+        raise ValueError(f"{_shown(array.reshape(-1)[0])} is not a number, as {datatype} needs")
+    if dtype.kind == "b":
+        return _checked(array, [item in (0, 1) for item in _items(array)], "0, 1, true or false", datatype)
+    if dtype.kind in "iu":
+        return _integers(value, array, datatype)
+    try:
+        wide = array.astype(np.float64)
+    except (OverflowError, TypeError, ValueError) as exc:
+        raise ValueError(f"not numbers that {datatype} can hold: {exc}") from exc
+    with np.errstate(over="ignore"):
+        overflows = np.isinf(wide.astype(dtype).astype(np.float64)) & np.isfinite(wide)
+    return _checked(array, ~overflows.reshape(-1), "within the range", datatype)
+
+
+def _integers(value: Any, array: Array, datatype: str) -> Array:
+    """Return integers of a type."""
+    bounds = np.iinfo(NUMPY_OF_TRITON[datatype])
+    low, high = int(bounds.min), int(bounds.max)
+    if array.dtype.kind == "f" and not isinstance(value, np.ndarray):
+        array = np.asarray(value, dtype=object)  # the integers among floats, with all their digits
+    if array.dtype.kind == "f":
+        fits = (np.floor(array) == array) & (array >= float(low)) & (array < float(high) + 1.0)
+    elif array.dtype.kind == "O":
+        fits = np.array([_is_whole(item) and low <= int(item) <= high for item in _items(array)])
+    elif low <= int(array.min()) and int(array.max()) <= high:
+        return array.astype(NUMPY_OF_TRITON[datatype])
+    else:
+        fits = np.array([low <= int(item) <= high for item in _items(array)])
+    return _checked(array, fits.reshape(-1), f"a whole number from {low} to {high}", datatype)
+
+
+def _is_whole(item: Any) -> bool:
+    return isinstance(item, int) or (isinstance(item, float) and item.is_integer())
+
+
+def _items(array: Array) -> list[Any]:
+    items: list[Any] = array.reshape(-1).tolist()
+    return items
+
+
+def _checked(array: Array, fits: Sequence[bool] | Array, wanted: str, datatype: str) -> Array:
+    """Return the array with the type; refuse it with the first value that does not fit."""
+    wrong = np.flatnonzero(~np.asarray(fits, dtype=bool))
+    if wrong.size:
+        place = int(wrong[0])
+        raise ValueError(f"element {place} is {_shown(_items(array)[place])}, expected {wanted}, as {datatype} needs")
+    return array.astype(NUMPY_OF_TRITON[datatype])
+
+
+def _shown(item: Any) -> str:
+    text = repr(item.item() if isinstance(item, np.generic) else item)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _strings(value: Any) -> Array:
+    """Return strings as bytes; text in UTF-8, numbers as they are written."""
+    array: Array = np.asarray(value, dtype=object)
+    encoded = np.empty(array.size, dtype=object)
+    for place, item in enumerate(array.reshape(-1).tolist()):
+        if isinstance(item, bool) or not isinstance(item, bytes | str | int | float):
+            raise ValueError(f"element {place} is {_shown(item)}, expected a string, as BYTES needs")
+        encoded[place] = item if isinstance(item, bytes) else str(item).encode()
+    return encoded.reshape(array.shape)
+
+
+def decoded(text: Any, datatype: str) -> Array:
+    """Return the flat values of perf_analyzer's `b64`.
+
+    For `BYTES` that is Triton's binary form, each string after its length in 4 bytes; bytes that are not of this form
+    are one string (an image, for instance).
+
+    Raises:
+        ValueError: it is not base64, or not a whole number of elements.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"b64 is {_shown(text)}, expected a string")
+    raw = base64.b64decode(text, validate=True)
+    if datatype != "BYTES":
+        return np.frombuffer(raw, dtype=NUMPY_OF_TRITON[datatype].newbyteorder("<"))
+    strings = _split(raw)
+    return _strings(np.array([raw], dtype=object) if strings is None else strings)
+
+
+def _split(raw: bytes) -> list[bytes] | None:
+    """Return the strings of Triton's binary form; `None` when the bytes are not of it."""
+    strings, place = [], 0
+    while place < len(raw):
+        if len(raw) < place + 4:
+            return None
+        (size,) = struct.unpack_from("<I", raw, place)
+        place += 4 + size
+        if place > len(raw):
+            return None
+        strings.append(raw[place - size : place])
+    return strings or None

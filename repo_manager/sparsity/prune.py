@@ -17,10 +17,9 @@ from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.pattern import magnitude_prune, nonzero, two_four_mask, valid_groups
-from repo_manager.sparsity.steps import Cast, Dequantize, Quantize, Step, SubtractZeroPoint
 from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import ASP_IN_MULTIPLE, ASP_OUT_MULTIPLE, is_asp_eligible, obstacle_of
-from repo_manager.sparsity.weight import Weight
+from repo_manager.sparsity.weight import Cast, Dequantize, Quantize, Step, SubtractZeroPoint, Weight
 from repo_manager.types import Digest
 
 __all__ = ["PruneReport", "PrunedLayer", "SkippedLayer", "prune"]

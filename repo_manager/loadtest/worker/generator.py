@@ -13,10 +13,9 @@ from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest.wire.connection import Connection, Socket, open_sockets
 from repo_manager.loadtest.wire.grpc import GrpcConnection
 from repo_manager.loadtest.wire.http import HttpConnection
-from repo_manager.loadtest.worker.job import Job
 from repo_manager.loadtest.worker.priority import SendPriority
 from repo_manager.loadtest.worker.recorder import LATE_NS, Recorder
-from repo_manager.loadtest.worker.schedule import Schedule
+from repo_manager.loadtest.worker.schedule import Job, Schedule
 
 __all__ = ["Generator"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import repo_manager
 from repo_manager.errors import ServerError, ServerUnreachableError
-from repo_manager.loadtest.worker.job import Job
 from repo_manager.loadtest.worker.recorder import Slice
+from repo_manager.loadtest.worker.schedule import Job
 
 __all__ = ["WorkerPool", "default_workers"]
 

@@ -14,9 +14,9 @@ import sys
 
 from repo_manager.errors import ServerError
 from repo_manager.loadtest.worker.generator import Generator
-from repo_manager.loadtest.worker.job import Job
 from repo_manager.loadtest.worker.priority import fine_timers
 from repo_manager.loadtest.worker.recorder import Recorder
+from repo_manager.loadtest.worker.schedule import Job
 
 __all__ = ["main", "serve"]
 

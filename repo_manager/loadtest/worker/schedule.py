@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import InputError, UsageError
+from repo_manager.loadtest.wire.connection import Endpoint
 
-__all__ = ["ARRIVALS", "Schedule", "load_replay"]
+__all__ = ["ARRIVALS", "Job", "Schedule", "load_replay"]
+
 
 ARRIVALS = ("constant", "poisson", "burst", "ramp", "replay")
 _CHUNK = 4096
@@ -164,3 +166,34 @@ def _csv_moments(text: str) -> list[float]:
     except ValueError:
         rows = rows[1:]
     return [float(row[column]) * scale for row in rows]
+
+
+# One worker's part of a load level, as the parent sends it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One worker's part of one load level.
+
+    Attributes:
+        protocol: `grpc` or `http`.
+        endpoint: the server and the prebuilt requests.
+        slots: closed loop: requests kept in flight. Open loop: connections opened beforehand over HTTP.
+        connections: gRPC connections (HTTP opens one a slot).
+        schedule: open loop: the whole schedule; `None` for a closed loop.
+        worker: this worker's number, from 0.
+        workers: how many workers share the schedule.
+        slice_ns: length of a recorded slice of time.
+        max_in_flight: open loop: requests that may be open at once; what is due beyond that waits, and its
+            waiting counts as latency.
+    """
+
+    protocol: str
+    endpoint: Endpoint
+    slots: int
+    connections: int
+    schedule: Schedule | None
+    worker: int
+    workers: int
+    slice_ns: int
+    max_in_flight: int

@@ -15,9 +15,8 @@ from hpack import Decoder, Encoder
 
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.worker.generator import Generator
-from repo_manager.loadtest.worker.job import Job
 from repo_manager.loadtest.worker.recorder import Recorder, Slice
-from repo_manager.loadtest.worker.schedule import Schedule
+from repo_manager.loadtest.worker.schedule import Job, Schedule
 from repo_manager.tls import TlsFiles
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

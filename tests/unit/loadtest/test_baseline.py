@@ -7,8 +7,8 @@ import pytest
 
 from repo_manager.errors import InputError
 from repo_manager.gates import Outcome
-from repo_manager.loadtest.document import read_report
 from repo_manager.loadtest.judge import judge_against
+from repo_manager.loadtest.merge import read_report
 from repo_manager.loadtest.result import ClientUse, Intervals, Latency, LoadPoint, LoadTestReport
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.stats.intervals import Interval

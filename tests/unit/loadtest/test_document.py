@@ -5,7 +5,7 @@ import json
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.loadtest.document import read_report, report_from_json
+from repo_manager.loadtest.merge import read_report, report_from_json
 from repo_manager.loadtest.result import (
     ClientUse,
     ErrorCount,

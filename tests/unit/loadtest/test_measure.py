@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import ServerUnreachableError
-from repo_manager.loadtest.gpu.triton_metrics import MetricsSource
+from repo_manager.loadtest.gpu import MetricsSource
 from repo_manager.loadtest.measure import Level, Measurement
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import ModelStatistics

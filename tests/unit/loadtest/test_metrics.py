@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from repo_manager.loadtest.gpu.nvml import Nvml, is_local, open_nvml
-from repo_manager.loadtest.gpu.triton_metrics import MetricsSource, parse_metrics
+from repo_manager.loadtest.gpu import MetricsSource, Nvml, is_local, open_nvml, parse_metrics
 
 TEXT = """# HELP nv_energy_consumption GPU energy consumption in joules since the Triton Server started
 nv_energy_consumption{{gpu_uuid="GPU-a"}} {energy}

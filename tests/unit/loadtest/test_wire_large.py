@@ -8,8 +8,8 @@ import time
 import pytest
 
 from repo_manager.loadtest.worker.generator import Generator
-from repo_manager.loadtest.worker.job import Job
 from repo_manager.loadtest.worker.recorder import Recorder
+from repo_manager.loadtest.worker.schedule import Job
 
 
 def test_large_answers_over_http_end_where_they_say(http_server, load):

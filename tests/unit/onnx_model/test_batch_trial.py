@@ -12,8 +12,7 @@ from support import batch_blocks, onnx_models
 from support.onnx_models import value
 
 from repo_manager.onnx_model.batch_trial import Finding, Trial, neighbours_of, same_bits, try_together
-from repo_manager.onnx_model.index_limits import index_limits
-from repo_manager.onnx_model.inputs import natural_inputs
+from repo_manager.onnx_model.inputs import index_limits, natural_inputs
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of

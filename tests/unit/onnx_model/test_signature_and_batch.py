@@ -13,8 +13,7 @@ from support.onnx_models import value
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
-from repo_manager.onnx_model.index_limits import index_limits
-from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
+from repo_manager.onnx_model.inputs import find_sizes, index_limits, natural_inputs
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import resolve_shape, signature_of

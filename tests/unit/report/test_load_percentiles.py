@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from repo_manager.loadtest.derive import intervals_of
-from repo_manager.loadtest.document import report_from_json
 from repo_manager.loadtest.judge import judge, parse_slo
+from repo_manager.loadtest.merge import report_from_json
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.report.load_files import load_openmetrics
 from repo_manager.report.load_html import load_page

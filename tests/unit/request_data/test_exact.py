@@ -14,9 +14,8 @@ from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
-from repo_manager.request_data.exact import decoded, exact_array
 from repo_manager.request_data.read import read_rows
-from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, raw_bytes
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, decoded, exact_array, raw_bytes
 from repo_manager.rollout.trial.shadow import read_requests
 from repo_manager.triton_config import parse_config
 

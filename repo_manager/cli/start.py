@@ -1,27 +1,34 @@
-"""What this machine has: doctor."""
+"""The commands to begin with: what this machine has (doctor), and the whole path on the shipped model (quickstart)."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import ClassVar
 
 import typer
 
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.engine_options import parse_server
-from repo_manager.cli.option_groups import grouped, option
+from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.engine.fit import FitTarget
 from repo_manager.engine.fit_check import fit_target_of
 from repo_manager.errors import UsageError
+from repo_manager.files import write_atomic
 from repo_manager.loadtest.perf_analyzer.install import install_perf_analyzer
 from repo_manager.pipeline.doctor import examine_engines, examine_machine
+from repo_manager.pipeline.quickstart import quickstart
 from repo_manager.report.machine_tables import machine_view
+from repo_manager.report.quickstart import quickstart_page, quickstart_view
 from repo_manager.server import TritonClient
 from repo_manager.server.installation import install_tritonserver
 
 __all__ = ["app"]
+
+
+# What this machine has: doctor.
 
 app = typer.Typer()
 
@@ -84,3 +91,36 @@ def doctor_command(
         where, target = server.target(connection)
         machine = dataclasses.replace(machine, engines=examine_engines(place.root(), target))
     terminal.result(machine, *machine_view(machine, where))
+
+
+# The whole path on the shipped model: quickstart.
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartFlags:
+    """Where, and how long."""
+
+    directory: Path | None = option(
+        "--directory",
+        "-d",
+        metavar="DIR",
+        sets=(quickstart, "folder"),
+        help="Where to work [default: ./repo-manager-quickstart].",
+    )
+    seconds: float = option(
+        "--seconds", sets=(quickstart, "seconds_per_level"), min=0.2, help="How long each load level is measured."
+    )
+
+
+@app.command("quickstart")
+@grouped
+def quickstart_command(flags: QuickstartFlags, output: Output) -> None:
+    """Take a shipped sparse model the whole way on this machine, and show what comes out.
+
+    Inspect, FP16 and INT8, add, a real tritonserver, deploy, load test, report. No process is left behind.
+    """
+    terminal = output.terminal()
+    result = quickstart(**settings_of(quickstart, flags), report=terminal.reporter())
+    page = result.folder / "report.html"
+    write_atomic(page, quickstart_page(result).encode())
+    terminal.result({"result": result, "report": page}, *quickstart_view(result, page))

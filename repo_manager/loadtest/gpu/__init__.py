@@ -1,1 +1,0 @@
-"""GPU utilisation, memory, power and energy."""
