@@ -12,6 +12,7 @@ from typing import TypeVar
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.optional import installed_version
+from repo_manager.repository.ensembles import problems_around
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
@@ -94,7 +95,8 @@ def edit_config(repository: Location, name: str, text: str, *, dry_run: bool = F
 
 def _change(store: Store, view: ModelView, before: str, after: str, dry_run: bool) -> ConfigChange:
     change = plan_change(view, before, after)
-    problems = (*change.problems, *_against_versions(store, view, parse_config(after, where=view.config_place)))
+    new = parse_config(after, where=view.config_place)
+    problems = (*change.problems, *_against_versions(store, view, new), *problems_around(store, view, new))
     change = dataclasses.replace(change, problems=problems)
     errors = [problem for problem in problems if problem.severity == Severity.ERROR]
     if errors and not dry_run:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.ensembles import ensembles_in, with_dependents
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.removal import Removal, forget, made_at, old_versions, plan_removal, select_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Departure, Store
 from repo_manager.repository.view import ModelView, changeable_model, walk, with_versions
+from repo_manager.triton_config import ModelConfig
 
 __all__ = ["GcResult", "gc", "remove"]
 
@@ -52,7 +54,7 @@ def remove(
         repository: the root.
         name: the model.
         version: its number; `None`: the model with all its versions.
-        force: also when it is served, tagged or a roll-back target. A served version is taken out of the policy first.
+        force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken out of the policy first.
         dry_run: only say what would be done.
 
     Raises:
@@ -77,8 +79,8 @@ def gc(
 ) -> GcResult:
     """Remove versions that are old and that nothing needs, and what interrupted commands left.
 
-    A version stays when it is among the newest `keep`, younger than `older_than_s`, served, tagged, deployed last, or
-    what a roll-back goes back to. A model always keeps at least one version.
+    A version stays when it is among the newest `keep`, younger than `older_than_s`, served, tagged, deployed last,
+    what a roll-back goes back to, or pinned by an ensemble. A model always keeps at least one version.
 
     Args:
         repository: the root.
@@ -103,18 +105,19 @@ def gc(
         swept = () if dry_run else store.sweep(names)
 
         def select(view: ModelView) -> tuple[int, ...]:
-            old = old_versions(view, keep)
+            old = old_versions(view, keep)  # of `view` as `_planned` gives it: with the ensembles that need it
             if cutoff is None:
                 return old
             contents = with_versions(store, view, old).contents
             return tuple(version for version in contents if made_at(contents[version]) < cutoff)
 
+        ensembles = ensembles_in(store)
         for model in names:
             view = store.look(model)
             if not view.versions and (name is None or (swept and not view.exists)):
                 continue  # Nothing but what was swept.
             try:
-                found.append(_remove_selected(store, model, select, dry_run=dry_run))
+                found.append(_remove_selected(store, model, select, dry_run=dry_run, ensembles=ensembles))
             except ConfigError as exc:
                 if name is not None:
                     raise
@@ -131,13 +134,20 @@ def _remove_selected(
     whole: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    ensembles: Mapping[str, ModelConfig] | None = None,
 ) -> Removal:
     """Remove the versions that `select` names; on a disk it is asked under the repository's lock."""
+    ensembles = ensembles_in(store) if ensembles is None else ensembles
+
+    def planned() -> tuple[Removal, ModelView]:
+        view = with_dependents(store, changeable_model(store, name, record=True), ensembles)
+        return _planned(store, view, select(view), whole, force)
+
     if dry_run:
-        return _planned(store, name, select, whole, force)[0]
+        return planned()[0]
     store.sweep((name,), removals_only=True)  # What an earlier removal has left is ended first.
     with store.exclusive(name):
-        plan, view = _planned(store, name, select, whole, force)
+        plan, view = planned()
         if plan.versions or plan.whole_model:
             highest = max((*plan.versions, *view.versions), default=0)
             departure = Departure(
@@ -152,12 +162,12 @@ def _remove_selected(
 
 
 def _planned(
-    store: Store, name: str, select: Callable[[ModelView], tuple[int, ...]], whole: bool, force: bool
+    store: Store, view: ModelView, versions: tuple[int, ...], whole: bool, force: bool
 ) -> tuple[Removal, ModelView]:
-    view = changeable_model(store, name, record=True)
-    plan = plan_removal(view, select(view), whole=whole, force=force)
+    """Return the removal of a model's versions with its size, and the view with what is in them."""
+    plan = plan_removal(view, versions, whole=whole, force=force)
     if plan.whole_model:
-        size_bytes = sum(entry.size_bytes for entry in walk(store, name)[0])
+        size_bytes = sum(entry.size_bytes for entry in walk(store, view.name)[0])
         return dataclasses.replace(plan, size_bytes=size_bytes), with_versions(store, view, plan.versions)
     view = with_versions(store, view, plan.versions)
     size_bytes = sum(view.contents[version].size_bytes for version in plan.versions if version in view.contents)

@@ -11,6 +11,7 @@ from typing import Any
 from repo_manager.errors import ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.repository.configuration import is_as_derived
+from repo_manager.repository.ensembles import ensembles_problems
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import served_model_file
@@ -57,7 +58,8 @@ def verify(
         models: load each ONNX model that the onnxruntime backend serves, and compare it with config.pbtxt.
 
     Returns:
-        The findings in the order of their places; empty when all is well.
+        The findings in the order of their places, those between ensembles and their models last; empty when all is
+        well.
 
     Raises:
         RepositoryError: no such repository or model, or the store refuses.
@@ -66,11 +68,12 @@ def verify(
         store = open_store(repository)
         content = _Content(version, digests, models and (digests or not store.remote))
         if name is not None:
-            return tuple(_named_model(store, name, content))
+            found = _named_model(store, name, content)
+            return tuple(found if version is not None else [*found, *ensembles_problems(store, [name])])
         found = list(store.problems())
         for model in store.model_names():
             found += _model(store, model, content)
-        return tuple(found)
+        return tuple([*found, *ensembles_problems(store)])
 
 
 def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:

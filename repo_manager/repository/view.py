@@ -175,6 +175,8 @@ class ModelView:
         work: versions that are being published or removed.
         beside: files beside the versions -> content: label files and variants of config.pbtxt (`with_beside`).
         contents: what is in its versions (`with_versions`).
+        needed_by: the ensembles that contain it (`with_dependents`).
+        pinned: version -> the ensembles that ask for just this one (`with_dependents`).
         token: what its store needs to change exactly this state of the model.
     """
 
@@ -191,6 +193,8 @@ class ModelView:
     work: tuple[Work, ...] = ()
     beside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     contents: Mapping[int, VersionView] = dataclasses.field(default_factory=dict)
+    needed_by: tuple[str, ...] = ()
+    pinned: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     token: object = None
 
     @property

@@ -75,7 +75,7 @@ def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, for
     """Say what removing these versions means.
 
     Args:
-        view: the model with its state.
+        view: the model with its state and the ensembles that need it.
         versions: to remove.
         whole: the model's folder as well.
         force: also what is in use.
@@ -88,18 +88,28 @@ def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, for
     """
     reasons = _reasons_to_keep(view) if versions else {}
     in_use = tuple(f"{view.name}:{v} {' and '.join(reasons[v])}" for v in versions if v in reasons)
-    if in_use and not force:
-        raise RepositoryError(
-            "in use: " + "; ".join(in_use), hint="Deploy another version or remove the tag first, or use --force."
-        )
     left = [version for version in view.versions if version not in versions]
     whole = whole or not left
+    if whole and view.needed_by:
+        in_use += (f"{view.name} is part of {_named(view.needed_by)}",)
+    if in_use and not force:
+        raise RepositoryError("in use: " + "; ".join(in_use), hint=_way_out(view, versions, whole))
     if not whole and versions and not served_by(view.policy(), left):
         raise RepositoryError(
             f"without version {', '.join(map(str, versions))} model {view.name!r} would serve nothing",
             hint=f"Deploy one of its versions {', '.join(map(str, left))} first, or remove the whole model.",
         )
     return Removal(view.name, tuple(sorted(versions)), whole, 0, in_use, applied=False)
+
+
+def _named(ensembles: tuple[str, ...]) -> str:
+    return f"the ensemble{'s' if len(ensembles) > 1 else ''} {', '.join(ensembles)}"
+
+
+def _way_out(view: ModelView, versions: tuple[int, ...], whole: bool) -> str:
+    if (whole and view.needed_by) or any(version in view.pinned for version in versions):
+        return "Change the ensemble first, or use --force: Triton will not load it without what it needs."
+    return "Deploy another version or remove the tag first, or use --force."
 
 
 def _reasons_to_keep(view: ModelView) -> dict[int, list[str]]:
@@ -118,6 +128,8 @@ def _reasons_to_keep(view: ModelView) -> dict[int, list[str]]:
         reasons.setdefault(current, []).append("was deployed last")
     if previous is not None:
         reasons.setdefault(previous, []).append("is what a roll-back goes back to")
+    for version, ensembles in view.pinned.items():
+        reasons.setdefault(version, []).append(f"is pinned by {_named(ensembles)}")
     return {version: reasons[version] for version in view.versions if version in reasons}
 
 
