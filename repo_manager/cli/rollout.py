@@ -81,6 +81,11 @@ class DeployFlags(RolloutFlags):
     force: bool = option(
         "--force", sets=(RolloutOptions, "force"), help="Go on although memory is estimated to be too little."
     )
+    drop_pinned: bool = option(
+        "--drop-pinned",
+        sets=(RolloutOptions, "drop_pinned"),
+        help="Take a version out of service although an ensemble pins it; Triton then drops the ensemble.",
+    )
     retries: int = option(
         "--retries",
         sets=(RolloutOptions, "retries"),

@@ -30,7 +30,7 @@ class RolloutFlags:
     keep_previous: bool = option(
         "--keep-previous",
         sets=(RolloutOptions, "keep_previous"),
-        help="Leave the previous version loaded, so that going back is instant.",
+        help="Leave the previous version loaded, and what ensembles pin, so that going back is instant.",
     )
     timeout: float | None = option(
         "--timeout",

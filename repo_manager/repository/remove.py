@@ -54,7 +54,8 @@ def remove(
         repository: the root.
         name: the model.
         version: its number; `None`: the model with all its versions.
-        force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken out of the policy first.
+        force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken
+            out of the policy first.
         dry_run: only say what would be done.
 
     Raises:

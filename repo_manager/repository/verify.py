@@ -73,7 +73,7 @@ def verify(
         found = list(store.problems())
         for model in store.model_names():
             found += _model(store, model, content)
-        return tuple([*found, *ensembles_problems(store)])
+        return (*found, *ensembles_problems(store))
 
 
 def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:

@@ -7,12 +7,14 @@ import dataclasses
 import enum
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
 from repo_manager.errors import ConfigError, ModelError, RepositoryError, ServerError
 from repo_manager.repository import Location, ModelEntry, Severity, check_signature, verify, version_files
+from repo_manager.repository.ensembles import ensembles_problems
+from repo_manager.repository.stores import open_store
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import Endpoint, TritonClient
 from repo_manager.server.guard import stubs_of
@@ -27,8 +29,19 @@ from repo_manager.triton_config import (
     runtime_signature,
     same_signature,
 )
+from repo_manager.triton_config.ensembles import is_ensemble
 
-__all__ = ["Check", "Outcome", "Room", "check_server", "check_version", "free_host_bytes", "refuse", "room_for"]
+__all__ = [
+    "Check",
+    "Outcome",
+    "Room",
+    "check_pinned",
+    "check_server",
+    "check_version",
+    "free_host_bytes",
+    "refuse",
+    "room_for",
+]
 
 MANIFEST = "manifest.json"
 _CGROUP = Path("/sys/fs/cgroup")
@@ -52,7 +65,7 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        name: `files`, `config`, `signature`, `engine` or `memory`.
+        name: `files`, `config`, `ensembles`, `signature`, `engine` or `memory`.
         outcome: `refused` stops the roll-out before anything is changed; `unknown`: it could not be checked.
         detail: what was found, with the numbers.
         hint: the next step; empty when there is none.
@@ -88,9 +101,40 @@ def check_version(
     checks = [_files(repository, entry, version)]
     if checks[0].outcome is not Outcome.REFUSED:
         checks.append(_config(entry, version, config))
+    if config is not None and is_ensemble(config):
+        checks.append(_ensemble(repository, entry.name))
     if signed_by:
         checks.append(_signature(repository, entry.name, version, signed_by))
     return tuple(checks)
+
+
+def check_pinned(
+    name: str, pinned: Mapping[int, Sequence[str]], before: Sequence[int], after: Sequence[int], options: RolloutOptions
+) -> tuple[Check, ...]:
+    """Check whether an ensemble would lose a version that it asks for by number.
+
+    Args:
+        name: the model.
+        pinned: version -> the ensembles that ask for it.
+        before: the versions that are served.
+        after: the versions that will be.
+        options: how to roll out.
+    """
+    lost = {version: pinned[version] for version in before if version in pinned and version not in after}
+    if not lost:
+        return ()
+    detail = "; ".join(
+        f"{name}:{version} would not be served any more, and {', '.join(ensembles)} needs it: Triton drops "
+        f"{'the ensemble' if len(ensembles) == 1 else 'the ensembles'} then"
+        for version, ensembles in lost.items()
+    )
+    if options.drop_pinned:
+        return (Check("ensembles", Outcome.WARNING, detail),)
+    hint = (
+        "Serve both with --keep-previous, or change model_version in the ensemble's config.pbtxt first. "
+        "--drop-pinned goes on without the ensemble."
+    )
+    return (Check("ensembles", Outcome.REFUSED, detail, hint),)
 
 
 def check_server(
@@ -197,6 +241,19 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     if errors:
         return Check("config", Outcome.REFUSED, "; ".join(map(str, errors)), "Correct it: repo-manager config.")
     return Check("config", Outcome.PASSED, "inputs and outputs are the model's")
+
+
+def _ensemble(repository: Location, name: str) -> Check:
+    """Compare an ensemble with the models that it consists of."""
+    problems = [
+        problem
+        for problem in ensembles_problems(open_store(repository), [name])
+        if problem.where == f"{name}/{CONFIG_FILENAME}"
+    ]
+    if problems:
+        hints = " ".join(dict.fromkeys(problem.hint for problem in problems if problem.hint))
+        return Check("ensembles", Outcome.REFUSED, "; ".join(f"{name} {problem.what}" for problem in problems), hints)
+    return Check("ensembles", Outcome.PASSED, "its models are there, and their tensors fit")
 
 
 def _signature(repository: Location, name: str, version: int, keys: Sequence[Path]) -> Check:

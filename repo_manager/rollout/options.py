@@ -60,7 +60,8 @@ class RolloutOptions:
     """How to roll out.
 
     Attributes:
-        keep_previous: leave the previous version loaded, so that going back is only a policy change.
+        keep_previous: leave the previous version loaded, and what ensembles pin, so that going back is only a policy
+            change.
         dry_run: plan only.
         deadline_s: for everything up to the proof on the last server; the undo has time of its own. A trial adds the
             time that it was asked to take.
@@ -72,6 +73,7 @@ class RolloutOptions:
         retries: how often a call is made again when the server was out of reach, or busy, for a moment.
         signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
         force: go on against a check that rests on an estimate (memory).
+        drop_pinned: take a version out of service although an ensemble pins it: the ensemble is lost.
         batch: how many of several servers at a time; at least one.
         max_unavailable: how many of several servers may not answer without failing the whole.
     """
@@ -87,6 +89,7 @@ class RolloutOptions:
     retries: int = 2
     signed_by: tuple[Path, ...] = ()
     force: bool = False
+    drop_pinned: bool = False
     batch: Amount = Amount(1)
     max_unavailable: Amount = Amount(0)
 

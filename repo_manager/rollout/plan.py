@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from repo_manager.repository import Location, ModelEntry, find_model, model_state
@@ -156,12 +157,27 @@ def _files(entry: ModelEntry) -> tuple[Fingerprint, Fingerprint] | None:
 
 
 def plan_from(
-    entry: ModelEntry, version: int, served: ServedState, *, keep_previous: bool, obstacle: Obstacle | None = None
+    entry: ModelEntry,
+    version: int,
+    served: ServedState,
+    *,
+    keep_previous: bool,
+    pinned: Collection[int] = (),
+    obstacle: Obstacle | None = None,
 ) -> RolloutPlan:
-    """Predict from what the repository and the server say."""
+    """Predict from what the repository and the server say.
+
+    Args:
+        entry: the model.
+        version: the version to serve.
+        served: what the server serves now.
+        keep_previous: leave the newest other version served, and those that are pinned.
+        pinned: versions that ensembles ask for by number.
+        obstacle: what would keep a load from doing anything.
+    """
     existing = {each.version for each in entry.versions}
     others = (set(served.ready) & existing) - {version}
-    kept = {max(others)} if keep_previous and others else set()
+    kept = {max(others), *(others & set(pinned))} if keep_previous and others else set()
     after = tuple(sorted({version} | kept))
     config = entry.config()
     changed = differing_fields(config, served.config)

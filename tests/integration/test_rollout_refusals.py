@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
-from repo_manager.errors import ServerRefusedError
+from repo_manager.errors import RepositoryError, ServerRefusedError
+from repo_manager.rollout.checks import Outcome
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import RolloutOptions
@@ -69,3 +70,51 @@ def test_a_server_that_is_not_in_explicit_mode_is_refused(
         refused(repository, client, 2, "does not let models be loaded and unloaded", dry_run=dry_run)
         # What is served already is only asked.
         assert not deploy(repository, "m", 1, client).changed
+
+
+WHOLE = """
+platform: "ensemble"
+max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: 4 }
+output { name: "y" data_type: TYPE_FP32 dims: 4 }
+ensemble_scheduling {
+  step {
+    model_name: "m" model_version: 1
+    input_map { key: "x" value: "x" } output_map { key: "y" value: "y" }
+  }
+}
+"""
+
+
+def test_a_version_that_an_ensemble_pins_stays_unless_told(repository: Path, start_server: StartServer) -> None:
+    write_model(repository, "whole", WHOLE, {})
+    (repository / "whole" / "1").mkdir()
+    server = start_server(ServerOptions(repository=str(repository), load=("whole",), auto_complete=False))
+    with TritonClient.connect(server.grpc_url) as client:
+        before = client.versions("m")
+        (planned,) = deploy(repository, "m", 2, client, options=RolloutOptions(dry_run=True)).servers
+        assert [check.outcome for check in planned.checks if check.name == "ensembles"] == [Outcome.REFUSED]
+        with pytest.raises(RepositoryError, match="m:1 would not be served any more, and whole needs it") as caught:
+            deploy(repository, "m", 2, client)
+        assert "--keep-previous" in str(caught.value.hint)
+        assert client.versions("m") == before
+        assert client.model_ready("whole")
+
+        deploy(repository, "m", 2, client, options=RolloutOptions(keep_previous=True))
+        assert observe(client, "m").ready == (1, 2)
+        assert client.model_ready("whole")
+
+        deploy(repository, "m", 2, client, options=RolloutOptions(drop_pinned=True))
+        assert observe(client, "m").ready == (2,)
+        assert not client.model_ready("whole")
+
+
+def test_an_ensemble_that_does_not_fit_its_models_is_refused(repository: Path, start_server: StartServer) -> None:
+    write_model(repository, "whole", WHOLE.replace("max_batch_size: 8", "max_batch_size: 16"), {})
+    (repository / "whole" / "1").mkdir()
+    server = start_server(ServerOptions(repository=str(repository), load=("m",), auto_complete=False))
+    with TritonClient.connect(server.grpc_url) as client:
+        with pytest.raises(RepositoryError, match="whole has max_batch_size 16, and its model 'm' takes 8 at most"):
+            deploy(repository, "whole", 1, client)
+        with pytest.raises(ServerRefusedError, match="allows maximum batch size 16"):
+            client.load("whole")  # the server says the same

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, find_model
-from repo_manager.rollout.checks import Check, check_version, refuse
+from repo_manager.repository.ensembles import with_dependents
+from repo_manager.repository.stores import open_store
+from repo_manager.rollout.checks import Check, check_pinned, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
 
@@ -288,6 +291,21 @@ class Context:
     def check_version(self) -> tuple[Check, ...]:
         """Check what is the same on every server, before one is asked to read it."""
         return check_version(self.repository, self.entry, self.version, signed_by=self.options.signed_by)
+
+    @functools.cached_property
+    def pinned(self) -> Mapping[int, tuple[str, ...]]:
+        """The versions of the model that ensembles of the repository ask for by number, each with the ensembles."""
+        store = open_store(self.repository)
+        return with_dependents(store, store.look(self.name)).pinned
+
+    def check_pinned(self, before: Sequence[int], after: Sequence[int]) -> tuple[Check, ...]:
+        """Check whether an ensemble would lose a version that it asks for by number.
+
+        Args:
+            before: the versions that are served.
+            after: the versions that will be.
+        """
+        return check_pinned(self.name, self.pinned, before, after, self.options)
 
     def refused_version(self) -> tuple[Check, ...]:
         """Check the version before anything else is asked, and refuse it.

@@ -139,6 +139,8 @@ class KubernetesTarget:
                 )
         held = self._held(served[0])
         self._models = self._chosen(served[0], held)
+        after = next(model.versions for model in self._models if model.name == self.context.name)
+        self.checks += self.context.check_pinned(held.get(self.context.name, ()), after)
         planned = write_snapshot(snapshots_of(self.context.repository), self._models, dry_run=True)
         self.parts = [DeploymentPart(self, *each, held, planned) for each in zip(deployments, served, strict=True)]
 
@@ -169,7 +171,8 @@ class KubernetesTarget:
         source = earlier if _is_snapshot(earlier, first) else repository
         others = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != name]
         keep = self.context.options.keep_previous
-        kept = tuple(v for v in held.get(name, ()) if keep and v != version)[-1:]
+        others_of_it = [v for v in held.get(name, ()) if keep and v != version]
+        kept = {*others_of_it[-1:], *(v for v in others_of_it if v in self.context.pinned)}
         return [*others, SnapshotModel(name, tuple(sorted({version, *kept})), repository)]
 
 

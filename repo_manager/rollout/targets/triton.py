@@ -123,6 +123,7 @@ class TritonPart:
             context.version,
             self.before,
             keep_previous=context.options.keep_previous,
+            pinned=context.pinned,
             obstacle=obstacle_of(context.repository, context.entry),
         )
         self.meanwhile: tuple[int, ...] = ()
@@ -153,7 +154,8 @@ class TritonPart:
         context = self.context
         context.retried(lambda: require_control(self.client))
         timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
-        return check_server(context.entry, context.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
+        found = check_server(context.entry, context.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
+        return (*context.check_pinned(self.before.ready, self.plan.ready_after), *found)
 
     def apply(self) -> None:
         """Serve the old and the new version together."""

@@ -1,0 +1,99 @@
+"""Ensembles in a repository: what they need stays, and what does not fit is found wherever a repository is checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository import Severity, change_config, gc, remove, scan, verify
+
+IO = (
+    "max_batch_size: 8\n"
+    'input { name: "x" data_type: TYPE_FP32 dims: 4 }\noutput { name: "y" data_type: TYPE_FP32 dims: 4 }\n'
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """`part` in versions 1 to 4, of which 1 and 4 are served, and `whole`, an ensemble that pins version 1."""
+    for version in (1, 2, 3, 4):
+        (tmp_path / "part" / str(version)).mkdir(parents=True)
+        (tmp_path / "part" / str(version) / "model.py").write_text("")
+    policy = "version_policy { specific { versions: [1, 4] } }\n"
+    (tmp_path / "part" / "config.pbtxt").write_text('backend: "python"\n' + policy + IO)
+    (tmp_path / "whole" / "1").mkdir(parents=True)
+    write_ensemble(tmp_path, "part", 1)
+    return tmp_path
+
+
+def write_ensemble(root: Path, model: str, version: int) -> None:
+    step = (
+        f'step {{ model_name: "{model}" model_version: {version} '
+        'input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } }'
+    )
+    text = f'platform: "ensemble"\n{IO}ensemble_scheduling {{ {step} }}\n'
+    (root / "whole" / "config.pbtxt").write_text(text)
+
+
+def errors(root: Path, name: str | None = None) -> list[str]:
+    found = verify(root, name, models=False)
+    return [f"{each.where}: {each.what}" for each in found if each.severity is Severity.ERROR]
+
+
+def versions(root: Path) -> list[int]:
+    (part,) = (entry for entry in scan(root) if entry.name == "part")
+    return [entry.version for entry in part.versions]
+
+
+def test_gc_keeps_what_an_ensemble_pins(root: Path) -> None:
+    write_ensemble(root, "part", 2)
+    assert gc(root, keep=1).removals[0].versions == (3,)
+    assert versions(root) == [1, 2, 4]
+
+
+def test_a_pinned_version_is_removed_by_force_only(root: Path) -> None:
+    write_ensemble(root, "part", 2)
+    with pytest.raises(RepositoryError, match="part:2 is pinned by the ensemble whole") as caught:
+        remove(root, "part", 2)
+    assert "--force" in str(caught.value.hint)
+    assert remove(root, "part", 2, force=True).in_use == ("part:2 is pinned by the ensemble whole",)
+    assert errors(root) == [
+        "whole/config.pbtxt: needs version 2 of 'part', which is not served; 'part' serves 1, 4",
+    ]
+
+
+def test_a_part_of_an_ensemble_is_not_removed_whole(root: Path) -> None:
+    write_ensemble(root, "part", -1)
+    with pytest.raises(RepositoryError, match="part is part of the ensemble whole"):
+        remove(root, "part", dry_run=True)
+    assert remove(root, "whole", force=True).whole_model
+    remove(root, "part", force=True)
+    assert scan(root) == ()
+
+
+def test_verify_compares_ensembles_with_their_models(root: Path) -> None:
+    assert errors(root) == []
+    write_ensemble(root, "nobody", 1)
+    missing = ["whole/config.pbtxt: needs the model 'nobody', which is not in the repository"]
+    assert errors(root) == missing == errors(root, "whole")
+    assert errors(root, "part") == []
+    write_ensemble(root, "part", 3)
+    unserved = ["whole/config.pbtxt: needs version 3 of 'part', which is not served; 'part' serves 1, 4"]
+    assert errors(root, "part") == unserved == errors(root, "whole")
+
+
+def test_a_change_that_an_ensemble_cannot_follow_is_named(root: Path) -> None:
+    (found,) = change_config(root, "part", {"max_batch_size": "4"}, dry_run=True).problems
+    assert (found.where, found.rule, found.severity) == ("whole/config.pbtxt", "ensemble-batch", Severity.WARNING)
+    (lost,) = change_config(root, "part", {"version_policy": "{ specific { versions: 4 } }"}, dry_run=True).problems
+    assert "needs version 1 of 'part'" in lost.what
+    with pytest.raises(ConfigError, match="needs the model 'nobody'"):
+        change_config(root, "whole", {"ensemble_scheduling.step.model_name": "nobody"})
+    assert errors(root) == []
+
+
+def test_what_was_wrong_before_a_change_does_not_stand_in_its_way(root: Path) -> None:
+    write_ensemble(root, "nobody", 1)
+    assert change_config(root, "whole", {"parameters.note": "a"}).applied
