@@ -158,8 +158,8 @@ def _add(name: str, precision: Precision, repository: Path, report: Report) -> A
         calibration=str(samples.calibration_data()),
     )
     added = add(samples.sample_model(), name, repository, options)
-    worst = max(drift.relative_error for drift in added.conversion.drift)
-    report(f"Added {name}:{added.version} ({precision}), {worst:.1e} relative error against FP32, 2:4 kept")
+    worst = added.conversion.worst_drift
+    report(f"Added {name}:{added.version} ({precision}), {worst:.3g} relative error against FP32, 2:4 kept")
     return added
 
 

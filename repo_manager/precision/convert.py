@@ -118,6 +118,11 @@ def _check_given(model: Model, precision: Precision, output: Path, calibration: 
             hint="Give 100 or more typical inputs with --calibration DATA.npz (one array per input, samples along the "
             "first axis); a folder of .npy or images, or module:function, works, too.",
         )
+    if calibration is not None and calibration.degenerate and precision is not Precision.FP32:
+        raise CalibrationError(
+            f"{calibration.source}: {calibration.degenerate}. That shows neither ranges of values nor drift",
+            hint="Give 100 or more typical inputs, prepared as the model's application prepares them.",
+        )
     if not output.parent.is_dir():
         raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
 

@@ -36,7 +36,7 @@ class ConvertOptions:
 
     Attributes:
         max_drift: largest relative error of any output, |candidate - source| / |source| (Euclidean, over all
-            samples); `None` takes the precision's default.
+            samples); `None` takes the precision's default, and lets probabilities pass that differ by 0.001 at most.
         min_cosine: smallest cosine of any output; `None` asks for none beyond what `max_drift` implies.
         min_top1: smallest share of rows that keep their top class (or one level with it, see
             `OutputDrift.top1_lost`), for outputs that look like class scores, on calibration data; `None` takes the
@@ -78,11 +78,20 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Check:
-    """One post-condition: what was checked, whether it holds, and what was found."""
+    """One post-condition.
+
+    Attributes:
+        name: what was checked.
+        passed: whether it holds.
+        detail: what was found, and the rule that decided.
+        is_empty: it holds only because there was nothing to see: no 2:4 weight that could have been lost, or samples
+            on which the source answers nothing.
+    """
 
     name: str
     passed: bool
     detail: str
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,3 +146,8 @@ class Conversion:
     inputs: str
     tools: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def worst_drift(self) -> float:
+        """The largest relative error that was judged, 16-bit rounding included; 0.0 where nothing was."""
+        return max((item.worst for item in self.drift if not item.judged_by), default=0.0)

@@ -36,7 +36,7 @@ def quickstart_view(result: Any, page: Path) -> list[RenderableType]:
                 f"{added.name}:{added.version}",
                 added.conversion.precision,
                 f"{len(added.sparsity.valid)} of {len(added.sparsity.layers)}",
-                f"{max(drift.relative_error for drift in added.conversion.drift):.1e}",
+                f"{added.conversion.worst_drift:.3g}",
                 f"{format_share(model.accuracy)} of {model.images}",
                 format_bytes(sum(path.stat().st_size for path in added.path.iterdir() if path.suffix == ".onnx")),
             ]

@@ -156,7 +156,7 @@ def config_change_view(change: ConfigChange, *, shown: bool, repository: str | N
     views: list[RenderableType] = [Text(change.diff or "No change.")]
     views += [Text(f"{problem.severity.value}: {problem.where}: {problem.what}") for problem in change.problems]
     if change.diff:
-        views.append(Text(f"{_state(change.applied)} At its next load a running server {_effect(change)}."))
+        views.append(Text(f"{_state(change.applied)} At the next load on a running server {_effect(change)}."))
         if change.applied and change.served and change.effect is not ReloadEffect.NOTHING:
             command = next_command("deploy", f"{change.name}:{change.served[-1]}", repository=repository)
             others = " --keep-previous" if len(change.served) > 1 else ""
@@ -167,12 +167,12 @@ def config_change_view(change: ConfigChange, *, shown: bool, repository: str | N
 def _effect(change: ConfigChange) -> str:
     """Say what a running server does at its next load."""
     if change.reloaded:
-        return f"loads version {_numbers(change.reloaded)} again"
+        return f"version {_numbers(change.reloaded)} loads again"
     if change.effect is ReloadEffect.NOTHING:
-        return "changes nothing: it means the same to it"
+        return "nothing changes: the configuration means the same"
     if "instance_group" in change.fields:
-        return "changes the instances in place; no version loads again"
-    return f"serves version {_numbers(change.served)}; those that stay do not load again"
+        return "the instances change in place; no version loads again"
+    return f"version {_numbers(change.served)} is served; a version that stays does not load again"
 
 
 def labels_view(labels: Mapping[str, Sequence[str]]) -> list[RenderableType]:
@@ -229,10 +229,12 @@ def _sparsity(manifest: Manifest | None) -> str:
 
 
 def _drift(manifest: Manifest | None) -> str:
+    """The largest relative error that was judged, as `Conversion.worst_drift`; `-` where the manifest does not say."""
     drift = _field(manifest and manifest.conversion, "drift")
-    errors = [_field(item, "relative_error") for item in drift or ()]
-    known = [error for error in errors if error is not None]
-    return f"{max(known):.1e}" if known else "-"
+    judged = [item for item in drift or () if not _field(item, "judged_by")]
+    errors = [_field(item, key) for item in judged for key in ("relative_error", "rounded_relative_error")]
+    known = [float(error) for error in errors if error is not None]
+    return f"{max(known):.3g}" if known else "-"
 
 
 def _source(manifest: Manifest | None) -> str:

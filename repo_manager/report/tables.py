@@ -18,7 +18,7 @@ from repo_manager.report.terminal import plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from repo_manager.precision import Conversion
+    from repo_manager.precision import Check, Conversion
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
 
 __all__ = [
@@ -222,7 +222,7 @@ def conversion_view(conversion: Conversion) -> list[RenderableType]:
     checks = make_table(
         f"Checks of the {conversion.precision} model",
         ["check", "result", "detail"],
-        [[check.name, _passed(check.passed), check.detail] for check in conversion.checks],
+        [[check.name, _result(check), check.detail] for check in conversion.checks],
     )
     views: list[RenderableType] = [checks]
     if conversion.drift:
@@ -239,8 +239,8 @@ def drift_table(drift: Sequence[Any], samples: int) -> RenderableType:
         [
             _drift_label(item),
             "-" if item.cosine is None else f"{item.cosine:.6f}",
-            f"{item.relative_error:.2e}",
-            f"{item.max_abs_error:.2e}",
+            f"{item.worst:.3g}",
+            f"{item.max_abs_error:.3g}",
             format_share(item.top1_agreement),
         ]
         for item in drift
@@ -271,5 +271,7 @@ def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]
     return views
 
 
-def _passed(passed: bool) -> Text:
-    return Text("ok", style="green") if passed else Text("FAILED", style="red")
+def _result(check: Check) -> Text:
+    if check.is_empty and check.passed:
+        return Text("no evidence", style="yellow")
+    return Text("ok", style="green") if check.passed else Text("FAILED", style="red")

@@ -39,6 +39,7 @@ class CalibrationData:
         names: the model's inputs.
         count: how many samples.
         digest: of all values, types and shapes, in order; a part keeps the digest of the whole.
+        degenerate: why no range of values can be learnt from it; empty when one can.
     """
 
     source: str
@@ -46,6 +47,7 @@ class CalibrationData:
     count: int
     digest: Digest
     _get: Callable[[int], Mapping[str, Array]] = field(repr=False, compare=False, metadata={"json": False})
+    degenerate: str = ""
 
     def split(self) -> tuple[CalibrationData, CalibrationData] | None:
         """Part the data: what to calibrate with, and every fourth sample, held out to judge the result.
@@ -82,20 +84,51 @@ def validated(
         CalibrationError: a sample does not fit the model; `where` names its file.
     """
     digest = hashlib.sha256()
+    varieties = {spec.name: _Variety() for spec in signature.inputs}
+    first, differ = b"", False
     for index in range(count):
         sample = get(index)
+        own = hashlib.sha256()
         check_names(sample, signature, where(index))
         is_empty = bool(signature.inputs)
         for spec in signature.inputs:
             array = sample[spec.name]
             check_sample(array, spec, where(index))
             is_empty = is_empty and array.size == 0
-            digest.update(f"{spec.name} {array.dtype} {array.shape}\n".encode())
-            digest.update(_bytes(array))
+            content = _bytes(array)
+            for each in (digest, own):
+                each.update(f"{spec.name} {array.dtype} {array.shape}\n".encode())
+                each.update(content)
+            varieties[spec.name].add(array)
         if is_empty:
             raise CalibrationError(f"{where(index)}: every input is empty")
+        first = first or own.digest()
+        differ = differ or own.digest() != first
     names = tuple(spec.name for spec in signature.inputs)
-    return CalibrationData(source, names, count, Digest("sha256:" + digest.hexdigest()), get)
+    degenerate = ""
+    found = varieties.values()
+    if any(each.elements > 1 for each in found) and not any(each.varies for each in found):
+        degenerate = "every input is one and the same value throughout"
+    elif count > 1 and names and not differ:
+        degenerate = f"all {count} samples are the same"
+    return CalibrationData(source, names, count, Digest("sha256:" + digest.hexdigest()), get, degenerate)
+
+
+@dataclass
+class _Variety:
+    """Whether an input takes more than one value over all samples."""
+
+    value: bytes | None = None
+    varies: bool = False
+    elements: int = 0
+
+    def add(self, array: Array) -> None:
+        if self.varies or not array.size:
+            return
+        first = array.reshape(-1)[:1]
+        self.elements += array.size
+        self.varies = not bool((array == first[0]).all()) or self.value not in (None, _bytes(first))
+        self.value = _bytes(first)
 
 
 def _bytes(array: Array) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from repo_manager.errors import ModelError
+from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration.data import MIN_TO_SPLIT
 from repo_manager.precision.options import DEFAULT_MAX_DRIFT, DEFAULT_MIN_TOP1, Check, ConvertOptions
@@ -22,12 +24,16 @@ __all__ = [
     "check_signature",
     "check_sparsity",
     "drift_limit",
+    "nothing_shown",
     "probability_values",
     "served_text",
 ]
 
 NEGLIGIBLE_PROBABILITY = 1e-3
 """A probability of 1e-6 may well become 1.1e-6: relative error says nothing about numbers that mean "no"."""
+
+SILENT = 1e-5
+"""A model whose answers are all smaller says "no" to everything: no drift can be seen on such samples."""
 
 _MOVES = {"Cast", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 _LOW_DTYPE = {Precision.FP16: "float16", Precision.INT8_FP16: "float16", Precision.BF16: "bfloat16"}
@@ -86,6 +92,8 @@ def check_sparsity(source: SparsityReport, found: SparsityReport) -> Check:
     count = sum(1 for layer in found.layers if _is_valid(layer))
     if lost and count < len(before):  # a node without a name of its own may be named differently
         return Check("2:4 kept", False, f"{len(lost)} of {len(before)} layers lost it: {', '.join(lost[:8])}")
+    if not before:
+        return Check("2:4 kept", True, "no layer of the source is 2:4, so none could lose it", is_empty=True)
     return Check("2:4 kept", True, f"{len(before)} layers had it, {count} have it in the stored values")
 
 
@@ -126,17 +134,21 @@ def check_drift(
         precision: sets the limits that `options` leaves open.
         options: with the limits asked for.
         inputs: `held-out`, `calibration` or `natural`.
-        probabilities: outputs whose numbers are probabilities; a difference of at most 0.001 always passes.
+        probabilities: outputs whose numbers are probabilities; a difference of at most 0.001 passes, unless
+            `options.max_drift` asks for a limit of the outputs.
     """
     limit = drift_limit(precision, options)
     top1 = DEFAULT_MIN_TOP1[precision] if options.min_top1 is None else options.min_top1
-    failed = []
+    failed, excused = [], []
     for item in drift:
         if item.judged_by:
             continue
         worst = item.worst
-        negligible = item.output in probabilities and item.max_abs_error <= NEGLIGIBLE_PROBABILITY
-        if not worst <= limit and not negligible:
+        if worst <= limit:
+            pass
+        elif item.output in probabilities and _is_negligible(item, options):
+            excused.append(item)
+        else:
             failed.append(f"'{item.output}' relative error {worst:.3g} > {limit:g}")
         if options.min_cosine is not None and item.cosine is not None and item.cosine < options.min_cosine:
             failed.append(f"'{item.output}' cosine {item.cosine:.6f} < {options.min_cosine:g}")
@@ -149,8 +161,39 @@ def check_drift(
     where = f"{drift[0].samples if drift else 0} {inputs} samples{_on_others(drift, precision, inputs)}"
     if failed:
         return Check("drift", False, f"{'; '.join(failed)} ({where})")
-    worst = max((item.worst for item in drift if not item.judged_by), default=0.0)
-    return Check("drift", True, f"largest relative error {worst:.3g} <= {limit:g} ({where})")
+    judged = [item.worst for item in drift if not item.judged_by and item not in excused]
+    rules = [f"largest relative error {max(judged, default=0.0):.3g} <= {limit:g}"] if judged or not excused else []
+    if excused:
+        names = ", ".join(f"'{item.output}'" for item in excused)
+        moved = max(item.max_abs_error for item in excused)
+        rules.append(
+            f"probabilities {names} differ by at most {moved:.3g} <= {NEGLIGIBLE_PROBABILITY:g}, which decides for "
+            f"them (relative error {max(item.worst for item in excused):.3g})"
+        )
+    return Check("drift", True, f"{'; '.join(rules)} ({where})")
+
+
+def _is_negligible(item: OutputDrift, options: ConvertOptions) -> bool:
+    """Say whether a probability may differ; a limit that was asked for is one of outputs."""
+    return item.max_abs_error <= NEGLIGIBLE_PROBABILITY and not (item.is_output and options.max_drift is not None)
+
+
+def nothing_shown(answers: Sequence[Mapping[str, Array]]) -> str:
+    """Say why the source's answers cannot show a drift; empty where they can.
+
+    Args:
+        answers: of the source, one mapping a sample.
+    """
+    floats = [[array for array in answer.values() if array.dtype.kind == "f" and array.size] for answer in answers]
+    if not any(floats) or any(len(found) != len(answer) for found, answer in zip(floats, answers, strict=True)):
+        return ""
+    largest = max(float(np.nanmax(np.abs(array))) for found in floats for array in found)
+    if largest <= SILENT:
+        return f"the source answers at most {largest:.1g} everywhere on these samples"
+    first, *others = answers
+    if others and all(np.array_equal(first[name], answer[name], equal_nan=True) for answer in others for name in first):
+        return "the source answers the same to every one of these samples"
+    return ""
 
 
 def _on_others(drift: Sequence[OutputDrift], precision: Precision, inputs: str) -> str:

@@ -22,6 +22,7 @@ from repo_manager.precision.proof.checks import (
     check_sparsity,
     drift_limit,
     failure,
+    nothing_shown,
     probability_values,
     served_text,
 )
@@ -137,7 +138,14 @@ class Prover:
 
     def _check_drift(self, drift: tuple[OutputDrift, ...]) -> Check:
         check = check_drift(drift, self.precision, self.options, self.reference.kind, self._probabilities())
-        return replace(check, detail=f"{check.detail}; {self.preparation}") if self.preparation else check
+        if self.preparation:
+            check = replace(check, detail=f"{check.detail}; {self.preparation}")
+        silence = "" if self.precision is Precision.FP32 else nothing_shown(self.reference.outputs)
+        if silence and check.passed:
+            other = "Give others" if self.reference.kind != "natural" else "Give real inputs"
+            detail = f"nothing was shown: {silence}. {other} with --calibration. {check.detail}"
+            check = replace(check, detail=detail, is_empty=True)
+        return check
 
     def rounded_drift(self, written: WrittenModel, stand_in: Draft | None) -> tuple[OutputDrift, ...]:
         """Run the stand-in that rounds each 16-bit value; return the drift, empty when there is none to run.

@@ -257,6 +257,40 @@ def test_limits(drift, options, inputs, probabilities, passes):
     assert found.passed is passes
 
 
+def test_the_row_states_the_rule_that_decided():
+    items = [drifted(relative_error=0.5, max_abs_error=1e-5), drifted(output="z", relative_error=0.01)]
+    check = check_drift(items, Precision.FP16, ConvertOptions(), "natural", ("y",))
+    assert check.passed
+    assert "largest relative error 0.01 <= 0.02; probabilities 'y' differ by at most 1e-05 <= 0.001" in check.detail
+    asked = check_drift(items, Precision.FP16, ConvertOptions(max_drift=0.02), "natural", ("y",))
+    assert (asked.passed, "'y' relative error 0.5 > 0.02" in asked.detail) == (False, True)
+
+
+def test_a_model_without_sparse_weights_has_kept_nothing(save, out):
+    model = save([node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 8]}, {"y": ["N", 4]}, {"w": floats(8, 4)})
+    check = next(check for check in convert(model, Precision.FP16, out).checks if check.name == "2:4 kept")
+    assert (check.passed, check.is_empty) == (True, True)
+
+
+@pytest.mark.parametrize(("scale", "empty"), [(1e-7, True), (1.0, False)])
+def test_answers_that_are_nothing_everywhere_show_nothing(save, out, scale, empty):
+    weights = {"w": floats(8, 4) * np.float32(scale)}
+    model = save([node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 8]}, {"y": ["N", 4]}, weights)
+    check = convert(model, Precision.BF16, out).checks[-1]
+    assert (check.name, check.passed, check.is_empty) == ("drift", True, empty)
+    assert ("nothing was shown" in check.detail) is empty
+
+
+@pytest.mark.parametrize("content", ["zeros", "constant", "repeated"])
+def test_calibration_that_shows_no_range_is_refused(save, out, content):
+    model = save([node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 8]}, {"y": ["N", 4]}, {"w": floats(8, 4)})
+    sample = {"zeros": np.zeros((1, 8)), "constant": np.full((1, 8), 7.0), "repeated": floats(1, 8)}[content]
+    data = data_of_samples([{"x": sample.astype(np.float32)}] * 4, signature_of(model), "memory")
+    with pytest.raises(CalibrationError, match=r"one and the same value|are the same"):
+        convert(model, Precision.INT8, out, calibration=data)
+    assert not out.exists()
+
+
 def test_signature_check_sees_a_changed_output(cnn, save):
     other = save([node("Relu", ["x"], ["z"])], {"x": ["N", 3, 8, 8]}, {"z": ["N", 3, 8, 8]}, name="other.onnx")
     check = check_signature(signature_of(cnn), signature_of(other), Precision.FP16, keep_io_types=True)
