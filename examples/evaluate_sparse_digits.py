@@ -5,7 +5,7 @@ control network to FP16 and INT8 with `repo_manager.precision.convert` at its de
 Runtime over the held-out images. A conversion that a gate refuses is recorded as refused. INT8 is calibrated with
 training images only.
 
-    pip install "repo-manager[train]"
+    pip install "triton-repo-manager[train]"
     python examples/evaluate_sparse_digits.py --seeds 10 --write-readme
 """
 

@@ -11,7 +11,7 @@ The data are scikit-learn's digits: 1,797 scanned 8x8 digits. The first 1,197 tr
 never touch a weight, a statistic or a calibration. In dataset order, not shuffled: neighbouring images resemble one
 another, so a shuffled split would flatter every row of the table.
 
-    pip install "repo-manager[train]"
+    pip install "triton-repo-manager[train]"
     python examples/train_sparse_digits.py --seed 0 --output /tmp/digits
 """
 

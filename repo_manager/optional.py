@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from repo_manager.errors import MissingDependencyError
 
-__all__ = ["deferred", "download_wheel", "installed_version", "is_installed", "require"]
+__all__ = [
+    "_DISTRIBUTION",
+    "deferred",
+    "download_wheel",
+    "install_command",
+    "installed_version",
+    "is_installed",
+    "require",
+]
+
+_DISTRIBUTION = "triton-repo-manager"
+"""What pip installs; `repo-manager` in the Python package index is somebody else's project."""
 
 _PIP_TIMEOUT_S = 600
 
@@ -45,6 +59,33 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra to this copy: a clone, a wheel, a repository's URL, or a release.
+
+    How it was installed is in `direct_url.json` (PEP 610), which pip leaves out for what came from an index.
+    """
+    editable, what = "", f"{_DISTRIBUTION}[{extra}]"
+    clone = Path(__file__).resolve().parent.parent
+    metadata = importlib.import_module("importlib.metadata")
+    try:
+        text = metadata.distribution(_DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        text = json.dumps({"url": clone.as_uri(), "dir_info": {"editable": True}})
+        text = text if (clone / "pyproject.toml").is_file() else None
+    origin = json.loads(text) if text else {}
+    url = str(origin.get("url", ""))
+    path = unquote(urlsplit(url).path)
+    if "vcs_info" in origin:
+        commit = origin["vcs_info"].get("commit_id", "")
+        what = f"{what} @ {origin['vcs_info'].get('vcs', 'git')}+{url}@{commit}"
+    elif url.startswith("file:") and Path(path).exists():
+        editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+        what = f"{path}[{extra}]"
+    elif url and not url.startswith("file:"):
+        what = f"{what} @ {url}"
+    return f"pip install {editable}{shlex.quote(what)}"
+
+
 def require(module: str) -> ModuleType:
     """Import an optional module.
 
@@ -57,7 +98,7 @@ def require(module: str) -> ModuleType:
     """
     top_level = module.partition(".")[0]
     extra = _EXTRA_OF_MODULE.get(top_level)
-    hint = f"Install it with: pip install 'repo-manager[{extra}]'" if extra else f"Install the package of {top_level}."
+    hint = f"Install it with: {install_command(extra)}" if extra else f"Install the package of {top_level}."
     try:
         return importlib.import_module(module)
     except ImportError as exc:

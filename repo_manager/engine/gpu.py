@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 from repo_manager.errors import UsageError
-from repo_manager.optional import is_installed
+from repo_manager.optional import install_command, is_installed
 from repo_manager.types import Backend
 
 __all__ = ["BackendChoice", "Gpu", "choose_backend", "find_gpus"]
@@ -105,6 +105,6 @@ def choose_backend(wanted: str = _AUTO) -> BackendChoice:
     if not is_installed("tensorrt"):
         return BackendChoice(
             Backend.ONNXRUNTIME,
-            f"{gpus[0].name} found, but the tensorrt package is not installed (pip install 'repo-manager[tensorrt]')",
+            f"{gpus[0].name} found, but the tensorrt package is not installed ({install_command('tensorrt')})",
         )
     return BackendChoice(Backend.TENSORRT, f"{gpus[0].name} and the tensorrt package found")

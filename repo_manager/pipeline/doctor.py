@@ -12,7 +12,7 @@ from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer
-from repo_manager.optional import installed_version
+from repo_manager.optional import install_command, installed_version
 from repo_manager.repository import Location, Manifest, scan
 from repo_manager.server.installation import find_triton
 from repo_manager.types import Backend
@@ -23,21 +23,36 @@ _PACKAGES = {
     "onnx": "reading models",
     "onnxruntime": "checking models, and serving them on the embedded server",
     "tritonclient": "talking to Triton",
-    "nvidia-pytriton": "the embedded tritonserver: pip install 'repo-manager[server]'",
-    "tensorrt": "building TensorRT plans: pip install 'repo-manager[tensorrt]'",
-    "tensorrt-rtx": "building TensorRT-RTX engines: pip install 'repo-manager[rtx]'",
-    "obstore": "repositories on object storage: pip install 'repo-manager[cloud]'",
-    "model-signing": "signed versions: pip install 'repo-manager[sign]'",
+    "nvidia-pytriton": "the embedded tritonserver",
+    "tensorrt": "building TensorRT plans",
+    "tensorrt-rtx": "building TensorRT-RTX engines",
+    "obstore": "repositories on object storage",
+    "model-signing": "signed versions",
+}
+_EXTRAS = {
+    "nvidia-pytriton": "server",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "rtx",
+    "obstore": "cloud",
+    "model-signing": "sign",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package that some step uses: its version, `None` when it is not installed, and what it is for."""
+    """A package that some step uses.
+
+    Attributes:
+        name: of its distribution.
+        version: `None` when it is not installed.
+        purpose: what it is for.
+        install: the command that installs it; empty where it is there, or comes with every installation.
+    """
 
     name: str
     version: str | None
     purpose: str
+    install: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +113,7 @@ def examine_machine() -> Machine:
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=find_gpus(),
-        packages=tuple(Package(name, installed_version(name), purpose) for name, purpose in _PACKAGES.items()),
+        packages=tuple(_package(name, purpose) for name, purpose in _PACKAGES.items()),
         tritonserver=_tritonserver(),
         perf_analyzer=_perf_analyzer(),
     )
@@ -129,6 +144,12 @@ def _fit(model: str, backend: str, path: Location, manifest: Manifest | None, ta
     problems = check_version_fit(path if isinstance(path, Path) else {}, extra, target)
     version, kinds = str(section.get("plan_version", "")), tuple(section.get("compute_capabilities", ()))
     return EngineFit(model, backend, version, kinds, problems)
+
+
+def _package(name: str, purpose: str) -> Package:
+    version = installed_version(name)
+    missing = version is None and name in _EXTRAS
+    return Package(name, version, purpose, install_command(_EXTRAS[name]) if missing else "")
 
 
 def _tritonserver() -> Path | None:

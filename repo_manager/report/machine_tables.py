@@ -35,7 +35,7 @@ def machine_view(machine: Any, server: str = "") -> list[RenderableType]:
             ("processors", machine.cpus),
             ("memory", format_bytes(machine.memory_bytes)),
             ("GPU", gpus or "none found (no NVIDIA driver or card): models run on the CPU"),
-            ("tritonserver", machine.tritonserver or "none: install 'repo-manager[server]', or use --to"),
+            ("tritonserver", machine.tritonserver or "none: install it as shown below, or use --to"),
             ("perf_analyzer", machine.perf_analyzer or "none: repo-manager doctor --install-perf-analyzer"),
         ]
     )
@@ -48,6 +48,7 @@ def machine_view(machine: Any, server: str = "") -> list[RenderableType]:
         for package in machine.packages
     ]
     views: list[RenderableType] = [facts, make_table("Packages", ["package", "version", "for"], rows)]
+    views += [Text(f"{package.purpose}: {package.install}") for package in machine.packages if package.install]
     if server:
         views.append(_engines(machine.engines, server))
     return views

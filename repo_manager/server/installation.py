@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError, UsageError
-from repo_manager.optional import download_wheel
+from repo_manager.optional import download_wheel, install_command
 from repo_manager.server.paths import cache_directory
 
 __all__ = ["TritonInstallation", "cached_site", "find_triton", "install_tritonserver", "libpython_directory"]
@@ -80,11 +80,6 @@ def _unpack(wheel: Path, folder: Path) -> None:
 
 
 ENVIRONMENT_VARIABLE = "REPO_MANAGER_TRITONSERVER"
-_WAY = (
-    "Install it with: pip install 'repo-manager[server]'"
-    if sys.version_info < (3, 13)
-    else "Fetch it with: repo-manager doctor --install-tritonserver"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +100,12 @@ class TritonInstallation:
     backends: Path
     stub: Path | None
     caches: Path | None
+
+
+def _way() -> str:
+    """Say how a tritonserver comes to this Python."""
+    pip = f"Install it with: {install_command('server')}"
+    return pip if sys.version_info < (3, 13) else "Fetch it with: repo-manager doctor --install-tritonserver"
 
 
 def find_triton() -> TritonInstallation:
@@ -151,7 +152,7 @@ def _package() -> Path:
         return site / "pytriton"
     raise MissingDependencyError(
         "There is no Triton server here: the package nvidia-pytriton, which carries one, is not installed",
-        hint=f"{_WAY}, point {ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a running server.",
+        hint=f"{_way()}, point {ENVIRONMENT_VARIABLE} at a tritonserver, or use --to with a running server.",
     )
 
 

@@ -28,7 +28,7 @@ from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
 
-needs_rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="pip install 'repo-manager[rtx]'")
+needs_rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="pip install 'triton-repo-manager[rtx]'")
 
 
 def tree(root: Path) -> dict[str, bytes | None]:

@@ -25,7 +25,7 @@ from repo_manager.precision.calibration.data import data_of_samples
 from repo_manager.types import Backend, Precision
 
 if not is_installed("tensorrt_rtx"):
-    pytest.skip("tensorrt_rtx is not installed: pip install 'repo-manager[rtx]'", allow_module_level=True)
+    pytest.skip("tensorrt_rtx is not installed: pip install 'triton-repo-manager[rtx]'", allow_module_level=True)
 
 RTX = Backend.TENSORRT_RTX
 INT8 = [Precision.INT8, Precision.INT8_FP16]

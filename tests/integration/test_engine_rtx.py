@@ -30,7 +30,7 @@ from repo_manager.precision import ConvertOptions, convert, load_calibration
 from repo_manager.types import Backend, Precision
 
 if not is_installed("tensorrt_rtx"):
-    pytest.skip("tensorrt_rtx is not installed: pip install 'repo-manager[rtx]'", allow_module_level=True)
+    pytest.skip("tensorrt_rtx is not installed: pip install 'triton-repo-manager[rtx]'", allow_module_level=True)
 
 RTX = Backend.TENSORRT_RTX
 

@@ -14,6 +14,6 @@ def tool(name: str, *arguments: str | Path, folder: Path) -> subprocess.Complete
     """Run one; the test is skipped, with the reason, where it is missing."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed (pip install 'repo-manager[dev]')")
+        pytest.skip(f"{name} is not installed (pip install 'triton-repo-manager[dev]')")
     command = [found, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from repo_manager.errors import MissingDependencyError
-from repo_manager.optional import deferred
+from repo_manager.optional import deferred, install_command
 
 LIGHT = {
     "repo_manager.server": ("grpc", "numpy", "tritonclient.grpc", "tritonclient.utils"),
@@ -49,3 +51,45 @@ def test_a_deferred_module_that_is_missing_says_so_when_it_is_used() -> None:
 def test_an_attribute_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError):
         _ = deferred("fractions").Fractions
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'triton-repo-manager[rtx]'"),
+        ({"url": "file://{here}/a b", "dir_info": {"editable": True}}, "pip install -e '{here}/a b[rtx]'"),
+        ({"url": "file://{here}/a%20b", "dir_info": {}}, "pip install '{here}/a b[rtx]'"),
+        ({"url": "file://{here}/gone.whl", "archive_info": {}}, "pip install 'triton-repo-manager[rtx]'"),
+        (
+            {"url": "https://h/x.whl", "archive_info": {}},
+            "pip install 'triton-repo-manager[rtx] @ https://h/x.whl'",
+        ),
+        (
+            {"url": "https://h/x", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "pip install 'triton-repo-manager[rtx] @ git+https://h/x@abc'",
+        ),
+    ],
+)
+def test_the_hint_installs_an_extra_for_the_copy_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: dict[str, object] | None, command: str
+) -> None:
+    (tmp_path / "a b").mkdir()
+    info = tmp_path / "triton_repo_manager-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: triton-repo-manager\nVersion: 1.0\n")
+    if origin is not None:
+        (info / "direct_url.json").write_text(json.dumps(origin).replace("{here}", str(tmp_path)))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert install_command("rtx") == command.replace("{here}", str(tmp_path))
+
+
+def test_a_clone_that_was_never_installed_is_installed_with_the_extra() -> None:
+    code = (
+        "import importlib.metadata as m, pathlib, repo_manager.optional as o\n"
+        "def none(name): raise m.PackageNotFoundError(name)\n"
+        "m.distribution = none\n"
+        "print(o.install_command('rtx'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    root = Path(__file__).resolve().parents[2]
+    assert ended.stdout.strip() == f"pip install -e '{root}[rtx]'"

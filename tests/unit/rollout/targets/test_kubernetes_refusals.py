@@ -84,4 +84,4 @@ def test_without_the_extra_its_name_is_told(repository: Path, monkeypatch: pytes
     monkeypatch.setitem(__import__("sys").modules, "lightkube", None)
     with pytest.raises(MissingDependencyError) as caught:
         deploy(repository, "scale", 2, TARGET)
-    assert "repo-manager[k8s]" in str(caught.value.hint)
+    assert "[k8s]" in str(caught.value.hint)
