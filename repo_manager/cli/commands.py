@@ -13,8 +13,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -87,18 +87,34 @@ def take_plain_values(command: Any, parameters: list[Any]) -> list[Any]:
 
 def _process(parameter: Any, convert: Callable[[Any, Any], Any], hint: Any, ctx: Any, value: Any) -> Any:
     """Return a parameter's value, converted by Typer only where that is needed."""
-    base = get_args(hint)[0] if get_origin(hint) is Annotated else None
-    kinds = {*get_args(base)} - {NoneType} or {base}
-    taken: object = value
     if value is None and not parameter.required:
-        pass
-    elif value and isinstance(value, str) and kinds in ({str}, {Path}):
-        taken = kinds.pop()(value)
+        taken: object = None
     elif type(value) in (int, float) and value is parameter.default:
-        pass
-    else:
+        taken = value
+    elif (kind := _plain_kind(hint, value)) is None:
         return convert(ctx, value)
+    elif isinstance(value, str):
+        taken = kind(value)
+    else:
+        taken = [kind(each) for each in value]
     return taken if parameter.callback is None else parameter.callback(ctx, parameter, taken)
+
+
+def _plain_kind(hint: Any, value: Any) -> type[str] | type[Path] | None:
+    """Return what a text, or each of several, is taken as; `None` if Typer has to convert or refuse it."""
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else None
+    kinds = {*get_args(base)} - {NoneType} if get_origin(base) in (Union, UnionType) else {base}
+    kind, is_several = kinds.pop(), isinstance(value, list | tuple)
+    if is_several and get_origin(kind) is list:
+        (kind,) = get_args(kind)
+    elif is_several:
+        return None
+    texts = value if is_several else (value,)
+    if kinds or not texts or not all(text and isinstance(text, str) for text in texts):
+        return None
+    if get_origin(kind) is Literal:
+        return str if all(text in get_args(kind) for text in texts) else None
+    return kind if kind in (str, Path) else None
 
 
 class CommandTable(TyperGroup):
@@ -132,7 +148,8 @@ class CommandTable(TyperGroup):
             parameters_of = command.get_params
             command.get_params = lambda context: take_plain_values(command, parameters_of(context))
             self.commands[cmd_name] = command
-            gc.enable()  # Off since the start, where there was nothing to collect.
+            gc.freeze()  # What the imports made is searched for garbage neither now nor later.
+            gc.enable()
         return self.commands[cmd_name]
 
     def get_params(self, ctx: Any) -> list[Any]:

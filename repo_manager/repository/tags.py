@@ -115,15 +115,16 @@ def resolve_version(repository: Location, target: str) -> tuple[str, int]:
 
 
 def record_deployment(repository: Location, name: str, version: int) -> None:
-    """Remember that a version is what is served now, for `previous_deployment`.
+    """Remember that a version is what is served now, for `previous_deployment`; write nothing if that is recorded.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
     """
     with disk_errors(f"record a deployment of {name}"):
         store = open_store(repository)
-        changeable_model(store, name)
-        store.change_state(name, lambda state: state.deployed(version))
+        state = changeable_model(store, name, record=True).state
+        if state.deployed(version) != state:
+            store.change_state(name, lambda state: state.deployed(version))
 
 
 def previous_deployment(repository: Location, name: str) -> int | None:

@@ -19,7 +19,8 @@ from repo_manager.server.command import (
     command_of,
     environment_of,
     free_ports,
-    listening_ports,
+    listens_on,
+    takes_connections,
 )
 from repo_manager.server.installation import TritonInstallation, find_triton
 from repo_manager.server.paths import log_directory
@@ -162,12 +163,14 @@ class EmbeddedServer:
         environment = environment_of(self.options.environment, triton, backends)
         self._process = ServerProcess.start(command, environment, self._log, prefix)
         deadline = time.monotonic() + timeout_s
-        expected = set(self._ports[:2] if "--allow-metrics=false" in self.options.extra_args else self._ports)
+        http, grpc, metrics = self._ports
+        expected = (grpc, http) if "--allow-metrics=false" in self.options.extra_args else (grpc, http, metrics)
+        host, last = _address(self.options.http_host), expected[-1]
         while self._process.poll() is None:
             # Another server may answer on a port that ours did not get: what counts is that it answers under the name
-            # that it was given, and then that this process listens on all of them. In this order: a refused connection
-            # costs a tenth of a millisecond, the kernel's table of sockets some ten milliseconds on a busy machine.
-            if self._is_ours() and expected <= listening_ports(self._process.pid):
+            # that it was given, and that this process listens on all of them. The quick questions come first;
+            # tritonserver binds gRPC, HTTP and metrics, in this order.
+            if takes_connections(host, last) and self._is_ours() and listens_on(self._process.pid, expected):
                 return True
             if time.monotonic() > deadline:
                 tail = self.log_tail(10)
@@ -281,9 +284,14 @@ class EmbeddedServer:
             )
 
 
+def _address(host: str) -> str:
+    """Return the address by which this machine reaches a server that is bound to `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def _reachable(host: str) -> str:
-    """Return the address by which this machine reaches a server that is bound to `host`, as URLs write it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    """Return that address as URLs write it."""
+    host = _address(host)
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 

@@ -50,6 +50,19 @@ def test_help_imports_nothing_heavy() -> None:
         assert command in ended.stdout
 
 
+def test_texts_lists_and_choices_are_taken_without_a_converter(tmp_path: Path) -> None:
+    given = ["serve", "-r", str(tmp_path / "none"), "--load", "a", "--load", "b", "--restart", "on-failure"]
+    code = (
+        f"import sys; sys.argv = ['repo-manager', *{given!r}]\n"
+        "from repo_manager.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: print('CODE', ended.code, 'pydantic' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "CODE 3 False" in ended.stdout
+    assert str(tmp_path / "none") in ended.stderr
+
+
 def test_inspect_shows_the_state_of_every_weight(run: Run) -> None:
     table = run("inspect", samples.sample_model())
     assert table.code == 0

@@ -23,6 +23,7 @@ from repo_manager.server import TritonClient
     [
         (("deploy", "m", "--timeout", "-1"), "--timeout"),
         (("loadtest", "m", "--no-such-option"), "--no-such-option"),
+        (("serve", "--restart", "maybe"), "on-failure"),
         (("add",), "MODEL.onnx"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.server import running_server
-from repo_manager.server.command import check_port_is_free, free_ports, listening_ports
+from repo_manager.server.command import check_port_is_free, free_ports, listens_on, takes_connections
 from repo_manager.server.installation import find_triton
 from repo_manager.server.process import reason_in_log, start_ticks
 from repo_manager.server.records import RunningServer, write_record
@@ -61,10 +61,16 @@ def test_free_ports_are_distinct_and_can_be_bound() -> None:
 def test_a_taken_port_and_a_foreign_address_are_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert port in listening_ports(os.getpid())
+        assert listens_on(os.getpid(), {port})
+        assert takes_connections("127.0.0.1", port)
+        (other,) = free_ports("127.0.0.1", 1)
+        assert not listens_on(os.getpid(), {port, other})
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as second:
+            assert listens_on(os.getpid(), {port, second.getsockname()[1]})
         with pytest.raises(ServerError, match=f"HTTP port {port} on 127.0.0.1"):
             check_port_is_free("127.0.0.1", port, "HTTP")
-    assert port not in listening_ports(os.getpid())
+    assert not listens_on(os.getpid(), {port})
+    assert not takes_connections("127.0.0.1", port)
     with pytest.raises(ServerError, match=r"192\.0\.2\.1"):
         check_port_is_free("192.0.2.1", 0, "HTTP")
 
