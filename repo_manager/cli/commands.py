@@ -62,6 +62,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "deploy": Entry("rollout", "Serve a version, proven by an inference, or undo."),
         "rollback": Entry("rollout", "Go back to the version that was deployed before."),
         "status": Entry("status", "Show what servers serve, and where they differ."),
+        "infer": Entry("infer", "Send requests to a served model; show its answers."),
+        "logs": Entry("serve", "Show the log of the embedded server."),
     },
     "Measure": {
         "loadtest": Entry("loadtest", "Measure a served model; gates decide the exit code."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -91,6 +92,12 @@ class DeployFlags(RolloutFlags):
         sets=(RolloutOptions, "retries"),
         min=0,
         help="How often a server that is out of reach is asked again.",
+    )
+    proof: Literal["inference", "readiness"] = option(
+        "--proof",
+        sets=(RolloutOptions, "proof"),
+        help="readiness: a version without a recorded sample whose model refuses made-up requests may be deployed all "
+        "the same; the result says that it was not asked.",
     )
     dry_run: bool = option(
         "--dry-run",

@@ -1,4 +1,4 @@
-"""The embedded server: serve."""
+"""The embedded server: serve, logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.errors import UsageError
-from repo_manager.pipeline.serving import ServeOptions, serve_until_ended, start_detached, stop_running
+from repo_manager.pipeline.serving import (
+    ServeOptions,
+    follow_log,
+    log_of,
+    serve_until_ended,
+    start_detached,
+    stop_running,
+)
 from repo_manager.report.machine_tables import running_server_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import Location
@@ -150,6 +157,44 @@ def serve_command(
 
     log_output = None if output.quiet else sys.stderr
     serve_until_ended(options, on_ready=on_ready, report=terminal.note, log_output=log_output)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogFlags:
+    """How much of a log is shown."""
+
+    lines: int = option(
+        "--lines",
+        "-n",
+        metavar="N",
+        sets=(follow_log, "lines"),
+        min=0,
+        help="How many lines from the end; 0 shows all.",
+    )
+    follow: bool = option("--follow", "-f", default=False, help="Go on showing what is added, until the server ends.")
+
+
+@app.command("logs")
+@grouped
+def logs_command(*, place: RepositoryFlag, flags: LogFlags, output: Output) -> None:
+    """Show the log of the repository's embedded server: of the running one, else of the last one.
+
+    A model's own prints and errors are in it.
+    """
+    terminal = output.terminal()
+    root = place.root()
+    log = log_of(root)
+    if not flags.follow:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-flags.lines :]
+        if terminal.json:
+            terminal.result({"log": log, "lines": lines})
+        else:
+            terminal.lines("\n".join(lines))
+        return
+    if terminal.json:
+        raise UsageError("--follow shows a log as it grows, which is no JSON document", hint="Leave --json out.")
+    for text in follow_log(root, log, flags.lines):
+        terminal.lines(text.rstrip("\n"))
 
 
 def _options(root: Location, flags: RunFlags, listen: ListenFlags, security: SecurityFlags) -> ServeOptions:

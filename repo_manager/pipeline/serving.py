@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +34,8 @@ __all__ = [
     "ServeTarget",
     "deployed_models",
     "ensure_server",
+    "follow_log",
+    "log_of",
     "needs_auto_complete",
     "serve_until_ended",
     "server_options",
@@ -363,6 +366,45 @@ def stop_running(repository: Location, *, timeout_s: float = 60.0) -> RunningSer
             )
         time.sleep(_POLL_S)
     return running
+
+
+def log_of(repository: Location) -> Path:
+    """Return the log of a repository's running embedded server, else of the last one that has ended.
+
+    Raises:
+        ServerError: none is kept.
+    """
+    running = running_server(repository)
+    if running is not None:
+        return running.log
+    place = re.compile(rf"model_repository_path\[0\]\s*\|\s*{re.escape(str(repository.resolve()))}\s*\|")
+    for log in sorted(log_directory().glob("tritonserver-*.log"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if place.search(log.read_text(encoding="utf-8", errors="replace")):
+            return log
+    raise ServerError(
+        f"No server runs on {repository}, and no log of an earlier one is kept",
+        hint="Start one: repo-manager serve --detach. A remote server keeps its own log.",
+    )
+
+
+def follow_log(repository: Location, log: Path, lines: int = 50) -> Iterator[str]:
+    """Yield the last lines of a log, then what is added to it, until its server has ended.
+
+    Args:
+        repository: whose server it is.
+        log: its file.
+        lines: how many from the end; 0: all.
+    """
+    with log.open(encoding="utf-8", errors="replace") as file:
+        yield from file.read().splitlines(keepends=True)[-lines:]
+        while True:
+            running = running_server(repository)
+            text = file.read()  # after the look: what an ended server wrote last is read, too
+            if text:
+                yield text
+            if running is None or running.log != log:
+                return
+            time.sleep(_LOG_POLL_S)
 
 
 def _reason(log: Path) -> str:

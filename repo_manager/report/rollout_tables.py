@@ -247,10 +247,15 @@ def _proof(server: ServerResult) -> str:
     smoke = server.smoke
     if smoke is None:
         return "none"
+    if smoke.reference == "readiness":
+        return f"readiness only, no inference: {smoke.note}"
     worst = max(smoke.outputs, key=lambda output: output.error, default=None)
     compared = (
         "outputs have the promised shapes and types"
         if worst is None
         else f"{len(smoke.outputs)} output(s) compared, largest error {worst.error:.1e} <= {worst.tolerance:.1e}"
     )
-    return f"one inference in {smoke.latency_ns / 1e6:.1f} ms against {smoke.reference}: {compared}"
+    asked = "one inference" if smoke.requests == 1 else f"a sequence of {smoke.requests} requests"
+    if smoke.responses != smoke.requests:
+        asked += f" ({smoke.responses} responses)"
+    return f"{asked} in {smoke.latency_ns / 1e6:.1f} ms against {smoke.reference}: {compared}"

@@ -95,6 +95,10 @@ class Terminal:
         for renderable in renderables:
             self._out.print(renderable, highlight=False)
 
+    def lines(self, text: str) -> None:
+        """Print lines of others, a server's log for instance, as they are and as long as they are."""
+        self._out.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
     def show(self, *renderables: RenderableType) -> None:
         """Print on stderr what belongs to the way to the result, a plan for instance."""
         if not self.quiet:

@@ -1,14 +1,18 @@
-"""A version's golden sample: inputs, and the outputs that a right server gives for them.
+"""A version's golden sample: requests, and the responses that a right server gives to them.
 
-`golden.npz` holds one array `input:NAME` per input and one `output:NAME` per output that is
-reproducible, batch axis included. Strings are stored as NumPy unicode, never as pickled objects.
+Mostly that is one request with one response: `golden.npz` then holds one array `input:NAME` per input and one
+`output:NAME` per output that is reproducible, batch axis included. Strings are stored as NumPy unicode, never as
+pickled objects. A sequence of requests, or a request with several responses, adds `request2/input:NAME`,
+`request2/response3/output:NAME`, and so on, counted from 1, where the first one has no prefix; `responses` then counts
+each request's responses.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,28 @@ import numpy.typing as npt
 
 from repo_manager.errors import RepositoryError
 
-__all__ = ["GOLDEN_FILE_NAME", "Golden", "read_golden", "write_golden"]
+__all__ = ["GOLDEN_FILE_NAME", "Exchange", "Golden", "read_golden", "write_golden"]
 
 GOLDEN_FILE_NAME = "golden.npz"
-_INPUT, _OUTPUT = "input:", "output:"
+_KEY = re.compile(
+    r"(?:request(?P<request>\d+)/)?(?:response(?P<response>\d+)/)?(?P<kind>input|output):(?P<name>.*)", re.DOTALL
+)
+_COUNTS = "responses"
 
 Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """One request and its responses.
+
+    Attributes:
+        inputs: input name -> array, batch axis included; strings as objects, as clients send them.
+        responses: of each, output name -> the reference, likewise; one for a plain model, any number for a decoupled.
+    """
+
+    inputs: Mapping[str, Array]
+    responses: tuple[Mapping[str, Array], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +50,26 @@ class Golden:
     """One sample.
 
     Attributes:
-        inputs: input name -> array, batch axis included; strings as objects, as clients send them.
-        outputs: output name -> the reference, likewise.
+        inputs: of the first request; see `Exchange`.
+        outputs: of its first response.
+        exchanges: all requests of a sequence, in order, and all responses of a decoupled model; `None` makes one
+            exchange of `inputs` and `outputs`.
     """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    exchanges: tuple[Exchange, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.exchanges:
+            object.__setattr__(self, "exchanges", (Exchange(self.inputs, (self.outputs,)),))
+
+    @classmethod
+    def of(cls, exchanges: Iterable[Exchange]) -> Golden:
+        """Return the sample of a sequence, or of a request with several responses; there is at least one request."""
+        found = tuple(exchanges)
+        first = found[0].responses
+        return cls(found[0].inputs, first[0] if first else {}, found)
 
 
 def write_golden(path: Path, golden: Golden) -> None:
@@ -44,8 +78,16 @@ def write_golden(path: Path, golden: Golden) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    arrays = {_INPUT + name: _storable(array) for name, array in golden.inputs.items()}
-    arrays |= {_OUTPUT + name: _storable(array) for name, array in golden.outputs.items()}
+    arrays: dict[str, Array] = {}
+    for number, exchange in enumerate(golden.exchanges, start=1):
+        prefix = "" if number == 1 else f"request{number}/"
+        arrays |= {f"{prefix}input:{name}": _storable(array) for name, array in exchange.inputs.items()}
+        for place, outputs in enumerate(exchange.responses, start=1):
+            place_prefix = prefix if place == 1 else f"{prefix}response{place}/"
+            arrays |= {f"{place_prefix}output:{name}": _storable(array) for name, array in outputs.items()}
+    counts = [len(exchange.responses) for exchange in golden.exchanges]
+    if counts != [1]:
+        arrays[_COUNTS] = np.array(counts)
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -56,26 +98,39 @@ def read_golden(path: Path) -> Golden:
     Raises:
         RepositoryError: the file is missing or damaged.
     """
-    inputs: dict[str, Array] = {}
-    outputs: dict[str, Array] = {}
+    requests: dict[int, dict[str, Array]] = {}
+    responses: dict[tuple[int, int], dict[str, Array]] = {}
     try:
         with np.load(path, allow_pickle=False) as archive:
+            counts = archive[_COUNTS].tolist() if _COUNTS in archive.files else [1]
             for key in archive.files:
-                if key.startswith(_INPUT):
-                    inputs[key.removeprefix(_INPUT)] = _usable(archive[key])
-                elif key.startswith(_OUTPUT):
-                    outputs[key.removeprefix(_OUTPUT)] = _usable(archive[key])
+                match = _KEY.fullmatch(key)
+                if match is None:
+                    continue
+                request, response = int(match["request"] or 1), int(match["response"] or 1)
+                place = requests.setdefault(request, {})
+                if match["kind"] == "output":
+                    place = responses.setdefault((request, response), {})
+                place[match["name"]] = _usable(archive[key])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
         raise RepositoryError(
             f"{path}: the golden sample cannot be read: {exc}", hint="Run repo-manager verify, or add the model again."
         ) from exc
-    return Golden(inputs, outputs)
+    return Golden.of(
+        Exchange(
+            requests.get(number, {}), tuple(responses.get((number, place), {}) for place in range(1, int(count) + 1))
+        )
+        for number, count in enumerate(counts, start=1)
+    )
 
 
 def _storable(array: Array) -> Array:
     """Give an array a type that NumPy stores without pickle (bfloat16 by its bits)."""
     if array.dtype.kind == "O":
-        return array.astype(np.str_)
+        texts = [
+            item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else str(item) for item in array.flat
+        ]
+        return np.array(texts, dtype=np.str_).reshape(array.shape)
     if array.dtype.name == "bfloat16":
         return array.astype(np.float32)
     return array

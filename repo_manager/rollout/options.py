@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate
@@ -76,6 +76,8 @@ class RolloutOptions:
         drop_pinned: take a version out of service although an ensemble pins it: the ensemble is lost.
         batch: how many of several servers at a time; at least one.
         max_unavailable: how many of several servers may not answer without failing the whole.
+        proof: `inference`: a version has to answer one; `readiness`: where no sample was recorded and the model refuses
+            made-up requests, it is enough that the server says that the version is ready.
     """
 
     keep_previous: bool = False
@@ -92,6 +94,7 @@ class RolloutOptions:
     drop_pinned: bool = False
     batch: Amount = Amount(1)
     max_unavailable: Amount = Amount(0)
+    proof: Literal["inference", "readiness"] = "inference"
 
 
 @dataclasses.dataclass(frozen=True)

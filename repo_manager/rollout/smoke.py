@@ -1,27 +1,29 @@
-"""A real inference on a served version, its answer compared with ONNX Runtime's."""
+"""Real requests to a served version, in the way that its model is asked, and the answers compared with a reference."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from repo_manager.errors import ModelError, RepositoryError, ServerError
+from repo_manager.errors import ModelError, ServerError, ServerRefusedError, UsageError
 from repo_manager.onnx_model.inputs import natural_inputs
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.repository import Location, read_manifest, version_files
-from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
+from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, Golden, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.server import TritonClient
+from repo_manager.server.exchange import ModelKind, ask, kind_of
 from repo_manager.triton_config import ModelConfig
 from repo_manager.triton_messages import model_config_pb2
 
-__all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "smoke_test"]
+__all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test"]
 
 Array = np.ndarray[Any, Any]
 # For a version that came without a recorded tolerance: served and reference are the same file on the same engine.
@@ -32,11 +34,17 @@ _DTYPES: dict[str, Any] = {
     "TYPE_STRING": np.object_,
     "TYPE_BOOL": np.bool_,
     "TYPE_FP16": np.float16,
+    "TYPE_BF16": ml_dtypes.bfloat16,
     "TYPE_FP32": np.float32,
     "TYPE_FP64": np.float64,
     **{f"TYPE_INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"TYPE_UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
+_DEAD = "not healthy"  # triton-inference-server/python_backend: the process of the model has ended
+_MADE_UP_HINT = (
+    "The inputs were made up, because the version has no recorded sample. Record one (repo-manager add --sample), or "
+    "deploy it on its readiness alone: --proof readiness."
+)
 
 
 class SmokeFailedError(ServerError):
@@ -48,7 +56,7 @@ class OutputComparison:
     """One output against its reference.
 
     Attributes:
-        output: its name.
+        output: its name; in a sequence with the request's number, of several responses with the response's.
         error: largest `|served - reference|`, divided by the largest `|reference|`; for other than floats
             the share of elements that differ.
         tolerance: the largest error allowed.
@@ -70,22 +78,54 @@ class SmokeResult:
 
     Attributes:
         version: the version asked.
-        reference: `golden` (recorded with the version), `onnxruntime` (run now on the version's ONNX file), or
-            `none` (an answer came and has the shapes and types that the configuration promises).
+        reference: `golden` (recorded with the version), `onnxruntime` (run now on the version's ONNX file), `none` (an
+            answer came and has the shapes and types that the configuration promises), or `readiness` (no request
+            could be made: the server says that the version is ready, and that is all that is known).
         outputs: one comparison per output that has a reference.
-        latency_ns: of the one inference, the client's work included.
+        latency_ns: of all requests together, the client's work included.
+        requests: how many were sent; more than one for a sequence.
+        responses: how many came.
+        note: why nothing was asked, for `readiness`; else empty.
     """
 
     version: int
     reference: str
     outputs: tuple[OutputComparison, ...]
     latency_ns: int
+    requests: int = 1
+    responses: int = 1
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    """What is sent, and what has to come back.
+
+    Attributes:
+        tries: samples; the next is sent where the server refuses one that was made up.
+        source: see `SmokeResult.reference`.
+        tolerance: of each output.
+    """
+
+    tries: tuple[Golden, ...]
+    source: str
+    tolerance: float
 
 
 def smoke_test(
-    client: TritonClient, folder: Location, name: str, version: int, config: ModelConfig, *, timeout_s: float = 60.0
+    client: TritonClient,
+    folder: Location,
+    name: str,
+    version: int,
+    config: ModelConfig,
+    *,
+    timeout_s: float = 60.0,
+    readiness_only: bool = False,
 ) -> SmokeResult:
-    """Send one inference to a version and compare its answer.
+    """Ask a version as its model wants to be asked, and compare its answers.
+
+    A sequence is sent with one correlation ID from start to end; from a decoupled model every response is taken until
+    the final one, and compared in order.
 
     Args:
         client: of the server.
@@ -93,39 +133,144 @@ def smoke_test(
         name: the model.
         version: the version.
         config: what the server runs it with.
-        timeout_s: deadline of the inference.
+        timeout_s: deadline of each request.
+        readiness_only: made-up requests that the server refuses say nothing of the version: its readiness is enough.
 
     Raises:
         SmokeFailedError: an output is wrong; with the numbers.
         ServerRefusedError: the inference failed on the server; with its reason.
         ServerUnreachableError: no answer.
     """
-    golden, reference, tolerance = _reference(folder, config)
-    batched = config.max_batch_size > 0
-    message = config.message()
-    dims = {entry.name: _dims(entry, batched) for entry in (*message.input, *message.output)}
-    inputs = {key: _as_served(array, dims.get(key), batched) for key, array in golden.inputs.items() if key in dims}
+    kind = kind_of(client, name, version)
+    reference = _reference(folder, config, kind)
+    if not reference.tries:
+        return _ready(client, name, version, f"no request can be made up for {_unknown_types(config)}")
     began_ns = time.perf_counter_ns()
-    answer = client.infer(name, version, inputs, timeout_s=timeout_s)
-    latency_ns = time.perf_counter_ns() - began_ns
-    missing = {entry.name for entry in message.output} - answer.keys()
-    if missing:
-        raise SmokeFailedError(f"{name}:{version} answered without its outputs {', '.join(sorted(missing))}")
-    comparisons = tuple(
-        _compare(key, answer[key], expected, tolerance) for key, expected in golden.outputs.items() if key in answer
-    )
+    refusal: ServerRefusedError | None = None
+    for golden in reference.tries:
+        try:
+            answers = _answers(client, name, version, config, golden, kind, timeout_s)
+        except UsageError as exc:
+            return _ready(client, name, version, exc.message)
+        except ServerRefusedError as exc:
+            if reference.source != "none" or _DEAD in exc.message:
+                raise
+            refusal = refusal or exc
+            continue
+        outputs = _compared(f"{name}:{version}", golden, answers, config, reference, kind)
+        latency_ns, responses = time.perf_counter_ns() - began_ns, sum(map(len, answers))
+        return SmokeResult(version, reference.source, outputs, latency_ns, len(golden.exchanges), responses)
+    assert refusal is not None
+    if readiness_only:
+        return _ready(client, name, version, f"made-up requests were refused: {refusal.reason or refusal.message}")
+    refused = ServerRefusedError(refusal.message, hint=_MADE_UP_HINT)
+    refused.reason = refusal.reason
+    raise refused
+
+
+def _ready(client: TritonClient, name: str, version: int, why: str) -> SmokeResult:
+    """Take the server's word for it that a version is ready.
+
+    Raises:
+        SmokeFailedError: it is not.
+    """
+    if not client.model_ready(name, version):
+        raise SmokeFailedError(f"{name}:{version} is not ready, and no inference can be sent: {why}")
+    return SmokeResult(version, "readiness", (), 0, requests=0, responses=0, note=why)
+
+
+def _answers(
+    client: TritonClient,
+    name: str,
+    version: int,
+    config: ModelConfig,
+    golden: Golden,
+    kind: ModelKind,
+    timeout_s: float,
+) -> list[list[Mapping[str, Array]]]:
+    """Send every request; return the responses of each."""
+    batched = config.max_batch_size > 0
+    entries = {entry.name: entry for entry in config.message().input}
+    requests = [
+        {
+            key: _as_served(_typed(array, entries[key]), _dims(entries[key], batched), batched)
+            for key, array in exchange.inputs.items()
+            if key in entries
+        }
+        for exchange in golden.exchanges
+    ]
+    answers: list[list[Mapping[str, Array]]] = [[] for _ in requests]
+    for response in ask(client, name, version, requests, kind, timeout_s=timeout_s):
+        answers[response.request].append(response.outputs)
+    return answers
+
+
+def _compared(
+    what: str,
+    golden: Golden,
+    answers: Sequence[Sequence[Mapping[str, Array]]],
+    config: ModelConfig,
+    reference: _Reference,
+    kind: ModelKind,
+) -> tuple[OutputComparison, ...]:
+    """Compare every response with its reference.
+
+    Raises:
+        SmokeFailedError: outputs are missing or wrong, or there are more or fewer responses.
+    """
+    if not kind.decoupled:  # a decoupled model may send some outputs in one response, others in the next
+        names = {entry.name for entry in config.message().output}
+        missing = {name for responses in answers for name in names - responses[0].keys()}
+        if missing:
+            raise SmokeFailedError(f"{what} answered without its outputs {', '.join(sorted(missing))}")
+    if reference.source == "none":
+        return ()
+    comparisons: list[OutputComparison] = []
+    for number, (exchange, responses) in enumerate(zip(golden.exchanges, answers, strict=True), start=1):
+        of_request = f"request {number}" if len(golden.exchanges) > 1 else ""
+        if len(responses) != len(exchange.responses):
+            raise SmokeFailedError(
+                f"{what} answers {of_request or 'the request'} with {len(responses)} responses, "
+                f"recorded were {len(exchange.responses)}"
+            )
+        for place, (served, expected) in enumerate(zip(responses, exchange.responses, strict=True), start=1):
+            of_response = f"response {place}" if len(responses) > 1 else ""
+            where = ", ".join(filter(None, (of_request, of_response)))
+            comparisons += compare_outputs(served, expected, reference.tolerance, where)
     failed = [each for each in comparisons if not each.passed]
     if failed:
-        details = "; ".join(f"{e.output} is off by {e.error:.3g}, allowed {e.tolerance:.3g}" for e in failed)
+        details = "; ".join(f"{e.output} is off by {e.error:.3g}, allowed {e.tolerance:.3g}" for e in failed[:5])
+        more = f" (and {len(failed) - 5} more)" if len(failed) > 5 else ""
+        by = "as ONNX Runtime does" if reference.source == "onnxruntime" else "as recorded"
         raise SmokeFailedError(
-            f"{name}:{version} answers, but not as ONNX Runtime does ({reference} reference): {details}",
-            hint="The served file, the server's ONNX Runtime or its execution provider differs from the recorded one.",
+            f"{what} answers, but not {by} ({reference.source} reference): {details}{more}",
+            hint="The served files, the server's backend or its execution provider differ from the recorded ones.",
         )
-    return SmokeResult(version, reference, comparisons, latency_ns)
+    return tuple(comparisons)
 
 
-def _reference(version: Location, config: ModelConfig) -> tuple[Golden, str, float]:
-    """Return inputs with their right outputs, where the outputs come from, and the tolerance."""
+def compare_outputs(
+    served: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, where: str = ""
+) -> tuple[OutputComparison, ...]:
+    """Compare a response's outputs with the reference; an output that is missing is infinitely far off.
+
+    Args:
+        served: output name -> array.
+        expected: output name -> the reference; other outputs are not compared.
+        tolerance: of each output.
+        where: the request and the response, where there are several.
+    """
+    suffix = f" ({where})" if where else ""
+    return tuple(
+        _compare(f"{key}{suffix}", served[key], array, tolerance)
+        if key in served
+        else OutputComparison(f"{key}{suffix}", float("inf"), tolerance)
+        for key, array in expected.items()
+    )
+
+
+def _reference(version: Location, config: ModelConfig, kind: ModelKind) -> _Reference:
+    """Return requests with their right answers, where the answers come from, and the tolerance."""
     tolerance = DEFAULT_TOLERANCE
     with version_files(version, [GOLDEN_FILE_NAME]) as folder:
         if (folder / MANIFEST_FILENAME).is_file():
@@ -133,30 +278,58 @@ def _reference(version: Location, config: ModelConfig) -> tuple[Golden, str, flo
             if isinstance(recorded, Mapping) and isinstance(recorded.get("tolerance"), int | float):
                 tolerance = float(recorded["tolerance"])
         if (folder / GOLDEN_FILE_NAME).is_file():
-            return read_golden(folder / GOLDEN_FILE_NAME), "golden", tolerance
-    if config.backend == "onnxruntime":
+            return _Reference((read_golden(folder / GOLDEN_FILE_NAME),), "golden", tolerance)
+    if config.backend == "onnxruntime" and not kind.sequence:
         with version_files(version) as folder:
             path = folder / (config.message().default_model_filename or "model.onnx")
             try:
                 inputs = natural_inputs(signature_of(load_model(path)), batch=1)
-                return Golden(inputs, Session(path).run(inputs)), "onnxruntime", tolerance
+                return _Reference((Golden(inputs, Session(path).run(inputs)),), "onnxruntime", tolerance)
             except ModelError:
                 pass  # made-up inputs do not suit every model: fall back to the shapes
-    return Golden(_zeros(config), {}), "none", tolerance
+    return _Reference(_made_up(config, kind), "none", tolerance)
 
 
-def _zeros(config: ModelConfig) -> dict[str, Array]:
-    """Make an input of zeros from a configuration alone; a dynamic dimension becomes 1."""
-    message = config.message()
-    arrays = {}
-    for entry in message.input:
-        kind = _DATA_TYPE.values_by_number[entry.data_type].name
-        shape = [1] * bool(config.max_batch_size) + [max(1, size) for size in entry.dims]
-        dtype = _DTYPES.get(kind)
-        if dtype is None:
-            raise RepositoryError(f"no smoke inference can be made for input {entry.name}: {kind} has no default value")
-        arrays[entry.name] = np.full(shape, b"" if dtype is np.object_ else 0, dtype)
-    return arrays
+def _made_up(config: ModelConfig, kind: ModelKind) -> tuple[Golden, ...]:
+    """Make requests from a configuration alone: zeros without the optional inputs, then ones with all of them.
+
+    Sizes of dynamic dimensions are those of a warm-up sample, else 1. A sequence has two requests.
+    """
+    entries = list(config.message().input)
+    if _unknown_types(config):
+        return ()
+    required = [entry for entry in entries if not entry.optional] or entries
+    times = 2 if kind.sequence else 1
+    return tuple(
+        Golden.of([Exchange({entry.name: _filled(entry, config, fill) for entry in chosen}, ())] * times)
+        for chosen, fill in ((required, 0), (entries, 1))
+    )
+
+
+def _unknown_types(config: ModelConfig) -> str:
+    """Return the inputs whose type has no values to make up."""
+    kinds = {entry.name: _DATA_TYPE.values_by_number[entry.data_type].name for entry in config.message().input}
+    return ", ".join(f"input {name} ({kind})" for name, kind in kinds.items() if kind not in _DTYPES)
+
+
+def _filled(entry: Any, config: ModelConfig, fill: int) -> Array:
+    """Return an input full of one value."""
+    dtype = _DTYPES[_DATA_TYPE.values_by_number[entry.data_type].name]
+    warm = [
+        dict(sample.inputs)[entry.name].dims for sample in config.message().model_warmup if entry.name in sample.inputs
+    ]
+    dims = warm[0] if warm and len(warm[0]) == len(entry.dims) else entry.dims
+    shape = [1] * bool(config.max_batch_size) + [max(1, size) for size in dims]
+    if dtype is np.object_:
+        return np.full(shape, str(fill).encode(), dtype)
+    return np.full(shape, fill).astype(dtype)
+
+
+def _typed(array: Array, entry: Any) -> Array:
+    """Give a recorded input the type that the file cannot hold."""
+    if _DATA_TYPE.values_by_number[entry.data_type].name == "TYPE_BF16":
+        return array.astype(ml_dtypes.bfloat16)
+    return array
 
 
 def _dims(entry: Any, batched: bool) -> list[int]:
@@ -194,4 +367,4 @@ def _compare(name: str, served: Array, expected: Array, tolerance: float) -> Out
 
 
 def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

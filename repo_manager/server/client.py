@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from repo_manager.server.transport import (
     Endpoint,
     IndexEntry,
     ModelMetadata,
+    RequestOptions,
     ServerMetadata,
     Transport,
     VersionStatistics,
@@ -28,6 +29,7 @@ __all__ = ["TritonClient"]
 
 _POLL_S = 0.02
 _MOST_LOOKS = 5
+_PLAIN = RequestOptions()
 
 
 class TritonClient:
@@ -190,6 +192,7 @@ class TritonClient:
         inputs: Mapping[str, np.ndarray[Any, Any]],
         *,
         outputs: Sequence[str] | None = None,
+        options: RequestOptions = _PLAIN,
         timeout_s: float | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run one inference.
@@ -199,12 +202,39 @@ class TritonClient:
             version: `None` leaves the choice to the server.
             inputs: name -> array, batch axis included.
             outputs: the outputs wanted; `None` for all.
+            options: the sequence that the request belongs to, and custom parameters.
             timeout_s: `None` takes the options' `timeout_s`.
 
         Returns:
             Output name -> array; strings as `object` arrays of bytes, bfloat16 as float32.
         """
-        return self._transport.infer(name, _text(version), inputs, outputs, self._deadline(timeout_s))
+        return self._transport.infer(name, _text(version), inputs, outputs, options, self._deadline(timeout_s))
+
+    def stream(
+        self,
+        name: str,
+        version: int | None,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        options: RequestOptions = _PLAIN,
+        timeout_s: float | None = None,
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Send one request and yield its responses until the final one, as decoupled models need it; gRPC only.
+
+        Args:
+            name: the model.
+            version: `None` leaves the choice to the server.
+            inputs: name -> array, batch axis included.
+            options: the sequence that the request belongs to, and custom parameters.
+            timeout_s: until the final response; `None` takes the options' `timeout_s`.
+
+        Yields:
+            One response each: output name -> array, as `infer` returns it.
+
+        Raises:
+            UsageError: the connection is HTTP.
+        """
+        return self._transport.stream(name, _text(version), inputs, options, self._deadline(timeout_s))
 
     def _deadline(self, timeout_s: float | None) -> float:
         return self._options.timeout_s if timeout_s is None else timeout_s

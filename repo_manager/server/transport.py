@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ __all__ = [
     "Endpoint",
     "IndexEntry",
     "ModelMetadata",
+    "RequestOptions",
     "ServerMetadata",
     "TensorMetadata",
     "Transport",
@@ -103,6 +104,34 @@ class ClientOptions:
         if self.token is not None:
             headers["authorization"] = f"Bearer {self.token}"
         return headers
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestOptions:
+    """What an inference request says besides its tensors.
+
+    Attributes:
+        sequence_id: correlation ID of the sequence that the request belongs to; 0 and "" mean that it belongs to none.
+        sequence_start: whether it is the first of its sequence.
+        sequence_end: whether it is the last.
+        parameters: custom parameters that the model's backend reads.
+    """
+
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    parameters: Mapping[str, str | int | bool] = dataclasses.field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as Triton's client library takes them."""
+        found: dict[str, Any] = {"parameters": dict(self.parameters)} if self.parameters else {}
+        if self.sequence_id:
+            found |= {
+                "sequence_id": self.sequence_id,
+                "sequence_start": self.sequence_start,
+                "sequence_end": self.sequence_end,
+            }
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,8 +316,18 @@ class Transport(Protocol):
         version: str,
         inputs: Mapping[str, np.ndarray[Any, Any]],
         outputs: Sequence[str] | None,
+        options: RequestOptions,
         timeout_s: float,
     ) -> dict[str, np.ndarray[Any, Any]]: ...
+
+    def stream(  # noqa: D102
+        self,
+        name: str,
+        version: str,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        options: RequestOptions,
+        timeout_s: float,
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]: ...
 
     def close(self) -> None: ...  # noqa: D102
 
@@ -325,7 +364,10 @@ def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> l
 
 def _encoded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the strings of an array as an object array of bytes."""
-    flat = [item if isinstance(item, bytes) else str(item).encode() for item in values.ravel().tolist()]
+    flat = [
+        item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape")
+        for item in values.ravel().tolist()
+    ]
     encoded = np.empty(len(flat), dtype=np.object_)
     encoded[:] = flat
     return encoded.reshape(values.shape)

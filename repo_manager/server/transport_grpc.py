@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import queue
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from repo_manager.server.transport import (
     Endpoint,
     IndexEntry,
     ModelMetadata,
+    RequestOptions,
     ServerMetadata,
     TensorMetadata,
     VersionStatistics,
@@ -59,7 +63,10 @@ class GrpcTransport:
         if options.server_name is not None:
             arguments.append(("grpc.ssl_target_name_override", options.server_name))
         credentials = triton.grpc.ssl_channel_credentials(**pem) if endpoint.tls else None
-        self._client = triton.InferenceServerClient(endpoint.address, creds=credentials, channel_args=arguments)
+        self._connected = functools.partial(
+            triton.InferenceServerClient, endpoint.address, creds=credentials, channel_args=arguments
+        )
+        self._client = self._connected()
 
     @contextlib.contextmanager
     def _call(self, what: str, timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -180,15 +187,74 @@ class GrpcTransport:
         version: str,
         inputs: Mapping[str, np.ndarray[Any, Any]],
         outputs: Sequence[str] | None,
+        options: RequestOptions,
         timeout_s: float,
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run one inference."""
         wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
         tensors = request_inputs(triton, inputs)
         with self._call(f"inference on {name}", timeout_s) as arguments:
-            result = self._client.infer(name, tensors, model_version=version, outputs=wanted, **arguments)
-        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+            result = self._client.infer(
+                name, tensors, model_version=version, outputs=wanted, **options.arguments(), **arguments
+            )
+        return _outputs_of(result)
+
+    def stream(
+        self,
+        name: str,
+        version: str,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        options: RequestOptions,
+        timeout_s: float,
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Send one request and yield its responses until the final one.
+
+        Each call has a connection of its own: Triton's client library keeps at most one stream a client.
+        """
+        answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        deadline = time.monotonic() + timeout_s
+        tensors = request_inputs(triton, inputs)
+        client = self._connected()
+        try:
+            with self._call(f"inference on {name}", timeout_s):
+                client.start_stream(
+                    lambda result, error: answers.put((result, error)), headers=self._headers, stream_timeout=timeout_s
+                )
+                client.async_stream_infer(
+                    name,
+                    tensors,
+                    model_version=version,
+                    enable_empty_final_response=True,
+                    **options.arguments(),
+                )
+            yield from self._until_final(answers, f"inference on {name}", deadline, timeout_s)
+        finally:
+            client.stop_stream(cancel_requests=True)
+            client.close()
+
+    def _until_final(
+        self, answers: queue.SimpleQueue[tuple[Any, Any]], what: str, deadline: float, timeout_s: float
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        while True:
+            try:
+                result, error = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise ServerUnreachableError(
+                    f"{self._endpoint} sent no final response within {timeout_s:.3g} s: {what}"
+                ) from None
+            if error is not None:
+                raise self._translated(error, what, timeout_s) from error
+            response = result.get_response()
+            final = response.parameters["triton_final_response"].bool_param
+            if response.outputs or not final:
+                yield _outputs_of(result)
+            if final:
+                return
 
     def close(self) -> None:
         """Close the channel."""
         self._client.close()
+
+
+def _outputs_of(result: Any) -> dict[str, np.ndarray[Any, Any]]:
+    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}

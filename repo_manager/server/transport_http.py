@@ -9,11 +9,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.optional import require
 from repo_manager.server.transport import (
     ClientOptions,
@@ -21,6 +21,7 @@ from repo_manager.server.transport import (
     Endpoint,
     IndexEntry,
     ModelMetadata,
+    RequestOptions,
     ServerMetadata,
     TensorMetadata,
     VersionStatistics,
@@ -277,13 +278,14 @@ class HttpTransport:
         version: str,
         inputs: Mapping[str, np.ndarray[Any, Any]],
         outputs: Sequence[str] | None,
+        options: RequestOptions,
         timeout_s: float,
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run one inference."""
         triton = require("tritonclient.http")  # it brings gevent, which a gRPC client has no use for
         wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
         body, json_size = triton.InferenceServerClient.generate_request_body(
-            request_inputs(triton, inputs), outputs=wanted
+            request_inputs(triton, inputs), outputs=wanted, **options.arguments()
         )
         headers = {} if json_size is None else {_HEADER_LENGTH: str(json_size)}
         path = f"{_model(name, version)}/infer"
@@ -294,6 +296,21 @@ class HttpTransport:
             answer, header_length=None if length is None else int(length)
         )
         return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+
+    def stream(
+        self,
+        name: str,
+        version: str,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        options: RequestOptions,
+        timeout_s: float,
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Refuse: Triton streams the tensors of a decoupled model over gRPC only."""
+        raise UsageError(
+            f"{name} answers a request with several responses, which Triton sends over gRPC only, not over "
+            f"{self._endpoint}",
+            hint="Give the server's gRPC address: grpc://HOST:8001.",
+        )
 
     def close(self) -> None:
         """Close the connections."""

@@ -178,7 +178,10 @@ class TritonPart:
             return
         self.smoke = smoke = self._smoke(self._state)
         what = f"{self.context.name}:{self.context.version}"
-        self.note(f"{what} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
+        if smoke.reference == "readiness":
+            self.note(f"{what} is ready; it was not asked: {smoke.note}")
+        else:
+            self.note(f"{what} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
 
     def finish(self) -> None:
         """Serve exactly what was planned."""
@@ -243,7 +246,7 @@ class TritonPart:
             changed=self._mended or (not dry_run and (self.plan.changes or self._state.ready != self.before.ready)),
             ready=self._state.ready,
             previous=self.before.ready,
-            proof="none" if self.smoke is None else "inference",
+            proof=_proof(self.smoke),
             smoke=self.smoke,
             plan=self.plan,
             checks=self.checks,
@@ -326,7 +329,15 @@ class TritonPart:
         def ask() -> SmokeResult:
             timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
             folder, name, version = context.folder, context.name, context.version
-            return smoke_test(self.client, folder, name, version, config, timeout_s=timeout_s)
+            return smoke_test(
+                self.client,
+                folder,
+                name,
+                version,
+                config,
+                timeout_s=timeout_s,
+                readiness_only=context.options.proof == "readiness",
+            )
 
         return context.retried(ask)
 
@@ -350,3 +361,10 @@ class TritonPart:
         smoke = self._smoke(self._state)
         self._mended = True
         return smoke
+
+
+def _proof(smoke: SmokeResult | None) -> str:
+    """Return what a version was proven by."""
+    if smoke is None:
+        return "none"
+    return "readiness" if smoke.reference == "readiness" else "inference"

@@ -1,0 +1,174 @@
+"""Requests to a served model: infer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import Output, parse_shapes, writing
+from repo_manager.cli.repository_options import RepositoryFlag, model_versions
+from repo_manager.errors import UsageError
+from repo_manager.pipeline.infer import Answer, InferOptions, infer, server_of, write_answers
+from repo_manager.report.infer_tables import answer_view, inference_document, inference_view
+from repo_manager.repository import Location, resolve_version
+from repo_manager.settings import load_settings
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME[:VERSION]",
+        help="VERSION is a number or a tag; without one the server chooses.",
+        show_default=False,
+        autocompletion=model_versions,
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestFlags:
+    """What is sent, and where."""
+
+    PANEL: ClassVar[str] = "Request"
+    data: str | None = option(
+        "--input",
+        "-i",
+        metavar="FILE|JSON|-",
+        sets=(InferOptions, "data"),
+        help='.npz, .npy, .json, .jsonl, an image or a folder of images; JSON itself, {"NAME": [...]}; or - for JSON '
+        "on standard input [default: the version's recorded sample].",
+    )
+    golden: bool = option(
+        "--golden",
+        sets=(InferOptions, "golden"),
+        help="Send the version's recorded sample, and compare the answer with it.",
+    )
+    to: str | None = option(
+        "--to", metavar="URL", help="grpc(s):// or http(s)://host:port [default: the running serve of the repository]."
+    )
+    image: list[str] | None = option(
+        "--image",
+        metavar="KEY=VALUE",
+        sets=(InferOptions, "image"),
+        read=lambda texts: _pairs(texts, "--image"),
+        help="How images become inputs, as for loadtest: resize, mean, std, scale, color, layout (may be given often).",
+    )
+    shape: list[str] | None = option(
+        "--shape",
+        metavar="NAME:SIZES",
+        sets=(InferOptions, "shapes"),
+        read=lambda texts: parse_shapes(texts),
+        help="Size of an image input with dynamic axes, without the batch.",
+    )
+    parameter: list[str] | None = option(
+        "--parameter",
+        metavar="KEY=VALUE",
+        sets=(InferOptions, "parameters"),
+        read=lambda texts: _pairs(texts, "--parameter"),
+        help="A custom parameter of each request (may be given often).",
+    )
+    timeout: float = option(
+        "--timeout", metavar="SECONDS", sets=(InferOptions, "timeout_s"), min=0.1, help="Deadline of each request."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceFlags:
+    """The sequence that the requests are a part of."""
+
+    PANEL: ClassVar[str] = "Sequence"
+    sequence: str | None = option(
+        "--sequence",
+        metavar="ID",
+        sets=(InferOptions, "sequence"),
+        help="Correlation ID; the requests of the input are one sequence [default: a new ID where one is needed].",
+    )
+    resume: bool = option(
+        "--resume", sets=(InferOptions, "resume"), help="Earlier requests started the sequence: send no start."
+    )
+    keep_open: bool = option(
+        "--keep-open", sets=(InferOptions, "keep_open"), help="Later requests go on with the sequence: send no end."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerFlags:
+    """What is shown and written of the answers."""
+
+    PANEL: ClassVar[str] = "Output"
+    output: Path | None = option(
+        "--output", "-o", metavar="FILE.npz|FILE.json", help="Write every output, whole, to a file."
+    )
+    top: int = option("--top", sets=(InferOptions, "top"), min=1, help="How many labels are shown.")
+
+
+def _pairs(texts: list[str], name: str) -> dict[str, str]:
+    """Read KEY=VALUE options.
+
+    Raises:
+        UsageError: one has another form.
+    """
+    pairs = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UsageError(f"{name} {text}: expected KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _resolved(root: Location, text: str) -> tuple[str, int | None]:
+    """Read `NAME`, `NAME:VERSION` or `NAME:TAG`; a number need not be in this repository."""
+    name, separator, version = text.partition(":")
+    if not separator:
+        return name, None
+    if version.isdecimal() and int(version) > 0:
+        return name, int(version)
+    return resolve_version(root, text)
+
+
+@app.command("infer")
+@grouped
+def infer_command(
+    target: _Target,
+    *,
+    place: RepositoryFlag,
+    request: RequestFlags,
+    sequence: SequenceFlags,
+    answers: AnswerFlags,
+    output: Output,
+    connection: Connection,
+) -> None:
+    """Send requests to a served model and show its answers.
+
+    The requests of a file are sent one after another: in one sequence where the model keeps state, as streams where it
+    answers a request with several responses, which are shown as they come.
+    """
+    terminal = output.terminal()
+    root = place.root()
+    name, version = _resolved(root, target)
+    url = server_of(root, request.to or load_settings().server)
+    options = InferOptions(**settings_of(InferOptions, request, sequence, answers))
+
+    def on_answer(answer: Answer) -> None:
+        if not terminal.json:
+            terminal.result(None, *answer_view(answer))
+
+    connected = client_options(connection, [url])
+    found = infer(root, name, version, url, options, connection=connected, on_answer=on_answer)
+    if answers.output is not None:
+        with writing(answers.output):
+            write_answers(answers.output, found)
+        terminal.note(f"Written to {answers.output}")
+    if terminal.json:
+        terminal.result(inference_document(found))
+    else:
+        terminal.show(*inference_view(found))

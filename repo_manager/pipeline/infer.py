@@ -1,0 +1,351 @@
+"""`infer`: send requests to a served model as its kind needs them, and keep the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.errors import InputError, RepositoryError, ServerUnreachableError, UsageError
+from repo_manager.loadtest.inputs.images import is_images, read_images
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.target import TargetFacts, connect
+from repo_manager.repository import Location, find_model, read_labels, version_files
+from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
+from repo_manager.request_data.read import read_rows
+from repo_manager.rollout.smoke import OutputComparison, compare_outputs
+from repo_manager.server import ClientOptions, TritonClient, running_server
+from repo_manager.server.exchange import Response, SequencePart, ask, kind_of, new_sequence_id
+
+__all__ = ["Answer", "InferOptions", "Inference", "Label", "infer", "server_of", "write_answers"]
+
+Array = NDArray[Any]
+_LIMIT_BYTES = 256 << 20
+_TOP = 5
+_STDIN = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class InferOptions:
+    """What is sent, and how.
+
+    Attributes:
+        data: .npz, .npy, .json, .jsonl, an image or a folder of images; `-` reads JSON from standard input, and text
+            that begins with `{` is JSON itself; `None` sends the version's golden sample.
+        golden: send the golden sample, and compare the answers with it.
+        image: how images become inputs, as in a load test.
+        shapes: input -> shape without the batch axis, for images.
+        sequence: correlation ID; digits are a number. `None`: a new one where the model needs one.
+        resume: the sequence was started by earlier requests.
+        keep_open: later requests go on with the sequence.
+        parameters: custom parameters of each request.
+        top: how many labels are named.
+        timeout_s: of each request.
+    """
+
+    data: str | None = None
+    golden: bool = False
+    image: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    sequence: str | None = None
+    resume: bool = False
+    keep_open: bool = False
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    top: int = _TOP
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.golden and self.data is not None:
+            raise UsageError("--golden sends the recorded sample, so --input has no use")
+        if (self.resume or self.keep_open) and self.sequence is None:
+            raise UsageError("--resume and --keep-open need the sequence's ID: --sequence ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A class of an output: its label, its place among the values, and its value."""
+
+    label: str
+    index: int
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One response.
+
+    Attributes:
+        request: which request it answers, from 1.
+        response: which of that request's responses it is, from 1.
+        outputs: output name -> array, batch axis included; strings as bytes.
+        elapsed_ns: since the request was sent.
+        labels: output with labels -> for each sample of the batch its highest values.
+    """
+
+    request: int
+    response: int
+    outputs: Mapping[str, Array]
+    elapsed_ns: int
+    labels: Mapping[str, tuple[tuple[Label, ...], ...]] = dataclasses.field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON has it: outputs with type, shape and values; strings that are no UTF-8 escaped."""
+        outputs = {
+            name: {
+                "dtype": "bytes" if array.dtype.kind == "O" else str(array.dtype),
+                "shape": list(array.shape),
+                "data": _storable(array).tolist(),
+            }
+            for name, array in self.outputs.items()
+        }
+        return {**dataclasses.asdict(self), "outputs": outputs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """All that was asked and answered.
+
+    Attributes:
+        model: the model.
+        version: the version asked; `None`: the server chose.
+        url: the server.
+        source: where the requests are from.
+        requests: how many were sent.
+        sequence: correlation ID; `None` without a sequence.
+        answers: every response, in order.
+        comparisons: with the golden sample, where that was sent.
+    """
+
+    model: str
+    version: int | None
+    url: str
+    source: str
+    requests: int
+    sequence: int | str | None
+    answers: tuple[Answer, ...]
+    comparisons: tuple[OutputComparison, ...] = ()
+
+
+def server_of(repository: Location, url: str | None) -> str:
+    """Return the server to ask: the one given, else the running `serve` of the repository.
+
+    Raises:
+        ServerUnreachableError: none runs.
+    """
+    if url is not None:
+        return url
+    running = running_server(repository)
+    if running is None:
+        raise ServerUnreachableError(
+            f"No server runs on {repository}",
+            hint="Deploy the model (repo-manager deploy NAME starts one), or name a server: --to URL.",
+        )
+    return running.control_url
+
+
+def infer(
+    repository: Location,
+    name: str,
+    version: int | None,
+    url: str,
+    options: InferOptions,
+    *,
+    connection: ClientOptions | None = None,
+    on_answer: Callable[[Answer], None] = lambda _: None,
+) -> Inference:
+    """Send requests to a served model.
+
+    Args:
+        repository: where labels and the golden sample are looked up; the server may serve another one.
+        name: the model.
+        version: `None` leaves the choice to the server.
+        url: the server; gRPC for a decoupled model.
+        options: what is sent, and how.
+        connection: `None` connects without TLS and headers.
+        on_answer: given each response as it comes.
+
+    Raises:
+        InputError: the data cannot be read, or does not fit the model.
+        UsageError: there is nothing to send, or the model streams and the URL is HTTP.
+        ServerRefusedError: unknown model, or the inference failed on the server.
+        ServerUnreachableError: no answer.
+    """
+    connection = ClientOptions() if connection is None else connection
+    with connect(LoadTestOptions(url=url, model=name, version=version, concurrency=(1,), access=connection)) as target:
+        facts = target.facts()
+    requests: Sequence[Mapping[str, Array]]
+    golden = _golden(repository, name, version, facts) if options.data is None else None
+    if options.data is not None:
+        requests, source = _requests(options, facts)
+    elif golden is not None:
+        requests, source = [exchange.inputs for exchange in golden.exchanges], "golden sample"
+    else:
+        raise UsageError(f"{name} has no recorded sample here: give the inputs with --input", hint=_wanted(facts))
+    labels = _labels(repository, name)
+    answers: list[Answer] = []
+    with TritonClient.connect(url, connection) as client:
+        kind = kind_of(client, name, version)
+        part = _part(options, new_sequence_id(kind) if kind.sequence else None)
+        for response in ask(
+            client,
+            name,
+            version,
+            requests,
+            kind,
+            sequence=part,
+            parameters=options.parameters,
+            timeout_s=options.timeout_s,
+        ):
+            answer = _answer(response, labels, facts.max_batch_size > 0, options.top)
+            answers.append(answer)
+            on_answer(answer)
+    return Inference(
+        model=name,
+        version=version,
+        url=url,
+        source=source,
+        requests=len(requests),
+        sequence=None if part is None else part.id,
+        answers=tuple(answers),
+        comparisons=() if golden is None else tuple(_comparisons(golden, answers)),
+    )
+
+
+def write_answers(path: Path, inference: Inference) -> None:
+    """Write every output: `.json` as nested lists, `.npz` as arrays named as in a golden sample, without its inputs.
+
+    Raises:
+        UsageError: another suffix.
+        OSError: it cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        path.write_text(json.dumps([answer.document() for answer in inference.answers], indent=2) + "\n", "utf-8")
+    elif suffix == ".npz":
+        arrays: dict[str, Array] = {}
+        for answer in inference.answers:
+            prefix = "" if answer.request == 1 else f"request{answer.request}."
+            prefix += "" if answer.response == 1 else f"response{answer.response}."
+            arrays |= {prefix + name: _storable(array) for name, array in answer.outputs.items()}
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    else:
+        raise UsageError(f"--output {path}: expected a file that ends in .npz or .json")
+
+
+def _storable(array: Array) -> Array:
+    if array.dtype.kind != "O":
+        return array
+    texts = [item.decode(errors="backslashreplace") if isinstance(item, bytes) else str(item) for item in array.flat]
+    return np.array(texts, dtype=np.str_).reshape(array.shape)
+
+
+def _golden(repository: Location, name: str, version: int | None, facts: TargetFacts) -> Golden | None:
+    """Return the recorded sample of the version that answers; `None` when there is none here."""
+    number = int(facts.version) if version is None and facts.version.isdecimal() else version
+    try:
+        entry = find_model(repository, name).version(number or 0)
+        with version_files(entry.path, [GOLDEN_FILE_NAME]) as folder:
+            path = folder / GOLDEN_FILE_NAME
+            return read_golden(path) if path.is_file() else None
+    except RepositoryError:
+        return None  # the server may serve another repository than the one here
+
+
+def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str, Array]], str]:
+    """Read what is to be sent; one request each, batch axis included."""
+    text = str(options.data)
+    if text == _STDIN or text.lstrip().startswith("{"):
+        with tempfile.TemporaryDirectory(prefix="repo-manager-infer-") as folder:
+            source = "standard input" if text == _STDIN else "--input"
+            path = Path(folder) / "request.jsonl"
+            path.write_text(_json_lines(_standard_input() if text == _STDIN else text), "utf-8")
+            try:
+                rows = read_rows(path, facts.inputs)
+            except InputError as exc:
+                raise InputError(exc.message.replace(str(path), source), hint=exc.hint) from exc
+    else:
+        path, source = Path(text), text
+        if not path.exists():
+            raise InputError(f"{path} does not exist", hint=_wanted(facts))
+        if is_images(path):
+            item = facts.inputs[0] if facts.inputs else None
+            shape = () if item is None else options.shapes.get(item.name, item.shape)
+            rows = read_images(path, facts, shape, options.image, _LIMIT_BYTES)
+        else:
+            rows = read_rows(path, facts.inputs)
+    if facts.max_batch_size == 0:
+        return rows, source
+    return [{name: array[None] for name, array in row.items()} for row in rows], source
+
+
+def _standard_input() -> str:
+    with open(0, encoding="utf-8", closefd=False) as stdin:
+        return stdin.read()
+
+
+def _json_lines(text: str) -> str:
+    """Return one document as one line; what has several stays as it is."""
+    try:
+        return json.dumps(json.loads(text))
+    except ValueError:
+        return text
+
+
+def _wanted(facts: TargetFacts) -> str:
+    """Say what the model's inputs are, with a request to begin from."""
+    listed = ", ".join(
+        f"{item.name} ({item.datatype}, {list(item.shape)}{', optional' if item.optional else ''})"
+        for item in facts.inputs
+    )
+    return f"{facts.model} takes {listed or 'no inputs'}; files: .npz, .npy, .json, .jsonl or an image."
+
+
+def _part(options: InferOptions, new_id: int | str | None) -> SequencePart | None:
+    """Return the sequence that the requests are a part of; `None` for none."""
+    if options.sequence is None:
+        return None if new_id is None else SequencePart(new_id)
+    number = int(options.sequence) if options.sequence.isdecimal() and not isinstance(new_id, str) else options.sequence
+    return SequencePart(number, start=not options.resume, end=not options.keep_open)
+
+
+def _labels(repository: Location, name: str) -> dict[str, Sequence[str]]:
+    try:
+        return dict(read_labels(repository, name))
+    except RepositoryError:
+        return {}
+
+
+def _answer(response: Response, labels: Mapping[str, Sequence[str]], batched: bool, top: int) -> Answer:
+    named = {
+        name: tuple(_best(array if batched else array[None], labels[name], top))
+        for name, array in response.outputs.items()
+        if labels.get(name) and array.dtype.kind in "fiu"
+    }
+    return Answer(response.request + 1, response.number + 1, response.outputs, response.elapsed_ns, named)
+
+
+def _best(samples: Array, labels: Sequence[str], top: int) -> Iterator[tuple[Label, ...]]:
+    """Yield the highest values of each sample, with their labels."""
+    for sample in samples:
+        values = np.asarray(sample, np.float64).reshape(-1)
+        order = np.argsort(-values, kind="stable")[:top]
+        yield tuple(
+            Label(labels[place] if place < len(labels) else f"class {place}", int(place), float(values[place]))
+            for place in order.tolist()
+        )
+
+
+def _comparisons(golden: Golden, answers: Sequence[Answer]) -> Iterator[OutputComparison]:
+    several = len(answers) > 1
+    for answer in answers:
+        expected = golden.exchanges[answer.request - 1].responses
+        if answer.response <= len(expected):
+            where = f"request {answer.request}, response {answer.response}" if several else ""
+            yield from compare_outputs(answer.outputs, expected[answer.response - 1], 1.0, where)

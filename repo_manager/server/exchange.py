@@ -1,0 +1,161 @@
+"""Requests as a model's kind needs them: in a sequence, as a stream of responses, or plainly one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from repo_manager.errors import ServerRefusedError
+from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import RequestOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ModelKind", "Response", "SequencePart", "ask", "kind_of", "new_sequence_id"]
+
+_LARGEST_ID = 2**31 - 1  # a model may take the correlation ID as INT32
+_DEEPEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelKind:
+    """What a model's requests need.
+
+    Attributes:
+        sequence: each belongs to a sequence, so it carries a correlation ID.
+        decoupled: a request may have any number of responses, so it is sent on a stream.
+        text_id: the model takes the correlation ID as a string.
+    """
+
+    sequence: bool = False
+    decoupled: bool = False
+    text_id: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SequencePart:
+    """The part of a sequence that some requests are.
+
+    Attributes:
+        id: the correlation ID.
+        start: whether the first request starts the sequence.
+        end: whether the last one ends it.
+    """
+
+    id: int | str
+    start: bool = True
+    end: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """One response.
+
+    Attributes:
+        request: which request it answers, from 0.
+        number: which of that request's responses it is, from 0.
+        outputs: output name -> array.
+        elapsed_ns: since its request was sent, the client's work included.
+    """
+
+    request: int
+    number: int
+    outputs: Mapping[str, np.ndarray[Any, Any]]
+    elapsed_ns: int
+
+
+def kind_of(client: TritonClient, name: str, version: int | None = None) -> ModelKind:
+    """Ask a server how a model wants to be asked; an ensemble needs what any of its models needs.
+
+    Raises:
+        ServerRefusedError: the server does not show the configuration.
+        ServerUnreachableError: no answer.
+    """
+    return _kind(client, client.model_config(name, version), _DEEPEST)
+
+
+def _kind(client: TritonClient, config: Any, depth: int) -> ModelKind:
+    kind = _own_kind(config)
+    for step in config.ensemble_scheduling.step if depth else ():
+        try:
+            inner = client.model_config(step.model_name, step.model_version if step.model_version > 0 else None)
+        except ServerRefusedError:
+            continue  # it may be restricted; the request itself tells
+        part = _kind(client, inner, depth - 1)
+        kind = ModelKind(kind.sequence or part.sequence, kind.decoupled or part.decoupled, kind.text_id or part.text_id)
+    return kind
+
+
+def _own_kind(config: Any) -> ModelKind:
+    text = any(
+        control.kind == control.CONTROL_SEQUENCE_CORRID and control.data_type == _string_type(control)
+        for entry in config.sequence_batching.control_input
+        for control in entry.control
+    )
+    decoupled = bool(config.model_transaction_policy.decoupled)
+    return ModelKind(config.HasField("sequence_batching"), decoupled, text)
+
+
+def _string_type(control: Any) -> int:
+    kinds = control.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name
+    return int(kinds["TYPE_STRING"].number)
+
+
+def new_sequence_id(kind: ModelKind) -> int | str:
+    """Return a correlation ID that no other client uses, of the type that the model takes."""
+    if kind.text_id:
+        return f"repo-manager-{secrets.token_hex(8)}"
+    return 1 + secrets.randbelow(_LARGEST_ID)
+
+
+def ask(
+    client: TritonClient,
+    name: str,
+    version: int | None,
+    requests: Sequence[Mapping[str, np.ndarray[Any, Any]]],
+    kind: ModelKind,
+    *,
+    sequence: SequencePart | None = None,
+    parameters: Mapping[str, str | int | bool] | None = None,
+    timeout_s: float | None = None,
+) -> Iterator[Response]:
+    """Send requests one after another and yield every response as it comes.
+
+    Args:
+        client: of the server; gRPC for a decoupled model.
+        name: the model.
+        version: `None` leaves the choice to the server.
+        requests: the inputs of each, batch axis included.
+        kind: what they need.
+        sequence: the sequence that they are a part of; `None`: one of their own from start to end, where the model
+            needs one.
+        parameters: custom parameters of every request.
+        timeout_s: of each request, up to its final response; `None` takes the client's.
+
+    Raises:
+        UsageError: the model is decoupled and the connection is HTTP.
+        ServerRefusedError: a request failed on the server.
+        ServerUnreachableError: no answer within the deadline.
+    """
+    if sequence is None and kind.sequence:
+        sequence = SequencePart(new_sequence_id(kind))
+    for number, inputs in enumerate(requests):
+        options = RequestOptions(parameters=dict(parameters or {}))
+        if sequence is not None:
+            options = dataclasses.replace(
+                options,
+                sequence_id=sequence.id,
+                sequence_start=sequence.start and number == 0,
+                sequence_end=sequence.end and number == len(requests) - 1,
+            )
+        began_ns = time.perf_counter_ns()
+        if kind.decoupled:
+            answers = client.stream(name, version, inputs, options=options, timeout_s=timeout_s)
+        else:
+            answers = iter((client.infer(name, version, inputs, options=options, timeout_s=timeout_s),))
+        for place, outputs in enumerate(answers):
+            yield Response(number, place, outputs, time.perf_counter_ns() - began_ns)
