@@ -1,4 +1,7 @@
-"""What a version's record tells a load test of its inputs: sizes of dynamic axes, ranges of integers."""
+"""What a version's record tells a load test of its inputs: sizes of dynamic axes, ranges of integers.
+
+It stands apart from the options that use it because a load test itself knows nothing of repositories.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from repo_manager.repository.configuration import (
     write_config_bytes,
 )
 from repo_manager.repository.difference import FileDifference, VersionDifference, compare_versions
-from repo_manager.repository.fetch import version_files
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, ObjectRepository, parse_location
 from repo_manager.repository.manifest import FileRecord, Manifest, parse_manifest, read_manifest
@@ -32,7 +31,7 @@ from repo_manager.repository.tags import (
     resolve_version,
     set_tag,
 )
-from repo_manager.repository.transfer import Transfer, copy_version
+from repo_manager.repository.transfer import Transfer, copy_version, version_files
 from repo_manager.repository.verify import verify
 from repo_manager.triton_config import Problem, Severity
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.layout import validate_model_name
+from repo_manager.repository.layout import validate_model_name, version_number
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes, publish
@@ -18,7 +20,8 @@ from repo_manager.repository.view import ModelView, VersionView, changeable_mode
 from repo_manager.triton_config import VARIANTS_FOLDER, ModelConfig, parse_config, same_signature
 from repo_manager.triton_config.text_fields import replace_field
 
-__all__ = ["Transfer", "copy_version"]
+__all__ = ["Transfer", "copy_version", "version_files"]
+
 
 _OWN_FIELDS = ("schema_version", "model", "version", "created", "backend", "files", "config", "extra")
 
@@ -185,3 +188,32 @@ def _copied_details(manifest: Manifest, origin_name: str) -> dict[str, Any]:
         "digest": manifest.digest,
     }
     return {**details, **manifest.extra, "copied_from": origin}
+
+
+# A version's files on this machine.
+
+
+@contextlib.contextmanager
+def version_files(version: Location, names: Sequence[str] | None = None) -> Iterator[Path]:
+    """Give a folder on this machine that holds a version's files, for as long as the block lasts.
+
+    On disk it is the version's own folder. From object storage the files are fetched, and what was published with a
+    digest is compared with it.
+
+    Args:
+        version: `VersionEntry.path`.
+        names: the files wanted, those that do not exist are left out; `None`: all of them. The manifest is always
+            there when the version has one.
+
+    Raises:
+        RepositoryError: a file cannot be fetched, or is not what the manifest says.
+    """
+    number = version_number(version.name)
+    if number is None:
+        raise RepositoryError(f"{version} is no version's place", hint="Expected ROOT/MODEL/VERSION.")
+    name = version.parent.name
+    with contextlib.ExitStack() as stack:
+        with disk_errors(f"fetch {name}:{number}"):
+            store = open_store(version.parent.parent)
+            folder = stack.enter_context(store.fetch(name, number, names))
+        yield folder

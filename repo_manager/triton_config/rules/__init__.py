@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.problems import Problem
-from repo_manager.triton_config.rules.ensemble import ENSEMBLE_RULES
-from repo_manager.triton_config.rules.placement import PLACEMENT_RULES
+from repo_manager.triton_config.rules.placement import ENSEMBLE_RULES, PLACEMENT_RULES
 from repo_manager.triton_config.rules.rule import Rule
 from repo_manager.triton_config.rules.scheduling import BATCHING_RULES, SEQUENCE_RULES
 from repo_manager.triton_config.rules.tensors import TENSOR_RULES, WARMUP_RULES
