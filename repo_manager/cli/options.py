@@ -28,10 +28,11 @@ class Output:
     PANEL: ClassVar[str] = "Output"
     json: bool = option("--json", default=False, help="Print the result as JSON on stdout.")
     quiet: bool = option("--quiet", "-q", default=False, help="No progress and no notes.")
+    wide: bool = option("--wide", default=False, help="Tables with every column and whole times, however wide.")
 
     def terminal(self) -> Terminal:
         """Return what prints."""
-        return Terminal(as_json=self.json, quiet=self.quiet)
+        return Terminal(as_json=self.json, quiet=self.quiet, wide=self.wide)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.engine.fit import releases
-from repo_manager.report.tables import conversion_view, format_share, key_values, make_table
+from repo_manager.report.layout import key_values, make_table
+from repo_manager.report.tables import conversion_view, format_share
 from repo_manager.report.terminal import next_command
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def evidence_table(layers: Sequence[Any]) -> RenderableType:
     ]
     times = ["sparse", "dense"] if timed else []
     columns = ["layer", "operator", "2:4 pattern", "eligible", "chosen", "tactic", *times, "where it stopped"]
-    return make_table("Sparse kernels in the engine", columns, rows, right="sparse,dense")
+    return make_table("Sparse kernels in the engine", columns, rows, right="sparse,dense", drop="tactic,operator,dense")
 
 
 def _microseconds(time_ns: int | None) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.tables import make_table
+from repo_manager.report.layout import make_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from repo_manager.gates import TIME
 from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
-from repo_manager.report.tables import format_share, make_table
+from repo_manager.report.layout import make_table
+from repo_manager.report.tables import format_share
 
 if TYPE_CHECKING:
     from repo_manager.gates import Verdict
@@ -22,6 +23,8 @@ __all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
 
 _MOST_TABLES = 3
 _HEADS = {"throughput": "inf/s"}
+# What a narrow terminal leaves out first; the load, what became of it, throughput, p50 and p99 always show.
+_DROP = "client,batch,compute,queue,p99.9,p99.5,p95,p90,mean,errors"
 _STYLES = {
     "stable": "green",
     "failed": "red",
@@ -47,7 +50,7 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
     columns = ["load", "outcome", *numbers, "errors", *server, "client"]
     rows = [_row(point) for point in report.points]
     views: list[RenderableType] = [
-        make_table(title, columns, rows, right=",".join([*numbers, "errors", *server])),
+        make_table(title, columns, rows, right=",".join([*numbers, "errors", *server]), drop=_DROP),
         Text("Latencies and server times in milliseconds; inf/s: inferences a second.", style="dim"),
     ]
     for point in report.points:

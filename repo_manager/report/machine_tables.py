@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.tables import format_bytes, key_values, make_table
+from repo_manager.report.layout import key_values, make_table
+from repo_manager.report.tables import format_bytes
 
 if TYPE_CHECKING:
     from repo_manager.server import RunningServer

@@ -11,9 +11,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report import load_charts
+from repo_manager.report.layout import make_table
 from repo_manager.report.load_tables import format_ms
 from repo_manager.report.page import Figure, environment
-from repo_manager.report.tables import format_bytes, format_count, format_share, make_table
+from repo_manager.report.tables import format_bytes, format_count, format_share
 
 __all__ = ["quickstart_page", "quickstart_view"]
 
@@ -24,6 +25,7 @@ _COLUMNS = [
     *("model", "precision", "2:4 layers", "drift", "held-out accuracy", "size"),
     *("load", "inf/s", "p50 ms", "p99 ms"),
 ]
+_DROP = "size,2:4 layers,precision,drift,load"
 
 
 def quickstart_view(result: Any, page: Path) -> list[RenderableType]:
@@ -49,7 +51,9 @@ def quickstart_view(result: Any, page: Path) -> list[RenderableType]:
                     format_ms(point.latency.p99_ns),
                 ]
             )
-    table = make_table("Quickstart", _COLUMNS, rows, right="drift,held-out accuracy,size,inf/s,p50 ms,p99 ms")
+    table = make_table(
+        "Quickstart", _COLUMNS, rows, right="drift,held-out accuracy,size,inf/s,p50 ms,p99 ms", drop=_DROP
+    )
     name = result.models[0].added.name
     where = shlex.quote(str(_shown(result.repository)))
     return [

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.tables import format_bytes, format_share, key_values, make_table
+from repo_manager.report.layout import Moment, key_values, make_table
+from repo_manager.report.tables import format_bytes, format_share
 from repo_manager.report.terminal import next_command
 from repo_manager.triton_config import ReloadEffect
 
@@ -59,7 +60,7 @@ def models_view(root: Location, models: Sequence[ModelEntry]) -> list[Renderable
         for model in models
     ]
     columns = ["model", "backend", "versions", "policy serves", "max batch", "problems"]
-    return [make_table(str(root), columns, rows, right="max batch")]
+    return [make_table(str(root), columns, rows, right="max batch", drop="max batch,backend")]
 
 
 def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
@@ -71,7 +72,7 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
             ("backend", model.backend or "-"),
             ("max batch size", model.max_batch_size),
             ("policy", model.policy if isinstance(model.policy, str) else f"versions {_numbers(model.policy)}"),
-            ("last deployed", "never" if current is None else f"version {current.version} at {current.at}"),
+            ("last deployed", "never" if current is None else Moment(current.at, f"version {current.version}, ")),
             ("problems", _problems(model.problems)),
         ]
     )
@@ -86,13 +87,14 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
                 _sparsity(manifest),
                 _drift(manifest),
                 "-" if entry.size_bytes is None else format_bytes(entry.size_bytes),
-                (manifest and manifest.created) or "-",
+                "-" if manifest is None or not manifest.created else Moment(manifest.created),
                 _source(manifest),
                 _problems(entry.problems),
             ]
         )
-    columns = ["version", "served", "precision", "2:4", "drift", "size", "created (UTC)", "source", "problems"]
-    return [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift")]
+    columns = ["version", "served", "precision", "2:4", "drift", "size", "created", "source", "problems"]
+    drop = "source,created,size,2:4"
+    return [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift", drop=drop)]
 
 
 def problems_view(root: Location, problems: Sequence[Problem]) -> list[RenderableType]:

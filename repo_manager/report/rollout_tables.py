@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.tables import format_bytes, key_values, make_table
+from repo_manager.report.layout import Moment, key_values, make_table
+from repo_manager.report.tables import format_bytes
 
 if TYPE_CHECKING:
     from repo_manager.rollout.checks import Check
@@ -211,7 +212,7 @@ def status_view(found: RepositoryStatus) -> list[RenderableType]:
     rows: list[list[object]] = [
         [
             *(model.model, model.url, _versions(model.ready), _versions(model.wanted)),
-            "never" if model.deployed is None else f"{model.deployed} at {model.deployed_at}",
+            "never" if model.deployed is None else Moment(model.deployed_at or "", f"{model.deployed}, "),
             _restarts(model),
             Text("; ".join(model.drift), style="yellow") if model.drift else Text("-"),
         ]
@@ -220,16 +221,16 @@ def status_view(found: RepositoryStatus) -> list[RenderableType]:
     for url, reason in found.unreachable.items():
         rows.append(["-", url, "-", "-", "-", "-", Text(f"does not answer: {reason}", style="red")])
     columns = ["model", "server", "ready", "repository serves", "last deployed", "restarts", "drift"]
-    return [make_table(None, columns, rows)]
+    return [make_table(None, columns, rows, drop="restarts,repository serves,last deployed,server")]
 
 
-def _restarts(model: ModelStatus) -> str:
+def _restarts(model: ModelStatus) -> str | Moment:
     """Say how often the server came back, and whether it did after the last deployment."""
     if model.restarts is None:
         return "not known"
-    since = f", last at {model.started_at} (after the deployment)" if model.restarted and model.restarts else ""
-    started = f", started at {model.started_at}" if model.restarted and not model.restarts else ""
-    return f"{model.restarts}{since}{started}"
+    if not model.restarted or model.started_at is None:
+        return str(model.restarts)
+    return Moment(model.started_at, f"{model.restarts}, {'last' if model.restarts else 'started'} ")
 
 
 def _versions(versions: tuple[int, ...]) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.segment import Segment
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.terminal import plain
+from repo_manager.report.layout import key_values, make_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,62 +17,18 @@ if TYPE_CHECKING:
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
 
 __all__ = [
-    "LongTable",
     "conversion_view",
     "format_bytes",
     "format_count",
     "format_share",
     "inspection_view",
-    "key_values",
-    "make_table",
     "prune_view",
     "sparsity_view",
 ]
 
 
-# Tables of thousands of rows: rich measures and wraps each cell, which takes seconds; these are only padded.
-
-_GAP = "   "
-
-
-@dataclasses.dataclass(frozen=True)
-class LongTable:
-    """A table with a line for each row, however long; it prints like `tables.make_table`'s, without colours.
-
-    Attributes:
-        columns: the headings.
-        rows: one text per column.
-        right: headings of the columns that are aligned to the right.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    right: frozenset[str] = frozenset()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        """Print the heading, a rule, and the rows."""
-        rows = [[" ".join(plain(str(cell)).split("\n")) for cell in row] for row in self.rows]
-        widths = [max(map(_width, cells)) for cells in zip(self.columns, *rows, strict=True)]
-        rule = "─" if options.encoding.startswith("utf") else "-"
-        yield self._line(self.columns, widths)
-        yield Segment(" " + rule * (sum(widths) + len(_GAP) * (len(widths) - 1)) + "\n")
-        for row in rows:
-            yield self._line(row, widths)
-        yield Segment("\n")
-
-    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> Segment:
-        padded = [
-            " " * (width - _width(cell)) + cell if heading in self.right else cell + " " * (width - _width(cell))
-            for heading, cell, width in zip(self.columns, cells, widths, strict=True)
-        ]
-        return Segment((" " + _GAP.join(padded)).rstrip() + "\n")
-
-
-def _width(text: str) -> int:
-    return len(text) if text.isascii() else cell_len(text)
-
-
-_LONG_ROWS = 1000
+# What a narrow terminal leaves out of the layers first.
+_DROP = "axis,groups of 4,zeros,MACs,shape,weight,operator"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -110,40 +61,6 @@ def format_share(value: float | None) -> str:
     return f"{value * 100:.1f} %"
 
 
-def make_table(
-    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], right: str = ""
-) -> RenderableType:
-    """Make a plain table.
-
-    Args:
-        title: stands above it; `None` for none.
-        columns: the headings.
-        rows: one value per column; printed as text, never as markup.
-        right: the headings of the columns that are aligned to the right, separated by commas.
-    """
-    aligned = {heading.strip() for heading in right.split(",")}
-    if len(rows) > _LONG_ROWS:
-        long = LongTable(columns, rows, frozenset(aligned))
-        return long if title is None else Group(Text(f"\n{plain(title)}", style="bold"), Text(), long)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in columns:
-        table.add_column(heading, justify="right" if heading in aligned else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(plain(str(cell))) for cell in row))
-    # A title of the table's own would be folded to the table's width.
-    return table if title is None else Group(Text(f"\n{plain(title)}", style="bold"), table)
-
-
-def key_values(pairs: Sequence[tuple[str, object]]) -> Table:
-    """Make a two-column list of names and values."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for key, value in pairs:
-        table.add_row(Text(plain(key)), value if isinstance(value, Text) else Text(plain(str(value))))
-    return table
-
-
 def inspection_view(inspection: Any) -> list[RenderableType]:
     """Show a `pipeline.Inspection`."""
     signature = inspection.signature
@@ -167,7 +84,7 @@ def sparsity_view(report: SparsityReport) -> list[RenderableType]:
         return [Text("No Conv, Gemm or MatMul weights found.")]
     columns = ["layer", "operator", "weight", "shape", "axis", "groups of 4", "valid", "zeros", "MACs", "verdict"]
     rows = [_layer_row(layer) for layer in report.layers]
-    table = make_table("2:4 sparsity", columns, rows, right="axis,groups of 4,valid,zeros,MACs")
+    table = make_table("2:4 sparsity", columns, rows, right="axis,groups of 4,valid,zeros,MACs", drop=_DROP)
     return [table, *_hints(report), _totals(report)]
 
 
@@ -247,7 +164,7 @@ def drift_table(drift: Sequence[Any], samples: int) -> RenderableType:
     ]
     columns = ["output", "cosine", "relative error", "largest error", "top-1 agreement"]
     title = f"Drift against the source, on {samples} sample(s)"
-    return make_table(title, columns, rows, right="cosine,relative error,largest error,top-1 agreement")
+    return make_table(title, columns, rows, right=",".join(columns[1:]), drop="cosine,top-1 agreement")
 
 
 def _drift_label(item: Any) -> str:

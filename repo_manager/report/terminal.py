@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from repo_manager.errors import RepoManagerError
 from repo_manager.types import as_json
 
-__all__ = ["Terminal", "error_document", "next_command", "plain"]
+__all__ = ["WIDE", "Terminal", "error_document", "next_command", "plain"]
 
 
 # Text of others made safe to show: a name in a repository must not speak to the terminal.
@@ -29,6 +29,9 @@ def plain(text: str) -> str:
     """Return the text with what a terminal would act on written out, such as `\\x1b`; line breaks and tabs stay."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
+
+WIDE = 10_000
+"""The width of a console for which nothing is left out or folded."""
 
 _WIDTH_WITHOUT_TERMINAL = 140
 
@@ -49,12 +52,13 @@ class Terminal:
     Args:
         as_json: print the result as one JSON document instead of tables.
         quiet: no progress and no notes; errors and the result still show.
+        wide: tables as wide as they are, with every column and whole times.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, wide: bool = False) -> None:
         self.json = as_json
         self.quiet = quiet
-        self._out = _console(sys.stdout)
+        self._out = _console(sys.stdout, WIDE if wide else None)
         self._err = _console(sys.stderr)
 
     @property
@@ -146,9 +150,9 @@ def _discard(stream: Any) -> None:
     os.close(nowhere)
 
 
-def _console(stream: Any) -> Console:
+def _console(stream: Any, width: int | None = None) -> Console:
     """Make a console; without a terminal the width is fixed, so that logs keep their tables."""
-    return _Console(file=stream, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    return _Console(file=stream, width=width or (None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL))
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from repo_manager.report.tables import make_table
+from repo_manager.report.layout import make_table
 from repo_manager.types import as_json
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from repo_manager.report.tables import key_values, make_table
+from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.terminal import plain
 
 
