@@ -72,7 +72,7 @@ def fsync_tree(root: Path) -> None:
         fsync_directory(Path(directory))
 
 
-def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> None:
+def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: int | None = None) -> None:
     """Replace `path` by `data`: a reader sees the old content or the new, never a part.
 
     Args:
@@ -81,12 +81,15 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None) -> Non
         staging: a directory on the same file system for the temporary file; `None` puts it beside
             `path`. Triton reads a model's folder, so nothing temporary may lie there.
 
+        mode: its permissions; `None` keeps those of the old content, and takes 0644 for a new file.
+
     Raises:
         OSError: the disk is full, read-only, ...; `path` is then as it was and nothing is left over.
     """
     folder = path.parent if staging is None else staging
     temporary = folder / f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    if mode is None:
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:

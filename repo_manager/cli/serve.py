@@ -115,6 +115,12 @@ class SecurityFlags:
         help="A file with one `Name: value`: the header without which nobody loads, unloads or changes anything.",
     )
 
+    open_control: bool = option(
+        "--open-control",
+        sets=(ServerSecurity, "open_control"),
+        help="Let everybody who reaches the server load, unload and change: no random key.",
+    )
+
     def security(self) -> ServerSecurity:
         """Return it with the file's content.
 
@@ -206,12 +212,12 @@ def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> No
     """Warn of a server that others reach and can change."""
     if host in ("127.0.0.1", "localhost", "::1"):
         return
-    if not security.tls and security.restricted is None:
+    if security.open_control and not security.tls:
         terminal.warn(f"the server listens on {host} without TLS or restricted APIs: anyone can load models.")
-    elif security.restricted is None and security.client_authority is None:
+    elif security.open_control and security.client_authority is None:
         terminal.note(f"The server listens on {host} with TLS, and lets every client load models (--tls-client-ca).")
-    elif not security.tls:
-        terminal.note(f"The server listens on {host} without TLS: the header of --restrict-file travels in the clear.")
+    elif not security.tls and not security.open_control:
+        terminal.note(f"The server listens on {host} without TLS: a key that loads models travels in the clear.")
 
 
 def _warn_of_failures(terminal: Terminal, failures: Mapping[str, str]) -> None:
@@ -225,6 +231,11 @@ def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> 
     """Say that the server is ready, where, and what did not load."""
     urls = {"http_url": server.http_url, "grpc_url": server.grpc_url, "metrics_url": server.metrics_url}
     _warn_of_failures(terminal, server.failures)
+    if server.shows_key:
+        terminal.warn(
+            "this system does not allow tracing a child (ptrace), so other users of this machine can read the key that "
+            "loads models in the process list."
+        )
     if terminal.json:
         terminal.result({**urls, "pid": server.pid, "log": server.log_path, "failures": server.failures})
     if not options.load and not server.options.load:

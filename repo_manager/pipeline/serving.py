@@ -16,7 +16,6 @@ from typing import IO
 from repo_manager.errors import ConfigError, ServerError, ServerUnreachableError
 from repo_manager.repository import Location, model_states, scan
 from repo_manager.server import (
-    ClientOptions,
     EmbeddedServer,
     RunningServer,
     ServerOptions,
@@ -259,7 +258,7 @@ def _serve_once(
     server.start(timeout_s=options.timeout_s)
     server.wait_ready(options.timeout_s)
     on_ready(server)
-    guard = StubGuard(server.pid, server.http_url, ClientOptions(headers=options.security.headers))
+    guard = StubGuard(server.pid, server.http_url, server.client_options)
     checked = time.monotonic()
     with server.log_path.open(encoding="utf-8", errors="replace") as log:
         while (code := server.wait(_LOG_POLL_S)) is None:
@@ -316,6 +315,8 @@ def start_detached(options: ServeOptions) -> RunningServer:
     command += [f"--tls-{name}={path.absolute()}" for name, path in tls.items() if path is not None]
     if options.restrict_file is not None:
         command.append(f"--restrict-file={options.restrict_file.absolute()}")
+    if options.security.open_control:
+        command.append("--open-control")
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -207,7 +207,7 @@ def _head(rollout: Rollout) -> Text:
 
 def status_view(found: RepositoryStatus) -> list[RenderableType]:
     """Show what servers serve beside what the repository says."""
-    if not found.models and not found.unreachable:
+    if not found.models and not found.unreachable and not found.strangers:
         return [Text("No model is loaded, and none was deployed.")]
     rows: list[list[object]] = [
         [
@@ -220,6 +220,10 @@ def status_view(found: RepositoryStatus) -> list[RenderableType]:
     ]
     for url, reason in found.unreachable.items():
         rows.append(["-", url, "-", "-", "-", "-", Text(f"does not answer: {reason}", style="red")])
+    for url, names in found.strangers.items():
+        for name in names:
+            what = Text("it is loaded and not of this repository", style="yellow")
+            rows.append([name, url, "-", "-", "-", "-", what])
     columns = ["model", "server", "ready", "repository serves", "last deployed", "restarts", "drift"]
     return [make_table(None, columns, rows, drop="restarts,repository serves,last deployed,server")]
 

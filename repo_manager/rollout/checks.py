@@ -18,7 +18,8 @@ from repo_manager.repository.stores import open_store
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import Endpoint, TritonClient
 from repo_manager.server.guard import stubs_of
-from repo_manager.server.metrics_page import free_gpu_bytes, local_server, metrics_text, metrics_url_of
+from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
+from repo_manager.server.records import local_server
 from repo_manager.triton_config import (
     COMPLETED_RULES,
     CONFIG_FILENAME,

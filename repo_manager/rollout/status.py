@@ -13,7 +13,7 @@ from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.plan import differing_fields, obstacle_of
 from repo_manager.rollout.targets.urls import To, connect
 from repo_manager.server import ClientOptions, TritonClient
-from repo_manager.server.metrics_page import local_server
+from repo_manager.server.records import local_server
 
 __all__ = ["ModelStatus", "RepositoryStatus", "status"]
 
@@ -56,10 +56,13 @@ class RepositoryStatus:
     Attributes:
         models: one entry a model and server, server by server.
         unreachable: URL of each server that did not answer -> why.
+        strangers: URL of each server -> models that it has loaded and that are not of the repository, as
+            `NAME:VERSION`; empty when the status is of one model.
     """
 
     models: tuple[ModelStatus, ...]
     unreachable: Mapping[str, str]
+    strangers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def status(
@@ -81,16 +84,28 @@ def status(
     given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
     found: list[ModelStatus] = []
     silent: dict[str, ServerError] = {}
+    strangers: dict[str, tuple[str, ...]] = {}
     with contextlib.ExitStack() as stack:
         for client in connect(given, connection or ClientOptions(), stack):
             try:
                 found += _on_server(repository, client, names)
+                if not names and (others := _strangers(repository, client)):
+                    strangers[client.url] = others
             except ServerError as exc:
                 silent[client.url] = exc
     if silent and not found:
         hints = dict.fromkeys(exc.hint for exc in silent.values() if exc.hint)
         raise ServerUnreachableError("; ".join(exc.message for exc in silent.values()), hint=" ".join(hints) or None)
-    return RepositoryStatus(tuple(found), {url: exc.message for url, exc in silent.items()})
+    return RepositoryStatus(tuple(found), {url: exc.message for url, exc in silent.items()}, strangers)
+
+
+def _strangers(repository: Location, client: TritonClient) -> tuple[str, ...]:
+    """Return what the server has loaded that is not of the repository: somebody loaded it with files of his own.
+
+    The index has only models whose folder the server finds; the statistics have all that are loaded.
+    """
+    known = {entry.name for entry in scan(repository, deep=False)}
+    return tuple(f"{each.name}:{each.version}" for each in client.statistics() if each.name not in known)
 
 
 def _on_server(repository: Location, client: TritonClient, names: Sequence[str]) -> list[ModelStatus]:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.server.records import with_key
 from repo_manager.server.transport import (
     ClientOptions,
     Config,
@@ -50,12 +51,12 @@ class TritonClient:
 
         Args:
             url: `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
-            options: `None` takes the defaults.
+            options: `None` takes the defaults. The key of an embedded server of this user on this machine is added.
 
         Raises:
             UsageError: the URL is not understood or a certificate cannot be read.
         """
-        options = ClientOptions() if options is None else options
+        options = with_key(url, ClientOptions() if options is None else options)
         endpoint = Endpoint.parse(url)
         kind = GrpcTransport if endpoint.protocol == "grpc" else HttpTransport
         return cls(endpoint, kind(endpoint, options), options)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "environment_of",
     "free_ports",
     "listens_on",
+    "restrictions_of",
     "shell_safe",
     "takes_connections",
 ]
@@ -156,6 +158,7 @@ def _family(host: str) -> socket.AddressFamily:
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
 """What a restriction covers: all that changes the server. Inference, metadata, statistics and health stay open."""
+KEY_HEADER = "repo-manager-key"
 _OUR_SECRETS = ("REPO_MANAGER_TOKEN",)
 
 
@@ -168,17 +171,21 @@ class ServerSecurity:
             loopback, whatever the host.
         key: PEM file with the certificate's key.
         client_authority: PEM file: clients have to show a certificate of this authority (mutual TLS).
-        restricted: header and value without which both protocols refuse what changes the server. Triton takes it as
-            an argument only, so users of this machine can read it in the process list.
+        restricted: header and value without which both protocols refuse what changes the server; `None`: a random
+            key, which the server's record holds, so commands of the same user on this machine show it by themselves.
+        open_control: whoever reaches the server may change it, without a key.
     """
 
     certificate: Path | None = None
     key: Path | None = None
     client_authority: Path | None = None
     restricted: tuple[str, str] | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+    open_control: bool = False
 
     def __post_init__(self) -> None:
         """Refuse half of a setting."""
+        if self.open_control and self.restricted is not None:
+            raise UsageError("Control of the server is either open to everybody or needs a header, not both")
         if (self.certificate is None) != (self.key is None):
             raise UsageError("TLS needs both a certificate and its key")
         if self.client_authority is not None and self.certificate is None:
@@ -195,6 +202,12 @@ class ServerSecurity:
     def tls(self) -> bool:
         """Whether gRPC speaks TLS."""
         return self.certificate is not None
+
+    def with_key(self) -> ServerSecurity:
+        """Return it with a random key where nothing else says who may change the server."""
+        if self.open_control or self.restricted is not None:
+            return self
+        return dataclasses.replace(self, restricted=(KEY_HEADER, secrets.token_hex(32)))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -221,7 +234,7 @@ class ServerOptions:
         extra_args: more arguments for tritonserver.
         environment: more environment variables for it.
         record: let `running_server` find this server.
-        security: TLS and restricted APIs; none unless told otherwise.
+        security: TLS, and who may change the server: without more, who has its random key.
     """
 
     repository: str
@@ -289,11 +302,15 @@ def _security_of(security: ServerSecurity) -> list[str]:
         arguments.append(f"--grpc-server-key={security.key}")
     if security.client_authority is not None:
         arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={security.client_authority}"]
-    if security.restricted is not None:
-        apis = ",".join(RESTRICTED_APIS)
-        setting = f"{apis}:{security.restricted[0]}={security.restricted[1]}"
-        arguments += [f"--grpc-restricted-protocol={setting}", f"--http-restricted-api={setting}"]
     return arguments
+
+
+def restrictions_of(security: ServerSecurity) -> list[str]:
+    """Return the arguments with the key: Triton takes it in no other way, and nobody else may see them."""
+    if security.restricted is None:
+        return []
+    setting = f"{','.join(RESTRICTED_APIS)}:{security.restricted[0]}={security.restricted[1]}"
+    return [f"--grpc-restricted-protocol={setting}", f"--http-restricted-api={setting}"]
 
 
 def environment_of(given: Mapping[str, str], triton: TritonInstallation, backends: BackendDirectory) -> dict[str, str]:

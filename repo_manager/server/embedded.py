@@ -20,12 +20,13 @@ from repo_manager.server.command import (
     environment_of,
     free_ports,
     listens_on,
+    restrictions_of,
     takes_connections,
 )
 from repo_manager.server.installation import TritonInstallation, find_triton
 from repo_manager.server.paths import log_directory
 from repo_manager.server.process import ServerProcess, reason_in_log, shared_memory_prefix, sweep_shared_memory
-from repo_manager.server.records import record_of, remove_record, write_record
+from repo_manager.server.records import forget_key, record_of, remember_key, remove_record, write_record
 from repo_manager.server.transport import ClientOptions
 
 __all__ = ["EmbeddedServer", "ServerOptions"]
@@ -53,6 +54,8 @@ class EmbeddedServer:
         self._process: ServerProcess | None = None
         self._record: Path | None = None
         self._log = options.log_path
+        restricted = any("restricted" in argument for argument in options.extra_args)
+        self._security = options.security if restricted else options.security.with_key()
 
     def __enter__(self) -> EmbeddedServer:
         try:
@@ -93,6 +96,17 @@ class EmbeddedServer:
     def log_path(self) -> Path:
         """The log's file."""
         return self._running().log
+
+    @property
+    def client_options(self) -> ClientOptions:
+        """What a client needs to load and unload; `TritonClient.connect` finds it by itself on this machine."""
+        return ClientOptions(headers=self._security.headers)
+
+    @property
+    def shows_key(self) -> bool:
+        """Whether other users of this machine can read the key, because the system forbids hiding it."""
+        restricted = self._security.restricted
+        return restricted is not None and self._running().shows(restricted[1])
 
     def is_alive(self) -> bool:
         """Say whether the tritonserver process runs."""
@@ -148,6 +162,7 @@ class EmbeddedServer:
             free = free_ports(options.host, 3)
             self._ports = tuple(chosen or spare for chosen, spare in zip(given, free, strict=True))  # type: ignore[assignment]
             if self._listens(triton, backends, timeout_s):
+                remember_key((self.http_url, self.grpc_url), self._security.headers)
                 return
             reason = self._end_reason()
             self._process = None
@@ -161,7 +176,8 @@ class EmbeddedServer:
         prefix = shared_memory_prefix()
         command = command_of(self.options, self._ports, self._id, triton, backends.path, prefix)
         environment = environment_of(self.options.environment, triton, backends)
-        self._process = ServerProcess.start(command, environment, self._log, prefix)
+        hidden = restrictions_of(self._security)
+        self._process = ServerProcess.start(command, environment, self._log, prefix, hidden)
         deadline = time.monotonic() + timeout_s
         http, grpc, metrics = self._ports
         expected = (grpc, http) if "--allow-metrics=false" in self.options.extra_args else (grpc, http, metrics)
@@ -210,6 +226,7 @@ class EmbeddedServer:
                 self.log_path,
                 restarts=self.restarts,
                 failures=self.failures,
+                headers=self._security.headers,
             )
             self._record = None if record is None else write_record(record)
 
@@ -243,13 +260,13 @@ class EmbeddedServer:
         if self._record is not None:
             remove_record(self._record)
             self._record = None
+        forget_key((self.http_url, self.grpc_url))
         if self._process is not None:
             self._process.stop(deadline_s)
 
     def _client(self, *, secret: bool = True) -> TritonClient:
         """Return what asks the server; without the restriction's header until it is known to be ours."""
-        headers = self.options.security.headers if secret else {}
-        return TritonClient.connect(self.http_url, ClientOptions(headers=headers))
+        return TritonClient.connect(self.http_url, self.client_options if secret else ClientOptions())
 
     def _is_ours(self) -> bool:
         """Say whether a server answers under the name that this one was given."""

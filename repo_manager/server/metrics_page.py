@@ -8,21 +8,16 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
-from repo_manager.server.records import RunningServer, running_servers
+from repo_manager.server.records import local_server
 from repo_manager.server.transport import Endpoint
 
-__all__ = ["free_gpu_bytes", "local_server", "metrics_text", "metrics_url_of"]
+__all__ = ["free_gpu_bytes", "metrics_text", "metrics_url_of"]
 
 _DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 _METRICS_PORT = 8002
 _GPU_MEMORY = re.compile(
     r'^nv_gpu_memory_(?P<kind>total|used)_bytes\{[^}]*gpu_uuid="(?P<uuid>[^"]+)"[^}]*\} (?P<value>\S+)', re.MULTILINE
 )
-
-
-def local_server(url: str) -> RunningServer | None:
-    """Return the embedded server of this machine that a URL leads to; `None` when it is another one."""
-    return next((server for server in running_servers() if url in (server.grpc_url, server.http_url)), None)
 
 
 def metrics_url_of(url: str) -> str | None:

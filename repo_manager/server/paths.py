@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+
+from repo_manager.errors import RepositoryError
 
 __all__ = ["cache_directory", "log_directory", "record_directory"]
 
 
 def cache_directory() -> Path:
-    """Return `$XDG_CACHE_HOME/repo-manager`, created when missing (readable by its owner only).
+    """Return `$XDG_CACHE_HOME/repo-manager`, created when missing; nobody but its owner may enter it.
+
+    Servers run what is in it and it holds their keys, so another user's folder is not used.
 
     Raises:
+        RepositoryError: it belongs to another user.
         OSError: it cannot be created.
     """
     configured = os.environ.get("XDG_CACHE_HOME")
@@ -19,6 +25,14 @@ def cache_directory() -> Path:
     base = Path(configured) if configured and Path(configured).is_absolute() else Path.home() / ".cache"
     folder = base / "repo-manager"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if os.geteuid() and found.st_uid not in (os.geteuid(), 0):
+        raise RepositoryError(
+            f"The cache folder {folder} belongs to another user (uid {found.st_uid})",
+            hint="Set XDG_CACHE_HOME to a folder of your own.",
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077 and found.st_uid == os.geteuid():
+        folder.chmod(0o700)
     return folder
 
 

@@ -103,8 +103,22 @@ class ServerProcess:
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @classmethod
-    def start(cls, command: Sequence[str], environment: Mapping[str, str], log: Path, shm_prefix: str) -> ServerProcess:
+    def start(
+        cls,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        shm_prefix: str,
+        hidden: Sequence[str] = (),
+    ) -> ServerProcess:
         """Start a tritonserver.
+
+        Args:
+            command: its command line.
+            environment: all of its environment.
+            log: the file that its output is appended to.
+            shm_prefix: of its shared memory.
+            hidden: more arguments, which no other user of the machine can read.
 
         Raises:
             ServerError: it cannot be started.
@@ -122,6 +136,7 @@ class ServerProcess:
             "environment": dict(environment),
             "log": str(log),
             "shm_prefix": shm_prefix,
+            "hidden": list(hidden),
         }
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
@@ -140,6 +155,13 @@ class ServerProcess:
             supervisor.stdin.close()
             supervisor.stdout.close()
             raise
+
+    def shows(self, text: str) -> bool:
+        """Say whether the process list has a text among the server's arguments, for every user of the machine."""
+        try:
+            return os.fsencode(text) in Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return False
 
     def poll(self) -> int | None:
         """Return the exit code when the server has ended (negative: killed by that signal), else `None`."""

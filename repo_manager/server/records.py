@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import LockHeldError, RepositoryError, ServerError
@@ -16,18 +16,26 @@ from repo_manager.files import file_lock, write_atomic
 from repo_manager.repository import Location, parse_location
 from repo_manager.server.paths import record_directory
 from repo_manager.server.process import is_running, start_ticks
+from repo_manager.server.transport import ClientOptions
 from repo_manager.types import as_json
 
 __all__ = [
     "RunningServer",
+    "forget_key",
+    "local_server",
     "only_server",
+    "remember_key",
     "remove_record",
     "running_server",
     "running_servers",
     "served_already",
     "starting",
+    "with_key",
     "write_record",
 ]
+
+
+_HERE = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +54,7 @@ class RunningServer:
         owner: process id of the `serve` that runs it, or of the Python program that does; 0: written before this was
             recorded.
         failures: models that were to be loaded at the start and were not, with Triton's reason.
+        headers: the key that loading and unloading take; a record that nobody else can read holds it.
     """
 
     repository: Location
@@ -58,6 +67,7 @@ class RunningServer:
     restarts: int = 0
     owner: int = 0
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, metadata={"json": False})
 
     @property
     def control_url(self) -> str:
@@ -121,9 +131,43 @@ def served_already(repository: Location, running: RunningServer | None) -> Serve
 def write_record(server: RunningServer) -> Path:
     """Write a server's record into the user's cache; return its path."""
     path = record_directory() / f"{_prefix(server.repository)}-{server.pid}.json"
-    fields = as_json(server)
-    write_atomic(path, json.dumps(fields, indent=2).encode())
+    fields = {**as_json(server), "headers": dict(server.headers)}
+    write_atomic(path, json.dumps(fields, indent=2).encode(), mode=0o600)
     return path
+
+
+_KEYS: dict[str, Mapping[str, str]] = {}
+"""Keys of the servers of this process, by URL: they are needed before there is a record, and where there is none."""
+
+
+def remember_key(urls: Iterable[str], headers: Mapping[str, str]) -> None:
+    """Let clients in this process find a server's key."""
+    _KEYS.update(dict.fromkeys(urls, headers))
+
+
+def forget_key(urls: Iterable[str]) -> None:
+    """Send a key no more: another server may listen there next."""
+    for url in urls:
+        _KEYS.pop(url, None)
+
+
+def local_server(url: str) -> RunningServer | None:
+    """Return the embedded server of this machine that a URL leads to; `None` when it is another one."""
+    url = url.replace("://localhost:", "://127.0.0.1:", 1)
+    return next((server for server in running_servers() if url in (server.grpc_url, server.http_url)), None)
+
+
+def with_key(url: str, options: ClientOptions) -> ClientOptions:
+    """Return how to connect to a server: with its key where it is one of ours, of this user, on this machine.
+
+    A header of the same name that was given stays. A record counts only while its process runs, so the key reaches
+    no other server that took the port.
+    """
+    headers = _KEYS.get(url)
+    if headers is None and any(f"://{host}:" in url for host in _HERE):
+        server = local_server(url)
+        headers = None if server is None else server.headers
+    return dataclasses.replace(options, headers={**headers, **options.headers}) if headers else options
 
 
 def remove_record(path: Path) -> None:
@@ -172,6 +216,7 @@ def record_of(
     *,
     restarts: int = 0,
     failures: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> RunningServer | None:
     """Describe a server that was just started; `None` when it has ended meanwhile.
 
@@ -182,8 +227,11 @@ def record_of(
         log: its log.
         restarts: how often it was started again.
         failures: models that were not loaded, with the reason; `None`: all were.
+        headers: its key; `None`: it needs none.
     """
     ticks = start_ticks(pid)
     if ticks is None:
         return None
-    return RunningServer(repository.resolve(), pid, ticks, *urls, log, restarts, os.getpid(), dict(failures or {}))
+    return RunningServer(
+        repository.resolve(), pid, ticks, *urls, log, restarts, os.getpid(), dict(failures or {}), dict(headers or {})
+    )

@@ -18,7 +18,7 @@ import pytest
 from support.proxies import make_certificates, tls_terminating
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
-from repo_manager.server import EmbeddedServer, ServerOptions
+from repo_manager.server import EmbeddedServer, ServerOptions, ServerSecurity
 
 pytestmark = [
     pytest.mark.integration,
@@ -118,6 +118,7 @@ def test_mutual_tls_and_a_restricted_api_from_the_shell(
     deploy = ("deploy", "m:1", "-r", repository, "--to", guarded, "--retries", "0", "--json")
     done = json.loads(run(*deploy, *certificate, *named, *header).stdout)
     assert done["rollout"]["servers"][0]["ready"] == [1]
+    another_user = {"XDG_CACHE_HOME": str(repository.parent / "another")}
     # Each of the options is needed: without it nothing is changed, and the message says why.
     for options, reason in (
         ((*certificate, *named), "restricted"),
@@ -125,14 +126,14 @@ def test_mutual_tls_and_a_restricted_api_from_the_shell(
         ((*certificate, *named[2:], *header), "cannot be reached"),
         ((*certificate, *named[:2], *header), "cannot be reached"),
     ):
-        refused = run("deploy", "m:2", *deploy[2:], *options, code=5)
+        refused = run("deploy", "m:2", *deploy[2:], *options, code=5, **another_user)
         assert reason in json.loads(refused.stdout)["error"]["message"]
-    # On this machine HTTP leads to it without certificates, and the header comes from the environment.
-    assert "--header-file" in run("status", "-r", repository, code=5).stderr
-    run("deploy", "m:2", "-r", repository, code=5)
+    assert "--header-file" in run("status", *deploy[2:6], *certificate, *named, code=5, **another_user).stderr
     environment = {"REPO_MANAGER_HEADER_FILE": str(files["headers"])}
-    run("deploy", "m:2", "-r", repository, **environment)
-    (model,) = json.loads(run("status", "-r", repository, "--json", **environment).stdout)["models"]
+    run("status", *deploy[2:6], *certificate, *named, **environment, **another_user)
+    # On this machine HTTP leads its own user to it without certificates, and the record has the header.
+    run("deploy", "m:2", "-r", repository)
+    (model,) = json.loads(run("status", "-r", repository, "--json").stdout)["models"]
     assert (model["ready"], model["restarted"]) == ([2], False)
 
 
@@ -142,9 +143,11 @@ def test_https_behind_a_proxy_with_a_token(
     files: dict[str, Path],
     start_server: Callable[[ServerOptions], EmbeddedServer],
 ) -> None:
-    server = start_server(ServerOptions(repository=str(repository), auto_complete=False))
+    security = ServerSecurity(restricted=("admin-key", SECRETS[0]))
+    server = start_server(ServerOptions(repository=str(repository), auto_complete=False, security=security))
     port = int(server.http_url.rpartition(":")[2])
-    own = ("--tls-ca", files["ca.pem"], "--tls-server-name", "triton.test")
+    header = ("--header-file", files["headers"])
+    own = ("--tls-ca", files["ca.pem"], "--tls-server-name", "triton.test", *header)
     certificate = ("--tls-cert", files["client.pem"], "--tls-key", files["client.key"])
     with tls_terminating(port, files, mutual=True) as proxy:
         url = f"https://127.0.0.1:{proxy.port}"
@@ -156,7 +159,7 @@ def test_https_behind_a_proxy_with_a_token(
         proxy.received.clear()
         run("status", "-r", repository, "--to", url, *own, *certificate, REPO_MANAGER_TOKEN=SECRETS[1])
         assert f"Bearer {SECRETS[1]}".encode() in bytes(proxy.received)
-        unknown = run(*deploy, *own[2:], *certificate, code=5)
+        unknown = run(*deploy, *own[2:4], *certificate, code=5)
         assert "certificate" in json.loads(unknown.stdout)["error"]["message"]
 
 
@@ -177,12 +180,12 @@ def test_no_secret_is_on_a_command_line_of_ours(run: Run, repository: Path, file
     watcher.start()
     try:
         options = ("--header-file", files["headers"], "--token-file", files["token"])
+        run("serve", "--detach", "-r", repository, "--restrict-file", files["headers"])
         run("deploy", "m:1", "-r", repository, *options)
         run("serve", "--stop", "-r", repository)
     finally:
         stop.set()
         watcher.join()
     assert any(b"tritonserver" in line and str(repository).encode() in line for line in seen)
-    # Other tests, at the same time, give Triton what it takes as an argument only.
     ours = [line for line in seen if str(repository).encode() in line]
     assert not any(secret.encode() in line for line in ours for secret in SECRETS)

@@ -122,9 +122,12 @@ def test_without_restart_a_killed_server_ends_serve_with_the_reason(serve: Serve
 
 
 def test_a_server_that_others_reach_is_warned_of(serve: Serve, models: Path) -> None:
-    process = serve("--host", "0.0.0.0")
+    process = serve("--host", "0.0.0.0", "--open-control")
     process.terminate()
     assert "anyone can load models" in process.communicate(timeout=60)[1]
+    process = serve("--host", "0.0.0.0")
+    process.terminate()
+    assert "travels in the clear" in process.communicate(timeout=60)[1]
 
 
 def shell(*arguments: object) -> subprocess.CompletedProcess[str]:
