@@ -45,12 +45,16 @@ class PairFlags:
     """How much load, and how many blocks."""
 
     PANEL: ClassVar[str] = "Load"
-    concurrency: int = option("--concurrency", "-c", default=8, min=1, help="Requests in flight.")
+    concurrency: int = option(
+        "--concurrency", "-c", sets=(compare_all, "concurrency"), min=1, help="Requests in flight."
+    )
     rate: float | None = option("--rate", help="Requests a second, open loop, instead.")
     batch_sizes: str = option(
         "--batch-sizes",
         "-b",
-        default=str(LoadTestOptions.batch_size),
+        sets=(compare_all, "batch_sizes"),
+        read=parse_levels,
+        show=lambda sizes: ",".join(map(str, sizes)),
         help="Samples in a request: 1, 1,8,32 or 1:256 (doubling).",
     )
     pairs: int = option("--pairs", sets=(ComparePlan, "pairs"), help="Pairs of blocks, fixed beforehand; at least 6.")
@@ -91,7 +95,6 @@ def compare_command(
     def side(target: str, url: str | None) -> LoadTestOptions:
         return LoadTestOptions(
             **load.settings(target, url),
-            concurrency=() if flags.rate is not None else (flags.concurrency,),
             rate=() if flags.rate is None else (flags.rate,),
         )
 
@@ -99,7 +102,7 @@ def compare_command(
     couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
     plan = ComparePlan(**settings_of(ComparePlan, flags), seed=data.seed)
     with compare_progress(terminal.progress_console, quiet=output.quiet) as progress:
-        results = compare_all(couples, parse_levels(flags.batch_sizes), plan=plan, progress=progress)
+        results = compare_all(couples, **settings_of(compare_all, flags), plan=plan, progress=progress)
     if flags.html is not None:
         with writing(flags.html):
             write_atomic(flags.html, compare_page(results).encode())

@@ -7,7 +7,7 @@ import dataclasses
 import typer
 
 from repo_manager.cli.connection import Connection, client_options, urls_of
-from repo_manager.cli.option_groups import grouped, option
+from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
 from repo_manager.errors import ServerUnreachableError
@@ -28,7 +28,7 @@ class StatusFlags:
         "--to", metavar="URL", help="Servers to ask, as for deploy (may be given often) [default: the running serve]."
     )
     timeout: float = option(
-        "--timeout", metavar="SECONDS", default=10.0, min=0.1, help="How long to wait for a server."
+        "--timeout", metavar="SECONDS", sets=(status, "timeout_s"), min=0.1, help="How long to wait for a server."
     )
 
 
@@ -48,8 +48,8 @@ def status_command(
     """
     terminal = output.terminal()
     to = tuple(flags.to or filter(None, [load_settings().server]))
-    how = dataclasses.replace(client_options(connection, urls_of(to)), timeout_s=flags.timeout)
-    found = status(place.root(), name, to, connection=how)
+    how = client_options(connection, urls_of(to))
+    found = status(place.root(), name, to, **settings_of(status, flags), connection=how)
     terminal.result(found, *status_view(found))
     if found.unreachable:
         raise typer.Exit(ServerUnreachableError.exit_code)

@@ -38,7 +38,6 @@ __all__ = [
     "Comparison",
     "compare",
     "compare_all",
-    "compare_batch_sizes",
 ]
 
 
@@ -176,22 +175,11 @@ def compare(
     )
 
 
-def compare_batch_sizes(
-    a: LoadTestOptions,
-    b: LoadTestOptions,
-    batch_sizes: Sequence[int],
-    *,
-    plan: ComparePlan | None = None,
-    progress: Callable[[CompareProgress], None] | None = None,
-) -> tuple[Comparison, ...]:
-    """Compare at several batch sizes, one after another. Raises as `compare`."""
-    return compare_all([(a, b)], batch_sizes, plan=plan, progress=progress)
-
-
 def compare_all(
     couples: Sequence[tuple[LoadTestOptions, LoadTestOptions]],
-    batch_sizes: Sequence[int],
+    batch_sizes: Sequence[int] = (LoadTestOptions.batch_size,),
     *,
+    concurrency: int = 8,
     plan: ComparePlan | None = None,
     progress: Callable[[CompareProgress], None] | None = None,
 ) -> tuple[Comparison, ...]:
@@ -199,15 +187,23 @@ def compare_all(
 
     What every couple needs is asked of the servers first: a wrong name or batch size ends it before the first block.
 
+    Args:
+        couples: what is compared with what.
+        batch_sizes: samples in a request, in place of each couple's own.
+        concurrency: requests in flight, for a couple whose options name no level.
+        plan: as `compare`.
+        progress: as `compare`.
+
     Raises:
         UsageError: as `compare`, or no couple or batch size.
         ServerError: as `compare`.
     """
-    runs = [
-        (dataclasses.replace(a, batch_size=size), dataclasses.replace(b, batch_size=size))
-        for a, b in couples
-        for size in batch_sizes
-    ]
+
+    def sized(options: LoadTestOptions, size: int) -> LoadTestOptions:
+        levels = options.concurrency or (() if options.rate else (concurrency,))
+        return dataclasses.replace(options, batch_size=size, concurrency=levels)
+
+    runs = [(sized(a, size), sized(b, size)) for a, b in couples for size in batch_sizes]
     if not runs:
         raise UsageError("there is nothing to compare: no models, or no batch sizes")
     for options in (one for run in runs for one in run):

@@ -5,6 +5,8 @@ It stands apart from `deploying.py` because it needs nothing of the engine, and 
 
 from __future__ import annotations
 
+import dataclasses
+
 from repo_manager.errors import ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.repository import Location, find_model
@@ -22,6 +24,7 @@ def status(
     name: str | None = None,
     to: To | None = None,
     *,
+    timeout_s: float = 10.0,
     connection: ClientOptions | None = None,
 ) -> RepositoryStatus:
     """Show what servers serve, and where they differ from the repository; nothing is changed.
@@ -30,7 +33,8 @@ def status(
         repository: the model repository.
         name: the model; `None` for all that were deployed or are loaded.
         to: connected clients or URLs; `None` takes the server of the settings, else the running `serve`.
-        connection: how to connect to URLs; `None` takes the settings.
+        timeout_s: how long to wait for each answer.
+        connection: how to connect to URLs, but for its own time; `None` takes the settings.
 
     Raises:
         RepositoryError: there is no such model.
@@ -48,4 +52,5 @@ def status(
                 f"No server runs on {repository}", hint="Start one: repo-manager serve, or use --to."
             )
         to = running.http_url
-    return status_of(repository, to, (name,) if name else (), connection=connection or connection_of(settings))
+    how = dataclasses.replace(connection or connection_of(settings), timeout_s=timeout_s)
+    return status_of(repository, to, (name,) if name else (), connection=how)

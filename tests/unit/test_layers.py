@@ -105,8 +105,8 @@ def test_one_module_answers_for_names_that_it_does_not_have() -> None:
     assert found == {"__init__.py"}
 
 
-def test_a_module_of_ours_is_named_by_a_string_in_three_places() -> None:
-    """The public API, the command table, and one store, whose extra a local repository does without."""
+def test_a_module_of_ours_is_named_by_a_string_in_two_places() -> None:
+    """The public API and the command table."""
     named = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
@@ -122,11 +122,11 @@ def test_a_module_of_ours_is_named_by_a_string_in_three_places() -> None:
         "server/backends/tensorrt/rm_trt_engine.py",
         "settings.py",
     }
-    assert named - others == {"__init__.py", "cli/commands.py", "repository/stores/__init__.py"}
+    assert named - others == {"__init__.py", "cli/commands.py"}
 
 
-def test_one_module_of_ours_waits_for_its_use() -> None:
-    """`verify` alone judges a graph, by modules that need onnx and NumPy; every other command reads without them."""
+def test_two_things_of_ours_wait_for_their_use() -> None:
+    """What commands on a disk do without: the store of objects; and how `verify` judges a graph, by onnx and NumPy."""
     waiting = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
@@ -135,7 +135,7 @@ def test_one_module_of_ours_waits_for_its_use() -> None:
         and ast.unparse(node.func) == "deferred"
         and ast.unparse(node.args[0]).strip("'").startswith("repo_manager")
     }
-    assert waiting == {"triton_config/joined_requests.py"}
+    assert waiting == {"triton_config/joined_requests.py", "repository/stores/__init__.py"}
 
 
 def header_of(text: str) -> int:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from repo_manager.optional import deferred
 from repo_manager.repository.layout import open_root
 from repo_manager.repository.location import Location
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.stores.disk import DiskStore
 
-__all__ = ["open_store"]
+if TYPE_CHECKING:
+    from repo_manager.repository.stores.objects import store as objects
+else:
+    # It belongs to the [cloud] extra, and takes a tenth of a start: commands on a disk do without.
+    objects = deferred("repo_manager.repository.stores.objects.store")
 
-# It belongs to the [cloud] extra, and takes a tenth of a start: commands on a disk do without.
-_OBJECT_STORE = "repo_manager.repository.stores.objects.store"
+__all__ = ["open_store"]
 
 
 def open_store(repository: Location, *, may_be_new: bool = False) -> Store:
@@ -31,5 +34,4 @@ def open_store(repository: Location, *, may_be_new: bool = False) -> Store:
     if isinstance(repository, Path):
         root = repository.expanduser().resolve()
         return DiskStore(root if may_be_new and not root.exists() else open_root(repository))
-    make: Callable[[Location], Store] = importlib.import_module(_OBJECT_STORE).ObjectStore
-    return make(repository)
+    return objects.ObjectStore(repository)
