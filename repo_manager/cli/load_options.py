@@ -37,6 +37,13 @@ class ServerFlags:
     protocol: Protocol | None = option(
         "--protocol", sets=(LoadTestOptions, "protocol"), help="What it speaks [default: the URL's]."
     )
+    timeout: float = option(
+        "--timeout",
+        metavar="SECONDS",
+        sets=(LoadTestOptions, "timeout_s"),
+        min=0.1,
+        help="A request without an answer for this long is an error.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,12 @@ import ctypes.util
 import dataclasses
 import re
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.result import GpuUse
+from repo_manager.server.http_wire import fetch_text
 
 __all__ = ["GpuReading", "MetricsSource", "Nvml", "is_local", "open_nvml", "parse_metrics"]
 
@@ -140,7 +140,7 @@ def is_local(host: str) -> bool:
 
 # GPU utilisation, memory, power and energy over the measured time: Triton's metrics, else NVML.
 
-_LINE = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*)(\{.*\})?\s+(\S+)")
+_LINE = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*)(\{.*\})?[ \t]+(\S+)", re.MULTILINE)
 _WANTED = {
     "utilization": "nv_gpu_utilization",
     "memory_used_bytes": "nv_gpu_memory_used_bytes",
@@ -154,15 +154,13 @@ _TITLES = {
     "energy_j": "energy",
 }
 _TIMEOUT_S = 2.0
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as the load itself goes
 
 
 def parse_metrics(text: str) -> dict[str, list[float]]:
     """Return metric name -> values over all its label sets, for the GPU metrics that are there."""
     found: dict[str, list[float]] = {}
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if match and match.group(1) in _WANTED.values():
+    for match in _LINE.finditer(text):
+        if match.group(1) in _WANTED.values():
             try:
                 found.setdefault(match.group(1), []).append(float(match.group(3)))
             except ValueError:
@@ -205,10 +203,9 @@ class MetricsSource:
 
     def _scraped(self) -> dict[str, list[float]]:
         try:
-            with _DIRECT.open(self._url, timeout=_TIMEOUT_S) as answer:  # an address that the user gave
-                found = parse_metrics(answer.read().decode("utf-8", "replace"))
-        except (OSError, ValueError) as exc:
-            self._problem = f"no metrics at {self._url}: {exc}"
+            found = parse_metrics(fetch_text(self._url, timeout_s=_TIMEOUT_S))
+        except RepoManagerError as exc:
+            self._problem = f"no metrics at {self._url}: {exc.message}"
             return {}
         self._has_gpus = bool(found)
         return found

@@ -59,7 +59,8 @@ class LoadTestOptions:
         workers: processes of the native client; `None` takes one per four CPUs.
         connections: gRPC connections of each worker.
         max_in_flight: open loop: requests open at once; what is due beyond waits and its waiting is latency.
-        timeout_s: a request without an answer for this long is an error.
+        timeout_s: a request without an answer for this long is an error; a connection, and a question about the model,
+            takes no longer either.
         metrics_url: Triton's metrics (`http://host:8002/metrics`); `None` tries port 8002 of the same host.
         access: headers, token and TLS files of the connections.
         shared_memory: `none`: inputs travel in each request; `system`: they lie in POSIX shared memory that is

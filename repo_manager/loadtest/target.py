@@ -8,9 +8,9 @@ from types import TracebackType
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.request_data.tensors import InputFacts
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts
 from repo_manager.server.client import TritonClient
-from repo_manager.server.transport import TensorMetadata
+from repo_manager.server.transport import ModelMetadata, TensorMetadata
 
 __all__ = ["ModelStatistics", "Target", "TargetFacts", "connect"]
 
@@ -63,6 +63,7 @@ class Target:
 
     def __init__(self, options: LoadTestOptions) -> None:
         self._options = options
+        self._timeout_s = min(_TIMEOUT_S, options.timeout_s)
         self._client = TritonClient.connect(options.server_url, options.access)
 
     def __enter__(self) -> Target:
@@ -85,14 +86,15 @@ class Target:
             ServerRefusedError: unknown model or version, or not ready.
         """
         options = self._options
-        server = self._client.metadata(timeout_s=_TIMEOUT_S)
+        server = self._client.metadata(timeout_s=self._timeout_s)
         try:
-            metadata = self._client.model_metadata(options.model, options.version, timeout_s=_TIMEOUT_S)
-            config = self._client.model_config(options.model, options.version, timeout_s=_TIMEOUT_S)
+            metadata = self._client.model_metadata(options.model, options.version, timeout_s=self._timeout_s)
+            config = self._client.model_config(options.model, options.version, timeout_s=self._timeout_s)
         except ServerRefusedError as exc:
             raise ServerRefusedError(exc.message, hint=_hint(options)) from exc
         batch = int(config.max_batch_size)
         optional = {str(item.name) for item in config.input if item.optional}
+        _require_types(metadata)
         return TargetFacts(
             url=options.url,
             protocol=options.wire,
@@ -117,7 +119,7 @@ class Target:
         Raises:
             ServerError: as `facts`.
         """
-        versions = self._client.statistics(self._options.model, self._options.version, timeout_s=_TIMEOUT_S)
+        versions = self._client.statistics(self._options.model, self._options.version, timeout_s=self._timeout_s)
         batches: dict[int, int] = {}
         for each in versions:
             for size, count in each.batches.items():
@@ -138,15 +140,29 @@ class Target:
         Raises:
             ServerError: it cannot, or is not allowed to.
         """
-        self._client.register_memory(name, key, size_bytes, timeout_s=_TIMEOUT_S)
+        self._client.register_memory(name, key, size_bytes, timeout_s=self._timeout_s)
 
     def unregister_memory(self, name: str) -> None:
         """Let the server forget a region. Raises as `register_memory`."""
-        self._client.unregister_memory(name, timeout_s=_TIMEOUT_S)
+        self._client.unregister_memory(name, timeout_s=self._timeout_s)
 
     def registered_memory(self) -> tuple[str, ...]:
         """Return the names of the regions that the server maps. Raises as `register_memory`."""
-        return self._client.registered_memory(timeout_s=_TIMEOUT_S)
+        return self._client.registered_memory(timeout_s=self._timeout_s)
+
+
+def _require_types(metadata: ModelMetadata) -> None:
+    """See that all tensors are of types that requests can be made of.
+
+    Raises:
+        ServerRefusedError: one is not.
+    """
+    for item in (*metadata.inputs, *metadata.outputs):
+        if item.datatype not in NUMPY_OF_TRITON:
+            raise ServerRefusedError(
+                f"the server says that {item.name} of {metadata.name} is of type {item.datatype!r:.40}, which is none "
+                f"of Triton's: {', '.join(NUMPY_OF_TRITON)}"
+            )
 
 
 def _newest(versions: Sequence[str]) -> str:

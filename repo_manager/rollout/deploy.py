@@ -144,7 +144,10 @@ class _Reach:
             yield KServeTarget(context, self.service, self.api, trial)
         else:
             with contextlib.ExitStack() as stack:
-                yield _on_servers(context, connect(self.servers, connection, stack), trial)
+                clients = connect(self.servers, connection, stack)
+                for client in clients:
+                    stack.enter_context(client.within(context.call_s))
+                yield _on_servers(context, clients, trial)
 
 
 @contextlib.contextmanager

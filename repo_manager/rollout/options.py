@@ -68,7 +68,8 @@ class RolloutOptions:
         load_timeout_s: deadline of one load on a server, and of the wait for one Deployment or InferenceService.
         settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
         smoke_timeout_s: deadline of the smoke inference.
-        reconnect_timeout_s: how long the undo waits for a server that has stopped answering.
+        reconnect_timeout_s: how long the undo waits for a server that has stopped answering; at most half of a short
+            `deadline_s`.
         lease_timeout_s: how long to wait for another roll-out of the same model.
         retries: how often a call is made again when the server was out of reach, or busy, for a moment.
         signed_by: public keys one of which has to vouch for the version; empty asks for no signature.

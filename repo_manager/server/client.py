@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -42,6 +43,7 @@ class TritonClient:
 
     def __init__(self, endpoint: Endpoint, transport: Transport, options: ClientOptions) -> None:
         self.endpoint = endpoint
+        self._limit: Callable[[float], float] = _own_deadline
         self._transport = transport
         self._options = options
 
@@ -69,6 +71,20 @@ class TritonClient:
     def url(self) -> str:
         """The server's URL."""
         return str(self.endpoint)
+
+    @contextlib.contextmanager
+    def within(self, limit: Callable[[float], float]) -> Iterator[TritonClient]:
+        """Hold all calls together to one deadline.
+
+        Args:
+            limit: given how many seconds a call may take by itself, returns how many it gets; raises ServerError when
+                none is left.
+        """
+        previous, self._limit = self._limit, limit
+        try:
+            yield self
+        finally:
+            self._limit = previous
 
     def __enter__(self) -> TritonClient:
         return self
@@ -107,6 +123,7 @@ class TritonClient:
         self._wait(self._transport.live, "live", timeout_s)
 
     def _wait(self, ask: Callable[[float], bool], state: str, timeout_s: float) -> None:
+        timeout_s = self._limit(timeout_s)
         deadline = time.monotonic() + timeout_s
         reason = f"it answers, but is not {state}"
         while True:
@@ -129,13 +146,16 @@ class TritonClient:
         Triton lists the root and then looks at each entry, and fails when one is gone by then: a temporary file, or a
         model that is removed at that moment. It is asked again then.
         """
+        timeout_s = self._deadline(timeout_s)
+        end = time.monotonic() + timeout_s
         for _ in range(_MOST_LOOKS - 1):
             try:
-                return self._transport.index(self._deadline(timeout_s))
+                return self._transport.index(timeout_s)
             except ServerRefusedError as exc:
-                if "failed to stat file" not in exc.message:
+                timeout_s = end - time.monotonic()
+                if "failed to stat file" not in exc.message or timeout_s <= 0:
                     raise
-        return self._transport.index(self._deadline(timeout_s))
+        return self._transport.index(timeout_s)
 
     def versions(self, name: str, *, timeout_s: float | None = None) -> dict[int, IndexEntry]:
         """Return the index's versions of one model (not those that were never loaded)."""
@@ -238,10 +258,15 @@ class TritonClient:
         return self._transport.stream(name, _text(version), inputs, options, self._deadline(timeout_s))
 
     def _deadline(self, timeout_s: float | None) -> float:
-        return self._options.timeout_s if timeout_s is None else timeout_s
+        return self._limit(self._options.timeout_s if timeout_s is None else timeout_s)
 
     def _load_deadline(self, timeout_s: float | None) -> float:
-        return self._options.load_timeout_s if timeout_s is None else timeout_s
+        return self._limit(self._options.load_timeout_s if timeout_s is None else timeout_s)
+
+
+def _own_deadline(timeout_s: float) -> float:
+    """Leave a call the time that it has by itself."""
+    return timeout_s
 
 
 def _text(version: int | None) -> str:

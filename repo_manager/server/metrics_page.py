@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import re
-import urllib.error
-import urllib.request
 from urllib.parse import urlsplit
 
+from repo_manager.errors import RepoManagerError
+from repo_manager.server.http_wire import fetch_text
 from repo_manager.server.records import local_server
 from repo_manager.server.transport import Endpoint
 
@@ -35,11 +34,8 @@ def metrics_url_of(url: str) -> str | None:
 def metrics_text(url: str, *, timeout_s: float = 1.0) -> str | None:
     """Return a metrics page's text; `None` when it cannot be had: nothing depends on it."""
     try:
-        # No proxy: a model server that was named is not behind the one for the outside world.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=timeout_s) as answer:
-            return str(answer.read().decode(errors="replace"))
-    except (OSError, urllib.error.URLError, http.client.HTTPException):
+        return fetch_text(url, timeout_s=timeout_s)
+    except RepoManagerError:
         return None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.optional import deferred
 from repo_manager.server.credentials import check_header
 from repo_manager.tls import TlsFiles
@@ -26,6 +27,8 @@ else:
     triton_utils = deferred("tritonclient.utils")
 
 __all__ = [
+    "ANSWER_BYTES",
+    "INFERENCE_BYTES",
     "ClientOptions",
     "Endpoint",
     "IndexEntry",
@@ -35,14 +38,26 @@ __all__ = [
     "TensorMetadata",
     "Transport",
     "VersionStatistics",
+    "array_of",
     "out_of_reach",
+    "reading",
     "refusal",
     "request_inputs",
+    "several",
+    "text_of",
+    "version_of",
 ]
 
 
 Config = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which is published without type information."""
+
+ANSWER_BYTES = 8 << 20
+"""The largest answer that is read of a question about models. An index of 50,000 models has 5 MiB."""
+INFERENCE_BYTES = 256 << 20
+"""The largest answer that is read of an inference."""
+_MOST_ENTRIES = 200_000
+_QUOTED_CHARACTERS = 200
 
 # triton-inference-server/server, `RestrictedFeatures`: the metadata's name over gRPC is this and the key.
 _GRPC_PREFIX = "triton-grpc-protocol-"
@@ -262,6 +277,78 @@ def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachabl
         f"{endpoint} cannot be reached: {what}: {reason}",
         hint="Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP).",
     )
+
+
+@contextlib.contextmanager
+def reading(endpoint: Endpoint, what: str) -> Iterator[None]:
+    """Take an answer apart: whatever is wrong with it is the server's refusal, and no fault of ours.
+
+    Raises:
+        ServerRefusedError: the answer is not what Triton's is; with what was found.
+    """
+    try:
+        yield
+    except RepoManagerError:
+        raise
+    except Exception as exc:  # what a foreign answer can break has no end
+        found = " ".join(str(exc).split())[:_QUOTED_CHARACTERS] or "it breaks off"
+        raise ServerRefusedError(
+            f"{endpoint} answers {what}, but not as a Triton server does: {type(exc).__name__}: {found}",
+            hint="Check the address, and that the port is Triton's (8001 gRPC, 8000 HTTP).",
+        ) from exc
+
+
+def text_of(value: object) -> str:
+    """Return a text of an answer.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"a text was expected, not {type(value).__name__}")
+    return value
+
+
+def version_of(value: object) -> int | None:
+    """Return a version's number; `None` for the empty text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(value) if isinstance(value, str | int) and value != "" else None
+    if number is None and value:
+        raise ValueError(f"a version was expected, not {type(value).__name__}")
+    if number is not None and not 0 <= number < 1 << 63:
+        raise ValueError(f"a version was expected, not {number}")
+    return number
+
+
+def array_of(name: str, result: Any) -> np.ndarray[Any, Any]:
+    """Return an output of a client library's `InferResult`.
+
+    Raises:
+        ValueError: it has no data.
+    """
+    array: np.ndarray[Any, Any] | None = result.as_numpy(name)
+    if array is None:
+        raise ValueError(f"output {name} has no data")
+    return array
+
+
+def several(value: object) -> Sequence[Any]:
+    """Return a list of an answer; an absent one is empty.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is longer than anybody's.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise TypeError(f"a list was expected, not {type(value).__name__}")
+    if len(value) > _MOST_ENTRIES:
+        raise ValueError(f"a list of {len(value)} entries")
+    return value
 
 
 def without_stack(reason: str) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import logging
 import queue
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.optional import deferred
 from repo_manager.server.transport import (
+    ANSWER_BYTES,
+    INFERENCE_BYTES,
     ClientOptions,
     Config,
     Endpoint,
@@ -22,11 +26,16 @@ from repo_manager.server.transport import (
     ServerMetadata,
     TensorMetadata,
     VersionStatistics,
+    array_of,
     out_of_reach,
+    reading,
     refusal,
     request_inputs,
+    several,
+    version_of,
     without_stack,
 )
+from repo_manager.sockets import Deputies
 from repo_manager.tls import grpc_pem
 
 if TYPE_CHECKING:
@@ -45,6 +54,17 @@ _NO_CONNECTION = re.compile(
     r"|handshake|broken pipe|endpoint closing|stream removed|ping timeout|transport|unreachable|recvmsg|sendmsg",
     re.IGNORECASE,
 )
+_GRACE_S = 0.25  # how much later than by its own deadline a call is given up
+_END_S = 1.0  # how long the end of a stream may take
+_SERVICE = "inference.GRPCInferenceService"
+_LIMITS = json.dumps(
+    {
+        "methodConfig": [
+            {"name": [{"service": _SERVICE}], "maxResponseMessageBytes": ANSWER_BYTES},
+            {"name": [{"service": _SERVICE, "method": "ModelInfer"}], "maxResponseMessageBytes": INFERENCE_BYTES},
+        ]
+    }
+)
 
 
 class GrpcTransport:
@@ -56,7 +76,8 @@ class GrpcTransport:
         pem = grpc_pem(options.tls)
         arguments: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_receive_message_length", INFERENCE_BYTES),
+            ("grpc.service_config", _LIMITS),
             # A proxy for the outside world is not on the way to a model server that was named.
             ("grpc.enable_http_proxy", 0),
         ]
@@ -67,119 +88,143 @@ class GrpcTransport:
             triton.InferenceServerClient, endpoint.address, creds=credentials, channel_args=arguments
         )
         self._client = self._connected()
+        self._deputies = Deputies()
+        # It prints a traceback for each answer that is no protobuf message; the error tells of it.
+        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
+
+    def _ask(self, what: str, timeout_s: float, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Call the server, and translate errors.
+
+        Raises:
+            ServerUnreachableError: no answer within `timeout_s`, or no connection.
+            ServerRefusedError: the server answers with an error, or with something that is no answer.
+        """
+
+        def act() -> Any:
+            return call(*given, headers=self._headers, client_timeout=timeout_s, **named)
+
+        with self._translating(what, timeout_s):
+            return self._deputies.call(act, timeout_s + _GRACE_S)
 
     @contextlib.contextmanager
-    def _call(self, what: str, timeout_s: float) -> Iterator[dict[str, Any]]:
-        """Give the arguments that every call takes, and translate its errors."""
-        try:
-            yield {"headers": self._headers, "client_timeout": timeout_s}
-        except triton_utils.InferenceServerException as exc:
-            raise self._translated(exc, what, timeout_s) from exc
+    def _translating(self, what: str, timeout_s: float) -> Iterator[None]:
+        """Translate the errors of the client library, and whatever breaks on an answer."""
+        with reading(self._endpoint, what):
+            try:
+                yield
+            except TimeoutError as exc:
+                raise self._late(what, timeout_s) from exc
+            except triton_utils.InferenceServerException as exc:
+                raise self._translated(exc, what, timeout_s) from exc
+
+    def _late(self, what: str, timeout_s: float) -> ServerUnreachableError:
+        return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {what}")
 
     def _translated(self, exc: triton_utils.InferenceServerException, what: str, timeout_s: float) -> ServerError:
         status, reason = str(exc.status() or ""), str(exc.message() or exc).strip()
         if status.endswith("DEADLINE_EXCEEDED"):
-            return ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {what}")
+            return self._late(what, timeout_s)
         if status.endswith("UNAVAILABLE") and _NO_CONNECTION.search(reason):
             return out_of_reach(self._endpoint, what, reason)
         return refusal(self._endpoint, what, reason)
 
     def live(self, timeout_s: float) -> bool:
         """Say whether the server is alive."""
-        with self._call("liveness", timeout_s) as arguments:
-            return bool(self._client.is_server_live(**arguments))
+        return bool(self._ask("liveness", timeout_s, self._client.is_server_live))
 
     def ready(self, timeout_s: float) -> bool:
         """Say whether the server is ready."""
-        with self._call("readiness", timeout_s) as arguments:
-            return bool(self._client.is_server_ready(**arguments))
+        return bool(self._ask("readiness", timeout_s, self._client.is_server_ready))
 
     def metadata(self, timeout_s: float) -> ServerMetadata:
         """Return the server's metadata."""
-        with self._call("metadata", timeout_s) as arguments:
-            answer = self._client.get_server_metadata(**arguments)
-        return ServerMetadata(answer.name, answer.version, tuple(answer.extensions))
+        answer = self._ask("metadata", timeout_s, self._client.get_server_metadata)
+        with reading(self._endpoint, "metadata"):
+            return ServerMetadata(answer.name, answer.version, tuple(several(answer.extensions)))
 
     def index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
         """Return the repository index."""
-        with self._call("repository index", timeout_s) as arguments:
-            answer = self._client.get_model_repository_index(**arguments)
-        return tuple(
-            IndexEntry(
-                entry.name, int(entry.version) if entry.version else None, entry.state, without_stack(entry.reason)
+        answer = self._ask("repository index", timeout_s, self._client.get_model_repository_index)
+        with reading(self._endpoint, "repository index"):
+            return tuple(
+                IndexEntry(entry.name, version_of(entry.version), entry.state, without_stack(entry.reason))
+                for entry in several(answer.models)
             )
-            for entry in answer.models
-        )
 
     def load(self, name: str, config_json: str | None, timeout_s: float) -> None:
         """Load or reload a model."""
-        with self._call(f"load {name}", timeout_s) as arguments:
-            self._client.load_model(name, config=config_json, **arguments)
+        self._ask(f"load {name}", timeout_s, self._client.load_model, name, config=config_json)
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None:
         """Unload a model; Triton answers before it is gone."""
-        with self._call(f"unload {name}", timeout_s) as arguments:
-            self._client.unload_model(name, unload_dependents=dependents, **arguments)
+        self._ask(f"unload {name}", timeout_s, self._client.unload_model, name, unload_dependents=dependents)
 
     def statistics(self, name: str, version: str, timeout_s: float) -> tuple[VersionStatistics, ...]:
         """Return the counters of the loaded versions."""
-        with self._call(f"statistics of {name}", timeout_s) as arguments:
-            answer = self._client.get_inference_statistics(name, version, **arguments)
-        return tuple(
-            VersionStatistics(
-                name=each.name,
-                version=int(each.version),
-                last_inference_ms=int(each.last_inference),
-                inference_count=int(each.inference_count),
-                execution_count=int(each.execution_count),
-                success_count=int(each.inference_stats.success.count),
-                fail_count=int(each.inference_stats.fail.count),
-                success_ns=int(each.inference_stats.success.ns),
-                queue_ns=int(each.inference_stats.queue.ns),
-                compute_input_ns=int(each.inference_stats.compute_input.ns),
-                compute_infer_ns=int(each.inference_stats.compute_infer.ns),
-                compute_output_ns=int(each.inference_stats.compute_output.ns),
-                fail_ns=int(each.inference_stats.fail.ns),
-                cache_hit_count=int(each.inference_stats.cache_hit.count),
-                batches={int(batch.batch_size): int(batch.compute_infer.count) for batch in each.batch_stats},
+        answer = self._ask(f"statistics of {name}", timeout_s, self._client.get_inference_statistics, name, version)
+        with reading(self._endpoint, f"statistics of {name}"):
+            return tuple(
+                VersionStatistics(
+                    name=each.name,
+                    version=version_of(each.version) or 0,
+                    last_inference_ms=int(each.last_inference),
+                    inference_count=int(each.inference_count),
+                    execution_count=int(each.execution_count),
+                    success_count=int(each.inference_stats.success.count),
+                    fail_count=int(each.inference_stats.fail.count),
+                    success_ns=int(each.inference_stats.success.ns),
+                    queue_ns=int(each.inference_stats.queue.ns),
+                    compute_input_ns=int(each.inference_stats.compute_input.ns),
+                    compute_infer_ns=int(each.inference_stats.compute_infer.ns),
+                    compute_output_ns=int(each.inference_stats.compute_output.ns),
+                    fail_ns=int(each.inference_stats.fail.ns),
+                    cache_hit_count=int(each.inference_stats.cache_hit.count),
+                    batches={int(batch.batch_size): int(batch.compute_infer.count) for batch in each.batch_stats},
+                )
+                for each in several(answer.model_stats)
             )
-            for each in answer.model_stats
-        )
 
     def model_config(self, name: str, version: str, timeout_s: float) -> Config:
         """Return the config that the server runs a model with."""
-        with self._call(f"configuration of {name}", timeout_s) as arguments:
-            return self._client.get_model_config(name, version, **arguments).config
+        return self._ask(f"configuration of {name}", timeout_s, self._client.get_model_config, name, version).config
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
         """Return what the server says of a model."""
-        with self._call(f"metadata of {name}", timeout_s) as arguments:
-            answer = self._client.get_model_metadata(name, version, **arguments)
-        inputs, outputs = (
-            tuple(TensorMetadata(tensor.name, tensor.datatype, tuple(map(int, tensor.shape))) for tensor in tensors)
-            for tensors in (answer.inputs, answer.outputs)
-        )
-        return ModelMetadata(answer.name, tuple(answer.versions), answer.platform, inputs, outputs)
+        answer = self._ask(f"metadata of {name}", timeout_s, self._client.get_model_metadata, name, version)
+        with reading(self._endpoint, f"metadata of {name}"):
+            inputs, outputs = (
+                tuple(
+                    TensorMetadata(each.name, each.datatype, tuple(map(int, each.shape))) for each in several(tensors)
+                )
+                for tensors in (answer.inputs, answer.outputs)
+            )
+            versions = tuple(str(version_of(version)) for version in several(answer.versions))
+            return ModelMetadata(answer.name, versions, answer.platform, inputs, outputs)
 
     def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None:
         """Let the server map POSIX shared memory."""
-        with self._call(f"register shared memory {name}", timeout_s) as arguments:
-            self._client.register_system_shared_memory(name, key, size_bytes, **arguments)
+        self._ask(
+            f"register shared memory {name}",
+            timeout_s,
+            self._client.register_system_shared_memory,
+            name,
+            key,
+            size_bytes,
+        )
 
     def unregister_memory(self, name: str, timeout_s: float) -> None:
         """Let the server forget a region."""
-        with self._call(f"unregister shared memory {name}", timeout_s) as arguments:
-            self._client.unregister_system_shared_memory(name, **arguments)
+        self._ask(f"unregister shared memory {name}", timeout_s, self._client.unregister_system_shared_memory, name)
 
     def registered_memory(self, timeout_s: float) -> tuple[str, ...]:
         """Return the names of the regions that the server maps."""
-        with self._call("regions of shared memory", timeout_s) as arguments:
-            return tuple(self._client.get_system_shared_memory_status(**arguments).regions)
+        return tuple(
+            self._ask("regions of shared memory", timeout_s, self._client.get_system_shared_memory_status).regions
+        )
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
         """Say whether a version is ready."""
-        with self._call(f"readiness of {name}", timeout_s) as arguments:
-            return bool(self._client.is_model_ready(name, version, **arguments))
+        return bool(self._ask(f"readiness of {name}", timeout_s, self._client.is_model_ready, name, version))
 
     def infer(
         self,
@@ -193,11 +238,19 @@ class GrpcTransport:
         """Run one inference."""
         wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
         tensors = request_inputs(triton, inputs)
-        with self._call(f"inference on {name}", timeout_s) as arguments:
-            result = self._client.infer(
-                name, tensors, model_version=version, outputs=wanted, **options.arguments(), **arguments
-            )
-        return _outputs_of(result)
+        what = f"inference on {name}"
+        result = self._ask(
+            what,
+            timeout_s,
+            self._client.infer,
+            name,
+            tensors,
+            model_version=version,
+            outputs=wanted,
+            **options.arguments(),
+        )
+        with reading(self._endpoint, what):
+            return _outputs_of(result)
 
     def stream(
         self,
@@ -215,11 +268,18 @@ class GrpcTransport:
         deadline = time.monotonic() + timeout_s
         tensors = request_inputs(triton, inputs)
         client = self._connected()
+        room = INFERENCE_BYTES
+
+        def take(result: Any, error: Any) -> None:
+            nonlocal room
+            room -= 0 if result is None else result.get_response().ByteSize()
+            if room < 0:
+                result, error = None, triton_utils.InferenceServerException(f"more than {INFERENCE_BYTES >> 20} MiB")
+            answers.put((result, error))
+
         try:
-            with self._call(f"inference on {name}", timeout_s):
-                client.start_stream(
-                    lambda result, error: answers.put((result, error)), headers=self._headers, stream_timeout=timeout_s
-                )
+            with self._translating(f"inference on {name}", timeout_s):
+                client.start_stream(take, headers=self._headers, stream_timeout=timeout_s)
                 client.async_stream_infer(
                     name,
                     tensors,
@@ -229,7 +289,8 @@ class GrpcTransport:
                 )
             yield from self._until_final(answers, f"inference on {name}", deadline, timeout_s)
         finally:
-            client.stop_stream(cancel_requests=True)
+            with contextlib.suppress(TimeoutError):  # a stream that floods us does not end by being told to
+                self._deputies.call(lambda: client.stop_stream(cancel_requests=True), _END_S)
             client.close()
 
     def _until_final(
@@ -247,14 +308,17 @@ class GrpcTransport:
             response = result.get_response()
             final = response.parameters["triton_final_response"].bool_param
             if response.outputs or not final:
-                yield _outputs_of(result)
+                with reading(self._endpoint, what):
+                    outputs = _outputs_of(result)
+                yield outputs
             if final:
                 return
 
     def close(self) -> None:
         """Close the channel."""
+        self._deputies.close()
         self._client.close()
 
 
 def _outputs_of(result: Any) -> dict[str, np.ndarray[Any, Any]]:
-    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+    return {output.name: array_of(output.name, result) for output in result.get_response().outputs}

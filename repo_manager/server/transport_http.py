@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
-import socket
-import ssl
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import ServerRefusedError, UsageError
 from repo_manager.optional import require
+from repo_manager.server.http_wire import HttpWire
 from repo_manager.server.transport import (
+    ANSWER_BYTES,
+    INFERENCE_BYTES,
     ClientOptions,
     Config,
     Endpoint,
@@ -25,152 +22,21 @@ from repo_manager.server.transport import (
     ServerMetadata,
     TensorMetadata,
     VersionStatistics,
-    out_of_reach,
+    array_of,
+    reading,
     refusal,
     request_inputs,
+    several,
+    text_of,
+    version_of,
     without_stack,
 )
-from repo_manager.tls import tls_context
 from repo_manager.triton_messages import model_config_pb2
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["HttpTransport", "HttpWire"]
-
-
-# HTTP requests to one server over kept connections, one a thread, by the standard library alone.
-
-_CONNECT_S = 10.0
-
-
-class HttpWire:
-    """Sends requests; safe to share between threads.
-
-    Args:
-        endpoint: of the server; its path, if it has one, comes before that of each request.
-        options: TLS and headers.
-
-    Raises:
-        UsageError: a certificate cannot be read.
-    """
-
-    def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
-        parts = urlsplit(f"//{endpoint.address}")
-        self._endpoint = endpoint
-        self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
-        self._headers = options.all_headers("http")
-        self._context = tls_context(options.tls) if endpoint.tls else None
-        self._server_name = options.server_name
-        self._own = threading.local()
-        self._all: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        timeout_s: float,
-        headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Return status, headers and body of the answer.
-
-        Raises:
-            ServerUnreachableError: no answer within `timeout_s`, or no connection.
-        """
-        deadline = time.monotonic() + timeout_s
-        try:
-            connection, kept = self._connection(timeout_s)
-            try:
-                return self._exchange(connection, (method, path, body, headers), deadline)
-            except (ConnectionError, http.client.BadStatusLine):
-                # The server may have closed a connection that lay idle: that is no answer to this request.
-                connection.close()
-                if not kept:
-                    raise
-                connection, _ = self._connection(timeout_s)
-                return self._exchange(connection, (method, path, body, headers), deadline)
-        except TimeoutError as exc:
-            self._drop()
-            raise ServerUnreachableError(f"{self._endpoint} did not answer within {timeout_s:.3g} s: {path}") from exc
-        except (OSError, http.client.HTTPException) as exc:
-            self._drop()
-            reason = str(exc) or type(exc).__name__
-            raise out_of_reach(self._endpoint, path, reason) from exc
-        except BaseException:
-            self._drop()  # interrupted: what comes over this connection next is not an answer to the next request
-            raise
-
-    def _exchange(
-        self,
-        connection: http.client.HTTPConnection,
-        message: tuple[str, str, bytes | None, Mapping[str, str] | None],
-        deadline: float,
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        method, path, body, headers = message
-        connection.request(method, self._path + path, body=body, headers={**self._headers, **(headers or {})})
-        _limit(connection, deadline - time.monotonic())
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
-
-    def _connection(self, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
-        """Return this thread's connection, open, and whether it was open before."""
-        connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
-        if connection is None:
-            connection = self._new()
-            self._own.connection = connection
-            with self._lock:
-                self._all.append(connection)
-        kept = _socket_of(connection) is not None
-        if not kept:
-            connection.timeout = min(timeout_s, _CONNECT_S)
-            connection.connect()
-        _limit(connection, timeout_s)
-        return connection, kept
-
-    def _new(self) -> http.client.HTTPConnection:
-        if self._context is None:
-            return http.client.HTTPConnection(self._host, self._port)
-        return _NamedConnection(self._host, self._port, self._context, self._server_name)
-
-    def _drop(self) -> None:
-        connection = getattr(self._own, "connection", None)
-        if connection is not None:
-            connection.close()
-
-    def close(self) -> None:
-        """Close every thread's connection."""
-        with self._lock:
-            for connection in self._all:
-                with contextlib.suppress(OSError):
-                    connection.close()
-            self._all.clear()
-
-
-def _socket_of(connection: http.client.HTTPConnection) -> socket.socket | None:
-    """Return the connection's socket; the type stubs do not know that there may be none."""
-    found: socket.socket | None = connection.sock
-    return found
-
-
-def _limit(connection: http.client.HTTPConnection, seconds: float) -> None:
-    found = _socket_of(connection)
-    if found is not None:
-        found.settimeout(max(0.001, seconds))
-
-
-class _NamedConnection(http.client.HTTPSConnection):
-    """A TLS connection whose certificate is checked against a name that may be another than the URL's host."""
-
-    def __init__(self, host: str, port: int | None, context: ssl.SSLContext, server_name: str | None) -> None:
-        super().__init__(host, port, context=context)
-        self._tls, self._server_name = context, server_name
-
-    def connect(self) -> None:
-        """Connect, and check the server's certificate."""
-        http.client.HTTPConnection.connect(self)
-        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server_name or self.host)
+__all__ = ["HttpTransport"]
 
 
 _MEMORY = "/v2/systemsharedmemory"
@@ -201,20 +67,23 @@ class HttpTransport:
         answer = self._json("metadata", "GET", "/v2", None, timeout_s)
         if not isinstance(answer, dict) or not {"name", "version"} <= answer.keys():
             raise ServerRefusedError(f"{self._endpoint} answers metadata without a name: is it a Triton server?")
-        return ServerMetadata(answer["name"], answer["version"], tuple(answer.get("extensions", ())))
+        with reading(self._endpoint, "metadata"):
+            extensions = tuple(map(text_of, several(answer.get("extensions"))))
+            return ServerMetadata(text_of(answer["name"]), text_of(answer["version"]), extensions)
 
     def index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
         """Return the repository index."""
         answer = self._json("repository index", "POST", "/v2/repository/index", {}, timeout_s)
-        return tuple(
-            IndexEntry(
-                entry["name"],
-                int(entry["version"]) if entry.get("version") else None,
-                entry.get("state", ""),
-                without_stack(entry.get("reason", "")),
+        with reading(self._endpoint, "repository index"):
+            return tuple(
+                IndexEntry(
+                    text_of(entry["name"]),
+                    version_of(entry.get("version", "")),
+                    text_of(entry.get("state", "")),
+                    without_stack(text_of(entry.get("reason", ""))),
+                )
+                for entry in several(answer)
             )
-            for entry in answer
-        )
 
     def load(self, name: str, config_json: str | None, timeout_s: float) -> None:
         """Load or reload a model."""
@@ -230,27 +99,35 @@ class HttpTransport:
         """Return the counters of the loaded versions."""
         path = f"{_model(name, version)}/stats" if name else "/v2/models/stats"
         answer = self._json(f"statistics of {name}", "GET", path, None, timeout_s)
-        return tuple(_statistics(each) for each in answer.get("model_stats", ()))
+        with reading(self._endpoint, f"statistics of {name}"):
+            return tuple(_statistics(each) for each in several(answer.get("model_stats")))
 
     def model_config(self, name: str, version: str, timeout_s: float) -> Config:
         """Return the config that the server runs a model with."""
         path = f"{_model(name, version)}/config"
         answer = self._json(f"configuration of {name}", "GET", path, None, timeout_s)
         json_format = require("google.protobuf.json_format")
-        return json_format.ParseDict(answer, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
+        with reading(self._endpoint, f"configuration of {name}"):
+            return json_format.ParseDict(answer, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
         """Return what the server says of a model."""
         answer = self._json(f"metadata of {name}", "GET", _model(name, version), None, timeout_s)
-        inputs, outputs = (
-            tuple(
-                TensorMetadata(tensor["name"], tensor["datatype"], tuple(map(int, tensor.get("shape", ()))))
-                for tensor in answer.get(kind, ())
+        with reading(self._endpoint, f"metadata of {name}"):
+            inputs, outputs = (
+                tuple(
+                    TensorMetadata(
+                        text_of(tensor["name"]),
+                        text_of(tensor["datatype"]),
+                        tuple(map(int, several(tensor.get("shape")))),
+                    )
+                    for tensor in several(answer.get(kind))
+                )
+                for kind in ("inputs", "outputs")
             )
-            for kind in ("inputs", "outputs")
-        )
-        versions = tuple(str(version) for version in answer.get("versions", ()))
-        return ModelMetadata(answer["name"], versions, str(answer.get("platform", "")), inputs, outputs)
+            versions = tuple(str(version_of(version)) for version in several(answer.get("versions")))
+            platform = text_of(answer.get("platform", ""))
+            return ModelMetadata(text_of(answer["name"]), versions, platform, inputs, outputs)
 
     def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None:
         """Let the server map POSIX shared memory."""
@@ -266,7 +143,8 @@ class HttpTransport:
     def registered_memory(self, timeout_s: float) -> tuple[str, ...]:
         """Return the names of the regions that the server maps."""
         answer = self._json("regions of shared memory", "GET", f"{_MEMORY}/status", None, timeout_s)
-        return tuple(str(region["name"]) for region in answer)
+        with reading(self._endpoint, "regions of shared memory"):
+            return tuple(text_of(region["name"]) for region in several(answer))
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
         """Say whether a version is ready."""
@@ -289,13 +167,21 @@ class HttpTransport:
         )
         headers = {} if json_size is None else {_HEADER_LENGTH: str(json_size)}
         path = f"{_model(name, version)}/infer"
-        status, answer_headers, answer = self._wire.request("POST", path, body, timeout_s, headers)
-        self._check(f"inference on {name}", status, answer)
-        length = answer_headers.get(_HEADER_LENGTH)
-        result = triton.InferenceServerClient.parse_response_body(
-            answer, header_length=None if length is None else int(length)
+        what = f"inference on {name}"
+        status, answer_headers, answer = self._wire.request(
+            "POST", path, body, timeout_s, headers=headers, limit_bytes=INFERENCE_BYTES
         )
-        return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+        self._check(what, status, answer)
+        with reading(self._endpoint, what):
+            length = answer_headers.get(_HEADER_LENGTH)
+            size = len(answer) if length is None else int(length)
+            if not 0 <= size <= min(len(answer), ANSWER_BYTES):
+                raise ValueError(f"{size} of {len(answer)} bytes are said to be JSON")
+            result = triton.InferenceServerClient.parse_response_body(
+                answer, header_length=None if length is None else size
+            )
+            outputs_told = several(result.get_response()["outputs"])
+            return {name: array_of(name, result) for name in (text_of(output["name"]) for output in outputs_told)}
 
     def stream(
         self,
@@ -317,7 +203,7 @@ class HttpTransport:
         self._wire.close()
 
     def _says_yes(self, path: str, timeout_s: float) -> bool:
-        return self._wire.request("GET", path, None, timeout_s)[0] == 200
+        return self._wire.request("GET", path, None, timeout_s, limit_bytes=ANSWER_BYTES)[0] == 200
 
     def _json(self, what: str, method: str, path: str, body: Any, timeout_s: float) -> Any:
         """Send JSON and return what comes back; an empty answer is an empty object.
@@ -328,11 +214,13 @@ class HttpTransport:
         """
         content = None if body is None else json.dumps(body).encode()
         headers = {} if content is None else {"content-type": "application/json"}
-        status, _, answer = self._wire.request(method, path, content, timeout_s, headers)
+        status, _, answer = self._wire.request(
+            method, path, content, timeout_s, headers=headers, limit_bytes=ANSWER_BYTES
+        )
         self._check(what, status, answer)
         try:
             return json.loads(answer or b"{}")
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ServerRefusedError(
                 f"{self._endpoint} answers {what} with something other than JSON: is it a Triton server?"
             ) from exc
@@ -342,7 +230,7 @@ class HttpTransport:
             return
         try:
             reason = str(json.loads(answer)["error"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             text = " ".join(answer[:200].decode(errors="replace").split())
             reason = f"HTTP status {status}" + (f" ({text})" if text else "")
         raise refusal(self._endpoint, what, reason)
@@ -363,8 +251,8 @@ def _statistics(each: Mapping[str, Any]) -> VersionStatistics:
         return int(stats.get(kind, {}).get(field, 0))
 
     return VersionStatistics(
-        name=each["name"],
-        version=int(each["version"]),
+        name=text_of(each["name"]),
+        version=version_of(each["version"]) or 0,
         last_inference_ms=int(each.get("last_inference", 0)),
         inference_count=int(each.get("inference_count", 0)),
         execution_count=int(each.get("execution_count", 0)),

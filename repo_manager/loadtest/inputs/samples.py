@@ -74,6 +74,11 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     else:
         shapes = resolve_shapes(facts, options)
         size = sum(_size_bytes(item, shapes[item.name]) for item in inputs)
+        if size > _MAX_TOTAL_BYTES // 2 and not options.shapes:
+            raise InputError(
+                f"a request to {facts.model} would have {size / 2**20:.4g} MiB by the shapes that the server tells",
+                hint="Give the shapes with --shape if that is meant, or the data with --input-data.",
+            )
         count = max(min(options.distinct, _MAX_TOTAL_BYTES // max(size, 1)), 1)
         rng = np.random.default_rng(options.seed)
         samples = [

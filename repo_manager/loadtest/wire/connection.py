@@ -12,11 +12,11 @@ import os
 import select
 import socket
 import ssl
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from repo_manager.errors import RepoManagerError, ServerUnreachableError
+from repo_manager.sockets import Timer, resolve
 from repo_manager.tls import TlsFiles, tls_context
 
 __all__ = ["Connection", "Endpoint", "Sink", "Socket", "TcpStream", "TlsSocket", "WantWrite", "open_sockets", "wrap"]
@@ -28,8 +28,8 @@ _JOINED_BYTES = 65_536
 _context = functools.lru_cache(maxsize=8)(tls_context)  # shared by a worker's connections
 
 
-def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str) -> TlsSocket:
-    """Shake hands on a connected, blocking socket.
+def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str, timer: Timer) -> TlsSocket:
+    """Shake hands on a connected socket.
 
     Raises:
         UsageError: as `tls_context`.
@@ -37,6 +37,7 @@ def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str) -> TlsS
     """
     context = _context(files, protocol)
     try:
+        sock.settimeout(timer.left_s())
         wrapped = context.wrap_socket(sock, server_hostname=files.server_name or host)
     except (ssl.SSLError, OSError) as exc:
         sock.close()
@@ -124,6 +125,7 @@ class TlsSocket:
         return self.send(b"".join(joined))
 
 
+_CONNECT_S = 5.0
 _JOIN_BELOW_BYTES = 65_536
 _MAX_VECTORS = 512
 
@@ -211,8 +213,11 @@ class Connection(Protocol):
         """Close the socket; tells nobody."""
 
 
-def open_sockets(endpoint: Endpoint, count: int, timeout_s: float = 5.0) -> list[Socket]:
+def open_sockets(endpoint: Endpoint, count: int) -> list[Socket]:
     """Connect, all at the same moment, without Nagle's delay; the sockets are non-blocking.
+
+    All of it, from the look-up of the name to the last TLS handshake, takes no longer than a request may, and at most
+    `_CONNECT_S`.
 
     At the same moment, because a server with several network threads hands a connection to one that has nothing
     else to take: connections made one after the other can all end up on its first thread.
@@ -222,16 +227,16 @@ def open_sockets(endpoint: Endpoint, count: int, timeout_s: float = 5.0) -> list
         ServerUnreachableError: refused, unknown host, or no answer in time.
     """
     opened: list[socket.socket] = []
+    timer = Timer(min(_CONNECT_S, endpoint.timeout_ns / 1e9))
     try:
-        family, address = _resolved(endpoint, timeout_s)
+        family, address = _resolved(endpoint, timer)
         for _ in range(count):
             opened.append(socket.socket(family, socket.SOCK_STREAM))
             opened[-1].setblocking(False)
         for sock in opened:
             sock.connect_ex(address)
-        deadline = time.monotonic() + timeout_s
         for sock in opened:
-            _finish_connecting(sock, deadline)
+            _finish_connecting(sock, timer)
     except OSError as exc:
         for sock in opened:
             sock.close()
@@ -241,21 +246,21 @@ def open_sockets(endpoint: Endpoint, count: int, timeout_s: float = 5.0) -> list
         ) from exc
     if endpoint.tls is None:
         return list(opened)
-    return _encrypted(opened, endpoint, endpoint.tls, timeout_s)
+    return _encrypted(opened, endpoint, endpoint.tls, timer)
 
 
-def _resolved(endpoint: Endpoint, timeout_s: float) -> tuple[int, Any]:
+def _resolved(endpoint: Endpoint, timer: Timer) -> tuple[int, Any]:
     """Return family and address of the server; of several addresses, the first one that takes a connection."""
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    for family, _, _, _, address in found[:-1]:
+    found = resolve(endpoint.host, endpoint.port, timer)
+    for family, address in found[:-1]:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.settimeout(timeout_s)
+            probe.settimeout(timer.left_s())
             if not probe.connect_ex(address):
                 return family, address
-    return found[-1][0], found[-1][4]
+    return found[-1]
 
 
-def _finish_connecting(sock: socket.socket, deadline: float) -> None:
+def _finish_connecting(sock: socket.socket, timer: Timer) -> None:
     """Wait until a socket is connected.
 
     Raises:
@@ -263,7 +268,7 @@ def _finish_connecting(sock: socket.socket, deadline: float) -> None:
     """
     poller = select.poll()
     poller.register(sock, select.POLLOUT)
-    if not poller.poll(max(deadline - time.monotonic(), 0) * 1e3):
+    if not poller.poll(timer.left_s() * 1e3):
         raise TimeoutError("no answer in time")
     problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if problem:
@@ -271,12 +276,11 @@ def _finish_connecting(sock: socket.socket, deadline: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _encrypted(opened: list[socket.socket], endpoint: Endpoint, files: TlsFiles, timeout_s: float) -> list[Socket]:
+def _encrypted(opened: list[socket.socket], endpoint: Endpoint, files: TlsFiles, timer: Timer) -> list[Socket]:
     wrapped: list[Socket] = []
     for sock in opened:
-        sock.settimeout(timeout_s)
         try:
-            wrapped.append(wrap(sock, endpoint.host, files, endpoint.protocol))
+            wrapped.append(wrap(sock, endpoint.host, files, endpoint.protocol, timer))
         except RepoManagerError:
             for other in (*wrapped, *opened[len(wrapped) :]):
                 other.close()

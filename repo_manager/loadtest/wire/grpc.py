@@ -39,6 +39,8 @@ __all__ = ["GrpcConnection"]
 
 _WINDOW_BYTES = (1 << 31) - 1
 _TOP_UP_BYTES = 1 << 29
+_FRAME_BYTES = 16_384  # what a peer may send in one frame: we raise no limit in our SETTINGS
+_MOST_UNREAD = 10_000
 _LAST_STREAM = (1 << 31) - 3
 _END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
 
@@ -62,6 +64,8 @@ class GrpcConnection(WireConnection):
         self._peer = PeerSettings()
         self._flow = SendFlow(self._peer)
         self._received = b""
+        self._problem = ""  # why nothing more can be read of this connection
+        self._unread = 0  # answers to control frames that the server has not taken yet
         self._skip = 0  # bytes still to come of a DATA frame, which nobody looks at
         self._unacknowledged = 0
         self._blocks = BlockReader()
@@ -156,7 +160,9 @@ class GrpcConnection(WireConnection):
             self.in_flight -= len(starts_ns)
             latencies = [now_ns - start_ns for start_ns in starts_ns]
             self._again(self._sink.completed(self, latencies, now_ns))
-        if self._out:
+        if self._problem:
+            self._fail_all(self._problem)
+        elif self._out:
             self.flush()
 
     def _read_frames(self, data: bytes) -> list[int]:
@@ -178,6 +184,8 @@ class GrpcConnection(WireConnection):
                     self._skip, position = after - end, end
                     break
             elif after > end:
+                if after - position - 9 > _FRAME_BYTES:
+                    self._problem = f"the server sends a frame of more than {_FRAME_BYTES} bytes: is it a gRPC server?"
                 break
             elif kind == HEADERS and flags & _END_HEADERS:
                 block = data[position + 9 : after]
@@ -223,6 +231,11 @@ class GrpcConnection(WireConnection):
                 self._sink.returned([0] * (count - allowed))
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if kind in (SETTINGS, PING) and not flags & _ACK:
+            self._unread = self._unread + 1 if self._stream.blocked else 0
+            if self._unread > _MOST_UNREAD:
+                self._problem = "the server floods the connection with control frames"
+                return
         if kind == SETTINGS and not flags & _ACK:
             self._apply_settings(payload)
         elif kind == PING and not flags & _ACK:

@@ -17,6 +17,8 @@ __all__ = ["HttpConnection", "http_request"]
 _JOIN_BELOW_BYTES = 65_536
 _KEPT_BODY_BYTES = 4096
 _KNOWN_HEADS = 256
+_HEAD_BYTES = 65_536
+_LENGTH_DIGITS = 18
 _SCRATCH = bytearray(RECEIVE_BYTES)
 
 
@@ -138,9 +140,11 @@ class HttpConnection(WireConnection):
         self._missing -= count
 
     def _take_head(self, data: bytes, now_ns: int) -> None:
-        cut = data.find(b"\r\n\r\n")
+        cut = data.find(b"\r\n\r\n", 0, _HEAD_BYTES)
         if cut < 0:
             self._received = data
+            if len(data) >= _HEAD_BYTES:
+                self._fail_all(f"the answer's header is larger than {_HEAD_BYTES >> 10} KiB")
             return
         self._received = b""
         head = data[:cut]
@@ -193,12 +197,13 @@ def _parse_head(head: bytes) -> tuple[int, int, bool]:
     """Return status, body length (-1: unknown) and whether the connection stays open."""
     lines = head.split(b"\r\n")
     words = lines[0].split(b" ", 2)
-    status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    is_http = len(words) > 1 and words[0] in (b"HTTP/1.1", b"HTTP/1.0") and words[1].isdigit() and len(words[1]) == 3
+    status = int(words[1]) if is_http else 0
     length, keep = -1, words[0] != b"HTTP/1.0"
     for line in lines[1:]:
         name, _, value = line.partition(b":")
         name, value = name.strip().lower(), value.strip().lower()
-        if name == b"content-length" and value.isdigit():
+        if name == b"content-length" and value.isdigit() and len(value) <= _LENGTH_DIGITS:
             length = int(value)
         elif name == b"connection":
             keep = value != b"close"
@@ -212,6 +217,6 @@ def _error_text(status: int, body: bytes) -> str:
         parsed = json.loads(text)
         if isinstance(parsed, dict) and "error" in parsed:
             text = str(parsed["error"])
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return f"HTTP {status}: {text[:300] or 'no message'}"

@@ -43,6 +43,7 @@ _STATUSES = (
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
     "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 )  # fmt: skip
+_STATUS_NAMES = {str(number): name for number, name in enumerate(_STATUSES)}
 _END_STREAM = 0x1
 
 
@@ -134,6 +135,8 @@ class BlockReader:
             block: payload of a HEADERS frame.
             flags: the frame's flags.
         """
+        if flags & _PADDED and not block:
+            return "the server's header block cannot be decoded: it is empty"
         if flags & (_PADDED | _PRIORITY):
             padding = block[0] if flags & _PADDED else 0
             start = bool(flags & _PADDED) + 5 * bool(flags & _PRIORITY)
@@ -164,7 +167,7 @@ def _problem_of(fields: dict[str, str], *, is_end: bool) -> str | None:
         return "the call ended without a grpc-status" if is_end else None
     if status == "0":
         return None
-    name = _STATUSES[int(status)] if status.isdigit() and int(status) < len(_STATUSES) else f"status {status}"
+    name = _STATUS_NAMES.get(status, f"status {status[:20]}")
     return f"{name}: {urllib.parse.unquote(fields.get('grpc-message', ''))[:300] or 'no message'}"
 
 

@@ -52,10 +52,23 @@ class Generator:
         Raises:
             ServerUnreachableError: it did not.
         """
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close every connection; tells nobody."""
+        for connection in self._connections.values():
+            connection.close()
+        self._epoll.close()
+
+    def _open(self) -> None:
         job = self._job
         count = job.connections if job.protocol == "grpc" else self._first_connections()
         self._connect(count)
-        deadline = time.monotonic() + _READY_TIMEOUT_S
+        deadline = time.monotonic() + min(_READY_TIMEOUT_S, job.endpoint.timeout_ns / 1e9)
         while not all(connection.ready for connection in self._connections.values()):
             self._poll(0.05)
             if time.monotonic() > deadline or not self._connections:
@@ -102,9 +115,7 @@ class Generator:
         self._recorder.roll(now_ns)
         self._recorder.finish(now_ns)
         self._recorder.hand_over()
-        for connection in self._connections.values():
-            connection.close()
-        self._epoll.close()
+        self.close()
 
     def _run_closed(self) -> None:
         if self._job.protocol == "http" and self._job.slots > 1 and self._connections:

@@ -12,7 +12,7 @@ import multiprocessing.connection
 import signal
 import sys
 
-from repo_manager.errors import ServerError
+from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.worker.generator import Generator
 from repo_manager.loadtest.worker.priority import fine_timers
 from repo_manager.loadtest.worker.recorder import Recorder
@@ -51,8 +51,11 @@ def _run(pipe: Pipe, job: Job) -> bool:
     generator = Generator(job, recorder, (pipe.fileno(), on_control))
     try:
         generator.open()
-    except ServerError as exc:
+    except RepoManagerError as exc:
         pipe.send(("error", exc.message, exc.hint))
+        return True
+    except OSError as exc:
+        pipe.send(("error", f"a load worker cannot connect: {exc}", None))
         return True
     gc.collect()
     gc.freeze()

@@ -34,6 +34,7 @@ _LONGEST_PAUSE_S = 2.0
 _BUSY = re.compile(
     r"exceeds maximum queue size|too many requests|bad gateway|gateway time-?out|RESOURCE_EXHAUSTED", re.I
 )
+_TOO_LARGE = "message larger than max"  # gRPC's own RESOURCE_EXHAUSTED: asking again changes nothing
 
 
 class Deadline:
@@ -93,7 +94,8 @@ def retried(
 def _is_transient(exc: ServerError) -> bool:
     if isinstance(exc, ServerUnreachableError):
         return "did not answer within" not in exc.message  # that one has waited long enough already
-    return isinstance(exc, ServerRefusedError) and _BUSY.search(exc.message) is not None
+    is_refused = isinstance(exc, ServerRefusedError) and _TOO_LARGE not in exc.message
+    return is_refused and _BUSY.search(exc.message) is not None
 
 
 # The same act on many servers, so many at a time.
@@ -125,6 +127,8 @@ def in_waves(items: Sequence[Item], size: int, act: Callable[[Item], Result]) ->
         pool.shutdown(wait=False, cancel_futures=True)
     return results
 
+
+_RECONNECT_S = 1.5
 
 Report = Callable[[str], None]
 
@@ -259,6 +263,19 @@ class Context:
         self.events.append(event)
         with contextlib.suppress(Exception) if self._halted.is_set() else contextlib.nullcontext():
             self._tell(event)
+
+    def call_s(self, most_s: float) -> float:
+        """Return how long the next call to a server may take; once the roll-out is undone, as long as it needs.
+
+        Raises:
+            ServerUnreachableError: no time is left.
+        """
+        return most_s if self._halted.is_set() else self.deadline.remaining_s(most_s)
+
+    @property
+    def reconnect_s(self) -> float:
+        """How long an undo waits for a server that has stopped answering: not long after a short deadline."""
+        return min(self.options.reconnect_timeout_s, max(_RECONNECT_S, self.options.deadline_s / 2))
 
     def halt(self) -> None:
         """Let what runs in other threads go no further; a change that they have begun ends first."""

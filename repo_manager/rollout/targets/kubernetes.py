@@ -301,7 +301,7 @@ class _PodProver:
     def __init__(self, context: Context, connection: ClientOptions) -> None:
         self._folder, self._name, self._version = context.folder, context.name, context.version
         self._timeout_s, self._report = context.options.smoke_timeout_s, context.note
-        self._connection = connection
+        self._connection, self._limit = connection, context.call_s
         self._proofs: dict[str, PodProof] = {}
         self._tries: dict[str, int] = {}
         self._reachable = False
@@ -339,7 +339,7 @@ class _PodProver:
         return True
 
     def _ask(self, pod: str, url: str) -> int | None:
-        with TritonClient.connect(url, self._connection) as client:
+        with TritonClient.connect(url, self._connection) as client, client.within(self._limit):
             try:
                 client.live(timeout_s=_REACH_S)
             except ServerUnreachableError:

@@ -209,7 +209,7 @@ class TritonPart:
     def undo(self) -> str:
         """Make the server serve what it served before, and see that it does."""
         context, options, before = self.context, self.context.options, self.before.ready
-        self.client.wait_live(options.reconnect_timeout_s)
+        self.client.wait_live(context.reconnect_s)
         if not before or self._unseen:
             self._unload()
         refusal = ""

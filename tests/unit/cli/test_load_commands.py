@@ -145,6 +145,7 @@ LOAD_OPTIONS = {
     "--replay": ("moments.json", "replay", Path("moments.json")),
     "--until": ("saturation", "until_saturation", True),
     "--protocol": ("grpc", "protocol", "grpc"),
+    "--timeout": ("3", "timeout_s", 3.0),
     "--client": ("perf_analyzer", "client", "perf_analyzer"),
     "--batch-size": ("4", "batch_size", 4),
     "--shape": ("x:3,4", "shapes", {"x": (3, 4)}),
