@@ -11,14 +11,15 @@ import typer
 from repo_manager.cli.conversion import ConversionFlags
 from repo_manager.cli.engine_options import AcceleratorFlags, EngineFlags, KindFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import ModelFile, Output, read_labels_file, writing
+from repo_manager.cli.options import Output, read_labels_file, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.cli.signing import signing_key
 from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
-from repo_manager.report.added_view import added_view
+from repo_manager.pipeline.adding_files import FilesOptions, add_files, is_converted
+from repo_manager.report.added_view import added_files_view, added_view
 from repo_manager.report.progress import build_bar
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.terminal import Terminal
@@ -32,6 +33,20 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
+BackendName = Literal[
+    "auto",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "dali",
+    "fil",
+    "openvino",
+    "python",
+    "pytorch",
+    "tensorflow",
+    "vllm",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class MainFlags:
@@ -40,8 +55,10 @@ class MainFlags:
     precision: Precision = option(
         "--precision", "-p", sets=(AddOptions, "precision"), help="Compute precision of the version."
     )
-    backend: Literal["auto", "onnxruntime", "tensorrt", "tensorrt_rtx"] | None = option(
-        "--backend", help="What serves it [default: the settings' backend, else auto]."
+    backend: BackendName | None = option(
+        "--backend",
+        help="What serves it: one of the first four for an ONNX file that is converted; --config names any other "
+        "[default: the settings' backend, else auto; of other files what they say].",
     )
     sparsity: SparsityMode = option(
         "--sparsity", sets=(AddOptions, "sparsity"), help="Weights that are not 2:4: fail, report, or prune them."
@@ -85,7 +102,32 @@ class ServingFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class AddFlags(AcceleratorFlags, KindFlags, EngineFlags, ServingFlags, ConversionFlags, MainFlags):
+class FilesFlags:
+    """What is published as it is."""
+
+    PANEL: ClassVar[str] = "Folders and other files"
+    config: Path | None = option(
+        "--config",
+        metavar="FILE",
+        sets=(FilesOptions, "config"),
+        help="The config.pbtxt; an ONNX file is then published as it is, too [default: the folder's, the model's].",
+    )
+    sample: Path | None = option(
+        "--sample",
+        metavar="FILE",
+        sets=(FilesOptions, "sample"),
+        help="Requests (.npz, .npy, .json, .jsonl) that the version is run on here, and that prove every deploy.",
+    )
+    uses: list[str] | None = option(
+        "--uses",
+        metavar="NAME",
+        sets=(FilesOptions, "uses"),
+        help="A model that its code asks (BLS); it is kept and deployed with it (may be given often).",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AddFlags(AcceleratorFlags, KindFlags, EngineFlags, FilesFlags, ServingFlags, ConversionFlags, MainFlags):
     """Everything that decides what is published (the last base's options come first in the help)."""
 
     def add_options(self) -> AddOptions:
@@ -105,11 +147,38 @@ class AddFlags(AcceleratorFlags, KindFlags, EngineFlags, ServingFlags, Conversio
             **settings_of(AddOptions, self),
         )
 
+    def files_options(self, path: Path) -> FilesOptions:
+        """Return the library's options for what is published as it is.
+
+        Raises:
+            UsageError: an option of the conversion was given.
+        """
+        taken = {field.name for field in dataclasses.fields(FilesFlags)} | {"backend", "sign", "dry_run", "for_server"}
+        given = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name not in taken and getattr(self, field.name) != field.default
+        ]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{names}: {path} is published as it is, so there is nothing to convert or to derive")
+        target = self.add_options().target
+        return FilesOptions(
+            backend=self.backend, target=target, dry_run=self.dry_run, **settings_of(FilesOptions, self)
+        )
+
 
 @app.command("add")
 @grouped
 def add_command(
-    model: ModelFile,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL.onnx|FILE|FOLDER",
+            help="An ONNX file; or what is published as it is: a plan, TorchScript, a folder with model.py, ...",
+            show_default=False,
+        ),
+    ],
     name: Annotated[
         str,
         typer.Option("--name", "-n", metavar="NAME", help="The model's name in Triton.", autocompletion=model_names),
@@ -119,22 +188,32 @@ def add_command(
     flags: AddFlags,
     output: Output,
 ) -> None:
-    """Convert, check and publish a model as a new version. No server serves it until `deploy`."""
+    """Convert, check and publish a model as a new version. No server serves it until `deploy`.
+
+    A folder, or a file that is no ONNX file, is published as it is, with its config.pbtxt, for any backend of Triton's.
+    """
     terminal = output.terminal()
     key, root = signing_key(flags.sign), place.root()
+    as_it_is = flags.config is not None or flags.sample is not None or bool(flags.uses)
+    if as_it_is or not is_converted(model, flags.backend):
+        files = add_files(model, name, root, flags.files_options(model), report=terminal.reporter())
+        if key is not None and files.published:
+            _sign(terminal, root, [(files.name, files.version)], key)
+        terminal.result(files, *added_files_view(files, place.repository))
+        return
     options = flags.add_options()
     with build_bar(terminal) as progress:
         added = add(model, name, root, options, report=terminal.reporter(), progress=progress)
     if key is not None and added.published:
-        _sign(terminal, root, added, key)
+        beside = [(control.name, control.version) for control in added.controls]
+        _sign(terminal, root, [*beside, (added.name, added.version)], key)
     if flags.html is not None:
         _write_page(flags.html, added)
         terminal.note(f"Page: {flags.html}")
     terminal.result(added, *added_view(added, place.repository))
 
 
-def _sign(terminal: Terminal, root: Location, added: Added, key: SigningKey) -> None:
-    published = [*((control.name, control.version) for control in added.controls), (added.name, added.version)]
+def _sign(terminal: Terminal, root: Location, published: list[tuple[str, int]], key: SigningKey) -> None:
     for name, version in published:
         signature = sign_version(root, name, version, key)
         terminal.note(f"{name}:{version} is signed: {signature.file}")

@@ -16,7 +16,7 @@ from repo_manager.report.terminal import next_command
 if TYPE_CHECKING:
     from repo_manager.declared import ApplyResult, ModelPlan
 
-__all__ = ["added_view", "apply_view", "evidence_table", "plan_view", "servers_for"]
+__all__ = ["added_files_view", "added_view", "apply_view", "evidence_table", "plan_view", "servers_for"]
 
 
 def added_view(added: Any, repository: str | None = None) -> list[RenderableType]:
@@ -40,6 +40,32 @@ def added_view(added: Any, repository: str | None = None) -> list[RenderableType
     else:
         views.append(Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}"))
     return views
+
+
+def added_files_view(added: Any, repository: str | None = None) -> list[RenderableType]:
+    """Show a `pipeline.adding_files.AddedFiles`; `repository` as for `added_view`."""
+    proof = {
+        "embedded server": f"{added.requests} request(s), answers recorded on the embedded server",
+        "given": f"{added.requests} request(s) with the answers of the sample",
+        "nobody": f"{added.requests} request(s) without answers: it could not run here",
+    }
+    pairs: list[tuple[str, object]] = [
+        ("version" if added.published else "would be version", f"{added.name}:{added.version}"),
+        ("folder", added.path),
+        ("backend", added.backend),
+        ("files", ", ".join(added.files) or "none"),
+        ("sample", proof.get(added.golden, "none: deploy will make requests up")),
+    ]
+    if added.unreproducible:
+        pairs.append(("not compared", f"outputs that differ from run to run: {', '.join(added.unreproducible)}"))
+    pairs += [("mind", Text(note, style="yellow")) for note in added.notes]
+    pairs += [("mind", Text(f"{problem.message}. {problem.hint}", style="yellow")) for problem in added.fit]
+    if added.published:
+        command = next_command("deploy", f"{added.name}:{added.version}", repository=repository)
+        last = Text(f"No server serves it yet. Next: {command}")
+    else:
+        last = Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}")
+    return [key_values(pairs), last]
 
 
 def _facts(added: Any) -> list[tuple[str, object]]:

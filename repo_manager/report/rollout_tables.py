@@ -260,7 +260,7 @@ def _proof(server: ServerResult) -> str:
         if worst is None
         else f"{len(smoke.outputs)} output(s) compared, largest error {worst.error:.1e} <= {worst.tolerance:.1e}"
     )
-    asked = "one inference" if smoke.requests == 1 else f"a sequence of {smoke.requests} requests"
+    asked = "one inference" if smoke.requests == 1 else f"{smoke.requests} requests"
     if smoke.responses != smoke.requests:
         asked += f" ({smoke.responses} responses)"
     return f"{asked} in {smoke.latency_ns / 1e6:.1f} ms against {smoke.reference}: {compared}"

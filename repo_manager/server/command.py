@@ -315,7 +315,8 @@ def restrictions_of(security: ServerSecurity) -> list[str]:
 
 def environment_of(given: Mapping[str, str], triton: TritonInstallation, backends: BackendDirectory) -> dict[str, str]:
     """Return tritonserver's environment: this process's, without our secrets (models' code runs in its stubs)."""
-    environment = {**os.environ, **given}
+    # A model's bytecode in its version's folder would make Triton reload the version.
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", **os.environ, **given}
     for secret in _OUR_SECRETS:
         environment.pop(secret, None)
     libraries = [str(folder) for folder in triton.libraries]

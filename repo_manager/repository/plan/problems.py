@@ -26,6 +26,7 @@ __all__ = ["model_problems", "readable_config", "version_problems", "work_proble
 
 # Folders of a model that Triton knows: core's kWarmupDataFolder and kInitialStateFolder, --model-config-name's configs.
 _KNOWN_FOLDERS = {"warmup", "initial_state", VARIANTS_FOLDER}
+_BYTECODE = "__pycache__"
 
 
 def readable_config(view: ModelView) -> ModelConfig | None:
@@ -215,4 +216,6 @@ def _files_against_manifest(version: VersionView, manifest: Manifest, where: str
             text = f"has {present[name].size_bytes} bytes; the manifest says {record.size_bytes}"
             yield Problem(f"{where}/{name}", text, hint="restore it from a copy")
     for name in sorted(present.keys() - manifest.files.keys()):
+        if _BYTECODE in name.split("/"):
+            continue  # a server that ran model.py wrote it
         yield Problem(f"{where}/{name}", "was added after publishing; the manifest does not list it", hint="remove it")

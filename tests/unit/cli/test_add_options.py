@@ -110,13 +110,36 @@ def test_every_option_has_a_case() -> None:
 
     command = typer.main.get_command(app).get_command(None, "add")  # type: ignore[attr-defined, arg-type]
     assert command is not None
-    tried = {word for arguments, _, _ in CASES for word in arguments if word.startswith("-")}
+    tried = {word for arguments, _, _ in (*CASES, *FILES_CASES) for word in arguments if word.startswith("-")}
     # Tested where they show.
     elsewhere = {"--name", "--repository", "--labels", "--sign", "--html", "--json", "--quiet", "--wide", "--help"}
     for parameter in command.params:
         names = {*parameter.opts, *parameter.secondary_opts}
         if any(name.startswith("-") for name in names) and not names & elsewhere:
             assert names & tried, f"no case for {sorted(names)}"
+
+
+FILES_CASES: list[tuple[list[str], str, Any]] = [
+    (["--config", "config.pbtxt"], "config", Path("config.pbtxt")),
+    (["--sample", "x.npz"], "sample", Path("x.npz")),
+    (["--uses", "a", "--uses", "b"], "uses", ("a", "b")),
+    (["--backend", "openvino"], "backend", "openvino"),
+    (["--sample", "x.npz", "--dry-run"], "dry_run", True),
+    (["--sample", "x.npz", "--for-server", "26.07"], "target", FitTarget(R2607)),
+]
+
+
+@pytest.mark.parametrize(("arguments", "field", "expected"), FILES_CASES)
+def test_what_is_published_as_it_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], field: str, expected: Any
+) -> None:
+    def add_files(_: Path, name: str, repository: Path, options: Any, **__: Any) -> None:
+        raise Called(name, repository, options)
+
+    monkeypatch.setattr("repo_manager.cli.add.add_files", add_files)
+    with pytest.raises(Called) as caught:
+        run("add", samples.sample_model(), "-n", "digits", "-r", "models", *arguments)
+    assert getattr(caught.value.options, field) == expected
 
 
 def test_without_options_the_library_gets_its_defaults(asked: Callable[..., Called]) -> None:
@@ -137,7 +160,8 @@ def test_without_options_the_library_gets_its_defaults(asked: Callable[..., Call
         (["--accelerator-precision", "fp16"], "go with --accelerator tensorrt"),
         (["--accelerator", "tensorrt", "--accelerator-precision", "fp8"], "is not one of 'fp32', 'fp16', 'int8'"),
         (["--instance-kind", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'gpu'"),
-        (["--backend", "openvino"], "'openvino' is not one of 'auto', 'onnxruntime', 'tensorrt', 'tensorrt_rtx'"),
+        (["--backend", "caffe"], "'caffe' is not one of 'auto', 'onnxruntime', 'tensorrt', 'tensorrt_rtx'"),
+        (["--uses", "other", "--control"], "--control: "),
         (["--optimization-level", "6"], "less than or equal to 5"),
         (["--shape-range", "x"], "NAME:MIN:OPT:MAX"),
         (["--backend", "onnxruntime", "--deterministic", "--strip"], "--deterministic, --strip: for engines"),

@@ -1,0 +1,449 @@
+"""`add` for what is not converted: a model's files for any backend, published as they are with their configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import repo_manager
+from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
+from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit
+from repo_manager.errors import ConfigError, GateError, InputError, UsageError
+from repo_manager.files import sha256_file
+from repo_manager.pipeline.recording import Recording, TrialRun, exchanges_of, record, trial_run
+from repo_manager.report.progress import transfer_progress
+from repo_manager.repository import Location, plan_publish, publish, read_config_bytes, validate_model_name
+from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
+from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
+from repo_manager.server.exchange import ModelKind
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Severity, check_rules, format_config, parse_config
+from repo_manager.triton_config.ensembles import steps_of
+from repo_manager.triton_config.rules import COMPLETED_RULES
+from repo_manager.types import Backend
+
+__all__ = ["AddedFiles", "FilesOptions", "add_files", "is_converted"]
+
+Report = Callable[[str], None]
+_USES = "uses"
+# A file's ending, or a file in a folder -> the backend that serves it.
+_BACKENDS = {
+    ".onnx": "onnxruntime",
+    ".plan": "tensorrt",
+    ".engine": "tensorrt_rtx",
+    ".pt": "pytorch",
+    ".pth": "pytorch",
+    ".xml": "openvino",
+    ".graphdef": "tensorflow",
+    ".dali": "dali",
+    ".py": "python",
+}
+_MARKS = {"model.py": "python", "saved_model.pb": "tensorflow", "model.dali": "dali"}
+# triton-inference-server/core, src/constants.h, and the backends' own defaults.
+_DEFAULT_NAMES = {
+    "onnxruntime": "model.onnx",
+    "tensorrt": "model.plan",
+    "tensorrt_rtx": "model.engine",
+    "pytorch": "model.pt",
+    "openvino": "model.xml",
+    "python": "model.py",
+    "dali": "model.dali",
+}
+_SAVED_MODEL = "model.savedmodel"
+_SKIPPED = ("__pycache__",)
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesOptions:
+    """Options of `add` for a folder, or a file that is not converted.
+
+    Attributes:
+        backend: Triton's name of the backend; `None` takes the configuration's, else what the files say.
+        config: its config.pbtxt; `None` takes the folder's, else the model's existing one, else what the backend can
+            complete by itself.
+        sample: requests, and if known their responses, from which the golden sample is made: .npz, .npy, .json or
+            .jsonl. `None` runs nothing.
+        uses: models that its code asks (BLS); they are kept as long as it is there.
+        tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
+        target: the server that an engine is for; `None`: not checked.
+        origin: more about the source, for the manifest.
+        dry_run: do everything except publishing.
+    """
+
+    backend: str | None = None
+    config: Path | None = None
+    sample: Path | None = None
+    uses: tuple[str, ...] = ()
+    tolerance: float = 1e-2
+    target: FitTarget | None = None
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dry_run: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedFiles:
+    """What `add` did with a folder or a file.
+
+    Attributes:
+        name: the model's name.
+        version: the new version's number; with `dry_run` the one it would get.
+        path: the version's folder; with `dry_run` where it would be.
+        published: false with `dry_run`.
+        backend: what serves it.
+        config: the config.pbtxt of the model.
+        golden: who recorded the sample: `embedded server`, `given`, `nobody` (inputs alone), or empty: there is none.
+        requests: how many requests the sample has.
+        unreproducible: outputs that are not compared.
+        notes: what is worth knowing.
+        fit: what speaks against a load on `FilesOptions.target`, as warnings.
+        files: names in the version's folder.
+    """
+
+    name: str
+    version: int
+    path: Location
+    published: bool
+    backend: str
+    config: str
+    golden: str
+    requests: int
+    unreproducible: tuple[str, ...]
+    notes: tuple[str, ...]
+    fit: tuple[FitProblem, ...]
+    files: tuple[str, ...]
+
+
+def is_converted(path: Path, backend: str | None) -> bool:
+    """Say whether `add` converts what was given for this backend; anything else is published as it is."""
+    other = backend not in (None, "auto", *(known.value for known in Backend))
+    return not other and not path.is_dir() and path.suffix.lower() not in _BACKENDS.keys() - {".onnx"}
+
+
+def add_files(
+    path: Path,
+    name: str,
+    repository: Location,
+    options: FilesOptions | None = None,
+    *,
+    report: Report = lambda _: None,
+) -> AddedFiles:
+    """Publish a model's files as the next version of `name`, as they are.
+
+    With a sample, the version first runs on an embedded server, where this machine can run it: it has to load and to
+    answer, and its answers are the golden sample that every later deploy is proven by. On any error the repository is
+    as it was.
+
+    Args:
+        path: a file (a plan, TorchScript, OpenVINO's .xml, ...), or a folder: a version's files (model.py, a
+            SavedModel, ...), perhaps with a config.pbtxt; or a model's folder as Triton has it, whose newest version
+            is taken.
+        name: the model's name in Triton.
+        repository: the model repository's root; created when missing.
+        options: `None` takes the defaults.
+        report: told what is being done.
+
+    Raises:
+        InputError: the files or the sample cannot be read.
+        UsageError: no backend or configuration is known.
+        ConfigError: the configuration is broken, or breaks a rule of Triton's.
+        GateError: the version does not load or answer, or an engine does not fit the target.
+        RepositoryError: as `publish`.
+    """
+    options = options or FilesOptions()
+    validate_model_name(name)
+    source = _Source.find(path)
+    config, text, notes = _config_of(source, name, repository, options)
+    _check(config, name)
+    fit = _check_fit(source.files_for(config), name, options.target)
+    needs = _needs(config)
+    recording = Recording()
+    if options.sample is not None or not _is_complete(config):
+        report(
+            "Starting an embedded server to run it" if options.sample else "Asking the backend for the configuration"
+        )
+        files = source.files_for(config)
+        with trial_run(name, files, config, repository=repository, needs=needs) as run:
+            if isinstance(run, TrialRun) and not _is_complete(config):
+                config, text = _completed(config, run.config), None
+            if options.sample is not None:
+                kind_config = run.config if isinstance(run, TrialRun) else config
+                exchanges = exchanges_of(options.sample, kind_config, _kind(run, config))
+                report(f"Recording {len(exchanges)} request(s) of {options.sample}")
+                recording = record(name, exchanges, run, options.tolerance)
+            if isinstance(run, str):
+                notes.append(f"it was not run here: {run}")
+    if not _is_complete(config):
+        notes.append("config.pbtxt is not complete: the server has to be one that lets the backend complete it")
+    return _publish(source, name, repository, options, _Publication(config, text, recording, tuple(notes), fit), report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Publication:
+    """What a version will be, but for its files."""
+
+    config: ModelConfig
+    text: str | None
+    recording: Recording
+    notes: tuple[str, ...]
+    fit: tuple[FitProblem, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The files that were given.
+
+    Attributes:
+        path: as given.
+        files: path in the version's folder -> file.
+        backend: what they look like; empty when they look like nothing known.
+        config: a config.pbtxt among them; `None` without.
+    """
+
+    path: Path
+    files: Mapping[str, Path]
+    backend: str
+    config: Path | None
+
+    @classmethod
+    def find(cls, path: Path) -> _Source:
+        """Look at what was given.
+
+        Raises:
+            InputError: it is not there, or holds no file.
+        """
+        if path.is_file():
+            files = {path.name: path}
+            weights = path.with_suffix(".bin")
+            if path.suffix.lower() == ".xml" and weights.is_file():
+                files[weights.name] = weights
+            return cls(path, files, _BACKENDS.get(path.suffix.lower(), ""), None)
+        if not path.is_dir():
+            raise InputError(f"{path} does not exist", hint="Give a file, or a folder with a model's files.")
+        config = path / CONFIG_FILENAME
+        folder = path
+        numbers = [number for entry in path.iterdir() if entry.is_dir() and (number := version_number(entry.name))]
+        if numbers:
+            folder = path / str(max(numbers))
+        files = {
+            str(file.relative_to(folder)): file
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and not _is_skipped(file.relative_to(folder))
+        }
+        marked = [backend for mark, backend in _MARKS.items() if mark in files or f"{_SAVED_MODEL}/{mark}" in files]
+        models = [Path(file).suffix for file in files if Path(file).stem == "model"]
+        by_name = [_BACKENDS[suffix] for suffix in models if suffix in _BACKENDS]
+        return cls(path, files, (marked or by_name or [""])[0], config if config.is_file() else None)
+
+    def files_for(self, config: ModelConfig) -> dict[str, Path]:
+        """Return the files under the names by which the backend finds them."""
+        files = dict(self.files)
+        wanted = str(config.message().default_model_filename) or _DEFAULT_NAMES.get(config.backend, "")
+        if self.path.is_file() and wanted and wanted not in files:
+            stem = Path(wanted).stem
+            files = {wanted if place == self.path.name else stem + Path(place).suffix: f for place, f in files.items()}
+        if config.backend == "tensorflow" and "saved_model.pb" in files:
+            files = {f"{_SAVED_MODEL}/{place}": file for place, file in files.items()}
+        return files
+
+
+def _is_skipped(place: Path) -> bool:
+    own = place.as_posix() in (CONFIG_FILENAME, MANIFEST_FILENAME, GOLDEN_FILE_NAME)
+    return own or any(part in _SKIPPED or part.startswith(".") for part in place.parts)
+
+
+def _config_of(
+    source: _Source, name: str, repository: Location, options: FilesOptions
+) -> tuple[ModelConfig, str | None, list[str]]:
+    """Return the configuration, a person's own text of it, and notes.
+
+    Raises:
+        UsageError: nothing says which backend serves it.
+        ConfigError: it is broken.
+    """
+    path = options.config or source.config
+    existing = read_config_bytes(repository, name)
+    notes: list[str] = []
+    if path is not None:
+        text: str | None = _read(path)
+        config = parse_config(text or "", where=str(path))
+        if existing is not None:
+            notes.append("config.pbtxt of the repository stays as it is; the one given is compared with it")
+    elif existing is not None:
+        text, config = None, parse_config(existing.decode(errors="replace"), where=f"{name}/{CONFIG_FILENAME}")
+    else:
+        text, config = None, parse_config("")
+    message = config.message()
+    if message.name not in ("", name):
+        message.name, text = name, None
+    backend = options.backend or config.backend or source.backend
+    if steps_of(config):
+        backend = ""
+    elif not backend:
+        raise UsageError(
+            f"{source.path}: nothing says which backend serves it", hint="Give --backend NAME, or --config FILE."
+        )
+    if backend and not message.backend and not message.platform:
+        message.backend, text = backend, None
+        if "saved_model.pb" in source.files:
+            message.platform = "tensorflow_savedmodel"
+    if options.backend and config.backend not in ("", options.backend):
+        raise UsageError(f"--backend {options.backend}: the configuration says {config.backend!r}")
+    if options.uses:
+        if existing is not None and _uses(config) != options.uses:
+            notes.append(f"config.pbtxt stays as it is: declare --uses there, as the parameter {_USES!r}")
+        message.parameters[_USES].string_value, text = ",".join(options.uses), None
+    labels = {file: _labels(path, file) for file in config.label_filenames} if path is not None else {}
+    return ModelConfig.from_message(message, labels=labels), text, notes
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read: {exc}") from exc
+
+
+def _labels(config: Path, file: str) -> tuple[str, ...]:
+    """Read a label file that lies beside the configuration.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    place = config.parent / file
+    if not place.is_file():
+        raise ConfigError(f"{config} names the label file {file}, which is not beside it")
+    return tuple(place.read_text(encoding="utf-8").splitlines())
+
+
+def _check(config: ModelConfig, name: str) -> None:
+    """Check the configuration by Triton's own rules.
+
+    Raises:
+        ConfigError: one is broken, but for what the backend completes.
+    """
+    broken = [
+        problem
+        for problem in check_rules(config, where=f"{name}/{CONFIG_FILENAME}")
+        if problem.severity is Severity.ERROR and problem.rule not in COMPLETED_RULES
+    ]
+    if broken:
+        hints = " ".join(dict.fromkeys(problem.hint for problem in broken if problem.hint))
+        raise ConfigError("; ".join(map(str, broken)), hint=hints or None)
+
+
+def _is_complete(config: ModelConfig) -> bool:
+    message = config.message()
+    return bool(message.input and message.output)
+
+
+def _completed(config: ModelConfig, served: ModelConfig) -> ModelConfig:
+    """Return the configuration with the inputs and outputs that the server found out."""
+    message, found = config.message(), served.message()
+    if not message.input:
+        message.input.extend(found.input)
+    if not message.output:
+        message.output.extend(found.output)
+    if not message.max_batch_size:
+        message.max_batch_size = found.max_batch_size
+    if found.model_transaction_policy.decoupled:
+        message.model_transaction_policy.decoupled = True
+    return ModelConfig.from_message(message, labels=config.labels)
+
+
+def _kind(run: TrialRun | str, config: ModelConfig) -> ModelKind:
+    if isinstance(run, TrialRun):
+        return run.kind
+    message = config.message()
+    return ModelKind(message.HasField("sequence_batching"), bool(message.model_transaction_policy.decoupled))
+
+
+def _uses(config: ModelConfig) -> tuple[str, ...]:
+    message = config.message()
+    text = message.parameters[_USES].string_value if _USES in message.parameters else ""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _needs(config: ModelConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*(step.model for step in steps_of(config)), *_uses(config)]))
+
+
+def _check_fit(files: Mapping[str, Path], name: str, target: FitTarget | None) -> tuple[FitProblem, ...]:
+    """Compare the engines among the files with the server that they are for.
+
+    Raises:
+        GateError: they would not load there.
+    """
+    plans = {place: file for place, file in files.items() if place.endswith(PLAN_SUFFIXES)}
+    if target is None or not plans:
+        return ()
+    heads = {}
+    for place, file in plans.items():
+        with file.open("rb") as opened:
+            heads[place] = opened.read(HEADER_BYTES)
+    problems = check_version_fit(heads, None, target)
+    blocking = [problem for problem in problems if problem.blocks]
+    if blocking:
+        rows = "\n".join(f"  {problem.message}" for problem in blocking)
+        raise GateError(f"{name}: this engine will not load there:\n{rows}", hint=blocking[0].hint)
+    return tuple(problems)
+
+
+def _publish(
+    source: _Source,
+    name: str,
+    repository: Location,
+    options: FilesOptions,
+    what: _Publication,
+    report: Report,
+) -> AddedFiles:
+    files, config, golden = source.files_for(what.config), what.config, what.recording.golden
+    with tempfile.TemporaryDirectory(prefix="repo-manager-add-") as folder:
+        if golden is not None:
+            files[GOLDEN_FILE_NAME] = Path(folder) / GOLDEN_FILE_NAME
+            write_golden(files[GOLDEN_FILE_NAME], golden)
+        if options.dry_run:
+            number = plan_publish(repository, name, files, config).version
+        else:
+            report(f"Publishing {name}")
+            size = sum(path.stat().st_size for path in files.values())
+            progress = transfer_progress(report, size)
+            details = _details(source, options, what.recording)
+            text = what.text
+            number = publish(repository, name, files, config, details, config_text=text, progress=progress).version
+    return AddedFiles(
+        name=name,
+        version=number,
+        path=repository / name / str(number),
+        published=not options.dry_run,
+        backend=config.backend or ("ensemble" if steps_of(config) else ""),
+        config=what.text or format_config(config),
+        golden="" if golden is None else what.recording.by,
+        requests=0 if golden is None else len(golden.exchanges),
+        unreproducible=what.recording.unreproducible,
+        notes=what.notes,
+        fit=what.fit,
+        files=tuple(files),
+    )
+
+
+def _details(source: _Source, options: FilesOptions, recording: Recording) -> dict[str, Any]:
+    """Collect what the manifest records beyond the files."""
+    origin: dict[str, Any] = {"path": source.path.name, **options.origin}
+    if source.path.is_file():
+        origin |= {"digest": sha256_file(source.path), "size_bytes": source.path.stat().st_size}
+    golden = None
+    if recording.golden is not None:
+        golden = {
+            "tolerance": options.tolerance,
+            "recorded_by": recording.by,
+            "unreproducible": recording.unreproducible,
+        }
+    return {
+        "source": origin,
+        "golden": golden,
+        "tools": {"repo-manager": repo_manager.__version__, "python": platform.python_version()},
+        "machine": {"system": f"{platform.system()} {platform.machine()}"},
+    }

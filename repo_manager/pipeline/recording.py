@@ -1,0 +1,290 @@
+"""A golden sample recorded by running a version on the embedded server, before it is published."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
+from repo_manager.repository import Location
+from repo_manager.repository.golden import Exchange, Golden, read_golden
+from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.tensors import InputFacts
+from repo_manager.rollout.smoke import compare_outputs
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.exchange import ModelKind, ask, kind_of
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config
+from repo_manager.triton_messages import model_config_pb2
+
+__all__ = ["Recording", "TrialRun", "exchanges_of", "record", "trial_run"]
+
+Array = NDArray[Any]
+Report = Callable[[str], None]
+_MOST_ROWS = 16
+_MOST_STEPS = 256
+# triton-inference-server/core: what is missing on this machine, rather than wrong with the model.
+_NOT_HERE = re.compile(
+    r"unable to find .*backend|backend .*not found|unable to load backend|invalid or unsupported gpu|no GPUs? (is|are)|"
+    r"failed to load .*\.so|unexpected platform type|unable to find backend library|cuda",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What is known of a version's answers before it is published.
+
+    Attributes:
+        golden: the sample; `None` when none was given, or a decoupled model cannot run here.
+        by: `embedded server`, `given` (the outputs are in the sample), or `nobody`: the inputs alone are kept.
+        note: why nobody has run it here; empty when it ran.
+        unreproducible: outputs that differ from run to run; they are not compared.
+    """
+
+    golden: Golden | None = None
+    by: str = "nobody"
+    note: str = ""
+    unreproducible: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialRun:
+    """A version that runs on a server of its own.
+
+    Attributes:
+        client: of that server.
+        config: what the server runs it with, completed.
+        kind: how it is asked.
+    """
+
+    client: TritonClient
+    config: ModelConfig
+    kind: ModelKind
+
+
+@contextlib.contextmanager
+def trial_run(
+    name: str,
+    files: Mapping[str, Path],
+    config: ModelConfig,
+    *,
+    repository: Location,
+    needs: Sequence[str] = (),
+    timeout_s: float = 300.0,
+) -> Iterator[TrialRun | str]:
+    """Run a version on an embedded server of its own, in a repository of its own.
+
+    Args:
+        name: the model.
+        files: path in the version's folder -> file.
+        config: its configuration; the backend may complete it.
+        repository: where the models are that it needs.
+        needs: those models: the parts of an ensemble, or what its code asks.
+        timeout_s: for the start and the load.
+
+    Yields:
+        The running version; or why it cannot run on this machine.
+
+    Raises:
+        GateError: the model does not load, for a reason of its own.
+        InputError: a model that it needs is not there.
+    """
+    if needs and not isinstance(repository, Path):
+        yield f"it needs {', '.join(needs)}, which are in object storage"
+        return
+    absent = [needed for needed in needs if isinstance(repository, Path) and not (repository / needed).is_dir()]
+    if absent:
+        raise InputError(
+            f"{name} needs {', '.join(absent)}, which is not in {repository}, so it cannot be run",
+            hint="Add what it needs first, or publish it without --sample.",
+        )
+    with tempfile.TemporaryDirectory(prefix="repo-manager-run-") as folder, contextlib.ExitStack() as stack:
+        root = Path(folder)
+        _lay_out(root, name, files, config)
+        for needed in needs:
+            if isinstance(repository, Path):
+                (root / needed).symlink_to((repository / needed).resolve())
+        server = EmbeddedServer(ServerOptions(repository=str(root), record=False, log_path=root / "server.log"))
+        stack.callback(server.stop, deadline_s=5.0)
+        try:
+            server.start(timeout_s=timeout_s)
+            server.wait_ready(timeout_s)
+            client = stack.enter_context(TritonClient.connect(server.grpc_url))
+            for each in (*needs, name):
+                client.load(each, timeout_s=timeout_s)
+            completed = ModelConfig.from_message(client.model_config(name))
+            run: TrialRun | str = TrialRun(client, completed, kind_of(client, name))
+        except MissingDependencyError as exc:
+            run = exc.message
+        except ServerRefusedError as exc:
+            if not _NOT_HERE.search(exc.message):
+                raise GateError(
+                    f"{name}: it does not load on the embedded server: {exc.reason or exc.message}",
+                    hint="Correct the model or its configuration. Without --sample it is published untried.",
+                ) from exc
+            run = exc.reason or exc.message
+        yield run
+
+
+def _lay_out(root: Path, name: str, files: Mapping[str, Path], config: ModelConfig) -> None:
+    """Write a repository of one version, as it will be published."""
+    version = root / name / "1"
+    version.mkdir(parents=True)
+    for place, source in files.items():
+        (version / place).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (version / place).hardlink_to(source.resolve())
+        except OSError:  # another file system
+            shutil.copyfile(source, version / place)
+    message = config.message()
+    message.ClearField("version_policy")
+    if not message.name:
+        message.name = name
+    (root / name / CONFIG_FILENAME).write_text(format_config(ModelConfig.from_message(message)), encoding="utf-8")
+    for file, labels in config.labels.items():
+        (root / name / file).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+
+
+def exchanges_of(path: Path, config: ModelConfig, kind: ModelKind) -> tuple[Exchange, ...]:
+    """Read a sample: requests, with the responses where the file has them.
+
+    A file in the form of a golden sample (`input:NAME`, `output:NAME`) is taken as it is. In any other the first axis
+    counts the requests: of a sequence, its steps; else the first one alone, and then, where the model takes batches, as
+    many together as fit.
+
+    Raises:
+        InputError: it cannot be read, or does not fit the model's inputs.
+    """
+    if path.suffix.lower() == ".npz" and _is_golden(path):
+        return read_golden(path).exchanges
+    message = config.message()
+    inputs = [
+        InputFacts(entry.name, _datatype(entry.data_type), tuple(entry.dims), bool(entry.optional))
+        for entry in message.input
+    ]
+    if not inputs:
+        raise InputError(f"{path}: the configuration names no inputs, so nothing can be sent", hint="Give --config.")
+    rows = read_rows(path, inputs)[: _MOST_STEPS if kind.sequence else _MOST_ROWS]
+    batch = config.max_batch_size
+    if batch == 0:
+        return tuple(Exchange(row, ()) for row in rows)
+    single = [{name: array[None] for name, array in row.items()} for row in rows]
+    if kind.sequence:
+        return tuple(Exchange(row, ()) for row in single)
+    requests = single[:1]
+    alike = [row for row in rows if {k: a.shape for k, a in row.items()} == {k: a.shape for k, a in rows[0].items()}]
+    if len(alike) > 1 and batch > 1:
+        requests.append({name: np.stack([row[name] for row in alike[:batch]]) for name in alike[0]})
+    return tuple(Exchange(row, ()) for row in requests)
+
+
+def _is_golden(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return any(key.startswith("input:") for key in archive.files)
+    except (OSError, ValueError, zipfile.BadZipFile) as exc:
+        raise InputError(f"{path}: the sample cannot be read: {exc}") from exc
+
+
+def _datatype(number: int) -> str:
+    kind = str(model_config_pb2.DataType.Name(number)).removeprefix("TYPE_")
+    return "BYTES" if kind == "STRING" else kind
+
+
+def record(
+    name: str, exchanges: Sequence[Exchange], run: TrialRun | str, tolerance: float, *, timeout_s: float = 60.0
+) -> Recording:
+    """Record a version's answers to a sample.
+
+    Args:
+        name: the model.
+        exchanges: what is sent; where there are responses, those are the reference, and the run is compared with them.
+        run: the running version; or why there is none.
+        tolerance: of each output.
+        timeout_s: of each request.
+
+    Raises:
+        GateError: it refuses the sample, or answers otherwise than the sample says.
+    """
+    given = any(exchange.responses for exchange in exchanges)
+    if isinstance(run, str):
+        if given:
+            return Recording(Golden.of(exchanges), "given", run)
+        return Recording(Golden.of(Exchange(each.inputs, ({},)) for each in exchanges), "nobody", run)
+    requests = [exchange.inputs for exchange in exchanges]
+    try:
+        first, second = (_answers(run, name, requests, timeout_s) for _ in range(2))
+    except ServerError as exc:
+        reason = getattr(exc, "reason", "") or exc.message
+        raise GateError(f"{name}: it refuses the sample on the embedded server: {reason}") from exc
+    if given:
+        _require_alike(name, exchanges, first, tolerance)
+        return Recording(Golden.of(exchanges), "given")
+    counts = [(len(one), len(other)) for one, other in zip(first, second, strict=True)]
+    if any(one != other for one, other in counts):
+        raise GateError(
+            f"{name}: it answers the same request with {counts[0][0]}, then with {counts[0][1]} responses, so no "
+            "sample can be recorded",
+            hint="Publish it without --sample.",
+        )
+    unlike = {
+        comparison.output
+        for one, other in zip(_flat(first), _flat(second), strict=True)
+        for comparison in compare_outputs(one, other, tolerance)
+        if not comparison.passed
+    }
+    kept = [
+        Exchange(inputs, tuple({key: a for key, a in outputs.items() if key not in unlike} for outputs in responses))
+        for inputs, responses in zip(requests, first, strict=True)
+    ]
+    return Recording(Golden.of(kept), "embedded server", unreproducible=tuple(sorted(unlike)))
+
+
+def _answers(
+    run: TrialRun, name: str, requests: Sequence[Mapping[str, Array]], timeout_s: float
+) -> list[list[Mapping[str, Array]]]:
+    answers: list[list[Mapping[str, Array]]] = [[] for _ in requests]
+    for response in ask(run.client, name, None, requests, run.kind, timeout_s=timeout_s):
+        answers[response.request].append(response.outputs)
+    return answers
+
+
+def _flat(answers: Sequence[Sequence[Mapping[str, Array]]]) -> list[Mapping[str, Array]]:
+    return [outputs for responses in answers for outputs in responses]
+
+
+def _require_alike(
+    name: str,
+    exchanges: Sequence[Exchange],
+    answers: Sequence[Sequence[Mapping[str, Array]]],
+    tolerance: float,
+) -> None:
+    """Compare a run with the responses that came with the sample.
+
+    Raises:
+        GateError: an output is wrong, or there are more or fewer responses.
+    """
+    wrong = []
+    for number, (exchange, responses) in enumerate(zip(exchanges, answers, strict=True), start=1):
+        where = f"request {number}" if len(exchanges) > 1 else ""
+        if len(responses) != len(exchange.responses):
+            wrong.append(f"{len(responses)} responses instead of {len(exchange.responses)} {where}")
+            continue
+        for served, expected in zip(responses, exchange.responses, strict=True):
+            failed = [each for each in compare_outputs(served, expected, tolerance, where) if not each.passed]
+            wrong += [f"{each.output} is off by {each.error:.3g}, allowed {each.tolerance:.3g}" for each in failed]
+    if wrong:
+        raise GateError(
+            f"{name}: on the embedded server it does not answer as the sample says: {'; '.join(wrong[:5])}",
+            hint="Correct the sample, or leave its outputs out: then they are recorded.",
+        )
