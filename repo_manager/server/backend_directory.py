@@ -13,10 +13,13 @@ from pathlib import Path
 from repo_manager.errors import MissingDependencyError
 from repo_manager.server.installation import TritonInstallation, find_triton
 from repo_manager.server.paths import cache_directory
+from repo_manager.triton_config import backend_io
 
 __all__ = ["BackendDirectory", "assemble", "backend_directory"]
 
 OUR_BACKENDS = Path(__file__).parent / "backends"
+# What the onnxruntime backend shares with the checks of configurations; it imports nothing of ours.
+SHARED = (Path(backend_io.__file__),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,7 @@ def _key(triton: TritonInstallation, search_path: tuple[Path, ...]) -> str:
             state = file.stat()
             parts.append(f"{file} {state.st_size} {state.st_mtime_ns}")
     digest = hashlib.sha256("\n".join(parts).encode())
-    for file in sorted(OUR_BACKENDS.rglob("*.py")):
+    for file in (*sorted(OUR_BACKENDS.rglob("*.py")), *SHARED):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -112,7 +115,7 @@ def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...
     for ours in sorted(OUR_BACKENDS.iterdir()):
         if (ours / "model.py").is_file():
             (backends / ours.name).mkdir()
-            for file in sorted(ours.glob("*.py")):
+            for file in (*sorted(ours.glob("*.py")), *SHARED):
                 shutil.copyfile(file, backends / ours.name / file.name)
     _write_python_home(folder / "python", search_path)
 

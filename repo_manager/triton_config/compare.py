@@ -5,12 +5,15 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
+from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+
 from repo_manager.errors import ConfigError
+from repo_manager.triton_config.backend_io import Tensor, fed_tensors, mismatches, taken_tensors
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.problems import Problem, Severity
 from repo_manager.triton_config.served_signature import config_dtype
 from repo_manager.triton_messages import model_config_pb2
-from repo_manager.types import Dim, TensorSpec
+from repo_manager.types import TensorSpec
 
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
     from repo_manager.onnx_model.signature import Signature
@@ -40,7 +43,8 @@ def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
     """Say what keeps two configurations from serving the same clients with one config.pbtxt.
 
     Compared are backend, model file, max_batch_size, and name, type, dims and reshape of each tensor. What `existing`
-    leaves to Triton's auto-completion (no tensor listed at all) is not compared.
+    leaves to Triton's auto-completion (no tensor listed at all) is not compared, nor what it feeds or takes in another
+    way than by requests: controls and states of sequences, batch inputs, the model's own defaults.
 
     Returns:
         One sentence a difference; empty when a version of `new` can be served under `existing`.
@@ -59,7 +63,14 @@ def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
         ("output", old_message.output, new_message.output),
     ):
         if old_tensors:
-            found.extend(_tensor_differences(kind, old_tensors, new_tensors))
+            aside = {name for config in (existing, new) for name in _beside_requests(config, kind)}
+            found.extend(
+                _tensor_differences(
+                    kind,
+                    [tensor for tensor in old_tensors if tensor.name not in aside],
+                    [tensor for tensor in new_tensors if tensor.name not in aside],
+                )
+            )
     return tuple(found)
 
 
@@ -94,67 +105,46 @@ def check_config(
     Returns:
         What the onnxruntime backend would refuse at load; empty when nothing.
     """
-    message = config.message()
-    batched = config.max_batch_size > 0
-    problems: list[Problem] = []
-    for kind, tensors, specs in (
-        ("input", message.input, signature.inputs),
-        ("output", message.output, signature.outputs),
-    ):
-        by_name = {spec.name: spec for spec in specs}
-        if not tensors:
-            continue  # Triton completes it from the model.
-        listed = {tensor.name for tensor in tensors}
-        problems += [
-            Problem(where, f"{kind} {tensor.name!r} is not in the model; it has {', '.join(map(repr, by_name))}")
-            for tensor in tensors
-            if tensor.name not in by_name
-        ]
-        missing = [name for name in by_name if name not in listed]
-        if missing and kind == "input":
-            problems.append(Problem(where, f"the model's inputs {', '.join(map(repr, missing))} are not listed"))
-        elif missing:
-            text = f"the model's outputs {', '.join(map(repr, missing))} are not listed and cannot be requested"
-            problems.append(Problem(where, text, Severity.WARNING))
-        for tensor in tensors:
-            if tensor.name in by_name:
-                problems += _against_model(kind, tensor, by_name[tensor.name], batched, where)
-    return problems
+    unsuitable: list[Problem] = []
+
+    def tensors_of(kind: str, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
+        found = {}
+        for spec in specs:
+            try:
+                data_type = config_dtype(spec.dtype)
+            except ConfigError as exc:
+                unsuitable.append(Problem(where, f"{kind} {spec.name!r}: {exc.message}"))
+                data_type = ""
+            dims = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in spec.shape or ())
+            found[spec.name] = Tensor(spec.name, data_type, dims, str(spec))
+        return found
+
+    inputs, outputs = tensors_of("input", signature.inputs), tensors_of("output", signature.outputs)
+    initializers = tensors_of("input", getattr(signature, "initializers", ()))
+    hint = "requests are joined flat: an output needs a batch axis in the model, or a batch_output"
+    ragged = bool(config.message().batch_input) or any(each.allow_ragged_batch for each in config.message().input)
+    return unsuitable + [
+        Problem(
+            where,
+            mismatch.text,
+            Severity.ERROR if mismatch.fatal else Severity.WARNING,
+            hint if ragged and mismatch.fatal and mismatch.text.startswith("output ") else "",
+        )
+        for mismatch in mismatches(as_document(config), inputs, initializers, outputs)
+        if mismatch.text
+    ]
 
 
-def _against_model(kind: str, tensor: Any, spec: TensorSpec, batched: bool, where: str) -> list[Problem]:
-    problems = []
-    found_type = model_config_pb2.DataType.Name(tensor.data_type)
-    try:
-        if found_type != config_dtype(spec.dtype):
-            problems.append(
-                Problem(where, f"{kind} {spec.name!r} is {found_type}; the model has {config_dtype(spec.dtype)}")
-            )
-    except ConfigError as exc:
-        problems.append(Problem(where, f"{kind} {spec.name!r}: {exc.message}"))
-    shape = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else tuple(tensor.dims)
-    if not _shapes_fit(shape, spec.shape, batched=batched, exact=kind == "output"):
-        full = "max_batch_size > 0 adds a first dimension to " if batched else ""
-        text = f"{kind} {spec.name!r}: {full}dims {list(shape)}, which do not fit the model's {spec}"
-        problems.append(Problem(where, text))
-    return problems
+def as_document(config: ModelConfig) -> dict[str, Any]:
+    """Return a configuration as Triton's JSON has it: names as in config.pbtxt, enums by name."""
+    document: dict[str, Any] = json_format.MessageToDict(config.message(), preserving_proto_field_name=True)
+    return document
 
 
-def _shapes_fit(shape: tuple[int, ...], model: tuple[Dim, ...] | None, *, batched: bool, exact: bool) -> bool:
-    """CompareDimsSupported of onnxruntime_utils.cc, and its rule for scalars: nothing but ones."""
-    if not model:
-        return all(dim == 1 for dim in shape)
-    if batched:
-        if isinstance(model[0], int) and model[0] >= 0:
-            return False
-        model = model[1:]
-    if len(model) != len(shape):
-        return False
-    for dim, wanted in zip(shape, model, strict=True):
-        size = wanted if isinstance(wanted, int) and wanted >= 0 else -1
-        if dim != size and (exact or size != -1):
-            return False
-    return True
+def _beside_requests(config: ModelConfig, kind: str) -> set[str]:
+    """Return the tensors of the model that no request has, or need not have."""
+    passed = fed_tensors(as_document(config)) if kind == "input" else taken_tensors(as_document(config))
+    return {each.name for each in passed if each.role in ("control", "state", "batch_input", "optional")}
 
 
 def _tensor_differences(kind: str, old_tensors: Any, new_tensors: Any) -> list[str]:

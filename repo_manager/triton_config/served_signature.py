@@ -105,10 +105,17 @@ _SESSION_PARAMETERS = ("session.", "optimization.", "ep.")
 
 @dataclasses.dataclass(frozen=True)
 class ServedSignature:
-    """Inputs and outputs; what `check_config` and `derive_config` need of a signature."""
+    """What `check_config` and `derive_config` need of a signature.
+
+    Attributes:
+        inputs: what has to be fed.
+        outputs: what comes out.
+        initializers: inputs that have a default in the model.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    initializers: tuple[TensorSpec, ...] = ()
 
 
 def served_signature(signature: Signature, path: Path, config: ModelConfig | None = None) -> Signature:
@@ -153,7 +160,11 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
             f"{path}: ONNX Runtime {onnxruntime.__version__} does not take it: {reason}",
             hint="A server loads it the same way, and refuses it. Export the model again, or for another opset.",
         ) from exc
-    return ServedSignature(_specs(session.get_inputs(), path), _specs(session.get_outputs(), path))
+    return ServedSignature(
+        _specs(session.get_inputs(), path),
+        _specs(session.get_outputs(), path),
+        _specs(session.get_overridable_initializers(), path),
+    )
 
 
 def _session_options(onnxruntime: ModuleType, path: Path, config: ModelConfig | None) -> Any:

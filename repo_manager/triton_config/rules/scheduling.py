@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from repo_manager.triton_config.problems import Severity
 from repo_manager.triton_config.rules.rule import Fault, Rule
 
 __all__ = ["BATCHING_RULES", "SEQUENCE_RULES", "preferred_sizes"]
@@ -134,8 +135,14 @@ def _states(message: Any) -> Iterator[Fault]:
     names = [state.input_name for state in message.sequence_batching.state if state.initial_state]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Fault(f"state {name!r} is listed twice")
+    has_start = "CONTROL_SEQUENCE_START" in {kind for _, kind, _ in _controls(message)}
     for state in message.sequence_batching.state:
         label = f"state {state.input_name!r}"
+        if not state.initial_state and not has_start:
+            text = "has no initial_state, and Triton does not initialise it at the start of a sequence"
+            yield Fault(
+                f"{label} {text}", Severity.WARNING, "add initial_state { zero_data: true }, or a START control"
+            )
         if len(state.initial_state) > 1:
             yield Fault(f"{label} has {len(state.initial_state)} initial states; expected one or none")
         for initial in state.initial_state[:1]:

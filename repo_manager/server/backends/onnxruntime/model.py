@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from backend_io import ConfigMismatch, check, complete, needs_completion, tensors_of  # type: ignore[import-not-found]  # copied beside this file from triton_config/
 from rm_ort_arrays import array_of, check_passable, tensor_of  # type: ignore[import-not-found]  # beside this file
 
 Array = np.ndarray[Any, Any]
@@ -28,10 +29,9 @@ class TritonPythonModel:
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
         """Fill in inputs, outputs and batching where the configuration leaves them out."""
         config = auto_complete_model_config.as_dict()
-        if config.get("input") and config.get("output"):
+        if not needs_completion(config):
             return auto_complete_model_config  # ONNX Runtime is not even imported: this pass delays every load
-        from rm_ort_config import ConfigMismatch, complete, tensors_of  # type: ignore[import-not-found]  # beside this
-        from rm_ort_session import open_session  # type: ignore[import-not-found]  # file, in the stub's sys.path
+        from rm_ort_session import open_session  # type: ignore[import-not-found]  # beside this file, in the stub
 
         try:
             session = open_session(Path(pb_utils.get_model_dir()), config, "CPU", 0)
@@ -42,7 +42,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the session and check the configuration against it."""
-        from rm_ort_config import ConfigMismatch, check, tensors_of
+        from rm_ort_batches import Batches, SequenceStates  # type: ignore[import-not-found]  # beside this file
         from rm_ort_session import open_session
 
         config = json.loads(args["model_config"])
@@ -72,11 +72,15 @@ class TritonPythonModel:
         self._single = next(iter(fed)) if len(fed) == 1 and self._plain else None
         self._one_output = len(self._outputs) == 1
         self._buffers: dict[tuple[Any, ...], Array] = {}
+        self._states, self._batches = SequenceStates(config), Batches(config)
+        self._special = bool(self._states.pairs) or self._batches.needed
         gc.collect()
         gc.freeze()  # the session and its modules are never garbage
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request: with its outputs or with its own error."""
+        if self._special:
+            return self._execute_special(requests)
         if len(requests) == 1:
             return [self._answer(requests[0])]
         responses: list[Any] = [None] * len(requests)
@@ -93,6 +97,42 @@ class TritonPythonModel:
                 # A failure of the whole says nothing of each: its neighbours must not pay for a bad request.
                 responses[index] = self._run_alone(key[0], feed) if joined is None else joined[position]
         return responses
+
+    def _execute_special(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer requests that Triton alone cannot batch, or whose states it does not keep."""
+        responses: list[Any] = [None] * len(requests)
+        groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Array]]]] = {}
+        for index, request in enumerate(requests):
+            try:
+                feed = self._read(request)
+                self._states.give(request, feed)
+                groups.setdefault(self._batches.key(feed), []).append((index, feed))
+            except Exception as exc:  # noqa: BLE001 - see execute
+                responses[index] = _error(exc)
+        for members in groups.values():
+            if not self._batched or not self._run_special(requests, members, responses):
+                for member in members:
+                    self._run_special(requests, [member], responses)
+        return responses
+
+    def _run_special(
+        self, requests: Sequence[Any], members: list[tuple[int, dict[str, Array]]], responses: list[Any]
+    ) -> bool:
+        """Run requests as one; say whether they have their answers, the error of a single one included."""
+        names = tuple(dict.fromkeys((*self._outputs, *self._states.outputs)))
+        try:
+            feeds = [feed for _, feed in members]
+            arrays = self._run(names, self._batches.joined(feeds), None)
+            parts = self._batches.parted(dict(zip(names, arrays, strict=True)), feeds)
+            for (index, _), part in zip(members, parts, strict=True):
+                self._states.take(requests[index], part)
+                tensors = [self._tensor(name, part[name]) for name in self._wanted(requests[index])]
+                responses[index] = pb_utils.InferenceResponse(tensors)
+        except Exception as exc:  # noqa: BLE001 - see execute
+            if len(members) > 1:
+                return False
+            responses[members[0][0]] = _error(exc)
+        return True
 
     def _answer(self, request: Any) -> Any:
         try:
