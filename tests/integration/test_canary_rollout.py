@@ -179,8 +179,21 @@ def test_the_first_version_has_nothing_to_be_compared_with(
     done = deploy(repository, model, 1, client, trial=TrialOptions(shadow=shadow(requests)))
     assert done.trial.notes == ("no trial: nothing is served beside it",)
     assert observe(client, model).ready == (1,)
-    again = deploy(repository, model, 1, client, trial=TrialOptions(shadow=shadow(requests)))
-    assert again.trial.notes == ("no trial: it is served already",)
+    with pytest.raises(InconclusiveError, match="is served already"):
+        deploy(repository, model, 1, client, trial=TrialOptions(shadow=shadow(requests)))
+    assert observe(client, model).ready == (1,)
+
+
+def test_a_version_that_is_loaded_already_is_tried_all_the_same(
+    repository: Path, client: TritonClient, model: str, requests: Path
+) -> None:
+    deploy(repository, model, 4, client, options=RolloutOptions(keep_previous=True))
+    assert observe(client, model).ready == (1, 4)
+    before = state_of(repository, client, model)
+    trial = TrialOptions(shadow=shadow(requests), gates=parse_gates("drift<1e-2"))
+    with pytest.raises(GateError, match="drift"):
+        deploy(repository, model, 4, client, options=RolloutOptions(keep_previous=True), trial=trial)
+    assert state_of(repository, client, model) == before
 
 
 def test_a_dry_run_changes_nothing(repository: Path, client: TritonClient, model: str, requests: Path) -> None:

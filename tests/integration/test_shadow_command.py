@@ -81,8 +81,9 @@ def test_a_trial_from_the_shell(
     assert document["rollout"]["trial"]["shadow"]["outcome"] == "pass"
     assert document["rollout"]["servers"][0]["ready"] == [2]
     again = run("m:2", *shadow)
-    assert again.returncode == 0
-    assert "Note: no trial: it is served already" in again.stdout
+    assert again.returncode == 6
+    assert "m:2 is served already" in again.stderr
+    assert observe(client, "m").ready == (2,)
 
 
 def test_ctrl_c_in_a_canary_step(

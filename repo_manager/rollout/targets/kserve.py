@@ -22,7 +22,7 @@ from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.kserve_status import failure_of, wait_for_service, watch_service
 from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
-from repo_manager.rollout.trial.steps import CanaryStep
+from repo_manager.rollout.trial.steps import CanaryStep, untried
 
 __all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve"]
 
@@ -121,7 +121,11 @@ class KServeTarget:
         return str(self._service)
 
     def look(self) -> None:
-        """Check the version, read the InferenceService, and see which snapshot it would serve."""
+        """Check the version, read the InferenceService, and see which snapshot it would serve.
+
+        Raises:
+            InconclusiveError: a canary was asked for, and the version has all of the traffic already.
+        """
         self.checks = self._context.refused_version()
         self._before = self._read()
         self._known = failure_of(self._before)
@@ -138,6 +142,8 @@ class KServeTarget:
         self._planned: Snapshot = write_snapshot(snapshots_of(self._context.repository), self._models, dry_run=True)
         self._after = f"{self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)}/{self._planned.id}"
         self.changes = self._after != self._uri or _share_of(self._before) != _ALL
+        if self._percents and not self.changes:
+            raise untried(self._context.name, self._context.version, self.describe())
 
     def check(self) -> None:
         """Do nothing more: the version was checked before the cluster was asked."""

@@ -14,7 +14,15 @@ from repo_manager.rollout.targets.triton import TritonPart, TritonTarget
 from repo_manager.rollout.trial.gates import GateResult, worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.rollout.trial.shadow import ShadowReport, read_requests
-from repo_manager.rollout.trial.steps import CanaryStep, FileWeights, PublishedWeights, Weights, gate_error, run_steps
+from repo_manager.rollout.trial.steps import (
+    CanaryStep,
+    FileWeights,
+    PublishedWeights,
+    Weights,
+    gate_error,
+    run_steps,
+    untried,
+)
 from repo_manager.rollout.trial.watch import ShadowWatch, TrafficWatch
 from repo_manager.server import TritonClient
 
@@ -44,7 +52,7 @@ class CanaryTarget:
     @property
     def changes(self) -> bool:
         """Whether anything has to be done, on the server or in config.pbtxt."""
-        return self._target.changes
+        return self._target.changes or any(isinstance(part, _Trial) for part in self.parts)
 
     @property
     def trial(self) -> TrialResult:
@@ -60,13 +68,18 @@ class CanaryTarget:
         return self._target.describe()
 
     def look(self) -> None:
-        """Look at the server, and read the recorded requests before anything is changed."""
+        """Look at the server, and read the recorded requests before anything is changed.
+
+        Raises:
+            InconclusiveError: the version is served already, and alone, so there is nothing to judge it against.
+        """
         self._target.look()
         (part,) = self._target.parts
         old = max((each for each in part.before.ready if each != self._context.version), default=None)
-        if old is None or self._context.version in part.before.ready:
-            served = old is not None or bool(part.before.ready)
-            self._note = f"no trial: {'it is served already' if served else 'nothing is served beside it'}"
+        if old is None and part.before.ready:
+            raise untried(self._context.name, self._context.version, part.label)
+        if old is None:
+            self._note = "no trial: nothing is served beside it"
             self.parts = (part,)
             return
         self.parts = (_Trial(part, old, self._context, self._options, self._connect),)

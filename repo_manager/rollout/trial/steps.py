@@ -29,6 +29,7 @@ __all__ = [
     "gate_error",
     "parse_steps",
     "run_steps",
+    "untried",
 ]
 
 
@@ -239,3 +240,12 @@ def gate_error(results: Sequence[GateResult]) -> GateError | InconclusiveError:
         else None
     )
     return InconclusiveError(message, hint=hint)
+
+
+def untried(name: str, version: int, where: str) -> InconclusiveError:
+    """Return the error of a trial that was asked for and has nothing to be judged against."""
+    return InconclusiveError(
+        f"{name}:{version} is served already on {where}, without an older version beside it, so it cannot be tried. "
+        "No gate was judged, and nothing was changed.",
+        hint="Without --shadow and --canary, deploy proves that it answers.",
+    )
