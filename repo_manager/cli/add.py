@@ -11,7 +11,7 @@ import typer
 from repo_manager.cli.conversion import ConversionFlags
 from repo_manager.cli.engine_options import AcceleratorFlags, EngineFlags, KindFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output, read_labels_file, writing
+from repo_manager.cli.options import Output, check_outputs, read_labels_file, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.cli.signing import signing_key
 from repo_manager.engine.options import EngineOptions
@@ -202,6 +202,7 @@ def add_command(
         terminal.result(files, *added_files_view(files, place.repository))
         return
     options = flags.add_options()
+    check_outputs(flags.html)
     with build_bar(terminal) as progress:
         added = add(model, name, root, options, report=terminal.reporter(), progress=progress)
     if key is not None and added.published:

@@ -11,7 +11,7 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output, writing
+from repo_manager.cli.options import Output, check_outputs, writing
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.cli.rollout_options import RolloutFlags
 from repo_manager.cli.signing import signing_key
@@ -147,6 +147,7 @@ def export_command(
     terminal = output.terminal()
     if file is not None and file.exists():
         raise UsageError(f"{file} exists already", hint="Choose another name, or remove it first.")
+    check_outputs(file)
     document, notes = export_document(place.root())
     for note in notes:
         terminal.warn(note)

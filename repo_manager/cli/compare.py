@@ -11,7 +11,7 @@ import typer
 from repo_manager.cli.connection import Connection
 from repo_manager.cli.load_options import DataFlags, Load, ServerFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output, writing
+from repo_manager.cli.options import Output, check_input, check_outputs, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
@@ -91,18 +91,20 @@ def compare_command(
     """Compare two served models by interleaved, paired blocks in random order, with intervals on the ratios."""
     terminal = output.terminal()
     load = Load(terminal, place, sides, data, connection)
+    rate = () if flags.rate is None else (flags.rate,)
+    pairs, levels = _couples(a, b, sides.control or []), settings_of(compare_all, flags)
+    plan = ComparePlan(**settings_of(ComparePlan, flags), seed=data.seed)
+    check_outputs(flags.html)
+    check_input(data.data)
+    for target in {each for pair in pairs for each in pair}:
+        load.check(target, {"rate": rate, "concurrency": (flags.concurrency,)})
 
     def side(target: str, url: str | None) -> LoadTestOptions:
-        return LoadTestOptions(
-            **load.settings(target, url),
-            rate=() if flags.rate is None else (flags.rate,),
-        )
+        return LoadTestOptions(**load.settings(target, url), rate=rate)
 
-    pairs = _couples(a, b, sides.control or [])
     couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
-    plan = ComparePlan(**settings_of(ComparePlan, flags), seed=data.seed)
     with compare_progress(terminal.progress_console, quiet=output.quiet) as progress:
-        results = compare_all(couples, **settings_of(compare_all, flags), plan=plan, progress=progress)
+        results = compare_all(couples, **levels, plan=plan, progress=progress)
     if flags.html is not None:
         with writing(flags.html):
             write_atomic(flags.html, compare_page(results).encode())

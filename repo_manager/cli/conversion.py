@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
 
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, ModelFile, Output, writing
+from repo_manager.cli.options import DryRun, ModelFile, Output, check_outputs, writing
+from repo_manager.errors import UsageError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import ConvertOptions, convert, load_calibration
-from repo_manager.report.tables import conversion_view, prune_view
+from repo_manager.report.tables import conversion_view, format_bytes, prune_view
 from repo_manager.sparsity import prune
 from repo_manager.types import Precision
 
@@ -94,6 +97,7 @@ def prune_command(
 ) -> None:
     """Prune weights to 2:4 by magnitude, in one shot. Without retraining, accuracy suffers."""
     terminal = output.terminal()
+    _check_target(model, target)
     source = load_model(model)
     proto, report = prune(source, **settings_of(prune, flags))
     if not dry_run:
@@ -110,13 +114,44 @@ def prune_command(
 @app.command("convert")
 @grouped
 def convert_command(
-    model: ModelFile, target: OutputFile, precision: PrecisionOption, *, conversion: ConversionFlags, output: Output
+    model: ModelFile,
+    target: OutputFile,
+    precision: PrecisionOption,
+    *,
+    conversion: ConversionFlags,
+    dry_run: DryRun = False,
+    output: Output,
 ) -> None:
     """Convert a model to another precision, and check the result before it is written."""
     terminal = output.terminal()
+    _check_target(model, target)
     terminal.progress(f"Converting {model} to {precision}")
     source = load_model(model)
     data = None if conversion.calibration is None else load_calibration(conversion.calibration, signature_of(source))
-    with writing(target):
-        result = convert(source, precision, target, calibration=data, options=conversion.convert_options())
+    with contextlib.ExitStack() as stack:
+        place = target
+        if dry_run:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="repo-manager-"))) / target.name
+        stack.enter_context(writing(place))
+        result = convert(source, precision, place, calibration=data, options=conversion.convert_options())
+        size = sum(file.stat().st_size for file in result.files)
+        if dry_run:
+            result = dataclasses.replace(result, files=())
     terminal.result(result, *conversion_view(result))
+    terminal.note(
+        f"Dry run: {target} was not written ({format_bytes(size)})."
+        if dry_run
+        else f"Written: {', '.join(map(str, result.files))} ({format_bytes(size)})."
+    )
+
+
+def _check_target(model: Path, target: Path) -> None:
+    """See that the result can be written, and does not replace its own source.
+
+    Raises:
+        UsageError: it would.
+        InputError: it cannot be written.
+    """
+    if target.exists() and model.exists() and target.samefile(model):
+        raise UsageError(f"--output {target} is the source itself", hint="Name another file: the source is kept.")
+    check_outputs(target)

@@ -10,7 +10,7 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output, parse_shapes, writing
+from repo_manager.cli.options import Output, check_outputs, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
 from repo_manager.pipeline.infer import Answer, InferOptions, infer, server_of, write_answers
@@ -154,6 +154,7 @@ def infer_command(
     """
     terminal = output.terminal()
     root = place.root()
+    check_outputs(answers.output)
     name, version = _resolved(root, target)
     url = server_of(root, request.to or load_settings().server)
     options = InferOptions(**settings_of(InferOptions, request, sequence, answers))

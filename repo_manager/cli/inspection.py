@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repo_manager.cli.option_groups import grouped
-from repo_manager.cli.options import ModelFile, Output, parse_shapes, writing
+from repo_manager.cli.options import ModelFile, Output, check_outputs, parse_shapes, writing
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.inspect import inspect_model
 from repo_manager.report.sparsity_html import sparsity_page
@@ -35,6 +35,7 @@ def inspect_command(
 ) -> None:
     """Show a model's inputs, outputs, size, and the 2:4 state of every weight."""
     terminal = output.terminal()
+    check_outputs(html)
     inspection = inspect_model(model, shapes=parse_shapes(shape) or None)
     if html is not None:
         with writing(html):

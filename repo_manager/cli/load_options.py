@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,6 +79,21 @@ class Load:
     server: ServerFlags
     data: DataFlags
     connection: Connection
+
+    def check(self, target: str, own: Mapping[str, Any]) -> None:
+        """See that the options hold together before a server is looked for.
+
+        Args:
+            target: `NAME` or `NAME:VERSION`.
+            own: the settings of the command's own options.
+
+        Raises:
+            UsageError: they do not.
+        """
+        name, _ = parse_target(target)
+        parse_shapes(self.data.shape)
+        url = self.server.url or ("http://localhost:1" if self.server.protocol == "http" else "grpc://localhost:1")
+        LoadTestOptions(**{**settings_of(LoadTestOptions, self.server, self.data), **own, "url": url, "model": name})
 
     def settings(self, target: str, url: str | None) -> dict[str, Any]:
         """Return the settings of `LoadTestOptions` for a model on a server.

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from repo_manager.cli.connection import Connection
 from repo_manager.cli.load_options import DataFlags, GateFlags, Load, ServerFlags, raise_for, show_report
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output
+from repo_manager.cli.options import Output, check_input, check_outputs
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
 from repo_manager.gates import Verdict, combine_verdicts
@@ -196,12 +196,17 @@ class LoadFlags(JudgingFlags, MeasureFlags, InputFlags, LevelFlags, ServerFlags)
             UsageError: a text has another form.
             ServerUnreachableError: there is no server.
         """
-        settings: dict[str, Any] = {**load.settings(target, self.url), **settings_of(LoadTestOptions, self)}
+        own: dict[str, Any] = {
+            **settings_of(LoadTestOptions, self),
+            "concurrency": self.levels(),
+            "command": shlex.join(["repo-manager", *sys.argv[1:]]),
+        }
         if self.metrics is not None:
-            settings["metrics_url"] = self.metrics
-        return LoadTestOptions(
-            **settings, concurrency=self.levels(), command=shlex.join(["repo-manager", *sys.argv[1:]])
-        )
+            own["metrics_url"] = self.metrics
+        for path in (self.data, self.replay):
+            check_input(path)
+        load.check(target, own)
+        return LoadTestOptions(**{**load.settings(target, self.url), **own})
 
 
 @grouped
@@ -229,8 +234,9 @@ def loadtest(
     terminal = output.terminal()
     flags.gates()  # A gate or a file that cannot be read stops the command before the load.
     files = flags.files()
-    options = flags.load_options(target, Load(terminal, place, flags, flags, connection))
+    check_outputs(*files)
     earlier = None if flags.baseline is None else read_report(flags.baseline)
+    options = flags.load_options(target, Load(terminal, place, flags, flags, connection))
     report, is_interrupted = _measure(terminal, options)
     verdict = None if is_interrupted else _judge(report, earlier, flags)
     show_report(terminal, report, verdict, files)
@@ -304,6 +310,7 @@ def merge(
                 f"--output {merged_file}: the merged report is JSON", hint="Name it FILE.json; see --report."
             )
         files = (merged_file, *files)
+    check_outputs(*files)
     merged = merge_reports([read_report(path) for path in reports])
     verdict = judging.judge(merged) if judging.slo else None
     show_report(terminal, merged, verdict, files)

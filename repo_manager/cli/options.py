@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -14,7 +16,17 @@ from repo_manager.cli.option_groups import option
 from repo_manager.errors import InputError, UsageError
 from repo_manager.report.terminal import Terminal
 
-__all__ = ["DryRun", "ModelFile", "Output", "parse_shapes", "parse_target", "read_labels_file", "writing"]
+__all__ = [
+    "DryRun",
+    "ModelFile",
+    "Output",
+    "check_input",
+    "check_outputs",
+    "parse_shapes",
+    "parse_target",
+    "read_labels_file",
+    "writing",
+]
 
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
@@ -49,6 +61,40 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {exc.strerror or exc}",
             hint="Check the folder, its permissions and free space.",
         ) from exc
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """See that files can be written before work begins whose result would be lost.
+
+    Args:
+        paths: what will be written at the end; `None` is left out.
+
+    Raises:
+        InputError: a path is a folder, or its own folder is missing or cannot be written.
+    """
+    for path in paths:
+        if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
+            continue  # a pipe or a device is there or is not
+        folder = path.absolute().parent
+        if path.is_dir():
+            reason, hint = "it is a folder", f"Name a file: {path / 'FILE'}"
+        elif not folder.is_dir():
+            reason, hint = f"the folder {folder} does not exist", f"Create it: mkdir -p {shlex.quote(str(folder))}"
+        elif not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+            reason, hint = "permission denied", "Check who owns the file and its folder."
+        else:
+            continue
+        raise InputError(f"{path} cannot be written: {reason}. Nothing was done.", hint=hint)
+
+
+def check_input(path: Path | None) -> None:
+    """See that a file is there before a server is asked.
+
+    Raises:
+        InputError: it is not.
+    """
+    if path is not None and not path.exists():
+        raise InputError(f"{path} does not exist")
 
 
 def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:

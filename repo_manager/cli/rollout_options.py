@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from repo_manager.cli.option_groups import option, settings_of
-from repo_manager.cli.options import writing
+from repo_manager.cli.options import check_outputs, writing
 from repo_manager.errors import UsageError
 from repo_manager.report.rollout_tables import shadow_view
 from repo_manager.report.terminal import Terminal
@@ -139,6 +139,7 @@ class Trial:
         if not self.is_wanted:
             return None
 
+        check_outputs(self.shadow_report, self.weights_file)
         shadow = None if self.shadow is None else ShadowOptions(self.shadow, **settings_of(ShadowOptions, self))
         settings = settings_of(TrialOptions, self)
         options = TrialOptions(shadow=shadow, on_shadow=lambda report: self._show(terminal, report), **settings)
