@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from repo_manager.errors import ServerUnreachableError
+from repo_manager.errors import RepositoryError, RollbackFailedError
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.pipeline.serving import ensure_server
-from repo_manager.repository import Location, find_model, resolve_version
+from repo_manager.pipeline.serving import ensure_server, stop_running
+from repo_manager.repository import Location, find_model, model_state, resolve_version
+from repo_manager.rollout.checks import check_version, refuse
 from repo_manager.rollout.deploy import deploy as deploy_to
 from repo_manager.rollout.deploy import rollback as rollback_on
+from repo_manager.rollout.deploy import version_to_go_back_to
+from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
-from repo_manager.rollout.result import Rollout
+from repo_manager.rollout.plan import plan_from
+from repo_manager.rollout.result import Rollout, ServerResult
 from repo_manager.rollout.targets.urls import To
 from repo_manager.server import ClientOptions, running_server
 from repo_manager.settings import load_settings
@@ -54,18 +61,21 @@ def deploy(
     """
     wanted = name if version is None else f"{name}:{version}"
     _, number = resolve_version(repository, wanted)
-    where = _Where.find(repository, to, options, connection, report)
-    done = deploy_to(
-        repository,
-        name,
-        number,
-        where.to,
-        options=where.options,
-        trial=trial,
-        connection=where.connection,
-        report=report,
-    )
-    return where.mark(done)
+    where = _Where.find(to, options, connection)
+    if where.to is None and where.options.dry_run and running_server(repository) is None:
+        return _planned_alone(repository, name, number, where.options)
+    with where.reached(repository, name, number, report) as reached:
+        done = deploy_to(
+            repository,
+            name,
+            number,
+            reached.url,
+            options=where.options,
+            trial=trial,
+            connection=where.connection,
+            report=report,
+        )
+    return _marked(done, reached.started)
 
 
 def rollback(
@@ -84,55 +94,106 @@ def rollback(
         RepoManagerError: as `repo_manager.rollout.deploy`.
     """
     find_model(repository, name)
-    where = _Where.find(repository, to, options, connection, report)
-    done = rollback_on(repository, name, where.to, options=where.options, connection=where.connection, report=report)
-    return where.mark(done)
+    where = _Where.find(to, options, connection)
+    options, connection = where.options, where.connection
+    if where.to is not None:
+        return rollback_on(repository, name, where.to, options=options, connection=connection, report=report)
+    version = version_to_go_back_to(repository, name)
+    if options.dry_run and running_server(repository) is None:
+        return _planned_alone(repository, name, version, options)
+    with where.reached(repository, name, version, report) as reached:
+        done = rollback_on(repository, name, reached.url, options=options, connection=connection, report=report)
+    return _marked(done, reached.started)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reached:
+    """The servers of a roll-out, and whether the one was started for it."""
+
+    url: To
+    started: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class _Where:
-    """Where a roll-out goes, and how, with the settings in place of what was left out."""
+    """Where a roll-out goes, and how, with the settings in place of what was left out.
 
-    to: To
+    Attributes:
+        to: `None`: to the repository's own server.
+        options: how.
+        connection: how to connect.
+    """
+
+    to: To | None
     options: RolloutOptions
     connection: ClientOptions
-    started: bool
 
     @classmethod
-    def find(
-        cls,
-        repository: Location,
-        to: To | None,
-        options: RolloutOptions | None,
-        connection: ClientOptions | None,
-        report: Report,
-    ) -> _Where:
-        """Find the server, and start one where none was named and none runs.
+    def find(cls, to: To | None, options: RolloutOptions | None, connection: ClientOptions | None) -> _Where:
+        settings = load_settings()
+        return cls(
+            to or settings.server,
+            RolloutOptions(signed_by=settings.signed_by) if options is None else options,
+            connection_of(settings) if connection is None else connection,
+        )
+
+    @contextlib.contextmanager
+    def reached(self, repository: Location, name: str, version: int, report: Report) -> Iterator[_Reached]:
+        """Find the server, and start one where none was named and none runs; stop that one when the roll-out fails.
 
         Raises:
-            ServerUnreachableError: a dry run has no server to plan against.
+            RepositoryError: no server is started for a version that could not be deployed anyway.
+            ServerError: it does not start.
         """
-        settings = load_settings()
-        if options is None:
-            options = RolloutOptions(signed_by=settings.signed_by)
-        if connection is None:
-            connection = connection_of(settings)
-        if not to:
-            to = settings.server
-        if to is not None:
-            return cls(to, options, connection, started=False)
-        if options.dry_run and running_server(repository) is None:
-            raise ServerUnreachableError(
-                f"No server runs on {repository}, so there is nothing to plan against; without --dry-run one would be "
-                "started",
-                hint="Start one with repo-manager serve --detach, or use --to.",
-            )
-        server = ensure_server(repository, None, timeout_s=options.load_timeout_s, report=report)
-        return cls(server.url, options, connection, started=server.started)
+        if self.to is not None:
+            yield _Reached(self.to)
+            return
+        if running_server(repository) is None:
+            _refuse_early(repository, name, version, self.options)
+        server = ensure_server(repository, None, timeout_s=self.options.load_timeout_s, report=report)
+        try:
+            yield _Reached(server.url, server.started)
+        except RollbackFailedError:
+            raise  # a person has to act, on that server
+        except BaseException:
+            if server.started:
+                stop_running(repository)
+                report("The server that was started for it is stopped again.")
+            raise
 
-    def mark(self, rollout: Rollout) -> Rollout:
-        """Say in the result whether the server was started for it."""
-        if not self.started:
-            return rollout
-        servers = tuple(dataclasses.replace(server, started=True) for server in rollout.servers)
-        return dataclasses.replace(rollout, servers=servers)
+
+def _refuse_early(repository: Location, name: str, version: int, options: RolloutOptions) -> None:
+    """Refuse what needs no server to be refused.
+
+    Raises:
+        RepositoryError: the model's folder cannot be written, or a check speaks against the version.
+    """
+    entry = find_model(repository, name)
+    if isinstance(entry.path, Path) and not os.access(entry.path, os.W_OK | os.X_OK):
+        raise RepositoryError(
+            f"{entry.path} cannot be written, and a deployment writes its version policy to config.pbtxt there",
+            hint="Deploy as the user who owns the repository, or serve a copy of it: repo-manager copy.",
+        )
+    refuse(name, version, check_version(repository, entry, version, signed_by=options.signed_by), options)
+
+
+def _planned_alone(repository: Location, name: str, version: int, options: RolloutOptions) -> Rollout:
+    """Plan for the server that would be started: it loads what the repository serves of models deployed before."""
+    entry = find_model(repository, name)
+    entry.version(version)
+    deployed = bool(model_state(repository, name).deployments)
+    ready = entry.served_versions if deployed else ()
+    where = "a server that would be started"
+    served = ServedState(where, ready, (), {}, entry.config() if ready else None)
+    plan = plan_from(entry, version, served, keep_previous=options.keep_previous)
+    checks = check_version(repository, entry, version, signed_by=options.signed_by)
+    server = ServerResult(where, False, ready, ready, "none", plan=plan, checks=checks)
+    return Rollout(name, version, where, (server,), (), 1, False, True, None, 0.0, ())
+
+
+def _marked(rollout: Rollout, started: bool) -> Rollout:
+    """Say in the result whether the server was started for it."""
+    if not started:
+        return rollout
+    servers = tuple(dataclasses.replace(server, started=True) for server in rollout.servers)
+    return dataclasses.replace(rollout, servers=servers)

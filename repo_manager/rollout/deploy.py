@@ -20,7 +20,7 @@ from repo_manager.rollout.targets.urls import To, connect
 from repo_manager.rollout.trial.canary import CanaryTarget
 from repo_manager.server import ClientOptions, TritonClient
 
-__all__ = ["deploy", "rollback"]
+__all__ = ["deploy", "rollback", "version_to_go_back_to"]
 
 
 def deploy(
@@ -99,6 +99,21 @@ def rollback(
     return deploy(repository, name, version, to, options=options, connection=connection, report=report)
 
 
+def version_to_go_back_to(repository: Location, name: str) -> int:
+    """Return the version that `rollback` deploys on Triton servers.
+
+    Raises:
+        RepositoryError: no earlier deployment is known whose version is still there.
+    """
+    version = previous_deployment(repository, name)
+    if version is None:
+        raise RepositoryError(
+            f"{name} has no earlier deployment to go back to",
+            hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION",
+        )
+    return version
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reach:
     """What `to` names: servers, or something in a cluster."""
@@ -118,13 +133,7 @@ class _Reach:
             return previous_on_kubernetes(self.release, name, self.api)
         if self.service is not None and self.api is not None:
             return previous_on_kserve(self.service, repository, name, self.api)
-        version = previous_deployment(repository, name)
-        if version is None:
-            raise RepositoryError(
-                f"{name} has no earlier deployment to go back to",
-                hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION",
-            )
-        return version
+        return version_to_go_back_to(repository, name)
 
     @contextlib.contextmanager
     def target(self, context: Context, trial: TrialOptions | None, connection: ClientOptions) -> Iterator[Target]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 import repo_manager
-from repo_manager.errors import RepositoryError, ServerUnreachableError
+from repo_manager.errors import RepositoryError, RolloutUndoneError
 from repo_manager.repository import set_tag
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server import EmbeddedServer, TritonClient, running_server
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False
@@ -56,5 +58,30 @@ def test_the_server_and_the_keys_of_the_settings(
 def test_a_dry_run_starts_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     write_model(tmp_path, "alone", SCALING_CONFIG + POLICY, {1: scaling_model(2.0)})
-    with pytest.raises(ServerUnreachableError, match="nothing to plan against"):
-        repo_manager.deploy(tmp_path, "alone", options=RolloutOptions(dry_run=True))
+    planned = repo_manager.deploy(tmp_path, "alone", options=RolloutOptions(dry_run=True))
+    (server,) = planned.servers
+    assert (planned.dry_run, planned.changed, server.ready) == (True, False, ())
+    assert server.plan is not None
+    assert [(step.version, str(step.action)) for step in server.plan.steps] == [(1, "load")]
+    assert running_server(tmp_path) is None
+
+
+def test_what_cannot_be_deployed_starts_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("repo_manager.pipeline.deploying.ensure_server", lambda *_, **__: pytest.fail("started"))
+    folder = write_model(tmp_path, "alone", SCALING_CONFIG + POLICY, {1: scaling_model(2.0)})
+    with pytest.raises(RepositoryError, match="no earlier deployment"):
+        repo_manager.rollback(tmp_path, "alone")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != folder)
+    with pytest.raises(RepositoryError, match="cannot be written"):
+        repo_manager.deploy(tmp_path, "alone")
+
+
+def test_a_server_that_was_started_for_what_fails_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    write_model(tmp_path, "alone", SCALING_CONFIG + POLICY, {1: b"no model"})
+    command = [sys.executable, "-m", "repo_manager", "deploy", "alone:1", "-r", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == RolloutUndoneError.exit_code, ended.stderr
+    assert "The server that was started for it is stopped again." in ended.stderr
+    assert running_server(tmp_path) is None

@@ -15,6 +15,7 @@ from repo_manager.cli.main import main
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import _hint
+from repo_manager.samples import sample_model
 from repo_manager.server import TritonClient
 
 
@@ -44,6 +45,72 @@ def test_a_mistake_is_a_document_too(
             assert word in error["message"]
         else:
             assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word", "code"),
+    [
+        (("loadtest", "m", "-c", "abc"), "levels 'abc'", 2),
+        (("loadtest", "m", "--rate", "0"), "more than 0", 2),
+        (("loadtest", "m", "--shape", "x"), "--shape x", 2),
+        (("loadtest", "m", "--report", "x.pdf"), "x.pdf", 2),
+        (("loadtest", "m", "--slo", "p98"), "p98", 2),
+        (("loadtest", "m", "--baseline", "nope.json"), "nope.json", 3),
+        (("loadtest", "m", "--input-data", "nope.npz"), "nope.npz", 3),
+        (("loadtest", "m", "--report", "no/x.html"), "mkdir -p", 3),
+        (("compare", "a", "b", "-b", "abc"), "levels 'abc'", 2),
+        (("compare", "a", "b", "--pairs", "2"), "2 pairs", 2),
+        (("compare", "a", "b", "--html", "no/x.html"), "mkdir -p", 3),
+        (("infer", "m", "-o", "no/x.npz"), "mkdir -p", 3),
+        (("deploy", "m:1", "--shadow", "r.jsonl", "--shadow-report", "no/x.json"), "mkdir -p", 3),
+    ],
+)
+def test_a_mistake_is_named_before_a_server_is_looked_for(
+    arguments: tuple[str, ...],
+    word: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "model_repository" / "m" / "1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["repo-manager", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, word in (said := capsys.readouterr().err)) == (code, True), said
+    assert "server" not in said
+
+
+@pytest.mark.parametrize("command", [("convert", "-p", "fp16"), ("prune",)])
+def test_a_model_never_replaces_its_own_source(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(sample_model().read_bytes())
+    for target, code in ((model, 2), (tmp_path / "no" / "x.onnx", 3)):
+        name, *more = command
+        monkeypatch.setattr(sys, "argv", ["repo-manager", name, str(model), "-o", str(target), *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code, capsys.readouterr().err
+    assert model.read_bytes() == sample_model().read_bytes()
+
+
+def test_a_dry_conversion_says_what_it_would_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "y.onnx"
+    words = ["repo-manager", "convert", str(sample_model()), "-o", str(target), "-p", "fp16"]
+    monkeypatch.setattr(sys, "argv", [*words, "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, list(tmp_path.iterdir())) == (0, [])
+    assert f"{target} was not written" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    assert (target.is_file(), f"Written: {target}" in capsys.readouterr().err) == (True, True)
 
 
 def test_help_and_version_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
