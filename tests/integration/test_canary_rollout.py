@@ -196,14 +196,6 @@ def test_a_version_that_is_loaded_already_is_tried_all_the_same(
     assert state_of(repository, client, model) == before
 
 
-def test_a_dry_run_changes_nothing(repository: Path, client: TritonClient, model: str, requests: Path) -> None:
-    before = state_of(repository, client, model)
-    options = RolloutOptions(dry_run=True)
-    done = deploy(repository, model, 2, client, trial=TrialOptions(shadow=shadow(requests)), options=options)
-    assert done.dry_run
-    assert state_of(repository, client, model) == before
-
-
 class Traffic:
     """Clients that follow the published weights, and what they were answered."""
 
@@ -325,20 +317,6 @@ def test_a_network_that_is_cut_at_the_last_load_is_only_a_retry(
             done = deploy(repository, model, 2, through, trial=canary, options=options, report=report)
     assert (done.ready, traffic.errors) == ((2,), [])
     assert any("asking again in" in event for event in events[events.index("serving version 2") :])
-
-
-def test_ctrl_c_in_a_step_goes_back(repository: Path, client: TritonClient, model: str) -> None:
-    before = state_of(repository, client, model)
-    told: list[str] = []
-
-    def interrupt(message: str) -> None:
-        told.append(message)
-        if "of the traffic" in message and "50 %" in message:
-            raise KeyboardInterrupt
-
-    with pytest.raises(RolloutUndoneError, match="interrupted"):
-        deploy(repository, model, 2, client, trial=TrialOptions(steps=(0.5, 1.0), step_s=9.0), report=interrupt)
-    assert state_of(repository, client, model) == before
 
 
 def test_gates_that_the_counters_cannot_tell(repository: Path, client: TritonClient, model: str) -> None:

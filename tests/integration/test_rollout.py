@@ -17,13 +17,7 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.waiting import eventually
 
-from repo_manager.errors import (
-    RepositoryError,
-    RollbackFailedError,
-    RolloutUndoneError,
-    ServerRefusedError,
-    ServerUnreachableError,
-)
+from repo_manager.errors import RollbackFailedError, RolloutUndoneError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import change_config, model_state, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
 from repo_manager.rollout.deploy import deploy, rollback
@@ -207,19 +201,6 @@ def test_a_killed_stub_is_mended(repository: Path, client: TritonClient, server:
     assert answer(client, model) == 2.0
 
 
-def test_an_interruption_is_undone(repository: Path, client: TritonClient, model: str) -> None:
-    deploy(repository, model, 1, client)
-    before = (repository / model / "config.pbtxt").read_bytes()
-
-    def interrupt(event: str) -> None:
-        if "answers" in event:
-            raise KeyboardInterrupt
-
-    with pytest.raises(RolloutUndoneError, match="interrupted"):
-        deploy(repository, model, 2, client, report=interrupt)
-    assert (ready(client, model), (repository / model / "config.pbtxt").read_bytes()) == ((1,), before)
-
-
 @pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.2, 0.8])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_at_any_moment_leave_one_version(
@@ -251,26 +232,6 @@ def test_signals_at_any_moment_leave_one_version(
     assert answer(client, model) == {1: 2.0, 2: 3.0}[state.ready[0]]
 
 
-def test_a_second_roll_out_of_the_model_waits_its_turn_or_is_refused(
-    repository: Path, client: TritonClient, model: str
-) -> None:
-    def meanwhile(event: str) -> None:
-        if "answers" in event:
-            with pytest.raises(RepositoryError, match="another roll-out"):
-                deploy(repository, model, 3, client)
-
-    assert deploy(repository, model, 1, client, report=meanwhile).ready == (1,)
-    assert list(repository.glob(".repo-manager.rollout.*")) == []
-
-
-def test_a_dry_run_changes_nothing(repository: Path, client: TritonClient, model: str) -> None:
-    before = (repository / model / "config.pbtxt").read_bytes()
-    result = deploy(repository, model, 2, client, options=RolloutOptions(dry_run=True))
-    assert (result.dry_run, result.changed, result.servers[0].smoke) == (True, False, None)
-    assert actions(result) == [(2, Action.LOAD)]
-    assert (ready(client, model), (repository / model / "config.pbtxt").read_bytes()) == ((), before)
-
-
 def test_a_changed_config_is_predicted_to_reload(repository: Path, client: TritonClient, model: str) -> None:
     deploy(repository, model, 1, client)
     path = repository / model / "config.pbtxt"
@@ -281,15 +242,6 @@ def test_a_changed_config_is_predicted_to_reload(repository: Path, client: Trito
     assert [(step.version, step.action) for step in plan.steps] == [(1, Action.RELOAD)]
     deploy(repository, model, 1, client)
     assert client.model_config(model).max_batch_size == 4
-
-
-def test_an_unknown_version_is_refused_before_anything_happens(
-    repository: Path, client: TritonClient, model: str
-) -> None:
-    with pytest.raises(RepositoryError, match="no version 9"):
-        deploy(repository, model, 9, client)
-    with pytest.raises(RepositoryError, match="no earlier deployment"):
-        rollback(repository, model, client)
 
 
 def test_a_server_of_another_repository_is_told_apart(

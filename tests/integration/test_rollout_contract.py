@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import inspect
 import os
 import signal
 import threading
@@ -33,12 +35,15 @@ from repo_manager.errors import (
 )
 from repo_manager.repository import model_state
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.disk import DiskStore
 from repo_manager.rollout import engine
-from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions, TrialOptions
+from repo_manager.rollout.plan import Action
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets import kserve_status, kubernetes_status
+from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.kserve import KServeTarget
 from repo_manager.rollout.targets.kubernetes import DeploymentPart
 from repo_manager.rollout.targets.triton import TritonPart
@@ -47,6 +52,7 @@ from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
 X = np.ones((1, 4), np.float32)
+TRAFFIC = "traffic"
 POLICY = "version_policy { specific { versions: [1] } }\n"
 
 
@@ -63,6 +69,8 @@ class Place(Protocol):
     """The class of the target's parts."""
 
     def deploy(self, version: int, **how: Any) -> Rollout: ...
+
+    def rollback(self) -> Rollout: ...
 
     def state(self) -> Any:
         """Return all of it that a roll-out may change, but for the history of deployments."""
@@ -82,6 +90,13 @@ class Servers:
         how.setdefault("options", self._options)
         return deploy(self.repository, self.name, version, self._clients, trial=how.pop("trial", self.trial), **how)
 
+    def rollback(self) -> Rollout:
+        return rollback(self.repository, self.name, self._clients, options=self._options)
+
+    def answers(self) -> list[float]:
+        """What each server answers to a request that names no version."""
+        return [float(client.infer(self.name, None, {"x": X})["y"][0, 0]) for client in self._clients]
+
     def state(self) -> Any:
         config = (self.repository / self.name / "config.pbtxt").read_bytes()
         return config, [observe(client, self.name).ready for client in self._clients]
@@ -98,6 +113,9 @@ class InCluster:
     def deploy(self, version: int, **how: Any) -> Rollout:
         how.setdefault("options", RolloutOptions(load_timeout_s=20.0))
         return deploy(self.repository, self.name, version, self._to, trial=how.pop("trial", self.trial), **how)
+
+    def rollback(self) -> Rollout:
+        return rollback(self.repository, self.name, self._to, options=RolloutOptions(load_timeout_s=20.0))
 
     def state(self) -> Any:
         def kept(item: dict[str, Any]) -> Any:
@@ -170,7 +188,7 @@ def _traffic(url: str, name: str) -> Iterator[None]:
                 with contextlib.suppress(ServerRefusedError):  # not loaded yet
                     client.infer(name, None, {"x": X})
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=ask, name=TRAFFIC)
     thread.start()
     try:
         yield
@@ -248,6 +266,10 @@ def boom() -> None:
     raise BoomError
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 STEPS = [(step, after) for step in ("apply", "prove", "finish", "record") for after in (False, True)]
 
 
@@ -260,6 +282,57 @@ def test_an_unexpected_error_at_any_step_ends_in_undo(place: Place, step: str, a
     assert place.state() == before
     assert any("previous state was put back" in event for event in told) or (step, after) == ("apply", False)
     assert place.deploy(2).ready == (2,)
+
+
+class Calls:
+    """Counts what a roll-out asks of servers, of the cluster and of the store; lets one of the calls fail, once."""
+
+    def __init__(self, fails: int = -1) -> None:
+        self.count, self.failed, self._fails, self._lock = 0, False, fails, threading.Lock()
+
+    def __enter__(self) -> Calls:
+        self._patch = pytest.MonkeyPatch()
+        for owner in (TritonClient, Api, DiskStore):
+            for name, call in vars(owner).items():
+                if inspect.isfunction(call) and not name.startswith("_") and name not in ("another", "close"):
+                    self._patch.setattr(owner, name, self._counted(call))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def counted(*arguments: Any, **named: Any) -> Any:
+            if threading.current_thread().name == TRAFFIC:
+                return call(*arguments, **named)
+            with self._lock:
+                number, self.count = self.count, self.count + 1
+                self.failed |= number == self._fails
+            # It fails before it has done anything, or when all is done: the next one the other way.
+            if number == self._fails and number % 2:
+                raise BoomError(call.__qualname__)
+            result = call(*arguments, **named)
+            if number == self._fails:
+                raise BoomError(call.__qualname__)
+            return result
+
+        return counted
+
+
+def test_an_unexpected_error_of_any_call_ends_in_undo(place: Place) -> None:
+    before = place.state()
+    with Calls() as all_:
+        place.deploy(2)
+    place.deploy(1, trial=None)
+    assert place.state()[0] == before[0] or isinstance(place, InCluster)  # a cluster remembers its history
+    before = place.state()
+    for number in sorted({round(each) for each in np.linspace(0, all_.count - 1, 8)}):
+        with Calls(number) as calls, contextlib.suppress(BoomError):
+            place.deploy(2)
+            assert not calls.failed
+            break  # it took fewer calls than before: a poll less, for instance
+        assert place.state() == before, number
 
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
@@ -290,6 +363,26 @@ def test_a_signal_ends_in_undo(place: Place, number: signal.Signals) -> None:
         place.deploy(2)
     assert caught.value.exit_code == 5
     assert place.state() == before
+
+
+def test_an_interruption_at_any_event_ends_in_undo(place: Place) -> None:
+    before = place.state()
+    events = len(place.deploy(2).events)
+    place.deploy(1, trial=None)
+    before = before if isinstance(place, Servers) else place.state()  # a cluster remembers its history
+    for number in sorted({round(each) for each in np.linspace(0, events - 1, 4)}):
+        with pytest.raises(RolloutUndoneError, match="interrupted"):
+            place.deploy(2, report=tell(number, interrupt))
+        assert place.state() == before, number
+
+
+def test_an_interruption_of_the_undo_says_how_to_go_on(place: Place) -> None:
+    with pytest.raises(RepoManagerError, match="interrupted") as caught:
+        place.deploy(2, report=tell(0, interrupt, for_good=True))
+    assert caught.value.exit_code in (5, 7)
+    if isinstance(place, Servers):
+        assert set(place.answers()) == {2.0}
+    assert place.deploy(2, trial=None).ready == (2,)
 
 
 @pytest.mark.parametrize("step", ["prove", "finish"])
@@ -346,6 +439,7 @@ def test_another_roll_out_of_the_model_is_refused(place: Place) -> None:
 
     assert place.deploy(2, report=tell(0, again)).ready == (2,)
     assert len(refusals) == 1
+    assert list(place.repository.glob(f".repo-manager.rollout.{place.name}.*")) == []
 
 
 def test_a_lease_that_somebody_else_took_ends_it_and_leaves_theirs_alone(place: Place) -> None:
@@ -396,9 +490,14 @@ def test_an_undo_that_fails_after_an_unexpected_error_is_told_as_such(place: Pla
 
 
 def test_one_shape_for_every_target(place: Place) -> None:
+    before = place.state()
     planned = place.deploy(2, options=RolloutOptions(dry_run=True))
     assert (planned.dry_run, planned.changed) == (True, False)
-    before = place.state()
+    assert [server.smoke for server in planned.servers] == [None] * len(planned.servers)
+    if isinstance(place, Servers):
+        plans = [[(step.version, step.action) for step in server.plan.steps] for server in planned.servers]  # type: ignore[union-attr]
+        assert plans == [[(1, Action.DROP), (2, Action.LOAD)]] * len(plans)
+    assert place.state() == before
     done = place.deploy(2)
     assert (done.changed, done.ready, done.target) == (True, (2,), planned.target)
     assert all(server.proof in ("inference", "readiness", "conditions") for server in done.servers)
@@ -417,5 +516,16 @@ def test_what_is_served_and_does_not_prove_itself_is_left_alone(place: Place) ->
 
 
 def test_a_model_or_version_that_is_not_there_is_refused(place: Place) -> None:
-    with pytest.raises(RepoManagerError, match="no version 9"):
+    with pytest.raises(RepositoryError, match="no version 9"):
         place.deploy(9)
+
+
+def test_going_back_is_a_roll_out_to_the_version_before(place: Place) -> None:
+    with pytest.raises(RepositoryError, match="no earlier"):
+        place.rollback()
+    place.deploy(2)
+    back = place.rollback()
+    assert (back.changed, back.version, back.ready) == (True, 1, (1,))
+    assert [each.version for each in model_state(place.repository, place.name).deployments] == [1, 2, 1]
+    if isinstance(place, Servers):
+        assert set(place.answers()) == {2.0}

@@ -228,17 +228,3 @@ def test_a_config_sent_with_a_load_is_told_and_dropped(repository: Path, client:
     assert client.model_config(model).max_batch_size == 8
     (after,) = status(repository, client, (model,)).models
     assert (after.overridden, after.drift) == ((), ())
-
-
-def test_an_interruption_while_things_are_put_back_leaves_and_says_how_to_go_on(
-    repository: Path, client: TritonClient, model: str
-) -> None:
-    def interrupt_twice(event: str) -> None:
-        if event.startswith(("serving", "failed")):
-            raise KeyboardInterrupt
-
-    with pytest.raises(RepoManagerError, match=r"interrupted") as caught:
-        deploy(repository, model, 2, client, report=interrupt_twice)
-    assert caught.value.exit_code in (5, 7)
-    assert answer(client, model) == 2.0
-    assert deploy(repository, model, 2, client).ready == (2,)

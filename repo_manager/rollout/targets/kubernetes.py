@@ -247,8 +247,11 @@ class DeploymentPart:
         space = self._target.release.namespace
         try:
             now = self._api.deployment(space, self.label)
-            if now is not None and read_template(now).url != self._url:
-                raise ServerRefusedError(f"it serves {read_template(now).url} by now, and is left so")
+            url = self._url if now is None else read_template(now).url
+            if url == self._served.url:  # the change never reached it
+                return f"the pods of {self.label} serve {url} as before"
+            if url != self._url:
+                raise ServerRefusedError(f"it serves {url} by now, and is left so")
             self._api.patch_deployment(space, self.label, patch_back(self._deployment, self._served))
             self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
