@@ -12,10 +12,11 @@ from repo_manager.repository.stores.base import Store
 from repo_manager.repository.stores.disk import DiskStore
 
 if TYPE_CHECKING:
-    from repo_manager.repository.stores.objects import store as objects
+    from repo_manager.repository.stores.objects import store as object_store
 else:
-    # It belongs to the [cloud] extra, and takes a tenth of a start: commands on a disk do without.
-    objects = deferred("repo_manager.repository.stores.objects.store")
+    # It belongs to the [cloud] extra, and takes a tenth of a start: commands on a disk do without. Its name here is not
+    # that of the package beside this file, which an import of that package would put in its place.
+    object_store = deferred("repo_manager.repository.stores.objects.store")
 
 __all__ = ["open_store"]
 
@@ -34,4 +35,4 @@ def open_store(repository: Location, *, may_be_new: bool = False) -> Store:
     if isinstance(repository, Path):
         root = repository.expanduser().resolve()
         return DiskStore(root if may_be_new and not root.exists() else open_root(repository))
-    return objects.ObjectStore(repository)
+    return object_store.ObjectStore(repository)
