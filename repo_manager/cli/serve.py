@@ -27,6 +27,7 @@ from repo_manager.report.terminal import Terminal
 from repo_manager.repository import Location
 from repo_manager.server import EmbeddedServer, ServerSecurity
 from repo_manager.server.credentials import read_headers
+from repo_manager.settings import load_settings
 
 __all__ = ["app"]
 
@@ -205,7 +206,8 @@ def logs_command(*, place: RepositoryFlag, flags: LogFlags, output: Output) -> N
 
 def _options(root: Location, flags: RunFlags, listen: ListenFlags, security: SecurityFlags) -> ServeOptions:
     settings = settings_of(ServeOptions, flags, listen, security)
-    return ServeOptions(repository=root, security=security.security(), **settings)
+    signed_by = load_settings().signed_by
+    return ServeOptions(repository=root, security=security.security(), signed_by=signed_by, **settings)
 
 
 def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> None:

@@ -18,6 +18,7 @@ from repo_manager.report.progress import transfer_progress
 from repo_manager.report.repository_tables import difference_view, removals_view
 from repo_manager.repository import (
     adopt,
+    check_served,
     compare_versions,
     copy_version,
     find_model,
@@ -29,6 +30,7 @@ from repo_manager.repository import (
     set_tag,
     sign_version,
 )
+from repo_manager.settings import load_settings
 
 __all__ = ["app"]
 
@@ -92,6 +94,8 @@ def copy_command(
     root, into = place.root(), parse_location(flags.destination)
     name, version = resolve_version(root, target)
     terminal = output.terminal()
+    if key is None and (policy := load_settings().signed_by):
+        check_served(root, name, [version], policy)
     progress = transfer_progress(terminal.progress, 0)
     settings = settings_of(copy_version, flags)
     result = copy_version(root, name, version, into, dry_run=dry_run, progress=progress, **settings)

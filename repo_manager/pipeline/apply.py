@@ -21,7 +21,7 @@ from repo_manager.repository import (
     Location,
     SigningKey,
     change_config,
-    check_signature,
+    check_served,
     find_model,
     remove,
     set_labels,
@@ -196,8 +196,8 @@ class _Runner:
 
     def _serve(self, name: str, versions: tuple[int, ...]) -> None:
         """Change the policy; what the settings ask of a deployment holds for it as well."""
-        for version in versions if self.options.rollout.signed_by else ():
-            check_signature(self.repository, name, version, self.options.rollout.signed_by)
+        if self.options.rollout.signed_by:
+            check_served(self.repository, name, versions, self.options.rollout.signed_by)
         set_served_versions(self.repository, name, versions)
 
     def _deploy(self, name: str, version: int, step: Step) -> None:

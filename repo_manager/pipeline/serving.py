@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -9,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from repo_manager.errors import ConfigError, ServerError, ServerUnreachableError
-from repo_manager.repository import Location, model_states, scan
+from repo_manager.errors import ConfigError, RepoManagerError, RepositoryError, ServerError, ServerUnreachableError
+from repo_manager.repository import Location, check_served, find_model, model_states, scan
 from repo_manager.server import (
     EmbeddedServer,
     RunningServer,
@@ -27,6 +28,7 @@ from repo_manager.server import (
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
 from repo_manager.server.records import only_server, served_already, starting
+from repo_manager.settings import load_settings
 
 __all__ = [
     "ServeOptions",
@@ -65,6 +67,7 @@ class ServeOptions:
         restart: start a server that ended by itself, with a failure, again.
         security: TLS and restricted APIs.
         restrict_file: where the restriction in `security` was read from: a server in the background reads it again.
+        signed_by: public keys one of which has to vouch for each version that is loaded; empty asks for no signature.
     """
 
     repository: Location
@@ -78,6 +81,7 @@ class ServeOptions:
     restart: bool = False
     security: ServerSecurity = dataclasses.field(default_factory=ServerSecurity)
     restrict_file: Path | None = None
+    signed_by: tuple[Path, ...] = ()
 
 
 def deployed_models(repository: Location) -> tuple[str, ...]:
@@ -92,7 +96,13 @@ def deployed_models(repository: Location) -> tuple[str, ...]:
 
 
 def server_options(options: ServeOptions) -> ServerOptions:
-    """Return the embedded server's options."""
+    """Return the embedded server's options.
+
+    Under the policy `signed_by`, models are left out that no key vouches for; they are in the server's failures.
+
+    Raises:
+        RepositoryError: a model that was named is not vouched for.
+    """
     load: tuple[str, ...] = options.load
     deployed = load in ((), (_DEPLOYED,))
     if deployed:
@@ -101,6 +111,15 @@ def server_options(options: ServeOptions) -> ServerOptions:
         load = ("*",)
     elif load == (_NONE,):
         load = ()
+    refused: dict[str, str] = {}
+    if options.signed_by:
+        if load == ("*",):
+            load = tuple(entry.name for entry in scan(options.repository, deep=False))
+        refused = _not_vouched_for(options, load)
+        if refused and load == options.load:
+            reasons = "; ".join(refused.values())
+            raise RepositoryError(f"{reasons}", hint="Sign the version (repo-manager sign), or serve others.")
+        load = tuple(name for name in load if name not in refused)
     return ServerOptions(
         repository=str(options.repository.resolve()),
         host=options.host,
@@ -108,12 +127,26 @@ def server_options(options: ServeOptions) -> ServerOptions:
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
         load=load,
-        load_what_loads=deployed,
+        load_what_loads=deployed or bool(refused),
+        refused=refused,
         security=options.security,
         auto_complete=needs_auto_complete(options.repository)
         if options.auto_complete is None
         else options.auto_complete,
     )
+
+
+def _not_vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, str]:
+    """Return model -> why, for those whose served versions no key vouches for."""
+    refused = {}
+    for name in names:
+        try:
+            check_served(
+                options.repository, name, find_model(options.repository, name).served_versions, options.signed_by
+            )
+        except RepoManagerError as exc:
+            refused[name] = exc.message
+    return refused
 
 
 def needs_auto_complete(repository: Location) -> bool:
@@ -183,7 +216,8 @@ def ensure_server(
             running = running_server(repository)  # another command may have started it by now
             started = running is None
             if running is None:
-                running = start_detached(ServeOptions(repository, timeout_s=timeout_s))
+                signed_by = load_settings().signed_by
+                running = start_detached(ServeOptions(repository, timeout_s=timeout_s, signed_by=signed_by))
     if started:
         report(
             f"No server runs on {repository}: started one (pid {running.pid}, {running.grpc_url}, {running.http_url}). "
@@ -244,7 +278,7 @@ def _serve(
                 hint=f"Its log: {server.log_path}",
             )
         report(f"tritonserver ended with code {code}; starting it again ({restarts} of {_MAX_RESTARTS})")
-        server = server.successor()
+        server = server.successor(server_options(options))
 
 
 def _serve_once(
@@ -256,9 +290,11 @@ def _serve_once(
 ) -> int:
     """Start one server, watch it until it ends, and return its exit code."""
     server.start(timeout_s=options.timeout_s)
+    before = _vouched_for(options, server.options.load)
     server.wait_ready(options.timeout_s)
+    _drop_exchanged(server, options, before)
     on_ready(server)
-    guard = StubGuard(server.pid, server.http_url, server.client_options)
+    guard = StubGuard(server.pid, server.http_url, server.client_options, lambda name: _require_vouched(options, name))
     checked = time.monotonic()
     with server.log_path.open(encoding="utf-8", errors="replace") as log:
         while (code := server.wait(_LOG_POLL_S)) is None:
@@ -268,6 +304,46 @@ def _serve_once(
                 checked = time.monotonic()
         _copy_log(log, log_output)
     return code
+
+
+def _vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, list[object]]:
+    """Return under the policy model -> what the file system remembers of the files that a load of it runs."""
+    found: dict[str, list[object]] = {}
+    for name in names if options.signed_by else ():
+        with contextlib.suppress(RepoManagerError):
+            versions = find_model(options.repository, name).served_versions
+            checks = check_served(options.repository, name, versions, options.signed_by)
+            found[name] = [(check.name, check.version, check.state) for check in checks]
+    return found
+
+
+def _drop_exchanged(server: EmbeddedServer, options: ServeOptions, before: Mapping[str, list[object]]) -> None:
+    """Unload what was changed between the check of its signature and the load.
+
+    Raises:
+        RepositoryError: a model that was named is not vouched for.
+    """
+    now = _vouched_for(options, server.options.load)
+    odd = [name for name in server.options.load if options.signed_by and now.get(name) != before.get(name)]
+    if not odd:
+        return
+    with TritonClient.connect(server.http_url, server.client_options) as client:
+        for name in odd:
+            client.unload(name)
+            server.failures[name] = "it was changed between the check of its signature and the load"
+    if server.options.load == options.load:
+        raise RepositoryError(f"{', '.join(odd)}: changed between the check of the signature and the load")
+
+
+def _require_vouched(options: ServeOptions, name: str) -> None:
+    """See under the policy that a model may be loaded again.
+
+    Raises:
+        ServerError: no key vouches for what it is now.
+    """
+    refused = _not_vouched_for(options, [name]) if options.signed_by else {}
+    if refused:
+        raise ServerError(f"{name} stays unloaded: {refused[name]}")
 
 
 def _mend(guard: StubGuard, report: Callable[[str], None]) -> None:

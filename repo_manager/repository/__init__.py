@@ -20,7 +20,14 @@ from repo_manager.repository.relabel import LabelChange, read_labels, set_labels
 from repo_manager.repository.remove import GcResult, gc, remove
 from repo_manager.repository.repair import Repair, repair
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
-from repo_manager.repository.signing import Signature, SignatureCheck, SigningKey, check_signature, sign_version
+from repo_manager.repository.signing import (
+    Signature,
+    SignatureCheck,
+    SigningKey,
+    check_served,
+    check_signature,
+    sign_version,
+)
 from repo_manager.repository.state import Deployment, ModelState
 from repo_manager.repository.tags import (
     model_state,
@@ -62,6 +69,7 @@ __all__ = [
     "VersionEntry",
     "adopt",
     "change_config",
+    "check_served",
     "check_signature",
     "compare_versions",
     "copy_version",

@@ -8,10 +8,10 @@ because Triton would load the version again for a file in its folder, and ignore
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from repo_manager.errors import ConfigError, RepositoryError, UsageError
+from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
@@ -26,14 +26,19 @@ from repo_manager.repository.signing_format import (
 )
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
-from repo_manager.repository.view import ModelView, VersionView, changeable_model, check_no_link, with_versions
-from repo_manager.triton_config import parse_config
+from repo_manager.repository.view import (
+    ModelView,
+    VersionView,
+    changeable_model,
+    check_no_link,
+    existing_model,
+    with_beside,
+    with_versions,
+)
+from repo_manager.repository.vouching import check_beside, check_facts, fingerprint, sign_beside
+from repo_manager.triton_config import served_versions
 
-__all__ = ["Signature", "SignatureCheck", "SigningKey", "check_signature", "sign_version"]
-
-# Fields of config.pbtxt that decide which code runs on the files; the others are tuning and may change.
-_CODE_FIELDS = ("runtime", "cc_model_filenames", "model_operations", "model_repository_agents", "ensemble_scheduling")
-_CODE_PARAMETERS = ("EXECUTION_ENV_PATH",)
+__all__ = ["Signature", "SignatureCheck", "SigningKey", "check_served", "check_signature", "sign_version"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +71,17 @@ class SignatureCheck:
         version: its version.
         key: the key, or root certificate, by which it was verified.
         files: what it covers.
+        state: what the file system remembered of the files before they were read; `None` for object storage. When it
+            is the same after a load, what was loaded is what was verified.
     """
 
     name: str
     version: int
     key: Path
     files: tuple[str, ...]
+    state: Mapping[str, tuple[int, ...]] | None = dataclasses.field(
+        default=None, repr=False, compare=False, metadata={"json": False}
+    )
 
 
 def sign_version(
@@ -97,8 +107,12 @@ def sign_version(
     with disk_errors(f"sign {name}:{version}"):
         store = open_store(repository)
         manifest = _manifest_in_place(_signable(store, name, version)[1])
+        key = key if isinstance(key, SigningKey) else SigningKey(key)
         with store.fetch(name, version, compare=False) as folder:
-            content = make_signature(folder, key if isinstance(key, SigningKey) else SigningKey(key))
+            content = make_signature(folder, key)
+        view = store.look(name)
+        check_facts(with_beside(store, view), manifest)
+        beside, beside_content = sign_beside(store, view, version, key)
         signed = signed_files(content)
         _check_as_published(signed, manifest, f"{name}:{version}")
         file = signature_name(name, version)
@@ -107,6 +121,8 @@ def sign_version(
             with store.exclusive(name):
                 _signable(store, name, version)
                 store.put(file, content)
+                if beside_content is not None:
+                    store.put(beside, beside_content)
     return Signature(name, version, file, tuple(sorted(signed)), replaced, applied=not dry_run)
 
 
@@ -114,8 +130,8 @@ def check_signature(repository: Location, name: str, version: int, keys: Sequenc
     """Check that one of the keys vouches for a version as it is now.
 
     Refused are: no signature; a damaged one; one of another key, version or model; a file that was changed, added
-    or is missing; links and special files; and a config.pbtxt that would run the files by other code than the signed
-    manifest says. From object storage the version is fetched.
+    or is missing; links and special files; a config.pbtxt that is missing or would run the files by other code than the
+    signed manifest says; and files beside the versions that nobody signed. From object storage the version is fetched.
 
     Args:
         repository: the root.
@@ -133,11 +149,45 @@ def check_signature(repository: Location, name: str, version: int, keys: Sequenc
     with disk_errors(f"check the signature of {name}:{version}"):
         store = open_store(repository)
         view, content = _signable(store, name, version)
+        state = fingerprint(view, version)
         signature = _read_signature(store, name, version)
         with store.fetch(name, version, compare=False) as folder:
             key = _verified_by(folder, signature, keys, f"{name}:{version}")
-        _check_code(view, _manifest_in_place(content))
-    return SignatureCheck(name, version, key, tuple(sorted(signed_files(signature))))
+        check_facts(with_beside(store, view), _manifest_in_place(content))
+        check_beside(store, view, keys)
+    return SignatureCheck(name, version, key, tuple(sorted(signed_files(signature))), state)
+
+
+def check_served(
+    repository: Location, name: str, versions: Sequence[int], keys: Sequence[Path]
+) -> tuple[SignatureCheck, ...]:
+    """Check that keys vouch for all that a load of a model runs: its versions, and those of the models of an ensemble.
+
+    Args:
+        repository: the root.
+        name: the model.
+        versions: those that the load serves.
+        keys: public keys or root certificates, PEM; one has to fit each version.
+
+    Raises:
+        UsageError: no key was given, or one cannot be read.
+        RepositoryError: a version is missing, or its signature does not hold.
+        ConfigError: config.pbtxt of a model is broken.
+        MissingDependencyError: the `[sign]` extra is not installed.
+    """
+    found: dict[tuple[str, int], SignatureCheck] = {}
+    waiting = [(name, version) for version in versions]
+    while waiting:
+        model, version = waiting.pop(0)
+        if (model, version) in found:
+            continue
+        found[model, version] = check_signature(repository, model, version, keys)
+        view = open_store(repository).look(model)
+        for step in view.parsed_config().message().ensemble_scheduling.step:
+            part = existing_model(open_store(repository), step.model_name)
+            # A load of the ensemble loads its models as their own policies say, whichever version it asks for.
+            waiting += [(part.name, each) for each in served_versions(part.parsed_config(), part.versions)]
+    return tuple(found.values())
 
 
 def _signable(store: Store, name: str, version: int) -> tuple[ModelView, VersionView]:
@@ -208,27 +258,3 @@ def _verified_by(folder: Path, content: bytes, keys: Sequence[Path], what: str) 
         f"the signature of {what} does not hold:\n  " + "\n  ".join(reasons),
         hint="The files, the signature or the key are not those of the signer. Do not deploy this version.",
     )
-
-
-def _check_code(view: ModelView, manifest: Manifest) -> None:
-    """Compare what config.pbtxt makes of the files with the signed manifest: it lies outside the signed folder."""
-    if not manifest.config or not view.has_config:
-        return
-    try:
-        signed_config, current_config = parse_config(manifest.config, where=MANIFEST_FILENAME), view.parsed_config()
-    except ConfigError as exc:
-        raise RepositoryError(exc.message, hint=exc.hint) from exc
-    signed, current = signed_config.message(), current_config.message()
-    odd = ["backend"] if signed_config.backend != current_config.backend else []
-    odd += ["default_model_filename"] if signed_config.model_filename != current_config.model_filename else []
-    odd += [field for field in _CODE_FIELDS if getattr(signed, field, None) != getattr(current, field, None)]
-    odd += [
-        f"parameters.{key}"
-        for key in _CODE_PARAMETERS
-        if signed.parameters[key].string_value != current.parameters[key].string_value
-    ]
-    if odd:
-        raise RepositoryError(
-            f"{view.config_place} would run the signed files by other code than their manifest says: {', '.join(odd)}",
-            hint=f"Put these fields back as manifest.json has them: repo-manager config {view.name} --set ...",
-        )

@@ -10,15 +10,33 @@ from pathlib import Path
 from repo_manager.files import fsync_directory
 from repo_manager.repository.layout import version_number
 
-__all__ = ["drop_signatures", "orphaned_signatures", "signature_name"]
+__all__ = [
+    "beside_signature_name",
+    "beside_signatures",
+    "drop_signatures",
+    "orphaned_signatures",
+    "signature_name",
+]
 
 _PREFIX, _SUFFIX = ".repo-manager.", ".sig.json"
-_SIGNATURE = re.compile(r"\.repo-manager\.(.+)\.([0-9]+)\.sig\.json")
+_BESIDE = ".beside"
+_SIGNATURE = re.compile(r"\.repo-manager\.(.+)\.([0-9]+)(?:\.beside)?\.sig\.json")
 
 
 def signature_name(name: str, version: int) -> str:
     """Return where a version's signature lies: a file in the root, which Triton ignores."""
     return f"{_PREFIX}{name}.{version}{_SUFFIX}"
+
+
+def beside_signature_name(name: str, version: int) -> str:
+    """Return where the signature lies that was made with a version's, of the files beside the model's versions."""
+    return f"{_PREFIX}{name}.{version}{_BESIDE}{_SUFFIX}"
+
+
+def beside_signatures(files: Iterable[str], name: str) -> tuple[str, ...]:
+    """Return the signatures of what lies beside a model's versions, among the names of the root's files."""
+    found = ((file, _SIGNATURE.fullmatch(file)) for file in files)
+    return tuple(file for file, match in found if match and match[1] == name and file.endswith(_BESIDE + _SUFFIX))
 
 
 def orphaned_signatures(root: Path) -> tuple[tuple[str, int], ...]:
@@ -27,13 +45,13 @@ def orphaned_signatures(root: Path) -> tuple[tuple[str, int], ...]:
     Raises:
         OSError: the root cannot be read.
     """
-    found = []
+    found = set()
     with os.scandir(root) as entries:
         for entry in entries:
             match = _SIGNATURE.fullmatch(entry.name)
             version = version_number(match[2]) if match is not None else None
             if match is not None and version is not None and not (root / match[1] / str(version)).is_dir():
-                found.append((match[1], version))
+                found.add((match[1], version))
     return tuple(sorted(found))
 
 
@@ -43,7 +61,8 @@ def drop_signatures(root: Path, versions: Iterable[tuple[str, int]]) -> None:
     Raises:
         OSError: one cannot be removed.
     """
-    paths = [root / signature_name(name, version) for name, version in versions]
+    both = (signature_name, beside_signature_name)
+    paths = [root / name_of(name, version) for name, version in versions for name_of in both]
     present = [path for path in paths if os.path.lexists(path)]
     for path in present:
         path.unlink(missing_ok=True)

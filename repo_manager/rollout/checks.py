@@ -12,9 +12,19 @@ from pathlib import Path
 
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
 from repo_manager.errors import ConfigError, ModelError, RepositoryError, ServerError
-from repo_manager.repository import Location, ModelEntry, Severity, check_signature, verify, version_files
+from repo_manager.repository import (
+    Location,
+    ModelEntry,
+    Severity,
+    SignatureCheck,
+    check_served,
+    check_signature,
+    verify,
+    version_files,
+)
 from repo_manager.repository.ensembles import ensembles_problems
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.vouching import differing_facts
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import Endpoint, TritonClient
 from repo_manager.server.guard import stubs_of
@@ -36,8 +46,10 @@ __all__ = [
     "Check",
     "Outcome",
     "Room",
+    "check_loaded",
     "check_pinned",
     "check_server",
+    "check_signatures",
     "check_version",
     "free_host_bytes",
     "refuse",
@@ -85,7 +97,12 @@ class Check:
 
 
 def check_version(
-    repository: Location, entry: ModelEntry, version: int, *, signed_by: Sequence[Path] = ()
+    repository: Location,
+    entry: ModelEntry,
+    version: int,
+    *,
+    signed_by: Sequence[Path] = (),
+    vouched: list[SignatureCheck] | None = None,
 ) -> tuple[Check, ...]:
     """Check what is the same for every server: files, configuration, signature.
 
@@ -94,6 +111,7 @@ def check_version(
         entry: the model.
         version: the version to be served.
         signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
+        vouched: takes the signatures that hold.
     """
     try:
         config = entry.config()
@@ -105,7 +123,7 @@ def check_version(
     if config is not None and is_ensemble(config):
         checks.append(_ensemble(repository, entry.name))
     if signed_by:
-        checks.append(_signature(repository, entry.name, version, signed_by))
+        checks.append(check_signatures(repository, entry.name, [version], signed_by, vouched))
     return tuple(checks)
 
 
@@ -257,12 +275,76 @@ def _ensemble(repository: Location, name: str) -> Check:
     return Check("ensembles", Outcome.PASSED, "its models are there, and their tensors fit")
 
 
-def _signature(repository: Location, name: str, version: int, keys: Sequence[Path]) -> Check:
+def check_signatures(
+    repository: Location,
+    name: str,
+    versions: Sequence[int],
+    keys: Sequence[Path],
+    vouched: list[SignatureCheck] | None = None,
+) -> Check:
+    """Check that keys vouch for versions, and for the models of an ensemble.
+
+    Args:
+        repository: the repository.
+        name: the model.
+        versions: those that a load runs.
+        keys: public keys, one of which has to fit each.
+        vouched: takes the signatures that hold.
+    """
     try:
-        found = check_signature(repository, name, version, keys)
-    except RepositoryError as exc:
+        found = check_served(repository, name, versions, keys)
+    except (RepositoryError, ConfigError) as exc:
         return Check("signature", Outcome.REFUSED, exc.message, exc.hint or "Sign it: repo-manager sign.")
-    return Check("signature", Outcome.PASSED, f"{found.key.name} vouches for it")
+    if vouched is not None:
+        vouched += found
+    keys_found = ", ".join(dict.fromkeys(check.key.name for check in found))
+    what = "it" if len(found) == 1 else ", ".join(f"{check.name}:{check.version}" for check in found)
+    return Check("signature", Outcome.PASSED, f"{keys_found} vouches for {what}")
+
+
+def check_loaded(
+    repository: Location,
+    entry: ModelEntry,
+    version: int,
+    keys: Sequence[Path],
+    vouched: Sequence[SignatureCheck],
+    config: ModelConfig | None,
+) -> None:
+    """See that what a server has just loaded is what was vouched for before the load.
+
+    A file that was exchanged in between, even for a moment, is noticed on a local disk, by what the file system
+    remembers. In object storage only what is different now is noticed.
+
+    Args:
+        repository: the repository.
+        entry: the model.
+        version: its version that was loaded.
+        keys: public keys, one of which has to fit.
+        vouched: the signatures that held before the load.
+        config: what the server runs the model with; `None`: it does not tell.
+
+    Raises:
+        RepositoryError: something was exchanged, or the server runs it with another configuration.
+    """
+    for before in vouched:
+        now = check_signature(repository, before.name, before.version, keys)
+        then_state, now_state = before.state or {}, now.state or {}
+        odd = sorted(file for file in {*then_state, *now_state} if then_state.get(file) != now_state.get(file))
+        if odd:
+            raise RepositoryError(
+                f"{before.name}:{before.version} was changed between the check of its signature and the load: "
+                f"{', '.join(odd)}",
+                hint="Somebody else writes to the repository. Find out who, and deploy again.",
+            )
+    manifest = entry.version(version).manifest
+    if config is None or manifest is None:
+        return
+    signed = parse_config(manifest.config, where=f"{entry.name}/{version}/{MANIFEST}")
+    facts = differing_facts(signed, config, loaded=True)
+    if facts:
+        raise RepositoryError(
+            f"the server runs {entry.name}:{version} by other code than its signed manifest says: {', '.join(facts)}"
+        )
 
 
 def _has_engine(entry: ModelEntry, version: int, config: ModelConfig | None) -> bool:

@@ -228,6 +228,7 @@ class ServerOptions:
         load: models to load at the start; `*` stands for all of them, and implies `load_what_loads`.
         load_what_loads: list a model that fails in `EmbeddedServer.failures` and serve the others; otherwise one
             failure ends the start.
+        refused: models that were to be loaded and may not be -> why: they are in the failures from the start.
         log_path: where the log goes (appended); `None` keeps it in the user's cache.
         auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
             faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
@@ -244,6 +245,7 @@ class ServerOptions:
     metrics_port: int = 0
     load: tuple[str, ...] = ()
     load_what_loads: bool = False
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     log_path: Path | None = None
     auto_complete: bool = True
     extra_args: tuple[str, ...] = ()

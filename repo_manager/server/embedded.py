@@ -47,7 +47,7 @@ class EmbeddedServer:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, str] = dict(options.refused)
         self.restarts = 0
         self._id = f"repo-manager-{secrets.token_hex(6)}"
         self._ports = (0, 0, 0)
@@ -116,11 +116,15 @@ class EmbeddedServer:
         """Wait for the server's end; return its exit code, or `None` after `timeout_s`."""
         return self._running().wait(timeout_s)
 
-    def successor(self) -> EmbeddedServer:
-        """Return a server like this one, on the same ports and log, not started: for a restart after a crash."""
+    def successor(self, options: ServerOptions | None = None) -> EmbeddedServer:
+        """Return a server like this one, on the same ports and log, not started: for a restart after a crash.
+
+        Args:
+            options: what it loads, and how; `None` takes this one's.
+        """
         http, grpc, metrics = self._ports
         options = dataclasses.replace(
-            self.options, http_port=http, grpc_port=grpc, metrics_port=metrics, log_path=self._log
+            options or self.options, http_port=http, grpc_port=grpc, metrics_port=metrics, log_path=self._log
         )
         server = EmbeddedServer(options)
         server.restarts = self.restarts + 1
@@ -247,7 +251,7 @@ class EmbeddedServer:
             if everything:
                 index = client.repository_index(timeout_s=max(_PROBE_S, deadline - time.monotonic()))
                 names = tuple(dict.fromkeys(entry.name for entry in index))
-            self.failures = {name: reason for name, reason in pool.map(load, names) if reason is not None}
+            self.failures |= {name: reason for name, reason in pool.map(load, names) if reason is not None}
         if self.failures and not everything and not self.options.load_what_loads:
             reasons = "\n".join(f"{name}: {reason}" for name, reason in self.failures.items())
             raise ServerRefusedError(f"tritonserver refused to load {reasons}", hint=f"Its log: {self._log}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from repo_manager.errors import ServerError
@@ -58,10 +59,17 @@ class StubGuard:
         server_pid: the tritonserver's process id.
         url: the server's URL.
         options: how to connect to it; `None` takes the defaults.
+        may_load: asked with a model's name before it is loaded again; a `ServerError` of it leaves the model unloaded.
     """
 
-    def __init__(self, server_pid: int, url: str, options: ClientOptions | None = None) -> None:
-        self._options = options
+    def __init__(
+        self,
+        server_pid: int,
+        url: str,
+        options: ClientOptions | None = None,
+        may_load: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._options, self._may_load = options, may_load
         self._pid = server_pid
         self._url = url
         self._known: frozenset[_Stub] | None = None
@@ -92,7 +100,7 @@ class StubGuard:
                 del self._missing[key]
             for model, version in self._suspects(client, due):
                 if model not in mended and self._lacks_stubs(client, model, version):
-                    _reload(client, model)
+                    _reload(client, model, self._may_load)
                     mended.append(model)
         self._known = stubs_of(self._pid)
         return tuple(mended)
@@ -129,7 +137,7 @@ class StubGuard:
         return sum(stub.instance in names for stub in stubs) < int(wanted) * versions
 
 
-def _reload(client: TritonClient, model: str) -> None:
+def _reload(client: TritonClient, model: str, may_load: Callable[[str], None]) -> None:
     """Unload and load a model.
 
     Raises:
@@ -142,6 +150,7 @@ def _reload(client: TritonClient, model: str) -> None:
         if all(entry.state not in {READY, "UNLOADING"} for entry in client.versions(model).values()):
             break
         time.sleep(_POLL_S)
+    may_load(model)
     try:
         client.load(model)
     except ServerError as exc:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import Location, find_model
+from repo_manager.repository import Location, SignatureCheck, find_model
 from repo_manager.repository.ensembles import with_dependents
 from repo_manager.repository.stores import open_store
-from repo_manager.rollout.checks import Check, check_pinned, check_version, refuse
+from repo_manager.rollout.checks import Check, check_loaded, check_pinned, check_signatures, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
+from repo_manager.triton_config import ModelConfig
 
 __all__ = ["Context", "Deadline", "Part", "Report", "Target", "in_waves", "retried"]
 
@@ -248,6 +249,7 @@ class Context:
         self.began = time.monotonic()
         self.events: list[str] = []
         self.missing: dict[str, ServerUnreachableError] = {}
+        self.vouched: list[SignatureCheck] = []
         self.total = 1
         self._halted = threading.Event()
         self._lock = threading.Lock()
@@ -307,7 +309,27 @@ class Context:
 
     def check_version(self) -> tuple[Check, ...]:
         """Check what is the same on every server, before one is asked to read it."""
-        return check_version(self.repository, self.entry, self.version, signed_by=self.options.signed_by)
+        self.vouched.clear()
+        return check_version(
+            self.repository, self.entry, self.version, signed_by=self.options.signed_by, vouched=self.vouched
+        )
+
+    def check_others(self, versions: Sequence[int]) -> tuple[Check, ...]:
+        """Check under a policy the other versions that the roll-out makes a server load."""
+        others = [version for version in versions if version != self.version]
+        if not others or not self.options.signed_by:
+            return ()
+        return (check_signatures(self.repository, self.name, others, self.options.signed_by, self.vouched),)
+
+    def check_loaded(self, config: ModelConfig | None) -> None:
+        """See under a policy that what a server has just loaded is what was vouched for before.
+
+        Raises:
+            RepositoryError: it is not.
+        """
+        keys = self.options.signed_by
+        if keys:
+            check_loaded(self.repository, self.entry, self.version, keys, self.vouched, config)
 
     @functools.cached_property
     def pinned(self) -> Mapping[int, tuple[str, ...]]:

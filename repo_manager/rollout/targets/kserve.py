@@ -139,7 +139,12 @@ class KServeTarget:
                 hint="Leave the percentages out, or weight two services by an HTTPRoute (deploy/gateway).",
             )
         self._models = self._chosen()
-        self._planned: Snapshot = write_snapshot(snapshots_of(self._context.repository), self._models, dry_run=True)
+        self._planned: Snapshot = write_snapshot(
+            snapshots_of(self._context.repository),
+            self._models,
+            signed_by=self._context.options.signed_by,
+            dry_run=True,
+        )
         self._after = f"{self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)}/{self._planned.id}"
         self.changes = self._after != self._uri or _share_of(self._before) != _ALL
         if self._percents and not self.changes:
@@ -153,7 +158,7 @@ class KServeTarget:
 
     def apply(self) -> None:
         """Write the snapshot and point the InferenceService at it, with the first share of the traffic."""
-        write_snapshot(snapshots_of(self._context.repository), self._models)
+        write_snapshot(snapshots_of(self._context.repository), self._models, signed_by=self._context.options.signed_by)
         self._context.note(f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
         predictor: Object = {self._format: {"storageUri": self._after}}
         predictor["canaryTrafficPercent"] = None if self._percent == _ALL else self._percent

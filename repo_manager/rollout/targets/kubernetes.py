@@ -141,7 +141,9 @@ class KubernetesTarget:
         self._models = self._chosen(served[0], held)
         after = next(model.versions for model in self._models if model.name == self.context.name)
         self.checks += self.context.check_pinned(held.get(self.context.name, ()), after)
-        planned = write_snapshot(snapshots_of(self.context.repository), self._models, dry_run=True)
+        planned = write_snapshot(
+            snapshots_of(self.context.repository), self._models, signed_by=self.context.options.signed_by, dry_run=True
+        )
         self.parts = [DeploymentPart(self, *each, held, planned) for each in zip(deployments, served, strict=True)]
 
     def check(self) -> None:
@@ -153,7 +155,9 @@ class KubernetesTarget:
     def write(self) -> None:
         """Write the snapshot, unless it is there."""
         if self._snapshot is None:
-            self._snapshot = made = write_snapshot(snapshots_of(self.context.repository), self._models)
+            self._snapshot = made = write_snapshot(
+                snapshots_of(self.context.repository), self._models, signed_by=self.context.options.signed_by
+            )
             self.context.note(f"snapshot {made.id}: {'written' if made.created else 'there already'}")
 
     def _held(self, first: ServedTemplate) -> Mapping[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
-from repo_manager.repository import Location
+from repo_manager.repository import Location, check_served
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.manifest import Manifest
@@ -86,7 +86,9 @@ def snapshots_of(repository: Location) -> Location:
     return place.parent / f"{place.name}.snapshots"
 
 
-def write_snapshot(root: Location, models: Sequence[SnapshotModel], *, dry_run: bool = False) -> Snapshot:
+def write_snapshot(
+    root: Location, models: Sequence[SnapshotModel], *, signed_by: Sequence[Path] = (), dry_run: bool = False
+) -> Snapshot:
     """Write a snapshot, unless it is there.
 
     On disk the versions' files are hard links where the file system has them (they never change), else copies.
@@ -96,11 +98,14 @@ def write_snapshot(root: Location, models: Sequence[SnapshotModel], *, dry_run: 
     Args:
         root: where the snapshots are.
         models: what it holds.
+        signed_by: keys one of which has to vouch for each version; empty asks for no signature. Versions of an earlier
+            snapshot were checked when they came into it.
         dry_run: only say which it would be.
 
     Raises:
         RepositoryError: a model or version is missing, a version has no manifest, or the place cannot be written.
     """
+    _check_signatures(root, models, signed_by)
     contents = {model.name: _content(model) for model in models}
     identity = json.dumps({name: content.identity for name, content in sorted(contents.items())}, sort_keys=True)
     chosen = hashlib.sha256(identity.encode()).hexdigest()[:_ID_DIGITS]
@@ -115,7 +120,14 @@ def write_snapshot(root: Location, models: Sequence[SnapshotModel], *, dry_run: 
             _write_folder(target, contents, record)
         else:
             _write_objects(store, contents, record)
+    _check_signatures(root, models, signed_by)  # what was copied meanwhile is what was vouched for
     return Snapshot(chosen, target, held, created=True)
+
+
+def _check_signatures(root: Location, models: Sequence[SnapshotModel], keys: Sequence[Path]) -> None:
+    for model in models if keys else ():
+        if not str(model.source).startswith(f"{root}/"):
+            check_served(model.source, model.name, model.versions, keys)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ __all__ = ["TritonPart", "TritonTarget"]
 # Looking costs a server nothing, so many are asked at once.
 _WIDE = 16
 _UNLOAD_S = 3.0
+_LEFT_ALONE = (Action.KEEP, Action.DROP)
 
 
 class TritonTarget:
@@ -88,7 +89,9 @@ class TritonTarget:
         """Check the version once, and every server; what is served already only where keys are given."""
         if not self.changes and not self._context.options.signed_by:
             return
-        shared = self._context.check_version()
+        context = self._context
+        loads = {step.version for part in self.parts for step in part.plan.steps if step.action not in _LEFT_ALONE}
+        shared = (*context.check_version(), *context.check_others(sorted(loads)))
 
         def check(part: TritonPart) -> None:
             part.checks = (*shared, *part.check_server()) if self.changes else shared
@@ -176,6 +179,7 @@ class TritonPart:
         if not self.touched:
             self.smoke = self._confirm()
             return
+        self.context.check_loaded(self._state.config)
         self.smoke = smoke = self._smoke(self._state)
         what = f"{self.context.name}:{self.context.version}"
         if smoke.reference == "readiness":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -176,7 +177,76 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: append(r, 'model_operations { op_library_filename: "/tmp/x.so" }'),
         "by other code.*model_operations",
     ),
+    "no config.pbtxt": (lambda r: (r / "m/config.pbtxt").unlink(), "has no config.pbtxt"),
+    "config.pbtxt as a link": (
+        lambda r: (
+            shutil.move(r / "m/config.pbtxt", r.parent / "c"),
+            (r / "m/config.pbtxt").symlink_to(r.parent / "c"),
+        ),
+        "links or special files",
+    ),
+    "a broken config.pbtxt": (lambda r: append(r, "}"), "config.pbtxt"),
+    "another platform's files": (
+        lambda r: config_of(r, 'backend: "onnxruntime"', 'platform: "tensorflow_savedmodel"'),
+        "by other code",
+    ),
+    "a runtime": (lambda r: append(r, 'runtime: "model.py"'), "by other code.*runtime"),
+    "a file for one kind of GPU": (
+        lambda r: append(r, 'cc_model_filenames { key: "7.5" value: "other.onnx" }'),
+        "by other code.*cc_model_filenames",
+    ),
+    "an environment": (
+        lambda r: append(r, 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/tmp/env.tar.gz" } }'),
+        "by other code.*EXECUTION_ENV_PATH",
+    ),
+    "a parameter that names a file": (
+        lambda r: append(r, 'parameters { key: "TRITON_BATCH_STRATEGY_PATH" value { string_value: "evil.so" } }'),
+        "by other code.*TRITON_BATCH_STRATEGY_PATH",
+    ),
+    "an agent": (
+        lambda r: append(r, 'model_repository_agents { agents { name: "evil" } }'),
+        "by other code.*model_repository_agents",
+    ),
+    "an accelerator's plug-in": (
+        lambda r: append(
+            r,
+            'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" '
+            'parameters { key: "plugin_path" value: "/tmp/x.so" } } } }',
+        ),
+        "by other code.*execution_accelerators",
+    ),
+    "an ensemble instead": (
+        lambda r: append(r, 'ensemble_scheduling { step { model_name: "n" model_version: -1 } }'),
+        "by other code.*ensemble_scheduling|config.pbtxt",
+    ),
+    "a label file elsewhere": (
+        lambda r: append(r, 'output { name: "z" data_type: TYPE_FP32 dims: 1 label_filename: "../../passwd" }'),
+        "by other code.*passwd",
+    ),
+    "a library beside the versions": (lambda r: beside(r, "libtriton_onnxruntime.so"), "libtriton_onnxruntime.so"),
+    "a Python file beside the versions": (lambda r: beside(r, "model.py"), "nobody signed.*model.py"),
+    "warm-up data": (lambda r: beside(r, "warmup/data"), "nobody signed.*warmup/data"),
+    "a first state": (lambda r: beside(r, "initial_state/state"), "nobody signed.*initial_state/state"),
+    "a file deep in a folder": (lambda r: beside(r, "a/b/c.so"), "nobody signed.*a/b/c.so"),
+    "a hidden file beside the versions": (lambda r: beside(r, ".hidden"), "nobody signed.*.hidden"),
+    "a folder that Triton takes for a version": (lambda r: beside(r, "1.tmp/model.onnx"), "nobody signed.*1.tmp"),
+    "a link beside the versions": (lambda r: (r / "m/x.so").symlink_to("/etc/passwd"), "links or special files"),
+    "a linked folder beside the versions": (lambda r: (r / "m/x").symlink_to("/etc"), "links or special files"),
+    "a variant with another backend": (
+        lambda r: beside(r, "configs/other.pbtxt", 'backend: "python"'),
+        "configs/other.pbtxt would run .* by other code.*backend",
+    ),
+    "a variant": (
+        lambda r: beside(r, "configs/other.pbtxt", (r / "m/config.pbtxt").read_text()),
+        "nobody signed.*configs/other.pbtxt",
+    ),
 }
+
+
+def beside(root: Path, name: str, text: str = "x") -> None:
+    file = root / "m" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -207,6 +277,59 @@ def test_a_configuration_that_runs_the_same_code_keeps_the_signature(
 ) -> None:
     config_of(signed, old, new)
     check_signature(signed, "m", 1, [keys["a.pub"]])
+
+
+@pytest.mark.parametrize("value", ["7", "true", "0.5"])
+def test_a_number_among_the_parameters_is_tuning(value: str, signed: Path, keys: dict[str, Path]) -> None:
+    append(signed, f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{value}" }} }}')
+    check_signature(signed, "m", 1, [keys["a.pub"]])
+
+
+def test_files_beside_the_versions_are_signed_with_any_of_them(signed: Path, keys: dict[str, Path]) -> None:
+    beside(signed, "labels.txt", "cat\ndog\n")
+    with pytest.raises(RepositoryError, match=r"nobody signed.*labels\.txt"):
+        check_signature(signed, "m", 1, [keys["a.pub"]])
+    sign_version(signed, "m", 2, keys["a"])
+    for version in (1, 2):
+        check_signature(signed, "m", version, [keys["a.pub"]])
+    with pytest.raises(RepositoryError, match="made with another key"):
+        check_signature(signed, "m", 1, [keys["b.pub"]])
+    # Neither another content, nor another model's signature of the same content, nor one more file.
+    beside(signed, "labels.txt", "dog\ncat\n")
+    with pytest.raises(RepositoryError, match=r"changed: files/labels\.txt"):
+        check_signature(signed, "m", 1, [keys["a.pub"]])
+    (signed / "n" / "labels.txt").write_text("cat\ndog\n")
+    shutil.copy(signed / ".repo-manager.m.2.beside.sig.json", signed / ".repo-manager.n.1.beside.sig.json")
+    with pytest.raises(RepositoryError, match=r"changed: about\.json"):
+        check_signature(signed, "n", 1, [keys["a.pub"]])
+    beside(signed, "labels.txt", "cat\ndog\n")
+    beside(signed, "libtriton_onnxruntime.so")
+    with pytest.raises(RepositoryError, match=r"added: files/libtriton_onnxruntime\.so"):
+        check_signature(signed, "m", 1, [keys["a.pub"]])
+    (signed / "m" / "libtriton_onnxruntime.so").unlink()
+    remove(signed, "m", 2)
+    assert not (signed / ".repo-manager.m.2.beside.sig.json").exists()
+
+
+def test_a_version_that_says_nothing_of_its_configuration_is_not_vouched_for(
+    root: Path, put: Publish, keys: dict[str, Path]
+) -> None:
+    put()
+    manifest = root / "m/1/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "config": ""}))
+    with pytest.raises(RepositoryError, match="says nothing"):
+        sign_version(root, "m", 1, keys["a"])
+
+
+def test_a_file_that_is_exchanged_for_a_moment_leaves_a_trace(signed: Path, keys: dict[str, Path]) -> None:
+    file = signed / "m/1/model.onnx"
+    content, times = file.read_bytes(), file.stat()
+    before = check_signature(signed, "m", 1, [keys["a.pub"]])
+    assert check_signature(signed, "m", 1, [keys["a.pub"]]).state == before.state
+    file.write_bytes(b"other")
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert check_signature(signed, "m", 1, [keys["a.pub"]]).state != before.state
 
 
 def test_what_was_changed_after_publishing_is_not_signed(root: Path, put: Publish, keys: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.plan.removal import without_versions
-from repo_manager.repository.signing_files import signature_name
+from repo_manager.repository.signing_files import beside_signature_name, signature_name
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Departure
 from repo_manager.repository.stores.objects.claim import is_abandoned
@@ -101,7 +101,7 @@ def _delete_version(store: ObjectClient, name: str, version: int, files: tuple[s
     folder = f"{name}/{version}"
     order = sorted(set(files) | {MANIFEST_FILENAME}, key=lambda file: (file != MANIFEST_FILENAME, file))
     store.delete([f"{folder}/{file}" for file in order])
-    store.delete([signature_name(name, version)])
+    store.delete([signature_name(name, version), beside_signature_name(name, version)])
 
 
 def _delete_rest(store: ObjectClient, name: str) -> None:
