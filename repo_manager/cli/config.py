@@ -16,7 +16,7 @@ import typer
 from repo_manager.cli.option_groups import grouped, option
 from repo_manager.cli.options import DryRun, Output, read_labels_file
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag
-from repo_manager.errors import InputError, RepositoryError, UsageError
+from repo_manager.errors import InputError, UsageError
 from repo_manager.report.repository_tables import config_change_view, label_change_view, labels_view
 from repo_manager.repository import ConfigChange, Location, change_config, edit_config, read_labels, set_labels
 
@@ -127,9 +127,7 @@ def config_command(
 def _edit(root: Location, name: str, *, dry_run: bool) -> ConfigChange:
     before = change_config(root, name, {}, dry_run=True).before
     with edited(before, name="config.pbtxt") as text:
-        if change_config(root, name, {}, dry_run=True).before != before:
-            raise RepositoryError(f"config.pbtxt of {name} was changed by somebody else meanwhile")
-        return edit_config(root, name, text, dry_run=dry_run)
+        return edit_config(root, name, text, based_on=before, dry_run=dry_run)
 
 
 @dataclasses.dataclass(frozen=True)

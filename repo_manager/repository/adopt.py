@@ -86,6 +86,7 @@ def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
     if dry_run or not plans:
         return plans
     with store.exclusive(name):
+        _check_unchanged(view, with_versions(store, changeable_model(store, name)), plans)
         highest = max(plan.version for plan in plans)
         store.change_state(name, lambda state: state.numbered(highest))
         for plan in plans:
@@ -95,6 +96,26 @@ def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
             except ChangedMeanwhileError as exc:
                 raise RepositoryError(f"{name}:{plan.version} was adopted by somebody else at this moment") from exc
     return [dataclasses.replace(plan, applied=True) for plan in plans]
+
+
+def _check_unchanged(read: ModelView, now: ModelView, plans: list[Adoption]) -> None:
+    """See that versions hold what was read for their manifests: somebody else may still be writing them.
+
+    Raises:
+        RepositoryError: one does not.
+    """
+    for plan in plans:
+        before, after = read.contents[plan.version], now.contents.get(plan.version)
+        if after is None or (after.files, after.has_manifest) != (before.files, before.has_manifest):
+            found = "it is gone"
+            if after is not None:
+                sizes = {entry.name: entry.size_bytes for entry in before.files}
+                changed = [entry.name for entry in after.files if sizes.pop(entry.name, None) != entry.size_bytes]
+                found = ", ".join([*changed, *sizes]) or MANIFEST_FILENAME
+            raise RepositoryError(
+                f"{plan.name}:{plan.version} was changed by somebody else meanwhile: {found}",
+                hint="Nothing was written. Adopt again when its files are complete.",
+            )
 
 
 def _plan(view: ModelView, record: Callable[[VersionView, Entry], FileRecord]) -> list[Adoption]:

@@ -80,17 +80,40 @@ def change_config(
         return _change(store, view, before, set_fields(before, changes, where=view.config_place), dry_run)
 
 
-def edit_config(repository: Location, name: str, text: str, *, dry_run: bool = False) -> ConfigChange:
+def edit_config(
+    repository: Location, name: str, text: str, *, based_on: str | None = None, dry_run: bool = False
+) -> ConfigChange:
     """Replace a model's config.pbtxt by a new text, as it is; checked as by `change_config`.
+
+    Args:
+        repository: the root.
+        name: the model.
+        text: the whole file.
+        based_on: the text that was changed to it; `None` replaces whatever is there.
+        dry_run: only check and say what would change.
 
     Raises:
         ConfigError: it is no model configuration, or would not load.
-        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
+        RepositoryError: no such model, somebody else changed it since it was `based_on` or at this moment, or the store
+            refuses.
     """
     with disk_errors(f"change the configuration of {name}"):
         store = open_store(repository)
         view = with_beside(store, changeable_model(store, name))
-        return _change(store, view, view.config_text() if view.has_config else "", text, dry_run)
+        before = view.config_text() if view.has_config else ""
+        if based_on is not None and before != based_on:
+            raise RepositoryError(
+                f"{view.config_place} was changed by somebody else meanwhile{_fields_between(based_on, before)}"
+            )
+        return _change(store, view, before, text, dry_run)
+
+
+def _fields_between(old: str, new: str) -> str:
+    """Return which fields differ, as the end of a sentence; empty if a text is no configuration."""
+    with contextlib.suppress(ConfigError):
+        fields = changed_fields(parse_config(old), parse_config(new))
+        return f": {', '.join(fields)}" if fields else ""
+    return ""
 
 
 def _change(store: Store, view: ModelView, before: str, after: str, dry_run: bool) -> ConfigChange:

@@ -91,12 +91,23 @@ def rollback(
     """Go back to the version that was deployed before the current one, with the same proof as `deploy`.
 
     Raises:
-        RepositoryError: there is none; and as `deploy`.
+        RepositoryError: there is none, or it is another one by the time that the roll-out begins; and as `deploy`.
         RepoManagerError: as `deploy`.
     """
     with _reach(to) as reach:
         version = reach.previous(repository, name)
-    return deploy(repository, name, version, to, options=options, connection=connection, report=report)
+
+        def confirm() -> None:
+            now = reach.previous(repository, name)
+            if now != version:
+                raise RepositoryError(
+                    f"{name} was deployed by somebody else meanwhile: the version before is {now} now, not {version}",
+                    hint="Nothing was changed. See `repo-manager status`, then run the command again.",
+                )
+
+        context = Context(repository, name, version, options or RolloutOptions(), report, confirm=confirm)
+        with reach.target(context, None, connection or ClientOptions()) as target:
+            return engine.run(target, context)
 
 
 def version_to_go_back_to(repository: Location, name: str) -> int:

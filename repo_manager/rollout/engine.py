@@ -58,6 +58,7 @@ def run(target: Target, context: Context) -> Rollout:
         return _Run(target, context, lambda: "").plan()
     lease = open_store(context.repository).lease(context.name, timeout_s=context.options.lease_timeout_s)
     with lease as other_holder, _as_interrupts():
+        context.confirm()
         return _Run(target, context, other_holder).go()
 
 

@@ -44,6 +44,7 @@ from repo_manager.rollout.plan import Action
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets import kserve_status, kubernetes_status
 from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.base import Context, Target
 from repo_manager.rollout.targets.kserve import KServeTarget
 from repo_manager.rollout.targets.kubernetes import DeploymentPart
 from repo_manager.rollout.targets.triton import TritonPart
@@ -529,3 +530,24 @@ def test_going_back_is_a_roll_out_to_the_version_before(place: Place) -> None:
     assert [each.version for each in model_state(place.repository, place.name).deployments] == [1, 2, 1]
     if isinstance(place, Servers):
         assert set(place.answers()) == {2.0}
+
+
+def test_going_back_after_somebody_elses_roll_out_is_told_and_changes_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version before is looked up first; by the time that the roll-out begins it is another one."""
+    for version in (2, 1):
+        place.deploy(version, trial=None)
+    real, between = engine.run, [2]
+
+    def late(target: Target, context: Context) -> Rollout:
+        if between:
+            place.deploy(between.pop(), trial=None)
+        return real(target, context)
+
+    monkeypatch.setattr(engine, "run", late)
+    with pytest.raises(
+        RepositoryError, match="deployed by somebody else meanwhile: the version before is 1 now, not 2"
+    ):
+        place.rollback()
+    assert model_state(place.repository, place.name).deployments[-1].version == 2

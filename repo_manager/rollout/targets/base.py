@@ -226,6 +226,8 @@ class Context:
         options: how to roll out.
         report: told what is being done; from several threads when a batch has more than one server.
         trial_s: how long a trial takes, on top of the deadline.
+        confirm: asked when nobody else can roll the model out any more: raises if what was decided on before holds no
+            longer.
 
     Raises:
         RepositoryError: no such model or version.
@@ -240,7 +242,9 @@ class Context:
         report: Report,
         *,
         trial_s: float = 0.0,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
+        self.confirm = confirm
         self.repository, self.name, self.version = repository.resolve(), name, version
         self.options, self._tell = options, report
         self.entry = find_model(self.repository, name)

@@ -88,6 +88,11 @@ def test_a_refused_edit_is_kept_and_a_failed_editor_changes_nothing(
     monkeypatch.setenv("EDITOR", f"sh -c 'echo \"# first\" | cat - {path} > {path}.new && mv {path}.new {path}' --")
     assert "changed by somebody else" in run("config", "digits", "-r", repository, "--edit").err
     assert path.read_text() == "# first\n" + before
+    monkeypatch.setenv("EDITOR", f"sh -c 'sed -i s/^max_batch_size:.*/max_batch_size:3/ {path}' --")
+    assert (
+        "changed by somebody else meanwhile: max_batch_size" in run("config", "digits", "-r", repository, "--edit").err
+    )
+    assert "max_batch_size:3" in path.read_text()
 
 
 def test_a_whole_config_is_replaced_only_by_a_valid_one(run: Run, repository: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from support.repository_suites.operations import CONTENT, build
 from support.repository_suites.places import Place, place_in
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import find_model, remove, set_served_versions, verify
+from repo_manager.repository import adopt, find_model, remove, set_served_versions, verify
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.plan.publishing import check_model
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
-from repo_manager.repository.view import existing_model, walk, with_beside, with_versions
+from repo_manager.repository.view import Entry, existing_model, walk, with_beside, with_versions
 from repo_manager.types import Digest
 
 
@@ -179,3 +179,33 @@ def test_a_version_that_goes_while_it_is_verified_is_no_finding(
     assert verify(place.root, models=False) == ()
     assert gone
     assert [entry.version for entry in find_model(place.root, "m").versions] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("change", ["more", "less", "gone", "adopted"])
+def test_a_version_that_changes_while_it_is_adopted_is_not_recorded(place: Place, store: Store, change: str) -> None:
+    """What would be recorded is what was read: somebody is still copying the version, removes or adopts it."""
+    place.write("m/7/model.onnx", CONTENT)
+    place.write("m/7/labels.txt", CONTENT)
+    real, digests = type(store).digest, list[str]()
+
+    def meanwhile(self: Store, key: str, entry: Entry) -> FileRecord:
+        record = real(self, key, entry)
+        digests.append(key)
+        if len(digests) == 2:  # the last one
+            if change == "more":
+                place.write("m/7/weights.bin", CONTENT)
+            elif change == "less":
+                place.write("m/7/labels.txt", b"short")
+            elif change == "gone":
+                remove(place.root, "m", 7)
+            else:
+                adopt(place.root, "m")
+        return record
+
+    said = {"more": "weights.bin", "less": "labels.txt", "gone": "it is gone", "adopted": "manifest.json"}[change]
+    lost = pytest.raises(RepositoryError, match=rf"m:7 was changed by somebody else meanwhile: {said}")
+    with pytest.MonkeyPatch.context() as patch, lost:
+        patch.setattr(type(store), "digest", meanwhile)
+        adopt(place.root, "m")
+    assert [each.version for each in adopt(place.root, "m")] == ([7] if change in ("more", "less") else [])
+    assert not [problem for problem in verify(place.root, "m") if "m/7" in str(problem)]
