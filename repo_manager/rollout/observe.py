@@ -9,7 +9,7 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["ServedState", "observe", "require_control", "require_known", "wait_until_only_ready"]
+__all__ = ["READY", "ServedState", "observe", "require_control", "require_known", "wait_until_only_ready"]
 
 _POLL_S = 0.02
 _BUSY = {"LOADING", "UNLOADING"}
@@ -31,6 +31,8 @@ class ServedState:
         config: what the server runs the model with; `None` when it is not loaded, or not told.
         hidden: why the server does not show the configuration of a model that is READY; empty when it does. What is
             served is then unknown: neither served nor not served may be concluded from it.
+        is_listed_twice: several repositories of the server have a model of this name (`--model-namespacing`). Loading
+            and unloading reach all of them: Triton's API takes no namespace.
     """
 
     url: str
@@ -39,6 +41,7 @@ class ServedState:
     reasons: dict[int, str]
     config: ModelConfig | None
     hidden: str = ""
+    is_listed_twice: bool = False
 
     @property
     def sentence(self) -> str:
@@ -58,7 +61,8 @@ def observe(client: TritonClient, name: str) -> ServedState:
     """
     config, hidden = None, ""
     for _ in range(_LOOKS):
-        entries = client.versions(name)
+        listed = [entry for entry in client.repository_index() if entry.name == name]
+        entries = {entry.version: entry for entry in listed if entry.version is not None}
         ready = tuple(sorted(version for version, entry in entries.items() if entry.state == READY))
         if not ready:
             hidden = ""
@@ -75,6 +79,8 @@ def observe(client: TritonClient, name: str) -> ServedState:
         reasons={version: entry.reason for version, entry in entries.items() if entry.reason and entry.state != READY},
         config=config,
         hidden=hidden,
+        # A model has one line a version, or one without a version when it was never loaded.
+        is_listed_twice=len(listed) > max(1, len(entries)),
     )
 
 
@@ -82,8 +88,14 @@ def require_known(state: ServedState, client: TritonClient, name: str) -> None:
     """See that a server tells what it serves of a model, also after a roll-out: an undo has to see that it worked.
 
     Raises:
-        ServerRefusedError: it does not show the model's configuration.
+        ServerRefusedError: it does not show the model's configuration, or has several models of this name.
     """
+    if state.is_listed_twice:
+        raise ServerRefusedError(
+            f"{client.url} lists {name} more than once: several of its repositories have it. Triton's API takes no "
+            "namespace, so a load or unload would reach all of them. Nothing was changed.",
+            hint="Serve each repository from a server of its own, or give the models different names.",
+        )
     hidden = state.hidden
     if not state.ready:
         try:
@@ -95,7 +107,7 @@ def require_known(state: ServedState, client: TritonClient, name: str) -> None:
             f"{client.url} does not show the configuration of {name}, so what it serves is unknown: {hidden}. "
             "Nothing was changed.",
             hint="A roll-out and its undo need the server's model-repository and model-config APIs for this model: "
-            "give the header that they expect with --header-file FILE, and leave model namespacing off.",
+            "give the header that they expect with --header-file FILE.",
         )
 
 

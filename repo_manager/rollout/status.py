@@ -7,9 +7,9 @@ import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 
-from repo_manager.errors import ServerError, ServerUnreachableError
+from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, ModelEntry, model_state, scan
-from repo_manager.rollout.observe import ServedState, observe
+from repo_manager.rollout.observe import READY, ServedState, observe
 from repo_manager.rollout.plan import differing_fields, obstacle_of
 from repo_manager.rollout.targets.urls import To, connect
 from repo_manager.server import ClientOptions, TritonClient
@@ -102,10 +102,15 @@ def status(
 def _strangers(repository: Location, client: TritonClient) -> tuple[str, ...]:
     """Return what the server has loaded that is not of the repository: somebody loaded it with files of his own.
 
-    The index has only models whose folder the server finds; the statistics have all that are loaded.
+    The index has only models whose folder the server finds; the statistics have all that are loaded. A server with
+    model namespacing refuses to tell those.
     """
     known = {entry.name for entry in scan(repository, deep=False)}
-    return tuple(f"{each.name}:{each.version}" for each in client.statistics() if each.name not in known)
+    try:
+        loaded = [(each.name, each.version) for each in client.statistics()]
+    except ServerRefusedError:
+        loaded = [(each.name, each.version or 0) for each in client.repository_index() if each.state == READY]
+    return tuple(f"{name}:{version}" for name, version in loaded if name not in known)
 
 
 def _on_server(repository: Location, client: TritonClient, names: Sequence[str]) -> list[ModelStatus]:
@@ -172,6 +177,8 @@ def _drift(
     drift += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
     drift += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
     fields = differing_fields(entry.config(), served.config)
+    if served.is_listed_twice:
+        drift.append("the server has several models of this name, in several repositories (--model-namespacing)")
     if served.hidden:
         drift.append(f"what it runs with is unknown: the server does not show its configuration ({served.hidden})")
     if overridden:

@@ -118,3 +118,27 @@ def test_an_ensemble_that_does_not_fit_its_models_is_refused(repository: Path, s
             deploy(repository, "whole", 1, client)
         with pytest.raises(ServerRefusedError, match="allows maximum batch size 16"):
             client.load("whole")  # the server says the same
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_model_of_several_repositories_is_refused(
+    repository: Path, tmp_path: Path, start_server: StartServer, protocol: str
+) -> None:
+    twin = tmp_path / "twin"
+    write_model(twin, "m", SCALING_CONFIG + POLICY, {1: scaling_model(5.0)})
+    write_model(twin, "other", SCALING_CONFIG, {1: scaling_model(5.0)})
+    extra = (f"--model-repository={twin}", "--model-namespacing=true")
+    # Both models `m` are not loaded together: Triton 2.51 crashes now and then while it does that.
+    server = start_server(
+        ServerOptions(repository=str(repository), load=("other",), auto_complete=False, extra_args=extra)
+    )
+    with TritonClient.connect(server.grpc_url if protocol == "grpc" else server.http_url) as client:
+        text = "lists m more than once"
+        before = client.repository_index()
+        for version in (1, 2, 3):
+            refused(repository, client, version, text)
+        assert client.repository_index() == before
+        found = status(repository, client)
+        assert (found.unreachable, found.strangers) == ({}, {client.url: ("other:1",)})
+        (seen,) = status(repository, client, ("m",)).models
+        assert any("several models of this name" in each for each in seen.drift)
