@@ -12,7 +12,7 @@ import typer
 from repo_manager.cli.option_groups import option
 from repo_manager.errors import RepoManagerError
 from repo_manager.repository import model_state, scan
-from repo_manager.repository.location import Location, parse_location
+from repo_manager.repository.location import Location, local_folder, parse_location
 from repo_manager.settings import load_settings
 
 __all__ = [
@@ -57,10 +57,10 @@ def _folder(ctx: Any) -> Path:
         ValueError: it is not on this machine.
     """
     text = ctx.params.get("repository") or load_settings().repository
-    place = parse_location(text)
-    if not isinstance(place, Path):
+    folder = local_folder(parse_location(text))
+    if folder is None:
         raise ValueError(f"{text} is not local")
-    return place
+    return folder
 
 
 def _names(folder: Path) -> Iterable[str]:

@@ -21,6 +21,7 @@ from repo_manager.repository import (
     Severity,
     change_config,
     find_model,
+    local_folder,
     model_states,
     read_labels,
     scan,
@@ -59,7 +60,7 @@ def planned(
         RepositoryError: another `apply` of this repository runs, or its record is damaged.
     """
     with contextlib.ExitStack() as stack:
-        root = repository.expanduser() if isinstance(repository, Path) else None
+        root = local_folder(repository)
         if root is not None and root.is_dir() and os.access(root, os.W_OK):
             stack.enter_context(file_lock(root / _LOCK_FILENAME, timeout_s=0.0))
         yield plan_declaration(declaration, base, repository, servers, prune=prune)
@@ -83,7 +84,8 @@ def plan_declaration(
     Raises:
         RepositoryError: the repository's record is damaged.
     """
-    exists = not isinstance(repository, Path) or repository.expanduser().is_dir()
+    folder = local_folder(repository)
+    exists = folder is None or folder.is_dir()
     states = model_states(repository) if exists else {}
     present = {entry.name for entry in scan(repository, deep=False)} if exists else set()
     plans = []

@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from repo_manager.errors import RepositoryError, RollbackFailedError
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.pipeline.serving import ensure_server, stop_running
-from repo_manager.repository import Location, find_model, model_state, resolve_version
+from repo_manager.repository import Location, find_model, local_folder, model_state, resolve_version
 from repo_manager.rollout.checks import check_version, refuse
 from repo_manager.rollout.deploy import deploy as deploy_to
 from repo_manager.rollout.deploy import rollback as rollback_on
@@ -169,7 +168,8 @@ def _refuse_early(repository: Location, name: str, version: int, options: Rollou
         RepositoryError: the model's folder cannot be written, or a check speaks against the version.
     """
     entry = find_model(repository, name)
-    if isinstance(entry.path, Path) and not os.access(entry.path, os.W_OK | os.X_OK):
+    folder = local_folder(entry.path)
+    if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
         raise RepositoryError(
             f"{entry.path} cannot be written, and a deployment writes its version policy to config.pbtxt there",
             hint="Deploy as the user who owns the repository, or serve a copy of it: repo-manager copy.",

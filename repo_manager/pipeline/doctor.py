@@ -13,7 +13,7 @@ from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer
 from repo_manager.optional import install_command, installed_version
-from repo_manager.repository import Location, Manifest, scan
+from repo_manager.repository import Location, Manifest, local_folder, scan
 from repo_manager.server.installation import find_triton
 from repo_manager.types import Backend
 
@@ -141,7 +141,7 @@ def examine_engines(repository: Location, target: FitTarget) -> tuple[EngineFit,
 def _fit(model: str, backend: str, path: Location, manifest: Manifest | None, target: FitTarget) -> EngineFit:
     extra = {} if manifest is None else manifest.extra
     section = extra.get("engine") or {}
-    problems = check_version_fit(path if isinstance(path, Path) else {}, extra, target)
+    problems = check_version_fit(local_folder(path) or {}, extra, target)
     version, kinds = str(section.get("plan_version", "")), tuple(section.get("compute_capabilities", ()))
     return EngineFit(model, backend, version, kinds, problems)
 

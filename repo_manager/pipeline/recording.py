@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
-from repo_manager.repository import Location
+from repo_manager.repository import Location, local_folder
 from repo_manager.repository.golden import Exchange, Golden, read_golden
 from repo_manager.request_data.read import read_rows
 from repo_manager.request_data.tensors import InputFacts
@@ -99,10 +99,11 @@ def trial_run(
         GateError: the model does not load, for a reason of its own.
         InputError: a model that it needs is not there.
     """
-    if needs and not isinstance(repository, Path):
+    local = local_folder(repository)
+    if needs and local is None:
         yield f"it needs {', '.join(needs)}, which are in object storage"
         return
-    absent = [needed for needed in needs if isinstance(repository, Path) and not (repository / needed).is_dir()]
+    absent = [needed for needed in needs if local is not None and not (local / needed).is_dir()]
     if absent:
         raise InputError(
             f"{name} needs {', '.join(absent)}, which is not in {repository}, so it cannot be run",
@@ -112,8 +113,8 @@ def trial_run(
         root = Path(folder)
         _lay_out(root, name, files, config)
         for needed in needs:
-            if isinstance(repository, Path):
-                (root / needed).symlink_to((repository / needed).resolve())
+            if local is not None:
+                (root / needed).symlink_to((local / needed).resolve())
         server = EmbeddedServer(ServerOptions(repository=str(root), record=False, log_path=root / "server.log"))
         stack.callback(server.stop, deadline_s=5.0)
         try:

@@ -11,7 +11,7 @@ from repo_manager.repository.configuration import (
 )
 from repo_manager.repository.difference import FileDifference, VersionDifference, compare_versions
 from repo_manager.repository.layout import validate_model_name
-from repo_manager.repository.location import Location, ObjectRepository, parse_location
+from repo_manager.repository.location import Location, ObjectRepository, local_folder, parse_location
 from repo_manager.repository.manifest import FileRecord, Manifest, parse_manifest, read_manifest
 from repo_manager.repository.plan.configuration import ConfigChange
 from repo_manager.repository.plan.removal import Removal
@@ -76,6 +76,7 @@ __all__ = [
     "edit_config",
     "find_model",
     "gc",
+    "local_folder",
     "model_state",
     "model_states",
     "parse_location",

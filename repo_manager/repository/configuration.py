@@ -146,7 +146,7 @@ def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> lis
     for number, version in with_versions(store, view, served).contents.items():
         if not version.holds(filename):
             problems.append(Problem(str(number), f"version {number} has no file {filename!r}"))
-        elif store.remote:
+        elif store.traits.remote:
             problems += against_manifest(version, config)
         elif config.backend == Backend.ONNXRUNTIME and not config.message().model_operations.op_library_filename:
             with store.fetch(view.name, number) as folder:

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.stores.base import Store
-from repo_manager.repository.view import ModelView
+from repo_manager.repository.stores.base import Store, model_names
+from repo_manager.repository.view import ModelView, each
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Problem, Severity, parse_config, served_versions
 from repo_manager.triton_config.ensembles import Member, check_ensembles, dependents_of, pinned_versions, steps_of
 
@@ -30,7 +30,7 @@ def ensembles_in(store: Store) -> dict[str, ModelConfig]:
             return name, None  # `verify` says what is wrong with it.
 
     found: dict[str, ModelConfig] = {}
-    for name, content in store.each(read, store.model_names()):
+    for name, content in each(store, read, model_names(store)):
         if content is not None and _MARK in content:
             try:
                 found[name] = parse_config(content.decode())

@@ -25,6 +25,7 @@ from repo_manager.files import fsync_directory
 __all__ = [
     "LOCK_FILENAME",
     "MANIFEST_FILENAME",
+    "STAGING_IN_ROOT",
     "STATE_FILENAME",
     "check_file_name",
     "is_component",
@@ -38,6 +39,7 @@ __all__ = [
 STATE_FILENAME = ".repo-manager.json"
 LOCK_FILENAME = ".repo-manager.lock"
 MANIFEST_FILENAME = "manifest.json"
+STAGING_IN_ROOT = ".repo-manager.staging"
 
 _MAX_NAME_LENGTH = 128
 _MAX_VERSION = 2**63 - 1

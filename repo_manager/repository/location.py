@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from repo_manager.errors import RepositoryError
 
-__all__ = ["Location", "ObjectRepository", "parse_location"]
+__all__ = ["Location", "ObjectRepository", "local_folder", "parse_location"]
 
 _SCHEMES = ("s3", "gs", "as")
 _AZURE_HOST = ".blob.core.windows.net"
@@ -89,6 +89,11 @@ class ObjectRepository:
 
 Location = Path | ObjectRepository
 """Where a repository, a model or a version is. `str()`, `/`, `.name`, `.parent` and `.resolve()` work on both."""
+
+
+def local_folder(place: Location) -> Path | None:
+    """Return a place on this machine as a path; `None` for one in object storage."""
+    return place.expanduser() if isinstance(place, Path) else None
 
 
 def parse_location(text: str) -> Location:

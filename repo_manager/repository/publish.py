@@ -92,7 +92,7 @@ def plan_publish_sizes(repository: Location, name: str, sizes: Mapping[str, int]
     check_names(name, sizes, config)
     store = open_store(repository, may_be_new=True)
     view = with_beside(store, store.look(name, record=True))
-    first = check_model(view, config, appears_at_once=store.appears_at_once)
+    first = check_model(view, config, appears_at_once=not store.traits.remote)
     version = view.next_version
     served = first or served_after_publishing(view, version)
     return PublishPlan(store.location, name, version, first, served, sum(sizes.values()))
@@ -142,7 +142,7 @@ def publish(
         store = open_store(repository, may_be_new=True)
 
         def check(view: ModelView) -> bool:
-            return check_model(with_beside(store, view), config, appears_at_once=store.appears_at_once)
+            return check_model(with_beside(store, view), config, appears_at_once=not store.traits.remote)
 
         arrived = store.publish_version(
             Incoming(

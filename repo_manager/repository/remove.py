@@ -12,7 +12,7 @@ from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.removal import Removal, forget, made_at, old_versions, plan_removal, select_version
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import Departure, Store
+from repo_manager.repository.stores.base import Departure, StepKind, Store, mended, model_names
 from repo_manager.repository.view import ModelView, changeable_model, walk, with_versions
 from repo_manager.triton_config import ModelConfig
 
@@ -102,8 +102,8 @@ def gc(
     failed: list[str] = []
     with disk_errors(f"clean up {repository}"):
         store = open_store(repository)
-        names = store.model_names() if name is None else (name,)
-        swept = () if dry_run else store.sweep(names)
+        names = model_names(store) if name is None else (name,)
+        swept = () if dry_run else mended(store, names, StepKind.REST, StepKind.REMOVAL)
 
         def select(view: ModelView) -> tuple[int, ...]:
             old = old_versions(view, keep)  # of `view` as `_planned` gives it: with the ensembles that need it
@@ -146,7 +146,7 @@ def _remove_selected(
 
     if dry_run:
         return planned()[0]
-    store.sweep((name,), removals_only=True)  # What an earlier removal has left is ended first.
+    mended(store, (name,), StepKind.REMOVAL)  # What an earlier removal has left is ended first.
     with store.exclusive(name):
         plan, view = planned()
         if plan.versions or plan.whole_model:

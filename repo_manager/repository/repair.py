@@ -11,7 +11,7 @@ from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import ChangedMeanwhileError, Step, Store
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Step, StepKind, Store, model_names
 from repo_manager.repository.view import Entry, ModelView, VersionView, existing_model, with_versions
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
@@ -65,7 +65,7 @@ def repair(
         if name is not None:
             _check_there(store, name)
         done: list[Repair] = []
-        for step in _steps(store, name, places, dry_run):
+        for step in _steps(store, name, places):
             if not dry_run:
                 step.apply()
             done.append(Repair(step.where, step.action, applied=not dry_run))
@@ -86,10 +86,11 @@ def _check_there(store: Store, name: str) -> None:
         existing_model(store, name)
 
 
-def _steps(store: Store, name: str | None, places: list[Store], dry_run: bool) -> Iterator[Step]:
+def _steps(store: Store, name: str | None, places: list[Store]) -> Iterator[Step]:
     """Say what is to be done, one after the other: each step sees what the ones before it did."""
-    yield from store.repairs(name, dry_run=dry_run)
-    for model in store.model_names() if name is None else (name,):
+    names = model_names(store) if name is None else (name,)
+    yield from store.mend(names)
+    for model in names:
         try:
             view = store.look(model)
         except RepositoryError:
@@ -106,13 +107,14 @@ def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
         return
     action, text = found
 
-    def write() -> None:
+    def write() -> bool:
         try:
             store.replace_if(view, {CONFIG_FILENAME: text.encode()})
         except ChangedMeanwhileError as exc:
             raise RepositoryError(f"{view.config_place} was changed meanwhile", hint="Run the command again.") from exc
+        return True
 
-    yield Step(f"{view.name}/{CONFIG_FILENAME}", action, write)
+    yield Step(f"{view.name}/{CONFIG_FILENAME}", action, StepKind.CONTENT, write)
 
 
 def _config_repair(view: ModelView) -> tuple[str, str] | None:
@@ -147,7 +149,7 @@ def _file_steps(store: Store, view: ModelView, places: list[Store]) -> Iterator[
             if found is not None:
                 place, number, file = found
                 where = place.location / f"{view.name}/{number}/{file}"
-                yield Step(key, f"restored from {where}", _restorer(store, key, record, found))
+                yield Step(key, f"restored from {where}", StepKind.CONTENT, _restorer(store, key, record, found))
 
 
 def _records(version: VersionView) -> Mapping[str, FileRecord]:
@@ -183,11 +185,12 @@ def _find(places: list[Store], name: str, record: FileRecord) -> tuple[Store, in
     return None
 
 
-def _restorer(store: Store, key: str, record: FileRecord, found: tuple[Store, int, str]) -> Callable[[], None]:
+def _restorer(store: Store, key: str, record: FileRecord, found: tuple[Store, int, str]) -> Callable[[], bool]:
     place, version, file = found
 
-    def restore() -> None:
+    def restore() -> bool:
         with place.fetch(key.partition("/")[0], version, (file,)) as folder:
-            store.restore(key, folder / file, record)
+            store.put(key, folder / file, record=record)
+        return True
 
     return restore

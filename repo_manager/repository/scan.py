@@ -11,7 +11,7 @@ from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
-from repo_manager.repository.view import ModelView, existing_model, with_versions
+from repo_manager.repository.view import ModelView, each, existing_model, with_versions
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
 from repo_manager.triton_config.text_fields import canonical_values
 from repo_manager.triton_config.version_policy import policy_of_text, served_by
@@ -113,7 +113,7 @@ def scan(repository: Location, *, deep: bool = True) -> tuple[ModelEntry, ...]:
     with disk_errors(f"list {repository}"):
         store = open_store(repository)
         names = [name for name in store.list_level().folders if not name.startswith(".")]
-        found = store.each(lambda name: _entry_or_none(store, name, deep=deep), names)
+        found = each(store, lambda name: _entry_or_none(store, name, deep=deep), names)
         return tuple(entry for entry in found if entry is not None)
 
 

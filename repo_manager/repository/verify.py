@@ -13,11 +13,12 @@ from repo_manager.files import sha256_file
 from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.ensembles import ensembles_problems
 from repo_manager.repository.file_system import disk_errors
+from repo_manager.repository.layout import STAGING_IN_ROOT
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import Store
+from repo_manager.repository.stores.base import Store, model_names
 from repo_manager.repository.view import ModelView, VersionView, existing_model, with_beside, with_versions
 from repo_manager.triton_config import ModelConfig, Problem, Severity, check_config, runtime_signature
 from repo_manager.triton_config.joined_requests import dependence_in_batch
@@ -66,14 +67,29 @@ def verify(
     """
     with disk_errors(f"verify {repository}"):
         store = open_store(repository)
-        content = _Content(version, digests, models and (digests or not store.remote))
+        content = _Content(version, digests, models and (digests or not store.traits.remote))
         if name is not None:
             found = _named_model(store, name, content)
             return tuple(found if version is not None else [*found, *ensembles_problems(store, [name])])
-        found = list(store.problems())
-        for model in store.model_names():
+        found = [*_root_problems(store), *(step.problem for step in store.mend(()) if step.problem is not None)]
+        for model in model_names(store):
             found += _model(store, model, content)
         return (*found, *ensembles_problems(store))
+
+
+def _root_problems(store: Store) -> Iterator[Problem]:
+    """Check the root itself, as Triton reads it."""
+    level = store.list_level()
+    for folder in level.folders:
+        if folder == STAGING_IN_ROOT:
+            text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
+            yield Problem(folder, text, Severity.WARNING, "the next command that writes removes it")
+        elif folder.startswith("."):
+            kind = "prefix" if store.traits.remote else "folder"
+            yield Problem(folder, f"is a hidden {kind}, which Triton takes for a model", hint="move it elsewhere")
+    for entry in level.files:
+        if entry.link is not None and not entry.link.exists:
+            yield Problem(entry.name, "is a link to nothing", Severity.WARNING)
 
 
 def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:
@@ -93,7 +109,7 @@ def _model(store: Store, name: str, content: _Content) -> list[Problem]:
         try:
             view = store.look(name)
         except RepositoryError as exc:
-            return [Problem(store.record_key(name), exc.message, hint=exc.hint or "")]
+            return [Problem(store.traits.record.format(name=name), exc.message, hint=exc.hint or "")]
         try:
             found = list(_model_once(store, view, content))
         except (FileNotFoundError, RepositoryError):  # What was to be read went, or is another one now.

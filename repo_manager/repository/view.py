@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.optional import deferred
 from repo_manager.repository.layout import MANIFEST_FILENAME, triton_version
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest, no_manifest, parse_manifest
@@ -19,7 +20,11 @@ from repo_manager.repository.state import ModelState
 from repo_manager.triton_config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config, version_policy
 
 if TYPE_CHECKING:
+    import concurrent.futures as futures
+
     from repo_manager.repository.stores.base import Store
+else:
+    futures = deferred("concurrent.futures")
 
 __all__ = [
     "NOTHING",
@@ -31,11 +36,15 @@ __all__ = [
     "Work",
     "changeable_model",
     "check_no_link",
+    "each",
     "existing_model",
     "walk",
     "with_beside",
     "with_versions",
 ]
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +307,15 @@ def check_no_link(place: str, link: Link | None) -> None:
         )
 
 
+def each(store: Store, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
+    """Call a function that reads, for each item; as many at a time as the store bears."""
+    waiting = list(items)
+    if store.traits.lookups <= 1 or len(waiting) <= 1:
+        return [act(item) for item in waiting]
+    with futures.ThreadPoolExecutor(store.traits.lookups) as pool:
+        return list(pool.map(act, waiting))
+
+
 def walk(store: Store, folder: str) -> tuple[tuple[Entry, ...], float]:
     """Return every file and link below a folder, by name, and when the folder itself last changed."""
     level = store.list_level(folder)
@@ -331,7 +349,7 @@ def _readable(store: Store, key: str) -> bytes | None:
     try:
         return store.read(key)
     except RepositoryError:
-        if store.remote:
+        if store.traits.remote:
             raise
         return None
 
@@ -345,7 +363,7 @@ def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None 
         versions: these; `None`: all. One that was removed meanwhile is left out.
     """
     numbers = view.versions if versions is None else tuple(versions)
-    found = store.each(lambda number: _version(store, view, number), numbers)
+    found = each(store, lambda number: _version(store, view, number), numbers)
     contents = {version.number: version for version in found if version is not None}
     return dataclasses.replace(view, contents={**view.contents, **contents})
 

@@ -6,9 +6,8 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Collection
-from pathlib import Path
 
-from repo_manager.repository import Location, ModelEntry, find_model, model_state
+from repo_manager.repository import Location, ModelEntry, find_model, local_folder, model_state
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
@@ -126,13 +125,14 @@ def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
     Where the server's configuration is not the file's although the file is older than the last deployment, the
     server runs another one that was sent by the load API. Files in object storage have no times to tell that by.
     """
-    if not open_store(repository).changes_visible:
+    if not open_store(repository).traits.changes_visible:
         return _AZURE
     deployments = model_state(repository, entry.name).deployments
-    if not deployments or not isinstance(entry.path, Path):
+    folder = local_folder(entry.path)
+    if not deployments or folder is None:
         return None
     try:
-        written = (entry.path / CONFIG_FILENAME).stat().st_mtime
+        written = (folder / CONFIG_FILENAME).stat().st_mtime
     except OSError:
         return None
     return _OVERRIDE if written <= _seconds(deployments[-1].at) else None
@@ -148,9 +148,10 @@ def _files(entry: ModelEntry) -> tuple[Fingerprint, Fingerprint] | None:
 
     `None` where that is not known: nothing was deployed yet, or the files are in object storage.
     """
-    if not isinstance(entry.path, Path):
+    folder = local_folder(entry.path)
+    if folder is None:
         return None
-    now, deployments = read_fingerprint(entry.path), model_state(entry.path.parent, entry.name).deployments
+    now, deployments = read_fingerprint(folder), model_state(folder.parent, entry.name).deployments
     if now is None or not deployments:
         return None
     return now, now.as_of(round(_seconds(deployments[-1].at) * 1e9))
@@ -223,7 +224,8 @@ def _with_files(step: VersionPlan, now: Fingerprint, deployed: Fingerprint) -> V
 
 def hidden_changes(entry: ModelEntry) -> tuple[str, ...]:
     """Say what keeps Triton from seeing changes of a model's folder at all; empty when nothing does."""
-    now = read_fingerprint(entry.path) if isinstance(entry.path, Path) else None
+    folder = local_folder(entry.path)
+    now = None if folder is None else read_fingerprint(folder)
     if now is None:
         return ()
     if now.lookalikes:

@@ -97,6 +97,6 @@ def test_16_writers_lose_nothing_and_double_nothing(root: ObjectRepository, tmp_
 
 
 def test_triton_never_sees_a_change_there(root: ObjectRepository, tmp_path: Path) -> None:
-    assert not open_store(root).changes_visible
-    assert open_store(tmp_path).changes_visible
-    assert open_store(parse_location("s3://bucket/models")).changes_visible
+    assert not open_store(root).traits.changes_visible
+    assert open_store(tmp_path).traits.changes_visible
+    assert open_store(parse_location("s3://bucket/models")).traits.changes_visible

@@ -173,3 +173,18 @@ def test_a_small_module_with_one_importer_says_why_it_stands_apart() -> None:
         # A layer of its own cannot fold into the one above: a table of `report/` has one command, for instance.
         if small and one is not None and unit_of(one) == unit_of(path) and one.name != "__main__.py":
             assert "apart" in (ast.get_docstring(ast.parse(text)) or ""), f"{path}: fold it into {importers[name]}"
+
+
+def test_only_the_repository_asks_what_kind_of_place_it_has() -> None:
+    """Elsewhere `local_folder` and a store's traits answer; a `Path` in a union of other types is no place."""
+    others = {"client.py", "engine/fit_check.py"}
+    asking = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "isinstance"
+        and ast.unparse(node.args[1]) in ("Path", "ObjectRepository")
+        and unit_of(path) != "repository"
+    }
+    assert asking == others

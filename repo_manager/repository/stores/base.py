@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import FileRecord, Manifest
@@ -14,11 +15,23 @@ from repo_manager.repository.state import ModelState
 from repo_manager.repository.view import Entry, Level, ModelView
 from repo_manager.triton_config import Problem
 
-__all__ = ["Arrived", "ChangedMeanwhileError", "Departure", "Incoming", "Progress", "Step", "Store", "untold"]
+__all__ = [
+    "Arrived",
+    "ChangedMeanwhileError",
+    "Departure",
+    "Incoming",
+    "Progress",
+    "Step",
+    "StepKind",
+    "Store",
+    "Traits",
+    "mended",
+    "model_names",
+    "recorded_model",
+    "untold",
+]
 
 Progress = Callable[[int], None]
-A = TypeVar("A")
-R = TypeVar("R")
 
 
 def untold(_: int) -> None:
@@ -93,6 +106,15 @@ class Departure:
     forget: Callable[[ModelState], ModelState]
 
 
+class StepKind(enum.Enum):
+    """What a step puts right."""
+
+    REMOVAL = "a removal that broke off"
+    REST = "what an interrupted command left"
+    RECORD = "a damaged record"
+    CONTENT = "a model's files"
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One thing to put right.
@@ -100,16 +122,47 @@ class Step:
     Attributes:
         where: path below the root.
         action: what is done.
-        apply: does it.
+        kind: what it is about.
+        apply: does it; false where another command was quicker.
+        problem: what `verify` says of it; `None`: the model's view shows it already.
     """
 
     where: str
     action: str
-    apply: Callable[[], None]
+    kind: StepKind
+    apply: Callable[[], bool]
+    problem: Problem | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What a store is like.
+
+    Attributes:
+        remote: files have to be fetched, and a new version appears file by file. On a disk Triton sees all of it or
+            nothing, whatever the version policy says.
+        changes_visible: Triton sees that a file has changed. On Azure every time of modification is 0 (server#6958).
+        lookups: how many reads the store bears at a time.
+        record: the file in the root that remembers a model; `{name}` stands for the model where each has its own.
+    """
+
+    remote: bool
+    changes_visible: bool
+    lookups: int
+    record: str
 
 
 class Store(Protocol):
     """Folders on a disk (`stores.disk`) or objects in a bucket (`stores.objects`). Keys are relative to the root.
+
+    | verb | does |
+    |---|---|
+    | `list_level`, `read`, `digest`, `fetch` | look at names, a small file, a file to its end, a version's files |
+    | `look`, `states` | a model at one moment, and what is remembered of models |
+    | `exclusive`, `lease` | keep other writers, or other roll-outs, away |
+    | `replace_if`, `put`, `change_state` | write config.pbtxt, a file, a record: compared with what is there |
+    | `publish_version`, `discard_versions` | let versions appear and go, whole |
+    | `mend` | say what is to be put right in the store's own records |
 
     Every verb raises `RepositoryError` when the store refuses; on a disk also `OSError`.
     """
@@ -119,19 +172,8 @@ class Store(Protocol):
         """The repository's root."""
 
     @property
-    def remote(self) -> bool:
-        """Whether reading a file means to fetch it."""
-
-    @property
-    def appears_at_once(self) -> bool:
-        """Whether Triton sees all of a new version or nothing, whatever the version policy says."""
-
-    @property
-    def changes_visible(self) -> bool:
-        """Whether Triton sees that a file has changed. On Azure every time of modification is 0 (server#6958)."""
-
-    def model_names(self) -> tuple[str, ...]:
-        """Return every model that has a folder or a record of its own, ascending; hidden folders are left out."""
+    def traits(self) -> Traits:
+        """What the store is like."""
 
     def list_level(self, folder: str = "") -> Level:
         """List one level of a folder."""
@@ -139,14 +181,8 @@ class Store(Protocol):
     def read(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
         """Return a file's content; `None` when there is none. With a limit, refuse links and larger files."""
 
-    def look(self, name: str, *, record: bool = False) -> ModelView:
-        """Look at a model: its folder, config.pbtxt and, with `record`, what is remembered of it."""
-
-    def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
-        """Return what is remembered of these models; `None`: of every model, removed ones included."""
-
-    def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
-        """Call a function that reads, for each item; as many at a time as the store bears."""
+    def digest(self, key: str, entry: Entry) -> FileRecord:
+        """Read a file to its end; return its digest and size."""
 
     def fetch(
         self,
@@ -170,11 +206,23 @@ class Store(Protocol):
             progress: told the bytes that have arrived.
         """
 
-    def digest(self, key: str, entry: Entry) -> FileRecord:
-        """Read a file to its end; return its digest and size."""
+    def look(self, name: str, *, record: bool = False) -> ModelView:
+        """Look at a model: its folder, config.pbtxt and, with `record`, what is remembered of it."""
+
+    def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
+        """Return what is remembered of these models; `None`: of every model, removed ones included."""
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Keep other commands from changing the model, where the store can; elsewhere each write is compared."""
+
+    def lease(self, name: str, *, timeout_s: float) -> contextlib.AbstractContextManager[Callable[[], str]]:
+        """Hold the right to change what is served of a model. It ends with its holder, however that one ends.
+
+        It gives a function that returns who holds it by now, when that is somebody else; empty while it is ours.
+
+        Raises:
+            RepositoryError: somebody else holds it for longer than `timeout_s`.
+        """
 
     def replace_if(self, view: ModelView, contents: Mapping[str, bytes | None], *, serves: Sequence[int] = ()) -> None:
         """Write files of a model's folder, in order, `None` removes one, if config.pbtxt is what the view says.
@@ -188,15 +236,19 @@ class Store(Protocol):
             ChangedMeanwhileError: it is not.
         """
 
-    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
+    def put(self, key: str, content: bytes | Path, *, new: bool = False, record: FileRecord | None = None) -> None:
         """Write a file.
+
+        Args:
+            key: where.
+            content: the bytes, or a file on this machine that holds them.
+            new: refuse where the file exists.
+            record: what a file on this machine must be.
 
         Raises:
             ChangedMeanwhileError: `new`, and it exists.
+            RepositoryError: the content is not what `record` says.
         """
-
-    def restore(self, key: str, source: Path, record: FileRecord) -> None:
-        """Put a version's file back; `record` is what it must be."""
 
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
@@ -207,27 +259,35 @@ class Store(Protocol):
         """Make a version visible, whole, under a number that was never given out before."""
 
     def discard_versions(self, departure: Departure) -> None:
-        """Remove versions: out of the policy, out of the record, then their files. A crash at any point leaves a
-        model that serves what it should.
+        """Remove versions: out of the policy, then their files, then out of the record. A crash at any point leaves a
+        model that serves what it should; where the store refuses, everything is as it was.
         """
 
-    def sweep(self, names: Iterable[str], *, removals_only: bool = False) -> tuple[str, ...]:
-        """Remove, or end, what dead commands have left of these models; return what that was."""
+    def mend(self, names: Iterable[str]) -> Iterator[Step]:
+        """Say what is to be put right in the store's own records, and what dead commands left.
 
-    def problems(self) -> Iterable[Problem]:
-        """Say what is wrong with the root itself."""
+        The steps come one after the other: a caller applies one before it asks for the next.
 
-    def repairs(self, name: str | None, *, dry_run: bool) -> Iterator[Step]:
-        """Say what has to be put right before models can be looked at; the caller applies a step before the next."""
-
-    def record_key(self, name: str) -> str:
-        """Return where what is remembered of a model is kept."""
-
-    def lease(self, name: str, *, timeout_s: float) -> contextlib.AbstractContextManager[Callable[[], str]]:
-        """Hold the right to change what is served of a model. It ends with its holder, however that one ends.
-
-        It gives a function that returns who holds it by now, when that is somebody else; empty while it is ours.
-
-        Raises:
-            RepositoryError: somebody else holds it for longer than `timeout_s`.
+        Args:
+            names: the models to look at; what belongs to no model always comes along.
         """
+
+
+def model_names(store: Store) -> tuple[str, ...]:
+    """Return every model that has a folder or a record of its own, ascending; hidden folders are left out."""
+    level = store.list_level()
+    recorded = {name for entry in level.files if (name := recorded_model(store.traits.record, entry.name)) is not None}
+    return tuple(sorted({*(name for name in level.folders if not name.startswith(".")), *recorded}))
+
+
+def recorded_model(record: str, file: str) -> str | None:
+    """Return the model whose record a file in the root is; `None` when it is none, or the record is of all models."""
+    before, _, after = record.partition("{name}")
+    if not after or not file.startswith(before) or not file.endswith(after) or len(file) <= len(before) + len(after):
+        return None
+    return file[len(before) : -len(after)]
+
+
+def mended(store: Store, names: Iterable[str], *kinds: StepKind) -> tuple[str, ...]:
+    """Remove, or end, what dead commands have left of these models; return what that was."""
+    return tuple(step.where for step in store.mend(names) if step.kind in kinds and step.apply())

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_directory, read_regular, sha256_file, write_atomic
@@ -37,34 +37,36 @@ from repo_manager.repository.stores.base import (
     Incoming,
     Progress,
     Step,
+    StepKind,
+    Traits,
+    model_names,
     untold,
 )
-from repo_manager.repository.stores.staging import STAGING_IN_ROOT, discard, staged, sweep
+from repo_manager.repository.stores.staging import (
+    delete,
+    delete_in_place,
+    leftovers,
+    put_back,
+    staged,
+    sweep_entry,
+    take_out,
+)
 from repo_manager.repository.view import Entry, Level, Link, ModelView
 from repo_manager.triton_config import CONFIG_FILENAME, Problem, Severity
 
 __all__ = ["DiskStore"]
 
-A = TypeVar("A")
-R = TypeVar("R")
 _LEASE_POLL_S = 0.02
 
 
 class DiskStore:
     """A repository below one folder; one for each operation, as it keeps what the operation holds."""
 
-    remote = False
-    appears_at_once = True
-    changes_visible = True
+    traits = Traits(remote=False, changes_visible=True, lookups=1, record=STATE_FILENAME)
 
     def __init__(self, root: Path) -> None:
         self.location = root
         self._staging: Path | None = None
-
-    def model_names(self) -> tuple[str, ...]:
-        """As `Store.model_names`."""
-        with os.scandir(self.location) as entries:
-            return tuple(sorted(e.name for e in entries if not e.name.startswith(".") and is_folder(e)))
 
     def list_level(self, folder: str = "") -> Level:
         """As `Store.list_level`."""
@@ -165,10 +167,6 @@ class DiskStore:
             return read_states(self.location)
         return {name: read_state(self.location, name) for name in names}
 
-    def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
-        """As `Store.each`: one after the other."""
-        return [act(item) for item in items]
-
     @contextlib.contextmanager
     def fetch(
         self,
@@ -220,21 +218,18 @@ class DiskStore:
                 else:
                     write_atomic(path, data, staging=staging)
 
-    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
+    def put(self, key: str, content: bytes | Path, *, new: bool = False, record: FileRecord | None = None) -> None:
         """As `Store.put`."""
         path = self.location / key
         with self._staged(key) as staging:
             if new and os.path.lexists(path):
                 raise ChangedMeanwhileError(key)
-            write_atomic(path, data, staging=staging)
-
-    def restore(self, key: str, source: Path, record: FileRecord) -> None:
-        """As `Store.restore`."""
-        path = self.location / key
-        with self._staged(key) as staging:
-            ready = staging / "restored"
-            if FileRecord(*copy_durably(source, ready)) != record:
-                raise RepositoryError(f"{source} was changed meanwhile", hint="Run the command again.")
+            if isinstance(content, bytes):
+                write_atomic(path, content, staging=staging)
+                return
+            ready = staging / "put"
+            if FileRecord(*copy_durably(content, ready)) != record and record is not None:
+                raise RepositoryError(f"{content} was changed meanwhile", hint="Run the command again.")
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.resolve() != path.parent:
                 raise RepositoryError(
@@ -278,76 +273,72 @@ class DiskStore:
                 return Arrived(version, manifest, first, self.look(incoming.name))
 
     def discard_versions(self, departure: Departure) -> None:
-        """As `Store.discard_versions`: policy first, then the record, then the files, each out by one rename."""
+        """As `Store.discard_versions`: the number and the policy, then each version out by one rename, then the record.
+
+        A number that is in the record is never given out again. When a step fails, those before it are undone.
+        """
         view = departure.view
-        gone = [(view.name, version) for version in departure.versions]
-        with self._staged(view.name) as staging:
-            if departure.whole:
-                change_state(self.location, view.name, departure.forget, staging=staging)
-                discard(self.location / view.name, staging)
-                drop_signatures(self.location, gone)
-                return
-            changed = without_versions(view, departure.versions)
-            if changed is not None:
-                write_atomic(self.location / view.name / CONFIG_FILENAME, changed.encode(), staging=staging)
+        folder = self.location / view.name
+        places = [folder] if departure.whole else [folder / str(version) for version in departure.versions]
+        changed = None if departure.whole else without_versions(view, departure.versions)
+        highest = max((*departure.versions, *view.versions), default=0)
+        with self._staged(view.name) as staging, contextlib.ExitStack() as undo:
+            change_state(self.location, view.name, lambda state: state.numbered(highest), staging=staging)
+            if changed is not None and view.config is not None:
+                undo.callback(write_atomic, folder / CONFIG_FILENAME, view.config, staging=staging)
+                write_atomic(folder / CONFIG_FILENAME, changed.encode(), staging=staging)
+            out: list[Path] = []
+            stuck: list[Path] = []
+            for place in places:
+                target = take_out(place, staging)
+                if target is None:
+                    stuck.append(place)
+                else:
+                    undo.callback(put_back, target, place)
+                    out.append(target)
             change_state(self.location, view.name, departure.forget, staging=staging)
-            for version in departure.versions:
-                discard(self.location / view.name / str(version), staging)
-                drop_signatures(self.location, [(view.name, version)])
+            undo.pop_all()
+            for place in stuck:
+                delete_in_place(place)
+            for target in out:
+                delete(target)
+            drop_signatures(self.location, [(view.name, version) for version in departure.versions])
 
-    def sweep(self, names: Iterable[str], *, removals_only: bool = False) -> tuple[str, ...]:
-        """As `Store.sweep`: staging folders of dead commands, and signatures whose version a crash took."""
-        if removals_only:
-            return ()  # A removal is a rename: it is done or not.
-        swept = sweep(self.location)
-        if orphaned_signatures(self.location):
-            with repository_lock(self.location):
-                drop_signatures(self.location, orphaned_signatures(self.location))
-        return swept
+    def mend(self, names: Iterable[str]) -> Iterator[Step]:
+        """As `Store.mend`: staging folders of dead commands, signatures without a version, a damaged record.
 
-    def problems(self) -> Iterator[Problem]:
-        """As `Store.problems`."""
+        A removal is a rename: it is done or not.
+        """
+        for area, entry in leftovers(self.location):
+            act = functools.partial(sweep_entry, area, entry, self.location)
+            yield Step(entry, "removed what a dead command had left", StepKind.REST, act)
+        for name, version in orphaned_signatures(self.location):
+            text = f"is the signature of {name}:{version}, which does not exist"
+            where = signature_name(name, version)
+            problem = Problem(where, text, Severity.WARNING, "`repo-manager gc` removes it")
+            act = functools.partial(self._drop_orphan, name, version)
+            yield Step(where, "removed: its version does not exist", StepKind.REST, act, problem)
         try:
             read_states(self.location)
         except RepositoryError as exc:
-            yield Problem(STATE_FILENAME, exc.message, hint=exc.hint or "")
-        for name, version in orphaned_signatures(self.location):
-            text = f"is the signature of {name}:{version}, which does not exist"
-            yield Problem(signature_name(name, version), text, Severity.WARNING, "`repo-manager gc` removes it")
-        level = self.list_level()
-        for folder in level.folders:
-            if folder == STAGING_IN_ROOT:
-                text = (
-                    "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
-                )
-                yield Problem(folder, text, Severity.WARNING, "the next command that writes removes it")
-            elif folder.startswith("."):
-                yield Problem(folder, "is a hidden folder, which Triton takes for a model", hint="move it elsewhere")
-        for entry in level.files:
-            if entry.link is not None and not entry.link.exists:
-                yield Problem(entry.name, "is a link to nothing", Severity.WARNING)
-
-    def repairs(self, name: str | None, *, dry_run: bool) -> Iterator[Step]:
-        """As `Store.repairs`."""
-        if not dry_run:
-            for entry in sweep(self.location):
-                yield Step(entry, "removed what a dead command had left", lambda: None)
-        try:
-            read_states(self.location)
-        except RepositoryError:
             action = f"set aside as {STATE_FILENAME}.damaged and begun anew from the folders"
-            yield Step(STATE_FILENAME, action, self._begin_state_anew)
+            problem = Problem(STATE_FILENAME, exc.message, hint=exc.hint or "")
+            yield Step(STATE_FILENAME, action, StepKind.RECORD, self._begin_state_anew, problem)
 
-    def _begin_state_anew(self) -> None:
+    def _drop_orphan(self, name: str, version: int) -> bool:
+        with repository_lock(self.location):
+            orphaned = (name, version) in orphaned_signatures(self.location)
+            if orphaned:
+                drop_signatures(self.location, [(name, version)])
+        return orphaned
+
+    def _begin_state_anew(self) -> bool:
         with self._staged("") as staging:
             (self.location / STATE_FILENAME).rename(self.location / f"{STATE_FILENAME}.damaged")
-            for name in self.model_names():
+            for name in model_names(self):
                 highest = max(self.look(name).versions, default=0)
                 change_state(self.location, name, lambda state, n=highest: state.numbered(n), staging=staging)  # type: ignore[misc]
-
-    def record_key(self, name: str) -> str:
-        """As `Store.record_key`."""
-        return STATE_FILENAME
+        return True
 
     @contextlib.contextmanager
     def lease(self, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:

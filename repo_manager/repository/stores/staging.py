@@ -18,15 +18,25 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_directory
+from repo_manager.repository.layout import MANIFEST_FILENAME, STAGING_IN_ROOT
 
-__all__ = ["STAGING_IN_ROOT", "discard", "staged", "sweep"]
+__all__ = [
+    "delete",
+    "delete_in_place",
+    "leftovers",
+    "put_back",
+    "staged",
+    "sweep",
+    "sweep_entry",
+    "take_out",
+]
 
-STAGING_IN_ROOT = ".repo-manager.staging"
 _ENTRY = re.compile(r"stage-[0-9a-f]{16}")
 _ELSEWHERE = (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 
@@ -51,20 +61,74 @@ def staged(root: Path) -> Iterator[Path]:
             area.rmdir()  # Stays while another command works in it.
 
 
-def discard(path: Path, entry: Path) -> None:
-    """Take a folder out of the repository by one rename, then delete it.
+def take_out(path: Path, entry: Path) -> Path | None:
+    """Take a folder out of the repository by one rename; `put_back` undoes it, `delete` ends it.
 
     Args:
         path: a model's or a version's folder.
         entry: the folder that `staged` gave; what a crash leaves there is swept by the next command.
 
+    Returns:
+        Where it is now; `None` where this file system cannot rename it (a folder of a lower layer of an overlay): it
+        has to be deleted where it is.
+
     Raises:
         OSError: the rename failed; `path` is then as it was.
     """
     target = entry / secrets.token_hex(8)
-    path.rename(target)
+    try:
+        _rename_folder(path, target)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        return None
     fsync_directory(path.parent)
-    shutil.rmtree(target, ignore_errors=True)  # It is out of the repository; a rest is swept later.
+    return target
+
+
+def _rename_folder(path: Path, target: Path) -> None:
+    """Rename a folder to another parent, for which it has to be writable itself: its owner makes it so."""
+    try:
+        path.rename(target)
+    except PermissionError:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & stat.S_IWUSR or path.is_symlink():
+            raise
+        path.chmod(mode | stat.S_IWUSR)
+        try:
+            path.rename(target)
+        except OSError:
+            path.chmod(mode)
+            raise
+
+
+def put_back(target: Path, path: Path) -> None:
+    """Undo `take_out`.
+
+    Raises:
+        OSError: the rename failed.
+    """
+    target.rename(path)
+    fsync_directory(path.parent)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder that is out of the repository; what cannot be deleted stays for the next sweep."""
+    for inside, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            Path(inside).chmod(0o700)  # Published read-only, perhaps.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def delete_in_place(folder: Path) -> None:
+    """Delete a folder that cannot be renamed, its manifest first: what a crash leaves is plainly no version.
+
+    Raises:
+        OSError: something in it cannot be deleted.
+    """
+    (folder / MANIFEST_FILENAME).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+    fsync_directory(folder.parent)
 
 
 def sweep(root: Path) -> tuple[str, ...]:
@@ -73,14 +137,53 @@ def sweep(root: Path) -> tuple[str, ...]:
     Returns:
         The names of the removed entries.
     """
-    removed: list[str] = []
+    return tuple(name for area, name in leftovers(root) if sweep_entry(area, name, root))
+
+
+def leftovers(root: Path) -> Iterator[tuple[Path, str]]:
+    """Say what dead commands left: a staging area and a name in it, each."""
     for area in _areas(root):
         if area.is_symlink():
             continue  # Not ours, wherever it leads.
         with contextlib.suppress(OSError):
-            removed += _sweep_area(area, root)
+            names = {entry.name.removesuffix(".lock") for entry in os.scandir(area)}
+            for name in sorted(names):
+                if _ENTRY.fullmatch(name) is not None and _is_abandoned(area, name):
+                    yield area, name
             area.rmdir()
-    return tuple(removed)
+
+
+def _is_abandoned(area: Path, name: str) -> bool:
+    with _locked(area, name) as ours:
+        return ours
+
+
+def sweep_entry(area: Path, name: str, root: Path) -> bool:
+    """Remove what a dead command left; false when its owner lives after all."""
+    with _locked(area, name) as ours:
+        if ours:
+            _remove_entry(area, name, root)
+    with contextlib.suppress(OSError):
+        area.rmdir()  # Stays while another command works in it.
+    return ours
+
+
+@contextlib.contextmanager
+def _locked(area: Path, name: str) -> Iterator[bool]:
+    """Hold an entry's lock; false when its owner lives."""
+    try:
+        lock = os.open(_lock_of(area, name), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True  # The lock file goes last: without it the folder is nobody's.
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(lock)
 
 
 def _areas(root: Path) -> tuple[Path, Path]:
@@ -171,30 +274,6 @@ def _mount_of(folder: Path) -> str | None:
     finally:
         os.close(descriptor)
     return next((line.split()[1] for line in text.splitlines() if line.startswith("mnt_id:")), None)
-
-
-def _sweep_area(area: Path, root: Path) -> list[str]:
-    removed = []
-    names = {entry.name.removesuffix(".lock") for entry in os.scandir(area)}
-    for name in sorted(names):
-        if _ENTRY.fullmatch(name) is None:
-            continue
-        lock_path = _lock_of(area, name)
-        try:
-            lock = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            lock = -1  # The lock file goes last: without it the folder is nobody's.
-        try:
-            if lock >= 0:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_entry(area, name, root)
-            removed.append(name)
-        except BlockingIOError:
-            continue  # Its owner lives.
-        finally:
-            if lock >= 0:
-                os.close(lock)
-    return removed
 
 
 def _remove_entry(area: Path, name: str, root: Path) -> None:

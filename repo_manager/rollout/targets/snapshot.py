@@ -23,7 +23,7 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
-from repo_manager.repository import Location, check_served
+from repo_manager.repository import Location, check_served, local_folder
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.manifest import Manifest
@@ -116,8 +116,9 @@ def write_snapshot(
     if dry_run or store.read(SNAPSHOT_FILENAME) is not None:
         return Snapshot(chosen, target, held, created=False)
     with disk_errors(f"write the snapshot {target}"):
-        if isinstance(target, Path):
-            _write_folder(target, contents, record)
+        folder = local_folder(target)
+        if folder is not None:
+            _write_folder(folder, contents, record)
         else:
             _write_objects(store, contents, record)
     _check_signatures(root, models, signed_by)  # what was copied meanwhile is what was vouched for
@@ -219,7 +220,7 @@ def _write_objects(target: Store, contents: Mapping[str, _Content], record: byte
         for number, manifest in content.versions.items():
             with content.source.fetch(name, number) as folder:
                 for file, expected in manifest.files.items():
-                    target.restore(f"{name}/{number}/{file}", folder / file, expected)
+                    target.put(f"{name}/{number}/{file}", folder / file, record=expected)
                 target.put(f"{name}/{number}/{MANIFEST_FILENAME}", (folder / MANIFEST_FILENAME).read_bytes())
     # Two that write the same snapshot write the same bytes.
     with contextlib.suppress(ChangedMeanwhileError):

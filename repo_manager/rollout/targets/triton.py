@@ -141,7 +141,7 @@ class TritonPart:
 
     @property
     def _unseen(self) -> bool:
-        return not open_store(self.context.repository).changes_visible
+        return not open_store(self.context.repository).traits.changes_visible
 
     def loaded_meanwhile(self) -> tuple[int, ...]:
         """Return the versions that are served until the new one has proven itself."""

@@ -17,7 +17,7 @@ from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.plan.publishing import check_model
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Store, model_names
 from repo_manager.repository.view import Entry, existing_model, walk, with_beside, with_versions
 from repo_manager.types import Digest
 
@@ -40,7 +40,7 @@ def test_a_level_has_names_and_sizes_and_hides_nothing(store: Store, place: Plac
     place.write(".hidden/file", b"x")
     root = store.list_level()
     assert root.folders == (".hidden", "m", "n")
-    assert store.model_names() == ("m", "n")
+    assert model_names(store) == ("m", "n")
     model = store.list_level("m")
     assert model.folders == ("1", "2", "3", "4")
     assert [(entry.name, entry.regular, entry.link) for entry in model.files] == [("config.pbtxt", True, None)]
@@ -63,7 +63,7 @@ def test_a_view_is_the_same_everywhere(store: Store) -> None:
     assert not view.contents[1].holds("mod")
     config = dataclasses.replace(tiny_config("m"))
     with pytest.raises(RepositoryError, match="serves something else"):
-        check_model(view, config, appears_at_once=store.appears_at_once)
+        check_model(view, config, appears_at_once=not store.traits.remote)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", "none"])
@@ -128,9 +128,9 @@ def test_a_file_is_put_back_only_as_it_should_be(store: Store, place: Place, tmp
     (tmp_path / "whole").write_bytes(CONTENT)
     place.delete("m/1/sub/more.bin")
     with pytest.raises(RepositoryError, match="was changed meanwhile"):
-        store.restore("m/1/sub/more.bin", tmp_path / "whole", FileRecord(Digest("sha256:0"), record.size_bytes))
+        store.put("m/1/sub/more.bin", tmp_path / "whole", record=FileRecord(Digest("sha256:0"), record.size_bytes))
     assert place.read("m/1/sub/more.bin") is None
-    store.restore("m/1/sub/more.bin", tmp_path / "whole", record)
+    store.put("m/1/sub/more.bin", tmp_path / "whole", record=record)
     assert verify(place.root, models=False) == ()
 
 
@@ -140,7 +140,9 @@ def test_state_is_changed_by_what_is_there_at_that_moment(store: Store, place: P
 
     assert store.change_state("m", tag, needs=4).tags == {"best": 3, "t": 4}
     assert store.states()["m"].tags == store.states(("m",))["m"].tags == {"best": 3, "t": 4}
-    if not store.remote:  # In a bucket only a removal that is under way is seen here; the caller has looked before.
+    if (
+        not store.traits.remote
+    ):  # In a bucket only a removal that is under way is seen here; the caller has looked before.
         remove(place.root, "m", 4, force=True)
         with pytest.raises(RepositoryError, match="no version 4 any more"):
             store.change_state("m", tag, needs=4)

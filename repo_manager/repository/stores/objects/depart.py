@@ -25,7 +25,7 @@ from repo_manager.repository.stores.objects.ledger import Ledger, Pending, chang
 from repo_manager.repository.view import ModelView
 from repo_manager.triton_config import CONFIG_FILENAME, format_config, parse_config, with_version_policy
 
-__all__ = ["abandoned_work", "discard_versions", "sweep"]
+__all__ = ["abandoned_work", "discard_versions", "end_work"]
 
 
 def discard_versions(store: ObjectClient, departure: Departure) -> None:
@@ -121,47 +121,43 @@ def abandoned_work(ledger: Ledger) -> dict[int, Pending]:
     return {version: entry for version, entry in ledger.pending.items() if is_abandoned(entry)}
 
 
-def sweep(store: ObjectClient, name: str, *, action: str | None = None) -> tuple[str, ...]:
-    """End what interrupted commands have begun: removals are ended, whole publications settled, others deleted.
+def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> bool:
+    """End what an interrupted command has begun: a removal is ended, a whole publication settled, another one deleted.
 
     Only what the ledger names is touched, and only where its holder is dead or has not been heard of for long.
 
     Args:
         store: the repository's.
         name: the model.
-        action: `publish` or `remove`: only these; `None`: both.
+        version: the version.
+        seen: what `abandoned_work` says of it.
 
     Returns:
-        What was done: `MODEL/VERSION` each.
+        False where somebody else goes on with it.
     """
-    done = []
-    for version, seen in sorted(abandoned_work(read_ledger(store, name)).items()):
-        if action not in (None, seen.action):
-            continue
-        holder = Holder.me()
+    holder = Holder.me()
 
-        def take(ledger: Ledger, version: int = version, seen: Pending = seen, holder: Holder = holder) -> Ledger:
-            entry = ledger.pending.get(version)
-            if entry is None or entry.holder.token not in (seen.holder.token, holder.token):
-                return ledger  # Somebody else goes on with it.
-            return ledger.with_pending(version, dataclasses.replace(entry, holder=holder))
+    def take(ledger: Ledger) -> Ledger:
+        entry = ledger.pending.get(version)
+        if entry is None or entry.holder.token not in (seen.holder.token, holder.token):
+            return ledger  # Somebody else goes on with it.
+        return ledger.with_pending(version, dataclasses.replace(entry, holder=holder))
 
-        taken = change_ledger(store, name, take).pending.get(version)
-        if taken is None or taken.holder.token != holder.token:
-            continue
-        if taken.action == "publish":
-            ended = _settle(store, name, version)
-        else:
-            ended = not taken.whole and _still_served(store, name, version)
-        if not ended:
-            _delete_version(store, name, version, taken.files)
-            if taken.beside and store.head(f"{name}/{CONFIG_FILENAME}") is None:
-                store.delete([f"{name}/{file}" for file in taken.beside])
-            if taken.action == "remove" and not _has_versions(store, name):
-                _delete_rest(store, name)  # The model's last version goes, and the model with it.
-        change_ledger(store, name, lambda ledger, number=version: ledger.with_pending(number, None))  # type: ignore[misc]
-        done.append(f"{name}/{version}")
-    return tuple(done)
+    taken = change_ledger(store, name, take).pending.get(version)
+    if taken is None or taken.holder.token != holder.token:
+        return False
+    if taken.action == "publish":
+        ended = _settle(store, name, version)
+    else:
+        ended = not taken.whole and _still_served(store, name, version)
+    if not ended:
+        _delete_version(store, name, version, taken.files)
+        if taken.beside and store.head(f"{name}/{CONFIG_FILENAME}") is None:
+            store.delete([f"{name}/{file}" for file in taken.beside])
+        if taken.action == "remove" and not _has_versions(store, name):
+            _delete_rest(store, name)  # The model's last version goes, and the model with it.
+    change_ledger(store, name, lambda ledger: ledger.with_pending(version, None))
+    return True
 
 
 def _has_versions(store: ObjectClient, name: str) -> bool:

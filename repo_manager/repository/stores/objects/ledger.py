@@ -25,10 +25,10 @@ from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.facts import Mark
 from repo_manager.repository.stores.objects.holder import Holder, parse_holder
 
-__all__ = ["Ledger", "Pending", "change_ledger", "ledger_key", "ledger_model", "read_ledger"]
+__all__ = ["RECORD", "Ledger", "Pending", "change_ledger", "ledger_key", "read_ledger"]
 
 _SCHEMA_VERSION = 1
-_PREFIX, _SUFFIX = ".repo-manager.", ".state"
+RECORD = ".repo-manager.{name}.state"
 _OWN = ("schema_version", "writer", "pending", "lease")
 _CONTENTION_S = 300.0
 
@@ -78,14 +78,7 @@ class Ledger:
 
 def ledger_key(name: str) -> str:
     """Return the object's key."""
-    return f"{_PREFIX}{name}{_SUFFIX}"
-
-
-def ledger_model(key: str) -> str | None:
-    """Return the model of a key in the root; `None` when it is no ledger's."""
-    if key.startswith(_PREFIX) and key.endswith(_SUFFIX) and len(key) > len(_PREFIX) + len(_SUFFIX):
-        return key[len(_PREFIX) : -len(_SUFFIX)]
-    return None
+    return RECORD.format(name=name)
 
 
 def read_ledger(store: ObjectClient, name: str) -> Ledger:

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import is_component, version_number
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.state import ModelState
-from repo_manager.repository.stores.base import Arrived, Departure, Incoming, Progress, Step, Store, untold
+from repo_manager.repository.stores.base import (
+    Arrived,
+    ChangedMeanwhileError,
+    Departure,
+    Incoming,
+    Progress,
+    Step,
+    StepKind,
+    Store,
+    Traits,
+    model_names,
+    untold,
+)
 from repo_manager.repository.stores.objects.arrive import publish_version
 from repo_manager.repository.stores.objects.claim import is_abandoned
 from repo_manager.repository.stores.objects.client import open_client
 from repo_manager.repository.stores.objects.content import measure
 from repo_manager.repository.stores.objects.current import put_config
-from repo_manager.repository.stores.objects.depart import abandoned_work, discard_versions, sweep
+from repo_manager.repository.stores.objects.depart import abandoned_work, discard_versions, end_work
 from repo_manager.repository.stores.objects.facts import Listing, ObjectFact
 from repo_manager.repository.stores.objects.fetch import fetch_version, kept_download
 from repo_manager.repository.stores.objects.lease import object_lease
-from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger, ledger_key, ledger_model, read_ledger
+from repo_manager.repository.stores.objects.ledger import RECORD, Ledger, change_ledger, ledger_key, read_ledger
 from repo_manager.repository.stores.objects.transport import object_record, upload_files
-from repo_manager.repository.view import Entry, Level, ModelView, Work
-from repo_manager.triton_config import CONFIG_FILENAME, Problem
+from repo_manager.repository.view import Entry, Level, ModelView, Work, each
+from repo_manager.triton_config import CONFIG_FILENAME
 
 __all__ = ["ObjectStore"]
 
-A = TypeVar("A")
-R = TypeVar("R")
 _MAX_NAME = 255
 
 
@@ -48,23 +57,14 @@ class _Seen:
 class ObjectStore:
     """A repository below one prefix."""
 
-    remote = True
-    appears_at_once = False
-
     def __init__(self, location: ObjectRepository) -> None:
         self.location = location
         self.client = open_client(location)
 
     @property
-    def changes_visible(self) -> bool:
-        """As `Store.changes_visible`."""
-        return self.location.scheme != "as"
-
-    def model_names(self) -> tuple[str, ...]:
-        """As `Store.model_names`."""
-        level = self.client.list()
-        recorded = {name for fact in level.files if (name := ledger_model(fact.key)) is not None}
-        return tuple(sorted({*(name for name in level.folders if not name.startswith(".")), *recorded}))
+    def traits(self) -> Traits:
+        """As `Store.traits`."""
+        return Traits(True, self.location.scheme != "as", self.client.options.lookups, RECORD)
 
     def list_level(self, folder: str = "") -> Level:
         """As `Store.list_level`."""
@@ -112,17 +112,9 @@ class ObjectStore:
 
     def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
         """As `Store.states`."""
-        wanted = list(self.model_names() if names is None else names)
-        ledgers = self.each(lambda name: read_ledger(self.client, name), wanted)
+        wanted = list(model_names(self) if names is None else names)
+        ledgers = each(self, lambda name: read_ledger(self.client, name), wanted)
         return {name: ledger.state for name, ledger in zip(wanted, ledgers, strict=True)}
-
-    def each(self, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
-        """As `Store.each`: many at a time."""
-        waiting = list(items)
-        if len(waiting) <= 1:
-            return [act(item) for item in waiting]
-        with concurrent.futures.ThreadPoolExecutor(self.client.options.lookups) as pool:
-            return list(pool.map(act, waiting))
 
     @contextlib.contextmanager
     def fetch(
@@ -182,18 +174,19 @@ class ObjectStore:
             put_config(self.client, view.name, view.config, fact)
         raise RepositoryError(f"{view.name}:{going[0]} is being removed at this moment", hint="Choose another version.")
 
-    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
+    def put(self, key: str, content: bytes | Path, *, new: bool = False, record: FileRecord | None = None) -> None:
         """As `Store.put`."""
-        write = self.client.create if new else self.client.put
-        write(key, data)
-
-    def restore(self, key: str, source: Path, record: FileRecord) -> None:
-        """As `Store.restore`."""
-        measured = measure(source, self.client.options.part_bytes)
-        if measured.record != record:
-            raise RepositoryError(f"{source} was changed meanwhile", hint="Run the command again.")
+        if isinstance(content, bytes):
+            write = self.client.create if new else self.client.put
+            write(key, content)
+            return
+        measured = measure(content, self.client.options.part_bytes)
+        if record is not None and measured.record != record:
+            raise RepositoryError(f"{content} was changed meanwhile", hint="Run the command again.")
+        if new and self.client.head(key) is not None:
+            raise ChangedMeanwhileError(key)
         folder, _, file = key.rpartition("/")
-        upload_files(self.client, folder, {file: (source, measured)}, lambda _: None)
+        upload_files(self.client, folder, {file: (content, measured)}, lambda _: None)
 
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
@@ -215,37 +208,27 @@ class ObjectStore:
         """As `Store.discard_versions`."""
         discard_versions(self.client, departure)
 
-    def sweep(self, names: Iterable[str], *, removals_only: bool = False) -> tuple[str, ...]:
-        """As `Store.sweep`: removals are ended, whole publications settled, others deleted."""
-        action = "remove" if removals_only else None
-        return tuple(done for name in names for done in sweep(self.client, name, action=action))
-
-    def problems(self) -> Iterator[Problem]:
-        """As `Store.problems`."""
-        for folder in self.client.list().folders:
-            if folder.startswith("."):
-                yield Problem(folder, "is a hidden prefix, which Triton takes for a model", hint="move it elsewhere")
-
-    def repairs(self, name: str | None, *, dry_run: bool) -> Iterator[Step]:
-        """As `Store.repairs`."""
-        for model in self.model_names() if name is None else (name,):
+    def mend(self, names: Iterable[str]) -> Iterator[Step]:
+        """As `Store.mend`: removals are ended, whole publications settled, others deleted."""
+        for model in names:
             try:
                 ledger = read_ledger(self.client, model)
             except RepositoryError:
                 key = ledger_key(model)
                 action = f"set aside as {key}.damaged and begun anew from the versions that are there"
-                yield Step(key, action, lambda model=model: self._begin_ledger_anew(model))  # type: ignore[misc]
-                if dry_run:
-                    continue
-                ledger = read_ledger(self.client, model)
-            for version in sorted(abandoned_work(ledger)):
-                text = "ended or removed what an interrupted command had begun"
-                yield Step(f"{model}/{version}", text, lambda model=model: self._sweep(model))  # type: ignore[misc]
+                begin = functools.partial(self._begin_ledger_anew, model)
+                yield Step(key, action, StepKind.RECORD, begin)
+                try:
+                    ledger = read_ledger(self.client, model)
+                except RepositoryError:
+                    continue  # The step was not applied.
+            for version, entry in sorted(abandoned_work(ledger).items()):
+                kind = StepKind.REMOVAL if entry.action == "remove" else StepKind.REST
+                action = "ended or removed what an interrupted command had begun"
+                end = functools.partial(end_work, self.client, model, version, entry)
+                yield Step(f"{model}/{version}", action, kind, end)
 
-    def _sweep(self, name: str) -> None:
-        sweep(self.client, name)
-
-    def _begin_ledger_anew(self, name: str) -> None:
+    def _begin_ledger_anew(self, name: str) -> bool:
         key = ledger_key(name)
         found = self.client.get(key)
         if found is not None:
@@ -253,10 +236,7 @@ class ObjectStore:
             self.client.delete([key])
         numbers = [n for folder in self.client.list(name).folders if (n := version_number(folder)) is not None]
         self.change_state(name, lambda state: state.numbered(max(numbers, default=0)))
-
-    def record_key(self, name: str) -> str:
-        """As `Store.record_key`."""
-        return ledger_key(name)
+        return True
 
     @contextlib.contextmanager
     def lease(self, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
