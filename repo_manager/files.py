@@ -15,7 +15,16 @@ from pathlib import Path
 from repo_manager.errors import LockHeldError
 from repo_manager.types import Digest
 
-__all__ = ["file_lock", "fsync_directory", "fsync_tree", "read_regular", "sha256_bytes", "sha256_file", "write_atomic"]
+__all__ = [
+    "document",
+    "file_lock",
+    "fsync_directory",
+    "fsync_tree",
+    "read_regular",
+    "sha256_bytes",
+    "sha256_file",
+    "write_atomic",
+]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -70,6 +79,17 @@ def fsync_tree(root: Path) -> None:
             finally:
                 os.close(descriptor)
         fsync_directory(Path(directory))
+
+
+def document(name: str) -> str:
+    """Return where a document of ours is on this machine: in a wheel beside the code, in a clone beside the package.
+
+    Args:
+        name: its file name in `docs/`.
+    """
+    package = Path(__file__).resolve().parent
+    found = [folder / "docs" / name for folder in (package, package.parent) if (folder / "docs" / name).is_file()]
+    return str(found[0]) if found else f"docs/{name}"
 
 
 def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: int | None = None) -> None:

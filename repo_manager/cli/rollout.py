@@ -167,11 +167,11 @@ def rollback_command(
     root, options = place.root(), how.options()
     to, connected = where.texts(), where.connected(connection)
     done = rollback(root, name, to, options=options, connection=connected, report=terminal.reporter())
-    _show(terminal, done, options)
+    _show(terminal, done, options, back=True)
 
 
-def _show(terminal: Terminal, rollout: Rollout, options: RolloutOptions) -> None:
+def _show(terminal: Terminal, rollout: Rollout, options: RolloutOptions, *, back: bool = False) -> None:
     """Show what was done; end as a roll-out would where a check speaks against a planned one."""
-    terminal.result({"rollout": rollout}, *rollout_view(rollout))
+    terminal.result({"rollout": rollout}, *rollout_view(rollout, back=back))
     if rollout.dry_run and any(check.blocks(options) for server in rollout.servers for check in server.checks):
         raise typer.Exit(RepositoryError.exit_code)

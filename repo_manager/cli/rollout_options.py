@@ -90,7 +90,7 @@ class Trial:
         sets=(TrialOptions, "steps"),
         read=lambda text: parse_steps(text),
         help="Then give the new version these shares of the traffic, one after the other; clients follow with "
-        "VersionedClient (docs/canary.md).",
+        "VersionedClient (document canary.md).",
     )
     step: str = option(
         "--step",

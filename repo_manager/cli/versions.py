@@ -40,12 +40,19 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 @app.command("diff")
 @grouped
-def diff_command(a: Target, b: Target, *, place: RepositoryFlag, output: Output) -> None:
+def diff_command(
+    a: Target,
+    b: Target,
+    everything: Annotated[bool, typer.Option("--all", help="Also every field of the manifests that differs.")] = False,
+    *,
+    place: RepositoryFlag,
+    output: Output,
+) -> None:
     """Show what differs between two versions: precision, sparsity, drift, I/O, configuration, files."""
     root = place.root()
     entries = [find_model(root, name).version(version) for name, version in (resolve_version(root, t) for t in (a, b))]
     result = compare_versions(*entries)
-    output.terminal().result(result, *difference_view(result))
+    output.terminal().result(result, *difference_view(result, everything=everything))
 
 
 @app.command("tag")

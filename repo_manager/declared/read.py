@@ -14,6 +14,7 @@ import pydantic
 from repo_manager.declared.document import Document, parse_document
 from repo_manager.declared.schema import NOTES_PREFIX, Declaration
 from repo_manager.errors import InputError, RepositoryError
+from repo_manager.files import document
 from repo_manager.repository import validate_model_name
 from repo_manager.repository.tags import validate_tag
 
@@ -21,7 +22,7 @@ __all__ = ["parse_declaration", "read_declaration"]
 
 MAX_BYTES = 4 << 20
 STDIN = "-"
-_HINT = "docs/apply.md shows every key; editors check it with docs/repository.schema.json."
+_HINT = f"{document('apply.md')} shows every key; editors check it with {document('repository.schema.json')}."
 Location = tuple[str | int, ...]
 
 

@@ -179,7 +179,11 @@ def _hint(options: LoadTestOptions) -> str:
     # What `compare --control` asks for is there only when somebody made and deployed it.
     is_control = options.model.endswith(("__dense", "__noflag"))
     control = f"`add --control` makes it, `deploy {options.model}` serves it. " if is_control else ""
-    return f"{control}See what it serves: repo-manager status, or POST /v2/repository/index."
+    version = f":{options.version}" if options.version else ""
+    return (
+        f"{control}Deploy it first: repo-manager deploy {options.model}{version}. "
+        "What is served: repo-manager status; what there is: repo-manager list."
+    )
 
 
 def connect(options: LoadTestOptions) -> Target:

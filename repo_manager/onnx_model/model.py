@@ -200,7 +200,50 @@ def _file_size(path: Path) -> int:
     return status.st_size
 
 
+# How files begin that are taken for ONNX files by mistake.
+_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the model itself", "Fetch the model: git lfs pull"),
+    (b"PK\x03\x04", "a ZIP archive (PyTorch's .pt and Keras's .keras files are)", "Export the model to ONNX first."),
+    (b"\x89HDF", "an HDF5 file (Keras's .h5)", "Export the model to ONNX first."),
+    (b"\x80", "a pickle (an old PyTorch .pt)", "Export the model to ONNX first."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+    (b"\x7fELF", "a program or a library", None),
+    (b"\x89PNG", "a PNG image", None),
+    (b"\xff\xd8\xff", "a JPEG image", None),
+    (b"%PDF", "a PDF document", None),
+)
+_TFLITE = b"TFL3"
+_HEAD_BYTES = 512
+
+
+def _other_file(path: Path) -> ModelError | None:
+    """Say what a file is that is no ONNX file, by how it begins; `None` where that cannot be told."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    for start, what, hint in _OTHERS:
+        if head.startswith(start):
+            return ModelError(f"not an ONNX file: it is {what}", hint=hint)
+    if head[4:8] == _TFLITE:
+        return ModelError("not an ONNX file: it is a TensorFlow Lite model", hint="Export the model to ONNX first.")
+    text = head.decode("utf-8", errors="replace").replace("\ufffd", "\0", 1 if len(head) < _HEAD_BYTES else 0)
+    if all(char.isprintable() or char in "\t\r\n\ufffd" for char in text) and text.count("\ufffd") <= 1:
+        return ModelError("not an ONNX file: it is text", hint="Give the path of an .onnx file.")
+    return None
+
+
 def _read_graph(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
+    """Read the graph, and where its weights are.
+
+    Raises:
+        ModelError: it is no ONNX file; with what it is instead, where that can be told.
+    """
+    try:
+        return _decoded(path)
+    except ModelError as exc:
+        raise (_other_file(path) or exc) from exc
+
+
+def _decoded(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
     marker = b"repo-manager:cut:" + secrets.token_bytes(16)
     with path.open("rb") as file:
         if path.stat().st_size <= _READ_WHOLE_BYTES:  # a mapped file that shrinks meanwhile ends the process

@@ -11,6 +11,7 @@ from rich.text import Text
 from repo_manager.report.layout import Moment, key_values, make_table
 from repo_manager.report.tables import format_bytes, format_share
 from repo_manager.report.terminal import next_command
+from repo_manager.repository.difference import judged_drift, kept_sparsity
 from repo_manager.triton_config import ReloadEffect
 
 if TYPE_CHECKING:
@@ -130,12 +131,17 @@ def removals_view(removals: Sequence[Removal], *, dry_run: bool) -> list[Rendera
     return [make_table(title, ["model", "versions", "size", "in use"], rows, right="size")]
 
 
-def difference_view(difference: VersionDifference) -> list[RenderableType]:
-    """Show what differs between two versions."""
+def difference_view(difference: VersionDifference, *, everything: bool = False) -> list[RenderableType]:
+    """Show what differs between two versions: what a person asks first, and every field of the manifests on request."""
     views: list[RenderableType] = [Text(problem, style="yellow") for problem in difference.problems]
+    facts = [[fact, a, b] for fact, (a, b) in difference.facts.items()]
+    if facts:
+        views.append(make_table("Facts", ["", difference.a, difference.b], facts))
     rows = [[field, _short(a), _short(b)] for field, (a, b) in difference.fields.items()]
-    if rows:
+    if rows and everything:
         views.append(make_table("Records", ["field", difference.a, difference.b], rows))
+    elif rows:
+        views.append(Text(f"{len(rows)} fields of the manifests differ (--all, --json)", style="dim"))
     if difference.files:
         sizes = [[f.name, *("-" if s is None else format_bytes(s) for s in f.size_bytes)] for f in difference.files]
         views.append(make_table("Files", ["file", difference.a, difference.b], sizes))
@@ -224,19 +230,12 @@ def _field(value: Any, *names: str) -> Any:
 
 
 def _sparsity(manifest: Manifest | None) -> str:
-    """Share of the parameters in weights that hold the pattern; `-` where the manifest does not say."""
-    valid = _field(manifest and manifest.sparsity, "totals", "valid_parameters")
-    total = _field(manifest and manifest.sparsity, "totals", "parameters")
-    return format_share(valid / total) if valid is not None and total else "-"
+    return format_share(None if manifest is None else kept_sparsity(manifest))
 
 
 def _drift(manifest: Manifest | None) -> str:
-    """The largest relative error that was judged, as `Conversion.worst_drift`; `-` where the manifest does not say."""
-    drift = _field(manifest and manifest.conversion, "drift")
-    judged = [item for item in drift or () if not _field(item, "judged_by")]
-    errors = [_field(item, key) for item in judged for key in ("relative_error", "rounded_relative_error")]
-    known = [float(error) for error in errors if error is not None]
-    return f"{max(known):.3g}" if known else "-"
+    drift = None if manifest is None else judged_drift(manifest)
+    return "-" if drift is None else f"{drift:.3g}"
 
 
 def _source(manifest: Manifest | None) -> str:

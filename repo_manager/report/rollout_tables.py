@@ -108,21 +108,26 @@ def checks_view(checks: Sequence[Check]) -> list[RenderableType]:
     return [make_table("Checks", ["check", "outcome", "found"], rows)]
 
 
-def rollout_view(rollout: Rollout) -> list[RenderableType]:
-    """Show what was done, or would be, and how it was proven."""
+def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType]:
+    """Show what was done, or would be, and how it was proven; the plan of what was done has been told before it was.
+
+    Args:
+        rollout: done or planned.
+        back: it was a roll-back.
+    """
     first = rollout.servers[0]
     if first.snapshot is not None:
-        views = _cluster_view(rollout)
+        views = _cluster_view(rollout, back)
     elif len(rollout.servers) == 1 and not rollout.unavailable:
-        views = _server_view(rollout, first)
+        views = _server_view(rollout, first, back)
     else:
         views = _fleet_view(rollout)
     return views if rollout.trial is None else [*views, *_trial_view(rollout.trial)]
 
 
-def _server_view(rollout: Rollout, server: ServerResult) -> list[RenderableType]:
-    plan = [] if server.plan is None else plan_view(server.plan)
+def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[RenderableType]:
     if rollout.dry_run:
+        plan = [] if server.plan is None else plan_view(server.plan)
         return [*plan, *checks_view(server.checks), Text("Dry run: nothing was changed.")]
     pairs: list[tuple[str, object]] = [
         ("serves", f"{rollout.model}:{rollout.version} on {server.name}"),
@@ -136,7 +141,7 @@ def _server_view(rollout: Rollout, server: ServerResult) -> list[RenderableType]
     if server.mended:
         pairs.append(("mended", "it was READY and did not answer; it was unloaded and loaded again"))
     doubts = tuple(check for check in server.checks if str(check.outcome) != "passed")
-    return [_head(rollout), key_values(pairs), *plan, *checks_view(doubts)]
+    return [_head(rollout, back), key_values(pairs), *checks_view(doubts)]
 
 
 def _fleet_view(rollout: Rollout) -> list[RenderableType]:
@@ -163,7 +168,7 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
     return [*views, *checks_view(tuple(seen))]
 
 
-def _cluster_view(rollout: Rollout) -> list[RenderableType]:
+def _cluster_view(rollout: Rollout, back: bool) -> list[RenderableType]:
     """Show what Deployments or an InferenceService were pointed at."""
     pairs: list[tuple[str, object]] = [("serves", f"{rollout.model}:{rollout.version} on {rollout.target}")]
     rows: list[list[object]] = []
@@ -184,7 +189,7 @@ def _cluster_view(rollout: Rollout) -> list[RenderableType]:
             pairs.append(("snapshot", change.after))
     pairs += [("proof", "; ".join(proofs)), ("took", f"{rollout.seconds:.1f} s")]
     table = make_table(None, ["name", "served", "serves", "pods", "answered"], rows, right="pods")
-    return [_head(rollout), key_values(pairs), table]
+    return [_head(rollout, back), key_values(pairs), table]
 
 
 def _trial_view(trial: TrialResult) -> list[RenderableType]:
@@ -199,10 +204,16 @@ def _trial_view(trial: TrialResult) -> list[RenderableType]:
     return [*views, *(Text(f"Note: {note}") for note in trial.notes)]
 
 
-def _head(rollout: Rollout) -> Text:
+def _head(rollout: Rollout, back: bool) -> Text:
     if rollout.dry_run:
         return Text("Dry run: nothing was changed.")
-    return Text("Deployed" if rollout.changed else "Nothing to do: it is served already", style="green")
+    if not rollout.changed:
+        return Text("Nothing to do: it is served already", style="green")
+    before = rollout.servers[0].previous
+    if not back or not before:
+        return Text("Deployed", style="green")
+    text = f"Rolled back from version {_versions(before)} to version {rollout.version}"
+    return Text(f"{text}. Another rollback deploys version {before[-1]} again.", style="green")
 
 
 def status_view(found: RepositoryStatus) -> list[RenderableType]:

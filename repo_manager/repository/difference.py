@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from repo_manager.repository.manifest import Manifest
@@ -12,7 +12,7 @@ from repo_manager.repository.scan import VersionEntry
 from repo_manager.triton_config import parse_config, same_signature
 from repo_manager.types import as_json
 
-__all__ = ["FileDifference", "VersionDifference", "compare_versions"]
+__all__ = ["FileDifference", "VersionDifference", "compare_versions", "judged_drift", "kept_sparsity"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class VersionDifference:
     Attributes:
         a: `NAME:VERSION` of the first.
         b: `NAME:VERSION` of the second.
+        facts: what a person asks first -> as text for each: precision, source, 2:4, drift, backend.
         fields: manifest field, dotted for what is inside -> the value in each: precision, source, sparsity,
             conversion (drift, checks), tools, ...
         signature: differences in backend, batch, inputs and outputs, one sentence each.
@@ -46,6 +47,7 @@ class VersionDifference:
 
     a: str
     b: str
+    facts: Mapping[str, tuple[str, str]]
     fields: Mapping[str, tuple[Any, Any]]
     signature: tuple[str, ...]
     config: str
@@ -69,13 +71,14 @@ def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:
             for name, entry in zip(names, (a, b), strict=True)
             if entry.manifest is None
         )
-        return VersionDifference(names[0], names[1], {}, (), "", (), sizes, problems)
+        return VersionDifference(names[0], names[1], {}, {}, (), "", (), sizes, problems)
     signature: tuple[str, ...] = ()
     if a.manifest.config and b.manifest.config:
         signature = same_signature(parse_config(a.manifest.config), parse_config(b.manifest.config))
     return VersionDifference(
         a=names[0],
         b=names[1],
+        facts=_facts(a.manifest, b.manifest),
         fields=_fields(a.manifest, b.manifest),
         signature=signature,
         config="\n".join(
@@ -87,6 +90,48 @@ def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:
         size_bytes=sizes,
         problems=(),
     )
+
+
+def _facts(a: Manifest, b: Manifest) -> dict[str, tuple[str, str]]:
+    """Return the five facts of each, whether they differ or not."""
+    return {name: (fact(a), fact(b)) for name, fact in _FACTS.items()}
+
+
+def _at(value: Any, *path: str) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def kept_sparsity(manifest: Manifest) -> float | None:
+    """Return the share of the parameters in weights that hold the 2:4 pattern; `None` where it does not say."""
+    valid = _at(manifest.sparsity, "totals", "valid_parameters")
+    total = _at(manifest.sparsity, "totals", "parameters")
+    return valid / total if valid is not None and total else None
+
+
+def judged_drift(manifest: Manifest) -> float | None:
+    """Return the largest relative error that was judged, as `Conversion.worst_drift`; `None` where it does not say."""
+    judged = [item for item in _at(manifest.conversion, "drift") or () if not _at(item, "judged_by")]
+    errors = [_at(item, key) for item in judged for key in ("relative_error", "rounded_relative_error")]
+    known = [float(error) for error in errors if error is not None]
+    return max(known, default=None)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%} of the parameters"
+
+
+_FACTS: dict[str, Callable[[Manifest], str]] = {
+    "precision": lambda manifest: str(manifest.precision or "-"),
+    "source": lambda manifest: (
+        " ".join(str(part)[:19] for part in (_at(manifest.source, "path"), _at(manifest.source, "digest")) if part)
+        or "-"
+    ),
+    "2:4": lambda manifest: _percent(kept_sparsity(manifest)),
+    "drift": lambda manifest: "-" if (drift := judged_drift(manifest)) is None else f"{drift:.3g}",
+    "backend": lambda manifest: manifest.backend,
+}
 
 
 def _fields(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from repo_manager.errors import RepositoryError
+from repo_manager.files import document
 
 __all__ = ["Location", "ObjectRepository", "local_folder", "parse_location"]
 
@@ -123,7 +124,7 @@ def parse_location(text: str) -> Location:
     if "@" in rest or "?" in rest or "#" in rest:
         raise RepositoryError(
             f"the repository's {scheme}:// URL holds an '@', '?' or '#', as if there were credentials in it",
-            hint="Credentials belong in the environment (docs/object-storage.md), never in a URL.",
+            hint=f"Credentials belong in the environment ({document('object-storage.md')}), never in a URL.",
         )
     if scheme == "s3":
         return _parse_s3(rest)

@@ -85,8 +85,8 @@ class SparsityTotals:
     """Sums over all layers.
 
     Attributes:
-        parameters: values of all judged weights, each stored tensor once per use.
-        valid_parameters: of those whose verdict is valid.
+        parameters: values of all judged weights; one that several layers share counts once.
+        valid_parameters: of those whose verdict is valid in every use.
         eligible_parameters: of those that are valid or could be (right shape, considered by TensorRT).
         macs: multiply-accumulates of all layers whose shapes are known, dynamic weights included.
         valid_macs: of those whose verdict is valid.
@@ -158,13 +158,16 @@ def sparsity_report(
             and gets batch 1 and usual sizes for its dynamic ones (`usual_shapes`).
 
     Raises:
-        ModelError: a weight cannot be read, or a given shape contradicts an input.
+        ModelError: a weight cannot be read, or a given shape contradicts an input or is of none.
     """
     if isinstance(model, onnx.ModelProto):
         proto, store, digest = model, WeightStore(), _digest_of(model)
     else:
         proto, store, digest = model.graph_only, model.weights, model.digest
     given = usual_shapes(proto)
+    if unknown := sorted(set(shapes or ()) - {value.name for value in proto.graph.input}):
+        known = ", ".join(repr(value.name) for value in proto.graph.input) or "none"
+        raise ModelError(f"the model has no input {', '.join(map(repr, unknown))}", hint=f"Its inputs are {known}.")
     given |= {name: tuple(int(size) for size in shape) for name, shape in (shapes or {}).items()}
     cache: _Cache = {}
     layers = tuple(_judge(use, store, cache) for use in uses_of(proto, store, given))
@@ -241,6 +244,17 @@ def _count(use: Use, axis: int | None, store: WeightStore, cache: _Cache) -> tup
     return result
 
 
+def _stored(layers: Iterable[LayerSparsity], among: Iterable[LayerSparsity] | None = None) -> int:
+    """Return how many values layers store: a weight of several layers once, and only if all its layers are `among`."""
+    sizes: dict[tuple[object, ...], int] = {}
+    wanted = None if among is None else {id(layer) for layer in among}
+    for layer in layers:
+        key = (layer.weight, layer.shape, layer.dtype) if layer.weight else (id(layer),)
+        size = layer.size if wanted is None or id(layer) in wanted else 0
+        sizes[key] = min(sizes.get(key, size), size)
+    return sum(sizes.values())
+
+
 def totals_of(layers: Iterable[LayerSparsity]) -> SparsityTotals:
     """Sum layers up, and bound the speed-up (Amdahl's law, with sparse math twice as fast as dense)."""
     layers = tuple(layers)
@@ -248,9 +262,9 @@ def totals_of(layers: Iterable[LayerSparsity]) -> SparsityTotals:
     eligible = [layer for layer in layers if layer.verdict in (Verdict.VALID, Verdict.NOT_24)]
     macs, valid_macs, eligible_macs = (sum(layer.macs or 0 for layer in some) for some in (layers, valid, eligible))
     return SparsityTotals(
-        parameters=sum(layer.size for layer in layers),
-        valid_parameters=sum(layer.size for layer in valid),
-        eligible_parameters=sum(layer.size for layer in eligible),
+        parameters=_stored(layers),
+        valid_parameters=_stored(layers, valid),
+        eligible_parameters=_stored(layers, eligible),
         macs=macs,
         valid_macs=valid_macs,
         eligible_macs=eligible_macs,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from repo_manager.errors import CalibrationError
+from repo_manager.files import document
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration import arrays as calibration_arrays
 from repo_manager.precision.calibration import images as calibration_images
@@ -17,10 +18,12 @@ __all__ = ["MIN_SAMPLES", "CalibrationData", "load_calibration"]
 MIN_SAMPLES = 4
 """Fewer say nothing about the range of activations."""
 
-_HOW = (
-    "Give an .npz (one array per input, samples along the first axis), a folder of .npy, a folder of images with a "
-    "calibration.yaml, or module:function that yields dictionaries. docs/precision.md has examples."
-)
+
+def _how() -> str:
+    return (
+        "Give an .npz (one array per input, samples along the first axis), a folder of .npy, a folder of images with a "
+        f"calibration.yaml, or module:function that yields dictionaries. Examples: {document('precision.md')}"
+    )
 
 
 def load_calibration(source: str | Path, signature: Signature, *, min_samples: int = MIN_SAMPLES) -> CalibrationData:
@@ -48,8 +51,9 @@ def load_calibration(source: str | Path, signature: Signature, *, min_samples: i
         elif path.suffix in (".yaml", ".yml"):
             data = calibration_images.from_yaml(path, signature)
         else:
-            raise CalibrationError(f"{path}: not a format of calibration data", hint=_HOW)
+            raise CalibrationError(f"{path}: not a format of calibration data", hint=_how())
     elif path.is_dir():
+        _require_yaml(path)
         yaml = next((path / name for name in calibration_images.YAML_NAMES if (path / name).is_file()), None)
         data = (
             calibration_arrays.from_folder(path, signature)
@@ -59,13 +63,31 @@ def load_calibration(source: str | Path, signature: Signature, *, min_samples: i
     elif ":" in text and all(part.isidentifier() for part in text.replace(":", ".").split(".")):
         data = _from_function(text, signature)
     else:
-        raise CalibrationError(f"{path}: there is no such calibration data", hint=_HOW)
+        raise CalibrationError(f"{path}: there is no such calibration data", hint=_how())
     if data.count < min_samples:
         raise CalibrationError(
             f"{text}: {data.count} sample{'s' if data.count != 1 else ''}, and at least {min_samples} are needed",
             hint="100 to 500 typical inputs are usual for INT8.",
         )
     return data
+
+
+def _require_yaml(folder: Path) -> None:
+    """See that a folder of images says how they become inputs.
+
+    Raises:
+        CalibrationError: it does not.
+    """
+    if any((folder / name).is_file() for name in calibration_images.YAML_NAMES):
+        return
+    suffixes = {file.suffix.lower() for file in folder.iterdir()}
+    if suffixes & calibration_images.IMAGE_SUFFIXES and ".npy" not in suffixes:
+        name = calibration_images.YAML_NAMES[0]
+        raise CalibrationError(
+            f"{folder} holds images and no {name}, which says how they become the model's input",
+            hint=f"Write {folder / name}, for instance: 'input: image', 'resize: 224', 'mean: [0.485, 0.456, 0.406]', "
+            "'std: [0.229, 0.224, 0.225]', one a line.",
+        )
 
 
 def _from_function(text: str, signature: Signature) -> CalibrationData:

@@ -97,6 +97,9 @@ class TritonTarget:
             part.checks = (*shared, *part.check_server()) if self.changes else shared
 
         in_waves(self.parts, min(_WIDE, len(self.parts)), check)
+        if not self._context.options.dry_run:
+            for part in self.parts:
+                part.tell_plan()
 
     def put_back(self) -> None:
         """Make config.pbtxt what it was."""
@@ -257,6 +260,11 @@ class TritonPart:
             mended=self._mended,
             draining=self._state.busy if self.touched else (),
         )
+
+    def tell_plan(self) -> None:
+        """Say what will be done, before it is."""
+        if self.plan.changes:
+            self.note("plan: " + "; ".join(f"{step.action} {step.version} ({step.reason})" for step in self.plan.steps))
 
     def note(self, event: str) -> None:
         """Record what is being done; among several servers with the URL."""

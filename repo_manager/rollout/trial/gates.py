@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from repo_manager.files import document
 from repo_manager.gates import SHARE, TIME, Gate, Grammar, Outcome, Subject, decide, growth_needed, worst
 from repo_manager.stats.intervals import share_bounds, spent
 from repo_manager.stats.quantiles import PERCENTILES
@@ -188,7 +189,7 @@ def _number_of(gate: Gate, source: str) -> Callable[[Floats], float]:
 def _nothing_seen(gate: Gate, evidence: Evidence) -> GateResult:
     what = "too few requests reached the new version"
     if evidence.source == "traffic":
-        what += ": do clients follow the weights (docs/canary.md)?"
+        what += f": do clients follow the weights ({document('canary.md')})?"
     elif gate.metric in _NOT_COMPARED:
         what = _NOT_COMPARED[gate.metric]
     return GateResult(gate.text, evidence.source, Outcome.INCONCLUSIVE, what)

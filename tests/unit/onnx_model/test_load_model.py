@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from support import mutate_onnx, onnx_models
 
 from repo_manager.errors import ModelError
@@ -265,3 +265,38 @@ def test_saving_writes_what_protobuf_would(build: str, tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").read_bytes() == proto.SerializeToString()
     save_model(proto, tmp_path / "e.onnx", external=True)
     assert load_model(tmp_path / "e.onnx").proto.SerializeToString() == proto.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"root:x:0:0:root:/root:/bin/bash\n" * 40, "it is text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n", "Git LFS pointer"),
+        (b"PK\x03\x04" + bytes(200), "ZIP archive"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(200), "HDF5"),
+        (b"\x1c\0\0\0TFL3" + bytes(200), "TensorFlow Lite"),
+    ],
+)
+def test_another_kind_of_file_is_called_what_it_is(tmp_path, content, word):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="not an ONNX file") as caught:
+        load_model(path)
+    assert word in caught.value.message
+    assert "byte" not in caught.value.message
+
+
+def test_a_weight_that_two_layers_share_counts_once():
+    weight = numpy_helper.from_array(np.ones((8, 8), np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], [weight])
+    report = sparsity_report(helper.make_model(graph))
+    assert (len(report.layers), report.totals.parameters) == (2, 64)
+
+
+def test_a_shape_of_no_input_is_refused():
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    with pytest.raises(ModelError, match="no input 'foo'"):
+        sparsity_report(helper.make_model(graph), shapes={"foo": (1, 2)})

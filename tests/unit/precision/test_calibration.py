@@ -232,6 +232,11 @@ def test_bad_recipes(tmp_path, text, said):
     refused(tmp_path, IMAGE, said, "calibration.yaml")
 
 
+def test_images_without_their_yaml_name_the_file_that_is_missing(tmp_path):
+    (tmp_path / "1.png").touch()
+    refused(tmp_path, IMAGE, "holds images and no calibration.yaml")
+
+
 def test_images(tmp_path):
     (tmp_path / "calibration.yaml").write_text(RECIPE)
     if not is_installed("PIL"):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from repo_manager.errors import RepositoryError
+from repo_manager.files import document
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.stores.base import ChangedMeanwhileError
@@ -106,7 +107,7 @@ class ObjectClient:
         except self._errors.BaseError as exc:
             raise RepositoryError(
                 f"{self.location}: the store cannot be used: {readable(str(exc))}",
-                hint="docs/object-storage.md lists which variables of the environment are read.",
+                hint=f"{document('object-storage.md')} lists which variables of the environment are read.",
             ) from exc
 
     def get(self, key: str) -> tuple[bytes, ObjectFact] | None:
@@ -251,7 +252,7 @@ class ObjectClient:
         except (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError) as exc:
             raise RepositoryError(
                 f"{self.location}: the store refuses to {what}: {readable(str(exc))}",
-                hint="Check the credentials in the environment (docs/object-storage.md) and what they allow.",
+                hint=f"Check the credentials in the environment ({document('object-storage.md')}) and what they allow.",
             ) from exc
         except self._missing as exc:
             raise self._no_bucket(what, str(exc)) from exc
