@@ -197,20 +197,28 @@ class Outcome(str, enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class GateResult:
-    """One gate of a load test at one load level.
+    """One gate, judged.
 
     Attributes:
-        value: the measured number, in the gate's unit; `None` when it was not reported.
+        gate: as it was given.
+        level: of a load test, the load level; of a trial, what was watched: `shadow` (mirrored requests) or `traffic`
+            (the server's counters).
+        outcome: how it stands.
+        reason: the numbers, in words.
+        value: the measured number, in the gate's unit; `None` when it was not reported. Trials give words alone.
+        interval: around it.
         needed_s: seconds of measuring that would probably decide an inconclusive gate; `None`: more do not help.
+        needed_requests: likewise for a trial, those seen included; `None`: no number would, or unknown.
     """
 
     gate: str
     level: str
     outcome: Outcome
-    value: float | None
-    interval: Interval | None
     reason: str
+    value: float | None = None
+    interval: Interval | None = None
     needed_s: float | None = None
+    needed_requests: int | None = None
 
     @property
     def why(self) -> str:

@@ -78,7 +78,7 @@ def judge_point(point: LoadPoint, gate: Gate) -> GateResult:
     name = point.label
 
     def result(outcome: Outcome, reason: str, needed_s: float | None = None) -> GateResult:
-        return GateResult(gate.text, name, outcome, value, interval, reason, needed_s)
+        return GateResult(gate.text, name, outcome, reason, value, interval, needed_s)
 
     if point.outcome == "failed" and gate.metric != "errors":
         return result(Outcome.FAIL, f"the level failed: {point.reason}")
@@ -147,10 +147,10 @@ def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance
 def _judge_ratio(point: LoadPoint, before: LoadPoint, metric: Metric, tolerance: float) -> GateResult:
     gate = f"{metric.key} against the baseline, at most {tolerance:.0%} worse"
     if point.outcome == "failed":
-        return GateResult(gate, point.label, Outcome.FAIL, None, None, f"the level failed: {point.reason}")
+        return GateResult(gate, point.label, Outcome.FAIL, f"the level failed: {point.reason}")
     new, previous = metric.get(point), metric.get(before)
     if not new or not previous:
-        return GateResult(gate, point.label, Outcome.INCONCLUSIVE, None, None, "one of the reports has no such number")
+        return GateResult(gate, point.label, Outcome.INCONCLUSIVE, "one of the reports has no such number")
     worse = new / previous if metric.lower_is_better else previous / new
     half = math.hypot(*(_log_half_width(metric.interval(row)) for row in (point, before)))
     interval = Interval(worse * math.exp(-half), worse * math.exp(half))
@@ -167,7 +167,7 @@ def _judge_ratio(point: LoadPoint, before: LoadPoint, metric: Metric, tolerance:
     needed_s = None
     if outcome is Outcome.INCONCLUSIVE and worse != limit and point.duration_s:
         needed_s = point.duration_s * (half / abs(math.log(limit / worse))) ** 2
-    return GateResult(gate, point.label, outcome, worse, interval, words, needed_s)
+    return GateResult(gate, point.label, outcome, words, worse, interval, needed_s)
 
 
 def _log_half_width(interval: Interval | None) -> float:

@@ -12,11 +12,11 @@ from repo_manager.report.layout import Moment, key_values, make_table
 from repo_manager.report.tables import format_bytes
 
 if TYPE_CHECKING:
+    from repo_manager.gates import GateResult
     from repo_manager.rollout.checks import Check
     from repo_manager.rollout.plan import RolloutPlan
     from repo_manager.rollout.result import Rollout, ServerResult, TrialResult
     from repo_manager.rollout.status import ModelStatus, RepositoryStatus
-    from repo_manager.rollout.trial.gates import GateResult
     from repo_manager.rollout.trial.shadow import LatencySummary, ShadowReport
 
 __all__ = ["checks_view", "gates_view", "outcome_text", "plan_view", "rollout_view", "shadow_view", "status_view"]
@@ -65,7 +65,7 @@ def shadow_view(report: ShadowReport) -> list[RenderableType]:
 
 def gates_view(gates: tuple[GateResult, ...]) -> RenderableType:
     """Show how each gate stands."""
-    rows = [[each.gate, each.source, outcome_text(str(each.outcome)), each.reason] for each in gates]
+    rows = [[each.gate, each.level, outcome_text(str(each.outcome)), each.reason] for each in gates]
     return make_table(None, ["gate", "seen in", "outcome", "why"], rows)
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.files import document
-from repo_manager.gates import SHARE, TIME, Gate, Grammar, Outcome, Subject, decide, growth_needed, worst
+from repo_manager.gates import SHARE, TIME, Gate, GateResult, Grammar, Outcome, Subject, decide, growth_needed, worst
 from repo_manager.stats.intervals import share_bounds, spent
 from repo_manager.stats.quantiles import PERCENTILES
 from repo_manager.stats.resampling import bootstrap_bounds
 
-__all__ = ["Evidence", "GateResult", "judge_gates", "parse_gates", "worst_outcome"]
+__all__ = ["Evidence", "judge_gates", "parse_gates", "worst_outcome"]
 
 _QUANTILES = {percentile.key: percentile.share for percentile in PERCENTILES}
 _LATENCY = Subject(TIME, side="<", has_factor=True)
@@ -39,25 +39,6 @@ _ALPHA = 0.05
 _NOT_COMPARED = {"agreement": "no output looks like class scores", "drift": "no pair of answers was compared"}
 
 Floats = npt.NDArray[np.floating[Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class GateResult:
-    """One gate, judged.
-
-    Attributes:
-        gate: as it was given.
-        source: `shadow` (mirrored requests) or `traffic` (the server's counters).
-        outcome: how it stands.
-        reason: the numbers, in words.
-        needed: requests, those seen included, that would decide an undecided gate; `None`: no number would, or unknown.
-    """
-
-    gate: str
-    source: str
-    outcome: Outcome
-    reason: str
-    needed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +108,7 @@ def _judge_share(gate: Gate, evidence: Evidence, alpha: float, look: int) -> Gat
     words = f"{hits / total:.3%} of {total} {what} [{bounds.low:.3%}, {bounds.high:.3%}], "
     words += f"{'at least' if above else 'allowed'} {allowed:.4g}" if allowed > 1 else f"limit {allowed:.3%}"
     needed = None if outcome is not Outcome.INCONCLUSIVE else _needed(hits, total, allowed, alpha)
-    return GateResult(gate.text, evidence.source, outcome, words, needed)
+    return GateResult(gate.text, evidence.source, outcome, words, needed_requests=needed)
 
 
 def _share_of(gate: Gate, evidence: Evidence) -> tuple[int, int, float, str]:
@@ -171,7 +152,7 @@ def _judge_number(gate: Gate, evidence: Evidence, alpha: float, look: int) -> Ga
     if outcome is Outcome.INCONCLUSIVE:
         times = growth_needed(value, bounds, gate.limit)
         needed = None if times is None else round(evidence.requests * times)
-    return GateResult(gate.text, evidence.source, outcome, words, needed)
+    return GateResult(gate.text, evidence.source, outcome, words, needed_requests=needed)
 
 
 def _number_of(gate: Gate, source: str) -> Callable[[Floats], float]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.gates import Outcome
+from repo_manager.gates import GateResult, Outcome
 from repo_manager.rollout.options import ShadowOptions
-from repo_manager.rollout.trial.gates import Evidence, GateResult
+from repo_manager.rollout.trial.gates import Evidence
 from repo_manager.rollout.trial.shadow import Array, LatencySummary, Request, ShadowReport
 from repo_manager.server import TritonClient
 from repo_manager.stats.drift import DriftMeter, looks_like_scores, relative_error

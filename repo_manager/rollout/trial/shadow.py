@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from repo_manager.errors import InputError
-from repo_manager.gates import Outcome
+from repo_manager.gates import GateResult, Outcome
 from repo_manager.request_data.read import read_rows
 from repo_manager.request_data.tensors import Array, InputFacts
-from repo_manager.rollout.trial.gates import GateResult
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.triton_config import ModelConfig
 from repo_manager.triton_messages import model_config_pb2

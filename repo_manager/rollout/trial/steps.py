@@ -15,9 +15,9 @@ from typing import Protocol
 from repo_manager.client import VersionWeights, published_name
 from repo_manager.errors import GateError, InconclusiveError, InputError, RepoManagerError, UsageError
 from repo_manager.files import write_atomic
-from repo_manager.gates import Outcome
+from repo_manager.gates import GateResult, Outcome
 from repo_manager.repository import Location, change_config
-from repo_manager.rollout.trial.gates import GateResult, worst_outcome
+from repo_manager.rollout.trial.gates import worst_outcome
 from repo_manager.server import TritonClient
 
 __all__ = [
@@ -233,7 +233,7 @@ def gate_error(results: Sequence[GateResult]) -> GateError | InconclusiveError:
         return GateError("; ".join(f"the gate {each.gate} failed: {each.reason}" for each in failed))
     open_ = [result for result in results if result.outcome is Outcome.INCONCLUSIVE]
     message = "; ".join(f"the gate {each.gate} is undecided: {each.reason}" for each in open_)
-    needed = [result.needed for result in open_ if result.needed is not None]
+    needed = [result.needed_requests for result in open_ if result.needed_requests is not None]
     hint = (
         f"About {max(needed):,} requests in all would decide: watch for longer, or send more a second."
         if needed and len(needed) == len(open_)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repo_manager.gates import Gate, Outcome
-from repo_manager.rollout.trial.gates import Evidence, GateResult, judge_gates, worst_outcome
+from repo_manager.gates import Gate, GateResult, Outcome
+from repo_manager.rollout.trial.gates import Evidence, judge_gates, worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.server import TritonClient
 

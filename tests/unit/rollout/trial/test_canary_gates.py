@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import GateError, InconclusiveError, RolloutUndoneError, UsageError
-from repo_manager.gates import Outcome
+from repo_manager.gates import GateResult, Outcome
 from repo_manager.rollout.options import TrialOptions
-from repo_manager.rollout.trial.gates import Evidence, GateResult, judge_gates, parse_gates, worst_outcome
+from repo_manager.rollout.trial.gates import Evidence, judge_gates, parse_gates, worst_outcome
 from repo_manager.rollout.trial.steps import gate_error, parse_steps, run_steps
 
 PASS, FAIL, OPEN = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
@@ -26,7 +26,7 @@ def evidence(
 def outcome(text: str, seen: Evidence) -> Outcome:
     (result,) = judge_gates(parse_gates(text), seen)
     assert result.gate == text
-    assert result.source == seen.source
+    assert result.level == seen.source
     return result.outcome
 
 
@@ -125,9 +125,9 @@ def test_traffic_periods_weigh_by_their_requests() -> None:
 def test_an_undecided_gate_says_how_much_more_would_decide() -> None:
     gates = parse_gates("errors<0.1%")
     (result,) = judge_gates(gates, evidence(requests=1000))
-    assert result.needed is not None
-    (then,) = judge_gates(gates, Evidence("shadow", result.needed, 0, np.empty((0, 2))))
-    (before,) = judge_gates(gates, Evidence("shadow", result.needed // 2, 0, np.empty((0, 2))))
+    assert result.needed_requests is not None
+    (then,) = judge_gates(gates, Evidence("shadow", result.needed_requests, 0, np.empty((0, 2))))
+    (before,) = judge_gates(gates, Evidence("shadow", result.needed_requests // 2, 0, np.empty((0, 2))))
     assert (then.outcome, before.outcome) == (PASS, OPEN)
 
 
@@ -145,9 +145,11 @@ def test_the_worst_outcome_counts() -> None:
 
 
 def test_the_error_says_which_gate_and_what_more() -> None:
-    failed = gate_error([GateResult("a", "shadow", FAIL, "bad"), GateResult("b", "shadow", OPEN, "open", 7)])
+    failed = gate_error(
+        [GateResult("a", "shadow", FAIL, "bad"), GateResult("b", "shadow", OPEN, "open", needed_requests=7)]
+    )
     assert (type(failed), failed.message) == (GateError, "the gate a failed: bad")
-    open_ = gate_error([GateResult("b", "shadow", OPEN, "few", 70_000)])
+    open_ = gate_error([GateResult("b", "shadow", OPEN, "few", needed_requests=70_000)])
     assert (type(open_), open_.message) == (InconclusiveError, "the gate b is undecided: few")
     assert "70,000 requests" in str(open_.hint)
     assert gate_error([GateResult("b", "shadow", OPEN, "few")]).hint is None
