@@ -84,10 +84,7 @@ def convert(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         if precision is Precision.FP32:
             kept: tuple[KeptNode, ...] = ()
-            written = _copied(model, Path(folder, output.name))
-            proof = prover.prove(written)
-            if not proof.passed:
-                raise GateError(refusal(model, precision, proof), hint=f"Nothing was written to {output}.")
+            written, proof = _proven_copy(prover, Path(folder, output.name), output)
         else:
             attempt = _attempt(prover, fitted, Path(folder), output.name)
             written, kept, proof = attempt.written, attempt.candidate.kept, attempt.proof
@@ -125,6 +122,19 @@ def _check_given(model: Model, precision: Precision, output: Path, calibration: 
         )
     if not output.parent.is_dir():
         raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
+
+
+def _proven_copy(prover: Prover, path: Path, output: Path) -> tuple[WrittenModel, Proof]:
+    """Copy the source as it is, and prove the copy.
+
+    Raises:
+        GateError: a check failed; nothing is written to `output`.
+    """
+    written = _copied(prover.model, path)
+    proof = prover.prove(written)
+    if not proof.passed:
+        raise GateError(refusal(prover.model, prover.precision, proof), hint=f"Nothing was written to {output}.")
+    return written, proof
 
 
 def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, name: str) -> Attempt:
