@@ -22,7 +22,6 @@ from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.server.exchange import ModelKind
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Severity, check_rules, format_config, parse_config
 from repo_manager.triton_config.ensembles import steps_of
-from repo_manager.triton_config.rules import COMPLETED_RULES
 from repo_manager.types import Backend
 
 __all__ = ["AddedFiles", "FilesOptions", "add_files", "is_converted"]
@@ -327,7 +326,7 @@ def _check(config: ModelConfig, name: str) -> None:
     broken = [
         problem
         for problem in check_rules(config, where=f"{name}/{CONFIG_FILENAME}")
-        if problem.severity is Severity.ERROR and problem.rule not in COMPLETED_RULES
+        if problem.severity is Severity.ERROR
     ]
     if broken:
         hints = " ".join(dict.fromkeys(problem.hint for problem in broken if problem.hint))

@@ -31,7 +31,6 @@ from repo_manager.server.guard import stubs_of
 from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
 from repo_manager.server.records import local_server
 from repo_manager.triton_config import (
-    COMPLETED_RULES,
     CONFIG_FILENAME,
     ModelConfig,
     check_config,
@@ -233,11 +232,7 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     """Compare config.pbtxt with the version: with the configuration derived for it, else with the model itself."""
     if config is None:
         return Check("config", Outcome.UNKNOWN, "there is no config.pbtxt: the server makes one up")
-    broken = [
-        problem
-        for problem in check_rules(config, where=CONFIG_FILENAME)
-        if problem.severity is Severity.ERROR and problem.rule not in COMPLETED_RULES
-    ]
+    broken = [problem for problem in check_rules(config, where=CONFIG_FILENAME) if problem.severity is Severity.ERROR]
     if broken:
         return Check("config", Outcome.REFUSED, "; ".join(map(str, broken)), "Correct it: repo-manager config.")
     manifest = entry.version(version).manifest

@@ -14,7 +14,7 @@ from repo_manager.triton_config.derive import derive_config
 from repo_manager.triton_config.fields import get_field, set_fields
 from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
 from repo_manager.triton_config.problems import Problem, Severity
-from repo_manager.triton_config.rules import COMPLETED_RULES, check_rules
+from repo_manager.triton_config.rules import check_rules
 from repo_manager.triton_config.served_signature import (
     ServedSignature,
     config_dtype,
@@ -30,7 +30,6 @@ from repo_manager.triton_config.version_policy import (
 )
 
 __all__ = [
-    "COMPLETED_RULES",
     "CONFIG_FILENAME",
     "DEFAULT_FILENAMES",
     "DEFAULT_MAX_BATCH_SIZE",

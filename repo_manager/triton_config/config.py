@@ -12,6 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # its s
 
 from repo_manager.errors import ConfigError
 from repo_manager.files import read_regular
+from repo_manager.triton_config.slips import meant_value
 from repo_manager.triton_config.text_fields import top_level_fields
 from repo_manager.triton_messages import model_config_pb2
 
@@ -125,6 +126,11 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     Raises:
         ConfigError: the text is not a model configuration; the message has the line.
     """
+    if text.startswith("\ufeff"):
+        raise ConfigError(
+            f"{where} starts with a byte order mark, which Triton does not take",
+            hint="Save it as UTF-8 without a byte order mark (sed -i '1s/^\\xEF\\xBB\\xBF//' FILE).",
+        )
     message = model_config_pb2.ModelConfig()
     unknown: tuple[str, ...] = ()
     try:
@@ -137,9 +143,12 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
                 raise
             text_format.Parse(text, message, allow_unknown_field=True)
         except (text_format.ParseError, ValueError, RecursionError) as reason:
+            meant = meant_value(str(reason))
             raise ConfigError(
                 f"{where} is not a Triton model configuration: {reason}",
-                hint="Correct the file; the fields are in Triton's model_config.proto.",
+                hint=f"Did you mean {meant}?"
+                if meant
+                else "Correct the file; the fields are in Triton's model_config.proto.",
             ) from exc
     return dataclasses.replace(ModelConfig.from_message(message), unknown_fields=unknown)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig
 from repo_manager.triton_config.problems import Problem, Severity
-from repo_manager.triton_config.rules import COMPLETED_RULES, check_rules
+from repo_manager.triton_config.rules import check_rules
 from repo_manager.triton_messages import model_config_pb2
 
 __all__ = [
@@ -172,7 +172,7 @@ def check_ensembles(names: Iterable[str], models: Mapping[str, Member]) -> list[
 def _own_errors(config: ModelConfig) -> list[Problem]:
     """Return why Triton would refuse a configuration by itself, whatever a backend completes."""
     problems = check_rules(config)
-    return [each for each in problems if each.severity is Severity.ERROR and each.rule not in COMPLETED_RULES]
+    return [each for each in problems if each.severity is Severity.ERROR]
 
 
 def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> list[Problem]:

@@ -11,6 +11,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # its s
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.config import ModelConfig, parse_config
+from repo_manager.triton_config.slips import meant_field
 from repo_manager.triton_config.text_fields import replace_field, top_level_fields
 
 __all__ = ["get_field", "set_fields"]
@@ -126,7 +127,11 @@ def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | Non
         field = current.DESCRIPTOR.fields_by_name.get(match.group(1)) if match else None
         if field is None or match is None:
             known = ", ".join(current.DESCRIPTOR.fields_by_name)
-            raise ConfigError(f"{path}: {current.DESCRIPTOR.name} has no field {step!r}; it has {known}")
+            meant = meant_field(".".join([*steps[:position], step]).partition("[")[0]) if position < 2 else ""
+            raise ConfigError(
+                f"{path}: {current.DESCRIPTOR.name} has no field {step!r}; it has {known}",
+                hint=f"Did you mean {meant}?" if meant else None,
+            )
         if create:
             _check_alone(current, field, steps[:position])
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry

@@ -21,6 +21,7 @@ from repo_manager.triton_config import (
     served_versions,
     version_policy,
 )
+from repo_manager.triton_config.slips import meant_field
 
 __all__ = ["ConfigChange", "against_manifest", "plan_change", "served_model_file"]
 
@@ -80,7 +81,7 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
     served = served_versions(new, view.versions)
     known = set(old.unknown_fields) if old is not None else set()
     problems = [
-        Problem(CONFIG_FILENAME, f"field {field!r} is not in Triton's schema")
+        Problem(CONFIG_FILENAME, f"field {field!r} is not in Triton's schema" + _meant(field))
         for field in new.unknown_fields
         if field not in known
     ]
@@ -89,6 +90,11 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
     fields = changed_fields(old, new) if old is not None else ()
     reloaded = served if effect == ReloadEffect.RELOAD else ()
     return ConfigChange(view.name, before, after, fields, effect, served, reloaded, tuple(problems), applied=False)
+
+
+def _meant(field: str) -> str:
+    meant = meant_field(field)
+    return f"; did you mean {meant!r}?" if meant else ""
 
 
 def _refuse_open_policy(view: ModelView, config: ModelConfig) -> None:

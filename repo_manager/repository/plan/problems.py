@@ -21,6 +21,7 @@ from repo_manager.triton_config import (
     served_versions,
     version_policy,
 )
+from repo_manager.triton_config.slips import meant_field
 
 __all__ = ["model_problems", "readable_config", "version_problems", "work_problems"]
 
@@ -89,9 +90,14 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
     yield from check_rules(config, where=where)
     if config.name not in ("", view.name):
         yield Problem(where, f"names the model {config.name!r}; Triton wants the folder's {view.name!r}")
-    if config.unknown_fields:
-        text = f"has fields that this repo-manager does not know: {', '.join(config.unknown_fields)}"
-        yield Problem(where, text, Severity.WARNING)
+    slips = {field: meant for field in config.unknown_fields if (meant := meant_field(field))}
+    for field, meant in slips.items():
+        text = f"has a field {field!r}, which Triton does not know and refuses"
+        yield Problem(where, text, hint=f"did you mean {meant!r}?")
+    others = [field for field in config.unknown_fields if field not in slips]
+    if others:
+        text = f"has fields that this repo-manager does not know: {', '.join(others)}"
+        yield Problem(where, text, Severity.WARNING, "a Triton that does not know them either refuses the model")
     for label_file in config.label_filenames:
         if label_file not in view.beside:
             yield Problem(f"{view.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it")

@@ -10,13 +10,13 @@ Rules that need other models or files are not here.
 from __future__ import annotations
 
 from repo_manager.triton_config.config import ModelConfig
-from repo_manager.triton_config.problems import Problem
+from repo_manager.triton_config.problems import Problem, Severity
 from repo_manager.triton_config.rules.placement import ENSEMBLE_RULES, PLACEMENT_RULES
 from repo_manager.triton_config.rules.rule import Rule
 from repo_manager.triton_config.rules.scheduling import BATCHING_RULES, SEQUENCE_RULES
 from repo_manager.triton_config.rules.tensors import TENSOR_RULES, WARMUP_RULES
 
-__all__ = ["COMPLETED_RULES", "RULES", "Rule", "check_rules"]
+__all__ = ["RULES", "Rule", "check_rules"]
 
 RULES: tuple[Rule, ...] = (
     *PLACEMENT_RULES,
@@ -26,23 +26,29 @@ RULES: tuple[Rule, ...] = (
     *ENSEMBLE_RULES,
     *WARMUP_RULES,
 )
-COMPLETED_RULES = frozenset({"tensor-data-type", "tensor-dims"})
-"""What a server with auto-completion may fill in."""
+# Backends that complete inputs and outputs only where none is listed at all.
+_NEVER_CURED = {"onnxruntime", "tensorrt_rtx"}
+_CURED = "the server may complete it; one with --disable-auto-complete-config refuses the model"
 
 
-def check_rules(config: ModelConfig, *, where: str = "config.pbtxt") -> list[Problem]:
+def check_rules(config: ModelConfig, *, where: str = "config.pbtxt", completes: bool = True) -> list[Problem]:
     """Check a configuration by itself, without a model.
 
     Args:
         config: any configuration.
         where: the subject of the findings.
+        completes: whether the server completes configurations, as servers do by default. What a backend may fill in is
+            then a warning.
 
     Returns:
         What keeps a model of this configuration from loading, and what a person should look at; each with its rule.
     """
     message = config.message()
+    never = not completes or config.backend in _NEVER_CURED or message.HasField("ensemble_scheduling")
     return [
-        Problem(where, fault.what, fault.severity, fault.hint, rule=rule.name)
+        Problem(where, fault.what, Severity.WARNING, _CURED, rule=rule.name)
+        if fault.curable and not never
+        else Problem(where, fault.what, fault.severity, fault.hint, rule=rule.name)
         for rule in RULES
         for fault in rule.check(message)
     ]

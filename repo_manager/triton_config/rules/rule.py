@@ -19,11 +19,13 @@ class Fault:
         what: what was found and what was expected.
         severity: an error keeps the model from loading.
         hint: the next step; empty when the text says it.
+        curable: whether a server that completes configurations, as servers do by default, may cure it.
     """
 
     what: str
     severity: Severity = Severity.ERROR
     hint: str = ""
+    curable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,5 +44,8 @@ class Rule:
 
 
 def is_tensorrt(message: Any) -> bool:
-    """Say whether Triton takes a configuration for a TensorRT model's; it fills in the platform of the backend."""
-    return bool(message.platform == "tensorrt_plan" or (not message.platform and message.backend == "tensorrt"))
+    """Say whether Triton takes a configuration for a TensorRT model's; it fills in the platform of the backend.
+
+    One that states neither may be one: Triton then tells by the files.
+    """
+    return bool(message.platform == "tensorrt_plan" or (not message.platform and message.backend in ("tensorrt", "")))

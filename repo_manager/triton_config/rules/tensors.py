@@ -29,13 +29,13 @@ def _names(message: Any) -> Iterator[Fault]:
 def _data_types(message: Any) -> Iterator[Fault]:
     for label, tensor in _tensors(message):
         if tensor.data_type == 0:
-            yield Fault(f"{label} has no data_type")
+            yield Fault(f"{label} has no data_type", curable=True)
 
 
 def _dims(message: Any) -> Iterator[Fault]:
     for label, tensor in _tensors(message):
         if not tensor.dims:
-            yield Fault(f"{label} has no dims; a scalar is written as dims: [1]")
+            yield Fault(f"{label} has no dims; a scalar is written as dims: [1]", curable=True)
         if any(dim < 1 and dim != -1 for dim in tensor.dims):
             yield Fault(f"{label} has dims {list(tensor.dims)}; each is 1 or more, or -1")
 
