@@ -13,7 +13,8 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
 State = dict[str, tuple[bytes, float]]
+Write = Callable[[State], int]
+"""Changes a state and returns the status of the answer."""
 
 
 class TinyS3:
@@ -32,6 +35,7 @@ class TinyS3:
         self.lock = threading.Lock()
         self._kill: tuple[int, int] | None = None
         self._requests = 0
+        self.watch: Watch | None = None
         store = self
 
         class Handler(_Handler):
@@ -45,6 +49,13 @@ class TinyS3:
         """Kill a process at its n-th request from now."""
         with self.lock:
             self._kill, self._requests = (pid, number), 0
+
+    def write(self, change: Write) -> int:
+        """Do a write; return the status of its answer. The caller holds no lock."""
+        if self.watch is not None:
+            return self.watch.write(change)
+        with self.lock:
+            return change(self.objects)
 
     def spare(self) -> None:
         """Kill nobody any more: a process id may come back as another process."""
@@ -85,36 +96,41 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         key = unquote(url.path).lstrip("/").partition("/")[2]
         query = parse_qs(url.query, keep_blank_values=True)
-        with self.owner.lock:
-            if "uploads" in query:
-                self._answer(200, b"<ListMultipartUploadsResult/>")
-            elif "delete" in query:
-                keys = [unescape(each) for each in re.findall(r"<Key>(.*?)</Key>", body.decode())]
-                for each in keys:
-                    self.owner.objects.pop(each, None)
-                gone = "".join(f"<Deleted><Key>{escape(each)}</Key></Deleted>" for each in keys)
-                self._answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
-            elif "list-type" in query:
-                self._list(query.get("prefix", [""])[0])
-            elif self.command == "PUT":
-                self._put(key, body)
-            elif self.command == "DELETE":
-                self.owner.objects.pop(key, None)
-                self._answer(204, b"")
-            else:
-                self._get(key)
+        if "uploads" in query:
+            self._answer(200, b"<ListMultipartUploadsResult/>")
+        elif "delete" in query:
+            keys = [unescape(each) for each in re.findall(r"<Key>(.*?)</Key>", body.decode())]
+            self.owner.write(lambda objects: _delete(objects, keys))
+            gone = "".join(f"<Deleted><Key>{escape(each)}</Key></Deleted>" for each in keys)
+            self._answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
+        elif self.command == "PUT":
+            self._put(key, body)
+        elif self.command == "DELETE":
+            self._answer(self.owner.write(lambda objects: _delete(objects, [key])), b"")
+        else:
+            with self.owner.lock:
+                if "list-type" in query:
+                    self._list(query.get("prefix", [""])[0])
+                else:
+                    self._get(key)
 
     def _put(self, key: str, body: bytes) -> None:
-        found = self.owner.objects.get(key)
-        wanted = self.headers.get("if-match")
-        if (self.headers.get("if-none-match") and found is not None) or (
-            wanted is not None and (found is None or _tag(found[0]) != wanted)
-        ):
+        new, wanted = bool(self.headers.get("if-none-match")), self.headers.get("if-match")
+        with self.owner.lock:
+            self.owner.clock += 1  # every write is a second later: the tests need not wait for one
+            clock = self.owner.clock
+
+        def put(objects: State) -> int:
+            found = objects.get(key)
+            if (new and found is not None) or (wanted is not None and (found is None or _tag(found[0]) != wanted)):
+                return 412
+            objects[key] = (body, clock)
+            return 200
+
+        if self.owner.write(put) == 412:
             self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
-            return
-        self.owner.clock += 1  # every write is a second later: the tests need not wait for one
-        self.owner.objects[key] = (body, self.owner.clock)
-        self._answer(200, b"", {"ETag": _tag(body)})
+        else:
+            self._answer(200, b"", {"ETag": _tag(body)})
 
     def _get(self, key: str) -> None:
         found = self.owner.objects.get(key)
@@ -160,6 +176,77 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
+
+
+class Watch:
+    """Holds each write until no other comes, and notes every state that a crash may leave at any moment.
+
+    A write that was answered is durable. Those that are under way may each have been done or not: kept are none, all,
+    any first few, all but one, or just one, in the order in which they came.
+    """
+
+    QUIET_S = 0.01
+
+    def __init__(self, store: TinyS3, *, forget: bool) -> None:
+        self.store, self.forget = store, forget
+        self.writes = 0
+        self.found: list[State] = []
+        self._durable = dict(store.objects)
+        self._seen: set[int] = set()
+        self._waiting: list[Write] = []
+        self._done: list[Write] = []
+        self._turn = threading.Condition()
+        self._latest = 0.0
+        self._note()
+
+    def write(self, change: Write) -> int:
+        """Do a write once it is the first of those that wait."""
+        with self._turn:
+            self.writes += 1
+            self._waiting.append(change)
+            self._latest = time.monotonic()
+            self._turn.notify_all()
+            while self._waiting[0] is not change or time.monotonic() < self._latest + self.QUIET_S:
+                self._turn.wait(self.QUIET_S)
+            self._note()
+            with self.store.lock:
+                status = change(self.store.objects)
+            self._waiting.remove(change)
+            if self.forget:
+                self._done.append(change)
+            else:
+                change(self._durable)
+            self._note()
+            self._turn.notify_all()
+            return status
+
+    def last(self) -> list[State]:
+        """What a crash can leave after the last write was answered."""
+        return list(self._states())
+
+    def _states(self) -> Iterator[State]:
+        loose = [*self._done, *self._waiting]
+        count = len(loose)
+        keeps = [set(range(n)) for n in range(count + 1)]
+        keeps += [set(range(count)) - {n} for n in range(count)] + [{n} for n in range(count)]
+        for kept in {frozenset(keep) for keep in keeps}:
+            state = dict(self._durable)
+            for number in sorted(kept):
+                loose[number](state)
+            yield state
+
+    def _note(self) -> None:
+        for state in self._states():
+            mark = hash(tuple(sorted((key, data) for key, (data, _) in state.items())))
+            if mark not in self._seen:
+                self._seen.add(mark)
+                self.found.append(state)
+
+
+def _delete(objects: State, keys: list[str]) -> int:
+    for key in keys:
+        objects.pop(key, None)
+    return 204
 
 
 def _tag(data: bytes) -> str:

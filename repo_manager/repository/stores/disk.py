@@ -20,7 +20,6 @@ from repo_manager.repository.file_system import copy_durably, write_durably
 from repo_manager.repository.layout import (
     MANIFEST_FILENAME,
     STATE_FILENAME,
-    check_file_name,
     is_component,
     is_folder,
     open_root,
@@ -43,10 +42,14 @@ from repo_manager.repository.stores.base import (
     untold,
 )
 from repo_manager.repository.stores.staging import (
+    check_copies,
     delete,
     delete_in_place,
+    is_same_file,
     leftovers,
+    place_first,
     put_back,
+    stage_files,
     staged,
     sweep_entry,
     take_out,
@@ -253,9 +256,9 @@ class DiskStore:
         root = open_root(self.location, create=True)
         with staged(root) as staging:
             content = staging / "version"
-            records = _stage_files(content, incoming.files, incoming.progress)
+            records = stage_files(content, incoming.files, incoming.progress)
             if incoming.expected is not None:
-                _check_copies(content, records, incoming.expected)
+                check_copies(content, records, incoming.expected)
             with repository_lock(root):
                 view = self.look(incoming.name, record=True)
                 first = incoming.check(view)
@@ -266,7 +269,7 @@ class DiskStore:
                 change_state(root, incoming.name, lambda state: state.numbered(version), staging=staging)
                 folder = root / incoming.name
                 if first:
-                    _place_first(folder, staging, version, incoming)
+                    place_first(folder, staging, version, incoming)
                 else:
                     content.rename(folder / str(version))
                     fsync_directory(folder)
@@ -361,63 +364,15 @@ class DiskStore:
 
         def other() -> str:
             """Say whether somebody removed the file, and somebody else made and locked one since."""
-            return "" if not path.exists() or _is_open_as(path, descriptor) else f"another process holds {path}"
+            return "" if not path.exists() or is_same_file(descriptor, path) else f"another process holds {path}"
 
         try:
             yield other
         finally:
             with contextlib.suppress(OSError):
-                if _is_open_as(path, descriptor):
+                if is_same_file(descriptor, path):
                     path.unlink()
             os.close(descriptor)
-
-
-def _stage_files(content: Path, files: Mapping[str, Path], progress: Progress) -> dict[str, FileRecord]:
-    content.mkdir()
-    records: dict[str, FileRecord] = {}
-    for name, source in sorted(files.items()):
-        target = content / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        records[name] = FileRecord(*copy_durably(Path(source), target))
-        progress(records[name].size_bytes)
-    for directory, _, _ in os.walk(content, topdown=False):
-        fsync_directory(Path(directory))
-    return records
-
-
-def _check_copies(content: Path, records: Mapping[str, FileRecord], expected: Mapping[str, FileRecord]) -> None:
-    for name in sorted({*records, *expected}):
-        found = FileRecord(sha256_file(content / name), (content / name).stat().st_size) if name in records else None
-        if found != expected.get(name):
-            raise RepositoryError(
-                f"{name} was to be {expected.get(name)}, and the copy is {found}",
-                hint="The source or a disk is damaged; `repo-manager verify` the source.",
-            )
-
-
-def _place_first(folder: Path, staging: Path, version: int, incoming: Incoming) -> None:
-    """Put the whole model together and rename it into the root (over an empty folder, if there is one)."""
-    model = staging / "model"
-    model.mkdir()
-    (staging / "version").rename(model / str(version))
-    write_durably(model / CONFIG_FILENAME, incoming.first_config(version))
-    for name, data in incoming.beside.items():
-        target = model / check_file_name(name)
-        target.parent.mkdir(exist_ok=True)
-        write_durably(target, data)
-    for inside in {(model / name).parent for name in incoming.beside} - {model}:
-        fsync_directory(inside)
-    fsync_directory(model)
-    model.rename(folder)
-    fsync_directory(folder.parent)
-
-
-def _is_open_as(path: Path, descriptor: int) -> bool:
-    """Say whether a path is the file that a descriptor has open."""
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def _lock_or_give_up(path: Path, deadline: float) -> int | None:
@@ -426,7 +381,7 @@ def _lock_or_give_up(path: Path, deadline: float) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The last holder may have removed the file between our opening and our locking it.
-            if _is_open_as(path, descriptor):
+            if is_same_file(descriptor, path):
                 return descriptor
         except BlockingIOError:
             if time.monotonic() >= deadline:

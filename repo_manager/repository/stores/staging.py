@@ -19,18 +19,26 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import fsync_directory
-from repo_manager.repository.layout import MANIFEST_FILENAME, STAGING_IN_ROOT
+from repo_manager.files import fsync_directory, sha256_file
+from repo_manager.repository.file_system import copy_durably, write_durably
+from repo_manager.repository.layout import MANIFEST_FILENAME, STAGING_IN_ROOT, check_file_name
+from repo_manager.repository.manifest import FileRecord
+from repo_manager.repository.stores.base import Incoming, Progress
+from repo_manager.triton_config import CONFIG_FILENAME
 
 __all__ = [
+    "check_copies",
     "delete",
     "delete_in_place",
+    "is_same_file",
     "leftovers",
+    "place_first",
     "put_back",
+    "stage_files",
     "staged",
     "sweep",
     "sweep_entry",
@@ -128,6 +136,52 @@ def delete_in_place(folder: Path) -> None:
     """
     (folder / MANIFEST_FILENAME).unlink(missing_ok=True)
     shutil.rmtree(folder)
+    fsync_directory(folder.parent)
+
+
+def stage_files(content: Path, files: Mapping[str, Path], progress: Progress) -> dict[str, FileRecord]:
+    """Copy a version's files into a new folder and make them durable; return what they are."""
+    content.mkdir()
+    records: dict[str, FileRecord] = {}
+    for name, source in sorted(files.items()):
+        target = content / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        records[name] = FileRecord(*copy_durably(Path(source), target))
+        progress(records[name].size_bytes)
+    for directory, _, _ in os.walk(content, topdown=False):
+        fsync_directory(Path(directory))
+    return records
+
+
+def check_copies(content: Path, records: Mapping[str, FileRecord], expected: Mapping[str, FileRecord]) -> None:
+    """Read the copies again.
+
+    Raises:
+        RepositoryError: one is not what it should be.
+    """
+    for name in sorted({*records, *expected}):
+        found = FileRecord(sha256_file(content / name), (content / name).stat().st_size) if name in records else None
+        if found != expected.get(name):
+            raise RepositoryError(
+                f"{name} was to be {expected.get(name)}, and the copy is {found}",
+                hint="The source or a disk is damaged; `repo-manager verify` the source.",
+            )
+
+
+def place_first(folder: Path, staging: Path, version: int, incoming: Incoming) -> None:
+    """Put the whole model together and rename it into the root (over an empty folder, if there is one)."""
+    model = staging / "model"
+    model.mkdir()
+    (staging / "version").rename(model / str(version))
+    write_durably(model / CONFIG_FILENAME, incoming.first_config(version))
+    for name, data in incoming.beside.items():
+        target = model / check_file_name(name)
+        target.parent.mkdir(exist_ok=True)
+        write_durably(target, data)
+    for inside in {(model / name).parent for name in incoming.beside} - {model}:
+        fsync_directory(inside)
+    fsync_directory(model)
+    model.rename(folder)
     fsync_directory(folder.parent)
 
 
@@ -230,7 +284,7 @@ def _claim_entry(area: Path) -> tuple[Path, int]:
             continue  # Another command ended and took the empty area away.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_same_file(lock, lock_path):
+            if is_same_file(lock, lock_path):
                 entry.mkdir()
                 return entry, lock
         except FileNotFoundError:
@@ -292,7 +346,8 @@ def _probe_of(root: Path, name: str) -> Path:
     return root / f".repo-manager.{name}.probe"
 
 
-def _is_same_file(descriptor: int, path: Path) -> bool:
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Say whether a path is the file that a descriptor has open."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

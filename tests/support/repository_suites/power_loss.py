@@ -8,12 +8,17 @@ The model is weaker than any journaling file system, and so harder on the reposi
   durable step on the same file or folder needs it. Of the steps that are not durable yet a crash keeps none, all, any
   first few, all but one, or just one.
 
-Only folders lose anything that way: a request that an object store has answered is durable.
+In object storage a write that was answered is durable, and one that is under way has been done or not; several under
+way have been done in any selection (`support.tiny_s3.Watch`). That is the same in this sense: the store decides which
+of the writes that nobody has been told of survive. It differs in two: an object is never torn, as every store shows it
+whole or not at all; and a write that arrives after its sender's death, when another command has gone on already, is not
+tried.
 
-Usage: python -m support.repository_suites.power_loss WORK [--forget files|folders] [OPERATION ...].
+Usage: python -m support.repository_suites.power_loss disk|objects WORK [--forget WHAT] [OPERATION ...]. WHAT is never
+made durable: `files` or `folders` on a disk, `writes` in object storage.
 
-Recorded is by an audit hook and a wrapper around os.fsync: the tree (a few small files) is looked at before each
-call, so that no way of writing escapes.
+Recorded on a disk is by an audit hook and a wrapper around os.fsync: the tree (a few small files) is looked at before
+each call, so that no way of writing escapes.
 """
 
 from __future__ import annotations
@@ -28,13 +33,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from support.repository_suites import operations
 from support.repository_suites.operations import OPERATIONS, WHOLE, Operation, add, build, exists
-from support.repository_suites.places import DiskPlace
+from support.repository_suites.places import DiskPlace, ObjectPlace, Place, place_in
+from support.tiny_s3 import Watch
 
-from repo_manager.repository import check_signature, find_model, parse_manifest, sign_version, verify
+from repo_manager.errors import RepoManagerError
+from repo_manager.repository import (
+    Location,
+    check_signature,
+    find_model,
+    model_state,
+    parse_manifest,
+    sign_version,
+    verify,
+)
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
+Counts = tuple[int, int]
 Entries = dict[int, dict[str, int]]
 """Folder's inode -> name -> inode."""
 
@@ -232,42 +249,38 @@ def check(place: DiskPlace, operation: Operation) -> None:
     assert versions(place.root, "m")[-1] >= max(5, highest + 1)
 
 
-def versions(root: Path, name: str) -> list[int]:
+def versions(root: Location, name: str) -> list[int]:
     return [entry.version for entry in find_model(root, name).versions] if exists(root, name) else []
 
 
 KEY = "key.pem"
-DONE: dict[str, Callable[[DiskPlace], bool]] = {
+DONE: dict[str, Callable[[Place], bool]] = {
     "add to a new model": lambda p: versions(p.root, "new") == [1],
     "add to a model": lambda p: versions(p.root, "m") == [1, 2, 3, 4, 5],
     "add with many files and labels": lambda p: versions(p.root, "wide") == [1],
     "serve others": lambda p: find_model(p.root, "m").served_versions == (1, 2),
     "deploy": lambda p: find_model(p.root, "m").served_versions == (2,),
-    "labels": lambda p: b"dog" in (p.root / "m/labels_0_y.txt").read_bytes(),
+    "labels": lambda p: b"dog" in (p.read("m/labels_0_y.txt") or b""),
     "remove a version": lambda p: versions(p.root, "m") == [1, 2, 3],
     "remove a tagged version": lambda p: versions(p.root, "m") == [1, 2, 4],
-    "remove a model": lambda p: not (p.root / "m").exists(),
+    "remove a model": lambda p: not exists(p.root, "m"),
     "gc": lambda p: 4 in versions(p.root, "m"),
     "gc of what nothing needs": lambda p: versions(p.root, "m") == [1, 2, 4],
-    "config set": lambda p: "count: 2" in (p.root / "m/config.pbtxt").read_text(),
-    "config edit": lambda p: "by hand" in (p.root / "m/config.pbtxt").read_text(),
-    "tag": lambda p: b'"prod": 4' in (p.root / ".repo-manager.json").read_bytes(),
-    "untag": lambda p: b'"best"' not in (p.root / ".repo-manager.json").read_bytes(),
+    "config set": lambda p: b"count: 2" in (p.read("m/config.pbtxt") or b""),
+    "config edit": lambda p: b"by hand" in (p.read("m/config.pbtxt") or b""),
+    "tag": lambda p: model_state(p.root, "m").tags.get("prod") == 4,
+    "untag": lambda p: "best" not in model_state(p.root, "m").tags,
     "record": lambda p: find_model(p.root, "m").served_versions == (1,),
     "copy": lambda p: versions(p.production, "m") == [1],
-    "adopt": lambda p: (p.root / "m/2/manifest.json").exists(),
+    "adopt": lambda p: p.read("m/2/manifest.json") is not None,
     "sign": lambda p: bool(check_signature(p.root, "m", 4, [p.work / "key.pub"])),
 }
 SIGN = {"sign": Operation(lambda p: sign_version(p.root, "m", 4, p.work / KEY), {WHOLE})}
 
 
-def run(place: DiskPlace, name: str, recorders: list[Recorder], forget: str) -> tuple[int, int]:
+def run_on_disk(place: DiskPlace, name: str, operation: Operation, recorders: list[Recorder], forget: str) -> Counts:
     """Record an operation, check every tree that it can leave; return calls and trees."""
-    operation = {**OPERATIONS, **SIGN}[name]
     replay = DiskPlace(place.work, "replay")
-    place.restore("built")
-    if operation.prepare is not None:
-        operation.prepare(place)
     recorder = Recorder(place.place, forget)
     recorders[:] = [recorder]
     os.fsync = recorder.fsync  # type: ignore[assignment]
@@ -285,6 +298,39 @@ def run(place: DiskPlace, name: str, recorders: list[Recorder], forget: str) -> 
     return recorder.calls, len(recorder.found)
 
 
+def run_on_objects(place: ObjectPlace, name: str, operation: Operation, forget: str) -> Counts:
+    """Record an operation's writes, check every state that they can leave; return writes and states."""
+    watch = place.server.watch = Watch(place.server, forget=bool(forget))
+    place.isolated(lambda: operation.act(place))
+    place.server.watch = None
+
+    def done() -> None:
+        assert DONE.get(name, lambda _: True)(place), f"{name}: done, and lost by the power cut"
+
+    for number, state in enumerate(watch.found):
+        place.server.objects = dict(state)
+        try:
+            place.isolated(lambda: operations.check(place, operation))
+        except (AssertionError, RepoManagerError) as exc:
+            raise AssertionError(f"{name}, state {number}: {exc!r}") from exc
+    for state in watch.last():
+        place.server.objects = dict(state)
+        place.isolated(done)
+    return watch.writes, len(watch.found)
+
+
+def run(place: Place, name: str, recorders: list[Recorder], forget: str) -> Counts:
+    operation = {**OPERATIONS, **SIGN}[name]
+    place.restore("built")
+    prepare = operation.prepare
+    if prepare is not None:
+        place.isolated(lambda: prepare(place))
+    if isinstance(place, ObjectPlace):
+        return run_on_objects(place, name, operation, forget)
+    assert isinstance(place, DiskPlace)
+    return run_on_disk(place, name, operation, recorders, forget)
+
+
 def write_keys(folder: Path) -> None:
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -296,19 +342,19 @@ def write_keys(folder: Path) -> None:
 
 
 def main() -> None:
-    work = Path(sys.argv[1])
-    place = DiskPlace(work)
-    write_keys(work)
-    build(place)
-    place.keep("built")
-    sign_version(place.root, "m", 1, work / KEY, dry_run=True)  # Imports what is not to be recorded.
-    recorders: list[Recorder] = []
-    sys.addaudithook(lambda event, args: recorders[0].hook(event, args) if recorders else None)
-    # `--forget files` or `folders`: as if these were never synced, to see that the checks notice.
-    forget = sys.argv[3] if sys.argv[2:3] == ["--forget"] else ""
-    names = sys.argv[4 if forget else 2 :] or [*OPERATIONS, *SIGN]
-    found = {name: run(place, name, recorders, forget) for name in names}
-    print(json.dumps(found))
+    store, work = sys.argv[1], Path(sys.argv[2])
+    # `--forget WHAT`: as if that were never made durable, to see that the checks notice.
+    forget = sys.argv[4] if sys.argv[3:4] == ["--forget"] else ""
+    names = sys.argv[5 if forget else 3 :] or [*OPERATIONS, *SIGN]
+    with place_in(store, work) as place:
+        write_keys(work)
+        place.isolated(lambda: build(place))
+        place.keep("built")
+        recorders: list[Recorder] = []
+        if store == "disk":
+            sign_version(place.root, "m", 1, work / KEY, dry_run=True)  # Imports what is not to be recorded.
+            sys.addaudithook(lambda event, args: recorders[0].hook(event, args) if recorders else None)
+        print(json.dumps({name: run(place, name, recorders, forget) for name in names}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,425 @@
+"""Rules of operators that multiply or slide: matrix products, einsum, convolutions, pooling, resizing, recurrences."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from repo_manager.onnx_model.batch_elements import by_rows
+from repo_manager.onnx_model.batch_values import (
+    SIZE,
+    Call,
+    Marks,
+    Rule,
+    UnknownError,
+    Value,
+    broadcast_shape,
+    join,
+    loose,
+    packed,
+    reduced,
+    total,
+    with_marks,
+)
+
+__all__ = ["PRODUCT_RULES"]
+
+
+def _matmul_marks(a: Value, b: Value) -> Value:
+    """Return A x B: each element depends on a row and a column."""
+    rank_a, rank_b = a.rank, b.rank
+    left, right = reduced(a, (-1,), keep=True), reduced(b, (-2 if rank_b > 1 else -1,), keep=True)
+    extra = SIZE if a.is_sized(rank_a - 1) or b.is_sized(max(0, rank_b - 2)) else 0
+    shape_a, shape_b = a.dims, b.dims
+    marks_a, marks_b = left.marks & ~np.uint16(0), right.marks
+    if rank_a == 1:
+        shape_a, marks_a = (1, *shape_a), marks_a.reshape(1, 1)
+    if rank_b == 1:
+        shape_b, marks_b = (*shape_b, 1), marks_b.reshape(1, 1)
+    if shape_a[-1] != shape_b[-2]:
+        raise UnknownError("the matrices do not fit")
+    outer = broadcast_shape([shape_a[:-2], shape_b[:-2]])
+    shape = (*outer, shape_a[-2], shape_b[-1])
+    marks = join(shape, [marks_a, marks_b]) | np.uint16(extra)
+    if rank_b == 1:
+        shape, marks = shape[:-1], marks[..., 0]
+    if rank_a == 1:
+        at = len(shape) - 1 if rank_b > 1 else len(shape)
+        shape = (*shape[: at - 1], *shape[at:])
+        marks = marks.reshape(tuple(np.delete(marks.shape, at - 1)))
+    return Value(shape, packed(marks))
+
+
+def _swapped(value: Value) -> Value:
+    axes = (*range(value.rank - 2), value.rank - 1, value.rank - 2)
+    sized = tuple(value.is_sized(axis) for axis in axes)
+    return Value(tuple(value.dims[axis] for axis in axes), value.marks.transpose(axes), sized=sized)
+
+
+def _product(a: int, b: int) -> Rule:
+    """Matrix products; the other inputs are scales and zero points, or added."""
+
+    def rule(call: Call) -> list[Value]:
+        result = _matmul_marks(call.value(a), call.value(b))
+        extra = 0
+        marks = result.marks
+        for index, value in enumerate(call.inputs):
+            if value is None or index in (a, b):
+                continue
+            if value.rank <= result.rank and value.marks.size > 1 and value.rank > 1:
+                marks = join(result.dims, [marks, value.marks])
+            else:
+                extra |= total(value)
+        return [Value(result.shape, marks | np.uint16(extra))]
+
+    return rule
+
+
+def _fused_matmul(call: Call) -> list[Value]:
+    a, b = call.value(0), call.value(1)
+    if call.get("transBatchA", 0) or call.get("transBatchB", 0):
+        raise UnknownError("it transposes the batch")
+    a = _swapped(a) if call.get("transA", 0) else a
+    b = _swapped(b) if call.get("transB", 0) else b
+    return [with_marks(_matmul_marks(a, b), call.extra(without=(0, 1)))]
+
+
+def _gemm(call: Call) -> list[Value]:
+    a, b, c = call.value(0), call.value(1), call.optional(2)
+    a = _swapped(a) if call.get("transA", 0) else a
+    b = _swapped(b) if call.get("transB", 0) else b
+    result = _matmul_marks(a, b)
+    if c is None:
+        return [result]
+    if broadcast_shape([result.dims, c.dims]) != result.dims:
+        raise UnknownError("what it adds has another shape")
+    return [Value(result.shape, join(result.dims, [result.marks, c.marks]))]
+
+
+def _qgemm(call: Call) -> list[Value]:
+    a, b = call.value(0), call.value(3)
+    a = _swapped(a) if call.get("transA", 0) else a
+    b = _swapped(b) if call.get("transB", 0) else b
+    return [with_marks(_matmul_marks(a, b), call.extra(without=(0, 3)))]
+
+
+def _matmul_nbits(call: Call) -> list[Value]:
+    a = call.value(0)
+    rows = reduced(a, (-1,), keep=True)
+    return [Value((*a.dims[:-1], call.get("N")), rows.marks | np.uint16(call.extra(without=(0,))))]
+
+
+def _dynamic_matmul(call: Call) -> list[Value]:
+    a, b = call.value(0), call.value(1)
+    return [with_marks(_matmul_marks(a, b), call.extra())]  # One scale for all of A.
+
+
+def _einsum(call: Call) -> list[Value]:
+    equation = re.sub(r"\s", "", call.get("equation"))
+    operands = call.given
+    given, arrow, wanted = equation.partition("->")
+    terms = given.split(",")
+    if len(terms) != len(operands):
+        raise UnknownError("the equation does not fit")
+    labels = [_labels(term, value.rank) for term, value in zip(terms, operands, strict=True)]
+    widest = max((sum(1 for each in term if each.startswith("...")) for term in labels), default=0)
+    dots = [f"...{index}" for index in range(widest)]
+    if arrow:
+        before, mark, after = wanted.partition("...")
+        out = [*before, *(dots if mark else ()), *after]
+    else:
+        flat = [each for term in labels for each in term]
+        out = [*dots, *sorted(each for each in set(flat) if len(each) == 1 and flat.count(each) == 1)]
+    sizes: dict[str, int] = {}
+    for term, value in zip(labels, operands, strict=True):
+        for label, size in zip(term, value.dims, strict=True):
+            if 1 not in (size, sizes.get(label, 1)) and size != sizes[label]:
+                raise UnknownError("the operands do not fit")
+            sizes[label] = max(size, sizes.get(label, 1))
+    shape = tuple(sizes[label] for label in out)
+    marks = [_einsum_term(term, value, out) for term, value in zip(labels, operands, strict=True)]
+    return [Value(shape, packed(join(shape, marks)))]
+
+
+def _labels(term: str, rank: int) -> list[str]:
+    before, mark, after = term.partition("...")
+    count = rank - len(before) - len(after) if mark else 0
+    # Aligned at the right, as NumPy broadcasts; the callers' widest has the lowest number first.
+    return [*before, *(f"...{index}" for index in range(count)), *after]
+
+
+def _einsum_term(term: Sequence[str], value: Value, out: Sequence[str]) -> Marks:
+    marks = value.marks
+    names = list(term)
+    for label in [each for each in dict.fromkeys(names) if names.count(each) > 1]:  # A diagonal.
+        first, second = [axis for axis, each in enumerate(names) if each == label][:2]
+        size = value.dims[first]
+        stored = np.broadcast_to(
+            marks, tuple(size if axis in (first, second) else each for axis, each in enumerate(marks.shape))
+        )
+        marks = np.moveaxis(np.diagonal(stored, axis1=first, axis2=second), -1, first)
+        del names[second]
+    gone = tuple(axis for axis, label in enumerate(names) if label not in out)
+    sized = any(value.is_sized(axis) for axis, label in enumerate(term) if label not in out)
+    marks = np.bitwise_or.reduce(marks, axis=gone, keepdims=False) if gone else marks
+    kept = [label for label in names if label in out]
+    order = sorted(range(len(kept)), key=lambda axis: list(out).index(kept[axis]))
+    marks = marks.transpose(order)
+    ordered = [kept[axis] for axis in order]
+    shape = [marks.shape[ordered.index(label)] if label in ordered else 1 for label in out]
+    return marks.reshape(shape) | np.uint16(SIZE if sized else 0)
+
+
+def _window(marks: Marks, axis: int, length: int, geometry: tuple[int, int, int, int], out: int) -> Marks:
+    """Unite what a sliding window covers; geometry: kernel, stride, dilation, padding before."""
+    if marks.shape[axis] == 1:
+        return marks
+    kernel, stride, dilation, before = geometry
+    windows = []
+    for position in range(out):
+        at = [position * stride + step * dilation - before for step in range(kernel)]
+        inside = [each for each in at if 0 <= each < length]
+        shape = tuple(1 if each == axis else size for each, size in enumerate(marks.shape))
+        part = np.zeros(shape, np.uint16)
+        if inside:
+            part = np.bitwise_or.reduce(marks.take(inside, axis), axis=axis, keepdims=True)
+        windows.append(part)
+    return packed(np.concatenate(windows, axis))
+
+
+def slide(call: Call, value: Value, kernel: Sequence[int]) -> tuple[Marks, tuple[int, ...]]:
+    """Slide a window over the axes from 2 on; return marks and sizes of these axes."""
+    spatial = len(kernel)
+    strides = call.get("strides") or [1] * spatial
+    dilations = call.get("dilations") or [1] * spatial
+    pads = call.get("pads") or [0] * (2 * spatial)
+    auto = call.get("auto_pad", "NOTSET")
+    marks, sizes = value.marks, []
+    for index in range(spatial):
+        length, reach = value.dims[2 + index], dilations[index] * (kernel[index] - 1) + 1
+        before, after = pads[index], pads[spatial + index]
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            out = -(-length // strides[index])
+            missing = max(0, (out - 1) * strides[index] + reach - length)
+            before = missing // 2 if auto == "SAME_UPPER" else missing - missing // 2
+        else:
+            if auto == "VALID":
+                before = after = 0
+            room = length + before + after - reach
+            out = room // strides[index] + 1
+            if call.get("ceil_mode", 0):
+                out = -(-room // strides[index]) + 1
+                out -= (out - 1) * strides[index] >= length + before
+        if out < 1:
+            raise UnknownError("the window is larger than the image")
+        sizes.append(out)
+        marks = _window(marks, 2 + index, length, (kernel[index], strides[index], dilations[index], before), out)
+    return marks, tuple(sizes)
+
+
+def _convolution(x: int, w: int, bias: int | None) -> Rule:
+    def rule(call: Call) -> list[Value]:
+        value, weight = call.value(x), call.value(w)
+        kernel = call.get("kernel_shape") or weight.dims[2:]
+        group = call.get("group", 1)
+        if value.dims[1] != weight.dims[1] * group:
+            raise UnknownError("its weights have another number of channels")
+        marks, sizes = slide(call, value, kernel)
+        outputs = weight.dims[0]
+        marks = _by_group(marks, value.dims[1], group, outputs)
+        of_weight: Marks = np.bitwise_or.reduce(weight.marks.reshape(weight.marks.shape[0], -1), axis=1)
+        marks = marks | of_weight.reshape((1, -1) + (1,) * len(kernel))
+        skipped = [x, w]
+        offset = None if bias is None else call.optional(bias)
+        if bias is not None and offset is not None:
+            skipped.append(bias)
+            marks = marks | offset.marks.reshape((1, -1) + (1,) * len(kernel))
+        marks = marks | np.uint16(call.extra(without=skipped) if call.node.op_type != "FusedConv" else 0)
+        if call.node.op_type == "FusedConv":
+            for each in call.inputs[3:]:
+                marks = marks if each is None else marks | each.marks
+        return [Value((value.dims[0], outputs, *sizes), packed(marks))]
+
+    return rule
+
+
+def _by_group(marks: Marks, channels: int, group: int, outputs: int) -> Marks:
+    """Unite the input channels of each group, and repeat that for the group's outputs."""
+    if marks.shape[1] == 1:
+        return marks
+    grouped = marks.reshape((marks.shape[0], group, channels // group, *marks.shape[2:]))
+    united: Marks = np.bitwise_or.reduce(grouped, axis=2)
+    return np.repeat(united, outputs // group, axis=1)
+
+
+def _conv_transpose(call: Call) -> list[Value]:
+    value, weight = call.value(0), call.value(1)
+    spatial = value.rank - 2
+    group = call.get("group", 1)
+    kernel = call.get("kernel_shape") or weight.dims[2:]
+    strides = call.get("strides") or [1] * spatial
+    dilations = call.get("dilations") or [1] * spatial
+    pads = call.get("pads") or [0] * (2 * spatial)
+    padding = call.get("output_padding") or [0] * spatial
+    sizes = list(call.get("output_shape") or ())[-spatial:]
+    if not sizes:
+        for index in range(spatial):
+            reach = dilations[index] * (kernel[index] - 1) + 1 + padding[index]
+            size = strides[index] * (value.dims[2 + index] - 1) + reach
+            same = call.get("auto_pad", "NOTSET").startswith("SAME")
+            fixed = value.dims[2 + index] * strides[index]
+            sizes.append(fixed if same else size - pads[index] - pads[spatial + index])
+    marks: Marks = np.bitwise_or.reduce(value.marks, axis=tuple(range(2, value.rank)), keepdims=True)
+    outputs = weight.dims[1] * group
+    marks = _by_group(marks, value.dims[1], group, outputs) | np.uint16(call.extra(without=(0,)))
+    return [Value((value.dims[0], outputs, *sizes), packed(marks))]
+
+
+def _pool(call: Call) -> list[Value]:
+    value = call.value(0)
+    marks, sizes = slide(call, value, call.get("kernel_shape"))
+    result = Value((*value.dims[:2], *sizes), marks | np.uint16(call.extra(without=(0,))))
+    if len([name for name in call.node.output if name]) > 1:
+        # MaxPool's second output counts through the whole tensor, the batch axis included.
+        return [result, with_marks(result, SIZE)]
+    return [result]
+
+
+def _max_unpool(call: Call) -> list[Value]:
+    value = call.value(0)
+    if total(call.value(1)) & SIZE:
+        raise UnknownError("its indices count through the batch")
+    return [loose([value])]
+
+
+def _global_pool(call: Call) -> list[Value]:
+    value = call.value(0)
+    result = reduced(value, range(2, value.rank), keep=True)
+    return [with_marks(result, call.extra(without=(0,)))]
+
+
+def _resize(call: Call) -> list[Value]:
+    value = call.value(0)
+    upsample = call.node.op_type == "Upsample"
+    sizes = None if upsample or call.opset < 11 else call.optional(3)
+    scales = call.optional(1 if upsample or call.opset < 11 else 2)
+    axes = [axis % value.rank for axis in call.get("axes") or range(value.rank)]
+    shape = list(value.dims)
+    if sizes is not None and sizes.shape != (0,):
+        wanted = call.ints(3) or ()
+        if call.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+            raise UnknownError("the sizes are bounds")
+        for axis, size in zip(axes, wanted, strict=True):
+            shape[axis] = size
+    else:
+        factors = call.get("scales") if scales is None else scales.numbers
+        if factors is None:
+            raise UnknownError("the scales are computed from data")
+        for axis, factor in zip(axes, np.asarray(factors).reshape(-1), strict=True):
+            shape[axis] = math.floor(value.dims[axis] * float(factor) + 1e-6)
+    marks = value.marks
+    for axis, size in enumerate(shape):
+        if size != value.dims[axis] and value.varies(axis):
+            marks = np.bitwise_or.reduce(marks, axis=axis, keepdims=True)
+    return [Value(tuple(shape), packed(marks))]
+
+
+def _recurrent(states: int) -> Rule:
+    """RNN, GRU (one state) and LSTM (two): time on axis 0, batch on axis 1, the other way round with `layout`."""
+
+    def rule(call: Call) -> list[Value]:
+        value, weight = call.value(0), call.value(1)
+        batch_first = call.get("layout", 0) == 1
+        steps, batch = value.dims[1::-1] if batch_first else value.dims[:2]
+        marks = value.marks.transpose(1, 0, 2) if batch_first else value.marks
+        marks = np.bitwise_or.reduce(marks, axis=2)
+        around = np.uint16(call.extra(without=(0, 4, 5, 6)))
+        lengths = call.optional(4)
+        if lengths is not None:
+            if lengths.dims != (batch,):
+                raise UnknownError("it has lengths for another number of samples")
+            marks = marks | lengths.marks.reshape(1, -1)
+        for index in (5, 6)[:states]:
+            state = call.optional(index)
+            if state is not None:
+                if state.dims[0 if batch_first else 1] != batch:
+                    raise UnknownError("it has a state for another number of samples")
+                axes = (1, 2) if batch_first else (0, 2)
+                marks = marks | np.bitwise_or.reduce(state.marks, axis=axes).reshape(1, -1)
+        directions = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[call.get("direction", "forward")]
+        flows = [np.bitwise_or.accumulate(marks[::way], axis=0)[::way] for way in directions]
+        all_steps = np.stack(np.broadcast_arrays(*flows), axis=1)[..., None] | around
+        last: Marks = np.bitwise_or.reduce(all_steps, axis=0)
+        hidden = call.get("hidden_size", weight.dims[1] // {"LSTM": 4, "GRU": 3, "RNN": 1}[_base(call)])
+        if batch_first:
+            full = Value((batch, steps, len(flows), hidden), packed(all_steps.transpose(2, 0, 1, 3)))
+            state_value = Value((batch, len(flows), hidden), packed(last.transpose(1, 0, 2)))
+        else:
+            full = Value((steps, len(flows), batch, hidden), packed(all_steps))
+            state_value = Value((len(flows), batch, hidden), packed(last))
+        return [full, state_value, state_value][: len(call.node.output)]
+
+    return rule
+
+
+def _base(call: Call) -> str:
+    return call.node.op_type.removeprefix("DynamicQuantize")
+
+
+def _dynamic_lstm(call: Call) -> list[Value]:
+    results = _recurrent(2)(call)
+    mark = call.extra()  # One scale for each step's whole input.
+    return [with_marks(value, mark) for value in results]
+
+
+def _grid_sample(call: Call) -> list[Value]:
+    value, grid = call.value(0), call.value(1)
+    if value.dims[0] != grid.dims[0]:
+        raise UnknownError("it has grids for another number of samples")
+    return [by_rows(call, (value.dims[0], value.dims[1], *grid.dims[1:-1]))]
+
+
+def _affine_grid(call: Call) -> list[Value]:
+    n, _, *sizes = call.ints(1) or ()
+    return [by_rows(call, (n, *sizes, len(sizes)), inputs=[0])]
+
+
+def _deform_conv(call: Call) -> list[Value]:
+    value, weight = call.value(0), call.value(1)
+    _, sizes = slide(call, Value(value.shape, np.zeros((1,) * value.rank, np.uint16)), weight.dims[2:])
+    return [by_rows(call, (value.dims[0], weight.dims[0], *sizes), inputs=[0, 2, 4])]
+
+
+PRODUCT_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), _pool),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), _global_pool),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    **dict.fromkeys(("RNN", "GRU"), _recurrent(1)),
+    "AffineGrid": _affine_grid,
+    "Conv": _convolution(0, 1, 2),
+    "ConvInteger": _convolution(0, 1, None),
+    "ConvTranspose": _conv_transpose,
+    "DeformConv": _deform_conv,
+    "DynamicQuantizeLSTM": _dynamic_lstm,
+    "DynamicQuantizeMatMul": _dynamic_matmul,
+    "Einsum": _einsum,
+    "FusedConv": _convolution(0, 1, 2),
+    "FusedGemm": _gemm,
+    "FusedMatMul": _fused_matmul,
+    "Gemm": _gemm,
+    "GridSample": _grid_sample,
+    "LSTM": _recurrent(2),
+    "MatMul": _product(0, 1),
+    "MatMulInteger": _product(0, 1),
+    "MatMulIntegerToFloat": _product(0, 1),
+    "MatMulNBits": _matmul_nbits,
+    "MaxUnpool": _max_unpool,
+    "QGemm": _qgemm,
+    "QLinearAveragePool": _pool,
+    "QLinearConv": _convolution(0, 3, 8),
+    "QLinearGlobalAveragePool": _global_pool,
+    "QLinearMatMul": _product(0, 3),
+}
