@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.inspect import inspect_model
     from repo_manager.pipeline.status import status
     from repo_manager.precision import ConvertOptions, convert, load_calibration
+    from repo_manager.pruning import PruneOptions, prune_with_data
     from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
     from repo_manager.rollout.options import Amount, RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
@@ -54,6 +55,7 @@ __all__ = [
     "EmbeddedServer",
     "LoadTestOptions",
     "Precision",
+    "PruneOptions",
     "RepoManagerError",
     "RolloutOptions",
     "ServerOptions",
@@ -78,6 +80,7 @@ __all__ = [
     "load_model",
     "parse_slo",
     "prune",
+    "prune_with_data",
     "read_declaration",
     "remove",
     "rollback",
@@ -104,6 +107,7 @@ _MODULES = {
     "pipeline.apply": ("ApplyOptions", "apply"),
     "pipeline.inspect": ("inspect_model",),
     "precision": ("ConvertOptions", "convert", "load_calibration"),
+    "pruning": ("PruneOptions", "prune_with_data"),
     "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "pipeline.deploying": ("deploy", "rollback"),
     "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),

@@ -36,7 +36,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     },
     "Model": {
         "inspect": Entry("inspection", "Show a model's inputs, outputs and 2:4 sparsity."),
-        "prune": Entry("conversion", "Prune weights to 2:4 by magnitude."),
+        "prune": Entry("conversion", "Prune weights to 2:4, without retraining."),
         "convert": Entry("conversion", "Convert a model to another precision, checked."),
     },
     "Repository": {

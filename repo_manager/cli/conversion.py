@@ -17,6 +17,8 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import ConvertOptions, convert, load_calibration
+from repo_manager.pruning import PruneOptions, prune_with_data
+from repo_manager.report.progress import share_bar
 from repo_manager.report.tables import conversion_view, format_bytes, prune_view
 from repo_manager.sparsity import prune
 from repo_manager.types import Precision
@@ -77,17 +79,36 @@ OutputFile = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class PruneFlags:
-    """Which layers are pruned."""
+    """Which layers are pruned, and how."""
 
     layers: list[str] | None = option(
-        "--layers", metavar="PATTERN", sets=(prune, "layers"), help="Only these layers (may be given often)."
+        "--layers", metavar="PATTERN", sets=(PruneOptions, "layers"), help="Only these layers (may be given often)."
     )
     exclude: list[str] | None = option(
-        "--exclude", metavar="PATTERN", sets=(prune, "exclude"), help="Not these layers."
+        "--exclude",
+        "--keep-dense",
+        metavar="PATTERN",
+        sets=(PruneOptions, "exclude"),
+        help="Not these layers (may be given often).",
     )
     all_valid: bool = option(
-        "--all-valid", sets=(prune, "all_valid"), help="Also layers that ASP leaves alone but whose shape allows 2:4."
+        "--all-valid",
+        sets=(PruneOptions, "all_valid"),
+        help="Also layers that ASP leaves alone but whose shape allows 2:4.",
     )
+    calibration: str | None = option(
+        "--calibration",
+        metavar="DATA",
+        help="Representative inputs, on which each layer is solved and the result is judged: a .npz with one array "
+        "per input, a folder of .npy files, a folder of images with its YAML, or module:function.",
+    )
+    work: Path | None = option(
+        "--work",
+        metavar="FOLDER",
+        sets=(PruneOptions, "work"),
+        help="Keep solved layers here: the same command goes on from them after it was stopped.",
+    )
+    seed: int = option("--seed", sets=(PruneOptions, "seed"), min=0, help="Of the draws from large activations.")
 
 
 @app.command("prune")
@@ -95,20 +116,30 @@ class PruneFlags:
 def prune_command(
     model: ModelFile, target: OutputFile, *, flags: PruneFlags, dry_run: DryRun = False, output: Output
 ) -> None:
-    """Prune weights to 2:4 by magnitude, in one shot. Without retraining, accuracy suffers."""
+    """Prune weights to 2:4, without retraining.
+
+    With calibration data each layer is solved so that its outputs change least, and the model's answers are compared
+    on inputs that were held out. Without data the smallest weights go, and accuracy suffers.
+    """
     terminal = output.terminal()
     _check_target(model, target)
-    source = load_model(model)
-    proto, report = prune(source, **settings_of(prune, flags))
+    source, options = load_model(model), PruneOptions(**settings_of(PruneOptions, flags))
+    if flags.calibration is None:
+        proto, report = prune(source, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
+    else:
+        data = load_calibration(flags.calibration, signature_of(source))
+        with share_bar(terminal, "Pruning") as progress:
+            proto, report = prune_with_data(source, data, options, progress)
     if not dry_run:
         # What came with external data leaves with external data.
         with writing(target):
             save_model(proto, target, external=True if source.external_files else None)
     terminal.result(report, *prune_view(report, None if dry_run else target))
-    terminal.warn(
-        "magnitude pruning alone costs accuracy; retrain with the mask fixed to get it back "
-        "(examples/README.md shows how)."
-    )
+    if flags.calibration is None:
+        terminal.warn(
+            "magnitude pruning alone costs accuracy; give --calibration DATA, or retrain with the mask fixed "
+            "(examples/README.md shows how)."
+        )
 
 
 @app.command("convert")

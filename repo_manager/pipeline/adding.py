@@ -22,11 +22,14 @@ from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import choose_backend, find_gpus
 from repo_manager.errors import GateError, RepoManagerError
 from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
 from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build
 from repo_manager.pipeline.serving_config import check_backend_options
+from repo_manager.precision import load_calibration
+from repo_manager.pruning import prune_with_data
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import Location, plan_publish, publish, validate_model_name
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
@@ -98,7 +101,7 @@ def _speaking_of(path: Path, work: Path) -> Iterator[None]:
 
 def _add(source: Model, target: Target, options: AddOptions, watch: Watch) -> Added:
     report = watch.report
-    model, pruned = _sparse(source, options.sparsity, target.work, report)
+    model, pruned = _sparse(source, options, target.work, watch)
     version, found = convert_and_build(model, target, options, watch)
     fit = _check_fit(version, options.target)
     controls = build_controls(version, found, watch) if options.control else ()
@@ -114,13 +117,12 @@ class _Origin:
     pruned: PruneReport | None
 
 
-def _sparse(model: Model, mode: SparsityMode, work: Path, report: Report) -> tuple[Model, PruneReport | None]:
+def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tuple[Model, PruneReport | None]:
     """Apply `--sparsity`: return the model to convert."""
-    if mode is SparsityMode.REPORT:
+    if options.sparsity is SparsityMode.REPORT:
         return model, None
-    if mode is SparsityMode.PRUNE:
-        report("Pruning to 2:4 by magnitude; without retraining expect a loss of accuracy")
-        proto, pruned = prune(model)
+    if options.sparsity is SparsityMode.PRUNE:
+        proto, pruned = _pruned(model, options, watch)
         path = work / "pruned" / "model.onnx"
         path.parent.mkdir()
         save_model(proto, path)
@@ -133,6 +135,22 @@ def _sparse(model: Model, mode: SparsityMode, work: Path, report: Report) -> tup
             hint="Prune and retrain (examples/README.md), or pass --sparsity report, or --sparsity prune.",
         )
     return model, None
+
+
+def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.ModelProto, PruneReport]:
+    """Prune on calibration data where there is some, else by magnitude."""
+    if options.calibration is None:
+        watch.report("Pruning to 2:4 by magnitude; without calibration data expect a loss of accuracy")
+        return prune(model)
+    watch.report("Pruning to 2:4 on the calibration data")
+    data = load_calibration(options.calibration, signature_of(model))
+    step = watch.progress
+
+    def told(share: float, _: str) -> None:
+        if step is not None:
+            step("Pruning", round(100 * share), 100)
+
+    return prune_with_data(model, data, progress=told)
 
 
 def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem, ...]:

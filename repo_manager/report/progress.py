@@ -19,13 +19,13 @@ from rich.text import Text
 
 from repo_manager.report.load_tables import format_ms
 from repo_manager.report.tables import format_bytes
-from repo_manager.report.terminal import Terminal
+from repo_manager.report.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from repo_manager.loadtest.compare import CompareProgress
     from repo_manager.loadtest.result import LoadPoint, Progress
 
-__all__ = ["build_bar", "compare_progress", "load_progress", "transfer_progress"]
+__all__ = ["build_bar", "compare_progress", "load_progress", "share_bar", "transfer_progress"]
 
 
 # A build's progress: a bar on a terminal, a line every few seconds elsewhere.
@@ -90,6 +90,41 @@ class _Lines:
                 return
             self._next = time.monotonic() + _LINE_EVERY_S
         self._say(f"{phase}: {done} of {steps}")
+
+
+@contextlib.contextmanager
+def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str], None]]:
+    """Give a function that is told the share that is done, 0 to 1, and what is being done; it shows the time left.
+
+    Args:
+        terminal: its stderr is written to; nothing is when it is quiet.
+        title: of the whole.
+    """
+    if terminal.quiet:
+        yield lambda _share, _now: None
+    elif terminal.is_live:
+        with rich_progress.Progress(
+            TextColumn(title),
+            BarColumn(),
+            rich_progress.TaskProgressColumn(),
+            rich_progress.TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=terminal.console,
+            transient=True,
+        ) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda share, now: bar.update(task, completed=share, description=plain(now))
+    else:
+        began = last = time.monotonic()
+
+        def told(share: float, now: str) -> None:
+            nonlocal last
+            at = time.monotonic()
+            if at - last >= _LINE_EVERY_S and share > 0:
+                last = at
+                terminal.progress(f"{title}: {share:.0%}, about {(at - began) * (1 / share - 1):.0f} s left: {now}")
+
+        yield told
 
 
 # How far a transfer is, as a line now and then.

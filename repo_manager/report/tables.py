@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from repo_manager.precision import Check, Conversion
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
+    from repo_manager.sparsity.prune import PruneEvidence
 
 __all__ = [
     "conversion_view",
@@ -174,18 +175,49 @@ def _drift_label(item: Any) -> str:
 
 
 def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]:
-    """Show what pruning took from each layer, and what it left alone."""
-    rows = [
-        [layer.node, layer.weight, "x".join(map(str, layer.shape)), layer.removed, format_share(layer.lost_magnitude)]
-        for layer in report.pruned
-    ]
+    """Show what pruning took from each layer, what it left alone, and with data what it cost."""
+    solved = report.evidence is not None
     columns = ["layer", "weight", "shape", "values removed", "magnitude lost"]
-    views: list[RenderableType] = [make_table("Pruned to 2:4", columns, rows, right="values removed,magnitude lost")]
+    columns += ["error", "error by magnitude"] if solved else []
+    rows = []
+    for layer in report.pruned:
+        row = [layer.node, layer.weight, "x".join(map(str, layer.shape)), layer.removed]
+        row.append(format_share(layer.lost_magnitude))
+        rows.append([*row, _error(layer.error), _error(layer.magnitude_error)] if solved else row)
+    views: list[RenderableType] = [make_table("Pruned to 2:4", columns, rows, right=",".join(columns[3:]))]
     if report.skipped:
         skipped = [[layer.node, layer.weight, layer.reason] for layer in report.skipped]
         views.append(make_table("Left alone", ["layer", "weight", "why"], skipped))
+    if report.evidence is not None:
+        views += _evidence_views(report.evidence)
     views.append(Text("Dry run: nothing was written." if output is None else f"Written to {output}"))
     return views
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{error:.3g}"
+
+
+def _evidence_views(evidence: PruneEvidence) -> list[RenderableType]:
+    where = f"{evidence.judged_samples} {evidence.judged_on} sample(s)"
+    by_magnitude = {item.output: item for item in evidence.magnitude_drift}
+    rows = [
+        [
+            item.output,
+            f"{item.relative_error:.3g}",
+            format_share(item.top1_agreement),
+            f"{by_magnitude[item.output].relative_error:.3g}",
+            format_share(by_magnitude[item.output].top1_agreement),
+        ]
+        for item in evidence.drift
+    ]
+    columns = ["output", "relative error", "same top class", "by magnitude", "same top class by magnitude"]
+    share = evidence.sparse_macs / evidence.macs if evidence.macs else None
+    line = f"{format_share(share)} of the multiply-accumulates can run sparse. Solved on {evidence.samples} sample(s)."
+    return [
+        make_table(f"Drift against the dense model, on {where}", columns, rows, right=",".join(columns[1:])),
+        Text(line),
+    ]
 
 
 def _result(check: Check) -> Text:

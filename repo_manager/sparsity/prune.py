@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,20 @@ from repo_manager.sparsity.pattern import magnitude_prune, nonzero, two_four_mas
 from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import ASP_IN_MULTIPLE, ASP_OUT_MULTIPLE, is_asp_eligible, obstacle_of
 from repo_manager.sparsity.weight import Cast, Dequantize, Quantize, Step, SubtractZeroPoint, Weight
+from repo_manager.stats.drift import OutputDrift
 from repo_manager.types import Digest
 
-__all__ = ["PruneReport", "PrunedLayer", "SkippedLayer", "prune"]
+__all__ = [
+    "Chosen",
+    "PruneEvidence",
+    "PruneReport",
+    "PrunedLayer",
+    "SkippedLayer",
+    "as_bytes",
+    "choose",
+    "prune",
+    "skip",
+]
 
 RETRAIN_ADVICE = (
     "Pruning without retraining costs accuracy. Retrain with the masks fixed (examples/train_sparse_digits.py "
@@ -42,6 +53,11 @@ class PrunedLayer:
         values: how many values it has.
         removed: how many non-zero values became zero.
         lost_magnitude: their share of the sum of all magnitudes, 0 to 1.
+        error: of its outputs against the dense model's on the calibration data, relative; `None` without data.
+        magnitude_error: the same for the weights that magnitude pruning gives.
+        shifted: the constant that took up the change of its outputs' means; `None`: none could.
+        macs: multiply-accumulates per sample; `None` when not known.
+        damping: that its solution was found with.
     """
 
     node: str
@@ -51,6 +67,11 @@ class PrunedLayer:
     values: int
     removed: int
     lost_magnitude: float
+    error: float | None = None
+    magnitude_error: float | None = None
+    shifted: str | None = None
+    macs: int | None = None
+    damping: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,37 @@ class SkippedLayer:
 
 
 @dataclass(frozen=True)
+class PruneEvidence:
+    """What layers were solved on, and how far the pruned model is from the dense one.
+
+    Attributes:
+        data: where the calibration data came from.
+        data_digest: of all samples, those held out included.
+        samples: how many the layers were solved on.
+        judged_on: `held-out`, or `calibration` when there were too few samples to hold some out.
+        judged_samples: how many samples `drift` was measured on.
+        drift: of each output.
+        magnitude_drift: the same for the model whose same layers are pruned by magnitude.
+        macs: of the whole model, per sample.
+        sparse_macs: of the pruned layers.
+        seed: of the draws of columns.
+        versions: of the libraries that computed.
+    """
+
+    data: str
+    data_digest: Digest
+    samples: int
+    judged_on: str
+    judged_samples: int
+    drift: tuple[OutputDrift, ...]
+    magnitude_drift: tuple[OutputDrift, ...]
+    macs: int
+    sparse_macs: int
+    seed: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class PruneReport:
     """What `prune` did.
 
@@ -71,12 +123,31 @@ class PruneReport:
         pruned: in the graph's order.
         skipped: the uses that were left alone.
         advice: why and how to retrain.
+        method: `magnitude`, or `second-order` with calibration data.
+        evidence: with calibration data.
     """
 
     source: Digest
     pruned: tuple[PrunedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
     advice: str = RETRAIN_ADVICE
+    method: str = "magnitude"
+    evidence: PruneEvidence | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weights to prune.
+
+    Attributes:
+        uses: place of the stored tensor in the order of `tensors_of` -> its uses.
+        skipped: the uses that are left alone.
+        macs: multiply-accumulates of the whole model, where they are known.
+    """
+
+    uses: dict[int, list[Use]]
+    skipped: list[SkippedLayer]
+    macs: int
 
 
 def prune(
@@ -97,9 +168,49 @@ def prune(
     Raises:
         ModelError: a pattern matches no layer, or a weight cannot be read.
     """
+    found = choose(model, layers=layers, exclude=exclude, all_valid=all_valid)
+    chosen, skipped = found.uses, found.skipped
+    results: dict[int, PrunedLayer] = {}
+
+    def replace(place: int, _: onnx.TensorProto) -> bytes | None:
+        """Prune one tensor when its turn comes, so that one at a time is held besides the new model."""
+        if place not in chosen:
+            return None
+        result = _prune_one(chosen[place], model.weights)
+        if isinstance(result, str):
+            skipped.extend(skip(use, result) for use in chosen[place])
+            return None
+        results[place] = result[0]
+        return result[1]
+
+    proto = model.rebuild(replace)
+    pruned = tuple(results[place] for place in chosen if place in results)
+    return proto, PruneReport(model.digest, pruned, tuple(skipped))
+
+
+def choose(
+    model: Model,
+    *,
+    layers: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    all_valid: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Chosen:
+    """Find the weights that `prune` prunes.
+
+    Args:
+        model: the model.
+        layers: see `prune`.
+        exclude: see `prune`.
+        all_valid: see `prune`.
+        shapes: of the inputs, to count multiply-accumulates; `None` does not count.
+
+    Raises:
+        ModelError: a pattern matches no layer, or a weight cannot be read.
+    """
     tensors = list(tensors_of(model.graph_only))  # alive to the end: they are told apart by identity
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
-    uses = list(uses_of(model.graph_only, model.weights))
+    uses = list(uses_of(model.graph_only, model.weights, shapes))
     _check_patterns(uses, (*layers, *exclude), str(model.path))
     skipped: list[SkippedLayer] = []
     chosen: dict[int, list[Use]] = {}  # place of the tensor -> its uses
@@ -109,23 +220,8 @@ def prune(
         if place is not None:
             chosen[place] = candidates
         else:
-            skipped.extend(_skipped(use, "the weight is an attribute, not a tensor") for use in candidates)
-    results: dict[int, PrunedLayer] = {}
-
-    def replace(place: int, _: onnx.TensorProto) -> bytes | None:
-        """Prune one tensor when its turn comes, so that one at a time is held besides the new model."""
-        if place not in chosen:
-            return None
-        result = _prune_one(chosen[place], model.weights)
-        if isinstance(result, str):
-            skipped.extend(_skipped(use, result) for use in chosen[place])
-            return None
-        results[place] = result[0]
-        return result[1]
-
-    proto = model.rebuild(replace)
-    pruned = tuple(results[place] for place in chosen if place in results)
-    return proto, PruneReport(model.digest, pruned, tuple(skipped))
+            skipped.extend(skip(use, "the weight is an attribute, not a tensor") for use in candidates)
+    return Chosen(chosen, skipped, sum(use.macs or 0 for use in uses))
 
 
 def _candidates(
@@ -145,7 +241,7 @@ def _candidates(
         if reason is None:
             candidates.append(use)
         else:
-            skipped.append(_skipped(use, reason))
+            skipped.append(skip(use, reason))
     return candidates
 
 
@@ -201,7 +297,8 @@ def _reason_against(use: Use, layers: Sequence[str], exclude: Sequence[str], all
     return None
 
 
-def _skipped(use: Use, reason: str) -> SkippedLayer:
+def skip(use: Use, reason: str) -> SkippedLayer:
+    """Say why a use is left alone."""
     name = use.weight.name if use.weight is not None else use.node.input[use.site.input]
     return SkippedLayer(use.label, name, reason)
 
@@ -231,7 +328,7 @@ def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, by
         removed=count,
         lost_magnitude=lost,
     )
-    return layer, (_as_bytes(new, weight.source.data_type) if count else None)
+    return layer, (as_bytes(new, weight.source.data_type) if count else None)
 
 
 def _prune_behind_steps(weight: Weight, stored: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, float]:
@@ -290,7 +387,7 @@ def _zeros_as_stored(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
     return zeros.astype(stored.dtype, copy=False)
 
 
-def _as_bytes(values: NDArray[Any], data_type: int) -> bytes:
+def as_bytes(values: NDArray[Any], data_type: int) -> bytes:
     """Return values as `raw_data` stores them; types below a byte are packed, lowest bits first."""
     bits = stored_bits(data_type, "a weight")
     if bits >= 8:

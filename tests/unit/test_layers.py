@@ -17,6 +17,7 @@ LAYERS = [
     {"onnx_model"},
     {"sparsity"},
     {"precision"},
+    {"pruning"},
     {"engine"},
     {"triton_config"},
     {"repository"},

@@ -1,0 +1,293 @@
+"""Solve the layers of a model one after the other, each on what it sees behind those that are pruned already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.errors import CalibrationError, InputError
+from repo_manager.onnx_model.draft import Weight, weight_of_array
+from repo_manager.onnx_model.weights import WeightStore
+from repo_manager.optional import deferred
+from repo_manager.precision.calibration.data import CalibrationData
+from repo_manager.pruning.layers import Layer
+from repo_manager.pruning.moments import Moments
+from repo_manager.pruning.solve import best_damping, solve
+from repo_manager.pruning.stream import Graph, Stream
+from repo_manager.sparsity.pattern import valid_groups
+
+if TYPE_CHECKING:
+    import threadpoolctl
+else:
+    threadpoolctl = deferred("threadpoolctl")
+
+__all__ = ["Progress", "Run", "SolveOptions", "Solved", "replacements", "solve_layers", "workers"]
+
+Array = NDArray[Any]
+Progress = Callable[[float, str], None]
+"""Told the share that is done, 0 to 1, and the layer that is being solved."""
+
+_DEFAULT_DAMPING = 0.01
+_JUDGING_EVERY = 4  # samples
+_COLUMNS_A_WEIGHT, _COLUMNS_AT_LEAST = 8, 8192
+_VERSION = 1  # of the solver: a journal of another one is of no use
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """How layers are solved.
+
+    Attributes:
+        damping: added to each Hessian's diagonal, as a share of its mean; `None` chooses for each layer what does best
+            on a quarter of the samples that the others are fitted without.
+        seed: of the draws of columns.
+        threads: at work at a time; `None` is one per processor. The result does not depend on it.
+        work: folder for what is solved so far, so that a run that was stopped goes on; `None` keeps nothing.
+    """
+
+    damping: float | None = None
+    seed: int = 0
+    threads: int | None = None
+    work: Path | None = None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What one layer became.
+
+    Attributes:
+        matrix: `[N, K]` float32.
+        shift: by how much the means of its outputs fall short, `[N]`.
+        error: relative error of the layer's outputs against the dense model's, on the calibration data.
+        magnitude_error: the same for magnitude pruning.
+        damping: that was used.
+    """
+
+    matrix: Array
+    shift: Array
+    error: float
+    magnitude_error: float
+    damping: float
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Layers that are solved, in a folder, so that a run that was stopped goes on where it was.
+
+    Attributes:
+        folder: `None` keeps nothing.
+    """
+
+    folder: Path | None
+
+    @classmethod
+    def opened(cls, key: Sequence[Any], folder: Path | None) -> Journal:
+        """Open a folder, which is created when missing.
+
+        Args:
+            key: everything that the solutions depend on.
+            folder: `None` keeps nothing.
+
+        Raises:
+            InputError: the folder belongs to another run.
+        """
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path, wanted = folder / "run.json", json.dumps([_VERSION, *key])
+            if not path.is_file() and not any(folder.iterdir()):
+                path.write_text(wanted, encoding="utf-8")
+            elif not path.is_file() or path.read_text(encoding="utf-8") != wanted:
+                raise InputError(
+                    f"{folder}: holds something else than solved layers of this model, data and options",
+                    hint="Give an empty folder, or delete this one.",
+                )
+        return cls(folder)
+
+    def read(self, name: str) -> Solved | None:
+        """Return a layer that was solved before."""
+        if name not in self:
+            return None
+        with np.load(self._path(name), allow_pickle=False) as file:
+            return Solved(file["matrix"], file["shift"], *(float(number) for number in file["numbers"]))
+
+    def __contains__(self, name: str) -> bool:
+        return self.folder is not None and self._path(name).is_file()
+
+    def write(self, name: str, solved: Solved) -> None:
+        """Keep a layer, as a whole or not at all."""
+        if self.folder is None:
+            return
+        temporary = self._path(name).with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            numbers = np.array([solved.error, solved.magnitude_error, solved.damping])
+            np.savez(file, matrix=solved.matrix, shift=solved.shift, numbers=numbers)
+        temporary.replace(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
+
+
+@contextmanager
+def workers(threads: int | None) -> Iterator[tuple[Executor, int]]:
+    """Give a pool of threads, and how many, and hold BLAS to one thread each: so no result depends on their number."""
+    width = threads or os.cpu_count() or 1
+    with threadpoolctl.threadpool_limits(limits=1), ThreadPoolExecutor(width) as pool:
+        yield pool, width
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run over the layers works with."""
+
+    graph: Graph
+    store: WeightStore
+    samples: CalibrationData
+    folder: Path
+    keep_bytes: int
+    options: SolveOptions
+    pool: Executor
+    width: int
+
+
+def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda _, __: None) -> dict[str, Solved]:
+    """Solve layers in the order in which data reaches them.
+
+    Args:
+        run: the dense model and its data.
+        layers: those to prune.
+        progress: told before each layer.
+
+    Returns:
+        The layers by the names of their tensors.
+
+    Raises:
+        CalibrationError: a value is not finite on a sample.
+        ModelError: ONNX Runtime does not run the model on a sample.
+    """
+    keep = run.keep_bytes // 2
+    dense = Stream.at_start(run.graph, run.samples.batches(), run.folder / "dense", keep)
+    pruned = Stream.at_start(run.graph, run.samples.batches(), run.folder / "pruned", keep)
+    told = [run.samples.digest, run.samples.count, run.options.damping, run.options.seed]
+    journal = Journal.opened([*told, [layer.name for layer in layers]], run.options.work)
+    unsolved = {layer.name: layer for layer in layers}
+    solved: dict[str, Solved] = {}
+    costs = {layer.name: float(layer.columns) ** 2 * (layer.columns + layer.outputs + 8192) for layer in layers}
+
+    def tell(layer: Layer) -> None:
+        progress(sum(costs[name] for name in solved) / sum(costs.values()), layer.label)
+
+    def finish(group: Sequence[Layer], moments: Mapping[str, Moments]) -> None:
+        for layer in group:
+            tell(layer)
+            result = journal.read(layer.name)
+            if result is None:
+                result = _solve(layer, moments[layer.name], run)
+                journal.write(layer.name, result)
+            solved[layer.name] = result
+            pruned.weights.update(replacements(layer, result, run.graph.draft.weights, run.store))
+            del unsolved[layer.name]
+        tell(group[-1])
+
+    shared = [layer for layer in unsolved.values() if len(layer.uses) > 1]
+    if shared:  # their uses may follow each other: all are seen as the dense model has them
+        alone = Stream.at_start(run.graph, run.samples.batches(), run.folder / "shared", keep)
+        finish(shared, _observe(shared, alone, alone, run, journal))
+    while unsolved:
+        free, blocked = run.graph.before(unsolved)
+        ready = [layer for layer in unsolved.values() if layer.uses[0].value not in blocked]
+        group = _within(ready, run.keep_bytes)
+        tell(group[0])
+        finish(group, _observe(group, pruned, dense, run, journal, free))
+    return solved
+
+
+def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], store: WeightStore) -> dict[str, Weight]:
+    """Return the constants that a solved layer changes, by name, as they are stored."""
+    weight = weights[layer.name]
+    found = {layer.name: weight_of_array(layer.stored(solved.matrix, store), weight.data_type)}
+    if layer.shift is not None:
+        before = weights[layer.shift.name]
+        values = before.load()
+        after = values.astype(np.float64) + layer.shift.sign * solved.shift.reshape(values.shape)
+        found[layer.shift.name] = weight_of_array(after.astype(values.dtype), before.data_type)
+    return found
+
+
+def _within(ready: Sequence[Layer], keep_bytes: int) -> list[Layer]:
+    """Return the first layers whose sums fit into memory together, one at least."""
+    group: list[Layer] = []
+    total = 0
+    for layer in ready:
+        total += 8 * layer.columns * (layer.columns + layer.outputs)
+        if group and total > keep_bytes:
+            break
+        group.append(layer)
+    return group
+
+
+def _observe(
+    group: Sequence[Layer],
+    pruned: Stream,
+    dense: Stream,
+    run: Run,
+    journal: Journal,
+    free: frozenset[int] = frozenset(),
+) -> dict[str, Moments]:
+    """Sum up what layers see in the pruned model, and what they answer in the dense one.
+
+    Layers of the journal are not summed up. The model runs in the same pieces with them, because other pieces round
+    otherwise, and a run that goes on has to end as one that was never stopped.
+    """
+    seen = {use.value for layer in group for use in layer.uses}
+    wanted = {use.output for layer in group for use in layer.uses}
+    ahead = free | dense.done | run.graph.needed_for(wanted)
+    answers = dense.advance(ahead, wanted | seen if dense is pruned else wanted, run.pool, run.width)
+    inputs = answers if dense is pruned else pruned.advance(free, seen, run.pool, run.width)
+    pairs = ((both, both) for both in answers) if dense is pruned else zip(inputs, answers, strict=True)
+    summed = [layer for layer in group if layer.name not in journal]
+    moments = {layer.name: Moments(layer.outputs, layer.columns, run.pool) for layer in summed}
+    biases = {
+        layer.name: np.zeros(1, np.float32)
+        if layer.bias is None
+        else run.graph.draft.weights[layer.bias].load().astype(np.float32).reshape(-1)
+        for layer in summed
+    }
+    for number, (values, outputs) in enumerate(pairs):
+        for layer in summed:
+            limit = -(-max(_COLUMNS_AT_LEAST, _COLUMNS_A_WEIGHT * layer.columns) // run.samples.count)
+            for place, use in enumerate(layer.uses):
+                random = np.random.default_rng([run.options.seed, number, place])
+                columns, answered = use.of(values[use.value], outputs[use.output], limit, random)
+                if not (np.isfinite(columns).all() and np.isfinite(answered).all()):
+                    raise CalibrationError(
+                        f"layer '{layer.label}' has values that are not finite on sample {number + 1}",
+                        hint="Look at that sample: the model itself overflows on it.",
+                    )
+                judging = number % _JUDGING_EVERY == _JUDGING_EVERY - 1
+                moments[layer.name].add(columns, answered - biases[layer.name], judging=judging)
+    return moments
+
+
+def _solve(layer: Layer, moments: Moments, run: Run) -> Solved:
+    dense, centred = layer.matrix(run.store), layer.shift is not None
+    damping = run.options.damping
+    if damping is None:
+        parts = moments.parts(dense, centred=centred)
+        damping = _DEFAULT_DAMPING if parts is None else best_damping(*parts)
+        del parts
+    solution = solve(moments.whole(dense, centred=centred), run.pool, damping)
+    valid, groups = valid_groups(solution.weights.reshape(layer.outputs, -1), 1)
+    assert valid == groups, layer.label
+    shift = moments.shift(solution.weights)
+    return Solved(solution.weights, shift, solution.error, solution.magnitude_error, damping)

@@ -1,0 +1,416 @@
+"""Prune one matrix to 2:4 so that its products change least: second-order, with every other weight adjusted.
+
+The problem, for each output row w of a layer: find two values in each group of four that minimise
+
+    sum over samples (z - w x)^2 + damping |w - w0|^2
+
+where x is what the layer sees, z what the dense model answers there, and w0 the dense row. With A = X X' + damping and
+c = z X' + damping w0 this is the quadratic w A w' - 2 c w'. Three steps:
+
+1. *Start*: optimal brain surgeon for groups (Frantar and Alistarh, OBC, 2022; SparseGPT, 2023). From the
+   unconstrained optimum, group after group loses the pair that costs least, and all columns to the right adjust. The
+   cost of each of the six pairs is exact, not the sum of two single ones.
+2. *Sweeps*: block coordinate descent. Each group in turn takes the best two of its four values given all others: the
+   error can only fall, and a group may change its mind.
+3. *Fit*: conjugate gradients on the values that are left, with the mask fixed.
+
+Rows are independent: they are solved in chunks of a fixed size, so that results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.sparsity.pattern import GROUP, two_four_mask
+
+__all__ = ["Problem", "Solution", "best_damping", "reconstruction_error", "solve"]
+
+Array = NDArray[Any]
+
+_PAIRS = np.array(list(itertools.combinations(range(GROUP), 2)))
+_FIRST, _SECOND = np.triu_indices(GROUP)  # the ten products of a group's four values
+_BLOCK = 64  # columns whose updates are collected before one matrix product carries them to the others
+_ROWS = 256  # of a chunk
+_DOUBLE_UP_TO = 384  # columns: small problems are solved in float64, at no cost that one would notice
+_MAX_SWEEPS = 8
+_WORTH = 0.01  # a sweep that gains less than this share of the error is the last one
+_MAX_FIT_STEPS = 24
+_FITTED = 3e-3  # of the first residual
+_ALL_TRIED_UP_TO = 16  # columns: 6^4 masks
+_ANY_ORDER_UP_TO = 128
+_RETRIED_UP_TO = 64
+_RETRIES = 16  # at that size; the smaller, the more: all others inherit the errors of a network's first layers
+_EXACT_ROWS = 64  # rows of exact fits at a time
+_SEED = 20180
+_DEAD, _DEAD_SHARE = 1e-6, 1e-3
+_DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_JUDGED_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one layer is solved from. Groups of four are consecutive columns.
+
+    Attributes:
+        dense: `[N, K]`, the weights w0.
+        moments: `[K, K]` float64, the sum of x x' over all samples.
+        target: `[N, K]` float64, the sum of z x'.
+        energy: `[N]` float64, the sum of z^2.
+    """
+
+    dense: Array
+    moments: Array
+    target: Array
+    energy: Array
+
+    def damping(self, share: float) -> Array:
+        """Return what is added to the diagonal, `[K]`: a share of its mean, next to nothing for a dead input."""
+        diagonal = self.moments.diagonal()
+        mean = float(diagonal.mean())
+        if mean == 0:  # no input says anything: magnitudes decide
+            return np.ones(len(diagonal))
+        return share * mean * np.where(diagonal > _DEAD * mean, 1.0, _DEAD_SHARE)
+
+    def rows(self, chosen: Array) -> Problem:
+        """Return the problem of some rows."""
+        return replace(self, dense=self.dense[chosen], target=self.target[chosen], energy=self.energy[chosen])
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A pruned matrix.
+
+    Attributes:
+        weights: `[N, K]` float32; at most two values in each group of four are not zero.
+        error: of the layer's answers against the dense model's, relative (Euclidean), on the data of `moments`.
+        magnitude_error: the same for the largest two of each four, unchanged: one-shot magnitude pruning.
+    """
+
+    weights: Array
+    error: float
+    magnitude_error: float
+
+
+def best_damping(problem: Problem, judging: Problem) -> float:
+    """Return the damping with which values that are fitted to one part of the data do best on another.
+
+    Few columns, or many that are alike, fix fewer weights than there are: only a pull to the dense ones helps then. The
+    masks of some rows are by magnitude here: the damping is for the values.
+    """
+    rows = np.unique(np.linspace(0, len(problem.dense) - 1, _JUDGED_ROWS).astype(int))
+    given, judge = problem.rows(rows), judging.rows(rows)
+    real = np.float64 if given.dense.shape[1] <= _DOUBLE_UP_TO else np.float32
+    start = np.where(two_four_mask(given.dense, 1), given.dense, 0).T.astype(real)
+    errors = []
+    for share in _DAMPINGS:
+        damping = given.damping(share)
+        matrix = (given.moments + np.diag(damping)).astype(real)
+        wanted = (given.target + damping * given.dense).T.astype(real)
+        errors.append(reconstruction_error(judge, _fit(matrix, start, wanted).T))
+    return _DAMPINGS[int(np.argmin(errors))]
+
+
+def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
+    """Solve one layer. Call it with BLAS at one thread: `pool` is where the work is shared out.
+
+    Args:
+        problem: finite numbers, K divides by 4.
+        pool: runs the chunks of rows.
+        damping: share of the mean of the diagonal of `moments`.
+    """
+    rows, columns = problem.dense.shape
+    real = np.float64 if columns <= _DOUBLE_UP_TO else np.float32
+    added = problem.damping(damping)
+    damped = problem.moments + np.diag(added)
+    system = _System.of(damped, real)
+
+    def one(start: int) -> Array:
+        part = slice(start, start + _ROWS)
+        wanted = problem.target[part] + added * problem.dense[part]
+        return _solve_rows(system, np.ascontiguousarray(wanted.T, real)).T
+
+    parts = list(pool.map(one, range(0, rows, _ROWS)))
+    weights = np.concatenate(parts).astype(np.float32) + np.float32(0)  # no negative zeros
+    by_magnitude = np.where(two_four_mask(problem.dense, 1), problem.dense, 0)
+    return Solution(weights, reconstruction_error(problem, weights), reconstruction_error(problem, by_magnitude))
+
+
+def reconstruction_error(problem: Problem, weights: Array) -> float:
+    """Return the relative error of a layer's answers with other weights."""
+    square = 0.0
+    for start in range(0, len(weights), _ROWS):
+        part = weights[start : start + _ROWS].astype(np.float64)
+        products = part @ problem.moments
+        products -= 2 * problem.target[start : start + _ROWS]
+        square += float(np.einsum("ij,ij->", products, part))
+    energy = float(problem.energy.sum())
+    return float(np.sqrt(max(0.0, square + energy) / energy)) if energy > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """For each group, what turns its four values into the six pairs' costs and answers.
+
+    Attributes:
+        costs: `[K / 4, 6, 10]`: v' (B_PP)^-1 v for each pair P, from the ten products of v's values.
+        answers: `[K / 4, 24, 4]`: (B_PP)^-1 v_P for each pair, zero elsewhere.
+    """
+
+    costs: Array
+    answers: Array
+
+    @classmethod
+    def of(cls, blocks: Array) -> _Choice:
+        """Make the choices of symmetric positive blocks B `[K / 4, 4, 4]`."""
+        inverses = np.zeros((len(blocks), len(_PAIRS), GROUP, GROUP), blocks.dtype)
+        for number, pair in enumerate(_PAIRS):
+            at = np.ix_(range(len(blocks)), pair, pair)
+            inverses[:, number][at] = np.linalg.inv(blocks[at])
+        twice = np.where(_FIRST == _SECOND, 1, 2)
+        costs = inverses[:, :, _FIRST, _SECOND] * twice
+        return cls(costs, inverses.reshape(len(blocks), -1, GROUP))
+
+    def astype(self, real: type) -> _Choice:
+        """Return it in another type."""
+        return _Choice(self.costs.astype(real), self.answers.astype(real))
+
+    def pick(self, group: int, values: Array, *, cheapest: bool) -> tuple[Array, Array]:
+        """Return, for each column of `values` `[4, N]`, the cost and the answer of the best pair."""
+        costs = self.costs[group] @ (values[_FIRST] * values[_SECOND])
+        choice = costs.argmin(axis=0) if cheapest else costs.argmax(axis=0)
+        answers = (self.answers[group] @ values).reshape(len(_PAIRS), GROUP, -1)
+        here = np.arange(values.shape[1])
+        return costs[choice, here], answers[choice, :, here].T
+
+
+@dataclass(frozen=True)
+class _System:
+    """What all rows share, in their type.
+
+    Attributes:
+        matrix: A, `[K, K]`.
+        factor: U, upper, with A^-1 = U' U.
+        removal: which pair costs least to remove when the columns to the left are gone.
+        fill: which pair is best to keep when all other groups stay.
+    """
+
+    matrix: Array
+    factor: Array
+    removal: _Choice
+    fill: _Choice
+
+    @classmethod
+    def of(cls, matrix: Array, real: type) -> _System:
+        """Factor A, which is float64."""
+        factor = _inverse_factor(matrix)
+        corners = _diagonal_blocks(factor)
+        return cls(
+            matrix.astype(real),
+            factor.astype(real),
+            _Choice.of(corners.transpose(0, 2, 1) @ corners).astype(real),
+            _Choice.of(_diagonal_blocks(matrix)).astype(real),
+        )
+
+
+def _diagonal_blocks(matrix: Array) -> Array:
+    count = len(matrix) // GROUP
+    numbers = np.arange(count)
+    return matrix.reshape(count, GROUP, count, GROUP)[numbers, :, numbers, :]
+
+
+def _inverse_factor(matrix: Array) -> Array:
+    """Return the upper U with matrix^-1 = U' U: one Cholesky factor from the last row up, inverted."""
+    lower = np.linalg.cholesky(matrix[::-1, ::-1])
+    upper = np.ascontiguousarray(lower[::-1, ::-1])  # matrix = upper upper'
+    _invert_upper(upper)
+    return upper
+
+
+def _invert_upper(matrix: Array) -> None:
+    """Invert an upper triangular matrix in place, by halves: the work is in matrix products."""
+    size = len(matrix)
+    if size <= 2 * _BLOCK:
+        matrix[...] = np.triu(np.linalg.inv(matrix))
+        return
+    half = size // 2
+    _invert_upper(matrix[:half, :half])
+    _invert_upper(matrix[half:, half:])
+    matrix[:half, half:] = -(matrix[:half, :half] @ matrix[:half, half:]) @ matrix[half:, half:]
+
+
+def _solve_rows(system: _System, wanted: Array) -> Array:
+    """Return the weights of some rows. All arrays are transposed, `[K, N]`, so that a group is contiguous."""
+    if len(wanted) <= _ALL_TRIED_UP_TO:
+        return _best_of_all(system.matrix, wanted)
+    best = system.factor.T @ (system.factor @ wanted)
+    floor = -np.einsum("ij,ij->j", wanted, best)
+    exact = _surgeon_in_any_order(system, best.copy()) if len(wanted) <= _ANY_ORDER_UP_TO else None
+    weights = _descend(system, _fit(system.matrix, _surgeon(system, best), wanted), wanted, floor)
+    if exact is None:
+        return weights
+    errors, random = _errors(system, weights, wanted), np.random.default_rng(_SEED)
+    for number in range(1 + _RETRIES * _RETRIED_UP_TO**2 // len(weights) ** 2):
+        start = _shaken(weights, random) if number else _fit(system.matrix, exact, wanted)
+        trial = _descend(system, start, wanted, floor)
+        found = _errors(system, trial, wanted)
+        better = found < errors
+        weights, errors = np.where(better, trial, weights), np.where(better, found, errors)
+    return weights
+
+
+def _best_of_all(matrix: Array, wanted: Array) -> Array:
+    """Try every mask."""
+    columns, rows = wanted.shape
+    starts = range(0, columns, GROUP)
+    lowest, weights = np.full(rows, np.inf), np.zeros_like(wanted)
+    for pairs in itertools.product(_PAIRS, repeat=len(starts)):
+        kept = np.concatenate([start + pair for start, pair in zip(starts, pairs, strict=True)])
+        values = np.linalg.solve(matrix[np.ix_(kept, kept)], wanted[kept])
+        error = -np.einsum("ij,ij->j", values, wanted[kept])
+        better = np.flatnonzero(error < lowest)
+        lowest[better] = error[better]
+        weights[:, better] = 0
+        weights[np.ix_(kept, better)] = values[:, better]
+    return weights
+
+
+def _descend(system: _System, weights: Array, wanted: Array, floor: Array) -> Array:
+    """Sweep until that gains little, then fit."""
+    for _ in range(_MAX_SWEEPS):
+        gradient: Array = system.matrix @ weights - wanted
+        error = _dot(weights, gradient - wanted) - float(floor.sum(dtype=np.float64))
+        if _sweep(system, weights, gradient) <= _WORTH * error:
+            break
+    return _fit(system.matrix, weights, wanted)
+
+
+def _errors(system: _System, weights: Array, wanted: Array) -> Array:
+    """Return w A w' - 2 c w' of each row."""
+    return np.asarray(np.einsum("ij,ij->j", system.matrix @ weights - 2 * wanted, weights))
+
+
+def _shaken(weights: Array, random: np.random.Generator) -> Array:
+    """Return weights in which some groups, other ones in each row, have two random places filled."""
+    columns, rows = weights.shape
+    groups = columns // GROUP
+    shaken = np.repeat(random.random((groups, rows)) < max(0.15, 1.5 / groups), GROUP, axis=0)
+    places = random.random((groups, GROUP, rows)).argsort(axis=1).reshape(columns, rows) < 2
+    size = np.sqrt((weights * weights).mean(axis=0))
+    other = places * random.standard_normal((columns, rows)).astype(weights.dtype) * size
+    return np.where(shaken, other, weights)
+
+
+def _dot(left: Array, right: Array) -> float:
+    return float(np.einsum("ij,ij->", left, right, dtype=np.float64))
+
+
+def _surgeon(system: _System, weights: Array) -> Array:
+    """Prune group after group; the columns behind a group make up for it. Changes `weights`."""
+    factor, columns = system.factor, len(weights)
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        errors = np.empty((stop - start, weights.shape[1]), weights.dtype)
+        for place in range(start, stop, GROUP):
+            group = slice(place, place + GROUP)
+            _, multipliers = system.removal.pick(place // GROUP, weights[group], cheapest=True)
+            error = factor[group, group] @ multipliers
+            weights[place:stop] -= factor[group, place:stop].T @ error
+            errors[place - start : place - start + GROUP] = error
+        weights[stop:] -= factor[start:stop, stop:].T @ errors
+    weights *= two_four_mask(weights, 0)
+    return weights
+
+
+def _surgeon_in_any_order(system: _System, weights: Array) -> Array:
+    """Remove, from each row, one value after the other: the cheapest of all groups that have more than two."""
+    columns, rows = weights.shape
+    inverse = np.repeat((system.factor.T @ system.factor)[None], rows, axis=0)
+    values, here = np.ascontiguousarray(weights.T), np.arange(rows)
+    alive, left = np.ones((rows, columns), bool), np.full((rows, columns // GROUP), GROUP // 2)
+    for _ in range(columns // 2):
+        diagonal = inverse[:, np.arange(columns), np.arange(columns)]
+        costs = np.where(alive, values**2, np.inf) / np.where(alive, diagonal, 1)
+        costs[np.repeat(left == 0, GROUP, axis=1)] = np.inf
+        place = costs.argmin(axis=1)
+        column = inverse[here, :, place]
+        column /= np.sqrt(diagonal[here, place])[:, None]
+        values -= column * (values[here, place] / column[here, place])[:, None]
+        inverse -= column[:, :, None] * column[:, None, :]
+        alive[here, place] = False
+        left[here, place // GROUP] -= 1
+        values *= alive
+    return np.ascontiguousarray(values.T)
+
+
+def _sweep(system: _System, weights: Array, gradient: Array) -> float:
+    """Let each group in turn take its best two values, all others fixed. Changes both arrays.
+
+    Args:
+        system: of the rows.
+        weights: `[K, N]`.
+        gradient: A w - c.
+
+    Returns:
+        By how much the error fell.
+    """
+    matrix, columns, gain = system.matrix, len(weights), 0.0
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        changes = np.empty((stop - start, weights.shape[1]), weights.dtype)
+        for place in range(start, stop, GROUP):
+            group = slice(place, place + GROUP)
+            old, block = weights[group].copy(), matrix[group, group]
+            without = gradient[group] - block @ old
+            fallen, answer = system.fill.pick(place // GROUP, without, cheapest=False)
+            gain += float(fallen.sum(dtype=np.float64)) + _dot(old, gradient[group] + without)
+            change = -answer - old
+            weights[group] = -answer
+            gradient[start:stop] += matrix[start:stop, group] @ change
+            changes[place - start : place - start + GROUP] = change
+        gradient[:start] += matrix[:start, start:stop] @ changes
+        gradient[stop:] += matrix[stop:, start:stop] @ changes
+    return gain
+
+
+def _fit(matrix: Array, weights: Array, wanted: Array) -> Array:
+    """Find the best values for a fixed mask: exactly in small problems, else by preconditioned conjugate gradients."""
+    if len(weights) <= _DOUBLE_UP_TO:
+        return _fit_exactly(matrix, weights, wanted)
+    mask = weights != 0
+    scale = mask / matrix.diagonal()[:, None]
+    residual = (wanted - matrix @ weights) * mask
+    step = scale * residual
+    power = np.einsum("ij,ij->j", residual, step)
+    enough = np.maximum(power * _FITTED**2, np.finfo(weights.dtype).tiny)
+    for _ in range(_MAX_FIT_STEPS):
+        if not (power > enough).any():
+            break
+        curved = (matrix @ step) * mask
+        bend = np.einsum("ij,ij->j", step, curved)
+        length = np.where(power > enough, power / np.where(bend > 0, bend, 1), 0)
+        weights = weights + length * step
+        residual = residual - length * curved
+        preconditioned = scale * residual
+        next_power = np.einsum("ij,ij->j", residual, preconditioned)
+        step = preconditioned + np.where(power > enough, next_power / np.maximum(power, enough), 0) * step
+        power = np.where(power > enough, next_power, 0)
+    return weights
+
+
+def _fit_exactly(matrix: Array, weights: Array, wanted: Array) -> Array:
+    """Solve each row for the values of its mask."""
+    columns, rows = weights.shape
+    kept = np.nonzero(two_four_mask(weights, 0).T)[1].reshape(rows, columns // 2)
+    fitted = np.zeros((rows, columns), weights.dtype)
+    for start in range(0, rows, _EXACT_ROWS):
+        places = kept[start : start + _EXACT_ROWS]
+        numbers = np.arange(start, start + len(places))[:, None]
+        systems = matrix[places[:, :, None], places[:, None, :]]
+        fitted[numbers, places] = np.linalg.solve(systems, wanted.T[numbers, places][..., None])[..., 0]
+    return np.ascontiguousarray(fitted.T)
