@@ -27,7 +27,7 @@ from repo_manager.repository import record_deployment
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.result import Rollout
-from repo_manager.rollout.targets.base import Context, Part, Target, in_waves
+from repo_manager.rollout.targets.base import Context, LeftAloneError, Part, Target, in_waves
 
 __all__ = ["run"]
 
@@ -68,6 +68,7 @@ class _Undone:
 
     states: list[str] = dataclasses.field(default_factory=list)
     silent: list[str] = dataclasses.field(default_factory=list)
+    left: list[str] = dataclasses.field(default_factory=list)
     failed: list[str] = dataclasses.field(default_factory=list)
     by_hand: list[str] = dataclasses.field(default_factory=list)
 
@@ -211,6 +212,8 @@ def _undo_part(part: Part, undone: _Undone) -> None:
     """Undo one part; what goes wrong does not keep the others from being undone."""
     try:
         undone.states.append(part.undo())
+    except LeftAloneError as exc:
+        undone.left.append(exc.message)
     except ServerUnreachableError as exc:
         undone.silent.append(f"{part.label} does not answer ({exc.message})")
     except Exception as exc:  # noqa: BLE001 - a fault of ours in one part must not keep the others from being undone
@@ -232,7 +235,12 @@ def _verdict(what: str, cause: BaseException, undone: _Undone, touched: int) -> 
             hint="A server that is started again serves what it served before. One that runs on may serve both: "
             "run the same command again once it answers.",
         )
-    message = f"{what}\nThe previous state was put back: {'; '.join(sorted(undone.states + undone.silent))}."
+    left = f"{'; '.join(sorted(undone.left))}." if undone.left else ""
+    if undone.left and not undone.states + undone.silent:
+        message = f"{what}\nNothing was put back: {left}"
+    else:
+        message = f"{what}\nThe previous state was put back: {'; '.join(sorted(undone.states + undone.silent))}."
+        message += f" But {left}" if left else ""
     if isinstance(cause, GateError | InconclusiveError):
         return type(cause)(message)  # a gate keeps its exit code; its hint is in the message
     return RolloutUndoneError(message)

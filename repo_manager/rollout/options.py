@@ -65,7 +65,8 @@ class RolloutOptions:
         dry_run: plan only.
         deadline_s: for everything up to the proof on the last server; the undo has time of its own. A trial adds the
             time that it was asked to take.
-        load_timeout_s: deadline of one load on a server, and of the wait for one Deployment or InferenceService.
+        load_timeout_s: deadline of one load on a server, and of each step of an InferenceService; a Deployment has it
+            for each pod, and `deadline_s` does not end one that makes progress.
         settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
         smoke_timeout_s: deadline of the smoke inference.
         reconnect_timeout_s: how long the undo waits for a server that has stopped answering; at most half of a short

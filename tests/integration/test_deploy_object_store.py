@@ -15,7 +15,7 @@ from repo_manager.repository import Location, copy_version, find_model, parse_lo
 from repo_manager.repository.stores.objects.client import open_client
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.rollout.targets import kubernetes_status
+from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
@@ -43,7 +43,7 @@ def repository(store: str, tmp_path: Path) -> Location:
 def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
     served = ServedCluster(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    monkeypatch.setattr(kubernetes_status, "_POLL_S", 0.005)
+    monkeypatch.setattr(cluster_api, "_POLL_S", 0.005)
     served.cluster.add(triton_deployment(url=store))
     yield served.cluster
     served.stop()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 from support.fake_cluster import ServedCluster
-from support.kserve_controller import Controller, inference_service
+from support.kserve_controller import Controller
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.triton_deployment import publish_scaling, triton_deployment
 
@@ -42,7 +42,7 @@ from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions, TrialOptions
 from repo_manager.rollout.plan import Action
 from repo_manager.rollout.result import Rollout
-from repo_manager.rollout.targets import kserve_status, kubernetes_status
+from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.base import Context, Target
 from repo_manager.rollout.targets.kserve import KServeTarget
@@ -203,13 +203,10 @@ def _in_cluster(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     publish_scaling(folder / "repository", "scale", [2.0, 3.0], folder)
     served = ServedCluster(folder)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    for module in (kubernetes_status, kserve_status):
-        monkeypatch.setattr(module, "_POLL_S", 0.005)
+    monkeypatch.setattr(cluster_api, "_POLL_S", 0.005)
     to, trial = "k8s://models/rel", None
     if kind.startswith("kserve"):
-        controller = Controller()
-        served.cluster.on_patch = lambda item: controller(item)
-        served.cluster.add(inference_service())
+        Controller(served.cluster)
         to = "kserve://models/digits"
         trial = TrialOptions((0.1, 1.0), step_s=0.02) if kind.endswith("canary") else None
     else:

@@ -61,6 +61,11 @@ def merged(old: Any, patch: Any, *, strategic: bool, key: str = "") -> Any:
     return copy.deepcopy(patch)
 
 
+def touch(item: Object) -> None:
+    """Give an object the next resource version, as every write does, one of the status too."""
+    item["metadata"]["resourceVersion"] = str(int(item["metadata"]["resourceVersion"]) + 1)
+
+
 def ready(_cluster: FakeCluster, deployment: Object, pod: Object) -> None:
     """Make the pod answer its probes."""
     pod["status"] = {
@@ -121,20 +126,27 @@ class FakeCluster:
     """method, path -> status and message, to refuse a request."""
     on_patch: Callable[[Object], None] = lambda _item: None
     """Told of every object that was patched, custom ones: a test's own controller."""
+    on_read: Callable[[Object], None] = lambda _item: None
+    """Told of every object that is read by its name, before it is sent."""
     frozen: bool = False
     """The Deployment controller does nothing."""
 
-    def add(self, item: Object) -> Object:
-        """Put an object there, as applied; a Deployment gets its pods at once."""
+    def add(self, item: Object, *, settled: bool = True) -> Object:
+        """Put an object there, as applied; a settled Deployment has its pods at once."""
         plural = {"Deployment": "deployments", "InferenceService": "inferenceservices", "HTTPRoute": "httproutes"}
         meta = item["metadata"]
         meta.update(resourceVersion="1", generation=1, uid=meta["name"])
         self.objects[plural[item["kind"]], meta.get("namespace", "default"), meta["name"]] = item
         if item["kind"] == "Deployment":
             item["spec"].setdefault("replicas", 1)
-            for _ in range(20):
+            for _ in range(20 if settled else 0):
                 self._step(item, ready)
         return item
+
+    def remove(self, key: tuple[str, str, str]) -> None:
+        """Delete an object, and a Deployment's pods."""
+        gone = self.objects.pop(key)
+        self.pods = [pod for pod in self.pods if pod["owner"] != gone["metadata"]["uid"]]
 
     def deployment(self, namespace: str, name: str) -> Object:
         return self.objects["deployments", namespace, name]
@@ -175,7 +187,8 @@ class FakeCluster:
             self.pods.remove(new.pop())
         own = [pod for pod in self.pods if pod["owner"] == meta["uid"]]
         available = len([pod for pod in own if _is_ready(pod)])
-        conditions = (deployment.get("status") or {}).get("conditions", [])
+        before = deployment.get("status")
+        conditions = (before or {}).get("conditions", [])
         deployment["status"] = {
             "observedGeneration": meta["generation"],
             "replicas": len(own),
@@ -184,16 +197,20 @@ class FakeCluster:
             "readyReplicas": available,
             "conditions": conditions,
         }
+        if deployment["status"] != before:
+            touch(deployment)
 
     def get(self, kind: str, namespace: str, name: str | None, labels: Mapping[str, str]) -> Object | None:
         if kind == "pods":
             found = [{k: v for k, v in pod.items() if k not in ("owner", "mark")} for pod in self.pods]
         else:
             found = [item for key, item in self.objects.items() if key[:2] == (kind, namespace)]
-            if kind == "deployments" and name is not None:
-                for item in found:
-                    if item["metadata"]["name"] == name:
+            for item in list(found):
+                if name in (None, item["metadata"]["name"]):
+                    if kind == "deployments" and labels.items() <= item["metadata"]["labels"].items():
                         self._step(item, self.behaviour)
+                    self.on_read(item)
+            found = [item for key, item in self.objects.items() if key[:2] == (kind, namespace)]
         found = [item for item in found if item["metadata"].get("namespace", "default") == namespace]
         if name is not None:
             return next((item for item in found if item["metadata"]["name"] == name), None)
@@ -209,7 +226,8 @@ class FakeCluster:
             return 409, "the object has been modified; please apply your changes to the latest version and try again"
         before = copy.deepcopy(item["spec"])
         changed = merged(item, patch, strategic=strategic)
-        changed["metadata"]["resourceVersion"] = str(int(item["metadata"]["resourceVersion"]) + 1)
+        changed["metadata"]["resourceVersion"] = item["metadata"]["resourceVersion"]
+        touch(changed)
         if changed["spec"] != before:
             changed["metadata"]["generation"] = item["metadata"]["generation"] + 1
         self.objects[key] = changed
@@ -252,11 +270,11 @@ class _Handler(BaseHTTPRequestHandler):
                 elif method == "PATCH":
                     strategic = "strategic" in self.headers["Content-Type"]
                     code, result = self.cluster.patch((kind, namespace, name), body, strategic=strategic)
-                    self._status(code, result) if isinstance(result, str) else self._json(code, result)
+                    self._status(code, result, str(name)) if isinstance(result, str) else self._json(code, result)
                 else:
                     found = self.cluster.get(kind, namespace, name, _labels(query))
                     if found is None:
-                        self._status(404, f'{kind} "{name}" not found')
+                        self._status(404, f'{kind} "{name}" not found', str(name))
                     else:
                         self._json(200, found)
                 return
@@ -265,18 +283,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, code: int, item: Object) -> None:
         self._send(code, json.dumps(item).encode(), "application/json")
 
-    def _status(self, code: int, message: str) -> None:
-        self._json(
-            code,
-            {
-                "apiVersion": "v1",
-                "kind": "Status",
-                "metadata": {},
-                "status": "Failure",
-                "message": message,
-                "code": code,
-            },
-        )
+    def _status(self, code: int, message: str, name: str = "") -> None:
+        body = {"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure"}
+        details = {"details": {"name": name}} if name else {}
+        self._json(code, {**body, **details, "message": message, "code": code})
 
     def _send(self, code: int, data: bytes, kind: str) -> None:
         self.send_response(code)

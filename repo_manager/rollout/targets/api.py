@@ -3,19 +3,95 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.optional import require
 
-__all__ = ["Api", "Kind", "Object", "using"]
+__all__ = ["Api", "ConflictError", "Kind", "Object", "change_unless_changed", "patiently", "pause", "using"]
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""
 
+_POLL_S = 1.0
+_SILENCE_S = 60.0
+_CONFLICTS = 20
 _FIELD_MANAGER = "repo-manager"
 _LOG_LINES = 15
+
+Answer = TypeVar("Answer")
+
+
+class ConflictError(ServerRefusedError):
+    """Somebody has changed the object since it was read."""
+
+
+def pause() -> None:
+    """Sleep between two looks at an object that is waited for."""
+    time.sleep(_POLL_S)
+
+
+def patiently(call: Callable[[], Answer], *, until: float | None = None) -> Answer:
+    """Ask an API server, and ask again for up to a minute while it gives no answer: it may be restarting.
+
+    Args:
+        call: the request.
+        until: moment of `time.monotonic` after which it is not asked again; `None`: a minute from now.
+
+    Raises:
+        ServerUnreachableError: there was no answer for a minute, or until then.
+        ServerRefusedError: it refused.
+    """
+    silence = time.monotonic() + _SILENCE_S
+    end = silence if until is None else min(silence, until)
+    while True:
+        try:
+            return call()
+        except ServerUnreachableError:
+            if time.monotonic() > end:
+                raise
+        pause()
+
+
+def change_unless_changed(
+    seen: Object, read: Callable[[], Object | None], send: Callable[[Object], Object], patch: Object
+) -> Object:
+    """Patch an object that nobody has changed since it was read.
+
+    A status that moves, a pod that dies and an autoscaler that scales make new resource versions too: on a conflict the
+    object is read again, and the patch is sent again while `spec` is the same but for the number of replicas.
+
+    Args:
+        seen: the object as it was read.
+        read: reads it again; `None`: it is gone.
+        send: sends a patch.
+        patch: the patch; its `resourceVersion` is set here.
+
+    Raises:
+        ConflictError: somebody has changed the spec.
+        ServerRefusedError: the API server refused the patch.
+        ServerUnreachableError: it gave no answer.
+    """
+    now: Object | None = seen
+    for _ in range(_CONFLICTS):
+        if now is None or _asked_for(now) != _asked_for(seen):
+            break
+        metadata = {**patch.get("metadata", {}), "resourceVersion": now["metadata"]["resourceVersion"]}
+        try:
+            return send({**patch, "metadata": metadata})
+        except ConflictError:
+            now = patiently(read)
+    kind, name = seen.get("kind", "The object"), seen["metadata"]["name"]
+    raise ConflictError(
+        f"{kind} {name} was changed by somebody else since it was read, so it was not changed (409)",
+        hint="Look at it with kubectl get, and run the command again.",
+    )
+
+
+def _asked_for(item: Object) -> Object:
+    return {key: value for key, value in item["spec"].items() if key != "replicas"}
 
 
 @contextlib.contextmanager
@@ -52,6 +128,7 @@ class Api:
         self._core = require("lightkube.resources.core_v1")
         self._generic = require("lightkube.generic_resource")
         self._patch_type = require("lightkube.types").PatchType
+        self._allowed: set[str] = set()
         try:
             self._client = self._lightkube.Client(field_manager=_FIELD_MANAGER)
         except (self._errors.ConfigError, OSError) as exc:
@@ -130,7 +207,15 @@ class Api:
         transport = self._errors.httpx
         try:
             yield
+            self._allowed.add(what)
         except self._errors.ApiError as exc:
+            named = exc.status.details is not None and bool(exc.status.details.name)
+            if what in self._allowed and _may_pass(exc.status.code, named=named):
+                raise ServerUnreachableError(
+                    f"The Kubernetes API server could not {what}, which it did before: {exc.status.message} "
+                    f"({exc.status.code})",
+                    hint="While it starts it refuses what it allows later. Check the rights if it goes on.",
+                ) from exc
             raise _refused(what, exc.status.code, exc.status.message or str(exc)) from exc
         except transport.HTTPStatusError as exc:
             raise _refused(what, exc.response.status_code, exc.response.text[:300]) from exc
@@ -141,15 +226,24 @@ class Api:
             ) from exc
 
 
+def _may_pass(code: int | None, *, named: bool) -> bool:
+    """Say whether an API server that has just started may answer so until its rights and kinds are read.
+
+    A 404 that names the object is an answer: the object is gone.
+    """
+    return code in (401, 403) or (code == 404 and not named)
+
+
 def _refused(what: str, code: int | None, reason: str) -> ServerRefusedError | ServerUnreachableError:
     if code is not None and (code >= 500 or code == 429):  # It may be another answer in a moment.
         return ServerUnreachableError(f"The Kubernetes API server could not {what}: {reason} ({code})")
     hints = {
         401: "The credentials in the kubeconfig are not valid (any more).",
-        403: "The chart's `deployer` values make a Role with what is needed and bind it.",
+        403: "Bind a Role that allows it: the chart's `deployer` values make one for its release, "
+        "deploy/kserve/role.yaml one for an InferenceService. Where a Role names its objects, a mistyped name is "
+        "forbidden too.",
         404: "Check the namespace and the name; kubectl get shows what is there.",
-        409: "Somebody else has changed it meanwhile; run the command again.",
+        409: "Somebody else has changed it; run the command again.",
     }
-    return ServerRefusedError(
-        f"The Kubernetes API server refused to {what}: {reason} ({code})", hint=hints.get(code or 0)
-    )
+    kind = ConflictError if code == 409 else ServerRefusedError
+    return kind(f"The Kubernetes API server refused to {what}: {reason} ({code})", hint=hints.get(code or 0))

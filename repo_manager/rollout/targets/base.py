@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, SignatureCheck, find_model
 from repo_manager.repository.ensembles import with_dependents
 from repo_manager.repository.stores import open_store
@@ -49,6 +49,10 @@ class Deadline:
     def left_s(self) -> float:
         """How many seconds are left; below 0 when it has passed."""
         return self._end - time.monotonic()
+
+    def allow(self, seconds: float) -> None:
+        """Give it at least so long from now: a roll-out that makes progress is not cut off."""
+        self._end = max(self._end, time.monotonic() + seconds)
 
     def remaining_s(self, most_s: float) -> float:
         """Return how long the next call may take.
@@ -134,6 +138,10 @@ _RECONNECT_S = 1.5
 Report = Callable[[str], None]
 
 
+class LeftAloneError(RepoManagerError):
+    """Nothing is undone: somebody else has changed the part since, and that change stays."""
+
+
 class Part(Protocol):
     """One part of a target that changes by itself: a Triton server, a Deployment, an InferenceService.
 
@@ -170,6 +178,7 @@ class Part(Protocol):
 
         Raises:
             ServerUnreachableError: no answer, and none is needed: what starts again serves what it served before.
+            LeftAloneError: somebody else has changed it since, so it was left as it is.
             RepoManagerError: it does not serve it.
         """
 

@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.rollout.targets.api import Api, Kind, Object, pause
 
 __all__ = ["GatewayWeights"]
 
 _WHOLE = 100
-_POLL_S = 0.5
 
 
 class GatewayWeights:
@@ -84,7 +83,7 @@ class GatewayWeights:
                 return
             if time.monotonic() > deadline:
                 raise ServerRefusedError(f"HTTPRoute {self._namespace}/{self._route}: " + "; ".join(waiting))
-            time.sleep(_POLL_S)
+            pause()
 
 
 def _not_accepted(route: Object) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """`--to kserve://namespace/name`: an InferenceService pinned to a snapshot, by steps of canary traffic.
 
-KServe makes a new revision when `storageUri` changes and sends `canaryTrafficPercent` of the traffic to it; the rest
-goes to the revision that was rolled out last. Removing the field promotes the new one, 0 takes all traffic from it.
-(kserve, `pkg/controller/v1beta1/inferenceservice/reconcilers/knative/ksvc_reconciler.go`.)
+With Knative, KServe makes a new revision when `storageUri` changes and sends `canaryTrafficPercent` of the traffic to
+it; the rest goes to the revision that was rolled out last. Removing the field promotes the new one, 0 takes all traffic
+from it (kserve, `pkg/controller/v1beta1/inferenceservice/reconcilers/knative/ksvc_reconciler.go`). In Standard mode,
+from KServe 0.20 on, `spec.canary` lists Deployments beside the predictor's, each with its share; naming the predictor
+after one of them promotes it without a restart (kserve#5672).
 """
 
 from __future__ import annotations
@@ -17,19 +19,34 @@ from repo_manager.repository import Location, find_model, model_state, scan
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, SnapshotChange, TrialResult
-from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.rollout.targets.api import Api, Kind, Object, change_unless_changed, patiently
 from repo_manager.rollout.targets.base import Context
-from repo_manager.rollout.targets.kserve_status import failure_of, wait_for_service, watch_service
-from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshots_of, write_snapshot
-from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
+from repo_manager.rollout.targets.kserve_status import (
+    STANDARD,
+    Sight,
+    Wanted,
+    failure_of,
+    mode_of,
+    see,
+    wait_for_service,
+    watch_service,
+)
+from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshot_behind, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.template import (
+    MODELS,
+    SNAPSHOTS,
+    is_snapshot,
+    models_text,
+    parse_models,
+    snapshots_beside,
+)
 from repo_manager.rollout.trial.steps import CanaryStep, untried
 
 __all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve"]
 
 _TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?")
-_MODE = "serving.kserve.io/deploymentMode"
-_WITHOUT_CANARY = frozenset({"RawDeployment", "Standard"})
 _ALL = 100
+_CANARY = "snapshot-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +121,7 @@ class KServeTarget:
         self.checks: tuple[Check, ...] = ()
         self.touched = False
         self.changes = False
-        self._revision = ""
+        self._revision = self._canary = ""
 
     @property
     def label(self) -> str:
@@ -127,26 +144,29 @@ class KServeTarget:
             InconclusiveError: a canary was asked for, and the version has all of the traffic already.
         """
         self.checks = self._context.refused_version()
-        self._before = self._read()
+        self._seen: Sight = see(self._api, self._service.namespace, self._service.name)
+        self._before = self._seen.service
         self._known = failure_of(self._before)
         self._format = _format_of(self._before)
         self._uri = str(self._before["spec"]["predictor"][self._format]["storageUri"])
         self._annotations: Mapping[str, str] = self._before["metadata"].get("annotations") or {}
-        mode = self._annotations.get(_MODE) or (self._before.get("status") or {}).get("deploymentMode", "")
-        if self._percents and mode in _WITHOUT_CANARY:
-            raise UsageError(
-                f"{self._service} runs in KServe's {mode} mode, which has no canary",
-                hint="Leave the percentages out, or weight two services by an HTTPRoute (deploy/gateway).",
+        self._standard = mode_of(self._before) == STANDARD
+        strange = [name for name in _canaries_of(self._before) if not name.startswith(_CANARY)]
+        if strange:
+            raise ServerRefusedError(
+                f"{self._service} has a canary that repo-manager did not make: {', '.join(strange)}",
+                hint="Promote it or remove it first.",
             )
-        self._models = self._chosen()
+        self._held, source = self._serves()
+        self._models = self._chosen(source)
         self._planned: Snapshot = write_snapshot(
             snapshots_of(self._context.repository),
             self._models,
             signed_by=self._context.options.signed_by,
             dry_run=True,
         )
-        self._after = f"{self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)}/{self._planned.id}"
-        self.changes = self._after != self._uri or _share_of(self._before) != _ALL
+        self._after = f"{self._snapshots}/{self._planned.id}"
+        self.changes = self._after != self._uri or _share_of(self._before) != _ALL or bool(_canaries_of(self._before))
         if self._percents and not self.changes:
             raise untried(self._context.name, self._context.version, self.describe())
 
@@ -157,25 +177,35 @@ class KServeTarget:
         """Do nothing: there is one part."""
 
     def apply(self) -> None:
-        """Write the snapshot and point the InferenceService at it, with the first share of the traffic."""
+        """Write the snapshot and point the InferenceService at it, with the first share of the traffic.
+
+        Raises:
+            UsageError: this KServe has no canary in Standard mode; nothing was changed.
+        """
         write_snapshot(snapshots_of(self._context.repository), self._models, signed_by=self._context.options.signed_by)
         self._context.note(f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
-        predictor: Object = {self._format: {"storageUri": self._after}}
-        predictor["canaryTrafficPercent"] = None if self._percent == _ALL else self._percent
-        version = self._before["metadata"]["resourceVersion"]
-        metadata = {"resourceVersion": version, "annotations": {MODELS: models_text(self._planned.models)}}
+        self._canary = f"{_CANARY}{self._planned.id[:8]}" if self._standard and self._percent != _ALL else ""
+        metadata = {} if self._canary else {"annotations": {MODELS: models_text(self._planned.models)}}
         self.touched = True
         try:
-            self._patch({"metadata": metadata, "spec": {"predictor": predictor}})
+            made = change_unless_changed(
+                self._before, self._read, self._patch, {"metadata": metadata, "spec": self._spec(self._percent)}
+            )
         except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
             self.touched = False
             raise
+        if self._canary and not _canaries_of(made):  # the API server drops a field that the CRD does not have
+            self.touched = False
+            raise UsageError(
+                f"{self._service} runs in KServe's Standard mode, which has no canary before KServe 0.20",
+                hint="Leave the percentages out, or weight two services by an HTTPRoute (deploy/gateway).",
+            )
 
     def prove(self) -> None:
-        """Wait for the revision, and go through the shares of the traffic below all of it."""
+        """Wait for the new version, and go through the shares of the traffic below all of it."""
         if not self.touched:
             self._percent = _share_of(self._before)
-        self._wait(self._percent)
+        self._wait()
         for percent in self._percents if self.touched else ():
             if percent != self._percent:
                 self._share(percent)
@@ -183,22 +213,26 @@ class KServeTarget:
             self._options.on_step(percent / _ALL)
 
     def finish(self) -> None:
-        """Give the new revision all of the traffic."""
+        """Give the new version all of the traffic."""
         if self._percent != _ALL:
             self._share(_ALL)
 
     def undo(self) -> str:
-        """Take the traffic from the new revision at once, then put everything back."""
-        percent = self._before["spec"]["predictor"].get("canaryTrafficPercent")
-        annotations = {MODELS: self._annotations.get(MODELS)}
-        predictor = {self._format: {"storageUri": self._uri}, "canaryTrafficPercent": percent}
+        """Take the traffic from the new version at once, then put everything back."""
+        spec: Object = {"predictor": {self._format: {"storageUri": self._uri}}}
+        spec["predictor"]["canaryTrafficPercent"] = self._before["spec"]["predictor"].get("canaryTrafficPercent")
+        if self._standard:
+            spec["predictor"]["name"] = self._before["spec"]["predictor"].get("name")
+            spec["canary"] = self._before["spec"].get("canary")
+        patch = {"metadata": {"annotations": {MODELS: self._annotations.get(MODELS)}}, "spec": spec}
         try:
-            now = self._read()
-            self._known = failure_of(now)
-            if now["spec"]["predictor"].get("canaryTrafficPercent") is not None:
-                self._patch({"spec": {"predictor": {"canaryTrafficPercent": 0}}})
-            self._patch({"metadata": {"annotations": annotations}, "spec": {"predictor": predictor}})
-            self._wait(_share_of(self._before), self._context.options.load_timeout_s)
+            now = see(self._api, self._service.namespace, self._service.name)
+            if now.service["spec"]["predictor"].get("canaryTrafficPercent") is not None:
+                patiently(lambda: self._patch({"spec": {"predictor": {"canaryTrafficPercent": 0}}}))
+            patiently(lambda: self._patch(patch))
+            made_since = "" if now.revision == self._seen.revision else now.revision
+            wanted = Wanted(self._uri, _share_of(self._before), not_revision=made_since, known=failure_of(now.service))
+            self._wait(wanted, self._context.options.load_timeout_s)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
         return f"it serves {self._uri}"
@@ -213,33 +247,55 @@ class KServeTarget:
     def result(self) -> ServerResult:
         """Describe what was done, or what would be."""
         name = self._context.name
-        held = parse_models(self._annotations.get(MODELS)) or {}
         return ServerResult(
             name=self.label,
             changed=self.changes,
             ready=self._planned.models[name],
-            previous=held.get(name, ()),
+            previous=self._held.get(name, ()),
             proof="none" if self._context.options.dry_run else "conditions",
             checks=self.checks,
             snapshot=SnapshotChange(self._uri, self._after, self._planned.models, revision=self._revision),
         )
 
-    def _chosen(self) -> list[SnapshotModel]:
+    @property
+    def _snapshots(self) -> str:
+        """Where snapshots are, as the cluster sees them."""
+        return self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)
+
+    def _serves(self) -> tuple[Mapping[str, tuple[int, ...]], Location]:
+        """Return what is served, and where the files of it are: its snapshot, or the repository itself."""
+        repository = self._context.repository
+        if is_snapshot(self._uri, self._snapshots):
+            held = snapshot_behind(repository, self._uri, str(self._service))
+            return held.models, held.location
+        entries = scan(repository, deep=False)
+        return {entry.name: entry.served_versions for entry in entries if entry.served_versions}, repository
+
+    def _chosen(self, source: Location) -> list[SnapshotModel]:
         """Return what the snapshot has to hold: what is served, with the new version in its place."""
-        repository, name = self._context.repository, self._context.name
-        held = parse_models(self._annotations.get(MODELS))
-        if held is None:
-            entries = scan(repository, deep=False)
-            held = {entry.name: entry.served_versions for entry in entries if entry.served_versions}
-        others = [SnapshotModel(each, held[each], repository) for each in sorted(held) if each != name]
-        return [*others, SnapshotModel(name, (self._context.version,), repository)]
+        name = self._context.name
+        others = [SnapshotModel(each, self._held[each], source) for each in sorted(self._held) if each != name]
+        return [*others, SnapshotModel(name, (self._context.version,), self._context.repository)]
+
+    def _spec(self, percent: int) -> Object:
+        """Return the part of the spec that gives the new version a share of the traffic."""
+        if not self._standard:
+            share = None if percent == _ALL else percent
+            return {"predictor": {self._format: {"storageUri": self._after}, "canaryTrafficPercent": share}}
+        if percent != _ALL:
+            block = {**self._before["spec"]["predictor"][self._format], "storageUri": self._after}
+            return {"canary": [{"trafficPercent": percent, "predictor": {"name": self._canary, self._format: block}}]}
+        promoted = {"name": self._canary} if self._canary else {}
+        gone = {"canary": None} if self._canary or _canaries_of(self._before) else {}
+        return {**gone, "predictor": {**promoted, self._format: {"storageUri": self._after}}}
 
     def _share(self, percent: int) -> None:
-        """Change the new revision's share of the traffic, and wait until it has it."""
+        """Change the new version's share of the traffic, and wait until it has it."""
         self._context.note(f"{percent} % of the traffic")
-        self._patch({"spec": {"predictor": {"canaryTrafficPercent": None if percent == _ALL else percent}}})
+        metadata = {"annotations": {MODELS: models_text(self._planned.models)}} if percent == _ALL else {}
+        self._patch({"metadata": metadata, "spec": self._spec(percent)})
         self._percent = percent
-        self._wait(percent)
+        self._wait()
 
     def _watch(self, percent: int, seconds: float) -> None:
         """See that the service stays as it is for a while.
@@ -249,34 +305,48 @@ class KServeTarget:
         """
         if seconds > 0:
             self._context.note(f"watched at {percent} % for {seconds:g} s")
-            watch_service(self._api, self._service.namespace, self._service.name, percent, seconds=seconds)
+            watch_service(self._api, self._service.namespace, self._service.name, self._wanted_now(), seconds=seconds)
         self._steps.append(CanaryStep(percent / _ALL, seconds, 0, (), Outcome.PASS))
 
-    def _wait(self, percent: int, timeout_s: float | None = None) -> None:
-        """Wait for a share; `None` takes what the deadline leaves."""
+    def _wanted_now(self) -> Wanted:
+        new = self.touched and self._after != self._uri
+        return Wanted(
+            self._after,
+            self._percent,
+            canary=self._canary if self._percent != _ALL else "",
+            not_revision=self._seen.revision if new else "",
+            known=self._known,
+        )
+
+    def _wait(self, wanted: Wanted | None = None, timeout_s: float | None = None) -> None:
+        """Wait for the share; `None` takes the new version's, and what the deadline leaves."""
         if timeout_s is None:
             timeout_s = self._context.deadline.remaining_s(self._context.options.load_timeout_s)
         self._revision = wait_for_service(
             self._api,
             self._service.namespace,
             self._service.name,
-            percent,
+            self._wanted_now() if wanted is None else wanted,
             timeout_s=timeout_s,
             report=self._context.note,
-            known=self._known,
         )
 
     def _read(self) -> Object:
         return self._api.custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name)
 
-    def _patch(self, patch: Object) -> None:
-        self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
+    def _patch(self, patch: Object) -> Object:
+        return self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
 
 
 def _share_of(service: Object) -> int:
     """Return the newest revision's share of the traffic in per cent, as it is asked for."""
     percent = service["spec"]["predictor"].get("canaryTrafficPercent")
     return _ALL if percent is None else int(percent)
+
+
+def _canaries_of(service: Object) -> tuple[str, ...]:
+    """Return the names of the canaries of Standard mode."""
+    return tuple(str(each["predictor"].get("name")) for each in service["spec"].get("canary") or ())
 
 
 def _percents_of(options: TrialOptions) -> tuple[int, ...]:
@@ -329,8 +399,9 @@ class KServeWeights:
         """
         percent = round(fraction * 100)
         patch = {"spec": {"predictor": {"canaryTrafficPercent": None if percent >= 100 else percent}}}
-        self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
-        wait_for_service(self._api, self._service.namespace, self._service.name, percent, timeout_s=self._timeout_s)
+        made = self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
+        wanted = Wanted(str(made["spec"]["predictor"][_format_of(made)]["storageUri"]), percent)
+        wait_for_service(self._api, self._service.namespace, self._service.name, wanted, timeout_s=self._timeout_s)
         self._fraction = fraction
 
     def current(self) -> float:

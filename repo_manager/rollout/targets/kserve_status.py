@@ -1,100 +1,164 @@
-"""Whether an InferenceService has come to what its spec says: judged from its conditions, model status and traffic."""
+"""Whether an InferenceService has come to what its spec says: judged by what it owns, its conditions and its traffic.
+
+`status.observedGeneration` says nothing about the InferenceService: KServe copies it from the Deployment or the Knative
+Service that it owns (kserve, `pkg/apis/serving/v1beta1/inference_service_status.go`, `PropagateRawStatus` and
+`PropagateStatus`). So a status counts only when what is owned has changed with the spec: with Knative a new revision,
+else a Deployment whose pods are made from the wanted `storageUri`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.errors import ServerRefusedError
+from repo_manager.rollout.targets.api import Api, Kind, Object, patiently, pause
+from repo_manager.rollout.targets.kubernetes_status import Progress, judge
 
-__all__ = ["failure_of", "is_there", "wait_for_service", "watch_service"]
+__all__ = [
+    "STANDARD",
+    "Sight",
+    "Wanted",
+    "failure_of",
+    "missing",
+    "mode_of",
+    "see",
+    "wait_for_service",
+    "watch_service",
+]
 
-_POLL_S = 1.0
-_SILENCE_S = 60.0
+KNATIVE = "Knative"
+STANDARD = "Standard"
+_MODE = "serving.kserve.io/deploymentMode"
+_MODES = {"Serverless": KNATIVE, "Knative": KNATIVE, "RawDeployment": STANDARD, "Standard": STANDARD}
+_OWNER = "serving.kserve.io/inferenceservice"
+_SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
 _FAILED_TRANSITIONS = frozenset({"BlockedByFailedLoad", "InvalidSpec"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """An InferenceService and what it owns, at one moment.
+
+    Attributes:
+        service: the InferenceService.
+        deployments: those that it owns in Standard mode; empty with Knative.
+    """
+
+    service: Object
+    deployments: tuple[Object, ...] = ()
+
+    @property
+    def revision(self) -> str:
+        """The newest Knative revision; empty in Standard mode, and before there is one."""
+        return str(_component(self.service).get("latestCreatedRevision") or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What an InferenceService has to come to.
+
+    Attributes:
+        uri: the `storageUri` that it has to serve.
+        percent: its share of the traffic; 100: it is rolled out.
+        canary: the name of the canary that serves it in Standard mode; empty: the predictor itself does.
+        not_revision: a Knative revision that serves something else; empty: any may be the one.
+        known: a failure from before the change, which KServe may go on reporting for a while.
+    """
+
+    uri: str
+    percent: int = 100
+    canary: str = ""
+    not_revision: str = ""
+    known: str | None = None
+
+
+def mode_of(service: Object) -> str:
+    """Return `Knative` or `Standard`; empty while no controller has said which."""
+    annotation = (service["metadata"].get("annotations") or {}).get(_MODE)
+    told = str(annotation or (service.get("status") or {}).get("deploymentMode") or "")
+    return _MODES.get(told, KNATIVE if _component(service).get("latestCreatedRevision") else told)
+
+
+def see(api: Api, namespace: str, name: str) -> Sight:
+    """Read an InferenceService and, in Standard mode, the Deployments that it owns.
+
+    Raises:
+        ServerRefusedError: it does not exist, or the Deployments may not be listed.
+        ServerUnreachableError: the API server gave no answer for a minute.
+    """
+    service = patiently(lambda: api.custom(Kind.INFERENCE_SERVICE, namespace, name))
+    if mode_of(service) != STANDARD:
+        return Sight(service)
+    return Sight(service, patiently(lambda: api.deployments(namespace, {_OWNER: name})))
 
 
 def wait_for_service(
     api: Api,
     namespace: str,
     name: str,
-    percent: int,
+    wanted: Wanted,
     *,
     timeout_s: float,
     report: Callable[[str], None] = lambda _: None,
-    known: str | None = None,
 ) -> str:
-    """Wait until an InferenceService is ready and its newest revision has its share of the traffic.
+    """Wait until an InferenceService serves what is wanted, with the wanted share of the traffic.
 
     Args:
         api: the cluster.
         namespace: of the InferenceService.
         name: of the InferenceService.
-        percent: the share; 100: the newest revision is rolled out.
+        wanted: what it has to come to.
         timeout_s: how long it may take.
         report: told whenever something changes.
-        known: a failure from before the change, which KServe may go on telling for a while.
 
     Returns:
         The newest revision's name; empty without Knative.
 
     Raises:
-        ServerRefusedError: KServe says that it failed, or it did not come to it within `timeout_s`.
+        ServerRefusedError: KServe or a Deployment says that it failed, or it was not ready within `timeout_s`.
         ServerUnreachableError: the API server gave no answer for a minute.
     """
-    deadline, heard, told = time.monotonic() + timeout_s, time.monotonic(), ""
+    deadline, told = time.monotonic() + timeout_s, ""
     while True:
-        try:
-            service = api.custom(Kind.INFERENCE_SERVICE, namespace, name)
-            heard = time.monotonic()
-        except ServerUnreachableError:
-            if time.monotonic() > min(deadline, heard + _SILENCE_S):
-                raise
-            time.sleep(_POLL_S)
-            continue
-        failure = failure_of(service)
-        if failure is not None and failure != known:
+        now = see(api, namespace, name)
+        lacking = list(missing(now, wanted))
+        failure = None if _not_begun(now, wanted) else failure_of(now.service) or _stuck(now, wanted)
+        if failure is not None and failure != wanted.known:
             raise ServerRefusedError(f"InferenceService {name}: {failure}")
-        if is_there(service, percent):
-            return str(_component(service).get("latestReadyRevision") or "")
-        note = "; ".join(_missing(service, percent))
+        if not lacking:
+            return str(_component(now.service).get("latestReadyRevision") or "")
+        note = "; ".join(lacking)
         if note != told:
             report(f"{name}: {note}")
             told = note
         if time.monotonic() > deadline:
             raise ServerRefusedError(
                 f"InferenceService {name} was not ready within {timeout_s:g} s: {note}",
-                hint="--timeout allows it longer.",
+                hint="--timeout allows it longer. If nothing changes at all, see whether KServe's controller runs.",
             )
-        time.sleep(_POLL_S)
+        pause()
 
 
-def watch_service(api: Api, namespace: str, name: str, percent: int, *, seconds: float) -> None:
+def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, seconds: float) -> None:
     """See for a while that an InferenceService stays ready with its newest revision's share.
 
     Raises:
         ServerRefusedError: it did not.
-        ServerUnreachableError: the API server gave no answer.
+        ServerUnreachableError: the API server gave no answer for a minute.
     """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        service = api.custom(Kind.INFERENCE_SERVICE, namespace, name)
-        trouble = failure_of(service) or "; ".join(_missing(service, percent))
+        now = see(api, namespace, name)
+        trouble = failure_of(now.service) or "; ".join(missing(now, wanted))
         if trouble:
-            raise ServerRefusedError(f"InferenceService {name} at {percent} % of the traffic: {trouble}")
-        time.sleep(_POLL_S)
-
-
-def is_there(service: Object, percent: int) -> bool:
-    """Say whether nothing is missing."""
-    return not list(_missing(service, percent))
+            raise ServerRefusedError(f"InferenceService {name} at {wanted.percent} % of the traffic: {trouble}")
+        pause()
 
 
 def failure_of(service: Object) -> str | None:
-    """Return why KServe has given up; `None` while it has not."""
-    if not _seen(service):
-        return None
+    """Return why KServe has given up, as its model status says; `None` while it has not."""
     model = (service.get("status") or {}).get("modelStatus") or {}
     state = (model.get("states") or {}).get("targetModelState")
     if model.get("transitionStatus") in _FAILED_TRANSITIONS or state == "FailedToLoad":
@@ -105,39 +169,86 @@ def failure_of(service: Object) -> str | None:
     return None
 
 
-def _missing(service: Object, percent: int) -> Iterator[str]:
-    """Yield what is still to come."""
-    if not _seen(service):
-        yield "the controller has not seen the change yet"
+def missing(now: Sight, wanted: Wanted) -> Iterator[str]:
+    """Yield what is still to come; nothing: the InferenceService serves what is wanted."""
+    begun = _not_begun(now, wanted)
+    if begun:
+        yield begun
         return
-    status = service.get("status") or {}
+    status = now.service.get("status") or {}
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
     for kind in ("PredictorReady", "Ready"):
         found = conditions.get(kind) or {}
         if found.get("status") != "True":
             why = found.get("message") or found.get("reason") or ""
-            yield f"{kind} is {found.get('status', 'not told')} {why}".rstrip()
+            yield f"{kind} is {found.get('status', 'not reported')} {why}".rstrip()
     model = status.get("modelStatus") or {}
     if model and model.get("transitionStatus") != "UpToDate":
         yield f"the model is {model.get('transitionStatus')}"
-    component = _component(service)
+    if mode_of(now.service) == STANDARD:
+        yield from _pods_missing(now, wanted)
+    else:
+        yield from _revision_missing(now, wanted)
+
+
+def _not_begun(now: Sight, wanted: Wanted) -> str:
+    """Say why the status is still that of what was served before; empty: it is of what is wanted."""
+    if mode_of(now.service) == STANDARD:
+        if any(_source_of(each) == wanted.uri for each in now.deployments):
+            return ""
+        found = ", ".join(f"{each['metadata']['name']} serves {_source_of(each)}" for each in now.deployments)
+        return f"the controller has not changed the Deployment yet ({found or 'there is none'})"
+    if not now.revision:
+        return "the controller has made no revision yet"
+    if now.revision == wanted.not_revision:
+        return f"the controller has made no revision after {now.revision} yet"
+    return ""
+
+
+def _serving(now: Sight, wanted: Wanted) -> Iterator[tuple[Object, Progress]]:
+    """Yield the Deployments that serve what is wanted, and where each is."""
+    for deployment in now.deployments:
+        if _source_of(deployment) == wanted.uri:
+            yield deployment, judge(deployment, ())
+
+
+def _stuck(now: Sight, wanted: Wanted) -> str | None:
+    return next((progress.trouble.what for _, progress in _serving(now, wanted) if progress.trouble is not None), None)
+
+
+def _pods_missing(now: Sight, wanted: Wanted) -> Iterator[str]:
+    for deployment, progress in _serving(now, wanted):
+        if not progress.done:
+            yield f"Deployment {deployment['metadata']['name']}: {progress.note}"
+    statuses = (now.service.get("status") or {}).get("canaryStatuses") or ()
+    if not wanted.canary and statuses:
+        yield f"the controller still has the canary {', '.join(str(each.get('name')) for each in statuses)}"
+    if wanted.canary:
+        found: Object = next((each for each in statuses if each.get("name") == wanted.canary), {})
+        if not found.get("ready"):
+            yield f"canary {wanted.canary} is not ready"
+        elif found.get("trafficPercent") != wanted.percent:
+            yield f"canary {wanted.canary} gets {found.get('trafficPercent')} %, {wanted.percent} % are wanted"
+
+
+def _revision_missing(now: Sight, wanted: Wanted) -> Iterator[str]:
+    component = _component(now.service)
     newest = component.get("latestReadyRevision")
-    if component.get("latestCreatedRevision") != newest:
-        yield f"revision {component.get('latestCreatedRevision')} is not ready"
-    if newest is None:  # KServe without Knative routes nothing.
-        return
+    if now.revision != newest:
+        yield f"revision {now.revision} is not ready"
     routed = sum(
         entry.get("percent") or 0
         for entry in component.get("traffic") or ()
         if entry.get("latestRevision") or entry.get("revisionName") == newest
     )
-    if routed != percent:
-        yield f"{newest} gets {routed} % of the traffic, {percent} % are wanted"
+    if routed != wanted.percent:
+        yield f"{newest} gets {routed} % of the traffic, {wanted.percent} % are wanted"
 
 
-def _seen(service: Object) -> bool:
-    seen = (service.get("status") or {}).get("observedGeneration")
-    return seen is not None and seen >= service["metadata"].get("generation", 0)
+def _source_of(deployment: Object) -> str:
+    """Return the `storageUri` that a Deployment's pods are made from, as KServe's own annotation of them says."""
+    annotations = (deployment["spec"]["template"].get("metadata") or {}).get("annotations") or {}
+    return str(annotations.get(_SOURCE, "nothing"))
 
 
 def _component(service: Object) -> Object:

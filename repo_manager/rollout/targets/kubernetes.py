@@ -11,24 +11,19 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from repo_manager.errors import (
-    RepoManagerError,
-    RepositoryError,
-    ServerRefusedError,
-    ServerUnreachableError,
-    UsageError,
-)
-from repo_manager.repository import Location, find_model, scan
+from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.repository import Location, scan
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
 from repo_manager.rollout.smoke import smoke_test
-from repo_manager.rollout.targets.api import Api, Object
-from repo_manager.rollout.targets.base import Context
+from repo_manager.rollout.targets.api import Api, Object, change_unless_changed, patiently
+from repo_manager.rollout.targets.base import Context, LeftAloneError
 from repo_manager.rollout.targets.kubernetes_status import is_ready, wait_for_rollout
-from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshot_behind, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import (
     ServedTemplate,
     history_of,
+    is_snapshot,
     parse_models,
     patch_back,
     patch_for,
@@ -80,7 +75,11 @@ def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
         RepositoryError: the release's history has none.
         ServerError: the API server refused or did not answer.
     """
-    history = history_of(_find_deployments(release, api)[0])
+    deployment = _find_deployments(release, api)[0]
+    history, url = history_of(deployment), read_template(deployment).url
+    places = [index for index, entry in enumerate(history) if entry.get("url") == url]
+    if places:  # `kubectl rollout undo` goes back without a word to the history: what comes after is not served
+        history = history[: places[-1] + 1]
     served = [parse_models(json.dumps(entry.get("models"))) or {} for entry in history]
     versions = [max(models[name]) for models in served if models.get(name)]
     earlier = [version for version in versions if version != versions[-1]]
@@ -99,7 +98,7 @@ class KubernetesTarget:
     written beside the repository. New pods are asked for an inference where they can be reached from here.
 
     Args:
-        context: of the roll-out; `load_timeout_s` bounds the wait for one Deployment.
+        context: of the roll-out; `load_timeout_s` is the time without progress after which it fails.
         release: the release.
         api: the cluster.
         connection: how to talk to the pods' gRPC endpoint.
@@ -137,8 +136,8 @@ class KubernetesTarget:
                     f"Deployment {name} is paused: no change of it is rolled out",
                     hint=f"kubectl rollout resume deployment/{name} -n {self.release.namespace}",
                 )
-        held = self._held(served[0])
-        self._models = self._chosen(served[0], held)
+        held, source = self._held(served[0])
+        self._models = self._chosen(held, source)
         after = next(model.versions for model in self._models if model.name == self.context.name)
         self.checks += self.context.check_pinned(held.get(self.context.name, ()), after)
         planned = write_snapshot(
@@ -160,19 +159,26 @@ class KubernetesTarget:
             )
             self.context.note(f"snapshot {made.id}: {'written' if made.created else 'there already'}")
 
-    def _held(self, first: ServedTemplate) -> Mapping[str, tuple[int, ...]]:
-        """Return what the release serves: as the last roll-out recorded, else what its pods load of the repository."""
-        if first.models is not None:
-            return first.models
-        entries = scan(self.context.repository, deep=False)
-        wanted = [entry for entry in entries if "*" in first.load or entry.name in first.load]
-        return {entry.name: entry.served_versions for entry in wanted if entry.served_versions}
+    def _held(self, first: ServedTemplate) -> tuple[Mapping[str, tuple[int, ...]], Location]:
+        """Return what the release serves, and where the files of it are: its snapshot, or the repository itself.
 
-    def _chosen(self, first: ServedTemplate, held: Mapping[str, tuple[int, ...]]) -> list[SnapshotModel]:
+        What a snapshot holds is read from the snapshot: annotations are copied, restored and edited by others.
+        """
+        repository = self.context.repository
+        if is_snapshot(first.url, first.snapshots):
+            held = snapshot_behind(repository, first.url, str(self.release))
+            return held.models, held.location
+        entries = scan(repository, deep=False)
+        wanted = [entry for entry in entries if "*" in first.load or entry.name in first.load]
+        models = {entry.name: entry.served_versions for entry in wanted if entry.served_versions}
+        others = ", ".join(f"{name}:{max(models[name])}" for name in sorted(models) if name != self.context.name)
+        if others:
+            self.context.note(f"{self.release} serves the repository itself; as it is now, the snapshot pins {others}")
+        return models, repository
+
+    def _chosen(self, held: Mapping[str, tuple[int, ...]], source: Location) -> list[SnapshotModel]:
         """Return what the snapshot has to hold: what the release serves, with the new version in its place."""
         repository, name, version = self.context.repository, self.context.name, self.context.version
-        earlier = snapshots_of(repository) / first.url.rstrip("/").rpartition("/")[2]
-        source = earlier if _is_snapshot(earlier, first) else repository
         others = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != name]
         keep = self.context.options.keep_previous
         others_of_it = [v for v in held.get(name, ()) if keep and v != version]
@@ -224,9 +230,15 @@ class DeploymentPart:
             return
         self._context.note(f"{self.label}: {self._served.url} -> {self._url}")
         patch = patch_for(self._deployment, self._served, (self._url, self._planned.models), before=self._held)
+        space, api = self._target.release.namespace, self._api
         self.touched = True
         try:
-            self._api.patch_deployment(self._target.release.namespace, self.label, patch)
+            change_unless_changed(
+                self._deployment,
+                lambda: api.deployment(space, self.label),
+                lambda body: api.patch_deployment(space, self.label, body),
+                patch,
+            )
         except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
             self.touched = False
             raise
@@ -234,8 +246,8 @@ class DeploymentPart:
     def prove(self) -> None:
         """Wait until every pod serves the snapshot, and ask those that can be reached for an inference."""
         self._target.write()
-        prover, options = self._target.prover, self._context.options
-        timeout_s = self._context.deadline.remaining_s(options.load_timeout_s)
+        prover, timeout_s = self._target.prover, self._context.options.load_timeout_s
+        self._context.deadline.remaining_s(timeout_s)
         self._replicas = self._wait(self._url, timeout_s, lambda pods: prover.prove(pods, self._served.grpc_port))
         self._pods = prover.take()
 
@@ -246,17 +258,18 @@ class DeploymentPart:
         """Restore the pod template and wait for its pods.
 
         Raises:
-            ServerRefusedError: they do not come back, or somebody else has changed it: then it is left as it is.
+            LeftAloneError: somebody else has changed it.
+            ServerRefusedError: the pods do not come back.
         """
         space = self._target.release.namespace
         try:
-            now = self._api.deployment(space, self.label)
+            now = patiently(lambda: self._api.deployment(space, self.label))
             url = self._url if now is None else read_template(now).url
-            if url == self._served.url:  # the change never reached it
-                return f"the pods of {self.label} serve {url} as before"
-            if url != self._url:
-                raise ServerRefusedError(f"it serves {url} by now, and is left so")
-            self._api.patch_deployment(space, self.label, patch_back(self._deployment, self._served))
+            if url not in (self._url, self._served.url):
+                raise LeftAloneError(f"{self.label} serves {url}, to which somebody else has changed it")
+            if url == self._url:  # else the change never reached it, or somebody has undone it
+                body = patch_back(self._deployment, self._served)
+                patiently(lambda: self._api.patch_deployment(space, self.label, body))
             self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
@@ -264,9 +277,13 @@ class DeploymentPart:
 
     def by_hand(self) -> str:
         """Say what a person has to do when the undo failed."""
+        space, name = self._target.release.namespace, self.label
+        before = f"before, it served {self._served.url}"
+        if self._served.variable is None:
+            return f"By hand: kubectl edit deployment/{name} -n {space}, and set --model-repository; {before}"
         return (
-            f"By hand: kubectl rollout undo deployment/{self.label} -n {self._target.release.namespace}; before, it "
-            f"served {self._served.url}"
+            f"By hand: kubectl set env deployment/{name} -n {space} -c {self._served.container} "
+            f"{self._served.variable}={self._served.url}; {before}"
         )
 
     def result(self) -> ServerResult:
@@ -295,6 +312,7 @@ class DeploymentPart:
             timeout_s=timeout_s,
             report=self._context.note,
             look=look,
+            progressed=lambda: self._context.deadline.allow(self._context.options.load_timeout_s),
         )
         return int(final["spec"].get("replicas", 1))
 
@@ -378,14 +396,3 @@ def _find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
             hint="helm list -n NAMESPACE shows the releases; deploy/README.md installs one.",
         )
     return (single,)
-
-
-def _is_snapshot(place: Location, served: ServedTemplate) -> bool:
-    """Say whether the snapshot that the pods serve can be read from here: then the other models are taken from it."""
-    try:
-        return bool(served.models) and all(
-            set(versions) <= {entry.version for entry in find_model(place, name).versions}
-            for name, versions in (served.models or {}).items()
-        )
-    except RepoManagerError:
-        return False

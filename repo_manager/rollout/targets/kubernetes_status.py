@@ -6,14 +6,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.rollout.targets.api import Api, Object
+from repo_manager.errors import ServerRefusedError
+from repo_manager.rollout.targets.api import Api, Object, patiently, pause
 from repo_manager.rollout.targets.template import SNAPSHOT
 
 __all__ = ["Progress", "Trouble", "is_ready", "judge", "new_pods", "wait_for_rollout"]
 
-_POLL_S = 1.0
-_SILENCE_S = 60.0
 # Waiting reasons that do not pass by themselves. A first ErrImagePull may; the back-off that follows it is sure.
 _FATAL = frozenset(
     {
@@ -47,11 +45,13 @@ class Progress:
         done: every pod is new and available, and no old one is left.
         trouble: set when it cannot become done.
         note: one line for a person.
+        pods: new ones and available ones less the old ones: it grows as the roll-out goes on.
     """
 
     done: bool
     trouble: Trouble | None
     note: str
+    pods: int = 0
 
 
 def new_pods(pods: Sequence[Object], url: str) -> tuple[Object, ...]:
@@ -89,11 +89,12 @@ def judge(deployment: Object, pods: Sequence[Object]) -> Progress:
     updated, total = status.get("updatedReplicas") or 0, status.get("replicas") or 0
     available = status.get("availableReplicas") or 0
     note = f"{updated} of {wanted} pods new, {available} available, {max(0, total - updated)} old"
+    come = updated + available - max(0, total - updated)
     trouble = next(_of_deployment(deployment), None) or next(_of_pods(pods), None)
     if trouble is not None:
-        return Progress(False, trouble, note)
+        return Progress(False, trouble, note, come)
     done = updated >= wanted and total <= updated and available >= updated
-    return Progress(done, None, note if done else "; ".join([note, *_waiting(pods)]))
+    return Progress(done, None, note if done else "; ".join([note, *_waiting(pods)]), come)
 
 
 def _of_deployment(deployment: Object) -> Iterator[Trouble]:
@@ -150,6 +151,7 @@ def wait_for_rollout(
     timeout_s: float,
     report: Callable[[str], None],
     look: Callable[[Sequence[Object]], None] = lambda _: None,
+    progressed: Callable[[], None] = lambda: None,
 ) -> Object:
     """Wait until every pod of a Deployment serves a snapshot; return the Deployment as it is then.
 
@@ -158,30 +160,25 @@ def wait_for_rollout(
         namespace: the Deployment's.
         deployment: as it was read before.
         url: what its pods have to serve.
-        timeout_s: how long it may take.
+        timeout_s: how long it may take until one pod more is new, available or gone: a large Deployment is no slower
+            for each of its pods than a small one.
         report: told whenever something changes.
         look: shown the new pods at every turn; what it raises ends the wait.
+        progressed: called when a pod more is new, available or gone.
 
     Raises:
-        ServerRefusedError: it will not come to an end, did not within `timeout_s`, or somebody else has changed it.
+        ServerRefusedError: it will not come to an end, made no progress within `timeout_s`, or somebody else has
+            changed it.
         ServerUnreachableError: the API server gave no answer for a minute.
     """
     name = deployment["metadata"]["name"]
     labels = deployment["spec"]["selector"].get("matchLabels") or {}
-    deadline = time.monotonic() + timeout_s
-    heard, told = time.monotonic(), ""
+    deadline, best, told = time.monotonic() + timeout_s, -(10**9), ""
     while True:
-        try:
-            now = api.deployment(namespace, name)
-            if now is None:
-                raise ServerRefusedError(f"Deployment {namespace}/{name} was deleted meanwhile")
-            pods = new_pods(api.pods(namespace, labels), url)
-            heard = time.monotonic()
-        except ServerUnreachableError:
-            if time.monotonic() > min(deadline, heard + _SILENCE_S):
-                raise
-            time.sleep(_POLL_S)
-            continue
+        now, pods = patiently(lambda: (api.deployment(namespace, name), api.pods(namespace, labels)), until=deadline)
+        if now is None:
+            raise ServerRefusedError(f"Deployment {namespace}/{name} was deleted during the roll-out")
+        pods = new_pods(pods, url)
         _still_ours(now, url)
         progress = judge(now, pods)
         if progress.note != told:
@@ -192,21 +189,23 @@ def wait_for_rollout(
         look(pods)
         if progress.done:
             return now
+        if progress.pods > best:
+            deadline, best = time.monotonic() + timeout_s, progress.pods
+            progressed()
         if time.monotonic() > deadline:
             raise ServerRefusedError(
-                f"Deployment {name} was not rolled out within {timeout_s:g} s: {progress.note}",
-                hint="--timeout allows it longer.",
+                f"Deployment {name} made no progress within {timeout_s:g} s: {progress.note}",
+                hint="--timeout allows each pod longer.",
             )
-        time.sleep(_POLL_S)
+        pause()
 
 
 def _still_ours(deployment: Object, url: str) -> None:
     annotations = deployment["spec"]["template"].get("metadata", {}).get("annotations") or {}
     found = annotations.get(SNAPSHOT, url)
     if found != url:
-        raise ServerRefusedError(
-            f"Somebody else changed Deployment {deployment['metadata']['name']} meanwhile: it is to serve {found}"
-        )
+        name = deployment["metadata"]["name"]
+        raise ServerRefusedError(f"Somebody else changed Deployment {name} during the roll-out: it is to serve {found}")
 
 
 def _failure(api: Api, namespace: str, trouble: Trouble) -> ServerRefusedError:

@@ -33,7 +33,15 @@ from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.view import ModelView, existing_model, walk, with_versions
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
 
-__all__ = ["SNAPSHOT_FILENAME", "Snapshot", "SnapshotModel", "snapshots_of", "write_snapshot"]
+__all__ = [
+    "SNAPSHOT_FILENAME",
+    "Snapshot",
+    "SnapshotModel",
+    "read_snapshot",
+    "snapshot_behind",
+    "snapshots_of",
+    "write_snapshot",
+]
 
 SNAPSHOT_FILENAME = "snapshot.json"
 _ID_DIGITS = 16
@@ -84,6 +92,49 @@ def snapshots_of(repository: Location) -> Location:
             hint="Keep the repository below a path of the bucket, for instance .../models.",
         )
     return place.parent / f"{place.name}.snapshots"
+
+
+def read_snapshot(root: Location, chosen: str) -> Snapshot | None:
+    """Read what a snapshot holds; `None` when there is none of that id, or it is incomplete.
+
+    Raises:
+        RepositoryError: the place cannot be read, or the record is damaged.
+    """
+    place = root / chosen
+    with disk_errors(f"read the snapshot {place}"):
+        data = open_store(place, may_be_new=True).read(SNAPSHOT_FILENAME)
+    if data is None:
+        return None
+    try:
+        models = {str(name): tuple(int(v) for v in held) for name, held in json.loads(data)["models"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise RepositoryError(
+            f"{place / SNAPSHOT_FILENAME} is damaged: {type(exc).__name__}: {exc}",
+            hint="Deploy a version from the repository; that writes a new snapshot.",
+        ) from exc
+    return Snapshot(chosen, place, models, created=False)
+
+
+def snapshot_behind(repository: Location, url: str, served_by: str) -> Snapshot:
+    """Read the snapshot that a cluster serves, from beside the repository.
+
+    Args:
+        repository: the repository, as this machine sees it.
+        url: the snapshot's, as the cluster sees it.
+        served_by: the target, for the message.
+
+    Raises:
+        RepositoryError: it is not there or damaged: what the other models serve is not known, and must not change.
+    """
+    root = snapshots_of(repository)
+    found = read_snapshot(root, url.rstrip("/").rpartition("/")[2])
+    if found is None:
+        raise RepositoryError(
+            f"{served_by} serves the snapshot {url}, and {root} does not have it, so the versions of its other models "
+            "are not known",
+            hint="Give --repository the repository that it was made from; its snapshots are beside it.",
+        )
+    return found
 
 
 def write_snapshot(
@@ -193,9 +244,7 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes)
         with contextlib.suppress(OSError):
             staging.rename(target)
         if not (target / SNAPSHOT_FILENAME).is_file():
-            raise RepositoryError(
-                f"{target} is there and is no complete snapshot", hint="Nobody else writes there: remove it."
-            )
+            raise RepositoryError(f"{target} exists but is incomplete", hint="Delete it and run the command again.")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -18,10 +18,13 @@ __all__ = [
     "SNAPSHOTS",
     "ServedTemplate",
     "history_of",
+    "is_snapshot",
+    "models_text",
     "parse_models",
     "patch_back",
     "patch_for",
     "read_template",
+    "snapshots_beside",
 ]
 
 SNAPSHOT = "repo-manager/snapshot"
@@ -148,6 +151,12 @@ def history_of(deployment: Object) -> list[dict[str, Any]]:
     except ValueError:
         return []
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def is_snapshot(url: str, snapshots: str) -> bool:
+    """Say whether a URL that is served is a snapshot's, rather than the repository's itself."""
+    above, _, _ = url.rstrip("/").rpartition("/")
+    return above in (snapshots.rstrip("/"), snapshots_beside(url))
 
 
 def snapshots_beside(url: str) -> str:

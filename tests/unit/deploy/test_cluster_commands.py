@@ -13,15 +13,14 @@ from typer.testing import CliRunner, Result
 
 from repo_manager.cli.main import app
 from repo_manager.errors import UsageError
-from repo_manager.rollout.targets import kserve_status, kubernetes_status
+from repo_manager.rollout.targets import api as cluster_api
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
     served = ServedCluster(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    monkeypatch.setattr(kubernetes_status, "_POLL_S", 0.005)
-    monkeypatch.setattr(kserve_status, "_POLL_S", 0.005)
+    monkeypatch.setattr(cluster_api, "_POLL_S", 0.005)
     served.cluster.add(triton_deployment())
     predictor = {"model": {"modelFormat": {"name": "triton"}, "storageUri": "s3://bucket/models"}}
     meta = {"name": "scale", "namespace": "models"}

@@ -104,6 +104,18 @@ def test_the_runtimes_ports_and_arguments_fit() -> None:
     assert container["image"] == VALUES["TRITON_IMAGE"]
 
 
+def test_the_role_for_kserve_allows_what_a_roll_out_asks_for_and_no_more() -> None:
+    role, binding = objects("kserve/role.yaml")
+    for item in (role, binding):
+        kubernetes_validate.validate(item, "1.37", strict=True)
+    assert check_set([role, binding]) == []
+    allowed = {(rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"]) for rule in role["rules"]}
+    assert allowed == {("serving.kserve.io", "inferenceservices"): {"get", "patch"}, ("apps", "deployments"): {"list"}}
+    service = only("kserve/inference-service.yaml")["metadata"]
+    assert role["rules"][0]["resourceNames"] == [service["name"]]
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"]
+
+
 SERVICES = frozenset({"Service/stable-triton", "Service/canary-triton"})
 ROUTE_MUTATIONS: dict[str, Callable[[Any], object]] = {
     "weights": lambda o: [backend.update(weight=0) for backend in o["spec"]["rules"][0]["backendRefs"]],

@@ -10,7 +10,7 @@ import pytest
 from support.fake_cluster import FakeCluster, ServedCluster
 from support.triton_deployment import publish_scaling, triton_deployment
 
-from repo_manager.rollout.targets import gateway, kserve_status, kubernetes_status
+from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.api import Api
 
 
@@ -31,8 +31,7 @@ def repository(tmp_path: Path, published: Path) -> Path:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
     served = ServedCluster(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
-    for module in (kubernetes_status, kserve_status, gateway):
-        monkeypatch.setattr(module, "_POLL_S", 0.005)
+    monkeypatch.setattr(cluster_api, "_POLL_S", 0.005)
     yield served.cluster
     served.stop()
 

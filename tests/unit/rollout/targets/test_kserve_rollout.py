@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_cluster import FakeCluster
-from support.kserve_controller import Controller, inference_service
+from support.fake_cluster import FakeCluster, unschedulable
+from support.kserve_controller import START, Controller, StandardController, inference_service
 from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, ServerRefusedError, UsageError
@@ -16,7 +16,7 @@ from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.kserve import InferenceService, KServeWeights, previous_on_kserve
-from repo_manager.rollout.targets.kserve_status import failure_of, is_there
+from repo_manager.rollout.targets.kserve_status import Sight, Wanted, failure_of, missing
 from repo_manager.rollout.trial.steps import Weights
 
 TARGET = "kserve://models/digits"
@@ -33,10 +33,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def controller(cluster: FakeCluster) -> Controller:
-    made = Controller()
-    cluster.on_patch = lambda item: made(item) if item["kind"] == "InferenceService" else None
-    cluster.add(inference_service())
-    return made
+    return Controller(cluster)
 
 
 @pytest.mark.parametrize("text", ["kserve://", "kserve://a", "kserve://a/b/c", "k8s://a/b", "kserve://A/b"])
@@ -129,6 +126,7 @@ def test_somebody_who_was_faster_is_not_overwritten(
 
     def late(key: Any, patch: Any, *, strategic: bool) -> Any:
         cluster.objects[key]["metadata"]["resourceVersion"] = "99"
+        cluster.objects[key]["spec"]["predictor"]["minReplicas"] = 3
         return real(key, patch, strategic=strategic)
 
     cluster.patch = late  # type: ignore[method-assign]
@@ -160,13 +158,138 @@ def test_a_failure_from_before_does_not_condemn_what_comes_after(
     assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed
 
 
+def standard_service(cluster: FakeCluster) -> dict[str, Any]:
+    return cluster.objects["inferenceservices", "models", "digits"]
+
+
+def sources(cluster: FakeCluster) -> dict[str, str]:
+    """Return what the pods of each owned Deployment serve."""
+    return {
+        key[2]: next(iter(item["spec"]["template"]["metadata"]["annotations"].values()))
+        for key, item in cluster.objects.items()
+        if key[0] == "deployments"
+    }
+
+
 @pytest.mark.parametrize("mode", ["RawDeployment", "Standard"])
-def test_no_canary_without_knative(cluster: FakeCluster, repository: Path, mode: str) -> None:
-    service = inference_service()
-    service["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": mode}
-    cluster.add(service)
-    with pytest.raises(UsageError, match=f"{mode} mode, which has no canary"):
+def test_in_standard_mode_the_owned_deployment_is_waited_for(cluster: FakeCluster, repository: Path, mode: str) -> None:
+    StandardController(cluster)
+    standard_service(cluster)["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": mode}
+    rollout = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    change = rollout.servers[0].snapshot
+    assert change is not None
+    assert sources(cluster) == {"digits-predictor": change.after}
+    status = cluster.deployment("models", "digits-predictor")["status"]
+    assert (status["updatedReplicas"], status["replicas"]) == (1, 1)
+    assert not deploy(repository, "scale", 2, TARGET, options=QUICK).changed
+
+
+@pytest.mark.parametrize("standard", [False, True])
+def test_without_a_controller_nothing_is_said_to_be_deployed(
+    cluster: FakeCluster, repository: Path, standard: bool
+) -> None:
+    controller = (StandardController if standard else Controller)(cluster)
+    controller.stopped = True
+    before = copy.deepcopy(standard_service(cluster)["spec"])
+    with pytest.raises(RolloutUndoneError, match=r"the controller has (made no revision after|not changed the Depl)"):
+        deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=0.3))
+    assert standard_service(cluster)["spec"] == before
+
+
+def test_deployments_that_may_not_be_read_are_named_before_anything_is_changed(
+    cluster: FakeCluster, repository: Path
+) -> None:
+    controller = StandardController(cluster)
+    cluster.refuse = lambda _, path: (403, "deployments is forbidden") if "deployments" in path else None
+    with pytest.raises(ServerRefusedError, match="refused to list the Deployments") as caught:
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert "deploy/kserve/role.yaml" in str(caught.value.hint)
+    assert controller.uris == []
+
+
+def test_a_deployment_that_cannot_come_up_ends_it(cluster: FakeCluster, repository: Path) -> None:
+    StandardController(cluster)
+
+    def behave(made: FakeCluster, deployment: Any, pod: Any) -> None:
+        unschedulable(made, deployment, pod)
+        late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out"}
+        deployment["status"]["conditions"] = [late]
+
+    def heal(item: Any) -> None:
+        if item["kind"] == "InferenceService" and item["spec"]["predictor"]["model"]["storageUri"] == START:
+            cluster.deployment("models", "digits-predictor")["status"]["conditions"] = []
+
+    patched = cluster.on_patch
+
+    def on_patch(item: Any) -> None:
+        patched(item)
+        heal(item)
+
+    cluster.behaviour, cluster.on_patch = behave, on_patch
+    with pytest.raises(RolloutUndoneError, match="made no progress within its deadline: timed out"):
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
+
+
+def test_a_canary_in_standard_mode_is_promoted_without_a_restart(cluster: FakeCluster, repository: Path) -> None:
+    controller = StandardController(cluster)
+    trial = TrialOptions((0.1, 0.5, 1.0), step_s=0.02)
+    rollout = deploy(repository, "scale", 2, TARGET, options=QUICK, trial=trial)
+    change = rollout.servers[0].snapshot
+    assert change is not None
+    assert controller.shares == [10, 50, 0]
+    service = standard_service(cluster)
+    name = service["spec"]["predictor"]["name"]
+    assert "canary" not in service["spec"]
+    assert sources(cluster) == {f"digits-{name}-predictor": change.after}
+    assert cluster.deployment("models", f"digits-{name}-predictor")["metadata"]["generation"] == 1
+    assert deploy(repository, "scale", 3, TARGET, options=QUICK).changed
+
+
+def test_a_canary_in_standard_mode_is_undone(cluster: FakeCluster, repository: Path) -> None:
+    controller = StandardController(cluster)
+    before = copy.deepcopy(standard_service(cluster)["spec"])
+
+    def gate(share: float) -> None:
+        if share == 0.5:
+            raise GateError("p99 is worse")
+
+    trial = TrialOptions((0.1, 0.5, 1.0), step_s=0.0, on_step=gate)
+    with pytest.raises(GateError, match="put back"):
+        deploy(repository, "scale", 2, TARGET, options=QUICK, trial=trial)
+    assert controller.shares == [10, 50, 0]
+    assert standard_service(cluster)["spec"] == before
+
+
+def test_a_canary_of_somebody_else_is_left_alone(cluster: FakeCluster, repository: Path) -> None:
+    StandardController(cluster)
+    theirs = {"trafficPercent": 5, "predictor": {"name": "v2", "model": {"storageUri": "s3://their/own"}}}
+    standard_service(cluster)["spec"]["canary"] = [theirs]
+    with pytest.raises(ServerRefusedError, match="a canary that repo-manager did not make: v2"):
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
+
+
+def test_no_canary_in_standard_mode_before_kserve_0_20(cluster: FakeCluster, repository: Path) -> None:
+    StandardController(cluster, canaries=False)
+    before = copy.deepcopy(standard_service(cluster)["spec"])
+    with pytest.raises(UsageError, match=r"Standard mode, which has no canary before KServe 0\.20"):
         deploy(repository, "scale", 2, TARGET, options=QUICK, trial=TrialOptions((0.1, 1.0), step_s=0.0))
+    assert standard_service(cluster)["spec"] == before
+
+
+def test_a_status_that_moves_is_no_change_by_somebody_else(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    real = cluster.patch
+    moved: list[bool] = []
+
+    def late(key: Any, patch: Any, *, strategic: bool) -> Any:
+        if not moved:
+            moved.append(True)
+            cluster.objects[key]["metadata"]["resourceVersion"] = "99"
+        return real(key, patch, strategic=strategic)
+
+    cluster.patch = late  # type: ignore[method-assign]
+    assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed
 
 
 @pytest.mark.parametrize("percents", [(0,), (100,), (50, 10), (10, 10)])
@@ -184,11 +307,13 @@ def test_the_version_before(controller: Controller, repository: Path, api: Api) 
 
 
 def test_nothing_is_judged_by_a_status_that_is_older_than_the_change() -> None:
+    """`observedGeneration` is that of what the service owns: it may be below the service's own, and above it."""
     service = inference_service()
-    service["metadata"]["generation"] = 2
-    assert not is_there(service, 100)
-    service["status"]["modelStatus"]["transitionStatus"] = "InvalidSpec"
-    assert failure_of(service) is None
+    for generation, observed in ((5, 1), (1, 5)):
+        service["metadata"]["generation"], service["status"]["observedGeneration"] = generation, observed
+        assert list(missing(Sight(service), Wanted(START))) == []
+        (reason,) = missing(Sight(service), Wanted(START, not_revision="digits-predictor-00001"))
+        assert reason == "the controller has made no revision after digits-predictor-00001 yet"
 
 
 @pytest.mark.parametrize(
@@ -203,10 +328,9 @@ def test_nothing_is_judged_by_a_status_that_is_older_than_the_change() -> None:
 )
 def test_what_is_missing_is_waited_for(change: Any) -> None:
     service = inference_service()
-    service["metadata"]["generation"] = 1
-    assert is_there(service, 100)
+    assert list(missing(Sight(service), Wanted(START))) == []
     change(service["status"])
-    assert not is_there(service, 100)
+    assert list(missing(Sight(service), Wanted(START))) != []
 
 
 def test_weights_of_kserve(controller: Controller, repository: Path, api: Api) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_cluster import FakeCluster, ready, unschedulable, waiting
-from support.triton_deployment import triton_deployment
+from support.fake_cluster import FakeCluster, ready, touch, unschedulable, waiting
+from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.errors import RepositoryError, RollbackFailedError, RolloutUndoneError, ServerRefusedError, UsageError
-from repo_manager.repository import find_model, model_state
+from repo_manager.repository import find_model, model_state, set_served_versions
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout, SnapshotChange
+from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.kubernetes import Release, previous_on_kubernetes
 from repo_manager.types import as_json
@@ -199,7 +202,7 @@ def test_what_never_ends_is_undone_after_the_timeout_and_says_what_it_waited_for
     deployed: FakeCluster, repository: Path
 ) -> None:
     deployed.behaviour = unschedulable
-    with pytest.raises(RolloutUndoneError, match=r"within 0.5 s: .*Insufficient nvidia.com/gpu"):
+    with pytest.raises(RolloutUndoneError, match=r"no progress within 0.5 s: .*Insufficient nvidia.com/gpu"):
         deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=0.5))
 
 
@@ -219,7 +222,9 @@ def test_several_kinds_go_one_after_the_other_and_back_together(cluster: FakeClu
     assert {url_of(cluster, f"rel-triton-{kind}") for kind in ("h100", "l4")} == {snapshot_of(rollout).after}
 
 
-def test_a_roll_back_that_fails_says_what_to_do(deployed: FakeCluster, repository: Path) -> None:
+def test_a_roll_back_that_fails_says_what_to_do(
+    deployed: FakeCluster, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deployed.behaviour = waiting("ImagePullBackOff", "no")
     patches = []
 
@@ -228,10 +233,11 @@ def test_a_roll_back_that_fails_says_what_to_do(deployed: FakeCluster, repositor
         return (403, "forbidden") if len(patches) > 1 and method == "PATCH" else None
 
     deployed.refuse = refuse
+    monkeypatch.setattr(cluster_api, "_SILENCE_S", 0.05)
     with pytest.raises(RollbackFailedError) as caught:
         deploy(repository, "scale", 2, TARGET, options=QUICK)
-    assert "kubectl rollout undo" in str(caught.value.hint)
-    assert "/models/repository" in str(caught.value.hint)
+    command = "kubectl set env deployment/rel-triton -n models -c triton MODEL_REPOSITORY=/models/repository"
+    assert command in str(caught.value.hint)
 
 
 def test_somebody_elses_roll_out_is_left_alone(deployed: FakeCluster, repository: Path) -> None:
@@ -240,9 +246,126 @@ def test_somebody_elses_roll_out_is_left_alone(deployed: FakeCluster, repository
         item["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = "s3://their/own"
 
     deployed.on_patch = other
-    with pytest.raises(RollbackFailedError, match="it serves s3://their/own by now, and is left so"):
+    with pytest.raises(RolloutUndoneError, match="Nothing was put back: rel-triton serves s3://their/own, to which"):
         deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert url_of(deployed) == "s3://their/own"
+
+
+def test_somebodys_rollout_undo_is_what_was_to_be_undone(deployed: FakeCluster, repository: Path, api: Api) -> None:
+    """`kubectl rollout undo` puts the template back, and leaves the Deployment's own annotations."""
+    first = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    template = copy.deepcopy(template_of(deployed))
+    undone: list[bool] = []
+
+    def undo(item: Any) -> None:
+        if not undone:
+            undone.append(True)
+            item["spec"]["template"] = copy.deepcopy(template)
+
+    deployed.on_patch = undo
+    with pytest.raises(RolloutUndoneError, match="previous state was put back"):
+        deploy(repository, "scale", 3, TARGET, options=QUICK)
+    assert template_of(deployed) == template
+    deployed.on_patch = lambda _: None
+    deploy(repository, "scale", 3, TARGET, options=QUICK)
+    deployed.deployment("models", "rel-triton")["spec"]["template"] = copy.deepcopy(template)
+    assert url_of(deployed) == snapshot_of(first).after
+    with pytest.raises(RepositoryError, match="no earlier roll-out"):  # the first template named no models
+        previous_on_kubernetes(Release.parse(TARGET), "other", api)
+    assert previous_on_kubernetes(Release.parse(TARGET), "scale", api) == 1, "not 2, which is served"
+
+
+def test_pods_that_die_and_an_autoscaler_do_not_end_it(deployed: FakeCluster, repository: Path) -> None:
+    real = deployed.patch
+    moved: list[int] = []
+
+    def late(key: Any, patch: Any, *, strategic: bool) -> Any:
+        if len(moved) < 3:
+            moved.append(1)
+            touch(deployed.objects[key])
+            deployed.objects[key]["spec"]["replicas"] += 1
+            deployed.objects[key]["metadata"]["generation"] += 1
+        return real(key, patch, strategic=strategic)
+
+    deployed.patch = late  # type: ignore[method-assign]
+    assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed
+    assert deployed.deployment("models", "rel-triton")["spec"]["replicas"] == 5
+
+
+def test_what_a_pinned_snapshot_holds_is_read_from_it(deployed: FakeCluster, repository: Path, tmp_path: Path) -> None:
+    """GitOps pins a snapshot and knows nothing of annotations; the repository's policy has moved on since."""
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    note = "repo-manager/models"
+    template_of(deployed)["metadata"]["annotations"][note] = '{"other": [2], "scale": [1]}'
+    publish_scaling(repository, "other", [6.0], tmp_path)
+    set_served_versions(repository, "other", [2])
+    assert snapshot_of(deploy(repository, "scale", 3, TARGET, options=QUICK)).models == {"other": (1,), "scale": (3,)}
+    del template_of(deployed)["metadata"]["annotations"][note]
+    plan = deploy(repository, "scale", 1, TARGET, options=RolloutOptions(dry_run=True))
+    assert snapshot_of(plan).models == {"other": (1,), "scale": (1,)}
+    shutil.rmtree(repository.parent / "repository.snapshots")
+    with pytest.raises(RepositoryError, match="the versions of its other models are not known"):
+        deploy(repository, "scale", 1, TARGET, options=QUICK)
+
+
+def test_a_repository_that_is_served_itself_is_pinned_and_said_so(deployed: FakeCluster, repository: Path) -> None:
+    plan = deploy(repository, "scale", 2, TARGET, options=RolloutOptions(dry_run=True))
+    assert any("the snapshot pins other:1" in event for event in plan.events)
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 503])
+def test_an_api_server_that_restarts_does_not_end_it(deployed: FakeCluster, repository: Path, code: int) -> None:
+    """It refuses everybody until it has read its rights and kinds."""
+    seen = iter(range(1000))
+
+    def refuse(_method: str, _path: str) -> tuple[int, str] | None:
+        return (code, "not yet") if 6 < next(seen) < 14 else None
+
+    deployed.refuse = refuse
+    assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed
+
+
+def test_an_api_server_that_restarts_does_not_end_the_undo(deployed: FakeCluster, repository: Path) -> None:
+    deployed.behaviour = waiting("ImagePullBackOff", "no")
+    before = copy.deepcopy(template_of(deployed))
+    patches: list[str] = []
+
+    def refuse(method: str, _path: str) -> tuple[int, str] | None:
+        patches.extend([method] if method == "PATCH" else [])
+        return (403, "forbidden") if method == "PATCH" and 1 < len(patches) < 6 else None
+
+    deployed.refuse = refuse
+    with pytest.raises(RolloutUndoneError, match="put back"):
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert template_of(deployed) == before
+
+
+def test_a_deployment_that_is_deleted_is_said_so_at_once(deployed: FakeCluster, repository: Path) -> None:
+    deployed.on_patch = lambda _: deployed.remove(("deployments", "models", "rel-triton"))
+    with pytest.raises(RollbackFailedError, match="was deleted during the roll-out"):
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
+
+
+def test_a_large_deployment_has_the_time_for_each_pod(cluster: FakeCluster, repository: Path) -> None:
+    """Sixteen pods of 0.2 s, one after the other, where one alone may take 2 s."""
+    item = triton_deployment()
+    item["spec"]["replicas"] = 16
+    cluster.add(item)
+    due: list[float] = [0.0]
+
+    def slow(made: FakeCluster, deployment: Any, pod: Any) -> None:
+        unschedulable(made, deployment, pod)
+        due[0] = time.monotonic() + 0.2
+
+    def become_ready(deployment: Any) -> None:
+        for pod in cluster.pods:
+            if time.monotonic() > due[0] and pod["status"]["phase"] == "Pending":
+                ready(cluster, deployment, pod)
+
+    cluster.behaviour, cluster.on_read = slow, become_ready
+    began = time.monotonic()
+    assert deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=2.0, deadline_s=2.0)).changed
+    assert time.monotonic() - began > 3.0
 
 
 def test_somebody_who_was_faster_is_told_and_nothing_is_changed(deployed: FakeCluster, repository: Path) -> None:
@@ -250,11 +373,12 @@ def test_somebody_who_was_faster_is_told_and_nothing_is_changed(deployed: FakeCl
 
     def late(key: Any, patch: Any, *, strategic: bool) -> Any:
         deployed.objects[key]["metadata"]["resourceVersion"] = "99"
+        deployed.objects[key]["spec"]["minReadySeconds"] = 30
         return real(key, patch, strategic=strategic)
 
     deployed.patch = late  # type: ignore[method-assign]
     before = copy.deepcopy(template_of(deployed))
-    with pytest.raises(ServerRefusedError, match="409"):
+    with pytest.raises(ServerRefusedError, match=r"changed by somebody else since it was read.*409"):
         deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert template_of(deployed) == before
 
