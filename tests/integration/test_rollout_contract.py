@@ -306,12 +306,13 @@ class Calls:
                 return call(*arguments, **named)
             with self._lock:
                 number, self.count = self.count, self.count + 1
-                self.failed |= number == self._fails
             # It fails before it has done anything, or when all is done: the next one the other way.
             if number == self._fails and number % 2:
+                self.failed = True
                 raise BoomError(call.__qualname__)
-            result = call(*arguments, **named)
+            result = call(*arguments, **named)  # an error of its own is none of ours
             if number == self._fails:
+                self.failed = True
                 raise BoomError(call.__qualname__)
             return result
 
