@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from repo_manager.cli.option_groups import option
-from repo_manager.errors import RepoManagerError
+from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.repository import model_state, scan
 from repo_manager.repository.location import Location, local_folder, parse_location
 from repo_manager.settings import load_settings
@@ -116,6 +116,10 @@ def resolve_repository(option: str | None) -> Location:
     """Return the repository to work on: the option, else the settings.
 
     Raises:
-        RepositoryError: it is a URL that cannot be one of a repository.
+        RepositoryError: it is a URL that cannot be one of a repository, or the folder of a model.
     """
-    return parse_location(load_settings().repository if option is None else option)
+    found = parse_location(load_settings().repository if option is None else option)
+    if isinstance(found, Path) and (found / "config.pbtxt").is_file():
+        parent = found.resolve().parent
+        raise RepositoryError(f"{found} is a model's folder, not a repository", hint=f"Its repository: -r {parent}")
+    return found

@@ -142,7 +142,8 @@ def serve_command(
 ) -> None:
     """Run the embedded Triton on a repository until interrupted, in explicit model-control mode.
 
-    The server's log goes to stderr. Loaded at the start: the models that were deployed before.
+    What the server logs once it is ready goes to stderr; `repo-manager logs` shows all. Loaded at the start: the models
+    that were deployed before.
     """
     terminal = output.terminal()
     root = place.root()
@@ -163,7 +164,11 @@ def serve_command(
         _show(terminal, options, server)
 
     log_output = None if output.quiet else sys.stderr
-    serve_until_ended(options, on_ready=on_ready, report=terminal.note, log_output=log_output)
+    try:
+        serve_until_ended(options, on_ready=on_ready, report=terminal.note, log_output=log_output)
+    except KeyboardInterrupt:
+        terminal.note(f"Stopped the server of {root}.")
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +211,12 @@ def logs_command(*, place: RepositoryFlag, flags: LogFlags, output: Output) -> N
 
 def _options(root: Location, flags: RunFlags, listen: ListenFlags, security: SecurityFlags) -> ServeOptions:
     settings = settings_of(ServeOptions, flags, listen, security)
+    ports = [settings[name] for name in ("http_port", "grpc_port", "metrics_port") if settings.get(name)]
+    if len(set(ports)) < len(ports):
+        raise UsageError(
+            f"--http-port, --grpc-port and --metrics-port need a port each; given were {', '.join(map(str, ports))}",
+            hint="Leave one out, and a free port is chosen.",
+        )
     signed_by = load_settings().signed_by
     return ServeOptions(repository=root, security=security.security(), signed_by=signed_by, **settings)
 
@@ -242,4 +253,7 @@ def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> 
         terminal.result({**urls, "pid": server.pid, "log": server.log_path, "failures": server.failures})
     if not options.load and not server.options.load:
         terminal.note("No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all.")
+    if server.options.load:
+        terminal.note(f"Loaded at the start: {', '.join(server.options.load)}")
+    terminal.note(f"Log: {server.log_path} (what it says from now on follows here)")
     terminal.note(f"Ready: {server.http_url}  {server.grpc_url}  {server.metrics_url} (Ctrl-C stops it)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,7 +205,11 @@ class _Planner:
             number = self.model.tags.get(wanted, self.state.tags.get(wanted))
             if number is None:
                 known = ", ".join({*self.model.tags, *self.state.tags}) or "none"
-                raise RepositoryError(f"{self.name}: serve: there is no tag {wanted!r}; there are: {known}")
+                close = difflib.get_close_matches(wanted, ["newest", *self.model.tags, *self.state.tags], n=1)
+                raise RepositoryError(
+                    f"{self.name}: serve: {wanted!r} is neither 'newest' nor a tag; tags are: {known}",
+                    hint=f"Did you mean {close[0]!r}?" if close else None,
+                )
             wanted = version if number == "newest" else int(number)
         versions = wanted if isinstance(wanted, tuple) else (wanted,)
         missing = [number for number in versions if number not in self.existing and number != NEW]

@@ -19,6 +19,7 @@ __all__ = ["agreement", "client_use", "growing_queue", "intervals_of", "outcome_
 _BUSY_SHARE = 0.9
 _STARVED_SHARE = 0.25
 _LATE_SHARE = 0.01
+_LATE_SENDS = 5  # one or two of the few sends of a low rate are late on any machine
 _KEPT_SHARE = 0.95
 _FULL_SHARE = 0.9
 _RESAMPLES = 400
@@ -149,7 +150,7 @@ def client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> 
     notes = []
     if cpu_share > _BUSY_SHARE:
         notes.append(f"its workers used {cpu_share:.0%} of a CPU each: add workers")
-    if late is not None and late > _LATE_SHARE:
+    if late is not None and late > _LATE_SHARE and whole.late >= _LATE_SENDS:
         notes.append(f"{late:.1%} of the sends were more than 0.5 ms late, at most {whole.max_late_ns / 1e6:.1f} ms")
     bottleneck = bool(notes)
     if waiting > _STARVED_SHARE:

@@ -161,13 +161,22 @@ def _judge_ratio(point: LoadPoint, before: LoadPoint, metric: Metric, tolerance:
         outcome = Outcome.FAIL
     else:
         outcome = Outcome.INCONCLUSIVE
-    words = f"worse by a factor of {worse:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    words = f"{_change(worse)} (between {_change(interval.low)} and {_change(interval.high)})"
     if half == 0:
-        words = f"worse by a factor of {worse:.3f}; neither report says how large its noise is"
+        words = f"{_change(worse)}; neither report says how large its noise is"
     needed_s = None
     if outcome is Outcome.INCONCLUSIVE and worse != limit and point.duration_s:
         needed_s = point.duration_s * (half / abs(math.log(limit / worse))) ** 2
     return GateResult(gate, point.label, outcome, words, worse, interval, needed_s)
+
+
+def _change(worse: float) -> str:
+    """Say a factor above 1, which is worse, or below as a percentage."""
+    return (
+        "as before"
+        if f"{worse - 1:.1%}".strip("-") == "0.0%"
+        else (f"{worse - 1:.1%} worse" if worse > 1 else f"{1 - worse:.1%} better")
+    )
 
 
 def _log_half_width(interval: Interval | None) -> float:

@@ -297,6 +297,7 @@ def _serve_once(
     guard = StubGuard(server.pid, server.http_url, server.client_options, lambda name: _require_vouched(options, name))
     checked = time.monotonic()
     with server.log_path.open(encoding="utf-8", errors="replace") as log:
+        log.seek(0, os.SEEK_END)  # what it said while it started is in its file, and says little of a server that runs
         while (code := server.wait(_LOG_POLL_S)) is None:
             _copy_log(log, log_output)
             if time.monotonic() - checked >= _GUARD_S:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from repo_manager.engine.fit import releases
 from repo_manager.report.layout import key_values, make_table
-from repo_manager.report.tables import conversion_view, format_share
+from repo_manager.report.tables import conversion_facts, format_share
 from repo_manager.report.terminal import next_command
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def added_view(added: Any, repository: str | None = None) -> list[RenderableType
         added: what `add` returned.
         repository: what was given as `--repository`, which the next command needs, too.
     """
-    views: list[RenderableType] = list(conversion_view(added.conversion))
+    views: list[RenderableType] = []
     layers = added.engine.get("layers")
     if layers:
         views.append(evidence_table(layers))
@@ -80,6 +80,7 @@ def _facts(added: Any) -> list[tuple[str, object]]:
         ("batch axis", f"{added.batch_axis.kind}: {added.batch_axis.reason}"),
         *_batch_warning(added.batch_axis),
         ("sparsity", valid),
+        *conversion_facts(added.conversion),
         *_engine_facts(added.engine, str(added.backend.backend)),
         *[("mind", Text(f"{problem.message}. {problem.hint}", style="yellow")) for problem in added.fit],
     ]

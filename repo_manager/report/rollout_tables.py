@@ -225,7 +225,7 @@ def status_view(found: RepositoryStatus) -> list[RenderableType]:
             *(model.model, model.url, _versions(model.ready), _versions(model.wanted)),
             "never" if model.deployed is None else Moment(model.deployed_at or "", f"{model.deployed}, "),
             _restarts(model),
-            Text("; ".join(model.drift), style="yellow") if model.drift else Text("-"),
+            Text("; ".join(model.differences), style="yellow") if model.differences else Text("-"),
         ]
         for model in found.models
     ]
@@ -235,7 +235,7 @@ def status_view(found: RepositoryStatus) -> list[RenderableType]:
         for name in names:
             what = Text("it is loaded and not of this repository", style="yellow")
             rows.append([name, url, "-", "-", "-", "-", what])
-    columns = ["model", "server", "ready", "repository serves", "last deployed", "restarts", "drift"]
+    columns = ["model", "server", "ready", "repository serves", "last deployed", "restarts", "differs"]
     return [make_table(None, columns, rows, drop="restarts,repository serves,last deployed,server")]
 
 

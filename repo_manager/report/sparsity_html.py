@@ -21,7 +21,7 @@ __all__ = ["sparsity_page"]
 _STRIP_WIDTH = 1200.0
 # Okabe and Ito's palette, which stays apart for colour-blind readers; a letter says the same without colour.
 _STYLE_OF = {
-    Verdict.VALID: ("valid", "#009e73", "can run sparse now"),
+    Verdict.VALID: ("valid", "#009e73", "holds 2:4: sparse Tensor Cores can take it"),
     Verdict.NOT_24: ("dense", "#e69f00", "could be 2:4, and is not"),
     Verdict.GROUPED: ("grouped", "#cc79a7", "group convolution: never sparse"),
     Verdict.INDIVISIBLE: ("odd", "#999999", "its size does not divide by 4"),
@@ -112,7 +112,7 @@ TensorRT's own profiler, which count a fused layer in the row of each of its nod
 {% endfor %}</tbody>
 </table></div>
 {% endif %}
-<p class="sub">What each verdict and hint means, and its source: docs/sparsity.md of repo-manager.</p>
+<p class="sub">What each verdict and hint means, and its source: the document sparsity.md of repo-manager.</p>
 </body>
 </html>
 """

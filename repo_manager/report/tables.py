@@ -13,11 +13,12 @@ from repo_manager.report.layout import key_values, make_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from repo_manager.precision import Check, Conversion
+    from repo_manager.precision import Check, Conversion, KeptNode
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
     from repo_manager.sparsity.prune import PruneEvidence
 
 __all__ = [
+    "conversion_facts",
     "conversion_view",
     "format_bytes",
     "format_count",
@@ -30,6 +31,7 @@ __all__ = [
 
 # What a narrow terminal leaves out of the layers first.
 _DROP = "axis,groups of 4,zeros,MACs,shape,weight,operator"
+_FEW = 3
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -146,9 +148,40 @@ def conversion_view(conversion: Conversion) -> list[RenderableType]:
     if conversion.drift:
         views.append(drift_table(conversion.drift, conversion.samples))
     if conversion.kept:
-        rows = [[kept.node, kept.op_type, kept.reason] for kept in conversion.kept]
-        views.append(make_table("Left in higher precision", ["layer", "operator", "why"], rows))
+        views.append(_kept_table(conversion.kept))
     return views
+
+
+def conversion_facts(conversion: Conversion) -> list[tuple[str, object]]:
+    """Return what was checked in a few lines, for a command that is about more than the conversion."""
+    passed = [check.name for check in conversion.checks if check.passed and not check.is_empty]
+    pairs: list[tuple[str, object]] = [("checked", ", ".join(passed))]
+    pairs += [(check.name, check.detail) for check in conversion.checks if check.name == "drift"]
+    for check in conversion.checks:
+        if check.is_empty and check.name != "drift":
+            pairs.append(("no evidence", Text(f"{check.name}: {check.detail}", style="yellow")))
+    if conversion.kept:
+        reasons = _by_reason(conversion.kept)
+        pairs += [("left alone", f"{len(found)} operators: {reason}") for reason, found in reasons.items()]
+    return pairs
+
+
+def _by_reason(kept: Sequence[KeptNode]) -> dict[str, list[KeptNode]]:
+    """Group what was left alone by why: a normalisation comes as a dozen operators of one reason."""
+    found: dict[str, list[KeptNode]] = {}
+    for node in kept:
+        found.setdefault(node.reason, []).append(node)
+    return found
+
+
+def _kept_table(kept: Sequence[KeptNode]) -> RenderableType:
+    rows = []
+    for reason, nodes in _by_reason(kept).items():
+        operators = ", ".join(dict.fromkeys(node.op_type for node in nodes))
+        names = ", ".join(node.node for node in nodes[:_FEW]) + (", ..." if len(nodes) > _FEW else "")
+        rows.append([reason, len(nodes), operators, names])
+    columns = ["why", "layers", "operators", "which"]
+    return make_table("Left in higher precision", columns, rows, right="layers", drop="which")
 
 
 def drift_table(drift: Sequence[Any], samples: int) -> RenderableType:

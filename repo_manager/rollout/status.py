@@ -33,7 +33,7 @@ class ModelStatus:
         started_at: when the server started, UTC, ISO 8601; `None` when it is not one of ours on this machine.
         restarts: how often `serve` has started it again after it had ended by itself; `None` likewise.
         restarted: whether it started after the last deployment; `None` likewise.
-        drift: every difference between server and repository, in words; empty when they agree.
+        differences: every difference between server and repository, in words; empty when they agree.
     """
 
     model: str
@@ -46,7 +46,7 @@ class ModelStatus:
     started_at: str | None
     restarts: int | None
     restarted: bool | None
-    drift: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
                 started_at=None if server is None else _text(server.started_at),
                 restarts=None if server is None else server.restarts,
                 restarted=None if server is None or last is None else _text(server.started_at) > last.at,
-                drift=_drift(entry, served, None if last is None else last.version, overridden),
+                differences=_differences(entry, served, None if last is None else last.version, overridden),
             )
         )
     return found
@@ -162,29 +162,29 @@ def _differing(entry: ModelEntry, served: ServedState) -> tuple[str, ...]:
     return (*differing_fields(config, served.config), *policy)
 
 
-def _drift(
+def _differences(
     entry: ModelEntry, served: ServedState, deployed: int | None, overridden: tuple[str, ...]
 ) -> tuple[str, ...]:
-    drift = []
+    found = []
     existing = {each.version for each in entry.versions}
     if not served.ready:
-        drift.append("it is not loaded" if deployed is not None else "it was never deployed")
+        found.append("it is not loaded" if deployed is not None else "it was never deployed")
     elif served.ready != entry.served_versions:
         wanted = ", ".join(map(str, entry.served_versions)) or "none"
-        drift.append(f"READY are {', '.join(map(str, served.ready))}, config.pbtxt serves {wanted}")
+        found.append(f"READY are {', '.join(map(str, served.ready))}, config.pbtxt serves {wanted}")
     if deployed is not None and deployed not in served.ready and served.ready:
-        drift.append(f"version {deployed} was deployed last and is not served")
-    drift += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
-    drift += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
+        found.append(f"version {deployed} was deployed last and is not served")
+    found += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
+    found += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
     fields = differing_fields(entry.config(), served.config)
     if served.is_listed_twice:
-        drift.append("the server has several models of this name, in several repositories (--model-namespacing)")
+        found.append("the server has several models of this name, in several repositories (--model-namespacing)")
     if served.hidden:
-        drift.append(f"what it runs with is unknown: the server does not show its configuration ({served.hidden})")
+        found.append(f"what it runs with is unknown: the server does not show its configuration ({served.hidden})")
     if overridden:
-        drift.append(
+        found.append(
             f"a configuration sent with a load overrides {', '.join(overridden)} of config.pbtxt; deploy drops it"
         )
     elif fields:
-        drift.append(f"the server runs it with another {', '.join(fields)} than config.pbtxt says; deploy applies it")
-    return tuple(drift)
+        found.append(f"the server runs it with another {', '.join(fields)} than config.pbtxt says; deploy applies it")
+    return tuple(found)

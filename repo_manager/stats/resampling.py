@@ -150,7 +150,8 @@ def verdict_of(numbers: Sequence[ComparedNumber]) -> str:
     shown = [number for number in numbers if number.shown]
     if not shown:
         reach = max(max(number.interval.high, 1 / number.interval.low) - 1 for number in numbers[:1])
-        return f"no difference shown (one of about {reach:.1%} in {numbers[0].name} would have been)"
+        name = numbers[0].name
+        return f"no difference shown; in {name} only one of about {reach:.1%} or more would show above the noise"
     parts = [
         f"{number.name} of B is {number.ratio:.3f} of A's [{number.interval.low:.3f}, {number.interval.high:.3f}]"
         for number in shown

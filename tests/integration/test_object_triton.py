@@ -78,7 +78,7 @@ def test_add_deploy_roll_back_load_test_and_clean_up(run: Run, moto: tuple[str, 
         assert (second["rollout"]["servers"][0]["ready"], second["rollout"]["servers"][0]["previous"]) == ([2], [1])
         back = json.loads(run("rollback", "digits", "-r", root, "--json").stdout)
         assert (back["rollout"]["servers"][0]["ready"], back["rollout"]["servers"][0]["previous"]) == ([1], [2])
-        assert json.loads(run("status", "-r", root, "--json").stdout)["models"][0]["drift"] == []
+        assert json.loads(run("status", "-r", root, "--json").stdout)["models"][0]["differences"] == []
 
         load = run("loadtest", "digits", "-r", root, "-c", "2", "--duration", "0.5", "--slo", "errors<1%", "--json")
         assert json.loads(load.stdout)["verdict"]["outcome"] == "pass"

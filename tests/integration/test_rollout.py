@@ -334,14 +334,14 @@ def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedSer
 
 def test_status_tells_every_difference(repository: Path, client: TritonClient, model: str) -> None:
     (before,) = status(repository, client, (model,)).models
-    assert (before.ready, before.deployed, before.drift) == ((), None, ("it was never deployed",))
+    assert (before.ready, before.deployed, before.differences) == ((), None, ("it was never deployed",))
     deploy(repository, model, 1, client)
     (fine,) = status(repository, client, (model,)).models
-    assert (fine.ready, fine.wanted, fine.deployed, fine.drift) == ((1,), (1,), 1, ())
+    assert (fine.ready, fine.wanted, fine.deployed, fine.differences) == ((1,), (1,), 1, ())
     path = repository / model / "config.pbtxt"
     path.write_text(path.read_text().replace("[1]", "[2]").replace("max_batch_size: 8", "max_batch_size: 4"))
     (drifted,) = status(repository, client, (model,)).models
-    assert drifted.drift == (
+    assert drifted.differences == (
         "READY are 1, config.pbtxt serves 2",
         "the server runs it with another max_batch_size than config.pbtxt says; deploy applies it",
     )
@@ -353,13 +353,13 @@ def test_changed_instances_reach_a_running_server(repository: Path, client: Trit
     change = change_config(repository, model, {"instance_group.count": "3"})
     assert (change.served, change.reloaded) == ((1,), ())
     (before,) = status(repository, client, (model,)).models
-    assert ["instance_group" in found for found in before.drift] == [True]
+    assert ["instance_group" in found for found in before.differences] == [True]
     applied = deploy(repository, model, 1, client)
     assert (applied.changed, actions(applied)) == (True, [(1, Action.UPDATE)])
     assert [group.count for group in client.model_config(model).instance_group] == [3]
     assert client.statistics(model, 1)[0].success_count > stays  # a version that is loaded again counts from 0
     (after,) = status(repository, client, (model,)).models
-    assert after.drift == ()
+    assert after.differences == ()
     assert not deploy(repository, model, 1, client).changed
 
 

@@ -88,7 +88,7 @@ def test_several_servers_by_urls_files_and_names(run: Run, fleet: tuple[Path, st
     again = run("deploy", "m:1", "-r", root, "--to", listed)
     assert "Nothing to do" in again.out
     models = run("status", "-r", root, "--to", listed, "--json").document["models"]
-    assert [(model["url"], model["ready"], model["drift"]) for model in models] == [
+    assert [(model["url"], model["ready"], model["differences"]) for model in models] == [
         (first, [1], []),
         (second, [1], []),
     ]

@@ -227,4 +227,4 @@ def test_a_config_sent_with_a_load_is_told_and_dropped(repository: Path, client:
     assert deploy(repository, model, 1, client).changed
     assert client.model_config(model).max_batch_size == 8
     (after,) = status(repository, client, (model,)).models
-    assert (after.overridden, after.drift) == ((), ())
+    assert (after.overridden, after.differences) == ((), ())

@@ -55,7 +55,7 @@ def test_a_server_that_hides_configurations_is_unknown(
             refused(repository, client, version, "what it serves is unknown")
         (seen,) = status(repository, client, ("m",)).models
         assert seen.ready == ((1,) if loaded else ())
-        assert any("unknown" in each for each in seen.drift) == loaded
+        assert any("unknown" in each for each in seen.differences) == loaded
 
 
 @pytest.mark.parametrize("mode", ["none", "poll"])
@@ -141,4 +141,4 @@ def test_a_model_of_several_repositories_is_refused(
         found = status(repository, client)
         assert (found.unreachable, found.strangers) == ({}, {client.url: ("other:1",)})
         (seen,) = status(repository, client, ("m",)).models
-        assert any("several models of this name" in each for each in seen.drift)
+        assert any("several models of this name" in each for each in seen.differences)

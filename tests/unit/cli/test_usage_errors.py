@@ -171,3 +171,25 @@ def test_a_reader_that_went_away_changes_nothing(tmp_path, name, code, form):
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert "roken pipe" not in ended.stderr
+
+
+def test_a_models_folder_is_no_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "config.pbtxt").write_text('backend: "onnxruntime"')
+    monkeypatch.setattr(sys, "argv", ["repo-manager", "list", "-r", str(tmp_path / "m")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, f"-r {tmp_path}" in said, "model's folder" in said) == (3, True, True)
+
+
+def test_two_services_on_one_port_are_refused_before_a_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["serve", "-r", str(tmp_path), "--http-port", "18000", "--grpc-port", "18000"]
+    monkeypatch.setattr(sys, "argv", ["repo-manager", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, "need a port each" in capsys.readouterr().err) == (2, True)

@@ -68,3 +68,9 @@ def test_baselines_that_cannot_be_used(tmp_path):
     (tmp_path / "bad.json").write_text('{"schema_version": 99, "points": []}')
     with pytest.raises(InputError, match="99"):
         read_report(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(("factor", "word"), [(1.3, "30.0% worse"), (0.5, "50.0% better"), (1.0, "as before")])
+def test_a_change_is_named_by_its_direction(tmp_path, factor, word):
+    results = judge_against(report(factor), saved(tmp_path, report()), tolerance=0.05).results
+    assert any(result.why.startswith(word) for result in results), [result.why for result in results]

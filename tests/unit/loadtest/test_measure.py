@@ -81,3 +81,15 @@ def test_an_interrupted_measurement_has_the_counters_until_then():
     assert made.point().server.requests == 10
     counters.is_dead = True
     made.stop()  # what was measured is shown all the same
+
+
+@pytest.mark.parametrize(
+    ("arrival", "each", "said"), [("poisson", 9, False), ("constant", 9, True), ("poisson", 3, True)]
+)
+def test_fewer_arrivals_of_a_poisson_process_are_no_shortfall(arrival, each, said):
+    options = LoadTestOptions("grpc://a:1", "m", rate=(100.0,), arrival=arrival, warmup_s=0.1, duration_s=1.0)
+    level = Level("rate", 100.0, arrival)
+    made = Measurement(level, options, Counters(), MetricsSource("http://127.0.0.1:9/metrics"), None)
+    for index in range(11):
+        made.take(piece(index, requests=each), 1)
+    assert ("were answered" in made.point().reason) is said

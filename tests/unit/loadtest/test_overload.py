@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from repo_manager.gates import Outcome
-from repo_manager.loadtest.derive import growing_queue
+from repo_manager.loadtest.derive import client_use, growing_queue
 from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, LoadTestReport
 from repo_manager.loadtest.target import TargetFacts
@@ -93,3 +93,9 @@ def test_gates_of_an_overloaded_level_are_decided_although_the_client_sent_late(
     (result,) = judge(LoadTestReport(facts, {}, (level,), "now", 6.0, {}), [parse_slo(text)]).results
     assert result.outcome is outcome
     assert ("the queue grows" in result.reason) is text.startswith(("p99", "mean"))
+
+
+@pytest.mark.parametrize(("late", "bottleneck"), [(2, False), (60, True)])
+def test_a_few_late_sends_of_a_low_rate_are_no_bottleneck(late, bottleneck):
+    whole = Slice(0, SLICE_NS, Histogram.of(np.full(50, 10**6)), sent=50 if late < 50 else 5000, late=late)
+    assert client_use(whole, 10.0, 1, is_open=True).bottleneck is bottleneck

@@ -39,7 +39,7 @@ def shown(views: list[RenderableType], width: int, *, terminal: bool = True, col
 
 STATUS_AT = {
     50: """
- model     ready  drift
+ model     ready  differs
  ────────────────────────────────────────────────
  resnet50  3      READY are 3, config.pbtxt
                   serves 4
@@ -48,7 +48,7 @@ Not shown here: restarts, repository serves, last
 deployed, server (--wide, --json)
 """,
     80: """
- model     server                   ready  last deployed  drift
+ model     server                   ready  last deployed  differs
  ──────────────────────────────────────────────────────────────────────────────
  resnet50  grpc://10.20.30.40:8001  3      3, 2026-01-02  READY are 3,
                                                           config.pbtxt serves 4

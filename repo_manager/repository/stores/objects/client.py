@@ -27,6 +27,7 @@ __all__ = ["ObjectClient", "StoreOptions", "open_client"]
 
 R = TypeVar("R")
 
+_INSTANCE_METADATA = "169.254.169.254"
 _STATUS = re.compile(r"status code: (\d{3})")
 _SLOW = ("503", "429")
 
@@ -250,6 +251,7 @@ class ObjectClient:
         try:
             yield
         except (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError) as exc:
+            self._require_credentials(str(exc))
             raise RepositoryError(
                 f"{self.location}: the store refuses to {what}: {readable(str(exc))}",
                 hint=f"Check the credentials in the environment ({document('object-storage.md')}) and what they allow.",
@@ -258,6 +260,7 @@ class ObjectClient:
             raise self._no_bucket(what, str(exc)) from exc
         except self._errors.BaseError as exc:
             text = str(exc)
+            self._require_credentials(text)
             status = _STATUS.search(text)
             code = "" if status is None else status[1]
             if code == "404":
@@ -267,6 +270,18 @@ class ObjectClient:
             raise TransientError(readable(text), slow_down=code in _SLOW) from exc
         except OSError as exc:
             raise TransientError(readable(str(exc))) from exc
+
+    def _require_credentials(self, text: str) -> None:
+        """See that an error is not of the address where cloud machines ask for their role: the last place to look.
+
+        Raises:
+            RepositoryError: it is, so there are no credentials.
+        """
+        if _INSTANCE_METADATA in text:
+            raise RepositoryError(
+                f"{self.location}: no credentials were found: the environment has none, and this machine has no role",
+                hint=f"Which variables are read: {document('object-storage.md')}",
+            )
 
     def _no_bucket(self, what: str, text: str) -> RepositoryError:
         return RepositoryError(
