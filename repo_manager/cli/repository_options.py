@@ -119,7 +119,8 @@ def resolve_repository(option: str | None) -> Location:
         RepositoryError: it is a URL that cannot be one of a repository, or the folder of a model.
     """
     found = parse_location(load_settings().repository if option is None else option)
-    if isinstance(found, Path) and (found / "config.pbtxt").is_file():
-        parent = found.resolve().parent
+    folder = local_folder(found)
+    if folder is not None and (folder / "config.pbtxt").is_file():
+        parent = folder.resolve().parent
         raise RepositoryError(f"{found} is a model's folder, not a repository", hint=f"Its repository: -r {parent}")
     return found
