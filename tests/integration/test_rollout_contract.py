@@ -26,6 +26,7 @@ from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.errors import (
     GateError,
+    InconclusiveError,
     RepoManagerError,
     RepositoryError,
     RollbackFailedError,
@@ -504,7 +505,10 @@ def test_one_shape_for_every_target(place: Place) -> None:
     assert all(server.proof in ("inference", "readiness", "conditions") for server in done.servers)
     assert (done.trial is None) == (planned.trial is None)
     assert model_state(place.repository, place.name).deployments[-1].version == 2
-    again = place.deploy(2)
+    if done.trial is not None:  # what is served alone already cannot be tried
+        with pytest.raises(InconclusiveError, match="cannot be tried"):
+            place.deploy(2)
+    again = place.deploy(2, trial=None)
     assert (again.changed, again.ready) == (False, (2,))
     assert place.state() != before
 
@@ -512,7 +516,7 @@ def test_one_shape_for_every_target(place: Place) -> None:
 def test_what_is_served_and_does_not_prove_itself_is_left_alone(place: Place) -> None:
     before = place.state()
     with broken(place, "prove", BoomError("a fault of ours")), pytest.raises(BoomError):
-        place.deploy(1)
+        place.deploy(1, trial=None)
     assert place.state() == before
 
 
