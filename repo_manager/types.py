@@ -7,9 +7,9 @@ import enum
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NewType, Protocol, runtime_checkable
+from typing import Any, Literal, NewType, Protocol, runtime_checkable
 
-__all__ = ["Backend", "Digest", "Dim", "Precision", "TensorSpec", "as_json"]
+__all__ = ["Backend", "Digest", "Dim", "Precision", "PrecisionFacts", "TensorSpec", "as_json"]
 
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hexadecimal digits."""
@@ -32,17 +32,49 @@ class _Place(Protocol):
     def location_text(self) -> str: ...
 
 
-class Precision(str, enum.Enum):
-    """The precision that a model's weights and activations are stored and computed in."""
+@dataclasses.dataclass(frozen=True)
+class PrecisionFacts:
+    """What follows from a precision; docs/precision.md says why these numbers.
 
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-    INT8_FP16 = "int8+fp16"
+    Attributes:
+        max_drift: largest relative error of an output against the source, where none is asked for.
+        min_top1: smallest share of samples with the same top class, on calibration data. One sample may always differ.
+        tolerance: how far a served output may be from ONNX Runtime's, relative to its largest magnitude. The same
+            kernels give the same numbers; other hardware, another batch and another engine round differently, by about
+            the precision's own step times the depth of a network.
+        low: the 16-bit type that values are stored and computed in; `None`: float32 stays.
+        quantizes: whether INT8 is part of it.
+    """
+
+    max_drift: float
+    min_top1: float
+    tolerance: float
+    low: Literal["float16", "bfloat16"] | None = None
+    quantizes: bool = False
+
+
+class Precision(str, enum.Enum):
+    """The precision that a model's weights and activations are stored and computed in: a row each."""
+
+    facts: PrecisionFacts
+
+    FP32 = "fp32", PrecisionFacts(max_drift=1e-5, min_top1=1.0, tolerance=1e-3)
+    FP16 = "fp16", PrecisionFacts(max_drift=0.02, min_top1=0.99, tolerance=1e-2, low="float16")
+    BF16 = "bf16", PrecisionFacts(max_drift=0.1, min_top1=0.97, tolerance=3e-2, low="bfloat16")
+    INT8 = "int8", PrecisionFacts(max_drift=0.2, min_top1=0.97, tolerance=5e-2, quantizes=True)
+    INT8_FP16 = (
+        "int8+fp16",
+        PrecisionFacts(max_drift=0.2, min_top1=0.97, tolerance=5e-2, low="float16", quantizes=True),
+    )
+
+    def __new__(cls, value: str, facts: PrecisionFacts = ...) -> Precision:  # type: ignore[assignment]
+        """Make a member of its row: the value, and what follows from it. A look-up is by the value alone."""
+        member = str.__new__(cls, value)
+        member._value_, member.facts = value, facts
+        return member
 
     def __str__(self) -> str:
-        return self.value
+        return str.__str__(self)
 
 
 class Backend(str, enum.Enum):

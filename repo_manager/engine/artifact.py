@@ -238,7 +238,7 @@ def _free_ranges(model: Model, source: EngineSource, options: EngineOptions) -> 
 
 
 def _check_precision(build: EngineBuild, source: EngineSource) -> None:
-    int8 = source.precision in (Precision.INT8, Precision.INT8_FP16)
+    int8 = source.precision.facts.quantizes
     found = precision_mismatches(build.precision, int8_wanted=int8)
     wrong = [row for row in found if not (row.one_sided and row.node in source.kept)]
     if not wrong:

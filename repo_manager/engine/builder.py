@@ -292,7 +292,7 @@ def _build(work: _Work, output: Path, profile: Mapping[str, ShapeRange], progres
     network, parser = parse_network(library, builder, work.model, work.renamed, logger)
     config = create_config(library, builder, options, able, work.precision)
     add_profile(builder, config, network, profile)
-    if able.strong_typing is StrongTyping.ABSENT and work.precision in (Precision.FP16, Precision.INT8_FP16):
+    if able.strong_typing is StrongTyping.ABSENT and work.precision.facts.low == "float16":
         hold_wide_layers(library, network, config)
     if able.progress_monitor:
         config.progress_monitor = monitor_for(library, progress, work.cancelled)

@@ -117,13 +117,7 @@ def _problem(error: Any, model: Model, able: Capabilities) -> str:
 
 # Builder options as a TensorRT builder configuration.
 
-_FLAGS_OF_PRECISION = {
-    Precision.FP32: (),
-    Precision.FP16: ("FP16",),
-    Precision.BF16: ("BF16",),
-    Precision.INT8: ("INT8",),
-    Precision.INT8_FP16: ("INT8", "FP16"),
-}
+_FLAGS_OF_LOW = {None: (), "float16": ("FP16",), "bfloat16": ("BF16",)}
 
 
 def create_config(
@@ -163,7 +157,8 @@ def _flag_names(options: EngineOptions, able: Capabilities, precision: Precision
     if options.sparse:
         names.append("SPARSE_WEIGHTS")
     if able.strong_typing is StrongTyping.ABSENT:
-        names.extend(_FLAGS_OF_PRECISION[precision])
+        names.extend(("INT8",) if precision.facts.quantizes else ())
+        names.extend(_FLAGS_OF_LOW[precision.facts.low])
     if options.version_compatible:
         names.append("VERSION_COMPATIBLE")
         if not able.lean_runtime:

@@ -14,14 +14,6 @@ from repo_manager.types import Backend, Precision
 
 __all__ = ["AcceleratorOptions", "config_variant", "parse_config_names", "with_accelerator", "with_plans_by_capability"]
 
-_MODES = {
-    Precision.FP32: "FP32",
-    Precision.FP16: "FP16",
-    Precision.BF16: "FP32",
-    Precision.INT8: "INT8",
-    Precision.INT8_FP16: "INT8",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class AcceleratorOptions:
@@ -82,7 +74,8 @@ def with_accelerator(config: model_config_pb2.ModelConfig, options: AcceleratorO
 
 
 def _parameters(options: AcceleratorOptions) -> dict[str, str]:
-    parameters = {"precision_mode": _MODES[options.precision]}
+    facts = options.precision.facts
+    parameters = {"precision_mode": "INT8" if facts.quantizes else "FP16" if facts.low == "float16" else "FP32"}
     if options.workspace_bytes is not None:
         parameters["max_workspace_size_bytes"] = str(options.workspace_bytes)
     if options.sparse:

@@ -14,15 +14,7 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.repository.golden import Golden
 from repo_manager.types import Precision
 
-__all__ = ["GoldenFacts", "golden_sample", "tolerance_of"]
-
-_TOLERANCES = {
-    Precision.FP32: 1e-3,
-    Precision.FP16: 1e-2,
-    Precision.BF16: 3e-2,
-    Precision.INT8: 5e-2,
-    Precision.INT8_FP16: 5e-2,
-}
+__all__ = ["GoldenFacts", "golden_sample"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +30,6 @@ class GoldenFacts:
     tolerance: float
     unreproducible: tuple[str, ...]
     index_limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-def tolerance_of(precision: Precision) -> float:
-    """Return how far a served output may be from ONNX Runtime's, relative to its largest magnitude.
-
-    The same kernels give the same numbers; other hardware, another batch and another engine round
-    differently, by about the precision's own step times the depth of a network.
-    """
-    return _TOLERANCES[precision]
 
 
 def golden_sample(
@@ -72,7 +55,7 @@ def golden_sample(
     session = Session(model, threads=threads)
     first = session.run(inputs)
     second = first if repeatable else session.run(inputs)
-    tolerance = tolerance_of(precision)
+    tolerance = precision.facts.tolerance
     same = {name: array for name, array in first.items() if _close(array, second[name], tolerance)}
     unreproducible = tuple(name for name in first if name not in same)
     return Golden(dict(inputs), same), GoldenFacts(tolerance, unreproducible)

@@ -32,7 +32,7 @@ from repo_manager.triton_config import (
     format_config,
     parse_config,
 )
-from repo_manager.types import Backend, Precision
+from repo_manager.types import Backend
 
 __all__ = ["check_backend_options", "config_options", "existing_config", "fields_kept", "serving_config"]
 
@@ -55,7 +55,7 @@ def check_backend_options(options: AddOptions, backend: Backend) -> None:
         )
     if backend is not Backend.ONNXRUNTIME:
         return
-    if options.precision is Precision.BF16:
+    if options.precision.facts.low == "bfloat16":
         raise UsageError(
             "--precision bf16 with the onnxruntime backend: ONNX Runtime on the CPU has no BF16 operators, so no "
             "server could load the version",

@@ -70,12 +70,9 @@ def _matches(node: onnx.NodeProto, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(text, pattern) for text in (node.name, node.op_type, *node.output) if text)
 
 
-_OPSET = {Precision.INT8: 13, Precision.INT8_FP16: 13, Precision.BF16: 22}  # per-channel Q/DQ; Conv takes bfloat16
-_LOW = {
-    Precision.FP16: TensorProto.FLOAT16,
-    Precision.INT8_FP16: TensorProto.FLOAT16,
-    Precision.BF16: TensorProto.BFLOAT16,
-}
+_QUANTIZED_OPSET = 13  # per-channel Q/DQ
+_LOW_OPSET: dict[str | None, int] = {"bfloat16": 22}  # Conv takes bfloat16
+_LOW: dict[str | None, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 _STAGE: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 METHODS = ("minmax", "percentile")
 _QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
@@ -144,7 +141,8 @@ class Builder:
                 f"the model is quantised already: node '{found.name}' is a {found.op_type}",
                 hint="Convert the float32 model, or publish this one as it is with --precision fp32.",
             )
-        opset = _OPSET.get(precision, 1)
+        low = precision.facts.low
+        opset = max(_QUANTIZED_OPSET if precision.facts.quantizes else 1, _LOW_OPSET.get(low, 1))
         self.prepared = (
             Prepared(prepare(draft, opset=opset)) if check is None else prepare_checked(draft, opset=opset, check=check)
         )
@@ -155,12 +153,12 @@ class Builder:
     @property
     def quantizes(self) -> bool:
         """Say whether INT8 is part of the precision."""
-        return self.precision in (Precision.INT8, Precision.INT8_FP16)
+        return self.precision.facts.quantizes
 
     @property
     def lowers_to_fp16(self) -> bool:
         """Say whether FP16 is part of the precision."""
-        return _LOW.get(self.precision) == TensorProto.FLOAT16
+        return self.precision.facts.low == "float16"
 
     def keep_overflowing(self, samples: Iterable[Mapping[str, Array]]) -> bool:
         """Keep what FP16 cannot hold from now on; say whether there is anything more to keep than before."""
@@ -203,7 +201,7 @@ class Builder:
             self.ranges.update(self._ranges(missing))
             draft = quantize(draft, plan, self.ranges)
             stages.append(("int8", draft))
-        low = _LOW.get(self.precision)
+        low = _LOW.get(self.precision.facts.low)
         if low is not None:
             lowered = lower(draft, low, keep_io_types=self.options.keep_io_types, keep=keep)
             draft = lowered.draft

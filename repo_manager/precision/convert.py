@@ -35,7 +35,6 @@ from repo_manager.types import Precision
 
 __all__ = ["convert"]
 
-_QUANTIZED = (Precision.INT8, Precision.INT8_FP16)
 _UNCHANGED_HINT = (
     "Nothing was written. Another --precision fits this model; --allow-unchanged writes it as INT8 all the same."
 )
@@ -74,7 +73,7 @@ def convert(
     started = time.monotonic()
     options = ConvertOptions() if options is None else options
     _check_given(model, precision, output, calibration)
-    parts = calibration.split() if calibration is not None and precision in _QUANTIZED else None
+    parts = calibration.split() if calibration is not None and precision.facts.quantizes else None
     fitted, judge = (calibration, calibration) if parts is None else parts
     kind = "calibration" if parts is None else "held-out"
     answers = functools.partial(reference_of, model, signature_of(model), samples=options.drift_samples)
@@ -109,7 +108,7 @@ def convert(
 
 def _check_given(model: Model, precision: Precision, output: Path, calibration: CalibrationData | None) -> None:
     """Refuse what cannot end well before anything is run."""
-    if precision in _QUANTIZED and calibration is None:
+    if precision.facts.quantizes and calibration is None:
         raise CalibrationError(
             f"{model.path}: {precision} needs calibration data, and none was given",
             hint="Give 100 or more typical inputs with --calibration DATA.npz (one array per input, samples along the "

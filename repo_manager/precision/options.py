@@ -11,24 +11,6 @@ from repo_manager.types import Digest, Precision
 
 __all__ = ["Check", "Conversion", "ConvertOptions", "KeptNode"]
 
-DEFAULT_MAX_DRIFT = {
-    Precision.FP32: 1e-5,
-    Precision.FP16: 0.02,
-    Precision.BF16: 0.1,
-    Precision.INT8: 0.2,
-    Precision.INT8_FP16: 0.2,
-}
-"""Largest relative error of an output, where none is asked for. docs/precision.md says why these."""
-
-DEFAULT_MIN_TOP1 = {
-    Precision.FP32: 1.0,
-    Precision.FP16: 0.99,
-    Precision.BF16: 0.97,
-    Precision.INT8: 0.97,
-    Precision.INT8_FP16: 0.97,
-}
-"""Smallest share of samples with the same top class, on calibration data. One sample may always differ."""
-
 
 @dataclass(frozen=True)
 class ConvertOptions:

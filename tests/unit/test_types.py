@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,13 @@ def test_an_unknown_type_is_refused() -> None:
 )
 def test_a_tensor_spec_reads_well(shape: tuple[int | str | None, ...] | None, text: str) -> None:
     assert str(TensorSpec("x", "int64", shape)) == text
+
+
+def test_a_precision_is_its_text_and_carries_what_follows_from_it() -> None:
+    assert [Precision(str(each)) for each in Precision] == list(Precision)
+    assert (Precision.INT8_FP16, f"{Precision.FP16}", json.dumps([Precision.BF16])) == ("int8+fp16", "fp16", '["bf16"]')
+    assert [each for each in Precision if each.facts.quantizes] == [Precision.INT8, Precision.INT8_FP16]
+    assert {each.facts.low for each in Precision} == {None, "float16", "bfloat16"}
+    assert pickle.loads(pickle.dumps(Precision.INT8)) is Precision.INT8
+    with pytest.raises(ValueError, match="fp8"):
+        Precision("fp8")

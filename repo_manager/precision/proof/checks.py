@@ -13,7 +13,7 @@ from repo_manager.errors import ModelError
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration.data import MIN_TO_SPLIT
-from repo_manager.precision.options import DEFAULT_MAX_DRIFT, DEFAULT_MIN_TOP1, Check, ConvertOptions
+from repo_manager.precision.options import Check, ConvertOptions
 from repo_manager.sparsity.report import SparsityReport
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.types import Precision, TensorSpec
@@ -36,7 +36,6 @@ SILENT = 1e-5
 """A model whose answers are all smaller says "no" to everything: no drift can be seen on such samples."""
 
 _MOVES = {"Cast", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-_LOW_DTYPE = {Precision.FP16: "float16", Precision.INT8_FP16: "float16", Precision.BF16: "bfloat16"}
 
 
 def check_file(path: Path, source: Path) -> Check:
@@ -66,7 +65,7 @@ def _complaint(path: Path, *, full: bool) -> str | None:
 
 def check_signature(source: Signature, found: Signature, precision: Precision, *, keep_io_types: bool) -> Check:
     """Compare names, order, types and shapes of inputs and outputs."""
-    low = _LOW_DTYPE.get(precision)
+    low = precision.facts.low
 
     def wanted(spec: TensorSpec) -> TensorSpec:
         if keep_io_types or low is None or spec.dtype != "float32":
@@ -117,7 +116,7 @@ def probability_values(graph: onnx.GraphProto, names: Iterable[str]) -> frozense
 
 def drift_limit(precision: Precision, options: ConvertOptions) -> float:
     """Return the largest relative error that passes."""
-    return DEFAULT_MAX_DRIFT[precision] if options.max_drift is None else options.max_drift
+    return precision.facts.max_drift if options.max_drift is None else options.max_drift
 
 
 def check_drift(
@@ -138,7 +137,7 @@ def check_drift(
             `options.max_drift` asks for a limit of the outputs.
     """
     limit = drift_limit(precision, options)
-    top1 = DEFAULT_MIN_TOP1[precision] if options.min_top1 is None else options.min_top1
+    top1 = precision.facts.min_top1 if options.min_top1 is None else options.min_top1
     failed, excused = [], []
     for item in drift:
         if item.judged_by:
@@ -205,7 +204,7 @@ def _on_others(drift: Sequence[OutputDrift], precision: Precision, inputs: str) 
     ]
     if errors:
         return f"; {max(errors):.3g} on those that it was calibrated with"
-    if precision in (Precision.INT8, Precision.INT8_FP16) and inputs == "calibration":
+    if precision.facts.quantizes and inputs == "calibration":
         return f", which it was calibrated with: fewer than {MIN_TO_SPLIT}, so none was held out"
     return ""
 

@@ -94,7 +94,7 @@ class Prover:
         self.selection: Selection | None = None
         self.preparation = ""  # how far the model was from the source before its precision changed
         self._selected: dict[str, tuple[Mapping[str, Array], ...]] = {}
-        self.quantizes = precision in (Precision.INT8, Precision.INT8_FP16)
+        self.quantizes = precision.facts.quantizes
         self.signature = signature_of(model)
         self.stand_in_failure: ModelError | None = None
         self.optimisations = ""
@@ -170,7 +170,7 @@ class Prover:
         Raises:
             ModelError: ONNX Runtime does not take it, or a run failed.
         """
-        if self.precision is Precision.BF16:  # ONNX Runtime's CPU has no BF16 kernels
+        if self.precision.facts.low == "bfloat16":  # ONNX Runtime's CPU has no BF16 kernels
             if not rounded and self.stand_in_failure is not None:
                 raise self.stand_in_failure
             return tuple(replace(item, rounded_relative_error=item.relative_error) for item in rounded)
@@ -195,7 +195,7 @@ class Prover:
 
     def _how(self, *, is_rounded: bool) -> str:
         """Say how the candidate was run."""
-        if self.precision is Precision.BF16:
+        if self.precision.facts.low == "bfloat16":
             return "ONNX Runtime on the CPU has no BF16 operators: run in FP32 with each BF16 value rounded"
         how = f"ONNX Runtime on the CPU, {self.optimisations}"
         return f"{how}; and without any, each 16-bit value rounded as a GPU does" if is_rounded else how
