@@ -16,6 +16,8 @@ from typing import IO
 
 from repo_manager.errors import ConfigError, RepoManagerError, RepositoryError, ServerError, ServerUnreachableError
 from repo_manager.repository import Location, check_served, find_model, model_states, scan
+from repo_manager.repository.stores import open_store
+from repo_manager.rollout.targets.base import settle_trial
 from repo_manager.server import (
     EmbeddedServer,
     RunningServer,
@@ -252,7 +254,21 @@ def serve_until_ended(
         KeyboardInterrupt: this process was interrupted; the server is stopped by then.
     """
     with only_server(options.repository):
+        _settle_trials(options.repository, report)
         _serve(options, on_ready, report, log_output)
+
+
+def _settle_trials(repository: Location, report: Callable[[str], None]) -> None:
+    """Let a server that starts serve what was proven, where a roll-out was killed before its proof."""
+    names = {entry.name for entry in scan(repository, deep=False)}
+    for name, state in model_states(repository).items():
+        if state.unproven is None or name not in names:
+            continue
+        try:
+            with open_store(repository).lease(name, timeout_s=0.0):
+                settle_trial(repository, name, report)
+        except RepositoryError as exc:
+            report(f"{name}:{state.unproven.version} is on trial: {exc.message}")
 
 
 def _serve(

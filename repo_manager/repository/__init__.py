@@ -30,6 +30,8 @@ from repo_manager.repository.signing import (
 )
 from repo_manager.repository.state import Deployment, ModelState
 from repo_manager.repository.tags import (
+    begin_trial,
+    end_trial,
     model_state,
     model_states,
     previous_deployment,
@@ -68,12 +70,14 @@ __all__ = [
     "VersionDifference",
     "VersionEntry",
     "adopt",
+    "begin_trial",
     "change_config",
     "check_served",
     "check_signature",
     "compare_versions",
     "copy_version",
     "edit_config",
+    "end_trial",
     "find_model",
     "gc",
     "local_folder",

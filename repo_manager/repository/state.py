@@ -22,6 +22,7 @@ from repo_manager.repository.layout import LOCK_FILENAME, STATE_FILENAME
 __all__ = [
     "Deployment",
     "ModelState",
+    "Unproven",
     "change_state",
     "current_version",
     "format_entry",
@@ -52,6 +53,21 @@ class Deployment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unproven:
+    """A version that a roll-out has begun to serve and has not proven; what is left of a roll-out that was killed.
+
+    Attributes:
+        version: the version.
+        before: what was served before, to go back to; empty when nothing was.
+        at: since when, UTC, ISO 8601.
+    """
+
+    version: int
+    before: tuple[int, ...]
+    at: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelState:
     """What is remembered of one model.
 
@@ -59,20 +75,22 @@ class ModelState:
         highest_version: the highest number ever given out; 0 when none.
         deployments: oldest first; the last one is current.
         tags: tag -> version.
+        unproven: the version that is on trial; `None` when none is.
         extra: fields of a newer repo-manager, kept as they are.
     """
 
     highest_version: int = 0
     deployments: tuple[Deployment, ...] = ()
     tags: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unproven: Unproven | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def deployed(self, version: int) -> ModelState:
         """Return the state after a deployment now; a repetition of the current one changes nothing."""
         if self.deployments and self.deployments[-1].version == version:
-            return self
+            return dataclasses.replace(self, unproven=None)
         history = (*self.deployments, Deployment(version, now_text("microseconds")))
-        return dataclasses.replace(self, deployments=history[-_MAX_DEPLOYMENTS:])
+        return dataclasses.replace(self, deployments=history[-_MAX_DEPLOYMENTS:], unproven=None)
 
     def numbered(self, version: int) -> ModelState:
         """Return the state after `version` was given out."""
@@ -90,8 +108,13 @@ def current_version(state: ModelState) -> int | None:
 
 
 def previous_version(state: ModelState, existing: tuple[int, ...]) -> int | None:
-    """Return the version to go back to: the last one deployed before the current one that still exists."""
+    """Return the version to go back to: the last one deployed before the current one that still exists.
+
+    While another version is on trial, that is the current one.
+    """
     current = current_version(state)
+    if state.unproven is not None and state.unproven.version != current and current in existing:
+        return current
     for deployment in reversed(state.deployments):
         if deployment.version != current and deployment.version in existing:
             return deployment.version
@@ -179,19 +202,25 @@ def parse_entry(entry: Mapping[str, Any]) -> ModelState:
     Raises:
         TypeError, ValueError, KeyError, AttributeError: it is damaged.
     """
-    known = {"highest_version", "deployments", "tags"}
+    known = {"highest_version", "deployments", "tags", "on_trial"}
+    trial = entry.get("on_trial")
     return ModelState(
         highest_version=int(entry.get("highest_version", 0)),
         deployments=tuple(Deployment(int(d["version"]), str(d["at"])) for d in entry.get("deployments", ())),
         tags={str(tag): int(version) for tag, version in entry.get("tags", {}).items()},
+        unproven=None
+        if trial is None
+        else Unproven(int(trial["version"]), tuple(int(each) for each in trial["before"]), str(trial["at"])),
         extra={key: value for key, value in entry.items() if key not in known},
     )
 
 
 def format_entry(state: ModelState) -> dict[str, Any]:
     """Return one model's part of a state file."""
+    trial = {} if state.unproven is None else {"on_trial": dataclasses.asdict(state.unproven)}
     return {
         **state.extra,
+        **trial,
         "highest_version": state.highest_version,
         "deployments": [dataclasses.asdict(deployment) for deployment in state.deployments],
         "tags": dict(sorted(state.tags.items())),

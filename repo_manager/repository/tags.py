@@ -9,11 +9,13 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location
-from repo_manager.repository.state import ModelState, previous_version
+from repo_manager.repository.state import ModelState, Unproven, now_text, previous_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.view import changeable_model
 
 __all__ = [
+    "begin_trial",
+    "end_trial",
     "model_state",
     "model_states",
     "previous_deployment",
@@ -125,6 +127,33 @@ def record_deployment(repository: Location, name: str, version: int) -> None:
         state = changeable_model(store, name, record=True).state
         if state.deployed(version) != state:
             store.change_state(name, lambda state: state.deployed(version))
+
+
+def begin_trial(repository: Location, name: str, version: int, before: tuple[int, ...]) -> None:
+    """Remember, before a server is asked to load a version, that it is not proven yet.
+
+    Args:
+        repository: the root.
+        name: the model.
+        version: its version.
+        before: what is served until it is proven.
+
+    Raises:
+        RepositoryError: no such model, or the store refuses.
+    """
+    unproven = Unproven(version, before, now_text())
+    with disk_errors(f"record the trial of {name}:{version}"):
+        open_store(repository).change_state(name, lambda state: dataclasses.replace(state, unproven=unproven))
+
+
+def end_trial(repository: Location, name: str) -> None:
+    """Forget that a version is on trial: it was taken out of service again.
+
+    Raises:
+        RepositoryError: no such model, or the store refuses.
+    """
+    with disk_errors(f"record the end of a trial of {name}"):
+        open_store(repository).change_state(name, lambda state: dataclasses.replace(state, unproven=None))
 
 
 def previous_deployment(repository: Location, name: str) -> int | None:

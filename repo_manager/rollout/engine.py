@@ -23,7 +23,7 @@ from repo_manager.errors import (
     RolloutUndoneError,
     ServerUnreachableError,
 )
-from repo_manager.repository import record_deployment
+from repo_manager.repository import begin_trial, end_trial, record_deployment
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.result import Rollout
@@ -86,6 +86,7 @@ class _Run:
         self._target, self._context, self._other_holder = target, context, other_holder
         self._parts: list[Part] = []
         self._done = 0
+        self._begun = False
         self._lock = threading.Lock()
 
     def plan(self) -> Rollout:
@@ -98,13 +99,18 @@ class _Run:
     def go(self) -> Rollout:
         """Do what has to be done, and prove it."""
         context, target = self._context, self._target
+        context.settle()
         target.look()
         self._parts = list(target.parts)
         target.check()
         served_by = () if target.changes else tuple(part.label for part in self._parts)
         for part in self._parts:
             refuse(context.name, context.version, part.checks, context.options, served_by=served_by)
+        before = target.before if target.changes else None
         try:
+            if before is not None:
+                self._begun = True
+                begin_trial(context.repository, context.name, context.version, before)
             if target.changes:
                 self._in_batches(self._bring_up)
                 self._in_batches(self._finish)
@@ -177,6 +183,7 @@ class _Run:
         what = f"{context.name}:{context.version} was not deployed: {failure}"
         touched = [part for part in self._target.parts if part.touched]
         if not touched:
+            self._end_trial()
             nothing = RolloutUndoneError(f"{what}\nNothing was changed.")
             return cause if isinstance(cause, RepoManagerError) else nothing
         undone = _Undone()
@@ -188,7 +195,15 @@ class _Run:
         except BaseException as exc:  # noqa: BLE001 - whatever it was, the user hears that a person has to act
             undone.failed.append("interrupted again" if isinstance(exc, KeyboardInterrupt) else _words(exc))
             undone.by_hand += [part.by_hand() for part in touched]
+        if not undone.failed:
+            self._end_trial()
         return _verdict(what, cause, undone, len(touched))
+
+    def _end_trial(self) -> None:
+        """Forget the trial; a record that stays does no harm, since the next command looks at what is there."""
+        if self._begun:
+            with contextlib.suppress(RepoManagerError, OSError):
+                end_trial(self._context.repository, self._context.name)
 
     def _result(self) -> Rollout:
         context, target = self._context, self._target

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from repo_manager.errors import ModelError, ServerError, ServerRefusedError, UsageError
+from repo_manager.errors import ConfigError, ModelError, ServerError, ServerRefusedError, UsageError
 from repo_manager.onnx_model.inputs import natural_inputs
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
@@ -18,9 +18,10 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.repository import Location, read_manifest, version_files
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, Golden, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
+from repo_manager.repository.manifest import Manifest
 from repo_manager.server import TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config import ModelConfig, parse_config
 from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test"]
@@ -105,11 +106,13 @@ class _Reference:
         tries: samples; the next is sent where the server refuses one that was made up.
         source: see `SmokeResult.reference`.
         tolerance: of each output.
+        promised: the configuration that the version was published with; `None`: it has none.
     """
 
     tries: tuple[Golden, ...]
     source: str
     tolerance: float
+    promised: ModelConfig | None = None
 
 
 def smoke_test(
@@ -218,11 +221,14 @@ def _compared(
     Raises:
         SmokeFailedError: outputs are missing or wrong, or there are more or fewer responses.
     """
-    if not kind.decoupled:  # a decoupled model may send some outputs in one response, others in the next
-        names = {entry.name for entry in config.message().output}
-        missing = {name for responses in answers for name in names - responses[0].keys()}
-        if missing:
-            raise SmokeFailedError(f"{what} answered without its outputs {', '.join(sorted(missing))}")
+    outputs = {entry.name: entry for entry in (reference.promised or config).message().output}
+    batched = config.max_batch_size > 0
+    for responses in answers:
+        if not responses and not kind.decoupled:
+            raise SmokeFailedError(f"{what} gave no answer to a request")
+        for response in responses:
+            # A decoupled model may send some outputs in one response, others in the next.
+            _check_promised(what, response, outputs, batched=batched, complete=not kind.decoupled)
     if reference.source == "none":
         return ()
     comparisons: list[OutputComparison] = []
@@ -236,6 +242,10 @@ def _compared(
         for place, (served, expected) in enumerate(zip(responses, exchange.responses, strict=True), start=1):
             of_response = f"response {place}" if len(responses) > 1 else ""
             where = ", ".join(filter(None, (of_request, of_response)))
+            expected = {
+                key: _as_served(array, _dims(outputs[key], batched), batched) if key in outputs else array
+                for key, array in expected.items()
+            }
             comparisons += compare_outputs(served, expected, reference.tolerance, where)
     failed = [each for each in comparisons if not each.passed]
     if failed:
@@ -247,6 +257,33 @@ def _compared(
             hint="The served files, the server's backend or its execution provider differ from the recorded ones.",
         )
     return tuple(comparisons)
+
+
+def _check_promised(
+    what: str, response: Mapping[str, Array], outputs: Mapping[str, Any], *, batched: bool, complete: bool
+) -> None:
+    """See that a response has the outputs that the version was published with, of their types and shapes.
+
+    Raises:
+        SmokeFailedError: it has not.
+    """
+    missing = sorted(name for name in outputs if response.get(name) is None)
+    if missing and (complete or not response):
+        raise SmokeFailedError(f"{what} answered without its outputs {', '.join(missing)}")
+    for name, array in response.items():
+        if name not in outputs or array is None:
+            continue
+        kind = _DATA_TYPE.values_by_number[outputs[name].data_type].name
+        wanted = [np.dtype(_DTYPES.get(kind, array.dtype))]
+        if kind == "TYPE_BF16":
+            wanted.append(np.dtype(np.float32))  # as clients give it
+        if array.dtype not in wanted:
+            raise SmokeFailedError(f"{what} answered output {name} as {array.dtype}, promised was {kind}")
+        dims = _dims(outputs[name], batched)
+        if len(dims) != array.ndim or any(size not in (-1, have) for size, have in zip(dims, array.shape, strict=True)):
+            raise SmokeFailedError(
+                f"{what} answered output {name} with the shape {list(array.shape)}, promised was {dims}"
+            )
 
 
 def compare_outputs(
@@ -263,7 +300,7 @@ def compare_outputs(
     suffix = f" ({where})" if where else ""
     return tuple(
         _compare(f"{key}{suffix}", served[key], array, tolerance)
-        if key in served
+        if served.get(key) is not None
         else OutputComparison(f"{key}{suffix}", float("inf"), tolerance)
         for key, array in expected.items()
     )
@@ -272,22 +309,33 @@ def compare_outputs(
 def _reference(version: Location, config: ModelConfig, kind: ModelKind) -> _Reference:
     """Return requests with their right answers, where the answers come from, and the tolerance."""
     tolerance = DEFAULT_TOLERANCE
+    promised = None
     with version_files(version, [GOLDEN_FILE_NAME]) as folder:
         if (folder / MANIFEST_FILENAME).is_file():
-            recorded = read_manifest(folder).golden
+            manifest = read_manifest(folder)
+            recorded, promised = manifest.golden, _promised(manifest)
             if isinstance(recorded, Mapping) and isinstance(recorded.get("tolerance"), int | float):
                 tolerance = float(recorded["tolerance"])
         if (folder / GOLDEN_FILE_NAME).is_file():
-            return _Reference((read_golden(folder / GOLDEN_FILE_NAME),), "golden", tolerance)
+            return _Reference((read_golden(folder / GOLDEN_FILE_NAME),), "golden", tolerance, promised)
     if config.backend == "onnxruntime" and not kind.sequence:
         with version_files(version) as folder:
             path = folder / (config.message().default_model_filename or "model.onnx")
             try:
                 inputs = natural_inputs(signature_of(load_model(path)), batch=1)
-                return _Reference((Golden(inputs, Session(path).run(inputs)),), "onnxruntime", tolerance)
+                return _Reference((Golden(inputs, Session(path).run(inputs)),), "onnxruntime", tolerance, promised)
             except ModelError:
                 pass  # made-up inputs do not suit every model: fall back to the shapes
-    return _Reference(_made_up(config, kind), "none", tolerance)
+    return _Reference(_made_up(config, kind), "none", tolerance, promised)
+
+
+def _promised(manifest: Manifest) -> ModelConfig | None:
+    """Return the configuration that a version was published with, where it names outputs."""
+    try:
+        config = parse_config(manifest.config, where=MANIFEST_FILENAME)
+    except ConfigError:
+        return None
+    return config if config.message().output else None
 
 
 def _made_up(config: ModelConfig, kind: ModelKind) -> tuple[Golden, ...]:
@@ -347,9 +395,8 @@ def _as_served(array: Array, dims: list[int] | None, batched: bool) -> Array:
 
 
 def _compare(name: str, served: Array, expected: Array, tolerance: float) -> OutputComparison:
-    if served.size != expected.size:
+    if served.shape != expected.shape:
         return OutputComparison(name, float("inf"), tolerance)
-    expected = expected.reshape(served.shape)
     if expected.dtype.kind == "O":
         pairs = zip(served.ravel().tolist(), expected.ravel().tolist(), strict=True)
         differ = sum(_text(one) != _text(other) for one, other in pairs)

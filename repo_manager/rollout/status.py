@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, ModelEntry, model_state, scan
+from repo_manager.repository.state import ModelState
 from repo_manager.rollout.observe import READY, ServedState, observe
 from repo_manager.rollout.plan import differing_fields, obstacle_of
 from repo_manager.rollout.targets.urls import To, connect
@@ -121,7 +122,7 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
             continue
         state = model_state(repository, entry.name)
         served = observe(client, entry.name)
-        if not names and not state.deployments and not served.ready and not served.reasons:
+        if not names and not state.deployments and state.unproven is None and not served.ready and not served.reasons:
             continue
         last = state.deployments[-1] if state.deployments else None
         differing = _differing(entry, served)
@@ -139,10 +140,23 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
                 started_at=None if server is None else _text(server.started_at),
                 restarts=None if server is None else server.restarts,
                 restarted=None if server is None or last is None else _text(server.started_at) > last.at,
-                differences=_differences(entry, served, None if last is None else last.version, overridden),
+                differences=(
+                    *_on_trial(state),
+                    *_differences(entry, served, None if last is None else last.version, overridden),
+                ),
             )
         )
     return found
+
+
+def _on_trial(state: ModelState) -> tuple[str, ...]:
+    left = state.unproven
+    if left is None:
+        return ()
+    return (
+        f"version {left.version} is on trial since {left.at}: its roll-out runs now, or was killed before the proof "
+        "(then deploy finishes it, and rollback undoes it)",
+    )
 
 
 def _text(moment_s: float) -> str:

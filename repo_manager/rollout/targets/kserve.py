@@ -173,6 +173,11 @@ class KServeTarget:
     def check(self) -> None:
         """Do nothing more: the version was checked before the cluster was asked."""
 
+    @property
+    def before(self) -> None:
+        """Nothing: the repository's config.pbtxt stays as it is."""
+        return
+
     def put_back(self) -> None:
         """Do nothing: there is one part."""
 

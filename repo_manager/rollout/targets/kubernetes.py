@@ -148,6 +148,11 @@ class KubernetesTarget:
     def check(self) -> None:
         """Do nothing more: the version was checked before the cluster was asked."""
 
+    @property
+    def before(self) -> None:
+        """Nothing: the repository's config.pbtxt stays as it is."""
+        return
+
     def put_back(self) -> None:
         """Do nothing: the Deployments share a snapshot only, which stays for the next time."""
 

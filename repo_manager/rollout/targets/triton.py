@@ -10,7 +10,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.repository import read_config_bytes, set_served_versions, touch_config, write_config_bytes
+from repo_manager.repository import (
+    model_state,
+    read_config_bytes,
+    set_served_versions,
+    touch_config,
+    write_config_bytes,
+)
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_server
 from repo_manager.rollout.observe import ServedState, observe, require_control, require_known, wait_until_only_ready
@@ -59,6 +65,18 @@ class TritonTarget:
     def changes(self) -> bool:
         """Whether anything has to be done, on a server or in config.pbtxt."""
         return any(part.plan.changes for part in self.parts)
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """What all servers serve now; where that is nothing, what config.pbtxt serves apart from the new version."""
+        ready = {version for part in self.parts for version in part.before.ready}
+        state = model_state(self._context.repository, self._context.name)
+        left = state.unproven
+        if left is not None:
+            ready -= {left.version}
+            ready |= {version for version in left.before if version in ready or not ready}
+        known = tuple(sorted(ready)) or self._context.entry.served_versions
+        return tuple(version for version in known if version != self._context.version)
 
     def describe(self) -> str:
         """Return the servers' URLs."""

@@ -88,6 +88,11 @@ class CanaryTarget:
         """Check the version and the server."""
         self._target.check()
 
+    @property
+    def before(self) -> tuple[int, ...] | None:
+        """As `Target.before`."""
+        return self._target.before
+
     def put_back(self) -> None:
         """Make config.pbtxt what it was, which takes the weights from it, too."""
         self._target.put_back()
