@@ -303,7 +303,10 @@ def test_a_network_that_is_cut_at_the_last_load_is_only_a_retry(
     events: list[str] = []
     port = int(server.grpc_url.rpartition(":")[2])
     canary = TrialOptions(steps=(0.5, 1.0), step_s=1.5, gates=parse_gates("errors<50%"))
-    with TcpProxy(port) as proxy, TritonClient.connect(f"grpc://127.0.0.1:{proxy.port}") as through:
+    with (
+        TcpProxy(port) as proxy,
+        TritonClient.connect(f"grpc://127.0.0.1:{proxy.port}", server.client_options) as through,
+    ):
 
         def report(event: str) -> None:
             events.append(event)

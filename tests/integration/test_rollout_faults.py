@@ -87,7 +87,10 @@ def test_a_network_that_is_cut_for_a_moment_is_only_a_retry(
 ) -> None:
     port = int((server.grpc_url if scheme == "grpc" else server.http_url).rpartition(":")[2])
     events: list[str] = []
-    with TcpProxy(port) as proxy, TritonClient.connect(f"{scheme}://127.0.0.1:{proxy.port}") as through:
+    with (
+        TcpProxy(port) as proxy,
+        TritonClient.connect(f"{scheme}://127.0.0.1:{proxy.port}", server.client_options) as through,
+    ):
 
         def report(event: str) -> None:
             events.append(event)
@@ -111,7 +114,7 @@ def test_a_network_that_stays_cut_leaves_the_repository_as_it_was(
     options = RolloutOptions(reconnect_timeout_s=2.0)
     with (
         TcpProxy(port) as proxy,
-        TritonClient.connect(f"grpc://127.0.0.1:{proxy.port}") as through,
+        TritonClient.connect(f"grpc://127.0.0.1:{proxy.port}", server.client_options) as through,
         Asking(server.grpc_url, model) as asking,
         pytest.raises(Unreachable, match="as it was before"),
     ):
@@ -127,7 +130,10 @@ def test_a_stalled_network_ends_at_the_deadline(
 ) -> None:
     port = int(server.grpc_url.rpartition(":")[2])
     options = RolloutOptions(deadline_s=1.5, settle_timeout_s=1.0, reconnect_timeout_s=2.0)
-    with TcpProxy(port) as proxy, TritonClient.connect(f"grpc://127.0.0.1:{proxy.port}") as through:
+    with (
+        TcpProxy(port) as proxy,
+        TritonClient.connect(f"grpc://127.0.0.1:{proxy.port}", server.client_options) as through,
+    ):
         with pytest.raises((Unreachable, RepoManagerError), match=r"did not answer within|1\.5 s of --timeout"):
             deploy(repository, model, 2, through, options=options, report=when("serving", proxy.stall))
         assert answer(client, model) in (2.0, 3.0)
