@@ -189,8 +189,9 @@ class EmbeddedServer:
         while self._process.poll() is None:
             # Another server may answer on a port that ours did not get: what counts is that it answers under the name
             # that it was given, and that this process listens on all of them. The quick questions come first;
-            # tritonserver binds gRPC, HTTP and metrics, in this order.
-            if takes_connections(host, last) and self._is_ours() and listens_on(self._process.pid, expected):
+            # what Python imports for one, it imports while the server starts. Triton binds gRPC, HTTP and metrics, in
+            # this order.
+            if self._is_ours() and takes_connections(host, last) and listens_on(self._process.pid, expected):
                 return True
             if time.monotonic() > deadline:
                 tail = self.log_tail(10)
