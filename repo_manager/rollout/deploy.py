@@ -75,7 +75,7 @@ def deploy(
         trial.check()
     trial_s = 0.0 if trial is None else trial.longest_s
     context = Context(repository, name, version, options, report, trial_s=trial_s)
-    with _reach(to) as reach, reach.target(context, trial, connection or ClientOptions()) as target:
+    with _reach(to, options) as reach, reach.target(context, trial, connection or ClientOptions()) as target:
         return engine.run(target, context)
 
 
@@ -94,7 +94,7 @@ def rollback(
         RepositoryError: there is none, or it is another one by the time that the roll-out begins; and as `deploy`.
         RepoManagerError: as `deploy`.
     """
-    with _reach(to) as reach:
+    with _reach(to, options or RolloutOptions()) as reach:
         version = reach.previous(repository, name)
 
         def confirm() -> None:
@@ -159,9 +159,11 @@ class _Reach:
                     f"--shadow and --canary are for single servers and kserve://, not for {self.release}",
                     hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
                 )
-            yield KubernetesTarget(context, self.release, self.api, connection)
+            with self.api.within(context.call_s):
+                yield KubernetesTarget(context, self.release, self.api, connection)
         elif self.service is not None and self.api is not None:
-            yield KServeTarget(context, self.service, self.api, trial)
+            with self.api.within(context.call_s):
+                yield KServeTarget(context, self.service, self.api, trial)
         else:
             with contextlib.ExitStack() as stack:
                 clients = connect(self.servers, connection, stack)
@@ -171,7 +173,7 @@ class _Reach:
 
 
 @contextlib.contextmanager
-def _reach(to: To) -> Iterator[_Reach]:
+def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
     """Read `to`; connect to the cluster where it names one.
 
     Raises:
@@ -187,7 +189,7 @@ def _reach(to: To) -> Iterator[_Reach]:
     text = str(found[0])
     kserve = text.startswith("kserve://")
     service, release = (InferenceService.parse(text), None) if kserve else (None, Release.parse(text))
-    with contextlib.closing(Api()) as api:
+    with contextlib.closing(Api(options.deadline_s)) as api:
         yield _Reach(release=release, service=service, api=api)
 
 

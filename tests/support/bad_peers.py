@@ -17,7 +17,17 @@ from typing import Any
 
 from repo_manager.loadtest.wire.http2 import DATA, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, frame
 
-__all__ = ["ANSWERS", "GRPC_MANNERS", "HANGS", "HTTP_MANNERS", "MANNERS", "AnsweringPeer", "BadPeer", "triton_answers"]
+__all__ = [
+    "ANSWERS",
+    "GRPC_MANNERS",
+    "HANGS",
+    "HTTP_MANNERS",
+    "MANNERS",
+    "STORE_ANSWERS",
+    "AnsweringPeer",
+    "BadPeer",
+    "triton_answers",
+]
 
 _DRIP_S = 0.15
 _BLOCK = b"x" * 65_536
@@ -311,6 +321,58 @@ ANSWERS: dict[str, Mapping[str, Any]] = {
     "liveness-huge": {"/live": b"x" * 1_000_000, "/ready": b"x" * 1_000_000},
 }
 """Wrong contents: name -> (end of the path -> JSON, bytes, or bytes with their header length); `""` is every path."""
+
+
+_LISTED = "<Key>models/m/1/model.onnx</Key><Size>%s</Size><ETag>e</ETag><LastModified>%s</LastModified>"
+_NOW = "2026-01-01T00:00:00.000Z"
+
+
+def _listing(inside: str) -> bytes:
+    return f'<?xml version="1.0"?><ListBucketResult><Name>bucket</Name>{inside}</ListBucketResult>'.encode()
+
+
+STORE_ANSWERS: dict[str, bytes] = {
+    "nothing": b"",
+    "json": b'{"a": null}',
+    "not-xml": b"<ListBucketResult><Contents>",
+    "deep-xml": b"<a>" * 100_000,
+    "entities": b'<!DOCTYPE a [<!ENTITY b "&c;&c;&c;"><!ENTITY c "&b;&b;">]><ListBucketResult>&b;</ListBucketResult>',
+    "not-utf-8": b"<ListBucketResult><Name>\xff\xfe</Name></ListBucketResult>",
+    "negative-size": _listing(f"<Contents>{_LISTED % (-1, _NOW)}</Contents>"),
+    "huge-size": _listing(f"<Contents>{_LISTED % (10**30, _NOW)}</Contents>"),
+    "no-time": _listing(f"<Contents>{_LISTED % (1, 'yesterday')}</Contents>"),
+    "empty-keys": _listing("<Contents><Key></Key><Size>1</Size></Contents>"),
+    "dots": _listing("<CommonPrefixes><Prefix>models/../../etc/</Prefix></CommonPrefixes>"),
+    "endless-pages": _listing("<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"),
+    "folders-in-folders": _listing("<CommonPrefixes><Prefix>models/m/</Prefix></CommonPrefixes>"),
+}
+"""What a store may answer to everything: name -> body."""
+
+
+API_ANSWERS: dict[str, Any] = {
+    "null": None,
+    "number": 7,
+    "list": [None, 1],
+    "empty": {},
+    "deep": b"[" * 100_000,
+    "items-null": {"kind": "DeploymentList", "items": None},
+    "items-of-nulls": {"kind": "DeploymentList", "items": [None, 5, "x"]},
+    "item-without-anything": {"kind": "DeploymentList", "metadata": {}, "items": [{}]},
+    "wrong-types": {
+        "kind": "DeploymentList",
+        "items": [{"metadata": {"name": 5, "labels": []}, "spec": {"template": 7, "replicas": "many"}}],
+    },
+    "no-containers": {
+        "kind": "DeploymentList",
+        "metadata": {},
+        "items": [{"metadata": {"name": "a"}, "spec": {"template": {"spec": {"containers": []}}}, "status": {}}],
+    },
+    "endless-pages": {"kind": "DeploymentList", "metadata": {"continue": "x"}, "items": []},
+    "status-without-fields": {"kind": "Status"},
+    "service": {"metadata": {"name": "digits"}, "spec": {"predictor": None}, "status": 5},
+    "service-of-nulls": {"metadata": None, "spec": {"predictor": {"model": None}}, "status": None},
+}
+"""What an API server may answer to everything: name -> JSON."""
 
 
 class AnsweringPeer(BadPeer):

@@ -18,14 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Command", "Outcome", "run_commands"]
+__all__ = ["Command", "Outcome", "findings", "run_commands"]
 
+_MOST_MIB = 500
 _COMMANDS = ("main", "add", "rollout", "status", "loadtest", "repository", "verify", "apply")
 _MODULES = (
     *("numpy", "onnx", "onnxruntime", "tritonclient.grpc", "tritonclient.http", "google.protobuf.json_format"),
-    *("yaml", "pydantic", "obstore", "obstore.store", "lightkube", "PIL.Image"),
+    *("yaml", "pydantic", "obstore", "obstore.store", "PIL.Image", "lightkube", "lightkube.core.exceptions"),
+    *("lightkube.resources.apps_v1", "lightkube.resources.core_v1", "lightkube.generic_resource", "lightkube.types"),
     *(f"repo_manager.cli.{name}" for name in _COMMANDS),
-    "repo_manager.loadtest.run",
+    *("repo_manager.loadtest.run", "repo_manager.repository.stores.objects.store"),
 )
 
 
@@ -46,7 +48,7 @@ class Command:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     folder: str | None = None
     presets: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    limit_s: float = 30.0
+    limit_s: float = 60.0
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     prepare: str = ""
 
@@ -61,7 +63,7 @@ class Outcome:
     output: str
 
 
-def run_commands(commands: Sequence[Command], folder: Path, *, at_once: int = 24) -> list[Outcome]:
+def run_commands(commands: Sequence[Command], folder: Path, *, at_once: int = 16) -> list[Outcome]:
     """Run commands, `at_once` at a time; their output goes to files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     told = json.dumps([dataclasses.asdict(command) for command in commands])
@@ -74,6 +76,47 @@ def run_commands(commands: Sequence[Command], folder: Path, *, at_once: int = 24
         Outcome(output=(folder / f"{number}.txt").read_text(errors="replace"), **each)
         for number, each in enumerate(json.loads(done.stdout))
     ]
+
+
+def findings(
+    commands: Mapping[str, Command], control: Command, folder: Path, *, deadline_s: float, at_once: int = 16
+) -> tuple[list[str], list[Outcome]]:
+    """Run commands; return what is wrong with how they ended, in words, and how they ended.
+
+    Nothing may end in a traceback, take 500 MiB, or be more than 2 s late. How long the rest of a command takes depends
+    on the machine and on what else it does: a control runs after every tenth one, and three times as long is allowed.
+
+    Args:
+        commands: name -> command, each against another peer.
+        control: the same command against a peer that refuses at once.
+        folder: for their output.
+        deadline_s: what the commands were told.
+        at_once: how many run at a time.
+    """
+    names, all_commands = [], []
+    for number, (name, command) in enumerate(commands.items()):
+        if number % 10 == 0:
+            names.append("")
+            all_commands.append(control)
+        names.append(name)
+        all_commands.append(command)
+    outcomes = run_commands(all_commands, folder, at_once=at_once)
+    most_s = deadline_s + 2.0 + 3.0 * max(done.seconds for name, done in zip(names, outcomes, strict=True) if not name)
+    found = [
+        f"{name or 'the control'}: {text}"
+        for name, done in zip(names, outcomes, strict=True)
+        if (text := _finding(done, most_s))
+    ]
+    return found, [done for name, done in zip(names, outcomes, strict=True) if name]
+
+
+def _finding(outcome: Outcome, most_s: float) -> str:
+    last = (outcome.output.strip().splitlines() or [""])[-1][:200]
+    if outcome.code in (1, -9) or "Traceback" in outcome.output or "Exception" in outcome.output:
+        return f"exit code {outcome.code}: {last}"
+    if outcome.seconds > most_s:
+        return f"{outcome.seconds:.1f} s, at most {most_s:.1f}: {last}"
+    return f"{outcome.memory_mib} MiB: {last}" if outcome.memory_mib > _MOST_MIB else ""
 
 
 def _child(command: dict[str, Any], output: Path) -> None:

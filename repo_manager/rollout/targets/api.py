@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.optional import require
+from repo_manager.sockets import Deputies
 
 __all__ = ["Api", "ConflictError", "Kind", "Object", "change_unless_changed", "patiently", "pause", "using"]
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""
 
+_REACH = "kubectl cluster-info shows whether it can be reached from here."
 _POLL_S = 1.0
 _SILENCE_S = 60.0
 _CONFLICTS = 20
 _FIELD_MANAGER = "repo-manager"
 _LOG_LINES = 15
+_CALL_S = 15.0
+_MOST_BYTES = 32 << 20
+_MOST_ITEMS = 20_000
+
+Result = TypeVar("Result")
 
 Answer = TypeVar("Answer")
 
@@ -49,8 +57,8 @@ def patiently(call: Callable[[], Answer], *, until: float | None = None) -> Answ
     while True:
         try:
             return call()
-        except ServerUnreachableError:
-            if time.monotonic() > end:
+        except ServerUnreachableError as exc:
+            if time.monotonic() > end or "of --timeout" in exc.message:  # no time is left for another call
                 raise
         pause()
 
@@ -119,9 +127,15 @@ class Api:
 
     Raises, from every call, ServerUnreachableError when no answer came, and ServerRefusedError with the API server's
     reason when it refused.
+
+    Args:
+        timeout_s: deadline of one call, its last byte included; at most `_CALL_S`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = _CALL_S) -> None:
+        self._timeout_s = min(_CALL_S, timeout_s)
+        self._limit: Callable[[float], float] = _own_deadline
+        self._deputies = Deputies()
         self._lightkube = require("lightkube")
         self._errors = require("lightkube.core.exceptions")
         self._apps = require("lightkube.resources.apps_v1")
@@ -129,85 +143,142 @@ class Api:
         self._generic = require("lightkube.generic_resource")
         self._patch_type = require("lightkube.types").PatchType
         self._allowed: set[str] = set()
+        self._client = self._connected()
+
+    def _connected(self) -> Any:
         try:
-            self._client = self._lightkube.Client(field_manager=_FIELD_MANAGER)
-        except (self._errors.ConfigError, OSError) as exc:
+            timeout = self._errors.httpx.Timeout(self._timeout_s)
+            made = self._lightkube.Client(field_manager=_FIELD_MANAGER, timeout=timeout)
+        except Exception as exc:  # a kubeconfig is a foreign file like any other
             raise UsageError(
-                f"No Kubernetes cluster is configured: {exc}",
+                f"No Kubernetes cluster is configured: {' '.join(str(exc).split())[:300] or type(exc).__name__}",
                 hint="Set KUBECONFIG, or run inside the cluster under a service account.",
             ) from exc
+        with contextlib.suppress(AttributeError):  # the library has no public way to limit what it reads
+            made._client._client.event_hooks = {"response": [self._limit_size]}
+        return made
+
+    def _limit_size(self, response: Any) -> None:
+        """Let an answer be read up to a size."""
+        response.stream = _limited(self._errors.httpx, response.stream)
+
+    @contextlib.contextmanager
+    def within(self, limit: Callable[[float], float]) -> Iterator[Api]:
+        """Hold all calls together to one deadline, as `TritonClient.within`."""
+        previous, self._limit = self._limit, limit
+        try:
+            yield self
+        finally:
+            self._limit = previous
 
     def close(self) -> None:
         """Close the connections."""
+        self._deputies.close()
         self._client.close()
+
+    def _ask(self, what: str, call: Callable[[], Result]) -> Result:
+        """Call the API server, and translate errors.
+
+        Raises:
+            ServerUnreachableError: no answer in time, or no connection.
+            ServerRefusedError: it refuses, or its answer is none.
+        """
+        timeout_s = self._limit(self._timeout_s)
+        with self._translated(what, timeout_s):
+            try:
+                return self._deputies.call(call, timeout_s)
+            except TimeoutError:
+                late, self._client = self._client, self._connected()
+                late.close()  # the call that goes on has nothing to read from any more
+                raise
 
     def deployments(self, namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
         """Return the Deployments with these labels, by name."""
-        with self._translated(f"list the Deployments in {namespace}"):
-            found = [
-                item.to_dict()
-                for item in self._client.list(self._apps.Deployment, namespace=namespace, labels=dict(labels))
-            ]
+        found = self._listed(f"list the Deployments in {namespace}", self._apps.Deployment, namespace, labels)
         return tuple(sorted(found, key=lambda item: str(item["metadata"]["name"])))
 
     def deployment(self, namespace: str, name: str) -> Object | None:
         """Return one Deployment; `None` when there is none of that name."""
-        with self._translated(f"read Deployment {namespace}/{name}"):
+
+        def read() -> Object | None:
             try:
-                return dict(self._client.get(self._apps.Deployment, name, namespace=namespace).to_dict())
+                return _seen(self._client.get(self._apps.Deployment, name, namespace=namespace).to_dict())
             except self._errors.ApiError as exc:
                 if exc.status.code == 404:
                     return None
                 raise
 
+        return self._ask(f"read Deployment {namespace}/{name}", read)
+
     def patch_deployment(self, namespace: str, name: str, patch: Object) -> Object:
         """Change a Deployment by a strategic merge patch; if it has a `resourceVersion`, only while that is current."""
-        with self._translated(f"change Deployment {namespace}/{name}"):
+
+        def change() -> Object:
             made = self._client.patch(
                 self._apps.Deployment, name, patch, namespace=namespace, patch_type=self._patch_type.STRATEGIC
             )
-            return dict(made.to_dict())
+            return _seen(made.to_dict())
+
+        return self._ask(f"change Deployment {namespace}/{name}", change)
 
     def pods(self, namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
         """Return the pods with these labels, oldest first."""
-        with self._translated(f"list the pods in {namespace}"):
-            found = [
-                item.to_dict() for item in self._client.list(self._core.Pod, namespace=namespace, labels=dict(labels))
-            ]
+        found = self._listed(f"list the pods in {namespace}", self._core.Pod, namespace, labels)
         return tuple(sorted(found, key=lambda item: str(item["metadata"].get("creationTimestamp", ""))))
 
     def log_tail(self, namespace: str, pod: str, container: str) -> str:
         """Return the last lines that a container wrote; empty when they cannot be had."""
+
+        def read() -> str:
+            lines = self._client.log(pod, namespace=namespace, container=container, tail_lines=_LOG_LINES)
+            return "\n".join(line.rstrip("\n") for line in itertools.islice(lines, _LOG_LINES))
+
         try:
-            with self._translated(f"read the log of {pod}"):
-                lines = self._client.log(pod, namespace=namespace, container=container, tail_lines=_LOG_LINES)
-                return "\n".join(line.rstrip("\n") for line in lines)
+            return self._ask(f"read the log of {pod}", read)
         except (ServerRefusedError, ServerUnreachableError):
             return ""
 
     def custom(self, kind: tuple[str, str, str, str], namespace: str, name: str) -> Object:
         """Return one custom resource."""
-        with self._translated(f"read {kind[2]} {namespace}/{name}"):
-            return dict(self._client.get(self._resource(kind), name, namespace=namespace).to_dict())
+        return self._ask(
+            f"read {kind[2]} {namespace}/{name}",
+            lambda: _seen(self._client.get(self._resource(kind), name, namespace=namespace).to_dict()),
+        )
 
     def patch_custom(self, kind: tuple[str, str, str, str], namespace: str, name: str, patch: Object) -> Object:
         """Change a custom resource by a JSON merge patch; with a `resourceVersion` only if it is still that one."""
-        with self._translated(f"change {kind[2]} {namespace}/{name}"):
+
+        def change() -> Object:
             made = self._client.patch(
                 self._resource(kind), name, patch, namespace=namespace, patch_type=self._patch_type.MERGE
             )
-            return dict(made.to_dict())
+            return _seen(made.to_dict())
+
+        return self._ask(f"change {kind[2]} {namespace}/{name}", change)
+
+    def _listed(self, what: str, kind: Any, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+        def read() -> list[Object]:
+            items = self._client.list(kind, namespace=namespace, labels=dict(labels))
+            return [_seen(item.to_dict()) for item in itertools.islice(items, _MOST_ITEMS)]
+
+        return self._ask(what, read)
 
     def _resource(self, kind: tuple[str, str, str, str]) -> Any:
         return self._generic.create_namespaced_resource(*kind)
 
     @contextlib.contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
+    def _translated(self, what: str, timeout_s: float) -> Iterator[None]:
         # lightkube 1.x speaks through httpx2 and 0.x through httpx; it imports either under this name.
         transport = self._errors.httpx
         try:
             yield
             self._allowed.add(what)
+        except RepoManagerError:
+            raise
+        except TimeoutError as exc:
+            raise ServerUnreachableError(
+                f"The Kubernetes API server did not answer within {timeout_s:.3g} s: {what}", hint=_REACH
+            ) from exc
         except self._errors.ApiError as exc:
             named = exc.status.details is not None and bool(exc.status.details.name)
             if what in self._allowed and _may_pass(exc.status.code, named=named):
@@ -222,8 +293,72 @@ class Api:
         except transport.HTTPError as exc:
             raise ServerUnreachableError(
                 f"The Kubernetes API server gave no answer to: {what} ({exc or type(exc).__name__})",
-                hint="kubectl cluster-info shows whether it can be reached from here.",
+                hint=_REACH,
             ) from exc
+        except Exception as exc:  # what a foreign answer can break has no end
+            found = " ".join(str(exc).split())[:200] or "it breaks off"
+            raise ServerRefusedError(
+                f"The answer to {what} is not what the Kubernetes API server's is: {type(exc).__name__}: {found}",
+                hint=_REACH,
+            ) from exc
+
+
+class _Seen(Object):
+    """An object as the API server told it; a field that is missing is the server's fault, and no KeyError."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ServerRefusedError(
+            f"An object of the Kubernetes API server has no field {name!r}; it has {', '.join(self) or 'none'}",
+            hint=_REACH,
+        )
+
+
+def _seen(told: Any) -> Object:
+    """Take over an object: null is the same as absent, and what every object has is of the type that it has to be.
+
+    Raises:
+        TypeError: it is not.
+    """
+    found: Object = _without_nulls(told)
+    found.setdefault("metadata", _Seen())
+    for owner, names in ((found, ("metadata", "spec", "status")), (found["metadata"], ("labels", "annotations"))):
+        for name in names:
+            if not isinstance(owner.get(name, {}), dict):
+                raise TypeError(f"{name} is no object, but {type(owner[name]).__name__}")
+    if not isinstance(found["metadata"].get("name", ""), str):
+        raise TypeError("metadata.name is no text")
+    return found
+
+
+def _without_nulls(told: Any) -> Any:
+    if isinstance(told, dict):
+        return _Seen({name: _without_nulls(value) for name, value in told.items() if value is not None})
+    if isinstance(told, list):
+        return [_without_nulls(value) for value in told]
+    return told
+
+
+def _own_deadline(timeout_s: float) -> float:
+    """Leave a call the time that it has by itself."""
+    return timeout_s
+
+
+def _limited(httpx: Any, stream: Any) -> Any:
+    """Return a response's stream that ends in an error when it brings too much."""
+
+    class Limited(httpx.SyncByteStream):  # type: ignore[misc]  # the library is imported when it is used
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for piece in stream:
+                size += len(piece)
+                if size > _MOST_BYTES:
+                    raise httpx.ReadError(f"more than {_MOST_BYTES >> 20} MiB")
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    return Limited()
 
 
 def _may_pass(code: int | None, *, named: bool) -> bool:

@@ -11,25 +11,30 @@ import datetime
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.files import document
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.stores.base import ChangedMeanwhileError
+from repo_manager.repository.stores.objects.bounded import run_within
 from repo_manager.repository.stores.objects.credentials import store_config
 from repo_manager.repository.stores.objects.facts import Listing, Mark, ObjectFact
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
 
 __all__ = ["ObjectClient", "StoreOptions", "open_client"]
 
+A = TypeVar("A")
 R = TypeVar("R")
 
 _INSTANCE_METADATA = "169.254.169.254"
 _STATUS = re.compile(r"status code: (\d{3})")
 _SLOW = ("503", "429")
+_MOST_BYTES = 64 << 20
+"""The largest object that is read at once: a record of ours, never a model's file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,8 @@ class StoreOptions:
 
     Attributes:
         retry: of each request.
-        first_contact_s: deadline of a request while the store has not answered once: the address may be wrong.
+        first_contact_s: deadline of a request, all its attempts together, while the store has not answered once: the
+            address may be wrong.
         request_timeout_s: deadline of one attempt, its body included.
         part_bytes: size of a part, for uploads and downloads; S3 wants 5 MiB or more.
         workers: parts or files on their way at a time. `workers * part_bytes` bounds the memory.
@@ -55,6 +61,10 @@ class StoreOptions:
 
 DEFAULT_OPTIONS = StoreOptions()
 """What every operation uses; tests set shorter ones."""
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,10 +124,16 @@ class ObjectClient:
     def get(self, key: str) -> tuple[bytes, ObjectFact] | None:
         """Return an object's content and what the store says of it; `None` when there is none."""
 
-        def read() -> tuple[bytes, ObjectFact] | None:
+        async def read() -> tuple[bytes, ObjectFact] | None:
             try:
-                found = self._api.get(self._store, key)
-                return bytes(found.bytes()), self._fact(found.meta, key)
+                found = await self._api.get_async(self._store, key)
+                fact = self._fact(found.meta, key)
+                if fact.size_bytes > _MOST_BYTES:
+                    raise RepositoryError(
+                        f"{self.location / key} has {fact.size_bytes} bytes; at most {_MOST_BYTES} are read at once",
+                        hint="It is none of the records that repo-manager writes.",
+                    )
+                return bytes(await found.bytes_async()), fact
             except self._missing:
                 return None
 
@@ -126,9 +142,9 @@ class ObjectClient:
     def head(self, key: str) -> ObjectFact | None:
         """Return what the store says of an object; `None` when there is none."""
 
-        def ask() -> ObjectFact | None:
+        async def ask() -> ObjectFact | None:
             try:
-                return self._fact(self._api.head(self._store, key), key)
+                return self._fact(await self._api.head_async(self._store, key), key)
             except self._missing:
                 return None
 
@@ -141,10 +157,11 @@ class ObjectClient:
             RepositoryError: it is gone, or another content stands there now.
         """
 
-        def read() -> bytes:
+        async def read() -> bytes:
             try:
                 options = {"range": (start, end), "if_match": mark.e_tag}
-                data = bytes(self._api.get(self._store, key, options=options).bytes())
+                found = await self._api.get_async(self._store, key, options=options)
+                data = bytes(await found.bytes_async())
             except (*self._missing, self._errors.PreconditionError) as exc:
                 raise RepositoryError(f"{self.location / key} was changed meanwhile", hint="Run it again.") from exc
             if len(data) != end - start:
@@ -171,7 +188,11 @@ class ObjectClient:
 
     def put(self, key: str, data: bytes) -> Mark:
         """Write an object, whatever is there."""
-        return self._request(f"write {key}", lambda: self._mark(self._api.put(self._store, key, data)))
+
+        async def write() -> Mark:
+            return self._mark(await self._api.put_async(self._store, key, data))
+
+        return self._request(f"write {key}", write)
 
     def put_streamed(self, key: str, chunks: Iterator[bytes], chunk_bytes: int, workers: int) -> None:
         """Write a large object in parts, once; the store shows nothing of it until all are there.
@@ -186,9 +207,9 @@ class ObjectClient:
         """Delete objects; those that are gone already do not matter."""
         for key in keys:
 
-            def once(key: str = key) -> None:
+            async def once(key: str = key) -> None:
                 with contextlib.suppress(*self._missing):
-                    self._api.delete(self._store, key)
+                    await self._api.delete_async(self._store, key)
 
             self._request(f"delete {key}", once)
 
@@ -199,8 +220,8 @@ class ObjectClient:
             folder: relative to the place; empty for the place itself.
         """
 
-        def ask() -> Listing:
-            answer = self._api.list_with_delimiter(self._store, folder or None)
+        async def ask() -> Listing:
+            answer = await self._api.list_with_delimiter_async(self._store, folder or None)
             start = len(folder) + 1 if folder else 0
             folders = tuple(sorted(str(each)[start:].strip("/") for each in answer["common_prefixes"]))
             facts = (self._fact(meta, str(meta["path"])[start:]) for meta in answer["objects"])
@@ -219,30 +240,51 @@ class ObjectClient:
         return tuple(found)
 
     def _conditional(self, key: str, data: bytes, mode: Any, before: Mark | None) -> Mark:
-        def once() -> Mark:
+        async def once() -> Mark | Exception:
             try:
-                return self._mark(self._api.put(self._store, key, data, mode=mode, use_multipart=False))
+                return self._mark(await self._api.put_async(self._store, key, data, mode=mode, use_multipart=False))
             except (self._errors.AlreadyExistsError, self._errors.PreconditionError, *self._missing) as exc:
-                # Refused; or written, its answer lost, and refused when it was sent again.
-                found = self.get(key)
-                if found is not None and found[0] == data:
-                    return found[1].mark
-                if found is not None and before is not None and found[1].mark.e_tag == before.e_tag:
-                    raise TransientError("the store reports a conflict, and nothing has changed") from exc
-                raise ChangedMeanwhileError(key) from exc
+                refused: Exception = exc
+                return refused
 
-        return self._request(f"write {key}", once)
+        def judged(answer: Mark | Exception) -> Mark:
+            if isinstance(answer, Mark):
+                return answer
+            # Refused; or written, its answer lost, and refused when it was sent again.
+            found = self.get(key)
+            if found is not None and found[0] == data:
+                return found[1].mark
+            if found is not None and before is not None and found[1].mark.e_tag == before.e_tag:
+                raise TransientError("the store reports a conflict, and nothing has changed") from answer
+            raise ChangedMeanwhileError(key) from answer
 
-    def _request(self, what: str, attempt: Callable[[], R]) -> R:
-        def once() -> R:
-            with self._translated(what):
-                answer = attempt()
-            self._answered = True
-            return answer
+        return self._request(f"write {key}", once, judged)
 
+    def _request(
+        self,
+        what: str,
+        attempt: Callable[[], Coroutine[Any, Any, A]],
+        judged: Callable[[A], R] = _as_it_is,
+    ) -> R:
+        """Make a request, again and again until it has an answer or the deadline over all attempts has passed.
+
+        Args:
+            what: for errors.
+            attempt: makes it once.
+            judged: makes the result of an answer; may raise TransientError.
+        """
         retry = self.options.retry
         if not self._answered:
             retry = dataclasses.replace(retry, deadline_s=min(retry.deadline_s, self.options.first_contact_s))
+        end = time.monotonic() + retry.deadline_s
+
+        def once() -> R:
+            with self._translated(what):
+                left_s = max(0.01, min(self.options.request_timeout_s, end - time.monotonic()))
+                answer = judged(run_within(attempt(), left_s))
+            self._answered = True
+            return answer
+
         return retried(f"{what} in {self.location}", once, retry)
 
     @contextlib.contextmanager
@@ -250,6 +292,8 @@ class ObjectClient:
         """Turn the library's errors into ours: worth another attempt, or not."""
         try:
             yield
+        except (RepoManagerError, TransientError, ChangedMeanwhileError):
+            raise
         except (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError) as exc:
             self._require_credentials(str(exc))
             raise RepositoryError(
@@ -270,6 +314,12 @@ class ObjectClient:
             raise TransientError(readable(text), slow_down=code in _SLOW) from exc
         except OSError as exc:
             raise TransientError(readable(str(exc))) from exc
+        except Exception as exc:  # what a foreign answer can break has no end
+            raise RepositoryError(
+                f"{self.location}: the answer to {what} is not what a store's is: {type(exc).__name__}: "
+                f"{readable(str(exc))}",
+                hint="Check the endpoint and its port.",
+            ) from exc
 
     def _require_credentials(self, text: str) -> None:
         """See that an error is not of the address where cloud machines ask for their role: the last place to look.

@@ -1,0 +1,97 @@
+"""Requests of the store's library under a deadline and a limit on memory, both of which it lacks.
+
+The library's own time limits do not cover its look-ups of credentials, and it reads a listing whole before it looks at
+it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import resource
+import threading
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository.stores.objects.retry import TransientError
+
+__all__ = ["run_within"]
+
+R = TypeVar("R")
+
+_MOST_GROWTH_BYTES = 256 << 20
+"""How much this process may grow while one request of a listing or a record runs; a page of a listing has 1 MiB."""
+_LOOK_S = 0.05
+_STATM = Path("/proc/self/statm")
+
+
+class _Loop:
+    """The event loop that requests run on, in a thread of its own, made when first used; a fork makes its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock, self._loop = threading.Lock(), None
+
+    def submit(self, request: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(request, self._loop)
+
+
+_LOOP = _Loop()
+
+
+def run_within(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
+    """Make a request, and call it off when it takes too long or too much memory.
+
+    Args:
+        request: the library's coroutine, not begun.
+        timeout_s: for all of it.
+
+    Raises:
+        TransientError: no answer in time.
+        RepositoryError: its answer has no end.
+        Exception: whatever the request raises.
+    """
+    future = _LOOP.submit(_watched(request, timeout_s))
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # interrupted: nobody waits for it any more
+
+
+async def _watched(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
+    task = asyncio.ensure_future(request)
+    end, before = time.monotonic() + timeout_s, _resident_bytes()
+    try:
+        while True:
+            await asyncio.wait({task}, timeout=max(0.0, min(_LOOK_S, end - time.monotonic())))
+            if task.done():
+                return task.result()
+            if time.monotonic() >= end:
+                raise TransientError(f"no answer within {timeout_s:.3g} s")
+            if _resident_bytes() - before > _MOST_GROWTH_BYTES:
+                raise RepositoryError(
+                    f"the store's answer takes more than {_MOST_GROWTH_BYTES >> 20} MiB and was called off",
+                    hint="Check the endpoint: a store answers a listing in pages of 1,000 names.",
+                )
+    finally:
+        task.cancel()
+
+
+def _resident_bytes() -> int:
+    """Return how much memory this process uses now."""
+    try:
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0

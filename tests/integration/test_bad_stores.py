@@ -1,0 +1,99 @@
+"""Stores and clusters that misbehave, in front of the commands: no traceback, no overrun, bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from support.bad_peers import API_ANSWERS, HTTP_MANNERS, STORE_ANSWERS, AnsweringPeer, BadPeer
+from support.forked_commands import Command, findings
+
+from repo_manager.repository import record_deployment
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+DEADLINE_S = 1.0
+REFUSES = 9  # a port that nothing listens on
+_OPTIONS = "repo_manager.repository.stores.objects.client:DEFAULT_OPTIONS"
+SHORT = {f"{_OPTIONS}.first_contact_s": DEADLINE_S, f"{_OPTIONS}.retry.deadline_s": DEADLINE_S}
+
+
+@pytest.fixture(scope="module")
+def stores() -> Iterator[dict[str, str]]:
+    """Every store that misbehaves: name -> endpoint."""
+    with contextlib.ExitStack() as stack:
+        # obstore takes the memory that a Content-Length announces at once, and aborts when there is not as much.
+        manners = {name: manner for name, manner in HTTP_MANNERS.items() if not name.startswith("huge-length")}
+        peers = {name: stack.enter_context(BadPeer(manner)) for name, manner in manners.items()}
+        peers |= {name: stack.enter_context(AnsweringPeer({"": text})) for name, text in STORE_ANSWERS.items()}
+        yield {name: f"http://127.0.0.1:{peer.port}" for name, peer in peers.items()}
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "digits"), ("add",)], ids=" ".join)
+def test_a_command_survives_every_store(
+    words: tuple[str, ...], stores: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    if words == ("add",):
+        words = ("add", str(model), "--name", "m", "--precision", "fp32")
+
+    def command(endpoint: str) -> Command:
+        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+        location = endpoint.replace("http://", "s3://http://") + "/bucket/models"
+        return Command((*words, "--repository", location), {**_homes(tmp_path), **keys}, presets=SHORT)
+
+    commands = {name: command(endpoint) for name, endpoint in stores.items()}
+    refused = command(f"http://127.0.0.1:{REFUSES}")
+    found, outcomes = findings(commands, refused, tmp_path / "output", deadline_s=DEADLINE_S)
+    assert found == []
+    # Some say what an empty repository says: that there is nothing.
+    assert {outcome.code for outcome in outcomes} <= {0, 3}
+
+
+@pytest.mark.parametrize("target", ["k8s://models/triton", "kserve://models/digits"])
+@pytest.mark.parametrize("command", ["deploy", "rollback"])
+def test_a_roll_out_survives_every_api_server(command: str, target: str, tmp_path: Path) -> None:
+    def told(name: str, port: int) -> Command:
+        models = tmp_path / name  # each holds the model's lease
+        shutil.copytree(REPOSITORY, models)
+        for version in (1, 2):
+            record_deployment(models, "digits", version)
+        what = "digits:1" if command == "deploy" else "digits"
+        words = (command, what, "--to", target, "--timeout", f"{DEADLINE_S:g}", "--repository", str(models))
+        return Command(words, {**_homes(tmp_path), "KUBECONFIG": str(_kubeconfig(tmp_path, port))})
+
+    with contextlib.ExitStack() as stack:
+        peers: dict[str, BadPeer] = {name: BadPeer(manner) for name, manner in HTTP_MANNERS.items()}
+        peers |= {name: AnsweringPeer({"": answer}) for name, answer in API_ANSWERS.items()}
+        commands = {name: told(name, stack.enter_context(peer).port) for name, peer in peers.items()}
+        refused = told("control", REFUSES)
+        found, outcomes = findings(commands, refused, tmp_path / "output", deadline_s=DEADLINE_S)
+    assert found == []
+    assert {outcome.code for outcome in outcomes} <= {3, 5}
+
+
+def _kubeconfig(folder: Path, port: int) -> Path:
+    told = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    }
+    path = folder / f"kubeconfig-{port}"
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return Path(__file__).parents[2] / "model_repository/digits/1/model.onnx"
+
+
+def _homes(folder: Path) -> dict[str, str]:
+    """Return folders of the test's own in the place of the user's."""
+    names = {"XDG_CACHE_HOME": "cache", "XDG_RUNTIME_DIR": "run", "XDG_CONFIG_HOME": "config", "HOME": "home"}
+    return {variable: str(folder / name) for variable, name in names.items()}
