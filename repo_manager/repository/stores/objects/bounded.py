@@ -2,6 +2,7 @@
 
 The library's own time limits do not cover its look-ups of credentials, and it reads a listing whole before it looks at
 it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is free.
+It stands apart from `client.py` because it knows nothing of stores.
 """
 
 from __future__ import annotations
