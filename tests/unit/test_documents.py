@@ -90,6 +90,7 @@ OTHERS = {
     "--metrics-config",
     "--model-config-name",
     "--model-control-mode",
+    "--model-namespacing",
     "--model-repository",
     "--no-index",
     "--only-binary",
