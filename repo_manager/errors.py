@@ -45,7 +45,27 @@ __all__ = [
     "ServerUnreachableError",
     "UsageError",
     "WiderPrecisionError",
+    "keep_secret",
+    "redacted",
 ]
+
+
+_SECRETS: set[str] = set()
+_SHORTEST_SECRET = 6
+"""Shorter ones would be found in ordinary words."""
+
+
+def keep_secret(text: str) -> None:
+    """Let a text never be shown: a token, the value of a header, a password."""
+    if len(text) >= _SHORTEST_SECRET:
+        _SECRETS.add(text)
+
+
+def redacted(text: str) -> str:
+    """Return the text without the secrets that this process knows: a server may echo what it was sent."""
+    for secret in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(secret, "(secret)")
+    return text
 
 
 class RepoManagerError(Exception):
@@ -60,9 +80,10 @@ class RepoManagerError(Exception):
     exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str | None = None, is_shown: bool = False) -> None:
+        message = redacted(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else redacted(hint)
         self.is_shown = is_shown
 
     def __str__(self) -> str:

@@ -43,6 +43,11 @@ class ApplyFlags:
         "--check", default=False, help="Change nothing; exit code 8 when there is something to change."
     )
     dry_run: bool = option("--dry-run", default=False, help="Say what would be done; change nothing.")
+    allow_code: bool = option(
+        "--allow-code",
+        sets=(ApplyOptions, "allow_code"),
+        help="Call functions that the file names as calibration (module:function).",
+    )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign each new version with this private key.")
     password_file: Path | None = option(
         "--password-file", metavar="FILE", help="Its password [default: $REPO_MANAGER_KEY_PASSWORD]."

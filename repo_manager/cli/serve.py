@@ -116,6 +116,12 @@ class SecurityFlags:
         help="A file with one `Name: value`: the header without which nobody loads, unloads or changes anything.",
     )
 
+    pass_env: list[str] | None = option(
+        "--pass-env",
+        metavar="NAME",
+        sets=(ServeOptions, "pass_env"),
+        help="A variable of the environment that models' code may read (may be given often).",
+    )
     open_control: bool = option(
         "--open-control",
         sets=(ServerSecurity, "open_control"),

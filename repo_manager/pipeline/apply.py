@@ -13,7 +13,7 @@ from repo_manager.declared.request import Request
 from repo_manager.declared.steps import ApplyResult, ModelResult, config_changes
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.profiles import ShapeRange
-from repo_manager.errors import InputError, RepoManagerError
+from repo_manager.errors import InputError, RepoManagerError, UsageError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
@@ -47,11 +47,14 @@ class ApplyOptions:
         prune: also remove what is not declared.
         sign: sign each version that is built; `None` does not.
         rollout: how to deploy.
+        allow_code: call the functions that the file names as calibration (`module:function`). Off, since whoever writes
+            the file would run code as whoever applies it.
     """
 
     prune: bool = False
     sign: SigningKey | None = None
     rollout: RolloutOptions = dataclasses.field(default_factory=RolloutOptions)
+    allow_code: bool = False
 
 
 def apply(
@@ -154,6 +157,12 @@ class _Runner:
     def _build(self, plan: ModelPlan, *, new: bool) -> int:
         if plan.request is None:
             raise AssertionError("a plan that builds has a request")
+        calibration = plan.request.calibration
+        if calibration is not None and not self.options.allow_code and not Path(calibration).exists():
+            raise UsageError(
+                f"{plan.name}: calibration {calibration} is no file, and a file that is applied runs no code",
+                hint="Give the path of an .npz or a folder; or allow what the file names: apply --allow-code.",
+            )
         if plan.request.digest is not None and load_model(plan.request.source).digest != plan.request.digest:
             raise InputError(
                 f"{plan.request.source} is not what it is pinned to: {plan.request.digest}",

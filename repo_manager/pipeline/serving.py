@@ -69,6 +69,7 @@ class ServeOptions:
         restart: start a server that ended by itself, with a failure, again.
         security: TLS and restricted APIs.
         restrict_file: where the restriction in `security` was read from: a server in the background reads it again.
+        pass_env: names of environment variables that the server, and so the models' code, gets besides those it needs.
         signed_by: public keys one of which has to vouch for each version that is loaded; empty asks for no signature.
     """
 
@@ -84,6 +85,7 @@ class ServeOptions:
     security: ServerSecurity = dataclasses.field(default_factory=ServerSecurity)
     restrict_file: Path | None = None
     signed_by: tuple[Path, ...] = ()
+    pass_env: tuple[str, ...] = ()
 
 
 def deployed_models(repository: Location) -> tuple[str, ...]:
@@ -131,6 +133,7 @@ def server_options(options: ServeOptions) -> ServerOptions:
         load=load,
         load_what_loads=deployed or bool(refused),
         refused=refused,
+        environment={name: os.environ[name] for name in options.pass_env if name in os.environ},
         security=options.security,
         auto_complete=needs_auto_complete(options.repository)
         if options.auto_complete is None
@@ -408,6 +411,7 @@ def start_detached(options: ServeOptions) -> RunningServer:
     command += [f"--tls-{name}={path.absolute()}" for name, path in tls.items() if path is not None]
     if options.restrict_file is not None:
         command.append(f"--restrict-file={options.restrict_file.absolute()}")
+    command += [f"--pass-env={name}" for name in options.pass_env]
     if options.security.open_control:
         command.append("--open-control")
     with log.open("wb") as output:

@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from repo_manager.report.terminal import WIDE, plain
+from repo_manager.report.terminal import WIDE, plain, plain_text
 
 __all__ = ["FittedTable", "LongTable", "Moment", "key_values", "make_table"]
 
@@ -183,7 +183,7 @@ def _fitted(natural: Sequence[int], least: Sequence[int], rigid: Sequence[bool],
 
 def _cell(value: object, console: Console, options: ConsoleOptions) -> Text:
     if isinstance(value, Text):
-        return value
+        return plain_text(value)
     if isinstance(value, Moment) and console.is_terminal and options.max_width < WIDE:
         return Text(plain(value.ago()))
     return Text(plain(str(value)))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from repo_manager.errors import UsageError
+from repo_manager.errors import UsageError, redacted
 from repo_manager.gates import TIME, Outcome, Verdict
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import METRICS, metrics_in
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.report.load_charts import latency_unit, number_cell
 from repo_manager.report.load_html import load_page
+from repo_manager.report.terminal import plain
 from repo_manager.types import as_json
 
 __all__ = ["check_report_path", "compare_markdown", "load_junit", "load_markdown", "load_openmetrics", "report_text"]
@@ -47,8 +49,15 @@ def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
     suite.set("tests", str(len(suite)))
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
         suite.set(attribute, str(counts[kind]))
+    for element in suite.iter():
+        element.attrib = {name: _xml(value) for name, value in element.attrib.items()}
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+def _xml(text: str) -> str:
+    """Return a text with what XML 1.0 cannot hold, not even escaped, written out."""
+    return plain(text).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
 
 
 def _case(suite: ElementTree.Element, suite_name: str, name: str, seconds: str) -> ElementTree.Element:
@@ -128,7 +137,9 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
     ]
     lines += _table(head, rows)
     if verdict is not None and verdict.results:
-        found = [[f"`{r.gate}`", r.level, _MARKS[r.outcome.value], r.why] for r in verdict.results]
+        found = [
+            ["`" + r.gate.replace("`", "'") + "`", r.level, _MARKS[r.outcome.value], r.why] for r in verdict.results
+        ]
         lines += ["", *_table(["gate", "level", "outcome", "why"], found)]
     if report.knee is not None:
         lines += ["", f"Knee: {report.knee}, {report.knee_rule}."]
@@ -163,12 +174,16 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Keep a text inside its cell."""
-    return (
-        text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-        if "`" not in text
-        else text.replace("|", "\\|")
-    )
+    """Keep a text inside its cell, and let it say nothing to Markdown; code that is ours alone stays code."""
+    code = re.fullmatch(r"`[^`\r\n]*`", text)
+    text = " ".join(plain(text).splitlines()).replace("\t", " ")
+    if code:
+        return text.replace("|", "\\|")
+    return re.sub(r"([\\`|*_\[\]<>#!~])", _escaped_sign, text)
+
+
+def _escaped_sign(match: re.Match[str]) -> str:
+    return {"<": "&lt;", ">": "&gt;"}.get(match[1], f"\\{match[1]}")
 
 
 def _json_text(report: LoadTestReport, verdict: Verdict | None) -> str:
@@ -200,4 +215,4 @@ def check_report_path(path: Path) -> Path:
 
 def report_text(path: Path, report: LoadTestReport, verdict: Verdict | None) -> str:
     """Return the report as the ending of `path` asks for it; see `check_report_path`."""
-    return _WRITERS[path.suffix.lower()](report, verdict)
+    return redacted(_WRITERS[path.suffix.lower()](report, verdict))

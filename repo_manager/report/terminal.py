@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
-from repo_manager.errors import RepoManagerError
+from repo_manager.errors import RepoManagerError, redacted
 from repo_manager.types import as_json
 
-__all__ = ["WIDE", "Terminal", "error_document", "next_command", "plain"]
+__all__ = ["WIDE", "Terminal", "error_document", "next_command", "plain", "plain_text"]
 
 
 # Text of others made safe to show: a name in a repository must not speak to the terminal.
@@ -27,7 +28,20 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 def plain(text: str) -> str:
     """Return the text with what a terminal would act on written out, such as `\\x1b`; line breaks and tabs stay."""
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), redacted(text))
+
+
+def plain_text(text: Text) -> Text:
+    """Return a styled text made safe to show, as `plain` does; one that is safe stays as it is."""
+    safe = plain(text.plain)
+    return text if safe == text.plain else Text(safe, style=text.style)
+
+
+def _shown(renderable: RenderableType) -> RenderableType:
+    """Return what is printed made safe to show; tables make their cells safe themselves."""
+    if isinstance(renderable, str):
+        return plain(renderable)
+    return plain_text(renderable) if isinstance(renderable, Text) else renderable
 
 
 WIDE = 10_000
@@ -90,14 +104,14 @@ class Terminal:
         if self.json:
             try:
                 # Piece by piece: the whole text of a large listing would double the memory.
-                sys.stdout.writelines(json.JSONEncoder(indent=2).iterencode(as_json(result)))
+                sys.stdout.writelines(map(redacted, json.JSONEncoder(indent=2).iterencode(as_json(result))))
                 sys.stdout.write("\n")
                 sys.stdout.flush()
             except BrokenPipeError:
                 _discard(sys.stdout)
             return
         for renderable in renderables:
-            self._out.print(renderable, highlight=False)
+            self._out.print(_shown(renderable), highlight=False)
 
     def lines(self, text: str) -> None:
         """Print lines of others, a server's log for instance, as they are and as long as they are."""
@@ -107,7 +121,7 @@ class Terminal:
         """Print on stderr what belongs to the way to the result, a plan for instance."""
         if not self.quiet:
             for renderable in renderables:
-                self._err.print(renderable, highlight=False)
+                self._err.print(_shown(renderable), highlight=False)
 
     def error(self, error: RepoManagerError) -> None:
         """Print an error: text on stderr, and with JSON also an object on stdout, unless a result says it already."""

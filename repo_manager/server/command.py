@@ -159,7 +159,15 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
 """What a restriction covers: all that changes the server. Inference, metadata, statistics and health stay open."""
 KEY_HEADER = "repo-manager-key"
-_OUR_SECRETS = ("REPO_MANAGER_TOKEN",)
+# What the server, and the processes that models run in, get of this process's environment. Everything else may be a
+# secret: models' code can read it.
+_PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|HOSTNAME|PYTHON(?!PATH|HOME).*|(LC|LD|XDG|SSL_CERT)_.*|COLUMNS"
+    r"|(CUDA|NVIDIA|NCCL|CUBLAS|CUDNN|OMP|GOMP|KMP|MKL|OPENBLAS|NUMEXPR|BLIS|ORT|ONNX|TRT|TENSORRT|TF|TORCH|UCX"
+    r"|TRITON|TRITONSERVER|MALLOC|GLIBC|JAX|XLA)_.*"
+)
+_FOR_OBJECTS = re.compile(r"(AWS|GOOGLE|GCE|AZURE)_.*|(HTTPS?|NO|ALL)_PROXY", re.IGNORECASE)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API|ACCESS|PRIVATE)_?KEY|_KEY$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,12 +323,24 @@ def restrictions_of(security: ServerSecurity) -> list[str]:
     return [f"--grpc-restricted-protocol={setting}", f"--http-restricted-api={setting}"]
 
 
-def environment_of(given: Mapping[str, str], triton: TritonInstallation, backends: BackendDirectory) -> dict[str, str]:
-    """Return tritonserver's environment: this process's, without our secrets (models' code runs in its stubs)."""
+def environment_of(
+    given: Mapping[str, str], triton: TritonInstallation, backends: BackendDirectory, *, remote: bool = False
+) -> dict[str, str]:
+    """Return tritonserver's environment: what it needs of this process's, since models' code runs in its stubs.
+
+    Args:
+        given: more variables, whatever they are.
+        triton: the installation.
+        backends: the backend directory.
+        remote: its repository is in object storage, so it needs the credentials for that.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if (_PASSED.fullmatch(name) and not _SECRET.search(name)) or (remote and _FOR_OBJECTS.fullmatch(name))
+    }
     # A model's bytecode in its version's folder would make Triton reload the version.
-    environment = {"PYTHONDONTWRITEBYTECODE": "1", **os.environ, **given}
-    for secret in _OUR_SECRETS:
-        environment.pop(secret, None)
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", **kept, **given}
     libraries = [str(folder) for folder in triton.libraries]
     if backends.python_bin is not None:
         python_library = libpython_directory()

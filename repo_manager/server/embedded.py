@@ -179,7 +179,9 @@ class EmbeddedServer:
         assert self._log is not None
         prefix = shared_memory_prefix()
         command = command_of(self.options, self._ports, self._id, triton, backends.path, prefix)
-        environment = environment_of(self.options.environment, triton, backends)
+        environment = environment_of(
+            self.options.environment, triton, backends, remote="://" in self.options.repository
+        )
         hidden = restrictions_of(self._security)
         self._process = ServerProcess.start(command, environment, self._log, prefix, hidden)
         deadline = time.monotonic() + timeout_s

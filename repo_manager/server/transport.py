@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import (
+    RepoManagerError,
+    ServerRefusedError,
+    ServerUnreachableError,
+    UsageError,
+    keep_secret,
+    redacted,
+)
 from repo_manager.optional import deferred
 from repo_manager.server.credentials import check_header
 from repo_manager.tls import TlsFiles
@@ -94,6 +101,8 @@ class ClientOptions:
             check_header(name, value, f"Header {name!r}")
         if self.token is not None:
             check_header("authorization", self.token, "The bearer token")
+        for value in (*self.headers.values(), *filter(None, [self.token])):
+            keep_secret(value)
 
     @property
     def tls(self) -> TlsFiles:
@@ -364,7 +373,7 @@ def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
     """Return the error for a call that the server answered with an error, with Triton's own reason."""
     hint = "Give the header that it expects: --header-file FILE." if "is restricted" in reason else None
     error = ServerRefusedError(f"{endpoint} refused: {what}: {without_stack(reason)}", hint=hint)
-    error.reason = without_stack(reason)
+    error.reason = redacted(without_stack(reason))
     return error
 
 

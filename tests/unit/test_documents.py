@@ -84,6 +84,7 @@ OTHERS = {
     "--dist",
     "--find-links",
     "--from-file",
+    "--model-namespacing",
     "--gpus",
     "--ipc",
     "--load-model",

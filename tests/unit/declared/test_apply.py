@@ -101,6 +101,19 @@ def test_everything_declared_is_brought_about_and_stays(place: Place) -> None:
     assert verify(place.root) == ()
 
 
+def test_a_file_runs_no_code_unless_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = place.folder / "ran"
+    (place.folder / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\ndef data(): return []\n")
+    monkeypatch.chdir(place.folder)
+    place.write({"m": {"source": "a.onnx", "precision": "int8", "calibration": "evil:data"}})
+    (model,) = place.apply().failed
+    assert "runs no code" in (model.error or "")
+    assert model.exit_code == 2
+    assert not marker.exists()
+    place.apply(allow_code=True)
+    assert marker.exists()
+
+
 def test_a_second_run_touches_no_file(place: Place) -> None:
     place.write({"m": FULL})
     place.apply()
