@@ -84,7 +84,6 @@ OTHERS = {
     "--dist",
     "--find-links",
     "--from-file",
-    "--model-namespacing",
     "--gpus",
     "--ipc",
     "--load-model",
