@@ -142,7 +142,7 @@ def _read_file(path: Path, *, required: bool) -> dict[str, object]:
     yaml = importlib.import_module("yaml")
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as exc:
         raise UsageError(f"{path}: not valid YAML: {exc}") from exc
     if values is None:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import signal
 import sys
@@ -12,7 +13,7 @@ import typer
 
 from repo_manager import __version__
 from repo_manager.cli.commands import CommandTable
-from repo_manager.errors import RepoManagerError
+from repo_manager.errors import InputError, RepoManagerError
 from repo_manager.report.terminal import Terminal, error_document
 
 __all__ = ["app", "main"]
@@ -64,6 +65,19 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
+# What the machine refuses, wherever a command meets it: no fault of ours, so no traceback.
+_SURROUNDINGS = {
+    errno.ENOSPC: "Make room on that disk, or set TMPDIR to a folder on another one.",
+    errno.EDQUOT: "Make room, or set TMPDIR to a folder on another disk.",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f).",
+    errno.EROFS: "That file system is read-only: set TMPDIR and XDG_CACHE_HOME to folders that can be written.",
+    errno.EACCES: "Run it as the owner, or ask the owner for the right to write there.",
+    errno.EPERM: "Run it as the owner, or ask the owner for the right to write there.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n).",
+    errno.ENFILE: "This machine has too many open files.",
+}
+
+
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -87,4 +101,11 @@ def main() -> None:
         # The reader of our output has gone (`| head`): not an error of ours.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _SURROUNDINGS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        told = InputError(f"{where}{error.strerror}", hint=_SURROUNDINGS[error.errno])
+        Terminal(as_json="--json" in sys.argv).error(told)
+        sys.exit(told.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,6 +131,7 @@ class _Reader:
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         found: dict[str, Any] = {}
         merged: dict[str, Any] = {}
+        begin = len(self.places)
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
                 for key, value in self.merge(value_node, path).items():
@@ -142,7 +144,8 @@ class _Reader:
                 said = f"the key {key!r} stands here a second time; the first is in line {line}"
                 self.problem(key_node, (*here, key), said)
                 continue
-            self.drop(path, key)
+            if key in merged:
+                self.drop((*path, key), begin)
             self.places[here] = _place(key_node)
             found[key] = self.value(value_node, here)
         return {**merged, **found}
@@ -157,11 +160,12 @@ class _Reader:
                 result.setdefault(key, value)
         return result
 
-    def drop(self, path: Path, key: str) -> None:
-        """Forget places that a merge brought for a key that stands here itself."""
-        prefix = (*path, key)
-        for place in [place for place in self.places if place[: len(prefix)] == prefix]:
-            del self.places[place]
+    def drop(self, prefix: Path, begin: int) -> None:
+        """Forget places that a merge brought for a key that stands here itself: of those since the mapping began."""
+        since = list(itertools.islice(reversed(self.places), len(self.places) - begin))
+        for place in since:
+            if place[: len(prefix)] == prefix:
+                del self.places[place]
 
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):

@@ -38,7 +38,7 @@ def read_report(path: Path) -> LoadTestReport:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"{path} cannot be read as a load test's report: {exc}") from exc
     return report_from_json(document, where=str(path))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import RepositoryError
+from repo_manager.request_data.archives import check_archive
 
 __all__ = ["GOLDEN_FILE_NAME", "Exchange", "Golden", "read_golden", "write_golden"]
 
@@ -27,6 +29,7 @@ GOLDEN_FILE_NAME = "golden.npz"
 _KEY = re.compile(
     r"(?:request(?P<request>\d+)/)?(?:response(?P<response>\d+)/)?(?P<kind>input|output):(?P<name>.*)", re.DOTALL
 )
+_ZIP = (zipfile.BadZipFile, zlib.error)
 _COUNTS = "responses"
 
 Array = npt.NDArray[Any]
@@ -101,6 +104,7 @@ def read_golden(path: Path) -> Golden:
     requests: dict[int, dict[str, Array]] = {}
     responses: dict[tuple[int, int], dict[str, Array]] = {}
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             counts = archive[_COUNTS].tolist() if _COUNTS in archive.files else [1]
             for key in archive.files:
@@ -112,7 +116,7 @@ def read_golden(path: Path) -> Golden:
                 if match["kind"] == "output":
                     place = responses.setdefault((request, response), {})
                 place[match["name"]] = _usable(archive[key])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, MemoryError, *_ZIP) as exc:
         raise RepositoryError(
             f"{path}: the golden sample cannot be read: {exc}", hint="Run repo-manager verify, or add the model again."
         ) from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import InputError
+from repo_manager.request_data.archives import check_archive
 from repo_manager.request_data.tensors import Array, InputFacts, Sample, decoded, exact_array
 
 __all__ = ["DATA_SUFFIXES", "read_rows", "write_rows"]
 
 DATA_SUFFIXES = (".json", ".jsonl", ".npy", ".npz")
 _KINDS = "none of .jsonl, .json and .npz (or .npy for a single input)"
+_ZIP = (zipfile.BadZipFile, zlib.error)
 
 
 def read_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool = False) -> list[Sample]:
@@ -53,7 +56,7 @@ def read_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool =
             text = path.read_text(encoding="utf-8-sig")
             rows = _json_lines(text) if suffix == ".jsonl" else _perf_analyzer_rows(json.loads(text))
         found = [_typed(row, inputs, number) for number, row in enumerate(rows, start=1)]
-    except (OSError, ValueError, zipfile.BadZipFile) as exc:
+    except (OSError, ValueError, TypeError, EOFError, RecursionError, MemoryError, NotImplementedError, *_ZIP) as exc:
         raise InputError(f"{path}: the input data cannot be read: {exc}") from exc
     if not found:
         raise InputError(f"{path} holds no request: no sample was found")
@@ -153,6 +156,7 @@ def _perf_analyzer_rows(document: Any) -> list[Any]:
 
 def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -> list[Sample]:
     """Read arrays whose first axis counts the requests."""
+    check_archive(path)
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         if len(inputs) != 1:

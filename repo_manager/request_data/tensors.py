@@ -12,7 +12,16 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NUMPY_OF_TRITON", "Array", "InputFacts", "Sample", "decoded", "elements_of", "exact_array", "raw_bytes"]
+__all__ = [
+    "NUMPY_OF_TRITON",
+    "Array",
+    "InputFacts",
+    "Sample",
+    "decoded",
+    "elements_of",
+    "exact_array",
+    "raw_bytes",
+]
 
 
 Array = npt.NDArray[Any]

@@ -17,14 +17,12 @@ def cache_directory() -> Path:
     Servers run what is in it and it holds their keys, so another user's folder is not used.
 
     Raises:
-        RepositoryError: it belongs to another user.
-        OSError: it cannot be created.
+        RepositoryError: it belongs to another user, or cannot be made.
     """
     configured = os.environ.get("XDG_CACHE_HOME")
     # The specification has a relative value ignored.
     base = Path(configured) if configured and Path(configured).is_absolute() else Path.home() / ".cache"
-    folder = base / "repo-manager"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = _made(base / "repo-manager")
     found = folder.stat()
     if os.geteuid() and found.st_uid not in (os.geteuid(), 0):
         raise RepositoryError(
@@ -38,13 +36,21 @@ def cache_directory() -> Path:
 
 def record_directory() -> Path:
     """Return the folder of the running servers' records, created when missing."""
-    folder = cache_directory() / "servers"
-    folder.mkdir(exist_ok=True, mode=0o700)
-    return folder
+    return _made(cache_directory() / "servers")
 
 
 def log_directory() -> Path:
     """Return the folder of the servers' logs, created when missing."""
-    folder = cache_directory() / "logs"
-    folder.mkdir(exist_ok=True, mode=0o700)
+    return _made(cache_directory() / "logs")
+
+
+def _made(folder: Path) -> Path:
+    """Make a folder where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise RepositoryError(
+            f"The cache folder {folder} cannot be made: {exc.strerror or exc}",
+            hint="Set XDG_CACHE_HOME to a folder that can be written.",
+        ) from exc
     return folder

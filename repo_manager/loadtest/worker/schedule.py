@@ -129,7 +129,7 @@ def load_replay(path: Path) -> tuple[int, ...]:
     try:
         text = path.read_text(encoding="utf-8")
         seconds = _json_moments(text) if path.suffix.lower() == ".json" else _csv_moments(text)
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError, TypeError, IndexError, OverflowError, RecursionError, csv.Error) as exc:
         raise InputError(
             f"{path}: no timestamps could be read: {exc}",
             hint="Expected a JSON array of seconds, {'timestamps_s': [...]}, or a CSV file with a moment in a row.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from repo_manager.errors import CalibrationError
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration.data import CalibrationData, check_names, numpy_name, validated
+from repo_manager.request_data.archives import check_archive
 from repo_manager.types import TensorSpec
 
 __all__ = ["from_folder", "from_npz"]
@@ -29,13 +31,14 @@ def from_npz(path: Path, signature: Signature) -> CalibrationData:
         CalibrationError: unreadable, pickled, or it does not fit the model.
     """
     try:
+        check_archive(path)
         # Opened here, because np.load leaves the file open when its content is broken.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise CalibrationError(f"{path}: not an .npz archive")
             check_names(dict.fromkeys(archive.files), signature, str(path))
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as exc:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as exc:
         raise _unreadable(path, exc) from exc
     return _stacked(arrays, dict.fromkeys(arrays, path), signature, str(path))
 

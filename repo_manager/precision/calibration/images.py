@@ -80,7 +80,7 @@ def read_recipe(path: Path) -> ImageRecipe:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as exc:
         raise CalibrationError(f"{path}: cannot be read as YAML: {exc}") from exc
     if not isinstance(raw, dict):
         raise CalibrationError(f"{path}: holds {type(raw).__name__}, and a mapping is needed", hint=_EXAMPLE)
