@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from repo_manager.errors import ModelError
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.validate import one_line
 from repo_manager.optional import deferred, require
+from repo_manager.sockets import Deputies
 
 if TYPE_CHECKING:
     import onnx
@@ -24,6 +26,8 @@ __all__ = ["Session"]
 
 _FATAL = 4  # ORT_LOGGING_LEVEL_FATAL: what matters comes back as an exception
 _LARGE_BYTES = 64 << 20
+_FOREVER_S = 1e8
+_DEPUTIES = Deputies()
 
 
 @functools.cache
@@ -108,13 +112,25 @@ class Session:
             ModelError: wrong names, types or shapes, or an operator failed.
         """
         try:
-            values = self._session.run(list(self.output_names), dict(inputs))
+            values = self._run(dict(inputs))
         except _runtime_errors() as exc:
             raise ModelError(f"{self.where}: running it failed: {one_line(exc)}") from exc
         for name, value in zip(self.output_names, values, strict=True):
             if not isinstance(value, np.ndarray):
                 raise ModelError(f"{self.where}: output '{name}' is not a tensor but {type(value).__name__}")
         return dict(zip(self.output_names, values, strict=True))
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[Any]:
+        """Run in another thread: only so Ctrl-C and SIGTERM, which Python handles in the main one, end it."""
+        if threading.current_thread() is not threading.main_thread():
+            return list(self._session.run(list(self.output_names), inputs))
+        options = _runtime().RunOptions()
+        options.log_severity_level = _FATAL
+        try:
+            return list(_DEPUTIES.call(lambda: self._session.run(list(self.output_names), inputs, options), _FOREVER_S))
+        except BaseException:
+            options.terminate = True  # interrupted: the run ends at its next operator
+            raise
 
 
 def _open(source: bytes | str, options: Any, *, exact_int8: bool) -> Any:
