@@ -105,7 +105,8 @@ def read_golden(path: Path) -> Golden:
     responses: dict[tuple[int, int], dict[str, Array]] = {}
     try:
         check_archive(path)
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves a file open when its content is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             counts = archive[_COUNTS].tolist() if _COUNTS in archive.files else [1]
             for key in archive.files:
                 match = _KEY.fullmatch(key)

@@ -157,15 +157,16 @@ def _perf_analyzer_rows(document: Any) -> list[Any]:
 def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -> list[Sample]:
     """Read arrays whose first axis counts the requests."""
     check_archive(path)
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        if len(inputs) != 1:
-            raise ValueError(f"an .npy file holds one input, the model has {len(inputs)}")
-        arrays = {inputs[0].name: loaded}
-    else:
-        with loaded:
-            names = [name for name in loaded.files if not name.startswith("output:")]
-            arrays = {name.removeprefix("input:"): loaded[name] for name in names}
+    with path.open("rb") as file:  # np.load leaves a file open when its content is broken
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if len(inputs) != 1:
+                raise ValueError(f"an .npy file holds one input, the model has {len(inputs)}")
+            arrays = {inputs[0].name: loaded}
+        else:
+            with loaded:
+                names = [name for name in loaded.files if not name.startswith("output:")]
+                arrays = {name.removeprefix("input:"): loaded[name] for name in names}
     ranks = {item.name: len(item.shape) for item in inputs}
     if ignore_others:
         arrays = {name: array for name, array in arrays.items() if name in ranks}

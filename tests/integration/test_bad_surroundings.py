@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz.fuzz_files import findings
 from support.forked_commands import Command, run_commands
 
 from repo_manager.declared.document import parse_document
@@ -74,3 +75,10 @@ def test_a_machine_that_refuses_is_told_as_an_error(tmp_path: Path) -> None:
         assert outcome.code in (3, 5), outcome.output
         assert "Traceback" not in outcome.output
     assert not (tmp_path / "models" / "m").exists()
+
+
+def test_mutated_files_are_read_or_refused() -> None:
+    """A quick part of tests/fuzz/fuzz_files.py."""
+    found, outcomes = findings(330)
+    assert found == []
+    assert min(outcomes["read"], outcomes["refused"]) > 10
