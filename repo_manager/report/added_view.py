@@ -68,6 +68,16 @@ def added_files_view(added: Any, repository: str | None = None) -> list[Renderab
     return [key_values(pairs), last]
 
 
+def _pruning(pruned: Any) -> list[tuple[str, object]]:
+    """Say how far pruning on data moved the outputs."""
+    if pruned is None or pruned.evidence is None:
+        return []
+    found = pruned.evidence
+    ours, by_magnitude = (max(item.relative_error for item in part) for part in (found.drift, found.magnitude_drift))
+    where = f"{found.judged_samples} {found.judged_on} sample(s)"
+    return [("pruning", f"drift {ours:.3g} on {where}, {by_magnitude:.3g} by magnitude")]
+
+
 def _facts(added: Any) -> list[tuple[str, object]]:
     totals = added.sparsity.totals
     valid = f"{len(added.sparsity.valid)} of {len(added.sparsity.layers)} layers hold the 2:4 pattern"
@@ -80,6 +90,7 @@ def _facts(added: Any) -> list[tuple[str, object]]:
         ("batch axis", f"{added.batch_axis.kind}: {added.batch_axis.reason}"),
         *_batch_warning(added.batch_axis),
         ("sparsity", valid),
+        *_pruning(added.pruned),
         *conversion_facts(added.conversion),
         *_engine_facts(added.engine, str(added.backend.backend)),
         *[("mind", Text(f"{problem.message}. {problem.hint}", style="yellow")) for problem in added.fit],

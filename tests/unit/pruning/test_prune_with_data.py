@@ -18,10 +18,12 @@ from repo_manager.errors import CalibrationError, InputError
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
+from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import load_calibration
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.pruning.columns import ConvColumns
+from repo_manager.report.added_view import _facts
 from repo_manager.sparsity import PruneReport, Verdict, sparsity_report
 from repo_manager.types import as_json
 
@@ -312,3 +314,16 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     with pytest.raises(InputError, match="something else than solved layers of this model"):
         prune_with_data(model, data, PruneOptions(all_valid=True, work=work, seed=1))
+
+
+def test_add_prunes_on_data_and_records_it(tmp_path: Path) -> None:
+    options = AddOptions(
+        sparsity=SparsityMode.PRUNE, calibration=str(samples.calibration_data()), backend="onnxruntime"
+    )
+    added = add(samples.dense_twin(), "digits", tmp_path / "repository", options)
+    manifest = json.loads((Path(added.path) / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["pruned"]["method"] == "second-order"
+    assert manifest["pruned"]["evidence"]["judged_on"] == "held-out"
+    shown = [str(value) for name, value in _facts(added) if name == "pruning"]
+    assert len(shown) == 1
+    assert "on 32 held-out sample(s)" in shown[0]
