@@ -25,6 +25,8 @@ A message names the subject, what was found, what was expected, and the next ste
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "CalibrationError",
     "ChangesNeededError",
@@ -63,8 +65,8 @@ def keep_secret(text: str) -> None:
 
 def redacted(text: str) -> str:
     """Return the text without the secrets that this process knows: a server may echo what it was sent."""
-    for secret in sorted(_SECRETS, key=len, reverse=True):
-        text = text.replace(secret, "(secret)")
+    if _SECRETS:
+        text = re.sub("|".join(map(re.escape, sorted(_SECRETS, key=len, reverse=True))), "(secret)", text)
     return text
 
 

@@ -8,6 +8,8 @@ from collections import Counter
 import hypothesis
 import pytest
 
+from repo_manager import errors
+
 _SHOWN_CHARACTERS = 160
 
 # A machine that is busy is slow, and that is no failure: generated examples have no time limit of their own.
@@ -15,6 +17,12 @@ hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test gives as a token is redacted for the rest of its process, in the messages of others too."""
+    monkeypatch.setattr(errors, "_SECRETS", set())
 
 
 def pytest_configure() -> None:

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from repo_manager.errors import ConfigError, RepoManagerError, RepositoryError, ServerError, ServerUnreachableError
-from repo_manager.repository import Location, check_served, find_model, model_states, scan
+from repo_manager.repository import Location, check_served, find_model, model_states, scan, settle_trial
 from repo_manager.repository.stores import open_store
-from repo_manager.rollout.targets.base import settle_trial
 from repo_manager.server import (
     EmbeddedServer,
     RunningServer,

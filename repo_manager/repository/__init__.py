@@ -6,6 +6,7 @@ from repo_manager.repository.configuration import (
     edit_config,
     read_config_bytes,
     set_served_versions,
+    settle_trial,
     touch_config,
     write_config_bytes,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "set_labels",
     "set_served_versions",
     "set_tag",
+    "settle_trial",
     "sign_version",
     "touch_config",
     "validate_model_name",

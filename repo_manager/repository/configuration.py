@@ -18,8 +18,10 @@ from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import ConfigChange, against_manifest, plan_change, served_model_file
 from repo_manager.repository.plan.removal import check_version
+from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
+from repo_manager.repository.tags import end_trial, model_state
 from repo_manager.repository.view import ModelView, VersionView, changeable_model, with_beside, with_versions
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
@@ -42,6 +44,7 @@ __all__ = [
     "is_as_derived",
     "read_config_bytes",
     "set_served_versions",
+    "settle_trial",
     "touch_config",
     "write_config_bytes",
 ]
@@ -157,6 +160,34 @@ def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> lis
                 except ModelError as exc:
                     problems.append(Problem(str(number), exc.message))
     return problems
+
+
+def settle_trial(repository: Location, name: str, report: Callable[[str], None]) -> bool:
+    """Take a version out of config.pbtxt that a killed roll-out has left there; the caller holds the model's lease.
+
+    The record stays until the next roll-out is proven, or undone: servers may serve the version still.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        RepositoryError: no such model, or the store refuses.
+    """
+    state = model_state(repository, name)
+    left = state.unproven
+    if left is None:
+        return False
+    current = find_model(repository, name)
+    existing = {each.version for each in current.versions}
+    if left.version not in existing:
+        end_trial(repository, name)
+        return False
+    before = tuple(version for version in left.before if version in existing)
+    report(f"{name}:{left.version} was on trial since {left.at}: its roll-out was killed before the proof")
+    if before and before != current.served_versions:
+        set_served_versions(repository, name, before)
+        report(f"config.pbtxt serves version {', '.join(map(str, before))} again")
+    return True
 
 
 def set_served_versions(repository: Location, name: str, versions: Iterable[int]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import Location, SignatureCheck, end_trial, find_model, model_state, set_served_versions
+from repo_manager.repository import Location, SignatureCheck, find_model, settle_trial
 from repo_manager.repository.ensembles import with_dependents
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_loaded, check_pinned, check_signatures, check_version, refuse
@@ -21,7 +21,7 @@ from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["Context", "Deadline", "Part", "Report", "Target", "in_waves", "retried", "settle_trial"]
+__all__ = ["Context", "Deadline", "Part", "Report", "Target", "in_waves", "retried"]
 
 
 # Calls that are asked again when a server was out of reach, or too busy, for a moment.
@@ -227,34 +227,6 @@ class Target(Protocol):
 
     def put_back(self) -> None:
         """Put back what the parts share, before any of them is undone."""
-
-
-def settle_trial(repository: Location, name: str, report: Report) -> bool:
-    """Take a version out of config.pbtxt that a killed roll-out has left there; the caller holds the model's lease.
-
-    The record stays until the next roll-out is proven, or undone: servers may serve the version still.
-
-    Returns:
-        Whether there was one.
-
-    Raises:
-        RepositoryError: no such model, or the store refuses.
-    """
-    state = model_state(repository, name)
-    left = state.unproven
-    if left is None:
-        return False
-    current = find_model(repository, name)
-    existing = {each.version for each in current.versions}
-    if left.version not in existing:
-        end_trial(repository, name)
-        return False
-    before = tuple(version for version in left.before if version in existing)
-    report(f"{name}:{left.version} was on trial since {left.at}: its roll-out was killed before the proof")
-    if before and before != current.served_versions:
-        set_served_versions(repository, name, before)
-        report(f"config.pbtxt serves version {', '.join(map(str, before))} again")
-    return True
 
 
 class Context:
