@@ -17,9 +17,12 @@ from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.report.progress import transfer_progress
 from repo_manager.report.repository_tables import difference_view, removals_view
 from repo_manager.repository import (
+    Location,
+    Transfer,
     adopt,
     check_served,
     compare_versions,
+    copy_needed,
     copy_version,
     find_model,
     gc,
@@ -31,6 +34,7 @@ from repo_manager.repository import (
     sign_version,
 )
 from repo_manager.settings import load_settings
+from repo_manager.types import as_json
 
 __all__ = ["app"]
 
@@ -96,21 +100,34 @@ class CopyFlags:
 def copy_command(
     target: Target, *, flags: CopyFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
 ) -> None:
-    """Copy a version to another repository (staging to production), every byte checked on the way."""
+    """Copy a version to another repository (staging to production), every byte checked on the way.
+
+    What an ensemble consists of, and what a model's code asks (`add --uses`), is copied first if it is missing there.
+    """
     key = signing_key(flags.sign)
     root, into = place.root(), parse_location(flags.destination)
     name, version = resolve_version(root, target)
     terminal = output.terminal()
     if key is None and (policy := load_settings().signed_by):
         check_served(root, name, [version], policy)
+        for each in copy_needed(root, name, into, dry_run=True):
+            part, _, number = each.source.rpartition(":")
+            check_served(root, part, [int(number)], policy)
     progress = transfer_progress(terminal.progress, 0)
     settings = settings_of(copy_version, flags)
+    needed = copy_needed(root, name, into, dry_run=dry_run, progress=progress)
     result = copy_version(root, name, version, into, dry_run=dry_run, progress=progress, **settings)
-    if key is not None and not dry_run:
-        signature = sign_version(into, result.name, result.version, key)
-        terminal.note(f"{result.name}:{result.version} is signed: {signature.file}")
-    done = "is there already as" if result.identical else "would become" if dry_run else "copied to"
-    terminal.result(result, f"{result.source} {done} {result.name}:{result.version} in {into}")
+    for each in (*needed, result):
+        if key is not None and not dry_run:
+            signature = sign_version(into, each.name, each.version, key)
+            terminal.note(f"{each.name}:{each.version} is signed: {signature.file}")
+    document = {**as_json(result), "needed": needed}
+    terminal.result(document, *(_copied(each, into, dry_run) for each in (*needed, result)))
+
+
+def _copied(transfer: Transfer, into: Location, dry_run: bool) -> str:
+    done = "is there already as" if transfer.identical else "would become" if dry_run else "copied to"
+    return f"{transfer.source} {done} {transfer.name}:{transfer.version} in {into}"
 
 
 @app.command("remove")

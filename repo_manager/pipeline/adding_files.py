@@ -21,13 +21,12 @@ from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.server.exchange import ModelKind
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Severity, check_rules, format_config, parse_config
-from repo_manager.triton_config.ensembles import steps_of
+from repo_manager.triton_config.ensembles import USES, models_of, steps_of, uses_of
 from repo_manager.types import Backend
 
 __all__ = ["AddedFiles", "FilesOptions", "add_files", "is_converted"]
 
 Report = Callable[[str], None]
-_USES = "uses"
 # A file's ending, or a file in a folder -> the backend that serves it.
 _BACKENDS = {
     ".onnx": "onnxruntime",
@@ -157,7 +156,7 @@ def add_files(
     config, text, notes = _config_of(source, name, repository, options)
     _check(config, name)
     fit = _check_fit(source.files_for(config), name, options.target)
-    needs = _needs(config)
+    needs = models_of(config)
     recording = Recording()
     if options.sample is not None or not _is_complete(config):
         report(
@@ -291,9 +290,9 @@ def _config_of(
     if options.backend and config.backend not in ("", options.backend):
         raise UsageError(f"--backend {options.backend}: the configuration says {config.backend!r}")
     if options.uses:
-        if existing is not None and _uses(config) != options.uses:
-            notes.append(f"config.pbtxt stays as it is: declare --uses there, as the parameter {_USES!r}")
-        message.parameters[_USES].string_value, text = ",".join(options.uses), None
+        if existing is not None and uses_of(config) != options.uses:
+            notes.append(f"config.pbtxt stays as it is: declare --uses there, as the parameter {USES!r}")
+        message.parameters[USES].string_value, text = ",".join(options.uses), None
     labels = {file: _labels(path, file) for file in config.label_filenames} if path is not None else {}
     return ModelConfig.from_message(message, labels=labels), text, notes
 
@@ -357,16 +356,6 @@ def _kind(run: TrialRun | str, config: ModelConfig) -> ModelKind:
         return run.kind
     message = config.message()
     return ModelKind(message.HasField("sequence_batching"), bool(message.model_transaction_policy.decoupled))
-
-
-def _uses(config: ModelConfig) -> tuple[str, ...]:
-    message = config.message()
-    text = message.parameters[_USES].string_value if _USES in message.parameters else ""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _needs(config: ModelConfig) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*(step.model for step in steps_of(config)), *_uses(config)]))
 
 
 def _check_fit(files: Mapping[str, Path], name: str, target: FitTarget | None) -> tuple[FitProblem, ...]:
@@ -439,6 +428,7 @@ def _details(source: _Source, options: FilesOptions, recording: Recording) -> di
             "tolerance": options.tolerance,
             "recorded_by": recording.by,
             "unreproducible": recording.unreproducible,
+            "parts": dict(recording.parts),
         }
     return {
         "source": origin,

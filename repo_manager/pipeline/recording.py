@@ -49,12 +49,14 @@ class Recording:
         by: `embedded server`, `given` (the outputs are in the sample), or `nobody`: the inputs alone are kept.
         note: why nobody has run it here; empty when it ran.
         unreproducible: outputs that differ from run to run; they are not compared.
+        parts: model that it needs -> the version that the answers come from.
     """
 
     golden: Golden | None = None
     by: str = "nobody"
     note: str = ""
     unreproducible: tuple[str, ...] = ()
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +67,13 @@ class TrialRun:
         client: of that server.
         config: what the server runs it with, completed.
         kind: how it is asked.
+        parts: model that it needs -> the version that answered for it.
     """
 
     client: TritonClient
     config: ModelConfig
     kind: ModelKind
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -124,7 +128,9 @@ def trial_run(
             for each in (*needs, name):
                 client.load(each, timeout_s=timeout_s)
             completed = ModelConfig.from_message(client.model_config(name))
-            run: TrialRun | str = TrialRun(client, completed, kind_of(client, name))
+            ready = [entry for entry in client.repository_index() if entry.state == "READY" and entry.name != name]
+            parts = {entry.name: max(each.version or 0 for each in ready if each.name == entry.name) for entry in ready}
+            run: TrialRun | str = TrialRun(client, completed, kind_of(client, name), parts)
         except MissingDependencyError as exc:
             run = exc.message
         except ServerRefusedError as exc:
@@ -230,7 +236,7 @@ def record(
         raise GateError(f"{name}: it refuses the sample on the embedded server: {reason}") from exc
     if given:
         _require_alike(name, exchanges, first, tolerance)
-        return Recording(Golden.of(exchanges), "given")
+        return Recording(Golden.of(exchanges), "given", parts=run.parts)
     counts = [(len(one), len(other)) for one, other in zip(first, second, strict=True)]
     if any(one != other for one, other in counts):
         raise GateError(
@@ -248,7 +254,7 @@ def record(
         Exchange(inputs, tuple({key: a for key, a in outputs.items() if key not in unlike} for outputs in responses))
         for inputs, responses in zip(requests, first, strict=True)
     ]
-    return Recording(Golden.of(kept), "embedded server", unreproducible=tuple(sorted(unlike)))
+    return Recording(Golden.of(kept), "embedded server", unreproducible=tuple(sorted(unlike)), parts=run.parts)
 
 
 def _answers(

@@ -93,6 +93,10 @@ def plan_view(plan: RolloutPlan) -> list[RenderableType]:
     title = f"Plan: {plan.model}:{plan.version} on {plan.url}"
     views: list[RenderableType] = [make_table(title, ["version", "action", "why"], rows, right="version")]
     views.append(Text(f"Loaded at the same time, at most: {format_bytes(plan.peak_bytes)} of version folders"))
+    for title, relatives in (("Brings along", plan.brings), ("Proven with it", plan.dependents)):
+        if relatives:
+            rows = [[each.model, ", ".join(map(str, each.versions)), each.reason] for each in relatives]
+            views.append(make_table(title, ["model", "version", "why"], rows, right="version"))
     return [*views, *(Text(f"Note: {note}") for note in plan.notes)]
 
 
@@ -271,6 +275,8 @@ def _proof(server: ServerResult) -> str:
         if worst is None
         else f"{len(smoke.outputs)} output(s) compared, largest error {worst.error:.1e} <= {worst.tolerance:.1e}"
     )
+    if smoke.note:
+        compared = f"{compared}; {smoke.note}"
     asked = "one inference" if smoke.requests == 1 else f"{smoke.requests} requests"
     if smoke.responses != smoke.requests:
         asked += f" ({smoke.responses} responses)"

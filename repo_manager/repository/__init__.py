@@ -41,7 +41,7 @@ from repo_manager.repository.tags import (
     resolve_version,
     set_tag,
 )
-from repo_manager.repository.transfer import Transfer, copy_version, version_files
+from repo_manager.repository.transfer import Transfer, copy_needed, copy_version, version_files
 from repo_manager.repository.verify import verify
 from repo_manager.triton_config import Problem, Severity
 
@@ -76,6 +76,7 @@ __all__ = [
     "check_served",
     "check_signature",
     "compare_versions",
+    "copy_needed",
     "copy_version",
     "edit_config",
     "end_trial",

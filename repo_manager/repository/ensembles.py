@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.stores.base import Store, model_names
 from repo_manager.repository.view import ModelView, each
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Problem, Severity, parse_config, served_versions
-from repo_manager.triton_config.ensembles import Member, check_ensembles, dependents_of, pinned_versions, steps_of
+from repo_manager.triton_config.ensembles import (
+    Member,
+    check_ensembles,
+    dependents_of,
+    is_ensemble,
+    models_needed_by,
+    models_of,
+    pinned_versions,
+    steps_of,
+    uses_of,
+)
 
-__all__ = ["ensembles_in", "ensembles_problems", "problems_around", "with_dependents"]
+__all__ = ["ensembles_in", "ensembles_problems", "models_needed", "problems_around", "with_dependents"]
 
-_MARK = b"ensemble_scheduling"
+_MARK = re.compile(rb"ensemble_scheduling|\buses\b")
 
 
 def ensembles_in(store: Store) -> dict[str, ModelConfig]:
-    """Read every ensemble of a repository, by name. A config.pbtxt that cannot be read is left out.
+    """Read every ensemble of a repository, and every model whose code asks others, by name.
+
+    A config.pbtxt that cannot be read is left out.
 
     Of other models only the text of config.pbtxt is read: 10,000 of them on a disk take half a second.
     """
@@ -31,11 +44,13 @@ def ensembles_in(store: Store) -> dict[str, ModelConfig]:
 
     found: dict[str, ModelConfig] = {}
     for name, content in each(store, read, model_names(store)):
-        if content is not None and _MARK in content:
+        if content is not None and _MARK.search(content):
             try:
-                found[name] = parse_config(content.decode())
+                config = parse_config(content.decode())
             except (ConfigError, UnicodeDecodeError):
                 continue
+            if is_ensemble(config) or uses_of(config):
+                found[name] = config
     return found
 
 
@@ -48,9 +63,21 @@ def with_dependents(store: Store, view: ModelView, ensembles: Mapping[str, Model
         ensembles: what `ensembles_in` returned; `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
-    direct = [name for name, config in ensembles.items() if view.name in {step.model for step in steps_of(config)}]
+    direct = [name for name, config in ensembles.items() if view.name in models_of(config)]
     needed_by = tuple(sorted(name for name in direct if name != view.name))
     return dataclasses.replace(view, needed_by=needed_by, pinned=pinned_versions(ensembles, view.name))
+
+
+def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] | None = None) -> tuple[str, ...]:
+    """Return the models of the repository that a model needs, directly or through others, in the order of loading.
+
+    Args:
+        store: where.
+        name: the model.
+        ensembles: what `ensembles_in` returned; `None` reads it now.
+    """
+    ensembles = ensembles_in(store) if ensembles is None else ensembles
+    return tuple(each for each in models_needed_by(ensembles, name) if store.look(each).exists)
 
 
 def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[Problem]:
@@ -79,29 +106,38 @@ def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[
     ]
 
 
-def ensembles_problems(store: Store, names: Iterable[str] | None = None) -> list[Problem]:
+def ensembles_problems(
+    store: Store, names: Iterable[str] | None = None, *, serving: Mapping[str, tuple[int, ...]] | None = None
+) -> list[Problem]:
     """Check the ensembles of a repository against their models.
 
     Args:
         store: where.
         names: these models, and the ensembles that they are part of; `None`: all.
+        serving: model -> the versions that it will serve by then, where that is not what its config.pbtxt says.
     """
     ensembles = ensembles_in(store)
     if names is None:
         wanted = tuple(ensembles)
     else:
         wanted = tuple(dict.fromkeys(each for name in names for each in (name, *dependents_of(ensembles, name))))
-    return _checked(store, wanted, ensembles)
+    return _checked(store, wanted, ensembles, serving or {})
 
 
-def _checked(store: Store, names: Iterable[str], configs: Mapping[str, ModelConfig]) -> list[Problem]:
+def _checked(
+    store: Store,
+    names: Iterable[str],
+    configs: Mapping[str, ModelConfig],
+    serving: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[Problem]:
     names = [name for name in names if name in configs]
     members: dict[str, Member] = {}
     waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name not in members and (member := _member(store, name, configs.get(name))) is not None:
-            members[name] = member
+            served = (serving or {}).get(name, member.served)
+            members[name] = dataclasses.replace(member, served=served)
             waiting += [step.model for step in steps_of(member.config)]
     return check_ensembles(names, members)
 

@@ -28,6 +28,7 @@ __all__ = [
     "STAGING_IN_ROOT",
     "STATE_FILENAME",
     "check_file_name",
+    "is_bytecode",
     "is_component",
     "is_folder",
     "open_root",
@@ -128,6 +129,11 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def is_bytecode(name: str) -> bool:
+    """Say whether a file in a version is the bytecode that a server wrote when it ran the version's code."""
+    return "__pycache__" in name.split("/")
 
 
 def check_file_name(name: str) -> str:

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.layout import validate_model_name, version_number
+from repo_manager.repository.layout import is_bytecode, validate_model_name, version_number
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes, publish
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView, VersionView, changeable_model, with_beside, with_versions
-from repo_manager.triton_config import VARIANTS_FOLDER, ModelConfig, parse_config, same_signature
+from repo_manager.triton_config import VARIANTS_FOLDER, ModelConfig, parse_config, same_signature, served_versions
+from repo_manager.triton_config.ensembles import pinned_versions
 from repo_manager.triton_config.text_fields import replace_field
 
-__all__ = ["Transfer", "copy_version", "version_files"]
+__all__ = ["Transfer", "copy_needed", "copy_version", "version_files"]
 
 
 _OWN_FIELDS = ("schema_version", "model", "version", "created", "backend", "files", "config", "extra")
@@ -107,6 +109,45 @@ def copy_version(
     return dataclasses.replace(made, version=published.version, published=published)
 
 
+def copy_needed(
+    source: Location,
+    name: str,
+    target: Location,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Transfer, ...]:
+    """Copy the models that a model needs and that the target does not have, in the order of loading.
+
+    Of each the version is copied that an ensemble asks for by number, else the newest that is served, else the newest.
+    Numbers are the target's own: what asks for a number may have to be changed there, and `verify` says so.
+
+    Args:
+        source: the repository to copy from.
+        name: an ensemble, or a model whose code asks others; nothing is copied for any other.
+        target: the repository to copy to.
+        dry_run: only say what would be done.
+        progress: told the bytes that have arrived.
+
+    Raises:
+        RepositoryError: as `copy_version`.
+    """
+    origin, there = open_store(source), open_store(target, may_be_new=True)
+    ensembles = ensembles_in(origin)
+    needed = models_needed(origin, name, ensembles)
+    pins = {key: config for key, config in ensembles.items() if key in (name, *needed)}
+    done = []
+    for each in needed:
+        if there.look(each).exists:
+            continue
+        view = changeable_model(origin, each)
+        pinned = [version for version in pinned_versions(pins, each) if version in view.versions]
+        served = served_versions(view.parsed_config(), view.versions)
+        version = max(pinned or served or view.versions)
+        done.append(copy_version(source, each, version, target, dry_run=dry_run, progress=progress))
+    return tuple(done)
+
+
 def _look(store: Store, name: str, version: int) -> tuple[ModelView, VersionView]:
     view = changeable_model(store, name)
     content = with_versions(store, view, (version,)).contents.get(version) if version in view.versions else None
@@ -121,7 +162,7 @@ def _check_whole(version: VersionView, manifest: Manifest, what: str) -> None:
     Raises:
         RepositoryError: it does not.
     """
-    odd = {entry.name for entry in version.files} ^ manifest.files.keys()
+    odd = {entry.name for entry in version.files if not is_bytecode(entry.name)} ^ manifest.files.keys()
     if odd:
         raise RepositoryError(
             f"{what} does not hold what its manifest says: {', '.join(sorted(odd))}",

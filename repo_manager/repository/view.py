@@ -184,7 +184,7 @@ class ModelView:
         work: versions that are being published or removed.
         beside: files beside the versions -> content: label files and variants of config.pbtxt (`with_beside`).
         contents: what is in its versions (`with_versions`).
-        needed_by: the ensembles that contain it (`with_dependents`).
+        needed_by: the ensembles that contain it, and the models whose code asks it (`with_dependents`).
         pinned: version -> the ensembles that ask for just this one (`with_dependents`).
         token: what its store needs to change exactly this state of the model.
     """

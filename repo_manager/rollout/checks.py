@@ -102,6 +102,7 @@ def check_version(
     *,
     signed_by: Sequence[Path] = (),
     vouched: list[SignatureCheck] | None = None,
+    serving: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Check, ...]:
     """Check what is the same for every server: files, configuration, signature.
 
@@ -111,6 +112,7 @@ def check_version(
         version: the version to be served.
         signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
         vouched: takes the signatures that hold.
+        serving: model -> versions that the roll-out serves first, because this one needs them.
     """
     try:
         config = entry.config()
@@ -120,7 +122,7 @@ def check_version(
     if checks[0].outcome is not Outcome.REFUSED:
         checks.append(_config(entry, version, config))
     if config is not None and is_ensemble(config):
-        checks.append(_ensemble(repository, entry.name))
+        checks.append(_ensemble(repository, entry.name, serving))
     if signed_by:
         checks.append(check_signatures(repository, entry.name, [version], signed_by, vouched))
     return tuple(checks)
@@ -257,11 +259,11 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     return Check("config", Outcome.PASSED, "inputs and outputs are the model's")
 
 
-def _ensemble(repository: Location, name: str) -> Check:
+def _ensemble(repository: Location, name: str, serving: Mapping[str, tuple[int, ...]] | None) -> Check:
     """Compare an ensemble with the models that it consists of."""
     problems = [
         problem
-        for problem in ensembles_problems(open_store(repository), [name])
+        for problem in ensembles_problems(open_store(repository), [name], serving=serving)
         if problem.where == f"{name}/{CONFIG_FILENAME}"
     ]
     if problems:

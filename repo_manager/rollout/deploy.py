@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.repository import Location, previous_deployment
+from repo_manager.repository.stores import open_store
 from repo_manager.rollout import engine
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
@@ -75,8 +76,24 @@ def deploy(
         trial.check()
     trial_s = 0.0 if trial is None else trial.longest_s
     context = Context(repository, name, version, options, report, trial_s=trial_s)
-    with _reach(to, options) as reach, reach.target(context, trial, connection or ClientOptions()) as target:
+    reached = _reach(to, options)
+    with reached as reach, reach.target(context, trial, connection or ClientOptions()) as target, _leases(context):
         return engine.run(target, context)
+
+
+@contextlib.contextmanager
+def _leases(context: Context) -> Iterator[None]:
+    """Hold what the model needs, too: it may be served with it.
+
+    Raises:
+        RepositoryError: another roll-out of one of these is under way.
+    """
+    with contextlib.ExitStack() as stack:
+        if not context.options.dry_run:
+            store = open_store(context.repository)
+            for name in sorted(context.needs):
+                stack.enter_context(store.lease(name, timeout_s=context.options.lease_timeout_s))
+        yield
 
 
 def rollback(

@@ -116,6 +116,8 @@ class _Run:
                 self._in_batches(self._finish)
             else:
                 self._in_batches(lambda part: part.prove())
+            for name, versions in context.brought.items():
+                record_deployment(context.repository, name, versions[-1])
             record_deployment(context.repository, context.name, context.version)
         except BaseException as exc:
             error = self._undo(exc)

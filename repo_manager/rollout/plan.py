@@ -25,6 +25,7 @@ from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
 __all__ = [
     "Action",
     "Obstacle",
+    "Relative",
     "RolloutPlan",
     "VersionPlan",
     "differing_fields",
@@ -35,6 +36,21 @@ __all__ = [
 ]
 
 _CLOCKS_APART_NS = 60 * 10**9  # a file server's clock may be ahead of ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Relative:
+    """A model that a roll-out of another one touches.
+
+    Attributes:
+        model: its name.
+        versions: those that are served, or will be.
+        reason: what it has to do with the other one.
+    """
+
+    model: str
+    versions: tuple[int, ...]
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +68,8 @@ class RolloutPlan:
         peak_bytes: size of the version folders that are loaded at the same time, at the worst moment.
         new_bytes: size of those that are yet to be loaded: what the server needs room for now.
         notes: what is worth knowing, a difference between the server's configuration and the repository's for instance.
+        brings: models that it needs and that are not served yet; they are served and proven first, and undone with it.
+        dependents: models that are served and need it; they are asked after each change.
     """
 
     model: str
@@ -64,11 +82,14 @@ class RolloutPlan:
     peak_bytes: int
     new_bytes: int
     notes: tuple[str, ...]
+    brings: tuple[Relative, ...] = ()
+    dependents: tuple[Relative, ...] = ()
 
     @property
     def changes(self) -> bool:
         """Whether anything has to be done, on the server or in config.pbtxt."""
-        return any(step.action is not Action.KEEP for step in self.steps) or self.policy_before != self.ready_after
+        moves = any(step.action is not Action.KEEP for step in self.steps)
+        return moves or bool(self.brings) or self.policy_before != self.ready_after
 
     @property
     def is_hindered(self) -> bool:

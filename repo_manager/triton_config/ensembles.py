@@ -17,6 +17,7 @@ from repo_manager.triton_config.rules import check_rules
 from repo_manager.triton_messages import model_config_pb2
 
 __all__ = [
+    "USES",
     "Member",
     "Step",
     "check_ensemble",
@@ -24,9 +25,14 @@ __all__ = [
     "dependents_of",
     "is_ensemble",
     "models_needed_by",
+    "models_of",
     "pinned_versions",
     "steps_of",
+    "uses_of",
 ]
+
+USES = "uses"
+"""The parameter of config.pbtxt that names, separated by commas, the models that a model's code asks (BLS)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,18 @@ def steps_of(config: ModelConfig) -> tuple[Step, ...]:
     )
 
 
+def uses_of(config: ModelConfig) -> tuple[str, ...]:
+    """Return the models that a model's code asks, as far as its configuration declares them."""
+    parameters = config.message().parameters
+    text = parameters[USES].string_value if USES in parameters else ""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def models_of(config: ModelConfig) -> tuple[str, ...]:
+    """Return the models that a model needs directly: the parts of an ensemble, and what its code asks."""
+    return tuple(dict.fromkeys((*(step.model for step in steps_of(config)), *uses_of(config))))
+
+
 def pinned_versions(ensembles: Mapping[str, ModelConfig], name: str) -> dict[int, tuple[str, ...]]:
     """Return the versions of a model that ensembles ask for by number, each with the ensembles that do.
 
@@ -95,8 +113,13 @@ def pinned_versions(ensembles: Mapping[str, ModelConfig], name: str) -> dict[int
 
 
 def dependents_of(ensembles: Mapping[str, ModelConfig], name: str) -> tuple[str, ...]:
-    """Return the ensembles that contain a model, directly or inside another ensemble, the inner ones first."""
-    direct = {ensemble: {step.model for step in steps_of(config)} for ensemble, config in ensembles.items()}
+    """Return the models that need a model, directly or through others, the inner ones first.
+
+    Args:
+        ensembles: name -> configuration, of ensembles and of models whose code asks others.
+        name: the model.
+    """
+    direct = {ensemble: set(models_of(config)) for ensemble, config in ensembles.items()}
     found: dict[str, None] = {}
     wave = {name}
     while wave:
@@ -106,18 +129,18 @@ def dependents_of(ensembles: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
 
 def models_needed_by(models: Mapping[str, ModelConfig], name: str) -> tuple[str, ...]:
-    """Return the models that an ensemble consists of, those of inner ensembles included, in the order of loading.
+    """Return the models that a model needs, directly or through others, in the order of loading.
 
     Args:
         models: name -> configuration. A model that is needed and missing here is in the result all the same.
-        name: the ensemble; the result is empty for any other model.
+        name: an ensemble, or a model whose code asks others; the result is empty for any other.
     """
     direct: dict[str, set[str]] = {}
     waiting = [name]
     while waiting:
         each = waiting.pop()
         if each not in direct:
-            direct[each] = {step.model for step in steps_of(models[each])} if each in models else set()
+            direct[each] = set(models_of(models[each])) if each in models else set()
             waiting += sorted(direct[each])
     return tuple(model for model in _inner_first(tuple(direct), direct) if model != name)
 

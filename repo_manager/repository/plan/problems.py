@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.layout import MANIFEST_FILENAME, triton_version, validate_model_name
+from repo_manager.repository.layout import MANIFEST_FILENAME, is_bytecode, triton_version, validate_model_name
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.view import Entry, Link, ModelView, VersionView
@@ -27,7 +27,6 @@ __all__ = ["model_problems", "readable_config", "version_problems", "work_proble
 
 # Folders of a model that Triton knows: core's kWarmupDataFolder and kInitialStateFolder, --model-config-name's configs.
 _KNOWN_FOLDERS = {"warmup", "initial_state", VARIANTS_FOLDER}
-_BYTECODE = "__pycache__"
 
 
 def readable_config(view: ModelView) -> ModelConfig | None:
@@ -222,6 +221,6 @@ def _files_against_manifest(version: VersionView, manifest: Manifest, where: str
             text = f"has {present[name].size_bytes} bytes; the manifest says {record.size_bytes}"
             yield Problem(f"{where}/{name}", text, hint="restore it from a copy")
     for name in sorted(present.keys() - manifest.files.keys()):
-        if _BYTECODE in name.split("/"):
-            continue  # a server that ran model.py wrote it
+        if is_bytecode(name):
+            continue
         yield Problem(f"{where}/{name}", "was added after publishing; the manifest does not list it", hint="remove it")

@@ -91,7 +91,7 @@ def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, for
     left = [version for version in view.versions if version not in versions]
     whole = whole or not left
     if whole and view.needed_by:
-        in_use += (f"{view.name} is part of {_named(view.needed_by)}",)
+        in_use += (f"{view.name} is needed by {', '.join(view.needed_by)}",)
     if in_use and not force:
         raise RepositoryError("in use: " + "; ".join(in_use), hint=_way_out(view, versions, whole))
     if not whole and versions and not served_by(view.policy(), left):
@@ -108,7 +108,7 @@ def _named(ensembles: tuple[str, ...]) -> str:
 
 def _way_out(view: ModelView, versions: tuple[int, ...], whole: bool) -> str:
     if (whole and view.needed_by) or any(version in view.pinned for version in versions):
-        return "Change the ensemble first, or use --force: Triton will not load it without what it needs."
+        return "Change what needs it first, or use --force: Triton does not load an ensemble without what it needs."
     return "Deploy another version or remove the tag first, or use --force."
 
 

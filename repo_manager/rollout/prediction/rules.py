@@ -63,6 +63,8 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
     """
     theirs, ours = _normalised(served, served), _normalised(wanted, served)
     silent = _FILLED_IN | (_COMPLETED if auto_complete else set())
+    if ours.HasField("ensemble_scheduling"):
+        silent = silent | {"model_transaction_policy"}  # `ValidateEnsembleConfig` takes it from the models
     changed = []
     for field in theirs.DESCRIPTOR.fields:
         name = field.name

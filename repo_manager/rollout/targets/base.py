@@ -14,12 +14,13 @@ from typing import Protocol, TypeVar
 
 from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, SignatureCheck, find_model, settle_trial
-from repo_manager.repository.ensembles import with_dependents
+from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_loaded, check_pinned, check_signatures, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
 from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.ensembles import pinned_versions
 
 __all__ = ["Context", "Deadline", "Part", "Report", "Target", "in_waves", "retried"]
 
@@ -267,6 +268,7 @@ class Context:
         self.events: list[str] = []
         self.missing: dict[str, ServerUnreachableError] = {}
         self.vouched: list[SignatureCheck] = []
+        self.brought: Mapping[str, tuple[int, ...]] = {}
         self.total = 1
         self._halted = threading.Event()
         self._lock = threading.Lock()
@@ -333,7 +335,12 @@ class Context:
         """Check what is the same on every server, before one is asked to read it."""
         self.vouched.clear()
         return check_version(
-            self.repository, self.entry, self.version, signed_by=self.options.signed_by, vouched=self.vouched
+            self.repository,
+            self.entry,
+            self.version,
+            signed_by=self.options.signed_by,
+            vouched=self.vouched,
+            serving=self.brought,
         )
 
     def check_others(self, versions: Sequence[int]) -> tuple[Check, ...]:
@@ -354,10 +361,19 @@ class Context:
             check_loaded(self.repository, self.entry, self.version, keys, self.vouched, config)
 
     @functools.cached_property
+    def ensembles(self) -> Mapping[str, ModelConfig]:
+        """The repository's ensembles, and the models whose code asks others."""
+        return ensembles_in(open_store(self.repository))
+
+    @functools.cached_property
+    def needs(self) -> tuple[str, ...]:
+        """The models that this one needs, directly or through others, in the order of loading."""
+        return models_needed(open_store(self.repository), self.name, self.ensembles)
+
+    @functools.cached_property
     def pinned(self) -> Mapping[int, tuple[str, ...]]:
         """The versions of the model that ensembles of the repository ask for by number, each with the ensembles."""
-        store = open_store(self.repository)
-        return with_dependents(store, store.look(self.name)).pinned
+        return pinned_versions(self.ensembles, self.name)
 
     def check_pinned(self, before: Sequence[int], after: Sequence[int]) -> tuple[Check, ...]:
         """Check whether an ensemble would lose a version that it asks for by number.

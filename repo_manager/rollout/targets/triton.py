@@ -25,6 +25,7 @@ from repo_manager.rollout.prediction.rules import INSTANCES
 from repo_manager.rollout.result import ServerResult
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.rollout.targets.base import Context, in_waves
+from repo_manager.rollout.targets.relatives import Family, Needed, Relatives, put_back
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME
 
@@ -59,6 +60,7 @@ class TritonTarget:
         context.total = len(clients)
         self.batch = max(1, context.options.batch.of(len(clients)))
         self.parts: list[TritonPart] = []
+        self._needed: tuple[Needed, ...] = ()
         self._original: bytes | None = None
 
     @property
@@ -85,9 +87,11 @@ class TritonTarget:
     def look(self) -> None:
         """Ask every server what it serves, and plan."""
 
+        family = Family(self._context)
+
         def part_of(client: TritonClient) -> TritonPart | None:
             try:
-                return TritonPart(self._context, client)
+                return TritonPart(self._context, client, family)
             except ServerUnreachableError as exc:
                 self._context.leave_out(client.url, exc)
                 return None
@@ -100,8 +104,12 @@ class TritonTarget:
             part.plan = dataclasses.replace(part.plan, ready_after=tuple(sorted(after)))
         meanwhile = tuple(sorted({version for part in self.parts for version in part.loaded_meanwhile()}))
         self._original = read_config_bytes(self._context.repository, self._context.name)
+        self._needed = family.needed([part.relatives.ready for part in self.parts])
+        self._context.brought = {each.name: each.versions for each in self._needed}
         for part in self.parts:
-            part.meanwhile, part.original = meanwhile, self._original
+            part.meanwhile, part.original, part.relatives.needed = meanwhile, self._original, self._needed
+            brings, dependents = part.relatives.plan()
+            part.plan = dataclasses.replace(part.plan, brings=brings, dependents=dependents)
 
     def check(self) -> None:
         """Check the version once, and every server; what is served already only where keys are given."""
@@ -122,6 +130,7 @@ class TritonTarget:
     def put_back(self) -> None:
         """Make config.pbtxt what it was."""
         write_config_bytes(self._context.repository, self._context.name, self._original)
+        put_back(self._context, self._needed)
 
 
 class TritonPart:
@@ -130,13 +139,14 @@ class TritonPart:
     Args:
         context: of the roll-out.
         client: of the server.
+        family: the models around the one that is rolled out.
 
     Raises:
         ServerUnreachableError: no answer.
         ServerRefusedError: the server refuses to tell what it serves.
     """
 
-    def __init__(self, context: Context, client: TritonClient) -> None:
+    def __init__(self, context: Context, client: TritonClient, family: Family) -> None:
         self.context, self.client = context, client
         self.touched = self._mended = False
         self.checks: tuple[Check, ...] = ()
@@ -150,6 +160,7 @@ class TritonPart:
             pinned=context.pinned,
             obstacle=obstacle_of(context.repository, context.entry),
         )
+        self.relatives = Relatives(context, client, family)
         self.meanwhile: tuple[int, ...] = ()
         self.original: bytes | None = None
         self.smoke: SmokeResult | None = None
@@ -179,11 +190,12 @@ class TritonPart:
         context.retried(lambda: require_control(self.client))
         timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
         found = check_server(context.entry, context.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
-        return (*context.check_pinned(self.before.ready, self.plan.ready_after), *found)
+        return (*self.relatives.check(), *context.check_pinned(self.before.ready, self.plan.ready_after), *found)
 
     def apply(self) -> None:
         """Serve the old and the new version together."""
         self.touched = True
+        self.relatives.bring()
         self.serve(self.meanwhile)
         state = self._observe()
         self._state = state if self._took(state) else self._insist(state)
@@ -207,6 +219,7 @@ class TritonPart:
             self.note(f"{what} is ready; it was not asked: {smoke.note}")
         else:
             self.note(f"{what} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
+        self.relatives.prove(self._state.ready)
 
     def finish(self) -> None:
         """Serve exactly what was planned."""
@@ -223,6 +236,7 @@ class TritonPart:
                 hint="Is it the server of this repository? Its log says why.",
             )
         self._state = state
+        self.relatives.prove(self._state.ready)
 
     def clear(self) -> None:
         """Take what a trial wrote from config.pbtxt, and let the server read it with the version policy planned."""
@@ -249,6 +263,7 @@ class TritonPart:
         state = wait_until_only_ready(self.client, context.name, before, options.settle_timeout_s)
         if state.ready != before:
             raise ServerRefusedError(f"{state.sentence}, before it were {before or 'none'}{refusal}")
+        self.relatives.take_back()
         return state.sentence
 
     def by_hand(self) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.python_models import write_python_model
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository import Severity, change_config, gc, remove, scan, verify
+from repo_manager.repository import Severity, adopt, change_config, copy_needed, copy_version, gc, remove, scan, verify
 
 IO = (
     "max_batch_size: 8\n"
@@ -66,7 +67,7 @@ def test_a_pinned_version_is_removed_by_force_only(root: Path) -> None:
 
 def test_a_part_of_an_ensemble_is_not_removed_whole(root: Path) -> None:
     write_ensemble(root, "part", -1)
-    with pytest.raises(RepositoryError, match="part is part of the ensemble whole"):
+    with pytest.raises(RepositoryError, match="part is needed by whole"):
         remove(root, "part", dry_run=True)
     assert remove(root, "whole", force=True).whole_model
     remove(root, "part", force=True)
@@ -97,3 +98,20 @@ def test_a_change_that_an_ensemble_cannot_follow_is_named(root: Path) -> None:
 def test_what_was_wrong_before_a_change_does_not_stand_in_its_way(root: Path) -> None:
     write_ensemble(root, "nobody", 1)
     assert change_config(root, "whole", {"parameters.note": "a"}).applied
+
+
+def test_a_copy_takes_along_what_is_missing_there(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name, kind in (("scale", "scale"), ("opt", "opt"), ("ens", "ens"), ("bls", "bls")):
+        write_python_model(source, name, kind=kind, versions=(1, 2))
+        adopt(source, name)
+    planned = copy_needed(source, "ens", target, dry_run=True)
+    assert sorted(each.source for each in planned) == ["opt:2", "scale:2"]
+    assert not target.exists()
+    copy_version(source, "scale", 1, target)
+    assert [each.source for each in copy_needed(source, "ens", target)] == ["opt:2"]
+    copy_version(source, "ens", 2, target)
+    assert [each.name for each in scan(target)] == ["ens", "opt", "scale"]
+    assert copy_needed(source, "bls", target) == ()
+    assert [each.source for each in copy_needed(source, "bls", tmp_path / "other")] == ["scale:2"]
+    assert copy_needed(source, "scale", tmp_path / "third") == ()
