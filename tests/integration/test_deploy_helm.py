@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
-from support.helm import CHART, render, run_helm
+from support.fake_cluster import ServedCluster
+from support.helm import CHART, render, run_helm, upgrade
 from support.manifests import Object, load_objects, of_kind
 from support.manifests_links import check_set
 from support.serving import SCALING_CONFIG, scaling_model, write_model
@@ -139,6 +140,15 @@ def test_lint() -> None:
         ({"runAsUser": 0}, "/runAsUser"),
         ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable"),
         ({"kinds": [{"name": "H100_SXM"}]}, "/kinds/0/name"),
+        ({"kinds": [{"name": "l4"}, {"name": "l4", "gpus": 1}]}, 'two of them are named "l4"'),
+        ({"kinds": [{"name": ""}, {"name": "any", "gpus": 1}]}, 'two of them are named "any"'),
+        ({"rollout": {"maxSurge": 0}}, "maxSurge and rollout.maxUnavailable are both 0"),
+        ({"rollout": {"maxSurge": "0%", "maxUnavailable": 0}}, "maxSurge and rollout.maxUnavailable are both 0"),
+        ({"rollout": {"maxUnavailable": -1}}, "/rollout/maxUnavailable"),
+        ({"extraEnv": [{"name": "MODEL_REPOSITORY", "value": "/x"}]}, "extraEnv: MODEL_REPOSITORY is set by the chart"),
+        ({"repository": {**_VOLUME, "url": "/models"}}, "/models is not below volume.mountPath (/models/)"),
+        ({"repository": {**_VOLUME, "url": "/data/models"}}, "/data/models is not below volume.mountPath"),
+        ({"repository": {**_VOLUME, "snapshots": "/snapshots"}}, "/snapshots is not below volume.mountPath"),
     ],
 )
 def test_wrong_values_are_refused_with_the_value_named(change: dict[str, Any], reason: str) -> None:
@@ -270,6 +280,89 @@ def test_each_rule_fails_a_manifest_that_breaks_it(full: list[Object], case: str
     mutant = copy.deepcopy(full)
     mutate(mutant)
     assert rule in {finding.rule for finding in check_set(mutant, external=_EXTERNAL)}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ServedCluster]:
+    served = ServedCluster(tmp_path)
+    yield served
+    served.stop()
+
+
+def _live(cluster: ServedCluster, values: dict[str, Any]) -> Object:
+    """Put the chart's Deployment into the cluster, as an installation does."""
+    deployment: Object = _deployment(load_objects(render(values)))
+    cluster.cluster.frozen = True
+    return cluster.cluster.add(deployment)
+
+
+def _deploy(deployment: Object, snapshot: str) -> None:
+    """Point it at a snapshot, as a roll-out does."""
+    notes = {"repo-manager/snapshot": snapshot, "repo-manager/models": '{"digits": [2]}'}
+    deployment["spec"]["template"]["metadata"]["annotations"].update(notes)
+
+
+def _served(text: str) -> tuple[str, str]:
+    deployment = _deployment(load_objects(text))
+    (url,) = (each["value"] for each in _container([deployment])["env"] if each["name"] == "MODEL_REPOSITORY")
+    return url, deployment["spec"]["template"]["metadata"]["annotations"]["repo-manager/snapshot"]
+
+
+def test_an_upgrade_keeps_what_was_rolled_out(cluster: ServedCluster) -> None:
+    _deploy(_live(cluster, _BASE), "s3://bucket/models.snapshots/abc")
+    text = upgrade({**_BASE, "replicas": 3}, cluster.kubeconfig)
+    assert _served(text) == ("s3://bucket/models.snapshots/abc",) * 2
+    assert _deployment(load_objects(text))["spec"]["template"]["metadata"]["annotations"]["repo-manager/models"]
+
+
+@pytest.mark.parametrize("rolled_out", [False, True])
+def test_an_upgrade_to_another_repository_is_not_ignored(cluster: ServedCluster, rolled_out: bool) -> None:
+    deployment = _live(cluster, _BASE)
+    if rolled_out:
+        _deploy(deployment, "s3://bucket/models.snapshots/abc")
+    text = upgrade({**_BASE, "repository": {"url": "s3://other/models"}}, cluster.kubeconfig)
+    assert _served(text) == ("s3://other/models",) * 2
+    assert "repo-manager/models" not in _deployment(load_objects(text))["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_turning_the_autoscaler_on_keeps_the_number_of_pods(cluster: ServedCluster) -> None:
+    _live(cluster, {**_BASE, "replicas": 6})
+    text = upgrade({**_BASE, "autoscaling": {"enabled": True}}, cluster.kubeconfig)
+    assert _deployment(load_objects(text))["spec"]["replicas"] == 6
+    assert "replicas" not in _deployment(load_objects(render({**_BASE, "autoscaling": {"enabled": True}})))["spec"]
+
+
+def test_a_kind_without_a_gpu_to_spare_goes_down_by_one() -> None:
+    kinds = [{**_GPU_KINDS[0], "rollout": {"maxSurge": 0, "maxUnavailable": 1}}, _GPU_KINDS[1]]
+    tight, other = of_kind(load_objects(render({**_BASE, "kinds": kinds})), "Deployment")
+    assert tight["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert other["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert tight["spec"]["minReadySeconds"] == other["spec"]["minReadySeconds"] == 10
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/models", "gs://bucket/models", "as://account/container/models"])
+def test_pods_reach_their_object_store_and_their_cloud_identity(url: str) -> None:
+    objects = load_objects(render({**_BASE, "repository": {"url": url}}))
+    egress = of_kind(objects, "NetworkPolicy")[0]["spec"]["egress"]
+    assert {"ports": [{"port": 443, "protocol": "TCP"}]} in egress
+    blocks = {peer["ipBlock"]["cidr"] for rule in egress for peer in rule.get("to", ()) if "ipBlock" in peer}
+    assert {"169.254.170.23/32", "169.254.169.254/32"} <= blocks
+
+
+def test_a_prometheus_of_another_namespace_may_scrape() -> None:
+    objects = load_objects(render({**_BASE, "serviceMonitor": {"enabled": True}}))
+    rules = of_kind(objects, "NetworkPolicy")[0]["spec"]["ingress"]
+    (scrape,) = (rule for rule in rules if rule["ports"] == [{"port": "metrics", "protocol": "TCP"}])
+    assert scrape["from"] == [{"namespaceSelector": {}}]
+
+
+@pytest.mark.parametrize("case", _MATRIX)
+def test_no_pod_gets_a_token_of_the_api_server(case: str) -> None:
+    for item in load_objects(render(_MATRIX[case])):
+        if item["kind"] == "ServiceAccount":
+            assert item["automountServiceAccountToken"] is False
+        if item["kind"] == "Deployment":
+            assert item["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
 
 
 @pytest.fixture(scope="module")

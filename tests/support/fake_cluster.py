@@ -239,6 +239,36 @@ def _is_ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", ()))
 
 
+def _discovery() -> dict[str, Object]:
+    """What the API server says of itself, as far as helm asks before it renders a chart with `lookup`."""
+    kinds = {
+        ("", "v1"): {"services": "Service", "serviceaccounts": "ServiceAccount", "pods": "Pod"},
+        ("apps", "v1"): {"deployments": "Deployment"},
+        ("policy", "v1"): {"poddisruptionbudgets": "PodDisruptionBudget"},
+        ("networking.k8s.io", "v1"): {"networkpolicies": "NetworkPolicy"},
+        ("autoscaling", "v2"): {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
+    }
+    groups = []
+    found: dict[str, Object] = {
+        "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    }
+    for (group, version), resources in kinds.items():
+        name = f"{group}/{version}" if group else version
+        verbs = ["get", "list", "patch", "create", "delete"]
+        listed = [{"name": each, "namespaced": True, "kind": kind, "verbs": verbs} for each, kind in resources.items()]
+        entry = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": listed}
+        found[f"/apis/{name}" if group else "/api/v1"] = entry
+        if group:
+            served = {"groupVersion": name, "version": version}
+            groups.append({"name": group, "versions": [served], "preferredVersion": served})
+    found["/apis"] = {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    return found
+
+
+_DISCOVERY = _discovery()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # Headers and body in one packet: two of them wait for each other's acknowledgement, 40 ms each time.
@@ -259,6 +289,9 @@ class _Handler(BaseHTTPRequestHandler):
             refused = self.cluster.refuse(method, path)
             if refused is not None:
                 self._status(*refused)
+                return
+            if path in _DISCOVERY:
+                self._json(200, _DISCOVERY[path])
                 return
             for kind, pattern in _PATHS.items():
                 match = pattern.fullmatch(path)

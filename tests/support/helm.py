@@ -64,6 +64,15 @@ def run_helm(*arguments: str, values: Mapping[str, Any] | None = None) -> subpro
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
 
 
+def upgrade(values: Mapping[str, Any], kubeconfig: Path, *, release: str = "rel", namespace: str = "models") -> str:
+    """Render the chart as an upgrade would, with what `lookup` finds in a cluster."""
+    where = ("--namespace", namespace, "--kubeconfig", str(kubeconfig))
+    asked = ("--is-upgrade", "--dry-run=server", "--disable-openapi-validation")
+    done = run_helm("template", release, str(CHART), *where, *asked, values=values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def render(values: Mapping[str, Any], *, release: str = "rel", namespace: str = "models") -> str:
     """Render the chart as an installation would."""
     done = run_helm("template", release, str(CHART), "--namespace", namespace, values=values)

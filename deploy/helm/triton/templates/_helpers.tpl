@@ -30,6 +30,40 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else }}{{ .Values.image.repository }}:{{ required "image.tag or image.digest is required: a release of Triton, not latest" .Values.image.tag }}{{ end }}
 {{- end }}
 
+{{- define "triton.isObjectStore" -}}
+{{- if regexMatch "^(s3|gs|as)://" .Values.repository.url }}true{{ end }}
+{{- end }}
+
+{{/*
+What no schema can say of the values.
+*/}}
+{{- define "triton.check" -}}
+{{- $seen := dict }}
+{{- range $kind := .Values.kinds }}
+{{- $name := default "any" $kind.name }}
+{{- if hasKey $seen $name }}{{ fail (printf "kinds: two of them are named %q; each needs a name of its own" $name) }}{{ end }}
+{{- $_ := set $seen $name true }}
+{{- $rollout := mergeOverwrite (deepCopy $.Values.rollout) (default dict $kind.rollout) }}
+{{- if and (eq (toString $rollout.maxSurge | trimSuffix "%") "0") (eq (toString $rollout.maxUnavailable | trimSuffix "%") "0") }}
+{{- fail (printf "kinds %q: rollout.maxSurge and rollout.maxUnavailable are both 0, so no pod could ever be replaced" $name) }}
+{{- end }}
+{{- end }}
+{{- $own := list "MODEL_REPOSITORY" "HOME" }}
+{{- if .Values.repository.s3.region }}{{ $own = append $own "AWS_DEFAULT_REGION" }}{{ end }}
+{{- if .Values.repository.s3.secretName }}{{ $own = concat $own (list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY") }}{{ end }}
+{{- range $entry := .Values.extraEnv }}
+{{- if has $entry.name $own }}{{ fail (printf "extraEnv: %s is set by the chart; use the value that is meant for it" $entry.name) }}{{ end }}
+{{- end }}
+{{- if hasPrefix "/" .Values.repository.url }}
+{{- $mount := printf "%s/" (.Values.repository.volume.mountPath | trimSuffix "/") }}
+{{- range $place := list .Values.repository.url (include "triton.snapshots" .) }}
+{{- if not (hasPrefix $mount $place) }}
+{{- fail (printf "repository: %s is not below volume.mountPath (%s); keep the repository in a folder of the volume, for instance %srepository, so that its snapshots lie beside it in the volume" $place $mount $mount) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "triton.snapshots" -}}
 {{- default (printf "%s.snapshots" (.Values.repository.url | trimSuffix "/")) .Values.repository.snapshots }}
 {{- end }}
@@ -43,20 +77,24 @@ One kind's name, with the release's. Arguments: (list $ kind).
 {{- end }}
 
 {{/*
-What the pods serve, as JSON {url, models}: the pinned snapshot, else what repo-manager has rolled out (an upgrade must not
-undo a roll-out), else the repository. Arguments: (list $ deploymentName).
+What the pods serve, as JSON {url, models, replicas}: the pinned snapshot, else what repo-manager has rolled out of this very
+repository (an upgrade must not undo a roll-out, and another repository.url must not be ignored), else the repository.
+`replicas` is what runs now, 0 when nothing does. Arguments: (list $ deploymentName).
 */}}
 {{- define "triton.served" -}}
 {{- $root := index . 0 }}
 {{- $url := $root.Values.repository.url }}
 {{- $models := "" }}
+{{- $live := lookup "apps/v1" "Deployment" $root.Release.Namespace (index . 1) }}
 {{- if $root.Values.repository.snapshot }}
 {{- $url = $root.Values.repository.snapshot }}
 {{- else }}
-{{- $live := lookup "apps/v1" "Deployment" $root.Release.Namespace (index . 1) }}
 {{- $known := dig "spec" "template" "metadata" "annotations" dict $live }}
-{{- with get $known "repo-manager/snapshot" }}{{ $url = . }}{{ end }}
+{{- $snapshot := default "" (get $known "repo-manager/snapshot") }}
+{{- if hasPrefix (printf "%s/" (include "triton.snapshots" $root | trimSuffix "/")) $snapshot }}
+{{- $url = $snapshot }}
 {{- with get $known "repo-manager/models" }}{{ $models = . }}{{ end }}
 {{- end }}
-{{- dict "url" $url "models" $models | toJson }}
+{{- end }}
+{{- dict "url" $url "models" $models "replicas" (dig "spec" "replicas" 0 $live | int) | toJson }}
 {{- end }}
