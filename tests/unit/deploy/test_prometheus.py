@@ -21,7 +21,7 @@ RULE_TESTS = ("tests.yaml", "tests-day.yaml")
 SCRAPES = ("scrape_0.txt", "scrape_1.txt", "scrape_2.txt", "scrape_3.txt", "gpu.txt")
 # Prometheus's own, of every target.
 OWN = {"up"}
-TARGET_LABELS = {"job", "instance"}
+TARGET_LABELS = frozenset({"instance", "job", "namespace", "pod"})
 
 
 def rules() -> list[dict[str, Any]]:
@@ -65,13 +65,17 @@ def test_groups_are_tested_in_the_order_in_which_they_read_one_another(name: str
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("recording.yaml", "/ sum by (job, model, version) (rate(nv_inference_exec_count[5m]))", ""),
+        ("recording.yaml", "/ sum by (namespace, job, model, version) (rate(nv_inference_exec_count[5m]))", ""),
         ("recording.yaml", 'quantile="0.99"}) / 1e6', 'quantile="0.5"}) / 1e6'),
         ("alerts.yaml", "rate5m > 0.01", "rate5m > 0.9"),
         ("alerts.yaml", "> 0.95", "> 0.99"),
         ("alerts.yaml", "for: 2m", "for: 2h"),
         ("alerts.yaml", "[10m]) > 100", "[1m]) > 100"),
-        ("alerts.yaml", "offset 15m", "offset 45m"),
+        ("alerts.yaml", "triton:servers_with_model[6h]", "triton:servers_with_model[5m]"),
+        ("alerts.yaml", "increase1h >= 10", "increase1h >= 0"),
+        ("alerts.yaml", "and on (namespace, job) triton:targets", ""),
+        ("recording.yaml", "sum by (namespace, job, model, version) (increase", "sum by (job, model) (increase"),
+        ("recording.yaml", "count by (namespace, job) (up", "count by (job) (up"),
         ("objectives.yaml", "vector(0.05)", "vector(0.5)"),
     ],
 )
