@@ -24,6 +24,15 @@ field() {
 output() { if [ -n "${GITHUB_OUTPUT:-}" ]; then echo "$1=$2" >>"$GITHUB_OUTPUT"; fi; }
 summary() { if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then cat >>"$GITHUB_STEP_SUMMARY"; else cat; fi; }
 
+# Where a server answers inferences: its own address, unless that names something in a cluster.
+inference_at() { # inference_at VARIABLE SERVER ADDRESS
+  if [ -n "$3" ]; then echo "$3"; return; fi
+  case "$2" in
+    grpc://* | grpcs://* | http://* | https://*) echo "$2" ;;
+    *) echo "pipeline.sh: $2 answers no inference; set $1 to the address that does, grpc://HOST:PORT" >&2; exit 2 ;;
+  esac
+}
+
 gates=()
 while IFS= read -r gate; do
   if [ -n "$gate" ]; then gates+=(--slo "$gate"); fi
@@ -51,12 +60,14 @@ case "${1:-}" in
     ;;
   staging)
     version=$(recall version)
+    inference_at STAGING_INFERENCE "$STAGING_SERVER" "${STAGING_INFERENCE:-}" >/dev/null # or the gate could never pass
     repo-manager deploy "$MODEL_NAME:$version" --to "$STAGING_SERVER" --repository "$STAGING_REPOSITORY"
     ;;
   gate)
     version=$(recall version)
+    address=$(inference_at STAGING_INFERENCE "$STAGING_SERVER" "${STAGING_INFERENCE:-}")
     code=0
-    measure "$MODEL_NAME:$version" "$STAGING_SERVER" "$STAGING_REPOSITORY" gate || code=$?
+    measure "$MODEL_NAME:$version" "$address" "$STAGING_REPOSITORY" gate || code=$?
     if [ -f "$results/gate.md" ]; then summary <"$results/gate.md"; fi
     exit "$code"
     ;;
@@ -71,15 +82,22 @@ case "${1:-}" in
   production)
     promoted=$(recall production-version)
     target="$MODEL_NAME:$promoted"
+    if [ "${PRODUCTION_CHECK:-true}" = true ]; then
+      address=$(inference_at PRODUCTION_INFERENCE "$PRODUCTION_SERVER" "${PRODUCTION_INFERENCE:-}")
+    fi
     repo-manager deploy "$target" --to "$PRODUCTION_SERVER" --repository "$PRODUCTION_REPOSITORY"
     # `deploy` undoes itself. What it cannot see is how the version does under production's own load.
     if [ "${PRODUCTION_CHECK:-true}" = true ]; then
       code=0
-      measure "$target" "${PRODUCTION_INFERENCE:-$PRODUCTION_SERVER}" "$PRODUCTION_REPOSITORY" production || code=$?
+      measure "$target" "$address" "$PRODUCTION_REPOSITORY" production || code=$?
       if [ -f "$results/production.md" ]; then summary <"$results/production.md"; fi
       if [ "$code" -ne 0 ]; then
         echo "**$target** failed its check in production; going back." | summary
-        repo-manager rollback "$MODEL_NAME" --to "$PRODUCTION_SERVER" --repository "$PRODUCTION_REPOSITORY"
+        back=0
+        repo-manager rollback "$MODEL_NAME" --to "$PRODUCTION_SERVER" --repository "$PRODUCTION_REPOSITORY" || back=$?
+        if [ "$back" -ne 0 ]; then
+          echo "**$target still serves in production**: going back ended with exit code $back (3: it is the first version)." | summary
+        fi
         exit "$code"
       fi
     fi

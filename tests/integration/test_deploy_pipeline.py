@@ -127,3 +127,34 @@ def test_steps_out_of_order_say_so(tmp_path: Path) -> None:
     usage = subprocess.run(["bash", CI / "pipeline.sh"], capture_output=True, text=True, timeout=20, check=False)
     assert usage.returncode == 2
     assert "pipeline.sh verify | add" in usage.stderr
+
+
+@pytest.mark.parametrize(("step", "variable"), [("staging", "STAGING"), ("production", "PRODUCTION")])
+def test_an_address_that_answers_no_inference_is_named_before_anything_is_deployed(
+    tmp_path: Path, step: str, variable: str
+) -> None:
+    for name in ("version", "production-version"):
+        (tmp_path / name).write_text("1\n")
+    environment = {**os.environ, "MODEL_NAME": "digits", "RESULTS": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment |= {f"{variable}_SERVER": "k8s://models/rel", f"{variable}_REPOSITORY": str(tmp_path)}
+    command = ["bash", CI / "pipeline.sh", step]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"set {variable}_INFERENCE to the address that does" in done.stderr
+    environment |= {f"{variable}_INFERENCE": "grpc://rel-triton.models:8001"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert "repo-manager: command not found" in done.stderr, "it goes on to deploy"
+
+
+def test_a_first_version_that_fails_in_production_keeps_the_gates_exit_code(pipeline: Pipeline) -> None:
+    for step in ("add", "promote"):
+        pipeline.step(step)
+    said = pipeline.step("production", code=4, GATES="p50<1us")
+    assert "digits has no earlier deployment to go back to" in said
+    assert "still serves in production" in pipeline.summary.read_text()
+
+
+def test_gitlab_runs_a_shell_in_the_image() -> None:
+    """The image's own entry point is `repo-manager`, which takes GitLab's shell for a command."""
+    image = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))["default"]["image"]
+    assert image["entrypoint"] == [""]
