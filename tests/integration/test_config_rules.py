@@ -211,8 +211,6 @@ ILLEGAL = {
     ],
 }
 LARGE_WARMUP = WARMUP.replace("batch_size: 1", "batch_size: 9") + "{ data_type: TYPE_FP32 dims: 4 zero_data: true } } }"
-MAY_END_THE_SERVER = {"sequence-state"}
-"""Triton 2.51 builds the sequence scheduler before it refuses a bad state, and sometimes crashes as it discards it."""
 CASES = [(None, name, text) for name, text in LEGAL.items()] + [
     (rule, f"{rule} {number}", text) for rule, texts in ILLEGAL.items() for number, text in enumerate(texts, start=1)
 ]
@@ -242,7 +240,11 @@ def running(root: Path) -> Iterator[TritonClient]:
 
 
 class LivingServer:
-    """Tritonserver on one repository, started when it is asked for."""
+    """Tritonserver on one repository, started when it is asked for, and again after a crash.
+
+    Triton 2.51 sometimes crashes when it discards what it has built of a configuration that it refuses: in 10 of 516
+    loads of a bad sequence state, for instance, and now and then only after it has answered.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -253,6 +255,14 @@ class LivingServer:
         if self._client is None:
             self._client = self._running.enter_context(running(self._root))
         return self._client
+
+    def load(self, name: str) -> None:
+        """Load a model; once more on a new server if this one is gone."""
+        try:
+            self.client().load(name)
+        except ServerUnreachableError:
+            self.close()
+            self.client().load(name)
 
     def close(self) -> None:
         self._client = None
@@ -274,24 +284,18 @@ def folder(case: str) -> str:
 
 @pytest.mark.parametrize(("rule", "case", "text"), CASES, ids=[case for _, case, _ in CASES])
 def test_a_rule_decides_as_the_server_does(living: LivingServer, rule: str | None, case: str, text: str) -> None:
-    client = living.client()
     errors = [
         problem for problem in check_rules(parse_config(text), completes=False) if problem.severity is Severity.ERROR
     ]
     if rule is None:
         assert errors == []
-        client.load(folder(case))
-        assert client.model_ready(folder(case))
-        client.unload(folder(case))
+        living.load(folder(case))
+        assert living.client().model_ready(folder(case))
+        living.client().unload(folder(case))
         return
     assert rule in {problem.rule for problem in errors}, errors
-    if rule not in MAY_END_THE_SERVER:
-        with pytest.raises(ServerRefusedError):
-            client.load(folder(case))
-        return
-    with pytest.raises((ServerRefusedError, ServerUnreachableError)):
-        client.load(folder(case))
-    living.close()  # the crash may come after the answer
+    with pytest.raises(ServerRefusedError):
+        living.load(folder(case))
 
 
 def test_a_warm_up_batch_above_the_maximum_fails_and_may_end_the_server(tmp_path: Path) -> None:
