@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.pipeline.adopting import write_configs
 from repo_manager.report.progress import transfer_progress
 from repo_manager.report.repository_tables import difference_view, removals_view
 from repo_manager.repository import (
@@ -188,12 +190,42 @@ def gc_command(
         raise typer.Exit(RepositoryError.exit_code)
 
 
+@dataclasses.dataclass(frozen=True)
+class AdoptFlags:
+    """What is written beside manifests."""
+
+    write_config: bool = option(
+        "--write-config",
+        default=False,
+        help="Give models without a config.pbtxt the one that a server derives: computed for ONNX, of others asked "
+        "from --to.",
+    )
+    to: str | None = option(
+        "--to", metavar="URL", help="With --write-config: a server that has the models loaded, grpc:// or http://."
+    )
+
+
 @app.command("adopt")
 @grouped
-def adopt_command(name: AnyModelName = None, *, place: RepositoryFlag, dry_run: DryRun = False, output: Output) -> None:
+def adopt_command(
+    name: AnyModelName = None,
+    *,
+    place: RepositoryFlag,
+    flags: AdoptFlags,
+    dry_run: DryRun = False,
+    output: Output,
+    connection: Connection,
+) -> None:
     """Write manifests for versions that came without one, so that `verify` can check them from now on."""
+    if flags.to is not None and not flags.write_config:
+        raise UsageError("--to is for --write-config: it says which server to ask")
+    lines = []
+    if flags.write_config:
+        options = client_options(connection, [flags.to] if flags.to else [])
+        written = write_configs(place.root(), name, flags.to, options, dry_run=dry_run)
+        lines += [f"{change.name}: config.pbtxt written{_dry(dry_run)}\n{change.after}" for change in written]
     result = adopt(place.root(), name, dry_run=dry_run)
-    lines = [f"{one.name}:{one.version} adopted ({len(one.manifest.files)} files){_dry(dry_run)}" for one in result]
+    lines += [f"{one.name}:{one.version} adopted ({len(one.manifest.files)} files){_dry(dry_run)}" for one in result]
     output.terminal().result(result, *(lines or ["Every version has a manifest."]))
 
 

@@ -12,11 +12,28 @@ from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest, manifest_text
 from repo_manager.repository.state import now_text
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
-from repo_manager.repository.view import Entry, ModelView, VersionView, changeable_model, with_versions
-from repo_manager.triton_config import ModelConfig, parse_config, served_versions
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Store, model_names
+from repo_manager.repository.view import (
+    Entry,
+    ModelView,
+    VersionView,
+    changeable_model,
+    existing_model,
+    top_names,
+    with_versions,
+)
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    DEFAULT_FILENAMES,
+    ModelConfig,
+    parse_config,
+    runtime_signature,
+    served_versions,
+)
+from repo_manager.triton_config.completion import backend_of_files, completed_config
+from repo_manager.types import Backend
 
-__all__ = ["Adoption", "adopt"]
+__all__ = ["Adoption", "adopt", "derived_config", "without_config"]
 
 _LISTED_PROBLEMS = 20
 
@@ -74,6 +91,42 @@ def adopt(repository: Location, name: str | None = None, *, dry_run: bool = Fals
             hint=f"The others are dealt with ({len(found)} versions). Mend these and adopt again.",
         )
     return tuple(found)
+
+
+def without_config(repository: Location, name: str | None = None) -> tuple[str, ...]:
+    """Return the models that have versions and no config.pbtxt.
+
+    Args:
+        repository: the root.
+        name: look at this one only.
+    """
+    store = open_store(repository)
+    names = model_names(store) if name is None else (name,)
+    views = [store.look(each) for each in names]
+    return tuple(view.name for view in views if view.exists and view.versions and not view.has_config)
+
+
+def derived_config(repository: Location, name: str) -> ModelConfig:
+    """Return the configuration that a server derives for a model without config.pbtxt, from its newest version.
+
+    Raises:
+        RepositoryError: no such model.
+        ConfigError: only the server's backend can derive it.
+        ModelError: ONNX Runtime does not take the model.
+    """
+    store = open_store(repository)
+    view = with_versions(store, existing_model(store, name))
+    newest = max(view.contents, default=None)
+    if newest is None:
+        raise ConfigError(f"{name} has no version to derive a configuration from")
+    backend = backend_of_files(top_names(view.contents[newest]))
+    if backend != Backend.ONNXRUNTIME:
+        raise ConfigError(
+            f"{name} has no {CONFIG_FILENAME}, and only a server's {backend or 'backend'} can derive one",
+            hint=f"Load it on a server, then: repo-manager adopt {name} --write-config --to URL",
+        )
+    with store.fetch(name, newest, compare=False) as folder:
+        return completed_config(parse_config(""), runtime_signature(folder / DEFAULT_FILENAMES[backend]))
 
 
 def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:

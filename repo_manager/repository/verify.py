@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.errors import ModelError, RepositoryError
+from repo_manager.errors import ConfigError, ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.ensembles import ensembles_problems
@@ -19,8 +19,17 @@ from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store, model_names
-from repo_manager.repository.view import ModelView, VersionView, existing_model, with_beside, with_versions
-from repo_manager.triton_config import ModelConfig, Problem, Severity, check_config, runtime_signature
+from repo_manager.repository.view import ModelView, VersionView, existing_model, top_names, with_beside, with_versions
+from repo_manager.triton_config import (
+    DEFAULT_FILENAMES,
+    ModelConfig,
+    Problem,
+    Severity,
+    check_config,
+    parse_config,
+    runtime_signature,
+)
+from repo_manager.triton_config.completion import backend_of_files, completed_config, described
 from repo_manager.triton_config.joined_requests import dependence_in_batch
 from repo_manager.types import Backend
 
@@ -132,18 +141,33 @@ def _model_once(store: Store, view: ModelView, content: _Content) -> Iterator[Pr
         yield from version_problems(version, config)
         if content.version in (None, number) and (content.digests or content.models):
             with store.fetch(view.name, number, compare=False) as folder:
-                yield from _content_problems(folder, version, config, content)
+                yield from _content_problems(folder, version, config, content, has_config=view.has_config)
 
 
 def _content_problems(
-    folder: Path, version: VersionView, config: ModelConfig | None, content: _Content
+    folder: Path, version: VersionView, config: ModelConfig | None, content: _Content, *, has_config: bool
 ) -> Iterator[Problem]:
     """Check what is in a version's files; what their names and sizes tell already is not said again."""
     where = f"{version.path.parent.name}/{version.number}"
     if content.models and config is not None:
         yield from _model_file(folder, version, config, where)
+    elif content.models and not has_config and backend_of_files(top_names(version)) == Backend.ONNXRUNTIME:
+        yield from _derived(folder / DEFAULT_FILENAMES[Backend.ONNXRUNTIME], version, where)
     if content.digests and version.has_manifest:
         yield from _digests(folder, version, where)
+
+
+def _derived(file: Path, version: VersionView, where: str) -> Iterator[Problem]:
+    """Say what Triton serves of a version of a model without config.pbtxt."""
+    try:
+        config = completed_config(parse_config(""), runtime_signature(file))
+    except (ConfigError, ModelError) as exc:
+        yield Problem(
+            f"{where}/{file.name}", exc.message.replace(str(file.parent), str(version.path)), hint=exc.hint or ""
+        )
+        return
+    text = f"is served with what Triton derives from it: {described(config)}"
+    yield Problem(f"{where}/{file.name}", text, Severity.WARNING)
 
 
 def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: str) -> Iterator[Problem]:

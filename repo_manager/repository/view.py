@@ -38,6 +38,7 @@ __all__ = [
     "check_no_link",
     "each",
     "existing_model",
+    "top_names",
     "walk",
     "with_beside",
     "with_versions",
@@ -352,6 +353,11 @@ def _readable(store: Store, key: str) -> bytes | None:
         if store.traits.remote:
             raise
         return None
+
+
+def top_names(version: VersionView) -> set[str]:
+    """Return the names of the files and folders in a version's folder."""
+    return {entry.name.partition("/")[0] for entry in version.files}
 
 
 def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None = None) -> ModelView:

@@ -217,6 +217,9 @@ def _files(repository: Location, entry: ModelEntry, version: int) -> Check:
     where = f"{entry.name}/{version}"
     problems = verify(repository, entry.name, version=version, models=False)
     found = [each for each in problems if each.where == where or each.where.startswith(f"{where}/")]
+    hiding = [each for each in problems if each.rule == "config-lookalike"]
+    if hiding:
+        return Check("files", Outcome.REFUSED, "; ".join(map(str, hiding)), "Rename it, or move it elsewhere.")
     errors = [problem for problem in found if problem.severity is Severity.ERROR]
     if errors:
         return Check(
@@ -233,7 +236,9 @@ def _files(repository: Location, entry: ModelEntry, version: int) -> Check:
 def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Check:
     """Compare config.pbtxt with the version: with the configuration derived for it, else with the model itself."""
     if config is None:
-        return Check("config", Outcome.UNKNOWN, "there is no config.pbtxt: the server makes one up")
+        detail = f"there is no {CONFIG_FILENAME}: what is served could not be chosen, nor put back"
+        hint = f"Write down what the server derives: repo-manager adopt {entry.name} --write-config"
+        return Check("config", Outcome.REFUSED, detail, hint)
     broken = [problem for problem in check_rules(config, where=CONFIG_FILENAME) if problem.severity is Severity.ERROR]
     if broken:
         return Check("config", Outcome.REFUSED, "; ".join(map(str, broken)), "Correct it: repo-manager config.")

@@ -108,15 +108,13 @@ def check_config(
     unsuitable: list[Problem] = []
 
     def tensors_of(kind: str, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for spec in specs:
             try:
-                data_type = config_dtype(spec.dtype)
+                found |= tensors_by_name(kind, (spec,))
             except ConfigError as exc:
-                unsuitable.append(Problem(where, f"{kind} {spec.name!r}: {exc.message}"))
-                data_type = ""
-            dims = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in spec.shape or ())
-            found[spec.name] = Tensor(spec.name, data_type, dims, str(spec))
+                unsuitable.append(Problem(where, exc.message))
+                found[spec.name] = Tensor(spec.name, "", _dims(spec), str(spec))
         return found
 
     inputs, outputs = tensors_of("input", signature.inputs), tensors_of("output", signature.outputs)
@@ -133,6 +131,29 @@ def check_config(
         for mismatch in mismatches(as_document(config), inputs, initializers, outputs)
         if mismatch.text
     ]
+
+
+def tensors_by_name(kind: str, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
+    """Return a model's inputs or outputs as the description of what Triton feeds has them.
+
+    Args:
+        kind: what they are called in an error.
+        specs: shapes with the batch axis.
+
+    Raises:
+        ConfigError: one has a type that Triton lacks.
+    """
+    found = {}
+    for spec in specs:
+        try:
+            found[spec.name] = Tensor(spec.name, config_dtype(spec.dtype), _dims(spec), str(spec))
+        except ConfigError as exc:
+            raise ConfigError(f"{kind} {spec.name!r}: {exc.message}", hint=exc.hint) from None
+    return found
+
+
+def _dims(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in spec.shape or ())
 
 
 def as_document(config: ModelConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME, is_bytecode, triton_version, validate_model_name
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
 from repo_manager.repository.plan.configuration import served_model_file
-from repo_manager.repository.view import Entry, Link, ModelView, VersionView
+from repo_manager.repository.view import Entry, Link, ModelView, VersionView, top_names
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     VARIANTS_FOLDER,
@@ -21,12 +21,16 @@ from repo_manager.triton_config import (
     served_versions,
     version_policy,
 )
+from repo_manager.triton_config.completion import backend_of_files
 from repo_manager.triton_config.slips import meant_field
 
 __all__ = ["model_problems", "readable_config", "version_problems", "work_problems"]
 
 # Folders of a model that Triton knows: core's kWarmupDataFolder and kInitialStateFolder, --model-config-name's configs.
 _KNOWN_FOLDERS = {"warmup", "initial_state", VARIANTS_FOLDER}
+
+
+_WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one can change with a version"
 
 
 def readable_config(view: ModelView) -> ModelConfig | None:
@@ -62,10 +66,11 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
         yield _link_problem(view.link, name)
     config = readable_config(view)
     yield from _config_problems(view)
+    yield from _lookalikes(view)
     for entry in view.level.files:
         yield from _stray_file(entry, f"{name}/{entry.name}", config)
     for folder in view.folders:
-        if folder not in _KNOWN_FOLDERS:
+        if folder not in _KNOWN_FOLDERS and not CONFIG_FILENAME.startswith(folder):
             yield from _folder_problems(folder, f"{name}/{folder}")
             if folder in view.level.links:
                 yield _link_problem(view.level.links[folder], f"{name}/{folder}")
@@ -78,8 +83,13 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
 def _config_problems(view: ModelView) -> Iterator[Problem]:
     where = f"{view.name}/{CONFIG_FILENAME}"
     if not view.has_config:
+        newest = max(view.contents, default=None)
+        if newest is not None and not backend_of_files(top_names(view.contents[newest])):
+            text = f"is missing, and the files of version {newest} do not tell Triton which backend runs them"
+            yield Problem(where, text, hint="write one; it has to state the backend")
+            return
         text = "is missing; Triton derives one where the backend can"
-        yield Problem(where, text, Severity.WARNING, "write it down: a derived one can change with a version")
+        yield Problem(where, text, Severity.WARNING, _WRITE_DOWN)
         return
     try:
         config = parse_config(view.config_text(), where=where)
@@ -102,7 +112,18 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
             yield Problem(f"{view.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it")
 
 
+def _lookalikes(view: ModelView) -> Iterator[Problem]:
+    """Find what Triton takes for a second config.pbtxt: it then sees no time of the model's files at all."""
+    names = {*(entry.name for entry in view.level.files), *view.level.folders}
+    if CONFIG_FILENAME in names:
+        for name in sorted(name for name in names - {CONFIG_FILENAME} if CONFIG_FILENAME.startswith(name)):
+            text = f"is taken for a second {CONFIG_FILENAME}: Triton sees no change of the model any more"
+            yield Problem(f"{view.name}/{name}", text, hint="rename it, or move it elsewhere", rule="config-lookalike")
+
+
 def _stray_file(entry: Entry, where: str, config: ModelConfig | None) -> Iterator[Problem]:
+    if CONFIG_FILENAME.startswith(entry.name) and entry.name != CONFIG_FILENAME:
+        return  # said already
     if entry.name == CONFIG_FILENAME or (config is not None and entry.name in config.label_filenames):
         return
     if entry.link is not None and not entry.link.exists:

@@ -1,0 +1,37 @@
+"""Configurations for models that have none: what a server derives, written down."""
+
+from __future__ import annotations
+
+from repo_manager.repository import ConfigChange, Location, edit_config
+from repo_manager.repository.adopt import derived_config, without_config
+from repo_manager.server import ClientOptions, TritonClient
+from repo_manager.triton_config import format_config
+from repo_manager.triton_config.completion import config_as_written
+
+__all__ = ["write_configs"]
+
+
+def write_configs(
+    repository: Location, name: str | None, url: str | None, connection: ClientOptions, *, dry_run: bool = False
+) -> tuple[ConfigChange, ...]:
+    """Write config.pbtxt for every model that has versions and no configuration.
+
+    Args:
+        repository: the root.
+        name: one model; `None`: all.
+        url: a server that has the models loaded; `None` computes what servers derive from ONNX files.
+        connection: how to connect to it.
+        dry_run: only say what would be written.
+
+    Raises:
+        ConfigError: only a server's backend can derive one, and no URL is given.
+        ServerError: the server does not answer, or has not loaded the model.
+        RepositoryError: the store refuses.
+    """
+    names = without_config(repository, name)
+    if url is None:
+        texts = {each: format_config(derived_config(repository, each)) for each in names}
+    else:
+        with TritonClient.connect(url, connection) as client:
+            texts = {each: format_config(config_as_written(client.model_config(each))) for each in names}
+    return tuple(edit_config(repository, each, text, dry_run=dry_run) for each, text in texts.items())

@@ -1,0 +1,71 @@
+"""Models without config.pbtxt, and files that Triton takes for a second one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.triton_deployment import publish_scaling
+from typer.testing import CliRunner
+
+from repo_manager.cli.main import app
+from repo_manager.errors import UsageError
+from repo_manager.repository import find_model, verify
+from repo_manager.rollout.checks import Outcome, check_version
+from repo_manager.triton_config import Severity, parse_config
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    publish_scaling(tmp_path / "repository", "scale", [2.0], tmp_path)
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def bare(repository: Path) -> Path:
+    (repository / "scale" / "config.pbtxt").unlink()
+    return repository
+
+
+def test_verify_says_what_triton_derives(bare: Path) -> None:
+    problems = verify(bare, "scale")
+    assert {problem.severity for problem in problems} == {Severity.WARNING}
+    assert any("is served with what Triton derives from it" in str(problem) for problem in problems)
+    assert any("adopt --write-config" in str(problem) for problem in problems)
+
+
+def test_a_roll_out_is_refused_before_anything(bare: Path) -> None:
+    checks = check_version(bare, find_model(bare, "scale"), 1)
+    (check,) = (check for check in checks if check.name == "config")
+    assert check.outcome is Outcome.REFUSED
+    assert "repo-manager adopt scale --write-config" in check.hint
+
+
+def test_adopt_writes_down_what_is_derived(bare: Path) -> None:
+    path = bare / "scale" / "config.pbtxt"
+    run = ["adopt", "scale", "--write-config", "--repository", str(bare)]
+    planned = CliRunner().invoke(app, [*run, "--dry-run"])
+    assert (planned.exit_code, path.exists()) == (0, False), planned.output
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
+    config = parse_config(path.read_text())
+    assert [(each.name, tuple(each.dims)) for each in config.message().input] == [("x", (4,))]
+    assert not [problem for problem in verify(bare, "scale") if problem.severity is Severity.ERROR]
+    checks = check_version(bare, find_model(bare, "scale"), 1)
+    assert Outcome.REFUSED not in {check.outcome for check in checks}
+
+
+@pytest.mark.parametrize("name", ["conf", "config", "config.pb", "c"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_look_alike_is_an_error_and_is_not_deployed(repository: Path, name: str, folder: bool) -> None:
+    place = repository / "scale" / name
+    place.mkdir() if folder else place.write_text("x")
+    assert "config-lookalike" in {problem.rule for problem in verify(repository, "scale")}
+    checks = check_version(repository, find_model(repository, "scale"), 1)
+    (check,) = (check for check in checks if check.name == "files")
+    assert check.outcome is Outcome.REFUSED
+
+
+def test_a_server_to_ask_needs_something_to_write(repository: Path) -> None:
+    done = CliRunner().invoke(app, ["adopt", "scale", "--to", "grpc://127.0.0.1:1", "--repository", str(repository)])
+    assert isinstance(done.exception, UsageError)
