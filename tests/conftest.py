@@ -26,13 +26,14 @@ def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C mean what it means in a terminal.
+    """Let Ctrl-C and a hang-up mean what they mean in a terminal.
 
-    A shell starts a job in the background (`pytest &`, `nohup`) with SIGINT ignored, and what is ignored stays so in
-    the programs that the tests start and interrupt.
+    A shell starts a job in the background with SIGINT ignored, and `nohup` with SIGHUP; what is ignored stays so in the
+    programs that the tests start and interrupt.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
