@@ -316,12 +316,14 @@ def _serve_once(
     checked = time.monotonic()
     with server.log_path.open(encoding="utf-8", errors="replace") as log:
         log.seek(0, os.SEEK_END)  # what it said while it started is in its file, and says little of a server that runs
-        while (code := server.wait(_LOG_POLL_S)) is None:
+        try:
+            while (code := server.wait(_LOG_POLL_S)) is None:
+                _copy_log(log, log_output)
+                if time.monotonic() - checked >= _GUARD_S:
+                    _mend(guard, report)
+                    checked = time.monotonic()
+        finally:  # after Ctrl-C, too
             _copy_log(log, log_output)
-            if time.monotonic() - checked >= _GUARD_S:
-                _mend(guard, report)
-                checked = time.monotonic()
-        _copy_log(log, log_output)
     return code
 
 
