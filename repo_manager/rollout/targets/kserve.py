@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.gates import Outcome
-from repo_manager.repository import Location, find_model, model_state, scan
+from repo_manager.repository import Location, find_model, model_state
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, SnapshotChange, TrialResult
@@ -31,15 +31,8 @@ from repo_manager.rollout.targets.kserve_status import (
     wait_for_service,
     watch_service,
 )
-from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshot_behind, snapshots_of, write_snapshot
-from repo_manager.rollout.targets.template import (
-    MODELS,
-    SNAPSHOTS,
-    is_snapshot,
-    models_text,
-    parse_models,
-    snapshots_beside,
-)
+from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, models_served, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
 from repo_manager.rollout.trial.steps import CanaryStep, untried
 
 __all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve"]
@@ -157,7 +150,7 @@ class KServeTarget:
                 f"{self._service} has a canary that repo-manager did not make: {', '.join(strange)}",
                 hint="Promote it or remove it first.",
             )
-        self._held, source = self._serves()
+        self._held, source = models_served(self._context.repository, self._uri, self._snapshots, str(self._service))
         self._models = self._chosen(source)
         self._planned: Snapshot = write_snapshot(
             snapshots_of(self._context.repository),
@@ -266,15 +259,6 @@ class KServeTarget:
     def _snapshots(self) -> str:
         """Where snapshots are, as the cluster sees them."""
         return self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)
-
-    def _serves(self) -> tuple[Mapping[str, tuple[int, ...]], Location]:
-        """Return what is served, and where the files of it are: its snapshot, or the repository itself."""
-        repository = self._context.repository
-        if is_snapshot(self._uri, self._snapshots):
-            held = snapshot_behind(repository, self._uri, str(self._service))
-            return held.models, held.location
-        entries = scan(repository, deep=False)
-        return {entry.name: entry.served_versions for entry in entries if entry.served_versions}, repository
 
     def _chosen(self, source: Location) -> list[SnapshotModel]:
         """Return what the snapshot has to hold: what is served, with the new version in its place."""

@@ -12,18 +12,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.repository import Location, scan
+from repo_manager.repository import Location
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
 from repo_manager.rollout.smoke import smoke_test
 from repo_manager.rollout.targets.api import Api, Object, change_unless_changed, patiently
 from repo_manager.rollout.targets.base import Context, LeftAloneError
 from repo_manager.rollout.targets.kubernetes_status import is_ready, wait_for_rollout
-from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, snapshot_behind, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, models_served, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import (
     ServedTemplate,
     history_of,
-    is_snapshot,
     parse_models,
     patch_back,
     patch_for,
@@ -165,17 +164,11 @@ class KubernetesTarget:
             self.context.note(f"snapshot {made.id}: {'written' if made.created else 'there already'}")
 
     def _held(self, first: ServedTemplate) -> tuple[Mapping[str, tuple[int, ...]], Location]:
-        """Return what the release serves, and where the files of it are: its snapshot, or the repository itself.
-
-        What a snapshot holds is read from the snapshot: annotations are copied, restored and edited by others.
-        """
+        """Return what the release serves, and where the files of it are; say what a snapshot of the repository pins."""
         repository = self.context.repository
-        if is_snapshot(first.url, first.snapshots):
-            held = snapshot_behind(repository, first.url, str(self.release))
-            return held.models, held.location
-        entries = scan(repository, deep=False)
-        wanted = [entry for entry in entries if "*" in first.load or entry.name in first.load]
-        models = {entry.name: entry.served_versions for entry in wanted if entry.served_versions}
+        models, source = models_served(repository, first.url, first.snapshots, str(self.release), first.load)
+        if source != repository:
+            return models, source
         others = ", ".join(f"{name}:{max(models[name])}" for name in sorted(models) if name != self.context.name)
         if others:
             self.context.note(f"{self.release} serves the repository itself; as it is now, the snapshot pins {others}")

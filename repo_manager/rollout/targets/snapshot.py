@@ -23,7 +23,7 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
-from repo_manager.repository import Location, check_served, local_folder
+from repo_manager.repository import Location, check_served, local_folder, scan
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.manifest import Manifest
@@ -31,12 +31,14 @@ from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.view import ModelView, existing_model, walk, with_versions
+from repo_manager.rollout.targets.template import is_snapshot
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
 
 __all__ = [
     "SNAPSHOT_FILENAME",
     "Snapshot",
     "SnapshotModel",
+    "models_served",
     "read_snapshot",
     "snapshot_behind",
     "snapshots_of",
@@ -135,6 +137,32 @@ def snapshot_behind(repository: Location, url: str, served_by: str) -> Snapshot:
             hint="Give --repository the repository that it was made from; its snapshots are beside it.",
         )
     return found
+
+
+def models_served(
+    repository: Location, url: str, snapshots: str, served_by: str, load: Sequence[str] = ("*",)
+) -> tuple[Mapping[str, tuple[int, ...]], Location]:
+    """Return what a cluster serves, model -> versions, and where the files of it are.
+
+    What a snapshot holds is read from the snapshot: annotations are copied, restored and edited by others. A cluster
+    that serves the repository itself has the versions that its policies select.
+
+    Args:
+        repository: the repository, as this machine sees it.
+        url: what is served, as the cluster sees it.
+        snapshots: where snapshots are, as the cluster sees them.
+        served_by: the target, for messages.
+        load: the models that are loaded of the repository itself, or `*`.
+
+    Raises:
+        RepositoryError: a snapshot is served that cannot be read.
+    """
+    if is_snapshot(url, snapshots):
+        held = snapshot_behind(repository, url, served_by)
+        return held.models, held.location
+    entries = scan(repository, deep=False)
+    wanted = [entry for entry in entries if "*" in load or entry.name in load]
+    return {entry.name: entry.served_versions for entry in wanted if entry.served_versions}, repository
 
 
 def write_snapshot(
