@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rich import progress as rich_progress
 from rich.console import Console, Group, RenderableType
@@ -166,6 +166,18 @@ def transfer_progress(
     return told
 
 
+Told = TypeVar("Told", contravariant=True)
+
+
+class _View(Protocol[Told]):
+    """A live view: of a load test, or of a comparison."""
+
+    def update(self, progress: Told) -> None:
+        """Take what is told; the view redraws itself."""
+
+    def __rich__(self) -> RenderableType: ...
+
+
 _BARS = "▁▂▃▄▅▆▇█"
 _KEPT = 60
 _OUTCOME_STYLES = {"stable": "green", "failed": "red"}
@@ -179,15 +191,27 @@ def load_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Progre
         console: of stderr.
         quiet: show nothing.
     """
+    with _shown(console, _line, _LoadView(), quiet=quiet, refreshes_per_s=8) as told:
+        yield told
+
+
+@contextlib.contextmanager
+def _shown(
+    console: Console,
+    line: Callable[[Console, Told], None],
+    view: _View[Told],
+    *,
+    quiet: bool,
+    refreshes_per_s: int,
+) -> Iterator[Callable[[Told], None]]:
+    """Give a function that shows progress: as a live view in a terminal, else a line at a time; nothing if quiet."""
     if quiet:
         yield lambda _progress: None
-        return
-    if not console.is_terminal:
-        yield lambda progress: _line(console, progress)
-        return
-    view = _LoadView()
-    with Live(view, console=console, refresh_per_second=8, transient=True):
-        yield view.update
+    elif not console.is_terminal:
+        yield lambda progress: line(console, progress)
+    else:
+        with Live(view, console=console, refresh_per_second=refreshes_per_s, transient=True):
+            yield view.update
 
 
 def _line(console: Console, progress: Progress) -> None:
@@ -272,15 +296,8 @@ def compare_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Com
         console: of stderr.
         quiet: show nothing.
     """
-    if quiet:
-        yield lambda _progress: None
-        return
-    if not console.is_terminal:
-        yield lambda progress: _compare_line(console, progress)
-        return
-    view = _CompareView()
-    with Live(view, console=console, refresh_per_second=4, transient=True):
-        yield view.update
+    with _shown(console, _compare_line, _CompareView(), quiet=quiet, refreshes_per_s=4) as told:
+        yield told
 
 
 def _compare_line(console: Console, progress: CompareProgress) -> None:
