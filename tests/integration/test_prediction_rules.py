@@ -19,7 +19,7 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.waiting import eventually
 
 from repo_manager.client import VersionWeights, published_name, published_weights
-from repo_manager.errors import RolloutUndoneError, ServerRefusedError
+from repo_manager.errors import RepositoryError, ServerRefusedError
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
 from repo_manager.server import TritonClient
@@ -221,7 +221,7 @@ def test_deploy_says_what_blinds_triton(repository: Path, client: TritonClient) 
     folder = write_model(repository, "blind", text, {1: scaling_model(2.0), 2: scaling_model(3.0)})
     client.load("blind")
     (folder / "config").write_text("x")
-    with pytest.raises(RolloutUndoneError, match=r"config in the model's folder is taken for a second config\.pbtxt"):
+    with pytest.raises(RepositoryError, match=r"blind/config: is taken for a second config\.pbtxt"):
         deploy(repository, "blind", 2, client)
     assert observe(client, "blind").ready == (1,)
     (folder / "config").unlink()
