@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.pipeline.deploying import deploy, rollback
     from repo_manager.pipeline.inspect import inspect_model
+    from repo_manager.pipeline.snapshot import snapshot
     from repo_manager.pipeline.status import status
     from repo_manager.precision import ConvertOptions, convert, load_calibration
     from repo_manager.pruning import PruneOptions, prune_with_data
@@ -88,6 +89,7 @@ __all__ = [
     "save_model",
     "scan",
     "sign_version",
+    "snapshot",
     "sparsity_report",
     "status",
     "verify",
@@ -111,6 +113,7 @@ _MODULES = {
     "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "pipeline.deploying": ("deploy", "rollback"),
     "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),
+    "pipeline.snapshot": ("snapshot",),
     "pipeline.status": ("status",),
     "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
     "sparsity": ("prune", "sparsity_report"),

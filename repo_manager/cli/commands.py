@@ -56,6 +56,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "sign": Entry("signing", "Sign a version in the OpenSSF model-signing format."),
         "apply": Entry("apply", "Bring a repository and servers to a declared state."),
         "export": Entry("apply", "Write a repository as the YAML file that apply takes."),
+        "snapshot": Entry("snapshot", "Freeze what pods serve; pin it for Argo CD or Flux."),
     },
     "Serve": {
         "serve": Entry("serve", "Run the embedded Triton on a repository."),

@@ -17,6 +17,8 @@ from support.manifests_links import check_set
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError
+from repo_manager.pipeline.snapshot import snapshot
+from repo_manager.repository import adopt
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 
 pytestmark = pytest.mark.integration
@@ -146,6 +148,7 @@ def test_lint() -> None:
         ({"rollout": {"maxSurge": "0%", "maxUnavailable": 0}}, "maxSurge and rollout.maxUnavailable are both 0"),
         ({"rollout": {"maxUnavailable": -1}}, "/rollout/maxUnavailable"),
         ({"extraEnv": [{"name": "MODEL_REPOSITORY", "value": "/x"}]}, "extraEnv: MODEL_REPOSITORY is set by the chart"),
+        ({"repository": {**_VOLUME, "requireSnapshot": True}}, "repository.snapshot is empty"),
         ({"repository": {**_VOLUME, "url": "/models"}}, "/models is not below volume.mountPath (/models/)"),
         ({"repository": {**_VOLUME, "url": "/data/models"}}, "/data/models is not below volume.mountPath"),
         ({"repository": {**_VOLUME, "snapshots": "/snapshots"}}, "/snapshots is not below volume.mountPath"),
@@ -323,6 +326,24 @@ def test_an_upgrade_to_another_repository_is_not_ignored(cluster: ServedCluster,
     text = upgrade({**_BASE, "repository": {"url": "s3://other/models"}}, cluster.kubeconfig)
     assert _served(text) == ("s3://other/models",) * 2
     assert "repo-manager/models" not in _deployment(load_objects(text))["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_a_rendering_that_pins_nothing_says_so(cluster: ServedCluster) -> None:
+    assert "# WARNING: nothing is pinned" in render(_BASE)
+    assert "WARNING" not in render(_MATRIX["pinned"])
+    _deploy(_live(cluster, _BASE), "s3://bucket/models.snapshots/abc")
+    assert "WARNING" not in upgrade(_BASE, cluster.kubeconfig)
+
+
+def test_a_values_file_of_the_tool_pins_what_pods_serve(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository", "scale", SCALING_CONFIG, {1: scaling_model()})
+    adopt(tmp_path / "repository")
+    made = snapshot(tmp_path / "repository", mounted="/models/repository", values=tmp_path / "snapshot.yaml")
+    required = {**_BASE, "repository": {"volume": _VOLUME["volume"], "requireSnapshot": True}}
+    command = ("template", "rel", str(CHART), "--values", str(tmp_path / "snapshot.yaml"))
+    done = run_helm(*command, values=required)
+    assert done.returncode == 0, done.stderr
+    assert _served(done.stdout) == (f"/models/repository.snapshots/{made.pin.id}",) * 2
 
 
 def test_turning_the_autoscaler_on_keeps_the_number_of_pods(cluster: ServedCluster) -> None:

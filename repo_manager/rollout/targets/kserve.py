@@ -31,7 +31,7 @@ from repo_manager.rollout.targets.kserve_status import (
     wait_for_service,
     watch_service,
 )
-from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, models_served, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.snapshot import Snapshot, models_after, models_served, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
 from repo_manager.rollout.trial.steps import CanaryStep, untried
 
@@ -151,7 +151,7 @@ class KServeTarget:
                 hint="Promote it or remove it first.",
             )
         self._held, source = models_served(self._context.repository, self._uri, self._snapshots, str(self._service))
-        self._models = self._chosen(source)
+        self._models = models_after(self._context, self._held, source)
         self._planned: Snapshot = write_snapshot(
             snapshots_of(self._context.repository),
             self._models,
@@ -259,12 +259,6 @@ class KServeTarget:
     def _snapshots(self) -> str:
         """Where snapshots are, as the cluster sees them."""
         return self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)
-
-    def _chosen(self, source: Location) -> list[SnapshotModel]:
-        """Return what the snapshot has to hold: what is served, with the new version in its place."""
-        name = self._context.name
-        others = [SnapshotModel(each, self._held[each], source) for each in sorted(self._held) if each != name]
-        return [*others, SnapshotModel(name, (self._context.version,), self._context.repository)]
 
     def _spec(self, percent: int) -> Object:
         """Return the part of the spec that gives the new version a share of the traffic."""

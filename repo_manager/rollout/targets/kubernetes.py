@@ -19,10 +19,18 @@ from repo_manager.rollout.smoke import smoke_test
 from repo_manager.rollout.targets.api import Api, Object, change_unless_changed, patiently
 from repo_manager.rollout.targets.base import Context, LeftAloneError
 from repo_manager.rollout.targets.kubernetes_status import is_ready, wait_for_rollout
-from repo_manager.rollout.targets.snapshot import Snapshot, SnapshotModel, models_served, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.snapshot import (
+    Snapshot,
+    SnapshotModel,
+    models_after,
+    models_served,
+    snapshots_of,
+    write_snapshot,
+)
 from repo_manager.rollout.targets.template import (
     ServedTemplate,
     history_of,
+    keeper_of,
     parse_models,
     patch_back,
     patch_for,
@@ -111,7 +119,7 @@ class KubernetesTarget:
         self.prover = _PodProver(context, connection)
         self.checks: tuple[Check, ...] = ()
         self.parts: list[DeploymentPart] = []
-        self._models: list[SnapshotModel] = []
+        self._models: Sequence[SnapshotModel] = ()
         self._snapshot: Snapshot | None = None
 
     @property
@@ -135,8 +143,9 @@ class KubernetesTarget:
                     f"Deployment {name} is paused: no change of it is rolled out",
                     hint=f"kubectl rollout resume deployment/{name} -n {self.release.namespace}",
                 )
+        self._name_keeper(deployments[0])
         held, source = self._held(served[0])
-        self._models = self._chosen(held, source)
+        self._models = models_after(self.context, held, source)
         after = next(model.versions for model in self._models if model.name == self.context.name)
         self.checks += self.context.check_pinned(held.get(self.context.name, ()), after)
         planned = write_snapshot(
@@ -163,6 +172,15 @@ class KubernetesTarget:
             )
             self.context.note(f"snapshot {made.id}: {'written' if made.created else 'there already'}")
 
+    def _name_keeper(self, deployment: Object) -> None:
+        """Say whether somebody else may put the roll-out back."""
+        keeper = keeper_of(deployment)
+        if keeper is not None:
+            self.context.note(
+                f"{keeper} applies {deployment['metadata']['name']} and may put this roll-out back; with it, pin a "
+                f"snapshot in Git instead: repo-manager snapshot {self.context.name}:{self.context.version}"
+            )
+
     def _held(self, first: ServedTemplate) -> tuple[Mapping[str, tuple[int, ...]], Location]:
         """Return what the release serves, and where the files of it are; say what a snapshot of the repository pins."""
         repository = self.context.repository
@@ -173,15 +191,6 @@ class KubernetesTarget:
         if others:
             self.context.note(f"{self.release} serves the repository itself; as it is now, the snapshot pins {others}")
         return models, repository
-
-    def _chosen(self, held: Mapping[str, tuple[int, ...]], source: Location) -> list[SnapshotModel]:
-        """Return what the snapshot has to hold: what the release serves, with the new version in its place."""
-        repository, name, version = self.context.repository, self.context.name, self.context.version
-        others = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != name]
-        keep = self.context.options.keep_previous
-        others_of_it = [v for v in held.get(name, ()) if keep and v != version]
-        kept = {*others_of_it[-1:], *(v for v in others_of_it if v in self.context.pinned)}
-        return [*others, SnapshotModel(name, tuple(sorted({version, *kept})), repository)]
 
 
 class DeploymentPart:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
-from repo_manager.repository import Location, check_served, local_folder, scan
+from repo_manager.repository import Location, check_served, find_model, local_folder, scan
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.manifest import Manifest
@@ -31,6 +31,7 @@ from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.view import ModelView, existing_model, walk, with_versions
+from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.template import is_snapshot
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
 
@@ -38,6 +39,7 @@ __all__ = [
     "SNAPSHOT_FILENAME",
     "Snapshot",
     "SnapshotModel",
+    "models_after",
     "models_served",
     "read_snapshot",
     "snapshot_behind",
@@ -163,6 +165,30 @@ def models_served(
     entries = scan(repository, deep=False)
     wanted = [entry for entry in entries if "*" in load or entry.name in load]
     return {entry.name: entry.served_versions for entry in wanted if entry.served_versions}, repository
+
+
+def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: Location) -> tuple[SnapshotModel, ...]:
+    """Return what the snapshot of a roll-out holds: what is served, with the new version in the place of the old.
+
+    Models that the new version needs and that are not served come along, with the versions that their policies serve,
+    else the newest: a server does not become ready with an ensemble that lacks a part.
+
+    Args:
+        context: of the roll-out.
+        held: models and versions that are served.
+        source: where their files are.
+    """
+    repository, name, version = context.repository, context.name, context.version
+    found = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != name]
+    keep = context.options.keep_previous
+    others_of_it = [v for v in held.get(name, ()) if keep and v != version]
+    kept = {*others_of_it[-1:], *(v for v in others_of_it if v in context.pinned)}
+    found.append(SnapshotModel(name, tuple(sorted({version, *kept})), repository))
+    for needed in context.needs:
+        entry = find_model(repository, needed)
+        if needed not in held and entry.versions:
+            found.append(SnapshotModel(needed, entry.served_versions or (entry.versions[-1].version,), repository))
+    return tuple(found)
 
 
 def write_snapshot(

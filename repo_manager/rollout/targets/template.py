@@ -19,6 +19,7 @@ __all__ = [
     "ServedTemplate",
     "history_of",
     "is_snapshot",
+    "keeper_of",
     "models_text",
     "parse_models",
     "patch_back",
@@ -163,6 +164,20 @@ def snapshots_beside(url: str) -> str:
     """Return where the snapshots of what is at `url` are: it may be one itself."""
     above, _, _ = url.rstrip("/").rpartition("/")
     return above if above.endswith(_SUFFIX) else url.rstrip("/") + _SUFFIX
+
+
+# What a GitOps controller leaves on what it applies -> its name.
+_KEEPERS = {
+    "argocd.argoproj.io/": "Argo CD",
+    "helm.toolkit.fluxcd.io/": "Flux",
+    "kustomize.toolkit.fluxcd.io/": "Flux",
+}
+
+
+def keeper_of(item: Object) -> str | None:
+    """Return which GitOps controller applies an object, and may put changes of it back; `None`: none that is known."""
+    marks = [*(item["metadata"].get("labels") or {}), *(item["metadata"].get("annotations") or {})]
+    return next((name for mark, name in _KEEPERS.items() if any(each.startswith(mark) for each in marks)), None)
 
 
 def models_text(models: Mapping[str, tuple[int, ...]]) -> str:

@@ -48,6 +48,9 @@ What no schema can say of the values.
 {{- fail (printf "kinds %q: rollout.maxSurge and rollout.maxUnavailable are both 0, so no pod could ever be replaced" $name) }}
 {{- end }}
 {{- end }}
+{{- if and .Values.repository.requireSnapshot (not .Values.repository.snapshot) }}
+{{- fail "repository.snapshot is empty, and repository.requireSnapshot is true: pin one with `repo-manager snapshot --values FILE`, and give helm that file" }}
+{{- end }}
 {{- $own := list "MODEL_REPOSITORY" "HOME" }}
 {{- if .Values.repository.s3.region }}{{ $own = append $own "AWS_DEFAULT_REGION" }}{{ end }}
 {{- if .Values.repository.s3.secretName }}{{ $own = concat $own (list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY") }}{{ end }}
@@ -77,9 +80,9 @@ One kind's name, with the release's. Arguments: (list $ kind).
 {{- end }}
 
 {{/*
-What the pods serve, as JSON {url, models, replicas}: the pinned snapshot, else what repo-manager has rolled out of this very
+What the pods serve, as JSON {url, models, replicas, isPinned}: the pinned snapshot, else what repo-manager has rolled out of this very
 repository (an upgrade must not undo a roll-out, and another repository.url must not be ignored), else the repository.
-`replicas` is what runs now, 0 when nothing does. Arguments: (list $ deploymentName).
+`replicas` is what runs now, 0 when nothing does. `isPinned` is false where pods load the repository itself. Arguments: (list $ deploymentName).
 */}}
 {{- define "triton.served" -}}
 {{- $root := index . 0 }}
@@ -96,5 +99,5 @@ repository (an upgrade must not undo a roll-out, and another repository.url must
 {{- with get $known "repo-manager/models" }}{{ $models = . }}{{ end }}
 {{- end }}
 {{- end }}
-{{- dict "url" $url "models" $models "replicas" (dig "spec" "replicas" 0 $live | int) | toJson }}
+{{- dict "url" $url "models" $models "replicas" (dig "spec" "replicas" 0 $live | int) "isPinned" (ne $url $root.Values.repository.url) | toJson }}
 {{- end }}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 import time
@@ -76,6 +77,23 @@ def test_a_roll_out_pins_the_pods_to_a_snapshot_of_all_that_they_served(
     assert model_state(repository, "scale").deployments[-1].version == 2
     assert find_model(repository, "scale").policy == (1,), "the repository itself is left as it is"
     assert as_json(rollout)["servers"][0]["snapshot"]["models"] == {"other": [1], "scale": [2]}
+
+
+@pytest.mark.parametrize(
+    ("part", "mark", "keeper"),
+    [
+        ("annotations", "argocd.argoproj.io/tracking-id", "Argo CD"),
+        ("labels", "helm.toolkit.fluxcd.io/name", "Flux"),
+        ("labels", "team", None),
+    ],
+)
+def test_a_gitops_controller_that_may_put_it_back_is_named(
+    deployed: FakeCluster, repository: Path, part: str, mark: str, keeper: str | None
+) -> None:
+    deployed.deployment("models", "rel-triton")["metadata"][part][mark] = "x"
+    events = deploy(repository, "scale", 2, TARGET, options=dataclasses.replace(QUICK, dry_run=True)).events
+    said = [event for event in events if "repo-manager snapshot scale:2" in event]
+    assert [event.partition(" applies")[0] for event in said] == ([keeper] if keeper else [])
 
 
 def test_no_pod_goes_before_its_successor_is_available(deployed: FakeCluster, repository: Path) -> None:

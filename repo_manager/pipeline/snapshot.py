@@ -1,0 +1,114 @@
+"""`snapshot`: freeze what pods are to serve, and write the chart's values that pin it, for Argo CD or Flux."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from repo_manager.declared.document import parse_document
+from repo_manager.errors import InputError, UsageError
+from repo_manager.files import read_regular, write_atomic
+from repo_manager.repository import Location, local_folder, resolve_version
+from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.pinning import Pin, pin_snapshot
+from repo_manager.rollout.targets.base import Report
+
+__all__ = ["Pinned", "snapshot", "values_text"]
+
+_HEAD = "# Written by `repo-manager snapshot`; it holds the pin alone, and is written anew each time."
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """A snapshot, and the values file that names it.
+
+    Attributes:
+        pin: the snapshot.
+        values: the chart's values, as YAML.
+        file: where they were written; `None`: nowhere.
+        changed: whether the file had to change.
+    """
+
+    pin: Pin
+    values: str
+    file: Path | None
+    changed: bool
+
+
+def snapshot(
+    repository: Location,
+    targets: tuple[str, ...] = (),
+    *,
+    values: Path | None = None,
+    mounted: str | None = None,
+    options: RolloutOptions | None = None,
+    report: Report = lambda _: None,
+) -> Pinned:
+    """Write a snapshot, and pin it in a values file.
+
+    Args:
+        repository: the repository.
+        targets: what is to change, each `NAME` or `NAME:VERSION`; empty takes every model as its policy serves it.
+        values: a YAML file for the pin alone. What it pins now stays, but for `targets`. `None` writes no file; the
+            other models are then taken as the repository's policies serve them.
+        mounted: the repository's URL or path, as the pods see it; `None`: what the file says, else as this machine
+            sees it.
+        options: see `pin_snapshot`; `None` takes the defaults.
+        report: told what is being done.
+
+    Raises:
+        UsageError: a model is named twice.
+        InputError: the file holds more than a pin, or cannot be read.
+        RepositoryError: as `pin_snapshot`.
+    """
+    options = RolloutOptions() if options is None else options
+    chosen: dict[str, int] = {}
+    for text in targets:
+        name, version = resolve_version(repository, text)
+        if name in chosen:
+            raise UsageError(f"{name} is named twice", hint="A snapshot gets one new version of a model.")
+        chosen[name] = version
+    url, pinned = (None, None) if values is None else _pinned_in(values)
+    made = pin_snapshot(repository, chosen, mounted=mounted or url, pinned=pinned, options=options, report=report)
+    if local_folder(repository) is not None and mounted is None and url is None:
+        report(
+            f"the values name a folder of this machine; where pods mount it elsewhere, say so: --mounted ({made.url})"
+        )
+    text = values_text(made)
+    changed = values is not None and made.url != pinned
+    if values is not None and changed and not options.dry_run:
+        write_atomic(values, text.encode())
+    return Pinned(made, text, values, changed)
+
+
+def values_text(pin: Pin) -> str:
+    """Return the chart's values that pin a snapshot, as YAML; what it holds is a comment, which a diff shows."""
+    held = [f"#   {name}: {', '.join(map(str, versions))}" for name, versions in sorted(pin.models.items())]
+    return "\n".join([_HEAD, "# It holds:", *held, yaml.safe_dump(pin.values, sort_keys=False)])
+
+
+def _pinned_in(file: Path) -> tuple[str | None, str | None]:
+    """Return a values file's `repository.url` and `repository.snapshot`; nothing when it does not exist.
+
+    Raises:
+        InputError: it holds more than these, which would be lost, or cannot be read.
+    """
+    try:
+        text = read_regular(file).decode()
+    except FileNotFoundError:
+        return None, None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{file}: the values cannot be read: {exc}") from exc
+    found = parse_document(text, name=str(file)).value or {}
+    section = found.get("repository") if isinstance(found, dict) else None
+    if not found:
+        return None, None
+    if not isinstance(section, dict) or set(found) != {"repository"} or not set(section) <= {"url", "snapshot"}:
+        raise InputError(
+            f"{file} holds more than repository.url and repository.snapshot, and would be overwritten",
+            hint="Give the pin a file of its own: helm, Argo CD and Flux take several values files.",
+        )
+    url, pinned = (None if section.get(key) is None else str(section[key]) for key in ("url", "snapshot"))
+    return url, pinned or None

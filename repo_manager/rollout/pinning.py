@@ -1,0 +1,142 @@
+"""Snapshots for GitOps: written here, named in a repository of manifests, rolled out by Argo CD or Flux."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from repo_manager.errors import RepositoryError
+from repo_manager.repository import Location, scan
+from repo_manager.rollout.checks import Check, check_version, refuse
+from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.targets.base import Context, Report
+from repo_manager.rollout.targets.snapshot import (
+    SnapshotModel,
+    models_after,
+    models_served,
+    snapshots_of,
+    write_snapshot,
+)
+from repo_manager.rollout.targets.template import snapshots_beside
+
+__all__ = ["Pin", "pin_snapshot"]
+
+_PLACE = "what is pinned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """A snapshot, and what names it.
+
+    Attributes:
+        id: of its content.
+        url: of the snapshot, as the pods see it: the chart's `repository.snapshot`, or KServe's `storageUri`.
+        repository: of the repository, as the pods see it: the chart's `repository.url`.
+        models: model -> the versions that it holds.
+        previous: URL of the snapshot that was pinned before; `None` for the first one.
+        before: model -> the versions that were pinned before; what the policies serve where nothing was pinned.
+        created: whether it was written now, or was there already.
+        checks: what was found about the versions.
+        dry_run: nothing was written.
+    """
+
+    id: str
+    url: str
+    repository: str
+    models: Mapping[str, tuple[int, ...]]
+    previous: str | None
+    before: Mapping[str, tuple[int, ...]]
+    created: bool
+    checks: tuple[Check, ...]
+    dry_run: bool
+
+    @property
+    def values(self) -> dict[str, dict[str, str]]:
+        """The chart's values that pin it."""
+        return {"repository": {"url": self.repository, "snapshot": self.url}}
+
+
+def pin_snapshot(
+    repository: Location,
+    versions: Mapping[str, int],
+    *,
+    mounted: str | None = None,
+    pinned: str | None = None,
+    options: RolloutOptions | None = None,
+    report: Report = lambda _: None,
+) -> Pin:
+    """Write the snapshot that holds some versions, beside everything that is pinned already.
+
+    Args:
+        repository: the repository.
+        versions: model -> the version that it is to have; empty takes every model, as its policy serves it.
+        mounted: the repository's URL or path, as the pods see it; `None`: as this machine does.
+        pinned: URL of the snapshot that is pinned now, whose other models stay as they are; `None`: the other models
+            are taken as the repository's policies serve them.
+        options: `signed_by`, `keep_previous`, `drop_pinned`, `force` and `dry_run` count; `None` takes the defaults.
+        report: told what is being done.
+
+    Raises:
+        RepositoryError: no such model or version, a check speaks against one, the snapshot that is pinned cannot be
+            read, the repository serves nothing, or the snapshot cannot be written.
+    """
+    options = RolloutOptions() if options is None else options
+    repository = repository.resolve()
+    url = (str(repository) if mounted is None else mounted).rstrip("/")
+    snapshots = snapshots_beside(url)
+    held, source = models_served(repository, pinned or url, snapshots, _PLACE)
+    if versions:
+        models, checks = _with(repository, held, source, versions, options=options, report=report)
+    else:
+        models, checks = _all(repository, options)
+    root = snapshots_of(repository)
+    made = write_snapshot(root, models, signed_by=options.signed_by, dry_run=options.dry_run)
+    state = "written" if made.created else "not written: dry run" if options.dry_run else "there already"
+    report(f"snapshot {made.id}: {state}")
+    where = f"{snapshots}/{made.id}"
+    return Pin(made.id, where, url, made.models, pinned, held, made.created, checks, options.dry_run)
+
+
+def _with(
+    repository: Location,
+    held: Mapping[str, tuple[int, ...]],
+    source: Location,
+    versions: Mapping[str, int],
+    *,
+    options: RolloutOptions,
+    report: Report,
+) -> tuple[tuple[SnapshotModel, ...], tuple[Check, ...]]:
+    """Put versions in the place of those that are held, one model after the other; check each as `deploy` does."""
+    found = {name: SnapshotModel(name, numbers, source) for name, numbers in held.items()}
+    contexts = [Context(repository, name, version, options, report) for name, version in versions.items()]
+    for context in contexts:
+        now = {each.name: each.versions for each in found.values()}
+        new = [each for each in models_after(context, now, source) if each.name == context.name or each.name not in now]
+        found |= {each.name: each for each in new}
+    serving = {each.name: each.versions for each in found.values()}
+    checks: tuple[Check, ...] = ()
+    for context in contexts:
+        name, version = context.name, context.version
+        spoken = check_version(repository, context.entry, version, signed_by=options.signed_by, serving=serving)
+        spoken += context.check_pinned(held.get(name, ()), serving[name])
+        refuse(name, version, spoken, options)
+        checks += spoken
+    return tuple(found.values()), checks
+
+
+def _all(repository: Location, options: RolloutOptions) -> tuple[tuple[SnapshotModel, ...], tuple[Check, ...]]:
+    """Take every model as its policy serves it; check each version that is served.
+
+    Raises:
+        RepositoryError: none is served, or a check speaks against one.
+    """
+    entries = [entry for entry in scan(repository) if entry.served_versions]
+    if not entries:
+        raise RepositoryError(f"{repository} serves no version of any model", hint="Name some: NAME:VERSION.")
+    checks: tuple[Check, ...] = ()
+    for entry in entries:
+        for version in entry.served_versions:
+            spoken = check_version(repository, entry, version, signed_by=options.signed_by)
+            refuse(entry.name, version, spoken, options)
+            checks += spoken
+    return tuple(SnapshotModel(entry.name, entry.served_versions, repository) for entry in entries), checks
