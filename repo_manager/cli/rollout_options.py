@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import check_outputs, writing
@@ -15,9 +15,11 @@ from repo_manager.report.rollout_tables import shadow_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
 from repo_manager.rollout.trial.gates import parse_gates
-from repo_manager.rollout.trial.shadow import ShadowReport
 from repo_manager.rollout.trial.steps import parse_steps
 from repo_manager.types import as_json
+
+if TYPE_CHECKING:
+    from repo_manager.rollout.trial.shadow import ShadowReport
 
 __all__ = ["RolloutFlags", "Trial", "parse_duration"]
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
-from repo_manager.onnx_model.signature import Signature, resolve_shape, spec_of
+from repo_manager.onnx_model.signature import Signature, resolve_shape, signature_of, spec_of
 from repo_manager.optional import deferred
 from repo_manager.types import TensorSpec
 
@@ -24,7 +25,7 @@ else:
     ml_dtypes = deferred("ml_dtypes")
     onnx = deferred("onnx")
 
-__all__ = ["find_sizes", "index_limits", "natural_inputs", "usual_shapes"]
+__all__ = ["find_sizes", "index_limits", "natural_answers", "natural_inputs", "usual_shapes"]
 
 
 # How large an integer input may get where it picks rows of a table: token numbers, categories.
@@ -110,6 +111,22 @@ def natural_inputs(
         else:
             arrays[spec.name] = _values(spec, shape, generator)
     return arrays
+
+
+def natural_answers(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Make one request for a model and have ONNX Runtime answer it.
+
+    Args:
+        path: the model's file.
+
+    Returns:
+        The inputs, batch 1, and the outputs.
+
+    Raises:
+        ModelError: it does not run on made-up inputs.
+    """
+    inputs = natural_inputs(signature_of(load_model(path)), batch=1)
+    return inputs, Session(path).run(inputs)
 
 
 def usual_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

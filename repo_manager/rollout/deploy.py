@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.optional import deferred
 from repo_manager.repository import Location, previous_deployment
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout import engine
@@ -14,12 +16,17 @@ from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.base import Context, Report, Target
-from repo_manager.rollout.targets.kserve import InferenceService, KServeTarget, previous_on_kserve
-from repo_manager.rollout.targets.kubernetes import KubernetesTarget, Release, previous_on_kubernetes
 from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.urls import To, connect
-from repo_manager.rollout.trial.canary import CanaryTarget
 from repo_manager.server import ClientOptions, TritonClient
+
+if TYPE_CHECKING:
+    from repo_manager.rollout.targets import kserve, kubernetes
+    from repo_manager.rollout.trial import canary
+else:
+    kserve = deferred("repo_manager.rollout.targets.kserve")
+    kubernetes = deferred("repo_manager.rollout.targets.kubernetes")
+    canary = deferred("repo_manager.rollout.trial.canary")
 
 __all__ = ["deploy", "rollback", "version_to_go_back_to"]
 
@@ -147,8 +154,8 @@ class _Reach:
     """What `to` names: servers, or something in a cluster."""
 
     servers: tuple[str | TritonClient, ...] = ()
-    release: Release | None = None
-    service: InferenceService | None = None
+    release: kubernetes.Release | None = None
+    service: kserve.InferenceService | None = None
     api: Api | None = None
 
     def previous(self, repository: Location, name: str) -> int:
@@ -158,9 +165,9 @@ class _Reach:
             RepositoryError: there is none.
         """
         if self.release is not None and self.api is not None:
-            return previous_on_kubernetes(self.release, name, self.api)
+            return kubernetes.previous_on_kubernetes(self.release, name, self.api)
         if self.service is not None and self.api is not None:
-            return previous_on_kserve(self.service, repository, name, self.api)
+            return kserve.previous_on_kserve(self.service, repository, name, self.api)
         return version_to_go_back_to(repository, name)
 
     @contextlib.contextmanager
@@ -177,10 +184,10 @@ class _Reach:
                     hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
                 )
             with self.api.within(context.call_s):
-                yield KubernetesTarget(context, self.release, self.api, connection)
+                yield kubernetes.KubernetesTarget(context, self.release, self.api, connection)
         elif self.service is not None and self.api is not None:
             with self.api.within(context.call_s):
-                yield KServeTarget(context, self.service, self.api, trial)
+                yield kserve.KServeTarget(context, self.service, self.api, trial)
         else:
             with contextlib.ExitStack() as stack:
                 clients = connect(self.servers, connection, stack)
@@ -204,8 +211,9 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
         yield _Reach(given)
         return
     text = str(found[0])
-    kserve = text.startswith("kserve://")
-    service, release = (InferenceService.parse(text), None) if kserve else (None, Release.parse(text))
+    on_kserve = text.startswith("kserve://")
+    service = kserve.InferenceService.parse(text) if on_kserve else None
+    release = None if on_kserve else kubernetes.Release.parse(text)
     with contextlib.closing(Api(options.deadline_s)) as api:
         yield _Reach(release=release, service=service, api=api)
 
@@ -224,4 +232,4 @@ def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialO
             "--shadow and --canary try a version on one server",
             hint="Try it on one of them with --to; then deploy to all: those that serve it already are left alone.",
         )
-    return CanaryTarget(target, context, trial, clients[0].another)
+    return canary.CanaryTarget(target, context, trial, clients[0].another)

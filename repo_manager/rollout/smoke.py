@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from repo_manager.errors import ConfigError, ModelError, ServerError, ServerRefusedError, UsageError
-from repo_manager.onnx_model.inputs import natural_inputs
-from repo_manager.onnx_model.model import load_model
-from repo_manager.onnx_model.session import Session
-from repo_manager.onnx_model.signature import signature_of
+from repo_manager.optional import deferred
 from repo_manager.repository import Location, read_manifest, version_files
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, Golden, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
@@ -23,6 +19,14 @@ from repo_manager.server import TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
 from repo_manager.triton_config import ModelConfig, parse_config
 from repo_manager.triton_messages import model_config_pb2
+
+if TYPE_CHECKING:
+    import ml_dtypes
+
+    from repo_manager.onnx_model import inputs as onnx_inputs
+else:
+    ml_dtypes = deferred("ml_dtypes")
+    onnx_inputs = deferred("repo_manager.onnx_model.inputs")
 
 __all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test"]
 
@@ -35,12 +39,12 @@ _DTYPES: dict[str, Any] = {
     "TYPE_STRING": np.object_,
     "TYPE_BOOL": np.bool_,
     "TYPE_FP16": np.float16,
-    "TYPE_BF16": ml_dtypes.bfloat16,
     "TYPE_FP32": np.float32,
     "TYPE_FP64": np.float64,
     **{f"TYPE_INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"TYPE_UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
+_BFLOAT16 = "TYPE_BF16"
 _DEAD = "not healthy"  # triton-inference-server/python_backend: the process of the model has ended
 _MADE_UP_HINT = (
     "The inputs were made up, because the version has no recorded sample. Record one (repo-manager add --sample), or "
@@ -293,7 +297,7 @@ def _check_promised(
         if name not in outputs or array is None:
             continue
         kind = _DATA_TYPE.values_by_number[outputs[name].data_type].name
-        wanted = [np.dtype(_DTYPES.get(kind, array.dtype))]
+        wanted = [_dtype(kind) or array.dtype]
         if kind == "TYPE_BF16":
             wanted.append(np.dtype(np.float32))  # as clients give it
         if array.dtype not in wanted:
@@ -343,8 +347,8 @@ def _reference(version: Location, config: ModelConfig, kind: ModelKind) -> _Refe
         with version_files(version) as folder:
             path = folder / (config.message().default_model_filename or "model.onnx")
             try:
-                inputs = natural_inputs(signature_of(load_model(path)), batch=1)
-                return _Reference((Golden(inputs, Session(path).run(inputs)),), "onnxruntime", tolerance, promised)
+                made_up = Golden(*onnx_inputs.natural_answers(path))
+                return _Reference((made_up,), "onnxruntime", tolerance, promised)
             except ModelError:
                 pass  # made-up inputs do not suit every model: fall back to the shapes
     return _Reference(_made_up(config, kind), "none", tolerance, promised)
@@ -375,28 +379,35 @@ def _made_up(config: ModelConfig, kind: ModelKind) -> tuple[Golden, ...]:
     )
 
 
+def _dtype(kind: str) -> np.dtype[Any] | None:
+    """Return how NumPy holds one of Triton's data types; `None` where it has no such type."""
+    if kind == _BFLOAT16:
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(_DTYPES[kind]) if kind in _DTYPES else None
+
+
 def _unknown_types(config: ModelConfig) -> str:
     """Return the inputs whose type has no values to make up."""
     kinds = {entry.name: _DATA_TYPE.values_by_number[entry.data_type].name for entry in config.message().input}
-    return ", ".join(f"input {name} ({kind})" for name, kind in kinds.items() if kind not in _DTYPES)
+    return ", ".join(f"input {name} ({kind})" for name, kind in kinds.items() if _dtype(kind) is None)
 
 
 def _filled(entry: Any, config: ModelConfig, fill: int) -> Array:
     """Return an input full of one value."""
-    dtype = _DTYPES[_DATA_TYPE.values_by_number[entry.data_type].name]
+    dtype = _dtype(_DATA_TYPE.values_by_number[entry.data_type].name)
     warm = [
         dict(sample.inputs)[entry.name].dims for sample in config.message().model_warmup if entry.name in sample.inputs
     ]
     dims = warm[0] if warm and len(warm[0]) == len(entry.dims) else entry.dims
     shape = [1] * bool(config.max_batch_size) + [max(1, size) for size in dims]
-    if dtype is np.object_:
+    if dtype == np.dtype(object):
         return np.full(shape, str(fill).encode(), dtype)
     return np.full(shape, fill).astype(dtype)
 
 
 def _typed(array: Array, entry: Any) -> Array:
     """Give a recorded input the type that the file cannot hold."""
-    if _DATA_TYPE.values_by_number[entry.data_type].name == "TYPE_BF16":
+    if _DATA_TYPE.values_by_number[entry.data_type].name == _BFLOAT16:
         return array.astype(ml_dtypes.bfloat16)
     return array
 

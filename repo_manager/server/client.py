@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.optional import deferred
 from repo_manager.server.records import with_key
 from repo_manager.server.transport import (
     ClientOptions,
@@ -21,11 +22,14 @@ from repo_manager.server.transport import (
     Transport,
     VersionStatistics,
 )
-from repo_manager.server.transport_grpc import GrpcTransport
-from repo_manager.server.transport_http import HttpTransport
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from repo_manager.server import transport_grpc, transport_http
+else:  # a client needs one of them
+    transport_grpc = deferred("repo_manager.server.transport_grpc")
+    transport_http = deferred("repo_manager.server.transport_http")
 
 __all__ = ["TritonClient"]
 
@@ -60,7 +64,7 @@ class TritonClient:
         """
         options = with_key(url, ClientOptions() if options is None else options)
         endpoint = Endpoint.parse(url)
-        kind = GrpcTransport if endpoint.protocol == "grpc" else HttpTransport
+        kind = transport_grpc.GrpcTransport if endpoint.protocol == "grpc" else transport_http.HttpTransport
         return cls(endpoint, kind(endpoint, options), options)
 
     def another(self) -> TritonClient:

@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 if TYPE_CHECKING:
-    import ml_dtypes
     import numpy as np
     import tritonclient.utils as triton_utils
 else:
-    ml_dtypes = deferred("ml_dtypes")
     np = deferred("numpy")
     triton_utils = deferred("tritonclient.utils")
 
@@ -444,7 +442,7 @@ def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> l
     tensors = []
     for name, array in inputs.items():
         values = np.ascontiguousarray(array).reshape(np.shape(array))
-        if values.dtype == ml_dtypes.bfloat16:
+        if values.dtype.name == "bfloat16":
             datatype, values = "BF16", values.astype(np.float32)  # the client library rounds it back
         elif values.dtype.kind in "USO":
             datatype, values = "BYTES", _encoded(values)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
-
 from repo_manager.errors import ConfigError
+from repo_manager.optional import deferred
 from repo_manager.triton_config.backend_io import Tensor, fed_tensors, mismatches, taken_tensors
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.problems import Problem, Severity
@@ -18,6 +17,8 @@ from repo_manager.types import TensorSpec
 if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
     from repo_manager.onnx_model.signature import Signature
     from repo_manager.triton_config.served_signature import ServedSignature
+
+json_format = deferred("google.protobuf.json_format")
 
 __all__ = ["ReloadEffect", "changed_fields", "check_config", "reload_effect", "same_signature"]
 

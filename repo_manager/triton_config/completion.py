@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
-
 from repo_manager.errors import ConfigError
+from repo_manager.optional import deferred
 from repo_manager.triton_config.backend_io import ConfigMismatch, complete, needs_completion
 from repo_manager.triton_config.compare import as_document, tensors_by_name
 from repo_manager.triton_config.config import DEFAULT_FILENAMES, ModelConfig
 from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.triton_messages import model_config_pb2
+
+json_format = deferred("google.protobuf.json_format")
 
 __all__ = ["backend_of_files", "completed_config", "config_as_written", "described"]
 
