@@ -17,6 +17,7 @@ from repo_manager.errors import UsageError
 from repo_manager.pipeline.serving import (
     ServeOptions,
     follow_log,
+    handed_over,
     log_of,
     serve_until_ended,
     start_detached,
@@ -87,6 +88,26 @@ class RunFlags:
         min=0.1,
         help="Until when it has to be ready; with --stop: until when it has to be gone.",
     )
+    rate_limiter: bool = option(
+        "--rate-limiter",
+        sets=(ServeOptions, "rate_limiter"),
+        help="Heed the rate_limiter of configurations, which Triton ignores otherwise.",
+    )
+    cache_bytes: int = option(
+        "--cache-bytes",
+        metavar="BYTES",
+        sets=(ServeOptions, "cache_bytes"),
+        min=0,
+        help="Size of the response cache, for models that turn it on; 0 has none.",
+    )
+    verbosity: int = option(
+        "--verbosity",
+        sets=(ServeOptions, "verbosity"),
+        min=0,
+        max=9,
+        help="How much Triton logs of each request.",
+    )
+    options_from_stdin: bool = option("--options-from-stdin", default=False, hidden=True, help="For --detach.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +132,8 @@ class SecurityFlags:
     )
     restrict_file: Path | None = option(
         "--restrict-file",
+        default=None,
         metavar="FILE",
-        sets=(ServeOptions, "restrict_file"),
         help="A file with one `Name: value`: the header without which nobody loads, unloads or changes anything.",
     )
 
@@ -158,7 +179,7 @@ def serve_command(
         text = f"No server runs on {root}." if stopped is None else f"Stopped the server of {root} (pid {stopped.pid})."
         terminal.result({"stopped": stopped}, text)
         return
-    options = _options(root, flags, listen, security)
+    options = handed_over() if flags.options_from_stdin else _options(root, flags, listen, security)
     _warn_if_open(terminal, options.host, options.security)
     if flags.detach:
         running = start_detached(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -14,14 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from repo_manager.errors import ConfigError, RepoManagerError, RepositoryError, ServerError, ServerUnreachableError
+from repo_manager.errors import (
+    ConfigError,
+    RepoManagerError,
+    RepositoryError,
+    ServerError,
+    ServerUnreachableError,
+    UsageError,
+)
 from repo_manager.repository import Location, check_served, find_model, model_states, scan, settle_trial
 from repo_manager.repository.stores import open_store
 from repo_manager.server import (
     EmbeddedServer,
     RunningServer,
     ServerOptions,
-    ServerSecurity,
+    ServerSettings,
     StubGuard,
     TritonClient,
     running_server,
@@ -37,6 +45,7 @@ __all__ = [
     "deployed_models",
     "ensure_server",
     "follow_log",
+    "handed_over",
     "log_of",
     "needs_auto_complete",
     "serve_until_ended",
@@ -52,37 +61,25 @@ _ALL, _DEPLOYED, _NONE = "all", "deployed", "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class ServeOptions:
-    """Options of `serve`.
+class ServeOptions(ServerSettings):
+    """Options of `serve`, besides the server's settings.
 
     Attributes:
         repository: the model repository.
-        host: the address to bind.
-        http_port: 0 takes a free port; so do the other ports.
-        grpc_port: likewise.
-        metrics_port: likewise.
         load: names of models to load at the start, or one of `all`, `deployed` (also when empty), `none`.
         timeout_s: how long the server may take to be ready.
         auto_complete: let Triton fill in what a config.pbtxt leaves out, at about a second a load; `None`: only
             where a model of the repository needs it.
         restart: start a server that ended by itself, with a failure, again.
-        security: TLS and restricted APIs.
-        restrict_file: where the restriction in `security` was read from: a server in the background reads it again.
         pass_env: names of environment variables that the server, and so the models' code, gets besides those it needs.
         signed_by: public keys one of which has to vouch for each version that is loaded; empty asks for no signature.
     """
 
     repository: Location
-    host: str = "127.0.0.1"
-    http_port: int = 0
-    grpc_port: int = 0
-    metrics_port: int = 0
     load: tuple[str, ...] = ()
     timeout_s: float = 120.0
     auto_complete: bool | None = None
     restart: bool = False
-    security: ServerSecurity = dataclasses.field(default_factory=ServerSecurity)
-    restrict_file: Path | None = None
     signed_by: tuple[Path, ...] = ()
     pass_env: tuple[str, ...] = ()
 
@@ -125,15 +122,11 @@ def server_options(options: ServeOptions) -> ServerOptions:
         load = tuple(name for name in load if name not in refused)
     return ServerOptions(
         repository=str(options.repository.resolve()),
-        host=options.host,
-        http_port=options.http_port,
-        grpc_port=options.grpc_port,
-        metrics_port=options.metrics_port,
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(ServerSettings)},
         load=load,
         load_what_loads=deployed or bool(refused),
         refused=refused,
         environment={name: os.environ[name] for name in options.pass_env if name in os.environ},
-        security=options.security,
         auto_complete=needs_auto_complete(options.repository)
         if options.auto_complete is None
         else options.auto_complete,
@@ -396,35 +389,39 @@ def start_detached(options: ServeOptions) -> RunningServer:
     if running is not None:
         raise served_already(options.repository, running)
     log = log_directory() / f"serve-{os.getpid()}-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "repo_manager", "serve", "--quiet", f"--repository={options.repository.resolve()}"]
-    command += [f"--host={options.host}", f"--timeout={options.timeout_s}"]
-    command += [f"--http-port={options.http_port}", f"--grpc-port={options.grpc_port}"]
-    command += [f"--metrics-port={options.metrics_port}", *(f"--load={name}" for name in options.load)]
-    if options.auto_complete is not None:
-        command.append("--auto-complete" if options.auto_complete else "--no-auto-complete")
-    if options.restart:
-        command += ["--restart", "on-failure"]
-    tls = {
-        "cert": options.security.certificate,
-        "key": options.security.key,
-        "client-ca": options.security.client_authority,
-    }
-    command += [f"--tls-{name}={path.absolute()}" for name, path in tls.items() if path is not None]
-    if options.restrict_file is not None:
-        command.append(f"--restrict-file={options.restrict_file.absolute()}")
-    command += [f"--pass-env={name}" for name in options.pass_env]
-    if options.security.open_control:
-        command.append("--open-control")
+    command = [sys.executable, "-m", "repo_manager", "serve", "--quiet", "--options-from-stdin"]
+    command.append(f"--repository={options.repository.resolve()}")
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
     try:
+        _hand_over(process, options)
         return _wait_for(process, options, log)
     except BaseException:
         process.terminate()
         process.wait()
         raise
+
+
+def _hand_over(process: subprocess.Popen[bytes], options: ServeOptions) -> None:
+    """Give a server in the background its options, by a pipe: nobody else reads what a header's file holds."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # what ended it is in its log
+        pickle.dump(options, pipe)
+
+
+def handed_over() -> ServeOptions:
+    """Return the options that `start_detached` gave this process.
+
+    Raises:
+        UsageError: nobody did.
+    """
+    try:
+        options = pickle.load(sys.stdin.buffer)  # from our own process, the same code
+    except (EOFError, pickle.UnpicklingError):
+        options = None
+    if not isinstance(options, ServeOptions):
+        raise UsageError("--options-from-stdin is for `serve --detach`, which writes them")
+    return options
 
 
 def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path) -> RunningServer:

@@ -2,7 +2,7 @@
 
 from repo_manager.server.backend_directory import backend_directory
 from repo_manager.server.client import TritonClient
-from repo_manager.server.command import ServerOptions, ServerSecurity
+from repo_manager.server.command import ServerOptions, ServerSecurity, ServerSettings
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.guard import StubGuard
 from repo_manager.server.records import RunningServer, running_server, running_servers
@@ -17,6 +17,7 @@ __all__ = [
     "ServerMetadata",
     "ServerOptions",
     "ServerSecurity",
+    "ServerSettings",
     "StubGuard",
     "TritonClient",
     "VersionStatistics",

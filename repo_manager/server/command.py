@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.server.backend_directory import BackendDirectory
@@ -22,6 +23,7 @@ __all__ = [
     "LOOPBACK",
     "ServerOptions",
     "ServerSecurity",
+    "ServerSettings",
     "check_port_is_free",
     "command_of",
     "environment_of",
@@ -223,16 +225,62 @@ class ServerSecurity:
         return {} if self.restricted is None else {self.restricted[0]: self.restricted[1]}
 
 
-@dataclasses.dataclass(frozen=True)
-class ServerOptions:
-    """How to run the embedded server.
+def _handed_on(argument: str, value: str, *, default: Any) -> Any:
+    """Declare a setting that becomes one argument of tritonserver, unless it has its default.
+
+    Args:
+        argument: its name there.
+        value: what it gets; `{}` stands for the setting.
+        default: tritonserver's own.
+    """
+    return dataclasses.field(default=default, metadata={"argument": f"{argument}={value}"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What can be asked of the embedded server whatever it loads, by `serve` as well.
+
+    A setting that is one argument of tritonserver is one line here, and an option of `serve` if people need it.
 
     Attributes:
-        repository: a folder, or a URL that tritonserver understands (`s3://...`).
         host: the address to bind; the loopback unless told otherwise.
         http_port: 0 takes a free port.
         grpc_port: 0 takes a free port.
         metrics_port: 0 takes a free port.
+        security: TLS, and who may change the server: without more, who has its random key.
+        rate_limiter: heed the `rate_limiter` of configurations (resources and priorities); Triton ignores it otherwise.
+        cache_bytes: size of the response cache, for models whose configuration turns it on; 0 has none.
+        verbosity: how much Triton logs of each request: 0 nothing, 1 a few lines, 2 and more everything.
+    """
+
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    security: ServerSecurity = dataclasses.field(default_factory=ServerSecurity)
+    rate_limiter: bool = _handed_on("--rate-limit", "execution_count", default=False)
+    cache_bytes: int = _handed_on("--cache-config", "local,size={}", default=0)
+    verbosity: int = _handed_on("--log-verbose", "{}", default=0)
+
+    @property
+    def http_host(self) -> str:
+        """The address of HTTP and metrics, which have no TLS."""
+        return self.host if not self.security.tls or self.host in LOOPBACK else "127.0.0.1"
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of tritonserver for what is not at its default."""
+        given = [
+            (field, getattr(self, field.name)) for field in dataclasses.fields(self) if "argument" in field.metadata
+        ]
+        return [field.metadata["argument"].format(value) for field, value in given if value != field.default]
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions(ServerSettings):
+    """How to run the embedded server.
+
+    Attributes:
+        repository: a folder, or a URL that tritonserver understands (`s3://...`).
         load: models to load at the start; `*` stands for all of them, and implies `load_what_loads`.
         load_what_loads: list a model that fails in `EmbeddedServer.failures` and serve the others; otherwise one
             failure ends the start.
@@ -243,14 +291,9 @@ class ServerOptions:
         extra_args: more arguments for tritonserver.
         environment: more environment variables for it.
         record: let `running_server` find this server.
-        security: TLS, and who may change the server: without more, who has its random key.
     """
 
     repository: str
-    host: str = "127.0.0.1"
-    http_port: int = 0
-    grpc_port: int = 0
-    metrics_port: int = 0
     load: tuple[str, ...] = ()
     load_what_loads: bool = False
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -259,12 +302,6 @@ class ServerOptions:
     extra_args: tuple[str, ...] = ()
     environment: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
     record: bool = True
-    security: ServerSecurity = dataclasses.field(default_factory=ServerSecurity)
-
-    @property
-    def http_host(self) -> str:
-        """The address of HTTP and metrics, which have no TLS."""
-        return self.host if not self.security.tls or self.host in LOOPBACK else "127.0.0.1"
 
 
 def command_of(
@@ -302,7 +339,7 @@ def command_of(
         command.append("--disable-auto-complete-config")
     if triton.caches is not None:
         command.append(f"--cache-directory={triton.caches}")
-    return [*command, *_security_of(options.security), *options.extra_args]
+    return [*command, *options.arguments(), *_security_of(options.security), *options.extra_args]
 
 
 def _security_of(security: ServerSecurity) -> list[str]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,26 @@ def test_a_second_serve_of_a_repository_is_refused_and_names_the_first(
     assert (second.returncode, second.stdout) == (5, "")
     assert f"is already served: by pid {first.pid}, {first.control_url}" in second.stderr
     assert [server.pid for server in running_servers() if server.repository == models.resolve()] == [first.pid]
+
+
+def test_a_server_in_the_background_has_every_option(models: Path) -> None:
+    config = SCALING_CONFIG + POLICY + "response_cache { enable: true }\n"
+    write_model(models, "m", config, {1: scaling_model(2.0)})
+    options = ("--cache-bytes", str(1 << 20), "--rate-limiter", "--verbosity", "1", "--load", "m")
+    done = shell("serve", "-r", models, "--detach", "--json", *options)
+    try:
+        assert done.returncode == 0, done.stderr
+        server = found(models)
+        arguments = Path(f"/proc/{server.pid}/cmdline").read_text(encoding="utf-8").split("\0")
+        assert {"--cache-config=local,size=1048576", "--rate-limit=execution_count", "--log-verbose=1"} <= set(
+            arguments
+        )
+        assert answers(server.http_url)
+        assert answers(server.http_url)
+        with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
+            assert 'nv_cache_num_hits_per_model{model="m",version="1"} 1' in page.read().decode()
+    finally:
+        shell("serve", "--stop", "-r", models)
 
 
 def test_an_address_of_another_machine_is_named(models: Path) -> None:
