@@ -222,6 +222,6 @@ def raise_for(report: LoadTestReport, verdict: Verdict | None) -> None:
     if outcome == "inconclusive":
         raise InconclusiveError(
             "The measurement does not decide",
-            hint="The gates' table says why: measure longer (--duration), or on a quieter machine.",
+            hint="The table above says why: measure longer (--duration), or on a quieter machine.",
             is_shown=True,
         )

@@ -8,7 +8,7 @@ import datetime
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
@@ -19,12 +19,13 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import UsageError
-from repo_manager.gates import Verdict, combine_verdicts
-from repo_manager.loadtest.judge import judge_against
+from repo_manager.gates import Gate, Verdict, combine_verdicts
+from repo_manager.loadtest.judge import judge_against, parse_slo
 from repo_manager.loadtest.merge import merge_reports, read_report
 from repo_manager.loadtest.options import Arrival, Client, LoadTestOptions, parse_levels, parse_rates
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test
+from repo_manager.loadtest.search import check_gates, search_verdict
 from repo_manager.report.progress import load_progress
 from repo_manager.report.terminal import Terminal
 
@@ -82,16 +83,44 @@ class LevelFlags:
     replay: Path | None = option(
         "--replay", sets=(LoadTestOptions, "replay"), help="JSON or CSV file of recorded send times."
     )
-    until: Literal["saturation"] | None = option(
+    until: str | None = option(
         "--until",
+        metavar="saturation|GATES",
         sets=(LoadTestOptions, "until_saturation"),
         read=lambda text: text == "saturation",
         show=lambda _: None,
-        help="Double the concurrency until throughput rises by less than 5 %.",
+        help='saturation: double the concurrency until throughput rises by less than 5 %. "p99<20ms,errors<0.1%": '
+        "search the largest concurrency, or --rate, that holds.",
+    )
+    resolution: float = option(
+        "--resolution",
+        sets=(LoadTestOptions, "resolution"),
+        read=lambda percent: percent / 100,
+        show=lambda share: share * 100,
+        min=0.1,
+        max=99.0,
+        help="Percent between the load that holds and the one that fails at which --until ends.",
     )
     batch_size: int = option(
         "--batch-size", "-b", sets=(LoadTestOptions, "batch_size"), min=1, help="Samples in a request."
     )
+
+    def searched(self) -> tuple[Gate, ...]:
+        """Return the gates whose largest load is searched.
+
+        Raises:
+            UsageError: the text is neither `saturation` nor gates that a search can hold.
+        """
+        if self.until is None or self.until == "saturation":
+            return ()
+        try:
+            gates = tuple(parse_slo(part) for part in self.until.split(",") if part.strip())
+        except UsageError as exc:
+            raise UsageError(f"--until: {exc.message}; expected gates, or 'saturation'", hint=exc.hint) from exc
+        if not gates:
+            raise UsageError("--until has no gate, expected gates, or 'saturation'")
+        check_gates(gates)
+        return gates
 
     def levels(self) -> tuple[int, ...]:
         """Return the closed-loop levels: the option's, or 1 to 16 when no other level is asked for."""
@@ -199,6 +228,7 @@ class LoadFlags(JudgingFlags, MeasureFlags, InputFlags, LevelFlags, ServerFlags)
         own: dict[str, Any] = {
             **settings_of(LoadTestOptions, self),
             "concurrency": self.levels(),
+            "until": self.searched(),
             "command": shlex.join(["repo-manager", *sys.argv[1:]]),
         }
         if self.metrics is not None:
@@ -235,6 +265,11 @@ def loadtest(
     flags.gates()  # A gate or a file that cannot be read stops the command before the load.
     files = flags.files()
     check_outputs(*files)
+    if flags.searched() and flags.baseline is not None:
+        raise UsageError(
+            "--until with gates searches a load, and --baseline compares fixed ones",
+            hint="Measure the load that was found: loadtest NAME -c N --baseline FILE.",
+        )
     earlier = None if flags.baseline is None else read_report(flags.baseline)
     options = flags.load_options(target, Load(terminal, place, flags, flags, connection))
     report, is_interrupted = _measure(terminal, options)
@@ -256,7 +291,12 @@ def _measure(terminal: Terminal, options: LoadTestOptions) -> tuple[LoadTestRepo
 
 def _judge(report: LoadTestReport, earlier: LoadTestReport | None, flags: JudgingFlags) -> Verdict | None:
     verdicts: list[Verdict] = []
-    if flags.slo:
+    if report.search is not None:
+        verdicts.append(search_verdict(report.search, report.points))
+        report = dataclasses.replace(
+            report, points=tuple(point for point in report.points if point.level == report.search.holds)
+        )
+    if flags.slo and report.points:
         verdicts.append(flags.judge(report))
     if earlier is not None:
         verdicts.append(judge_against(report, earlier, **settings_of(judge_against, flags)))

@@ -8,6 +8,7 @@ an interval shrinks with the square root of the measured time.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -19,6 +20,7 @@ from repo_manager.stats.intervals import Interval
 
 __all__ = ["Over", "judge", "judge_against", "judge_point", "parse_slo"]
 
+_ALPHA = 0.05
 Over = Literal["every", "some"]
 """Which levels have to hold the gates: all of them, or one."""
 
@@ -71,10 +73,20 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every"
     return Verdict(worst(found), tuple(results), holding)
 
 
-def judge_point(point: LoadPoint, gate: Gate) -> GateResult:
-    """Judge one gate at one load level."""
+def judge_point(point: LoadPoint, gate: Gate, *, looks: int = 1) -> GateResult:
+    """Judge one gate at one load level.
+
+    Args:
+        point: the level.
+        gate: the gate.
+        looks: how often the level is judged while it runs. The interval is widened so that all of these looks
+            together miss the number with 5 % (Bonferroni).
+    """
     metric = metric_of(gate.metric)
     value, interval = metric.get(point), metric.interval(point)
+    if value is not None and interval is not None and looks > 1:
+        # Wilson's interval without an error shrinks and grows with the square.
+        interval = _widened(value, interval, looks, power=2 if gate.metric == "errors" and not value else 1)
     name = point.label
 
     def result(outcome: Outcome, reason: str, needed_s: float | None = None) -> GateResult:
@@ -97,6 +109,14 @@ def judge_point(point: LoadPoint, gate: Gate) -> GateResult:
     if outcome is Outcome.FAIL and to_blame and gate.metric != "errors":
         return result(Outcome.INCONCLUSIVE, f"the client was the bottleneck: {point.client.note}")
     return result(outcome, words)
+
+
+def _widened(value: float, interval: Interval, looks: int, *, power: int) -> Interval:
+    """Return a 95 % interval as one of the confidence that each of several looks needs, by normal quantiles."""
+    normal = statistics.NormalDist()
+    factor = (normal.inv_cdf(1 - _ALPHA / 2 / looks) / normal.inv_cdf(1 - _ALPHA / 2)) ** power
+    low, high = value - (value - interval.low) * factor, value + (interval.high - value) * factor
+    return Interval(max(low, 0.0), high)
 
 
 def _windows_agree(point: LoadPoint, metric: Metric, limit: float) -> bool:

@@ -38,7 +38,7 @@ from repo_manager.loadtest.target import ModelStatistics, Target
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
 
-__all__ = ["Level", "Measurement", "slice_length_ns"]
+__all__ = ["EarlyStop", "Level", "Measurement", "slice_length_ns"]
 
 _MIN_SLICE_NS = 100_000_000
 _MIN_REQUESTS = 50
@@ -58,6 +58,22 @@ class Level:
     def label(self) -> str:
         """As `LoadPoint.label`."""
         return LoadPoint(self.mode, self.level, "", "", 1, ClientUse("native")).label
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStop:
+    """What may end a level before its fixed time is over.
+
+    Attributes:
+        after_windows: numbers of measured windows at which the row so far is looked at.
+        may_decide: told the windows; whether the row's intervals are worth their making, which takes a CPU a tenth of
+            a second and so disturbs what is measured.
+        is_enough: told that row; whether no more is needed.
+    """
+
+    after_windows: frozenset[int]
+    may_decide: Callable[[list[Window]], bool]
+    is_enough: Callable[[LoadPoint], bool]
 
 
 @dataclasses.dataclass
@@ -86,6 +102,7 @@ class Measurement:
         target: Target,
         metrics: MetricsSource,
         progress: Callable[[Progress], None] | None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         self.finished = False
         self.start_unix_s: float | None = None  # of the load, set when it begins
@@ -94,6 +111,7 @@ class Measurement:
         self._target = target
         self._metrics = metrics
         self._progress = progress
+        self._early_stop = early_stop
         self._slice_ns = slice_length_ns(options)
         self._warmup = 0 if level.mode == "replay" else round(options.warmup_s * 1e9 / self._slice_ns)
         self._windows: list[list[Slice]] = []
@@ -160,7 +178,13 @@ class Measurement:
         self._marks.append(self._open.snapshot)
         options = self._options
         is_fixed = options.duration_s is not None or options.request_count is not None
-        if is_fixed and not enough and any(piece.latencies.count for piece in self._open.slices):
+        stop = self._early_stop
+        is_looked_at = (
+            stop is not None
+            and len(self._windows) in stop.after_windows
+            and stop.may_decide(self._summaries(self._windows))
+        )
+        if is_fixed and not (enough or is_looked_at) and any(piece.latencies.count for piece in self._open.slices):
             # All windows will be used: the counters between them are not needed, and asking disturbs what is measured.
             if self._metrics.tells:
                 self._metrics.sample(self._snapshots[-1].inferences)
@@ -170,7 +194,7 @@ class Measurement:
         if self._level.mode == "replay":
             return
         if is_fixed:
-            self.finished = enough
+            self.finished = enough or (stop is not None and is_looked_at and stop.is_enough(self.point()))
             return
         count = len(self._windows)
         if count >= options.stable_windows:

@@ -138,6 +138,7 @@ def merge_reports(reports: Sequence[LoadTestReport]) -> LoadTestReport:
         knee=None,
         knee_rule="",
         command="",
+        search=None,
         notes=(
             f"Merged from {len(reports)} load generators; intervals assume that disturbances are common to all.",
             *notes,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from repo_manager.errors import UsageError
+from repo_manager.gates import Gate
 from repo_manager.loadtest.worker.schedule import ARRIVALS
 from repo_manager.server import ClientOptions
 from repo_manager.tls import TlsFiles
@@ -39,6 +40,10 @@ class LoadTestOptions:
         ramp_from_per_s: rate at which a ramp begins; its length is the warm-up plus `duration_s`.
         replay: JSON or CSV file of recorded moments in seconds; one more level, run once.
         until_saturation: double the concurrency, from the first level on (or 1), until throughput saturates.
+        until: search the largest load that holds these gates, upper limits that more load makes harder. The search is
+            over the concurrency, or over the rate when `rate` is given; one level is where it begins, several bound it.
+            `duration_s` is then the longest that a level takes.
+        resolution: the search ends when the load that holds and the one that does not are this close, as a share.
         batch_size: samples in a request; needs a model with a batch axis when above 1.
         shapes: input name -> shape without the batch axis, for dynamic dimensions.
         data: .npz, .npy, perf_analyzer JSON, an image, or a folder of images with the inputs; `None` makes
@@ -82,6 +87,8 @@ class LoadTestOptions:
     ramp_from_per_s: float = 0.0
     replay: Path | None = None
     until_saturation: bool = False
+    until: tuple[Gate, ...] = ()
+    resolution: float = 0.05
     batch_size: int = 1
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     data: Path | None = None
@@ -112,6 +119,7 @@ class LoadTestOptions:
     def __post_init__(self) -> None:
         _check_target(self)
         _check_levels(self)
+        _check_search(self)
         _check_measuring(self)
 
     @property
@@ -175,12 +183,29 @@ def _check_levels(options: LoadTestOptions) -> None:
         raise UsageError(f"concurrency levels {options.concurrency}: each has to be at least 1")
     if any(not 0 < level < float("inf") for level in options.rate):
         raise UsageError(f"rates {options.rate}: each has to be more than 0 requests/s")
-    if not (options.concurrency or options.rate or options.replay or options.until_saturation):
+    if not (options.concurrency or options.rate or options.replay or options.until_saturation or options.until):
         raise UsageError("no load level is given", hint="Give concurrency (such as 1:16), a rate, or a replay file.")
     if options.batch_size < 1 or options.distinct < 1:
         raise UsageError(
             f"batch size {options.batch_size} and {options.distinct} distinct requests: both have to be at least 1"
         )
+
+
+def _check_search(options: LoadTestOptions) -> None:
+    if not options.until:
+        return
+    given = {
+        "a replay": options.replay is not None,
+        "the search for saturation": options.until_saturation,
+        "a fixed number of requests": options.request_count is not None,
+        "a ramp": options.arrival == "ramp",
+        "both concurrency and rate": bool(options.concurrency and options.rate),
+    }
+    unfit = [name for name, is_given in given.items() if is_given]
+    if unfit:
+        raise UsageError(f"a search for the largest load does not go with {' or '.join(unfit)}")
+    if not 0 < options.resolution < 1:
+        raise UsageError(f"resolution is {options.resolution}, expected a share between 0 and 1")
 
 
 def _check_measuring(options: LoadTestOptions) -> None:

@@ -19,8 +19,10 @@ __all__ = [
     "Intervals",
     "Latency",
     "LoadPoint",
+    "LoadSearch",
     "LoadTestReport",
     "Progress",
+    "SearchStep",
     "SeriesPoint",
     "ServerTimes",
     "Window",
@@ -223,10 +225,55 @@ class LoadPoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchStep:
+    """One level of a search for the largest load.
+
+    Attributes:
+        level: requests in flight, or requests a second.
+        label: as `LoadPoint.label`.
+        decision: `holds`, `fails` or `undecided`.
+        reason: the gate that decided, with its numbers.
+        seconds: measured until it was decided.
+    """
+
+    level: float
+    label: str
+    decision: str
+    reason: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadSearch:
+    """The search for the largest load that holds gates.
+
+    Attributes:
+        gates: as they were given.
+        mode: what was searched: `concurrency` or `rate`.
+        outcome: `pass` (found), `fail` (no load holds) or `inconclusive`.
+        reason: the answer in one sentence.
+        holds: the largest level that is shown to hold every gate; `None` when none is.
+        fails: the smallest level above it that is shown to fail; `None` when none is.
+        steps: every level, in the order in which they were measured.
+        resolution: how close `holds` and `fails` had to come, as a share.
+    """
+
+    gates: tuple[str, ...]
+    mode: str
+    outcome: str
+    reason: str
+    holds: float | None
+    fails: float | None
+    steps: tuple[SearchStep, ...]
+    resolution: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Progress:
     """Told while a level runs. `point` is set once, when its row is finished.
 
     Attributes:
+        decision: of a search, with `point`: what was decided of the level; empty otherwise.
         elapsed_s: since the level's start, the warm-up included.
         windows: measured so far.
         remaining_s: until the level ends for certain; it may be stable earlier.
@@ -246,6 +293,7 @@ class Progress:
     spread: float | None = None
     allowed: float | None = None
     point: LoadPoint | None = None
+    decision: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +306,7 @@ class LoadTestReport:
         notes: what a reader has to know (a response cache, inputs in rotation, ...).
         environment: the client's machine and versions.
         started: UTC, ISO 8601.
+        search: for the largest load; `None` when none was asked for.
     """
 
     target: TargetFacts
@@ -270,4 +319,5 @@ class LoadTestReport:
     knee: str | None = None
     knee_rule: str = ""
     notes: tuple[str, ...] = ()
+    search: LoadSearch | None = None
     schema_version: int = SCHEMA_VERSION

@@ -16,10 +16,11 @@ from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.gpu import MetricsSource, is_local, open_nvml
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
-from repo_manager.loadtest.measure import Level, Measurement, slice_length_ns
+from repo_manager.loadtest.measure import EarlyStop, Level, Measurement, slice_length_ns
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer, run_perf_analyzer
-from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, Progress
+from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, Progress, SearchStep
+from repo_manager.loadtest.search import LoadSpace, check_gates, conclude, longest_level_s, search_load
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
@@ -43,7 +44,7 @@ _MAX_SATURATION_CONCURRENCY = 1024
 _MAX_WAIT_S = 3600.0
 
 Report = Callable[[Progress], None]
-Measure = Callable[[Level], LoadPoint]
+Measure = Callable[[Level, EarlyStop | None], LoadPoint]
 GAIN = 1.05
 KNEE_SHARE = 0.9
 
@@ -91,17 +92,22 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
 
 def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> LoadTestReport:
     begin, started = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
+    check_gates(options.until)
     facts = target.facts()
     notes: list[str] = [note] if (note := drawn_note(facts, options)) else []
     points: list[LoadPoint] = []
+    steps: list[SearchStep] = []
     is_interrupted = False
     try:
-        for point in _measured(options, (target, facts), notes, progress):
+        for point in _measured(options, (target, facts), (notes, steps), progress):
             points.append(point)
     except _LevelInterrupted as exc:
         is_interrupted = True
         points.append(exc.point)
         notes.append("The load test was interrupted: the last row is of the time until then, and levels are missing.")
+    if options.until:
+        # Of a level that was measured twice, the second time for its whole time, the last row counts.
+        points = sorted({point.level: point for point in points}.values(), key=lambda point: point.level)
     knee, rule = find_knee(points)
     report = LoadTestReport(
         target=facts,
@@ -114,6 +120,7 @@ def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> L
         knee=None if knee is None else knee.label,
         knee_rule=rule,
         notes=tuple(notes),
+        search=conclude(LoadSpace.of(options), options.until, steps) if options.until else None,
     )
     if is_interrupted:
         raise LoadTestInterrupted(report)
@@ -121,13 +128,19 @@ def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> L
 
 
 def _measured(
-    options: LoadTestOptions, server: tuple[Target, TargetFacts], notes: list[str], progress: Report | None
+    options: LoadTestOptions,
+    server: tuple[Target, TargetFacts],
+    told: tuple[list[str], list[SearchStep]],
+    progress: Report | None,
 ) -> Iterator[LoadPoint]:
-    """Yield the rows as they are measured, and add to the notes."""
+    """Yield the rows as they are measured, and add to the notes and to the steps of a search."""
     target, facts = server
+    notes, steps = told
+    if options.until:
+        options = dataclasses.replace(options, duration_s=longest_level_s(options))
     if options.client == "perf_analyzer":
         binary = find_perf_analyzer()
-        yield from _levels(options, lambda level: run_perf_analyzer(binary, level, facts, options), progress)
+        yield from _levels(options, lambda level, _: run_perf_analyzer(binary, level, facts, options), steps, progress)
         return
     samples = make_samples(facts, options)
     notes += _notes(facts, len(samples), options)
@@ -140,7 +153,10 @@ def _measured(
         _wait_until(options.start_at)
         yield from _levels(
             options,
-            lambda level: measure_level(pool, level, endpoint, options, (target, metrics), progress),
+            lambda level, stop: measure_level(
+                pool, level, endpoint, options, (target, metrics), progress=progress, early_stop=stop
+            ),
+            steps,
             progress,
         )
 
@@ -162,10 +178,21 @@ def _wait_until(moment: float | None) -> None:
     time.sleep(left)
 
 
-def _levels(options: LoadTestOptions, measure: Measure, progress: Report | None) -> Iterator[LoadPoint]:
+def _levels(
+    options: LoadTestOptions, measure: Measure, steps: list[SearchStep], progress: Report | None
+) -> Iterator[LoadPoint]:
+    """Yield the rows of the planned levels, or of a search, whose steps are added to `steps`."""
+    if options.until:
+        for point, step in search_load(LoadSpace.of(options), options, measure):
+            steps.append(step)
+            if progress is not None:
+                decision = f"{step.decision}: {step.reason}"
+                progress(Progress(step.label, "done", point.duration_s, point=point, decision=decision))
+            yield point
+        return
     points: list[LoadPoint] = []
     for level in _planned(options, points):
-        points.append(measure(level))
+        points.append(measure(level, None))
         if progress is not None:
             progress(Progress(level.label, "done", points[-1].duration_s, point=points[-1]))
         yield points[-1]
@@ -196,7 +223,9 @@ def measure_level(
     endpoint: Endpoint,
     options: LoadTestOptions,
     sources: tuple[Target, MetricsSource],
+    *,
     progress: Report | None = None,
+    early_stop: EarlyStop | None = None,
 ) -> LoadPoint:
     """Measure one level on running workers.
 
@@ -204,7 +233,7 @@ def measure_level(
     """
     measurement: Measurement | None = None
     try:
-        measurement = Measurement(level, options, *sources, progress)
+        measurement = Measurement(level, options, *sources, progress, early_stop)
         start_ns = pool.begin(jobs_of(level, endpoint, options, pool.size))
         measurement.start_unix_s = time.time() + (start_ns - time.monotonic_ns()) / 1e9
         for piece in pool.slices():

@@ -27,22 +27,31 @@ _JUNIT_KINDS = {"failed": "failure", "overloaded": "failure", "unstable": "skipp
 
 
 def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
-    """Return one test case a gate and level, and one a level that says whether it was measured.
+    """Return one test case a gate and level, one a level that says whether it was measured, and one for a search.
 
-    A failed gate is a failure, an inconclusive one an error (it is not known), an unstable level a skipped case.
+    A failed gate is a failure, an inconclusive one an error (it is not known), an unstable level a skipped case. The
+    levels of a search go beyond what the server holds: only one without any answer is a failure of its own.
     """
     name = f"loadtest.{report.target.model}"
     suite = ElementTree.Element("testsuite", name=name, timestamp=report.started, time=f"{report.seconds:.3f}")
     counts = {"failure": 0, "error": 0, "skipped": 0}
     for point in report.points:
-        kind = _JUNIT_KINDS.get(point.outcome)
+        kind = _JUNIT_KINDS.get(point.outcome) if report.search is None or point.outcome == "failed" else None
         case = _case(suite, name, f"{point.label} is measured", f"{point.duration_s:.3f}")
         if kind is not None:
             counts[kind] += 1
             ElementTree.SubElement(case, kind, message=point.reason)
+    undecided = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}
+    if report.search is not None:
+        title = f"largest {report.search.mode} that holds {', '.join(report.search.gates)}"
+        case = _case(suite, name, title, f"{sum(step.seconds for step in report.search.steps):.3f}")
+        kind = undecided.get(Outcome(report.search.outcome))
+        if kind is not None:
+            counts[kind] += 1
+            ElementTree.SubElement(case, kind, message=report.search.reason)
     for result in verdict.results if verdict is not None else ():
         case = _case(suite, name, f"{result.gate} at {result.level}", "0")
-        kind = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}.get(result.outcome)
+        kind = undecided.get(result.outcome)
         if kind is not None:
             counts[kind] += 1
             ElementTree.SubElement(case, kind, message=result.why)
@@ -126,6 +135,11 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
     if verdict is not None:
         holding = f"; the highest level that holds every gate: {verdict.largest_holding}" if verdict.holding else ""
         lines += [f"**Gates: {_MARKS[verdict.outcome.value]}**{holding}", ""]
+    if report.search is not None:
+        found = [[step.label, step.decision, f"{step.seconds:.1f}", step.reason] for step in report.search.steps]
+        gates = ", ".join("`" + gate.replace("`", "'") + "`" for gate in report.search.gates)
+        lines += [f"**Largest load for {gates}: {_MARKS[report.search.outcome]}**: {_safe(report.search.reason)}", ""]
+        lines += [*_table(["load", "decision", "seconds", "why"], found), ""]
     metrics = metrics_in("markdown")
     heads = [
         f"{metric.key} {unit}" if metric.unit is TIME else _HEADS.get(metric.key, metric.key) for metric in metrics

@@ -16,10 +16,10 @@ from repo_manager.report.tables import format_share
 if TYPE_CHECKING:
     from repo_manager.gates import Verdict
     from repo_manager.loadtest.compare import Comparison
-    from repo_manager.loadtest.result import LoadPoint, LoadTestReport
+    from repo_manager.loadtest.result import LoadPoint, LoadSearch, LoadTestReport
     from repo_manager.stats.resampling import ComparedNumber
 
-__all__ = ["comparison_view", "format_ms", "load_view", "verdict_view"]
+__all__ = ["comparison_view", "format_ms", "load_view", "search_view", "verdict_view"]
 
 _MOST_TABLES = 3
 _HEADS = {"throughput": "inf/s"}
@@ -33,6 +33,8 @@ _STYLES = {
     "over_limit": "yellow",
     "pass": "green",
     "fail": "red",
+    "holds": "green",
+    "fails": "red",
 }
 
 
@@ -59,6 +61,8 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
         ]
         if point.outcome != "stable" or point.client.bottleneck:
             views.append(Text(f"{point.label}: {'; '.join(filter(None, [point.reason, point.client.note]))}"))
+    if report.search is not None:
+        views += search_view(report.search)
     if report.knee is not None:
         views.append(Text(f"Knee: {report.knee} ({report.knee_rule})"))
     sources = dict.fromkeys(point.gpu.source for point in report.points if point.gpu.source)
@@ -166,6 +170,25 @@ def _number(name: str, value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
+def search_view(search: LoadSearch) -> list[RenderableType]:
+    """Show every level of a search in the order in which it was measured, its decision, and the answer."""
+    rows = [
+        [
+            step.label,
+            Text(step.decision, style=_STYLES.get(step.decision, "yellow")),
+            f"{step.seconds:.1f}",
+            step.reason,
+        ]
+        for step in search.steps
+    ]
+    title = f"Search for the largest {search.mode} that holds {', '.join(search.gates)}"
+    answer = Text.assemble(("Search: ", "bold"), (search.outcome, _STYLES.get(search.outcome, "yellow")))
+    return [
+        make_table(title, ["load", "decision", "seconds", "why"], rows, right="seconds"),
+        Text.assemble(answer, f": {search.reason}."),
+    ]
+
+
 def verdict_view(verdict: Verdict) -> list[RenderableType]:
     """Show each gate's outcome at each level, and the whole."""
     rows = [
@@ -177,7 +200,7 @@ def verdict_view(verdict: Verdict) -> list[RenderableType]:
         ]
         for result in verdict.results
     ]
-    views: list[RenderableType] = [make_table("Gates", ["gate", "load", "outcome", "why"], rows)]
+    views: list[RenderableType] = [make_table("Gates", ["gate", "load", "outcome", "why"], rows)] if rows else []
     if verdict.largest_holding is not None:
         views.append(Text(f"Largest load that holds every gate: {verdict.largest_holding}"))
     return views

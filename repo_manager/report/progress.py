@@ -217,12 +217,15 @@ def _shown(
 def _line(console: Console, progress: Progress) -> None:
     """Print a line for each finished level."""
     if progress.point is not None:
-        console.print(_finished(progress.point), highlight=False)
+        console.print(_finished(progress.point, progress.decision), highlight=False)
 
 
-def _finished(point: LoadPoint) -> Text:
+def _finished(point: LoadPoint, decision: str = "") -> Text:
+    """Say how a level ended, and what a search decided of it."""
     style = _OUTCOME_STYLES.get(point.outcome, "yellow")
     rest = f", {point.throughput_per_s:,.1f} inf/s, p99 {_ms(point.latency.p99_ns)}"
+    if decision:
+        return Text(f"{point.label}: {decision} ({point.duration_s:.1f} s{rest})")
     return Text.assemble(f"{point.label}: ", (point.outcome, style), rest)
 
 
@@ -230,14 +233,14 @@ class _LoadView:
     """What the live view shows: finished levels, and the one that runs."""
 
     def __init__(self) -> None:
-        self._done: list[LoadPoint] = []
+        self._done: list[Text] = []
         self._now: Progress | None = None
         self._p99: collections.deque[int] = collections.deque(maxlen=_KEPT)
 
     def update(self, progress: Progress) -> None:
         """Take what is told; the view redraws itself."""
         if progress.point is not None:
-            self._done.append(progress.point)
+            self._done.append(_finished(progress.point, progress.decision))
             self._now = None
             self._p99.clear()
             return
@@ -246,7 +249,7 @@ class _LoadView:
             self._p99.append(progress.p99_ns)
 
     def __rich__(self) -> RenderableType:
-        lines: list[RenderableType] = [_finished(point) for point in self._done]
+        lines: list[RenderableType] = [*self._done]
         if self._now is not None:
             lines.append(_running(self._now, self._p99))
         return Group(*lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from repo_manager.errors import ServerRefusedError, ServerUnreachableError, Usag
 from repo_manager.gates import Outcome
 from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.judge import judge, parse_slo
+from repo_manager.loadtest.merge import read_report
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, install_perf_analyzer
 from repo_manager.loadtest.result import LoadTestReport, Progress
@@ -106,6 +108,25 @@ def test_a_sweep_has_a_row_for_every_level(target, protocol):
     document = json.loads(json.dumps(as_json(report)))
     assert document["schema_version"] == 1
     assert document["target"]["model"] == "echo"
+
+
+def test_the_largest_load_is_searched(target, tmp_path):
+    """20 ms of work at a time: 100 ms are enough for a few requests in flight, never for 16."""
+    gate = parse_slo("p99<100ms")
+    report = load(target, "grpc", "slow", concurrency=(1, 16), until=(gate,), duration_s=1.0)
+    search = report.search
+    assert 1 <= search.holds < (search.fails or 17) <= 17
+    assert [point.level for point in report.points] == sorted({step.level for step in search.steps})
+    measured = {point.level: point for point in report.points}
+    for step in search.steps:
+        assert step.decision in ("holds", "fails", "undecided")
+        assert step.seconds <= 1.1
+        if measured[step.level].duration_s == step.seconds and step.decision != "undecided":
+            assert (measured[step.level].latency.p99_ns < gate.limit) is (step.decision == "holds")
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(as_json(report)))
+    assert read_report(path).search == search
+    assert search.reason in html.unescape(load_page(report))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

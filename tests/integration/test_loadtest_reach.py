@@ -319,3 +319,18 @@ def test_a_search_for_saturation_and_the_regression_gate_from_the_shell(target, 
     assert verdict["outcome"] == "fail"
     assert {result["gate"].split()[0] for result in verdict["results"]} == {"errors<50%", "throughput", "p50", "p99"}
     assert "throughput against the baseline" in summary.read_text()
+
+
+def test_a_search_for_the_largest_load_has_an_exit_code_for_each_answer(target, pictures, tmp_path):
+    common = command("loadtest", "gray", "--url", target.http_url, "--input-data", pictures, "--warmup", "0.1")
+    short = [*common, "--duration", "0.6", "--window", "0.2", "-q", "--until"]
+    junit = tmp_path / "search.xml"
+    outcomes = [
+        subprocess.run([*short, *words], capture_output=True, text=True, check=False)
+        for words in (["p99<30s", "-c", "1,2"], ["p99<1ns", "--report", str(junit)], ["errors<0.0000001%", "-c", "1,2"])
+    ]
+    assert [ended.returncode for ended in outcomes] == [0, 4, 6], [ended.stdout + ended.stderr for ended in outcomes]
+    assert "concurrency 2 holds, the largest load that was to be tried" in " ".join(outcomes[0].stdout.split())
+    assert "no load holds: concurrency 1 already fails" in junit.read_text()
+    refused = subprocess.run([*short, "p99<1s", "--baseline", "x.json"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2

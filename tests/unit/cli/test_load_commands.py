@@ -108,6 +108,11 @@ def test_controls_are_the_reference_of_the_model_that_they_belong_to():
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--image", "x"), "KEY=VALUE"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--start-at", "x"), "start-at"),
+        (
+            ("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--until", "noon"),
+            "'noon' cannot be read; expected gates, or 's",
+        ),
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--until", "throughput>5"), "no load can be searched"),
         (("compare", "m", "--url", "grpc://127.0.0.1:9"), "with nothing"),
         (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
     ],
@@ -123,7 +128,6 @@ def test_each_option_is_read(arguments, words):
     [
         ("loadtest", "--shared-memory", "cuda", "'none', 'system'"),
         ("compare", "--shared-memory", "cuda", "'none', 'system'"),
-        ("loadtest", "--until", "noon", "'saturation'"),
         ("loadtest", "--arrival", "replay", "'constant', 'poisson', 'burst', 'ramp'"),
         ("loadtest", "--client", "ab", "'auto', 'native', 'perf_analyzer'"),
         ("loadtest", "--protocol", "ftp", "'grpc', 'http'"),
@@ -144,6 +148,7 @@ LOAD_OPTIONS = {
     "--ramp-from": ("5", "ramp_from_per_s", 5.0),
     "--replay": ("moments.json", "replay", Path("moments.json")),
     "--until": ("saturation", "until_saturation", True),
+    "--resolution": ("10", "resolution", 0.1),
     "--protocol": ("grpc", "protocol", "grpc"),
     "--timeout": ("3", "timeout_s", 3.0),
     "--client": ("perf_analyzer", "client", "perf_analyzer"),
