@@ -2,18 +2,19 @@
 
 The whole path from Python, one plain function a stage:
 
-    from pathlib import Path
     import repo_manager as rm
 
-    rm.inspect_model(Path("model.onnx")).sparsity.not_valid
-    added = rm.add(Path("model.onnx"), "resnet", Path("models"), rm.AddOptions(precision=rm.Precision.FP16))
-    with rm.EmbeddedServer(rm.ServerOptions("models")) as server, rm.TritonClient.connect(server.grpc_url) as client:
-        rm.deploy(Path("models"), "resnet", added.version, client)
+    rm.inspect_model("model.onnx").sparsity.not_valid
+    added = rm.add("model.onnx", "resnet", "models", rm.AddOptions(precision=rm.Precision.FP16))
+    with rm.EmbeddedServer(rm.ServerOptions("models")) as server:
+        rm.deploy("models", "resnet", added.version, server.grpc_url)
         options = rm.LoadTestOptions(server.grpc_url, "resnet", concurrency=(1, 8))
         rm.judge(rm.run_load_test(options), [rm.parse_slo("p99<20ms")]).outcome
 
-Results are frozen; `as_json` turns each into plain JSON types. Errors derive from `RepoManagerError`. A
-stage is imported when it is first used, so that `import repo_manager` costs nothing.
+Files are `str` or `os.PathLike`; a repository may also be a URL (`s3://bucket/path`). Options are frozen dataclasses
+that check their fields; results are frozen, show a summary in a notebook, and `as_json` turns each into plain JSON
+types. Errors derive from `RepoManagerError`. A stage is imported when it is first used, so that `import repo_manager`
+costs nothing.
 """
 
 from __future__ import annotations
@@ -23,100 +24,248 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repo_manager.client import VersionedClient
-    from repo_manager.declared import Servers, read_declaration
+    from repo_manager.declared import Declaration, Servers, plan_declaration, read_declaration
+    from repo_manager.declared.export import document_text, export_document
+    from repo_manager.engine.fit import FitTarget
+    from repo_manager.engine.fit_check import fit_target_of
+    from repo_manager.engine.options import EngineOptions
     from repo_manager.errors import RepoManagerError
-    from repo_manager.loadtest.compare import compare
-    from repo_manager.loadtest.judge import judge, parse_slo
+    from repo_manager.gates import Gate, Verdict
+    from repo_manager.loadtest.compare import ComparePlan, Comparison, compare, compare_all
+    from repo_manager.loadtest.judge import judge, judge_against, parse_slo
+    from repo_manager.loadtest.merge import merge_reports, read_report
     from repo_manager.loadtest.options import LoadTestOptions
+    from repo_manager.loadtest.result import LoadTestReport
     from repo_manager.loadtest.run import run_load_test
-    from repo_manager.onnx_model.model import load_model
+    from repo_manager.onnx_model.model import Model, load_model
+    from repo_manager.onnx_model.signature import signature_of
     from repo_manager.onnx_model.write import save_model
-    from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
+    from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
+    from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
+    from repo_manager.pipeline.adopting import write_configs
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.pipeline.deploying import deploy, rollback
-    from repo_manager.pipeline.inspect import inspect_model
+    from repo_manager.pipeline.doctor import examine_engines, examine_machine
+    from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
+    from repo_manager.pipeline.inspect import Inspection, inspect_model
+    from repo_manager.pipeline.quickstart import quickstart
+    from repo_manager.pipeline.serving import ServeOptions, follow_log, log_of, start_detached, stop_running
     from repo_manager.pipeline.snapshot import snapshot
     from repo_manager.pipeline.status import status
-    from repo_manager.precision import ConvertOptions, convert, load_calibration
+    from repo_manager.precision import Conversion, ConvertOptions, convert, load_calibration
     from repo_manager.pruning import PruneOptions, prune_with_data
-    from repo_manager.repository import check_signature, find_model, gc, remove, scan, sign_version, verify
+    from repo_manager.report.load_files import report_text
+    from repo_manager.report.load_html import compare_page, load_page
+    from repo_manager.report.sparsity_html import sparsity_page
+    from repo_manager.repository import (
+        ModelEntry,
+        SigningKey,
+        adopt,
+        change_config,
+        check_signature,
+        compare_versions,
+        copy_needed,
+        copy_version,
+        edit_config,
+        find_model,
+        gc,
+        model_state,
+        read_labels,
+        remove,
+        remove_tag,
+        repair,
+        resolve_version,
+        scan,
+        set_labels,
+        set_tag,
+        sign_version,
+        verify,
+        version_files,
+    )
     from repo_manager.rollout.options import Amount, RolloutOptions, ShadowOptions, TrialOptions
-    from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
-    from repo_manager.sparsity import prune, sparsity_report
+    from repo_manager.rollout.result import Rollout
+    from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, ServerSecurity, TritonClient
+    from repo_manager.sparsity import SparsityReport, prune, sparsity_report
+    from repo_manager.triton_config.options import ConfigOptions
     from repo_manager.types import Backend, Precision, as_json
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddOptions",
+    "Added",
+    "AddedFiles",
     "Amount",
     "ApplyOptions",
     "Backend",
+    "ClientOptions",
+    "ComparePlan",
+    "Comparison",
+    "ConfigOptions",
+    "Conversion",
     "ConvertOptions",
+    "Declaration",
     "EmbeddedServer",
+    "EngineOptions",
+    "FilesOptions",
+    "FitTarget",
+    "Gate",
+    "InferOptions",
+    "Inference",
+    "Inspection",
     "LoadTestOptions",
+    "LoadTestReport",
+    "Model",
+    "ModelEntry",
     "Precision",
     "PruneOptions",
     "RepoManagerError",
+    "Rollout",
     "RolloutOptions",
+    "ServeOptions",
     "ServerOptions",
+    "ServerSecurity",
     "Servers",
     "ShadowOptions",
+    "SigningKey",
     "SparsityMode",
+    "SparsityReport",
     "TrialOptions",
     "TritonClient",
+    "Verdict",
     "VersionedClient",
     "add",
+    "add_files",
+    "adopt",
     "apply",
     "as_json",
+    "change_config",
     "check_signature",
     "compare",
+    "compare_all",
+    "compare_page",
+    "compare_versions",
     "convert",
+    "copy_needed",
+    "copy_version",
     "deploy",
+    "document_text",
+    "edit_config",
+    "examine_engines",
+    "examine_machine",
+    "export_document",
     "find_model",
+    "fit_target_of",
+    "follow_log",
     "gc",
+    "infer",
     "inspect_model",
     "judge",
+    "judge_against",
     "load_calibration",
     "load_model",
+    "load_page",
+    "log_of",
+    "merge_reports",
+    "model_state",
     "parse_slo",
+    "plan_declaration",
     "prune",
     "prune_with_data",
+    "quickstart",
     "read_declaration",
+    "read_labels",
+    "read_report",
     "remove",
+    "remove_tag",
+    "repair",
+    "report_text",
+    "resolve_version",
     "rollback",
     "run_load_test",
     "save_model",
     "scan",
+    "set_labels",
+    "set_tag",
     "sign_version",
+    "signature_of",
     "snapshot",
+    "sparsity_page",
     "sparsity_report",
+    "start_detached",
     "status",
+    "stop_running",
     "verify",
+    "version_files",
+    "write_answers",
+    "write_configs",
 ]
 
 _MODULES = {
     "client": ("VersionedClient",),
-    "declared": ("Servers", "read_declaration"),
+    "declared": ("Declaration", "Servers", "plan_declaration", "read_declaration"),
+    "declared.export": ("document_text", "export_document"),
+    "engine.fit": ("FitTarget",),
+    "engine.fit_check": ("fit_target_of",),
+    "engine.options": ("EngineOptions",),
     "errors": ("RepoManagerError",),
-    "loadtest.compare": ("compare",),
+    "gates": ("Gate", "Verdict"),
+    "loadtest.compare": ("ComparePlan", "Comparison", "compare", "compare_all"),
+    "loadtest.judge": ("judge", "judge_against", "parse_slo"),
+    "loadtest.merge": ("merge_reports", "read_report"),
     "loadtest.options": ("LoadTestOptions",),
+    "loadtest.result": ("LoadTestReport",),
     "loadtest.run": ("run_load_test",),
-    "loadtest.judge": ("judge", "parse_slo"),
-    "onnx_model.model": ("load_model",),
+    "onnx_model.model": ("Model", "load_model"),
+    "onnx_model.signature": ("signature_of",),
     "onnx_model.write": ("save_model",),
-    "pipeline.adding": ("AddOptions", "SparsityMode", "add"),
+    "pipeline.adding": ("AddOptions", "Added", "SparsityMode", "add"),
+    "pipeline.adding_files": ("AddedFiles", "FilesOptions", "add_files"),
+    "pipeline.adopting": ("write_configs",),
     "pipeline.apply": ("ApplyOptions", "apply"),
-    "pipeline.inspect": ("inspect_model",),
-    "precision": ("ConvertOptions", "convert", "load_calibration"),
-    "pruning": ("PruneOptions", "prune_with_data"),
-    "repository": ("check_signature", "find_model", "gc", "remove", "scan", "sign_version", "verify"),
     "pipeline.deploying": ("deploy", "rollback"),
-    "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),
+    "pipeline.doctor": ("examine_engines", "examine_machine"),
+    "pipeline.infer": ("InferOptions", "Inference", "infer", "write_answers"),
+    "pipeline.inspect": ("Inspection", "inspect_model"),
+    "pipeline.quickstart": ("quickstart",),
+    "pipeline.serving": ("ServeOptions", "follow_log", "log_of", "start_detached", "stop_running"),
     "pipeline.snapshot": ("snapshot",),
     "pipeline.status": ("status",),
-    "server": ("EmbeddedServer", "ServerOptions", "TritonClient"),
-    "sparsity": ("prune", "sparsity_report"),
+    "precision": ("Conversion", "ConvertOptions", "convert", "load_calibration"),
+    "pruning": ("PruneOptions", "prune_with_data"),
+    "report.load_files": ("report_text",),
+    "report.load_html": ("compare_page", "load_page"),
+    "report.sparsity_html": ("sparsity_page",),
+    "repository": (
+        "ModelEntry",
+        "SigningKey",
+        "adopt",
+        "change_config",
+        "check_signature",
+        "compare_versions",
+        "copy_needed",
+        "copy_version",
+        "edit_config",
+        "find_model",
+        "gc",
+        "model_state",
+        "read_labels",
+        "remove",
+        "remove_tag",
+        "repair",
+        "resolve_version",
+        "scan",
+        "set_labels",
+        "set_tag",
+        "sign_version",
+        "verify",
+        "version_files",
+    ),
+    "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),
+    "rollout.result": ("Rollout",),
+    "server": ("ClientOptions", "EmbeddedServer", "ServerOptions", "ServerSecurity", "TritonClient"),
+    "sparsity": ("SparsityReport", "prune", "sparsity_report"),
+    "triton_config.options": ("ConfigOptions",),
     "types": ("Backend", "Precision", "as_json"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -132,4 +281,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    """Return the public names only: no module that was imported, no helper."""
+    return [*__all__, "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"]

@@ -9,10 +9,13 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal, NewType, Protocol, runtime_checkable
 
-__all__ = ["Backend", "Digest", "Dim", "Precision", "PrecisionFacts", "TensorSpec", "as_json"]
+__all__ = ["Backend", "Digest", "Dim", "Precision", "PrecisionFacts", "StrPath", "TensorSpec", "as_json"]
 
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hexadecimal digits."""
+
+StrPath = str | os.PathLike[str]
+"""What a public function takes as a path."""
 
 Dim = int | str | None
 """One dimension: a fixed size, a named dynamic one, or an unnamed dynamic one (`None`)."""

@@ -10,9 +10,11 @@ import yaml
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository import (
     Location,
+    LocationLike,
     Manifest,
     ModelEntry,
     ModelState,
+    as_location,
     change_config,
     find_model,
     model_states,
@@ -31,12 +33,13 @@ _HEADER = """\
 _KINDS = {0: "auto", 1: "gpu", 2: "cpu"}
 
 
-def export_document(repository: Location) -> tuple[dict[str, Any], tuple[str, ...]]:
+def export_document(repository: LocationLike) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what the YAML file says, as plain values, and what of the repository it cannot say.
 
     Raises:
         RepositoryError: the repository cannot be read.
     """
+    repository = as_location(repository)
     states = model_states(repository)
     models: dict[str, Any] = {}
     notes: list[str] = []

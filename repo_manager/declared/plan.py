@@ -17,9 +17,11 @@ from repo_manager.errors import ConfigError, InputError, RepoManagerError, Repos
 from repo_manager.files import file_lock
 from repo_manager.repository import (
     Location,
+    LocationLike,
     ModelEntry,
     ModelState,
     Severity,
+    as_location,
     change_config,
     find_model,
     local_folder,
@@ -29,6 +31,7 @@ from repo_manager.repository import (
 )
 from repo_manager.repository.state import current_version, previous_version
 from repo_manager.rollout.plan import plan_deploy
+from repo_manager.types import StrPath
 
 __all__ = ["NEW", "plan_declaration", "planned"]
 
@@ -39,7 +42,7 @@ _LOCK_FILENAME = ".repo-manager.apply.lock"
 
 @contextlib.contextmanager
 def planned(
-    declaration: Declaration, base: Path, repository: Location, servers: Servers, *, prune: bool = False
+    declaration: Declaration, base: StrPath, repository: LocationLike, servers: Servers, *, prune: bool = False
 ) -> Iterator[tuple[ModelPlan, ...]]:
     """Plan, and keep a second `apply` of a local repository out until the block ends.
 
@@ -60,6 +63,7 @@ def planned(
     Raises:
         RepositoryError: another `apply` of this repository runs, or its record is damaged.
     """
+    base, repository = Path(base), as_location(repository)
     with contextlib.ExitStack() as stack:
         root = local_folder(repository)
         if root is not None and root.is_dir() and os.access(root, os.W_OK):
@@ -68,7 +72,7 @@ def planned(
 
 
 def plan_declaration(
-    declaration: Declaration, base: Path, repository: Location, servers: Servers, *, prune: bool = False
+    declaration: Declaration, base: StrPath, repository: LocationLike, servers: Servers, *, prune: bool = False
 ) -> tuple[ModelPlan, ...]:
     """Plan every declared model, in the file's order, then what is to be pruned.
 
@@ -85,6 +89,7 @@ def plan_declaration(
     Raises:
         RepositoryError: the repository's record is damaged.
     """
+    base, repository = Path(base), as_location(repository)
     folder = local_folder(repository)
     exists = folder is None or folder.is_dir()
     states = model_states(repository) if exists else {}

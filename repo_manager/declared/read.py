@@ -17,6 +17,7 @@ from repo_manager.errors import InputError, RepositoryError
 from repo_manager.files import document
 from repo_manager.repository import validate_model_name
 from repo_manager.repository.tags import validate_tag
+from repo_manager.types import StrPath
 
 __all__ = ["parse_declaration", "read_declaration"]
 
@@ -26,7 +27,7 @@ _HINT = f"{document('apply.md')} shows every key; editors check it with {documen
 Location = tuple[str | int, ...]
 
 
-def read_declaration(path: Path) -> Declaration:
+def read_declaration(path: StrPath) -> Declaration:
     """Read and check a file.
 
     Args:
@@ -35,6 +36,7 @@ def read_declaration(path: Path) -> Declaration:
     Raises:
         InputError: it cannot be read, or says what cannot be; every problem is listed with its place.
     """
+    path = Path(path)
     try:
         if str(path) == STDIN:
             text = _bounded(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")

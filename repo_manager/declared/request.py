@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from repo_manager.errors import InputError
 from repo_manager.files import sha256_file
 from repo_manager.repository import Manifest
-from repo_manager.types import Backend, Digest, as_json
+from repo_manager.types import Backend, Digest, StrPath, as_json
 
 __all__ = ["Request", "calibration_record", "fulfils", "options_record", "request_record", "source_digest"]
 
@@ -51,7 +52,7 @@ class Request:
 
 
 def request_record(
-    *, backend: Backend, sparsity: str, calibration: str | None, convert: Any, engine: Any
+    *, backend: Backend, sparsity: str, calibration: StrPath | None, convert: Any, engine: Any
 ) -> dict[str, Any]:
     """Return what a manifest records of the options that a version was made with.
 
@@ -84,7 +85,7 @@ def options_record(options: Any) -> dict[str, Any]:
     return found
 
 
-def calibration_record(calibration: str) -> dict[str, Any]:
+def calibration_record(calibration: StrPath) -> dict[str, Any]:
     """Return name and digest of calibration data; a function has no digest.
 
     Raises:
@@ -98,7 +99,7 @@ def calibration_record(calibration: str) -> dict[str, Any]:
             return {"path": path.name, "digest": _folder_digest(path)}
     except OSError as exc:
         raise InputError(f"{path}: the calibration data cannot be read: {exc.strerror or exc}") from exc
-    return {"path": calibration, "digest": None}
+    return {"path": os.fspath(calibration), "digest": None}
 
 
 def source_digest(path: Path, external: Mapping[str, Any] | tuple[str, ...] = ()) -> Digest:

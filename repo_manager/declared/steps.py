@@ -11,6 +11,7 @@ from typing import Any
 from repo_manager.declared.request import Request
 from repo_manager.declared.schema import Config, FileReference, Model
 from repo_manager.errors import InputError
+from repo_manager.summary import Summarized
 from repo_manager.triton_config import parse_config
 
 __all__ = ["Action", "ApplyResult", "ModelPlan", "ModelResult", "Step", "config_changes", "request_of", "wanted_labels"]
@@ -105,8 +106,8 @@ class ModelResult:
     exit_code: int
 
 
-@dataclasses.dataclass(frozen=True)
-class ApplyResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ApplyResult(Summarized):
     """What was done.
 
     Attributes:
@@ -118,6 +119,13 @@ class ApplyResult:
     models: tuple[ModelResult, ...]
     unchanged: int
     seconds: float
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "changed": ", ".join(model.name for model in self.models if model.done) or "nothing",
+            "unchanged": self.unchanged,
+            "failed": ", ".join(model.name for model in self.failed) or None,
+        }
 
     @property
     def failed(self) -> tuple[ModelResult, ...]:

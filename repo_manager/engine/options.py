@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from repo_manager.engine.capabilities import Capabilities
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import UsageError
+from repo_manager.validation import check_fields
 
 __all__ = ["EngineOptions", "HardwareLevel", "PlanDetail", "check_options"]
 
@@ -56,13 +57,16 @@ class EngineOptions:
     timing_cache: Path | None = None
     deterministic: bool = False
     version_compatible: bool = False
-    hardware_compatibility: str | None = None
+    hardware_compatibility: HardwareLevel | None = None
     compute_capabilities: tuple[str, ...] = ()
     strip: bool = False
     refit: bool = False
-    plan_detail: str = "detailed"
+    plan_detail: PlanDetail = "detailed"
     without_tactics: tuple[str, ...] = ()
     plans: Mapping[str, Path | None] = dataclasses.field(default_factory=dict, metadata={"json": False})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def check_options(options: EngineOptions, able: Capabilities) -> None:

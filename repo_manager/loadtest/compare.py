@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.resampling import ComparedNumber, compared_numbers, verdict_of
+from repo_manager.summary import Summarized
+from repo_manager.validation import check_fields
 
 __all__ = [
     "ComparePlan",
@@ -61,6 +64,7 @@ class ComparePlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.pairs < _MIN_PAIRS or self.block_s <= 0 or self.settle_s < 0:
             raise UsageError(
                 f"{self.pairs} pairs of {self.block_s:g} s after {self.settle_s:g} s; expected at least "
@@ -85,8 +89,8 @@ class CompareProgress:
     remaining_s: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison(Summarized):
     """A whole comparison.
 
     Attributes:
@@ -109,6 +113,14 @@ class Comparison:
     seconds: float
     environment: Mapping[str, str]
     schema_version: int = 1
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "A": f"{self.a.model}:{self.a.version}",
+            "B": f"{self.b.model}:{self.b.version}",
+            "load": f"{self.level}, batch size {self.batch_size}",
+            "verdict": self.verdict,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from repo_manager.loadtest.result import (
 )
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
+from repo_manager.types import StrPath
 
 __all__ = ["merge_reports", "read_report", "report_from_json"]
 
@@ -30,12 +31,13 @@ __all__ = ["merge_reports", "read_report", "report_from_json"]
 # Reads a load test's JSON back.
 
 
-def read_report(path: Path) -> LoadTestReport:
+def read_report(path: StrPath) -> LoadTestReport:
     """Read the JSON that `loadtest --json` or `--report` wrote.
 
     Raises:
         InputError: unreadable, no such report, or of a schema that is not understood.
     """
+    path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:

@@ -12,6 +12,7 @@ from repo_manager.gates import Gate
 from repo_manager.loadtest.worker.schedule import ARRIVALS
 from repo_manager.server import ClientOptions
 from repo_manager.tls import TlsFiles
+from repo_manager.validation import check_fields
 
 __all__ = ["Arrival", "Client", "LoadTestOptions", "Protocol", "SharedMemory", "parse_levels", "parse_rates"]
 
@@ -117,6 +118,7 @@ class LoadTestOptions:
     command: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_target(self)
         _check_levels(self)
         _check_search(self)

@@ -10,6 +10,7 @@ from repo_manager.loadtest.target import TargetFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
 from repo_manager.stats.quantiles import PERCENTILES, Quantiles
+from repo_manager.summary import Summarized
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -296,8 +297,13 @@ class Progress:
     decision: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadTestReport:
+def _level_text(point: LoadPoint) -> str:
+    p99 = "" if point.latency.p99_ns is None else f", p99 {point.latency.p99_ns / 1e6:.3g} ms"
+    return f"{point.throughput_per_s:.4g}/s{p99} ({point.outcome})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadTestReport(Summarized):
     """A whole load test.
 
     Attributes:
@@ -321,3 +327,11 @@ class LoadTestReport:
     notes: tuple[str, ...] = ()
     search: LoadSearch | None = None
     schema_version: int = SCHEMA_VERSION
+
+    def _summary(self) -> Mapping[str, Any]:
+        facts = {
+            "model": f"{self.target.model}:{self.target.version}",
+            "server": self.target.url,
+            "started": self.started,
+        }
+        return facts | {point.label: _level_text(point) for point in self.points} | {"knee": self.knee}

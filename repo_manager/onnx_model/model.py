@@ -32,7 +32,7 @@ from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore, element_count, set_bytes
 from repo_manager.onnx_model.wire import cut_weights
 from repo_manager.optional import deferred
-from repo_manager.types import Digest
+from repo_manager.types import Digest, StrPath
 
 if TYPE_CHECKING:
     import onnx
@@ -108,7 +108,7 @@ class Model:
         return self.weights.array(tensor)
 
 
-def load_model(path: Path) -> Model:
+def load_model(path: StrPath) -> Model:
     """Read and check an ONNX model.
 
     Raises:

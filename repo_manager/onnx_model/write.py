@@ -28,6 +28,7 @@ from repo_manager.onnx_model.draft import Draft, Weight
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import is_external
 from repo_manager.onnx_model.wire import encode_unknown, paste_weights
+from repo_manager.types import StrPath
 
 __all__ = ["Place", "WrittenModel", "save_model", "write_draft", "write_view"]
 
@@ -58,7 +59,7 @@ class WrittenModel:
     places: dict[str, Place] = field(repr=False)
 
 
-def save_model(proto: onnx.ModelProto, path: Path, *, external: bool | None = None) -> tuple[Path, ...]:
+def save_model(proto: onnx.ModelProto, path: StrPath, *, external: bool | None = None) -> tuple[Path, ...]:
     """Write a model; a reader never sees a half-written .onnx file.
 
     Args:

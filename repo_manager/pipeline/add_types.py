@@ -17,8 +17,10 @@ from repo_manager.pipeline.golden import GoldenFacts
 from repo_manager.precision import Conversion, ConvertOptions
 from repo_manager.repository import Location
 from repo_manager.sparsity import PruneReport, SparsityReport
+from repo_manager.summary import Summarized
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision
+from repo_manager.validation import check_fields
 
 __all__ = ["AddOptions", "Added", "Control", "SparsityMode"]
 
@@ -58,7 +60,7 @@ class AddOptions:
     precision: Precision = Precision.FP32
     backend: str = "auto"
     sparsity: SparsityMode = SparsityMode.REPORT
-    calibration: str | None = None
+    calibration: str | Path | None = None
     config: ConfigOptions = dataclasses.field(default_factory=ConfigOptions)
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     convert: ConvertOptions = dataclasses.field(default_factory=ConvertOptions)
@@ -67,6 +69,9 @@ class AddOptions:
     control: bool = False
     target: FitTarget | None = None
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +83,8 @@ class Control:
     purpose: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Added:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Added(Summarized):
     """What `add` did.
 
     Attributes:
@@ -117,6 +122,16 @@ class Added:
     fit: tuple[FitProblem, ...]
     controls: tuple[Control, ...]
     files: tuple[str, ...]
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "model": f"{self.name}:{self.version}" + ("" if self.published else " (dry run)"),
+            "backend": self.backend.backend,
+            "precision": self.conversion.precision,
+            "largest drift": f"{self.conversion.worst_drift:.3g}",
+            "2:4": self.sparsity.share_text,
+            "path": self.path,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,10 +31,10 @@ from repo_manager.pipeline.serving_config import check_backend_options
 from repo_manager.precision import load_calibration
 from repo_manager.pruning import prune_with_data
 from repo_manager.report.progress import transfer_progress
-from repo_manager.repository import Location, plan_publish, publish, validate_model_name
+from repo_manager.repository import LocationLike, as_location, plan_publish, publish, validate_model_name
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
 from repo_manager.triton_config import format_config
-from repo_manager.types import as_json
+from repo_manager.types import StrPath, as_json
 
 __all__ = ["AddOptions", "Added", "SparsityMode", "add"]
 
@@ -42,9 +42,9 @@ Report = Callable[[str], None]
 
 
 def add(
-    path: Path,
+    path: StrPath,
     name: str,
-    repository: Location,
+    repository: LocationLike,
     options: AddOptions | None = None,
     *,
     report: Report = lambda _: None,
@@ -70,6 +70,7 @@ def add(
         GateError: weights are not 2:4 with `SparsityMode.REQUIRE`, the conversion failed a check, or the engine will
             not load on `AddOptions.target`.
     """
+    path, repository = Path(path), as_location(repository)
     options, watch = options or AddOptions(), Watch(report, progress, cancelled)
     validate_model_name(name)
     choice = choose_backend(options.backend)

@@ -16,13 +16,23 @@ from repo_manager.errors import ConfigError, GateError, InputError, UsageError
 from repo_manager.files import sha256_file
 from repo_manager.pipeline.recording import Recording, TrialRun, exchanges_of, record, trial_run
 from repo_manager.report.progress import transfer_progress
-from repo_manager.repository import Location, plan_publish, publish, read_config_bytes, validate_model_name
+from repo_manager.repository import (
+    Location,
+    LocationLike,
+    as_location,
+    plan_publish,
+    publish,
+    read_config_bytes,
+    validate_model_name,
+)
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.server.exchange import ModelKind
+from repo_manager.summary import Summarized
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Severity, check_rules, format_config, parse_config
 from repo_manager.triton_config.ensembles import USES, models_of, steps_of, uses_of
-from repo_manager.types import Backend
+from repo_manager.types import Backend, StrPath
+from repo_manager.validation import check_fields
 
 __all__ = ["AddedFiles", "FilesOptions", "add_files", "is_converted"]
 
@@ -80,9 +90,12 @@ class FilesOptions:
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
-@dataclasses.dataclass(frozen=True)
-class AddedFiles:
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AddedFiles(Summarized):
     """What `add` did with a folder or a file.
 
     Attributes:
@@ -113,6 +126,14 @@ class AddedFiles:
     fit: tuple[FitProblem, ...]
     files: tuple[str, ...]
 
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "model": f"{self.name}:{self.version}" + ("" if self.published else " (dry run)"),
+            "backend": self.backend,
+            "requests recorded": self.requests or None,
+            "path": self.path,
+        }
+
 
 def is_converted(path: Path, backend: str | None) -> bool:
     """Say whether `add` converts what was given for this backend; anything else is published as it is."""
@@ -121,9 +142,9 @@ def is_converted(path: Path, backend: str | None) -> bool:
 
 
 def add_files(
-    path: Path,
+    path: StrPath,
     name: str,
-    repository: Location,
+    repository: LocationLike,
     options: FilesOptions | None = None,
     *,
     report: Report = lambda _: None,
@@ -150,6 +171,7 @@ def add_files(
         GateError: the version does not load or answer, or an engine does not fit the target.
         RepositoryError: as `publish`.
     """
+    path, repository = Path(path), as_location(repository)
     options = options or FilesOptions()
     validate_model_name(name)
     source = _Source.find(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repo_manager.repository import ConfigChange, Location, edit_config
+from repo_manager.repository import ConfigChange, LocationLike, as_location, edit_config
 from repo_manager.repository.adopt import derived_config, without_config
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.triton_config import format_config
@@ -12,7 +12,7 @@ __all__ = ["write_configs"]
 
 
 def write_configs(
-    repository: Location, name: str | None, url: str | None, connection: ClientOptions, *, dry_run: bool = False
+    repository: LocationLike, name: str | None, url: str | None, connection: ClientOptions, *, dry_run: bool = False
 ) -> tuple[ConfigChange, ...]:
     """Write config.pbtxt for every model that has versions and no configuration.
 
@@ -28,6 +28,7 @@ def write_configs(
         ServerError: the server does not answer, or has not loaded the model.
         RepositoryError: the store refuses.
     """
+    repository = as_location(repository)
     names = without_config(repository, name)
     if url is None:
         texts = {each: format_config(derived_config(repository, each)) for each in names}

@@ -19,7 +19,9 @@ from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository import (
     Location,
+    LocationLike,
     SigningKey,
+    as_location,
     change_config,
     check_served,
     find_model,
@@ -32,7 +34,8 @@ from repo_manager.repository import (
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.triton_config import ConfigOptions
-from repo_manager.types import Precision
+from repo_manager.types import Precision, StrPath
+from repo_manager.validation import check_fields
 
 __all__ = ["ApplyOptions", "apply", "carry_out"]
 
@@ -56,11 +59,14 @@ class ApplyOptions:
     rollout: RolloutOptions = dataclasses.field(default_factory=RolloutOptions)
     allow_code: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def apply(
     declaration: Declaration,
-    base: Path,
-    repository: Location,
+    base: StrPath,
+    repository: LocationLike,
     servers: Servers,
     *,
     options: ApplyOptions | None = None,
@@ -84,6 +90,7 @@ def apply(
     Raises:
         RepositoryError: another `apply` of this repository runs, or its record is damaged.
     """
+    base, repository = Path(base), as_location(repository)
     options = ApplyOptions() if options is None else options
     with planned(declaration, base, repository, servers, prune=options.prune) as plans:
         show(plans)
@@ -93,8 +100,8 @@ def apply(
 def carry_out(
     plans: Sequence[ModelPlan],
     declaration: Declaration,
-    base: Path,
-    repository: Location,
+    base: StrPath,
+    repository: LocationLike,
     servers: Servers,
     *,
     options: ApplyOptions,
@@ -111,6 +118,7 @@ def carry_out(
         options: how.
         report: receives one line per step.
     """
+    base, repository = Path(base), as_location(repository)
     start = time.monotonic()
     runner = _Runner(declaration, base, repository, servers, options, report)
     results: list[ModelResult] = []

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 from repo_manager.errors import RepositoryError, RollbackFailedError
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.pipeline.serving import ensure_server, stop_running
-from repo_manager.repository import Location, find_model, local_folder, model_state, resolve_version
+from repo_manager.repository import (
+    Location,
+    LocationLike,
+    as_location,
+    find_model,
+    local_folder,
+    model_state,
+    resolve_version,
+)
 from repo_manager.rollout.checks import check_version, refuse
 from repo_manager.rollout.deploy import deploy as deploy_to
 from repo_manager.rollout.deploy import rollback as rollback_on
@@ -29,7 +37,7 @@ Report = Callable[[str], None]
 
 
 def deploy(
-    repository: Location,
+    repository: LocationLike,
     name: str,
     version: int | str | None = None,
     to: To | None = None,
@@ -58,6 +66,7 @@ def deploy(
     Raises:
         RepoManagerError: as `repo_manager.rollout.deploy`.
     """
+    repository = as_location(repository)
     wanted = name if version is None else f"{name}:{version}"
     _, number = resolve_version(repository, wanted)
     where = _Where.find(to, options, connection)
@@ -78,7 +87,7 @@ def deploy(
 
 
 def rollback(
-    repository: Location,
+    repository: LocationLike,
     name: str,
     to: To | None = None,
     *,
@@ -92,6 +101,7 @@ def rollback(
         RepositoryError: there is none.
         RepoManagerError: as `repo_manager.rollout.deploy`.
     """
+    repository = as_location(repository)
     find_model(repository, name)
     where = _Where.find(to, options, connection)
     options, connection = where.options, where.connection

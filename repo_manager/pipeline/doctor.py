@@ -13,7 +13,7 @@ from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer
 from repo_manager.optional import install_command, installed_version
-from repo_manager.repository import Location, Manifest, local_folder, scan
+from repo_manager.repository import Location, LocationLike, Manifest, as_location, local_folder, scan
 from repo_manager.server.installation import find_triton
 from repo_manager.types import Backend
 
@@ -119,7 +119,7 @@ def examine_machine() -> Machine:
     )
 
 
-def examine_engines(repository: Location, target: FitTarget) -> tuple[EngineFit, ...]:
+def examine_engines(repository: LocationLike, target: FitTarget) -> tuple[EngineFit, ...]:
     """Say of every engine in a repository whether it will load on a server, before anything is loaded.
 
     Args:
@@ -129,6 +129,7 @@ def examine_engines(repository: Location, target: FitTarget) -> tuple[EngineFit,
     Raises:
         RepositoryError: the repository cannot be read.
     """
+    repository = as_location(repository)
     engines = (str(Backend.TENSORRT), str(Backend.TENSORRT_RTX))
     return tuple(
         _fit(f"{model.name}:{version.version}", model.backend, version.path, version.manifest, target)

@@ -16,12 +16,25 @@ from repo_manager.errors import InputError, RepositoryError, ServerUnreachableEr
 from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts, connect
-from repo_manager.repository import Location, find_model, read_labels, version_files
+from repo_manager.pipeline.connection import connection_of
+from repo_manager.repository import (
+    Location,
+    LocationLike,
+    as_location,
+    find_model,
+    read_labels,
+    resolve_version,
+    version_files,
+)
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
 from repo_manager.request_data.read import read_rows
 from repo_manager.rollout.smoke import OutputComparison, compare_outputs
 from repo_manager.server import ClientOptions, TritonClient, running_server
 from repo_manager.server.exchange import Response, SequencePart, ask, kind_of, new_sequence_id
+from repo_manager.settings import load_settings
+from repo_manager.summary import Summarized
+from repo_manager.types import StrPath
+from repo_manager.validation import check_fields
 
 __all__ = ["Answer", "InferOptions", "Inference", "Label", "infer", "server_of", "write_answers"]
 
@@ -61,6 +74,7 @@ class InferOptions:
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.golden and self.data is not None:
             raise UsageError("--golden sends the recorded sample, so --input has no use")
         if (self.resume or self.keep_open) and self.sequence is None:
@@ -107,8 +121,8 @@ class Answer:
         return {**dataclasses.asdict(self), "outputs": outputs}
 
 
-@dataclasses.dataclass(frozen=True)
-class Inference:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Inference(Summarized):
     """All that was asked and answered.
 
     Attributes:
@@ -131,13 +145,22 @@ class Inference:
     answers: tuple[Answer, ...]
     comparisons: tuple[OutputComparison, ...] = ()
 
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "model": self.model if self.version is None else f"{self.model}:{self.version}",
+            "server": self.url,
+            "requests": f"{self.requests} ({self.source})",
+            "answers": len(self.answers),
+        }
 
-def server_of(repository: Location, url: str | None) -> str:
+
+def server_of(repository: LocationLike, url: str | None) -> str:
     """Return the server to ask: the one given, else the running `serve` of the repository.
 
     Raises:
         ServerUnreachableError: none runs.
     """
+    repository = as_location(repository)
     if url is not None:
         return url
     running = running_server(repository)
@@ -150,11 +173,11 @@ def server_of(repository: Location, url: str | None) -> str:
 
 
 def infer(
-    repository: Location,
+    repository: LocationLike,
     name: str,
-    version: int | None,
-    url: str,
-    options: InferOptions,
+    version: int | str | None = None,
+    to: str | None = None,
+    options: InferOptions | None = None,
     *,
     connection: ClientOptions | None = None,
     on_answer: Callable[[Answer], None] = lambda _: None,
@@ -164,19 +187,26 @@ def infer(
     Args:
         repository: where labels and the golden sample are looked up; the server may serve another one.
         name: the model.
-        version: `None` leaves the choice to the server.
-        url: the server; gRPC for a decoupled model.
-        options: what is sent, and how.
-        connection: `None` connects without TLS and headers.
+        version: its number, which need not be in the repository, or a tag; `None` leaves the choice to the server.
+        to: the server, gRPC for a decoupled model; `None` takes the server of the settings, else the running `serve`
+            of the repository.
+        options: what is sent, and how; `None` sends the golden sample.
+        connection: how to connect; `None` takes the settings.
         on_answer: given each response as it comes.
 
     Raises:
         InputError: the data cannot be read, or does not fit the model.
         UsageError: there is nothing to send, or the model streams and the URL is HTTP.
+        RepositoryError: there is no such tag.
         ServerRefusedError: unknown model, or the inference failed on the server.
         ServerUnreachableError: no answer.
     """
-    connection = ClientOptions() if connection is None else connection
+    repository, options = as_location(repository), InferOptions() if options is None else options
+    if isinstance(version, str):
+        version = resolve_version(repository, f"{name}:{version}")[1]
+    settings = load_settings()
+    url = server_of(repository, to or settings.server)
+    connection = connection_of(settings) if connection is None else connection
     with connect(LoadTestOptions(url=url, model=name, version=version, concurrency=(1,), access=connection)) as target:
         facts = target.facts()
     requests: Sequence[Mapping[str, Array]]
@@ -217,13 +247,14 @@ def infer(
     )
 
 
-def write_answers(path: Path, inference: Inference) -> None:
+def write_answers(path: StrPath, inference: Inference) -> None:
     """Write every output: `.json` as nested lists, `.npz` as arrays named as in a golden sample, without its inputs.
 
     Raises:
         UsageError: another suffix.
         OSError: it cannot be written.
     """
+    path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".json":
         path.write_text(json.dumps([answer.document() for answer in inference.answers], indent=2) + "\n", "utf-8")

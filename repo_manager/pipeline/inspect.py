@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from repo_manager.onnx_model.model import load_model, parameter_count
 from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.sparsity import SparsityReport, sparsity_report
-from repo_manager.types import Digest
+from repo_manager.summary import Summarized
+from repo_manager.types import Digest, StrPath
 
 __all__ = ["Inspection", "inspect_model"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspection:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Inspection(Summarized):
     """What `repo-manager inspect` shows.
 
     Attributes:
@@ -34,8 +36,18 @@ class Inspection:
     parameters: int
     sparsity: SparsityReport
 
+    def _summary(self) -> Mapping[str, Any]:
+        signature = self.signature
+        return {
+            "model": self.path,
+            "inputs": ", ".join(map(str, signature.inputs)),
+            "outputs": ", ".join(map(str, signature.outputs)),
+            "parameters": f"{self.parameters:,}",
+            "2:4": self.sparsity.share_text,
+        }
 
-def inspect_model(path: Path, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Inspection:
+
+def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Inspection:
     """Read a model and judge its weights; changes nothing.
 
     Args:
@@ -45,6 +57,7 @@ def inspect_model(path: Path, *, shapes: Mapping[str, tuple[int, ...]] | None = 
     Raises:
         ModelError: the file is not a valid ONNX model.
     """
+    path = Path(path)
     model = load_model(path)
     return Inspection(
         path=path,

@@ -22,7 +22,7 @@ from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.result import Rollout
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.installation import find_triton
-from repo_manager.types import Backend, Precision
+from repo_manager.types import Backend, Precision, StrPath
 
 __all__ = ["Quickstart", "QuickstartModel", "quickstart"]
 
@@ -77,7 +77,7 @@ class Quickstart:
 
 
 def quickstart(
-    folder: Path | None = None, *, seconds_per_level: float = 2.0, report: Report = lambda _: None
+    folder: StrPath | None = None, *, seconds_per_level: float = 2.0, report: Report = lambda _: None
 ) -> Quickstart:
     """Take the shipped sparse model from the ONNX file to a load-tested deployment on a real tritonserver.
 
@@ -94,6 +94,7 @@ def quickstart(
         MissingDependencyError: there is no tritonserver on this machine.
         RepositoryError: `folder` cannot be written.
     """
+    folder = None if folder is None else Path(folder)
     find_triton()  # before any work, when there is none
     machine = examine_machine()
     decisions = _decisions(machine)

@@ -23,7 +23,16 @@ from repo_manager.errors import (
     ServerUnreachableError,
     UsageError,
 )
-from repo_manager.repository import Location, check_served, find_model, model_states, scan, settle_trial
+from repo_manager.repository import (
+    Location,
+    LocationLike,
+    as_location,
+    check_served,
+    find_model,
+    model_states,
+    scan,
+    settle_trial,
+)
 from repo_manager.repository.stores import open_store
 from repo_manager.server import (
     EmbeddedServer,
@@ -38,6 +47,8 @@ from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
 from repo_manager.server.records import only_server, served_already, starting
 from repo_manager.settings import load_settings
+from repo_manager.types import StrPath
+from repo_manager.validation import check_range
 
 __all__ = [
     "ServeOptions",
@@ -82,6 +93,12 @@ class ServeOptions(ServerSettings):
     restart: bool = False
     signed_by: tuple[Path, ...] = ()
     pass_env: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.repository, str):
+            object.__setattr__(self, "repository", as_location(self.repository))
+        super().__post_init__()
+        check_range("timeout_s", self.timeout_s)
 
 
 def deployed_models(repository: Location) -> tuple[str, ...]:
@@ -189,7 +206,7 @@ class ServeTarget:
 
 
 def ensure_server(
-    repository: Location, url: str | None, *, timeout_s: float, report: Callable[[str], None]
+    repository: LocationLike, url: str | None, *, timeout_s: float, report: Callable[[str], None]
 ) -> ServeTarget:
     """Return the server that a command with or without `--to` talks to.
 
@@ -204,6 +221,7 @@ def ensure_server(
         ServerError: no server could be started.
         MissingDependencyError: there is no tritonserver on this machine.
     """
+    repository = as_location(repository)
     if url is not None:
         return ServeTarget(url)
     running = running_server(repository)
@@ -443,12 +461,13 @@ def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path
         time.sleep(_POLL_S)
 
 
-def stop_running(repository: Location, *, timeout_s: float = 60.0) -> RunningServer | None:
+def stop_running(repository: LocationLike, *, timeout_s: float = 60.0) -> RunningServer | None:
     """Stop the running `serve` of a repository; return it, or `None` when there was none.
 
     Raises:
         ServerError: it still runs after `timeout_s`.
     """
+    repository = as_location(repository)
     running = running_server(repository)
     if running is None:
         return None
@@ -464,12 +483,13 @@ def stop_running(repository: Location, *, timeout_s: float = 60.0) -> RunningSer
     return running
 
 
-def log_of(repository: Location) -> Path:
+def log_of(repository: LocationLike) -> Path:
     """Return the log of a repository's running embedded server, else of the last one that has ended.
 
     Raises:
         ServerError: none is kept.
     """
+    repository = as_location(repository)
     running = running_server(repository)
     if running is not None:
         return running.log
@@ -483,7 +503,7 @@ def log_of(repository: Location) -> Path:
     )
 
 
-def follow_log(repository: Location, log: Path, lines: int = 50) -> Iterator[str]:
+def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Iterator[str]:
     """Yield the last lines of a log, then what is added to it, until its server has ended.
 
     Args:
@@ -491,6 +511,7 @@ def follow_log(repository: Location, log: Path, lines: int = 50) -> Iterator[str
         log: its file.
         lines: how many from the end; 0: all.
     """
+    repository, log = as_location(repository), Path(log)
     with log.open(encoding="utf-8", errors="replace") as file:
         yield from file.read().splitlines(keepends=True)[-lines:]
         while True:

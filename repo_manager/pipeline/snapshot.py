@@ -10,10 +10,11 @@ import yaml
 from repo_manager.declared.document import parse_document
 from repo_manager.errors import InputError, UsageError
 from repo_manager.files import read_regular, write_atomic
-from repo_manager.repository import Location, local_folder, resolve_version
+from repo_manager.repository import LocationLike, as_location, local_folder, resolve_version
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.pinning import Pin, pin_snapshot
 from repo_manager.rollout.targets.base import Report
+from repo_manager.types import StrPath
 
 __all__ = ["Pinned", "snapshot", "values_text"]
 
@@ -38,10 +39,10 @@ class Pinned:
 
 
 def snapshot(
-    repository: Location,
+    repository: LocationLike,
     targets: tuple[str, ...] = (),
     *,
-    values: Path | None = None,
+    values: StrPath | None = None,
     mounted: str | None = None,
     options: RolloutOptions | None = None,
     report: Report = lambda _: None,
@@ -63,6 +64,7 @@ def snapshot(
         InputError: the file holds more than a pin, or cannot be read.
         RepositoryError: as `pin_snapshot`.
     """
+    repository, values = as_location(repository), None if values is None else Path(values)
     options = RolloutOptions() if options is None else options
     chosen: dict[str, int] = {}
     for text in targets:

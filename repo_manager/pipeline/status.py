@@ -9,7 +9,7 @@ import dataclasses
 
 from repo_manager.errors import ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.repository import Location, find_model
+from repo_manager.repository import LocationLike, as_location, find_model
 from repo_manager.rollout.status import RepositoryStatus
 from repo_manager.rollout.status import status as status_of
 from repo_manager.rollout.targets.urls import To
@@ -20,7 +20,7 @@ __all__ = ["status"]
 
 
 def status(
-    repository: Location,
+    repository: LocationLike,
     name: str | None = None,
     to: To | None = None,
     *,
@@ -40,6 +40,7 @@ def status(
         RepositoryError: there is no such model.
         ServerUnreachableError: no server runs, or none answers.
     """
+    repository = as_location(repository)
     if name is not None:
         find_model(repository, name)
     settings = load_settings()

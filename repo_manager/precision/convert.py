@@ -31,7 +31,8 @@ from repo_manager.precision.proof.checks import drift_limit
 from repo_manager.precision.proof.prove import Proof, Prover
 from repo_manager.precision.proof.selection import after_selection, selection_of
 from repo_manager.precision.samples import Reference, reference_of
-from repo_manager.types import Precision
+from repo_manager.types import Precision, StrPath
+from repo_manager.validation import choice
 
 __all__ = ["convert"]
 
@@ -42,8 +43,8 @@ _UNCHANGED_HINT = (
 
 def convert(
     model: Model,
-    precision: Precision,
-    output: Path,
+    precision: Precision | str,
+    output: StrPath,
     *,
     calibration: CalibrationData | None = None,
     options: ConvertOptions | None = None,
@@ -57,7 +58,7 @@ def convert(
 
     Args:
         model: the source; its files are not changed.
-        precision: of the result.
+        precision: of the result: a `Precision`, or its value such as `fp16`.
         output: the file to write, replaced when there; its folder must exist.
         calibration: real inputs; needed for INT8, and drift is measured on them where given. `None`: seeded
             random inputs.
@@ -67,9 +68,10 @@ def convert(
         CalibrationError: INT8 without calibration data.
         GateError: a check failed; nothing was written. The message has the table.
         ModelError: the source does not run, or cannot take this precision.
-        UsageError: a `keep_fp32` pattern names nothing.
+        UsageError: a `keep_fp32` pattern names nothing, or there is no such precision.
         OSError: the disk is full, read-only, ...
     """
+    output, precision = Path(output), choice(Precision, precision, "the precision")
     started = time.monotonic()
     options = ConvertOptions() if options is None else options
     _check_given(model, precision, output, calibration)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from repo_manager.sparsity.report import SparsityReport
 from repo_manager.stats.drift import OutputDrift
+from repo_manager.summary import Summarized
 from repo_manager.types import Digest, Precision
+from repo_manager.validation import check_fields, check_range
 
 __all__ = ["Check", "Conversion", "ConvertOptions", "KeptNode"]
 
@@ -48,7 +52,7 @@ class ConvertOptions:
     keep_overflowing: bool = True
     keep_io_types: bool = True
     auto_keep: int = 0
-    calibration_method: str = "minmax"
+    calibration_method: Literal["minmax", "percentile"] = "minmax"
     percentile: float = 99.99
     quantize_outputs: bool = True
     drift_samples: int = 16
@@ -56,6 +60,15 @@ class ConvertOptions:
     allow_unchanged: bool = False
     not_in_int8: tuple[str, ...] = ()
     judge_served: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_range("max_drift", self.max_drift)
+        check_range("min_cosine", self.min_cosine, least=-1.0, most=1.0)
+        check_range("min_top1", self.min_top1, most=1.0)
+        check_range("auto_keep", self.auto_keep)
+        check_range("percentile", self.percentile, most=100.0)
+        check_range("drift_samples", self.drift_samples, least=1)
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,8 @@ class KeptNode:
     is_found: bool = False
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Summarized):
     """A model that was converted and passed every check.
 
     Attributes:
@@ -128,6 +141,15 @@ class Conversion:
     inputs: str
     tools: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "precision": self.precision,
+            "largest drift": f"{self.worst_drift:.3g} on {self.samples} {self.inputs} samples",
+            "checks": f"{sum(check.passed for check in self.checks)} of {len(self.checks)} passed",
+            "kept in FP32": len(self.kept) or None,
+            "files": ", ".join(str(file) for file in self.files) or None,
+        }
 
     @property
     def worst_drift(self) -> float:

@@ -25,6 +25,7 @@ from repo_manager.pruning.moments import Moments
 from repo_manager.pruning.solve import best_damping, solve
 from repo_manager.pruning.stream import Graph, Stream
 from repo_manager.sparsity.pattern import valid_groups
+from repo_manager.validation import check_fields, check_range
 
 if TYPE_CHECKING:
     import threadpoolctl
@@ -59,6 +60,11 @@ class SolveOptions:
     seed: int = 0
     threads: int | None = None
     work: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_range("damping", self.damping)
+        check_range("threads", self.threads, least=1)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.report.load_charts import latency_unit, number_cell
 from repo_manager.report.load_html import load_page
 from repo_manager.report.terminal import plain
-from repo_manager.types import as_json
+from repo_manager.types import StrPath, as_json
 
 __all__ = ["check_report_path", "compare_markdown", "load_junit", "load_markdown", "load_openmetrics", "report_text"]
 
@@ -213,12 +213,13 @@ _WRITERS = {
 }
 
 
-def check_report_path(path: Path) -> Path:
+def check_report_path(path: StrPath) -> Path:
     """Return the path when its ending names a format, before any load is made.
 
     Raises:
         UsageError: it does not.
     """
+    path = Path(path)
     if path.suffix.lower() not in _WRITERS:
         raise UsageError(
             f"--report {path}: the ending {path.suffix or '(none)'} names no format",
@@ -227,6 +228,7 @@ def check_report_path(path: Path) -> Path:
     return path
 
 
-def report_text(path: Path, report: LoadTestReport, verdict: Verdict | None) -> str:
+def report_text(path: StrPath, report: LoadTestReport, verdict: Verdict | None) -> str:
     """Return the report as the ending of `path` asks for it; see `check_report_path`."""
+    path = Path(path)
     return redacted(_WRITERS[path.suffix.lower()](report, verdict))

@@ -12,7 +12,14 @@ from repo_manager.repository.configuration import (
 )
 from repo_manager.repository.difference import FileDifference, VersionDifference, compare_versions
 from repo_manager.repository.layout import validate_model_name
-from repo_manager.repository.location import Location, ObjectRepository, local_folder, parse_location
+from repo_manager.repository.location import (
+    Location,
+    LocationLike,
+    ObjectRepository,
+    as_location,
+    local_folder,
+    parse_location,
+)
 from repo_manager.repository.manifest import FileRecord, Manifest, parse_manifest, read_manifest
 from repo_manager.repository.plan.configuration import ConfigChange
 from repo_manager.repository.plan.removal import Removal
@@ -54,6 +61,7 @@ __all__ = [
     "GcResult",
     "LabelChange",
     "Location",
+    "LocationLike",
     "Manifest",
     "ModelEntry",
     "ModelState",
@@ -71,6 +79,7 @@ __all__ = [
     "VersionDifference",
     "VersionEntry",
     "adopt",
+    "as_location",
     "begin_trial",
     "change_config",
     "check_served",

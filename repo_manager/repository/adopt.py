@@ -8,7 +8,7 @@ from collections.abc import Callable
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import LocationLike
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest, manifest_text
 from repo_manager.repository.state import now_text
 from repo_manager.repository.stores import open_store
@@ -58,7 +58,7 @@ class Adoption:
     applied: bool
 
 
-def adopt(repository: Location, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
+def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
     """Write a manifest into each version that has none, from what is there now.
 
     Nothing else changes. The record says `"adopted": true`: where the content came from is not known.
@@ -93,7 +93,7 @@ def adopt(repository: Location, name: str | None = None, *, dry_run: bool = Fals
     return tuple(found)
 
 
-def without_config(repository: Location, name: str | None = None) -> tuple[str, ...]:
+def without_config(repository: LocationLike, name: str | None = None) -> tuple[str, ...]:
     """Return the models that have versions and no config.pbtxt.
 
     Args:
@@ -106,7 +106,7 @@ def without_config(repository: Location, name: str | None = None) -> tuple[str, 
     return tuple(view.name for view in views if view.exists and view.versions and not view.has_config)
 
 
-def derived_config(repository: Location, name: str) -> ModelConfig:
+def derived_config(repository: LocationLike, name: str) -> ModelConfig:
     """Return the configuration that a server derives for a model without config.pbtxt, from its newest version.
 
     Raises:

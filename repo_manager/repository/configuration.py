@@ -15,7 +15,7 @@ from repo_manager.optional import installed_version
 from repo_manager.repository.ensembles import problems_around
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.plan.configuration import ConfigChange, against_manifest, plan_change, served_model_file
 from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.scan import find_model
@@ -57,7 +57,7 @@ _BESIDE_TENSORS = frozenset({"name", "instance_group", "version_policy", "dynami
 
 
 def change_config(
-    repository: Location, name: str, changes: Mapping[str, str | None], *, dry_run: bool = False
+    repository: LocationLike, name: str, changes: Mapping[str, str | None], *, dry_run: bool = False
 ) -> ConfigChange:
     """Set or clear single fields of a model's config.pbtxt.
 
@@ -84,7 +84,7 @@ def change_config(
 
 
 def edit_config(
-    repository: Location, name: str, text: str, *, based_on: str | None = None, dry_run: bool = False
+    repository: LocationLike, name: str, text: str, *, based_on: str | None = None, dry_run: bool = False
 ) -> ConfigChange:
     """Replace a model's config.pbtxt by a new text, as it is; checked as by `change_config`.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.scan import VersionEntry
+from repo_manager.summary import Summarized
 from repo_manager.triton_config import parse_config, same_signature
 from repo_manager.types import as_json
 
@@ -28,8 +29,8 @@ class FileDifference:
     size_bytes: tuple[int | None, int | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class VersionDifference:
+@dataclasses.dataclass(frozen=True, repr=False)
+class VersionDifference(Summarized):
     """What differs between two versions; empty fields where nothing does.
 
     Attributes:
@@ -54,6 +55,9 @@ class VersionDifference:
     files: tuple[FileDifference, ...]
     size_bytes: tuple[int, int]
     problems: tuple[str, ...]
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {"A": self.a, "B": self.b, "files that differ": len(self.files)}
 
 
 def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:

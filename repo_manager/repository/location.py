@@ -13,6 +13,7 @@ Credentials, region and profile come from the environment, as Triton takes them;
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,7 +21,7 @@ from urllib.parse import unquote
 from repo_manager.errors import RepositoryError
 from repo_manager.files import document
 
-__all__ = ["Location", "ObjectRepository", "local_folder", "parse_location"]
+__all__ = ["Location", "LocationLike", "ObjectRepository", "as_location", "local_folder", "parse_location"]
 
 _SCHEMES = ("s3", "gs", "as")
 _AZURE_HOST = ".blob.core.windows.net"
@@ -90,6 +91,20 @@ class ObjectRepository:
 
 Location = Path | ObjectRepository
 """Where a repository, a model or a version is. `str()`, `/`, `.name`, `.parent` and `.resolve()` work on both."""
+
+LocationLike = Location | str | os.PathLike[str]
+"""What the public functions take as a repository: a place, or a text as `parse_location` reads it."""
+
+
+def as_location(place: LocationLike) -> Location:
+    """Return the place that is meant.
+
+    Raises:
+        RepositoryError: a text that is no repository, as of `parse_location`.
+    """
+    if isinstance(place, Path | ObjectRepository):
+        return place
+    return parse_location(os.fspath(place))
 
 
 def local_folder(place: Location) -> Path | None:

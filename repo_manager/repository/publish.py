@@ -9,7 +9,7 @@ from typing import Any
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
 from repo_manager.repository.plan.publishing import (
     check_model,
@@ -76,7 +76,7 @@ class PublishedVersion:
     served: bool
 
 
-def plan_publish(repository: Location, name: str, files: Mapping[str, Path], config: ModelConfig) -> PublishPlan:
+def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path], config: ModelConfig) -> PublishPlan:
     """Check everything that `publish` checks, and say what it would do; nothing is written.
 
     Raises:
@@ -87,7 +87,9 @@ def plan_publish(repository: Location, name: str, files: Mapping[str, Path], con
         return plan_publish_sizes(repository, name, {file: path.stat().st_size for file, path in files.items()}, config)
 
 
-def plan_publish_sizes(repository: Location, name: str, sizes: Mapping[str, int], config: ModelConfig) -> PublishPlan:
+def plan_publish_sizes(
+    repository: LocationLike, name: str, sizes: Mapping[str, int], config: ModelConfig
+) -> PublishPlan:
     """As `plan_publish`, for files that are elsewhere: their names and sizes in bytes are known."""
     check_names(name, sizes, config)
     store = open_store(repository, may_be_new=True)
@@ -99,7 +101,7 @@ def plan_publish_sizes(repository: Location, name: str, sizes: Mapping[str, int]
 
 
 def publish(
-    repository: Location,
+    repository: LocationLike,
     name: str,
     files: Mapping[str, Path],
     config: ModelConfig,

@@ -7,7 +7,7 @@ import dataclasses
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import check_file_name
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import LocationLike
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.view import ModelView, changeable_model, with_beside
@@ -42,7 +42,7 @@ class LabelChange:
     applied: bool
 
 
-def read_labels(repository: Location, name: str) -> dict[str, tuple[str, ...]]:
+def read_labels(repository: LocationLike, name: str) -> dict[str, tuple[str, ...]]:
     """Return output name -> labels of a model.
 
     Raises:
@@ -66,7 +66,7 @@ def read_labels(repository: Location, name: str) -> dict[str, tuple[str, ...]]:
 
 
 def set_labels(
-    repository: Location, name: str, output: str, labels: tuple[str, ...], *, dry_run: bool = False
+    repository: LocationLike, name: str, output: str, labels: tuple[str, ...], *, dry_run: bool = False
 ) -> LabelChange:
     """Change an output's labels for all versions.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.ensembles import ensembles_in, with_dependents
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import LocationLike
 from repo_manager.repository.plan.removal import Removal, forget, made_at, old_versions, plan_removal, select_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Departure, StepKind, Store, mended, model_names
@@ -43,7 +43,7 @@ class GcResult:
 
 
 def remove(
-    repository: Location, name: str, version: int | None = None, *, force: bool = False, dry_run: bool = False
+    repository: LocationLike, name: str, version: int | None = None, *, force: bool = False, dry_run: bool = False
 ) -> Removal:
     """Remove one version, or a whole model.
 
@@ -71,7 +71,7 @@ def remove(
 
 
 def gc(
-    repository: Location,
+    repository: LocationLike,
     name: str | None = None,
     *,
     keep: int = 3,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import LocationLike
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Step, StepKind, Store, model_names
@@ -41,7 +41,7 @@ class Repair:
 
 
 def repair(
-    repository: Location, name: str | None = None, *, copies: tuple[Location, ...] = (), dry_run: bool = False
+    repository: LocationLike, name: str | None = None, *, copies: tuple[LocationLike, ...] = (), dry_run: bool = False
 ) -> tuple[Repair, ...]:
     """Repair a repository; `verify` afterwards says what is left.
 

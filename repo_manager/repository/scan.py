@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView, each, existing_model, with_versions
+from repo_manager.summary import Summarized
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
 from repo_manager.triton_config.text_fields import canonical_values
 from repo_manager.triton_config.version_policy import policy_of_text, served_by
@@ -45,8 +48,8 @@ class VersionEntry:
         return self.model_path / str(self.version)
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelEntry:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ModelEntry(Summarized):
     """A model's folder.
 
     Attributes:
@@ -70,6 +73,15 @@ class ModelEntry:
     versions: tuple[VersionEntry, ...]
     problems: tuple[str, ...] = ()
     config_text: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "model": self.name,
+            "versions": ", ".join(str(entry.version) for entry in self.versions) or "none",
+            "selected": ", ".join(map(str, self.served_versions)) or "none",
+            "backend": self.backend or None,
+            "problems": "; ".join(self.problems) or None,
+        }
 
     def config(self) -> ModelConfig | None:
         """Return what config.pbtxt says; `None` when there is none.
@@ -97,7 +109,7 @@ class ModelEntry:
         )
 
 
-def scan(repository: Location, *, deep: bool = True) -> tuple[ModelEntry, ...]:
+def scan(repository: LocationLike, *, deep: bool = True) -> tuple[ModelEntry, ...]:
     """List a repository's models, by name. Hidden folders are left out; `verify` reports them.
 
     In object storage it takes one listing of the root and three small requests a model, many at a time.
@@ -117,7 +129,7 @@ def scan(repository: Location, *, deep: bool = True) -> tuple[ModelEntry, ...]:
         return tuple(entry for entry in found if entry is not None)
 
 
-def find_model(repository: Location, name: str) -> ModelEntry:
+def find_model(repository: LocationLike, name: str) -> ModelEntry:
     """Return one model with all its versions.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.signing_files import signature_name
 from repo_manager.repository.signing_format import (
@@ -37,6 +37,7 @@ from repo_manager.repository.view import (
 )
 from repo_manager.repository.vouching import check_beside, check_facts, fingerprint, sign_beside
 from repo_manager.triton_config import served_versions
+from repo_manager.types import StrPath
 
 __all__ = ["Signature", "SignatureCheck", "SigningKey", "check_served", "check_signature", "sign_version"]
 
@@ -85,7 +86,7 @@ class SignatureCheck:
 
 
 def sign_version(
-    repository: Location, name: str, version: int, key: Path | SigningKey, *, dry_run: bool = False
+    repository: LocationLike, name: str, version: int, key: StrPath | SigningKey, *, dry_run: bool = False
 ) -> Signature:
     """Sign a version as it was published; an earlier signature of it is replaced.
 
@@ -107,7 +108,7 @@ def sign_version(
     with disk_errors(f"sign {name}:{version}"):
         store = open_store(repository)
         manifest = _manifest_in_place(_signable(store, name, version)[1])
-        key = key if isinstance(key, SigningKey) else SigningKey(key)
+        key = key if isinstance(key, SigningKey) else SigningKey(Path(key))
         with store.fetch(name, version, compare=False) as folder:
             content = make_signature(folder, key)
         view = store.look(name)
@@ -126,7 +127,7 @@ def sign_version(
     return Signature(name, version, file, tuple(sorted(signed)), replaced, applied=not dry_run)
 
 
-def check_signature(repository: Location, name: str, version: int, keys: Sequence[Path]) -> SignatureCheck:
+def check_signature(repository: LocationLike, name: str, version: int, keys: Sequence[StrPath]) -> SignatureCheck:
     """Check that one of the keys vouches for a version as it is now.
 
     Refused are: no signature; a damaged one; one of another key, version or model; a file that was changed, added
@@ -144,7 +145,8 @@ def check_signature(repository: Location, name: str, version: int, keys: Sequenc
         RepositoryError: no such version, or its signature does not hold.
         MissingDependencyError: the `[sign]` extra is not installed.
     """
-    if not keys:
+    files = [Path(key) for key in keys]
+    if not files:
         raise UsageError("no key to check signatures with", hint="Give a public key: --signed-by KEY.pub")
     with disk_errors(f"check the signature of {name}:{version}"):
         store = open_store(repository)
@@ -152,9 +154,9 @@ def check_signature(repository: Location, name: str, version: int, keys: Sequenc
         state = fingerprint(view, version)
         signature = _read_signature(store, name, version)
         with store.fetch(name, version, compare=False) as folder:
-            key = _verified_by(folder, signature, keys, f"{name}:{version}")
+            key = _verified_by(folder, signature, files, f"{name}:{version}")
         check_facts(with_beside(store, view), _manifest_in_place(content))
-        check_beside(store, view, keys)
+        check_beside(store, view, files)
     return SignatureCheck(name, version, key, tuple(sorted(signed_files(signature))), state)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.optional import require
+from repo_manager.validation import check_fields
 
 __all__ = ["SigningKey", "check_key", "key_kind", "make_signature", "signed_files", "verify_signature"]
 
@@ -42,6 +43,9 @@ class SigningKey:
     password: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
     certificate: Path | None = None
     chain: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def key_kind(path: Path) -> str:

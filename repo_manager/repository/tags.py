@@ -8,7 +8,7 @@ import re
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.state import ModelState, Unproven, now_text, previous_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.view import changeable_model
@@ -44,7 +44,7 @@ def validate_tag(tag: str) -> str:
     return tag
 
 
-def set_tag(repository: Location, name: str, tag: str, version: int, *, dry_run: bool = False) -> int | None:
+def set_tag(repository: LocationLike, name: str, tag: str, version: int, *, dry_run: bool = False) -> int | None:
     """Give a version a name; a tag stands at one version of a model at a time.
 
     Returns:
@@ -68,7 +68,7 @@ def set_tag(repository: Location, name: str, tag: str, version: int, *, dry_run:
         return view.state.tags.get(tag)
 
 
-def remove_tag(repository: Location, name: str, tag: str, *, dry_run: bool = False) -> int:
+def remove_tag(repository: LocationLike, name: str, tag: str, *, dry_run: bool = False) -> int:
     """Take a tag away.
 
     Returns:
@@ -91,7 +91,7 @@ def remove_tag(repository: Location, name: str, tag: str, *, dry_run: bool = Fal
         return tags[tag]
 
 
-def resolve_version(repository: Location, target: str) -> tuple[str, int]:
+def resolve_version(repository: LocationLike, target: str) -> tuple[str, int]:
     """Turn `NAME`, `NAME:VERSION`, `NAME:TAG` or `NAME:latest` into a model and an existing version.
 
     `NAME` alone is the newest version.
@@ -156,7 +156,7 @@ def end_trial(repository: Location, name: str) -> None:
         open_store(repository).change_state(name, lambda state: dataclasses.replace(state, unproven=None))
 
 
-def previous_deployment(repository: Location, name: str) -> int | None:
+def previous_deployment(repository: LocationLike, name: str) -> int | None:
     """Return the version to go back to: deployed before the current one, and still there; `None` when none is.
 
     Raises:
@@ -167,7 +167,7 @@ def previous_deployment(repository: Location, name: str) -> int | None:
         return previous_version(view.state, view.versions)
 
 
-def model_state(repository: Location, name: str) -> ModelState:
+def model_state(repository: LocationLike, name: str) -> ModelState:
     """Return everything that is remembered of a model: deployments, tags, the highest number given out.
 
     Raises:
@@ -177,7 +177,7 @@ def model_state(repository: Location, name: str) -> ModelState:
         return open_store(repository).states((name,))[name]
 
 
-def model_states(repository: Location) -> dict[str, ModelState]:
+def model_states(repository: LocationLike) -> dict[str, ModelState]:
     """Return what is remembered of every model, removed ones included.
 
     Raises:

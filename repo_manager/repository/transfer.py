@@ -12,7 +12,7 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import is_bytecode, validate_model_name, version_number
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes, publish
 from repo_manager.repository.stores import open_store
@@ -50,10 +50,10 @@ class Transfer:
 
 
 def copy_version(
-    source: Location,
+    source: LocationLike,
     name: str,
     version: int,
-    target: Location,
+    target: LocationLike,
     *,
     target_name: str | None = None,
     dry_run: bool = False,
@@ -110,9 +110,9 @@ def copy_version(
 
 
 def copy_needed(
-    source: Location,
+    source: LocationLike,
     name: str,
-    target: Location,
+    target: LocationLike,
     *,
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -235,7 +235,7 @@ def _copied_details(manifest: Manifest, origin_name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def version_files(version: Location, names: Sequence[str] | None = None) -> Iterator[Path]:
+def version_files(version: LocationLike, names: Sequence[str] | None = None) -> Iterator[Path]:
     """Give a folder on this machine that holds a version's files, for as long as the block lasts.
 
     On disk it is the version's own folder. From object storage the files are fetched, and what was published with a
@@ -249,6 +249,7 @@ def version_files(version: Location, names: Sequence[str] | None = None) -> Iter
     Raises:
         RepositoryError: a file cannot be fetched, or is not what the manifest says.
     """
+    version = as_location(version)
     number = version_number(version.name)
     if number is None:
         raise RepositoryError(f"{version} is no version's place", hint="Expected ROOT/MODEL/VERSION.")

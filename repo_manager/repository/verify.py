@@ -14,7 +14,7 @@ from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.ensembles import ensembles_problems
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import STAGING_IN_ROOT
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import LocationLike
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
@@ -48,7 +48,7 @@ class _Content:
 
 
 def verify(
-    repository: Location,
+    repository: LocationLike,
     name: str | None = None,
     *,
     version: int | None = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate
 from repo_manager.rollout.trial.gates import parse_gates
+from repo_manager.validation import check_fields, check_range
 
 if TYPE_CHECKING:  # they take the options
     from repo_manager.rollout.trial.shadow import ShadowReport
@@ -98,6 +99,13 @@ class RolloutOptions:
     max_unavailable: Amount = Amount(0)
     proof: Literal["inference", "readiness"] = "inference"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_s"):
+                check_range(field.name, getattr(self, field.name))
+        check_range("retries", self.retries)
+
 
 @dataclasses.dataclass(frozen=True)
 class ShadowOptions:
@@ -118,6 +126,9 @@ class ShadowOptions:
     timeout_s: float = 10.0
     workers: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def _ignore(_: object) -> None:
@@ -147,6 +158,9 @@ class TrialOptions:
     weights: Weights | None = None
     on_shadow: Callable[[ShadowReport], None] = _ignore
     on_step: Callable[[float], None] = _ignore
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def all_gates(self) -> tuple[Gate, ...]:

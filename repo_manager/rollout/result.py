@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.plan import RolloutPlan
 from repo_manager.rollout.smoke import SmokeResult
+from repo_manager.summary import Summarized
 
 if TYPE_CHECKING:  # a plain deploy imports nothing of a trial
     from repo_manager.rollout.trial.shadow import ShadowReport
@@ -104,8 +105,8 @@ class TrialResult:
     notes: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollout:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Rollout(Summarized):
     """A roll-out that succeeded, or its plan.
 
     Attributes:
@@ -134,6 +135,16 @@ class Rollout:
     trial: TrialResult | None
     seconds: float
     events: tuple[str, ...]
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "model": f"{self.model}:{self.version}",
+            "target": self.target,
+            "changed": "a plan only" if self.dry_run else "yes" if self.changed else "no",
+            "ready": ", ".join(map(str, self.ready)) or "none",
+            "proof": ", ".join(dict.fromkeys(server.proof for server in self.servers)) or None,
+            "seconds": f"{self.seconds:.1f}",
+        }
 
     @property
     def ready(self) -> tuple[int, ...]:

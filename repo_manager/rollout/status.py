@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, ModelEntry, model_state, scan
@@ -15,6 +16,7 @@ from repo_manager.rollout.plan import differing_fields, obstacle_of
 from repo_manager.rollout.targets.urls import To, connect
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.server.records import local_server
+from repo_manager.summary import Summarized
 
 __all__ = ["ModelStatus", "RepositoryStatus", "status"]
 
@@ -50,8 +52,8 @@ class ModelStatus:
     differences: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class RepositoryStatus:
+@dataclasses.dataclass(frozen=True, repr=False)
+class RepositoryStatus(Summarized):
     """What servers serve of a repository.
 
     Attributes:
@@ -64,6 +66,14 @@ class RepositoryStatus:
     models: tuple[ModelStatus, ...]
     unreachable: Mapping[str, str]
     strangers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def _summary(self) -> Mapping[str, Any]:
+        differing = sum(bool(model.differences) for model in self.models)
+        return {
+            "models": ", ".join(f"{one.model} {list(one.ready)}" for one in self.models) or "none",
+            "differing": differing,
+            "unreachable": ", ".join(self.unreachable) or None,
+        }
 
 
 def status(

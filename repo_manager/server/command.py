@@ -18,6 +18,7 @@ from repo_manager.server.backend_directory import BackendDirectory
 from repo_manager.server.credentials import check_header
 from repo_manager.server.installation import TritonInstallation, libpython_directory
 from repo_manager.server.paths import cache_directory
+from repo_manager.validation import check_fields, check_range
 
 __all__ = [
     "LOOPBACK",
@@ -193,6 +194,7 @@ class ServerSecurity:
     open_control: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         """Refuse half of a setting."""
         if self.open_control and self.restricted is not None:
             raise UsageError("Control of the server is either open to everybody or needs a header, not both")
@@ -261,6 +263,11 @@ class ServerSettings:
     rate_limiter: bool = _handed_on("--rate-limit", "execution_count", default=False)
     cache_bytes: int = _handed_on("--cache-config", "local,size={}", default=0)
     verbosity: int = _handed_on("--log-verbose", "{}", default=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for port in (self.http_port, self.grpc_port, self.metrics_port):
+            check_range("the port", port, most=65535)
 
     @property
     def http_host(self) -> str:

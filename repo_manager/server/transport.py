@@ -20,6 +20,7 @@ from repo_manager.errors import (
 from repo_manager.optional import deferred
 from repo_manager.server.credentials import check_header
 from repo_manager.tls import TlsFiles
+from repo_manager.validation import check_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +96,7 @@ class ClientOptions:
 
     def __post_init__(self) -> None:
         """Refuse what the protocols cannot carry, before a client library quotes it."""
+        check_fields(self)
         for name, value in self.headers.items():
             check_header(name, value, f"Header {name!r}")
         if self.token is not None:

@@ -21,6 +21,7 @@ from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import ASP_IN_MULTIPLE, ASP_OUT_MULTIPLE, is_asp_eligible, obstacle_of
 from repo_manager.sparsity.weight import Cast, Dequantize, Quantize, Step, SubtractZeroPoint, Weight
 from repo_manager.stats.drift import OutputDrift
+from repo_manager.summary import Summarized
 from repo_manager.types import Digest
 
 __all__ = [
@@ -114,8 +115,8 @@ class PruneEvidence:
     versions: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class PruneReport:
+@dataclass(frozen=True, repr=False)
+class PruneReport(Summarized):
     """What `prune` did.
 
     Attributes:
@@ -133,6 +134,16 @@ class PruneReport:
     advice: str = RETRAIN_ADVICE
     method: str = "magnitude"
     evidence: PruneEvidence | None = None
+
+    def _summary(self) -> Mapping[str, Any]:
+        evidence = self.evidence
+        drift = max((item.worst for item in evidence.drift), default=None) if evidence is not None else None
+        return {
+            "method": self.method,
+            "pruned": f"{len(self.pruned)} layers",
+            "left alone": len(self.skipped),
+            "largest drift": None if drift is None else f"{drift:.3g}",
+        }
 
 
 @dataclass(frozen=True)

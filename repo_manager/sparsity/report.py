@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # published without stubs
@@ -16,6 +17,7 @@ from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.pattern import GROUP, count_nonzero, scan
 from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import Verdict, hints_of, is_asp_eligible, obstacle_of
+from repo_manager.summary import Summarized
 from repo_manager.types import Digest
 
 __all__ = ["LayerSparsity", "SparsityReport", "SparsityTotals", "sparsity_report"]
@@ -109,8 +111,8 @@ class SparsityTotals:
     speedup_bound_if_pruned: float | None
 
 
-@dataclass(frozen=True)
-class SparsityReport:
+@dataclass(frozen=True, repr=False)
+class SparsityReport(Summarized):
     """The 2:4 state of a model.
 
     Attributes:
@@ -124,6 +126,18 @@ class SparsityReport:
     layers: tuple[LayerSparsity, ...]
     totals: SparsityTotals
     shapes: Mapping[str, tuple[int, ...]]
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {
+            "2:4": self.share_text,
+            "not 2:4": len(self.dense),
+            "speedup at most": _times(self.totals.speedup_bound),
+        }
+
+    @property
+    def share_text(self) -> str:
+        """How many layers are 2:4, in words."""
+        return f"{len(self.valid)} of {len(self.layers)} layers"
 
     @property
     def valid(self) -> tuple[LayerSparsity, ...]:
@@ -144,6 +158,10 @@ class SparsityReport:
         """
         expected = tuple(layer for layer in self.dense if layer.asp_eligible)
         return expected or (() if self.valid else self.dense)
+
+
+def _times(ratio: float | None) -> str | None:
+    return None if ratio is None else f"{ratio:.2f} x"
 
 
 def sparsity_report(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from repo_manager.errors import ConfigError
+from repo_manager.validation import check_fields
 
 __all__ = ["DEFAULT_MAX_BATCH_SIZE", "ConfigOptions", "InstanceKind"]
 
@@ -50,6 +51,7 @@ class ConfigOptions:
     model_filename: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.max_batch_size is not None and not 0 <= self.max_batch_size < 2**31:
             raise ConfigError(f"max_batch_size is {self.max_batch_size}; expected 0 or more")
         if self.instance_count is not None and self.instance_count < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration import arrays as calibration_arrays
 from repo_manager.precision.calibration import images as calibration_images
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
+from repo_manager.types import StrPath
 
 __all__ = ["MIN_SAMPLES", "CalibrationData", "load_calibration"]
 
@@ -26,7 +28,7 @@ def _how() -> str:
     )
 
 
-def load_calibration(source: str | Path, signature: Signature, *, min_samples: int = MIN_SAMPLES) -> CalibrationData:
+def load_calibration(source: StrPath, signature: Signature, *, min_samples: int = MIN_SAMPLES) -> CalibrationData:
     """Find, read and check calibration data. Pickled objects are never loaded.
 
     Args:
@@ -43,7 +45,7 @@ def load_calibration(source: str | Path, signature: Signature, *, min_samples: i
             samples, an unreadable file; the message names the file.
         MissingDependencyError: images without Pillow.
     """
-    text = str(source)
+    text = os.fspath(source)
     path = Path(text)
     if path.is_file():
         if path.suffix == ".npz":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from repo_manager.optional import deferred
 from repo_manager.repository.layout import open_root
-from repo_manager.repository.location import Location
+from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.stores.disk import DiskStore
 
@@ -21,7 +21,7 @@ else:
 __all__ = ["open_store"]
 
 
-def open_store(repository: Location, *, may_be_new: bool = False) -> Store:
+def open_store(repository: LocationLike, *, may_be_new: bool = False) -> Store:
     """Return the store of a repository, for one operation.
 
     Args:
@@ -32,7 +32,8 @@ def open_store(repository: Location, *, may_be_new: bool = False) -> Store:
         RepositoryError: the folder does not exist, or the credentials for object storage cannot be read.
         MissingDependencyError: the `[cloud]` extra is not installed.
     """
-    if isinstance(repository, Path):
-        root = repository.expanduser().resolve()
-        return DiskStore(root if may_be_new and not root.exists() else open_root(repository))
-    return object_store.ObjectStore(repository)
+    place = as_location(repository)
+    if isinstance(place, Path):
+        root = place.expanduser().resolve()
+        return DiskStore(root if may_be_new and not root.exists() else open_root(place))
+    return object_store.ObjectStore(place)
