@@ -27,7 +27,8 @@ from repo_manager.repository import (
     version_files,
 )
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
-from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.read import holds_tensors, read_streams
+from repo_manager.request_data.tensors import with_batch_axis
 from repo_manager.rollout.smoke import OutputComparison, compare_outputs
 from repo_manager.server import ClientOptions, TritonClient, running_server
 from repo_manager.server.exchange import Response, SequencePart, ask, kind_of, new_sequence_id
@@ -298,22 +299,37 @@ def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str,
             path = Path(folder) / "request.jsonl"
             path.write_text(_json_lines(_standard_input() if text == _STDIN else text), "utf-8")
             try:
-                rows = read_rows(path, facts.inputs)
+                rows = _one_sequence(path, facts)
             except InputError as exc:
                 raise InputError(exc.message.replace(str(path), source), hint=exc.hint) from exc
     else:
         path, source = Path(text), text
         if not path.exists():
             raise InputError(f"{path} does not exist", hint=_wanted(facts))
-        if is_images(path):
+        if is_images(path) and not holds_tensors(path, facts.inputs):
             item = facts.inputs[0] if facts.inputs else None
             shape = () if item is None else options.shapes.get(item.name, item.shape)
             rows = read_images(path, facts, shape, options.image, _LIMIT_BYTES)
         else:
-            rows = read_rows(path, facts.inputs)
+            rows = _one_sequence(path, facts)
     if facts.max_batch_size == 0:
         return rows, source
-    return [{name: array[None] for name, array in row.items()} for row in rows], source
+    return [with_batch_axis(row, facts.inputs) for row in rows], source
+
+
+def _one_sequence(path: Path, facts: TargetFacts) -> list[dict[str, Array]]:
+    """Read a file's requests.
+
+    Raises:
+        InputError: it cannot be read, or holds several sequences.
+    """
+    streams = read_streams(path, facts.inputs)
+    if facts.sequence and len(streams) > 1:
+        raise InputError(
+            f"{path} holds {len(streams)} streams, and one sequence is sent at a time",
+            hint="Give a file with one of them.",
+        )
+    return [row for stream in streams for row in stream]
 
 
 def _standard_input() -> str:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
 from repo_manager.repository import Location, local_folder
 from repo_manager.repository.golden import Exchange, Golden, read_golden
-from repo_manager.request_data.read import read_rows
-from repo_manager.request_data.tensors import InputFacts
+from repo_manager.request_data.read import read_streams
+from repo_manager.request_data.tensors import InputFacts, with_batch_axis
 from repo_manager.rollout.smoke import compare_outputs
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
@@ -166,8 +166,8 @@ def exchanges_of(path: Path, config: ModelConfig, kind: ModelKind) -> tuple[Exch
     """Read a sample: requests, with the responses where the file has them.
 
     A file in the form of a golden sample (`input:NAME`, `output:NAME`) is taken as it is. In any other the first axis
-    counts the requests: of a sequence, its steps; else the first one alone, and then, where the model takes batches, as
-    many together as fit.
+    counts the requests: of a sequence, its steps (of several streams, those of the first); else the first one alone,
+    and then, where the model takes batches, as many together as fit.
 
     Raises:
         InputError: it cannot be read, or does not fit the model's inputs.
@@ -181,17 +181,19 @@ def exchanges_of(path: Path, config: ModelConfig, kind: ModelKind) -> tuple[Exch
     ]
     if not inputs:
         raise InputError(f"{path}: the configuration names no inputs, so nothing can be sent", hint="Give --config.")
-    rows = read_rows(path, inputs)[: _MOST_STEPS if kind.sequence else _MOST_ROWS]
+    streams = read_streams(path, inputs)
+    rows = streams[0][:_MOST_STEPS] if kind.sequence else [row for stream in streams for row in stream][:_MOST_ROWS]
     batch = config.max_batch_size
     if batch == 0:
         return tuple(Exchange(row, ()) for row in rows)
-    single = [{name: array[None] for name, array in row.items()} for row in rows]
+    single = [with_batch_axis(row, inputs) for row in rows]
     if kind.sequence:
         return tuple(Exchange(row, ()) for row in single)
     requests = single[:1]
-    alike = [row for row in rows if {k: a.shape for k, a in row.items()} == {k: a.shape for k, a in rows[0].items()}]
+    shapes = {name: array.shape for name, array in single[0].items()}
+    alike = [row for row in single if {name: array.shape for name, array in row.items()} == shapes]
     if len(alike) > 1 and batch > 1:
-        requests.append({name: np.stack([row[name] for row in alike[:batch]]) for name in alike[0]})
+        requests.append({name: np.concatenate([row[name] for row in alike[:batch]])[:batch] for name in shapes})
     return tuple(Exchange(row, ()) for row in requests)
 
 

@@ -1,11 +1,13 @@
-"""Requests from .jsonl, .json, .npz and .npy, one reader for load tests and trials."""
+"""Requests from .jsonl, .json, .npz, .npy and folders of tensors, one reader for every command."""
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,77 +15,186 @@ import numpy as np
 
 from repo_manager.errors import InputError
 from repo_manager.request_data.archives import check_archive
-from repo_manager.request_data.tensors import Array, InputFacts, Sample, decoded, exact_array
+from repo_manager.request_data.tensors import (
+    Array,
+    InputFacts,
+    Sample,
+    decoded,
+    elements_in,
+    elements_of,
+    exact_array,
+    raw_bytes,
+)
 
-__all__ = ["DATA_SUFFIXES", "read_rows", "write_rows"]
+__all__ = ["DATA_SUFFIXES", "holds_tensors", "read_rows", "read_streams", "write_rows"]
 
 DATA_SUFFIXES = (".json", ".jsonl", ".npy", ".npz")
 _KINDS = "none of .jsonl, .json and .npz (or .npy for a single input)"
 _ZIP = (zipfile.BadZipFile, zlib.error)
+_NOT_INPUTS = {"model"}  # perf_analyzer allows them beside the inputs
+_KIND_OF_JSON = {
+    type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list",
+    dict: "an object",
+}  # fmt: skip
 
 
-def read_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool = False) -> list[Sample]:
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One request of a file, as the file has it.
+
+    Attributes:
+        values: what stands there: input name -> value, if it is in order.
+        place: where in the file, for messages; empty where its number says it.
+        stream: the number of its stream.
+        finite: whether the file spells no infinity, so that one is a number beyond 64-bit floats.
+    """
+
+    values: Any
+    place: str = ""
+    stream: int = 0
+    finite: bool = False
+
+
+class _Twice:
+    """What stands for a key that an object has twice; no input can hold it."""
+
+    def __repr__(self) -> str:
+        return "there twice"
+
+
+def read_rows(
+    path: Path,
+    inputs: Sequence[InputFacts],
+    *,
+    flat: Mapping[str, Sequence[int]] | None = None,
+    ignore_others: bool = False,
+) -> list[Sample]:
     """Return a file's requests, with the model's types and the shapes that they have in the file.
 
     - `.jsonl`: one request a line: `{"NAME": [[...]], ...}`, or Triton's own HTTP body `{"inputs": [{"name": ...,
       "shape": [...], "data": [...]}]}`, as an access log or a proxy has it.
     - `.json`: perf_analyzer's `{"data": [{"NAME": [...] or {"content": [...], "shape": [...]} or {"b64": ...}}]}`;
-      streams of steps are read one after another.
+      streams of steps are read one after another, `validation_data` is left out. Or what a line of `.jsonl` holds,
+      alone or in a list.
     - `.npz`, `.npy`: one array an input, whose first axis counts the requests (`input:NAME` is read as `NAME` and
       `output:NAME` is left out, so that a version's golden sample can be sent).
+    - a folder, as perf_analyzer reads it: a file a tensor, of its name, with its little-endian bytes; of `BYTES`, a
+      string a line.
 
     A flat list takes the input's shape, of which one dimension may be dynamic. Optional inputs may be left out, in some
     requests or in all.
 
     Args:
-        path: the file.
+        path: the file, or the folder.
         inputs: of the model, without a batch axis.
+        flat: the shape of flat lists by input, where two dimensions or more are dynamic.
         ignore_others: arrays of an .npz file that are no input of the model are left out, not refused.
 
     Raises:
         InputError: it cannot be read, holds no request, or one does not fit the model; with its number and input.
     """
+    streams = read_streams(path, inputs, flat=flat, ignore_others=ignore_others)
+    return [row for stream in streams for row in stream]
+
+
+def read_streams(
+    path: Path,
+    inputs: Sequence[InputFacts],
+    *,
+    flat: Mapping[str, Sequence[int]] | None = None,
+    ignore_others: bool = False,
+) -> list[list[Sample]]:
+    """Return a file's requests by stream: what belongs to one sequence, in order.
+
+    perf_analyzer's JSON may hold several streams (a list of lists); every other file is one.
+
+    Args: as `read_rows`.
+
+    Raises:
+        InputError: as `read_rows`.
+    """
     suffix = path.suffix.lower()
-    if suffix not in DATA_SUFFIXES:
+    if suffix not in DATA_SUFFIXES and not holds_tensors(path, inputs):
         raise InputError(
             f"{path}: {suffix or 'no suffix'} is not a known kind of input data, {_KINDS}",
-            hint="A load test also takes an image or a folder of images.",
+            hint="A load test also takes an image, a folder of images, or one with a file of bytes for each input.",
         )
+    streams: dict[int, list[Sample]] = {}
     try:
-        if suffix in (".npz", ".npy"):
-            rows = _numpy_rows(path, inputs, ignore_others=ignore_others)
-        else:
-            text = path.read_text(encoding="utf-8-sig")
-            rows = _json_lines(text) if suffix == ".jsonl" else _perf_analyzer_rows(json.loads(text))
-        found = [_typed(row, inputs, number) for number, row in enumerate(rows, start=1)]
+        for number, row in enumerate(_rows_of(path, inputs, ignore_others=ignore_others), start=1):
+            where = f"request {number}" + (f" ({row.place})" if row.place and row.place != f"line {number}" else "")
+            streams.setdefault(row.stream, []).append(_typed(row, inputs, flat or {}, where))
     except (OSError, ValueError, TypeError, EOFError, RecursionError, MemoryError, NotImplementedError, *_ZIP) as exc:
         raise InputError(f"{path}: the input data cannot be read: {exc}") from exc
-    if not found:
+    if not streams:
         raise InputError(f"{path} holds no request: no sample was found")
-    return found
+    return list(streams.values())
 
 
-def _typed(row: Any, inputs: Sequence[InputFacts], number: int) -> Sample:
+def _rows_of(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -> Iterator[_Row]:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        yield _Row(_folder(path, inputs))
+    elif suffix in (".npz", ".npy"):
+        yield from (_Row(row) for row in _numpy_rows(path, inputs, ignore_others=ignore_others))
+    else:
+        text = path.read_text(encoding="utf-8-sig")
+        finite = "Infinity" not in text
+        names = {item.name for item in inputs}
+        for row in _json_lines(text) if suffix == ".jsonl" else _json_rows(_loaded(text), names):
+            yield dataclasses.replace(row, finite=finite)
+
+
+def holds_tensors(path: Path, inputs: Sequence[InputFacts]) -> bool:
+    """Say whether a folder has a file for every input that a request needs."""
+    needed = [item.name for item in inputs if not item.optional]
+    return bool(needed) and path.is_dir() and all((path / name).is_file() for name in needed)
+
+
+def _folder(path: Path, inputs: Sequence[InputFacts]) -> Mapping[str, Any]:
+    """Read a folder's tensors."""
+    row = {}
+    for item in inputs:
+        file = path / item.name
+        if file.is_file() and item.datatype == "BYTES":
+            row[item.name] = exact_array(file.read_bytes().removesuffix(b"\n").split(b"\n"), "BYTES")
+        elif file.is_file():
+            row[item.name] = elements_in(file.read_bytes(), item.datatype)
+    return row
+
+
+def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[int]], where: str) -> Sample:
     """Return one request's arrays."""
-    where = f"request {number}"
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where} is of type {type(row).__name__}, expected an object with the inputs by name")
+    values = row.values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {_kind(values)}, expected an object with the inputs by name")
     known = {item.name: item for item in inputs}
-    unknown = sorted(str(name) for name in row.keys() - known.keys())
-    missing = sorted(name for name, item in known.items() if name not in row and not item.optional)
+    unknown = sorted(str(name) for name in values.keys() - known.keys() - _NOT_INPUTS)
+    missing = sorted(name for name, item in known.items() if name not in values and not item.optional)
     if unknown or missing:
-        wrong = f"has no input {', '.join(missing)}" if missing else f"names the input {', '.join(unknown)}"
-        raise ValueError(f"{where} {wrong}; the model's are {', '.join(known)}")
+        wrong = [f"has no input {', '.join(missing)}"] if missing else []
+        wrong += [f"names the input {', '.join(unknown)}"] if unknown else []
+        raise ValueError(f"{where} {' and '.join(wrong)}; the model's are {', '.join(known)}")
     sample = {}
-    for name, value in row.items():
+    for name in (name for name in values if name in known):
         try:
-            sample[name] = _array_of(value, known[name])
+            sample[name] = _array_of(values[name], known[name], flat.get(name), finite=row.finite)
         except ValueError as exc:
             raise ValueError(f"{where}, input {name}: {exc}") from exc
     return sample
 
 
-def _array_of(value: Any, item: InputFacts) -> Array:
+def _kind(value: Any) -> str:
+    return _KIND_OF_JSON.get(type(value), repr(value))
+
+
+def _require_finite(array: Array) -> None:
+    (places,) = np.nonzero(np.isinf(array.reshape(-1)))
+    if places.size:
+        raise ValueError(f"element {places[0]} is beyond the range of a 64-bit float; an infinity is written Infinity")
+
+
+def _array_of(value: Any, item: InputFacts, flat: Sequence[int] | None, *, finite: bool) -> Array:
     shape: Any = None
     if isinstance(value, Mapping):
         shape, value = value.get("shape"), value.get("content", value)
@@ -91,46 +202,75 @@ def _array_of(value: Any, item: InputFacts) -> Array:
         if "b64" not in value:
             raise ValueError(f'it has the keys {", ".join(map(str, value)) or "(none)"}, expected "content" or "b64"')
         array = decoded(value["b64"], item.datatype)
+    elif isinstance(value, _Twice):
+        raise ValueError(f"it is {value!r}")
     else:
         array = exact_array(value, item.datatype)
-    if shape is not None:
-        if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"the shape is {shape!r}, expected a list of sizes")
-        return array.reshape(shape)
-    return _unflattened(array, item)
+        if finite and array.dtype.kind in "fV":
+            _require_finite(array)
+    if shape is None:
+        return _fitting(_unflattened(array, item.shape, flat), item)
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"the shape is {shape!r}, expected a list of sizes")
+    if array.size != elements_of(shape):
+        raise ValueError(f"{array.size} values do not fill the shape {list(shape)} that the file gives")
+    return _fitting(array.reshape(shape), item)
 
 
-def _unflattened(array: Array, item: InputFacts) -> Array:
-    """Give perf_analyzer's flat list the input's shape."""
-    if array.ndim != 1 or len(item.shape) == 1:
+def _fitting(array: Array, item: InputFacts) -> Array:
+    """Return an array whose shape is the input's, with or without a batch axis."""
+    found = array.shape[max(array.ndim - len(item.shape), 0) :]
+    wanted = zip(found, item.shape, strict=False)
+    if 0 <= array.ndim - len(item.shape) <= 1 and all(dim in (-1, size) for size, dim in wanted):
         return array
-    dims = ", ".join(map(str, item.shape))
-    if sum(size < 0 for size in item.shape) > 1:
-        raise ValueError(
-            f'a flat list of {array.size} for [{dims}]: give its "shape" in the file, or --shape to a load test'
-        )
+    raise ValueError(
+        f"the shape is {list(array.shape)}, expected {list(item.shape)}, with or without a batch axis before it"
+    )
+
+
+def _unflattened(array: Array, shape: Sequence[int], flat: Sequence[int] | None) -> Array:
+    """Give perf_analyzer's flat list, or a lone value, the input's shape, or the one of flat lists."""
+    if array.ndim > 1 or (array.ndim == 1 and len(shape) == 1):
+        return array
+    if sum(size < 0 for size in shape) > 1:
+        if flat is None:
+            raise ValueError(
+                f'a flat list of {array.size} for {list(shape)}: give its "shape" in the file, or a load test --shape'
+            )
+        shape = flat
     try:
-        return array.reshape(item.shape)
+        return array.reshape(shape)
     except ValueError:
-        raise ValueError(f"{array.size} values do not fill the shape [{dims}]") from None
+        raise ValueError(f"{array.size} values do not fill the shape {list(shape)}") from None
 
 
-def _json_lines(text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+def _loaded(text: str) -> Any:
+    """Read JSON; a key that an object has twice stays, with a value that no input can hold."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        found |= {name: _Twice() for name in names if names.count(name) > 1}
+    return found
+
+
+def _json_lines(text: str) -> Iterator[_Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(_of_object(json.loads(line)))
+            yield _Row(_of_object(_loaded(line)), f"line {number}")
         except ValueError as exc:
             raise ValueError(f"line {number}: {exc}") from exc
-    return rows
 
 
 def _of_object(found: Any) -> Any:
-    """Read one line: a plain object, or the body of Triton's HTTP inference call."""
+    """Read a plain object, or the body of Triton's HTTP inference call."""
     if not isinstance(found, Mapping):
-        raise ValueError(f"it holds a {type(found).__name__}, expected an object")
+        raise ValueError(f"it holds {_kind(found)}, expected an object")
     inputs = found.get("inputs")
     if not isinstance(inputs, list):
         return inputs if isinstance(inputs, Mapping) else found
@@ -139,19 +279,37 @@ def _of_object(found: Any) -> Any:
         lacking = [key for key in ("name", "shape", "data") if not isinstance(entry, Mapping) or key not in entry]
         if lacking:
             raise ValueError(f"entry {place} of its inputs has no {', '.join(lacking)}")
-        row[entry["name"]] = {"content": entry["data"], "shape": entry["shape"]}
+        name = str(entry["name"])
+        row[name] = _Twice() if name in row else {"content": entry["data"], "shape": entry["shape"]}
     return row
 
 
-def _perf_analyzer_rows(document: Any) -> list[Any]:
+def _json_rows(document: Any, names: set[str]) -> Iterator[_Row]:
+    """Read a whole document: perf_analyzer's form, or what a line holds, alone or in a list."""
     entries = document.get("data") if isinstance(document, Mapping) else None
-    if not isinstance(entries, list):
-        found = f"the keys {', '.join(document)}" if isinstance(document, Mapping) else f"a {type(document).__name__}"
-        raise ValueError(f'found {found}, expected {{"data": [...]}}')
-    rows: list[Any] = []
-    for entry in entries:  # streams of steps: their steps, one after another
-        rows += entry if isinstance(entry, list) else [entry]
-    return rows
+    if isinstance(entries, list) and not (names == {"data"} and not any(isinstance(e, list | dict) for e in entries)):
+        yield from _perf_analyzer_rows(entries)
+        return
+    if isinstance(document, Mapping) and ("inputs" in document or names & document.keys()):
+        yield _Row(_of_object(document))
+        return
+    if isinstance(document, list) and document:
+        yield from (_Row(_of_object(entry) if isinstance(entry, Mapping) else entry) for entry in document)
+        return
+    found = f"the keys {', '.join(document) or '(none)'}" if isinstance(document, Mapping) else _kind(document)
+    if isinstance(document, Mapping) and "data" in document:
+        found = f'"data" as {_kind(entries)}'
+    raise ValueError(f'found {found}, expected {{"data": [...]}}')
+
+
+def _perf_analyzer_rows(entries: Sequence[Any]) -> Iterator[_Row]:
+    """Read steps, or streams of steps."""
+    for stream, entry in enumerate(entries, start=1):
+        if not isinstance(entry, list):
+            yield _Row(entry)
+            continue
+        for step, values in enumerate(entry, start=1):
+            yield _Row(values, f"stream {stream}, step {step}", stream)
 
 
 def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -> list[Sample]:
@@ -179,15 +337,12 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
 
 
 def write_rows(path: Path, rows: Sequence[Sample]) -> None:
-    """Write samples, without the batch axis, as perf_analyzer's JSON."""
+    """Write samples, without the batch axis, as perf_analyzer's JSON: every byte as it is."""
     data = [
-        {name: {"content": _json_content(array), "shape": list(array.shape)} for name, array in row.items()}
+        {
+            name: {"content": {"b64": base64.b64encode(raw_bytes(array)).decode()}, "shape": list(array.shape)}
+            for name, array in row.items()
+        }
         for row in rows
     ]
     path.write_text(json.dumps({"data": data}), encoding="utf-8")
-
-
-def _json_content(array: Array) -> list[Any]:
-    if array.dtype == object:
-        return [item.decode() for item in array.reshape(-1)]
-    return list(array.astype(np.float64 if array.dtype.kind not in "iub" else array.dtype).reshape(-1).tolist())

@@ -18,9 +18,11 @@ __all__ = [
     "InputFacts",
     "Sample",
     "decoded",
+    "elements_in",
     "elements_of",
     "exact_array",
     "raw_bytes",
+    "with_batch_axis",
 ]
 
 
@@ -63,6 +65,12 @@ class InputFacts:
     optional: bool = False
 
 
+def with_batch_axis(sample: Sample, inputs: Sequence[InputFacts]) -> Sample:
+    """Return a request with a batch axis: of size 1 where an array has none."""
+    ranks = {item.name: len(item.shape) for item in inputs}
+    return {name: array if array.ndim > ranks[name] else array[None] for name, array in sample.items()}
+
+
 def raw_bytes(array: Array) -> bytes:
     """Return Triton's binary form: little-endian elements in C order; BYTES as 4-byte lengths and contents."""
     if array.dtype == object:
@@ -89,18 +97,22 @@ def exact_array(value: Any, datatype: str) -> Array:
         ValueError: nested lists of different lengths, no numbers, a fraction or a number out of the range of an integer
             type, a float that becomes infinite, or something other than 0 and 1 for `BOOL`. Names the first such value.
     """
+    if not isinstance(value, np.ndarray):
+        _require_even(value)
     if datatype == "BYTES":
         return _strings(value)
     dtype = NUMPY_OF_TRITON[datatype]
     array: Array = np.asarray(value)
     if array.dtype == dtype or not array.size:
         return array.astype(dtype)
-    if array.dtype.kind not in "fiubO":
-        raise ValueError(f"{_shown(array.reshape(-1)[0])} is not a number, as {datatype} needs")
+    if array.dtype.kind not in "fiub":
+        array = np.asarray(value, dtype=object)  # numbers beyond 64 bits, or what is none
     if dtype.kind == "b":
         return _checked(array, [item in (0, 1) for item in _items(array)], "0, 1, true or false", datatype)
     if dtype.kind in "iu":
         return _integers(value, array, datatype)
+    if array.dtype.kind == "O":
+        _require_all(array, [isinstance(item, int | float) for item in _items(array)], "a number", datatype)
     try:
         wide = array.astype(np.float64)
     except (OverflowError, TypeError, ValueError) as exc:
@@ -108,6 +120,19 @@ def exact_array(value: Any, datatype: str) -> Array:
     with np.errstate(over="ignore"):
         overflows = np.isinf(wide.astype(dtype).astype(np.float64)) & np.isfinite(wide)
     return _checked(array, ~overflows.reshape(-1), "within the range", datatype)
+
+
+def _require_even(value: Any) -> None:
+    """See that all lists of one level have one length."""
+    level = [value]
+    while any(isinstance(item, list | tuple) for item in level):
+        sizes = list(dict.fromkeys(len(item) if isinstance(item, list | tuple) else -1 for item in level))
+        if -1 in sizes:
+            place = next(place for place, item in enumerate(level) if isinstance(item, list | tuple))
+            raise ValueError(f"element {place} is a list beside others that are none")
+        if len(sizes) > 1:
+            raise ValueError(f"lists of {sizes[0]} and of {sizes[1]} at one level, expected one length")
+        level = [item for nested in level for item in nested]
 
 
 def _integers(value: Any, array: Array, datatype: str) -> Array:
@@ -138,11 +163,15 @@ def _items(array: Array) -> list[Any]:
 
 def _checked(array: Array, fits: Sequence[bool] | Array, wanted: str, datatype: str) -> Array:
     """Return the array with the type; refuse it with the first value that does not fit."""
+    _require_all(array, fits, wanted, datatype)
+    return array.astype(NUMPY_OF_TRITON[datatype])
+
+
+def _require_all(array: Array, fits: Sequence[bool] | Array, wanted: str, datatype: str) -> None:
     wrong = np.flatnonzero(~np.asarray(fits, dtype=bool))
     if wrong.size:
         place = int(wrong[0])
         raise ValueError(f"element {place} is {_shown(_items(array)[place])}, expected {wanted}, as {datatype} needs")
-    return array.astype(NUMPY_OF_TRITON[datatype])
 
 
 def _shown(item: Any) -> str:
@@ -164,30 +193,45 @@ def _strings(value: Any) -> Array:
 def decoded(text: Any, datatype: str) -> Array:
     """Return the flat values of perf_analyzer's `b64`.
 
-    For `BYTES` that is Triton's binary form, each string after its length in 4 bytes; bytes that are not of this form
-    are one string (an image, for instance).
+    For `BYTES` that is Triton's binary form, each string after its length in 4 bytes; bytes whose first 4 are no length
+    of a string in them are one string (an image, for instance).
 
     Raises:
         ValueError: it is not base64, or not a whole number of elements.
     """
     if not isinstance(text, str):
         raise ValueError(f"b64 is {_shown(text)}, expected a string")
-    raw = base64.b64decode(text, validate=True)
-    if datatype != "BYTES":
-        return np.frombuffer(raw, dtype=NUMPY_OF_TRITON[datatype].newbyteorder("<"))
-    strings = _split(raw)
-    return _strings(np.array([raw], dtype=object) if strings is None else strings)
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError as exc:
+        raise ValueError(f"its b64 is not base64: {exc}") from exc
+    return _strings(_split(raw)) if datatype == "BYTES" else elements_in(raw, datatype)
 
 
-def _split(raw: bytes) -> list[bytes] | None:
-    """Return the strings of Triton's binary form; `None` when the bytes are not of it."""
-    strings, place = [], 0
+def elements_in(raw: bytes, datatype: str) -> Array:
+    """Return the flat values of little-endian bytes, of any type but `BYTES`.
+
+    Raises:
+        ValueError: it is not a whole number of elements.
+    """
+    dtype = NUMPY_OF_TRITON[datatype].newbyteorder("<")
+    if len(raw) % dtype.itemsize:
+        raise ValueError(f"{len(raw)} bytes are no whole number of elements: one of {datatype} has {dtype.itemsize}")
+    return np.frombuffer(raw, dtype=dtype)
+
+
+def _split(raw: bytes) -> list[bytes]:
+    """Return the strings of Triton's binary form; of bytes that are not of it all as one string."""
+    strings: list[bytes] = []
+    place = 0
     while place < len(raw):
-        if len(raw) < place + 4:
-            return None
-        (size,) = struct.unpack_from("<I", raw, place)
+        size = int.from_bytes(raw[place : place + 4], "little")
+        if place + 4 + size > len(raw) or place + 4 > len(raw):
+            if strings:
+                raise ValueError(
+                    f"its b64 ends within string {len(strings)}: expected the length in 4 bytes before each string"
+                )
+            return [raw]
         place += 4 + size
-        if place > len(raw):
-            return None
         strings.append(raw[place - size : place])
-    return strings or None
+    return strings or [raw]

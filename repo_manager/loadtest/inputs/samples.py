@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
-from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.read import holds_tensors, read_rows
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts, Sample, elements_of
 
 __all__ = ["drawn_note", "make_samples", "resolve_shapes"]
@@ -106,21 +105,14 @@ def _range_of(name: str, options: LoadTestOptions) -> tuple[int, int]:
 
 def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     """Read a file's samples, or a folder's images."""
-    if not is_images(path):
+    if holds_tensors(path, facts.inputs) or not is_images(path):
         if options.image:
             raise UsageError(f"--image says how images become inputs, and {path} is no image and no folder")
-        rows = read_rows(path, [_as_read(item, options) for item in facts.inputs], ignore_others=True)
+        rows = read_rows(path, facts.inputs, flat=options.shapes, ignore_others=True)
         return [sample for row in rows for sample in _without_batch_axis(row, facts)]
     item = facts.inputs[0]
     shape = options.shapes.get(item.name, item.shape)
     return read_images(path, facts, shape, options.image, _MAX_TOTAL_BYTES // options.batch_size)
-
-
-def _as_read(item: InputFacts, options: LoadTestOptions) -> InputFacts:
-    """Return the input as a flat list is read: `--shape` counts where the list's length leaves its shape open."""
-    if sum(size < 0 for size in item.shape) < 2 or item.name not in options.shapes:
-        return item
-    return dataclasses.replace(item, shape=options.shapes[item.name])
 
 
 def _without_batch_axis(row: Sample, facts: TargetFacts) -> list[Sample]:

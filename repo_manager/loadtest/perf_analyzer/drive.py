@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,16 @@ def _input_arguments(facts: TargetFacts, options: LoadTestOptions) -> list[str]:
     """Return what says which inputs are sent."""
     arguments: list[str] = []
     batch = 1 if facts.max_batch_size > 0 else 0
-    for name, shape in resolve_shapes(facts, options).items() if options.data is None else ():
+    shapes = {} if options.data is not None else resolve_shapes(facts, options)
+    for name, shape in shapes.items():
         if name in options.shapes:
-            arguments += ["--shape", f"{name}:{','.join(str(size) for size in shape[batch:])}"]
+            arguments += ["--shape", f"{name}:{_joined(shape[batch:])}"]
+    if (
+        options.data is not None and facts.sequence
+    ):  # a file of ours has the shape of every row, and no other may be given
+        arguments += [
+            word for name, shape in options.shapes.items() for word in ("--shape", f"{name}:{_joined(shape)}")
+        ]
     if options.data is not None:
         if options.data.suffix.lower() != ".json":
             raise UsageError(
@@ -130,6 +137,10 @@ def _input_arguments(facts: TargetFacts, options: LoadTestOptions) -> list[str]:
             )
         arguments += ["--input-data", str(options.data)]
     return arguments
+
+
+def _joined(shape: Sequence[int]) -> str:
+    return ",".join(map(str, shape))
 
 
 def _tls_arguments(options: LoadTestOptions) -> list[str]:
@@ -173,7 +184,7 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
     """
     with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as folder:
         files = Path(folder)
-        command = command_of(perf.binary, level, facts, _with_drawn_inputs(facts, options, files), files)
+        command = command_of(perf.binary, level, facts, _with_inputs_file(facts, options, files), files)
         limit_s = (
             options.window_s * options.max_windows + (options.duration_s or 0.0) + options.timeout_s + _KILL_AFTER_S
         )
@@ -197,14 +208,20 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
     return _point(level, options, done.returncode, (text, rows, profile))
 
 
-def _with_drawn_inputs(facts: TargetFacts, options: LoadTestOptions, folder: Path) -> LoadTestOptions:
-    """Draw the inputs here where integers have ranges of their own: perf_analyzer draws from the whole type."""
-    if drawn_note(facts, options) is None:
+def _with_inputs_file(facts: TargetFacts, options: LoadTestOptions, folder: Path) -> LoadTestOptions:
+    """Write the inputs as its JSON: what a file holds, read and checked as for the native client, or drawn integers.
+
+    Drawn where integers have ranges of their own: perf_analyzer draws from the whole type. A sequence model's file is
+    left to it, with its streams.
+    """
+    if facts.sequence or (options.data is None and drawn_note(facts, options) is None):
         return options
     single = dataclasses.replace(options, batch_size=1)
-    elements = sum(math.prod(shape) for shape in resolve_shapes(facts, single).values())
-    count = max(1, min(options.distinct, _DRAWN_ELEMENTS // max(elements, 1)))
-    rows = make_samples(facts, dataclasses.replace(single, distinct=count))
+    if options.data is None:
+        elements = sum(math.prod(shape) for shape in resolve_shapes(facts, single).values())
+        count = max(1, min(options.distinct, _DRAWN_ELEMENTS // max(elements, 1)))
+        single = dataclasses.replace(single, distinct=count)
+    rows = make_samples(facts, single)
     if facts.max_batch_size > 0:
         rows = [{name: array[0] for name, array in row.items()} for row in rows]
     path = folder / "inputs.json"

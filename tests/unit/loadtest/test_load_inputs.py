@@ -118,7 +118,7 @@ def test_bad_files_are_refused(tmp_path, name, content, words):
 
 def test_a_file_of_the_wrong_shape_is_refused(tmp_path):
     np.save(tmp_path / "d.npy", np.ones((2, 5)))
-    with pytest.raises(UsageError, match="does not fit"):
+    with pytest.raises(InputError, match=r"request 1, input x: the shape is \[5\], expected \[4\]"):
         make_samples(facts(X), options(data=tmp_path / "d.npy"))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
+from repo_manager.errors import InputError, MissingDependencyError, ServerUnreachableError, UsageError
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.drive import (
@@ -19,6 +20,7 @@ from repo_manager.loadtest.perf_analyzer.drive import (
 )
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer
 from repo_manager.loadtest.target import TargetFacts
+from repo_manager.request_data.read import read_rows
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server import ClientOptions
 
@@ -287,7 +289,25 @@ def test_integers_with_ranges_of_their_own_are_drawn_here(tmp_path):
     ids, x = InputFacts("ids", "INT64", (-1,)), InputFacts("x", "FP32", (2,))
     target = TargetFacts(**{**vars(FACTS), "inputs": (ids, x)})
     run_perf_analyzer(perf, CLOSED, target, options(shapes={"ids": (6,)}, int_ranges={"ids": (7, 9)}, batch_size=4))
-    rows = json.loads(kept.read_text())["data"]
+    rows = read_rows(kept, (ids, x))
     assert len(rows) == 64
-    assert {number for row in rows for number in row["ids"]["content"]} == {7, 8}
-    assert all(row["ids"]["shape"] == [6] and row["x"]["shape"] == [2] for row in rows)
+    assert {number for row in rows for number in row["ids"].tolist()} == {7, 8}
+    assert all(row["ids"].shape == (6,) and row["x"].shape == (2,) for row in rows)
+
+
+def test_a_file_of_any_kind_is_checked_and_written_as_its_json(tmp_path):
+    kept = tmp_path / "kept.json"
+    perf = script(tmp_path)
+    copy = f"import shutil; shutil.copy(sys.argv[sys.argv.index('--input-data') + 1], {str(kept)!r})\n"
+    perf.binary.write_text(perf.binary.read_text().replace("import sys\n", f"import sys\n{copy}"))
+    words, x = InputFacts("words", "BYTES", (-1,)), InputFacts("x", "FP32", (-1, -1))
+    target = TargetFacts(**{**vars(FACTS), "inputs": (words, x)})
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"words": ["a", ""], "x": [1, 2, 3, 4]}\n{"words": {"b64": "/w=="}, "x": [[0.1]]}\n')
+    run_perf_analyzer(perf, CLOSED, target, options(shapes={"x": (1, 4)}, data=data))
+    first, second = read_rows(kept, (words, x))
+    assert (first["words"].tolist(), first["x"].tolist()) == ([b"a", b""], [[1, 2, 3, 4]])
+    assert (second["words"].tolist(), second["x"].tolist()) == ([b"\xff"], [[np.float32(0.1)]])
+    data.write_text('{"words": [null], "x": [[1]]}\n')
+    with pytest.raises(InputError, match="request 1, input words"):
+        run_perf_analyzer(perf, CLOSED, target, options(shapes={}, data=data))

@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from repo_manager.errors import InputError, UsageError
+from repo_manager.errors import InputError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
-from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.read import read_rows, read_streams
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, decoded, exact_array, raw_bytes
 from repo_manager.rollout.trial.shadow import read_requests
 from repo_manager.triton_config import parse_config
@@ -53,7 +53,7 @@ def _in_form(value: int, form: str) -> object:
 @pytest.mark.parametrize("datatype", INTEGERS)
 @pytest.mark.parametrize("value", [1.9, -2.5, float("nan"), float("inf"), None, "7", [], 2**70])
 def test_what_is_no_whole_number_is_refused(datatype: str, value: object) -> None:
-    with pytest.raises(ValueError, match=r"whole number|not a number|inhomogeneous"):
+    with pytest.raises(ValueError, match=r"element 1 is .*(whole number|a list)"):
         exact_array([1, value], datatype)
 
 
@@ -83,7 +83,7 @@ def test_booleans_are_two_values() -> None:
 def test_strings_are_bytes() -> None:
     assert exact_array([["a", "ü"], [b"\0", "5"]], "BYTES").tolist() == [[b"a", "ü".encode()], [b"\0", b"5"]]
     for wrong in (None, True, ["a"]):
-        with pytest.raises(ValueError, match=r"expected a string|inhomogeneous"):
+        with pytest.raises(ValueError, match=r"element 1 is .*(expected a string|a list)"):
             exact_array(["x", wrong], "BYTES")
 
 
@@ -97,9 +97,11 @@ def test_base64_is_tritons_binary_form() -> None:
     assert decoded(encoded(picture), "BYTES").tolist() == [picture]
     halves = np.array([1.5, -2.0], ml_dtypes.bfloat16)
     assert decoded(encoded(raw_bytes(halves)), "BF16").tolist() == halves.tolist()
-    for wrong in ("%", encoded(b"abc"), 5):
-        with pytest.raises(ValueError):  # noqa: PT011  # three texts: of base64, of NumPy, ours
+    for wrong, found in (("%", "not base64"), (encoded(b"abc"), "3 bytes are no whole number"), (5, "b64 is 5")):
+        with pytest.raises(ValueError, match=found):
             decoded(wrong, "INT32")
+    with pytest.raises(ValueError, match="ends within string 2"):
+        decoded(encoded(raw_bytes(words)[:-1]), "BYTES")
 
 
 def _files(folder: Path, value: float) -> list[Path]:
@@ -135,14 +137,30 @@ def test_load_test_and_trial_send_the_same_or_refuse_the_same(tmp_path: Path, va
     [
         ("[]", 'found a list, expected {"data"'),
         ('{"data": {}}', 'expected {"data"'),
-        ('{"data": [3]}', "request 1 is of type int, expected an object"),
+        ('{"data": [3]}', "request 1 is a number, expected an object"),
         ('{"data": [{"x": {"shape": [1]}}]}', 'input x: it has the keys shape, expected "content" or "b64"'),
         ('{"data": [{"x": {"content": [1], "shape": "1"}}]}', "the shape is '1', expected a list"),
         ('{"data": [{"x": {"content": [1], "shape": [-1]}}]}', "the shape is [-1], expected a list"),
-        ('{"data": [{"x": [1]}, {"x": {"content": [1], "shape": [5]}}]}', "request 2, input x: cannot reshape"),
-        ('{"data": [{"x": [1]}, [{"x": [1]}, {}]]}', "request 3 has no input x"),
+        (
+            '{"data": [{"x": [1]}, {"x": {"content": [1], "shape": [5]}}]}',
+            "request 2, input x: 1 values do not fill the shape [5]",
+        ),
+        ('{"data": [{"x": [1]}, [{"x": [1]}, {}]]}', "request 3 (stream 2, step 2) has no input x"),
         ('{"data": [{"x": [1], "z": 1}]}', "request 1 names the input z"),
         ('{"data": [{"x": {"b64": 5}}]}', "request 1, input x: b64 is 5, expected a string"),
+        ("null", 'found null, expected {"data"'),
+        ('{"data": [[]]}', "holds no request"),
+        ('{"data": [null]}', "request 1 is null, expected an object"),
+        ('{"data": [{"x": [1, null]}]}', "request 1, input x: element 1 is None, expected a number"),
+        ('{"data": [{"x": [1, 2, "3"]}]}', "request 1, input x: element 2 is '3', expected a number"),
+        ('{"data": [{"x": [1, [2], 3]}]}', "request 1, input x: element 1 is a list beside others"),
+        ('{"data": [{"x": [[1, 2], [3]]}]}', "request 1, input x: lists of 2 and of 1 at one level"),
+        ('{"data": [{"x": [1, 1e400]}]}', "request 1, input x: element 1 is beyond the range"),
+        ('{"data": [{"x": [1], "x": [2]}]}', "request 1, input x: it is there twice"),
+        ('{"data": [{"X": [1]}]}', "request 1 has no input x and names the input X; the model's are x"),
+        ('{"data": [{"x": {"b64": "AAA"}}]}', "request 1, input x: its b64 is not base64"),
+        ('{"data": [{"x": {"content": [1, 2], "shape": [2, 1, 1]}}]}', "the shape is [2, 1, 1], expected [-1]"),
+        ('{"data": [[{"x": [1]}], [[{"x": [1]}]]]}', "request 2 (stream 2, step 1) is a list"),
     ],
 )
 def test_messages_name_request_and_input(tmp_path: Path, text: str, found: str) -> None:
@@ -161,6 +179,52 @@ def test_a_flat_list_takes_the_shape_that_is_given(tmp_path: Path) -> None:
     options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.json", shapes={"x": (2, 3)})
     (sample,) = make_samples(target, options)
     assert sample["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    rows = [{"x": [1, 2, 3, 4, 5, 6]}, {"x": {"content": [1, 2, 3, 4], "shape": [2, 2]}}]
+    (tmp_path / "d.json").write_text(json.dumps({"data": rows}))
+    first, second = read_rows(tmp_path / "d.json", [item], flat={"x": (3, 2)})
+    assert (first["x"].shape, second["x"].shape) == ((3, 2), (2, 2))
+
+
+def test_every_form_that_perf_analyzer_documents(tmp_path: Path) -> None:
+    items = (InputFacts("x", "FP32", (-1, 2)), InputFacts("words", "BYTES", (-1,), optional=True))
+    raw = {
+        "x": base64.b64encode(raw_bytes(exact_array([1, 2], "FP32"))).decode(),
+        "words": base64.b64encode(raw_bytes(exact_array(["ab", ""], "BYTES"))).decode(),
+    }
+    rows = [
+        [{"x": [1, 2]}, {"x": {"content": [1, 2]}, "model": "m"}],
+        [{"x": {"b64": raw["x"]}, "words": {"b64": raw["words"]}}],
+        [{"x": {"content": {"b64": raw["x"]}, "shape": [1, 2]}, "words": {"content": ["a", "b"], "shape": [2]}}],
+    ]
+    (tmp_path / "d.json").write_text(json.dumps({"data": rows, "validation_data": [[{"y": [1]}]]}))
+    streams = read_streams(tmp_path / "d.json", items)
+    assert [len(stream) for stream in streams] == [2, 1, 1]
+    assert all(row["x"].tolist() == [[1, 2]] for stream in streams for row in stream)
+    assert [row["words"].tolist() for stream in streams for row in stream if "words" in row] == [
+        [b"ab", b""],
+        [b"a", b"b"],
+    ]
+    (tmp_path / "x").write_bytes(raw_bytes(exact_array([1, 2, 3, 4], "FP32")))
+    (tmp_path / "words").write_text("ab\ncd\n")
+    (row,) = read_rows(tmp_path, items)
+    assert row["x"].tolist() == [[1, 2], [3, 4]]
+    assert row["words"].tolist() == [b"ab", b"cd"]
+
+
+@pytest.mark.parametrize("text", ['{"x": [1, 2]}', '[{"x": [1, 2]}]', '{"inputs": {"x": [1, 2]}}'])
+def test_a_json_file_holds_what_a_line_holds(tmp_path: Path, text: str) -> None:
+    (tmp_path / "d.json").write_text(text)
+    (row,) = read_rows(tmp_path / "d.json", [InputFacts("x", "FP32", (2,))])
+    assert row["x"].tolist() == [1, 2]
+    (tmp_path / "d.json").write_text('{"data": [1, 2]}')
+    (row,) = read_rows(tmp_path / "d.json", [InputFacts("data", "FP32", (2,))])
+    assert row["data"].tolist() == [1, 2]
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"x": [1]}\n\n{"x": ["1"]}\n')
+    with pytest.raises(InputError, match=r"request 2 \(line 3\), input x: element 0 is '1'"):
+        read_rows(tmp_path / "d.jsonl", [InputFacts("x", "FP32", (1,))])
 
 
 def test_requests_may_leave_optional_inputs_out(tmp_path: Path) -> None:
@@ -183,5 +247,5 @@ def test_every_sample_is_checked(tmp_path: Path) -> None:
         False, False, False, False,
     )  # fmt: skip
     options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.jsonl")
-    with pytest.raises(UsageError, match="sample 2: the shape \\[3\\] does not fit"):
+    with pytest.raises(InputError, match=r"request 2, input x: the shape is \[3\], expected \[2\]"):
         make_samples(target, options)
