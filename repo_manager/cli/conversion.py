@@ -17,6 +17,7 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import ConvertOptions, convert, load_calibration
+from repo_manager.precision.calibration.load import load_function
 from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.report.progress import share_bar
 from repo_manager.report.tables import conversion_view, format_bytes, prune_view
@@ -102,6 +103,24 @@ class PruneFlags:
         help="Representative inputs, on which each layer is solved and the result is judged: a .npz with one array "
         "per input, a folder of .npy files, a folder of images with its YAML, or module:function.",
     )
+    max_drift: float | None = option(
+        "--max-drift",
+        sets=(PruneOptions, "max_drift"),
+        min=0.0,
+        help="Prune the most compute whose outputs stay, with 95 % confidence, within this relative error on samples "
+        "that no layer was solved on [default: prune every layer].",
+    )
+    metric: str | None = option(
+        "--metric",
+        metavar="MODULE:FUNCTION",
+        sets=(PruneOptions, "metric"),
+        read=load_function,
+        help="Prune the most compute with which your own metric falls by --max-loss at most: metric(run) gets a "
+        "function from inputs to outputs and returns one number, greater is better.",
+    )
+    max_loss: float = option(
+        "--max-loss", sets=(PruneOptions, "max_loss"), min=0.0, help="How far the metric may fall."
+    )
     work: Path | None = option(
         "--work",
         metavar="FOLDER",
@@ -125,6 +144,8 @@ def prune_command(
     _check_target(model, target)
     source, options = load_model(model), PruneOptions(**settings_of(PruneOptions, flags))
     if flags.calibration is None:
+        if options.has_budget:
+            raise UsageError("a budget needs --calibration DATA: the layers are solved on it")
         proto, report = prune(source, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
     else:
         data = load_calibration(flags.calibration, signature_of(source))

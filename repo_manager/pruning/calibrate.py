@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
     threadpoolctl = deferred("threadpoolctl")
 
-__all__ = ["Progress", "Run", "SolveOptions", "Solved", "replacements", "solve_layers", "workers"]
+__all__ = ["Progress", "Run", "SolveOptions", "Solved", "replacements", "solve_alone", "solve_layers", "workers"]
 
 Array = NDArray[Any]
 Progress = Callable[[float, str], None]
@@ -154,8 +154,13 @@ def workers(threads: int | None) -> Iterator[tuple[Executor, int]]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run over the layers works with."""
+    """What a run over the layers works with.
 
+    Attributes:
+        model: digest of the dense model.
+    """
+
+    model: str
     graph: Graph
     store: WeightStore
     samples: CalibrationData
@@ -164,6 +169,18 @@ class Run:
     options: SolveOptions
     pool: Executor
     width: int
+
+    def key(self, layers: Sequence[Layer]) -> list[Any]:
+        """Return everything that the solutions of these layers depend on."""
+        told = [self.model, self.samples.digest, self.samples.count, self.options.damping, self.options.seed]
+        return [*told, [layer.name for layer in layers]]
+
+    def within(self, name: str) -> Run:
+        """Return the run with folders of its own."""
+        work = None if self.options.work is None else self.options.work / name
+        folder = self.folder / name
+        folder.mkdir()
+        return replace(self, folder=folder, options=replace(self.options, work=work))
 
 
 def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda _, __: None) -> dict[str, Solved]:
@@ -184,8 +201,7 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
     keep = run.keep_bytes // 2
     dense = Stream.at_start(run.graph, run.samples.batches(), run.folder / "dense", keep)
     pruned = Stream.at_start(run.graph, run.samples.batches(), run.folder / "pruned", keep)
-    told = [run.samples.digest, run.samples.count, run.options.damping, run.options.seed]
-    journal = Journal.opened([*told, [layer.name for layer in layers]], run.options.work)
+    journal = Journal.opened(run.key(layers), run.options.work)
     unsolved = {layer.name: layer for layer in layers}
     solved: dict[str, Solved] = {}
     costs = {layer.name: float(layer.columns) ** 2 * (layer.columns + layer.outputs + 8192) for layer in layers}
@@ -193,14 +209,10 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
     def tell(layer: Layer) -> None:
         progress(sum(costs[name] for name in solved) / sum(costs.values()), layer.label)
 
-    def finish(group: Sequence[Layer], moments: Mapping[str, Moments]) -> None:
+    def finish(group: Sequence[Layer], moments: dict[str, Moments]) -> None:
         for layer in group:
             tell(layer)
-            result = journal.read(layer.name)
-            if result is None:
-                result = _solve(layer, moments[layer.name], run)
-                journal.write(layer.name, result)
-            solved[layer.name] = result
+            solved[layer.name] = result = _known_or_solved(layer, moments, run, journal)
             pruned.weights.update(replacements(layer, result, run.graph.draft.weights, run.store))
             del unsolved[layer.name]
         tell(group[-1])
@@ -215,6 +227,37 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
         group = _within(ready, run.keep_bytes)
         tell(group[0])
         finish(group, _observe(group, pruned, dense, run, journal, free))
+    return solved
+
+
+def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _, __: None) -> dict[str, Solved]:
+    """Solve each layer as if it alone were pruned: on what it sees in the dense model.
+
+    Args:
+        run: the dense model and its data.
+        layers: in any order.
+        progress: told before each layer.
+
+    Raises:
+        CalibrationError: a value is not finite on a sample.
+        ModelError: ONNX Runtime does not run the model on a sample.
+    """
+    journal = Journal.opened(run.key(layers), run.options.work)
+    in_order = sorted(layers, key=lambda layer: max(run.graph.producer[use.output] for use in layer.uses))
+    solved: dict[str, Solved] = {}
+    for is_shared in (True, False):  # a later use of a shared weight may follow other layers: a stream of their own
+        waiting = [layer for layer in in_order if (len(layer.uses) > 1) == is_shared]
+        name = "shared" if is_shared else "dense"
+        samples = run.samples.batches() if waiting else ()
+        dense = Stream.at_start(run.graph, samples, run.folder / name, run.keep_bytes)
+        while waiting:
+            group = waiting if is_shared else _within(waiting, run.keep_bytes)
+            progress(len(solved) / len(layers), group[0].label)
+            moments = _observe(group, dense, dense, run, journal)
+            for layer in group:
+                progress(len(solved) / len(layers), layer.label)
+                solved[layer.name] = _known_or_solved(layer, moments, run, journal)
+            waiting = waiting[len(group) :]
     return solved
 
 
@@ -283,6 +326,15 @@ def _observe(
                 judging = number % _JUDGING_EVERY == _JUDGING_EVERY - 1
                 moments[layer.name].add(columns, answered - biases[layer.name], judging=judging)
     return moments
+
+
+def _known_or_solved(layer: Layer, moments: dict[str, Moments], run: Run, journal: Journal) -> Solved:
+    """Return a layer as the journal has it, or solve it and keep it there. Frees what it is solved from."""
+    result = journal.read(layer.name)
+    if result is None:
+        result = _solve(layer, moments.pop(layer.name), run)
+        journal.write(layer.name, result)
+    return result
 
 
 def _solve(layer: Layer, moments: Moments, run: Run) -> Solved:

@@ -12,27 +12,41 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from repo_manager.errors import ModelError
-from repo_manager.onnx_model.draft import Draft, Weight, weight_of_array
+from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
+from repo_manager.onnx_model.draft import Weight, weight_of_array
 from repo_manager.onnx_model.model import Model
-from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.walk import tensors_of
-from repo_manager.onnx_model.write import write_draft
 from repo_manager.optional import installed_version
-from repo_manager.precision.calibration.data import CalibrationData
+from repo_manager.precision.calibration.data import MIN_TO_SPLIT, CalibrationData
+from repo_manager.pruning.budget import Budget, Step, gain_of, points_of
 from repo_manager.pruning.calibrate import Progress, Run, Solved, SolveOptions, replacements, solve_layers, workers
+from repo_manager.pruning.judge import Judge, Measured, Metric
 from repo_manager.pruning.layers import Layer, layer_of
+from repo_manager.pruning.search import Search, Tried
 from repo_manager.pruning.stream import Graph
 from repo_manager.sparsity.pattern import magnitude_prune, nonzero
-from repo_manager.sparsity.prune import Chosen, PrunedLayer, PruneEvidence, PruneReport, as_bytes, choose, skip
-from repo_manager.stats.drift import DriftMeter, OutputDrift
+from repo_manager.sparsity.prune import (
+    BudgetEvidence,
+    Chosen,
+    PrunedLayer,
+    PruneEvidence,
+    PruneReport,
+    SkippedLayer,
+    as_bytes,
+    choose,
+    skip,
+)
+from repo_manager.sparsity.verdict import SMALL
 
 __all__ = ["PruneOptions", "prune_with_data"]
 
 Array = NDArray[Any]
 
 _KEPT_AT_LEAST = 64 << 20  # bytes of activations and sums in memory, whatever the model's size
+_CHOOSING_EVERY = 3  # of the samples that are not held out
+_LOOKS = 3  # at the held-out samples
+_SMALLER = 0.9  # a set that exceeds the limit on held-out samples gives way to one that costs this share at most
 _ADVICE = (
     "Each layer was solved on calibration data, without retraining. Retraining with the masks fixed still gives more "
     "(examples/train_sparse_digits.py shows NVIDIA's recipe)."
@@ -46,12 +60,26 @@ class PruneOptions(SolveOptions):
     Attributes:
         layers: shell patterns of node or weight names to prune; empty is all.
         exclude: patterns of those that stay dense; wins over `layers`.
-        all_valid: go beyond ASP's default sizes (outputs divide by 8, inputs by 16).
+        all_valid: go beyond ASP's default sizes (outputs divide by 8, inputs by 16), and within a budget beyond those
+            that TensorRT seldom runs faster.
+        max_drift: the largest relative error of an output that is accepted: the largest set of layers is pruned whose
+            drift on samples that no layer was solved on is below it with 95 % confidence. `None`: all layers.
+        metric: of the user, see `Metric`; the largest set of layers is pruned with which it falls by no more than
+            `max_loss`.
+        max_loss: how far the metric may fall.
     """
 
     layers: Sequence[str] = ()
     exclude: Sequence[str] = ()
     all_valid: bool = False
+    max_drift: float | None = None
+    metric: Metric | None = None
+    max_loss: float = 0.0
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether layers are chosen within a budget."""
+        return self.max_drift is not None or self.metric is not None
 
 
 def prune_with_data(
@@ -65,6 +93,7 @@ def prune_with_data(
     Layers are solved in the order of the data's way through the model, each on what it sees behind the pruned ones and
     against what the dense model answers there: mask and remaining values together (optimal brain surgeon for groups),
     and the constant behind it takes up the change of its outputs' means. Every fourth sample is held out and judges.
+    With `max_drift`, another quarter chooses the layers.
 
     Args:
         model: the model; not changed.
@@ -76,55 +105,147 @@ def prune_with_data(
         A new model in memory (external data loaded), and the report. Only values of weights and biases differ.
 
     Raises:
-        CalibrationError: a value is not finite on a sample.
+        CalibrationError: a value is not finite on a sample, the metric fails, or too few samples for `max_drift`.
+        GateError: not even one layer stays within the budget.
         InputError: `PruneOptions.work` belongs to another run.
         ModelError: a pattern matches no layer, or ONNX Runtime does not run the model.
+        UsageError: both `max_drift` and `metric`.
     """
     options = options or PruneOptions()
+    parts = _Parts.of(data, options)
     first = next(iter(data.batches()))
     shapes = {name: value.shape for name, value in first.items()}
     chosen = choose(model, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid, shapes=shapes)
     graph = Graph.of(draft_of(model))
-    found = _layers_of(chosen, graph)
-    split = data.split()
-    calibration, held_out = split if split is not None else (data, data)
+    layers = _layers_of(chosen, graph)
+    if options.has_budget and not options.all_valid:
+        layers = _worth_pruning(layers, chosen)
     keep_bytes = max(_KEPT_AT_LEAST, model.size_bytes // 2)
     with tempfile.TemporaryDirectory(prefix="repo-manager-prune-") as folder, workers(options.threads) as (pool, width):
-        run = Run(graph, model.weights, calibration, Path(folder), keep_bytes, options, pool, width)
-        solved = solve_layers(run, [layer for layer, _ in found.values()], progress)
-        judge = _Judge(model, held_out, Path(folder))
-        changed: dict[str, Weight] = {}
-        for layer, _ in found.values():
-            changed.update(replacements(layer, solved[layer.name], graph.draft.weights, model.weights))
-        drift = judge.drift(graph.draft, changed)
-        magnitude = judge.drift(graph.draft, {layer.name: _by_magnitude(layer, run) for layer, _ in found.values()})
-    records = tuple(_record(layer, solved[layer.name], changed, model) for layer, _ in found.values())
+        work = Path(folder)
+        run = Run(model.digest, graph, model.weights, parts.solving, work, keep_bytes, options, pool, width)
+        judge = Judge(model, parts.judging, work, options.metric)
+        if options.has_budget and layers:
+            tried, found, budget = _within_budget(run, layers, parts, judge, chosen, progress)
+        else:
+            solved = solve_layers(run, layers, progress)
+            changed = {x.name: replacements(x, solved[x.name], graph.draft.weights, model.weights) for x in layers}
+            tried, budget = Tried(Step((), 0.0, None, None, None), tuple(layers), solved, changed), None
+            found = judge.measure(graph.draft, tried.constants)
+        for layer in (layer for layer in layers if layer not in tried.layers):
+            chosen.skipped.append(SkippedLayer(layer.label, layer.name, "too much harm for its share of the work"))
+        magnitude = judge.measure(graph.draft, {layer.name: _by_magnitude(layer, run) for layer in tried.layers})
+    constants = tried.constants
+    records = tuple(_record(layer, tried.solved[layer.name], constants, model) for layer in tried.layers)
     evidence = PruneEvidence(
         data=data.source,
         data_digest=data.digest,
-        samples=calibration.count,
-        judged_on="calibration" if split is None else "held-out",
-        judged_samples=held_out.count,
-        drift=drift,
-        magnitude_drift=magnitude,
+        samples=parts.solving.count,
+        judged_on="held-out" if parts.held_out else "calibration",
+        judged_samples=parts.judging.count,
+        drift=found.drift,
+        magnitude_drift=magnitude.drift,
         macs=chosen.macs,
         sparse_macs=sum(record.macs or 0 for record in records),
         seed=options.seed,
         versions={name: installed_version(name) or "" for name in ("numpy", "onnxruntime")},
+        drift_upper=found.upper if parts.held_out else None,
+        budget=budget,
     )
     report = PruneReport(model.digest, records, tuple(chosen.skipped), _ADVICE, "second-order", evidence)
-    return _rebuilt(model, changed), report
+    return _rebuilt(model, constants), report
 
 
-def _layers_of(chosen: Chosen, graph: Graph) -> dict[int, tuple[Layer, int]]:
+@dataclass(frozen=True)
+class _Parts:
+    """What each sample is for.
+
+    Attributes:
+        solving: layers are solved on these.
+        choosing: layers are chosen by these; `None` without `max_drift`.
+        judging: the result is judged on these.
+        held_out: whether no layer was solved on those.
+    """
+
+    solving: CalibrationData
+    choosing: CalibrationData | None
+    judging: CalibrationData
+    held_out: bool
+
+    @classmethod
+    def of(cls, data: CalibrationData, options: PruneOptions) -> _Parts:
+        """Part the data: with `max_drift` a quarter chooses, and another one judges."""
+        if options.max_drift is not None and options.metric is not None:
+            raise UsageError("both a largest drift and a metric: one budget at a time")
+        split = data.split()
+        if options.max_drift is None:
+            return cls(*((split[0], None, split[1], True) if split else (data, None, data, False)))
+        if split is None:
+            raise CalibrationError(
+                f"{data.source}: {data.count} samples, and a largest drift needs {MIN_TO_SPLIT}: half to solve layers "
+                "on, a quarter to choose them by, a quarter to judge the result",
+                hint="Give more samples, or prune without a largest drift.",
+            )
+        solving, choosing = split[0].without_every(_CHOOSING_EVERY)
+        return cls(solving, choosing, split[1], True)
+
+
+def _worth_pruning(layers: Sequence[Layer], chosen: Chosen) -> list[Layer]:
+    """Return the layers that TensorRT may run faster; the others are added to `chosen.skipped`.
+
+    In a model whose work is mostly in small layers, all are returned.
+    """
+    large = [layer for layer in layers if min(layer.columns, layer.outputs) >= SMALL]
+    if 2 * sum(map(gain_of, large)) < sum(map(gain_of, layers)):
+        large = list(layers)
+    else:
+        for layer in (layer for layer in layers if layer not in large):
+            reason = f"{layer.columns} inputs to {layer.outputs} outputs: below {SMALL}, seldom faster (TensorRT#3849)"
+            chosen.skipped.append(SkippedLayer(layer.label, layer.name, reason))
+    return large
+
+
+def _within_budget(
+    run: Run, layers: Sequence[Layer], parts: _Parts, judge: Judge, chosen: Chosen, progress: Progress
+) -> tuple[Tried, Measured, BudgetEvidence]:
+    """Choose layers, and see on the held-out samples that the budget holds there; if not, choose fewer."""
+    options = run.options
+    assert isinstance(options, PruneOptions)
+    samples = 0 if parts.choosing is None else parts.choosing.count
+    chooser = Judge(judge.model, parts.choosing or parts.judging, run.folder, options.metric, "choose")
+    wanted = options.max_loss if options.max_drift is None else options.max_drift
+    search = Search.of(run, layers, chooser, Budget(wanted, chooser.dense_metric), progress)
+    limit, looks = wanted, 0
+    while True:
+        tried, looks = search.best(limit), looks + 1
+        found = judge.measure(run.graph.draft, tried.constants)
+        loss = found.worst if judge.dense_metric is None else judge.dense_metric - (found.metric or 0.0)
+        if loss <= wanted or looks > _LOOKS:
+            break
+        limit = tried.step.cost(search.budget) * min(wanted / loss, _SMALLER)
+    if loss > wanted:
+        what = "drift" if judge.dense_metric is None else "loss of the metric"
+        raise GateError(
+            f"on the held-out samples the {what} is {loss:.3g}, more than the {wanted:.3g} that is allowed, "
+            f"for {looks} sets of layers that stay within it on other samples",
+            hint="Give more samples of more kinds, or allow more.",
+        )
+    labels = {layer.name: layer.label for layer in layers}
+    final = sorted((one.step for one in search.tried.values()), key=lambda step: step.gain)
+    front = points_of(search.steps, chosen.macs, labels) + points_of(final, chosen.macs, labels, alone=False)
+    kind = "drift" if judge.dense_metric is None else "metric"
+    return tried, found, BudgetEvidence(kind, wanted, samples, looks, judge.dense_metric, found.metric, front)
+
+
+def _layers_of(chosen: Chosen, graph: Graph) -> list[Layer]:
     """Return the layers that can be solved, in order; the others are added to `chosen.skipped`."""
-    found: dict[int, tuple[Layer, int]] = {}
-    for place, uses in chosen.uses.items():
+    found: list[Layer] = []
+    for uses in chosen.uses.values():
         layer = layer_of(uses, graph.draft, graph.readers)
         if isinstance(layer, str):
             chosen.skipped.extend(skip(use, layer) for use in uses)
         else:
-            found[place] = (layer, place)
+            found.append(layer)
     return found
 
 
@@ -153,27 +274,6 @@ def _record(layer: Layer, solved: Solved, changed: Mapping[str, Weight], model: 
         macs=layer.macs,
         damping=solved.damping,
     )
-
-
-class _Judge:
-    """Compares models with the dense one on the same inputs."""
-
-    def __init__(self, model: Model, data: CalibrationData, folder: Path) -> None:
-        self.data, self.folder = data, folder
-        session = Session(model.path)
-        self.names = session.output_names
-        self.answers = [session.run(sample) for sample in data.batches()]
-
-    def drift(self, draft: Draft, changed: Mapping[str, Weight]) -> tuple[OutputDrift, ...]:
-        """Return the drift of a draft with some constants changed."""
-        path = self.folder / "judged.onnx"
-        written = write_draft(Draft(draft.proto, {**draft.weights, **changed}), path)
-        session, meter = Session(path), DriftMeter(self.names)
-        for sample, answer in zip(self.data.batches(), self.answers, strict=True):
-            meter.add(session.run(sample), answer)
-        for file in written.files:
-            file.unlink()
-        return meter.result()
 
 
 def _rebuilt(model: Model, changed: Mapping[str, Weight]) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from repo_manager.precision import Check, Conversion, KeptNode
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
-    from repo_manager.sparsity.prune import PruneEvidence
+    from repo_manager.sparsity.prune import BudgetEvidence, PruneEvidence
 
 __all__ = [
     "conversion_facts",
@@ -238,19 +238,54 @@ def _evidence_views(evidence: PruneEvidence) -> list[RenderableType]:
         [
             item.output,
             f"{item.relative_error:.3g}",
+            _error(None if evidence.drift_upper is None else evidence.drift_upper[item.output]),
             format_share(item.top1_agreement),
             f"{by_magnitude[item.output].relative_error:.3g}",
             format_share(by_magnitude[item.output].top1_agreement),
         ]
         for item in evidence.drift
     ]
-    columns = ["output", "relative error", "same top class", "by magnitude", "same top class by magnitude"]
+    columns = ["output", "relative error", "at most (95 %)", "same top class", "by magnitude", "top class by magnitude"]
     share = evidence.sparse_macs / evidence.macs if evidence.macs else None
-    line = f"{format_share(share)} of the multiply-accumulates can run sparse. Solved on {evidence.samples} sample(s)."
+    worst = max((item.relative_error for item in evidence.drift), default=0.0)
+    line = f"{format_share(share)} of the multiply-accumulates can run sparse, at drift {worst:.3g}. "
+    line += f"Solved on {evidence.samples} sample(s)."
+    if evidence.drift_upper is None:
+        line += " Too few samples to hold some out: the drift on other inputs is not known, and is larger."
     return [
+        *([] if evidence.budget is None else _budget_views(evidence.budget)),
         make_table(f"Drift against the dense model, on {where}", columns, rows, right=",".join(columns[1:])),
         Text(line),
     ]
+
+
+def _budget_views(budget: BudgetEvidence) -> list[RenderableType]:
+    """Show the front, and what was chosen by."""
+    rows = [
+        [
+            point.layers,
+            "solved one behind the other" if point.final else ", ".join(point.added),
+            format_share(point.macs_share),
+            *(
+                [f"{point.metric:.4g}"]
+                if point.metric is not None
+                else [_error(point.drift), _error(point.drift_upper)]
+            ),
+        ]
+        for point in budget.front
+    ]
+    if budget.kind == "metric":
+        columns, by = ["layers", "added", "compute that can run sparse", "metric"], "your metric"
+        loss = (budget.dense_metric or 0.0) - (budget.metric or 0.0)
+        line = f"Metric: {budget.metric:.4g}, dense {budget.dense_metric:.4g}: it falls by {loss:.3g}"
+        line += f", of {budget.limit:.3g} allowed."
+    else:
+        columns = ["layers", "added", "compute that can run sparse", "drift", "at most (95 %)"]
+        by, line = f"{budget.samples} samples that no layer was solved on", ""
+    if budget.looks > 1:
+        line = f"{line} {budget.looks} sets were measured on the held-out samples: the first ones exceeded the limit."
+    table = make_table(f"The front, by {by}", columns, rows, right=",".join(columns[2:]))
+    return [table, *([Text(line.strip())] if line else [])]
 
 
 def _result(check: Check) -> Text:

@@ -25,7 +25,9 @@ from repo_manager.summary import Summarized
 from repo_manager.types import Digest
 
 __all__ = [
+    "BudgetEvidence",
     "Chosen",
+    "FrontPoint",
     "PruneEvidence",
     "PruneReport",
     "PrunedLayer",
@@ -85,6 +87,52 @@ class SkippedLayer:
 
 
 @dataclass(frozen=True)
+class FrontPoint:
+    """One set of layers that could be pruned, and what that costs, on samples to choose by.
+
+    Attributes:
+        layers: how many are pruned.
+        added: those that the point before has not, by name; empty for the final set.
+        macs_share: share of the model's multiply-accumulates that can run sparse.
+        drift: the worst output's relative error; `None` if a metric counts.
+        drift_upper: with 95 % confidence it is below this on inputs of the same kind.
+        metric: the user's metric; `None` if the drift counts.
+        final: its layers are solved one behind the other, as in the result; elsewhere each is solved by itself.
+    """
+
+    layers: int
+    added: tuple[str, ...]
+    macs_share: float
+    drift: float | None
+    drift_upper: float | None
+    metric: float | None
+    final: bool
+
+
+@dataclass(frozen=True)
+class BudgetEvidence:
+    """How layers were chosen within a budget.
+
+    Attributes:
+        kind: `drift` or `metric`.
+        limit: of the drift, or of how far the metric may fall.
+        samples: how many the layers were chosen by; 0 with a metric, which has data of its own.
+        looks: how many sets were measured on the held-out samples; above 1 the first ones exceeded the limit there.
+        dense_metric: the dense model's, when it judges; `None` without a metric.
+        metric: the pruned model's, when it judges.
+        front: all that was measured, from few layers to all.
+    """
+
+    kind: str
+    limit: float
+    samples: int
+    looks: int
+    dense_metric: float | None
+    metric: float | None
+    front: tuple[FrontPoint, ...]
+
+
+@dataclass(frozen=True)
 class PruneEvidence:
     """What layers were solved on, and how far the pruned model is from the dense one.
 
@@ -100,6 +148,9 @@ class PruneEvidence:
         sparse_macs: of the pruned layers.
         seed: of the draws of columns.
         versions: of the libraries that computed.
+        drift_upper: output -> with 95 % confidence, its drift on inputs of the same kind is below this. `None`: the
+            samples that judge are those that the layers were solved on, which says nothing of others.
+        budget: how layers were chosen; `None`: all were pruned.
     """
 
     data: str
@@ -113,6 +164,8 @@ class PruneEvidence:
     sparse_macs: int
     seed: int
     versions: Mapping[str, str]
+    drift_upper: Mapping[str, float] | None = None
+    budget: BudgetEvidence | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,10 +10,10 @@ from repo_manager.sparsity.pattern import GROUP
 from repo_manager.sparsity.scope import Scope
 from repo_manager.sparsity.uses import Use
 
-__all__ = ["ASP_IN_MULTIPLE", "ASP_OUT_MULTIPLE", "Verdict", "hints_of", "is_asp_eligible", "obstacle_of"]
+__all__ = ["ASP_IN_MULTIPLE", "ASP_OUT_MULTIPLE", "SMALL", "Verdict", "hints_of", "is_asp_eligible", "obstacle_of"]
 
 ASP_OUT_MULTIPLE, ASP_IN_MULTIPLE = 8, 16  # NVIDIA ASP, `eligible_modules`: out % 8, in % 16
-_SMALL = 256  # TensorRT#3849
+SMALL = 256  # TensorRT#3849
 _QUANTISED = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8_e4m3fn", "float8_e5m2")
 # What a builder fuses behind a convolution or a matrix product before the next quantisation.
 _FUSED = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mul", "Add",
@@ -88,9 +88,9 @@ def hints_of(use: Use) -> tuple[str, ...]:
         return ()
     hints = []
     reduction, outputs = sizes_of(use)
-    small = [f"{name} = {size}" for name, size in (("C", reduction), ("K", outputs)) if size and size < _SMALL]
+    small = [f"{name} = {size}" for name, size in (("C", reduction), ("K", outputs)) if size and size < SMALL]
     if small:
-        hints.append(f"small: {', '.join(small)} below {_SMALL}, seldom faster (TensorRT#3849)")
+        hints.append(f"small: {', '.join(small)} below {SMALL}, seldom faster (TensorRT#3849)")
     if op == "ConvTranspose":
         hints.append("transposed convolution: TensorRT's documentation names convolution and fully connected only")
     if op == "DeformConv":

@@ -57,9 +57,13 @@ class CalibrationData:
         """
         if self.count < MIN_TO_SPLIT:
             return None
-        held_out = range(_HELD_OUT_EVERY - 1, self.count, _HELD_OUT_EVERY)
-        rest = [index for index in range(self.count) if index not in held_out]
-        return self._part(rest), self._part(held_out)
+        return self.without_every(_HELD_OUT_EVERY)
+
+    def without_every(self, number: int) -> tuple[CalibrationData, CalibrationData]:
+        """Part the data: all but every `number`-th sample, and those."""
+        apart = range(number - 1, self.count, number)
+        rest = [index for index in range(self.count) if index not in apart]
+        return self._part(rest), self._part(apart)
 
     def _part(self, indices: Sequence[int]) -> CalibrationData:
         get = self._get

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from repo_manager.errors import CalibrationError
 from repo_manager.files import document
@@ -15,7 +18,7 @@ from repo_manager.precision.calibration import images as calibration_images
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.types import StrPath
 
-__all__ = ["MIN_SAMPLES", "CalibrationData", "load_calibration"]
+__all__ = ["MIN_SAMPLES", "CalibrationData", "load_calibration", "load_function"]
 
 MIN_SAMPLES = 4
 """Fewer say nothing about the range of activations."""
@@ -94,17 +97,44 @@ def _require_yaml(folder: Path) -> None:
 
 def _from_function(text: str, signature: Signature) -> CalibrationData:
     """Call `module:function` and take what it yields. This runs the user's code, as asked."""
+    with _from_here():
+        try:
+            samples = list(_named(text)())
+        except Exception as exc:
+            hint = "It has to yield dictionaries."
+            raise CalibrationError(f"{text}: {type(exc).__name__}: {exc}", hint=hint) from exc
+    return data_of_samples(samples, signature, text)
+
+
+def load_function(text: str) -> Callable[..., Any]:
+    """Import the user's `module:function`, from the current folder or the environment. This runs the module.
+
+    Raises:
+        CalibrationError: there is no such function, or its module fails.
+    """
+    with _from_here():
+        try:
+            return _named(text)
+        except Exception as exc:
+            hint = "Write module:function, with the module's name as Python imports it."
+            raise CalibrationError(f"{text}: {type(exc).__name__}: {exc}", hint=hint) from exc
+
+
+def _named(text: str) -> Callable[..., Any]:
     module_name, _, function_name = text.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
+    return found
+
+
+@contextlib.contextmanager
+def _from_here() -> Iterator[None]:
+    """Let modules of the current folder be imported."""
     folder = str(Path.cwd())
     added = folder not in sys.path
     if added:
         sys.path.insert(0, folder)
     try:
-        module = importlib.import_module(module_name)
-        samples = list(getattr(module, function_name)())
-    except Exception as exc:
-        raise CalibrationError(f"{text}: {type(exc).__name__}: {exc}", hint="It has to yield dictionaries.") from exc
+        yield
     finally:
         if added:
             sys.path.remove(folder)
-    return data_of_samples(samples, signature, text)

@@ -258,3 +258,27 @@ def test_int8_data_with_a_wrong_name_is_told(run: Run, repository: Path, tmp_pat
     assert ended.code == 3
     assert "image" in ended.err
     assert not repository.exists()
+
+
+def test_prune_within_a_budget(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_metric.py").write_text(
+        "import numpy as np\n"
+        "from repo_manager import samples\n"
+        "def accuracy(run):\n"
+        "    with np.load(samples.calibration_data()) as data:\n"
+        "        name = data.files[0]\n"
+        "        return -float(np.mean([run({name: x[None]})['logits'].std() < 0 for x in data[name][:8]]))\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    given = [samples.dense_twin(), "-o", "out.onnx", "--calibration", samples.calibration_data()]
+    ended = run("prune", *given, "--metric", "own_metric:accuracy", "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
+    assert document["evidence"]["budget"]["dense_metric"] == 0
+    assert len(document["pruned"]) == 3
+    ended = run("prune", *given, "--max-drift", "0.1")
+    assert "The front" in ended.out
+    assert "solved one behind the other" in ended.out
+    assert run("prune", given[0], "-o", "x.onnx", "--max-drift", "0.1").code == 2
+    assert run("prune", *given, "--metric", "own_metric:nothing").code == 3

@@ -1,0 +1,179 @@
+"""Compare pruned models with the dense one on inputs that no layer was solved on."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.errors import CalibrationError
+from repo_manager.onnx_model.draft import Draft, Weight
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.write import write_draft
+from repo_manager.precision.calibration.data import CalibrationData
+from repo_manager.stats.drift import DriftMeter, OutputDrift
+
+__all__ = ["Judge", "Measured", "Metric", "upper_bound"]
+
+Array = NDArray[Any]
+Runs = Callable[[Mapping[str, Array]], dict[str, Array]]
+Metric = Callable[..., float]
+"""Takes a function that runs the model once, and says how good the model is: greater is better."""
+
+_T_95 = {1: 6.314, 2: 2.920}  # Student's t, one-sided; from 3 degrees on a series is good to 1 %
+_Z_95 = 1.645
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one comparison gave.
+
+    Attributes:
+        drift: of each output.
+        upper: output -> with 95 % confidence its drift on inputs of the same kind is below this; infinite if too few
+            samples tell.
+        metric: of the user; `None` without one.
+    """
+
+    drift: tuple[OutputDrift, ...]
+    upper: Mapping[str, float]
+    metric: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error of an output."""
+        return max((item.relative_error for item in self.drift), default=0.0)
+
+    @property
+    def worst_upper(self) -> float:
+        """The largest upper bound of an output."""
+        return max(self.upper.values(), default=0.0)
+
+
+class Judge:
+    """Measures models on one set of samples, against the dense model's answers.
+
+    Args:
+        model: the dense one.
+        data: the samples.
+        folder: for temporary models.
+        metric: of the user, too.
+        part: `choose` or `judge`: what this judge is for, which a metric with two parameters is told.
+    """
+
+    def __init__(
+        self, model: Model, data: CalibrationData, folder: Path, metric: Metric | None = None, part: str = "judge"
+    ) -> None:
+        self.model, self.data, self.folder, self.metric, self.part = model, data, folder, metric, part
+        session = Session(model.path)
+        self.names = session.output_names
+        self.answers = [session.run(sample) for sample in data.batches()]
+        self.dense_metric = None if metric is None else measure_metric(metric, session.run, part)
+
+    def measure(self, draft: Draft, changed: Mapping[str, Weight], *, drift: bool = True) -> Measured:
+        """Measure a draft with some constants changed.
+
+        Args:
+            draft: the dense model.
+            changed: constants by name.
+            drift: `False` asks the metric only.
+
+        Raises:
+            CalibrationError: the metric fails, or gives no finite number.
+            ModelError: ONNX Runtime does not run the model.
+        """
+        path = self.folder / "judged.onnx"
+        written = write_draft(Draft(draft.proto, {**draft.weights, **changed}), path)
+        session = Session(path)
+        try:
+            metric = None if self.metric is None else measure_metric(self.metric, session.run, self.part)
+            if not drift and metric is not None:
+                return Measured((), {}, metric)
+            meter = DriftMeter(self.names)
+            errors: dict[str, list[tuple[float, float]]] = {name: [] for name in self.names}
+            for sample, answer in zip(self.data.batches(), self.answers, strict=True):
+                found = session.run(sample)
+                meter.add(found, answer)
+                for name, pairs in errors.items():
+                    pairs.append(_squares(found[name], answer[name]))
+            return Measured(meter.result(), {name: upper_bound(pairs) for name, pairs in errors.items()}, metric)
+        finally:
+            for file in written.files:
+                file.unlink()
+
+
+def measure_metric(metric: Metric, run: Runs, part: str) -> float:
+    """Ask the user's function.
+
+    Raises:
+        CalibrationError: it fails, or gives no finite number.
+    """
+    name = getattr(metric, "__name__", "the metric")
+    try:
+        takes_part = len(inspect.signature(metric).parameters) > 1
+        value = float(metric(run, part) if takes_part else metric(run))
+    except Exception as exc:
+        raise CalibrationError(
+            f"metric '{name}': {type(exc).__name__}: {exc}",
+            hint="It is called as metric(run) or metric(run, part): run(inputs) gives the outputs by name, part is "
+            "'choose' or 'judge'. It returns one number, greater is better.",
+        ) from exc
+    if not math.isfinite(value):
+        raise CalibrationError(f"metric '{name}' is {value}: expected a finite number")
+    return value
+
+
+def _squares(candidate: Array, source: Array) -> tuple[float, float]:
+    """Return one sample's squared error and squared size; for types without sizes, elements that differ and all."""
+    if candidate.shape != source.shape:
+        return math.inf, 1.0
+    if source.dtype.kind not in "fV":
+        return float(np.count_nonzero(candidate != source)), float(source.size)
+    a, b = candidate.astype(np.float64).reshape(-1), source.astype(np.float64).reshape(-1)
+    finite = np.isfinite(b)
+    error = a[finite] - b[finite]
+    return float(error @ error), float(b[finite] @ b[finite])
+
+
+def upper_bound(pairs: Sequence[tuple[float, float]]) -> float:
+    """Bound the drift sqrt(sum of errors / sum of sizes) that more samples of the same kind would show.
+
+    One-sided, 95 %: Student's interval of the logarithm, with the jackknife's standard error over samples and a
+    correction for their skewness (Hall, "On the removal of skewness by transformation", 1992): few samples are hard.
+
+    Args:
+        pairs: squared error and squared size of each sample.
+
+    Returns:
+        The bound; infinite with fewer than two samples that differ, 0 if nothing differs.
+    """
+    errors, sizes = np.array(pairs, np.float64).reshape(-1, 2).T
+    count, total, size = len(errors), float(errors.sum()), float(sizes.sum())
+    if total == 0:
+        return 0.0
+    if count < 2 or not np.isfinite(total) or size == 0:
+        return math.inf
+    rest, rest_size = total - errors, size - sizes
+    if (rest <= 0).any() or (rest_size <= 0).any():  # one sample holds everything
+        return math.inf
+    logs = np.log(rest / rest_size)
+    moved = logs.mean() - logs  # how far each sample pulls
+    error = math.sqrt((count - 1) / count * float((moved**2).sum()))
+    skew = float((moved**3).mean() / (moved**2).mean() ** 1.5) if error > 0 else 0.0
+    quantile = _student(max(count - 2, 1))
+    quantile += max(skew, 0.0) / (6 * math.sqrt(count)) * (1 + 2 * quantile**2)
+    return math.sqrt(total / size * math.exp(min(quantile * error, 700.0)))
+
+
+def _student(degrees: int) -> float:
+    """Return the 95 % quantile of Student's t (Abramowitz and Stegun, 26.7.5)."""
+    z = _Z_95
+    series = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return _T_95.get(degrees, series + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3))

@@ -1,0 +1,153 @@
+"""Find the largest set of layers within a budget, and solve it as it will be served."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from repo_manager.errors import GateError
+from repo_manager.onnx_model.draft import Weight
+from repo_manager.pruning.budget import Budget, Meter, Step, gain_of, greedy
+from repo_manager.pruning.calibrate import Progress, Run, Solved, replacements, solve_alone, solve_layers
+from repo_manager.pruning.judge import Judge
+from repo_manager.pruning.layers import Layer
+
+__all__ = ["Search", "Tried"]
+
+_TRIES = 4
+_LEAST_FRACTION = 0.2  # how far a set may be expected to gain from being solved in order
+_ALONE, _MEASURED, _IN_ORDER = 0.4, 0.6, 0.9  # shares of the progress at the ends of the phases
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A set of layers, solved one behind the other.
+
+    Attributes:
+        step: what it costs, on the samples to choose by.
+        layers: those that are pruned.
+        solved: by name.
+        changed: layer -> the constants that it changes.
+    """
+
+    step: Step
+    layers: tuple[Layer, ...]
+    solved: Mapping[str, Solved]
+    changed: Mapping[str, Mapping[str, Weight]]
+
+    @property
+    def constants(self) -> dict[str, Weight]:
+        """Everything that changes, by name."""
+        return {name: weight for layer in self.layers for name, weight in self.changed[layer.name].items()}
+
+
+@dataclass
+class Search:
+    """The sets along the front, from few layers to all.
+
+    Attributes:
+        run: the dense model, and the samples to solve on.
+        meter: measures, on samples to choose by.
+        layers: all that could be pruned, by name.
+        budget: what they may cost.
+        steps: of the front.
+        progress: told how far it is.
+        changed: layer -> the constants that it changes when it alone is pruned.
+        tried: the sets that were solved in order.
+    """
+
+    run: Run
+    meter: Meter
+    layers: Mapping[str, Layer]
+    budget: Budget
+    changed: Mapping[str, Mapping[str, Weight]]
+    steps: list[Step]
+    progress: Progress
+    tried: dict[frozenset[str], Tried] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Run, layers: Sequence[Layer], judge: Judge, budget: Budget, progress: Progress) -> Search:
+        """Measure every layer, and the front."""
+        solved = solve_alone(run.within("alone"), layers, scaled(progress, 0.0, _ALONE))
+        weights, store = run.graph.draft.weights, run.store
+        changed = {layer.name: replacements(layer, solved[layer.name], weights, store) for layer in layers}
+        del solved
+        memory, count, seen = None, 0, 2 * len(layers)
+        if run.options.work is not None:
+            memory = run.options.work / "alone" / "measured.json"
+
+        def told() -> None:
+            nonlocal count
+            count += 1
+            share = min(count / seen, 1.0)
+            progress(_ALONE + (_MEASURED - _ALONE) * share, f"measuring sets of layers ({count})")
+
+        gains = {layer.name: gain_of(layer) for layer in layers}
+        meter = Meter(judge, run.graph.draft, gains, memory, told)
+        steps = greedy(meter, changed, budget)
+        return cls(run, meter, {layer.name: layer for layer in layers}, budget, changed, steps, progress)
+
+    def best(self, limit: float) -> Tried:
+        """Return the largest set that costs no more, as it will be served.
+
+        A set costs less when its layers are solved one behind the other than the front says, where each is solved by
+        itself. How much less is learnt from each try.
+
+        Raises:
+            GateError: not even one layer stays within the limit.
+        """
+        steps = self.steps
+        if limit < self.budget.limit:  # other layers come first where less is allowed
+            steps = greedy(self.meter, self.changed, replace(self.budget, limit=limit))
+        fraction, highest = 1.0, len(steps)
+        best: int | None = None
+        for _ in range(_TRIES):
+            fits = [at for at in range(highest) if steps[at].cost(self.budget) * fraction <= limit]
+            place = max(fits, default=0)
+            if place == best or not highest:
+                break
+            step, alone = self._solved(steps[place]).step, steps[place].cost(self.budget)
+            cost = step.cost(self.budget)
+            if alone > 0:
+                fraction = min(max(cost / alone, _LEAST_FRACTION), 2.0)
+            if cost <= limit:
+                best = place if best is None else max(best, place)
+            else:
+                highest = place
+        if best is None:
+            raise GateError(
+                self._too_dear(limit), hint="Allow more, or give more samples: the bound comes closer then."
+            )
+        return self._solved(steps[best])
+
+    def _too_dear(self, limit: float) -> str:
+        what = "the metric falls by" if self.budget.is_metric else "with 95 % confidence the drift is below"
+        least = min(self.tried.values(), key=lambda tried: tried.step.cost(self.budget))
+        names = ", ".join(f"'{layer.label}'" for layer in least.layers[:3])
+        more = f" and {len(least.layers) - 3} more" if len(least.layers) > 3 else ""
+        return (
+            f"no set of layers stays within the budget of {limit:.3g}: pruning {names}{more}, {what} "
+            f"{least.step.cost(self.budget):.3g}"
+        )
+
+    def _solved(self, alone: Step) -> Tried:
+        """Solve the layers of a step one behind the other, once."""
+        names = alone.layers
+        key = frozenset(names)
+        if key in self.tried:
+            return self.tried[key]
+        chosen = [layer for name, layer in self.layers.items() if name in key]
+        name = "set-" + hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+        start, end = (_MEASURED, _IN_ORDER) if not self.tried else (_IN_ORDER, 1.0)
+        solved = solve_layers(self.run.within(name), chosen, scaled(self.progress, start, end))
+        weights, store = self.run.graph.draft.weights, self.run.store
+        changed = {layer.name: replacements(layer, solved[layer.name], weights, store) for layer in chosen}
+        step = self.meter.step(names, changed, "in order")
+        self.tried[key] = Tried(step, tuple(chosen), solved, changed)
+        return self.tried[key]
+
+
+def scaled(progress: Progress, start: float, end: float) -> Callable[[float, str], None]:
+    """Return a progress that is a part of another."""
+    return lambda share, now: progress(start + share * (end - start), now)
