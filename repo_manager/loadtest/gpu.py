@@ -172,17 +172,19 @@ class MetricsSource:
     """Samples one server's metrics, and NVML for what they lack. Absence is no error: it is reported as missing.
 
     Args:
-        url: Triton's metrics.
+        url: Triton's metrics; `None` when it is not known where they are.
         nvml: the GPUs of this machine, or in words why they cannot be asked.
     """
 
-    def __init__(self, url: str, nvml: Nvml | str = "the server is not known to be on this machine") -> None:
+    def __init__(self, url: str | None, nvml: Nvml | str = "the server is not known to be on this machine") -> None:
         self._url = url
         self._nvml = nvml
         self._samples: list[dict[str, list[float]]] = []
         self._readings: list[GpuReading] = []
         self._inferences: list[int] = []
-        self._problem: str | None = None
+        self._problem = (
+            None if url is not None else "no metrics: behind a gateway their URL is not known (--metrics-url)"
+        )
         self._has_gpus = True  # until a page shows none: it then is not asked for again, as that costs the server time
 
     @property
@@ -202,6 +204,8 @@ class MetricsSource:
             self._readings.append(self._nvml.read())
 
     def _scraped(self) -> dict[str, list[float]]:
+        if self._url is None:
+            return {}
         try:
             found = parse_metrics(fetch_text(self._url, timeout_s=_TIMEOUT_S))
         except RepoManagerError as exc:

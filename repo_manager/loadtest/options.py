@@ -10,14 +10,13 @@ from typing import Literal, get_args
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate
 from repo_manager.loadtest.worker.schedule import ARRIVALS
-from repo_manager.server import ClientOptions
+from repo_manager.server import ClientOptions, Endpoint
 from repo_manager.tls import TlsFiles
 from repo_manager.validation import check_fields
 
 __all__ = ["Arrival", "Client", "LoadTestOptions", "Protocol", "SharedMemory", "parse_levels", "parse_rates"]
 
 _SCHEMES = {"grpc": "grpc", "grpcs": "grpc", "http": "http", "https": "http"}
-_DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 Protocol = Literal["grpc", "http"]
 Arrival = Literal["constant", "poisson", "burst", "ramp"]
 Client = Literal["auto", "native", "perf_analyzer"]
@@ -142,21 +141,18 @@ class LoadTestOptions:
 
     @property
     def server_url(self) -> str:
-        """The server's URL with its scheme and port."""
-        host, port = self.address
-        scheme = self.wire if self.tls is None else f"{self.wire}s"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        """The server's URL with its scheme and port, and with its path where it has one."""
+        return str(Endpoint.parse(self.url if "://" in self.url else f"{self.wire}://{self.url}"))
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the server."""
-        rest = self.url.partition("://")[2] or self.url
-        rest = rest.split("/", 1)[0]
-        host, mark, port = rest.rpartition(":")
-        if not mark or (rest.startswith("[") and rest.endswith("]")):
-            scheme = self.url.partition("://")[0]
-            host, port = rest, str(_DEFAULT_PORTS.get(scheme, _DEFAULT_PORTS[self.wire]))
-        return host.strip("[]"), int(port)
+        return Endpoint.parse(self.server_url).host_and_port
+
+    @property
+    def path(self) -> str:
+        """What comes before `/v2` in a request's path: of a server behind a gateway; else empty."""
+        return Endpoint.parse(self.server_url).path
 
 
 def _check_target(options: LoadTestOptions) -> None:
@@ -172,6 +168,7 @@ def _check_target(options: LoadTestOptions) -> None:
     port = (rest if mark else options.url).split("/", 1)[0].rpartition(":")[2]
     if ":" in (rest if mark else options.url) and not port.rstrip("]").isdigit() and "]" not in port:
         raise UsageError(f"the URL {options.url!r} has the port {port!r}, expected a number")
+    _ = options.server_url  # its other parts are understood
     if options.client not in ("auto", "native", "perf_analyzer"):
         raise UsageError(f"the client is {options.client!r}, expected native, perf_analyzer or auto")
     if options.shared_memory not in SHARED_MEMORY:

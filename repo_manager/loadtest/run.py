@@ -308,8 +308,10 @@ def metrics_source(options: LoadTestOptions) -> MetricsSource:
     return MetricsSource(options.metrics_url or default_metrics_url(options), nvml)
 
 
-def default_metrics_url(options: LoadTestOptions) -> str:
-    """Return where Triton's metrics are by default: port 8002 of the same host."""
+def default_metrics_url(options: LoadTestOptions) -> str | None:
+    """Return where Triton's metrics are by default: port 8002 of the same host; `None` behind a gateway's path."""
+    if options.path:
+        return None
     host = options.address[0]
     return f"http://{f'[{host}]' if ':' in host else host}:8002/metrics"
 

@@ -38,9 +38,9 @@ class HttpWire:
     """
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
-        parts = urllib.parse.urlsplit(f"//{endpoint.address}")
         self._endpoint = endpoint
-        self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
+        self._host, self._port = endpoint.host_and_port
+        self._path = endpoint.path
         self._headers = options.all_headers("http")
         self._context = tls_context(options.tls) if endpoint.tls else None
         self._server_name = options.server_name or self._host
@@ -137,7 +137,7 @@ class HttpWire:
 
     def _open(self, timer: Timer) -> TimedSocket:
         """Connect, and check the server's certificate."""
-        sock = connect(self._host, self._port or 80, timer)
+        sock = connect(self._host, self._port, timer)
         if self._context is None:
             return TimedSocket(sock)
         try:

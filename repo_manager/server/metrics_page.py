@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 from repo_manager.errors import RepoManagerError
 from repo_manager.server.http_wire import fetch_text
@@ -25,8 +24,7 @@ def metrics_url_of(url: str) -> str | None:
     if server is not None:
         return server.metrics_url
     endpoint = Endpoint.parse(url)
-    parts = urlsplit(f"//{endpoint.address}")
-    if endpoint.tls or parts.path or parts.port != _DEFAULT_PORTS[endpoint.protocol]:
+    if endpoint.tls or endpoint.path or endpoint.host_and_port[1] != _DEFAULT_PORTS[endpoint.protocol]:
         return None
     return f"http://{endpoint.address.rpartition(':')[0]}:{_METRICS_PORT}/metrics"
 

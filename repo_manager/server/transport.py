@@ -196,11 +196,26 @@ class Endpoint:
         default = {"grpc": 8001, "http": 443 if tls else 8000}[protocol]
         if protocol == "grpc" and parts.path.strip("/"):
             raise UsageError(f"The gRPC URL {url!r} has a path, which gRPC has not", hint=hint)
+        if parts.query or parts.fragment:
+            raise UsageError(
+                f"The server's URL {url!r} has a query or a fragment, which no request would keep", hint=hint
+            )
         bracketed = f"[{host}]" if ":" in host else host
         return cls(protocol, f"{bracketed}:{port or default}{parts.path.rstrip('/')}", tls)
 
     def __str__(self) -> str:
         return f"{self.protocol}{'s' if self.tls else ''}://{self.address}"
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """The host, of an IPv6 address without brackets, and the port."""
+        parts = urlsplit(f"//{self.address}")
+        return parts.hostname or "", parts.port or 0
+
+    @property
+    def path(self) -> str:
+        """The path of the URL, which comes before that of each request; empty without one."""
+        return urlsplit(f"//{self.address}").path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from support.fault_proxy import FaultProxy
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 from tritonclient.utils import InferenceServerException
 
 from repo_manager.errors import RepositoryError
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
+from repo_manager.pipeline.infer import InferOptions, infer
 from repo_manager.repository import parse_location
+from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.status import status
 from repo_manager.server import EmbeddedServer, ServerOptions, ServerSecurity, TritonClient, running_server
 from repo_manager.server.paths import cache_directory
@@ -242,6 +247,29 @@ def test_control_can_be_open(start_server: StartServer, repository: Path) -> Non
     security = ServerSecurity(open_control=True)
     server = start_server(ServerOptions(str(repository), auto_complete=False, security=security))
     assert ask(server.http_url, *CONTROL["load"], {})[0] == 200
+
+
+def test_behind_the_path_of_a_gateway_everything_reaches_the_server(
+    start_server: StartServer, repository: Path
+) -> None:
+    security = ServerSecurity(open_control=True)
+    server = start_server(ServerOptions(str(repository), auto_complete=False, security=security))
+    address = urlsplit(server.http_url)
+    gateway = FaultProxy((address.hostname or "", address.port or 0), "/triton")
+    gateway.start()
+    try:
+        url, place = f"http://127.0.0.1:{gateway.port}/triton/", parse_location(str(repository))
+        deploy(place, "scaling", 1, url)
+        (served,) = status(place, url).models
+        assert (served.url, served.ready) == (url.rstrip("/"), (1,))
+        (answer,) = infer(place, "scaling", None, url, InferOptions(data='{"x": [1, 2, 3, 4]}')).answers
+        assert answer.outputs["y"].tolist() == [[2, 4, 6, 8]]
+        load = LoadTestOptions(url, "scaling", concurrency=(1,), request_count=20, warmup_s=0.0)
+        (point,) = run_load_test(load).points
+        assert (point.errors, point.requests >= 20) == (0, True)
+        assert all(request.path.startswith("/triton/v2") for request in gateway.requests)
+    finally:
+        gateway.stop()
 
 
 def test_status_names_what_is_not_of_the_repository(start_server: StartServer, repository: Path) -> None:

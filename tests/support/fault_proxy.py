@@ -48,10 +48,14 @@ Plan = Callable[[Request], Fault | None]
 
 
 class FaultProxy:
-    """The proxy. `arm` sets the plan and starts counting at 1."""
+    """The proxy. `arm` sets the plan and starts counting at 1.
 
-    def __init__(self, upstream: tuple[str, int]) -> None:
+    With a `prefix` it is a gateway: it takes what is below that path, forwards the rest of it, and answers in chunks.
+    """
+
+    def __init__(self, upstream: tuple[str, int], prefix: str = "") -> None:
         self.upstream = upstream
+        self.prefix = prefix
         self.requests: list[Request] = []
         self._plan: Plan = lambda _: None
         self._lock = threading.Lock()
@@ -117,6 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
             os.kill(fault.kill_pid, signal.SIGKILL)
             self._close()
             return
+        if not self.path.startswith(f"{self.owner.prefix}/"):
+            self._answer(404, b"no route")
+            return
         if fault.status is not None:
             self._answer(fault.status, b"<Error><Code>SlowDown</Code><Message>by the test</Message></Error>")
             return
@@ -126,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection(*self.owner.upstream, timeout=30)
         try:
             headers = {key: value for key, value in self.headers.items() if key.lower() != "connection"}
-            upstream.request(self.command, self.path, body=body, headers=headers)
+            upstream.request(self.command, self.path.removeprefix(self.owner.prefix), body=body, headers=headers)
             answer = upstream.getresponse()
             data = answer.read()
         finally:
@@ -140,6 +147,13 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in answer.getheaders():
             if key.lower() not in _HOP_BY_HOP:
                 self.send_header(key, value)
+        if self.owner.prefix:
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if piece else b"")
+            self.wfile.write(b"0\r\n\r\n")
+            return
         declared = answer.getheader("content-length") if self.command == "HEAD" else str(len(data))
         self.send_header("content-length", declared or "0")
         self.end_headers()

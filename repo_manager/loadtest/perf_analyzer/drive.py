@@ -80,6 +80,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
             hint="Use --client native.",
         )
     host, port = options.address
+    address = f"[{host}]:{port}{options.path}" if ":" in host else f"{host}:{port}{options.path}"
     command = [
         str(binary),
         "-m",
@@ -87,7 +88,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
         "-i",
         options.wire,
         "-u",
-        f"{'https://' if options.wire == 'http' and options.tls else ''}{host}:{port}",
+        f"{'https://' if options.wire == 'http' and options.tls else ''}{address}",
         "-b",
         str(options.batch_size),
     ]

@@ -19,6 +19,9 @@ _KEPT_BODY_BYTES = 4096
 _KNOWN_HEADS = 256
 _HEAD_BYTES = 65_536
 _LENGTH_DIGITS = 18
+_CHUNKED = -2  # the length of a body that comes in chunks
+_CHUNK_LINE_BYTES = 4096
+_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SCRATCH = bytearray(RECEIVE_BYTES)
 
 
@@ -55,6 +58,7 @@ class HttpConnection(WireConnection):
         self._stamp_on_write = True
         self._received = b""
         self._missing = -1  # bytes of the body still to come; -1: the header block is not complete
+        self._chunks: _Chunks | None = None  # where the body is, if it comes in chunks
         self._status = 0
         self._keep_alive = True
         self._error_body = b""
@@ -107,6 +111,9 @@ class HttpConnection(WireConnection):
         if data is None:
             return
         now_ns = time.monotonic_ns()
+        if self._chunks is not None:
+            self._take_chunks(self._chunks, data, now_ns)
+            return
         if (
             len(data) == self._usual_bytes
             and self._missing < 0
@@ -154,11 +161,15 @@ class HttpConnection(WireConnection):
             if len(self._heads) < _KNOWN_HEADS:
                 self._heads[head] = known
         self._status, length, self._keep_alive = known
+        self._error_body = b""
+        if length == _CHUNKED:
+            self._chunks = _Chunks(0 if self._status == 200 else _KEPT_BODY_BYTES)
+            self._take_chunks(self._chunks, data[cut + 4 :], now_ns)
+            return
         if length < 0:
-            self._fail_all("the answer has no Content-Length (chunked answers are not supported)")
+            self._fail_all("the answer has no Content-Length and no chunks")
             return
         self._missing = length
-        self._error_body = b""
         if self._status == 200 and self._keep_alive:
             self._usual_head, self._usual_bytes = data[: cut + 4], cut + 4 + length
         self._take_body(data, cut + 4, now_ns)
@@ -174,6 +185,24 @@ class HttpConnection(WireConnection):
             self._fail_all("the server sent an answer that was not asked for")
             return
         self._missing = -1
+        self._finish(now_ns)
+
+    def _take_chunks(self, chunks: _Chunks, data: bytes, now_ns: int) -> None:
+        try:
+            chunks.feed(data)
+        except ValueError as exc:
+            self._fail_all(f"the answer's chunks are malformed: {exc}")
+            return
+        if chunks.done:
+            self._chunks = None
+            self._error_body = chunks.kept
+            if self.in_flight:
+                self._finish(now_ns)
+            else:
+                self._fail_all("the server sent an answer that was not asked for")
+
+    def _finish(self, now_ns: int) -> None:
+        """Tell of a whole answer, and go on."""
         self.in_flight = 0
         closing = not self._keep_alive
         if closing:
@@ -193,21 +222,75 @@ class HttpConnection(WireConnection):
             self._fail_all(f"no answer within {self._timeout_ns / 1e9:g} s")
 
 
+class _Chunks:
+    """Follows a body in chunks (RFC 9112, section 7.1), and keeps its first `kept_bytes` bytes."""
+
+    def __init__(self, kept_bytes: int) -> None:
+        self.done = False
+        self.kept = b""
+        self._kept_bytes = kept_bytes
+        self._left = 0  # bytes of the chunk still to come
+        self._line = b""
+        self._expected = "size"  # what the next line is: a chunk's size, the end of one, or a trailer
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the connection.
+
+        Raises:
+            ValueError: they are no chunks, or more than the body.
+        """
+        place = 0
+        while place < len(data) and not self.done:
+            if self._left:
+                piece = data[place : place + self._left]
+                self.kept += piece[: self._kept_bytes - len(self.kept)]
+                self._left -= len(piece)
+                place += len(piece)
+                continue
+            end = data.find(b"\n", place)
+            self._line += data[place : end if end >= 0 else len(data)]
+            if len(self._line) > _CHUNK_LINE_BYTES:
+                raise ValueError(f"a line of more than {_CHUNK_LINE_BYTES} bytes")
+            if end < 0:
+                return
+            place = end + 1
+            self._take_line(self._line.strip())
+            self._line = b""
+        if place < len(data):
+            raise ValueError(f"{len(data) - place} bytes after the last one")
+
+    def _take_line(self, line: bytes) -> None:
+        if self._expected == "trailer":
+            self.done = not line
+        elif self._expected == "end":
+            if line:
+                raise ValueError("a chunk is longer than its size")
+            self._expected = "size"
+        else:
+            digits = line.partition(b";")[0].strip()
+            if not 0 < len(digits) <= _LENGTH_DIGITS or set(digits) - _HEX_DIGITS:
+                raise ValueError(f"the size of a chunk is {digits[:20]!r}")
+            self._left = int(digits, 16)
+            self._expected = "end" if self._left else "trailer"
+
+
 def _parse_head(head: bytes) -> tuple[int, int, bool]:
-    """Return status, body length (-1: unknown) and whether the connection stays open."""
+    """Return status, body length (-1: unknown, -2: in chunks) and whether the connection stays open."""
     lines = head.split(b"\r\n")
     words = lines[0].split(b" ", 2)
     is_http = len(words) > 1 and words[0] in (b"HTTP/1.1", b"HTTP/1.0") and words[1].isdigit() and len(words[1]) == 3
     status = int(words[1]) if is_http else 0
-    length, keep = -1, words[0] != b"HTTP/1.0"
+    length, chunked, keep = -1, False, words[0] != b"HTTP/1.0"
     for line in lines[1:]:
         name, _, value = line.partition(b":")
         name, value = name.strip().lower(), value.strip().lower()
         if name == b"content-length" and value.isdigit() and len(value) <= _LENGTH_DIGITS:
             length = int(value)
+        elif name == b"transfer-encoding":
+            chunked = value.endswith(b"chunked")
         elif name == b"connection":
             keep = value != b"close"
-    return status, length, keep
+    return status, _CHUNKED if chunked else length, keep
 
 
 def _error_text(status: int, body: bytes) -> str:

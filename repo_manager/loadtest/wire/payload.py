@@ -62,7 +62,7 @@ def build_endpoint(
 
 def _http_path(options: LoadTestOptions) -> str:
     version = "" if options.version is None else f"/versions/{options.version}"
-    return f"/v2/models/{urllib.parse.quote(options.model, safe='')}{version}/infer"
+    return f"{options.path}/v2/models/{urllib.parse.quote(options.model, safe='')}{version}/infer"
 
 
 @dataclasses.dataclass(frozen=True)

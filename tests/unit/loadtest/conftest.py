@@ -126,6 +126,16 @@ class ScriptedHttp(Scripted):
                 return
             elif action == "chunked":
                 sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            elif action == "chunked error":
+                head = b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n14;x=1\r"
+                body = (b'\n{"error":"the mod', b"el", b" \r\n0a\r\nis on fire", b'\r\n2\r\n"}\r\n0\r\nX: y\r\n\r\n')
+                for piece in (head, *body):
+                    sock.sendall(piece)
+                    time.sleep(0.002)
+            elif action == "bad chunk":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokay\r\n0\r\n\r\n")
+            elif action == "untold":
+                sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nok")
             else:
                 sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import UsageError
+from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
+from repo_manager.loadtest.run import default_metrics_url
+from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.wire.payload import build_endpoint
+from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server import ClientOptions
 from repo_manager.tls import TlsFiles
 
@@ -51,11 +56,25 @@ def test_rates():
         ("grpc://[::1]", None, "grpc", ("::1", 8001)),
         ("grpcs://a", None, "grpc", ("a", 8001)),
         ("https://a", None, "http", ("a", 443)),
+        ("http://[::1]:7/triton", None, "http", ("::1", 7)),
     ],
 )
 def test_addresses(url, protocol, wire, address):
     options = LoadTestOptions(url, "m", protocol=protocol, concurrency=(1,))
     assert (options.wire, options.address) == (wire, address)
+
+
+def test_the_path_of_a_gateway_is_kept():
+    options = LoadTestOptions("http://gateway:80/triton/", "m n", concurrency=(1,))
+    assert options.server_url == "http://gateway:80/triton"
+    target = TargetFacts(
+        options.url, "http", "t", "1", "m n", "1", "b", 0, (InputFacts("x", "FP32", (1,)),), ("y",),
+        False, False, False, False,
+    )  # fmt: skip
+    endpoint = build_endpoint(target, make_samples(target, options), options)
+    assert (endpoint.path, endpoint.authority) == ("/triton/v2/models/m%20n/infer", "gateway:80")
+    assert default_metrics_url(options) is None
+    assert default_metrics_url(LoadTestOptions("http://gateway:80", "m", concurrency=(1,)))
 
 
 def test_only_encrypted_urls_use_the_tls_files():
@@ -74,6 +93,8 @@ def test_only_encrypted_urls_use_the_tls_files():
         {"batch_size": 0},
         {"url": "ftp://a:1"},
         {"url": "grpc://a:x"},
+        {"url": "grpc://a:1/triton"},
+        {"url": "http://a:1/triton?x=1"},
         {"url": "grpc://a:1", "protocol": "http"},
         {"client": "other"},
         {"shared_memory": "cuda"},

@@ -177,6 +177,13 @@ def test_many_http_requests_at_once_need_no_thread_each(tmp_path, monkeypatch, u
     assert ("--async" in command) is is_async
 
 
+def test_addresses_keep_brackets_and_the_path_of_a_gateway(tmp_path):
+    for url, address in (("grpc://[::1]:5", "[::1]:5"), ("http://a:1/triton/", "a:1/triton"),
+                         ("https://[::1]/t", "https://[::1]:443/t")):  # fmt: skip
+        command = command_of(Path("pa"), CLOSED, FACTS, options(url=url), tmp_path)
+        assert command[command.index("-u") + 1] == address
+
+
 def test_tls_files_are_passed_on(tmp_path):
     access = ClientOptions(root_certificates=Path("ca.pem"), client_certificate=Path("c.pem"), client_key=Path("c.key"))
     over_grpc = command_of(Path("pa"), CLOSED, FACTS, options(url="grpcs://a:1", access=access), tmp_path)

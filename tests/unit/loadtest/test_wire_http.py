@@ -32,7 +32,23 @@ def test_answers_in_pieces_and_closed_connections_are_no_errors(http_server, loa
     assert (server.connections == 1) == (action == "split")
 
 
-@pytest.mark.parametrize(("action", "words"), [("close", "closed the connection"), ("chunked", "no Content-Length")])
+def test_answers_in_chunks_are_answers(http_server, load):
+    server = http_server(lambda n: "chunked error" if n % 3 == 2 else "chunked")
+    result = load("http", server.port).run(0.3)
+    assert dict(result.messages) == {"HTTP 500: the model is on fire": result.errors}
+    assert result.errors >= 2
+    assert result.errors + result.latencies.count == server.requests
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("close", "closed the connection"),
+        ("untold", "no Content-Length and no chunks"),
+        ("bad chunk", "a chunk is longer than its size"),
+    ],
+)
 def test_a_broken_answer_is_an_error_and_the_load_goes_on(http_server, load, action, words):
     server = http_server(lambda n: action if n == 3 else "ok")
     result = load("http", server.port).run(0.3)
