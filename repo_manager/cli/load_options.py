@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,11 @@ from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import parse_shapes, parse_target, writing
 from repo_manager.cli.repository_options import RepositoryFlag, resolve_repository
-from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.files import write_atomic
 from repo_manager.gates import Gate, Verdict
 from repo_manager.loadtest.judge import Over, judge, parse_slo
-from repo_manager.loadtest.options import LoadTestOptions, Protocol, SharedMemory
+from repo_manager.loadtest.options import LoadTestOptions, Parameter, Protocol, SharedMemory
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
 from repo_manager.report.load_files import check_report_path, report_text
@@ -60,6 +61,14 @@ class DataFlags:
         sets=(LoadTestOptions, "data"),
         help=".npz, .npy, perf_analyzer JSON, an image or a folder [default: random].",
     )
+    parameter: list[str] | None = option(
+        "--parameter",
+        metavar="KEY=VALUE",
+        sets=(LoadTestOptions, "parameters"),
+        read=lambda texts: _parameters(texts),
+        help="A parameter of each request, as priority=1 or timeout=50000 (may be given often).",
+    )
+    golden: bool = option("--golden", default=False, help="Send the version's golden sample.")
     shared_memory: SharedMemory = option(
         "--shared-memory",
         sets=(LoadTestOptions, "shared_memory"),
@@ -68,6 +77,35 @@ class DataFlags:
     seed: int = option(
         "--seed", sets=(LoadTestOptions, "seed"), help="Of everything that is drawn: inputs, arrivals, order."
     )
+
+
+_RESERVED = ("sequence_id", "sequence_start", "sequence_end", "binary_data_output")
+
+
+def _parameters(texts: list[str]) -> dict[str, Parameter]:
+    """Read KEY=VALUE options; true, false and numbers are what they look like.
+
+    Raises:
+        UsageError: one has another form, or a name that is not for the user.
+    """
+    pairs: dict[str, Parameter] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key or key in _RESERVED or key.startswith("triton_"):
+            raise UsageError(
+                f"--parameter {text}: expected KEY=VALUE, KEY not one of {', '.join(_RESERVED)}, triton_..."
+            )
+        pairs[key] = _value(value)
+    return pairs
+
+
+def _value(text: str) -> Parameter:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +133,13 @@ class Load:
         url = self.server.url or ("http://localhost:1" if self.server.protocol == "http" else "grpc://localhost:1")
         LoadTestOptions(**{**settings_of(LoadTestOptions, self.server, self.data), **own, "url": url, "model": name})
 
-    def settings(self, target: str, url: str | None) -> dict[str, Any]:
+    def settings(self, target: str, url: str | None, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of `LoadTestOptions` for a model on a server.
 
         Args:
             target: `NAME` or `NAME:VERSION`.
             url: the server; `None`: the settings' one, else the running `serve`.
+            own: the settings of the command's own options; `None`: it has none.
 
         Raises:
             UsageError: a text has another form.
@@ -118,8 +157,31 @@ class Load:
             "metrics_url": metrics_url,
             "shapes": self._shapes(known),
             "int_ranges": known.ranges,
+            "recorded": self._recorded(known, own),
             "access": client_options(self.connection, [where]),
         }
+
+    def _recorded(self, known: KnownInputs, own: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:
+        """Return the golden sample's requests where they are asked for, or where random ones would mean nothing.
+
+        Raises:
+            UsageError: they are asked for, and there are none, or other data is given.
+        """
+        if self.data.golden and self.data.data is not None:
+            raise UsageError("both --golden and --input-data are given", hint="Give one of them.")
+        if self.data.golden and not known.golden:
+            raise UsageError(
+                "--golden: no golden sample of the model is known here",
+                hint="It lies with the version in its repository: name that one with -r. Or give --input-data.",
+            )
+        is_left_open = self.data.data is None and not self.data.shape and (own or {}).get("sequence_length") is None
+        if not self.data.golden and (not known.why_golden or not is_left_open):
+            return ()
+        if not self.data.golden:
+            self.terminal.note(
+                f"The requests are the version's golden sample: {known.why_golden} (--input-data changes it)"
+            )
+        return known.golden
 
     def _shapes(self, known: KnownInputs) -> dict[str, tuple[int, ...]]:
         """Return the sizes given, and for a model of our own repository those of its golden sample for the rest."""

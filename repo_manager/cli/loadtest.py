@@ -149,6 +149,25 @@ class InputFlags(DataFlags):
 
 
 @dataclasses.dataclass(frozen=True)
+class SequenceFlags:
+    """What a model of sequences is sent."""
+
+    PANEL: ClassVar[str] = "Sequences"
+    sequences: int = option(
+        "--sequences",
+        sets=(LoadTestOptions, "sequences"),
+        min=1,
+        help="Live sequences of --rate; of -c it is the level.",
+    )
+    sequence_length: str | None = option(
+        "--sequence-length",
+        metavar="LENGTH",
+        sets=(LoadTestOptions, "sequence_length"),
+        help="Requests of a sequence: 20, 10:30 (even) or mean:20 [default: recorded ones whole, else 16:24].",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class MeasureFlags:
     """How long, and by what."""
 
@@ -215,7 +234,7 @@ class JudgingFlags(GateFlags):
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadFlags(JudgingFlags, MeasureFlags, InputFlags, LevelFlags, ServerFlags):
+class LoadFlags(JudgingFlags, MeasureFlags, SequenceFlags, InputFlags, LevelFlags, ServerFlags):
     """The options of `loadtest` (the last base's come first in the help)."""
 
     def load_options(self, target: str, load: Load) -> LoadTestOptions:
@@ -236,7 +255,7 @@ class LoadFlags(JudgingFlags, MeasureFlags, InputFlags, LevelFlags, ServerFlags)
         for path in (self.data, self.replay):
             check_input(path)
         load.check(target, own)
-        return LoadTestOptions(**{**load.settings(target, self.url), **own})
+        return LoadTestOptions(**{**load.settings(target, self.url, own), **own})
 
 
 @grouped

@@ -19,7 +19,7 @@ import numpy as np
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.gpu import MetricsSource
-from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
+from repo_manager.loadtest.inputs.samples import drawn_note, make_sequences, resolve_shapes
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.metrics import Block, metrics_in
@@ -242,9 +242,9 @@ def _level_of(options: LoadTestOptions) -> Level:
 def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
     target = stack.enter_context(connect(options))
     facts = target.facts()
-    samples = make_samples(facts, options)
+    samples, streams = make_sequences(facts, options)
     placement = stack.enter_context(shared_samples(target, facts, samples, options))
-    endpoint = build_endpoint(facts, samples, options, placement)
+    endpoint = build_endpoint(facts, samples, options, placement, streams=streams)
     return _Side(options, target, facts, endpoint, metrics_source(options))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.result import ClientUse, Intervals, ServerTimes, Window
+from repo_manager.loadtest.result import ClientUse, Detail, Intervals, Latency, ServerTimes, Window
 from repo_manager.loadtest.target import ModelStatistics
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram, values_of
@@ -14,7 +16,16 @@ from repo_manager.stats.intervals import Interval
 from repo_manager.stats.quantiles import PERCENTILES
 from repo_manager.stats.resampling import block_weights
 
-__all__ = ["agreement", "client_use", "growing_queue", "intervals_of", "outcome_of", "server_times", "spread_of"]
+__all__ = [
+    "agreement",
+    "client_use",
+    "details_of",
+    "growing_queue",
+    "intervals_of",
+    "outcome_of",
+    "server_times",
+    "spread_of",
+]
 
 _BUSY_SHARE = 0.9
 _STARVED_SHARE = 0.25
@@ -194,6 +205,18 @@ def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Inte
         mean_ns=_interval(totals[kept] / requests[kept]),
         **{percentile.field: _interval(quantiles[kept, number]) for number, percentile in enumerate(_BOOTSTRAPPED)},
     )
+
+
+def details_of(slices: list[Slice], *, seed: int = 0) -> dict[str, Detail]:
+    """Return what measured slices tell of sequences and of single responses; see `LoadPoint.details`."""
+    seconds = sum(piece.length_ns for piece in slices) / 1e9
+    found = {}
+    for name in dict.fromkeys(name for piece in slices for name in piece.details):
+        parts = [dataclasses.replace(piece, latencies=piece.details.get(name, Histogram.empty())) for piece in slices]
+        whole = Histogram.merge(piece.latencies for piece in parts)
+        intervals = intervals_of(parts, batch_size=1, seed=seed)
+        found[name] = Detail(whole.count, whole.count / seconds, Latency.of(whole), intervals, whole.to_json())
+    return found
 
 
 def _resampled(

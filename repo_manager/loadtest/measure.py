@@ -16,6 +16,7 @@ from repo_manager.errors import ServerError
 from repo_manager.loadtest.derive import (
     agreement,
     client_use,
+    details_of,
     growing_queue,
     intervals_of,
     outcome_of,
@@ -319,6 +320,7 @@ class Measurement:
                 if (value := histogram.quantile_ns(quantile)) is not None
             ),
             histogram=histogram.to_json(),
+            details=details_of(used, seed=options.seed) if used else {},
             measured_from=self._moment_of(used),
         )
 

@@ -15,6 +15,7 @@ from repo_manager.errors import InputError
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,
     SCHEMA_VERSION,
+    Detail,
     ErrorCount,
     Intervals,
     Latency,
@@ -226,7 +227,19 @@ def _merged(points: Sequence[LoadPoint]) -> LoadPoint:
         series=(),
         curve=tuple((q, value) for q in CURVE_QUANTILES if (value := histogram.quantile_ns(q)) is not None),
         histogram=histogram.to_json(),
+        details=_merged_details(points),
     )
+
+
+def _merged_details(points: Sequence[LoadPoint]) -> dict[str, Detail]:
+    """Add up what was measured of sequences and of single responses; without intervals."""
+    merged = {}
+    for name in dict.fromkeys(name for point in points for name in point.details):
+        parts = [point.details[name] for point in points if name in point.details]
+        whole = Histogram.merge(Histogram.from_json(dict(part.histogram)) for part in parts)
+        per_s = sum(part.per_s for part in parts)
+        merged[name] = Detail(whole.count, per_s, Latency.of(whole), Intervals(), whole.to_json())
+    return merged
 
 
 def _intervals(points: Sequence[LoadPoint], latency: Latency, throughput: float) -> Intervals:

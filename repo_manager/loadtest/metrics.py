@@ -115,6 +115,26 @@ def _percentile(row: Percentile) -> Metric:
     )
 
 
+def _detail_metrics(name: str, title: str) -> tuple[Metric, ...]:
+    """Return the gates of what is measured besides whole requests: `first.p99<50ms`."""
+
+    def metric(key: str, field: str) -> Metric:
+        def get(point: LoadPoint) -> float | None:
+            detail = point.details.get(name)
+            value: float | None = None if detail is None else getattr(detail.latency, field)
+            return value
+
+        def interval(point: LoadPoint) -> Interval | None:
+            detail = point.details.get(name)
+            value: Interval | None = None if detail is None else getattr(detail.intervals, field, None)
+            return value
+
+        return Metric(f"{name}.{key}", f"{key} {title}", TIME, get, interval, is_latency=True)
+
+    fields = [(percentile.key, percentile.field) for percentile in PERCENTILES]
+    return tuple(metric(key, field) for key, field in (("mean", "mean_ns"), *fields, ("max", "max_ns")))
+
+
 METRICS = (
     Metric(
         "throughput",
@@ -166,6 +186,10 @@ METRICS = (
         lambda point: point.gpu.energy_per_inference_j,
         export=Export("energy_joules_per_inference"),
     ),
+    *_detail_metrics("first", "time to the first response"),
+    *_detail_metrics("between", "time between responses"),
+    *_detail_metrics("sequence", "time of a sequence"),
+    Metric("responses", "responses", RATE, lambda point: point.responses_per_s, lower_is_better=False),
     Metric("queue", "time in the queue", TIME, lambda point: None if point.server is None else point.server.queue_ns),
 )
 _BY_NAME = {name: metric for metric in METRICS for name in (metric.key, metric.title, *metric.aliases)}

@@ -9,18 +9,30 @@ from typing import Literal, get_args
 
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate
+from repo_manager.loadtest.wire.sequences import drawn_lengths
 from repo_manager.loadtest.worker.schedule import ARRIVALS
+from repo_manager.request_data.tensors import Sample
 from repo_manager.server import ClientOptions, Endpoint
 from repo_manager.tls import TlsFiles
 from repo_manager.validation import check_fields
 
-__all__ = ["Arrival", "Client", "LoadTestOptions", "Protocol", "SharedMemory", "parse_levels", "parse_rates"]
+__all__ = [
+    "Arrival",
+    "Client",
+    "LoadTestOptions",
+    "Parameter",
+    "Protocol",
+    "SharedMemory",
+    "parse_levels",
+    "parse_rates",
+]
 
 _SCHEMES = {"grpc": "grpc", "grpcs": "grpc", "http": "http", "https": "http"}
 Protocol = Literal["grpc", "http"]
 Arrival = Literal["constant", "poisson", "burst", "ramp"]
 Client = Literal["auto", "native", "perf_analyzer"]
 SharedMemory = Literal["none", "system"]
+Parameter = str | int | float | bool
 SHARED_MEMORY = get_args(SharedMemory)
 
 
@@ -73,6 +85,13 @@ class LoadTestOptions:
         start_at: moment of the Unix clock, in seconds, at which the load begins, so that several machines begin
             together; `None` begins at once.
         image: how images become inputs: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value.
+        parameters: of each request, such as `priority` and `timeout` (microseconds), or what the backend reads.
+        sequences: open loop, sequence models: live sequences, among which the requests go round. In a closed loop the
+            concurrency is the number of live sequences.
+        sequence_length: requests of a sequence: `20`, `10:30` (each equally likely) or `mean:20` (geometric); `None`
+            sends recorded sequences whole, and random ones of 16 to 24 requests.
+        recorded: requests to send where there is no `data`, batch axis included: of a sequence model one recorded
+            sequence, else samples.
         command: the command line, quoted in the report.
     """
 
@@ -114,6 +133,10 @@ class LoadTestOptions:
     shared_memory: str = "none"
     start_at: float | None = None
     image: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
+    sequences: int = 4
+    sequence_length: str | None = None
+    recorded: tuple[Sample, ...] = dataclasses.field(default=(), repr=False, metadata={"json": False})
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -184,6 +207,8 @@ def _check_levels(options: LoadTestOptions) -> None:
         raise UsageError(f"rates {options.rate}: each has to be more than 0 requests/s")
     if not (options.concurrency or options.rate or options.replay or options.until_saturation or options.until):
         raise UsageError("no load level is given", hint="Give concurrency (such as 1:16), a rate, or a replay file.")
+    if options.sequence_length is not None:
+        drawn_lengths(options.sequence_length, options.seed)
     if options.batch_size < 1 or options.distinct < 1:
         raise UsageError(
             f"batch size {options.batch_size} and {options.distinct} distinct requests: both have to be at least 1"
@@ -220,6 +245,7 @@ def _check_measuring(options: LoadTestOptions) -> None:
         "duration_s": options.duration_s,
         "request_count": options.request_count,
         "workers": options.workers,
+        "sequences": options.sequences,
     }
     for name, value in positive.items():
         if value is not None and not value > 0:

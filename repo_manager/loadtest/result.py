@@ -15,6 +15,7 @@ from repo_manager.summary import Summarized
 __all__ = [
     "SCHEMA_VERSION",
     "ClientUse",
+    "Detail",
     "ErrorCount",
     "GpuUse",
     "Intervals",
@@ -61,6 +62,23 @@ class Latency(Quantiles[int]):
             max_ns=histogram.max_ns,
             **{percentile.field: value for percentile, value in zip(PERCENTILES, values, strict=True)},
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Detail:
+    """What was measured of sequences, or of single responses.
+
+    Attributes:
+        count: how many ended in the measured time: sequences, first responses, or further ones.
+        per_s: the same by second.
+        histogram: as of `LoadPoint`.
+    """
+
+    count: int
+    per_s: float
+    latency: Latency
+    intervals: Intervals
+    histogram: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +204,8 @@ class LoadPoint:
         throughput_per_s: inferences (requests times batch size) a second.
         curve: (quantile, nanoseconds) pairs.
         histogram: of all measured latencies, without loss, mergeable; `None` when the client only reports percentiles.
+        details: `sequence` (from a sequence's first request to its last answer), `first` (from a request to its first
+            response), `between` (from one response to the next); empty where the model has none.
         measured_from: when the measured time began, in seconds of the Unix clock; `None` when it is not known.
     """
 
@@ -209,7 +229,14 @@ class LoadPoint:
     series: tuple[SeriesPoint, ...] = ()
     curve: tuple[tuple[float, int], ...] = ()
     histogram: Mapping[str, Any] | None = None
+    details: Mapping[str, Detail] = dataclasses.field(default_factory=dict)
     measured_from: float | None = None
+
+    @property
+    def responses_per_s(self) -> float | None:
+        """Responses a second of a decoupled model; `None` when the model is none."""
+        found = [self.details[name].per_s for name in ("first", "between") if name in self.details]
+        return sum(found) if found else None
 
     @property
     def label(self) -> str:

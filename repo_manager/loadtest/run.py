@@ -14,7 +14,7 @@ import numpy as np
 import repo_manager
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.gpu import MetricsSource, is_local, open_nvml
-from repo_manager.loadtest.inputs.samples import drawn_note, make_samples
+from repo_manager.loadtest.inputs.samples import drawn_note, make_sequences
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import EarlyStop, Level, Measurement, slice_length_ns
 from repo_manager.loadtest.options import LoadTestOptions
@@ -142,13 +142,16 @@ def _measured(
         binary = find_perf_analyzer()
         yield from _levels(options, lambda level, _: run_perf_analyzer(binary, level, facts, options), steps, progress)
         return
-    samples = make_samples(facts, options)
+    samples, streams = make_sequences(facts, options)
     notes += _notes(facts, len(samples), options)
+    if facts.sequence and options.rate:
+        # A sequence has one request open: what is due when all have one waits in the client.
+        options = dataclasses.replace(options, max_in_flight=min(options.max_in_flight, options.sequences))
     with (
         shared_samples(target, facts, samples, options) as placement,
         WorkerPool(options.workers or default_workers()) as pool,
     ):
-        endpoint = build_endpoint(facts, samples, options, placement)
+        endpoint = build_endpoint(facts, samples, options, placement, streams=streams)
         metrics = metrics_source(options)
         _wait_until(options.start_at)
         yield from _levels(
@@ -267,7 +270,9 @@ def measure_level(
 def jobs_of(level: Level, endpoint: Endpoint, options: LoadTestOptions, workers: int) -> list[Job]:
     """Share a level among workers: requests in flight as evenly as they divide, or every n-th arrival."""
     is_closed = level.mode == "concurrency"
+    sequences = 0 if endpoint.sequences is None else int(level.level) if is_closed else options.sequences
     schedule = None if is_closed else schedule_of(level, options)
+    seed = time.monotonic_ns()
     total = int(level.level) if is_closed else min(max(int(level.level * 0.02), 4), 64)
     return [
         Job(
@@ -280,6 +285,8 @@ def jobs_of(level: Level, endpoint: Endpoint, options: LoadTestOptions, workers:
             workers=workers,
             slice_ns=slice_length_ns(options),
             max_in_flight=max(options.max_in_flight // workers, 1),
+            sequences=sequences and max(sequences // workers + (number < sequences % workers), 1),
+            seed=seed,
         )
         for number in range(workers)
     ]

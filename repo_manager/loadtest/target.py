@@ -10,6 +10,7 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts
 from repo_manager.server.client import TritonClient
+from repo_manager.server.exchange import kind_of
 from repo_manager.server.transport import ModelMetadata, TensorMetadata
 
 __all__ = ["ModelStatistics", "Target", "TargetFacts", "connect"]
@@ -25,6 +26,9 @@ class TargetFacts:
     Attributes:
         max_batch_size: 0 when the model has no batch axis of Triton's.
         response_cache: whether answers may come from the server's response cache.
+        sequence: each request belongs to a sequence.
+        decoupled: a request has any number of responses.
+        text_id: the correlation ID is a string.
         output_facts: the outputs with their types and shapes.
     """
 
@@ -43,6 +47,7 @@ class TargetFacts:
     decoupled: bool
     sequence: bool
     output_facts: tuple[InputFacts, ...] = ()
+    text_id: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Target:
         try:
             metadata = self._client.model_metadata(options.model, options.version, timeout_s=self._timeout_s)
             config = self._client.model_config(options.model, options.version, timeout_s=self._timeout_s)
+            kind = kind_of(self._client, options.model, options.version, config=config)
         except ServerRefusedError as exc:
             raise ServerRefusedError(exc.message, hint=_hint(options)) from exc
         batch = int(config.max_batch_size)
@@ -108,8 +114,9 @@ class Target:
             outputs=tuple(item.name for item in metadata.outputs),
             response_cache=bool(config.response_cache.enable),
             dynamic_batching=config.HasField("dynamic_batching"),
-            decoupled=bool(config.model_transaction_policy.decoupled),
-            sequence=config.HasField("sequence_batching"),
+            decoupled=kind.decoupled,
+            sequence=kind.sequence,
+            text_id=kind.text_id,
             output_facts=tuple(_input(item, batch, set()) for item in metadata.outputs),
         )
 

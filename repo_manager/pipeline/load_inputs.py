@@ -31,10 +31,15 @@ class KnownInputs:
         shapes: input with dynamic axes -> the golden sample's shape, without the batch axis.
         ranges: integer input -> `[low, high)`: the rows of the table that it picks from, where the manifest names
             them, else what the golden sample holds, on which the model is known to run.
+        golden: the golden sample's requests, batch axis included: all of a sequence, else the first.
+        why_golden: why they are sent where nothing else is asked for, since random ones would mean nothing to the
+            model; empty where random ones do.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    golden: tuple[Mapping[str, NDArray[Any]], ...] = dataclasses.field(default=(), repr=False)
+    why_golden: str = ""
 
 
 def known_inputs(repository: Location, name: str, version: int | None = None) -> KnownInputs:
@@ -64,9 +69,30 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
     with version_files(model.path / str(chosen), [GOLDEN_FILE_NAME, MANIFEST_FILENAME]) as folder:
         if not (folder / GOLDEN_FILE_NAME).is_file():
             return KnownInputs()
-        inputs = read_golden(folder / GOLDEN_FILE_NAME).inputs
+        golden = read_golden(folder / GOLDEN_FILE_NAME)
         limits = _index_limits(folder)
-    return KnownInputs(_shapes(inputs, config), _ranges(inputs, limits))
+    inputs = golden.inputs
+    requests = tuple(exchange.inputs for exchange in golden.exchanges)
+    is_sequence = config.message().HasField("sequence_batching")
+    return KnownInputs(
+        _shapes(inputs, config), _ranges(inputs, limits), requests if is_sequence else requests[:1], _why_golden(config)
+    )
+
+
+def _why_golden(config: ModelConfig) -> str:
+    """Say why random inputs would mean nothing to a model; empty when they do."""
+    message = config.message()
+    strings = [item.name for item in message.input if _type_name(item) == "TYPE_STRING"]
+    if message.HasField("sequence_batching"):
+        return "it is a recorded sequence"
+    if message.model_transaction_policy.decoupled:
+        return "what the model makes of a random request, and how many responses, nobody knows"
+    return f"{', '.join(strings)}: random words mean nothing to a model" if strings else ""
+
+
+def _type_name(item: Any) -> str:
+    kinds = item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    return str(kinds[item.data_type].name) if item.data_type in kinds else ""
 
 
 def _shapes(inputs: Mapping[str, NDArray[Any]], config: ModelConfig) -> dict[str, tuple[int, ...]]:

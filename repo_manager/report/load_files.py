@@ -15,6 +15,7 @@ from repo_manager.loadtest.metrics import METRICS, metrics_in
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.report.load_charts import latency_unit, number_cell
 from repo_manager.report.load_html import load_page
+from repo_manager.report.load_tables import DETAIL_TITLES, format_ms, ordered_details
 from repo_manager.report.terminal import plain
 from repo_manager.types import StrPath, as_json
 
@@ -150,6 +151,18 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
         for point in report.points
     ]
     lines += _table(head, rows)
+    details = [
+        [
+            point.label,
+            DETAIL_TITLES[name],
+            f"{detail.per_s:,.1f}",
+            *(format_ms(v) for v in (detail.latency.p50_ns, detail.latency.p99_ns)),
+        ]
+        for point in report.points
+        for name, detail in ordered_details(point)
+    ]
+    if details:
+        lines += ["", *_table(["level", "what", "a second", "p50 ms", "p99 ms"], details)]
     if verdict is not None and verdict.results:
         found = [
             ["`" + r.gate.replace("`", "'") + "`", r.level, _MARKS[r.outcome.value], r.why] for r in verdict.results

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from repo_manager.gates import TIME, Verdict
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
-from repo_manager.loadtest.result import LoadPoint, LoadTestReport, ServerTimes
+from repo_manager.loadtest.result import Detail, LoadPoint, LoadTestReport, ServerTimes
 from repo_manager.report import load_charts
+from repo_manager.report.load_tables import DETAIL_TITLES, ordered_details
 from repo_manager.report.page import Figure, environment
 from repo_manager.report.svg import format_number
 
@@ -41,6 +42,11 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
         unit=unit[0],
         heads=[_HEADS.get(metric.key, metric.key) for metric in metrics_in("html")],
         rows=[_cells(point, unit[1]) for point in report.points],
+        details=[
+            _detail_cells(point, name, detail, unit[1])
+            for point in report.points
+            for name, detail in ordered_details(point)
+        ],
         figures=_figures(report, verdict, unit),
         ratios=_ratios(comparisons),
         comparisons=comparisons,
@@ -180,6 +186,14 @@ def _cells(point: LoadPoint, size: float) -> dict[str, Any]:
         ),
         "reason": point.reason,
     }
+
+
+def _detail_cells(point: LoadPoint, name: str, detail: Detail, size: float) -> list[str]:
+    """Return the texts of one row about sequences or single responses."""
+    latency = detail.latency
+    values = (latency.mean_ns, latency.p50_ns, latency.p90_ns, latency.p99_ns, latency.max_ns)
+    numbers = ["-" if value is None else format_number(value / size) for value in values]
+    return [point.label, DETAIL_TITLES[name], f"{detail.count:,}", format_number(detail.per_s), *numbers]
 
 
 def _stages(server: ServerTimes | None) -> dict[str, float | None]:

@@ -16,13 +16,26 @@ from repo_manager.report.tables import format_share
 if TYPE_CHECKING:
     from repo_manager.gates import Verdict
     from repo_manager.loadtest.compare import Comparison
-    from repo_manager.loadtest.result import LoadPoint, LoadSearch, LoadTestReport
+    from repo_manager.loadtest.result import Detail, LoadPoint, LoadSearch, LoadTestReport
     from repo_manager.stats.resampling import ComparedNumber
 
-__all__ = ["comparison_view", "format_ms", "load_view", "search_view", "verdict_view"]
+__all__ = [
+    "DETAIL_TITLES",
+    "comparison_view",
+    "format_ms",
+    "load_view",
+    "ordered_details",
+    "search_view",
+    "verdict_view",
+]
 
 _MOST_TABLES = 3
 _HEADS = {"throughput": "inf/s"}
+DETAIL_TITLES = {
+    "first": "to the first response",
+    "between": "between responses",
+    "sequence": "whole sequence",
+}
 # What a narrow terminal leaves out first; the load, what became of it, throughput, p50 and p99 always show.
 _DROP = "client,batch,compute,queue,p99.9,p99.5,p95,p90,mean,errors"
 _STYLES = {
@@ -55,6 +68,7 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
         make_table(title, columns, rows, right=",".join([*numbers, "errors", *server]), drop=_DROP),
         Text("Latencies and server times in milliseconds; inf/s: inferences a second.", style="dim"),
     ]
+    views += details_view(report.points)
     for point in report.points:
         views += [
             Text(f"{point.label}: {error.count} x {error.message}", style="red") for error in point.error_messages
@@ -73,6 +87,37 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
         listed = ", ".join(f"{label} {joules:.3g} J" for label, joules in energies.items())
         views.append(Text(f"Energy per inference: {listed}"))
     return [*views, *(Text(f"Note: {note}") for note in (*sources, *report.notes))]
+
+
+def ordered_details(point: LoadPoint) -> list[tuple[str, Detail]]:
+    """Return what was measured besides whole requests, in the order of the titles."""
+    return [(name, point.details[name]) for name in DETAIL_TITLES if name in point.details]
+
+
+def details_view(points: Sequence[LoadPoint]) -> list[RenderableType]:
+    """Show what was measured of sequences and of single responses; nothing where there are none."""
+    rows = [
+        [
+            point.label,
+            DETAIL_TITLES[name],
+            detail.count,
+            f"{detail.per_s:,.1f}",
+            *(format_ms(value) for value in (detail.latency.mean_ns, detail.latency.p50_ns, detail.latency.p90_ns)),
+            *(format_ms(value) for value in (detail.latency.p99_ns, detail.latency.max_ns)),
+        ]
+        for point in points
+        for name, detail in ordered_details(point)
+    ]
+    if not rows:
+        return []
+    columns = ["load", "what", "count", "a second", "mean", "p50", "p90", "p99", "max"]
+    views: list[RenderableType] = [
+        make_table("Sequences and responses", columns, rows, right=",".join(columns[2:]), drop="count,max,p90,mean")
+    ]
+    if any(point.responses_per_s is not None for point in points):
+        listed = ", ".join(f"{p.label} {p.responses_per_s:,.1f}" for p in points if p.responses_per_s is not None)
+        views.append(Text(f"The latency of a load is to the last response. Responses a second: {listed}."))
+    return views
 
 
 def _row(point: LoadPoint) -> list[object]:

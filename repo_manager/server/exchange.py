@@ -68,14 +68,20 @@ class Response:
     elapsed_ns: int
 
 
-def kind_of(client: TritonClient, name: str, version: int | None = None) -> ModelKind:
+def kind_of(client: TritonClient, name: str, version: int | None = None, *, config: Any = None) -> ModelKind:
     """Ask a server how a model wants to be asked; an ensemble needs what any of its models needs.
+
+    Args:
+        client: the server.
+        name: the model.
+        version: `None` leaves the choice to the server.
+        config: the model's `ModelConfig` where it is known already.
 
     Raises:
         ServerRefusedError: the server does not show the configuration.
         ServerUnreachableError: no answer.
     """
-    return _kind(client, client.model_config(name, version), _DEEPEST)
+    return _kind(client, client.model_config(name, version) if config is None else config, _DEEPEST)
 
 
 def _kind(client: TritonClient, config: Any, depth: int) -> ModelKind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
-from repo_manager.request_data.read import holds_tensors, read_rows
+from repo_manager.request_data.read import holds_tensors, read_rows, read_streams
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts, Sample, elements_of
 
-__all__ = ["drawn_note", "make_samples", "resolve_shapes"]
+__all__ = ["drawn_note", "make_samples", "make_sequences", "resolve_shapes"]
 
 _MAX_TOTAL_BYTES = 256 << 20
 
@@ -67,7 +68,10 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     """
     inputs = [item for item in facts.inputs if not item.optional or item.name in options.shapes]
     if options.data is not None:
-        samples = _batched(_rows(options.data, facts, options), options.data, facts, options)
+        samples = _batched(_rows(options.data, facts, options), str(options.data), facts, options)
+    elif options.recorded:
+        rows = [sample for row in options.recorded for sample in _without_batch_axis(row, facts)]
+        samples = _batched(rows, "the golden sample", facts, options)
     elif options.image:
         raise UsageError("--image says how images become inputs, and there are none", hint="Give --input-data FOLDER.")
     else:
@@ -89,11 +93,36 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     return samples
 
 
+def make_sequences(facts: TargetFacts, options: LoadTestOptions) -> tuple[list[Sample], tuple[tuple[int, ...], ...]]:
+    """Return the inputs of each distinct request, and the recorded sequences as numbers of these requests.
+
+    Each stream of the data is a sequence. There are none for random inputs, whose lengths are drawn, and for a model
+    without sequences.
+
+    Raises: as `make_samples`.
+    """
+    data = options.data
+    if not facts.sequence or (data is None and not options.recorded) or (data is not None and is_images(data)):
+        return make_samples(facts, options), ()
+    if data is not None:
+        found = read_streams(data, facts.inputs, flat=options.shapes, ignore_others=True)
+    else:
+        found = [list(options.recorded)]
+    streams = [[sample for row in rows for sample in _without_batch_axis(row, facts)] for rows in found]
+    name = "the golden sample" if data is None else str(data)
+    # One by one, so that steps with and without an optional input keep their order.
+    samples = [request for rows in streams for row in rows for request in _batched([row], name, facts, options)]
+    if not options.allow_zeros:
+        _refuse_zeros(samples, data)
+    ends = list(itertools.accumulate(len(rows) for rows in streams))
+    return samples, tuple(tuple(range(end - len(rows), end)) for end, rows in zip(ends, streams, strict=True))
+
+
 def drawn_note(facts: TargetFacts, options: LoadTestOptions) -> str | None:
     """Say which integer inputs are drawn from ranges of their own; `None` when none is."""
     integers = [item.name for item in facts.inputs if NUMPY_OF_TRITON[item.datatype].kind in "iu"]
     ranges = {name: options.int_ranges[name] for name in integers if name in options.int_ranges}
-    if options.data is not None or not ranges:
+    if options.data is not None or options.recorded or not ranges:
         return None
     texts = [f"{name} from {low} to {high - 1}" for name, (low, high) in ranges.items()]
     return f"Random integers as the version's record allows: {', '.join(texts)}. Real ones: --input-data."
@@ -153,7 +182,7 @@ def _refuse_zeros(samples: Sequence[Sample], path: Path | None) -> None:
         )
 
 
-def _batched(rows: list[Sample], path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
+def _batched(rows: list[Sample], path: str, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     """Join samples into requests of `batch_size`, wrapping around at the end."""
     known = {item.name: item for item in facts.inputs}
     for number, row in enumerate(rows, start=1):

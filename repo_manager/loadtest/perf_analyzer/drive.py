@@ -27,6 +27,7 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, cached_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
 from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.wire.sequences import DEFAULT_LENGTH
 from repo_manager.request_data.read import write_rows
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.quantiles import PERCENTILES
@@ -96,11 +97,12 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
         command += ["-x", str(options.version)]
     if level.mode == "concurrency":
         command += ["--concurrency-range", f"{level.level:g}"]
-        if options.wire == "http" and level.level > _THREADS_PER_CPU * (os.cpu_count() or 1):
+        if options.wire == "http" and not facts.sequence and level.level > _THREADS_PER_CPU * (os.cpu_count() or 1):
             command += ["--async"]
     else:
         distribution = "poisson" if level.arrival == "poisson" else "constant"
         command += ["--request-rate-range", f"{level.level:g}", "--request-distribution", distribution]
+    command += _kind_arguments(facts, options, is_open=level.mode != "concurrency")
     command += _input_arguments(facts, options)
     if options.shared_memory != "none":
         command += ["--shared-memory", options.shared_memory]
@@ -115,6 +117,27 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
     if sum(math.prod(item.shape) for item in _sized(facts, options)) <= _EXPORTED_ELEMENTS:
         command += ["--profile-export-file", str(files / "profile.json")]
     return command
+
+
+def _kind_arguments(facts: TargetFacts, options: LoadTestOptions, *, is_open: bool) -> list[str]:
+    """Return what sequences, streams of responses and request parameters need."""
+    arguments: list[str] = []
+    if facts.sequence:
+        low, _, high = (options.sequence_length or DEFAULT_LENGTH).rpartition(":")
+        if low == "mean":
+            raise UsageError("perf_analyzer draws lengths of sequences evenly", hint="Give --sequence-length 10:30.")
+        bounds = (int(low or high), int(high))
+        mean = sum(bounds) / 2
+        arguments += ["--sequence-length", f"{mean:.0f}"]
+        arguments += ["--sequence-length-variation", f"{100 * (bounds[1] - mean) / mean:.0f}"]
+        arguments += ["--num-of-sequences", str(options.sequences)] if is_open else []
+    if facts.decoupled:
+        arguments += ["--async", "--streaming"]
+    types = {bool: "bool", int: "int", float: "double", str: "string"}
+    for name, value in options.parameters.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        arguments += ["--request-parameter", f"{name}:{text}:{types[type(value)]}"]
+    return arguments
 
 
 def _input_arguments(facts: TargetFacts, options: LoadTestOptions) -> list[str]:

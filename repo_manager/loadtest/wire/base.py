@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, TcpStream, WantWrite
+from repo_manager.loadtest.wire.sequences import Lane
 
 __all__ = ["RECEIVE_BYTES", "WireConnection"]
 
@@ -69,6 +70,14 @@ class WireConnection(abc.ABC):
         if count:
             self._sink.failed(self, count, message, now_ns)
         self._sink.lost(self, message, now_ns)
+
+    @abc.abstractmethod
+    def take_lanes(self, lanes: list[Lane]) -> None:
+        """Send the requests of these live sequences, one at a time of each."""
+
+    @abc.abstractmethod
+    def end_sequences(self) -> int:
+        """Send the last request of every sequence that is open; returns how many requests that are."""
 
     @abc.abstractmethod
     def free_slots(self) -> int:

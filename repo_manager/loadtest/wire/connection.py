@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from repo_manager.errors import RepoManagerError, ServerUnreachableError
+from repo_manager.loadtest.wire.sequences import SequencePlan
 from repo_manager.sockets import Timer, resolve
 from repo_manager.tls import TlsFiles, tls_context
 
@@ -149,6 +150,8 @@ class Endpoint:
         json_bytes: HTTP only: the length of the JSON part of each body (`Inference-Header-Content-Length`).
         timeout_ns: a request without an answer for this long is an error.
         protocol: `grpc` or `http`.
+        sequences: the requests belong to sequences, and `messages` lack their parameters; `None`: they do not.
+        streams: gRPC: each request is a call of its own with any number of responses.
         tls: encrypt the connection; `None` does not.
     """
 
@@ -162,6 +165,8 @@ class Endpoint:
     timeout_ns: int
     protocol: str = "grpc"
     tls: TlsFiles | None = None
+    sequences: SequencePlan | None = None
+    streams: bool = False
 
 
 class Sink(Protocol):
@@ -176,6 +181,9 @@ class Sink(Protocol):
 
     def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
         """Requests ended in an error. Returns the same as `completed`."""
+
+    def noted(self, name: str, values_ns: list[int], now_ns: int) -> None:
+        """More was measured than whole requests: of sequences, or of single responses. See `Slice.details`."""
 
     def returned(self, starts_ns: list[int]) -> None:
         """Requests that the server certainly did not begin have to be sent elsewhere; their start stamps."""

@@ -34,14 +34,15 @@ from repo_manager.loadtest.wire.http2 import (
     request_blocks,
     reset_reason,
 )
+from repo_manager.loadtest.wire.sequences import Lane
 
-__all__ = ["GrpcConnection"]
+__all__ = ["LAST_STREAM", "GrpcConnection"]
 
 _WINDOW_BYTES = (1 << 31) - 1
 _TOP_UP_BYTES = 1 << 29
 _FRAME_BYTES = 16_384  # what a peer may send in one frame: we raise no limit in our SETTINGS
 _MOST_UNREAD = 10_000
-_LAST_STREAM = (1 << 31) - 3
+LAST_STREAM = (1 << 31) - 3
 _END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
 
 
@@ -53,6 +54,8 @@ def _prefixed(endpoint: Endpoint) -> tuple[bytes, ...]:
 
 class GrpcConnection(WireConnection):
     """One HTTP/2 connection that carries unary calls of one gRPC method."""
+
+    _tells_data = False
 
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         super().__init__(sock, endpoint, sink, want_write)
@@ -113,7 +116,7 @@ class GrpcConnection(WireConnection):
             else:
                 self._starts[number] = starts_ns[place]
         self.in_flight += count
-        if self._next_id > _LAST_STREAM:
+        if self._next_id > LAST_STREAM:
             self.usable = False  # the sink opens another one; this one finishes its streams
 
     def _submit_first(self, message: bytes) -> None:
@@ -138,7 +141,7 @@ class GrpcConnection(WireConnection):
         if not self._out:
             return
         if self._unstamped:
-            self._starts.update(dict.fromkeys(self._unstamped, time.monotonic_ns()))
+            self._stamp(self._unstamped, time.monotonic_ns())
             self._unstamped.clear()
         out, size = self._out, self._out_bytes
         self._out, self._out_bytes = [], 0
@@ -146,6 +149,24 @@ class GrpcConnection(WireConnection):
             self._stream.write(out, size)
         except OSError as exc:
             self._fail_all(f"the connection broke while sending: {exc}")
+
+    def _stamp(self, numbers: list[int], now_ns: int) -> None:
+        """Let the latency of requests count from now."""
+        self._starts.update(dict.fromkeys(numbers, now_ns))
+
+    def _answered(self, starts_ns: list[int], now_ns: int) -> int:
+        """Tell the sink of calls that ended well; returns how many it wants next."""
+        return self._sink.completed(self, [now_ns - start_ns for start_ns in starts_ns], now_ns)
+
+    def _dropped(self, start_ns: int) -> None:
+        """A call ended badly: a subclass forgets what it knows of it."""
+
+    def take_lanes(self, lanes: list[Lane]) -> None:
+        """A plain connection has none: see `TrackedGrpcConnection`."""
+
+    def end_sequences(self) -> int:
+        """Return 0: a plain connection has no sequences."""
+        return 0
 
     def on_readable(self) -> None:
         """Read and handle what the server sent."""
@@ -158,8 +179,7 @@ class GrpcConnection(WireConnection):
         if starts_ns:
             now_ns = time.monotonic_ns()  # an answer has come when its status has been read
             self.in_flight -= len(starts_ns)
-            latencies = [now_ns - start_ns for start_ns in starts_ns]
-            self._again(self._sink.completed(self, latencies, now_ns))
+            self._again(self._answered(starts_ns, now_ns))
         if self._problem:
             self._fail_all(self._problem)
         elif self._out:
@@ -179,6 +199,10 @@ class GrpcConnection(WireConnection):
             high, low, kind, flags, number = unpack(data, position)
             after = position + 9 + (high << 16 | low)
             if kind == DATA:
+                if self._tells_data:
+                    if after > end:
+                        break
+                    self._on_data(number, data[position + 9 : after])
                 self._unacknowledged += after - position - 9
                 if after > end:
                     self._skip, position = after - end, end
@@ -209,6 +233,9 @@ class GrpcConnection(WireConnection):
             self._unacknowledged = 0
         return ended
 
+    def _on_data(self, number: int, payload: bytes) -> None:
+        """Take a piece of a call's responses; only told to a subclass that wants it."""
+
     def _end_call(self, number: int, block: bytes, flags: int, ended: list[int]) -> None:
         """Handle trailers that were not seen before, or that carry an error."""
         problem = self._blocks.read(block, flags)
@@ -219,6 +246,7 @@ class GrpcConnection(WireConnection):
         if problem is None:
             ended.append(start)
         else:
+            self._dropped(start)
             self.in_flight -= 1
             self._again(self._sink.failed(self, 1, problem, time.monotonic_ns()))
 
@@ -247,7 +275,9 @@ class GrpcConnection(WireConnection):
                 self._send_waiting()
         elif kind == RST_STREAM:
             self._flow.forget(number)
-            if self._starts.pop(number, None) is not None:
+            start = self._starts.pop(number, None)
+            if start is not None:
+                self._dropped(start)
                 self.in_flight -= 1
                 message = f"the server reset the stream: {reset_reason(payload)}"
                 self._again(self._sink.failed(self, 1, message, time.monotonic_ns()))
@@ -271,8 +301,9 @@ class GrpcConnection(WireConnection):
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         refused = [number for number in self._starts if number > last]
         starts_ns = [self._starts.pop(number) for number in refused]
-        for number in refused:
+        for number, start in zip(refused, starts_ns, strict=True):
             self._flow.forget(number)
+            self._dropped(start)
         self.in_flight -= len(refused)
         words = payload[8:208].decode("utf-8", "replace")
         reason = f"the server is going away: {reset_reason(payload[4:8])} {words}".strip()
@@ -293,7 +324,7 @@ class GrpcConnection(WireConnection):
                 break
             expired.append(number)
         for number in expired:
-            del self._starts[number]
+            self._dropped(self._starts.pop(number))
             self._flow.forget(number)
             self._queue(frame(RST_STREAM, 0, number, struct.pack(">I", 8)))
         if expired:

@@ -7,10 +7,11 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from repo_manager.loadtest.wire.base import RECEIVE_BYTES, WireConnection
 from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, WantWrite
+from repo_manager.loadtest.wire.sequences import Lane
 
 __all__ = ["HttpConnection", "http_request"]
 
@@ -25,18 +26,24 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SCRATCH = bytearray(RECEIVE_BYTES)
 
 
-def http_request(endpoint: Endpoint, number: int) -> tuple[bytes, bytes]:
-    """Return the header block and the body of message `number`."""
+def http_request(endpoint: Endpoint, number: int, parameters: bytes = b"") -> tuple[bytes, bytes]:
+    """Return the header block and the body of message `number`.
+
+    Args:
+        endpoint: where it goes.
+        number: of the message.
+        parameters: of a sequence: the beginning of the body, sent with the header block.
+    """
     body = endpoint.messages[number]
     lines = [
         f"POST {endpoint.path} HTTP/1.1",
         f"Host: {endpoint.authority}",
         "Content-Type: application/octet-stream",
-        f"Inference-Header-Content-Length: {endpoint.json_bytes[number]}",
-        f"Content-Length: {len(body)}",
+        f"Inference-Header-Content-Length: {len(parameters) + endpoint.json_bytes[number]}",
+        f"Content-Length: {len(parameters) + len(body)}",
         *(f"{name}: {value}" for name, value in endpoint.headers),
     ]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n", body
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + parameters, body
 
 
 @functools.lru_cache(maxsize=1)
@@ -52,8 +59,12 @@ class HttpConnection(WireConnection):
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         super().__init__(sock, endpoint, sink, want_write)
         self.ready = True
-        self._requests = itertools.cycle(_requests(endpoint))
+        self._lane: Lane | None = None
+        self._requests: Iterator[tuple[bytes, ...]] = iter(())
+        if endpoint.sequences is None:
+            self._requests = itertools.cycle(_requests(endpoint))
         self._queued: tuple[bytes, ...] | None = None
+        self._is_closing = False
         self._start_ns = 0
         self._stamp_on_write = True
         self._received = b""
@@ -65,6 +76,33 @@ class HttpConnection(WireConnection):
         self._heads: dict[bytes, tuple[int, int, bool]] = {}
         self._usual_head = b""  # of the last good answer, its blank line included
         self._usual_bytes = -1  # length of that answer
+
+    def take_lanes(self, lanes: list[Lane]) -> None:
+        """Send the requests of one live sequence after another."""
+        (self._lane,) = lanes
+        self._requests = self._of_lane(self._lane)
+
+    def _of_lane(self, lane: Lane) -> Iterator[tuple[bytes, ...]]:
+        while True:
+            parameters, number = lane.next(ends=self._is_closing)
+            head, body = http_request(self._endpoint, number, parameters)
+            yield (head + body,) if len(body) < _JOIN_BELOW_BYTES else (head, body)
+
+    def end_sequences(self) -> int:
+        """Send the last request of a sequence that is open; returns how many requests that are."""
+        if self._lane is None or not self._lane.is_open or self.in_flight or not self.usable:
+            return 0
+        self._is_closing = True
+        self._send_now()
+        return 1
+
+    def _note_sequence(self, lane: Lane, now_ns: int, *, is_good: bool) -> None:
+        if lane.is_first:
+            lane.began_ns = self._start_ns
+        if not is_good:
+            lane.abandon()
+        elif lane.is_last:
+            self._sink.noted("sequence", [now_ns - lane.began_ns], now_ns)
 
     def free_slots(self) -> int:
         """Return 1 when no request is in flight, else 0."""
@@ -122,6 +160,8 @@ class HttpConnection(WireConnection):
         ):
             # The header block of the last good answer, and the whole answer in one piece.
             self.in_flight = 0
+            if self._lane is not None:
+                self._note_sequence(self._lane, now_ns, is_good=True)
             if self._sink.completed(self, [now_ns - self._start_ns], now_ns):
                 self._send_now()
             return
@@ -207,6 +247,8 @@ class HttpConnection(WireConnection):
         closing = not self._keep_alive
         if closing:
             self.usable = False
+        if self._lane is not None:
+            self._note_sequence(self._lane, now_ns, is_good=self._status == 200)
         if self._status == 200:
             again = self._sink.completed(self, [now_ns - self._start_ns], now_ns)
         else:

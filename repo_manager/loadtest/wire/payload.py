@@ -5,24 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.inputs.shared_memory import Area, Placement
-from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.options import LoadTestOptions, Parameter
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.connection import Endpoint
+from repo_manager.loadtest.wire.sequences import DEFAULT_LENGTH, FIRST_ID, SequencePlan, drawn_lengths, encoded_id
 from repo_manager.optional import require
 from repo_manager.request_data.tensors import Sample, raw_bytes
 
 __all__ = ["build_endpoint"]
 
 _GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_GRPC_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+_HTTP_PARAMETERS = {"binary_data_output": True}
 
 
 def build_endpoint(
-    facts: TargetFacts, samples: list[Sample], options: LoadTestOptions, placement: Placement | None = None
+    facts: TargetFacts,
+    samples: list[Sample],
+    options: LoadTestOptions,
+    placement: Placement | None = None,
+    *,
+    streams: Sequence[Sequence[int]] = (),
 ) -> Endpoint:
     """Return the endpoint with one prebuilt message a sample.
 
@@ -31,33 +39,89 @@ def build_endpoint(
         samples: inputs of each request.
         options: of the load test.
         placement: where the tensors lie in shared memory; `None` puts them into the messages.
+        streams: recorded sequences, each the numbers of its samples; of a sequence model only.
 
     Raises:
-        UsageError: the model is decoupled or takes sequences, whose requests are no independent calls.
+        UsageError: the model is decoupled and the protocol HTTP, or takes sequences and the batch size is above 1.
     """
-    if facts.decoupled or facts.sequence:
-        kind = "decoupled (several answers a request)" if facts.decoupled else "a sequence model"
-        raise UsageError(f"the model {facts.model} is {kind}, which this load test cannot drive")
+    _check_kind(facts, options)
     types = {item.name: item.datatype for item in facts.inputs}
     host, port = options.address
     grpc = options.wire == "grpc"
     places = [_Places.of(placement, number) for number in range(len(samples))]
     built = [
-        _grpc_message(sample, types, options, place) if grpc else _http_body(sample, types, place)
+        _grpc_message(sample, types, options, place)
+        if grpc
+        else _http_body(sample, types, options, place, in_sequence=facts.sequence)
         for sample, place in zip(samples, places, strict=True)
     ]
     return Endpoint(
         host=host,
         port=port,
         authority=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        path=_GRPC_METHOD if grpc else _http_path(options),
+        path=(_GRPC_STREAM if facts.decoupled else _GRPC_METHOD) if grpc else _http_path(options),
         headers=tuple((name.lower(), value) for name, value in options.headers.items()),
         messages=tuple(message for message, _ in built),
         json_bytes=tuple(size for _, size in built),
         timeout_ns=round(options.timeout_s * 1e9),
         protocol=options.wire,
         tls=options.tls,
+        sequences=_sequences(facts, options, len(samples), streams) if facts.sequence else None,
+        streams=facts.decoupled,
     )
+
+
+def _check_kind(facts: TargetFacts, options: LoadTestOptions) -> None:
+    if facts.decoupled and options.wire == "http":
+        raise UsageError(
+            f"the model {facts.model} is decoupled: Triton sends its responses, any number a request, over gRPC only",
+            hint="Give a grpc:// URL.",
+        )
+    if facts.sequence and options.batch_size > 1:
+        raise UsageError(
+            f"the model {facts.model} takes sequences, whose requests hold one sample each; the batch size is "
+            f"{options.batch_size}"
+        )
+
+
+def _sequences(
+    facts: TargetFacts, options: LoadTestOptions, messages: int, streams: Sequence[Sequence[int]]
+) -> SequencePlan:
+    """Return what the sequences are made of: recorded ones, or lengths in rotation."""
+    grpc = options.wire == "grpc"
+    build = _grpc_sequence_parts if grpc else _http_sequence_parts
+    no, yes = (
+        (build(options, is_first, False, as_text=facts.text_id), build(options, is_first, True, as_text=facts.text_id))
+        for is_first in (False, True)
+    )
+    lengths = drawn_lengths(options.sequence_length or DEFAULT_LENGTH, options.seed)
+    recorded = tuple(tuple(stream) for stream in streams) if options.sequence_length is None else ()
+    return SequencePlan((no, yes), grpc and not facts.text_id, messages, recorded, () if recorded else lengths)
+
+
+def _grpc_sequence_parts(
+    options: LoadTestOptions, is_first: bool, is_last: bool, *, as_text: bool
+) -> tuple[bytes, bytes]:
+    """Return what stands before and after the correlation ID; protobuf merges messages that follow one another."""
+    messages = require("tritonclient.grpc.service_pb2")
+    identity, flags = messages.ModelInferRequest(), messages.ModelInferRequest()
+    if as_text:
+        identity.parameters["sequence_id"].string_param = str(FIRST_ID)
+    else:
+        identity.parameters["sequence_id"].int64_param = FIRST_ID
+    flags.parameters["sequence_start"].bool_param = is_first
+    flags.parameters["sequence_end"].bool_param = is_last
+    size = len(encoded_id(FIRST_ID, as_varint=not as_text))
+    return identity.SerializeToString()[:-size], flags.SerializeToString()
+
+
+def _http_sequence_parts(
+    options: LoadTestOptions, is_first: bool, is_last: bool, *, as_text: bool
+) -> tuple[bytes, bytes]:
+    """Return the start of a body before and after the correlation ID; what follows begins with the inputs."""
+    quote = b'"' if as_text else b""
+    flags = {"sequence_start": is_first, "sequence_end": is_last, **_HTTP_PARAMETERS, **options.parameters}
+    return b'{"parameters": {"sequence_id": ' + quote, quote + b", " + json.dumps(flags).encode()[1:] + b", "
 
 
 def _http_path(options: LoadTestOptions) -> str:
@@ -104,6 +168,7 @@ def _grpc_message(
             _set_parameters(tensor, places.parameters(places.inputs[name]))
         else:
             request.raw_input_contents.append(raw_bytes(array))
+    _set_parameters(request, options.parameters)
     for name, area in places.outputs.items():
         output = request.outputs.add()
         output.name = name
@@ -111,17 +176,24 @@ def _grpc_message(
     return request.SerializeToString(), 0
 
 
-def _set_parameters(tensor: Any, parameters: Mapping[str, str | int]) -> None:
+def _set_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
     for name, value in parameters.items():
         if isinstance(value, str):
-            tensor.parameters[name].string_param = value
+            message.parameters[name].string_param = value
+        elif isinstance(value, bool):
+            message.parameters[name].bool_param = value
+        elif isinstance(value, float):
+            message.parameters[name].double_param = value
         else:
-            tensor.parameters[name].int64_param = value
+            message.parameters[name].int64_param = value
 
 
-def _http_body(sample: Sample, types: dict[str, str], places: _Places) -> tuple[bytes, int]:
+def _http_body(
+    sample: Sample, types: dict[str, str], options: LoadTestOptions, places: _Places, *, in_sequence: bool
+) -> tuple[bytes, int]:
+    """Return a body and the length of its JSON part; of a sequence without its start, which holds the parameters."""
     raw = {name: b"" if name in places.inputs else raw_bytes(array) for name, array in sample.items()}
-    document = {
+    document: dict[str, Any] = {
         "inputs": [
             {
                 "name": name,
@@ -133,11 +205,12 @@ def _http_body(sample: Sample, types: dict[str, str], places: _Places) -> tuple[
             }
             for name, array in sample.items()
         ],
-        "parameters": {"binary_data_output": True},
     }
+    if not in_sequence:
+        document["parameters"] = {**_HTTP_PARAMETERS, **options.parameters}
     if places.outputs:
         document["outputs"] = [
             {"name": name, "parameters": places.parameters(area)} for name, area in places.outputs.items()
         ]
-    header = json.dumps(document).encode()
+    header = json.dumps(document).encode()[1 if in_sequence else 0 :]
     return header + b"".join(raw.values()), len(header)

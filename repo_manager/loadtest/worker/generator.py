@@ -13,6 +13,8 @@ from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest.wire.connection import Connection, Socket, open_sockets
 from repo_manager.loadtest.wire.grpc import GrpcConnection
 from repo_manager.loadtest.wire.http import HttpConnection
+from repo_manager.loadtest.wire.sequences import Lane, Lanes
+from repo_manager.loadtest.wire.tracked import TrackedGrpcConnection
 from repo_manager.loadtest.worker.priority import SendPriority
 from repo_manager.loadtest.worker.recorder import LATE_NS, Recorder
 from repo_manager.loadtest.worker.schedule import Job, Schedule
@@ -45,6 +47,9 @@ class Generator:
         self._is_closed = job.schedule is None
         self._in_flight = 0
         self._last_loss = ""
+        plan = job.endpoint.sequences
+        self._lanes = None if plan is None else Lanes(plan, job.worker, job.workers, job.seed)
+        self._most_connections = min(job.sequences or _MAX_CONNECTIONS, _MAX_CONNECTIONS)
 
     def open(self) -> None:
         """Connect, and wait until the server took every connection.
@@ -85,6 +90,8 @@ class Generator:
         its first network thread without one to take in, so that those of an idle server tend to share a thread,
         which then limits the throughput of large requests.
         """
+        if self._job.sequences:
+            return self._most_connections
         return 1 if self._is_closed else min(max(self._job.slots, 1), _MAX_CONNECTIONS)
 
     def _connect(self, count: int = 1) -> list[GrpcConnection | HttpConnection]:
@@ -97,10 +104,19 @@ class Generator:
             epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
 
         epoll.register(descriptor, select.EPOLLIN)
-        kind = GrpcConnection if self._job.protocol == "grpc" else HttpConnection
-        connection = kind(sock, self._job.endpoint, self, want_write)
+        connection = self._kind()(sock, self._job.endpoint, self, want_write)
+        if self._lanes is not None:
+            lanes = self._lanes
+            count = -(-self._job.sequences // self._job.connections) if self._job.protocol == "grpc" else 1
+            connection.take_lanes([Lane(lanes) for _ in range(count)])
         self._connections[descriptor] = connection
         return connection
+
+    def _kind(self) -> type[GrpcConnection] | type[HttpConnection]:
+        endpoint = self._job.endpoint
+        if self._job.protocol == "http":
+            return HttpConnection
+        return TrackedGrpcConnection if endpoint.streams or endpoint.sequences is not None else GrpcConnection
 
     def run(self, start_ns: int) -> None:
         """Send from `start_ns` (monotonic clock) until told to stop, then wait for the last answers."""
@@ -118,7 +134,7 @@ class Generator:
         self.close()
 
     def _run_closed(self) -> None:
-        if self._job.protocol == "http" and self._job.slots > 1 and self._connections:
+        if self._job.protocol == "http" and self._job.slots > 1 and self._connections and self._lanes is None:
             self._submit(next(iter(self._connections.values())), 1, None)
             self._poll(0.001)
         self._fill()
@@ -151,7 +167,7 @@ class Generator:
     def _replace_connections(self, count: int = 1) -> list[GrpcConnection | HttpConnection]:
         """Open connections in the place of lost ones, or the ones still missing; after a failure 0.1 s later."""
         now_ns = time.monotonic_ns()
-        count = min(count, _MAX_CONNECTIONS - len(self._connections))
+        count = min(count, self._most_connections - len(self._connections))
         if now_ns < self._retry_ns or count < 1:
             return []
         try:
@@ -226,12 +242,12 @@ class Generator:
             return
         while self._backlog and self._in_flight < self._job.max_in_flight:
             if not self._idle:
-                if len(self._connections) >= _MAX_CONNECTIONS:
+                if len(self._connections) >= self._most_connections:
                     return
                 self._idle += self._replace_connections()
                 if not self._idle:
                     return
-            connection = self._idle.pop()
+            connection = self._idle.pop() if self._lanes is None else self._idle.pop(0)  # each sequence in its turn
             if connection.free_slots() > 0:
                 self._submit(connection, 1, [self._backlog.pop(0)])
 
@@ -240,8 +256,15 @@ class Generator:
 
         Even an interrupted load waits a little: tritonserver 2.51 was seen to die after calls were cut off.
         """
-        begin_ns = time.monotonic_ns()
         self.stopping = True
+        self._wait_for_answers()
+        if self._lanes is not None:
+            # A sequence that is never ended keeps its place at the server until it has been idle for long.
+            self._in_flight += sum(connection.end_sequences() for connection in list(self._connections.values()))
+            self._wait_for_answers()
+
+    def _wait_for_answers(self) -> None:
+        begin_ns = time.monotonic_ns()
         while self._in_flight > 0:
             limit_ns = self._job.endpoint.timeout_ns
             if time.monotonic_ns() - begin_ns > (min(limit_ns, _ABANDON_NS) if self.is_abandoned else limit_ns):
@@ -299,6 +322,10 @@ class Generator:
         if self._job.protocol == "http" and not self._is_closed and connection.usable:
             self._idle.append(connection)  # type: ignore[arg-type]  # the sink only sees connections that it opened
         return 0
+
+    def noted(self, name: str, values_ns: list[int], now_ns: int) -> None:
+        """Record what was measured besides whole requests."""
+        self._recorder.add_details(name, values_ns, now_ns)
 
     def returned(self, starts_ns: list[int]) -> None:
         """Take requests back that a connection could not place; the loop sends them on another one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from repo_manager.stats.histogram import Histogram
 
@@ -34,6 +34,8 @@ class Slice:
         max_late_ns: the largest such delay.
         cpu_ns: CPU time that the process used.
         run_queue_ns: time in which the process could run and had no CPU.
+        details: more than whole requests: `sequence` (from a sequence's first request to its last answer), `first`
+            (to a request's first response), `between` (from one response to the next).
     """
 
     index: int
@@ -46,6 +48,7 @@ class Slice:
     max_late_ns: int = 0
     cpu_ns: int = 0
     run_queue_ns: int = 0
+    details: Mapping[str, Histogram] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def merge(cls, parts: list[Slice]) -> Slice:
@@ -66,6 +69,10 @@ class Slice:
             max_late_ns=max(part.max_late_ns for part in parts),
             cpu_ns=sum(part.cpu_ns for part in parts),
             run_queue_ns=sum(part.run_queue_ns for part in parts),
+            details={
+                name: Histogram.merge(part.details[name] for part in parts if name in part.details)
+                for name in dict.fromkeys(name for part in parts for name in part.details)
+            },
         )
 
 
@@ -87,7 +94,8 @@ class Recorder:
         self._messages: collections.Counter[str] = collections.Counter()
         self._sent = self._late = self._max_late_ns = 0
         # Slices that are over and not yet counted: when each ended, what of it is known, and its latencies.
-        self._ended: list[tuple[int, Slice, list[int]]] = []
+        self._ended: list[tuple[int, Slice, list[int], dict[str, list[int]]]] = []
+        self._details: dict[str, list[int]] = {}
         self._cpu_ns, self._wait_ns = _process_times()
 
     def begin(self, start_ns: int) -> None:
@@ -100,6 +108,12 @@ class Recorder:
         if now_ns >= self.boundary_ns:
             self.roll(now_ns)
         self.latencies += latencies_ns
+
+    def add_details(self, name: str, values_ns: list[int], now_ns: int) -> None:
+        """Count what was measured besides whole requests, at `now_ns`. See `Slice.details`."""
+        if now_ns >= self.boundary_ns:
+            self.roll(now_ns)
+        self._details.setdefault(name, []).extend(values_ns)
 
     def add_errors(self, count: int, message: str, now_ns: int) -> None:
         """Count requests that ended in an error at `now_ns`."""
@@ -133,9 +147,9 @@ class Recorder:
             late=self._late,
             max_late_ns=self._max_late_ns,
         )
-        self._ended.append((end_ns, piece, self.latencies))
+        self._ended.append((end_ns, piece, self.latencies, self._details))
         self._index += 1
-        self.latencies = []
+        self.latencies, self._details = [], {}
         self._errors = self._sent = self._late = self._max_late_ns = 0
         self._messages.clear()
 
@@ -146,7 +160,7 @@ class Recorder:
 
     def hand_over(self) -> None:
         """Count the slices that are over, and hand them on."""
-        for _, piece, latencies_ns in self._ended:
+        for _, piece, latencies_ns, details in self._ended:
             cpu_ns, wait_ns = _process_times()
             self._emit(
                 dataclasses.replace(
@@ -154,6 +168,7 @@ class Recorder:
                     latencies=Histogram.of(latencies_ns),
                     cpu_ns=cpu_ns - self._cpu_ns,
                     run_queue_ns=wait_ns - self._wait_ns,
+                    details={name: Histogram.of(values) for name, values in details.items()},
                 )
             )
             self._cpu_ns, self._wait_ns = cpu_ns, wait_ns

@@ -186,6 +186,8 @@ class Job:
         slice_ns: length of a recorded slice of time.
         max_in_flight: open loop: requests that may be open at once; what is due beyond that waits, and its
             waiting counts as latency.
+        sequences: live sequences of this worker; 0 where requests belong to none.
+        seed: of the sequences' IDs.
     """
 
     protocol: str
@@ -197,3 +199,5 @@ class Job:
     workers: int
     slice_ns: int
     max_in_flight: int
+    sequences: int = 0
+    seed: int = 0

@@ -108,6 +108,9 @@ def test_controls_are_the_reference_of_the_model_that_they_belong_to():
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--image", "x"), "KEY=VALUE"),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--start-at", "x"), "start-at"),
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--parameter", "sequence_id=3"), "expected KEY=VALUE"),
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--golden"), "no golden sample"),
+        (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--sequence-length", "9:3"), "sequence length"),
         (
             ("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--until", "noon"),
             "'noon' cannot be read; expected gates, or 's",
@@ -156,6 +159,9 @@ LOAD_OPTIONS = {
     "--shape": ("x:3,4", "shapes", {"x": (3, 4)}),
     "--input-data": ("d.npz", "data", Path("d.npz")),
     "--image": ("mean=0.5", "image", {"mean": "0.5"}),
+    "--parameter": ("priority=1", "parameters", {"priority": 1}),
+    "--sequences": ("9", "sequences", 9),
+    "--sequence-length": ("5:7", "sequence_length", "5:7"),
     "--distinct": ("9", "distinct", 9),
     "--shared-memory": ("system", "shared_memory", "system"),
     "--warmup": ("0.5", "warmup_s", 0.5),
@@ -172,6 +178,7 @@ LOAD_OPTIONS = {
 # What is no option of the measurement itself; each has a test of its own.
 ELSEWHERE = {"--wide",
     "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header-file", "--token-file", "--url", "--to",
+    "--golden",
     "--repository", "--slo", "--slo-over", "--baseline", "--tolerance", "--report", "--json", "--quiet", "--help",
 }  # fmt: skip
 

@@ -162,12 +162,6 @@ def test_messages_say_what_the_sample_is():
     assert http.messages[0][http.json_bytes[0] :] == samples[0]["x"].tobytes()
 
 
-@pytest.mark.parametrize("change", [{"decoupled": True}, {"sequence": True}])
-def test_models_that_are_no_independent_calls_are_refused(change):
-    with pytest.raises(UsageError, match="cannot drive"):
-        build_endpoint(facts(X, **change), make_samples(facts(X), options()), options())
-
-
 def test_integers_with_a_range_of_their_own_stay_inside_it():
     tokens, mask = InputFacts("ids", "INT64", (64,)), InputFacts("mask", "UINT8", (64,))
     given = options(int_ranges={"ids": (5, 7), "mask": (1, 1000), "x": (3, 4)})

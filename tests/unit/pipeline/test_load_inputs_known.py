@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support import onnx_models
 
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
+from repo_manager.repository.golden import Exchange, Golden, write_golden
 from repo_manager.types import Backend
 
 
@@ -49,3 +51,42 @@ def test_nothing_is_known_of_what_is_not_here(tmp_path: Path) -> None:
     assert known_inputs(tmp_path / "nowhere", "bert", 1) == KnownInputs()
     (root / "bert" / "1" / "golden.npz").unlink()
     assert known_inputs(root, "bert", 1) == KnownInputs()
+
+
+SEQUENCE = """
+backend: "python"
+max_batch_size: 2
+input [{ name: "x" data_type: TYPE_FP32 dims: [2] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [2] }]
+sequence_batching { }
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "requests", "said"),
+    [
+        (("", ""), 3, "recorded sequence"),
+        (("sequence_batching { }", "model_transaction_policy { decoupled: true }"), 1, "random request"),
+        (("sequence_batching { }", ""), 1, ""),
+    ],
+)
+def test_the_golden_sample_is_offered_where_random_inputs_mean_nothing(tmp_path, changed, requests, said):
+    folder = tmp_path / "repository" / "m"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").touch()
+    (folder / "config.pbtxt").write_text(SEQUENCE.replace(*changed))
+    steps = [{"x": np.full((1, 2), number, np.float32)} for number in (1, 2, 3)]
+    write_golden(folder / "1" / "golden.npz", Golden.of(Exchange(step, ({"y": step["x"]},)) for step in steps))
+    known = known_inputs(tmp_path / "repository", "m", 1)
+    assert [float(row["x"][0, 0]) for row in known.golden] == [1.0, 2.0, 3.0][:requests]
+    assert said in known.why_golden if said else known.why_golden == ""
+
+
+def test_random_words_mean_nothing_to_a_model_of_strings(tmp_path):
+    folder = tmp_path / "repository" / "m"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").touch()
+    (folder / "config.pbtxt").write_text(SEQUENCE.replace("sequence_batching { }", "").replace("FP32", "STRING"))
+    words = {"x": np.array([[b"a", b"b"]], object)}
+    write_golden(folder / "1" / "golden.npz", Golden.of([Exchange(words, (words,))]))
+    assert "x: random words" in known_inputs(tmp_path / "repository", "m", 1).why_golden

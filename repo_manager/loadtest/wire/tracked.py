@@ -1,0 +1,200 @@
+"""gRPC calls that are more than one question and one answer: requests of sequences, and streams of responses.
+
+What the plain connection counts, this one follows call by call, which costs more CPU a request. A request to a
+decoupled model is a call of its own of `ModelStreamInfer`, whose sending side ends with the request: its responses are
+the messages on that HTTP/2 stream, and its status comes after the last one.
+"""
+
+from __future__ import annotations
+
+import collections
+import struct
+import time
+from collections.abc import Sequence
+
+from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, WantWrite
+from repo_manager.loadtest.wire.grpc import LAST_STREAM, GrpcConnection
+from repo_manager.loadtest.wire.http2 import DATA
+from repo_manager.loadtest.wire.sequences import Lane
+
+__all__ = ["TrackedGrpcConnection"]
+
+_END_STREAM = 0x1
+_PREFIX_BYTES = 5
+_LENGTH = struct.Struct(">BI")
+_ERROR_FIELD = 0x0A  # field 1 of ModelStreamInferResponse, a string; an empty one is not on the wire
+_KEPT_BYTES = 300
+
+
+class _Call(int):
+    """The start of a call, in nanoseconds, with what is known of the call.
+
+    Attributes:
+        lane: the live sequence that it belongs to.
+        last_ns: when its last response came; 0 before the first.
+        problem: the error that a response carries.
+    """
+
+    lane: Lane | None = None
+    last_ns = 0
+    problem = ""
+
+    def __init__(self, _start_ns: int) -> None:
+        super().__init__()
+        self.missing = 0  # bytes of the message that is being read
+        self.kept = bytearray()  # of a message: its prefix, and the beginning of an error
+
+
+class TrackedGrpcConnection(GrpcConnection):
+    """One HTTP/2 connection whose calls belong to sequences, or have any number of responses."""
+
+    def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
+        self._tells_data = endpoint.streams
+        self._lanes: list[Lane] = []
+        self._free: collections.deque[Lane] = collections.deque()
+        self._opened: dict[int, Lane] = {}  # requests that are not stamped yet
+        self._is_closing = False
+        super().__init__(sock, endpoint, sink, want_write)
+
+    def take_lanes(self, lanes: list[Lane]) -> None:
+        """Send the requests of these live sequences, one at a time of each."""
+        self._lanes = lanes
+        self._free.extend(lanes)
+
+    def free_slots(self) -> int:
+        """Return how many more requests it can carry: streams that the server allows, sequences that wait for one."""
+        allowed = super().free_slots()
+        return min(allowed, len(self._free)) if self._endpoint.sequences is not None else allowed
+
+    def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
+        """Queue requests, each of another live sequence; `flush` writes them."""
+        if self._endpoint.sequences is None:
+            first = self._next_id
+            super().submit(count, starts_ns)
+            if starts_ns is not None:
+                self._starts.update({first + 2 * place: _Call(start) for place, start in enumerate(starts_ns)})
+            return
+        for place in range(count):
+            lane = self._free.popleft()
+            parameters, message = lane.next(ends=self._is_closing)
+            number = self._next_id
+            self._submit_one(parameters, self._endpoint.messages[message])
+            lane.stream = number
+            self._opened[number] = lane
+            if starts_ns is None:
+                self._unstamped.append(number)
+            else:
+                self._stamp([number], starts_ns[place])
+
+    def _submit_one(self, parameters: bytes, body: bytes) -> None:
+        number = self._next_id
+        self._next_id = number + 2
+        size = len(parameters) + len(body)
+        message = b"".join((_LENGTH.pack(0, size), parameters, body))
+        size += _PREFIX_BYTES
+        identity = number.to_bytes(4, "big")
+        self.in_flight += 1
+        if number == 1:
+            self._submit_first(message)
+        elif size <= min(self._flow.window_bytes, self._peer.max_frame_bytes, self._peer.initial_window_bytes) and (
+            self._flow.is_idle
+        ):
+            prefix = struct.pack(">BHBB", size >> 16, size & 0xFFFF, DATA, _END_STREAM)
+            self._out += (self._headers_prefix, identity, self._block, prefix, identity, message)
+            self._out_bytes += size + 64
+            self._flow.window_bytes -= size
+        else:
+            self._out += (self._headers_prefix, identity, self._block)
+            self._out_bytes += 64
+            self._start_message(number, message)
+        if self._next_id > LAST_STREAM:
+            self.usable = False
+
+    def _stamp(self, numbers: list[int], now_ns: int) -> None:
+        for number in numbers:
+            call = self._starts[number] = _Call(now_ns)
+            lane = self._opened.pop(number, None)
+            if lane is not None:
+                call.lane = lane
+                if lane.is_first:
+                    lane.began_ns = now_ns
+
+    def _answered(self, starts_ns: list[int], now_ns: int) -> int:
+        good: list[int] = []
+        again = 0
+        for call in starts_ns:
+            assert isinstance(call, _Call)
+            if call.problem:
+                self._dropped(call)
+                again += self._sink.failed(self, 1, call.problem, now_ns)
+                continue
+            good.append(now_ns - call)
+            if call.lane is not None:
+                if call.lane.is_last:
+                    self._sink.noted("sequence", [now_ns - call.lane.began_ns], now_ns)
+                self._free.append(call.lane)
+        return again + (self._sink.completed(self, good, now_ns) if good else 0)
+
+    def _dropped(self, start_ns: int) -> None:
+        lane = start_ns.lane if isinstance(start_ns, _Call) else None
+        if lane is not None:
+            lane.abandon()
+            self._free.append(lane)
+
+    def end_sequences(self) -> int:
+        """Send the last request of every sequence that is open; returns how many requests that are."""
+        self._is_closing = True
+        self._free = collections.deque(lane for lane in self._free if lane.is_open)
+        count = self.free_slots()
+        if count > 0:
+            self.submit(count)
+            self.flush()
+        return max(count, 0)
+
+    def _on_data(self, number: int, payload: bytes) -> None:
+        """Follow the messages in a piece of a call's responses; a response has come when its last byte has."""
+        call = self._starts.get(number)
+        if not isinstance(call, _Call):
+            return
+        place, size, now_ns = 0, len(payload), 0
+        while place < size:
+            kept = call.kept
+            if not call.missing and len(kept) < _PREFIX_BYTES:
+                taken = min(_PREFIX_BYTES - len(kept), size - place)
+                kept += payload[place : place + taken]
+                place += taken
+                if len(kept) < _PREFIX_BYTES:
+                    return
+                call.missing = _LENGTH.unpack(kept)[1]
+            taken = min(call.missing, size - place)
+            room = _PREFIX_BYTES + _KEPT_BYTES - len(kept)
+            if room > 0:
+                kept += payload[place : place + min(taken, room)]
+            place += taken
+            call.missing -= taken
+            if not call.missing:
+                now_ns = now_ns or time.monotonic_ns()
+                self._response(call, bytes(kept[_PREFIX_BYTES:]), now_ns)
+                kept.clear()
+
+    def _response(self, call: _Call, begin: bytes, now_ns: int) -> None:
+        if begin[:1] == bytes((_ERROR_FIELD,)):
+            call.problem = call.problem or _text_of(begin)
+            return
+        if call.last_ns:
+            self._sink.noted("between", [now_ns - call.last_ns], now_ns)
+        else:
+            self._sink.noted("first", [now_ns - call], now_ns)
+        call.last_ns = now_ns
+
+
+def _text_of(begin: bytes) -> str:
+    """Return the string of a message's first field, as far as it was kept."""
+    size, place, shift = 0, 1, 0
+    while place < len(begin):
+        byte = begin[place]
+        size |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            break
+    return begin[place : place + size].decode("utf-8", "replace")
