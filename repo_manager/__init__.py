@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
     from repo_manager.pipeline.adopting import write_configs
     from repo_manager.pipeline.apply import ApplyOptions, apply
-    from repo_manager.pipeline.deploying import deploy, rollback
+    from repo_manager.pipeline.deploying import deploy, rollback, undeploy
     from repo_manager.pipeline.doctor import examine_engines, examine_machine
     from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
     from repo_manager.pipeline.inspect import Inspection, inspect_model
@@ -195,6 +195,7 @@ __all__ = [
     "start_detached",
     "status",
     "stop_running",
+    "undeploy",
     "verify",
     "version_files",
     "write_answers",
@@ -223,7 +224,7 @@ _MODULES = {
     "pipeline.adding_files": ("AddedFiles", "FilesOptions", "add_files"),
     "pipeline.adopting": ("write_configs",),
     "pipeline.apply": ("ApplyOptions", "apply"),
-    "pipeline.deploying": ("deploy", "rollback"),
+    "pipeline.deploying": ("deploy", "rollback", "undeploy"),
     "pipeline.doctor": ("examine_engines", "examine_machine"),
     "pipeline.infer": ("InferOptions", "Inference", "infer", "write_answers"),
     "pipeline.inspect": ("Inspection", "inspect_model"),

@@ -42,7 +42,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "Repository": {
         "add": Entry("add", "Convert, check and publish a model as a new version."),
         "list": Entry("repository", "List the models of a repository."),
-        "show": Entry("repository", "Show one model: versions, origin, what is served."),
+        "show": Entry("repository", "Show one model, or one version of it."),
+        "history": Entry("repository", "Show a model's roll-outs, and how each ended."),
         "verify": Entry("verify", "Check a repository: files, configurations, signatures."),
         "diff": Entry("versions", "Show what differs between two versions."),
         "config": Entry("config", "Show or change a model's config.pbtxt."),
@@ -62,6 +63,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "serve": Entry("serve", "Run the embedded Triton on a repository."),
         "deploy": Entry("rollout", "Serve a version, proven by an inference, or undo."),
         "rollback": Entry("rollout", "Go back to the version that was deployed before."),
+        "undeploy": Entry("rollout", "Take a model or a version out of service."),
         "status": Entry("status", "Show what servers serve, and where they differ."),
         "infer": Entry("infer", "Send requests to a served model; show its answers."),
         "logs": Entry("serve", "Show the log of the embedded server."),

@@ -1,14 +1,20 @@
-"""Commands that look at a repository: list, show."""
+"""Commands that look at a repository: list, show, history."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from repo_manager.cli.option_groups import grouped
 from repo_manager.cli.options import Output
-from repo_manager.cli.repository_options import ModelName, RepositoryFlag
+from repo_manager.cli.repository_options import ModelName, RepositoryFlag, model_versions
+from repo_manager.errors import RepositoryError
 from repo_manager.report.repository_tables import model_view, models_view
-from repo_manager.repository import find_model, model_state, scan
+from repo_manager.report.version_tables import history_view, version_view
+from repo_manager.repository import ModelState, find_model, model_state, model_states, resolve_version, scan
+from repo_manager.repository.state import current_version, history_of
+from repo_manager.types import as_json
 
 __all__ = ["app"]
 
@@ -18,16 +24,67 @@ app = typer.Typer()
 @app.command("list")
 @grouped
 def list_command(place: RepositoryFlag, output: Output) -> None:
-    """List the models of a repository: versions, what is served, backend."""
-    root = place.root()
+    """List the models of a repository: published versions, those that the version policy selects, tags, backend.
+
+    What is ready on a server is what `status` shows.
+    """
+    root, terminal = place.root(), output.terminal()
     models = scan(root, deep=False)
-    output.terminal().result(models, *([] if output.json else models_view(root, models)))
+    try:
+        states = model_states(root)
+    except RepositoryError as exc:
+        terminal.warn(exc.message)
+        states = {}
+    known = {model.name: states.get(model.name, ModelState()) for model in models}
+    document = [
+        {**as_json(each), "tags": known[each.name].tags, "deployed": current_version(known[each.name])}
+        for each in (models if output.json else ())
+    ]
+    terminal.result(document, *([] if output.json else models_view(root, models, states)))
 
 
 @app.command("show")
 @grouped
-def show_command(name: ModelName, place: RepositoryFlag, output: Output) -> None:
-    """Show one model: its versions, what each was made from, and what is served."""
-    root = place.root()
+def show_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[:VERSION]",
+            help="A model; or one version of it, by number or tag.",
+            show_default=False,
+            autocompletion=model_versions,
+        ),
+    ],
+    place: RepositoryFlag,
+    output: Output,
+) -> None:
+    """Show one model: its versions, what each was made from, and which the version policy selects.
+
+    NAME:VERSION shows one version: state, source, checks, files.
+    """
+    root, terminal = place.root(), output.terminal()
+    name, separator, _ = target.partition(":")
     model, state = find_model(root, name), model_state(root, name)
-    output.terminal().result({"model": model, "state": state}, *model_view(model, state))
+    if not separator:
+        terminal.result({"model": model, "state": state}, *model_view(model, state))
+        return
+    version = model.version(resolve_version(root, target)[1])
+    tags = sorted(tag for tag, number in state.tags.items() if number == version.version)
+    document = {
+        "name": name,
+        "tags": tags,
+        "selected": version.version in model.selected,
+        "deployed": current_version(state) == version.version,
+        **as_json(version),
+    }
+    terminal.result(document, *([] if output.json else version_view(model, version, state)))
+
+
+@app.command("history")
+@grouped
+def history_command(name: ModelName, place: RepositoryFlag, output: Output) -> None:
+    """Show a model's roll-outs: when, what, by whom, where to, and how each ended. The last 100 are kept."""
+    root = place.root()
+    find_model(root, name)
+    records = history_of(model_state(root, name))
+    output.terminal().result(records, *history_view(name, records))

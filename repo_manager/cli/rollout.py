@@ -1,20 +1,20 @@
-"""Putting versions into service: deploy, rollback."""
+"""Putting versions into service and taking them out: deploy, rollback, undeploy."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import typer
 
 from repo_manager.cli.connection import Connection, client_options, urls_of
-from repo_manager.cli.option_groups import grouped, option
+from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
-from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target
+from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target, model_versions
 from repo_manager.cli.rollout_options import RolloutFlags, Trial
 from repo_manager.errors import RepositoryError, UsageError
-from repo_manager.pipeline.deploying import deploy, rollback
+from repo_manager.pipeline.deploying import deploy, rollback, undeploy
 from repo_manager.report.rollout_tables import rollout_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import resolve_version
@@ -168,6 +168,83 @@ def rollback_command(
     to, connected = where.texts(), where.connected(connection)
     done = rollback(root, name, to, options=options, connection=connected, report=terminal.reporter())
     _show(terminal, done, options, back=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class UndeployFlags:
+    """How a model is taken out of service."""
+
+    PANEL: ClassVar[str] = "Roll-out"
+    batch: str = option(
+        "--batch",
+        metavar="N|N%",
+        sets=(RolloutOptions, "batch"),
+        read=lambda text: _batch(text),
+        show=str,
+        help="Of several servers: how many at a time.",
+    )
+    max_unavailable: str = option(
+        "--max-unavailable",
+        metavar="N|N%",
+        sets=(RolloutOptions, "max_unavailable"),
+        read=lambda text: Amount.parse(text, "--max-unavailable"),
+        show=str,
+        help="Of several servers: how many may not answer.",
+    )
+    drop_pinned: bool = option(
+        "--drop-pinned",
+        sets=(RolloutOptions, "drop_pinned"),
+        help="Take one version out although an ensemble pins it; Triton then drops the ensemble.",
+    )
+    timeout: float = option(
+        "--timeout", metavar="SECONDS", sets=(RolloutOptions, "deadline_s"), min=0.1, help="Deadline for all of it."
+    )
+    dry_run: bool = option(
+        "--dry-run",
+        sets=(RolloutOptions, "dry_run"),
+        help="Say what would be done; change nothing.",
+        rich_help_panel="Options",
+    )
+
+
+@app.command("undeploy")
+@grouped
+def undeploy_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[:VERSION]",
+            help="VERSION is a number or a tag; without one every version.",
+            show_default=False,
+            autocompletion=model_versions,
+        ),
+    ],
+    *,
+    place: RepositoryFlag,
+    where: ServerFlags,
+    how: UndeployFlags,
+    output: Output,
+    connection: Connection,
+) -> None:
+    """Take a model, or one version of it, out of service; the server's index proves that it is gone.
+
+    It stays published: `rollback` or `deploy` serves it again. `serve` does not load it when it starts. Refused while
+    a model that needs it is served.
+    """
+    terminal = output.terminal()
+    options = RolloutOptions(**settings_of(RolloutOptions, how))
+    name, separator, version = target.partition(":")
+    to, connected = where.texts(), where.connected(connection)
+    done = undeploy(
+        place.root(),
+        name,
+        version if separator else None,
+        to or None,
+        options=options,
+        connection=connected,
+        report=terminal.reporter(),
+    )
+    _show(terminal, done, options)
 
 
 def _show(terminal: Terminal, rollout: Rollout, options: RolloutOptions, *, back: bool = False) -> None:

@@ -16,8 +16,9 @@ from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Ta
 from repo_manager.cli.signing import signing_key
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.pipeline.adopting import write_configs
+from repo_manager.pipeline.status import refuse_while_ready
 from repo_manager.report.progress import transfer_progress
-from repo_manager.report.repository_tables import difference_view, removals_view
+from repo_manager.report.repository_tables import config_change_view, difference_view, removals_view
 from repo_manager.repository import (
     Location,
     Transfer,
@@ -93,6 +94,16 @@ class CopyFlags:
 
     destination: str = option("--into", default=..., metavar="DIR|URL", help="The repository to copy to.")
     as_name: str | None = option("--as", metavar="NAME", sets=(copy_version, "target_name"), help="Another name there.")
+    keep_number: bool = option(
+        "--keep-number/--new-number",
+        sets=(copy_version, "keep_number"),
+        help="The version has the same number there, refused where it is not free; or the next number there.",
+    )
+    with_config: bool = option(
+        "--with-config",
+        sets=(copy_version, "with_config"),
+        help="Bring the configuration along (instance counts, delays, labels), too; the version policy there stays.",
+    )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the copy with this key, as `sign` does.")
 
 
@@ -117,14 +128,20 @@ def copy_command(
             check_served(root, part, [int(number)], policy)
     progress = transfer_progress(terminal.progress, 0)
     settings = settings_of(copy_version, flags)
-    needed = copy_needed(root, name, into, dry_run=dry_run, progress=progress)
+    needed = copy_needed(root, name, into, keep_number=flags.keep_number, dry_run=dry_run, progress=progress)
     result = copy_version(root, name, version, into, dry_run=dry_run, progress=progress, **settings)
     for each in (*needed, result):
         if key is not None and not dry_run:
             signature = sign_version(into, each.name, each.version, key)
             terminal.note(f"{each.name}:{each.version} is signed: {signature.file}")
+    if result.left_behind:
+        terminal.note(
+            f"{result.name} in {into} keeps its own {', '.join(result.left_behind)}; --with-config brings the "
+            "configuration along"
+        )
     document = {**as_json(result), "needed": needed}
-    terminal.result(document, *(_copied(each, into, dry_run) for each in (*needed, result)))
+    changes = [] if result.config is None else config_change_view(result.config, shown=False, repository=str(into))
+    terminal.result(document, *(_copied(each, into, dry_run) for each in (*needed, result)), *changes)
 
 
 def _copied(transfer: Transfer, into: Location, dry_run: bool) -> str:
@@ -141,17 +158,27 @@ def remove_command(
             metavar="NAME[:VERSION]", help="Without a version: the whole model.", autocompletion=model_versions
         ),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Also what is served, tagged or a roll-back target.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what is deployed, selected, tagged or a roll-back target.")
+    ] = False,
     *,
     place: RepositoryFlag,
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
-    """Remove a version or a model; never one that is in use unless told. Its number is not given out again."""
+    """Remove a version or a model; never one that is in use unless told. Its number is not given out again.
+
+    In use is what is ready on the running `serve`, deployed, selected by the version policy, tagged, the target of a
+    roll-back, or needed by an ensemble. A model that was only added, or was undeployed, can be removed as a whole.
+    """
     root = place.root()
     name, separator, _ = target.partition(":")
     version = resolve_version(root, target)[1] if separator else None
-    result = remove(root, name, version, force=force, dry_run=dry_run)
+    result = remove(root, name, version, force=force, dry_run=True)
+    if not force:
+        refuse_while_ready(root, name, version)
+    if not dry_run:
+        result = remove(root, name, version, force=force)
     output.terminal().result(result, *removals_view([result], dry_run=dry_run))
 
 
@@ -179,7 +206,7 @@ def gc_command(
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
-    """Remove old versions. What is served, tagged, or a roll-back target stays."""
+    """Remove old versions. What is deployed, selected by the version policy, tagged, or a roll-back target stays."""
     root = place.root()
     result = gc(root, name, **settings_of(gc, flags), dry_run=dry_run)
     terminal = output.terminal()

@@ -73,7 +73,7 @@ def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[s
     newest = entry.versions[-1].version if "source" in found else None
     if state.tags:
         found["tags"] = {tag: "newest" if n == newest else n for tag, n in sorted(state.tags.items())}
-    if isinstance(entry.policy, tuple) and entry.served_versions == entry.policy:
+    if isinstance(entry.policy, tuple) and entry.selected == entry.policy:
         found["serve"] = list(entry.policy)
         if len(entry.policy) == 1:
             found["serve"] = "newest" if entry.policy == (newest,) else entry.policy[0]

@@ -249,7 +249,7 @@ class _Planner:
         kept = {version, *served, *self.model.versions, *(int(number) for number in tags.values())}
         kept |= {number for number in (current_version(state), previous_version(state, after)) if number is not None}
         if not served and self.entry is not None:
-            kept |= set(self.entry.served_versions)
+            kept |= set(self.entry.selected)
         for number in self.existing:
             if number not in kept:
                 yield Step(Action.REMOVE, f"version {number}", version=number)
@@ -268,7 +268,7 @@ def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, ser
     try:
         clients = {client.url: client for client in (*servers.running(), *servers.clients(targets))}
         loaded = [url for url, client in clients.items() if _is_loaded(client.versions(name).values())]
-        if state.deployments and not clients:
+        if state.is_deployed and not clients:
             last = state.deployments[-1]
             raise RepositoryError(
                 f"{name} is not declared, but version {last.version} was deployed at {last.at}, and no server is "

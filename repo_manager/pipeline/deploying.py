@@ -1,4 +1,4 @@
-"""Deploy and roll back as the commands do: with the settings, and with the repository's own server."""
+"""Deploy, roll back and undeploy as the commands do: with the settings, and with the repository's own server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 
-from repo_manager.errors import RepositoryError, RollbackFailedError
+from repo_manager.errors import RepositoryError, RollbackFailedError, ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.pipeline.serving import ensure_server, stop_running
 from repo_manager.repository import (
@@ -17,11 +17,15 @@ from repo_manager.repository import (
     find_model,
     local_folder,
     model_state,
+    record_deployment,
     resolve_version,
 )
+from repo_manager.repository.state import current_version, record_of
+from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import check_version, refuse
 from repo_manager.rollout.deploy import deploy as deploy_to
 from repo_manager.rollout.deploy import rollback as rollback_on
+from repo_manager.rollout.deploy import undeploy as undeploy_from
 from repo_manager.rollout.deploy import version_to_go_back_to
 from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
@@ -31,7 +35,7 @@ from repo_manager.rollout.targets.urls import To
 from repo_manager.server import ClientOptions, running_server
 from repo_manager.settings import load_settings
 
-__all__ = ["deploy", "rollback"]
+__all__ = ["deploy", "rollback", "undeploy"]
 
 Report = Callable[[str], None]
 
@@ -115,6 +119,70 @@ def rollback(
     return _marked(done, reached.started)
 
 
+def undeploy(
+    repository: LocationLike,
+    name: str,
+    version: int | str | None = None,
+    to: To | None = None,
+    *,
+    options: RolloutOptions | None = None,
+    connection: ClientOptions | None = None,
+    report: Report = lambda _: None,
+) -> Rollout:
+    """Take a model, or one version of it, out of service; the server's index proves it.
+
+    Args:
+        repository: the model repository.
+        name: the model.
+        version: its number or a tag; `None`: all versions that are served.
+        to: as for `deploy`, but no server is started: without one, what is recorded as deployed is no longer loaded
+            when `serve` starts.
+        options: how; `None` takes the defaults.
+        connection: how to connect to URLs; `None` takes the settings.
+        report: told what is being done.
+
+    Raises:
+        RepositoryError: a model that is served needs it.
+        RepoManagerError: as `repo_manager.rollout.deploy`.
+    """
+    repository = as_location(repository)
+    find_model(repository, name)
+    number = None if version is None else resolve_version(repository, f"{name}:{version}")[1]
+    where = _Where.find(to, options, connection)
+    running = None if where.to is not None else running_server(repository)
+    reached: To | None = where.to if running is None else running.control_url
+    if reached is None:
+        return _undeployed_alone(repository, name, number, where.options)
+    return undeploy_from(
+        repository, name, number, reached, options=where.options, connection=where.connection, report=report
+    )
+
+
+def _undeployed_alone(repository: Location, name: str, version: int | None, options: RolloutOptions) -> Rollout:
+    """Record that nothing of a model is deployed, where no server runs: the next `serve` does not load it.
+
+    Raises:
+        ServerUnreachableError: one version alone is a matter of a server.
+    """
+    state = model_state(repository, name)
+    current = current_version(state)
+    if version is not None and version != current:
+        raise ServerUnreachableError(
+            f"No server runs on {repository}, and {name}:{version} is not what was deployed last",
+            hint=f"Nothing serves it. The whole model: repo-manager undeploy {name}",
+        )
+    where = "no server runs"
+    before = () if current is None else (current,)
+    if not options.dry_run and before:
+        record = record_of("undeploy", version, before, where)
+        with open_store(repository).lease(name, timeout_s=options.lease_timeout_s):
+            record_deployment(repository, name, None, record)
+    server = ServerResult(where, bool(before) and not options.dry_run, (), before, "none")
+    return Rollout(
+        name, None, where, (server,), (), 1, server.changed, options.dry_run, None, 0.0, (), action="undeploy"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reached:
     """The servers of a roll-out, and whether the one was started for it."""
@@ -184,15 +252,15 @@ def _refuse_early(repository: Location, name: str, version: int, options: Rollou
             f"{entry.path} cannot be written, and a deployment writes its version policy to config.pbtxt there",
             hint="Deploy as the user who owns the repository, or serve a copy of it: repo-manager copy.",
         )
-    refuse(name, version, check_version(repository, entry, version, signed_by=options.signed_by), options)
+    refuse(f"{name}:{version}", check_version(repository, entry, version, signed_by=options.signed_by), options)
 
 
 def _planned_alone(repository: Location, name: str, version: int, options: RolloutOptions) -> Rollout:
     """Plan for the server that would be started: it loads what the repository serves of models deployed before."""
     entry = find_model(repository, name)
     entry.version(version)
-    deployed = bool(model_state(repository, name).deployments)
-    ready = entry.served_versions if deployed else ()
+    deployed = model_state(repository, name).is_deployed
+    ready = entry.selected if deployed else ()
     where = "a server that would be started"
     served = ServedState(where, ready, (), {}, entry.config() if ready else None)
     plan = plan_from(entry, version, served, keep_previous=options.keep_previous)

@@ -62,7 +62,7 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
     except RepositoryError:
         return KnownInputs()  # the server may serve another repository than the one here
     config = model.config()
-    served = [entry.version for entry in model.versions if entry.version in model.served_versions]
+    served = [entry.version for entry in model.versions if entry.version in model.selected]
     chosen = version if version is not None else max(served, default=None)
     if config is None or chosen not in {entry.version for entry in model.versions}:
         return KnownInputs()

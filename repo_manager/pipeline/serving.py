@@ -102,13 +102,13 @@ class ServeOptions(ServerSettings):
 
 
 def deployed_models(repository: Location) -> tuple[str, ...]:
-    """Return the models that were deployed at least once, by name.
+    """Return the models whose last roll-out left a version in service, by name.
 
     Raises:
         RepositoryError: no such repository, or its state file is damaged.
     """
     states = model_states(repository)
-    deployed = {name for name, state in states.items() if state.deployments}
+    deployed = {name for name, state in states.items() if state.is_deployed}
     return tuple(entry.name for entry in scan(repository, deep=False) if entry.name in deployed)
 
 
@@ -155,9 +155,7 @@ def _not_vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, s
     refused = {}
     for name in names:
         try:
-            check_served(
-                options.repository, name, find_model(options.repository, name).served_versions, options.signed_by
-            )
+            check_served(options.repository, name, find_model(options.repository, name).selected, options.signed_by)
         except RepoManagerError as exc:
             refused[name] = exc.message
     return refused
@@ -343,7 +341,7 @@ def _vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, list[
     found: dict[str, list[object]] = {}
     for name in names if options.signed_by else ():
         with contextlib.suppress(RepoManagerError):
-            versions = find_model(options.repository, name).served_versions
+            versions = find_model(options.repository, name).selected
             checks = check_served(options.repository, name, versions, options.signed_by)
             found[name] = [(check.name, check.version, check.state) for check in checks]
     return found

@@ -5,18 +5,46 @@ It stands apart from `deploying.py` because it needs nothing of the engine, and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
-from repo_manager.errors import ServerUnreachableError
+from repo_manager.errors import RepositoryError, ServerError, ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.repository import LocationLike, as_location, find_model
+from repo_manager.rollout.observe import observe
 from repo_manager.rollout.status import RepositoryStatus
 from repo_manager.rollout.status import status as status_of
 from repo_manager.rollout.targets.urls import To
-from repo_manager.server import ClientOptions, running_server
+from repo_manager.server import ClientOptions, TritonClient, running_server
 from repo_manager.settings import load_settings
 
-__all__ = ["status"]
+__all__ = ["refuse_while_ready", "status"]
+
+
+def refuse_while_ready(repository: LocationLike, name: str, version: int | None) -> None:
+    """See that the repository's own running server, where there is one, does not serve what is to be removed.
+
+    Args:
+        repository: the model repository.
+        name: the model.
+        version: one version; `None`: any.
+
+    Raises:
+        RepositoryError: it does.
+    """
+    running = running_server(as_location(repository))
+    if running is None:
+        return
+    with (
+        contextlib.suppress(ServerError),
+        TritonClient.connect(running.http_url, ClientOptions(timeout_s=5.0)) as client,
+    ):
+        ready = [each for each in observe(client, name).ready if version in (None, each)]
+        if ready:
+            raise RepositoryError(
+                f"in use: {name}:{', '.join(map(str, ready))} is ready on {client.url}",
+                hint=f"First: repo-manager undeploy {name}" + (f":{version}" if version else ""),
+            )
 
 
 def status(

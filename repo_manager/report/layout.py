@@ -15,7 +15,7 @@ from rich.text import Text
 
 from repo_manager.report.terminal import WIDE, plain, plain_text
 
-__all__ = ["FittedTable", "LongTable", "Moment", "key_values", "make_table"]
+__all__ = ["FittedTable", "LongTable", "Moment", "key_values", "last_deployed", "make_table"]
 
 _GAP = "   "
 _NARROW_GAP = "  "
@@ -60,6 +60,18 @@ class Moment:
             if seconds < limit:
                 return f"{self.before}{int(seconds // unit)} {name} ago"
         raise AssertionError("unreachable: two weeks are the longest")
+
+
+def last_deployed(version: int | None, at: str | None) -> str | Moment:
+    """Return what the last deployment was, for a cell.
+
+    Args:
+        version: of it; `None`: there was none, or the model was undeployed.
+        at: when; `None`: nothing was ever deployed.
+    """
+    if at is None:
+        return "never"
+    return Moment(at, "undeployed, " if version is None else f"{version}, ")
 
 
 def make_table(

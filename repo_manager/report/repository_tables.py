@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.layout import Moment, key_values, make_table
+from repo_manager.report.layout import Moment, key_values, last_deployed, make_table
 from repo_manager.report.tables import format_bytes, format_share
 from repo_manager.report.terminal import next_command
 from repo_manager.repository.difference import judged_drift, kept_sparsity
@@ -45,8 +45,14 @@ __all__ = [
 ]
 
 
-def models_view(root: Location, models: Sequence[ModelEntry]) -> list[RenderableType]:
-    """List models, one a line."""
+def models_view(root: Location, models: Sequence[ModelEntry], states: Mapping[str, ModelState]) -> list[RenderableType]:
+    """List models, one a line.
+
+    Args:
+        root: the repository.
+        models: what is there.
+        states: model -> what is remembered of it; one may be missing.
+    """
     if not models:
         return [Text(f"{root} holds no models yet. Add one with: repo-manager add MODEL.onnx --name NAME")]
     rows = [
@@ -54,14 +60,15 @@ def models_view(root: Location, models: Sequence[ModelEntry]) -> list[Renderable
             model.name,
             model.backend or "-",
             _numbers([entry.version for entry in model.versions]),
-            _numbers(model.served_versions),
+            _numbers(model.selected),
+            _tags(states.get(model.name)),
             model.max_batch_size,
             _problems(model.problems),
         ]
         for model in models
     ]
-    columns = ["model", "backend", "versions", "policy serves", "max batch", "problems"]
-    return [make_table(str(root), columns, rows, right="max batch", drop="max batch,backend")]
+    columns = ["model", "backend", "published", "selected", "tags", "max batch", "problems"]
+    return [make_table(str(root), columns, rows, right="max batch", drop="max batch,backend,tags")]
 
 
 def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
@@ -73,7 +80,7 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
             ("backend", model.backend or "-"),
             ("max batch size", model.max_batch_size),
             ("policy", model.policy if isinstance(model.policy, str) else f"versions {_numbers(model.policy)}"),
-            ("last deployed", "never" if current is None else Moment(current.at, f"version {current.version}, ")),
+            ("last deployed", last_deployed(*((None, None) if current is None else (current.version, current.at)))),
             ("problems", _problems(model.problems)),
         ]
     )
@@ -83,7 +90,8 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
         rows.append(
             [
                 entry.version,
-                "yes" if entry.version in model.served_versions else "",
+                ", ".join(tag for tag, version in sorted(state.tags.items()) if version == entry.version),
+                "yes" if entry.version in model.selected else "",
                 (manifest and manifest.precision) or "-",
                 _sparsity(manifest),
                 _drift(manifest),
@@ -93,7 +101,7 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
                 _problems(entry.problems),
             ]
         )
-    columns = ["version", "served", "precision", "2:4", "drift", "size", "created", "source", "problems"]
+    columns = ["version", "tags", "selected", "precision", "2:4", "drift", "size", "created", "source", "problems"]
     drop = "source,created,size,2:4"
     return [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift", drop=drop)]
 
@@ -217,6 +225,12 @@ def _numbers(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
 
 
+def _tags(state: ModelState | None) -> str:
+    """Write tags with their versions: `stable:1, canary:2`."""
+    tags = {} if state is None else state.tags
+    return ", ".join(f"{tag}:{version}" for tag, version in sorted(tags.items(), key=lambda each: each[::-1])) or "-"
+
+
 def _problems(problems: Sequence[str]) -> Text:
     return Text("; ".join(problems), style="red") if problems else Text("-")
 
@@ -239,6 +253,9 @@ def _drift(manifest: Manifest | None) -> str:
 
 
 def _source(manifest: Manifest | None) -> str:
+    """Return what a version was made from; of a copy, the version that it is one of."""
+    if manifest is not None and (origin := manifest.extra.get("copied_from")):
+        return f"{_field(origin, 'model')}:{_field(origin, 'version')} of {_field(origin, 'repository')}"
     return str(_field(manifest and manifest.source, "path") or "-")
 
 

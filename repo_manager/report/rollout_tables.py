@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.report.layout import Moment, key_values, make_table
+from repo_manager.report.layout import Moment, key_values, last_deployed, make_table
 from repo_manager.report.tables import format_bytes
 
 if TYPE_CHECKING:
@@ -82,17 +82,20 @@ def _latency(summary: LatencySummary) -> list[str]:
 _PROOFS = {
     "inference": "new pods answered an inference as the reference does",
     "readiness": "readiness only: no pod can be reached from here, so none was asked",
+    "index": "new pods no longer list it in their index",
     "conditions": "KServe's conditions; no inference was sent",
     "none": "none",
 }
 
 
-def plan_view(plan: RolloutPlan) -> list[RenderableType]:
+def plan_view(plan: RolloutPlan, action: str = "deploy") -> list[RenderableType]:
     """Show what a roll-out will do, version by version."""
     rows = [[step.version, step.action, step.reason] for step in plan.steps]
-    title = f"Plan: {plan.model}:{plan.version} on {plan.url}"
+    leaves = action == "undeploy"
+    title = f"Plan: undeploy from {plan.url}" if leaves else f"Plan: {plan.model}:{plan.version} on {plan.url}"
     views: list[RenderableType] = [make_table(title, ["version", "action", "why"], rows, right="version")]
-    views.append(Text(f"Loaded at the same time, at most: {format_bytes(plan.peak_bytes)} of version folders"))
+    if not leaves:
+        views.append(Text(f"Loaded at the same time, at most: {format_bytes(plan.peak_bytes)} of version folders"))
     for title, relatives in (("Brings along", plan.brings), ("Proven with it", plan.dependents)):
         if relatives:
             rows = [[each.model, ", ".join(map(str, each.versions)), each.reason] for each in relatives]
@@ -131,10 +134,11 @@ def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType
 
 def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[RenderableType]:
     if rollout.dry_run:
-        plan = [] if server.plan is None else plan_view(server.plan)
+        plan = [] if server.plan is None or not server.plan.steps else plan_view(server.plan, rollout.action)
         return [*plan, *checks_view(server.checks), Text("Dry run: nothing was changed.")]
+    where = server.name if rollout.action == "undeploy" else f"{_serves(rollout)} on {server.name}"
     pairs: list[tuple[str, object]] = [
-        ("serves", f"{rollout.model}:{rollout.version} on {server.name}"),
+        ("server" if rollout.action == "undeploy" else "serves", where),
         ("ready", _versions(server.ready)),
         ("before", _versions(server.previous)),
         ("proof", _proof(server)),
@@ -152,11 +156,11 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
     """Show several servers, one row each."""
     count = len(rollout.servers)
     where = f"{'1 server' if count == 1 else f'{count} servers'}, {rollout.batch} at a time"
-    head = f"{rollout.model}:{rollout.version} on {where}, {rollout.seconds:.1f} s"
+    head = f"{_serves(rollout)} on {where}, {rollout.seconds:.1f} s"
     if rollout.dry_run:
         head = f"Dry run, nothing was changed: {head}"
     elif not rollout.changed:
-        head = f"Nothing to do, it is served already: {head}"
+        head = f"Nothing to do, it is {'not served' if rollout.action == 'undeploy' else 'served already'}: {head}"
     rows: list[list[object]] = []
     for server in rollout.servers:
         steps = () if server.plan is None else server.plan.steps
@@ -165,7 +169,7 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
     rows += [[url, "-", "-", Text("does not answer", style="yellow"), "-"] for url in rollout.unavailable]
     views: list[RenderableType] = [Text(head, style="green")]
     views.append(make_table(None, ["server", "before", "plan", "ready", "proof"], rows))
-    if rollout.unavailable:
+    if rollout.unavailable and rollout.action != "undeploy":
         views.append(Text("What does not answer serves the version when it starts again: the repository says so."))
     checks = (check for server in rollout.servers for check in server.checks)
     seen = dict.fromkeys(check for check in checks if str(check.outcome) != "passed")
@@ -174,7 +178,7 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
 
 def _cluster_view(rollout: Rollout, back: bool) -> list[RenderableType]:
     """Show what Deployments or an InferenceService were pointed at."""
-    pairs: list[tuple[str, object]] = [("serves", f"{rollout.model}:{rollout.version} on {rollout.target}")]
+    pairs: list[tuple[str, object]] = [("serves", f"{_serves(rollout)} on {rollout.target}")]
     rows: list[list[object]] = []
     proofs: dict[str, None] = {}
     for server in rollout.servers:
@@ -211,6 +215,8 @@ def _trial_view(trial: TrialResult) -> list[RenderableType]:
 def _head(rollout: Rollout, back: bool) -> Text:
     if rollout.dry_run:
         return Text("Dry run: nothing was changed.")
+    if rollout.action == "undeploy":
+        return Text("Undeployed" if rollout.changed else "Nothing to do: it is not served", style="green")
     if not rollout.changed:
         return Text("Nothing to do: it is served already", style="green")
     before = rollout.servers[0].previous
@@ -220,14 +226,18 @@ def _head(rollout: Rollout, back: bool) -> Text:
     return Text(f"{text}. Another rollback deploys version {before[-1]} again.", style="green")
 
 
+def _serves(rollout: Rollout) -> str:
+    return f"no version of {rollout.model}" if rollout.version is None else f"{rollout.model}:{rollout.version}"
+
+
 def status_view(found: RepositoryStatus) -> list[RenderableType]:
     """Show what servers serve beside what the repository says."""
     if not found.models and not found.unreachable and not found.strangers:
         return [Text("No model is loaded, and none was deployed.")]
     rows: list[list[object]] = [
         [
-            *(model.model, model.url, _versions(model.ready), _versions(model.wanted)),
-            "never" if model.deployed is None else Moment(model.deployed_at or "", f"{model.deployed}, "),
+            *(model.model, model.url, _versions(model.ready), _versions(model.selected)),
+            last_deployed(model.deployed, model.deployed_at),
             _restarts(model),
             Text("; ".join(model.differences), style="yellow") if model.differences else Text("-"),
         ]
@@ -239,8 +249,8 @@ def status_view(found: RepositoryStatus) -> list[RenderableType]:
         for name in names:
             what = Text("it is loaded and not of this repository", style="yellow")
             rows.append([name, url, "-", "-", "-", "-", what])
-    columns = ["model", "server", "ready", "repository serves", "last deployed", "restarts", "differs"]
-    return [make_table(None, columns, rows, drop="restarts,repository serves,last deployed,server")]
+    columns = ["model", "server", "ready", "selected", "last deployed", "restarts", "differs"]
+    return [make_table(None, columns, rows, drop="restarts,selected,last deployed,server")]
 
 
 def _restarts(model: ModelStatus) -> str | Moment:
@@ -257,6 +267,8 @@ def _versions(versions: tuple[int, ...]) -> str:
 
 
 def _short_proof(server: ServerResult) -> str:
+    if server.proof == "index":
+        return "index"
     if server.smoke is None:
         return "-"
     mended = "mended, " if server.mended else ""
@@ -265,6 +277,8 @@ def _short_proof(server: ServerResult) -> str:
 
 def _proof(server: ServerResult) -> str:
     smoke = server.smoke
+    if server.proof == "index":
+        return f"the server's index lists {_versions(server.ready)} as READY"
     if smoke is None:
         return "none"
     if smoke.reference == "readiness":

@@ -36,6 +36,7 @@ from repo_manager.triton_config import (
     served_versions,
     set_fields,
 )
+from repo_manager.triton_config.text_fields import replace_field, top_level_fields
 from repo_manager.types import Backend
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "edit_config",
     "is_as_derived",
     "read_config_bytes",
+    "replace_config",
     "set_served_versions",
     "settle_trial",
     "touch_config",
@@ -51,6 +53,7 @@ __all__ = [
 
 R = TypeVar("R")
 _ATTEMPTS = 20
+_POLICY = "version_policy"
 _TICK_S = 0.05
 # What these say has no bearing on what the backend compares with the model.
 _BESIDE_TENSORS = frozenset({"name", "instance_group", "version_policy", "dynamic_batching", "model_warmup"})
@@ -119,7 +122,37 @@ def _fields_between(old: str, new: str) -> str:
     return ""
 
 
-def _change(store: Store, view: ModelView, before: str, after: str, dry_run: bool) -> ConfigChange:
+def replace_config(
+    target: LocationLike, name: str, text: str, beside: Mapping[str, bytes], *, dry_run: bool = False
+) -> ConfigChange:
+    """Give a model another config.pbtxt with the files that it names, but for its version policy, which stays.
+
+    Args:
+        target: the root.
+        name: the model.
+        text: of the file.
+        beside: label files and variants: path in the model's folder -> content.
+        dry_run: only check and say what would change.
+
+    Raises:
+        ConfigError: the versions that are there would not load with it.
+        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
+    """
+    with disk_errors(f"change the configuration of {name}"):
+        store = open_store(target)
+        view = with_beside(store, changeable_model(store, name))
+        before = view.config_text()
+        policy = [
+            field.value(before) for field in top_level_fields(before, where=view.config_place) if field.name == _POLICY
+        ]
+        after = replace_field(text, _POLICY, f"{_POLICY} {policy[0]}" if policy else "", where=view.config_place)
+        overlaid = dataclasses.replace(view, beside={**view.beside, **beside})
+        return _change(store, overlaid, before, after, dry_run, beside)
+
+
+def _change(
+    store: Store, view: ModelView, before: str, after: str, dry_run: bool, beside: Mapping[str, bytes] | None = None
+) -> ConfigChange:
     change = plan_change(view, before, after)
     new = parse_config(after, where=view.config_place)
     problems = (*change.problems, *_against_versions(store, view, new), *problems_around(store, view, new))
@@ -130,10 +163,10 @@ def _change(store: Store, view: ModelView, before: str, after: str, dry_run: boo
             f"{view.config_place} would not load any more:\n  " + "\n  ".join(problem.what for problem in errors),
             hint="Nothing was written.",
         )
-    if dry_run or before == after:
+    if dry_run or (before == after and not beside):
         return change
     try:
-        store.replace_if(view, {CONFIG_FILENAME: after.encode()})
+        store.replace_if(view, {**(beside or {}), CONFIG_FILENAME: after.encode()})
     except ChangedMeanwhileError as exc:
         raise RepositoryError(f"{view.config_place} was changed meanwhile", hint="Run the command again.") from exc
     return dataclasses.replace(change, applied=True)
@@ -184,7 +217,7 @@ def settle_trial(repository: Location, name: str, report: Callable[[str], None])
         return False
     before = tuple(version for version in left.before if version in existing)
     report(f"{name}:{left.version} was on trial since {left.at}: its roll-out was killed before the proof")
-    if before and before != current.served_versions:
+    if before and before != current.selected:
         set_served_versions(repository, name, before)
         report(f"config.pbtxt serves version {', '.join(map(str, before))} again")
     return True

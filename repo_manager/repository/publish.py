@@ -88,14 +88,14 @@ def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path],
 
 
 def plan_publish_sizes(
-    repository: LocationLike, name: str, sizes: Mapping[str, int], config: ModelConfig
+    repository: LocationLike, name: str, sizes: Mapping[str, int], config: ModelConfig, number: int | None = None
 ) -> PublishPlan:
     """As `plan_publish`, for files that are elsewhere: their names and sizes in bytes are known."""
     check_names(name, sizes, config)
     store = open_store(repository, may_be_new=True)
     view = with_beside(store, store.look(name, record=True))
     first = check_model(view, config, appears_at_once=not store.traits.remote)
-    version = view.next_version
+    version = view.number_for(number)
     served = first or served_after_publishing(view, version)
     return PublishPlan(store.location, name, version, first, served, sum(sizes.values()))
 
@@ -109,6 +109,7 @@ def publish(
     *,
     expected: Mapping[str, FileRecord] | None = None,
     config_text: str | None = None,
+    number: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PublishedVersion:
     """Publish a model's next version.
@@ -128,6 +129,7 @@ def publish(
         expected: what each file must be; what arrived is compared before it becomes visible.
         config_text: for a first version, the config.pbtxt to write instead of `config`'s canonical text: a person's
             layout and comments are kept, its version policy is replaced.
+        number: the number that it has to have; `None` takes the next one.
         progress: told the bytes that have arrived, as they do.
 
     Returns:
@@ -157,6 +159,7 @@ def publish(
                 manifest=lambda version, records: _manifest(name, version, config, records, details),
                 first_config=lambda version: first_config_text(version, config, config_text).encode(),
                 progress=progress or (lambda _: None),
+                number=number,
             )
         )
     return PublishedVersion(

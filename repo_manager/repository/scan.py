@@ -58,7 +58,7 @@ class ModelEntry(Summarized):
         backend: as config.pbtxt states it; empty when it does not.
         max_batch_size: as config.pbtxt states it.
         policy: the specific versions, `"latest:n"` or `"all"`.
-        served_versions: what a load serves now, ascending.
+        selected: the versions that the version policy selects: what a load serves, ascending.
         versions: ascending.
         problems: what is wrong at first sight.
         config_text: config.pbtxt as it was read; `None` when there is none, or it cannot be read.
@@ -69,7 +69,7 @@ class ModelEntry(Summarized):
     backend: str
     max_batch_size: int
     policy: tuple[int, ...] | str
-    served_versions: tuple[int, ...]
+    selected: tuple[int, ...]
     versions: tuple[VersionEntry, ...]
     problems: tuple[str, ...] = ()
     config_text: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
@@ -78,7 +78,7 @@ class ModelEntry(Summarized):
         return {
             "model": self.name,
             "versions": ", ".join(str(entry.version) for entry in self.versions) or "none",
-            "selected": ", ".join(map(str, self.served_versions)) or "none",
+            "selected": ", ".join(map(str, self.selected)) or "none",
             "backend": self.backend or None,
             "problems": "; ".join(self.problems) or None,
         }

@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import getpass
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +25,27 @@ from repo_manager.repository.layout import LOCK_FILENAME, STATE_FILENAME
 __all__ = [
     "Deployment",
     "ModelState",
+    "RolloutRecord",
     "Unproven",
     "change_state",
     "current_version",
     "format_entry",
+    "history_of",
     "now_text",
     "parse_entry",
     "previous_version",
     "read_state",
     "read_states",
+    "record_of",
     "repository_lock",
 ]
 
 _SCHEMA_VERSION = 1
 _MAX_DEPLOYMENTS = 50
+_MAX_HISTORY = 100
+_MAX_SKIPPED = 1000
+_OTHER_NUMBER = "Take the next free number there: --new-number."
+_NOTHING = 0  # in the file: older releases read a number there, and go back to the version before it
 LOCK_TIMEOUT_S = 120.0
 
 
@@ -44,12 +54,60 @@ class Deployment:
     """One change of what is served.
 
     Attributes:
-        version: the version that was deployed.
+        version: the version that was deployed; `None`: the model was taken out of service.
         at: when, UTC, ISO 8601.
     """
 
-    version: int
+    version: int | None
     at: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutRecord:
+    """One roll-out as `history` shows it, whether it succeeded or not.
+
+    Attributes:
+        at: when it ended, UTC, ISO 8601.
+        action: `deploy`, `rollback` or `undeploy`.
+        version: what it was about; `None`: every version of the model.
+        before: the versions that were served before; empty when none was.
+        target: what it went to: the servers' URLs, `k8s://...` or `kserve://...`.
+        outcome: `done`; `undone`: it failed, and the previous state was put back; `failed`: so did putting it back.
+        by: the user and the machine, `user@host`.
+        reason: why it failed, in one line; empty when it did not.
+        extra: fields of a newer repo-manager, kept as they are.
+    """
+
+    at: str
+    action: str
+    version: int | None
+    before: tuple[int, ...]
+    target: str
+    outcome: str
+    by: str
+    reason: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> RolloutRecord:
+        """Read a record as it is in a state file; what is missing is empty.
+
+        Raises:
+            TypeError, ValueError, AttributeError: it is damaged.
+        """
+        texts = {name: str(entry.get(name, "")) for name in ("at", "action", "target", "outcome", "by", "reason")}
+        version = entry.get("version")
+        return cls(
+            **texts,
+            version=None if version is None else int(version),
+            before=tuple(int(each) for each in entry.get("before", ())),
+            extra={key: value for key, value in entry.items() if key not in {*texts, "version", "before"}},
+        )
+
+    def format(self) -> dict[str, Any]:
+        """Return it as a state file holds it."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
+        return {**self.extra, **own}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +131,107 @@ class ModelState:
 
     Attributes:
         highest_version: the highest number ever given out; 0 when none.
+        skipped: numbers below it that were never given out, because a copy kept its number; the last 1,000 of them.
         deployments: oldest first; the last one is current.
         tags: tag -> version.
         unproven: the version that is on trial; `None` when none is.
+        history: roll-outs, the latest last; those of releases that kept no history are in `deployments` alone.
         extra: fields of a newer repo-manager, kept as they are.
     """
 
     highest_version: int = 0
+    skipped: tuple[int, ...] = ()
     deployments: tuple[Deployment, ...] = ()
     tags: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unproven: Unproven | None = None
+    history: tuple[RolloutRecord, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def deployed(self, version: int) -> ModelState:
-        """Return the state after a deployment now; a repetition of the current one changes nothing."""
-        if self.deployments and self.deployments[-1].version == version:
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the last roll-out that succeeded left a version in service."""
+        return current_version(self) is not None
+
+    def deployed(self, version: int | None) -> ModelState:
+        """Return the state after a deployment now, `None`: of nothing; a repetition of the current one changes nothing.
+
+        What was never deployed is not taken out of service either.
+        """
+        if current_version(self) == version:
             return dataclasses.replace(self, unproven=None)
         history = (*self.deployments, Deployment(version, now_text("microseconds")))
         return dataclasses.replace(self, deployments=history[-_MAX_DEPLOYMENTS:], unproven=None)
 
+    def recorded(self, record: RolloutRecord) -> ModelState:
+        """Return the state with a roll-out in its history."""
+        return dataclasses.replace(self, history=(*self.history, record)[-_MAX_HISTORY:])
+
     def numbered(self, version: int) -> ModelState:
-        """Return the state after `version` was given out."""
+        """Return the state after `version` was given out, and every number below it for all that is known."""
         return dataclasses.replace(self, highest_version=max(self.highest_version, version))
+
+    def number_for(self, wanted: int | None, used: Sequence[int]) -> int:
+        """Return the number for a new version.
+
+        Args:
+            wanted: the number that it has to have; `None` takes the next one.
+            used: numbers that are in the repository, whatever the record says.
+
+        Raises:
+            RepositoryError: the wanted number is in use, or was given out before.
+        """
+        highest = max(0, self.highest_version, *used)
+        if wanted is None:
+            return highest + 1
+        if wanted in used:
+            raise RepositoryError(f"version {wanted} is there already, with other content", hint=_OTHER_NUMBER)
+        if wanted <= highest and wanted not in self.skipped:
+            raise RepositoryError(
+                f"version {wanted} may have been there before: numbers up to {highest} are given out, and none is "
+                "given out twice",
+                hint=_OTHER_NUMBER,
+            )
+        return wanted
+
+    def given_out(self, version: int, used: Sequence[int], *, kept: bool = False) -> ModelState:
+        """Return the state after `number_for` gave out a version; it remembers the numbers in between as free.
+
+        Args:
+            version: the number.
+            used: as for `number_for`.
+            kept: it stays free until the version is there, so that a copy that was killed can be made again.
+        """
+        between = range(max(0, self.highest_version, *used) + 1, version)
+        own = (version,) if kept else ()
+        skipped = (*self.without_free(version).skipped, *between[-_MAX_SKIPPED:], *own)
+        return dataclasses.replace(self.numbered(version), skipped=skipped[-_MAX_SKIPPED:])
+
+    def without_free(self, *versions: int) -> ModelState:
+        """Return the state in which these numbers are not free."""
+        return dataclasses.replace(self, skipped=tuple(each for each in self.skipped if each not in versions))
+
+
+def record_of(
+    action: str, version: int | None, before: Sequence[int], target: str, *, outcome: str = "done", reason: str = ""
+) -> RolloutRecord:
+    """Return a record of a roll-out that this process ends now; its fields as in `RolloutRecord`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container may run as a number without a name
+        user = str(os.getuid())
+    by = f"{user}@{socket.gethostname()}"
+    return RolloutRecord(now_text("microseconds"), action, version, tuple(before), target, outcome, by, reason)
+
+
+def history_of(state: ModelState) -> tuple[RolloutRecord, ...]:
+    """Return a model's roll-outs, oldest first; of those before there was a history only version and time are known."""
+    first = state.history[0].at if state.history else None
+    older = [each for each in state.deployments if first is None or each.at < first]
+    known = [
+        RolloutRecord(each.at, "deploy" if each.version else "undeploy", each.version, (), "", "done", "")
+        for each in older
+    ]
+    return (*known, *state.history)
 
 
 def now_text(timespec: str = "seconds") -> str:
@@ -103,7 +240,7 @@ def now_text(timespec: str = "seconds") -> str:
 
 
 def current_version(state: ModelState) -> int | None:
-    """Return the version of the last recorded deployment; `None` when there is none."""
+    """Return the version of the last recorded deployment; `None` when there is none, or it was taken out of service."""
     return state.deployments[-1].version if state.deployments else None
 
 
@@ -202,15 +339,19 @@ def parse_entry(entry: Mapping[str, Any]) -> ModelState:
     Raises:
         TypeError, ValueError, KeyError, AttributeError: it is damaged.
     """
-    known = {"highest_version", "deployments", "tags", "on_trial"}
+    known = {"highest_version", "deployments", "tags", "on_trial", "history", "skipped"}
     trial = entry.get("on_trial")
     return ModelState(
         highest_version=int(entry.get("highest_version", 0)),
-        deployments=tuple(Deployment(int(d["version"]), str(d["at"])) for d in entry.get("deployments", ())),
+        skipped=tuple(int(each) for each in entry.get("skipped", ())),
+        deployments=tuple(
+            Deployment(int(each["version"]) or None, str(each["at"])) for each in entry.get("deployments", ())
+        ),
         tags={str(tag): int(version) for tag, version in entry.get("tags", {}).items()},
         unproven=None
         if trial is None
         else Unproven(int(trial["version"]), tuple(int(each) for each in trial["before"]), str(trial["at"])),
+        history=tuple(RolloutRecord.parse(each) for each in entry.get("history", ())),
         extra={key: value for key, value in entry.items() if key not in known},
     )
 
@@ -218,11 +359,14 @@ def parse_entry(entry: Mapping[str, Any]) -> ModelState:
 def format_entry(state: ModelState) -> dict[str, Any]:
     """Return one model's part of a state file."""
     trial = {} if state.unproven is None else {"on_trial": dataclasses.asdict(state.unproven)}
+    history = {"history": [record.format() for record in state.history]} if state.history else {}
     return {
         **state.extra,
         **trial,
+        **history,
+        **({"skipped": list(state.skipped)} if state.skipped else {}),
         "highest_version": state.highest_version,
-        "deployments": [dataclasses.asdict(deployment) for deployment in state.deployments],
+        "deployments": [{"version": each.version or _NOTHING, "at": each.at} for each in state.deployments],
         "tags": dict(sorted(state.tags.items())),
     }
 

@@ -9,7 +9,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location, LocationLike
-from repo_manager.repository.state import ModelState, Unproven, now_text, previous_version
+from repo_manager.repository.state import ModelState, RolloutRecord, Unproven, now_text, previous_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.view import changeable_model
 
@@ -20,6 +20,7 @@ __all__ = [
     "model_states",
     "previous_deployment",
     "record_deployment",
+    "record_rollout",
     "remove_tag",
     "resolve_version",
     "set_tag",
@@ -116,17 +117,40 @@ def resolve_version(repository: LocationLike, target: str) -> tuple[str, int]:
         return name, number
 
 
-def record_deployment(repository: Location, name: str, version: int) -> None:
+def record_deployment(
+    repository: Location, name: str, version: int | None, record: RolloutRecord | None = None
+) -> None:
     """Remember that a version is what is served now, for `previous_deployment`; write nothing if that is recorded.
+
+    Args:
+        repository: the root.
+        name: the model.
+        version: the version; `None`: nothing of the model is served any more.
+        record: of the roll-out, for the history; `None` when nothing had to be done.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
     """
+
+    def change(state: ModelState) -> ModelState:
+        now = state.deployed(version)
+        return now if record is None else now.recorded(record)
+
     with disk_errors(f"record a deployment of {name}"):
         store = open_store(repository)
         state = changeable_model(store, name, record=True).state
-        if state.deployed(version) != state:
-            store.change_state(name, lambda state: state.deployed(version))
+        if change(state) != state:
+            store.change_state(name, change)
+
+
+def record_rollout(repository: Location, name: str, record: RolloutRecord) -> None:
+    """Keep a roll-out that failed in the history; what is served is what was served before.
+
+    Raises:
+        RepositoryError: the store refuses.
+    """
+    with disk_errors(f"record a roll-out of {name}"):
+        open_store(repository).change_state(name, lambda state: state.recorded(record))
 
 
 def begin_trial(repository: Location, name: str, version: int, before: tuple[int, ...]) -> None:

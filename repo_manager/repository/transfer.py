@@ -9,16 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.configuration import replace_config
 from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import is_bytecode, validate_model_name, version_number
 from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.plan.configuration import ConfigChange
+from repo_manager.repository.plan.publishing import files_beside
 from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes, publish
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView, VersionView, changeable_model, with_beside, with_versions
-from repo_manager.triton_config import VARIANTS_FOLDER, ModelConfig, parse_config, same_signature, served_versions
+from repo_manager.triton_config import (
+    VARIANTS_FOLDER,
+    ModelConfig,
+    changed_fields,
+    parse_config,
+    same_signature,
+    served_versions,
+)
 from repo_manager.triton_config.ensembles import pinned_versions
 from repo_manager.triton_config.text_fields import replace_field
 
@@ -39,6 +49,9 @@ class Transfer:
         identical: the target already has a version of the same content, and `version` is that one.
         size_bytes: what was or would be copied.
         published: the new version; `None` when nothing was copied.
+        config: with `with_config`, what of the target's config.pbtxt was or would be changed; `None` without, and for a
+            model's first version, which brings its config.pbtxt along.
+        left_behind: fields in which the target's config.pbtxt differs from the source's and stays as it is.
     """
 
     source: str
@@ -47,6 +60,20 @@ class Transfer:
     identical: bool
     size_bytes: int
     published: PublishedVersion | None
+    config: ConfigChange | None = None
+    left_behind: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Copy:
+    """What is copied: a version of a store, its record, its config.pbtxt as text, and who is told the bytes."""
+
+    origin: Store
+    name: str
+    version: int
+    manifest: Manifest
+    text: str
+    progress: Callable[[int], None]
 
 
 def copy_version(
@@ -56,10 +83,12 @@ def copy_version(
     target: LocationLike,
     *,
     target_name: str | None = None,
+    keep_number: bool = True,
+    with_config: bool = False,
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Transfer:
-    """Copy a version to another repository as a new version there, staging -> production for instance.
+    """Copy a version to another repository, staging -> production for instance.
 
     Each file is compared with the source's manifest as it is read and again as it was written, before anything
     becomes visible. The new manifest keeps the old one's story and says where it came from. A first version takes
@@ -73,12 +102,16 @@ def copy_version(
         target: the repository to copy to; a folder is made when it does not exist. May be `source` with another
             `target_name`.
         target_name: the model's name there; `None`: the same.
+        keep_number: it has the same number there, which has to be free; else it takes the next number there.
+        with_config: the target's config.pbtxt becomes the source's, with labels and variants, but for the version
+            policy. Without it, the config.pbtxt of a model that is there already stays as it is.
         dry_run: only say what would be done.
         progress: told the bytes that have arrived, those fetched and those sent.
 
     Raises:
-        RepositoryError: no such version, it has no manifest, its files are not what the manifest says, or the target
-            serves something else under that name.
+        RepositoryError: no such version, it has no manifest, its files are not what the manifest says, its number is
+            not free there, or the target serves something else under that name.
+        ConfigError: with the source's config.pbtxt, the versions that are there would not load.
     """
     new_name = validate_model_name(name if target_name is None else target_name)
     with disk_errors(f"copy {name}:{version}"):
@@ -87,26 +120,55 @@ def copy_version(
         manifest = content.manifest()
         text, config = _source_config(view, new_name)
         _check_whole(content, manifest, f"{name}:{version}")
-        twin = _identical_version(open_store(target, may_be_new=True), new_name, manifest)
+        there = open_store(target, may_be_new=True)
+        twin = _identical_version(there, new_name, manifest)
         made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, manifest.size_bytes, None)
-        if twin is not None:
-            return made
-        if dry_run:
+        exists = there.look(new_name).has_config
+        if with_config and exists:
+            beside = files_beside(config)
+            made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside, dry_run=True))
+            config = dataclasses.replace(config, labels={}, variants={})  # they come with the change
+        elif exists:
+            made = dataclasses.replace(made, left_behind=_differing(there, new_name, config))
+        number = version if keep_number else None
+        if twin is None and dry_run:
             sizes = {file: record.size_bytes for file, record in manifest.files.items()}
-            plan = plan_publish_sizes(target, new_name, sizes, config)
-            return dataclasses.replace(made, version=plan.version)
-        with origin.fetch(name, version, resume=manifest.digest, progress=progress or (lambda _: None)) as folder:
-            published = publish(
-                target,
-                new_name,
-                {file: folder / file for file in manifest.files},
-                config,
-                _copied_details(manifest, origin.location.name),
-                expected=manifest.files,
-                config_text=text,
-                progress=progress,
-            )
-    return dataclasses.replace(made, version=published.version, published=published)
+            plan = plan_publish_sizes(target, new_name, sizes, config, number)
+            made = dataclasses.replace(made, version=plan.version)
+        if dry_run:
+            return made
+        if twin is None:
+            copy = _Copy(origin, name, version, manifest, text, progress or (lambda _: None))
+            published = _published(copy, target, new_name, config, number)
+            made = dataclasses.replace(made, version=published.version, published=published)
+        if made.config is not None:
+            made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside))
+    return made
+
+
+def _published(
+    copy: _Copy, target: LocationLike, name: str, config: ModelConfig, number: int | None
+) -> PublishedVersion:
+    """Publish what is copied, each file compared on the way."""
+    manifest, told = copy.manifest, copy.progress
+    with copy.origin.fetch(copy.name, copy.version, resume=manifest.digest, progress=told) as folder:
+        return publish(
+            target,
+            name,
+            {file: folder / file for file in manifest.files},
+            config,
+            _copied_details(manifest, copy.origin.location.name),
+            expected=manifest.files,
+            config_text=copy.text,
+            number=number,
+            progress=told,
+        )
+
+
+def _differing(store: Store, name: str, config: ModelConfig) -> tuple[str, ...]:
+    """Return the fields in which a model's config.pbtxt differs from the source's, but for name and policy."""
+    existing = changeable_model(store, name).parsed_config()
+    return tuple(field for field in changed_fields(existing, config) if field not in ("name", "version_policy"))
 
 
 def copy_needed(
@@ -114,18 +176,20 @@ def copy_needed(
     name: str,
     target: LocationLike,
     *,
+    keep_number: bool = True,
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Transfer, ...]:
     """Copy the models that a model needs and that the target does not have, in the order of loading.
 
     Of each the version is copied that an ensemble asks for by number, else the newest that is served, else the newest.
-    Numbers are the target's own: what asks for a number may have to be changed there, and `verify` says so.
+    With `keep_number` it keeps its number, so what asks for it by number finds it.
 
     Args:
         source: the repository to copy from.
         name: an ensemble, or a model whose code asks others; nothing is copied for any other.
         target: the repository to copy to.
+        keep_number: as for `copy_version`.
         dry_run: only say what would be done.
         progress: told the bytes that have arrived.
 
@@ -144,7 +208,9 @@ def copy_needed(
         pinned = [version for version in pinned_versions(pins, each) if version in view.versions]
         served = served_versions(view.parsed_config(), view.versions)
         version = max(pinned or served or view.versions)
-        done.append(copy_version(source, each, version, target, dry_run=dry_run, progress=progress))
+        done.append(
+            copy_version(source, each, version, target, keep_number=keep_number, dry_run=dry_run, progress=progress)
+        )
     return tuple(done)
 
 

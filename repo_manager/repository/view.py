@@ -228,10 +228,16 @@ class ModelView:
         found = {number for folder in self.folders if (number := triton_version(folder)) is not None}
         return tuple(sorted(found))
 
-    @property
-    def next_version(self) -> int:
-        """The number that the next version gets. It needs `state`."""
-        return max(0, self.state.highest_version, *self.used_numbers) + 1
+    def number_for(self, wanted: int | None = None) -> int:
+        """Return the number that a new version gets, `wanted` or the next one. It needs `state`.
+
+        Raises:
+            RepositoryError: the wanted one is not free.
+        """
+        try:
+            return self.state.number_for(wanted, self.used_numbers)
+        except RepositoryError as exc:
+            raise RepositoryError(f"{self.name}:{wanted} cannot keep its number: {exc.message}", hint=exc.hint) from exc
 
     def config_text(self) -> str:
         """Return config.pbtxt's text.

@@ -46,6 +46,7 @@ __all__ = [
     "Outcome",
     "Room",
     "check_loaded",
+    "check_needed",
     "check_pinned",
     "check_server",
     "check_signatures",
@@ -157,6 +158,23 @@ def check_pinned(
     return (Check("ensembles", Outcome.REFUSED, detail, hint),)
 
 
+def check_needed(what: str, dependents: Sequence[str]) -> tuple[Check, ...]:
+    """Refuse to take a model out of service that others need.
+
+    Args:
+        what: the model, or its only version that is served.
+        dependents: the models that are served and need it, the inner ones first.
+    """
+    if not dependents:
+        return ()
+    several = len(dependents) > 1
+    detail = f"{', '.join(dependents)} {'are' if several else 'is'} served and {'need' if several else 'needs'} {what}"
+    hint = "Undeploy first what needs it: " + ", then ".join(
+        f"repo-manager undeploy {dependent}" for dependent in dependents[::-1]
+    )
+    return (Check("ensembles", Outcome.REFUSED, detail, hint),)
+
+
 def check_server(
     entry: ModelEntry, version: int, new_bytes: int, client: TritonClient, *, timeout_s: float
 ) -> tuple[Check, ...]:
@@ -183,16 +201,21 @@ def check_server(
 
 
 def refuse(
-    name: str, version: int, checks: Sequence[Check], options: RolloutOptions, *, served_by: Sequence[str] = ()
+    what: str,
+    checks: Sequence[Check],
+    options: RolloutOptions,
+    *,
+    served_by: Sequence[str] = (),
+    action: str = "deploy",
 ) -> None:
     """Stop a roll-out that a check speaks against.
 
     Args:
-        name: the model.
-        version: the version to be served.
+        what: the version, `NAME:VERSION`, or the model.
         checks: what was looked at.
         options: how to roll out; `force` goes on against an estimate.
         served_by: URLs of servers that serve it already; they go on doing so, and the message says it.
+        action: `deploy`, `rollback` or `undeploy`.
 
     Raises:
         RepositoryError: with everything that was found.
@@ -203,12 +226,14 @@ def refuse(
     hints = [check.hint for check in found if check.hint]
     if any(check.estimate for check in found):
         hints.append("--force overrides what is only an estimate.")
-    what = f"{name}:{version} was not deployed, and nothing was changed"
+    done = "undeployed" if action == "undeploy" else "deployed"
+    outcome = f"{what} was not {done}, and nothing was changed"
     if served_by:
-        what = f"{name}:{version} was not confirmed, and nothing was changed: {', '.join(served_by)} still serves it"
-        hints.append(f"Take it out of service: repo-manager rollback {name}, or deploy another version.")
+        outcome = f"{what} was not confirmed, and nothing was changed: {', '.join(served_by)} still serves it"
+        name = what.partition(":")[0]
+        hints.append(f"Take it out of service: repo-manager rollback {name}, or repo-manager undeploy {what}.")
     raise RepositoryError(
-        f"{what}: " + "; ".join(f"{check.name}: {check.detail}" for check in found),
+        f"{outcome}: " + "; ".join(f"{check.name}: {check.detail}" for check in found),
         hint=" ".join(dict.fromkeys(hints)) or None,
     )
 

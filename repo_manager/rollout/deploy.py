@@ -1,4 +1,4 @@
-"""The public verbs: put a version into service on whatever target, and go back."""
+"""The public verbs: put a version into service on whatever target, go back, and take it out of service."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.base import Context, Report, Target
+from repo_manager.rollout.targets.leaving import LeavingTarget
 from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.urls import To, connect
 from repo_manager.server import ClientOptions, TritonClient
@@ -28,7 +29,7 @@ else:
     kubernetes = deferred("repo_manager.rollout.targets.kubernetes")
     canary = deferred("repo_manager.rollout.trial.canary")
 
-__all__ = ["deploy", "rollback", "version_to_go_back_to"]
+__all__ = ["deploy", "rollback", "undeploy", "version_to_go_back_to"]
 
 
 def deploy(
@@ -129,9 +130,45 @@ def rollback(
                     hint="Nothing was changed. See `repo-manager status`, then run the command again.",
                 )
 
-        context = Context(repository, name, version, options or RolloutOptions(), report, confirm=confirm)
+        context = Context(
+            repository, name, version, options or RolloutOptions(), report, confirm=confirm, action="rollback"
+        )
         with reach.target(context, None, connection or ClientOptions()) as target:
             return engine.run(target, context)
+
+
+def undeploy(
+    repository: Location,
+    name: str,
+    version: int | None,
+    to: To,
+    *,
+    options: RolloutOptions | None = None,
+    connection: ClientOptions | None = None,
+    report: Report = lambda _: None,
+) -> Rollout:
+    """Take a model, or one version of it, out of service, and see in every server's index that it is gone.
+
+    The version stays published. `rollback` serves again what was served before, and `serve` no longer loads the model
+    when it starts. On failure, what was unloaded is loaded again.
+
+    Args:
+        repository: the repository that the target serves.
+        name: the model.
+        version: one version; `None`: all of them.
+        to: as for `deploy`.
+        options: `None` takes the defaults.
+        connection: how to connect to URLs, and to pods; `None` connects without TLS and headers.
+        report: told what is being done.
+
+    Raises:
+        RepositoryError: a model that is served needs it, or another roll-out of the model is under way.
+        RepoManagerError: as `deploy`.
+    """
+    options = options or RolloutOptions()
+    context = Context(repository, name, version, options, report, action="undeploy")
+    with _reach(to, options) as reach, reach.target(context, None, connection or ClientOptions()) as target:
+        return engine.run(target, context)
 
 
 def version_to_go_back_to(repository: Location, name: str) -> int:
@@ -224,6 +261,8 @@ def _is_cluster(to: str | TritonClient) -> bool:
 
 
 def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:
+    if context.leaves:
+        return LeavingTarget(context, clients)
     target = TritonTarget(context, clients)
     if trial is None:
         return target

@@ -23,7 +23,8 @@ from repo_manager.errors import (
     RolloutUndoneError,
     ServerUnreachableError,
 )
-from repo_manager.repository import begin_trial, end_trial, record_deployment
+from repo_manager.repository import RolloutRecord, begin_trial, end_trial, record_deployment, record_rollout
+from repo_manager.repository.state import record_of
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.result import Rollout
@@ -33,6 +34,7 @@ __all__ = ["run"]
 
 # An undo costs a Triton server nothing, so many are undone at once.
 _WIDE = 16
+_PARTICIPLES = {"deploy": "deployed", "rollback": "deployed", "undeploy": "undeployed"}
 
 
 def run(target: Target, context: Context) -> Rollout:
@@ -105,7 +107,7 @@ class _Run:
         target.check()
         served_by = () if target.changes else tuple(part.label for part in self._parts)
         for part in self._parts:
-            refuse(context.name, context.version, part.checks, context.options, served_by=served_by)
+            refuse(context.what, part.checks, context.options, served_by=served_by, action=context.action)
         before = target.before if target.changes else None
         try:
             if before is not None:
@@ -118,7 +120,9 @@ class _Run:
                 self._in_batches(lambda part: part.prove())
             for name, versions in context.brought.items():
                 record_deployment(context.repository, name, versions[-1])
-            record_deployment(context.repository, context.name, context.version)
+            result = self._result()
+            record = self._record("done") if result.changed else None
+            record_deployment(context.repository, context.name, result.version, record)
         except BaseException as exc:
             error = self._undo(exc)
             expected = isinstance(exc, RepoManagerError | KeyboardInterrupt | OSError)
@@ -128,16 +132,25 @@ class _Run:
                 context.note(error.message.rpartition("\n")[2])
                 raise  # a fault of ours keeps its traceback; what it touched is undone
             raise error from exc
-        return self._result()
+        return result
 
     def _bring_up(self, part: Part) -> None:
         part.apply()
         part.prove()
-        self._progress(part, "serves it too")
+        if not self._context.leaves:
+            self._progress(part, "serves it too")
 
     def _finish(self, part: Part) -> None:
         part.finish()
-        self._progress(part, "serves it")
+        self._progress(part, "no longer serves it" if self._context.leaves else "serves it")
+
+    def _record(self, outcome: str, reason: str = "") -> RolloutRecord:
+        """Return what the history keeps of this roll-out."""
+        context = self._context
+        before = sorted({version for part in self._target.parts for version in part.result().previous})
+        version = None if context.whole else context.version
+        target = self._target.describe()
+        return record_of(context.action, version, before, target, outcome=outcome, reason=reason)
 
     def _in_batches(self, act: Callable[[Part], None]) -> None:
         """Act on every part that still answers, a batch at a time."""
@@ -182,7 +195,7 @@ class _Run:
         context = self._context
         context.halt()
         failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause) or type(cause).__name__
-        what = f"{context.name}:{context.version} was not deployed: {failure}"
+        what = f"{context.what} was not {_PARTICIPLES[context.action]}: {failure}"
         touched = [part for part in self._target.parts if part.touched]
         if not touched:
             self._end_trial()
@@ -199,7 +212,14 @@ class _Run:
             undone.by_hand += [part.by_hand() for part in touched]
         if not undone.failed:
             self._end_trial()
+        self._record_failure("failed" if undone.failed else "undone", failure)
         return _verdict(what, cause, undone, len(touched))
+
+    def _record_failure(self, outcome: str, failure: str) -> None:
+        """Keep it in the history, where that can be written: what happened matters more than that it is recorded."""
+        context = self._context
+        with contextlib.suppress(Exception):
+            record_rollout(context.repository, context.name, self._record(outcome, failure.splitlines()[0]))
 
     def _end_trial(self) -> None:
         """Forget the trial; a record that stays does no harm, since the next command looks at what is there."""
@@ -210,9 +230,10 @@ class _Run:
     def _result(self) -> Rollout:
         context, target = self._context, self._target
         servers = tuple(part.result() for part in self._parts)
+        left = {version for server in servers for version in context.remaining(server.ready)}
         return Rollout(
             model=context.name,
-            version=context.version,
+            version=max(left, default=None) if context.leaves else context.version,
             target=target.describe(),
             servers=servers,
             unavailable=tuple(context.missing),
@@ -222,6 +243,7 @@ class _Run:
             trial=target.trial,
             seconds=time.monotonic() - context.began,
             events=tuple(context.events),
+            action=context.action,
         )
 
 

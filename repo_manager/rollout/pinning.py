@@ -119,7 +119,7 @@ def _with(
         name, version = context.name, context.version
         spoken = check_version(repository, context.entry, version, signed_by=options.signed_by, serving=serving)
         spoken += context.check_pinned(held.get(name, ()), serving[name])
-        refuse(name, version, spoken, options)
+        refuse(context.what, spoken, options)
         checks += spoken
     return tuple(found.values()), checks
 
@@ -130,13 +130,13 @@ def _all(repository: Location, options: RolloutOptions) -> tuple[tuple[SnapshotM
     Raises:
         RepositoryError: none is served, or a check speaks against one.
     """
-    entries = [entry for entry in scan(repository) if entry.served_versions]
+    entries = [entry for entry in scan(repository) if entry.selected]
     if not entries:
         raise RepositoryError(f"{repository} serves no version of any model", hint="Name some: NAME:VERSION.")
     checks: tuple[Check, ...] = ()
     for entry in entries:
-        for version in entry.served_versions:
+        for version in entry.selected:
             spoken = check_version(repository, entry, version, signed_by=options.signed_by)
-            refuse(entry.name, version, spoken, options)
+            refuse(f"{entry.name}:{version}", spoken, options)
             checks += spoken
-    return tuple(SnapshotModel(entry.name, entry.served_versions, repository) for entry in entries), checks
+    return tuple(SnapshotModel(entry.name, entry.selected, repository) for entry in entries), checks

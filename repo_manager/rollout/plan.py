@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from repo_manager.repository import Location, ModelEntry, find_model, local_folder, model_state
 from repo_manager.repository.stores import open_store
@@ -33,6 +33,7 @@ __all__ = [
     "obstacle_of",
     "plan_deploy",
     "plan_from",
+    "plan_undeploy",
 ]
 
 _CLOCKS_APART_NS = 60 * 10**9  # a file server's clock may be ahead of ours
@@ -59,7 +60,7 @@ class RolloutPlan:
 
     Attributes:
         model: the model.
-        version: the version that will be served.
+        version: the version that will be served; `None`: none of the model will be.
         url: the server.
         ready_before: versions that are READY now.
         ready_after: versions that will be.
@@ -73,7 +74,7 @@ class RolloutPlan:
     """
 
     model: str
-    version: int
+    version: int | None
     url: str
     ready_before: tuple[int, ...]
     ready_after: tuple[int, ...]
@@ -226,6 +227,38 @@ def plan_from(
         peak_bytes=sum(sizes.get(each, 0) for each in (*served.ready, *coming, *twice)),
         new_bytes=sum(sizes.get(each, 0) for each in (*coming, *twice)),
         notes=tuple(notes),
+    )
+
+
+def plan_undeploy(
+    entry: ModelEntry, served: ServedState, after: tuple[int, ...], *, keeps: Sequence[str] = ()
+) -> RolloutPlan:
+    """Say what taking a model or a version out of service does.
+
+    Args:
+        entry: the model.
+        served: what the server serves now.
+        after: the versions that stay.
+        keeps: models that it needs, which stay served.
+    """
+    steps = [
+        VersionPlan(version, Action.KEEP, "it stays")
+        if version in after
+        else VersionPlan(version, Action.DROP, "it is undeployed")
+        for version in served.ready
+    ]
+    notes = [f"{', '.join(keeps)}: needed by it only where it is served; undeploy leaves them as they are"]
+    return RolloutPlan(
+        model=entry.name,
+        version=max(after, default=None),
+        url=served.url,
+        ready_before=served.ready,
+        ready_after=after,
+        policy_before=entry.policy,
+        steps=tuple(steps),
+        peak_bytes=0,
+        new_bytes=0,
+        notes=tuple(notes) if keeps else (),
     )
 
 

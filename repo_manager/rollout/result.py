@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.plan import RolloutPlan
@@ -15,7 +15,9 @@ if TYPE_CHECKING:  # a plain deploy imports nothing of a trial
     from repo_manager.rollout.trial.shadow import ShadowReport
     from repo_manager.rollout.trial.steps import CanaryStep
 
-__all__ = ["PodProof", "Rollout", "ServerResult", "SnapshotChange", "TrialResult"]
+__all__ = ["Action", "PodProof", "Rollout", "ServerResult", "SnapshotChange", "TrialResult"]
+
+Action = Literal["deploy", "rollback", "undeploy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class PodProof:
     Attributes:
         pod: its name.
         url: where it was asked.
-        latency_ns: of the inference; `None` when the pod could not be reached from here.
+        latency_ns: of the inference, or of the index after an undeployment; `None` when the pod was out of reach.
     """
 
     pod: str
@@ -64,7 +66,8 @@ class ServerResult:
         ready: versions of the model that it serves now, by the server's index or in the snapshot.
         previous: versions that it served before; empty where that is not known.
         proof: `inference`: the version answered one; `readiness`: no pod could be reached from here, so their
-            readiness is all that is known; `conditions`: KServe says so; `none`: a dry run, or no pod is wanted.
+            readiness is all that is known; `conditions`: KServe says so; `index`: the server's index no longer lists
+            what was undeployed as READY; `none`: a dry run, or no pod is wanted.
         smoke: the inference that proved it on a Triton server; else `None`.
         plan: what was predicted for a Triton server; else `None`.
         checks: what was looked at before anything was touched; empty when nothing had to be done.
@@ -111,7 +114,7 @@ class Rollout(Summarized):
 
     Attributes:
         model: the model.
-        version: the version that is served now.
+        version: the version that is served now; `None`: none is, because the model was undeployed.
         target: what was rolled out to: the servers' URLs, `k8s://...` or `kserve://...`.
         servers: one result for each server, Deployment or InferenceService, in the order given.
         unavailable: servers that did not answer and were left out, within `max_unavailable`; they serve the
@@ -122,10 +125,11 @@ class Rollout(Summarized):
         trial: the shadow and the canary; `None` without.
         seconds: duration.
         events: what was done, in order.
+        action: `deploy`, `rollback` or `undeploy`.
     """
 
     model: str
-    version: int
+    version: int | None
     target: str
     servers: tuple[ServerResult, ...]
     unavailable: tuple[str, ...]
@@ -135,10 +139,11 @@ class Rollout(Summarized):
     trial: TrialResult | None
     seconds: float
     events: tuple[str, ...]
+    action: Action = "deploy"
 
     def _summary(self) -> Mapping[str, Any]:
         return {
-            "model": f"{self.model}:{self.version}",
+            "model": self.model if self.version is None else f"{self.model}:{self.version}",
             "target": self.target,
             "changed": "a plan only" if self.dry_run else "yes" if self.changed else "no",
             "ready": ", ".join(map(str, self.ready)) or "none",

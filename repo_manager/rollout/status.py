@@ -10,7 +10,7 @@ from typing import Any
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location, ModelEntry, model_state, scan
-from repo_manager.repository.state import ModelState
+from repo_manager.repository.state import Deployment, ModelState
 from repo_manager.rollout.observe import READY, ServedState, observe
 from repo_manager.rollout.plan import differing_fields, obstacle_of
 from repo_manager.rollout.targets.urls import To, connect
@@ -29,8 +29,8 @@ class ModelStatus:
         model: the model.
         url: the server.
         ready: versions that are READY.
-        wanted: versions that the repository's policy serves.
-        deployed: the version of the last recorded deployment; `None` when there is none.
+        selected: versions that the version policy of config.pbtxt selects.
+        deployed: the version of the last recorded deployment; `None` when there is none, or it was undeployed since.
         deployed_at: its time, UTC, ISO 8601.
         overridden: fields that a configuration sent with a load sets otherwise than config.pbtxt; a deploy drops it.
         started_at: when the server started, UTC, ISO 8601; `None` when it is not one of ours on this machine.
@@ -42,7 +42,7 @@ class ModelStatus:
     model: str
     url: str
     ready: tuple[int, ...]
-    wanted: tuple[int, ...]
+    selected: tuple[int, ...]
     deployed: int | None
     deployed_at: str | None
     overridden: tuple[str, ...]
@@ -132,7 +132,8 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
             continue
         state = model_state(repository, entry.name)
         served = observe(client, entry.name)
-        if not names and not state.deployments and state.unproven is None and not served.ready and not served.reasons:
+        is_idle = not served.ready and (bool(state.deployments) or not served.reasons)
+        if not names and not state.is_deployed and state.unproven is None and is_idle:
             continue
         last = state.deployments[-1] if state.deployments else None
         differing = _differing(entry, served)
@@ -143,7 +144,7 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
                 model=entry.name,
                 url=client.url,
                 ready=served.ready,
-                wanted=entry.served_versions,
+                selected=entry.selected,
                 deployed=None if last is None else last.version,
                 deployed_at=None if last is None else last.at,
                 overridden=overridden,
@@ -152,7 +153,7 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
                 restarted=None if server is None or last is None else _text(server.started_at) > last.at,
                 differences=(
                     *_on_trial(state),
-                    *_differences(entry, served, None if last is None else last.version, overridden),
+                    *_differences(entry, served, last, overridden),
                 ),
             )
         )
@@ -182,24 +183,30 @@ def _differing(entry: ModelEntry, served: ServedState) -> tuple[str, ...]:
         return ()
     # A version that stays through a change of the policy keeps the one that it was loaded with in its own
     # configuration, so what is READY decides.
-    policy = ("version_policy",) if served.ready and served.ready != entry.served_versions else ()
+    policy = ("version_policy",) if served.ready and served.ready != entry.selected else ()
     return (*differing_fields(config, served.config), *policy)
 
 
 def _differences(
-    entry: ModelEntry, served: ServedState, deployed: int | None, overridden: tuple[str, ...]
+    entry: ModelEntry, served: ServedState, last: Deployment | None, overridden: tuple[str, ...]
 ) -> tuple[str, ...]:
     found = []
     existing = {each.version for each in entry.versions}
-    if not served.ready:
-        found.append("it is not loaded" if deployed is not None else "it was never deployed")
-    elif served.ready != entry.served_versions:
-        wanted = ", ".join(map(str, entry.served_versions)) or "none"
-        found.append(f"READY are {', '.join(map(str, served.ready))}, config.pbtxt serves {wanted}")
+    deployed = None if last is None else last.version
+    if not served.ready and last is None:
+        found.append("it was never deployed")
+    elif not served.ready and deployed is not None:
+        found.append("it is not loaded")
+    elif served.ready and last is not None and deployed is None:
+        found.append(f"it was undeployed, and version {', '.join(map(str, served.ready))} is ready")
+    elif served.ready and served.ready != entry.selected:
+        wanted = ", ".join(map(str, entry.selected)) or "none"
+        found.append(f"version {', '.join(map(str, served.ready))} is ready, the policy selects {wanted}")
     if deployed is not None and deployed not in served.ready and served.ready:
-        found.append(f"version {deployed} was deployed last and is not served")
-    found += [f"version {each} is served and its folder is gone" for each in served.ready if each not in existing]
-    found += [f"version {each}: {reason}" for each, reason in served.reasons.items() if each in entry.served_versions]
+        found.append(f"version {deployed} was deployed last and is not ready")
+    found += [f"version {each} is ready and its folder is gone" for each in served.ready if each not in existing]
+    reasons = served.reasons.items() if last is None or deployed is not None else ()
+    found += [f"version {each}: {reason}" for each, reason in reasons if each in entry.selected]
     fields = differing_fields(entry.config(), served.config)
     if served.is_listed_twice:
         found.append("the server has several models of this name, in several repositories (--model-namespacing)")

@@ -64,11 +64,11 @@ def test_the_life_of_a_model(root: ObjectRepository, tmp_path: Path) -> None:
         remove(root, "m", 1)
     assert remove(root, "m", 3).versions == (3,)
     assert change_config(root, "m", {"instance_group.count": "3"}).applied
-    assert copy_version(root, "m", 2, tmp_path / "local").version == 1
-    assert copy_version(tmp_path / "local", "m", 1, root, target_name="n").version == 1
+    assert copy_version(root, "m", 2, tmp_path / "local").version == 2
+    assert copy_version(tmp_path / "local", "m", 2, root, target_name="n").version == 2
     assert gc(root).removals == ()
     entry = find_model(root, "m")
-    assert ([v.version for v in entry.versions], entry.served_versions) == ([1, 2], (2,))
+    assert ([v.version for v in entry.versions], entry.selected) == ([1, 2], (2,))
     assert verify(root, models=False) == ()
     assert verify(tmp_path / "local", models=False) == ()
     assert remove(root, "m", force=True).whole_model

@@ -104,7 +104,7 @@ def test_versions_are_numbered_and_only_the_first_writes_the_configuration(root:
     assert [(v.version, v.first, v.served) for v in (first, second)] == [(1, True, True), (2, False, False)]
     assert str(first.path) == f"{root}/m/1"
     entry = find_model(root, "m")
-    assert (entry.policy, entry.served_versions, [v.version for v in entry.versions]) == ((1,), (1,), [1, 2])
+    assert (entry.policy, entry.selected, [v.version for v in entry.versions]) == ((1,), (1,), [1, 2])
     assert entry.versions[0].manifest is not None
     assert entry.versions[0].manifest.precision == "fp16"
     assert entry.versions[0].size_bytes is not None
@@ -174,7 +174,7 @@ def test_what_is_in_use_is_not_removed(root: ObjectRepository, put: Put) -> None
     set_tag(root, "m", "stable", 2)
     record_deployment(root, "m", 3)
     record_deployment(root, "m", 1)
-    for version, reason in ((1, "is served"), (2, "tag 'stable'"), (3, "roll-back")):
+    for version, reason in ((1, "is selected"), (2, "tag 'stable'"), (3, "roll-back")):
         with pytest.raises(RepositoryError, match=reason):
             remove(root, "m", version)
     assert remove(root, "m", 4, dry_run=True).applied is False
@@ -201,7 +201,7 @@ def test_gc_keeps_what_is_needed(root: ObjectRepository, put: Put) -> None:
 def test_deployments_tags_and_versions_by_name(root: ObjectRepository, put: Put) -> None:
     put(), put()
     assert set_served_versions(root, "m", [2]) == (1,)
-    assert find_model(root, "m").served_versions == (2,)
+    assert find_model(root, "m").selected == (2,)
     record_deployment(root, "m", 1)
     record_deployment(root, "m", 2)
     assert previous_deployment(root, "m") == 1

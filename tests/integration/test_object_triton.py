@@ -83,7 +83,7 @@ def test_add_deploy_roll_back_load_test_and_clean_up(run: Run, moto: tuple[str, 
 
         load = run("loadtest", "digits", "-r", root, "-c", "2", "--duration", "0.5", "--slo", "errors<1%", "--json")
         assert json.loads(load.stdout)["verdict"]["outcome"] == "pass"
-        assert "is served" in run("remove", "digits:1", "-r", root, code=3).stderr
+        assert "is selected" in run("remove", "digits:1", "-r", root, code=3).stderr
         run("copy", "digits:2", "-r", root, "--into", tmp_path / "local")
         run("verify", "-r", tmp_path / "local")
         run("verify", "-r", root)

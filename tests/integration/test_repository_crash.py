@@ -81,7 +81,7 @@ def test_triton_loads_whatever_a_death_at_any_call_left(
             shutil.copytree(folder, repository / folder.name)
             client.load(folder.name)
             ready = [number for number, entry in client.versions(folder.name).items() if entry.state == "READY"]
-            served = find_model(repository, folder.name).served_versions
+            served = find_model(repository, folder.name).selected
             assert tuple(sorted(ready)) == served != (), folder.name
             client.unload(folder.name)
 

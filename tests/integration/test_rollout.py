@@ -18,9 +18,9 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.waiting import eventually
 
 from repo_manager.errors import RollbackFailedError, RolloutUndoneError, ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import change_config, model_state, set_served_versions
+from repo_manager.repository import change_config, find_model, model_state, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
-from repo_manager.rollout.deploy import deploy, rollback
+from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions
 from repo_manager.rollout.plan import Action, plan_deploy
@@ -332,17 +332,70 @@ def test_a_fleet_goes_forward_together_and_back_together(fleet: list[EmbeddedSer
         client.close()
 
 
+def test_undeploy_of_one_version_and_of_the_model(repository: Path, client: TritonClient, model: str) -> None:
+    deploy(repository, model, 1, client)
+    deploy(repository, model, 2, client, options=RolloutOptions(keep_previous=True))
+    planned = undeploy(repository, model, 1, client, options=RolloutOptions(dry_run=True))
+    assert (actions(planned), planned.changed, ready(client, model)) == (
+        [(1, Action.DROP), (2, Action.KEEP)],
+        False,
+        (1, 2),
+    )
+    one = undeploy(repository, model, 1, client)
+    assert (one.version, one.servers[0].proof, ready(client, model), answer(client, model)) == (2, "index", (2,), 3.0)
+    assert find_model(repository, model).selected == (2,)
+    all_of_it = undeploy(repository, model, None, client)
+    assert (all_of_it.version, all_of_it.changed, all_of_it.servers[0].ready, ready(client, model)) == (
+        None,
+        True,
+        (),
+        (),
+    )
+    assert not undeploy(repository, model, None, client).changed
+    state = model_state(repository, model)
+    assert not state.is_deployed
+    assert model not in {each.model for each in status(repository, client).models}
+    assert [(each.action, each.version, each.before, each.outcome) for each in state.history] == [
+        ("deploy", 1, (), "done"),
+        ("deploy", 2, (1,), "done"),
+        ("undeploy", 1, (1, 2), "done"),
+        ("undeploy", None, (2,), "done"),
+    ]
+    assert rollback(repository, model, client).version == 2
+    assert (ready(client, model), answer(client, model)) == ((2,), 3.0)
+
+
+def test_a_fleet_undeploys_together_or_not_at_all(fleet: list[EmbeddedServer], tmp_path: Path) -> None:
+    clients = [TritonClient.connect(each.grpc_url) for each in fleet]
+    deploy(tmp_path, "m", 1, clients)
+
+    def kill_the_last(event: str) -> None:
+        if "no longer serves it" in event and fleet[2].is_alive():
+            os.kill(fleet[2].pid, signal.SIGKILL)
+            fleet[2].wait(5.0)
+
+    with pytest.raises(RolloutUndoneError, match="m was not undeployed"):
+        undeploy(tmp_path, "m", None, clients, report=kill_the_last)
+    assert [(ready(client, "m"), answer(client, "m")) for client in clients[:2]] == [((1,), 2.0)] * 2
+    assert model_state(tmp_path, "m").is_deployed
+    assert model_state(tmp_path, "m").history[-1].outcome == "undone"
+    assert undeploy(tmp_path, "m", None, clients[:2]).changed
+    assert [ready(client, "m") for client in clients[:2]] == [()] * 2
+    for client in clients:
+        client.close()
+
+
 def test_status_tells_every_difference(repository: Path, client: TritonClient, model: str) -> None:
     (before,) = status(repository, client, (model,)).models
     assert (before.ready, before.deployed, before.differences) == ((), None, ("it was never deployed",))
     deploy(repository, model, 1, client)
     (fine,) = status(repository, client, (model,)).models
-    assert (fine.ready, fine.wanted, fine.deployed, fine.differences) == ((1,), (1,), 1, ())
+    assert (fine.ready, fine.selected, fine.deployed, fine.differences) == ((1,), (1,), 1, ())
     path = repository / model / "config.pbtxt"
     path.write_text(path.read_text().replace("[1]", "[2]").replace("max_batch_size: 8", "max_batch_size: 4"))
     (drifted,) = status(repository, client, (model,)).models
     assert drifted.differences == (
-        "READY are 1, config.pbtxt serves 2",
+        "version 1 is ready, the policy selects 2",
         "the server runs it with another max_batch_size than config.pbtxt says; deploy applies it",
     )
 

@@ -103,7 +103,7 @@ def test_a_server_that_starts_serves_what_was_proven(killed: tuple[Path, str]) -
     url = serve(root)
     with TritonClient.connect(url) as client:
         assert {version: entry.state for version, entry in client.versions("m").items()} == {1: "READY"}
-    assert find_model(root, "m").served_versions == (1,)
+    assert find_model(root, "m").selected == (1,)
     assert answer(url) == 2.0
     deploy(root, "m", 2, url)
     assert answer(url) == 3.0

@@ -13,7 +13,7 @@ from support.python_models import write_python_model
 from repo_manager.errors import RepositoryError, RolloutUndoneError
 from repo_manager.pipeline.adding_files import FilesOptions, add_files
 from repo_manager.repository import model_state, read_config_bytes, remove
-from repo_manager.rollout.deploy import deploy, rollback
+from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
@@ -81,6 +81,23 @@ def test_an_ensemble_brings_its_models_and_takes_them_back(models: Path, client:
     assert model_state(models, "scale").deployments[-1].version == 1
     assert done.changed
     assert not deploy(models, "ens", 1, client).changed
+
+
+def test_what_a_served_model_needs_is_not_undeployed(models: Path, client: TritonClient) -> None:
+    deploy(models, "ens", 1, client)
+    deploy(models, "bls", 1, client)
+    before = ready(client)
+    with pytest.raises(
+        RepositoryError, match=r"scale was not undeployed, and nothing.*(bls, ens|ens, bls) are served"
+    ) as caught:
+        undeploy(models, "scale", None, client)
+    assert "repo-manager undeploy ens" in (caught.value.hint or "")
+    assert ready(client) == before
+    undeploy(models, "bls", None, client)
+    assert undeploy(models, "ens", None, client).servers[0].plan.notes[0].startswith("opt, scale")  # type: ignore[union-attr]
+    assert ready(client) == {"opt": [1], "scale": [1]}
+    undeploy(models, "scale", None, client)
+    assert ready(client) == {"opt": [1]}
 
 
 def test_what_needs_a_model_is_proven_and_undone_with_it(models: Path, client: TritonClient) -> None:

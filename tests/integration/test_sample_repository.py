@@ -81,7 +81,7 @@ def test_an_official_triton_finds_what_it_expects() -> None:
     assert not list(REPOSITORY.rglob("*.py"))
     for entry in scan(REPOSITORY):
         assert entry.backend == "onnxruntime"
-        assert entry.served_versions == (1,)
+        assert entry.selected == (1,)
         assert [str(v.manifest.precision) for v in entry.versions if v.manifest] == [
             precision for name, _, precision in VERSIONS if name == entry.name
         ]

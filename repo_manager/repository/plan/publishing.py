@@ -99,7 +99,7 @@ def check_model(view: ModelView, config: ModelConfig, *, appears_at_once: bool) 
         raise RepositoryError(
             f"model {view.name!r} in {view.place.parent} serves something else under its one {CONFIG_FILENAME}:\n  "
             + "\n  ".join(differences),
-            hint="Publish under another model name, or derive the configuration to fit the existing one.",
+            hint="Publish under another model name. For a copy, --with-config brings labels and configuration along.",
         )
     policy = version_policy(existing)
     if isinstance(policy, str) and not appears_at_once:

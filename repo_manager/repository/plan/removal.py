@@ -86,10 +86,10 @@ def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, for
     Raises:
         RepositoryError: one is in use, or nothing else would be left to serve.
     """
-    reasons = _reasons_to_keep(view) if versions else {}
-    in_use = tuple(f"{view.name}:{v} {' and '.join(reasons[v])}" for v in versions if v in reasons)
     left = [version for version in view.versions if version not in versions]
     whole = whole or not left
+    reasons = _reasons_to_keep(view, whole=whole) if versions else {}
+    in_use = tuple(f"{view.name}:{v} {' and '.join(reasons[v])}" for v in versions if v in reasons)
     if whole and view.needed_by:
         in_use += (f"{view.name} is needed by {', '.join(view.needed_by)}",)
     if in_use and not force:
@@ -109,24 +109,37 @@ def _named(ensembles: tuple[str, ...]) -> str:
 def _way_out(view: ModelView, versions: tuple[int, ...], whole: bool) -> str:
     if (whole and view.needed_by) or any(version in view.pinned for version in versions):
         return "Change what needs it first, or use --force: Triton does not load an ensemble without what it needs."
-    return "Deploy another version or remove the tag first, or use --force."
+    if view.state.is_deployed:
+        return f"First repo-manager undeploy {view.name}, or deploy another version; or use --force."
+    if set(view.state.tags.values()) & set(versions):
+        return f"First take the tag away: repo-manager tag {view.name}:VERSION TAG --delete; or use --force."
+    return f"Deploy another version first, remove the whole model (repo-manager remove {view.name}), or use --force."
 
 
-def _reasons_to_keep(view: ModelView) -> dict[int, list[str]]:
+def _reasons_to_keep(view: ModelView, *, whole: bool = False) -> dict[int, list[str]]:
     """Return for each version why it is in use; versions that nothing needs are left out.
+
+    Of a model that goes as a whole, neither the policy nor a roll-back keeps a version unless one is deployed: `add`
+    writes a policy before anything is served, and `undeploy` leaves it.
+
+    Args:
+        view: the model with its state.
+        whole: the whole model goes.
 
     Raises:
         ConfigError: config.pbtxt is broken, so nobody can say what is served.
     """
     reasons: dict[int, list[str]] = {}
-    for version in served_by(view.policy(), view.versions):
-        reasons.setdefault(version, []).append("is served")
+    numbered_here = view.state.highest_version > 0
+    idle = whole and numbered_here and not view.state.is_deployed and view.state.unproven is None
+    for version in () if idle else served_by(view.policy(), view.versions):
+        reasons.setdefault(version, []).append("is selected by the version policy")
     for tag, version in view.state.tags.items():
         reasons.setdefault(version, []).append(f"has the tag {tag!r}")
     current, previous = current_version(view.state), previous_version(view.state, view.versions)
     if current is not None:
         reasons.setdefault(current, []).append("was deployed last")
-    if previous is not None:
+    if previous is not None and not idle:
         reasons.setdefault(previous, []).append("is what a roll-back goes back to")
     for version, ensembles in view.pinned.items():
         reasons.setdefault(version, []).append(f"is pinned by {_named(ensembles)}")
@@ -169,7 +182,7 @@ def without_versions(view: ModelView, versions: tuple[int, ...]) -> str | None:
 
 def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
     """Keep the numbers given out; drop tags, and for a whole model its history, which points at nothing now."""
-    state = state.numbered(highest)
+    state = state.numbered(highest).without_free(*versions)
     if whole:
         return dataclasses.replace(state, tags={}, deployments=())
     return dataclasses.replace(state, tags={tag: v for tag, v in state.tags.items() if v not in versions})

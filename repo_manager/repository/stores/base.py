@@ -57,6 +57,7 @@ class Incoming:
         manifest: number and records -> manifest.
         first_config: number -> the config.pbtxt that comes with a first version.
         progress: told the bytes that have arrived.
+        number: the number that it has to have; `None` takes the next one.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Incoming:
     manifest: Callable[[int, Mapping[str, FileRecord]], Manifest]
     first_config: Callable[[int], bytes]
     progress: Progress
+    number: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,7 +252,9 @@ class DiskStore:
 
     def publish_version(self, incoming: Incoming) -> Arrived:
         """As `Store.publish_version`. The files are copied and made durable before the lock is taken."""
-        incoming.check(self.look(incoming.name))  # Before gigabytes are copied.
+        before = self.look(incoming.name, record=True)
+        incoming.check(before)  # Before gigabytes are copied.
+        before.number_for(incoming.number)
         root = open_root(self.location, create=True)
         with staged(root) as staging:
             content = staging / "version"
@@ -262,17 +264,25 @@ class DiskStore:
             with repository_lock(root):
                 view = self.look(incoming.name, record=True)
                 first = incoming.check(view)
-                version = view.next_version
+                version, kept = view.number_for(incoming.number), incoming.number is not None
                 manifest = incoming.manifest(version, records)
                 write_durably(content / MANIFEST_FILENAME, manifest_text(manifest).encode())
                 fsync_directory(content)
-                change_state(root, incoming.name, lambda state: state.numbered(version), staging=staging)
+                change_state(
+                    root,
+                    incoming.name,
+                    lambda state: state.given_out(version, view.used_numbers, kept=kept),
+                    staging=staging,
+                )
                 folder = root / incoming.name
                 if first:
                     place_first(folder, staging, version, incoming)
                 else:
                     content.rename(folder / str(version))
                     fsync_directory(folder)
+                if kept:  # while it is there it is taken anyway, and its removal takes it from the free ones
+                    with contextlib.suppress(OSError):
+                        change_state(root, incoming.name, lambda state: state.without_free(version), staging=staging)
                 return Arrived(version, manifest, first, self.look(incoming.name))
 
     def discard_versions(self, departure: Departure) -> None:

@@ -18,7 +18,7 @@ from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_loaded, check_pinned, check_signatures, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.rollout.result import ServerResult, TrialResult
+from repo_manager.rollout.result import Action, ServerResult, TrialResult
 from repo_manager.triton_config import ModelConfig
 from repo_manager.triton_config.ensembles import pinned_versions
 
@@ -236,12 +236,13 @@ class Context:
     Args:
         repository: the repository that is served.
         name: the model.
-        version: the version to serve.
+        version: the version to serve, or to take out of service; `None` with `undeploy`: every version.
         options: how to roll out.
         report: told what is being done; from several threads when a batch has more than one server.
         trial_s: how long a trial takes, on top of the deadline.
         confirm: asked when nobody else can roll the model out any more: raises if what was decided on before holds no
             longer.
+        action: what is done: it decides the words, and what is recorded.
 
     Raises:
         RepositoryError: no such model or version.
@@ -251,18 +252,22 @@ class Context:
         self,
         repository: Location,
         name: str,
-        version: int,
+        version: int | None,
         options: RolloutOptions,
         report: Report,
         *,
         trial_s: float = 0.0,
         confirm: Callable[[], None] = lambda: None,
+        action: Action = "deploy",
     ) -> None:
         self.confirm = confirm
-        self.repository, self.name, self.version = repository.resolve(), name, version
-        self.options, self._tell = options, report
+        self.repository, self.name = repository.resolve(), name
+        self.options, self._tell, self.action = options, report, action
         self.entry = find_model(self.repository, name)
-        self.folder = self.entry.version(version).path
+        self.whole = version is None
+        self.version = max((each.version for each in self.entry.versions), default=0) if version is None else version
+        self.what = name if version is None else f"{name}:{version}"
+        self.folder = self.entry.path / str(self.version) if self.whole else self.entry.version(self.version).path
         self.deadline = Deadline(options.deadline_s + trial_s)
         self.began = time.monotonic()
         self.events: list[str] = []
@@ -273,6 +278,15 @@ class Context:
         self._halted = threading.Event()
         self._lock = threading.Lock()
         self._changing = threading.RLock()
+
+    @property
+    def leaves(self) -> bool:
+        """Whether something is taken out of service, rather than put into it."""
+        return self.action == "undeploy"
+
+    def remaining(self, served: Sequence[int]) -> tuple[int, ...]:
+        """Return what an undeployment leaves of the versions that are served."""
+        return () if self.whole else tuple(version for version in served if version != self.version)
 
     def settle(self) -> None:
         """Put config.pbtxt back to what was proven, where a roll-out was killed before its proof; holds the lease."""
@@ -329,7 +343,7 @@ class Context:
 
     def _go_on(self) -> None:
         if self._halted.is_set():
-            raise ServerRefusedError(f"the roll-out of {self.name}:{self.version} was called off")
+            raise ServerRefusedError(f"the roll-out of {self.what} was called off")
 
     def check_version(self) -> tuple[Check, ...]:
         """Check what is the same on every server, before one is asked to read it."""
@@ -391,7 +405,7 @@ class Context:
             RepositoryError: something speaks against it.
         """
         checks = self.check_version()
-        refuse(self.name, self.version, checks, self.options)
+        refuse(self.what, checks, self.options)
         return checks
 
     def leave_out(self, label: str, exc: ServerUnreachableError) -> None:

@@ -31,7 +31,14 @@ from repo_manager.rollout.targets.kserve_status import (
     wait_for_service,
     watch_service,
 )
-from repo_manager.rollout.targets.snapshot import Snapshot, models_after, models_served, snapshots_of, write_snapshot
+from repo_manager.rollout.targets.snapshot import (
+    Snapshot,
+    check_leaving,
+    models_after,
+    models_served,
+    snapshots_of,
+    write_snapshot,
+)
 from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
 from repo_manager.rollout.trial.steps import CanaryStep, untried
 
@@ -136,7 +143,7 @@ class KServeTarget:
         Raises:
             InconclusiveError: a canary was asked for, and the version has all of the traffic already.
         """
-        self.checks = self._context.refused_version()
+        self.checks = () if self._context.leaves else self._context.refused_version()
         self._seen: Sight = see(self._api, self._service.namespace, self._service.name)
         self._before = self._seen.service
         self._known = failure_of(self._before)
@@ -152,6 +159,8 @@ class KServeTarget:
             )
         self._held, source = models_served(self._context.repository, self._uri, self._snapshots, str(self._service))
         self._models = models_after(self._context, self._held, source)
+        if self._context.leaves:
+            self.checks = check_leaving(self._context, self._held, str(self._service))
         self._planned: Snapshot = write_snapshot(
             snapshots_of(self._context.repository),
             self._models,
@@ -160,6 +169,9 @@ class KServeTarget:
         )
         self._after = f"{self._snapshots}/{self._planned.id}"
         self.changes = self._after != self._uri or _share_of(self._before) != _ALL or bool(_canaries_of(self._before))
+        if self._context.leaves:
+            served = self._held.get(self._context.name, ())
+            self.changes = self._context.remaining(served) != served
         if self._percents and not self.changes:
             raise untried(self._context.name, self._context.version, self.describe())
 
@@ -200,7 +212,9 @@ class KServeTarget:
             )
 
     def prove(self) -> None:
-        """Wait for the new version, and go through the shares of the traffic below all of it."""
+        """Wait until it serves what is wanted, and go through the shares of the traffic below all of it."""
+        if not self.touched and self._context.leaves:
+            return
         if not self.touched:
             self._percent = _share_of(self._before)
         self._wait()
@@ -248,7 +262,7 @@ class KServeTarget:
         return ServerResult(
             name=self.label,
             changed=self.changes,
-            ready=self._planned.models[name],
+            ready=self._planned.models.get(name, ()),
             previous=self._held.get(name, ()),
             proof="none" if self._context.options.dry_run else "conditions",
             checks=self.checks,

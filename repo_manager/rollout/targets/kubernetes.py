@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.repository import Location
 from repo_manager.rollout.checks import Check
+from repo_manager.rollout.observe import observe
 from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
 from repo_manager.rollout.smoke import smoke_test
 from repo_manager.rollout.targets.api import Api, Object, change_unless_changed, patiently
@@ -22,6 +24,7 @@ from repo_manager.rollout.targets.kubernetes_status import is_ready, wait_for_ro
 from repo_manager.rollout.targets.snapshot import (
     Snapshot,
     SnapshotModel,
+    check_leaving,
     models_after,
     models_served,
     snapshots_of,
@@ -89,6 +92,8 @@ def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
         history = history[: places[-1] + 1]
     served = [parse_models(json.dumps(entry.get("models"))) or {} for entry in history]
     versions = [max(models[name]) for models in served if models.get(name)]
+    if versions and not served[-1].get(name):  # it was undeployed
+        return versions[-1]
     earlier = [version for version in versions if version != versions[-1]]
     if not earlier:
         raise RepositoryError(
@@ -133,7 +138,7 @@ class KubernetesTarget:
 
     def look(self) -> None:
         """Check the version, read the Deployments, and see which snapshot they would serve."""
-        self.checks = self.context.refused_version()
+        self.checks = () if self.context.leaves else self.context.refused_version()
         deployments = _find_deployments(self.release, self.api)
         served = [read_template(deployment) for deployment in deployments]
         for deployment in deployments:
@@ -146,8 +151,11 @@ class KubernetesTarget:
         self._name_keeper(deployments[0])
         held, source = self._held(served[0])
         self._models = models_after(self.context, held, source)
-        after = next(model.versions for model in self._models if model.name == self.context.name)
-        self.checks += self.context.check_pinned(held.get(self.context.name, ()), after)
+        if self.context.leaves:
+            self.checks = check_leaving(self.context, held, str(self.release), served[0].load)
+        else:
+            after = next(model.versions for model in self._models if model.name == self.context.name)
+            self.checks += self.context.check_pinned(held.get(self.context.name, ()), after)
         planned = write_snapshot(
             snapshots_of(self.context.repository), self._models, signed_by=self.context.options.signed_by, dry_run=True
         )
@@ -218,7 +226,9 @@ class DeploymentPart:
         self._replicas: int = deployment["spec"].get("replicas", 1)
         self._pods: tuple[PodProof, ...] = ()
         self.touched = False
-        self.changes = self._url != served.url
+        before = held.get(self._context.name, ())
+        leaves_nothing = self._context.leaves and self._context.remaining(before) == before
+        self.changes = self._url != served.url and not leaves_nothing
 
     @property
     def label(self) -> str:
@@ -251,7 +261,9 @@ class DeploymentPart:
             raise
 
     def prove(self) -> None:
-        """Wait until every pod serves the snapshot, and ask those that can be reached for an inference."""
+        """Wait until every pod serves the snapshot, and ask those that can be reached."""
+        if self._context.leaves and not self.changes:
+            return
         self._target.write()
         prover, timeout_s = self._target.prover, self._context.options.load_timeout_s
         self._context.deadline.remaining_s(timeout_s)
@@ -300,9 +312,9 @@ class DeploymentPart:
         return ServerResult(
             name=self.label,
             changed=self.changes,
-            ready=self._planned.models[name],
+            ready=self._planned.models.get(name, ()) if self.changes else self._held.get(name, ()),
             previous=self._held.get(name, ()),
-            proof="inference" if answered else "readiness" if self._pods else "none",
+            proof=self._target.prover.proof if answered else "readiness" if self._pods else "none",
             checks=self.checks,
             snapshot=SnapshotChange(
                 self._served.url, self._url, self._planned.models, replicas=self._replicas, pods=self._pods
@@ -327,16 +339,23 @@ class DeploymentPart:
 class _PodProver:
     """Asks each new pod once, as soon as it is ready. Mostly, pods can be reached from inside the cluster only.
 
-    One pod that answers shows that pods can be reached; from then on, a pod that cannot be is a failure.
+    A pod is asked for an inference; after an undeployment, for its index. One pod that answers shows that pods can be
+    reached; from then on, a pod that cannot be is a failure.
     """
 
     def __init__(self, context: Context, connection: ClientOptions) -> None:
         self._folder, self._name, self._version = context.folder, context.name, context.version
+        self._leaves, self._context = context.leaves, context
         self._timeout_s, self._report = context.options.smoke_timeout_s, context.note
         self._connection, self._limit = connection, context.call_s
         self._proofs: dict[str, PodProof] = {}
         self._tries: dict[str, int] = {}
         self._reachable = False
+
+    @property
+    def proof(self) -> str:
+        """What the answer of a pod proves."""
+        return "index" if self._leaves else "inference"
 
     def take(self) -> tuple[PodProof, ...]:
         """Return the proofs since the last call."""
@@ -377,6 +396,8 @@ class _PodProver:
             except ServerUnreachableError:
                 return None
             self._reachable = True
+            if self._leaves:
+                return self._index_of(pod, client)
             config = ModelConfig.from_message(client.model_config(self._name, self._version, timeout_s=self._timeout_s))
             try:
                 result = smoke_test(client, self._folder, self._name, self._version, config, timeout_s=self._timeout_s)
@@ -384,6 +405,15 @@ class _PodProver:
                 raise ServerRefusedError(f"pod {pod}: {exc.message}", hint=exc.hint) from exc
         self._report(f"pod {pod}: {self._name}:{self._version} answers ({result.reference} reference)")
         return result.latency_ns
+
+    def _index_of(self, pod: str, client: TritonClient) -> int:
+        """See in a pod's index that what leaves is gone; return how long the answer took."""
+        began = time.monotonic_ns()
+        ready = observe(client, self._name).ready
+        if self._context.remaining(ready) != ready:
+            raise ServerRefusedError(f"pod {pod} still serves {self._context.what}")
+        self._report(f"pod {pod}: {self._context.what} is not in its index any more")
+        return time.monotonic_ns() - began
 
 
 def _find_deployments(release: Release, api: Api) -> tuple[Object, ...]:

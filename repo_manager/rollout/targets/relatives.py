@@ -84,7 +84,7 @@ class Family:
             served = {version for each in ready for version in each.get(name, ())}
             existing = {each.version for each in entry.versions}
             if not served and existing:
-                served = {max(entry.served_versions or existing)}
+                served = {max(entry.selected or existing)}
             wanted = tuple(sorted(served | (pinned_versions(within, name).keys() & existing)))
             if wanted and any(not set(wanted) <= set(each.get(name, ())) for each in ready):
                 original = read_config_bytes(self._context.repository, name)
@@ -132,7 +132,8 @@ class Relatives:
         return {name: tuple(sorted(versions)) for name, versions in found.items()}
 
     @property
-    def _dependents(self) -> tuple[str, ...]:
+    def dependents(self) -> tuple[str, ...]:
+        """The models that need this one and are served, the inner ones first."""
         return tuple(name for name in self._family.dependents if name in self.ready)
 
     @property
@@ -143,7 +144,7 @@ class Relatives:
     def plan(self) -> tuple[tuple[Relative, ...], tuple[Relative, ...]]:
         """Return what the roll-out brings along, and what needs the model and is proven with it."""
         brings = tuple(Relative(each.name, each.versions, f"{self._context.name} needs it") for each in self.brought)
-        dependents = tuple(Relative(each, self.ready[each], self._family.why(each)) for each in self._dependents)
+        dependents = tuple(Relative(each, self.ready[each], self._family.why(each)) for each in self.dependents)
         return brings, dependents
 
     def check(self) -> tuple[Check, ...]:
@@ -172,7 +173,7 @@ class Relatives:
             SmokeFailedError: one does not answer as it has to.
         """
         context = self._context
-        for name in self._dependents:
+        for name in self.dependents:
             try:
                 self._ask(name, self.ready[name], compare=False)
             except ServerRefusedError as exc:
@@ -184,7 +185,7 @@ class Relatives:
 
     def _serve(self, needed: Needed) -> None:
         context = self._context
-        if not set(needed.versions) <= set(needed.entry.served_versions):
+        if not set(needed.versions) <= set(needed.entry.selected):
             context.change(lambda: set_served_versions(context.repository, needed.name, needed.versions))
         timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
         context.retried(lambda: self._client.load(needed.name, timeout_s=timeout_s))
@@ -204,7 +205,7 @@ class Relatives:
             ServerRefusedError: it is not READY again, or does not answer.
         """
         lost = self._family.lost(served)
-        for name in self._dependents:
+        for name in self.dependents:
             if name in lost:
                 self._context.note(f"{name} asks for a version that is not served any more: Triton drops it")
                 continue
@@ -232,7 +233,7 @@ class Relatives:
             else:
                 self._client.unload(each.name, timeout_s=timeout_s)
             wait_until_only_ready(self._client, each.name, self.ready.get(each.name, ()), timeout_s)
-        for name in self._dependents:
+        for name in self.dependents:
             self._wait(name, self.ready[name])
 
     def _wait(self, name: str, versions: tuple[int, ...]) -> None:

@@ -31,14 +31,17 @@ from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.view import ModelView, existing_model, walk, with_versions
+from repo_manager.rollout.checks import Check, Outcome, check_needed
 from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.template import is_snapshot
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
+from repo_manager.triton_config.ensembles import dependents_of
 
 __all__ = [
     "SNAPSHOT_FILENAME",
     "Snapshot",
     "SnapshotModel",
+    "check_leaving",
     "models_after",
     "models_served",
     "read_snapshot",
@@ -164,11 +167,38 @@ def models_served(
         return held.models, held.location
     entries = scan(repository, deep=False)
     wanted = [entry for entry in entries if "*" in load or entry.name in load]
-    return {entry.name: entry.served_versions for entry in wanted if entry.served_versions}, repository
+    return {entry.name: entry.selected for entry in wanted if entry.selected}, repository
+
+
+def check_leaving(
+    context: Context, held: Mapping[str, tuple[int, ...]], served_by: str, load: Sequence[str] = ("*",)
+) -> tuple[Check, ...]:
+    """Check whether a cluster can do without a model or a version.
+
+    Args:
+        context: of the roll-out.
+        held: what the cluster serves, model -> versions.
+        served_by: the target, for messages.
+        load: the models that its pods name to load, or `*`.
+    """
+    name, before = context.name, held.get(context.name, ())
+    after = context.remaining(before)
+    if after or not before:
+        return context.check_pinned(before, after)
+    needed = check_needed(context.what, [each for each in dependents_of(context.ensembles, name) if each in held])
+    if len(held) == 1:
+        what = f"{name} is all that {served_by} serves, and Triton has nothing to serve without it"
+        needed += (Check("models", Outcome.REFUSED, what, "Scale it to nothing, or remove it from the cluster."),)
+    if name in load:
+        what = f"the pods of {served_by} load {name} by name (--load-model={name})"
+        needed += (Check("models", Outcome.REFUSED, what, "Take it out of the chart's models.load first."),)
+    return needed
 
 
 def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: Location) -> tuple[SnapshotModel, ...]:
     """Return what the snapshot of a roll-out holds: what is served, with the new version in the place of the old.
+
+    Of an undeployment, it is what is served without what leaves.
 
     Models that the new version needs and that are not served come along, with the versions that their policies serve,
     else the newest: a server does not become ready with an ensemble that lacks a part.
@@ -180,6 +210,9 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
     """
     repository, name, version = context.repository, context.name, context.version
     found = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != name]
+    if context.leaves:
+        left = context.remaining(held.get(name, ()))
+        return (*found, *([SnapshotModel(name, left, source)] if left else ()))
     keep = context.options.keep_previous
     others_of_it = [v for v in held.get(name, ()) if keep and v != version]
     kept = {*others_of_it[-1:], *(v for v in others_of_it if v in context.pinned)}
@@ -187,7 +220,7 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
     for needed in context.needs:
         entry = find_model(repository, needed)
         if needed not in held and entry.versions:
-            found.append(SnapshotModel(needed, entry.served_versions or (entry.versions[-1].version,), repository))
+            found.append(SnapshotModel(needed, entry.selected or (entry.versions[-1].version,), repository))
     return tuple(found)
 
 

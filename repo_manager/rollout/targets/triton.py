@@ -7,7 +7,7 @@ and the undo of a version that never took over is one more load.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.repository import (
@@ -29,10 +29,10 @@ from repo_manager.rollout.targets.relatives import Family, Needed, Relatives, pu
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME
 
-__all__ = ["TritonPart", "TritonTarget"]
+__all__ = ["WIDE", "TritonPart", "TritonTarget"]
 
 # Looking costs a server nothing, so many are asked at once.
-_WIDE = 16
+WIDE = 16
 _UNLOAD_S = 3.0
 _LEFT_ALONE = (Action.KEEP, Action.DROP)
 
@@ -55,7 +55,10 @@ class TritonTarget:
 
     def __init__(self, context: Context, clients: Sequence[TritonClient]) -> None:
         if not clients:
-            raise UsageError(f"No server to deploy {context.name}:{context.version} to", hint="Give at least one URL.")
+            raise UsageError(
+                f"No server to {context.action} {context.what} {'from' if context.leaves else 'to'}",
+                hint="Give at least one URL.",
+            )
         self._context, self._clients = context, clients
         context.total = len(clients)
         self.batch = max(1, context.options.batch.of(len(clients)))
@@ -69,7 +72,7 @@ class TritonTarget:
         return any(part.plan.changes for part in self.parts)
 
     @property
-    def before(self) -> tuple[int, ...]:
+    def before(self) -> tuple[int, ...] | None:
         """What all servers serve now; where that is nothing, what config.pbtxt serves apart from the new version."""
         ready = {version for part in self.parts for version in part.before.ready}
         state = model_state(self._context.repository, self._context.name)
@@ -77,7 +80,7 @@ class TritonTarget:
         if left is not None:
             ready -= {left.version}
             ready |= {version for version in left.before if version in ready or not ready}
-        known = tuple(sorted(ready)) or self._context.entry.served_versions
+        known = tuple(sorted(ready)) or self._context.entry.selected
         return tuple(version for version in known if version != self._context.version)
 
     def describe(self) -> str:
@@ -86,19 +89,8 @@ class TritonTarget:
 
     def look(self) -> None:
         """Ask every server what it serves, and plan."""
-
         family = Family(self._context)
-
-        def part_of(client: TritonClient) -> TritonPart | None:
-            try:
-                return TritonPart(self._context, client, family)
-            except ServerUnreachableError as exc:
-                self._context.leave_out(client.url, exc)
-                return None
-
-        found = in_waves(self._clients, min(_WIDE, len(self._clients)), part_of)
-        self.parts = [part for part in found if part is not None]
-        self._context.check_missing()
+        self.parts = self._look_at(lambda client: TritonPart(self._context, client, family))
         after = {version for part in self.parts for version in part.plan.ready_after}
         for part in self.parts:  # they share one config.pbtxt
             part.plan = dataclasses.replace(part.plan, ready_after=tuple(sorted(after)))
@@ -111,6 +103,24 @@ class TritonTarget:
             brings, dependents = part.relatives.plan()
             part.plan = dataclasses.replace(part.plan, brings=brings, dependents=dependents)
 
+    def _look_at(self, part_of: Callable[[TritonClient], TritonPart]) -> list[TritonPart]:
+        """Make a part of every server that answers.
+
+        Raises:
+            ServerUnreachableError: more do not answer than may be missing.
+        """
+
+        def look_at(client: TritonClient) -> TritonPart | None:
+            try:
+                return part_of(client)
+            except ServerUnreachableError as exc:
+                self._context.leave_out(client.url, exc)
+                return None
+
+        found = in_waves(self._clients, min(WIDE, len(self._clients)), look_at)
+        self._context.check_missing()
+        return [part for part in found if part is not None]
+
     def check(self) -> None:
         """Check the version once, and every server; what is served already only where keys are given."""
         if not self.changes and not self._context.options.signed_by:
@@ -122,7 +132,7 @@ class TritonTarget:
         def check(part: TritonPart) -> None:
             part.checks = (*shared, *part.check_server()) if self.changes else shared
 
-        in_waves(self.parts, min(_WIDE, len(self.parts)), check)
+        in_waves(self.parts, min(WIDE, len(self.parts)), check)
         if not self._context.options.dry_run:
             for part in self.parts:
                 part.tell_plan()
@@ -152,7 +162,16 @@ class TritonPart:
         self.checks: tuple[Check, ...] = ()
         self.before = self._observe()
         context.retried(lambda: require_known(self.before, client, context.name))
-        self.plan: RolloutPlan = plan_from(
+        self.plan = self._planned()
+        self.relatives = Relatives(context, client, family)
+        self.meanwhile: tuple[int, ...] = ()
+        self.original: bytes | None = None
+        self.smoke: SmokeResult | None = None
+        self._state = self.before
+
+    def _planned(self) -> RolloutPlan:
+        context = self.context
+        return plan_from(
             context.entry,
             context.version,
             self.before,
@@ -160,11 +179,6 @@ class TritonPart:
             pinned=context.pinned,
             obstacle=obstacle_of(context.repository, context.entry),
         )
-        self.relatives = Relatives(context, client, family)
-        self.meanwhile: tuple[int, ...] = ()
-        self.original: bytes | None = None
-        self.smoke: SmokeResult | None = None
-        self._state = self.before
 
     @property
     def label(self) -> str:

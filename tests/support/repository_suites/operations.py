@@ -150,7 +150,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "config set": Operation(lambda p: change_config(p.root, "m", CHANGES), {WHOLE}),
     "config edit": Operation(_edit, {WHOLE}),
-    "copy": Operation(lambda p: copy_version(p.root, "m", 2, p.production), {(1,), (2,)}, production=True),
+    "copy": Operation(lambda p: copy_version(p.root, "m", 2, p.production), {(2,)}, production=True),
     "copy again": Operation(
         lambda p: (add(p.root, p.work, "m"), copy_version(p.root, "m", 5, p.production)),
         {(1,)},
@@ -195,14 +195,14 @@ def _check_whole(place: Place, operation: Operation) -> None:
             assert operation.removes
             continue
         model = find_model(place.root, name)
-        assert model.served_versions or place.read(f"{name}/config.pbtxt") is None, model
+        assert model.selected or place.read(f"{name}/config.pbtxt") is None, model
         assert operation.removes or {1, *(WHOLE if name == "m" else ())} <= {entry.version for entry in model.versions}
         for entry in model.versions:
             original = place.work / f"{name}-{entry.version}.json"
             if original.exists() and entry.manifest is not None and "adopted" not in entry.manifest.extra:
                 assert entry.manifest == parse_manifest(original.read_text(), where=str(original))
     for entry in scan(place.root):
-        assert entry.served_versions or place.read(f"{entry.name}/config.pbtxt") is None, entry
+        assert entry.selected or place.read(f"{entry.name}/config.pbtxt") is None, entry
 
 
 def versions_after_again(place: Place, operation: Operation) -> tuple[int, ...]:

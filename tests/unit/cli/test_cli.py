@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from repo_manager import samples
+from repo_manager.repository import record_deployment, record_rollout
+from repo_manager.repository.state import record_of
 from repo_manager.server import running_server
 
 Run = Callable[..., Any]
@@ -149,10 +151,40 @@ def test_list_show_and_verify_agree_with_what_was_added(run: Run, repository: Pa
         assert run("add", samples.sample_model(), "-n", "digits", "-r", repository, "-p", precision).code == 0
     (model,) = json.loads(run("list", "-r", repository, "--json").out)
     assert [version["version"] for version in model["versions"]] == [1, 2]
-    assert model["served_versions"] == [1]
+    assert model["selected"] == [1]
     shown = run("show", "digits", "-r", repository)
     assert "fp16" in shown.out
     assert run("verify", "-r", repository).code == 0
+
+
+def test_one_version_and_the_roll_outs_of_a_model_are_shown(run: Run, repository: Path) -> None:
+    assert run("add", samples.sample_model(), "-n", "digits", "-r", repository).code == 0
+    assert run("tag", "digits:1", "stable", "-r", repository).code == 0
+    assert json.loads(run("list", "-r", repository, "--json").out)[0]["tags"] == {"stable": 1}
+    assert "stable:1" in run("list", "-r", repository).out
+    document = json.loads(run("show", "digits:stable", "-r", repository, "--json").out)
+    facts = [document[key] for key in ("name", "version", "tags", "selected", "deployed")]
+    assert facts == ["digits", 1, ["stable"], True, False]
+    assert document["manifest"]["source"]["path"] == "digits_sparse.onnx"
+    shown = run("show", "digits:1", "-r", repository).out
+    assert all(word in shown for word in ("digits_sparse.onnx", "2:4 kept", "model.onnx", "selected by the version"))
+    assert run("show", "digits:7", "-r", repository).code == 3
+
+    assert "was never deployed" in run("history", "digits", "-r", repository).out
+    record_deployment(repository, "digits", 1)  # as releases did that kept no history
+    record_deployment(repository, "digits", 1, record_of("deploy", 1, [], "grpc://a:1"))
+    failed = record_of("undeploy", None, [1], "grpc://a:1", outcome="undone", reason="a:1 does not answer")
+    record_rollout(repository, "digits", failed)
+    records = json.loads(run("history", "digits", "-r", repository, "--json").out)
+    assert [(each["action"], each["version"], each["outcome"]) for each in records] == [
+        ("deploy", 1, "done"),
+        ("deploy", 1, "done"),
+        ("undeploy", None, "undone"),
+    ]
+    table = run("history", "digits", "-r", repository).out
+    assert "a:1 does not answer" in table
+    assert table.index("undone") < table.index("not recorded"), "the latest comes first"
+    assert run("history", "nope", "-r", repository).code == 3
 
 
 def test_verify_finds_a_changed_byte(run: Run, repository: Path) -> None:

@@ -167,7 +167,7 @@ def test_copy_carries_a_version_with_its_story(run: Run, repository: Path, tmp_p
     assert run("copy", "digits:2", "--into", production, "-r", repository, "--dry-run").code == 0
     assert not production.exists()
     assert run("copy", "digits:2", "--into", production, "-r", repository).code == 0
-    manifest = json.loads((production / "digits" / "1" / "manifest.json").read_text())
+    manifest = json.loads((production / "digits" / "2" / "manifest.json").read_text())
     assert manifest["precision"] == "fp16"
     again = run("copy", "digits:2", "--into", production, "-r", repository)
     assert "already" in again.out

@@ -214,8 +214,8 @@ def test_a_failing_model_leaves_itself_and_the_others_consistent(place: Place) -
     result = place.apply()
     codes = {model.name: model.exit_code for model in result.models}
     assert codes == {"a": 4, "gone": 3, "b": 0, "c": 3, "d": 3, "e": 3, "f": 3}
-    assert find_model(place.root, "a").served_versions == (1,)
-    assert find_model(place.root, "b").served_versions == (2,)
+    assert find_model(place.root, "a").selected == (1,)
+    assert find_model(place.root, "b").selected == (2,)
     assert {entry.name for entry in scan(place.root)} == {"a", "b", "f"}
     assert verify(place.root) == ()
 
@@ -271,7 +271,7 @@ def test_an_exported_repository_can_be_built_again(place: Place) -> None:
     place.file.write_text(text)
     shutil.rmtree(place.root)
     place.settle()
-    assert find_model(place.root, "m").served_versions == (1,)
+    assert find_model(place.root, "m").selected == (1,)
 
 
 def test_a_pinned_source_must_be_what_it_is_pinned_to(place: Place) -> None:

@@ -19,7 +19,7 @@ STATUS = RepositoryStatus(
     (
         ModelStatus(
             "resnet50", "grpc://10.20.30.40:8001", (3,), (4,), 3, "2026-01-02T03:04:05.678Z", (),
-            "2026-01-02T03:05:00.000Z", 2, True, ("READY are 3, config.pbtxt serves 4",),
+            "2026-01-02T03:05:00.000Z", 2, True, ("version 3 is ready, the policy selects 4",),
         ),
     ),
     {},
@@ -41,19 +41,19 @@ STATUS_AT = {
     50: """
  model     ready  differs
  ────────────────────────────────────────────────
- resnet50  3      READY are 3, config.pbtxt
-                  serves 4
+ resnet50  3      version 3 is ready, the policy
+                  selects 4
 
-Not shown here: restarts, repository serves, last
+Not shown here: restarts, selected, last
 deployed, server (--wide, --json)
 """,
     80: """
  model     server                   ready  last deployed  differs
  ──────────────────────────────────────────────────────────────────────────────
- resnet50  grpc://10.20.30.40:8001  3      3, 2026-01-02  READY are 3,
-                                                          config.pbtxt serves 4
+ resnet50  grpc://10.20.30.40:8001  3      3, 2026-01-02  version 3 is ready,
+                                                          the policy selects 4
 
-Not shown here: restarts, repository serves (--wide, --json)
+Not shown here: restarts, selected (--wide, --json)
 """,
 }
 

@@ -108,7 +108,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, place: Path, code: int) -> None:
 def test_a_folder_of_a_lower_layer_is_deleted_where_it_is(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(monkeypatch, history / "m" / "4", errno.EXDEV)
     remove(history, "m", 4, force=True)
-    assert find_model(history, "m").served_versions == (1,)
+    assert find_model(history, "m").selected == (1,)
     assert model_state(history, "m").tags == {"best": 3}
     assert verify(history, models=False) == ()
     assert not (history / "m" / "4").exists()

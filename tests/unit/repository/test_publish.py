@@ -51,7 +51,7 @@ def test_a_later_version_changes_nothing_that_is_there(root: Path, put: Put) -> 
     assert (published.version, published.first, published.served) == (2, False, False)
     after = snapshot(root / "m")
     assert {key: after[key] for key in before} == before
-    assert find_model(root, "m").served_versions == (1,)
+    assert find_model(root, "m").selected == (1,)
 
 
 def test_under_a_latest_policy_a_new_version_is_served_at_the_next_load(root: Path, put: Put) -> None:
@@ -236,7 +236,7 @@ def test_policy_changes_are_atomic_and_checked(root: Path, put: Put) -> None:
     path.write_text("# mine\n" + path.read_text())
     assert set_served_versions(root, "m", (2,)) == (1,)
     assert path.read_text().startswith("# mine\n")
-    assert find_model(root, "m").served_versions == (2,)
+    assert find_model(root, "m").selected == (2,)
     before = path.stat()
     assert set_served_versions(root, "m", (2,)) == (2,)
     assert path.stat().st_mtime_ns == before.st_mtime_ns

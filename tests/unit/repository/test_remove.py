@@ -48,12 +48,26 @@ def test_a_removed_number_is_never_given_out_again(five: Path, put: Put) -> None
 
 
 def test_a_whole_model_goes_at_once_and_its_numbers_go_on(five: Path, put: Put) -> None:
-    with pytest.raises(RepositoryError, match="m:1 is served"):
+    record_deployment(five, "m", 1)
+    with pytest.raises(RepositoryError, match="m:1 is selected by the version policy and was deployed last"):
         remove(five, "m")
     assert remove(five, "m", force=True).whole_model
     assert scan(five) == ()
     assert put().version == 6
     assert put().first is False
+
+
+@pytest.mark.parametrize("life", ["only added", "undeployed"])
+def test_a_model_that_nobody_serves_is_removed_unless_a_tag_keeps_it(five: Path, life: str) -> None:
+    if life == "undeployed":
+        for version in (2, 1, None):
+            record_deployment(five, "m", version)
+    set_tag(five, "m", "prod", 3)
+    with pytest.raises(RepositoryError, match=r"^in use: m:3 has the tag 'prod'\n"):
+        remove(five, "m")
+    remove_tag(five, "m", "prod")
+    assert remove(five, "m").whole_model
+    assert scan(five) == ()
 
 
 @pytest.mark.parametrize("use", ["served", "tag", "current", "previous"])
@@ -72,7 +86,7 @@ def test_what_is_in_use_stays_unless_told(five: Path, use: str) -> None:
     removal = remove(five, "m", 3, force=True)
     assert len(removal.in_use) == 1
     assert versions(five) == [1, 2, 4, 5]
-    assert find_model(five, "m").served_versions == (1,)
+    assert find_model(five, "m").selected == (1,)
     assert "prod" not in model_state(five, "m").tags
     assert verify(five, models=False) == ()
 
@@ -87,11 +101,11 @@ def test_under_a_latest_policy_an_older_version_takes_over(five: Path) -> None:
     path = five / "m/config.pbtxt"
     path.write_text(path.read_text().replace("specific {\n    versions: [1]", "latest {\n    num_versions: 1"))
     before = path.read_text()
-    with pytest.raises(RepositoryError, match="m:5 is served"):
+    with pytest.raises(RepositoryError, match="m:5 is selected by the version policy"):
         remove(five, "m", 5)
     remove(five, "m", 5, force=True)
     assert path.read_text() == before
-    assert find_model(five, "m").served_versions == (4,)
+    assert find_model(five, "m").selected == (4,)
 
 
 def test_the_only_version_takes_its_model_along(root: Path, put: Put) -> None:

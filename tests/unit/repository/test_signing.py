@@ -408,8 +408,8 @@ def test_a_copy_is_another_version_and_has_to_be_signed_anew(
     signed: Path, keys: dict[str, Path], tmp_path: Path
 ) -> None:
     copy_version(signed, "m", 2, tmp_path / "production")
-    with pytest.raises(RepositoryError, match="m:1 is not signed"):
-        check_signature(tmp_path / "production", "m", 1, [keys["a.pub"]])
+    with pytest.raises(RepositoryError, match="m:2 is not signed"):
+        check_signature(tmp_path / "production", "m", 2, [keys["a.pub"]])
 
 
 def make_certificate(folder: Path, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None) -> dict:

@@ -55,7 +55,7 @@ def test_a_level_has_names_and_sizes_and_hides_nothing(store: Store, place: Plac
 def test_a_view_is_the_same_everywhere(store: Store) -> None:
     view = with_versions(store, with_beside(store, existing_model(store, "m", record=True)))
     assert (view.exists, view.versions, view.folders, view.work) == (True, (1, 2, 3, 4), ("1", "2", "3", "4"), ())
-    assert (view.policy(), view.next_version, view.state.tags) == ((1,), 5, {"best": 3})
+    assert (view.policy(), view.number_for(), view.state.tags) == ((1,), 5, {"best": 3})
     assert [entry.version for entry in view.state.deployments] == [2, 1]
     assert [version.manifest().version for version in view.contents.values()] == [1, 2, 3, 4]
     assert view.contents[1].holds("model.onnx")
@@ -159,10 +159,10 @@ def test_a_lease_has_one_holder_for_each_model(store: Store, place: Place) -> No
 
 def test_a_removed_number_is_never_given_out_again(store: Store, place: Place) -> None:
     remove(place.root, "m", 4)
-    assert store.look("m", record=True).next_version == 5
+    assert store.look("m", record=True).number_for() == 5
     remove(place.root, "m", force=True)
     assert "m" not in store.list_level().folders
-    assert store.look("m", record=True).next_version == 5
+    assert store.look("m", record=True).number_for() == 5
     assert store.states(("m",))["m"].tags == {}
 
 

@@ -5,9 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import compare_versions, copy_version, find_model, read_manifest, verify
+from repo_manager.repository import (
+    change_config,
+    compare_versions,
+    copy_version,
+    find_model,
+    model_state,
+    read_labels,
+    read_manifest,
+    remove,
+    set_labels,
+    verify,
+)
 from repo_manager.repository.publish import publish
 
 Put = Callable[..., Any]
@@ -20,20 +32,86 @@ def test_a_version_goes_to_production_with_its_story(root: Path, put: Put, tmp_p
     path.write_text("# tuned\n" + path.read_text() + "future { }\n")
     production = tmp_path / "production"
     planned = copy_version(root, "m", 2, production, dry_run=True)
-    assert (planned.version, planned.published) == (1, None)
+    assert (planned.version, planned.published) == (2, None)
     assert not production.exists()
     done = copy_version(root, "m", 2, production)
-    assert (done.version, done.identical) == (1, False)
+    assert (done.version, done.identical) == (2, False)
     text = (production / "m/config.pbtxt").read_text()
     assert text.startswith("# tuned\n")
     assert "future { }" in text
-    assert find_model(production, "m").served_versions == (1,)
+    assert find_model(production, "m").selected == (2,)
     assert (production / "m/labels_0_y.txt").read_text() == "cat\ndog\n"
-    manifest = read_manifest(production / "m/1")
+    manifest = read_manifest(production / "m/2")
     assert manifest.precision == "fp16"
     assert manifest.extra["copied_from"]["version"] == 2
     assert manifest.digest == read_manifest(root / "m/2").digest
     assert [p for p in verify(production, models=False) if p.severity == "error"] == []
+
+
+@pytest.fixture
+def other(put: Put, files: dict[str, Path]) -> Put:
+    """Publish a version of other content than any before."""
+
+    def put_other(**options: object) -> Any:
+        with files["model.onnx"].open("ab") as file:
+            file.write(b"more")
+        return put(**options)
+
+    return put_other
+
+
+def test_numbers_are_kept_where_they_are_free(root: Path, other: Put, tmp_path: Path) -> None:
+    for _ in range(4):
+        other()
+    production = tmp_path / "production"
+    assert [copy_version(root, "m", version, production).version for version in (3, 1)] == [3, 1]
+    assert model_state(production, "m").skipped == (2,)
+    remove(production, "m", 1)
+    for dry_run in (True, False):  # 1 was there before, and no number is given out twice
+        with pytest.raises(RepositoryError, match=r"m:1 cannot keep its number: version 1 may have been there") as no:
+            copy_version(root, "m", 1, production, dry_run=dry_run)
+        assert "--new-number" in (no.value.hint or "")
+    assert copy_version(root, "m", 1, production, keep_number=False).version == 4
+    with pytest.raises(RepositoryError, match="version 4 is there already, with other content"):
+        copy_version(root, "m", 4, production)
+    assert copy_version(root, "m", 2, production).version == 2
+    assert model_state(production, "m").skipped == ()
+
+
+def test_the_configuration_comes_along_when_told(root: Path, tmp_path: Path) -> None:
+    publish_scaling(root, "m", [2.0], tmp_path)
+    production = tmp_path / "production"
+    copy_version(root, "m", 1, production)
+    publish_scaling(root, "m", [3.0], tmp_path)
+    labels = ("cat", "cow", "dog", "eel")
+    set_labels(root, "m", "y", labels)
+    change_config(root, "m", {"instance_group.count": "3"})
+    with pytest.raises(RepositoryError, match="has no labels") as refused:
+        copy_version(root, "m", 2, production)
+    assert "--with-config" in (refused.value.hint or "")
+    planned = copy_version(root, "m", 2, production, with_config=True, dry_run=True)
+    assert planned.config is not None
+    assert "instance_group" in planned.config.fields
+    assert versions_of(production) == [1]
+    done = copy_version(root, "m", 2, production, with_config=True)
+    assert (done.version, done.config is not None and done.config.applied) == (2, True)
+    assert "count: 3" in (production / "m/config.pbtxt").read_text()
+    assert read_labels(production, "m")["y"] == labels
+    assert find_model(production, "m").selected == (1,), "the policy there stays"
+    assert [p for p in verify(production, models=False) if p.severity == "error"] == []
+
+
+def test_what_stays_different_is_named(root: Path, other: Put, tmp_path: Path) -> None:
+    other()
+    copy_version(root, "m", 1, tmp_path / "p")
+    other()
+    path = root / "m/config.pbtxt"
+    path.write_text(path.read_text().replace("count: 1", "count: 3"))
+    assert copy_version(root, "m", 2, tmp_path / "p").left_behind == ("instance_group",)
+
+
+def versions_of(repository: Path) -> list[int]:
+    return [each.version for each in find_model(repository, "m").versions]
 
 
 def test_copying_again_does_nothing(root: Path, put: Put, tmp_path: Path) -> None:

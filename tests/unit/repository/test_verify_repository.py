@@ -158,7 +158,7 @@ def test_a_foreign_repository_is_listed_checked_and_adopted(tmp_path: Path) -> N
     entry = scan(tmp_path)[0]
     assert (entry.name, entry.backend, entry.max_batch_size) == ("resnet", "tensorrt", 4)
     assert [version.version for version in entry.versions] == [1, 3]
-    assert entry.served_versions == (3,)
+    assert entry.selected == (3,)
     assert [p.where for p in verify(tmp_path) if p.severity == Severity.ERROR] == ["resnet/3.bak"]
     planned = adopt(tmp_path, dry_run=True)
     assert [(a.version, a.served, a.applied) for a in planned] == [(1, False, False), (3, True, False)]
@@ -225,7 +225,7 @@ def test_repair_of_configuration_and_state(root: Path, put: Put) -> None:
     text = (root / "m/config.pbtxt").read_text()
     (root / "m/config.pbtxt").unlink()
     repair(root)
-    assert find_model(root, "m").served_versions == (2,)
+    assert find_model(root, "m").selected == (2,)
     (root / "m/config.pbtxt").write_text(text.replace("versions: [1]", "versions: [1, 7]"))
     (root / ".repo-manager.json").write_text("broken")
     assert {step.where for step in repair(root)} == {"m/config.pbtxt", ".repo-manager.json"}

@@ -80,11 +80,11 @@ def test_every_reason_is_told_at_once_and_only_estimates_can_be_overridden() -> 
     certain = Check("config", Outcome.REFUSED, "wrong", "Mend it.")
     estimate = Check("memory", Outcome.REFUSED, "little", estimate=True)
     with pytest.raises(RepositoryError, match="config: wrong; memory: little") as caught:
-        refuse("m", 1, (certain, estimate), RolloutOptions())
+        refuse("m:1", (certain, estimate), RolloutOptions())
     assert "Mend it. --force overrides" in str(caught.value)
-    refuse("m", 1, (estimate,), RolloutOptions(force=True))
+    refuse("m:1", (estimate,), RolloutOptions(force=True))
     with pytest.raises(RepositoryError, match="config"):
-        refuse("m", 1, (certain,), RolloutOptions(force=True))
+        refuse("m:1", (certain,), RolloutOptions(force=True))
 
 
 def test_memory_is_judged_by_files_and_by_what_the_served_version_takes() -> None:

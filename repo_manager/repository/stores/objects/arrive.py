@@ -20,7 +20,7 @@ from repo_manager.errors import InputError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.manifest import FileRecord, Manifest, manifest_text, parse_manifest
 from repo_manager.repository.stores.base import Arrived, ChangedMeanwhileError, Incoming, Progress
-from repo_manager.repository.stores.objects.claim import Claim, claimed
+from repo_manager.repository.stores.objects.claim import Claim, Wanted, claimed
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.content import measure
 from repo_manager.repository.stores.objects.transport import upload_files
@@ -45,7 +45,8 @@ def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming
     _check_expected(records, incoming.expected)
     beside = incoming.beside if first else {}
     content = _content_digest(records, beside, incoming.identity)
-    with claimed(store, name, content, list(records), list(beside), lambda: view.used_numbers) as claim:
+    wanted = Wanted(content, tuple(sorted(records)), tuple(sorted(beside)), incoming.number)
+    with claimed(store, name, wanted, lambda: view.used_numbers) as claim:
         manifest = incoming.manifest(claim.version, records)
         upload_files(store, f"{name}/{claim.version}", measured, _told(claim, incoming.progress))
         for file, data in beside.items():

@@ -13,7 +13,7 @@ from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.holder import LEASE_S, Holder
 from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger
 
-__all__ = ["Claim", "claimed", "is_abandoned"]
+__all__ = ["Claim", "Wanted", "claimed", "is_abandoned"]
 
 _ACTIVE: set[str] = set()
 """Tokens of the claims that this process works on."""
@@ -81,13 +81,28 @@ class Claim:
         change_ledger(self.store, self.name, apply)
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a number is claimed for.
+
+    Attributes:
+        content: digest of what is published.
+        files: names of the version's objects, sorted.
+        beside: names of the label files that come with a first version, sorted.
+        number: the number that it has to be; `None`: the next one.
+    """
+
+    content: str
+    files: tuple[str, ...]
+    beside: tuple[str, ...]
+    number: int | None = None
+
+
 @contextlib.contextmanager
 def claimed(
     store: ObjectClient,
     name: str,
-    content: str,
-    files: Sequence[str],
-    beside: Sequence[str],
+    wanted: Wanted,
     taken: Callable[[], Sequence[int]],
 ) -> Iterator[Claim]:
     """Claim a number. An abandoned publication of the same content is taken over, with what it has uploaded.
@@ -97,10 +112,11 @@ def claimed(
     Args:
         store: the repository's.
         name: the model.
-        content: digest of what is published.
-        files: names of the version's objects.
-        beside: label files that come with a first version.
+        wanted: what for.
         taken: numbers that stand in the store whatever the ledger says.
+
+    Raises:
+        RepositoryError: the wanted number is not free.
     """
     holder = Holder.me()
     number = 0
@@ -109,12 +125,15 @@ def claimed(
         nonlocal number
         for version, entry in sorted(ledger.pending.items()):
             ours = entry.holder.token == holder.token
-            if ours or (entry.action == "publish" and entry.content == content and is_abandoned(entry)):
+            if wanted.number not in (None, version):
+                continue
+            if ours or (entry.action == "publish" and entry.content == wanted.content and is_abandoned(entry)):
                 number = version
                 return ledger.with_pending(version, dataclasses.replace(entry, holder=holder))
-        number = max(0, ledger.state.highest_version, *taken()) + 1
-        state = ledger.state.numbered(number)
-        entry = Pending("publish", holder, content, tuple(sorted(files)), tuple(sorted(beside)))
+        used = taken()
+        number = ledger.state.number_for(wanted.number, used)
+        state = ledger.state.given_out(number, used)
+        entry = Pending("publish", holder, wanted.content, wanted.files, wanted.beside)
         return dataclasses.replace(ledger, state=state).with_pending(number, entry)
 
     _ACTIVE.add(holder.token)

@@ -12,7 +12,7 @@ from support.kserve_controller import START, Controller, StandardController, inf
 from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, ServerRefusedError, UsageError
-from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.deploy import deploy, undeploy
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.kserve import InferenceService, KServeWeights, previous_on_kserve
@@ -303,6 +303,20 @@ def test_the_version_before(controller: Controller, repository: Path, api: Api) 
         previous_on_kserve(SERVICE, repository, "scale", api)
     for version in (2, 3):
         deploy(repository, "scale", version, TARGET, options=QUICK)
+    assert previous_on_kserve(SERVICE, repository, "scale", api) == 2
+
+
+def test_a_model_leaves_the_service(controller: Controller, repository: Path, tmp_path: Path, api: Api) -> None:
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    with pytest.raises(RepositoryError, match="scale is all that kserve://models/digits serves"):
+        undeploy(repository, "scale", None, TARGET, options=QUICK)
+    publish_scaling(repository, "second", [5.0], tmp_path)
+    deploy(repository, "second", 1, TARGET, options=QUICK)
+    gone = undeploy(repository, "scale", None, TARGET, options=QUICK)
+    change = gone.servers[0].snapshot
+    assert change is not None
+    assert (gone.version, gone.servers[0].proof, change.models) == (None, "conditions", {"second": (1,)})
+    assert not undeploy(repository, "scale", None, TARGET, options=QUICK).changed
     assert previous_on_kserve(SERVICE, repository, "scale", api) == 2
 
 

@@ -16,7 +16,7 @@ from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.errors import RepositoryError, RollbackFailedError, RolloutUndoneError, ServerRefusedError, UsageError
 from repo_manager.repository import find_model, model_state, set_served_versions
-from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout, SnapshotChange
 from repo_manager.rollout.targets import api as cluster_api
@@ -68,7 +68,7 @@ def test_a_roll_out_pins_the_pods_to_a_snapshot_of_all_that_they_served(
     )
     snapshot = repository.parent / "repository.snapshots" / id_of(rollout)
     assert url_of(deployed) == snapshot_of(rollout).after == f"/models/repository.snapshots/{snapshot.name}"
-    assert find_model(snapshot, "scale").served_versions == (2,)
+    assert find_model(snapshot, "scale").selected == (2,)
     assert [entry.version for entry in find_model(snapshot, "scale").versions] == [2]
     assert (snapshot / "other" / "1" / "model.onnx").samefile(repository / "other" / "1" / "model.onnx")
     assert json.loads((snapshot / "snapshot.json").read_text())["models"] == {"other": [1], "scale": [2]}
@@ -162,6 +162,22 @@ def test_back_to_the_version_before(deployed: FakeCluster, repository: Path, api
     assert previous_on_kubernetes(Release.parse(TARGET), "scale", api) == 2
     with pytest.raises(RepositoryError, match="no earlier roll-out of other"):
         previous_on_kubernetes(Release.parse(TARGET), "other", api)
+
+
+def test_a_model_leaves_the_snapshot_and_comes_back(deployed: FakeCluster, repository: Path, api: Api) -> None:
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    planned = undeploy(repository, "scale", None, TARGET, options=RolloutOptions(dry_run=True))
+    assert (planned.changed, planned.servers[0].ready) == (False, ())
+    gone = undeploy(repository, "scale", None, TARGET, options=QUICK)
+    assert (gone.version, gone.changed, snapshot_of(gone).models) == (None, True, {"other": (1,)})
+    assert url_of(deployed) == snapshot_of(gone).after
+    assert not undeploy(repository, "scale", None, TARGET, options=QUICK).changed
+    assert not model_state(repository, "scale").is_deployed
+    with pytest.raises(RepositoryError, match="other is all that k8s://models/rel serves"):
+        undeploy(repository, "other", None, TARGET, options=QUICK)
+    assert previous_on_kubernetes(Release.parse(TARGET), "scale", api) == 2
+    assert rollback(repository, "scale", TARGET, options=QUICK).version == 2
+    assert snapshot_of(deploy(repository, "scale", 2, TARGET, options=QUICK)).models == {"other": (1,), "scale": (2,)}
 
 
 @pytest.mark.parametrize(
