@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.pipeline.deploying import deploy, rollback, undeploy
     from repo_manager.pipeline.doctor import examine_engines, examine_machine
+    from repo_manager.pipeline.ensembling import EnsembleOptions, MadeEnsemble, make_ensemble
     from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
     from repo_manager.pipeline.inspect import Inspection, inspect_model
     from repo_manager.pipeline.quickstart import quickstart
@@ -107,6 +108,7 @@ __all__ = [
     "Declaration",
     "EmbeddedServer",
     "EngineOptions",
+    "EnsembleOptions",
     "FilesOptions",
     "FitTarget",
     "Gate",
@@ -115,6 +117,7 @@ __all__ = [
     "Inspection",
     "LoadTestOptions",
     "LoadTestReport",
+    "MadeEnsemble",
     "Model",
     "ModelEntry",
     "Precision",
@@ -166,6 +169,7 @@ __all__ = [
     "load_model",
     "load_page",
     "log_of",
+    "make_ensemble",
     "merge_reports",
     "model_state",
     "parse_slo",
@@ -226,6 +230,7 @@ _MODULES = {
     "pipeline.apply": ("ApplyOptions", "apply"),
     "pipeline.deploying": ("deploy", "rollback", "undeploy"),
     "pipeline.doctor": ("examine_engines", "examine_machine"),
+    "pipeline.ensembling": ("EnsembleOptions", "MadeEnsemble", "make_ensemble"),
     "pipeline.infer": ("InferOptions", "Inference", "infer", "write_answers"),
     "pipeline.inspect": ("Inspection", "inspect_model"),
     "pipeline.quickstart": ("quickstart",),

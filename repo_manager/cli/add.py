@@ -1,4 +1,4 @@
-"""The command that publishes: add."""
+"""The commands that publish: add, ensemble."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from repo_manager.cli.conversion import ConversionFlags
 from repo_manager.cli.engine_options import AcceleratorFlags, EngineFlags, KindFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_outputs, read_labels_file, writing
-from repo_manager.cli.repository_options import RepositoryFlag, model_names
+from repo_manager.cli.repository_options import RepositoryFlag, model_names, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
 from repo_manager.pipeline.adding_files import FilesOptions, add_files, is_converted
-from repo_manager.report.added_view import added_files_view, added_view
+from repo_manager.pipeline.ensembling import EnsembleOptions, make_ensemble
+from repo_manager.report.added_view import added_files_view, added_view, ensemble_view
 from repo_manager.report.progress import build_bar
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.terminal import Terminal
@@ -212,6 +213,71 @@ def add_command(
         _write_page(flags.html, added)
         terminal.note(f"Page: {flags.html}")
     terminal.result(added, *added_view(added, place.repository))
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleFlags:
+    """How the models are joined."""
+
+    maps: list[str] | None = option(
+        "--map",
+        metavar="SOURCE=TARGET",
+        sets=(EnsembleOptions, "maps"),
+        help="What an input takes: OUTPUT=INPUT or MODEL.OUTPUT=MODEL.INPUT; input:NAME=MODEL.INPUT makes it an input "
+        "of the ensemble (may be given often).",
+    )
+    outputs: list[str] | None = option(
+        "--output",
+        metavar="[MODEL.]OUTPUT",
+        sets=(EnsembleOptions, "outputs"),
+        help="An output that the ensemble returns (may be given often) [default: what no later model takes].",
+    )
+    pin: bool = option(
+        "--pin/--no-pin",
+        sets=(EnsembleOptions, "pin"),
+        help="Ask for each model's version by number, so that a new one is not taken by itself.",
+    )
+    sample: Path | None = option(
+        "--sample",
+        metavar="FILE",
+        sets=(EnsembleOptions, "sample"),
+        help="Requests (.npz, .npy, .json, .jsonl) that prove every deploy [default: the first model's].",
+    )
+    sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
+    dry_run: bool = option(
+        "--dry-run", sets=(EnsembleOptions, "dry_run"), help="Say what would be done; change nothing."
+    )
+
+
+@app.command("ensemble")
+@grouped
+def ensemble_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The ensemble's name in Triton.", show_default=False)],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL[:VERSION]...",
+            help="Its models, in the order in which data flows; VERSION, a number or a tag, pins one.",
+            show_default=False,
+            autocompletion=model_versions,
+        ),
+    ],
+    *,
+    place: RepositoryFlag,
+    flags: EnsembleFlags,
+    output: Output,
+) -> None:
+    """Join published models to an ensemble: tensors are matched by name, type and dims.
+
+    The ensemble is run on the embedded server and recorded before it is published. No server serves it until `deploy`.
+    """
+    terminal = output.terminal()
+    key, root = signing_key(flags.sign), place.root()
+    options = EnsembleOptions(**settings_of(EnsembleOptions, flags))
+    made = make_ensemble(root, name, models, options, report=terminal.reporter())
+    if key is not None and made.added.published:
+        _sign(terminal, root, [(made.added.name, made.added.version)], key)
+    terminal.result(made, *ensemble_view(made, place.repository))
 
 
 def _sign(terminal: Terminal, root: Location, published: list[tuple[str, int]], key: SigningKey) -> None:

@@ -41,6 +41,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     },
     "Repository": {
         "add": Entry("add", "Convert, check and publish a model as a new version."),
+        "ensemble": Entry("add", "Join published models to an ensemble, matched and recorded."),
         "list": Entry("repository", "List the models of a repository."),
         "show": Entry("repository", "Show one model, or one version of it."),
         "history": Entry("repository", "Show a model's roll-outs, and how each ended."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit
 from repo_manager.errors import ConfigError, GateError, InputError, UsageError
 from repo_manager.files import sha256_file
-from repo_manager.pipeline.recording import Recording, TrialRun, exchanges_of, record, trial_run
+from repo_manager.pipeline.recording import Recording, TrialRun, exchanges_of, needs_of, record, trial_run
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import (
     Location,
@@ -25,12 +25,12 @@ from repo_manager.repository import (
     read_config_bytes,
     validate_model_name,
 )
-from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
+from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, write_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.server.exchange import ModelKind
 from repo_manager.summary import Summarized
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Severity, check_rules, format_config, parse_config
-from repo_manager.triton_config.ensembles import USES, models_of, steps_of, uses_of
+from repo_manager.triton_config.ensembles import USES, steps_of, uses_of
 from repo_manager.types import Backend, StrPath
 from repo_manager.validation import check_fields
 
@@ -147,6 +147,7 @@ def add_files(
     repository: LocationLike,
     options: FilesOptions | None = None,
     *,
+    requests: Sequence[Exchange] = (),
     report: Report = lambda _: None,
 ) -> AddedFiles:
     """Publish a model's files as the next version of `name`, as they are.
@@ -162,6 +163,7 @@ def add_files(
         name: the model's name in Triton.
         repository: the model repository's root; created when missing.
         options: `None` takes the defaults.
+        requests: what is run and recorded where `FilesOptions.sample` is `None`.
         report: told what is being done.
 
     Raises:
@@ -178,20 +180,21 @@ def add_files(
     config, text, notes = _config_of(source, name, repository, options)
     _check(config, name)
     fit = _check_fit(source.files_for(config), name, options.target)
-    needs = models_of(config)
+    needs = needs_of(repository, name, config)
     recording = Recording()
-    if options.sample is not None or not _is_complete(config):
-        report(
-            "Starting an embedded server to run it" if options.sample else "Asking the backend for the configuration"
-        )
+    has_sample = options.sample is not None or bool(requests)
+    if has_sample or not _is_complete(config):
+        report("Starting an embedded server to run it" if has_sample else "Asking the backend for the configuration")
         files = source.files_for(config)
         with trial_run(name, files, config, repository=repository, needs=needs) as run:
             if isinstance(run, TrialRun) and not _is_complete(config):
                 config, text = _completed(config, run.config), None
-            if options.sample is not None:
-                kind_config = run.config if isinstance(run, TrialRun) else config
-                exchanges = exchanges_of(options.sample, kind_config, _kind(run, config))
-                report(f"Recording {len(exchanges)} request(s) of {options.sample}")
+            if has_sample:
+                exchanges = tuple(requests)
+                if options.sample is not None:
+                    kind_config = run.config if isinstance(run, TrialRun) else config
+                    exchanges = exchanges_of(options.sample, kind_config, _kind(run, config))
+                report(f"Recording {len(exchanges)} request(s)")
                 recording = record(name, exchanges, run, options.tolerance)
             if isinstance(run, str):
                 notes.append(f"it was not run here: {run}")

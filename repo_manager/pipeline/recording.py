@@ -10,23 +10,27 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
-from repo_manager.repository import Location, local_folder
+from repo_manager.repository import Location, find_model, local_folder, read_config_bytes
+from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.golden import Exchange, Golden, read_golden
+from repo_manager.repository.stores import open_store
 from repo_manager.request_data.read import read_streams
 from repo_manager.request_data.tensors import InputFacts, with_batch_axis
 from repo_manager.rollout.smoke import compare_outputs
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config, served_versions
+from repo_manager.triton_config.ensembles import models_needed_by, models_of, pinned_versions
 from repo_manager.triton_messages import model_config_pb2
 
-__all__ = ["Recording", "TrialRun", "exchanges_of", "record", "trial_run"]
+__all__ = ["Recording", "TrialRun", "exchanges_of", "needs_of", "record", "trial_run"]
 
 Array = NDArray[Any]
 Report = Callable[[str], None]
@@ -83,7 +87,7 @@ def trial_run(
     config: ModelConfig,
     *,
     repository: Location,
-    needs: Sequence[str] = (),
+    needs: Mapping[str, ModelConfig | None] = MappingProxyType({}),
     timeout_s: float = 300.0,
 ) -> Iterator[TrialRun | str]:
     """Run a version on an embedded server of its own, in a repository of its own.
@@ -93,7 +97,8 @@ def trial_run(
         files: path in the version's folder -> file.
         config: its configuration; the backend may complete it.
         repository: where the models are that it needs.
-        needs: those models: the parts of an ensemble, or what its code asks.
+        needs: those models, the inner ones first: the parts of an ensemble, or what its code asks, each with the
+            configuration that it runs with; `None`: its own.
         timeout_s: for the start and the load.
 
     Yields:
@@ -118,7 +123,7 @@ def trial_run(
         _lay_out(root, name, files, config)
         for needed in needs:
             if local is not None:
-                (root / needed).symlink_to((local / needed).resolve())
+                _link(root / needed, (local / needed).resolve(), needs[needed])
         server = EmbeddedServer(ServerOptions(repository=str(root), record=False, log_path=root / "server.log"))
         stack.callback(server.stop, deadline_s=5.0)
         try:
@@ -141,6 +146,42 @@ def trial_run(
                 ) from exc
             run = exc.reason or exc.message
         yield run
+
+
+def needs_of(repository: Location, name: str, config: ModelConfig) -> dict[str, ModelConfig | None]:
+    """Return what a model needs, directly or through others, in the order of loading.
+
+    Returns:
+        Name -> configuration with every version served that is asked for by number; `None`: as the model has it.
+    """
+    if not models_of(config):
+        return {}
+    known = {**ensembles_in(open_store(repository, may_be_new=True)), name: config}
+    found: dict[str, ModelConfig | None] = {}
+    for needed in models_needed_by(known, name):
+        found[needed] = None
+        pinned = pinned_versions(known, needed)
+        content = read_config_bytes(repository, needed) if pinned else None
+        if content is not None:
+            inner = parse_config(content.decode(errors="replace"), where=f"{needed}/{CONFIG_FILENAME}")
+            served = served_versions(inner, [each.version for each in find_model(repository, needed).versions])
+            if pinned.keys() - set(served):
+                message = inner.message()
+                message.version_policy.specific.versions[:] = sorted({*served, *pinned})
+                found[needed] = ModelConfig.from_message(message)
+    return found
+
+
+def _link(place: Path, model: Path, config: ModelConfig | None) -> None:
+    """Let a model of the repository appear in another one, perhaps with another configuration."""
+    if config is None:
+        place.symlink_to(model)
+        return
+    place.mkdir()
+    for entry in model.iterdir():
+        if entry.name != CONFIG_FILENAME:
+            (place / entry.name).symlink_to(entry)
+    (place / CONFIG_FILENAME).write_text(format_config(config), encoding="utf-8")
 
 
 def _lay_out(root: Path, name: str, files: Mapping[str, Path], config: ModelConfig) -> None:

@@ -16,7 +16,15 @@ from repo_manager.report.terminal import next_command
 if TYPE_CHECKING:
     from repo_manager.declared import ApplyResult, ModelPlan
 
-__all__ = ["added_files_view", "added_view", "apply_view", "evidence_table", "plan_view", "servers_for"]
+__all__ = [
+    "added_files_view",
+    "added_view",
+    "apply_view",
+    "ensemble_view",
+    "evidence_table",
+    "plan_view",
+    "servers_for",
+]
 
 
 def added_view(added: Any, repository: str | None = None) -> list[RenderableType]:
@@ -66,6 +74,18 @@ def added_files_view(added: Any, repository: str | None = None) -> list[Renderab
     else:
         last = Text(f"Dry run: nothing was written. config.pbtxt would be:\n{added.config}")
     return [key_values(pairs), last]
+
+
+def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableType]:
+    """Show a `pipeline.ensembling.MadeEnsemble`; `repository` as for `added_view`."""
+    rows = [[edge.source, f"{edge.model}.{edge.input}", _MATCHED[edge.by]] for edge in made.edges]
+    views: list[RenderableType] = [make_table(" -> ".join(made.models), ["tensor", "goes to", "because of"], rows)]
+    if made.left_out:
+        views.append(Text(f"Optional inputs that get nothing: {', '.join(made.left_out)}", style="yellow"))
+    return [*views, *added_files_view(made.added, repository)]
+
+
+_MATCHED = {"map": "--map", "name": "its name", "type and dims": "type and dims", "input": "nothing else fits"}
 
 
 def _pruning(pruned: Any) -> list[tuple[str, object]]:

@@ -23,6 +23,7 @@ __all__ = [
     "check_ensemble",
     "check_ensembles",
     "dependents_of",
+    "dims_match",
     "is_ensemble",
     "models_needed_by",
     "models_of",
@@ -289,13 +290,13 @@ class _Tensor:
         if self.data_type != other.data_type:
             one, two = (model_config_pb2.DataType.Name(each) for each in (self.data_type, other.data_type))
             return f"it is {one} for {self.source} and {two} for {other.source}"
-        if _match(self.dims, other.dims) or _match(self.full_dims, other.full_dims):
+        if dims_match(self.dims, other.dims) or dims_match(self.full_dims, other.full_dims):
             return ""
         return f"it has shape {list(self.full_dims)} for {self.source} and {list(other.full_dims)} for {other.source}"
 
 
-def _match(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """CompareDimsWithWildcard: -1 stands for any size."""
+def dims_match(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Say whether two shapes can be the same tensor's: -1 stands for any size (CompareDimsWithWildcard of core)."""
     return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))
 
 

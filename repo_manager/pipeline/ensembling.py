@@ -1,0 +1,184 @@
+"""`ensemble`: published models become one, which is run and recorded before it is published."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.files import write_atomic
+from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
+from repo_manager.repository import (
+    Location,
+    LocationLike,
+    as_location,
+    find_model,
+    read_config_bytes,
+    read_labels,
+    resolve_version,
+    version_files,
+)
+from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, read_golden
+from repo_manager.summary import Summarized
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config, served_versions
+from repo_manager.triton_config.joining import Edge, Joined, Part, TensorMap, join_models
+from repo_manager.types import StrPath
+from repo_manager.validation import check_fields
+
+__all__ = ["EnsembleOptions", "MadeEnsemble", "make_ensemble"]
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleOptions:
+    """How an ensemble is made of models.
+
+    Attributes:
+        maps: `SOURCE=TARGET` decisions about inputs: see `triton_config.joining.TensorMap`.
+        outputs: the tensors that it returns; none: every output that no later model takes.
+        pin: ask for each model's version by number: the one named, else the newest that its config.pbtxt serves.
+            Without it only the versions that are named are pinned.
+        sample: requests for the golden sample, as for `FilesOptions`; `None` takes those of the golden sample of the
+            model that all inputs are for, where there is one.
+        tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
+        dry_run: do everything except publishing.
+    """
+
+    maps: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    pin: bool = False
+    sample: StrPath | None = None
+    tolerance: float = FilesOptions.tolerance
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MadeEnsemble(Summarized):
+    """What `make_ensemble` did.
+
+    Attributes:
+        added: what was published.
+        models: its models, with the version where one is pinned.
+        edges: what each input takes.
+        left_out: optional inputs that get nothing, as `MODEL.INPUT`.
+    """
+
+    added: AddedFiles
+    models: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    left_out: tuple[str, ...]
+
+    def _summary(self) -> Mapping[str, Any]:
+        return {"ensemble": f"{self.added.name}:{self.added.version}", "models": " -> ".join(self.models)}
+
+
+def make_ensemble(
+    repository: LocationLike,
+    name: str,
+    models: Sequence[str],
+    options: EnsembleOptions | None = None,
+    *,
+    report: Report = lambda _: None,
+) -> MadeEnsemble:
+    """Publish an ensemble of models that are in the repository.
+
+    Args:
+        repository: where the models are.
+        name: the ensemble's name; there is no such model yet.
+        models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order in which data flows through them.
+        options: `None` takes the defaults.
+        report: told what is being done.
+
+    Raises:
+        UsageError: the tensors can be matched in more than one way, or an option does not fit.
+        RepositoryError: a model or version does not exist, or the ensemble does.
+        ConfigError: a model's configuration is broken or lists no tensors.
+        GateError: the ensemble does not load or answer on the embedded server.
+        InputError: the sample cannot be read.
+    """
+    repository, options = as_location(repository), options or EnsembleOptions()
+    if not models:
+        raise UsageError(f"{name}: an ensemble needs at least one model")
+    if read_config_bytes(repository, name) is not None:
+        raise RepositoryError(
+            f"the model {name!r} exists, and an ensemble is its config.pbtxt, which all its versions share",
+            hint=f"Choose another name, or change it with repo-manager config {name}, or remove it first.",
+        )
+    parts = [_part(repository, each, options.pin) for each in models]
+    if name in {part.model for part in parts}:
+        raise UsageError(f"{name} cannot contain itself")
+    joined = join_models(name, parts, [TensorMap.parse(each) for each in options.maps], options.outputs)
+    sample = () if options.sample is not None else _first_requests(repository, joined)
+    described = tuple(part.model if part.version is None else f"{part.model}:{part.version}" for part in parts)
+    with tempfile.TemporaryDirectory(prefix="repo-manager-ensemble-") as folder:
+        _write(Path(folder), joined.config)
+        files = FilesOptions(
+            sample=None if options.sample is None else Path(options.sample),
+            tolerance=options.tolerance,
+            origin={"path": "repo-manager ensemble", "models": described},
+            dry_run=options.dry_run,
+        )
+        added = add_files(folder, name, repository, files, requests=sample, report=report)
+    return MadeEnsemble(added, described, joined.edges, joined.left_out)
+
+
+def _part(repository: Location, text: str, pin: bool) -> Part:
+    """Look a model up.
+
+    Raises:
+        RepositoryError: there is no such model or version.
+        UsageError: it is to be pinned and serves nothing.
+    """
+    name, number = resolve_version(repository, text)
+    content = read_config_bytes(repository, name)
+    config = parse_config((content or b"").decode(errors="replace"), where=f"{name}/{CONFIG_FILENAME}")
+    version: int | None = number if ":" in text else None
+    if pin and version is None:
+        served = served_versions(config, [entry.version for entry in find_model(repository, name).versions])
+        if not served:
+            raise UsageError(f"--pin: {name} serves no version", hint=f"Name one: {name}:{number}")
+        version = max(served)
+    by_output = read_labels(repository, name)
+    labels = {
+        str(output.label_filename): by_output[output.name]
+        for output in config.message().output
+        if output.name in by_output
+    }
+    return Part(name, version, dataclasses.replace(config, labels=labels))
+
+
+def _first_requests(repository: Location, joined: Joined) -> tuple[Exchange, ...]:
+    """Return the recorded requests of the one model that all inputs are for; none where there is no such."""
+    own = [edge for edge in joined.edges if edge.source.startswith("input:")]
+    takers = {edge.model for edge in own}
+    if len(takers) != 1:
+        return ()
+    model = takers.pop()
+    names = {edge.input: edge.source.removeprefix("input:") for edge in own}
+    with contextlib.suppress(RepositoryError):
+        path = find_model(repository, model).versions[-1].path
+        with version_files(path, [GOLDEN_FILE_NAME]) as folder:
+            file = folder / GOLDEN_FILE_NAME
+            recorded = read_golden(file).exchanges if file.is_file() else ()
+        return tuple(
+            Exchange({names[key]: array for key, array in each.inputs.items()}, ())
+            for each in recorded
+            if each.inputs.keys() <= names.keys()
+        )
+    return ()
+
+
+def _write(folder: Path, config: ModelConfig) -> None:
+    """Write the ensemble as Triton has it: its config.pbtxt and label files, and a version without files."""
+    (folder / "1").mkdir()
+    write_atomic(folder / CONFIG_FILENAME, format_config(config).encode())
+    for file, labels in config.labels.items():
+        write_atomic(folder / file, "".join(f"{label}\n" for label in labels).encode())
