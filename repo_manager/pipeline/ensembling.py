@@ -161,7 +161,7 @@ def _first_requests(repository: Location, joined: Joined) -> tuple[Exchange, ...
     takers = {edge.model for edge in own}
     if len(takers) != 1:
         return ()
-    model = takers.pop()
+    model = takers.pop().partition("#")[0]
     names = {edge.input: edge.source.removeprefix("input:") for edge in own}
     with contextlib.suppress(RepositoryError):
         path = find_model(repository, model).versions[-1].path

@@ -42,7 +42,7 @@ class TensorMap:
 
     Attributes:
         source: `OUTPUT` or `MODEL.OUTPUT` of an earlier model; `input:NAME` is an input of the ensemble.
-        target: `INPUT` or `MODEL.INPUT` of a later model.
+        target: `INPUT` or `MODEL.INPUT` of a later model. A model that the ensemble has twice is `MODEL#1`, `MODEL#2`.
     """
 
     source: str
@@ -67,7 +67,7 @@ class Edge:
 
     Attributes:
         source: `MODEL.OUTPUT`, or `input:NAME` for an input of the ensemble.
-        model: the model that takes it.
+        model: the model that takes it, with `#1`, `#2` where the ensemble has it twice.
         input: its input.
         by: `map`, `name`, `type and dims`, or `input` for an input of the ensemble that nothing else fits.
     """
@@ -127,7 +127,7 @@ class _Tensor:
 
     Attributes:
         place: the number of the model that makes it; -1 for an input of the ensemble.
-        model: that model's name; empty for an input of the ensemble.
+        step: that model's name, with `#1`, `#2` where the ensemble has it twice; empty for an input of the ensemble.
         name: as the model, or the ensemble, calls it.
         data_type: number of its type.
         dims: without the batch axis that `max_batch_size` adds.
@@ -136,7 +136,7 @@ class _Tensor:
     """
 
     place: int
-    model: str
+    step: str
     name: str
     data_type: int
     dims: tuple[int, ...]
@@ -145,7 +145,7 @@ class _Tensor:
 
     @property
     def text(self) -> str:
-        return f"{_OWN}{self.name}" if self.place < 0 else f"{self.model}.{self.name}"
+        return f"{_OWN}{self.name}" if self.place < 0 else f"{self.step}.{self.name}"
 
     @property
     def full_dims(self) -> tuple[int, ...]:
@@ -168,10 +168,14 @@ class _Joining:
     def __init__(self, name: str, parts: Sequence[Part], maps: Sequence[TensorMap]) -> None:
         self._name = name
         self._parts = parts
-        sizes = [part.config.max_batch_size for part in parts]
-        self._batch = min(sizes)
-        self._wanted = [_tensors(place, part, "input") for place, part in enumerate(parts)]
-        self._made = [_tensors(place, part, "output") for place, part in enumerate(parts)]
+        self._batch = min(part.config.max_batch_size for part in parts)
+        models = [part.model for part in parts]
+        called = [
+            f"{model}#{models[: place + 1].count(model)}" if models.count(model) > 1 else model
+            for place, model in enumerate(models)
+        ]
+        self._wanted = [_tensors(place, called[place], part.config, "input") for place, part in enumerate(parts)]
+        self._made = [_tensors(place, called[place], part.config, "output") for place, part in enumerate(parts)]
         self._optional = {
             (place, str(entry.name))
             for place, part in enumerate(parts)
@@ -207,7 +211,7 @@ class _Joining:
             raise self._ambiguous(unclear)
         returned = self._returned(outputs)
         edges = tuple(
-            Edge(self._takes[each].text, each.model, each.name, self._by[each])
+            Edge(self._takes[each].text, each.step, each.name, self._by[each])
             for wanted in self._wanted
             for each in wanted
             if each in self._takes
@@ -233,10 +237,10 @@ class _Joining:
         """Return an input of the ensemble, new where none of that name fits."""
         known = self._own.get(name)
         if known is not None and not known.fits(like):
-            name = f"{like.model}_{name}"
+            name = f"{like.step}_{name}"
             known = self._own.get(name)
         if known is None:
-            known = dataclasses.replace(like, place=-1, model="", name=name)
+            known = dataclasses.replace(like, place=-1, step="", name=name)
             self._own[name] = known
         return known
 
@@ -305,7 +309,7 @@ class _Joining:
                 name=names[each], data_type=each.data_type, dims=self._own_dims(each, each.place in whole)
             )
             if each.labels is not None:
-                entry.label_filename = f"{each.model}_{each.labels[0]}" if each.labels[0] in labels else each.labels[0]
+                entry.label_filename = f"{each.step}_{each.labels[0]}" if each.labels[0] in labels else each.labels[0]
                 labels[entry.label_filename] = each.labels[1]
         for place, part in enumerate(self._parts):
             step = message.ensemble_scheduling.step.add(model_name=part.model, model_version=part.version or -1)
@@ -347,31 +351,30 @@ class _Joining:
 
     def _name_ideas(self, tensor: _Tensor) -> Iterator[str]:
         yield tensor.name
-        yield f"{tensor.model}_{tensor.name}"
-        number = tensor.place + 1
+        yield f"{tensor.step}_{tensor.name}"
+        number = 2
         while True:
-            yield f"step{number}_{tensor.model}_{tensor.name}"
-            number += len(self._parts)
+            yield f"{tensor.step}_{tensor.name}_{number}"
+            number += 1
 
 
 def _named(wanted: _Tensor, choices: Sequence[_Tensor]) -> bool:
     return len(choices) == 1 and choices[0].name == wanted.name
 
 
-def _tensors(place: int, part: Part, kind: str) -> list[_Tensor]:
-    message = part.config.message()
+def _tensors(place: int, step: str, config: ModelConfig, kind: str) -> list[_Tensor]:
+    message = config.message()
     entries: Any = message.input if kind == "input" else message.output
-    labels = part.config.labels
     return [
         _Tensor(
             place,
-            part.model,
+            step,
             str(entry.name),
             int(entry.data_type),
             tuple(entry.dims),
-            part.config.max_batch_size > 0,
-            (str(entry.label_filename), labels[entry.label_filename])
-            if kind == "output" and entry.label_filename in labels
+            config.max_batch_size > 0,
+            (str(entry.label_filename), config.labels[entry.label_filename])
+            if kind == "output" and entry.label_filename in config.labels
             else None,
         )
         for entry in entries

@@ -27,6 +27,7 @@ FROM_PYTHON = {
     "prune": "prune prune_with_data load_calibration save_model",
     "convert": "convert load_model load_calibration",
     "add": "add add_files",
+    "ensemble": "make_ensemble",
     "list": "scan",
     "show": "find_model model_state",
     "history": "model_state",

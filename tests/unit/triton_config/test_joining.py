@@ -83,6 +83,16 @@ def test_what_fits_twice_is_listed_and_not_guessed() -> None:
     assert tensors(found) == ["A [4]", "B [4]", "SUM [4]", "m1_SUM [4]"]
 
 
+def test_a_model_can_be_a_step_twice() -> None:
+    part = Part("add_sub", None, ADD_SUB)
+    maps = [TensorMap.parse(each) for each in ("SUM=add_sub#2.A", "DIFF=add_sub#2.B")]
+    found = join_models("ens", [part, part], maps)
+    assert edges(found)[2:] == ["add_sub#1.SUM > add_sub#2.A (map)", "add_sub#1.DIFF > add_sub#2.B (map)"]
+    assert tensors(found) == ["A [4]", "B [4]", "SUM [4]", "DIFF [4]"]
+    members = {"add_sub": Member(ADD_SUB, (1,)), "ens": Member(found.config, (1,))}
+    assert check_ensemble("ens", members, where="ens") == []
+
+
 def test_one_tensor_is_not_given_to_two_inputs_unasked() -> None:
     pair = config("ids:INT64:-1 mask:INT64:-1", "out:FP32:2")
     with pytest.raises(UsageError, match=r"m2\.ids .*\n.*m2\.mask"):
