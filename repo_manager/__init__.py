@@ -23,6 +23,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repo_manager.accuracy import AccuracyGate, AccuracyOptions, Evaluator, load_evaluator
     from repo_manager.client import VersionedClient
     from repo_manager.declared import Declaration, Servers, plan_declaration, read_declaration
     from repo_manager.declared.export import document_text, export_document
@@ -93,6 +94,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccuracyGate",
+    "AccuracyOptions",
     "AddOptions",
     "Added",
     "AddedFiles",
@@ -109,6 +112,7 @@ __all__ = [
     "EmbeddedServer",
     "EngineOptions",
     "EnsembleOptions",
+    "Evaluator",
     "FilesOptions",
     "FitTarget",
     "Gate",
@@ -166,6 +170,7 @@ __all__ = [
     "judge",
     "judge_against",
     "load_calibration",
+    "load_evaluator",
     "load_model",
     "load_page",
     "log_of",
@@ -207,6 +212,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "accuracy": ("AccuracyGate", "AccuracyOptions", "Evaluator", "load_evaluator"),
     "client": ("VersionedClient",),
     "declared": ("Declaration", "Servers", "plan_declaration", "read_declaration"),
     "declared.export": ("document_text", "export_document"),

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 import typer
 
-from repo_manager.cli.conversion import ConversionFlags
+from repo_manager.cli.conversion import AccuracyFlags, ConversionFlags
 from repo_manager.cli.engine_options import AcceleratorFlags, EngineFlags, KindFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_outputs, read_labels_file, writing
@@ -128,7 +128,9 @@ class FilesFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class AddFlags(AcceleratorFlags, KindFlags, EngineFlags, FilesFlags, ServingFlags, ConversionFlags, MainFlags):
+class AddFlags(
+    AcceleratorFlags, KindFlags, EngineFlags, FilesFlags, ServingFlags, AccuracyFlags, ConversionFlags, MainFlags
+):
     """Everything that decides what is published (the last base's options come first in the help)."""
 
     def add_options(self) -> AddOptions:
@@ -144,6 +146,7 @@ class AddFlags(AcceleratorFlags, KindFlags, EngineFlags, FilesFlags, ServingFlag
             config=ConfigOptions(**settings_of(ConfigOptions, self)),
             engine=engine,
             convert=self.convert_options(),
+            accuracy=self.accuracy_options(),
             accelerator=self.accelerator_options(self.precision, engine),
             **settings_of(AddOptions, self),
         )

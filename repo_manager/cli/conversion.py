@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from repo_manager.accuracy import AccuracyGate, AccuracyOptions
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, ModelFile, Output, check_outputs, writing
 from repo_manager.errors import UsageError
@@ -24,7 +25,7 @@ from repo_manager.report.tables import conversion_view, format_bytes, prune_view
 from repo_manager.sparsity import prune
 from repo_manager.types import Precision
 
-__all__ = ["ConversionFlags", "PrecisionOption", "app"]
+__all__ = ["AccuracyFlags", "ConversionFlags", "PrecisionOption", "app"]
 
 
 # Options of a conversion, for every command that converts.
@@ -70,6 +71,43 @@ class ConversionFlags:
     def convert_options(self) -> ConvertOptions:
         """Return the library's options."""
         return ConvertOptions(**settings_of(ConvertOptions, self))
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyFlags:
+    """Held-out data with known answers, and what a result has to reach on them."""
+
+    PANEL: ClassVar[str] = "Accuracy"
+    evaluated_on: str | None = option(
+        "--eval",
+        metavar="DATA",
+        help="Held-out data, scored by ONNX Runtime here: FILE.npz:LABELS (an array per input, one of class numbers; "
+        "FILE.npz:LABELS:OUTPUT for one of several outputs), or module:function, called with a function that runs "
+        "the model.",
+    )
+    min_accuracy: float | None = option(
+        "--min-accuracy", metavar="SHARE", help="With --eval: the smallest accuracy that is accepted, e.g. 0.98."
+    )
+    max_accuracy_drop: float | None = option(
+        "--max-accuracy-drop",
+        metavar="SHARE",
+        min=0.0,
+        help="With --eval: how far the accuracy may be below the source's, e.g. 0.005.",
+    )
+
+    def accuracy_options(self) -> AccuracyOptions | None:
+        """Return the library's options; `None` without data.
+
+        Raises:
+            UsageError: there is a limit and no data.
+        """
+        if self.evaluated_on is not None:
+            return AccuracyOptions(self.evaluated_on, self.min_accuracy, self.max_accuracy_drop)
+        if self.min_accuracy is not None or self.max_accuracy_drop is not None:
+            raise UsageError(
+                "--min-accuracy and --max-accuracy-drop need data to measure on", hint="Give --eval FILE.npz:LABELS."
+            )
+        return None
 
 
 app = typer.Typer()
@@ -171,21 +209,25 @@ def convert_command(
     precision: PrecisionOption,
     *,
     conversion: ConversionFlags,
+    accuracy: AccuracyFlags,
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
     """Convert a model to another precision, and check the result before it is written."""
     terminal = output.terminal()
     _check_target(model, target)
+    wanted = accuracy.accuracy_options()
     terminal.progress(f"Converting {model} to {precision}")
     source = load_model(model)
     data = None if conversion.calibration is None else load_calibration(conversion.calibration, signature_of(source))
+    judge = None if wanted is None else AccuracyGate.of(wanted, source).judge
     with contextlib.ExitStack() as stack:
         place = target
         if dry_run:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="repo-manager-"))) / target.name
         stack.enter_context(writing(place))
-        result = convert(source, precision, place, calibration=data, options=conversion.convert_options())
+        options = conversion.convert_options()
+        result = convert(source, precision, place, calibration=data, options=options, judge=judge)
         size = sum(file.stat().st_size for file in result.files)
         if dry_run:
             result = dataclasses.replace(result, files=())

@@ -120,6 +120,14 @@ class Session:
                 raise ModelError(f"{self.where}: output '{name}' is not a tensor but {type(value).__name__}")
         return dict(zip(self.output_names, values, strict=True))
 
+    def as_taken(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return inputs as this model takes them: float32 becomes float16 where its inputs are float16."""
+        low = {value.name for value in self._session.get_inputs() if value.type == "tensor(float16)"}
+        return {
+            name: array.astype(np.float16) if name in low and array.dtype == np.float32 else array
+            for name, array in inputs.items()
+        }
+
     def _run(self, inputs: dict[str, NDArray[Any]]) -> list[Any]:
         """Run in another thread: only so Ctrl-C and SIGTERM, which Python handles in the main one, end it."""
         if threading.current_thread() is not threading.main_thread():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from repo_manager.accuracy import AccuracyGate, AccuracyOptions
 from repo_manager.engine.fit import FitProblem, FitTarget
 from repo_manager.engine.gpu import BackendChoice
 from repo_manager.engine.options import EngineOptions
@@ -53,6 +54,7 @@ class AddOptions:
         model_configs: name for tritonserver's `--model-config-name` -> a compute capability or a file, see
             `engine.config_variant`.
         control: also publish the matched controls, `NAME__dense` and, of an engine, `NAME__noflag`.
+        accuracy: held-out data on which the converted model is scored, and its limits; `None`: not scored.
         target: the server that the engine is for: what speaks against its load stops the command; `None`: not checked.
         dry_run: do everything except publishing.
     """
@@ -67,6 +69,7 @@ class AddOptions:
     accelerator: AcceleratorOptions | None = None
     model_configs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     control: bool = False
+    accuracy: AccuracyOptions | None = None
     target: FitTarget | None = None
     dry_run: bool = False
 
@@ -136,9 +139,10 @@ class Added(Summarized):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a run of `add` works for: name and repository, the backend, and a scratch folder."""
+    """What a run of `add` works for: name and repository, the backend, a scratch folder, and the gate of accuracy."""
 
     name: str
     repository: Location
     choice: BackendChoice
     work: Path
+    gate: AccuracyGate | None = None

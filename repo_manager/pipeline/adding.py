@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 import repo_manager
+from repo_manager.accuracy import AccuracyGate
 from repo_manager.declared.request import request_record
 from repo_manager.engine.build_log import BuildProgress
 from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
@@ -78,7 +79,8 @@ def add(
     report(f"Reading {path}")
     source = load_model(path)
     with tempfile.TemporaryDirectory(prefix="repo-manager-add-") as folder:
-        target = Target(name, repository, choice, Path(folder))
+        gate = None if options.accuracy is None else AccuracyGate.of(options.accuracy, source)
+        target = Target(name, repository, choice, Path(folder), gate)
         with _speaking_of(path, target.work):
             return _add(source, target, options, watch)
 

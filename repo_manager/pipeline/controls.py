@@ -57,7 +57,7 @@ def _build(main: Prepared, twin: ControlTwin, options: AddOptions, watch: Watch)
     watch.report(f"Building the control {twin.name}: {twin.purpose}")
     work = main.target.work / twin.name
     work.mkdir()
-    target = dataclasses.replace(main.target, name=twin.name, work=work)
+    target = dataclasses.replace(main.target, name=twin.name, work=work, gate=None)
     matched = _matched(main, options, sparse=twin.sparse_flag)
     converted = main.converted
     filled: tuple[str, ...] = ()

@@ -142,7 +142,8 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
         judge_served=target.choice.backend is Backend.ONNXRUNTIME,
         not_in_int8=(*options.convert.not_in_int8, *FLOAT_OPERATORS.get(target.choice.backend, ())),
     )
-    conversion = convert(model, options.precision, output, calibration=calibration, options=judged)
+    judge = None if target.gate is None else target.gate.judge
+    conversion = convert(model, options.precision, output, calibration=calibration, options=judged, judge=judge)
     return Converted(model, signature, axis, sample, conversion, output)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import math
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +21,25 @@ from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.model import Model, graph_as_stored
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
-from repo_manager.onnx_model.write import WrittenModel
+from repo_manager.onnx_model.write import WrittenModel, write_view
 from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts, auto_keep, refusal, where_it_began
 from repo_manager.precision.calibration.load import CalibrationData
 from repo_manager.precision.candidate import Builder
-from repo_manager.precision.options import Conversion, ConvertOptions, KeptNode
+from repo_manager.precision.options import Check, Conversion, ConvertOptions, KeptNode
 from repo_manager.precision.passes.prepare import SourceCheck
 from repo_manager.precision.proof.checks import drift_limit
 from repo_manager.precision.proof.prove import Proof, Prover
 from repo_manager.precision.proof.selection import after_selection, selection_of
 from repo_manager.precision.samples import Reference, reference_of
+from repo_manager.stats.accuracy import Accuracy
 from repo_manager.types import Precision, StrPath
 from repo_manager.validation import choice
 
 __all__ = ["convert"]
 
+Judge = Callable[[Path, bool], Accuracy]
+"""Scores a file on held-out data; the second argument lets ONNX Runtime optimise it."""
 _UNCHANGED_HINT = (
     "Nothing was written. Another --precision fits this model; --allow-unchanged writes it as INT8 all the same."
 )
@@ -48,6 +52,7 @@ def convert(
     *,
     calibration: CalibrationData | None = None,
     options: ConvertOptions | None = None,
+    judge: Judge | None = None,
 ) -> Conversion:
     """Convert `model` and write `output`, and external data beside it above 2 GB, if every check passes.
 
@@ -63,6 +68,9 @@ def convert(
         calibration: real inputs; needed for INT8, and drift is measured on them where given. `None`: seeded
             random inputs.
         options: `None` takes the defaults.
+        judge: scores the file that would be written on held-out data, after every other check has passed; one more
+            check holds it to its limits (`AccuracyGate.judge`). `None`: not scored. BF16 is scored in FP32 with each
+            BF16 value rounded.
 
     Raises:
         CalibrationError: INT8 without calibration data.
@@ -76,19 +84,23 @@ def convert(
     options = ConvertOptions() if options is None else options
     _check_given(model, precision, output, calibration)
     parts = calibration.split() if calibration is not None and precision.facts.quantizes else None
-    fitted, judge = (calibration, calibration) if parts is None else parts
+    fitted, held_out = (calibration, calibration) if parts is None else parts
     kind = "calibration" if parts is None else "held-out"
     answers = functools.partial(reference_of, model, signature_of(model), samples=options.drift_samples)
-    reference = answers(judge, seed=options.seed, kind=kind)
+    reference = answers(held_out, seed=options.seed, kind=kind)
     calibrated = None if parts is None else answers(fitted, seed=options.seed)
     prover = Prover(model, precision, options, reference, calibrated)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         if precision is Precision.FP32:
             kept: tuple[KeptNode, ...] = ()
             written, proof = _proven_copy(prover, Path(folder, output.name), output)
+            accuracy = None if judge is None else judge(written.files[0], True)
         else:
             attempt = _attempt(prover, fitted, Path(folder), output.name)
             written, kept, proof = attempt.written, attempt.candidate.kept, attempt.proof
+            accuracy = None if judge is None else _scored(judge, attempt, precision)
+        if accuracy is not None:
+            proof = _accepted(prover, proof, accuracy)
         staged = written.files[0].parent
         final = tuple(_move(file, output.parent / file.relative_to(staged)) for file in reversed(written.files))[::-1]
     return Conversion(
@@ -99,6 +111,7 @@ def convert(
         checks=proof.checks,
         drift=proof.drift,
         sparsity=proof.sparsity,
+        accuracy=accuracy,
         kept=kept,
         kept_macs_share=_macs_share(proof, kept),
         samples=len(reference.inputs),
@@ -136,6 +149,36 @@ def _proven_copy(prover: Prover, path: Path, output: Path) -> tuple[WrittenModel
     if not proof.passed:
         raise GateError(refusal(prover.model, prover.precision, proof), hint=f"Nothing was written to {output}.")
     return written, proof
+
+
+def _scored(judge: Judge, attempt: Attempt, precision: Precision) -> Accuracy:
+    """Score a candidate as its drift was measured: INT8 by the arithmetic of its graph, BF16 by its stand-in."""
+    path, stand_in = attempt.written.files[0], attempt.candidate.stand_in
+    if precision.facts.low != "bfloat16" or stand_in is None:
+        return judge(path, not precision.facts.quantizes)
+    view = path.with_name("stand-in.onnx")
+    write_view(stand_in, attempt.written, view)
+    try:
+        return judge(view, False)
+    finally:
+        view.unlink()
+
+
+def _accepted(prover: Prover, proof: Proof, accuracy: Accuracy) -> Proof:
+    """Add the accuracy to the checks.
+
+    Raises:
+        GateError: it is below its limits; nothing is written.
+    """
+    check = Check("accuracy", accuracy.passed, accuracy.detail)
+    proof = dataclasses.replace(proof, checks=(*proof.checks, check))
+    if not accuracy.passed:
+        raise GateError(
+            refusal(prover.model, prover.precision, proof),
+            hint="Nothing was written. --auto-keep N and --keep-fp32 PATTERN leave sensitive layers in FP32, and INT8 "
+            "gains from more calibration data.",
+        )
+    return proof
 
 
 def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, name: str) -> Attempt:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repo_manager.sparsity.report import SparsityReport
+from repo_manager.stats.accuracy import Accuracy
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.summary import Summarized
 from repo_manager.types import Digest, Precision
@@ -119,6 +120,7 @@ class Conversion(Summarized):
         checks: in the order in which they were made.
         drift: one per output, then one per value that is judged in place of an output.
         sparsity: of what was written.
+        accuracy: on held-out data, where a judge was given; else `None`.
         kept: operators left in FP32.
         kept_macs_share: share of the multiply-accumulates that these do, 0 to 1; `None`: not counted.
         samples: how many the drift was measured on.
@@ -141,11 +143,15 @@ class Conversion(Summarized):
     inputs: str
     tools: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    accuracy: Accuracy | None = None
 
     def _summary(self) -> Mapping[str, Any]:
         return {
             "precision": self.precision,
             "largest drift": f"{self.worst_drift:.3g} on {self.samples} {self.inputs} samples",
+            "accuracy": None
+            if self.accuracy is None
+            else f"{self.accuracy.value:.4g} (source {self.accuracy.source:.4g})",
             "checks": f"{sum(check.passed for check in self.checks)} of {len(self.checks)} passed",
             "kept in FP32": len(self.kept) or None,
             "files": ", ".join(str(file) for file in self.files) or None,

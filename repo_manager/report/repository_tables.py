@@ -11,7 +11,7 @@ from rich.text import Text
 from repo_manager.report.layout import Moment, key_values, last_deployed, make_table
 from repo_manager.report.tables import format_bytes, format_share
 from repo_manager.report.terminal import next_command
-from repo_manager.repository.difference import judged_drift, kept_sparsity
+from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy
 from repo_manager.triton_config import ReloadEffect
 
 if TYPE_CHECKING:
@@ -103,7 +103,10 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
         )
     columns = ["version", "tags", "selected", "precision", "2:4", "drift", "size", "created", "source", "problems"]
     drop = "source,created,size,2:4"
-    return [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift", drop=drop)]
+    views = [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift", drop=drop)]
+    known = [(entry.version, entry.manifest and measured_accuracy(entry.manifest)) for entry in model.versions]
+    measured = [[version, text] for version, text in known if text]
+    return [*views, make_table("Accuracy on held-out data", ["version", "accuracy"], measured)] if measured else views
 
 
 def problems_view(root: Location, problems: Sequence[Problem]) -> list[RenderableType]:

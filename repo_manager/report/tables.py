@@ -156,7 +156,7 @@ def conversion_facts(conversion: Conversion) -> list[tuple[str, object]]:
     """Return what was checked in a few lines, for a command that is about more than the conversion."""
     passed = [check.name for check in conversion.checks if check.passed and not check.is_empty]
     pairs: list[tuple[str, object]] = [("checked", ", ".join(passed))]
-    pairs += [(check.name, check.detail) for check in conversion.checks if check.name == "drift"]
+    pairs += [(check.name, check.detail) for check in conversion.checks if check.name in ("drift", "accuracy")]
     for check in conversion.checks:
         if check.is_empty and check.name != "drift":
             pairs.append(("no evidence", Text(f"{check.name}: {check.detail}", style="yellow")))

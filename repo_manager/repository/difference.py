@@ -13,7 +13,14 @@ from repo_manager.summary import Summarized
 from repo_manager.triton_config import parse_config, same_signature
 from repo_manager.types import as_json
 
-__all__ = ["FileDifference", "VersionDifference", "compare_versions", "judged_drift", "kept_sparsity"]
+__all__ = [
+    "FileDifference",
+    "VersionDifference",
+    "compare_versions",
+    "judged_drift",
+    "kept_sparsity",
+    "measured_accuracy",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +104,7 @@ def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:
 
 
 def _facts(a: Manifest, b: Manifest) -> dict[str, tuple[str, str]]:
-    """Return the five facts of each, whether they differ or not."""
+    """Return the facts that a person asks first, whether they differ or not."""
     return {name: (fact(a), fact(b)) for name, fact in _FACTS.items()}
 
 
@@ -122,6 +129,16 @@ def judged_drift(manifest: Manifest) -> float | None:
     return max(known, default=None)
 
 
+def measured_accuracy(manifest: Manifest) -> str | None:
+    """Return the accuracy on held-out data beside the source's, in words; `None` where it was not measured."""
+    found = _at(manifest.conversion, "accuracy")
+    value, source, samples = (_at(found, key) for key in ("value", "source", "samples"))
+    if value is None:
+        return None
+    count = "" if samples is None else f" on {samples} samples"
+    return f"{value:.4g} (source {source:.4g}){count}" if source is not None else f"{value:.4g}{count}"
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%} of the parameters"
 
@@ -135,6 +152,7 @@ _FACTS: dict[str, Callable[[Manifest], str]] = {
     "2:4": lambda manifest: _percent(kept_sparsity(manifest)),
     "drift": lambda manifest: "-" if (drift := judged_drift(manifest)) is None else f"{drift:.3g}",
     "backend": lambda manifest: manifest.backend,
+    "accuracy": lambda manifest: measured_accuracy(manifest) or "-",
 }
 
 

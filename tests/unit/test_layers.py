@@ -17,6 +17,7 @@ LAYERS = [
     {"onnx_model"},
     {"sparsity"},
     {"precision"},
+    {"accuracy"},
     {"pruning"},
     {"engine"},
     {"triton_config"},

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,48 @@ from repo_manager.precision.calibration.data import CalibrationData, check_names
 from repo_manager.request_data.archives import check_archive
 from repo_manager.types import TensorSpec
 
-__all__ = ["from_folder", "from_npz"]
+__all__ = ["array_of_npz", "from_folder", "from_npz"]
 
 
-def from_npz(path: Path, signature: Signature) -> CalibrationData:
+def from_npz(path: Path, signature: Signature, *, with_others: bool = False) -> CalibrationData:
     """Read one array per input from an .npz file.
+
+    Args:
+        path: the file.
+        signature: of the model.
+        with_others: the file may hold other arrays, labels for instance, which are not read.
 
     Raises:
         CalibrationError: unreadable, pickled, or it does not fit the model.
+    """
+    with _opened(path) as archive:
+        inputs = {spec.name for spec in signature.inputs}
+        names = [name for name in archive.files if not with_others or name in inputs]
+        check_names(dict.fromkeys(names), signature, str(path))
+        arrays = {name: archive[name] for name in names}
+    return _stacked(arrays, dict.fromkeys(arrays, path), signature, str(path))
+
+
+def array_of_npz(path: Path, name: str) -> Array:
+    """Read one array of an .npz file.
+
+    Raises:
+        CalibrationError: unreadable, pickled, or there is no such array.
+    """
+    with _opened(path) as archive:
+        if name not in archive.files:
+            listed = ", ".join(f"'{each}'" for each in archive.files) or "nothing"
+            raise CalibrationError(f"{path}: there is no array '{name}'", hint=f"It holds {listed}.")
+        array: Array = archive[name]
+    return array
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Open an archive of arrays; what goes wrong while it is read is an error that names it.
+
+    Raises:
+        CalibrationError: unreadable or pickled.
     """
     try:
         check_archive(path)
@@ -36,11 +71,9 @@ def from_npz(path: Path, signature: Signature) -> CalibrationData:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise CalibrationError(f"{path}: not an .npz archive")
-            check_names(dict.fromkeys(archive.files), signature, str(path))
-            arrays = {name: archive[name] for name in archive.files}
+            yield archive
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as exc:
         raise _unreadable(path, exc) from exc
-    return _stacked(arrays, dict.fromkeys(arrays, path), signature, str(path))
 
 
 def from_folder(folder: Path, signature: Signature) -> CalibrationData:

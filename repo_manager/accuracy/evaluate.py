@@ -1,0 +1,248 @@
+"""Score models on held-out data with labels, or by a function of the user's, and hold the score against limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.accuracy.labels import correct_answers, labels_of
+from repo_manager.errors import InputError, UsageError
+from repo_manager.files import sha256_file
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import Signature, signature_of
+from repo_manager.precision.calibration.arrays import array_of_npz, from_npz
+from repo_manager.precision.calibration.data import CalibrationData
+from repo_manager.precision.calibration.load import load_function
+from repo_manager.stats.accuracy import Accuracy, Score, judge_accuracy
+from repo_manager.types import Digest, StrPath
+from repo_manager.validation import check_fields, check_range
+
+__all__ = ["AccuracyGate", "AccuracyOptions", "Evaluator", "Run", "load_evaluator"]
+
+Array = NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""Runs a model once: input name -> array, batch axis included, to output name -> array."""
+_FORMS = "FILE.npz:LABELS, FILE.npz:LABELS:OUTPUT, or module:function"
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyOptions:
+    """Held-out data, and what a model has to reach on it.
+
+    Attributes:
+        data: `FILE.npz:LABELS`, an array for each input and one of class numbers; `FILE.npz:LABELS:OUTPUT` for a model
+            with several outputs; or `module:function`, called with a function that runs the model (input name -> array
+            to output name -> array), which returns a number, or one for each sample; higher is better.
+        min_accuracy: the smallest score that is accepted; `None` for none.
+        max_drop: the largest drop below the source's score that is accepted; `None` for none.
+    """
+
+    data: str
+    min_accuracy: float | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_range("min_accuracy", self.min_accuracy, least=-math.inf)
+        check_range("max_drop", self.max_drop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Scores models that take the same inputs and give the same outputs.
+
+    Attributes:
+        source: where the data came from, or the function.
+        digest: of the data; `None` for a function.
+        metric: what a score is.
+    """
+
+    source: str
+    digest: Digest | None
+    metric: str
+    _evaluate: Callable[[Run], Score] = dataclasses.field(repr=False, compare=False)
+
+    def score(self, model: Model | Path, *, optimize: bool = True) -> Score:
+        """Run a model on the data, by ONNX Runtime on the CPU.
+
+        Args:
+            model: a loaded model, or an ONNX file; float16 inputs get float16 where the data are float32.
+            optimize: `False` runs the graph as it is written: INT8 is then the same on every CPU.
+
+        Raises:
+            ModelError: ONNX Runtime does not run it.
+            InputError: the outputs do not fit the labels, or the function failed.
+        """
+        session = Session(model, optimize=optimize)
+        return self._evaluate(lambda inputs: session.run(session.as_taken(inputs)))
+
+    def score_of(self, run: Run) -> Score:
+        """Score whatever `run` runs.
+
+        Raises:
+            InputError: the outputs do not fit the labels, or the function failed.
+        """
+        return self._evaluate(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyGate:
+    """Holds what is made of one model against that model and against limits.
+
+    Attributes:
+        evaluator: scores both.
+        options: the limits.
+        baseline: the source's score.
+    """
+
+    evaluator: Evaluator
+    options: AccuracyOptions
+    baseline: Score
+
+    @classmethod
+    def of(cls, options: AccuracyOptions, source: Model) -> AccuracyGate:
+        """Load the data and score the source.
+
+        Raises:
+            InputError: the data cannot be used.
+            UsageError: `options.data` has another form.
+            ModelError: ONNX Runtime does not run the source.
+        """
+        evaluator = load_evaluator(options.data, signature_of(source))
+        return cls(evaluator, options, evaluator.score(source))
+
+    def judge(self, model: Path, optimize: bool = True) -> Accuracy:
+        """Score a file that was made of the source.
+
+        Raises:
+            ModelError: ONNX Runtime does not run it.
+            InputError: its outputs do not fit the labels, or the function failed.
+        """
+        return judge_accuracy(
+            self.baseline,
+            self.evaluator.score(model, optimize=optimize),
+            data=self.evaluator.source,
+            digest=self.evaluator.digest,
+            metric=self.evaluator.metric,
+            min_accuracy=self.options.min_accuracy,
+            max_drop=self.options.max_drop,
+        )
+
+
+def load_evaluator(data: StrPath, signature: Signature) -> Evaluator:
+    """Read what models are scored on.
+
+    Args:
+        data: see `AccuracyOptions`. A function is imported from the current folder or the environment, and so runs
+            code: a caller that read its name from a file asks the user first.
+        signature: of the models.
+
+    Raises:
+        UsageError: it has another form.
+        InputError: the data cannot be read, or do not fit the signature.
+    """
+    text = os.fspath(data)
+    file, separator, names = text.rpartition(".npz:")
+    if separator:
+        labels, _, output = names.partition(":")
+        return _of_labels(Path(f"{file}.npz"), labels, output, signature)
+    module, separator, function = text.partition(":")
+    if separator and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return Evaluator(text, None, text, lambda run: _called(text, run))
+    if text.endswith(".npz"):
+        raise UsageError(f"--eval {text}: which of its arrays holds the labels?", hint=f"Expected {_FORMS}.")
+    raise UsageError(f"--eval {text}: expected {_FORMS}")
+
+
+def _of_labels(path: Path, name: str, output: str, signature: Signature) -> Evaluator:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file", hint=f"--eval takes {_FORMS}.")
+    labels = labels_of(array_of_npz(path, name), f"{path}: '{name}'")
+    samples = from_npz(path, signature, with_others=True)
+    chosen = _chosen_output(output, name, signature)
+    if not samples.count or labels.shape[0] % samples.count:
+        raise InputError(f"{path}: '{name}' has {labels.shape[0]} labels for {samples.count} samples")
+    single = all(spec.shape is None or len(spec.shape) < 3 for spec in signature.outputs if spec.name == chosen)
+    metric = "top-1 accuracy" if single and labels.ndim == 1 else "accuracy"
+    where = f"output '{chosen}'"
+
+    def evaluate(run: Run) -> Score:
+        rights = [
+            correct_answers(_rows(answer, chosen, part.shape[0], where), part, where)
+            for answer, part in _answers(run, samples, labels)
+        ]
+        counted = [right for right in rights if right.size]
+        if not counted:
+            raise InputError(f"{path}: '{name}' has no label that counts (all are below 0)")
+        each = np.array([right.mean() for right in counted])
+        return Score(float(np.concatenate(counted).mean()), each)
+
+    return Evaluator(f"{path.name}:{name}", sha256_file(path), metric, evaluate)
+
+
+def _chosen_output(output: str, labels: str, signature: Signature) -> str:
+    """Return the output that the labels are about: the one named, the one of the labels' name, or the only one.
+
+    Raises:
+        UsageError: there is no such output, or it is not clear which.
+    """
+    names = [spec.name for spec in signature.outputs]
+    listed = ", ".join(names)
+    if output and output not in names:
+        raise UsageError(f"--eval: the model has no output '{output}'", hint=f"Its outputs are {listed}.")
+    if output or labels in names:
+        return output or labels
+    if len(names) > 1:
+        raise UsageError(
+            f"--eval: the model has the outputs {listed}; which one do the labels belong to?",
+            hint=f"Name it: --eval FILE.npz:{labels}:OUTPUT",
+        )
+    return names[0]
+
+
+def _answers(
+    run: Run, samples: CalibrationData, labels: NDArray[np.int64]
+) -> Iterator[tuple[Mapping[str, Array], NDArray[np.int64]]]:
+    """Yield the answer to each sample with the labels of its rows."""
+    rows = labels.shape[0] // samples.count
+    for index, sample in enumerate(samples.batches()):
+        yield run(sample), labels[index * rows : (index + 1) * rows]
+
+
+def _rows(answer: Mapping[str, Array], output: str, rows: int, where: str) -> Array:
+    """Return an output with one entry for each row of labels along its first axis."""
+    found = np.asarray(answer[output], np.float64 if answer[output].dtype.kind not in "iubO" else None)
+    if found.ndim and found.shape[0] == rows:
+        return found
+    if rows == 1:
+        return found[None]
+    raise InputError(f"{where} has shape {list(found.shape)} for a sample of {rows} labels")
+
+
+def _called(text: str, run: Run) -> Score:
+    """Call `module:function`; this runs the user's code, as asked.
+
+    Raises:
+        CalibrationError: it cannot be imported.
+        InputError: it failed, or returned no finite number.
+    """
+    function = load_function(text)
+    try:
+        returned = function(run)
+        each = np.asarray(returned, np.float64)
+    except Exception as exc:
+        raise InputError(
+            f"--eval {text}: {type(exc).__name__}: {exc}",
+            hint="It is called with a function that runs the model, and returns a number.",
+        ) from exc
+    if each.ndim > 1 or not each.size or not np.isfinite(each).all():
+        raise InputError(f"--eval {text} returned {returned!r:.80}, expected a number, or one for each sample")
+    return Score(float(each)) if each.ndim == 0 else Score(float(each.mean()), each)
