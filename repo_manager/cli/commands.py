@@ -72,6 +72,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "Measure": {
         "loadtest": Entry("loadtest", "Measure a served model; gates decide the exit code."),
         "compare": Entry("compare", "Compare two served models by paired blocks."),
+        "tune": Entry("tune", "Find the configuration that serves best, proven."),
     },
 }
 """Group of the help -> name of a command -> where it is, in the order of the help."""

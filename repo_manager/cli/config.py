@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 
 from repo_manager.cli.option_groups import grouped, option
-from repo_manager.cli.options import DryRun, Output, read_labels_file
+from repo_manager.cli.options import DryRun, Output, parse_changes, read_labels_file
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag
 from repo_manager.errors import InputError, UsageError
 from repo_manager.report.repository_tables import config_change_view, label_change_view, labels_view
@@ -91,11 +91,7 @@ class ConfigFlags:
             UsageError: a text has another form, or the whole file is replaced, too.
         """
         changes: dict[str, str | None] = dict.fromkeys(self.clear or [])
-        for text in self.set_ or []:
-            field, separator, value = text.partition("=")
-            if not separator or not field:
-                raise UsageError(f"--set {text}: expected FIELD=VALUE, for instance max_batch_size=16")
-            changes[field] = value
+        changes |= parse_changes(self.set_ or [])
         if sum((self.file is not None, bool(changes), self.edit)) > 1:
             raise UsageError(
                 "--file and --edit replace the whole configuration; they go alone, without --set and --clear"

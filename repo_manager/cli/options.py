@@ -22,6 +22,7 @@ __all__ = [
     "Output",
     "check_input",
     "check_outputs",
+    "parse_changes",
     "parse_shapes",
     "parse_target",
     "read_labels_file",
@@ -114,6 +115,21 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
             raise UsageError(f"--shape {text}: expected NAME:SIZE,SIZE,... for instance image:1,3,224,224")
         shapes[name] = shape
     return shapes
+
+
+def parse_changes(texts: list[str]) -> dict[str, str]:
+    """Read `--set FIELD=VALUE` options; return field of config.pbtxt -> value.
+
+    Raises:
+        UsageError: a text has another form.
+    """
+    changes: dict[str, str] = {}
+    for text in texts:
+        field, separator, value = text.partition("=")
+        if not separator or not field:
+            raise UsageError(f"--set {text}: expected FIELD=VALUE, for instance max_batch_size=16")
+        changes[field] = value
+    return changes
 
 
 def parse_target(text: str) -> tuple[str, int | None]:

@@ -25,7 +25,7 @@ LAYERS = [
     {"server"},
     {"client"},
     {"rollout", "loadtest"},
-    {"declared"},
+    {"declared", "tuning"},
     {"report"},
     {"pipeline"},
     {"cli"},

@@ -1,0 +1,532 @@
+"""The tuning of one model: the curve of batches, today's setting, the descent, and the proof by a paired comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
+from repo_manager.files import sha256_file
+from repo_manager.gates import Gate
+from repo_manager.loadtest.compare import ComparePlan, Comparison, compare
+from repo_manager.loadtest.judge import parse_slo
+from repo_manager.loadtest.metrics import metric_of
+from repo_manager.loadtest.options import Arrival, LoadTestOptions
+from repo_manager.loadtest.result import LoadTestReport
+from repo_manager.loadtest.run import environment, run_load_test
+from repo_manager.loadtest.search import check_gates
+from repo_manager.repository import Location, find_model
+from repo_manager.triton_config import (
+    CONFIG_FILENAME,
+    ModelConfig,
+    changed_fields,
+    format_config,
+    parse_config,
+    set_fields,
+)
+from repo_manager.tuning.journal import Journal
+from repo_manager.tuning.scratch import Scratch, scratch_server, tuning_directory
+from repo_manager.tuning.search import Trial, descend
+from repo_manager.tuning.space import AXES, BatchTime, Bounds, Setting, Space, curve_sizes, setting_of
+
+__all__ = ["TuneOptions", "TuneProgress", "Tuning", "tune"]
+
+BETTER, KEPT, NONE_HOLDS, UNDECIDED = "better", "kept", "none holds", "undecided"
+_CANDIDATE, _TODAY, _WINNER = "candidate", "today", "winner"
+_CURVE_S = 0.6
+_LEVEL_S = (2.0, 6.0)
+_LEVEL_SHARE = 1 / 50
+_WINDOWS = 12
+_WARMUP_S = 0.3
+_BLOCK_S = 1.0
+_PAIRS = (6, 20)
+_PROOF_SHARE = 0.25
+_MOST_STEPS_UP = 64
+_MEMORY_SHARE = 0.8
+_COPIES_IN_MEMORY = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneOptions:
+    """What is sought, and how.
+
+    Attributes:
+        gates: upper limits that have to be held; without `rate`, the largest rate that holds them is sought.
+        rate: requests a second at which the lowest p99 is sought; `None` seeks the largest rate.
+        arrival: how requests come.
+        budget_s: the longest that all may take; a quarter of it is kept for the proof.
+        search: the axes that are searched; others keep today's value.
+        fixed: fields of config.pbtxt that are set beforehand, in today's configuration as well as in all others.
+        load: more settings of `LoadTestOptions`: shapes, ranges, data, seed.
+        fresh: forget what an earlier run measured.
+    """
+
+    gates: tuple[Gate, ...] = ()
+    rate: float | None = None
+    arrival: Arrival = "poisson"
+    budget_s: float = 900.0
+    search: tuple[str, ...] = AXES
+    fixed: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fresh: bool = False
+
+    def check(self) -> None:
+        """See that they hold together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if not self.gates and self.rate is None:
+            raise UsageError(
+                "there is nothing to tune for", hint='Give a limit (--slo "p99<20ms"), or a rate (--rate 300), or both.'
+            )
+        check_gates(self.gates)
+        unknown = [axis for axis in self.search if axis not in AXES]
+        if unknown or not self.search:
+            raise UsageError(f"{', '.join(unknown) or 'nothing'} cannot be searched", hint=f"Axes: {', '.join(AXES)}.")
+        if self.budget_s <= 0 or (self.rate is not None and self.rate <= 0):
+            raise UsageError("the budget and the rate have to be more than 0")
+
+    @property
+    def level_s(self) -> float:
+        """The longest that one load level is measured, in seconds: it may be decided earlier."""
+        return min(max(self.budget_s * _LEVEL_SHARE, _LEVEL_S[0]), _LEVEL_S[1])
+
+    @property
+    def latency_ns(self) -> float | None:
+        """The lowest upper limit of a latency among the gates, in nanoseconds."""
+        return min((gate.limit for gate in self.gates if metric_of(gate.metric).is_latency), default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneProgress:
+    """Told after each measurement.
+
+    Attributes:
+        text: what was measured, and what came of it.
+        remaining_s: of the budget.
+    """
+
+    text: str
+    remaining_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What came of a tuning.
+
+    Attributes:
+        outcome: `better` (the comparison shows it), `kept` (today's is as good), `none holds` or `undecided` (the
+            budget ended first).
+        reason: the outcome in one sentence.
+        objective: what was sought.
+        today: today's setting, measured.
+        best: the best that was found; `today` where nothing beat it.
+        changes: fields of config.pbtxt from today's to the best; empty unless the outcome is `better`.
+        trials: every setting that was measured, in order.
+        curve: the time of one batch by its size.
+        settings: how many settings there are in the space.
+        comparison: today's against the best, paired; `None` where there was nothing to compare.
+        is_complete: the search ended by itself, not by the budget.
+        journal: the file with every measurement.
+    """
+
+    model: str
+    version: int
+    outcome: str
+    reason: str
+    objective: str
+    today: Trial
+    best: Trial
+    changes: Mapping[str, str | None]
+    trials: tuple[Trial, ...]
+    curve: tuple[BatchTime, ...]
+    settings: int
+    comparison: Comparison | None
+    is_complete: bool
+    seconds: float
+    journal: str
+    environment: Mapping[str, str]
+    command: str = ""
+    schema_version: int = 1
+
+
+class _BudgetEndedError(Exception):
+    """There is no time for another measurement."""
+
+
+def tune(
+    repository: Location,
+    name: str,
+    version: int,
+    options: TuneOptions,
+    *,
+    progress: Callable[[TuneProgress], None] = lambda _: None,
+) -> Tuning:
+    """Search the best setting of a model, on copies of it on a server of its own.
+
+    Args:
+        repository: where the model is; nothing in it is changed.
+        name: the model.
+        version: the version that is measured.
+        options: what is sought.
+        progress: told after each measurement.
+
+    Raises:
+        UsageError: the options do not hold together, or the model is of a kind that cannot be tuned.
+        RepositoryError: no such model or version, or it does not fit into memory once more.
+        ConfigError: a fixed field does not fit.
+        ServerError: the server of the copies does not start, or the model does not load on it.
+    """
+    options.check()
+    config = find_model(repository, name).config()
+    if config is None:
+        raise RepositoryError(
+            f"{name} has no config.pbtxt", hint=f"Write one: repo-manager adopt {name} --write-config"
+        )
+    base = parse_config(set_fields(format_config(config), options.fixed, where=CONFIG_FILENAME))
+    setting_of(base)
+    with scratch_server(repository, name, version) as scratch:
+        journal = Journal(
+            tuning_directory(), _facts(repository, name, version, scratch, base, options), fresh=options.fresh
+        )
+        return _Run(name, version, options, (config, base), (scratch, journal), progress).go()
+
+
+def _facts(
+    repository: Location, name: str, version: int, scratch: Scratch, base: ModelConfig, options: TuneOptions
+) -> dict[str, Any]:
+    """Return all that decides a measurement."""
+    files = {place: sha256_file(path) for place, path in scratch.files.items() if place.startswith("1/")}
+    about = environment()
+    return {
+        "model": name,
+        "version": version,
+        "repository": str(repository),
+        "files": files,
+        "config": base.text,
+        "gates": [gate.text for gate in options.gates],
+        "rate": options.rate,
+        "arrival": options.arrival,
+        "load": {key: str(value) for key, value in options.load.items() if key != "command"},
+        "machine": [about["cpu"], about["cpus"], about["repo_manager"]],
+    }
+
+
+class _Run:
+    """One run, from its start to its result."""
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        options: TuneOptions,
+        configs: tuple[ModelConfig, ModelConfig],
+        means: tuple[Scratch, Journal],
+        progress: Callable[[TuneProgress], None],
+    ) -> None:
+        self._name, self._version, self._options = name, version, options
+        self._written, self._base = configs
+        self._scratch, self._journal = means
+        self._told = progress
+        self._today = setting_of(self._base)
+        self._began = time.monotonic()
+        self._trials: list[Trial] = []
+
+    def go(self) -> Tuning:
+        """Measure, and conclude."""
+        bounds = self._bounds()
+        curve = self._curve(bounds)
+        bounds = dataclasses.replace(bounds, batch=max((each.size for each in curve), default=bounds.batch))
+        space = Space.of(self._base, bounds, curve, latency_ns=self._options.latency_ns, search=self._options.search)
+        guess, is_complete = _guess(space, self._today, curve), True
+        self._start_rate = self._options.rate or _first_rate(curve)
+        today = self._evaluate(self._today, None, 0.0)
+        best = today
+        try:
+            best = descend(space, today, guess, self._evaluate)
+        except _BudgetEndedError:
+            is_complete = False
+            best = next((trial for trial in reversed(self._trials) if trial.is_better), today)
+        comparison = None
+        if best is not today and best.value is not None and today.value is not None:
+            comparison = self._proof(best)
+        outcome, reason = self._conclude(today, best, comparison, is_complete=is_complete)
+        return Tuning(
+            model=self._name,
+            version=self._version,
+            outcome=outcome,
+            reason=reason,
+            objective=objective_of(self._options),
+            today=today,
+            best=best,
+            changes=self._changes(best) if outcome == BETTER else {},
+            trials=tuple(self._trials),
+            curve=curve,
+            settings=space.size,
+            comparison=comparison,
+            is_complete=is_complete,
+            seconds=time.monotonic() - self._began,
+            journal=str(self._journal.path),
+            environment=environment(),
+        )
+
+    def _left_s(self) -> float:
+        return self._options.budget_s - (time.monotonic() - self._began)
+
+    def _tell(self, text: str) -> None:
+        self._told(TuneProgress(text, max(self._left_s(), 0.0)))
+
+    def _changes(self, best: Trial) -> dict[str, str | None]:
+        """Return what changes in the file as it is written: what was fixed, and what was found."""
+        fixed = parse_config(set_fields(self._written.text, self._options.fixed, where=CONFIG_FILENAME))
+        own = self._options.fixed if changed_fields(self._written, fixed) else {}
+        return {**own, **best.setting.changes(self._today)}
+
+    def _bounds(self) -> Bounds:
+        """Return what the machine and the model allow.
+
+        Raises:
+            RepositoryError: one more copy of the model does not fit into memory.
+        """
+        groups = self._base.message().instance_group
+        on_gpu = self._base.backend in ("tensorrt", "tensorrt_rtx") or any(group.kind == 1 for group in groups)
+        size = sum(path.stat().st_size for place, path in self._scratch.files.items() if place.startswith("1/"))
+        free = _free_memory()
+        fit = int(free * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
+        if fit < 2:  # the comparison serves two
+            raise RepositoryError(
+                f"{self._name} takes about {size * _COPIES_IN_MEMORY >> 20} MiB, two copies of it do not fit into "
+                f"{free >> 20} MiB of free memory",
+                hint="Stop something else on this machine, or tune on a larger one.",
+            )
+        cores = 0 if on_gpu else len(os.sched_getaffinity(0))
+        batch = max(self._today.max_batch_size, 64) if self._today.max_batch_size else 0
+        return Bounds(cores, fit, batch)
+
+    def _options_of(self, model: str, **levels: Any) -> LoadTestOptions:
+        server = self._scratch.server
+        return LoadTestOptions(
+            **{
+                **self._options.load,
+                "url": server.grpc_url,
+                "metrics_url": server.metrics_url,
+                "access": server.client_options,
+                "model": model,
+                "arrival": self._options.arrival,
+                "warmup_s": _WARMUP_S,
+                **levels,
+            }
+        )
+
+    def _curve(self, bounds: Bounds) -> tuple[BatchTime, ...]:
+        """Return the time of batches of growing size, as long as a larger one answers more samples a second.
+
+        Raises:
+            ServerRefusedError: the model does not load.
+        """
+        known = {each.size: each for each in self._journal.curve()}
+        sizes = curve_sizes(bounds) or (1,)
+        changes = Setting(1, max(sizes) if bounds.batch else 0, None, self._today.threads).changes(self._today)
+        if not known:
+            try:
+                self._scratch.load(_CANDIDATE, changes)
+            except ServerRefusedError:
+                sizes = tuple(size for size in sizes if size <= max(self._today.max_batch_size, 1))
+                self._scratch.load(_CANDIDATE, {})
+            for size in sizes:
+                options = self._options_of(
+                    _CANDIDATE, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
+                )
+                median_ns = run_load_test(options).points[0].latency.p50_ns
+                if median_ns is None:
+                    break
+                found = BatchTime(size, median_ns)
+                self._journal.add_batch(found)
+                known[size] = found
+                self._tell(f"batch of {size}: {median_ns / 1e6:.3g} ms, {found.per_s:,.0f} samples/s")
+                limit = self._options.latency_ns
+                if (limit is not None and median_ns > limit) or self._left_s() < self._options.budget_s / 2:
+                    break
+        return tuple(known[size] for size in sorted(known))
+
+    def _evaluate(self, setting: Setting, best: Trial | None, margin: float) -> Trial:
+        """Measure a setting: how much it holds, or whether it holds more than the best one.
+
+        Raises:
+            _BudgetEndedError: there is no time for it.
+        """
+        against = self._challenge(best, margin)
+        trial = self._journal.trial(setting, against)
+        if trial is None:
+            if best is not None and self._left_s() < self._options.budget_s * _PROOF_SHARE + self._options.level_s:
+                raise _BudgetEndedError
+            trial = self._measured(setting, against)
+            self._journal.add_trial(trial)
+        self._trials.append(trial)
+        verdict = "" if best is None else "better: " if trial.is_better else "not better: "
+        self._tell(f"{setting.label}: {verdict}{trial.reason}")
+        return trial
+
+    def _challenge(self, best: Trial | None, margin: float) -> float | None:
+        """Return what a setting has to hold to be better; `None` where any value is."""
+        if best is None or best.value is None:
+            return None
+        return float(f"{best.value * (1 - margin if self._options.rate else 1 + margin):.4g}")
+
+    def _measured(self, setting: Setting, against: float | None) -> Trial:
+        began = time.monotonic()
+        try:
+            self._scratch.load(_CANDIDATE, setting.changes(self._today))
+        except ServerRefusedError as exc:
+            reason = f"it does not load: {exc.reason or exc.message}"
+            return Trial(setting, is_better=False, value=None, reason=reason, seconds=0.0, against=against)
+        report = run_load_test(self._options_of(_CANDIDATE, **self._levels(against)))
+        value, reason = self._value(report)
+        if against is not None and value is not None and self._options.rate is None:
+            # It holds the one level that was asked: now how much more.
+            more = (against, against * _MOST_STEPS_UP)
+            report = run_load_test(self._options_of(_CANDIDATE, **{**self._levels(against), "rate": more}))
+            value, reason = self._value(report)
+        return Trial(
+            setting,
+            is_better=value is not None or against is None,
+            value=value,
+            reason=reason,
+            seconds=time.monotonic() - began,
+            against=against,
+            levels=_levels_of(report),
+        )
+
+    def _levels(self, against: float | None) -> dict[str, Any]:
+        """Return the levels and gates that answer what a setting holds."""
+        rate, gates = self._options.rate, self._options.gates
+        level_s = self._options.level_s
+        common = {"duration_s": level_s, "window_s": level_s / _WINDOWS}
+        if rate is None:
+            levels = (self._start_rate,) if against is None else (against, against)
+            return {**common, "rate": levels, "until": gates}
+        if against is None:
+            return {**common, "rate": (rate,)}
+        return {**common, "rate": (rate, rate), "until": (*gates, parse_slo(f"p99<{against:.0f}ns"))}
+
+    def _value(self, report: LoadTestReport) -> tuple[float | None, str]:
+        """Return what a setting holds, `None` when it holds nothing of what was asked, and what says so."""
+        if self._options.rate is None:
+            search = report.search
+            assert search is not None
+            return search.holds, search.reason
+        point = report.points[-1]
+        p99 = point.latency.p99_ns
+        if report.search is not None and report.search.holds is None:
+            return None, report.search.reason
+        if p99 is None or point.outcome in ("failed", "overloaded"):
+            return None, point.reason
+        return float(p99), f"p99 {p99 / 1e6:.3g} ms at {point.label}"
+
+    def _proof(self, best: Trial) -> Comparison:
+        """Hold today's and the best setting against each other, both served, in paired blocks."""
+        self._scratch.unload(_CANDIDATE)
+        self._scratch.load(_TODAY, {})
+        self._scratch.load(_WINNER, best.setting.changes(self._today))
+        rate = self._options.rate or best.value
+        assert rate is not None
+        fit = int(max(self._left_s(), 0.0) / (2 * (_BLOCK_S + 0.5)))
+        plan = ComparePlan(pairs=min(max(fit, _PAIRS[0]), _PAIRS[1]), block_s=_BLOCK_S, settle_s=_WARMUP_S)
+        sides = [self._options_of(model, rate=(rate,)) for model in (_TODAY, _WINNER)]
+        comparison = compare(sides[0], sides[1], plan=plan)
+        self._tell(f"today's against {best.setting.label}: {comparison.verdict}")
+        return comparison
+
+    def _conclude(
+        self, today: Trial, best: Trial, comparison: Comparison | None, *, is_complete: bool
+    ) -> tuple[str, str]:
+        if best.value is None:
+            nearest = min(self._trials, key=_distance)
+            return (
+                NONE_HOLDS if is_complete else UNDECIDED,
+                f"no setting holds {objective_of(self._options)}; the nearest is {nearest.setting.label}: "
+                f"{nearest.reason}",
+            )
+        found = f"{best.setting.label} {_held(best.value, self._options)}"
+        if today.value is None:
+            return BETTER, f"{found}; today's ({today.setting.label}) holds none: {today.reason}"
+        if comparison is not None and _shows(comparison):
+            return BETTER, f"{found}; today's ({today.setting.label}) {_held(today.value, self._options)}"
+        if not is_complete:
+            return UNDECIDED, f"the budget of {self._options.budget_s:.0f} s ended; the best so far: {found}"
+        if comparison is not None:
+            return KEPT, f"{found}, but against today's no difference is shown: {comparison.verdict}"
+        return KEPT, f"today's setting ({found}) is the best of {len(self._trials)} that were measured"
+
+
+def objective_of(options: TuneOptions) -> str:
+    """Return what is sought, in words."""
+    gates = ", ".join(gate.text for gate in options.gates)
+    if options.rate is None:
+        return f"the largest rate with {gates}"
+    return f"the lowest p99 at {options.rate:g} requests/s" + (f" with {gates}" if gates else "")
+
+
+def _held(value: float, options: TuneOptions) -> str:
+    if options.rate is None:
+        return f"holds {value:.4g} requests/s"
+    return f"has a p99 of {value / 1e6:.3g} ms"
+
+
+def _shows(comparison: Comparison) -> bool:
+    """Say whether the comparison shows that B is better in latency or throughput, and A in neither."""
+    told = {number.name: number.better for number in comparison.numbers if number.shown}
+    return "B" in told.values() and "A" not in (told.get("p99 latency"), told.get("throughput"))
+
+
+def _guess(space: Space, today: Setting, curve: Sequence[BatchTime]) -> Setting | None:
+    """Return what is likely good: the batch with the most samples a second, and an instance a core where that fits."""
+    best = max(curve, key=lambda each: each.per_s, default=None)
+    sizes, delays = space.axes["max_batch_size"], space.axes["queue_delay"]
+    size = today.max_batch_size
+    if best is not None and len(sizes) > 1:
+        size = max((each for each in sizes if each <= best.size), default=size)
+    delay = 0 if size > 1 and 0 in delays else today.queue_delay
+    threads = space.axes["threads"][-1] if len(space.axes["threads"]) > 1 else today.threads
+    guess = Setting(1 if 1 in space.axes["instances"] else today.instances, size, delay, threads)
+    return guess if guess != today and space.allows(guess) else None
+
+
+def _first_rate(curve: Sequence[BatchTime]) -> float:
+    """Return where the search for today's largest rate begins: half of what single requests one by one give."""
+    return float(f"{max(curve[0].per_s / 2, 1.0):.3g}") if curve else 10.0
+
+
+def _levels_of(report: LoadTestReport) -> tuple[dict[str, Any], ...]:
+    steps = report.search.steps if report.search is not None else ()
+    decisions = {step.label: step for step in steps}
+    return tuple(
+        {
+            "label": point.label,
+            "level": point.level,
+            "decision": decisions[point.label].decision if point.label in decisions else point.outcome,
+            "reason": decisions[point.label].reason if point.label in decisions else point.reason,
+            "throughput_per_s": point.throughput_per_s,
+            "p99_ns": point.latency.p99_ns,
+            "seconds": point.duration_s,
+        }
+        for point in report.points
+    )
+
+
+def _distance(trial: Trial) -> float:
+    """Return how far a setting that holds nothing is from holding: its lowest p99."""
+    return min((level["p99_ns"] for level in trial.levels if level["p99_ns"]), default=float("inf"))
+
+
+def _free_memory() -> int:
+    """Return the machine's free memory, in bytes."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62

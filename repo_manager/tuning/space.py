@@ -1,0 +1,269 @@
+"""What can be tuned of a model, and between which bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from repo_manager.errors import UsageError
+from repo_manager.triton_config import ModelConfig
+
+__all__ = ["AXES", "BatchTime", "Bounds", "Setting", "Space", "setting_of"]
+
+_THREADS = "intra_op_thread_count"
+AXES = ("max_batch_size", "queue_delay", "threads", "instances")
+"""In the order in which they are searched: a change of `instances` alone reloads no model, so it comes last."""
+_LARGEST_BATCH = 64
+_LEAST_GAIN = 1.03
+_DELAYS = (0.25, 0.5, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One configuration, by what is tuned of it.
+
+    Attributes:
+        instances: of the model, in its one instance group.
+        max_batch_size: 0 for a model without a batch axis of Triton's.
+        queue_delay: how long a request waits for others, in microseconds; `None`: Triton forms no batches.
+        threads: of ONNX Runtime in each instance; `None` leaves it to the backend.
+    """
+
+    instances: int
+    max_batch_size: int
+    queue_delay: int | None
+    threads: int | None = None
+
+    @property
+    def cost(self) -> tuple[int, int, int, int]:
+        """What it takes of the machine: of two that are equally good, the smaller one is the better one."""
+        return self.instances, self.instances * (self.threads or 1), self.max_batch_size, self.queue_delay or 0
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        parts = [f"{self.instances} instance{'s' * (self.instances > 1)}"]
+        if self.max_batch_size:
+            delay = "no batching" if self.queue_delay is None else f"delay {self.queue_delay} us"
+            parts += [f"batch {self.max_batch_size}", delay]
+        if self.threads is not None:
+            parts.append(f"{self.threads} thread{'s' * (self.threads > 1)} each")
+        return ", ".join(parts)
+
+    def changes(self, today: Setting) -> dict[str, str | None]:
+        """Return the fields of config.pbtxt that differ from today's, as `repository.change_config` takes them."""
+        changes: dict[str, str | None] = {}
+        if self.instances != today.instances:
+            changes["instance_group.count"] = str(self.instances)
+        if self.max_batch_size != today.max_batch_size:
+            changes["max_batch_size"] = str(self.max_batch_size)
+        if self.queue_delay != today.queue_delay:
+            key = "dynamic_batching"
+            is_off = self.queue_delay is None
+            changes[key if is_off else f"{key}.max_queue_delay_microseconds"] = (
+                None if is_off else str(self.queue_delay)
+            )
+        if self.threads != today.threads:
+            changes[f"parameters.{_THREADS}"] = None if self.threads is None else str(self.threads)
+        return changes
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchTime:
+    """How long one batch takes: a point of the curve that is measured first.
+
+    Attributes:
+        size: samples in it.
+        median_ns: of requests that hold the whole batch, one at a time.
+    """
+
+    size: int
+    median_ns: float
+
+    @property
+    def per_s(self) -> float:
+        """Samples a second."""
+        return self.size / self.median_ns * 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What the machine and the model allow.
+
+    Attributes:
+        cores: CPUs of the server, which instances times threads must not exceed; 0 where the model runs on a GPU.
+        instances: the most that fit into memory.
+        batch: the largest batch that the model takes.
+    """
+
+    cores: int
+    instances: int
+    batch: int
+
+
+def setting_of(config: ModelConfig) -> Setting:
+    """Return what can be tuned of a configuration.
+
+    Raises:
+        UsageError: the model is of a kind that cannot be tuned.
+    """
+    message = config.message()
+    kinds = {
+        "an ensemble": message.HasField("ensemble_scheduling"),
+        "a sequence model": message.HasField("sequence_batching"),
+        "decoupled": message.model_transaction_policy.decoupled,
+    }
+    kind = next((kind for kind, holds in kinds.items() if holds), None)
+    if kind is not None:
+        raise UsageError(
+            f"{config.name} is {kind}, which cannot be tuned",
+            hint="Tune the models that it is made of." if "ensemble" in kind else None,
+        )
+    groups = message.instance_group
+    if len(groups) > 1:
+        raise UsageError(
+            f"{config.name} has {len(groups)} instance groups, expected one",
+            hint="Which of them should grow is not known: set their counts by `repo-manager config`.",
+        )
+    batching = message.dynamic_batching
+    delay = int(batching.max_queue_delay_microseconds) if message.HasField("dynamic_batching") else None
+    threads = message.parameters[_THREADS].string_value if _THREADS in message.parameters else ""
+    return Setting(
+        max((group.count for group in groups), default=1) or 1,
+        int(message.max_batch_size),
+        delay,
+        int(threads) if threads.isdigit() and int(threads) else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """The settings that are tried.
+
+    Attributes:
+        axes: axis -> its values, in rising order (`None` first).
+        cores: see `Bounds`.
+        today: today's `max_batch_size` and `queue_delay`, which are allowed together whatever they are.
+    """
+
+    axes: Mapping[str, tuple[Any, ...]]
+    cores: int
+    today: tuple[int, int | None] = (0, None)
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        bounds: Bounds,
+        curve: Sequence[BatchTime],
+        *,
+        latency_ns: float | None,
+        search: Sequence[str] = AXES,
+    ) -> Space:
+        """Return the space for a model.
+
+        Args:
+            config: today's configuration.
+            bounds: what the machine and the model allow.
+            curve: the time of batches; a size whose batch alone takes longer than the limit is left out, and so is one
+                that answers no more samples a second than a smaller one.
+            latency_ns: the upper limit of a latency that has to be held; `None` has none.
+            search: the axes that are searched; others keep today's value.
+        """
+        today = setting_of(config)
+        axes: dict[str, tuple[Any, ...]] = {axis: (getattr(today, axis),) for axis in AXES}
+        most = max(min(bounds.instances, bounds.cores or 4), today.instances)
+        if "instances" in search:
+            axes["instances"] = _with(_powers(most), today.instances)
+        if "threads" in search and bounds.cores and config.backend == "onnxruntime":
+            axes["threads"] = _with(_powers(bounds.cores), today.threads)
+        if today.max_batch_size:
+            useful = _useful(curve, latency_ns)
+            if "max_batch_size" in search:
+                axes["max_batch_size"] = _with([each.size for each in useful] or [1], today.max_batch_size)
+            if "queue_delay" in search:
+                best = max(useful, key=lambda each: each.per_s, default=None)
+                delays = [] if best is None else [round(best.median_ns / 1e3 * share) for share in _DELAYS]
+                within = [delay for delay in delays if latency_ns is None or delay * 1e3 < latency_ns]
+                axes["queue_delay"] = _with([None, 0, *within], today.queue_delay)
+        return cls(axes, bounds.cores, (today.max_batch_size, today.queue_delay))
+
+    @property
+    def size(self) -> int:
+        """How many settings there are."""
+        return sum(1 for _ in self.settings())
+
+    def settings(self) -> Iterator[Setting]:
+        """Return every setting, the cheapest first."""
+        names = list(self.axes)
+        found: list[dict[str, Any]] = [{}]
+        for name in names:
+            found = [{**each, name: value} for each in found for value in self.axes[name]]
+        yield from sorted((Setting(**each) for each in found if self.allows(Setting(**each))), key=lambda s: s.cost)
+
+    def allows(self, setting: Setting) -> bool:
+        """Say whether a setting makes sense: no more threads than cores, and batches both wanted and formed."""
+        size, delay = setting.max_batch_size, setting.queue_delay
+        if size > self.axes["max_batch_size"][0] and delay is None and (size, delay) != self.today:
+            return False
+        if self.cores and setting.threads is not None and setting.instances * setting.threads > self.cores:
+            return setting.instances == 1 or setting.threads == 1
+        return not (size == 1 and delay)
+
+    def along(self, setting: Setting, axis: str) -> Iterator[Setting]:
+        """Return the settings that differ in one axis, the nearest first.
+
+        What belongs together moves together: threads and instances share the cores, and a larger batch has to be
+        formed by somebody.
+        """
+        values = self.axes[axis]
+        place = values.index(getattr(setting, axis))
+        for other in sorted(range(len(values)), key=lambda number: (abs(number - place), -number)):
+            if other == place:
+                continue
+            candidate = dataclasses.replace(setting, **{axis: values[other]})
+            if axis == "max_batch_size" and candidate.queue_delay is None and 0 in self.axes["queue_delay"]:
+                candidate = dataclasses.replace(candidate, queue_delay=0)
+            if axis == "queue_delay" and candidate.queue_delay is None:
+                candidate = dataclasses.replace(candidate, max_batch_size=self.axes["max_batch_size"][0])
+            yield self._within_cores(candidate, axis)
+
+    def _within_cores(self, setting: Setting, axis: str) -> Setting:
+        if not self.cores or setting.threads is None or setting.instances * setting.threads <= self.cores:
+            return setting
+        if axis == "instances":
+            fit = max(1, self.cores // setting.instances)
+            threads = max((each for each in self.axes["threads"] if each is not None and each <= fit), default=None)
+            return dataclasses.replace(setting, threads=threads or setting.threads)
+        fit = max(1, self.cores // (setting.threads or 1))
+        instances = max((each for each in self.axes["instances"] if each <= fit), default=setting.instances)
+        return dataclasses.replace(setting, instances=instances)
+
+
+def _useful(curve: Sequence[BatchTime], latency_ns: float | None) -> list[BatchTime]:
+    """Return the batch sizes that fit the limit and answer more samples a second than every smaller one."""
+    useful: list[BatchTime] = []
+    for each in sorted(curve, key=lambda point: point.size):
+        if latency_ns is not None and each.median_ns > latency_ns:
+            break
+        if not useful or each.per_s > useful[-1].per_s * _LEAST_GAIN:
+            useful.append(each)
+    return useful
+
+
+def _powers(most: int) -> list[int]:
+    """Return 1, 2, 4, ... up to a number, which is the last of them."""
+    found = [1]
+    while found[-1] * 2 <= most:
+        found.append(found[-1] * 2)
+    return found if found[-1] == most else [*found, most]
+
+
+def _with(values: Sequence[Any], today: Any) -> tuple[Any, ...]:
+    return tuple(sorted({*values, today}, key=lambda value: -1 if value is None else value))
+
+
+def curve_sizes(bounds: Bounds) -> tuple[int, ...]:
+    """Return the batch sizes whose time is measured: powers of two up to the largest that the model takes."""
+    return tuple(_powers(min(bounds.batch, _LARGEST_BATCH))) if bounds.batch else ()

@@ -1,0 +1,135 @@
+"""`tune` on a real server: on copies only, resumable, and without a trace when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.serving import SCALING_CONFIG, scaling_model, write_model
+
+from repo_manager.server.process import start_ticks
+
+pytestmark = pytest.mark.integration
+TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "queue_delay", "--budget", "40s", "--json")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_model(tmp_path / "models", "m", SCALING_CONFIG, {1: scaling_model(2.0)})
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+def command(models: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "repo_manager", *arguments, "-r", str(models)]
+
+
+def run(models: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(models, *arguments), env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copies(environment: dict[str, str]) -> list[Path]:
+    return list((Path(environment["XDG_CACHE_HOME"]) / "repo-manager" / "tune").glob("scratch-*"))
+
+
+def servers_below(folder: str) -> list[int]:
+    """The tritonservers whose repository is in a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if "tritonserver" in arguments and folder in arguments and start_ticks(int(entry.name)) is not None:
+                found.append(int(entry.name))
+    return found
+
+
+def until(look: Any, timeout_s: float = 60.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    return None
+
+
+def test_it_measures_copies_and_goes_on_where_it_ended(models: Path, environment: dict[str, str]) -> None:
+    before = tree(models)
+    first = run(models, environment, *TUNE)
+    assert first.returncode in (0, 6), first.stderr
+    result = json.loads(first.stdout)
+    assert result["today"]["value"] > 0
+    assert result["outcome"] in ("better", "kept", "undecided")
+    assert tree(models) == before
+    assert copies(environment) == []
+    journal = Path(result["journal"]).read_text(encoding="utf-8").splitlines()
+    second = run(models, environment, *TUNE)
+    assert second.returncode in (0, 6), second.stderr
+    again = json.loads(second.stdout)
+    assert again["today"] == result["today"]  # read, not measured
+    assert Path(result["journal"]).read_text(encoding="utf-8").splitlines()[: len(journal)] == journal
+
+
+def test_killed_it_leaves_nothing_that_the_next_run_does_not_remove(models: Path, environment: dict[str, str]) -> None:
+    running = subprocess.Popen(
+        command(models, *TUNE), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    cache = environment["XDG_CACHE_HOME"]
+    assert until(lambda: servers_below(cache) and list(Path(cache).rglob("models/candidate/config.pbtxt")))
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert until(lambda: not servers_below(cache))
+    assert len(copies(environment)) == 1
+    refused = run(models, environment, "tune", "m", "--slo", "p50<1ns", "--search", "queue_delay", "--budget", "20s")
+    assert refused.returncode in (4, 6), refused.stderr
+    assert copies(environment) == []
+    assert servers_below(cache) == []
+
+
+def test_interrupted_it_removes_its_copies(models: Path, environment: dict[str, str]) -> None:
+    running = subprocess.Popen(
+        command(models, *TUNE), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    cache = environment["XDG_CACHE_HOME"]
+    assert until(lambda: servers_below(cache) and list(Path(cache).rglob("models/candidate/config.pbtxt")))
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=60) == 130
+    assert copies(environment) == []
+    assert servers_below(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "nothing to tune for"),
+        (("--slo", "throughput>5"), "no load can be searched by the gate"),
+        (("--slo", "p99<1ms", "--search", "colour"), "colour cannot be searched"),
+        (("--slo", "p99<1ms", "--budget", "soon"), "--budget soon: expected a time"),
+    ],
+)
+def test_what_cannot_be_sought_is_named(
+    arguments: tuple[str, ...], says: str, models: Path, environment: dict[str, str]
+) -> None:
+    done = run(models, environment, "tune", "m", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
