@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from repo_manager.report.load_files import report_text
     from repo_manager.report.load_html import compare_page, load_page
     from repo_manager.report.sparsity_html import sparsity_page
+    from repo_manager.report.tune_view import tune_page
     from repo_manager.repository import (
         ModelEntry,
         SigningKey,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, ServerSecurity, TritonClient
     from repo_manager.sparsity import SparsityReport, prune, sparsity_report
     from repo_manager.triton_config.options import ConfigOptions
+    from repo_manager.tuning.run import TuneOptions, Tuning, tune
     from repo_manager.types import Backend, Precision, as_json
 
 __version__ = "0.1.0"
@@ -139,6 +141,8 @@ __all__ = [
     "SparsityReport",
     "TrialOptions",
     "TritonClient",
+    "TuneOptions",
+    "Tuning",
     "Verdict",
     "VersionedClient",
     "add",
@@ -204,6 +208,8 @@ __all__ = [
     "start_detached",
     "status",
     "stop_running",
+    "tune",
+    "tune_page",
     "undeploy",
     "verify",
     "version_files",
@@ -248,6 +254,7 @@ _MODULES = {
     "report.load_files": ("report_text",),
     "report.load_html": ("compare_page", "load_page"),
     "report.sparsity_html": ("sparsity_page",),
+    "report.tune_view": ("tune_page",),
     "repository": (
         "ModelEntry",
         "SigningKey",
@@ -278,6 +285,7 @@ _MODULES = {
     "server": ("ClientOptions", "EmbeddedServer", "ServerOptions", "ServerSecurity", "TritonClient"),
     "sparsity": ("SparsityReport", "prune", "sparsity_report"),
     "triton_config.options": ("ConfigOptions",),
+    "tuning.run": ("TuneOptions", "Tuning", "tune"),
     "types": ("Backend", "Precision", "as_json"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -91,7 +91,6 @@ def tune_command(
     check_outputs(goal.report)
     check_input(data.data)
     options = _options(goal, data)
-    options.check()
     root = place.root()
     name, version = resolve_version(root, target)
     known = known_inputs(root, name, version)

@@ -1,4 +1,7 @@
-"""What a tuning has measured, one JSON line each, so that a second run goes on where the first one ended."""
+"""What a tuning has measured, one JSON line each, so that a second run goes on where the first one ended.
+
+It stands apart from the run because what a killed process leaves of a file is its own matter.
+"""
 
 from __future__ import annotations
 

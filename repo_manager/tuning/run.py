@@ -20,6 +20,7 @@ from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import environment, run_load_test
 from repo_manager.loadtest.search import check_gates
 from repo_manager.repository import Location, find_model
+from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     ModelConfig,
@@ -32,6 +33,7 @@ from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.scratch import Scratch, scratch_server, tuning_directory
 from repo_manager.tuning.search import Trial, descend
 from repo_manager.tuning.space import AXES, BatchTime, Bounds, Setting, Space, curve_sizes, setting_of
+from repo_manager.validation import check_fields
 
 __all__ = ["TuneOptions", "TuneProgress", "Tuning", "tune"]
 
@@ -74,12 +76,9 @@ class TuneOptions:
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fresh: bool = False
 
-    def check(self) -> None:
-        """See that they hold together.
-
-        Raises:
-            UsageError: they do not.
-        """
+    def __post_init__(self) -> None:
+        """See that they hold together."""
+        check_fields(self)
         if not self.gates and self.rate is None:
             raise UsageError(
                 "there is nothing to tune for", hint='Give a limit (--slo "p99<20ms"), or a rate (--rate 300), or both.'
@@ -160,7 +159,7 @@ class _BudgetEndedError(Exception):
 
 
 def tune(
-    repository: Location,
+    repository: LocationLike,
     name: str,
     version: int,
     options: TuneOptions,
@@ -177,12 +176,12 @@ def tune(
         progress: told after each measurement.
 
     Raises:
-        UsageError: the options do not hold together, or the model is of a kind that cannot be tuned.
+        UsageError: the model is of a kind that cannot be tuned.
         RepositoryError: no such model or version, or it does not fit into memory once more.
         ConfigError: a fixed field does not fit.
         ServerError: the server of the copies does not start, or the model does not load on it.
     """
-    options.check()
+    repository = as_location(repository)
     config = find_model(repository, name).config()
     if config is None:
         raise RepositoryError(

@@ -54,6 +54,7 @@ FROM_PYTHON = {
     "logs": "log_of follow_log",
     "loadtest": "run_load_test judge_against read_report merge_reports",
     "compare": "compare_all compare_page",
+    "tune": "tune tune_page",
 }
 """Command -> the public names that do its work."""
 
