@@ -82,12 +82,15 @@ class Moments:
         sums.count += len(inputs)
 
     def parts(self, dense: Array, *, centred: bool) -> tuple[Problem, Problem] | None:
-        """Return the problem of the rest and that of the samples to judge by; `None` if one of them is empty."""
+        """Return the problem of the rest and that of the samples to judge by, in float32; `None`: one is empty."""
         self._flush(self.rest)
         self._flush(self.judging)
         if not (self.rest.count and self.judging.count):
             return None
-        return self._problem(self.rest, dense, centred), self._problem(self.judging, dense, centred)
+        return (
+            self._problem(self.rest, dense, centred, np.float32),
+            self._problem(self.judging, dense, centred, np.float32),
+        )
 
     def whole(self, dense: Array, *, centred: bool) -> Problem:
         """Return the problem of all samples. Ends the sums: nothing may be added afterwards.
@@ -102,13 +105,13 @@ class Moments:
         self.judging = _Sums(0, 0)
         return self._problem(self.rest, dense, centred)
 
-    def _problem(self, sums: _Sums, dense: Array, centred: bool) -> Problem:
+    def _problem(self, sums: _Sums, dense: Array, centred: bool, real: type = np.float64) -> Problem:
         count = max(1, sums.count)
         origin = np.zeros(len(sums.inputs)) if self.origin is None else self.origin.astype(np.float64)
         # About the mean, or about zero: sums of (x - a)(x - a)' follow from those about the origin.
         about = origin + sums.input_sum / count if centred else np.zeros_like(origin)
         offset, off_sum = origin - about, sums.input_sum
-        moments = np.empty_like(sums.inputs)
+        moments = np.empty(sums.inputs.shape, real)
         for start in range(0, len(moments), _PANEL):
             part = slice(start, min(start + _PANEL, len(moments)))
             rows = sums.inputs[part, : part.stop] + np.outer(offset[part], off_sum[: part.stop])

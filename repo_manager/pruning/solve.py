@@ -36,11 +36,11 @@ Array = NDArray[Any]
 _PAIRS = np.array(list(itertools.combinations(range(GROUP), 2)))
 _FIRST, _SECOND = np.triu_indices(GROUP)  # the ten products of a group's four values
 _BLOCK = 64  # columns whose updates are collected before one matrix product carries them to the others
-_ROWS = 256  # of a chunk
+_ROWS = 128  # of a chunk
 _DOUBLE_UP_TO = 384  # columns: small problems are solved in float64, at no cost that one would notice
 _MAX_SWEEPS = 8
 _WORTH = 0.01  # a sweep that gains less than this share of the error is the last one
-_MAX_FIT_STEPS = 24
+_MAX_FIT_STEPS, _FIRST_FIT_STEPS = 24, 8
 _FITTED = 3e-3  # of the first residual
 _ALL_TRIED_UP_TO = 16  # columns: 6^4 masks
 _ANY_ORDER_UP_TO = 128
@@ -59,7 +59,7 @@ class Problem:
 
     Attributes:
         dense: `[N, K]`, the weights w0.
-        moments: `[K, K]` float64, the sum of x x' over all samples.
+        moments: `[K, K]` float64, the sum of x x' over all samples; float32 will do to choose a damping.
         target: `[N, K]` float64, the sum of z x'.
         energy: `[N]` float64, the sum of z^2.
     """
@@ -101,19 +101,29 @@ def best_damping(problem: Problem, judging: Problem) -> float:
     """Return the damping with which values that are fitted to one part of the data do best on another.
 
     Few columns, or many that are alike, fix fewer weights than there are: only a pull to the dense ones helps then. The
-    masks of some rows are by magnitude here: the damping is for the values.
+    masks of some rows are by magnitude here: the damping is for the values. The search goes downhill from 0.1.
     """
     rows = np.unique(np.linspace(0, len(problem.dense) - 1, _JUDGED_ROWS).astype(int))
     given, judge = problem.rows(rows), judging.rows(rows)
     real = np.float64 if given.dense.shape[1] <= _DOUBLE_UP_TO else np.float32
     start = np.where(two_four_mask(given.dense, 1), given.dense, 0).T.astype(real)
-    errors = []
-    for share in _DAMPINGS:
-        damping = given.damping(share)
-        matrix = (given.moments + np.diag(damping)).astype(real)
-        wanted = (given.target + damping * given.dense).T.astype(real)
-        errors.append(reconstruction_error(judge, _fit(matrix, start, wanted).T))
-    return _DAMPINGS[int(np.argmin(errors))]
+    matrix = given.moments.astype(real)
+    diagonal, errors = np.einsum("ii->i", matrix), dict[int, float]()
+
+    def error(place: int) -> float:
+        if not 0 <= place < len(_DAMPINGS):
+            return np.inf
+        if place not in errors:
+            damping = given.damping(_DAMPINGS[place])
+            diagonal[:] = given.moments.diagonal() + damping
+            wanted = (given.target + damping * given.dense).T.astype(real)
+            errors[place] = reconstruction_error(judge, _fit(matrix, start, wanted).T)
+        return errors[place]
+
+    place = _DAMPINGS.index(0.1)
+    while (better := min(place - 1, place + 1, key=error)) in range(len(_DAMPINGS)) and error(better) < error(place):
+        place = better
+    return _DAMPINGS[place]
 
 
 def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
@@ -145,8 +155,8 @@ def reconstruction_error(problem: Problem, weights: Array) -> float:
     """Return the relative error of a layer's answers with other weights."""
     square = 0.0
     for start in range(0, len(weights), _ROWS):
-        part = weights[start : start + _ROWS].astype(np.float64)
-        products = part @ problem.moments
+        part = weights[start : start + _ROWS].astype(problem.moments.dtype)
+        products = (part @ problem.moments).astype(np.float64)
         products -= 2 * problem.target[start : start + _ROWS]
         square += float(np.einsum("ij,ij->", products, part))
     energy = float(problem.energy.sum())
@@ -251,7 +261,8 @@ def _solve_rows(system: _System, wanted: Array) -> Array:
     best = system.factor.T @ (system.factor @ wanted)
     floor = -np.einsum("ij,ij->j", wanted, best)
     exact = _surgeon_in_any_order(system, best.copy()) if len(wanted) <= _ANY_ORDER_UP_TO else None
-    weights = _descend(system, _fit(system.matrix, _surgeon(system, best), wanted), wanted, floor)
+    first = _fit_roughly(system.matrix, _surgeon(system, best), wanted, _FIRST_FIT_STEPS)
+    weights = _descend(system, first, wanted, floor)
     if exact is None:
         return weights
     errors, random = _errors(system, weights, wanted), np.random.default_rng(_SEED)
@@ -379,16 +390,21 @@ def _sweep(system: _System, weights: Array, gradient: Array) -> float:
 
 
 def _fit(matrix: Array, weights: Array, wanted: Array) -> Array:
-    """Find the best values for a fixed mask: exactly in small problems, else by preconditioned conjugate gradients."""
+    """Find the best values for a fixed mask: exactly in small problems, else by conjugate gradients."""
     if len(weights) <= _DOUBLE_UP_TO:
         return _fit_exactly(matrix, weights, wanted)
+    return _fit_roughly(matrix, weights, wanted, _MAX_FIT_STEPS)
+
+
+def _fit_roughly(matrix: Array, weights: Array, wanted: Array, steps: int) -> Array:
+    """Improve the values for a fixed mask by some steps of preconditioned conjugate gradients."""
     mask = weights != 0
     scale = mask / matrix.diagonal()[:, None]
     residual = (wanted - matrix @ weights) * mask
     step = scale * residual
     power = np.einsum("ij,ij->j", residual, step)
     enough = np.maximum(power * _FITTED**2, np.finfo(weights.dtype).tiny)
-    for _ in range(_MAX_FIT_STEPS):
+    for _ in range(steps):
         if not (power > enough).any():
             break
         curved = (matrix @ step) * mask
