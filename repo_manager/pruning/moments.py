@@ -111,7 +111,7 @@ class Moments:
         # About the mean, or about zero: sums of (x - a)(x - a)' follow from those about the origin.
         about = origin + sums.input_sum / count if centred else np.zeros_like(origin)
         offset, off_sum = origin - about, sums.input_sum
-        moments = np.empty(sums.inputs.shape, real)
+        moments: Array = np.empty(sums.inputs.shape, real)
         for start in range(0, len(moments), _PANEL):
             part = slice(start, min(start + _PANEL, len(moments)))
             rows = sums.inputs[part, : part.stop] + np.outer(offset[part], off_sum[: part.stop])

@@ -108,14 +108,14 @@ def best_damping(problem: Problem, judging: Problem) -> float:
     real = np.float64 if given.dense.shape[1] <= _DOUBLE_UP_TO else np.float32
     start = np.where(two_four_mask(given.dense, 1), given.dense, 0).T.astype(real)
     matrix = given.moments.astype(real)
-    diagonal, errors = np.einsum("ii->i", matrix), dict[int, float]()
+    diagonal, errors = np.diag_indices(len(matrix)), dict[int, float]()
 
     def error(place: int) -> float:
         if not 0 <= place < len(_DAMPINGS):
             return np.inf
         if place not in errors:
             damping = given.damping(_DAMPINGS[place])
-            diagonal[:] = given.moments.diagonal() + damping
+            matrix[diagonal] = given.moments.diagonal() + damping
             wanted = (given.target + damping * given.dense).T.astype(real)
             errors[place] = reconstruction_error(judge, _fit(matrix, start, wanted).T)
         return errors[place]
