@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from repo_manager.accuracy.labels import correct_answers, labels_of
-from repo_manager.errors import InputError, UsageError
+from repo_manager.errors import GateError, InputError, UsageError
 from repo_manager.files import sha256_file
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
+from repo_manager.onnx_model.write import save_model
 from repo_manager.precision.calibration.arrays import array_of_npz, from_npz
 from repo_manager.precision.calibration.data import CalibrationData
 from repo_manager.precision.calibration.load import load_function
@@ -135,6 +138,31 @@ class AccuracyGate:
             min_accuracy=self.options.min_accuracy,
             max_drop=self.options.max_drop,
         )
+
+    def save(self, proto: onnx.ModelProto, path: Path, *, external: bool | None = None, keep: bool = True) -> Accuracy:
+        """Write a model that was made of the source, if it is good enough; otherwise nothing.
+
+        Args:
+            proto: the model.
+            path: where to write; its folder must exist.
+            external: see `save_model`.
+            keep: `False` scores it only.
+
+        Raises:
+            GateError: it is below a limit.
+            ModelError: ONNX Runtime does not run it.
+            OSError: it cannot be written.
+        """
+        with tempfile.TemporaryDirectory(dir=path.parent if keep else None, prefix=f".{path.name}.") as folder:
+            files = save_model(proto, Path(folder, path.name), external=external)
+            found = self.judge(files[0])
+            if not found.passed:
+                raise GateError(
+                    f"{path}: the accuracy gate failed: {found.detail}", hint=f"Nothing was written to {path}."
+                )
+            for file in reversed(files) if keep else ():
+                file.replace(path.parent / file.name)
+        return found
 
 
 def load_evaluator(data: StrPath, signature: Signature) -> Evaluator:

@@ -171,7 +171,13 @@ class PruneFlags:
 @app.command("prune")
 @grouped
 def prune_command(
-    model: ModelFile, target: OutputFile, *, flags: PruneFlags, dry_run: DryRun = False, output: Output
+    model: ModelFile,
+    target: OutputFile,
+    *,
+    flags: PruneFlags,
+    accuracy: AccuracyFlags,
+    dry_run: DryRun = False,
+    output: Output,
 ) -> None:
     """Prune weights to 2:4, without retraining.
 
@@ -180,7 +186,9 @@ def prune_command(
     """
     terminal = output.terminal()
     _check_target(model, target)
+    wanted = accuracy.accuracy_options()
     source, options = load_model(model), PruneOptions(**settings_of(PruneOptions, flags))
+    gate = None if wanted is None else AccuracyGate.of(wanted, source)
     if flags.calibration is None:
         if options.has_budget:
             raise UsageError("a budget needs --calibration DATA: the layers are solved on it")
@@ -189,10 +197,13 @@ def prune_command(
         data = load_calibration(flags.calibration, signature_of(source))
         with share_bar(terminal, "Pruning") as progress:
             proto, report = prune_with_data(source, data, options, progress)
-    if not dry_run:
-        # What came with external data leaves with external data.
-        with writing(target):
-            save_model(proto, target, external=True if source.external_files else None)
+    external = True if source.external_files else None  # what came with external data leaves with external data
+    with writing(target):
+        if gate is not None:
+            found = gate.save(proto, target, external=external, keep=not dry_run)
+            report = dataclasses.replace(report, accuracy=found)
+        elif not dry_run:
+            save_model(proto, target, external=external)
     terminal.result(report, *prune_view(report, None if dry_run else target))
     if flags.calibration is None:
         terminal.warn(

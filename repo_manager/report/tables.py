@@ -223,6 +223,8 @@ def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]
         views.append(make_table("Left alone", ["layer", "weight", "why"], skipped))
     if report.evidence is not None:
         views += _evidence_views(report.evidence)
+    if report.accuracy is not None:
+        views.append(Text(f"Accuracy on {report.accuracy.data}: {report.accuracy.detail}"))
     views.append(Text("Dry run: nothing was written." if output is None else f"Written to {output}"))
     return views
 

@@ -20,6 +20,7 @@ from repo_manager.sparsity.pattern import magnitude_prune, nonzero, two_four_mas
 from repo_manager.sparsity.uses import Use, uses_of
 from repo_manager.sparsity.verdict import ASP_IN_MULTIPLE, ASP_OUT_MULTIPLE, is_asp_eligible, obstacle_of
 from repo_manager.sparsity.weight import Cast, Dequantize, Quantize, Step, SubtractZeroPoint, Weight
+from repo_manager.stats.accuracy import Accuracy
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.summary import Summarized
 from repo_manager.types import Digest
@@ -179,6 +180,7 @@ class PruneReport(Summarized):
         advice: why and how to retrain.
         method: `magnitude`, or `second-order` with calibration data.
         evidence: with calibration data.
+        accuracy: on held-out data with known answers, where it was asked for.
     """
 
     source: Digest
@@ -187,6 +189,7 @@ class PruneReport(Summarized):
     advice: str = RETRAIN_ADVICE
     method: str = "magnitude"
     evidence: PruneEvidence | None = None
+    accuracy: Accuracy | None = None
 
     def _summary(self) -> Mapping[str, Any]:
         evidence = self.evidence

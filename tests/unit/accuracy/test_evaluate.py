@@ -202,6 +202,14 @@ def test_the_command_line(model: Model, data: str, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, [str(word) for word in words])
         return result.exit_code if not result.exception else getattr(result.exception, "exit_code", 1), result.output
 
+    code, output = run("prune", str(model.path), "-o", str(tmp_path / "pruned.onnx"), "--eval", data)
+    assert (code, "top-1 accuracy" in output) == (0, True), output
+    pruned = load_evaluator(data, signature_of(model)).score(tmp_path / "pruned.onnx")
+    assert f"top-1 accuracy {pruned.value:.4g}, of the source 0.9" in " ".join(output.split())
+    kept = (tmp_path / "pruned.onnx").stat().st_mtime_ns
+    code, _ = run("prune", str(model.path), "-o", str(tmp_path / "pruned.onnx"), "--eval", data, "--min-accuracy", "1")
+    assert (code, (tmp_path / "pruned.onnx").stat().st_mtime_ns) == (GateError.exit_code, kept)
+    assert not list(tmp_path.glob(".pruned*"))
     base = ["convert", str(model.path), "-o", str(tmp_path / "out.onnx"), "-p", "fp16"]
     code, output = run(*base, "--eval", data, "--max-accuracy-drop", "0.02", "--json")
     assert (code, '"accuracy"' in output) == (0, True)
