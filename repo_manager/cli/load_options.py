@@ -16,7 +16,7 @@ from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError
 from repo_manager.files import write_atomic
 from repo_manager.gates import Gate, Verdict
 from repo_manager.loadtest.judge import Over, judge, parse_slo
-from repo_manager.loadtest.options import LoadTestOptions, Parameter, Protocol, SharedMemory
+from repo_manager.loadtest.options import Compression, LoadTestOptions, Parameter, Protocol, SharedMemory
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
 from repo_manager.report.load_files import check_report_path, report_text
@@ -67,6 +67,9 @@ class DataFlags:
         sets=(LoadTestOptions, "parameters"),
         read=lambda texts: _parameters(texts),
         help="A parameter of each request, as priority=1 or timeout=50000 (may be given often).",
+    )
+    compression: Compression = option(
+        "--compression", sets=(LoadTestOptions, "compression"), help="Of the requests; over HTTP of the answers too."
     )
     golden: bool = option("--golden", default=False, help="Send the version's golden sample.")
     shared_memory: SharedMemory = option(
@@ -158,6 +161,7 @@ class Load:
             "shapes": self._shapes(known),
             "int_ranges": known.ranges,
             "recorded": self._recorded(known, own),
+            "fallback": known.golden,
             "access": client_options(self.connection, [where]),
         }
 

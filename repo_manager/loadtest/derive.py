@@ -147,6 +147,9 @@ def server_times(before: ModelStatistics, after: ModelStatistics) -> ServerTimes
             for size, count in sorted(after.batches.items())
             if count > before.batches.get(size, 0)
         },
+        parts={
+            name: server_times(before.parts[name], part) for name, part in after.parts.items() if name in before.parts
+        },
     )
 
 

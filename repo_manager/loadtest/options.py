@@ -19,6 +19,7 @@ from repo_manager.validation import check_fields
 __all__ = [
     "Arrival",
     "Client",
+    "Compression",
     "LoadTestOptions",
     "Parameter",
     "Protocol",
@@ -33,6 +34,7 @@ Arrival = Literal["constant", "poisson", "burst", "ramp"]
 Client = Literal["auto", "native", "perf_analyzer"]
 SharedMemory = Literal["none", "system"]
 Parameter = str | int | float | bool
+Compression = Literal["none", "gzip", "deflate"]
 SHARED_MEMORY = get_args(SharedMemory)
 
 
@@ -85,6 +87,7 @@ class LoadTestOptions:
         start_at: moment of the Unix clock, in seconds, at which the load begins, so that several machines begin
             together; `None` begins at once.
         image: how images become inputs: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value.
+        compression: of requests: `none`, `gzip` or `deflate`; over HTTP the answers are asked for likewise.
         parameters: of each request, such as `priority` and `timeout` (microseconds), or what the backend reads.
         sequences: open loop, sequence models: live sequences, among which the requests go round. In a closed loop the
             concurrency is the number of live sequences.
@@ -92,6 +95,7 @@ class LoadTestOptions:
             sends recorded sequences whole, and random ones of 16 to 24 requests.
         recorded: requests to send where there is no `data`, batch axis included: of a sequence model one recorded
             sequence, else samples.
+        fallback: requests that are sent instead, as `recorded` ones, when the model refuses random ones.
         command: the command line, quoted in the report.
     """
 
@@ -133,10 +137,12 @@ class LoadTestOptions:
     shared_memory: str = "none"
     start_at: float | None = None
     image: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    compression: str = "none"
     parameters: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
     sequences: int = 4
     sequence_length: str | None = None
     recorded: tuple[Sample, ...] = dataclasses.field(default=(), repr=False, metadata={"json": False})
+    fallback: tuple[Sample, ...] = dataclasses.field(default=(), repr=False, metadata={"json": False})
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -194,6 +200,10 @@ def _check_target(options: LoadTestOptions) -> None:
     _ = options.server_url  # its other parts are understood
     if options.client not in ("auto", "native", "perf_analyzer"):
         raise UsageError(f"the client is {options.client!r}, expected native, perf_analyzer or auto")
+    if options.compression not in get_args(Compression):
+        raise UsageError(
+            f"the compression is {options.compression!r}, expected one of {', '.join(get_args(Compression))}"
+        )
     if options.shared_memory not in SHARED_MEMORY:
         raise UsageError(f"shared memory is {options.shared_memory!r}, expected one of {', '.join(SHARED_MEMORY)}")
 

@@ -112,6 +112,7 @@ class ServerTimes:
         mean_batch: inferences per execution of the model; `None` without an execution.
         cache_hits: requests answered from the response cache.
         batches: batch size -> executions of that size.
+        parts: of an ensemble, the same of each model that it is made of, whoever asked it in that time.
     """
 
     requests: int
@@ -125,6 +126,7 @@ class ServerTimes:
     compute_output_ns: float | None
     mean_batch: float | None
     batches: Mapping[int, int]
+    parts: Mapping[str, ServerTimes] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

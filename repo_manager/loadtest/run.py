@@ -14,7 +14,7 @@ import numpy as np
 import repo_manager
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.gpu import MetricsSource, is_local, open_nvml
-from repo_manager.loadtest.inputs.samples import drawn_note, make_sequences
+from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, make_sequences
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import EarlyStop, Level, Measurement, slice_length_ns
 from repo_manager.loadtest.options import LoadTestOptions
@@ -42,6 +42,7 @@ __all__ = [
 _MAX_SATURATION_CONCURRENCY = 1024
 
 _MAX_WAIT_S = 3600.0
+_TRIED = 4
 
 Report = Callable[[Progress], None]
 Measure = Callable[[Level, EarlyStop | None], LoadPoint]
@@ -94,7 +95,9 @@ def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> L
     begin, started = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     check_gates(options.until)
     facts = target.facts()
+    options, fallen_back = _with_accepted_inputs(options, target, facts)
     notes: list[str] = [note] if (note := drawn_note(facts, options)) else []
+    notes += fallen_back
     points: list[LoadPoint] = []
     steps: list[SearchStep] = []
     is_interrupted = False
@@ -108,6 +111,10 @@ def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> L
     if options.until:
         # Of a level that was measured twice, the second time for its whole time, the last row counts.
         points = sorted({point.level: point for point in points}.values(), key=lambda point: point.level)
+    if any(point.outcome == "failed" and point.error_messages for point in points) and _is_random(options):
+        notes.append(
+            "The requests were random. If the model refuses such values, give real ones: --input-data, --golden."
+        )
     knee, rule = find_knee(points)
     report = LoadTestReport(
         target=facts,
@@ -125,6 +132,27 @@ def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> L
     if is_interrupted:
         raise LoadTestInterrupted(report)
     return report
+
+
+def _is_random(options: LoadTestOptions) -> bool:
+    return options.data is None and not options.recorded
+
+
+def _with_accepted_inputs(
+    options: LoadTestOptions, target: Target, facts: TargetFacts
+) -> tuple[LoadTestOptions, list[str]]:
+    """Send the model a few of the random requests; take the golden sample, and say so, when it refuses one.
+
+    Whether a model takes a value, such as an ID of a vocabulary, shows in no configuration.
+    """
+    if not options.fallback or not _is_random(options) or facts.sequence or facts.decoupled:
+        return options, []
+    few = make_samples(facts, dataclasses.replace(options, distinct=min(options.distinct, _TRIED)))
+    refusal = next((text for text in map(target.refusal, few) if text is not None), None)
+    if refusal is None or target.refusal(options.fallback[0]) is not None:
+        return options, []
+    note = f"The model refuses random inputs ({refusal:.200}): its golden sample is sent. Real data: --input-data."
+    return dataclasses.replace(options, recorded=options.fallback), [note]
 
 
 def _measured(

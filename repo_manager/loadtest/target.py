@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, Sample
 from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import kind_of
-from repo_manager.server.transport import ModelMetadata, TensorMetadata
+from repo_manager.server.transport import ModelMetadata, RequestOptions, TensorMetadata
 
 __all__ = ["ModelStatistics", "Target", "TargetFacts", "connect"]
 
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output", "success", "fail")
 _TIMEOUT_S = 10.0
+_DEEPEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class TargetFacts:
         sequence: each request belongs to a sequence.
         decoupled: a request has any number of responses.
         text_id: the correlation ID is a string.
+        parts: of an ensemble, the models that it is made of, those of inner ensembles too.
         output_facts: the outputs with their types and shapes.
     """
 
@@ -48,11 +52,16 @@ class TargetFacts:
     sequence: bool
     output_facts: tuple[InputFacts, ...] = ()
     text_id: bool = False
+    parts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelStatistics:
-    """Counters since the model was loaded: nanoseconds, counts, executions by batch size."""
+    """Counters since the model was loaded: nanoseconds, counts, executions by batch size.
+
+    Attributes:
+        parts: of an ensemble, the same of each model that it is made of, whoever asks it.
+    """
 
     requests: int
     inferences: int
@@ -61,6 +70,7 @@ class ModelStatistics:
     cache_hits: int
     stage_ns: Mapping[str, int]
     batches: Mapping[int, int]
+    parts: Mapping[str, ModelStatistics] = dataclasses.field(default_factory=dict)
 
 
 class Target:
@@ -70,6 +80,7 @@ class Target:
         self._options = options
         self._timeout_s = min(_TIMEOUT_S, options.timeout_s)
         self._client = TritonClient.connect(options.server_url, options.access)
+        self._parts: dict[str, int | None] = {}  # model -> its version
 
     def __enter__(self) -> Target:
         return self
@@ -98,6 +109,7 @@ class Target:
             kind = kind_of(self._client, options.model, options.version, config=config)
         except ServerRefusedError as exc:
             raise ServerRefusedError(exc.message, hint=_hint(options)) from exc
+        self._parts = self._parts_of(config, _DEEPEST)
         batch = int(config.max_batch_size)
         optional = {str(item.name) for item in config.input if item.optional}
         _require_types(metadata)
@@ -117,6 +129,7 @@ class Target:
             decoupled=kind.decoupled,
             sequence=kind.sequence,
             text_id=kind.text_id,
+            parts=tuple(self._parts),
             output_facts=tuple(_input(item, batch, set()) for item in metadata.outputs),
         )
 
@@ -126,7 +139,15 @@ class Target:
         Raises:
             ServerError: as `facts`.
         """
-        versions = self._client.statistics(self._options.model, self._options.version, timeout_s=self._timeout_s)
+        found = self._statistics(self._options.model, self._options.version)
+        parts = {}
+        for name, version in self._parts.items():
+            with contextlib.suppress(ServerRefusedError):  # its statistics may be restricted, or it was unloaded
+                parts[name] = self._statistics(name, version)
+        return dataclasses.replace(found, parts=parts)
+
+    def _statistics(self, name: str, version: int | None) -> ModelStatistics:
+        versions = self._client.statistics(name, version, timeout_s=self._timeout_s)
         batches: dict[int, int] = {}
         for each in versions:
             for size, count in each.batches.items():
@@ -140,6 +161,31 @@ class Target:
             stage_ns={stage: sum(getattr(each, f"{stage}_ns") for each in versions) for stage in _STAGES},
             batches=batches,
         )
+
+    def _parts_of(self, config: Any, depth: int) -> dict[str, int | None]:
+        """Return the models of an ensemble with the versions that it asks for, those of inner ensembles too."""
+        found: dict[str, int | None] = {}
+        for step in config.ensemble_scheduling.step if depth else ():
+            version = step.model_version if step.model_version > 0 else None
+            found[step.model_name] = version
+            with contextlib.suppress(ServerRefusedError):  # its configuration may be restricted
+                inner = self._client.model_config(step.model_name, version, timeout_s=self._timeout_s)
+                found |= self._parts_of(inner, depth - 1)
+        return found
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Send one request; return why the model refuses it, `None` when it answers.
+
+        Raises:
+            ServerUnreachableError: no answer.
+        """
+        options = self._options
+        parameters = RequestOptions(parameters=options.parameters)
+        try:
+            self._client.infer(options.model, options.version, sample, options=parameters, timeout_s=options.timeout_s)
+        except ServerRefusedError as exc:
+            return exc.message
+        return None
 
     def register_memory(self, name: str, key: str, size_bytes: int) -> None:
         """Let the server map the POSIX shared memory `key` as region `name`.

@@ -13,7 +13,7 @@ from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
 from repo_manager.loadtest.result import Detail, LoadPoint, LoadTestReport, ServerTimes
 from repo_manager.report import load_charts
-from repo_manager.report.load_tables import DETAIL_TITLES, ordered_details
+from repo_manager.report.load_tables import DETAIL_TITLES, ordered_details, stages_of
 from repo_manager.report.page import Figure, environment
 from repo_manager.report.svg import format_number
 
@@ -46,6 +46,11 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
             _detail_cells(point, name, detail, unit[1])
             for point in report.points
             for name, detail in ordered_details(point)
+        ],
+        parts=[
+            [point.label, name, f"{times.requests:,}", *(_time(value, unit[1]) for value in stages_of(times))]
+            for point in report.points
+            for name, times in (point.server.parts.items() if point.server is not None else ())
         ],
         figures=_figures(report, verdict, unit),
         ratios=_ratios(comparisons),
@@ -192,8 +197,12 @@ def _detail_cells(point: LoadPoint, name: str, detail: Detail, size: float) -> l
     """Return the texts of one row about sequences or single responses."""
     latency = detail.latency
     values = (latency.mean_ns, latency.p50_ns, latency.p90_ns, latency.p99_ns, latency.max_ns)
-    numbers = ["-" if value is None else format_number(value / size) for value in values]
+    numbers = [_time(value, size) for value in values]
     return [point.label, DETAIL_TITLES[name], f"{detail.count:,}", format_number(detail.per_s), *numbers]
+
+
+def _time(nanoseconds: float | None, size: float) -> str:
+    return "-" if nanoseconds is None else format_number(nanoseconds / size)
 
 
 def _stages(server: ServerTimes | None) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from repo_manager.report.tables import format_share
 if TYPE_CHECKING:
     from repo_manager.gates import Verdict
     from repo_manager.loadtest.compare import Comparison
-    from repo_manager.loadtest.result import Detail, LoadPoint, LoadSearch, LoadTestReport
+    from repo_manager.loadtest.result import Detail, LoadPoint, LoadSearch, LoadTestReport, ServerTimes
     from repo_manager.stats.resampling import ComparedNumber
 
 __all__ = [
@@ -68,7 +68,7 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
         make_table(title, columns, rows, right=",".join([*numbers, "errors", *server]), drop=_DROP),
         Text("Latencies and server times in milliseconds; inf/s: inferences a second.", style="dim"),
     ]
-    views += details_view(report.points)
+    views += [*details_view(report.points), *parts_view(report.points)]
     for point in report.points:
         views += [
             Text(f"{point.label}: {error.count} x {error.message}", style="red") for error in point.error_messages
@@ -120,6 +120,29 @@ def details_view(points: Sequence[LoadPoint]) -> list[RenderableType]:
     return views
 
 
+def parts_view(points: Sequence[LoadPoint]) -> list[RenderableType]:
+    """Show a row for every model of an ensemble; nothing for any other model."""
+    rows = [
+        [point.label, name, times.requests, *map(format_ms, stages_of(times)), _batch(times)]
+        for point in points
+        if point.server is not None
+        for name, times in point.server.parts.items()
+    ]
+    if not rows:
+        return []
+    columns = ["load", "model", "requests", "queue", "input", "infer", "output", "batch"]
+    return [make_table("Models of the ensemble", columns, rows, right=",".join(columns[2:]), drop="input,output,batch")]
+
+
+def stages_of(times: ServerTimes) -> tuple[float | None, ...]:
+    """Return the mean times of a request in the queue, and of its input, inference and output."""
+    return times.queue_ns, times.compute_input_ns, times.compute_infer_ns, times.compute_output_ns
+
+
+def _batch(times: ServerTimes | None) -> str:
+    return "-" if times is None or times.mean_batch is None else f"{times.mean_batch:.2f}"
+
+
 def _row(point: LoadPoint) -> list[object]:
     server = point.server
     compute = None
@@ -133,7 +156,7 @@ def _row(point: LoadPoint) -> list[object]:
         point.errors,
         format_ms(None if server is None else server.queue_ns),
         format_ms(compute),
-        "-" if server is None or server.mean_batch is None else f"{server.mean_batch:.2f}",
+        _batch(server),
         "bottleneck" if point.client.bottleneck else client,
     ]
 

@@ -144,7 +144,7 @@ class RequestOptions:
     sequence_id: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
-    parameters: Mapping[str, str | int | bool] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
         """Return them as Triton's client library takes them."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import run_load_test
+from repo_manager.report.load_html import load_page
+from repo_manager.report.load_tables import load_view
 from repo_manager.server import EmbeddedServer, ServerOptions
 
 pytestmark = pytest.mark.integration
@@ -40,6 +44,10 @@ SEQUENCE = f"""flag = lambda name: pb.get_input_tensor_by_name(request, name).as
                 row = [int(flag("ID")), bool(flag("START")), bool(flag("END")), float(x.reshape(-1)[0])]
                 self.log.write(json.dumps(row) + chr(10))
             {GOOD}"""
+CHOOSY = f"""if x.reshape(-1)[0] != 3:
+                answers.append(pb.InferenceResponse(error=pb.TritonError("out of the vocabulary")))
+                continue
+            {GOOD}"""
 DECOUPLED = """sender, answers = request.get_response_sender(), None
             for number in range(int(x.reshape(-1)[0])):
                 time.sleep(0.01)
@@ -63,6 +71,19 @@ sequence_batching {
 }
 """
 
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 4
+input [{{ name: "x" data_type: TYPE_FP32 dims: [1] }}]
+output [{{ name: "y" data_type: TYPE_FP32 dims: [1] }}]
+ensemble_scheduling {{ step [
+  {{ model_name: "{first}" model_version: -1
+     input_map {{ key: "x" value: "x" }} output_map {{ key: "y" value: "m" }} }},
+  {{ model_name: "{second}" model_version: -1
+     input_map {{ key: "x" value: "m" }} output_map {{ key: "y" value: "y" }} }}
+] }}
+"""
+
 
 def write_model(repository: Path, name: str, body: str | None, config: str) -> None:
     (repository / name / "1").mkdir(parents=True)
@@ -77,7 +98,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedS
     repository = folder / "repository"
     write_model(repository, "counted", SEQUENCE, CONFIG + BATCHING)
     write_model(repository, "streams", DECOUPLED, CONFIG + "model_transaction_policy { decoupled: true }\n")
-    with EmbeddedServer(ServerOptions(repository=str(repository), load=("counted", "streams"))) as running:
+    write_model(repository, "slow", f"time.sleep(0.01)\n            {GOOD}", CONFIG)
+    write_model(repository, "choosy", CHOOSY, CONFIG)
+    write_model(repository, "quick", GOOD, CONFIG)
+    write_model(repository, "inner", None, ENSEMBLE.format(first="quick", second="slow"))
+    write_model(repository, "outer", None, ENSEMBLE.format(first="inner", second="quick"))
+    models = ("counted", "streams", "outer", "choosy")
+    with EmbeddedServer(ServerOptions(repository=str(repository), load=models)) as running:
         yield running, folder
 
 
@@ -142,3 +169,37 @@ def test_each_response_of_a_stream_is_timed(target, tmp_path):
     assert point.responses_per_s == pytest.approx(3 * point.throughput_per_s, rel=0.2)
     with pytest.raises(UsageError, match="over gRPC only"):
         load(target, "http", "streams", concurrency=(1,))
+
+
+def test_an_ensemble_has_a_row_for_every_model(target):
+    report = load(target, "http", "outer", concurrency=(2,))
+    (point,) = report.points
+    assert report.target.parts == ("inner", "quick", "slow")
+    parts = point.server.parts
+    assert list(parts) == ["inner", "quick", "slow"]
+    assert parts["slow"].requests == pytest.approx(point.server.requests, abs=4)
+    assert parts["quick"].requests == pytest.approx(2 * point.server.requests, abs=8)
+    assert parts["slow"].compute_infer_ns >= 10e6 > parts["quick"].compute_infer_ns / 2
+    assert ">slow<" in load_page(report)
+    console = Console(file=io.StringIO(), width=140)
+    console.print(*load_view(report))
+    assert "Models of the ensemble" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_compressed_requests_are_answered(target, protocol, compression):
+    (point,) = load(target, protocol, "quick", concurrency=(2,), duration_s=0.4, compression=compression).points
+    assert (point.errors, point.requests > 10) == (0, True)
+    with pytest.raises(UsageError, match="cannot be compressed beforehand"):
+        load(target, protocol, "counted", concurrency=(2,), compression=compression)
+
+
+def test_a_model_that_refuses_random_inputs_is_sent_its_golden_sample(target):
+    golden = ({"x": np.array([[3.0]], np.float32)},)
+    report = load(target, "http", "choosy", concurrency=(1,), duration_s=0.4, fallback=golden)
+    assert report.points[0].errors == 0
+    assert any("out of the vocabulary" in note and "golden sample is sent" in note for note in report.notes)
+    refused = load(target, "grpc", "choosy", concurrency=(1,), duration_s=0.4)
+    assert refused.points[0].outcome == "failed"
+    assert any("The requests were random" in note for note in refused.notes)

@@ -133,6 +133,10 @@ def _kind_arguments(facts: TargetFacts, options: LoadTestOptions, *, is_open: bo
         arguments += ["--num-of-sequences", str(options.sequences)] if is_open else []
     if facts.decoupled:
         arguments += ["--async", "--streaming"]
+    if options.compression != "none":
+        if options.wire == "http":
+            raise UsageError("perf_analyzer compresses over gRPC only", hint="Use --client native.")
+        arguments += ["--grpc-compression-algorithm", options.compression]
     types = {bool: "bool", int: "int", float: "double", str: "string"}
     for name, value in options.parameters.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -152,6 +152,7 @@ class Endpoint:
         protocol: `grpc` or `http`.
         sequences: the requests belong to sequences, and `messages` lack their parameters; `None`: they do not.
         streams: gRPC: each request is a call of its own with any number of responses.
+        is_compressed: gRPC: the messages are, as the header `grpc-encoding` says.
         tls: encrypt the connection; `None` does not.
     """
 
@@ -167,6 +168,7 @@ class Endpoint:
     tls: TlsFiles | None = None
     sequences: SequencePlan | None = None
     streams: bool = False
+    is_compressed: bool = False
 
 
 class Sink(Protocol):

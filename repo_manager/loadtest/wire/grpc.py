@@ -49,7 +49,8 @@ _END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
 @functools.lru_cache(maxsize=1)
 def _prefixed(endpoint: Endpoint) -> tuple[bytes, ...]:
     """Return the messages with their gRPC prefix, shared by all connections."""
-    return tuple(struct.pack(">BI", 0, len(message)) + message for message in endpoint.messages)
+    flag = int(endpoint.is_compressed)
+    return tuple(struct.pack(">BI", flag, len(message)) + message for message in endpoint.messages)
 
 
 class GrpcConnection(WireConnection):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import urllib.parse
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,15 +62,30 @@ def build_endpoint(
         port=port,
         authority=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         path=(_GRPC_STREAM if facts.decoupled else _GRPC_METHOD) if grpc else _http_path(options),
-        headers=tuple((name.lower(), value) for name, value in options.headers.items()),
-        messages=tuple(message for message, _ in built),
+        headers=(*_compression_headers(options), *((name.lower(), value) for name, value in options.headers.items())),
+        messages=tuple(_compressed(message, options.compression) for message, _ in built),
         json_bytes=tuple(size for _, size in built),
         timeout_ns=round(options.timeout_s * 1e9),
         protocol=options.wire,
         tls=options.tls,
         sequences=_sequences(facts, options, len(samples), streams) if facts.sequence else None,
         streams=facts.decoupled,
+        is_compressed=grpc and options.compression != "none",
     )
+
+
+def _compressed(message: bytes, compression: str) -> bytes:
+    if compression == "none":
+        return message
+    return gzip.compress(message, mtime=0) if compression == "gzip" else zlib.compress(message)
+
+
+def _compression_headers(options: LoadTestOptions) -> tuple[tuple[str, str], ...]:
+    if options.compression == "none":
+        return ()
+    if options.wire == "grpc":
+        return (("grpc-encoding", options.compression),)
+    return (("content-encoding", options.compression), ("accept-encoding", options.compression))
 
 
 def _check_kind(facts: TargetFacts, options: LoadTestOptions) -> None:
@@ -77,6 +94,8 @@ def _check_kind(facts: TargetFacts, options: LoadTestOptions) -> None:
             f"the model {facts.model} is decoupled: Triton sends its responses, any number a request, over gRPC only",
             hint="Give a grpc:// URL.",
         )
+    if facts.sequence and options.compression != "none":
+        raise UsageError("requests of sequences differ in their correlation IDs and cannot be compressed beforehand")
     if facts.sequence and options.batch_size > 1:
         raise UsageError(
             f"the model {facts.model} takes sequences, whose requests hold one sample each; the batch size is "

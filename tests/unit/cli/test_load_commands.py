@@ -159,6 +159,7 @@ LOAD_OPTIONS = {
     "--shape": ("x:3,4", "shapes", {"x": (3, 4)}),
     "--input-data": ("d.npz", "data", Path("d.npz")),
     "--image": ("mean=0.5", "image", {"mean": "0.5"}),
+    "--compression": ("gzip", "compression", "gzip"),
     "--parameter": ("priority=1", "parameters", {"priority": 1}),
     "--sequences": ("9", "sequences", 9),
     "--sequence-length": ("5:7", "sequence_length", "5:7"),
