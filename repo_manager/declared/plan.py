@@ -234,11 +234,13 @@ class _Planner:
             same = self.entry is not None and self.entry.policy == served
             return [] if same else [Step(Action.SERVE, f"the next load serves {numbers}", versions=served)]
         step = Step(Action.DEPLOY, f"{numbers} on {', '.join(self.targets)}", versions=served, targets=self.targets)
+        clusters = servers.clusters(self.targets)
         if changed or served[0] == NEW or (EMBEDDED in self.targets and not servers.running()):
             return [step]
         clients = servers.clients(self.targets)
         plans = [plan_deploy(repository, self.name, served[0], client) for client in clients]
         differing = [client.url for client, plan in zip(clients, plans, strict=True) if plan.changes]
+        differing += [each for each in clusters if served[-1:] != servers.held_by(each).get(self.name, ())[-1:]]
         return [dataclasses.replace(step, what=f"{numbers} on {', '.join(differing)}")] if differing else []
 
     def _removals(self, version: int, served: tuple[int, ...], *, deploys: bool) -> Iterator[Step]:
@@ -268,7 +270,13 @@ def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, ser
     try:
         clients = {client.url: client for client in (*servers.running(), *servers.clients(targets))}
         loaded = [url for url, client in clients.items() if _is_loaded(client.versions(name).values())]
-        if state.is_deployed and not clients:
+        for cluster in servers.clusters(targets):
+            if name in servers.held_by(cluster):
+                raise RepositoryError(
+                    f"{name} is not declared, and {cluster} serves it",
+                    hint=f"Take it out of service first: repo-manager undeploy {name} --to {cluster}",
+                )
+        if state.is_deployed and not clients and not servers.clusters(targets):
             last = state.deployments[-1]
             raise RepositoryError(
                 f"{name} is not declared, but version {last.version} was deployed at {last.at}, and no server is "

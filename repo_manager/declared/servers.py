@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from repo_manager.errors import UsageError
+from repo_manager.optional import deferred
 from repo_manager.repository import Location
-from repo_manager.rollout.targets.urls import resolve_targets
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.urls import is_cluster, resolve_targets
 from repo_manager.server import ClientOptions, TritonClient, running_server
+
+if TYPE_CHECKING:
+    from repo_manager.rollout.targets import clusters
+else:
+    clusters = deferred("repo_manager.rollout.targets.clusters")
 
 __all__ = ["EMBEDDED", "Servers"]
 
@@ -36,6 +43,7 @@ class Servers:
     ) -> None:
         self._repository, self._base, self._options, self._start = repository, base, options, start
         self._clients: dict[str, TritonClient] = {}
+        self._api: Api | None = None
 
     def __enter__(self) -> Servers:
         return self
@@ -45,9 +53,11 @@ class Servers:
     ) -> None:
         for client in self._clients.values():
             client.close()
+        if self._api is not None:
+            self._api.close()
 
     def clients(self, targets: Sequence[str], *, start: bool = False) -> tuple[TritonClient, ...]:
-        """Return a client for each server of some targets.
+        """Return a client for each server of some targets; those in a cluster are left out.
 
         Args:
             targets: as declared.
@@ -59,13 +69,34 @@ class Servers:
             ServerError: the embedded server does not start.
         """
         found: dict[str, TritonClient] = {}
-        others = [self._beside(text) for text in targets if text != EMBEDDED]
+        others = [self._beside(text) for text in targets if text != EMBEDDED and not is_cluster(text)]
         if EMBEDDED in targets and (url := self._embedded(start)) is not None:
             found[url] = self._client(url, None)
         for target in resolve_targets(others) if others else ():
             options = self._options or ClientOptions()
             found[target.url] = self._client(target.url, target.options(options))
         return tuple(found.values())
+
+    def clusters(self, targets: Sequence[str]) -> tuple[str, ...]:
+        """Return the targets that are in a cluster.
+
+        Raises:
+            UsageError: one cannot be understood.
+        """
+        found = tuple(dict.fromkeys(text for text in targets if is_cluster(text)))
+        for text in found:
+            clusters.parse_cluster(text)
+        return found
+
+    def held_by(self, cluster: str) -> Mapping[str, tuple[int, ...]]:
+        """Return what a target in a cluster serves, model -> versions.
+
+        Raises:
+            RepoManagerError: it cannot be told.
+        """
+        if self._api is None:
+            self._api = Api()
+        return clusters.models_of(self._repository, cluster, self._api)
 
     def running(self) -> tuple[TritonClient, ...]:
         """Return a client of the running `serve` of the repository, if there is one."""
@@ -83,9 +114,4 @@ class Servers:
         return self._clients[url]
 
     def _beside(self, text: str) -> str:
-        if text.startswith(("k8s://", "kserve://")):
-            raise UsageError(
-                f"{text}: apply deploys to servers, not to a Kubernetes API",
-                hint=f"Leave the target out, and run `repo-manager deploy NAME --to {text}` after apply.",
-            )
         return f"@{self._base / text[1:]}" if text.startswith("@") else text

@@ -33,6 +33,7 @@ from repo_manager.repository import (
 )
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.targets.urls import To
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.types import Precision, StrPath
 from repo_manager.validation import check_fields
@@ -219,7 +220,9 @@ class _Runner:
 
     def _deploy(self, name: str, version: int, step: Step) -> None:
         clients = self.servers.clients(step.targets, start=True)
-        deploy(self.repository, name, version, clients, options=self.options.rollout, report=self.report)
+        goals: list[To] = [*([clients] if clients else []), *self.servers.clusters(step.targets)]
+        for goal in goals:
+            deploy(self.repository, name, version, goal, options=self.options.rollout, report=self.report)
 
     def _exists(self, name: str) -> bool:
         try:

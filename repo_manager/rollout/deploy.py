@@ -18,7 +18,7 @@ from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.base import Context, Report, Target
 from repo_manager.rollout.targets.leaving import LeavingTarget
 from repo_manager.rollout.targets.triton import TritonTarget
-from repo_manager.rollout.targets.urls import To, connect
+from repo_manager.rollout.targets.urls import To, connect, is_cluster
 from repo_manager.server import ClientOptions, TritonClient
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
         UsageError: it is not understood, or names something in a cluster among other things.
     """
     given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
-    found = [each for each in given if _is_cluster(each)]
+    found = [each for each in given if is_cluster(each)]
     if found and len(given) > 1:
         raise UsageError(f"{found[0]} stands for a whole deployment", hint="Give it as the only --to.")
     if not found:
@@ -253,11 +253,6 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
     release = None if on_kserve else kubernetes.Release.parse(text)
     with contextlib.closing(Api(options.deadline_s)) as api:
         yield _Reach(release=release, service=service, api=api)
-
-
-def _is_cluster(to: str | TritonClient) -> bool:
-    """Say whether a text names something in a cluster, rather than servers."""
-    return isinstance(to, str) and to.startswith(("k8s://", "kserve://"))
 
 
 def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:

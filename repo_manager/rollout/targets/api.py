@@ -119,6 +119,7 @@ class Kind:
     """The custom resources that are spoken to: group, version, kind, plural."""
 
     INFERENCE_SERVICE = ("serving.kserve.io", "v1beta1", "InferenceService", "inferenceservices")
+    REVISION = ("serving.knative.dev", "v1", "Revision", "revisions")
     HTTP_ROUTE = ("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes")
 
 
@@ -226,6 +227,10 @@ class Api:
         found = self._listed(f"list the pods in {namespace}", self._core.Pod, namespace, labels)
         return tuple(sorted(found, key=lambda item: str(item["metadata"].get("creationTimestamp", ""))))
 
+    def replica_sets(self, namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
+        """Return the ReplicaSets with these labels, with those that are kept for `kubectl rollout undo`."""
+        return tuple(self._listed(f"list the ReplicaSets in {namespace}", self._apps.ReplicaSet, namespace, labels))
+
     def log_tail(self, namespace: str, pod: str, container: str) -> str:
         """Return the last lines that a container wrote; empty when they cannot be had."""
 
@@ -244,6 +249,15 @@ class Api:
             f"read {kind[2]} {namespace}/{name}",
             lambda: _seen(self._client.get(self._resource(kind), name, namespace=namespace).to_dict()),
         )
+
+    def customs(self, kind: tuple[str, str, str, str], namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
+        """Return the custom resources with these labels; none where the cluster does not know the kind."""
+        try:
+            return tuple(self._listed(f"list {kind[3]} in {namespace}", self._resource(kind), namespace, labels))
+        except ServerRefusedError as exc:
+            if "(404)" in exc.message:
+                return ()
+            raise
 
     def patch_custom(self, kind: tuple[str, str, str, str], namespace: str, name: str, patch: Object) -> Object:
         """Change a custom resource by a JSON merge patch; with a `resourceVersion` only if it is still that one."""

@@ -42,7 +42,7 @@ from repo_manager.rollout.targets.snapshot import (
 from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
 from repo_manager.rollout.trial.steps import CanaryStep, untried
 
-__all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve"]
+__all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve", "storage_of"]
 
 _TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?")
 _ALL = 100
@@ -373,6 +373,15 @@ def _format_of(service: Object) -> str:
         f"InferenceService {service['metadata']['name']} names no storageUri under predictor.model",
         hint="deploy/kserve has one that does.",
     )
+
+
+def storage_of(service: Object) -> str:
+    """Return the `storageUri` that an InferenceService names.
+
+    Raises:
+        ServerRefusedError: it names none.
+    """
+    return str(service["spec"]["predictor"][_format_of(service)]["storageUri"])
 
 
 class KServeWeights:

@@ -42,7 +42,7 @@ from repo_manager.rollout.targets.template import (
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["KubernetesTarget", "Release", "previous_on_kubernetes"]
+__all__ = ["KubernetesTarget", "Release", "find_deployments", "previous_on_kubernetes"]
 
 _DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _TARGET = re.compile(rf"k8s://(?P<namespace>{_DNS_LABEL})/(?P<name>{_DNS_LABEL}(?:\.{_DNS_LABEL})*)/?")
@@ -85,7 +85,7 @@ def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
         RepositoryError: the release's history has none.
         ServerError: the API server refused or did not answer.
     """
-    deployment = _find_deployments(release, api)[0]
+    deployment = find_deployments(release, api)[0]
     history, url = history_of(deployment), read_template(deployment).url
     places = [index for index, entry in enumerate(history) if entry.get("url") == url]
     if places:  # `kubectl rollout undo` goes back without a word to the history: what comes after is not served
@@ -139,7 +139,7 @@ class KubernetesTarget:
     def look(self) -> None:
         """Check the version, read the Deployments, and see which snapshot they would serve."""
         self.checks = () if self.context.leaves else self.context.refused_version()
-        deployments = _find_deployments(self.release, self.api)
+        deployments = find_deployments(self.release, self.api)
         served = [read_template(deployment) for deployment in deployments]
         for deployment in deployments:
             if deployment["spec"].get("paused"):
@@ -184,9 +184,10 @@ class KubernetesTarget:
         """Say whether somebody else may put the roll-out back."""
         keeper = keeper_of(deployment)
         if keeper is not None:
+            what = "" if self.context.leaves else f" {self.context.name}:{self.context.version}"
             self.context.note(
                 f"{keeper} applies {deployment['metadata']['name']} and may put this roll-out back; with it, pin a "
-                f"snapshot in Git instead: repo-manager snapshot {self.context.name}:{self.context.version}"
+                f"snapshot in Git instead: repo-manager snapshot{what}"
             )
 
     def _held(self, first: ServedTemplate) -> tuple[Mapping[str, tuple[int, ...]], Location]:
@@ -416,7 +417,7 @@ class _PodProver:
         return time.monotonic_ns() - began
 
 
-def _find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
+def find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
     """Return a release's Deployments of Triton, or the one of that name.
 
     Raises:

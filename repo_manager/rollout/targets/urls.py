@@ -12,7 +12,7 @@ from pathlib import Path
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.server import ClientOptions, Endpoint, TritonClient
 
-__all__ = ["ServerAddress", "To", "connect", "resolve_targets"]
+__all__ = ["ServerAddress", "To", "connect", "is_cluster", "resolve_targets"]
 
 _DNS = re.compile(r"dns(?:\+(?P<protocol>grpcs?|https?))?://(?P<name>[^/:\[\]]+)(?::(?P<port>\d{1,5}))?/?")
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
@@ -79,6 +79,11 @@ def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) 
     if not found:
         raise UsageError("No server was named", hint=_HINT)
     return tuple(found)
+
+
+def is_cluster(target: object) -> bool:
+    """Say whether a target names something in a cluster, rather than servers."""
+    return isinstance(target, str) and target.startswith(_ELSEWHERE)
 
 
 def connect(
