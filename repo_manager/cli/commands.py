@@ -53,7 +53,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "copy": Entry("versions", "Copy a version to another repository."),
         "promote": Entry("versions", "The same as copy."),
         "remove": Entry("versions", "Remove a version or a model."),
-        "gc": Entry("versions", "Remove old versions that are not in use."),
+        "gc": Entry("snapshot", "Remove old versions, or snapshots, not in use."),
         "adopt": Entry("versions", "Write manifests for versions that have none."),
         "sign": Entry("signing", "Sign a version in the OpenSSF model-signing format."),
         "apply": Entry("apply", "Bring a repository and servers to a declared state."),

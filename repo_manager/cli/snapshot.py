@@ -1,8 +1,9 @@
-"""Snapshots for clusters: snapshot."""
+"""Snapshots for clusters, and what is removed because nobody needs it any more: snapshot, gc."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +11,20 @@ import typer
 
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output, check_outputs
-from repo_manager.cli.repository_options import RepositoryFlag, model_versions
-from repo_manager.pipeline.snapshot import snapshot
-from repo_manager.report.snapshot_tables import pinned_view
+from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, model_versions
+from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.pipeline.snapshot import pinned_by, snapshot
+from repo_manager.report.repository_tables import removals_view
+from repo_manager.report.snapshot_tables import pinned_view, snapshot_removals_view
+from repo_manager.repository import Location, gc
 from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.snapshot_gc import SnapshotRemovals, gc_snapshots
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]
 
 app = typer.Typer()
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +97,83 @@ def snapshot_command(
         report=terminal.reporter(),
     )
     terminal.result(made, *pinned_view(made))
+
+
+@dataclasses.dataclass(frozen=True)
+class GcFlags:
+    """Which versions are old."""
+
+    keep: int = option("--keep", sets=(gc, "keep"), min=1, help="How many of the newest versions stay.")
+    older_than: str | None = option(
+        "--older-than",
+        metavar="AGE",
+        sets=(gc, "older_than_s"),
+        read=lambda text: parse_age(text),
+        help="E.g. 30d, 12h.",
+    )
+    snapshots: bool = option(
+        "--snapshots",
+        default=False,
+        help="Remove snapshots of the repository instead: those that nothing names which --to and --values say.",
+    )
+    to: list[str] | None = option(
+        "--to",
+        metavar="URL",
+        help="With --snapshots: every k8s://namespace/release and kserve://namespace/name that serves snapshots of the "
+        "repository (may be given often).",
+    )
+    values: list[Path] | None = option(
+        "--values",
+        metavar="FILE.yaml",
+        help="With --snapshots: every values file that pins one (may be given often).",
+    )
+
+    def removed_snapshots(self, root: Location, *, dry_run: bool) -> SnapshotRemovals:
+        """Remove the snapshots that nothing names."""
+        age = {} if self.older_than is None else {"older_than_s": parse_age(self.older_than)}
+        return gc_snapshots(root, tuple(self.to or ()), pinned=pinned_by(self.values or ()), dry_run=dry_run, **age)
+
+
+@app.command("gc")
+@grouped
+def gc_command(
+    name: AnyModelName = None,
+    *,
+    flags: GcFlags,
+    place: RepositoryFlag,
+    dry_run: DryRun = False,
+    output: Output,
+) -> None:
+    """Remove old versions. What is deployed, selected by the version policy, tagged, or a roll-back target stays.
+
+    With --snapshots, remove the snapshots that no Deployment, ReplicaSet, pod, InferenceService, history of roll-outs
+    or values file names.
+    """
+    root = place.root()
+    if flags.snapshots:
+        if name is not None:
+            raise UsageError("--snapshots removes whole snapshots, not versions of one model", hint="Leave NAME out.")
+        removed = flags.removed_snapshots(root, dry_run=dry_run)
+        output.terminal().result(removed, *snapshot_removals_view(removed))
+        return
+    if flags.to or flags.values:
+        raise UsageError("--to and --values are for --snapshots")
+    result = gc(root, name, **settings_of(gc, flags), dry_run=dry_run)
+    terminal = output.terminal()
+    for failure in result.failed:
+        terminal.warn(f"{failure} (nothing of this model was removed)")
+    terminal.result(result, *removals_view(result.removals, dry_run=dry_run))
+    if result.failed:
+        raise typer.Exit(RepositoryError.exit_code)
+
+
+def parse_age(text: str) -> float:
+    """Return an age in seconds.
+
+    Raises:
+        UsageError: it is no number with one of the units s, m, h, d, w.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if match is None:
+        raise UsageError(f"--older-than {text}: expected a number and a unit, for instance 30d or 12h")
+    return float(match[1]) * _SECONDS[match[2]]

@@ -25,7 +25,10 @@ class StatusFlags:
     """Which servers are asked."""
 
     to: list[str] | None = option(
-        "--to", metavar="URL", help="Servers to ask, as for deploy (may be given often) [default: the running serve]."
+        "--to",
+        metavar="URL",
+        help="Servers to ask, k8s://namespace/release or kserve://namespace/name, as for deploy (may be given often) "
+        "[default: the running serve].",
     )
     timeout: float = option(
         "--timeout", metavar="SECONDS", sets=(status, "timeout_s"), min=0.1, help="How long to wait for a server."

@@ -1,9 +1,8 @@
-"""Commands on the versions of a repository: diff, tag, copy, remove, gc, adopt."""
+"""Commands on the versions of a repository: diff, tag, copy, remove, adopt."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, model_versions
 from repo_manager.cli.signing import signing_key
-from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.errors import UsageError
 from repo_manager.pipeline.adopting import write_configs
 from repo_manager.pipeline.status import refuse_while_ready
 from repo_manager.report.progress import transfer_progress
@@ -28,7 +27,6 @@ from repo_manager.repository import (
     copy_needed,
     copy_version,
     find_model,
-    gc,
     parse_location,
     remove,
     remove_tag,
@@ -42,7 +40,6 @@ from repo_manager.types import as_json
 __all__ = ["app"]
 
 app = typer.Typer()
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @app.command("diff")
@@ -183,41 +180,6 @@ def remove_command(
 
 
 @dataclasses.dataclass(frozen=True)
-class GcFlags:
-    """Which versions are old."""
-
-    keep: int = option("--keep", sets=(gc, "keep"), min=1, help="How many of the newest versions stay.")
-    older_than: str | None = option(
-        "--older-than",
-        metavar="AGE",
-        sets=(gc, "older_than_s"),
-        read=lambda text: parse_age(text),
-        help="E.g. 30d, 12h.",
-    )
-
-
-@app.command("gc")
-@grouped
-def gc_command(
-    name: AnyModelName = None,
-    *,
-    flags: GcFlags,
-    place: RepositoryFlag,
-    dry_run: DryRun = False,
-    output: Output,
-) -> None:
-    """Remove old versions. What is deployed, selected by the version policy, tagged, or a roll-back target stays."""
-    root = place.root()
-    result = gc(root, name, **settings_of(gc, flags), dry_run=dry_run)
-    terminal = output.terminal()
-    for failure in result.failed:
-        terminal.warn(f"{failure} (nothing of this model was removed)")
-    terminal.result(result, *removals_view(result.removals, dry_run=dry_run))
-    if result.failed:
-        raise typer.Exit(RepositoryError.exit_code)
-
-
-@dataclasses.dataclass(frozen=True)
 class AdoptFlags:
     """What is written beside manifests."""
 
@@ -254,18 +216,6 @@ def adopt_command(
     result = adopt(place.root(), name, dry_run=dry_run)
     lines += [f"{one.name}:{one.version} adopted ({len(one.manifest.files)} files){_dry(dry_run)}" for one in result]
     output.terminal().result(result, *(lines or ["Every version has a manifest."]))
-
-
-def parse_age(text: str) -> float:
-    """Return an age in seconds.
-
-    Raises:
-        UsageError: it is no number with one of the units s, m, h, d, w.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
-    if match is None:
-        raise UsageError(f"--older-than {text}: expected a number and a unit, for instance 30d or 12h")
-    return float(match[1]) * _SECONDS[match[2]]
 
 
 def _dry(dry_run: bool) -> str:

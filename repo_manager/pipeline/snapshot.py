@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,7 @@ from repo_manager.rollout.pinning import Pin, pin_snapshot
 from repo_manager.rollout.targets.base import Report
 from repo_manager.types import StrPath
 
-__all__ = ["Pinned", "snapshot", "values_text"]
+__all__ = ["Pinned", "pinned_by", "snapshot", "values_text"]
 
 _HEAD = "# Written by `repo-manager snapshot`; it holds the pin alone, and is written anew each time."
 
@@ -89,6 +90,21 @@ def values_text(pin: Pin) -> str:
     """Return the chart's values that pin a snapshot, as YAML; what it holds is a comment, which a diff shows."""
     held = [f"#   {name}: {', '.join(map(str, versions))}" for name, versions in sorted(pin.models.items())]
     return "\n".join([_HEAD, "# It holds:", *held, yaml.safe_dump(pin.values, sort_keys=False)])
+
+
+def pinned_by(files: Sequence[Path]) -> dict[str, str]:
+    """Return what values files pin: file -> URL of the snapshot.
+
+    Raises:
+        InputError: one cannot be read, or pins nothing: a mistyped name must not count as one that pins nothing.
+    """
+    found = {}
+    for file in files:
+        url = _pinned_in(file)[1]
+        if url is None:
+            raise InputError(f"{file} pins no snapshot", hint="Name the files that `repo-manager snapshot` wrote.")
+        found[str(file)] = url
+    return found
 
 
 def _pinned_in(file: Path) -> tuple[str | None, str | None]:

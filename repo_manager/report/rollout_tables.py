@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report.layout import Moment, key_values, last_deployed, make_table
+from repo_manager.report.snapshot_tables import cluster_view
 from repo_manager.report.tables import format_bytes
 
 if TYPE_CHECKING:
@@ -232,6 +233,9 @@ def _serves(rollout: Rollout) -> str:
 
 def status_view(found: RepositoryStatus) -> list[RenderableType]:
     """Show what servers serve beside what the repository says."""
+    clusters = [view for cluster in found.clusters for view in cluster_view(cluster)]
+    if clusters and not (found.models or found.unreachable):
+        return clusters
     if not found.models and not found.unreachable and not found.strangers:
         return [Text("No model is loaded, and none was deployed.")]
     rows: list[list[object]] = [
@@ -250,7 +254,7 @@ def status_view(found: RepositoryStatus) -> list[RenderableType]:
             what = Text("it is loaded and not of this repository", style="yellow")
             rows.append([name, url, "-", "-", "-", "-", what])
     columns = ["model", "server", "ready", "selected", "last deployed", "restarts", "differs"]
-    return [make_table(None, columns, rows, drop="restarts,selected,last deployed,server")]
+    return [*clusters, make_table(None, columns, rows, drop="restarts,selected,last deployed,server")]
 
 
 def _restarts(model: ModelStatus) -> str | Moment:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report.layout import key_values, make_table
 
-__all__ = ["pinned_view"]
+if TYPE_CHECKING:
+    from repo_manager.rollout.cluster_status import ClusterStatus, PartStatus
+    from repo_manager.rollout.snapshot_gc import SnapshotRemovals
+
+__all__ = ["cluster_view", "pinned_view", "snapshot_removals_view"]
 
 
 def pinned_view(made: Any) -> list[RenderableType]:
@@ -38,3 +42,54 @@ def pinned_view(made: Any) -> list[RenderableType]:
 
 def _numbers(versions: Sequence[int]) -> str:
     return ", ".join(map(str, versions)) or "-"
+
+
+def cluster_view(status: ClusterStatus) -> list[RenderableType]:
+    """Show what a release or an InferenceService serves, pod by pod."""
+    views: list[RenderableType] = [Text(status.target, style="bold")]
+    for part in status.parts:
+        views.append(key_values(_facts(part)))
+        rows = [
+            [
+                pod.name,
+                Text("yes" if pod.ready else f"no: {pod.note}", style="" if pod.ready else "yellow"),
+                _models(pod.models),
+                "as above" if pod.url == part.url else pod.url or "not known",
+                pod.restarts,
+                pod.node or "-",
+            ]
+            for pod in part.pods
+        ]
+        columns = ["pod", "ready", "versions ready", "serves", "restarts", "node"]
+        views.append(make_table(None, columns, rows, right="restarts", drop="node,serves"))
+    lines = [Text(each, style="yellow") for each in status.differences]
+    return [*views, *(lines or [Text("Everything is as it was rolled out.", style="green")])]
+
+
+def _facts(part: PartStatus) -> list[tuple[str, object]]:
+    ready = sum(pod.ready for pod in part.pods)
+    wanted = len(part.pods) if part.wanted is None else part.wanted
+    seen = "" if part.observed in (None, part.generation) else f", its controller has seen {part.observed}"
+    owners = [f"{what} {manager}" for what, manager in part.owners.items()]
+    applied = [] if part.keeper is None else [f"{part.keeper} applies it"]
+    return [
+        (part.kind, part.name),
+        ("serves", part.url),
+        ("models", _models(part.models)),
+        ("pods", f"{ready} of {wanted} ready"),
+        ("generation", f"{part.generation}{seen}"),
+        ("set by", ", ".join([*owners, *applied]) or "not known"),
+    ]
+
+
+def _models(models: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name}:{','.join(map(str, versions))}" for name, versions in sorted(models.items())) or "-"
+
+
+def snapshot_removals_view(found: SnapshotRemovals) -> list[RenderableType]:
+    """Show which snapshots were removed, and why the others stay."""
+    done = "would be removed" if found.dry_run else "removed"
+    rows = [[name, done] for name in found.removed] + [[name, f"stays: {why}"] for name, why in found.kept.items()]
+    if not rows:
+        return [Text("There is no snapshot.")]
+    return [make_table(None, ["snapshot", "what happens"], rows)]

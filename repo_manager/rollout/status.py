@@ -6,17 +6,24 @@ import contextlib
 import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
+from repo_manager.optional import deferred
 from repo_manager.repository import Location, ModelEntry, model_state, scan
 from repo_manager.repository.state import Deployment, ModelState
 from repo_manager.rollout.observe import READY, ServedState, observe
 from repo_manager.rollout.plan import differing_fields, obstacle_of
-from repo_manager.rollout.targets.urls import To, connect
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.urls import To, connect, is_cluster
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.server.records import local_server
 from repo_manager.summary import Summarized
+
+if TYPE_CHECKING:
+    from repo_manager.rollout import cluster_status
+else:
+    cluster_status = deferred("repo_manager.rollout.cluster_status")
 
 __all__ = ["ModelStatus", "RepositoryStatus", "status"]
 
@@ -61,11 +68,13 @@ class RepositoryStatus(Summarized):
         unreachable: URL of each server that did not answer -> why.
         strangers: URL of each server -> models that it has loaded and that are not of the repository, as
             `NAME:VERSION`; empty when the status is of one model.
+        clusters: one entry a target in a cluster.
     """
 
     models: tuple[ModelStatus, ...]
     unreachable: Mapping[str, str]
     strangers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    clusters: tuple[cluster_status.ClusterStatus, ...] = ()
 
     def _summary(self) -> Mapping[str, Any]:
         differing = sum(bool(model.differences) for model in self.models)
@@ -73,6 +82,7 @@ class RepositoryStatus(Summarized):
             "models": ", ".join(f"{one.model} {list(one.ready)}" for one in self.models) or "none",
             "differing": differing,
             "unreachable": ", ".join(self.unreachable) or None,
+            "clusters": ", ".join(each.target for each in self.clusters) or None,
         }
 
 
@@ -83,7 +93,7 @@ def status(
 
     Args:
         repository: the repository that the servers serve.
-        to: connected clients or URLs, as for `deploy`.
+        to: connected clients or URLs, as for `deploy`; `k8s://` and `kserve://` may stand among them.
         names: the models; empty for all that were deployed or are loaded.
         connection: how to connect to URLs; `None` connects without TLS and headers.
 
@@ -96,6 +106,8 @@ def status(
     found: list[ModelStatus] = []
     silent: dict[str, ServerError] = {}
     strangers: dict[str, tuple[str, ...]] = {}
+    clusters = _in_clusters(repository, [text for text in given if is_cluster(text)], connection)
+    given = tuple(each for each in given if not is_cluster(each))
     with contextlib.ExitStack() as stack:
         for client in connect(given, connection or ClientOptions(), stack):
             try:
@@ -104,10 +116,19 @@ def status(
                     strangers[client.url] = others
             except ServerError as exc:
                 silent[client.url] = exc
-    if silent and not found:
+    if silent and not found and not clusters:
         hints = dict.fromkeys(exc.hint for exc in silent.values() if exc.hint)
         raise ServerUnreachableError("; ".join(exc.message for exc in silent.values()), hint=" ".join(hints) or None)
-    return RepositoryStatus(tuple(found), {url: exc.message for url, exc in silent.items()}, strangers)
+    return RepositoryStatus(tuple(found), {url: exc.message for url, exc in silent.items()}, strangers, clusters)
+
+
+def _in_clusters(
+    repository: Location, targets: Sequence[str | TritonClient], connection: ClientOptions | None
+) -> tuple[cluster_status.ClusterStatus, ...]:
+    if not targets:
+        return ()
+    with contextlib.closing(Api((connection or ClientOptions()).timeout_s)) as api:
+        return tuple(cluster_status.cluster_status(repository, str(target), api) for target in targets)
 
 
 def _strangers(repository: Location, client: TritonClient) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import re
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import yaml
 
@@ -26,6 +28,7 @@ Behaviour = Callable[["FakeCluster", Object, Object], None]
 _MERGE_KEYS = {"containers": "name", "env": "name", "volumes": "name"}
 _PATHS = {
     "deployments": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/deployments(?:/([^/?]+))?"),
+    "replicasets": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/replicasets(?:/([^/?]+))?"),
     "pods": re.compile(r"/api/v1/namespaces/([^/]+)/pods(?:/([^/?]+))?(/log)?"),
     "inferenceservices": re.compile(r"/apis/serving\.kserve\.io/v1beta1/namespaces/([^/]+)/inferenceservices/([^/?]+)"),
     "httproutes": re.compile(r"/apis/gateway\.networking\.k8s\.io/v1/namespaces/([^/]+)/httproutes/([^/?]+)"),
@@ -59,6 +62,58 @@ def merged(old: Any, patch: Any, *, strategic: bool, key: str = "") -> Any:
             if value is not None
         }
     return copy.deepcopy(patch)
+
+
+def claimed(old: Any, patch: Any, *, key: str = "") -> Object:
+    """Return the fields that a patch changes, as `managedFields` writes them."""
+    found: Object = {}
+    for name, value in patch.items():
+        before = old.get(name) if isinstance(old, dict) else None
+        if isinstance(value, list) and name in _MERGE_KEYS and value and _MERGE_KEYS[name] in value[0]:
+            by = _MERGE_KEYS[name]
+            was = {each[by]: each for each in before or ()}
+            inner = {
+                f"k:{json.dumps({by: each[by]}, separators=(',', ':'))}": claimed(was.get(each[by], {}), each)
+                for each in value
+            }
+            found |= {f"f:{name}": changed} if (changed := {k: v for k, v in inner.items() if v}) else {}
+        elif isinstance(value, dict):
+            inner = claimed(before or {}, value)
+            found |= {f"f:{name}": inner} if inner else {}
+        elif value is not None and value != before:
+            found[f"f:{name}"] = {}
+    return found
+
+
+def _without(fields: Object, taken: Object) -> Object:
+    """Return the fields that are left to a manager when another one has changed some."""
+    left = {}
+    for key, value in fields.items():
+        if key not in taken:
+            left[key] = value
+        elif value and taken[key] and (inner := _without(value, taken[key])):
+            left[key] = inner
+    return left
+
+
+def _joined(one: Object, other: Object) -> Object:
+    return {key: _joined(one.get(key, {}), other.get(key, {})) for key in {**one, **other}}
+
+
+def claim(item: Object, fields: Object, manager: str, operation: str = "Update") -> None:
+    """Give fields to a manager, as the API server does with what a request changes; others lose them."""
+    if not fields:
+        return
+    entries = item["metadata"].setdefault("managedFields", [])
+    own = next((each for each in entries if (each["manager"], each["operation"]) == (manager, operation)), None)
+    for entry in entries:
+        if entry is not own:
+            entry["fieldsV1"] = _without(entry["fieldsV1"], fields)
+    if own is None:
+        own = {"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": {}}
+        entries.append(own)
+    own["fieldsV1"] = _joined(own["fieldsV1"], fields)
+    item["metadata"]["managedFields"] = [entry for entry in entries if entry["fieldsV1"]]
 
 
 def touch(item: Object) -> None:
@@ -128,6 +183,8 @@ class FakeCluster:
     """Told of every object that was patched, custom ones: a test's own controller."""
     on_read: Callable[[Object], None] = lambda _item: None
     """Told of every object that is read by its name, before it is sent."""
+    manager: str = "unknown"
+    """The field manager of the request that is answered now."""
     frozen: bool = False
     """The Deployment controller does nothing."""
 
@@ -136,6 +193,7 @@ class FakeCluster:
         plural = {"Deployment": "deployments", "InferenceService": "inferenceservices", "HTTPRoute": "httproutes"}
         meta = item["metadata"]
         meta.update(resourceVersion="1", generation=1, uid=meta["name"])
+        claim(item, claimed({}, {"spec": item["spec"]}), "helm")
         self.objects[plural[item["kind"]], meta.get("namespace", "default"), meta["name"]] = item
         if item["kind"] == "Deployment":
             item["spec"].setdefault("replicas", 1)
@@ -177,6 +235,7 @@ class FakeCluster:
             }
             behaviour(self, deployment, pod)
             self.pods.append(pod)
+            self._replica_set(deployment, mark)
             new.append(pod)
         alive = [pod for pod in new if _is_ready(pod)]
         old = [pod for pod in self.pods if pod["owner"] == meta["uid"] and pod["mark"] != mark]
@@ -199,6 +258,20 @@ class FakeCluster:
         }
         if deployment["status"] != before:
             touch(deployment)
+
+    def _replica_set(self, deployment: Object, mark: str) -> None:
+        """Make the ReplicaSet of a template, unless it is there: it is kept for `kubectl rollout undo`."""
+        meta = deployment["metadata"]
+        name, space = (
+            f"{meta['name']}-{hashlib.sha256(mark.encode()).hexdigest()[:9]}",
+            meta.get("namespace", "default"),
+        )
+        if ("replicasets", space, name) not in self.objects:
+            template = copy.deepcopy(deployment["spec"]["template"])
+            labels = dict(template["metadata"]["labels"])
+            own = {"name": name, "namespace": space, "labels": labels, "resourceVersion": "1", "uid": name}
+            item = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": own}
+            self.objects["replicasets", space, name] = {**item, "spec": {"selector": {}, "template": template}}
 
     def get(self, kind: str, namespace: str, name: str | None, labels: Mapping[str, str]) -> Object | None:
         if kind == "pods":
@@ -225,7 +298,8 @@ class FakeCluster:
         if expected is not None and expected != item["metadata"]["resourceVersion"]:
             return 409, "the object has been modified; please apply your changes to the latest version and try again"
         before = copy.deepcopy(item["spec"])
-        changed = merged(item, patch, strategic=strategic)
+        changed = copy.deepcopy(merged(item, patch, strategic=strategic))
+        claim(changed, claimed(item, {key: value for key, value in patch.items() if key == "spec"}), self.manager)
         changed["metadata"]["resourceVersion"] = item["metadata"]["resourceVersion"]
         touch(changed)
         if changed["spec"] != before:
@@ -302,6 +376,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send(200, self.cluster.logs.encode(), "text/plain")
                 elif method == "PATCH":
                     strategic = "strategic" in self.headers["Content-Type"]
+                    self.cluster.manager = _one(query, "fieldManager") or "unknown"
                     code, result = self.cluster.patch((kind, namespace, name), body, strategic=strategic)
                     self._status(code, result, str(name)) if isinstance(result, str) else self._json(code, result)
                 else:
@@ -332,10 +407,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _labels(query: str) -> dict[str, str]:
-    from urllib.parse import parse_qs
+def _one(query: str, name: str) -> str:
+    return parse_qs(query).get(name, [""])[0]
 
-    (text,) = parse_qs(query).get("labelSelector", [""])
+
+def _labels(query: str) -> dict[str, str]:
+    text = _one(query, "labelSelector")
     return dict(part.split("=", 1) for part in text.split(",") if part)
 
 

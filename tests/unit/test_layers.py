@@ -144,8 +144,10 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
     }
     assert waiting == {
         "repository/stores/__init__.py",
+        "declared/servers.py",
         "rollout/deploy.py",
         "rollout/smoke.py",
+        "rollout/status.py",
         "server/client.py",
         "triton_config/joined_requests.py",
     }

@@ -252,6 +252,14 @@ class Store(Protocol):
             RepositoryError: the content is not what `record` says.
         """
 
+    def erase(self, folder: str, first: str) -> None:
+        """Remove a folder of the root that is no model's, with all that is below it.
+
+        Args:
+            folder: the folder.
+            first: the file of it that goes before all others: it says that the folder is complete.
+        """
+
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
     ) -> ModelState:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -240,6 +241,13 @@ class DiskStore:
                 )
             ready.replace(path)
             fsync_directory(path.parent)
+
+    def erase(self, folder: str, first: str) -> None:
+        """As `Store.erase`."""
+        place = self.location / folder
+        (place / first).unlink(missing_ok=True)
+        fsync_directory(place)
+        shutil.rmtree(place)
 
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None

@@ -23,6 +23,7 @@ __all__ = [
     "failure_of",
     "missing",
     "mode_of",
+    "owned_by",
     "see",
     "wait_for_service",
     "watch_service",
@@ -81,6 +82,11 @@ def mode_of(service: Object) -> str:
     return _MODES.get(told, KNATIVE if _component(service).get("latestCreatedRevision") else told)
 
 
+def owned_by(name: str) -> dict[str, str]:
+    """Return the labels of what an InferenceService owns: pods, and Deployments or revisions."""
+    return {_OWNER: name}
+
+
 def see(api: Api, namespace: str, name: str) -> Sight:
     """Read an InferenceService and, in Standard mode, the Deployments that it owns.
 
@@ -91,7 +97,7 @@ def see(api: Api, namespace: str, name: str) -> Sight:
     service = patiently(lambda: api.custom(Kind.INFERENCE_SERVICE, namespace, name))
     if mode_of(service) != STANDARD:
         return Sight(service)
-    return Sight(service, patiently(lambda: api.deployments(namespace, {_OWNER: name})))
+    return Sight(service, patiently(lambda: api.deployments(namespace, owned_by(name))))
 
 
 def wait_for_service(

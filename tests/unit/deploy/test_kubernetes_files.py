@@ -104,13 +104,26 @@ def test_the_runtimes_ports_and_arguments_fit() -> None:
     assert container["image"] == VALUES["TRITON_IMAGE"]
 
 
-def test_the_role_for_kserve_allows_what_a_roll_out_asks_for_and_no_more() -> None:
+def test_the_role_for_kserve_allows_what_roll_outs_status_and_gc_ask_for_and_no_more() -> None:
     role, binding = objects("kserve/role.yaml")
     for item in (role, binding):
         kubernetes_validate.validate(item, "1.37", strict=True)
     assert check_set([role, binding]) == []
-    allowed = {(rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"]) for rule in role["rules"]}
-    assert allowed == {("serving.kserve.io", "inferenceservices"): {"get", "patch"}, ("apps", "deployments"): {"list"}}
+    allowed = [
+        (resource, verb, "resourceNames" in rule)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+    assert sorted(allowed) == [
+        ("deployments", "list", False),
+        ("inferenceservices", "get", True),
+        ("inferenceservices", "list", False),
+        ("inferenceservices", "patch", True),
+        ("pods", "list", False),
+        ("replicasets", "list", False),
+        ("revisions", "list", False),
+    ]
     service = only("kserve/inference-service.yaml")["metadata"]
     assert role["rules"][0]["resourceNames"] == [service["name"]]
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"]

@@ -211,3 +211,12 @@ def test_a_version_that_changes_while_it_is_adopted_is_not_recorded(place: Place
         adopt(place.root, "m")
     assert [each.version for each in adopt(place.root, "m")] == ([7] if change in ("more", "less") else [])
     assert not [problem for problem in verify(place.root, "m") if "m/7" in str(problem)]
+
+
+def test_a_folder_is_erased_and_its_neighbours_stay(store: Store, place: Place) -> None:
+    for name in ("one/a", "one/sub/b", "one/mark", "other/mark"):
+        place.write(name, b"x")
+    store.erase("one", "mark")
+    assert "one" not in store.list_level().folders
+    assert store.read("other/mark") == b"x"
+    assert model_names(store)[:2] == ("m", "n")

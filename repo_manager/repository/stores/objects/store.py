@@ -188,6 +188,11 @@ class ObjectStore:
         folder, _, file = key.rpartition("/")
         upload_files(self.client, folder, {file: (content, measured)}, lambda _: None)
 
+    def erase(self, folder: str, first: str) -> None:
+        """As `Store.erase`."""
+        self.client.delete([f"{folder}/{first}"])
+        self.client.delete([f"{folder}/{fact.key}" for fact in self.client.walk(folder)])
+
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
     ) -> ModelState:

@@ -1,0 +1,234 @@
+"""What a release or an InferenceService serves, pod by pod, and who pointed it there; nothing is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+from repo_manager.errors import RepoManagerError
+from repo_manager.repository import Location
+from repo_manager.rollout.targets.api import Api, Object
+from repo_manager.rollout.targets.clusters import Pointer, parse_cluster, pointers
+from repo_manager.rollout.targets.kserve_status import failure_of, owned_by
+from repo_manager.rollout.targets.kubernetes_status import is_ready, judge
+from repo_manager.rollout.targets.snapshot import models_served
+from repo_manager.rollout.targets.template import SNAPSHOT, history_of, is_snapshot, keeper_of, read_template
+
+__all__ = ["ClusterStatus", "PartStatus", "PodStatus", "cluster_status"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PodStatus:
+    """One pod.
+
+    Attributes:
+        name: its name.
+        ready: whether it is in service: Triton is ready when every model of the snapshot has loaded.
+        url: what it serves; empty when its annotations do not say so.
+        models: model -> the versions that are ready; empty when it is not ready, or what it serves cannot be read.
+        node: where it runs; empty before it is scheduled.
+        restarts: how often its containers were started again.
+        note: why it is not ready, as Kubernetes says; empty otherwise.
+    """
+
+    name: str
+    ready: bool
+    url: str
+    models: Mapping[str, tuple[int, ...]]
+    node: str
+    restarts: int
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PartStatus:
+    """One Deployment, or the InferenceService.
+
+    Attributes:
+        name: its name.
+        kind: `Deployment` or `InferenceService`.
+        url: the snapshot, or the repository, that it points at.
+        models: model -> versions of it; empty when it cannot be read.
+        wanted: how many pods there are to be; `None` when it does not say so.
+        generation: of its spec.
+        observed: the generation that its controller has seen; `None` when it does not say so.
+        owners: what a roll-out or an upgrade changes (`snapshot`, `replicas`, `image`) -> the field manager that set it
+            last, as in `metadata.managedFields`; what nobody claims is left out.
+        keeper: the GitOps controller that applies it; `None`: none that is known.
+        pods: its pods, oldest first.
+    """
+
+    name: str
+    kind: str
+    url: str
+    models: Mapping[str, tuple[int, ...]]
+    wanted: int | None
+    generation: int
+    observed: int | None
+    owners: Mapping[str, str]
+    keeper: str | None
+    pods: tuple[PodStatus, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterStatus:
+    """A target in a cluster.
+
+    Attributes:
+        target: `k8s://namespace/release` or `kserve://namespace/name`.
+        parts: its Deployments, or the InferenceService.
+        differences: what is not as it should be, in words; empty when all is.
+    """
+
+    target: str
+    parts: tuple[PartStatus, ...]
+    differences: tuple[str, ...]
+
+
+def cluster_status(repository: Location, target: str, api: Api) -> ClusterStatus:
+    """Look at a target in a cluster.
+
+    Args:
+        repository: the repository that its snapshots were made from.
+        target: `k8s://namespace/release` or `kserve://namespace/name`.
+        api: the cluster.
+
+    Raises:
+        UsageError: the target cannot be read.
+        ServerError: the API server refused or did not answer, or there is no such thing.
+    """
+    reader = _Reader(repository, target, api)
+    found = pointers(target, api)
+    parts = tuple(reader.part(pointer) for pointer in found)
+    return ClusterStatus(target, parts, tuple(dict.fromkeys(reader.differences(found, parts))))
+
+
+class _Reader:
+    def __init__(self, repository: Location, target: str, api: Api) -> None:
+        self._repository, self._target, self._api = repository, target, api
+        self._unreadable: dict[str, str] = {}
+
+    def part(self, pointer: Pointer) -> PartStatus:
+        item = pointer.item
+        kind, status = str(item.get("kind") or "Deployment"), item.get("status") or {}
+        is_deployment = kind == "Deployment"
+        observed = status.get("observedGeneration") if is_deployment else None
+        return PartStatus(
+            name=pointer.name,
+            kind=kind,
+            url=pointer.url,
+            models=self._held(pointer.url, pointer),
+            wanted=item["spec"].get("replicas", 1) if is_deployment else None,
+            generation=item["metadata"].get("generation", 0),
+            observed=observed,
+            owners=_owners(item),
+            keeper=keeper_of(item),
+            pods=tuple(self._pod(pod, pointer) for pod in self._pods(pointer)),
+        )
+
+    def _pods(self, pointer: Pointer) -> Sequence[Object]:
+        namespace = parse_cluster(self._target).namespace
+        if "selector" in pointer.item["spec"]:
+            return self._api.pods(namespace, pointer.item["spec"]["selector"].get("matchLabels") or {})
+        return self._api.pods(namespace, owned_by(pointer.name))
+
+    def _pod(self, pod: Object, pointer: Pointer) -> PodStatus:
+        status, ready = pod.get("status") or {}, is_ready(pod)
+        notes = pod["metadata"].get("annotations") or {}
+        url = str(notes.get(SNAPSHOT) or notes.get("internal.serving.kserve.io/storage-initializer-sourceuri") or "")
+        every = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+        return PodStatus(
+            name=str(pod["metadata"]["name"]),
+            ready=ready,
+            url=url,
+            models=self._held(url, pointer) if ready and url else {},
+            node=str((pod.get("spec") or {}).get("nodeName") or ""),
+            restarts=sum(int(each.get("restartCount") or 0) for each in every),
+            note="" if ready else next(_why(pod, every), "not ready"),
+        )
+
+    def _held(self, url: str, pointer: Pointer) -> Mapping[str, tuple[int, ...]]:
+        """Return what is at a URL; nothing, and a difference, when it cannot be read."""
+        try:
+            return self._read(url, pointer.snapshots, pointer.load)
+        except RepoManagerError as exc:
+            self._unreadable[url] = exc.message
+            return {}
+
+    @functools.cache  # noqa: B019  # pods by the hundred name one snapshot; the reader lives for one look
+    def _read(self, url: str, snapshots: str, load: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
+        return models_served(self._repository, url, snapshots, self._target, load)[0]
+
+    def differences(self, found: Sequence[Pointer], parts: Sequence[PartStatus]) -> Iterator[str]:
+        """Say what is not as it should be."""
+        yield from self._unreadable.values()
+        if len({part.url for part in parts}) > 1:
+            yield "its Deployments do not serve the same: " + ", ".join(f"{part.name} {part.url}" for part in parts)
+        for pointer, part in zip(found, parts, strict=True):
+            if not is_snapshot(part.url, pointer.snapshots):
+                yield f"{part.name}: pods load the repository itself, as it is when they start; deploy pins a snapshot"
+            others = [pod.name for pod in part.pods if pod.url and pod.url != part.url]
+            if others:
+                some = ", ".join(others[:5])
+                yield f"{part.name}: {len(others)} of {len(part.pods)} pods serve something else: {some}"
+            if part.kind == "Deployment":
+                yield from _of_deployment(pointer)
+            elif (failed := failure_of(pointer.item)) is not None:
+                yield f"{part.name}: {failed}"
+
+
+def _of_deployment(pointer: Pointer) -> Iterator[str]:
+    progress = judge(pointer.item, ())
+    if not progress.done:
+        trouble = "" if progress.trouble is None else f": {progress.trouble.what}"
+        yield f"{pointer.name}: {progress.note}{trouble}"
+    told = (pointer.item["spec"]["template"].get("metadata", {}).get("annotations") or {}).get(SNAPSHOT)
+    if told not in (None, pointer.url):
+        yield f"{pointer.name}: its annotation names {told}, and its pods load {pointer.url}"
+    history = history_of(pointer.item)
+    if history and history[-1].get("url") != pointer.url:
+        yield f"{pointer.name}: the last roll-out was of {history[-1].get('url')}; somebody has changed it since"
+
+
+def _why(pod: Object, containers: Sequence[Object]) -> Iterator[str]:
+    """Yield why a pod is not ready: what its containers wait for, else its conditions."""
+    status = pod.get("status") or {}
+    if pod["metadata"].get("deletionTimestamp"):
+        yield "it is ending"
+    for container in containers:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason"):
+            yield f"{waiting['reason']} {waiting.get('message', '')}".strip()
+    for condition in status.get("conditions") or ():
+        if condition["status"] == "False" and condition.get("message"):
+            yield str(condition["message"])
+
+
+def _owners(item: Object) -> dict[str, str]:
+    """Return who set what last, of what is set by more than one of helm, GitOps, autoscalers and roll-outs."""
+    found: dict[str, str] = {}
+    for name, path in _paths(item).items():
+        for entry in item["metadata"].get("managedFields") or ():
+            fields = entry.get("fieldsV1") or {}
+            for step in path:
+                fields = fields.get(step) if isinstance(fields, dict) else None
+            if fields is not None:
+                found[name] = str(entry.get("manager") or "unknown")
+    return found
+
+
+def _paths(item: Object) -> dict[str, tuple[str, ...]]:
+    """Return where `managedFields` keeps what may change."""
+    if "template" not in item["spec"]:
+        predictor = item["spec"]["predictor"]
+        key = next((each for each in ("model", "triton") if each in predictor), "model")
+        return {"snapshot": ("f:spec", "f:predictor", f"f:{key}", "f:storageUri")}
+    served = read_template(item)
+    container = ("f:spec", "f:template", "f:spec", "f:containers", f'k:{{"name":"{served.container}"}}')
+    where = ("f:env", f'k:{{"name":"{served.variable}"}}', "f:value") if served.variable else ("f:args",)
+    return {
+        "snapshot": (*container, *where),
+        "replicas": ("f:spec", "f:replicas"),
+        "image": (*container, "f:image"),
+    }

@@ -1,0 +1,121 @@
+"""Removing snapshots that nothing names any more."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from repo_manager.errors import UsageError
+from repo_manager.repository import Location, local_folder, scan
+from repo_manager.repository.file_system import disk_errors
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.view import walk
+from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.rollout.targets.clusters import parse_cluster, pointers
+from repo_manager.rollout.targets.kserve import InferenceService
+from repo_manager.rollout.targets.snapshot import SNAPSHOT_FILENAME, snapshots_of
+
+__all__ = ["SnapshotRemovals", "gc_snapshots"]
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_DAY_S = 86400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotRemovals:
+    """What was removed, and what stays.
+
+    Attributes:
+        removed: ids of the snapshots that were removed, or would be.
+        kept: id of each other one -> why it stays.
+        dry_run: nothing was removed.
+    """
+
+    removed: tuple[str, ...]
+    kept: Mapping[str, str]
+    dry_run: bool
+
+
+def gc_snapshots(
+    repository: Location,
+    targets: Sequence[str],
+    *,
+    pinned: Mapping[str, str] | None = None,
+    older_than_s: float = _DAY_S,
+    dry_run: bool = False,
+) -> SnapshotRemovals:
+    """Remove the snapshots of a repository that nothing names.
+
+    What names a snapshot: any Deployment (its template and its history of roll-outs), ReplicaSet (`kubectl rollout
+    undo` goes back to it) or pod in the namespaces of the targets; of KServe any InferenceService and Knative
+    revision; and what is pinned. Clusters that are not among the targets are not asked, so every one that serves
+    snapshots of the repository has to be named. No roll-out of the repository runs at the same time: all its models are held.
+
+    Args:
+        repository: the repository.
+        targets: `k8s://namespace/release` and `kserve://namespace/name`.
+        pinned: what pins a snapshot -> its URL: values files in Git.
+        older_than_s: younger snapshots stay: whoever wrote one may be about to name it.
+        dry_run: only say which would be removed.
+
+    Raises:
+        UsageError: neither a target nor a pin is named, or a target cannot be read.
+        RepositoryError: a roll-out of a model is under way, or snapshots cannot be read or removed.
+        ServerError: an API server refused or did not answer; nothing was removed.
+    """
+    pinned = {} if pinned is None else pinned
+    if not targets and not pinned:
+        raise UsageError(
+            "No cluster and no values file was named, so nothing says which snapshots are in use",
+            hint="Name every one that serves this repository: --to k8s://NAMESPACE/RELEASE, or --values FILE.",
+        )
+    root = snapshots_of(repository)
+    folder, store = local_folder(root), open_store(root, may_be_new=True)
+    with contextlib.ExitStack() as stack, disk_errors(f"remove snapshots of {repository}"):
+        for entry in scan(repository, deep=False) if not dry_run else ():
+            stack.enter_context(open_store(repository).lease(entry.name, timeout_s=0.0))
+        there = (
+            [name for name in store.list_level().folders if _ID.fullmatch(name)]
+            if folder is None or folder.is_dir()
+            else []
+        )
+        kept: dict[str, str] = {}
+        for where, url in pinned.items():
+            kept.setdefault(url.rstrip("/").rpartition("/")[2], f"{where} pins it")
+        for name, why in _named(targets) if there else ():
+            kept.setdefault(name, why)
+        now = time.time()
+        for name in there:
+            if name not in kept and now - walk(store, name)[1] < older_than_s:
+                kept[name] = "it is younger than --older-than"
+        unused = tuple(name for name in there if name not in kept)
+        for name in () if dry_run else unused:
+            store.erase(name, SNAPSHOT_FILENAME)
+    return SnapshotRemovals(unused, {name: kept[name] for name in there if name in kept}, dry_run)
+
+
+def _named(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the ids of snapshots that objects in clusters name, each with the object."""
+    with contextlib.closing(Api()) as api:
+        for text in targets:
+            pointers(text, api)  # a mistyped target must not count as one that names nothing
+            for item in _objects(text, api):
+                what = f"{item.get('kind', 'pod')} {item['metadata'].get('namespace')}/{item['metadata']['name']}"
+                for name in _ID.findall(json.dumps(item)):
+                    yield name, f"{what} names it"
+
+
+def _objects(text: str, api: Api) -> Iterator[Object]:
+    """Yield everything in a target's namespace that may name a snapshot."""
+    target = parse_cluster(text)
+    space = target.namespace
+    yield from api.deployments(space, {})
+    yield from api.replica_sets(space, {})
+    yield from api.pods(space, {})
+    if isinstance(target, InferenceService):
+        yield from api.customs(Kind.INFERENCE_SERVICE, space, {})
+        yield from api.customs(Kind.REVISION, space, {})
