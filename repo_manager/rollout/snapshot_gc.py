@@ -53,7 +53,8 @@ def gc_snapshots(
     What names a snapshot: any Deployment (its template and its history of roll-outs), ReplicaSet (`kubectl rollout
     undo` goes back to it) or pod in the namespaces of the targets; of KServe any InferenceService and Knative
     revision; and what is pinned. Clusters that are not among the targets are not asked, so every one that serves
-    snapshots of the repository has to be named. No roll-out of the repository runs at the same time: all its models are held.
+    snapshots of the repository has to be named. No roll-out of the repository runs at the same time: all its models
+    are held.
 
     Args:
         repository: the repository.
