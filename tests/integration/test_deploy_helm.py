@@ -10,10 +10,13 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
+from support.crds import check_custom
 from support.fake_cluster import ServedCluster
 from support.helm import CHART, render, run_helm, upgrade
 from support.manifests import Object, load_objects, of_kind
 from support.manifests_links import check_set
+from support.promql import run_promtool
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError
@@ -46,6 +49,12 @@ _FULL: dict[str, Any] = {
     "imagePullSecrets": [{"name": "pull"}],
     "autoscaling": {"enabled": True},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "runbookUrl": "https://runbooks.example.com/triton/",
+        "objectives": {"digits": 0.05},
+    },
     "deployer": _DEPLOYER,
     "podLabels": {"team": "vision"},
     "podAnnotations": {"note": "a"},
@@ -83,7 +92,7 @@ _MATRIX: dict[str, dict[str, Any]] = {
     },
 }
 # Not part of Kubernetes' own schemas.
-_FOREIGN = {"ServiceMonitor"}
+_FOREIGN = {"ServiceMonitor", "PrometheusRule"}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +104,9 @@ def full() -> list[Object]:
 def test_every_rendering_is_valid_and_hangs_together(case: str) -> None:
     objects = load_objects(render(_MATRIX[case]))
     for item in objects:
-        if item["kind"] not in _FOREIGN:
+        if item["kind"] in _FOREIGN:
+            check_custom(item)
+        else:
             kubernetes_validate.validate(item, "1.37", strict=True)
     assert [str(finding) for finding in check_set(objects, external=_EXTERNAL)] == []
     assert len(of_kind(objects, "Deployment")) == len(_MATRIX[case].get("kinds", [1]))
@@ -375,6 +386,18 @@ def test_a_prometheus_of_another_namespace_may_scrape() -> None:
     rules = of_kind(objects, "NetworkPolicy")[0]["spec"]["ingress"]
     (scrape,) = (rule for rule in rules if rule["ports"] == [{"port": "metrics", "protocol": "TCP"}])
     assert scrape["from"] == [{"namespaceSelector": {}}]
+
+
+def test_the_alerts_of_the_chart_link_to_their_runbooks(full: list[Object], tmp_path: Path) -> None:
+    spec = _only(full, "PrometheusRule")["spec"]
+    alerts = [rule for group in spec["groups"] for rule in group["rules"] if "alert" in rule]
+    assert {rule["annotations"]["runbook_url"] for rule in alerts} == {
+        f"https://runbooks.example.com/triton/{rule['alert']}.md" for rule in alerts
+    }
+    assert "{{ $labels.model }}" in alerts[0]["annotations"]["summary"], "helm leaves Prometheus' templates alone"
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    done = run_promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("case", _MATRIX)

@@ -37,6 +37,8 @@ def _strict(schema: Any) -> Any:
     for key in ("items", "additionalProperties", "not", "anyOf", "oneOf", "allOf"):
         if key in found:
             found[key] = _strict(found[key])
+    if str(found.get("pattern", "")).startswith("^(?i)"):  # Go takes flags anywhere, Python at the beginning only
+        found["pattern"] = "(?i)^" + found["pattern"].removeprefix("^(?i)")
     if "properties" in found:
         found["properties"] = {name: _strict(value) for name, value in found["properties"].items()}
         open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in found

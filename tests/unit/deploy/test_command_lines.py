@@ -10,7 +10,7 @@ from support.command_lines import ClickException, Exit, MissingParameter, comman
 ROOT = Path(__file__).parents[3]
 FILES = [
     *files_of(ROOT / "deploy"),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(ROOT.glob("*.md")),
     ROOT / "model_repository" / "README.md",
 ]
