@@ -175,6 +175,8 @@ class FakeCluster:
     behaviour: Behaviour = ready
     objects: dict[tuple[str, str, str], Object] = dataclasses.field(default_factory=dict)
     pods: list[Object] = dataclasses.field(default_factory=list)
+    replica_sets: dict[tuple[str, str], Object] = dataclasses.field(default_factory=dict)
+    """Of every template that a Deployment ever had, by namespace and name: an undo leaves them there, without pods."""
     logs: str = ""
     requests: list[tuple[str, str, Any]] = dataclasses.field(default_factory=list)
     refuse: Callable[[str, str], tuple[int, str] | None] = lambda _method, _path: None
@@ -266,16 +268,18 @@ class FakeCluster:
             f"{meta['name']}-{hashlib.sha256(mark.encode()).hexdigest()[:9]}",
             meta.get("namespace", "default"),
         )
-        if ("replicasets", space, name) not in self.objects:
+        if (space, name) not in self.replica_sets:
             template = copy.deepcopy(deployment["spec"]["template"])
             labels = dict(template["metadata"]["labels"])
             own = {"name": name, "namespace": space, "labels": labels, "resourceVersion": "1", "uid": name}
             item = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": own}
-            self.objects["replicasets", space, name] = {**item, "spec": {"selector": {}, "template": template}}
+            self.replica_sets[space, name] = {**item, "spec": {"selector": {}, "template": template}}
 
     def get(self, kind: str, namespace: str, name: str | None, labels: Mapping[str, str]) -> Object | None:
         if kind == "pods":
             found = [{k: v for k, v in pod.items() if k not in ("owner", "mark")} for pod in self.pods]
+        elif kind == "replicasets":
+            found = list(self.replica_sets.values())
         else:
             found = [item for key, item in self.objects.items() if key[:2] == (kind, namespace)]
             for item in list(found):

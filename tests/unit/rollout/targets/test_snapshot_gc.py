@@ -43,9 +43,8 @@ def test_what_a_release_names_in_any_way_stays(deployed: FakeCluster, repository
     history = deployed.deployment("models", "rel-triton")["metadata"]["annotations"]
     history.pop("repo-manager/history")
     assert gc_snapshots(repository, [TARGET], older_than_s=0.0).removed == ()
-    for key in [key for key in deployed.objects if key[0] == "replicasets"]:
-        if first in json.dumps(deployed.objects[key]):
-            deployed.remove(key)
+    for key in [key for key, item in deployed.replica_sets.items() if first in json.dumps(item)]:
+        del deployed.replica_sets[key]
     assert gc_snapshots(repository, [TARGET], older_than_s=0.0).removed == (first,)
     assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed, "it can be written anew"
 
