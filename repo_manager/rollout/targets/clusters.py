@@ -16,7 +16,6 @@ from repo_manager.rollout.targets.template import SNAPSHOTS, read_template, snap
 __all__ = ["Pointer", "models_of", "parse_cluster", "pointers"]
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Pointer:
     """What a Deployment or an InferenceService points at.
