@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,8 @@ from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.repository import model_state, scan
 from repo_manager.repository.location import Location, local_folder, parse_location
 from repo_manager.settings import load_settings
+from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.triton_config.completion import backend_of_files
 
 __all__ = [
     "AnyModelName",
@@ -120,7 +124,25 @@ def resolve_repository(option: str | None) -> Location:
     """
     found = parse_location(load_settings().repository if option is None else option)
     folder = local_folder(found)
-    if folder is not None and (folder / "config.pbtxt").is_file():
-        parent = folder.resolve().parent
-        raise RepositoryError(f"{found} is a model's folder, not a repository", hint=f"Its repository: -r {parent}")
+    if folder is not None:
+        above = folder.resolve()
+        if _is_model(above):
+            raise RepositoryError(
+                f"{found} is a model's folder, not a repository", hint=f"Its repository: -r {above.parent}"
+            )
+        if above.name.isdecimal() and _is_model(above.parent):
+            raise RepositoryError(
+                f"{found} is the folder of a version, not a repository",
+                hint=f"Its repository: -r {above.parent.parent}",
+            )
     return found
+
+
+def _is_model(folder: Path) -> bool:
+    """Say whether a folder is a model's: it has a configuration, or a version with a model file of a known name."""
+    if (folder / CONFIG_FILENAME).is_file():
+        return True
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        versions = [entry.path for entry in entries if entry.name.isdecimal()]
+        return any(backend_of_files(file.name for file in Path(version).iterdir()) for version in versions[:1])
+    return False

@@ -14,7 +14,7 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Deployment:
 
     Attributes:
         version: the version that was deployed; `None`: the model was taken out of service.
-        at: when, UTC, ISO 8601.
+        at: when, UTC, ISO 8601; of what others had put into service, when it was found.
     """
 
     version: int | None
@@ -165,6 +165,12 @@ class ModelState:
     def recorded(self, record: RolloutRecord) -> ModelState:
         """Return the state with a roll-out in its history."""
         return dataclasses.replace(self, history=(*self.history, record)[-_MAX_HISTORY:])
+
+    def found(self, served: Collection[int]) -> ModelState:
+        """Return the state after versions were found to be served; those that the record knows change nothing."""
+        if not served or current_version(self) in served:
+            return self
+        return self.deployed(max(served))
 
     def numbered(self, version: int) -> ModelState:
         """Return the state after `version` was given out, and every number below it for all that is known."""

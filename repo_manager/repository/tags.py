@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location, LocationLike
-from repo_manager.repository.state import ModelState, RolloutRecord, Unproven, now_text, previous_version
+from repo_manager.repository.state import (
+    ModelState,
+    RolloutRecord,
+    Unproven,
+    current_version,
+    now_text,
+    previous_version,
+)
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.view import changeable_model
 
@@ -118,7 +126,12 @@ def resolve_version(repository: LocationLike, target: str) -> tuple[str, int]:
 
 
 def record_deployment(
-    repository: Location, name: str, version: int | None, record: RolloutRecord | None = None
+    repository: Location,
+    name: str,
+    version: int | None,
+    record: RolloutRecord | None = None,
+    *,
+    before: Collection[int] = (),
 ) -> None:
     """Remember that a version is what is served now, for `previous_deployment`; write nothing if that is recorded.
 
@@ -127,13 +140,15 @@ def record_deployment(
         name: the model.
         version: the version; `None`: nothing of the model is served any more.
         record: of the roll-out, for the history; `None` when nothing had to be done.
+        before: versions that were served until now. Where the record does not know them, the newest becomes the
+            deployment before this one: what somebody else put into service can be gone back to as well.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
     """
 
     def change(state: ModelState) -> ModelState:
-        now = state.deployed(version)
+        now = (state if version is None or version == current_version(state) else state.found(before)).deployed(version)
         return now if record is None else now.recorded(record)
 
     with disk_errors(f"record a deployment of {name}"):

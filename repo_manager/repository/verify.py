@@ -21,6 +21,7 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store, model_names
 from repo_manager.repository.view import ModelView, VersionView, existing_model, top_names, with_beside, with_versions
 from repo_manager.triton_config import (
+    CONFIG_FILENAME,
     DEFAULT_FILENAMES,
     ModelConfig,
     Problem,
@@ -36,6 +37,12 @@ from repo_manager.types import Backend
 __all__ = ["verify"]
 
 _MAX_LOOKS = 20
+_SYSTEM_FOLDERS = {
+    "lost+found": "the file system's own",
+    "@eaDir": "the storage device's own",
+    "#recycle": "the storage device's own",
+    "System Volume Information": "the file system's own",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +89,23 @@ def verify(
             return tuple(found if version is not None else [*found, *ensembles_problems(store, [name])])
         found = [*_root_problems(store), *(step.problem for step in store.mend(()) if step.problem is not None)]
         for model in model_names(store):
-            found += _model(store, model, content)
+            found += [] if model in _SYSTEM_FOLDERS else _model(store, model, content)
         return (*found, *ensembles_problems(store))
 
 
 def _root_problems(store: Store) -> Iterator[Problem]:
     """Check the root itself, as Triton reads it."""
     level = store.list_level()
+    if any(entry.name == CONFIG_FILENAME for entry in level.files):
+        text = "lies in the root: Triton takes the folders beside it for models, and this looks like the folder of one"
+        yield Problem(CONFIG_FILENAME, text, hint="name the repository above it: -r")
     for folder in level.folders:
         if folder == STAGING_IN_ROOT:
             text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
             yield Problem(folder, text, Severity.WARNING, "the next command that writes removes it")
+        elif folder in _SYSTEM_FOLDERS:
+            text = f"is {_SYSTEM_FOLDERS[folder]}, and Triton takes every folder here for a model"
+            yield Problem(folder, text, hint="leave it, and make a folder beside it the repository")
         elif folder.startswith("."):
             kind = "prefix" if store.traits.remote else "folder"
             yield Problem(folder, f"is a hidden {kind}, which Triton takes for a model", hint="move it elsewhere")

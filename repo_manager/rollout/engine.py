@@ -122,7 +122,8 @@ class _Run:
                 record_deployment(context.repository, name, versions[-1])
             result = self._result()
             record = self._record("done") if result.changed else None
-            record_deployment(context.repository, context.name, result.version, record)
+            served = {version for server in result.servers for version in server.previous} & set(before or ())
+            record_deployment(context.repository, context.name, result.version, record, before=served)
         except BaseException as exc:
             error = self._undo(exc)
             expected = isinstance(exc, RepoManagerError | KeyboardInterrupt | OSError)

@@ -297,10 +297,12 @@ class VersionStatistics:
 
 def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
     """Return the error for a call that reached no server."""
-    return ServerUnreachableError(
-        f"{endpoint} cannot be reached: {what}: {reason}",
-        hint="Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP).",
-    )
+    hint = "Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP)."
+    if endpoint.tls and any(
+        word in reason for word in ("WRONG_VERSION_NUMBER", "EOF occurred in violation of protocol")
+    ):
+        hint = f"It does not answer in TLS. Without TLS: {endpoint.protocol}://{endpoint.address}"
+    return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {reason}", hint=hint)
 
 
 @contextlib.contextmanager

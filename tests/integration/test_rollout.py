@@ -106,6 +106,17 @@ def test_first_second_and_back(repository: Path, client: TritonClient, model: st
     assert [each.version for each in model_state(repository, model).deployments] == [1, 2, 1]
 
 
+def test_the_first_deploy_can_be_taken_back_to_what_somebody_else_served(
+    repository: Path, client: TritonClient, model: str
+) -> None:
+    set_served_versions(repository, model, (1,))
+    client.load(model)
+    assert deploy(repository, model, 2, client).servers[0].previous == (1,)
+    back = rollback(repository, model, client)
+    assert (back.version, ready(client, model), answer(client, model)) == (1, (1,), 2.0)
+    assert [each.version for each in model_state(repository, model).deployments] == [1, 2, 1]
+
+
 def test_what_is_deployed_is_not_touched(repository: Path, client: TritonClient, model: str) -> None:
     deploy(repository, model, 1, client)
     before = (repository / model / "config.pbtxt").stat().st_mtime_ns

@@ -77,7 +77,9 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
     if config is not None:
         yield from _policy_problems(view, config)
     if not view.versions:
-        yield Problem(name, "has no version, and Triton takes the folder for a model", hint="remove the folder")
+        empty = not view.level.files and not view.folders
+        hint = "remove the folder" if empty else "add a version, or move the folder out of the repository"
+        yield Problem(name, "has no version, and Triton takes the folder for a model", hint=hint)
 
 
 def _config_problems(view: ModelView) -> Iterator[Problem]:

@@ -173,16 +173,23 @@ def test_a_reader_that_went_away_changes_nothing(tmp_path, name, code, form):
     assert "roken pipe" not in ended.stderr
 
 
+@pytest.mark.parametrize("written", ["config.pbtxt", "1/model.onnx"])
+@pytest.mark.parametrize(("given", "words"), [("m", "model's folder"), ("m/1", "folder of a version")])
 def test_a_models_folder_is_no_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+    words: str,
+    written: str,
 ) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
-    (tmp_path / "m" / "config.pbtxt").write_text('backend: "onnxruntime"')
-    monkeypatch.setattr(sys, "argv", ["repo-manager", "list", "-r", str(tmp_path / "m")])
+    (tmp_path / "m" / written).write_text('backend: "onnxruntime"')
+    monkeypatch.setattr(sys, "argv", ["repo-manager", "list", "-r", str(tmp_path / given)])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().err
-    assert (ended.value.code, f"-r {tmp_path}" in said, "model's folder" in said) == (3, True, True)
+    assert (ended.value.code, f"-r {tmp_path}\n" in said, words in said) == (3, True, True)
 
 
 def test_two_services_on_one_port_are_refused_before_a_server_starts(

@@ -58,6 +58,20 @@ def test_what_is_wrong_is_an_error(root: Path, put: Put, break_it: Callable[[Pat
     assert any(message in line for line in found), check(root)
 
 
+def test_what_is_not_to_be_removed_is_not_advised_to_be(root: Path, put: Put) -> None:
+    put()
+    (root / "lost+found").mkdir()
+    (found,) = verify(root, models=False)
+    assert (found.where, found.hint) == ("lost+found", "leave it, and make a folder beside it the repository")
+    (root / "lost+found").rmdir()
+    (root / "notes").mkdir()
+    assert "remove the folder" in [each.hint for each in verify(root, models=False)]
+    (root / "notes" / "data.bin").write_text("")
+    hints = [each.hint for each in verify(root, models=False)]
+    assert "add a version, or move the folder out of the repository" in hints
+    assert "remove the folder" not in hints
+
+
 def test_a_digest_is_compared_only_when_wanted(root: Path, put: Put) -> None:
     path = put().path
     (path / "model.onnx").write_bytes(b"MODEL " * 100)
