@@ -12,7 +12,7 @@ import typer
 
 from repo_manager.accuracy import AccuracyGate, AccuracyOptions
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, ModelFile, Output, check_outputs, writing
+from repo_manager.cli.options import DryRun, ModelFile, Output, check_outputs, parse_shapes, writing
 from repo_manager.errors import UsageError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
@@ -43,6 +43,14 @@ class ConversionFlags:
         metavar="DATA",
         help="Representative inputs, needed for INT8: a .npz with one array per input, a folder of .npy "
         "files, a folder of images with its YAML, or module:function.",
+    )
+    shape: list[str] | None = option(
+        "--shape",
+        metavar="NAME:SIZES",
+        sets=(ConvertOptions, "shapes"),
+        read=lambda texts: parse_shapes(texts),
+        help="Every size of an input, for a model that runs with some sizes only, e.g. input:1,512 (may be given "
+        "often). The served model takes any size still.",
     )
     keep_fp32: list[str] | None = option(
         "--keep-fp32",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.errors import ModelError
+from repo_manager.errors import ModelError, UsageError
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, resolve_shape, signature_of, spec_of
@@ -25,7 +25,7 @@ else:
     ml_dtypes = deferred("ml_dtypes")
     onnx = deferred("onnx")
 
-__all__ = ["find_sizes", "index_limits", "natural_answers", "natural_inputs", "usual_shapes"]
+__all__ = ["find_sizes", "given_sizes", "index_limits", "natural_answers", "natural_inputs", "usual_shapes"]
 
 
 # How large an integer input may get where it picks rows of a table: token numbers, categories.
@@ -129,6 +129,37 @@ def natural_answers(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDAr
     return inputs, Session(path).run(inputs)
 
 
+def given_sizes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Turn shapes that a person gave for inputs into sizes for `natural_inputs` and `find_sizes`.
+
+    Args:
+        signature: of the model.
+        shapes: input -> every size, the batch included.
+
+    Raises:
+        UsageError: there is no such input, it has another rank, a size contradicts the model, or two shapes give one
+            symbol different sizes.
+    """
+    sizes: dict[str, int] = {}
+    by_name = {spec.name: spec for spec in signature.inputs}
+    for name, shape in shapes.items():
+        spec = by_name.get(name)
+        if spec is None:
+            raise UsageError(f"--shape {name}: the model has no such input; it has {', '.join(by_name) or 'none'}")
+        declared = spec.shape if spec.shape is not None else (None,) * len(shape)
+        fits = len(declared) == len(shape) and all(
+            not isinstance(dim, int) or dim == size for dim, size in zip(declared, shape, strict=True)
+        )
+        if not fits:
+            text = ",".join(map(str, shape))
+            raise UsageError(f"--shape {name}:{text} does not fit the model's input {spec}")
+        for axis, (dim, size) in enumerate(zip(declared, shape, strict=True)):
+            key = dim if isinstance(dim, str) else f"{name}:{axis}"
+            if not isinstance(dim, int) and sizes.setdefault(key, size) != size:
+                raise UsageError(f"--shape gives {key!r} the sizes {sizes[key]} and {size}; it has one in a request")
+    return sizes
+
+
 def usual_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Return a shape per tensor input: batch 1, 64 along dynamic image axes, 16 along others.
 
@@ -191,7 +222,14 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Gener
     raise ModelError(f"input '{spec.name}' has type {dtype}, for which no values can be made", hint="Give sample data.")
 
 
-def find_sizes(session: Session, signature: Signature, *, seed: int = 0, budget_s: float = 10.0) -> dict[str, int]:
+def find_sizes(
+    session: Session,
+    signature: Signature,
+    *,
+    seed: int = 0,
+    budget_s: float = 10.0,
+    given: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Find sizes for the dynamic axes with which the model runs, trying a few usual ones.
 
     Args:
@@ -199,6 +237,7 @@ def find_sizes(session: Session, signature: Signature, *, seed: int = 0, budget_
         signature: of the same model.
         seed: of the made values.
         budget_s: no further size is tried after so many seconds.
+        given: sizes that are known (`given_sizes`); only the others are tried.
 
     Returns:
         Sizes for `natural_inputs` and `resolve_shape`.
@@ -208,7 +247,8 @@ def find_sizes(session: Session, signature: Signature, *, seed: int = 0, budget_
     """
     first: ModelError | None = None
     started = time.monotonic()
-    for sizes in _candidates(signature):
+    for candidate in _candidates(signature):
+        sizes = {**candidate, **(given or {})}
         if first is not None and time.monotonic() - started > budget_s:
             break
         try:

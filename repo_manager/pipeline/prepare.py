@@ -20,7 +20,7 @@ from repo_manager.engine.build_log import BuildProgress
 from repo_manager.engine.capabilities import FLOAT_OPERATORS
 from repo_manager.errors import WiderPrecisionError
 from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
-from repo_manager.onnx_model.inputs import find_sizes, index_limits, natural_inputs
+from repo_manager.onnx_model.inputs import find_sizes, given_sizes, index_limits, natural_inputs
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
@@ -128,8 +128,10 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     """
     signature = signature_of(model)
     calibration = None if options.calibration is None else load_calibration(options.calibration, signature)
-    signature, axis = _batch_axis(model, signature, options, target, _two_rows(calibration))
-    sample = _sample(model, signature, calibration)
+    given = given_sizes(signature, options.convert.shapes)
+    rows = _made_rows(signature, given) if calibration is None and given else _two_rows(calibration)
+    signature, axis = _batch_axis(model, signature, options, target, rows)
+    sample = _sample(model, signature, calibration, given)
     # Before the long work, for what is wrong by then; it is derived again for the shapes of what is served.
     early = _with_config(options, target, sample, axis)
     fields_kept(target, serving_config(target, signature, axis, early, model=model, sample=sample), options)
@@ -236,11 +238,22 @@ def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | 
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _sample(model: Model, signature: Signature, calibration: CalibrationData | None) -> Mapping[str, NDArray[Any]]:
+def _made_rows(signature: Signature, given: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    """Return two made-up samples of the sizes that were given, to try a batch on."""
+    firsts = {
+        spec.shape[0] if spec.shape[0] is not None else f"{spec.name}:0" for spec in signature.inputs if spec.shape
+    }
+    return natural_inputs(signature, batch=2, sizes={key: size for key, size in given.items() if key not in firsts})
+
+
+def _sample(
+    model: Model, signature: Signature, calibration: CalibrationData | None, given: Mapping[str, int]
+) -> Mapping[str, NDArray[Any]]:
     """Return one input of each kind: real data where there is some."""
     if calibration is not None:
         return next(calibration.batches())
-    sizes = find_sizes(Session(model), signature) if _has_free_sizes(signature) else {}
+    free = _has_free_sizes(signature)
+    sizes = find_sizes(Session(model), signature, given=given) if free else dict(given)
     return natural_inputs(signature, batch=1, sizes=sizes, limits=index_limits(model))
 
 

@@ -18,6 +18,7 @@ import onnx
 
 from repo_manager.errors import CalibrationError, GateError, ModelError
 from repo_manager.onnx_model.draft import Array
+from repo_manager.onnx_model.inputs import given_sizes
 from repo_manager.onnx_model.model import Model, graph_as_stored
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
@@ -86,7 +87,9 @@ def convert(
     parts = calibration.split() if calibration is not None and precision.facts.quantizes else None
     fitted, held_out = (calibration, calibration) if parts is None else parts
     kind = "calibration" if parts is None else "held-out"
-    answers = functools.partial(reference_of, model, signature_of(model), samples=options.drift_samples)
+    signature = signature_of(model)
+    given = given_sizes(signature, options.shapes)
+    answers = functools.partial(reference_of, model, signature, samples=options.drift_samples, given=given)
     reference = answers(held_out, seed=options.seed, kind=kind)
     calibrated = None if parts is None else answers(fitted, seed=options.seed)
     prover = Prover(model, precision, options, reference, calibrated)

@@ -37,6 +37,8 @@ class ConvertOptions:
         percentile: share of absolute values, in percent, inside the range that `percentile` picks.
         quantize_outputs: of INT8: also quantise the results of quantised layers where the reader can take
             INT8; TensorRT picks sparse INT8 kernels mostly then.
+        shapes: input -> every size, the batch included, of made-up inputs, for models that run with some sizes only;
+            what is not named is found by trying. Calibration data has sizes of its own.
         drift_samples: how many samples the drift is measured on.
         seed: of natural inputs.
         allow_unchanged: of INT8: write the result also when no operator could become INT8.
@@ -56,6 +58,7 @@ class ConvertOptions:
     calibration_method: Literal["minmax", "percentile"] = "minmax"
     percentile: float = 99.99
     quantize_outputs: bool = True
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     drift_samples: int = 16
     seed: int = 0
     allow_unchanged: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from repo_manager.errors import ModelError
@@ -46,6 +47,7 @@ def reference_of(
     samples: int,
     seed: int,
     kind: str = "calibration",
+    given: Mapping[str, int] | None = None,
 ) -> Reference:
     """Run the source model.
 
@@ -56,6 +58,7 @@ def reference_of(
         samples: at most so many of the calibration data, spread evenly over it.
         seed: of natural inputs.
         kind: what to call the calibration data.
+        given: sizes of natural inputs that are known (`given_sizes`).
 
     Raises:
         ModelError: ONNX Runtime does not run the source.
@@ -68,7 +71,7 @@ def reference_of(
         return Reference(kind, inputs, tuple(session.run(sample) for sample in inputs))
     # As written, a large model takes a third of the memory that it takes optimised.
     session = Session(model.path, optimize=not large)
-    first, outputs, sizes = _first_run(session, model, signature, seed)
+    first, outputs, sizes = _first_run(session, model, signature, seed, given or {})
     more = tuple(
         natural_inputs(signature, seed=seed + number, sizes=sizes)
         for number in range(1, 1 if large else _NATURAL_SAMPLES)
@@ -78,21 +81,22 @@ def reference_of(
 
 
 def _first_run(
-    session: Session, model: Model, signature: Signature, seed: int
+    session: Session, model: Model, signature: Signature, seed: int, given: Mapping[str, int]
 ) -> tuple[Outputs, Outputs, dict[str, int]]:
     """Return the first natural inputs that the model takes, its answer, and the sizes of its dynamic axes."""
-    sizes: dict[str, int] = {}
-    inputs = natural_inputs(signature, seed=seed)
+    sizes = dict(given)
+    inputs = natural_inputs(signature, seed=seed, sizes=sizes)
     try:
         return inputs, session.run(inputs), sizes
     except ModelError:
         pass
     try:
-        sizes = find_sizes(session, signature, seed=seed)
+        sizes = find_sizes(session, signature, seed=seed, given=given)
     except ModelError as exc:
         raise ModelError(
             f"{model.path}: it does not run on made-up inputs, so its precision cannot be judged: {exc.message}",
-            hint="Give sample inputs with --calibration.",
+            hint="Give the sizes that it takes with --shape NAME:SIZES (all axes), or real inputs with --calibration; "
+            "docs/dynamic-axes.md.",
         ) from exc
     inputs = natural_inputs(signature, seed=seed, sizes=sizes)
     return inputs, session.run(inputs), sizes

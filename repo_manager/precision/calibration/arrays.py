@@ -1,7 +1,9 @@
 """Calibration data from NumPy's own files. Pickled objects are refused, always.
 
 How an array's axes are read, for an input of rank r: with r + 1 axes the first counts the samples. With r
-axes the first is the batch axis: of a dynamic size, each row is a sample; of a fixed size b, each b rows are.
+axes the first is the batch axis: of a dynamic size, each row is a sample; of a fixed size b, each b rows are. A
+recurrent state, whose batch is another axis, is parted along that one; one state is that of every sample. So is a
+single number for a scalar.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -126,48 +129,81 @@ def _load(path: Path) -> Array:
 def _stacked(
     arrays: Mapping[str, Array], paths: Mapping[str, Path], signature: Signature, source: str
 ) -> CalibrationData:
-    steps, counts = {}, {}
-    for spec in signature.inputs:
-        where = str(paths[spec.name])
-        steps[spec.name], counts[spec.name] = _layout(arrays[spec.name], spec, where)
+    batch = {spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
+    layouts = {spec.name: _layout(arrays[spec.name], spec, str(paths[spec.name]), batch) for spec in signature.inputs}
+    counts = {name: layout.count for name, layout in layouts.items() if layout.count is not None}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"'{name}' {count}" for name, count in counts.items())
         raise CalibrationError(f"{source}: the inputs have different numbers of samples: {said}")
 
     def get(index: int) -> dict[str, Array]:
-        sample = {}
-        for name, step in steps.items():
-            part = arrays[name][index] if step == 0 else arrays[name][index * step : (index + 1) * step]
-            sample[name] = np.array(part, order="C")
-        return sample
+        return {name: np.array(layout.part(arrays[name], index), order="C") for name, layout in layouts.items()}
 
-    count = next(iter(counts.values()), 0)
+    count = next(iter(counts.values()), 1 if layouts else 0)
     return validated(source, signature, count, get, lambda index: f"{source}: sample {index + 1}")
 
 
-def _layout(array: Array, spec: TensorSpec, where: str) -> tuple[int, int]:
-    """Return how many rows make a sample (0: the first axis counts samples and goes) and how many samples there are."""
+@dataclass(frozen=True)
+class _Layout:
+    """Where the samples of an array are.
+
+    Attributes:
+        count: how many there are; `None`: it is the same for every sample.
+        axis: along which they lie.
+        step: how many rows make one; 0: the axis counts samples and goes.
+    """
+
+    count: int | None
+    axis: int = 0
+    step: int = 1
+
+    def part(self, array: Array, index: int) -> Array:
+        """Return one sample."""
+        if self.count is None:
+            return array
+        at = index if self.step == 0 else slice(index * self.step, (index + 1) * self.step)
+        part: Array = np.moveaxis(array, self.axis, 0)[at]
+        return part if self.axis == 0 else np.moveaxis(part, 0, self.axis)
+
+
+def _layout(array: Array, spec: TensorSpec, where: str, batch: Set[str]) -> _Layout:
+    """Find the samples of an array.
+
+    Args:
+        array: of all samples.
+        spec: the input.
+        where: its file, for messages.
+        batch: the symbols that are some input's first axis.
+
+    Raises:
+        CalibrationError: it does not fit the input.
+    """
     wanted = numpy_name(spec)
     if array.dtype != wanted and not (spec.dtype == "string" and array.dtype.kind == "U"):
         raise CalibrationError(
             f"{where}: '{spec.name}' is {array.dtype}, and the model takes {spec.dtype}",
             hint=f"Convert it with .astype({wanted.name!r}) before saving.",
         )
+    if array.ndim == 0 and spec.shape == ():
+        return _Layout(None)
     if array.ndim == 0:
         raise CalibrationError(f"{where}: '{spec.name}' is a single number, without an axis of samples")
     rank = array.ndim if spec.shape is None else len(spec.shape)
     if array.ndim == rank + 1:
-        return 0, array.shape[0]
+        return _Layout(array.shape[0], step=0)
     if array.ndim != rank or spec.shape is None or not spec.shape:
         raise CalibrationError(f"{where}: '{spec.name}' has shape {list(array.shape)}, and the model takes {spec}")
     first = spec.shape[0]
     if not isinstance(first, int):
-        return 1, array.shape[0]
+        return _Layout(array.shape[0])
+    own = next((axis for axis, dim in enumerate(spec.shape) if axis and dim in batch), None)
+    if own is not None and array.shape[0] == first:
+        return _Layout(None if array.shape[own] == 1 else array.shape[own], axis=own)
     if first < 1 or array.shape[0] % first:
         raise CalibrationError(
             f"{where}: '{spec.name}' has {array.shape[0]} rows, and the model takes {first} at a time: {spec}"
         )
-    return first, array.shape[0] // first
+    return _Layout(array.shape[0] // first, step=first)
 
 
 def _listed(files: Mapping[str, list[Path]], signature: Signature, folder: Path) -> CalibrationData:

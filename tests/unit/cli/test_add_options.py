@@ -57,6 +57,7 @@ CASES: list[tuple[list[str], str, Any]] = [
     (["--for-server", "26.07"], "target", FitTarget(R2607)),
     (["--for-server", "26.07:9.0"], "target", FitTarget(R2607, "9.0")),
     (["--keep-fp32", "a*", "--keep-fp32", "b"], "convert.keep_fp32", ("a*", "b")),
+    (["--shape", "input:1,512"], "convert.shapes", {"input": (1, 512)}),
     (["--auto-keep", "3"], "convert.auto_keep", 3),
     (["--allow-unchanged"], "convert.allow_unchanged", True),
     (["--max-drift", "0"], "convert.max_drift", 0.0),
