@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from repo_manager.tuning.search import Trial, descend
 from repo_manager.tuning.space import AXES, BatchTime, Bounds, Setting, Space, curve_sizes, setting_of
 from repo_manager.validation import check_fields
 
-__all__ = ["TuneOptions", "TuneProgress", "Tuning", "tune"]
+__all__ = ["TuneOptions", "TuneProgress", "Tuning", "TuningRun", "tune", "tuning_run"]
 
 BETTER, KEPT, NONE_HOLDS, UNDECIDED = "better", "kept", "none holds", "undecided"
 _CANDIDATE, _TODAY, _WINNER = "candidate", "today", "winner"
@@ -181,6 +182,24 @@ def tune(
         ConfigError: a fixed field does not fit.
         ServerError: the server of the copies does not start, or the model does not load on it.
     """
+    with tuning_run(repository, name, version, options, progress=progress) as run:
+        return run.go()
+
+
+@contextlib.contextmanager
+def tuning_run(
+    repository: LocationLike,
+    name: str,
+    version: int,
+    options: TuneOptions,
+    *,
+    progress: Callable[[TuneProgress], None] = lambda _: None,
+) -> Iterator[TuningRun]:
+    """Make what `tune` does ready: the server of the copies runs for as long as the block lasts.
+
+    Raises:
+        RepoManagerError: as `tune`.
+    """
     repository = as_location(repository)
     config = find_model(repository, name).config()
     if config is None:
@@ -190,10 +209,9 @@ def tune(
     base = parse_config(set_fields(format_config(config), options.fixed, where=CONFIG_FILENAME))
     setting_of(base)
     with scratch_server(repository, name, version) as scratch:
-        journal = Journal(
-            tuning_directory(), _facts(repository, name, version, scratch, base, options), fresh=options.fresh
-        )
-        return _Run(name, version, options, (config, base), (scratch, journal), progress).go()
+        facts = _facts(repository, name, version, scratch, base, options)
+        journal = Journal(tuning_directory(), facts, fresh=options.fresh)
+        yield TuningRun(name, version, options, (config, base), (scratch, journal), progress)
 
 
 def _facts(
@@ -216,8 +234,8 @@ def _facts(
     }
 
 
-class _Run:
-    """One run, from its start to its result."""
+class TuningRun:
+    """One run, from its start to its result; `benchmarks/tune.py` asks it for every setting instead."""
 
     def __init__(
         self,
@@ -236,18 +254,28 @@ class _Run:
         self._began = time.monotonic()
         self._trials: list[Trial] = []
 
-    def go(self) -> Tuning:
-        """Measure, and conclude."""
+    def space(self) -> tuple[Space, tuple[BatchTime, ...]]:
+        """Measure the time of batches; return the settings that it leaves, and the times.
+
+        Raises:
+            RepositoryError: one more copy of the model does not fit into memory.
+            ServerRefusedError: the model does not load.
+        """
         bounds = self._bounds()
         curve = self._curve(bounds)
         bounds = dataclasses.replace(bounds, batch=max((each.size for each in curve), default=bounds.batch))
-        space = Space.of(self._base, bounds, curve, latency_ns=self._options.latency_ns, search=self._options.search)
-        guess, is_complete = _guess(space, self._today, curve), True
         self._start_rate = self._options.rate or _first_rate(curve)
-        today = self._evaluate(self._today, None, 0.0)
+        space = Space.of(self._base, bounds, curve, latency_ns=self._options.latency_ns, search=self._options.search)
+        return space, curve
+
+    def go(self) -> Tuning:
+        """Measure, and conclude."""
+        space, curve = self.space()
+        guess, is_complete = _guess(space, self._today, curve), True
+        today = self.evaluate(self._today, None, 0.0)
         best = today
         try:
-            best = descend(space, today, guess, self._evaluate)
+            best = descend(space, today, guess, self.evaluate)
         except _BudgetEndedError:
             is_complete = False
             best = next((trial for trial in reversed(self._trials) if trial.is_better), today)
@@ -353,7 +381,7 @@ class _Run:
                     break
         return tuple(known[size] for size in sorted(known))
 
-    def _evaluate(self, setting: Setting, best: Trial | None, margin: float) -> Trial:
+    def evaluate(self, setting: Setting, best: Trial | None, margin: float) -> Trial:
         """Measure a setting: how much it holds, or whether it holds more than the best one.
 
         Raises:
@@ -364,7 +392,7 @@ class _Run:
         if trial is None:
             if best is not None and self._left_s() < self._options.budget_s * _PROOF_SHARE + self._options.level_s:
                 raise _BudgetEndedError
-            trial = self._measured(setting, against)
+            trial = self._measured(setting, against, is_first=best is None)
             self._journal.add_trial(trial)
         self._trials.append(trial)
         verdict = "" if best is None else "better: " if trial.is_better else "not better: "
@@ -377,7 +405,7 @@ class _Run:
             return None
         return float(f"{best.value * (1 - margin if self._options.rate else 1 + margin):.4g}")
 
-    def _measured(self, setting: Setting, against: float | None) -> Trial:
+    def _measured(self, setting: Setting, against: float | None, *, is_first: bool) -> Trial:
         began = time.monotonic()
         try:
             self._scratch.load(_CANDIDATE, setting.changes(self._today))
@@ -393,7 +421,7 @@ class _Run:
             value, reason = self._value(report)
         return Trial(
             setting,
-            is_better=value is not None or against is None,
+            is_better=value is not None or is_first,
             value=value,
             reason=reason,
             seconds=time.monotonic() - began,
