@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
     from repo_manager.pipeline.adopting import write_configs
     from repo_manager.pipeline.apply import ApplyOptions, apply
+    from repo_manager.pipeline.calibrating import CalibrationOptions, MadeCalibration, make_calibration
     from repo_manager.pipeline.deploying import deploy, rollback, undeploy
     from repo_manager.pipeline.doctor import examine_engines, examine_machine
     from repo_manager.pipeline.ensembling import EnsembleOptions, MadeEnsemble, make_ensemble
@@ -104,6 +105,7 @@ __all__ = [
     "Amount",
     "ApplyOptions",
     "Backend",
+    "CalibrationOptions",
     "ClientOptions",
     "ComparePlan",
     "Comparison",
@@ -123,6 +125,7 @@ __all__ = [
     "Inspection",
     "LoadTestOptions",
     "LoadTestReport",
+    "MadeCalibration",
     "MadeEnsemble",
     "Model",
     "ModelEntry",
@@ -178,6 +181,7 @@ __all__ = [
     "load_model",
     "load_page",
     "log_of",
+    "make_calibration",
     "make_ensemble",
     "merge_reports",
     "model_state",
@@ -218,6 +222,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "pipeline.calibrating": ("CalibrationOptions", "MadeCalibration", "make_calibration"),
     "accuracy": ("AccuracyGate", "AccuracyOptions", "Evaluator", "load_evaluator"),
     "client": ("VersionedClient",),
     "declared": ("Declaration", "Servers", "plan_declaration", "read_declaration"),

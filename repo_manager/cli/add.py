@@ -159,13 +159,14 @@ class AddFlags(
         """
         taken = {field.name for field in dataclasses.fields(FilesFlags)} | {"backend", "sign", "dry_run", "for_server"}
         given = [
-            field.name
+            str(field.metadata["parameter"].default)  # Typer keeps the first name there
             for field in dataclasses.fields(self)
             if field.name not in taken and getattr(self, field.name) != field.default
         ]
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{names}: {path} is published as it is, so there is nothing to convert or to derive")
+            raise UsageError(
+                f"{', '.join(given)}: {path} is published as it is, so there is nothing to convert or to derive"
+            )
         target = self.add_options().target
         return FilesOptions(
             backend=self.backend, target=target, dry_run=self.dry_run, **settings_of(FilesOptions, self)

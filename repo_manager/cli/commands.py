@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "Model": {
         "inspect": Entry("inspection", "Show a model's inputs, outputs and 2:4 sparsity."),
         "prune": Entry("conversion", "Prune weights to 2:4, without retraining."),
+        "calibrate": Entry("calibrate", "Make calibration data from images or requests."),
         "convert": Entry("conversion", "Convert a model to another precision, checked."),
     },
     "Repository": {

@@ -10,9 +10,8 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output, check_outputs, parse_shapes, writing
+from repo_manager.cli.options import Output, check_outputs, parse_pairs, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
-from repo_manager.errors import UsageError
 from repo_manager.pipeline.infer import Answer, InferOptions, infer, server_of, write_answers
 from repo_manager.report.infer_tables import answer_view, inference_document, inference_view
 from repo_manager.repository import Location, resolve_version
@@ -58,7 +57,7 @@ class RequestFlags:
         "--image",
         metavar="KEY=VALUE",
         sets=(InferOptions, "image"),
-        read=lambda texts: _pairs(texts, "--image"),
+        read=lambda texts: parse_pairs(texts, "--image"),
         help="How images become inputs, as for loadtest: resize, mean, std, scale, color, layout (may be given often).",
     )
     shape: list[str] | None = option(
@@ -72,7 +71,7 @@ class RequestFlags:
         "--parameter",
         metavar="KEY=VALUE",
         sets=(InferOptions, "parameters"),
-        read=lambda texts: _pairs(texts, "--parameter"),
+        read=lambda texts: parse_pairs(texts, "--parameter"),
         help="A custom parameter of each request (may be given often).",
     )
     timeout: float = option(
@@ -108,21 +107,6 @@ class AnswerFlags:
         "--output", "-o", metavar="FILE.npz|FILE.json", help="Write every output, whole, to a file."
     )
     top: int = option("--top", sets=(InferOptions, "top"), min=1, help="How many labels are shown.")
-
-
-def _pairs(texts: list[str], name: str) -> dict[str, str]:
-    """Read KEY=VALUE options.
-
-    Raises:
-        UsageError: one has another form.
-    """
-    pairs = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not separator or not key:
-            raise UsageError(f"{name} {text}: expected KEY=VALUE")
-        pairs[key] = value
-    return pairs
 
 
 def _resolved(root: Location, text: str) -> tuple[str, int | None]:

@@ -23,6 +23,7 @@ __all__ = [
     "check_input",
     "check_outputs",
     "parse_changes",
+    "parse_pairs",
     "parse_shapes",
     "parse_target",
     "read_labels_file",
@@ -96,6 +97,21 @@ def check_input(path: Path | None) -> None:
     """
     if path is not None and not path.exists():
         raise InputError(f"{path} does not exist")
+
+
+def parse_pairs(texts: list[str], name: str) -> dict[str, str]:
+    """Read KEY=VALUE options.
+
+    Raises:
+        UsageError: one has another form.
+    """
+    pairs = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UsageError(f"{name} {text}: expected KEY=VALUE")
+        pairs[key] = value
+    return pairs
 
 
 def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:

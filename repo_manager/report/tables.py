@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from repo_manager.sparsity.prune import BudgetEvidence, PruneEvidence
 
 __all__ = [
+    "calibration_view",
     "conversion_facts",
     "conversion_view",
     "format_bytes",
@@ -205,6 +206,29 @@ def _drift_label(item: Any) -> str:
     if not getattr(item, "is_output", True):
         return f"  {item.output} (what it is chosen from)"
     return f"{item.output} (a selection)" if getattr(item, "judged_by", ()) else str(item.output)
+
+
+def calibration_view(made: Any) -> list[RenderableType]:
+    """Show what calibration data hold (`MadeCalibration`, of a layer above this one)."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    facts = key_values(
+        [
+            ("from", made.source),
+            ("samples", f"{made.samples} of {made.available}"),
+            ("digest", made.digest),
+            ("written", made.path),
+        ]
+    )
+    rows = [
+        [item.name, item.dtype, "-" if item.shape is None else "x".join(map(str, item.shape)) or "scalar"]
+        + [number(value) for value in (item.low, item.high, item.mean)]
+        for item in made.inputs
+    ]
+    columns = ["input", "type", "sample", "smallest", "largest", "mean"]
+    return [facts, make_table("Inputs", columns, rows, right="smallest,largest,mean")]
 
 
 def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]:

@@ -25,6 +25,7 @@ FROM_PYTHON = {
     "doctor": "examine_machine examine_engines",
     "inspect": "inspect_model sparsity_page",
     "prune": "prune prune_with_data load_calibration save_model",
+    "calibrate": "make_calibration",
     "convert": "convert load_model load_calibration",
     "add": "add add_files",
     "ensemble": "make_ensemble",

@@ -18,7 +18,7 @@ from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts
 if TYPE_CHECKING:
     from repo_manager.precision.calibration.images import ImageRecipe
 
-__all__ = ["IMAGE_KEYS", "is_images", "read_images", "recipe_of"]
+__all__ = ["IMAGE_KEYS", "image_files", "image_samples", "is_images", "read_images", "recipe_of"]
 
 IMAGE_KEYS = ("resize", "color", "scale", "mean", "std", "layout")
 _COLORS = ("rgb", "bgr", "gray")
@@ -52,14 +52,31 @@ def read_images(
         names = ", ".join(item.name for item in facts.inputs)
         raise InputError(f"images fill one input, and the model {facts.model} has {len(facts.inputs)}: {names}")
     item = dataclasses.replace(facts.inputs[0], shape=tuple(shape))
-    recipe = recipe_of(path, item, given)
-    reader = require(_READER)
+    return image_samples(image_files(path), item, recipe_of(path, item, given), limit_bytes)
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return an image, or those of a folder and its sub-folders, in order of name.
+
+    Raises:
+        InputError: there is none.
+    """
+    endings = require(_READER).IMAGE_SUFFIXES
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in reader.IMAGE_SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
     if not files:
-        endings = ", ".join(sorted(reader.IMAGE_SUFFIXES))
-        raise InputError(f"{path}: no image found", hint=f"Known endings: {endings}.")
+        raise InputError(f"{path}: no image found", hint=f"Known endings: {', '.join(sorted(endings))}.")
+    return files
+
+
+def image_samples(files: Sequence[Path], item: InputFacts, recipe: ImageRecipe, limit_bytes: int) -> list[Sample]:
+    """Return a sample for each image, as the recipe has it, up to a limit in bytes.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    reader = require(_READER)
     pillow = require("PIL.Image")
     samples: list[Sample] = []
     size = 0

@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from repo_manager import samples
+from repo_manager.accuracy import AccuracyOptions
 from repo_manager.cli.option_groups import grouped
 from repo_manager.engine.fit import FitTarget, release_of_container
 from repo_manager.engine.profiles import ShapeRange
@@ -61,6 +62,9 @@ CASES: list[tuple[list[str], str, Any]] = [
     (["--auto-keep", "3"], "convert.auto_keep", 3),
     (["--allow-unchanged"], "convert.allow_unchanged", True),
     (["--max-drift", "0"], "convert.max_drift", 0.0),
+    (["--eval", "d.npz:y"], "accuracy", AccuracyOptions("d.npz:y")),
+    (["--eval", "m:f", "--min-accuracy", "-1"], "accuracy.min_accuracy", -1.0),
+    (["--eval", "m:f", "--max-accuracy-drop", "0"], "accuracy.max_drop", 0.0),
     (["--max-batch-size", "0"], "config.max_batch_size", 0),
     (["--instances", "2"], "config.instance_count", 2),
     (["--instance-kind", "gpu"], "config.instance_kind", "gpu"),
@@ -102,7 +106,7 @@ def test_every_option_reaches_the_library(
     arguments: list[str], path: str, expected: Any, asked: Callable[..., Called]
 ) -> None:
     assert field(asked(*arguments).options, path) == expected
-    if not path.startswith("accelerator."):
+    if not path.startswith(("accelerator.", "accuracy.")):
         assert field(AddOptions(), path) != expected, "the case would pass if the option were ignored"
 
 

@@ -26,7 +26,10 @@ def callbacks() -> Iterator[tuple[str, Callable[..., None]]]:
         app = importlib.import_module(f"repo_manager.cli.{module}").app
         apps = [app, *(group.typer_instance for group in app.registered_groups)]
         for info in (info for one in apps for info in one.registered_commands):
-            yield {"run": "loadtest", "merge": "loadtest merge"}.get(info.name, info.name), info.callback
+            yield (
+                {"run": "loadtest", "merge": "loadtest merge", "make": "calibrate"}.get(info.name, info.name),
+                info.callback,
+            )
 
 
 CALLBACKS = dict(callbacks())
@@ -67,7 +70,7 @@ def test_the_parser_has_the_same_defaults() -> None:
             group = typer.main.get_group(importlib.import_module(f"repo_manager.cli.{entry.module}").app)
             for name, command in group.commands.items():
                 fields = {field.name: field.default for one, _, field in FIELDS if one == name}
-                for parameter in command.params if name != "loadtest" else ():
+                for parameter in command.params if name not in ("loadtest", "calibrate") else ():
                     if parameter.name in fields and fields[parameter.name] is not ...:
                         assert parameter.default == fields[parameter.name], f"{name}: {parameter.name}"
 
