@@ -28,7 +28,7 @@ from repo_manager.repository import Location, SigningKey, sign_version
 from repo_manager.settings import load_settings
 from repo_manager.triton_config import ConfigOptions
 from repo_manager.triton_config.options import InstanceKind
-from repo_manager.types import Precision
+from repo_manager.types import Precision, as_json
 
 __all__ = ["app"]
 
@@ -63,6 +63,13 @@ class MainFlags:
     )
     sparsity: SparsityMode = option(
         "--sparsity", sets=(AddOptions, "sparsity"), help="Weights that are not 2:4: fail, report, or prune them."
+    )
+    prune_drift: float | None = option(
+        "--prune-drift",
+        sets=(AddOptions, "prune_drift"),
+        min=0.0,
+        help="With --sparsity prune --calibration: prune the most compute whose drift stays, with 95 % confidence, "
+        "below this [default: prune every layer].",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
     html: Path | None = option("--html", metavar="FILE", help="Also write the evidence as a one-file HTML page.")
@@ -292,7 +299,8 @@ def _sign(terminal: Terminal, root: Location, published: list[tuple[str, int]], 
 
 def _write_page(path: Path, added: Added) -> None:
     title = f"{added.name}:{added.version} ({added.conversion.precision}, {added.backend.backend})"
-    page = sparsity_page(added.sparsity, title=title, evidence=added.engine.get("layers", ()))
+    layers, pruned = added.engine.get("layers", ()), as_json(added.pruned)
+    page = sparsity_page(added.sparsity, title=title, evidence=layers, pruned=pruned)
     with writing(path):
         write_atomic(path, page.encode())
 

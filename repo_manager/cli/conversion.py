@@ -6,24 +6,28 @@ import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from repo_manager.accuracy import AccuracyGate, AccuracyOptions
+if TYPE_CHECKING:
+    import onnx
+
+from repo_manager.accuracy import AccuracyGate, AccuracyOptions, load_evaluator
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, ModelFile, Output, check_outputs, parse_shapes, writing
 from repo_manager.errors import UsageError
+from repo_manager.files import write_atomic
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import ConvertOptions, convert, load_calibration
-from repo_manager.precision.calibration.load import load_function
-from repo_manager.pruning import PruneOptions, prune_with_data
+from repo_manager.pruning import PruneOptions, metric_of, prune_with_data
 from repo_manager.report.progress import share_bar
+from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.tables import conversion_view, format_bytes, prune_view
-from repo_manager.sparsity import prune
-from repo_manager.types import Precision
+from repo_manager.sparsity import PruneReport, prune, sparsity_report
+from repo_manager.types import Precision, as_json
 
 __all__ = ["AccuracyFlags", "ConversionFlags", "PrecisionOption", "app"]
 
@@ -158,11 +162,9 @@ class PruneFlags:
     )
     metric: str | None = option(
         "--metric",
-        metavar="MODULE:FUNCTION",
-        sets=(PruneOptions, "metric"),
-        read=load_function,
-        help="Prune the most compute with which your own metric falls by --max-loss at most: metric(run) gets a "
-        "function from inputs to outputs and returns one number, greater is better.",
+        metavar="DATA",
+        help="Prune the most compute with which your own metric falls by --max-loss at most. Held-out data in the "
+        "forms of --eval: FILE.npz:LABELS[:OUTPUT], or module:function, called with a function that runs the model.",
     )
     max_loss: float = option(
         "--max-loss", sets=(PruneOptions, "max_loss"), min=0.0, help="How far the metric may fall."
@@ -174,6 +176,7 @@ class PruneFlags:
         help="Keep solved layers here: the same command goes on from them after it was stopped.",
     )
     seed: int = option("--seed", sets=(PruneOptions, "seed"), min=0, help="Of the draws from large activations.")
+    html: Path | None = option("--html", metavar="FILE", help="Also write the report as a one-file HTML page.")
 
 
 @app.command("prune")
@@ -194,15 +197,19 @@ def prune_command(
     """
     terminal = output.terminal()
     _check_target(model, target)
+    check_outputs(flags.html)
     wanted = accuracy.accuracy_options()
     source, options = load_model(model), PruneOptions(**settings_of(PruneOptions, flags))
     gate = None if wanted is None else AccuracyGate.of(wanted, source)
     if flags.calibration is None:
-        if options.has_budget:
+        if options.has_budget or flags.metric is not None:
             raise UsageError("a budget needs --calibration DATA: the layers are solved on it")
         proto, report = prune(source, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
     else:
-        data = load_calibration(flags.calibration, signature_of(source))
+        signature = signature_of(source)
+        data = load_calibration(flags.calibration, signature)
+        if flags.metric is not None:
+            options = dataclasses.replace(options, metric=metric_of(load_evaluator(flags.metric, signature)))
         with share_bar(terminal, "Pruning") as progress:
             proto, report = prune_with_data(source, data, options, progress)
     external = True if source.external_files else None  # what came with external data leaves with external data
@@ -212,6 +219,9 @@ def prune_command(
             report = dataclasses.replace(report, accuracy=found)
         elif not dry_run:
             save_model(proto, target, external=external)
+    if flags.html is not None:
+        _write_page(flags.html, proto, report, target.name)
+        terminal.note(f"Page: {flags.html}")
     terminal.result(report, *prune_view(report, None if dry_run else target))
     if flags.calibration is None:
         terminal.warn(
@@ -256,6 +266,11 @@ def convert_command(
         if dry_run
         else f"Written: {', '.join(map(str, result.files))} ({format_bytes(size)})."
     )
+
+
+def _write_page(path: Path, proto: onnx.ModelProto, report: PruneReport, title: str) -> None:
+    with writing(path):
+        write_atomic(path, sparsity_page(sparsity_report(proto), title=title, pruned=as_json(report)).encode())
 
 
 def _check_target(model: Path, target: Path) -> None:

@@ -39,6 +39,6 @@ def inspect_command(
     inspection = inspect_model(model, shapes=parse_shapes(shape) or None)
     if html is not None:
         with writing(html):
-            write_atomic(html, sparsity_page(inspection.sparsity, title=model.name).encode())
+            write_atomic(html, sparsity_page(inspection.sparsity, title=model.name, pruned=inspection.pruned).encode())
         terminal.note(f"Page: {html}")
     terminal.result(inspection, *inspection_view(inspection))

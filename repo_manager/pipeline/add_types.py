@@ -56,6 +56,8 @@ class AddOptions:
         control: also publish the matched controls, `NAME__dense` and, of an engine, `NAME__noflag`.
         accuracy: held-out data on which the converted model is scored, and its limits; `None`: not scored.
         target: the server that the engine is for: what speaks against its load stops the command; `None`: not checked.
+        prune_drift: with pruning on calibration data: prune the most compute whose drift stays below this, see
+            `PruneOptions.max_drift`; `None`: every layer.
         dry_run: do everything except publishing.
     """
 
@@ -71,6 +73,7 @@ class AddOptions:
     control: bool = False
     accuracy: AccuracyOptions | None = None
     target: FitTarget | None = None
+    prune_drift: float | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:

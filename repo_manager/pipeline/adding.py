@@ -21,7 +21,7 @@ from repo_manager.engine.build_log import BuildProgress
 from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import choose_backend, find_gpus
-from repo_manager.errors import GateError, RepoManagerError
+from repo_manager.errors import GateError, RepoManagerError, UsageError
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
@@ -30,7 +30,7 @@ from repo_manager.pipeline.controls import PreparedControl, build_controls, with
 from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build
 from repo_manager.pipeline.serving_config import check_backend_options
 from repo_manager.precision import load_calibration
-from repo_manager.pruning import prune_with_data
+from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import LocationLike, as_location, plan_publish, publish, validate_model_name
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
@@ -143,6 +143,8 @@ def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tupl
 def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.ModelProto, PruneReport]:
     """Prune on calibration data where there is some, else by magnitude."""
     if options.calibration is None:
+        if options.prune_drift is not None:
+            raise UsageError("a drift for pruning needs calibration data: layers are solved and judged on it")
         watch.report("Pruning to 2:4 by magnitude; without calibration data expect a loss of accuracy")
         return prune(model)
     watch.report("Pruning to 2:4 on the calibration data")
@@ -153,7 +155,7 @@ def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.Model
         if step is not None:
             step("Pruning", round(100 * share), 100)
 
-    return prune_with_data(model, data, progress=told)
+    return prune_with_data(model, data, PruneOptions(max_drift=options.prune_drift), told)
 
 
 def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem, ...]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model.model import load_model, parameter_count
 from repo_manager.onnx_model.signature import Signature, signature_of
+from repo_manager.repository.manifest import read_manifest
 from repo_manager.sparsity import SparsityReport, sparsity_report
 from repo_manager.summary import Summarized
 from repo_manager.types import Digest, StrPath
@@ -27,6 +29,7 @@ class Inspection(Summarized):
         signature: inputs, outputs, opset.
         parameters: the number of stored weight values.
         sparsity: the 2:4 state of every weight.
+        pruned: what pruning did, from the manifest of the version that the file belongs to; `None`: it does not say.
     """
 
     path: Path
@@ -35,6 +38,7 @@ class Inspection(Summarized):
     signature: Signature
     parameters: int
     sparsity: SparsityReport
+    pruned: Mapping[str, Any] | None = None
 
     def _summary(self) -> Mapping[str, Any]:
         signature = self.signature
@@ -66,4 +70,14 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
         signature=signature_of(model),
         parameters=parameter_count(model),
         sparsity=sparsity_report(model, shapes=shapes),
+        pruned=_pruned(path),
     )
+
+
+def _pruned(path: Path) -> Mapping[str, Any] | None:
+    """Read what pruning did, if the file lies in a version."""
+    try:
+        manifest = read_manifest(path.parent)
+    except RepositoryError:
+        return None
+    return None if manifest is None else manifest.extra.get("pruned")

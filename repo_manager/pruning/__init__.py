@@ -1,5 +1,6 @@
 """Pruning with calibration data: every layer is solved anew on what it sees, and the result is measured."""
 
+from repo_manager.pruning.judge import metric_of
 from repo_manager.pruning.prune import PruneOptions, prune_with_data
 
-__all__ = ["PruneOptions", "prune_with_data"]
+__all__ = ["PruneOptions", "metric_of", "prune_with_data"]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.errors import CalibrationError
+from repo_manager.accuracy import Evaluator
+from repo_manager.errors import CalibrationError, RepoManagerError
 from repo_manager.onnx_model.draft import Draft, Weight
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
@@ -20,7 +21,7 @@ from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision.calibration.data import CalibrationData
 from repo_manager.stats.drift import DriftMeter, OutputDrift
 
-__all__ = ["Judge", "Measured", "Metric", "upper_bound"]
+__all__ = ["Judge", "Measured", "Metric", "metric_of", "upper_bound"]
 
 Array = NDArray[Any]
 Runs = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -29,6 +30,7 @@ Metric = Callable[..., float]
 
 _T_95 = {1: 6.314, 2: 2.920}  # Student's t, one-sided; from 3 degrees on a series is good to 1 %
 _Z_95 = 1.645
+_MIN_TO_HALVE = 8  # samples of a metric
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,23 @@ class Judge:
                 file.unlink()
 
 
+def metric_of(evaluator: Evaluator) -> Metric:
+    """Return a metric for labelled data, or for a function that gives one number for each sample.
+
+    Every other sample chooses layers, and the rest judges the result. A function that gives one number for all samples
+    does both on the same data.
+    """
+
+    def score(run: Runs, part: str) -> float:
+        found = evaluator.score_of(run)
+        each = found.each
+        if each is None or len(each) < _MIN_TO_HALVE:
+            return found.value
+        return float(each[0 if part == "choose" else 1 :: 2].mean())
+
+    return score
+
+
 def measure_metric(metric: Metric, run: Runs, part: str) -> float:
     """Ask the user's function.
 
@@ -119,6 +138,8 @@ def measure_metric(metric: Metric, run: Runs, part: str) -> float:
     try:
         takes_part = len(inspect.signature(metric).parameters) > 1
         value = float(metric(run, part) if takes_part else metric(run))
+    except RepoManagerError:
+        raise
     except Exception as exc:
         raise CalibrationError(
             f"metric '{name}': {type(exc).__name__}: {exc}",

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report.layout import Moment, key_values, last_deployed, make_table
+from repo_manager.report.prune_html import pruning_facts
 from repo_manager.report.tables import format_bytes, format_share
 from repo_manager.report.terminal import next_command
 from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy
@@ -106,7 +107,11 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
     views = [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift", drop=drop)]
     known = [(entry.version, entry.manifest and measured_accuracy(entry.manifest)) for entry in model.versions]
     measured = [[version, text] for version, text in known if text]
-    return [*views, make_table("Accuracy on held-out data", ["version", "accuracy"], measured)] if measured else views
+    if measured:
+        views.append(make_table("Accuracy on held-out data", ["version", "accuracy"], measured))
+    extras = [(entry.version, entry.manifest and entry.manifest.extra.get("pruned")) for entry in model.versions]
+    pruned = [[version, "; ".join(map(": ".join, pruning_facts(record)))] for version, record in extras if record]
+    return [*views, make_table("Pruned to 2:4", ["version", "what it cost"], pruned)] if pruned else views
 
 
 def problems_view(root: Location, problems: Sequence[Problem]) -> list[RenderableType]:

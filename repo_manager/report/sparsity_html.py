@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.optional import deferred
+from repo_manager.report.prune_html import STYLE, pruning_section
 from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px soli
 th { position: sticky; top: 0; background: Canvas; } td.n { white-space: nowrap; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 td.name { overflow-wrap: anywhere; min-width: 10rem; } .hint { opacity: .75; display: block; }
-</style>
+{{ more_style | safe }}</style>
 </head>
 <body>
 <h1>2:4 sparsity of {{ title }}</h1>
@@ -112,6 +113,7 @@ TensorRT's own profiler, which count a fused layer in the row of each of its nod
 {% endfor %}</tbody>
 </table></div>
 {% endif %}
+{{ pruning | safe }}
 <p class="sub">What each verdict and hint means, and its source: the document sparsity.md of repo-manager.</p>
 </body>
 </html>
@@ -135,13 +137,20 @@ class _Key:
     macs: int
 
 
-def sparsity_page(report: SparsityReport, *, title: str, evidence: Sequence[LayerEvidence] = ()) -> str:
+def sparsity_page(
+    report: SparsityReport,
+    *,
+    title: str,
+    evidence: Sequence[LayerEvidence] = (),
+    pruned: Mapping[str, Any] | None = None,
+) -> str:
     """Return the whole page; every name from the model is escaped.
 
     Args:
         report: what to show.
         title: the model's name.
         evidence: of an engine that was built of it; empty for none.
+        pruned: what pruning did, as it is in a manifest or in JSON; `None`: nothing is known of it.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_TEMPLATE).render(
@@ -157,6 +166,8 @@ def sparsity_page(report: SparsityReport, *, title: str, evidence: Sequence[Laye
         factor=_factor,
         colour_of=lambda layer: _STYLE_OF[layer.verdict][1],
         evidence=evidence,
+        more_style="" if pruned is None else STYLE,
+        pruning="" if pruned is None else pruning_section(pruned),
         timed=any(row.time_sparse_ns is not None or row.time_dense_ns is not None for row in evidence),
         said={True: "yes", False: "no", None: "not reported"},
         time=lambda time_ns: "" if time_ns is None else f"{time_ns / 1e3:.3g} us",

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report.layout import key_values, make_table
+from repo_manager.report.prune_html import pruning_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +78,7 @@ def inspection_view(inspection: Any) -> list[RenderableType]:
             ("parameters", f"{inspection.parameters:,}"),
             *[("input", spec) for spec in signature.inputs],
             *[("output", spec) for spec in signature.outputs],
+            *(pruning_facts(inspection.pruned) if inspection.pruned is not None else []),
         ]
     )
     return [facts, *sparsity_view(inspection.sparsity)]

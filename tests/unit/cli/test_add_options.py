@@ -51,6 +51,7 @@ CASES: list[tuple[list[str], str, Any]] = [
     (["--precision", "fp16"], "precision", Precision.FP16),
     (["--backend", "tensorrt_rtx"], "backend", "tensorrt_rtx"),
     (["--sparsity", "require"], "sparsity", SparsityMode.REQUIRE),
+    (["--prune-drift", "0.05"], "prune_drift", 0.05),
     (["--calibration", "data.npz"], "calibration", "data.npz"),
     (["--dry-run"], "dry_run", True),
     (["--control"], "control", True),

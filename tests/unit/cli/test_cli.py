@@ -314,3 +314,8 @@ def test_prune_within_a_budget(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert "solved one behind the other" in ended.out
     assert run("prune", given[0], "-o", "x.onnx", "--max-drift", "0.1").code == 2
     assert run("prune", *given, "--metric", "own_metric:nothing").code == 3
+    assert run("prune", *given, "--max-drift", "0.1", "--html", "page.html").code == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Compute that can run sparse against its cost" in page
+    assert "limit 0.1" in page
+    assert "/conv2/Conv" in page

@@ -19,11 +19,14 @@ from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
+from repo_manager.pipeline.inspect import inspect_model
 from repo_manager.precision import load_calibration
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.pruning.columns import ConvColumns
 from repo_manager.report.added_view import _facts
+from repo_manager.report.prune_html import pruning_facts
+from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.sparsity import PruneReport, Verdict, sparsity_report
 from repo_manager.types import as_json
 
@@ -318,12 +321,31 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 
 def test_add_prunes_on_data_and_records_it(tmp_path: Path) -> None:
     options = AddOptions(
-        sparsity=SparsityMode.PRUNE, calibration=str(samples.calibration_data()), backend="onnxruntime"
+        sparsity=SparsityMode.PRUNE,
+        calibration=str(samples.calibration_data()),
+        backend="onnxruntime",
+        prune_drift=0.2,
+        control=True,
     )
     added = add(samples.dense_twin(), "digits", tmp_path / "repository", options)
     manifest = json.loads((Path(added.path) / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["pruned"]["method"] == "second-order"
-    assert manifest["pruned"]["evidence"]["judged_on"] == "held-out"
+    evidence = manifest["pruned"]["evidence"]
+    assert evidence["judged_on"] == "held-out"
+    assert [point["layers"] for point in evidence["budget"]["front"]] == [1, 2, 3, 3]
+    inspected = inspect_model(next(Path(added.path).glob("*.onnx")))
+    assert inspected.pruned == manifest["pruned"]
+    known = dict(pruning_facts(manifest["pruned"]))
+    assert known["budget"] == "drift 0.2"
+    assert "at most" in known["drift"]
+    page = sparsity_page(inspected.sparsity, title="digits", pruned=inspected.pruned)
+    assert "Compute that can run sparse against its cost" in page
+    # The dense twin that --control publishes has every weight of the pruned layers.
+    assert [control.name for control in added.controls] == ["digits__dense"]
+    twin = Path(added.path).parents[1] / "digits__dense" / str(added.controls[0].version)
+    dense = sparsity_report(load_model(next(twin.glob("*.onnx"))))
+    assert not dense.valid
+    assert len(added.sparsity.valid) == 3
     shown = [str(value) for name, value in _facts(added) if name == "pruning"]
     assert len(shown) == 1
     assert "on 32 held-out sample(s)" in shown[0]
