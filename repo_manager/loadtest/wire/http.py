@@ -24,6 +24,8 @@ _CHUNKED = -2  # the length of a body that comes in chunks
 _CHUNK_LINE_BYTES = 4096
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SCRATCH = bytearray(RECEIVE_BYTES)
+_SCRATCH_VIEW = memoryview(_SCRATCH)
+_now_ns = time.monotonic_ns
 
 
 def http_request(endpoint: Endpoint, number: int, parameters: bytes = b"") -> tuple[bytes, bytes]:
@@ -59,6 +61,7 @@ class HttpConnection(WireConnection):
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         super().__init__(sock, endpoint, sink, want_write)
         self.ready = True
+        self._receive_into = sock.recv_into if isinstance(sock, socket.socket) else None
         self._lane: Lane | None = None
         self._requests: Iterator[tuple[bytes, ...]] = iter(())
         if endpoint.sequences is None:
@@ -127,11 +130,19 @@ class HttpConnection(WireConnection):
     def _send_now(self) -> None:
         """Send the next request of a closed loop."""
         self.in_flight = 1
-        self._write(next(self._requests), stamped=True)
+        request = next(self._requests)
+        if len(request) > 1:
+            self._write(request, stamped=True)
+            return
+        self._start_ns = _now_ns()
+        try:
+            self._stream.write_whole(request[0])
+        except OSError as exc:
+            self._fail_all(f"the connection broke while sending: {exc}")
 
     def _write(self, request: tuple[bytes, ...], *, stamped: bool) -> None:
         if stamped:
-            self._start_ns = time.monotonic_ns()
+            self._start_ns = _now_ns()
         try:
             if len(request) == 1:
                 self._stream.write_whole(request[0])
@@ -141,29 +152,46 @@ class HttpConnection(WireConnection):
             self._fail_all(f"the connection broke while sending: {exc}")
 
     def on_readable(self) -> None:
-        """Read and handle what the server sent."""
-        if self._missing > RECEIVE_BYTES and self._status == 200 and isinstance(self._sock, socket.socket):
-            self._drop_body(self._sock)
+        """Read and handle what the server sent.
+
+        A plain socket is read into the same memory again and again. Mostly what came is the whole of an answer with the
+        header block of the last good one; every step of that case is a part of what the client costs a request.
+        """
+        if self._receive_into is None:
+            data = self._received_now()
+            if data is not None:
+                self._take(data, _now_ns())
             return
-        data = self._received_now()
-        if data is None:
+        try:
+            count = self._receive_into(_SCRATCH)
+        except BlockingIOError:
             return
-        now_ns = time.monotonic_ns()
-        if self._chunks is not None:
-            self._take_chunks(self._chunks, data, now_ns)
+        except OSError as exc:
+            self._fail_all(f"the connection broke: {exc}")
             return
+        now_ns = _now_ns()
         if (
-            len(data) == self._usual_bytes
+            count == self._usual_bytes
             and self._missing < 0
+            and self._chunks is None
             and self.in_flight
-            and data.startswith(self._usual_head)
+            and _SCRATCH.startswith(self._usual_head)
         ):
-            # The header block of the last good answer, and the whole answer in one piece.
             self.in_flight = 0
             if self._lane is not None:
                 self._note_sequence(self._lane, now_ns, is_good=True)
             if self._sink.completed(self, [now_ns - self._start_ns], now_ns):
                 self._send_now()
+        elif not count:
+            self._fail_all("the server closed the connection")
+        elif self._missing > count and self._status == 200:
+            self._missing -= count  # a piece of a large body, which nobody looks at
+        else:
+            self._take(bytes(_SCRATCH_VIEW[:count]), now_ns)
+
+    def _take(self, data: bytes, now_ns: int) -> None:
+        if self._chunks is not None:
+            self._take_chunks(self._chunks, data, now_ns)
             return
         if self._missing > 0:  # the body of an answer whose header block was seen
             self._take_body(data, 0, now_ns)
@@ -171,20 +199,6 @@ class HttpConnection(WireConnection):
         if self._received:
             data = self._received + data
         self._take_head(data, now_ns)
-
-    def _drop_body(self, sock: socket.socket) -> None:
-        """Read a piece of a large body, which nobody looks at, into the same memory again and again."""
-        try:
-            count = sock.recv_into(_SCRATCH)
-        except BlockingIOError:
-            return
-        except OSError as exc:
-            self._fail_all(f"the connection broke: {exc}")
-            return
-        if not count:
-            self._fail_all("the server closed the connection")
-            return
-        self._missing -= count
 
     def _take_head(self, data: bytes, now_ns: int) -> None:
         cut = data.find(b"\r\n\r\n", 0, _HEAD_BYTES)

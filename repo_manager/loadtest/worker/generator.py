@@ -24,6 +24,8 @@ __all__ = ["Generator"]
 _READY_TIMEOUT_S = 20.0
 _RECONNECT_NS = 100_000_000
 _MAX_CONNECTIONS = 512
+_MOST_EVENTS = 64  # for each poll takes memory for as many, and gives it back
+_READABLE, _WRITABLE = select.EPOLLIN, select.EPOLLOUT
 _ABANDON_NS = 2_000_000_000
 _HOUSEKEEPING_NS = 20_000_000
 _QUIET_NS = 1_500_000  # until the next request is due: long enough to count a slice and hand it on
@@ -138,11 +140,13 @@ class Generator:
             self._submit(next(iter(self._connections.values())), 1, None)
             self._poll(0.001)
         self._fill()
+        slots, recorder = self._job.slots, self._recorder
         while not self.stopping:
             self._poll(0.02)
             self._housekeep()
-            self._recorder.hand_over()
-            if self._in_flight < self._job.slots:
+            if recorder.kept_since_ns is not None:
+                recorder.hand_over()
+            if self._in_flight < slots:
                 self._fill()
 
     def _fill(self) -> None:
@@ -285,17 +289,18 @@ class Generator:
 
     def _poll(self, timeout_s: float) -> None:
         connections = self._connections
-        for descriptor, event in self._epoll.poll(timeout_s):
-            if descriptor == self._control_fd:
-                self._on_control()
-                continue
+        for descriptor, event in self._epoll.poll(timeout_s, _MOST_EVENTS):
             connection = connections.get(descriptor)
             if connection is None:
-                continue
-            if event & ~select.EPOLLOUT:
+                if descriptor == self._control_fd:
+                    self._on_control()
+            elif event == _READABLE:
                 connection.on_readable()
-            if event & select.EPOLLOUT and descriptor in connections:
-                connection.on_writable()
+            else:
+                if event & ~_WRITABLE:
+                    connection.on_readable()
+                if event & _WRITABLE and descriptor in connections:
+                    connection.on_writable()
 
     # --- Sink -----------------------------------------------------------------------------------
 
