@@ -91,7 +91,9 @@ def check_signatures(
             try:
                 checks.append(check_signature(root, model.name, entry.version, trusted))
             except RepositoryError as exc:
-                problems.append(Problem(f"{model.name}/{entry.version}", exc.message, hint=exc.hint or ""))
+                problems.append(
+                    Problem(f"{model.name}/{entry.version}", exc.message, hint=exc.hint or "", rule="signature")
+                )
     return checks, problems
 
 

@@ -9,11 +9,13 @@ from typing import ClassVar
 import typer
 
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, Output
+from repo_manager.cli.options import DryRun, Output, check_outputs, writing
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
 from repo_manager.cli.signing import check_signatures
 from repo_manager.errors import RepositoryError
+from repo_manager.files import write_atomic
 from repo_manager.report.repository_tables import checks_view, problems_view, repairs_view
+from repo_manager.report.sarif import sarif_text
 from repo_manager.repository import Severity, parse_location, repair, verify
 
 __all__ = ["app"]
@@ -27,6 +29,9 @@ class VerifyFlags:
 
     digests: bool = option(
         "--digests/--no-digests", sets=(verify, "digests"), help="Read every file to compare its digest."
+    )
+    sarif: Path | None = option(
+        "--sarif", metavar="FILE", help="Also write the findings as SARIF 2.1.0, with the lines of config.pbtxt."
     )
     signed_by: list[Path] | None = option(
         "--signed-by",
@@ -59,11 +64,15 @@ def verify_command(
     output: Output,
 ) -> None:
     """Check a repository: layout, configurations, every file against its manifest, and signatures."""
+    check_outputs(flags.sarif)
     root = place.root()
     copies = tuple(map(parse_location, repairing.copies or ()))
     repairs = repair(root, name, copies=copies, dry_run=dry_run) if repairing.repair else ()
     checks, unsigned = check_signatures(root, name, flags.signed_by)
     problems = (*verify(root, name, **settings_of(verify, flags)), *unsigned)
+    if flags.sarif is not None:
+        with writing(flags.sarif):
+            write_atomic(flags.sarif, sarif_text(root, problems).encode())
     views = [*repairs_view(repairs, dry_run=dry_run), *checks_view(checks), *problems_view(root, problems)]
     result = {"repairs": repairs, "signatures": checks, "problems": problems}
     output.terminal().result(result, *views)

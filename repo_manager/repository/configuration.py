@@ -181,7 +181,9 @@ def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> lis
     problems: list[Problem] = []
     for number, version in with_versions(store, view, served).contents.items():
         if not version.holds(filename):
-            problems.append(Problem(str(number), f"version {number} has no file {filename!r}"))
+            problems.append(
+                Problem(str(number), f"version {number} has no file {filename!r}", rule="model-file-missing")
+            )
         elif store.traits.remote:
             problems += against_manifest(version, config)
         elif config.backend == Backend.ONNXRUNTIME and not config.message().model_operations.op_library_filename:
@@ -191,7 +193,7 @@ def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> lis
                 try:
                     problems += check_config(config, runtime_signature(folder / filename, config), where=str(number))
                 except ModelError as exc:
-                    problems.append(Problem(str(number), exc.message))
+                    problems.append(Problem(str(number), exc.message, rule="model-unreadable"))
     return problems
 
 

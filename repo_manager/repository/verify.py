@@ -98,20 +98,27 @@ def _root_problems(store: Store) -> Iterator[Problem]:
     level = store.list_level()
     if any(entry.name == CONFIG_FILENAME for entry in level.files):
         text = "lies in the root: Triton takes the folders beside it for models, and this looks like the folder of one"
-        yield Problem(CONFIG_FILENAME, text, hint="name the repository above it: -r")
+        yield Problem(CONFIG_FILENAME, text, hint="name the repository above it: -r", rule="not-a-repository")
     for folder in level.folders:
         if folder == STAGING_IN_ROOT:
             text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
-            yield Problem(folder, text, Severity.WARNING, "the next command that writes removes it")
+            yield Problem(folder, text, Severity.WARNING, "the next command that writes removes it", rule="leftovers")
         elif folder in _SYSTEM_FOLDERS:
             text = f"is {_SYSTEM_FOLDERS[folder]}, and Triton takes every folder here for a model"
-            yield Problem(folder, text, hint="leave it, and make a folder beside it the repository")
+            yield Problem(
+                folder, text, hint="leave it, and make a folder beside it the repository", rule="foreign-folder"
+            )
         elif folder.startswith("."):
             kind = "prefix" if store.traits.remote else "folder"
-            yield Problem(folder, f"is a hidden {kind}, which Triton takes for a model", hint="move it elsewhere")
+            yield Problem(
+                folder,
+                f"is a hidden {kind}, which Triton takes for a model",
+                hint="move it elsewhere",
+                rule="foreign-folder",
+            )
     for entry in level.files:
         if entry.link is not None and not entry.link.exists:
-            yield Problem(entry.name, "is a link to nothing", Severity.WARNING)
+            yield Problem(entry.name, "is a link to nothing", Severity.WARNING, rule="broken-link")
 
 
 def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:
@@ -131,7 +138,7 @@ def _model(store: Store, name: str, content: _Content) -> list[Problem]:
         try:
             view = store.look(name)
         except RepositoryError as exc:
-            return [Problem(store.traits.record.format(name=name), exc.message, hint=exc.hint or "")]
+            return [Problem(store.traits.record.format(name=name), exc.message, hint=exc.hint or "", rule="state-file")]
         try:
             found = list(_model_once(store, view, content))
         except (FileNotFoundError, RepositoryError):  # What was to be read went, or is another one now.
@@ -175,12 +182,11 @@ def _derived(file: Path, version: VersionView, where: str) -> Iterator[Problem]:
     try:
         config = completed_config(parse_config(""), runtime_signature(file))
     except (ConfigError, ModelError) as exc:
-        yield Problem(
-            f"{where}/{file.name}", exc.message.replace(str(file.parent), str(version.path)), hint=exc.hint or ""
-        )
+        text = exc.message.replace(str(file.parent), str(version.path))
+        yield Problem(f"{where}/{file.name}", text, hint=exc.hint or "", rule="config-derived")
         return
     text = f"is served with what Triton derives from it: {described(config)}"
-    yield Problem(f"{where}/{file.name}", text, Severity.WARNING)
+    yield Problem(f"{where}/{file.name}", text, Severity.WARNING, rule="config-derived")
 
 
 def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: str) -> Iterator[Problem]:
@@ -196,7 +202,12 @@ def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: 
     try:
         yield from check_config(config, runtime_signature(file, config), where=f"{where}/{filename}")
     except ModelError as exc:
-        yield Problem(f"{where}/{filename}", exc.message.replace(str(folder), str(version.path)), hint=exc.hint or "")
+        yield Problem(
+            f"{where}/{filename}",
+            exc.message.replace(str(folder), str(version.path)),
+            hint=exc.hint or "",
+            rule="model-unreadable",
+        )
 
 
 def _joined_requests(version: VersionView, config: ModelConfig, file: Path, where: str) -> Iterator[Problem]:
@@ -215,10 +226,10 @@ def _joined_requests(version: VersionView, config: ModelConfig, file: Path, wher
         return
     text = f"samples of a batch depend on each other, and max_batch_size is {config.max_batch_size}: {reason}"
     if asked_for:
-        yield Problem(where, f"{text}; --max-batch-size was given", Severity.WARNING)
+        yield Problem(where, f"{text}; --max-batch-size was given", Severity.WARNING, rule="samples-depend")
         return
     hint = "answers can hold other clients' data: add it again under another name, which gets max_batch_size 0"
-    yield Problem(where, text, hint=hint)
+    yield Problem(where, text, hint=hint, rule="samples-depend")
 
 
 def _recorded_axis(version: VersionView) -> Mapping[str, Any]:
@@ -240,4 +251,4 @@ def _digests(folder: Path, version: VersionView, where: str) -> Iterator[Problem
             found = sha256_file(file)
             if found != record.sha256:
                 text = f"was changed: its digest is {found}; the manifest says {record.sha256}"
-                yield Problem(f"{where}/{name}", text, hint="restore it from a copy")
+                yield Problem(f"{where}/{name}", text, hint="restore it from a copy", rule="file-digest")

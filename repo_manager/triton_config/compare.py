@@ -114,7 +114,7 @@ def check_config(
             try:
                 found |= tensors_by_name(kind, (spec,))
             except ConfigError as exc:
-                unsuitable.append(Problem(where, exc.message))
+                unsuitable.append(Problem(where, exc.message, rule="tensor-type"))
                 found[spec.name] = Tensor(spec.name, "", _dims(spec), str(spec))
         return found
 
@@ -128,6 +128,7 @@ def check_config(
             mismatch.text,
             Severity.ERROR if mismatch.fatal else Severity.WARNING,
             hint if ragged and mismatch.fatal and mismatch.text.startswith("output ") else "",
+            rule="tensors-of-the-model",
         )
         for mismatch in mismatches(as_document(config), inputs, initializers, outputs)
         if mismatch.text

@@ -11,7 +11,7 @@ import re
 
 from repo_manager.errors import ConfigError
 
-__all__ = ["TextField", "canonical_values", "replace_field", "top_level_fields"]
+__all__ = ["TextField", "canonical_values", "line_of", "replace_field", "top_level_fields"]
 
 _TOKEN = re.compile(
     r"""(?P<skip>[\s,;]+|\#[^\n]*)
@@ -21,6 +21,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _CLOSES = {"{": "}", "<": ">", "[": "]"}
+_PLACE = re.compile(r"\b(\d+):\d+ ?: |, line (\d+): ")  # in a parser's message
+_NAMED = re.compile(r"'([^']+)'|\"([^\"]+)\"|([A-Za-z_]\w*)")
 
 
 _SCALAR = r'(?:"(?:[^"\\\n]|\\.)*"|\[[^\]\n"\'#{}<>]*\]|[^\s,;#"\'{}<>\[\]]+)'
@@ -143,6 +145,82 @@ def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
         text = _cut(text, field)
     first = found[0]
     return text[: first.start] + replacement + text[first.end :] if replacement else _cut(text, first)
+
+
+@dataclasses.dataclass
+class _Outlined:
+    """A field at any depth: its line, the field around it, and the strings in it."""
+
+    name: str
+    line: int
+    parent: _Outlined | None
+    strings: set[str] = dataclasses.field(default_factory=set)
+
+
+def _outline(text: str) -> list[_Outlined]:
+    """Return every field of a text-format message; a message in a list is a field of the list's name.
+
+    Raises:
+        ConfigError: a string does not end.
+    """
+    tokens = _tokens(text, "config.pbtxt")
+    fields: list[_Outlined] = []
+    around: list[_Outlined | None] = [None]
+    field: _Outlined | None = None
+    line, counted = 1, 0
+    for place, (kind, token, position) in enumerate(tokens):
+        line, counted = line + text.count("\n", counted, position), position
+        following = tokens[place + 1][0] if place + 1 < len(tokens) else ""
+        if kind == "word" and following in ("colon", "open"):
+            field = _Outlined(token, line, around[-1])
+            fields.append(field)
+        elif kind == "string" and field is not None:
+            for each in (field, around[-1]):
+                if each is not None:
+                    each.strings.add(token[1:-1])
+        elif kind == "open" and field is not None:
+            listed = around[-1]
+            if token != "[" and listed is not None and tokens[place - 1][0] in ("open", "close"):
+                field = _Outlined(listed.name, line, listed.parent)  # an element of a list
+                fields.append(field)
+            around.append(field)
+        elif kind == "close" and len(around) > 1:
+            field = around.pop()
+    return fields
+
+
+def line_of(text: str, what: str) -> int | None:
+    """Return the line of a configuration that a finding is about; `None` when it names nothing that is there.
+
+    A parser's message has its line. Of the fields that a finding names (or, if it names none, that hold a string of
+    it), the one counts of which the finding names the most: fields around it, tensors and models in them. Of equals it
+    is the one that the finding names first.
+
+    Args:
+        text: the configuration as a person wrote it.
+        what: the finding's text.
+    """
+    if match := _PLACE.search(what):
+        return int(match[1] or match[2])
+    words = [next(filter(None, match.groups())) for match in _NAMED.finditer(what)]
+    order = {word: place for place, word in reversed(list(enumerate(words)))}
+    try:
+        fields = _outline(text)
+    except ConfigError:
+        return None
+    best: tuple[bool, int, int, int] | None = None
+    for number, field in enumerate(fields):
+        if field.name not in order and not field.strings & order.keys():
+            continue
+        score = 0
+        each: _Outlined | None = field
+        while each is not None:
+            score += (each.name in order) + 2 * bool(each.strings & order.keys())
+            each = each.parent
+        key = (field.name in order, score, -order.get(field.name, len(words)), -number)
+        if best is None or key > best:
+            best = key
+    return None if best is None else fields[-best[3]].line
 
 
 def _cut(text: str, field: TextField) -> str:

@@ -81,7 +81,9 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
     served = served_versions(new, view.versions)
     known = set(old.unknown_fields) if old is not None else set()
     problems = [
-        Problem(CONFIG_FILENAME, f"field {field!r} is not in Triton's schema" + _meant(field))
+        Problem(
+            CONFIG_FILENAME, f"field {field!r} is not in Triton's schema" + _meant(field), rule="config-unknown-field"
+        )
         for field in new.unknown_fields
         if field not in known
     ]
@@ -110,12 +112,18 @@ def _refuse_open_policy(view: ModelView, config: ModelConfig) -> None:
 def _check(view: ModelView, config: ModelConfig, served: tuple[int, ...]) -> list[Problem]:
     problems = check_rules(config, where=CONFIG_FILENAME)
     if config.name not in ("", view.name):
-        problems.append(Problem(CONFIG_FILENAME, f"name is {config.name!r}; the folder's is {view.name!r}"))
+        problems.append(
+            Problem(CONFIG_FILENAME, f"name is {config.name!r}; the folder's is {view.name!r}", rule="config-name")
+        )
     if view.versions and not served:
-        problems.append(Problem(CONFIG_FILENAME, f"the version policy serves none of {view.versions}"))
+        problems.append(
+            Problem(CONFIG_FILENAME, f"the version policy serves none of {view.versions}", rule="version-policy")
+        )
     for label_file in config.label_filenames:
         if label_file not in view.beside:
-            problems.append(Problem(CONFIG_FILENAME, f"label file {label_file!r} does not exist"))
+            problems.append(
+                Problem(CONFIG_FILENAME, f"label file {label_file!r} does not exist", rule="labels-missing")
+            )
     return problems
 
 
@@ -134,7 +142,7 @@ def against_manifest(version: VersionView, config: ModelConfig) -> list[Problem]
         return []
     published = parse_config(text, where=f"{version.number}/{MANIFEST_FILENAME}")
     return [
-        Problem(str(version.number), difference)
+        Problem(str(version.number), difference, rule="config-signature")
         for difference in same_signature(config, published)
         if not difference.startswith("max_batch_size")  # A person may lower or raise it.
     ]

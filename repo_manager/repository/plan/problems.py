@@ -49,10 +49,15 @@ def work_problems(view: ModelView) -> Iterator[Problem]:
         where = f"{view.name}/{work.version}"
         if str(work.version) in view.level.folders and open_policy and view.has_config:
             text = f"{work.sentence}, and the version policy lets Triton load what is there of it"
-            yield Problem(where, text, hint="name the versions to serve in config.pbtxt, then run `repo-manager gc`")
+            yield Problem(
+                where,
+                text,
+                hint="name the versions to serve in config.pbtxt, then run `repo-manager gc`",
+                rule="unfinished-work",
+            )
         elif work.abandoned:
             hint = "the same command goes on where it broke off; `repo-manager gc` removes the rest"
-            yield Problem(where, work.sentence, Severity.WARNING, hint)
+            yield Problem(where, work.sentence, Severity.WARNING, hint, rule="unfinished-work")
 
 
 def model_problems(view: ModelView) -> Iterator[Problem]:
@@ -61,7 +66,7 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
     try:
         validate_model_name(name)
     except RepositoryError as exc:
-        yield Problem(name, exc.message, Severity.WARNING)
+        yield Problem(name, exc.message, Severity.WARNING, rule="model-name")
     if view.link is not None:
         yield _link_problem(view.link, name)
     config = readable_config(view)
@@ -79,7 +84,7 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
     if not view.versions:
         empty = not view.level.files and not view.folders
         hint = "remove the folder" if empty else "add a version, or move the folder out of the repository"
-        yield Problem(name, "has no version, and Triton takes the folder for a model", hint=hint)
+        yield Problem(name, "has no version, and Triton takes the folder for a model", hint=hint, rule="no-version")
 
 
 def _config_problems(view: ModelView) -> Iterator[Problem]:
@@ -88,30 +93,40 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
         newest = max(view.contents, default=None)
         if newest is not None and not backend_of_files(top_names(view.contents[newest])):
             text = f"is missing, and the files of version {newest} do not tell Triton which backend runs them"
-            yield Problem(where, text, hint="write one; it has to state the backend")
+            yield Problem(where, text, hint="write one; it has to state the backend", rule="config-missing")
             return
         text = "is missing; Triton derives one where the backend can"
-        yield Problem(where, text, Severity.WARNING, _WRITE_DOWN)
+        yield Problem(where, text, Severity.WARNING, _WRITE_DOWN, rule="config-missing")
         return
     try:
         config = parse_config(view.config_text(), where=where)
     except ConfigError as exc:
-        yield Problem(where, exc.message, hint=exc.hint or "")
+        yield Problem(where, exc.message, hint=exc.hint or "", rule="config-syntax")
         return
     yield from check_rules(config, where=where)
     if config.name not in ("", view.name):
-        yield Problem(where, f"names the model {config.name!r}; Triton wants the folder's {view.name!r}")
+        yield Problem(
+            where, f"names the model {config.name!r}; Triton wants the folder's {view.name!r}", rule="config-name"
+        )
     slips = {field: meant for field in config.unknown_fields if (meant := meant_field(field))}
     for field, meant in slips.items():
         text = f"has a field {field!r}, which Triton does not know and refuses"
-        yield Problem(where, text, hint=f"did you mean {meant!r}?")
+        yield Problem(where, text, hint=f"did you mean {meant!r}?", rule="config-unknown-field")
     others = [field for field in config.unknown_fields if field not in slips]
     if others:
         text = f"has fields that this repo-manager does not know: {', '.join(others)}"
-        yield Problem(where, text, Severity.WARNING, "a Triton that does not know them either refuses the model")
+        yield Problem(
+            where,
+            text,
+            Severity.WARNING,
+            "a Triton that does not know them either refuses the model",
+            rule="config-unknown-field",
+        )
     for label_file in config.label_filenames:
         if label_file not in view.beside:
-            yield Problem(f"{view.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it")
+            yield Problem(
+                f"{view.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it", rule="labels-missing"
+            )
 
 
 def _lookalikes(view: ModelView) -> Iterator[Problem]:
@@ -129,43 +144,59 @@ def _stray_file(entry: Entry, where: str, config: ModelConfig | None) -> Iterato
     if entry.name == CONFIG_FILENAME or (config is not None and entry.name in config.label_filenames):
         return
     if entry.link is not None and not entry.link.exists:
-        yield Problem(where, "is a link to nothing", Severity.WARNING)
+        yield Problem(where, "is a link to nothing", Severity.WARNING, rule="broken-link")
     elif config is not None:
         text = "lies beside the versions: each change of it makes Triton reload every version"
-        yield Problem(where, text, Severity.WARNING, "move it elsewhere, or into the version that it belongs to")
+        yield Problem(
+            where,
+            text,
+            Severity.WARNING,
+            "move it elsewhere, or into the version that it belongs to",
+            rule="stray-file",
+        )
 
 
 def _folder_problems(folder: str, where: str) -> Iterator[Problem]:
     """Say what Triton makes of a folder in a model's folder."""
     number = triton_version(folder)
     if number is None:
-        yield Problem(where, "is no version; Triton ignores it with a warning", Severity.WARNING)
+        yield Problem(where, "is no version; Triton ignores it with a warning", Severity.WARNING, rule="version-folder")
     elif abs(number) >= 2**63:
-        yield Problem(where, "is a number beyond 64 bits, at which Triton fails", hint="rename it")
+        yield Problem(
+            where, "is a number beyond 64 bits, at which Triton fails", hint="rename it", rule="version-folder"
+        )
     elif str(number) != folder:
         text = f"Triton takes this folder for version {number} and then reads the folder {number}"
-        yield Problem(where, text, hint="rename it so that it does not start with a digit, or remove it")
+        yield Problem(
+            where, text, hint="rename it so that it does not start with a digit, or remove it", rule="version-folder"
+        )
     elif number < 1:
-        yield Problem(where, f"is version {number}; versions start at 1", Severity.WARNING)
+        yield Problem(where, f"is version {number}; versions start at 1", Severity.WARNING, rule="version-folder")
 
 
 def _policy_problems(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
     policy = version_policy(config)
     where = f"{view.name}/{CONFIG_FILENAME}"
     if view.versions and not served_versions(config, view.versions):
-        yield Problem(where, f"asks to serve {policy}, and the versions are {list(view.versions)}: nothing would load")
+        yield Problem(
+            where,
+            f"asks to serve {policy}, and the versions are {list(view.versions)}: nothing would load",
+            rule="version-policy",
+        )
     elif isinstance(policy, tuple):
         missing = sorted(set(policy) - set(view.versions))
         if missing:
             text = f"asks to serve {', '.join(map(str, missing))}, which do not exist; Triton skips them"
-            yield Problem(where, text, Severity.WARNING, "deploy an existing version")
+            yield Problem(where, text, Severity.WARNING, "deploy an existing version", rule="version-policy")
 
 
 def _link_problem(link: Link, where: str) -> Problem:
     if link.outside:
         text = f"is a symbolic link out of the repository, to {link.target}"
-        return Problem(where, text, hint="put the content itself here: what lies outside can change unseen")
-    return Problem(where, f"is a symbolic link to {link.target}", Severity.WARNING)
+        return Problem(
+            where, text, hint="put the content itself here: what lies outside can change unseen", rule="link"
+        )
+    return Problem(where, f"is a symbolic link to {link.target}", Severity.WARNING, rule="link")
 
 
 def version_problems(version: VersionView, config: ModelConfig | None) -> Iterator[Problem]:
@@ -182,12 +213,18 @@ def version_problems(version: VersionView, config: ModelConfig | None) -> Iterat
         yield from _served_file(version, config, where)
     if not version.has_manifest:
         text = f"has no {MANIFEST_FILENAME}: nothing says what it should hold"
-        yield Problem(where, text, Severity.WARNING, "`repo-manager adopt` writes one of what is there now")
+        yield Problem(
+            where,
+            text,
+            Severity.WARNING,
+            "`repo-manager adopt` writes one of what is there now",
+            rule="manifest-missing",
+        )
         return
     try:
         manifest = version.manifest()
     except RepositoryError as exc:
-        yield Problem(f"{where}/{MANIFEST_FILENAME}", exc.message, hint=exc.hint or "")
+        yield Problem(f"{where}/{MANIFEST_FILENAME}", exc.message, hint=exc.hint or "", rule="manifest-damaged")
         return
     yield from _manifest_problems(version, manifest, config, f"{where}/{MANIFEST_FILENAME}")
     yield from _files_against_manifest(version, manifest, where)
@@ -198,9 +235,9 @@ def _file_kind(entry: Entry, where: str) -> Iterator[Problem]:
         link = entry.link
         text = f"is a symbolic link {'out of the repository, ' if link.outside else ''}to {link.target}"
         severity = Severity.ERROR if link.outside or not link.exists else Severity.WARNING
-        yield Problem(where, text, severity, "put the content itself here")
+        yield Problem(where, text, severity, "put the content itself here", rule="link")
     elif not entry.regular:
-        yield Problem(where, "is not a regular file", hint="remove it")
+        yield Problem(where, "is not a regular file", hint="remove it", rule="not-a-file")
 
 
 def _served_file(version: VersionView, config: ModelConfig, where: str) -> Iterator[Problem]:
@@ -208,9 +245,9 @@ def _served_file(version: VersionView, config: ModelConfig, where: str) -> Itera
     if not filename:
         return
     if not version.holds(filename):
-        yield Problem(f"{where}/{filename}", "is missing, and the configuration serves it")
+        yield Problem(f"{where}/{filename}", "is missing, and the configuration serves it", rule="model-file-missing")
     elif any(entry.name == filename and entry.size_bytes == 0 for entry in version.files):
-        yield Problem(f"{where}/{filename}", "is empty")
+        yield Problem(f"{where}/{filename}", "is empty", rule="model-file-missing")
 
 
 def _manifest_problems(
@@ -219,31 +256,46 @@ def _manifest_problems(
     model = version.path.parent.name
     if (manifest.model, manifest.version) != (model, version.number):
         text = f"is of {manifest.model}:{manifest.version}, and lies in {model}:{version.number}"
-        yield Problem(where, text, hint="the version was copied or renamed by hand; publish it instead")
+        yield Problem(
+            where,
+            text,
+            hint="the version was copied or renamed by hand; publish it instead",
+            rule="manifest-of-another",
+        )
     if manifest.schema_version > MANIFEST_SCHEMA_VERSION:
         text = f"has schema_version {manifest.schema_version}; this repo-manager knows {MANIFEST_SCHEMA_VERSION}"
-        yield Problem(where, text, Severity.WARNING, "update repo-manager to see all of it")
+        yield Problem(where, text, Severity.WARNING, "update repo-manager to see all of it", rule="manifest-newer")
     if config is None or not manifest.config:
         return
     try:
         published = parse_config(manifest.config, where=f"{where}: config")
     except ConfigError as exc:
-        yield Problem(where, exc.message)
+        yield Problem(where, exc.message, rule="model-file-missing")
         return
     for difference in same_signature(config, published):
         if not difference.startswith("max_batch_size"):  # A person may lower or raise it.
-            yield Problem(where, f"config.pbtxt does not fit this version: {difference}")
+            yield Problem(where, f"config.pbtxt does not fit this version: {difference}", rule="config-signature")
 
 
 def _files_against_manifest(version: VersionView, manifest: Manifest, where: str) -> Iterator[Problem]:
     present = {entry.name: entry for entry in version.files}
     for name, record in manifest.files.items():
         if name not in present:
-            yield Problem(f"{where}/{name}", "is missing; the manifest lists it", hint="restore it from a copy")
+            yield Problem(
+                f"{where}/{name}",
+                "is missing; the manifest lists it",
+                hint="restore it from a copy",
+                rule="file-missing",
+            )
         elif present[name].size_bytes != record.size_bytes:
             text = f"has {present[name].size_bytes} bytes; the manifest says {record.size_bytes}"
-            yield Problem(f"{where}/{name}", text, hint="restore it from a copy")
+            yield Problem(f"{where}/{name}", text, hint="restore it from a copy", rule="file-size")
     for name in sorted(present.keys() - manifest.files.keys()):
         if is_bytecode(name):
             continue
-        yield Problem(f"{where}/{name}", "was added after publishing; the manifest does not list it", hint="remove it")
+        yield Problem(
+            f"{where}/{name}",
+            "was added after publishing; the manifest does not list it",
+            hint="remove it",
+            rule="file-added",
+        )

@@ -336,14 +336,14 @@ class DiskStore:
         for name, version in orphaned_signatures(self.location):
             text = f"is the signature of {name}:{version}, which does not exist"
             where = signature_name(name, version)
-            problem = Problem(where, text, Severity.WARNING, "`repo-manager gc` removes it")
+            problem = Problem(where, text, Severity.WARNING, "`repo-manager gc` removes it", rule="leftovers")
             act = functools.partial(self._drop_orphan, name, version)
             yield Step(where, "removed: its version does not exist", StepKind.REST, act, problem)
         try:
             read_states(self.location)
         except RepositoryError as exc:
             action = f"set aside as {STATE_FILENAME}.damaged and begun anew from the folders"
-            problem = Problem(STATE_FILENAME, exc.message, hint=exc.hint or "")
+            problem = Problem(STATE_FILENAME, exc.message, hint=exc.hint or "", rule="state-file")
             yield Step(STATE_FILENAME, action, StepKind.RECORD, self._begin_state_anew, problem)
 
     def _drop_orphan(self, name: str, version: int) -> bool:
