@@ -43,8 +43,17 @@ measure() { # measure NAME:VERSION SERVER REPOSITORY REPORT
     ${gates[@]+"${gates[@]}"} --report "$results/$4.json" --report "$results/$4.xml" --report "$results/$4.md" --quiet
 }
 
+roll_out() { # roll_out VERB WHAT SERVER REPOSITORY [OPTION...]
+  local keys=()
+  if [ -n "${SIGNED_BY:-}" ]; then keys=(--signed-by "$SIGNED_BY"); fi
+  if [ -n "${DEPLOY_TIMEOUT:-}" ]; then keys+=(--timeout "$DEPLOY_TIMEOUT"); fi
+  repo-manager "$1" "$2" --to "$3" --repository "$4" ${keys[@]+"${keys[@]}"} "${@:5}"
+}
+
 case "${1:-}" in
   verify)
+    # A new team's folder is an empty repository; object storage has no folders.
+    case "$STAGING_REPOSITORY" in *://*) ;; *) mkdir -p "$STAGING_REPOSITORY" ;; esac
     repo-manager verify --repository "$STAGING_REPOSITORY"
     repo-manager inspect "$MODEL_FILE" --json >"$results/inspect.json"
     ;;
@@ -55,13 +64,14 @@ case "${1:-}" in
       --backend "${BACKEND:-auto}" --sparsity "${SPARSITY:-report}" --repository "$STAGING_REPOSITORY" --json >"$results/add.json"
     field version <"$results/add.json" >"$results/version"
     version=$(recall version)
+    if [ -n "${SIGN_KEY:-}" ]; then repo-manager sign "$MODEL_NAME:$version" --key "$SIGN_KEY" --repository "$STAGING_REPOSITORY"; fi
     output version "$version"
     echo "Added **$MODEL_NAME:$version** (${PRECISION:-fp32}) to staging." | summary
     ;;
   staging)
     version=$(recall version)
     inference_at STAGING_INFERENCE "$STAGING_SERVER" "${STAGING_INFERENCE:-}" >/dev/null # or the gate could never pass
-    repo-manager deploy "$MODEL_NAME:$version" --to "$STAGING_SERVER" --repository "$STAGING_REPOSITORY"
+    roll_out deploy "$MODEL_NAME:$version" "$STAGING_SERVER" "$STAGING_REPOSITORY"
     ;;
   gate)
     version=$(recall version)
@@ -85,7 +95,9 @@ case "${1:-}" in
     if [ "${PRODUCTION_CHECK:-true}" = true ]; then
       address=$(inference_at PRODUCTION_INFERENCE "$PRODUCTION_SERVER" "${PRODUCTION_INFERENCE:-}")
     fi
-    repo-manager deploy "$target" --to "$PRODUCTION_SERVER" --repository "$PRODUCTION_REPOSITORY"
+    trial=()
+    if [ -n "${CANARY:-}" ]; then trial=(--canary "$CANARY" --step "${CANARY_STEP:-5m}"); fi
+    roll_out deploy "$target" "$PRODUCTION_SERVER" "$PRODUCTION_REPOSITORY" ${trial[@]+"${trial[@]}"}
     # `deploy` undoes itself. What it cannot see is how the version does under production's own load.
     if [ "${PRODUCTION_CHECK:-true}" = true ]; then
       code=0
@@ -94,7 +106,7 @@ case "${1:-}" in
       if [ "$code" -ne 0 ]; then
         echo "**$target** failed its check in production; going back." | summary
         back=0
-        repo-manager rollback "$MODEL_NAME" --to "$PRODUCTION_SERVER" --repository "$PRODUCTION_REPOSITORY" || back=$?
+        roll_out rollback "$MODEL_NAME" "$PRODUCTION_SERVER" "$PRODUCTION_REPOSITORY" || back=$?
         if [ "$back" -ne 0 ]; then
           echo "**$target still serves in production**: going back ended with exit code $back (3: it is the first version)." | summary
         fi

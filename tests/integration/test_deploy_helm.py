@@ -91,8 +91,21 @@ _MATRIX: dict[str, dict[str, Any]] = {
         },
     },
 }
+_OWN_KINDS = [
+    {
+        **_GPU_KINDS[0],
+        "image": {"tag": "26.08-py3"},
+        "resources": {"limits": {"memory": "64Gi"}},
+        "affinity": {"nodeAffinity": {}},
+        "runtimeClassName": "nvidia",
+        "autoscaling": {"by": "keda", "prometheus": "http://prometheus:9090", "maxReplicas": 20},
+    },
+    {**_GPU_KINDS[1], "autoscaling": {"enabled": False}},
+    {"name": "cpu"},
+]
+_MATRIX["own-kinds"] = {**_BASE, "kinds": _OWN_KINDS, "autoscaling": {"enabled": True}, "deployer": _DEPLOYER}
 # Not part of Kubernetes' own schemas.
-_FOREIGN = {"ServiceMonitor", "PrometheusRule"}
+_FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +151,15 @@ def test_lint() -> None:
     [
         ({"image": {"repository": "", "tag": "x"}}, "/image/repository"),
         ({"image": {"repository": "tritonserver"}}, "image.tag or image.digest is required"),
-        ({"image": {"repository": "tritonserver", "tag": "latest"}}, "/image/tag"),
+        (
+            {"image": {"repository": "tritonserver", "tag": "latest"}},
+            "image.tag is latest, which changes under running",
+        ),
+        ({"kinds": [{"name": "l4", "image": {"tag": "latest"}}]}, "image.tag is latest, which changes under running"),
+        ({"kinds": [{"name": "l4", "resources": {"limit": {}}}]}, "/kinds/0/resources"),
+        ({"autoscaling": {"enabled": True, "by": "keda"}}, "autoscaling.prometheus is required with autoscaling.by"),
+        ({"autoscaling": {"enabled": True, "by": "vpa"}}, "/autoscaling/by"),
+        ({"fullnameOverride": "9lives"}, '"9lives" cannot be the name of a Service'),
         ({"repository": {"url": ""}}, "/repository/url"),
         ({"repository": {"url": "/models/repository"}}, "/repository/volume/source"),
         ({"repository": {"url": "ftp://host/models"}}, "/repository/url"),
@@ -370,6 +391,78 @@ def test_a_kind_without_a_gpu_to_spare_goes_down_by_one() -> None:
     assert tight["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert other["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert tight["spec"]["minReadySeconds"] == other["spec"]["minReadySeconds"] == 10
+
+
+def test_what_a_kind_has_of_its_own_is_its_alone(tmp_path: Path) -> None:
+    objects = load_objects(render(_MATRIX["own-kinds"]))
+    large, fixed, plain = of_kind(objects, "Deployment")
+    pods = [item["spec"]["template"]["spec"] for item in (large, fixed, plain)]
+    assert [pod["containers"][0]["image"] for pod in pods] == [
+        "tritonserver:26.08-py3",
+        "tritonserver:26.07-py3",
+        "tritonserver:26.07-py3",
+    ]
+    limits = [pod["containers"][0]["resources"]["limits"] for pod in pods]
+    assert limits == [
+        {"memory": "64Gi", "nvidia.com/gpu": 1},
+        {"memory": "8Gi", "nvidia.com/gpu": 2},
+        {"memory": "8Gi"},
+    ]
+    assert [(pod.get("runtimeClassName"), "affinity" in pod) for pod in pods] == [("nvidia", True)] + [
+        (None, False)
+    ] * 2
+    assert [item["spec"].get("replicas") for item in (large, fixed, plain)] == [None, 3, None]
+    (scaler,) = of_kind(objects, "HorizontalPodAutoscaler")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == plain["metadata"]["name"]
+    (scaled,) = of_kind(objects, "ScaledObject")
+    assert scaled["spec"]["scaleTargetRef"]["name"] == large["metadata"]["name"]
+    assert (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]) == (2, 20)
+    _check_query(scaled["spec"]["triggers"][0], large["metadata"]["name"], tmp_path)
+
+
+def _check_query(trigger: dict[str, Any], name: str, folder: Path) -> None:
+    """See that KEDA's query is the time in the queue of the Deployment's own pods, and 0 when there are no requests."""
+    assert (trigger["metricType"], trigger["metadata"]["threshold"]) == ("Value", "0.02")
+    series = [
+        {"series": f'nv_inference_{metric}{{namespace="models",pod="{pod}"}}', "values": f"0+{step}x10"}
+        for metric, pod, step in (
+            ("queue_duration_us", f"{name}-5d9f7c6b8-x2x4z", 18_000_000),
+            ("request_success", f"{name}-5d9f7c6b8-x2x4z", 600),
+            ("queue_duration_us", "rel-triton-cpu-5d9f7c6b8-abcde", 99_000_000),
+            ("request_success", "rel-triton-cpu-5d9f7c6b8-abcde", 600),
+        )
+    ]
+    tests = []
+    for given, value in ((series, 0.03), ([{**each, "values": "5x10"} for each in series], 0)):
+        check = {
+            "expr": trigger["metadata"]["query"],
+            "eval_time": "5m",
+            "exp_samples": [{"labels": "{}", "value": value}],
+        }
+        tests.append({"interval": "1m", "input_series": given, "promql_expr_test": [check]})
+    (folder / "keda.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": tests}), encoding="utf-8")
+    done = run_promtool("test", "rules", "keda.yaml", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_selector_that_cannot_be_changed_is_said_before_the_upgrade(cluster: ServedCluster) -> None:
+    values = {**_BASE, "fullnameOverride": "vision"}
+    _live(cluster, values)
+    upgrade({**values, "replicas": 3}, cluster.kubeconfig)
+    where = ("--namespace", "models", "--kubeconfig", str(cluster.kubeconfig))
+    asked = ("--is-upgrade", "--dry-run=server", "--disable-openapi-validation")
+    done = run_helm("template", "rel", str(CHART), *where, *asked, values={**values, "nameOverride": "other"})
+    assert done.returncode != 0
+    assert "Deployment vision selects its pods by" in done.stderr
+
+
+def test_a_release_with_a_dot_gets_names_that_services_may_have() -> None:
+    objects = load_objects(render(_BASE, release="rel.v2"))
+    assert {item["metadata"]["name"] for item in of_kind(objects, "Service")} == {
+        "rel-v2-triton",
+        "rel-v2-triton-headless",
+    }
+    assert _deployment(objects)["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "rel.v2"
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/models", "gs://bucket/models", "as://account/container/models"])

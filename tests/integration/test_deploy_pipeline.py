@@ -102,7 +102,7 @@ def test_from_the_file_to_production_and_back_when_production_disagrees(pipeline
     assert (results / "production.json").is_file()
 
     # The second version as GitLab runs it; staging's gate stops it first, then production's own check sends it back.
-    jobs = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    jobs = yaml.safe_load((CI / "gitlab" / "deploy-model.yml").read_text(encoding="utf-8"))
     scripts = {name: job["script"][0] for name, job in jobs.items() if isinstance(job, dict) and "script" in job}
     for name in ("verify", "add", "deploy-staging"):
         pipeline.run(scripts[name], PRECISION="fp32")
@@ -156,5 +156,65 @@ def test_a_first_version_that_fails_in_production_keeps_the_gates_exit_code(pipe
 
 def test_gitlab_runs_a_shell_in_the_image() -> None:
     """The image's own entry point is `repo-manager`, which takes GitLab's shell for a command."""
-    image = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))["default"]["image"]
+    image = yaml.safe_load((CI / "gitlab" / "deploy-model.yml").read_text(encoding="utf-8"))["default"]["image"]
     assert image["entrypoint"] == [""]
+
+
+STAND_IN = """#!/bin/sh
+echo "$@" >>"$CALLS"
+case "$1" in add) echo '{"version": 1}' ;; copy) echo '{"version": 1}' ;; esac
+"""
+
+
+def test_settings_of_a_roll_out_reach_it_and_a_new_team_has_an_empty_repository(tmp_path: Path) -> None:
+    (tmp_path / "repo-manager").write_text(STAND_IN)
+    (tmp_path / "repo-manager").chmod(0o755)
+    staging = tmp_path / "team" / "staging"
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "RESULTS": str(tmp_path / "results"),
+        "MODEL_FILE": "m.onnx",
+        "MODEL_NAME": "digits",
+        "PRODUCTION_CHECK": "false",
+        "CANARY": "10%,100%",
+        "DEPLOY_TIMEOUT": "900",
+        "SIGN_KEY": "k.pem",
+        "SIGNED_BY": "k.pub",
+        "STAGING_REPOSITORY": str(staging),
+        "STAGING_SERVER": "grpc://s:1",
+        "PRODUCTION_REPOSITORY": "s3://production/models",
+        "PRODUCTION_SERVER": "kserve://models/digits",
+    }
+    for step in ("verify", "add", "staging", "promote", "production"):
+        command = ["bash", CI / "pipeline.sh", step]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert staging.is_dir(), "the first run verifies an empty repository"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    how = "--signed-by k.pub --timeout 900"
+    assert f"sign digits:1 --key k.pem --repository {staging}" in calls
+    assert f"deploy digits:1 --to grpc://s:1 --repository {staging} {how}" in calls
+    production = "deploy digits:1 --to kserve://models/digits --repository s3://production/models"
+    assert calls[-1] == f"{production} {how} --canary 10%,100% --step 5m"
+
+
+def test_the_kubeconfig_is_a_file_for_the_step_alone(tmp_path: Path) -> None:
+    action = yaml.safe_load((CI / "github" / "deploy-model" / "action.yml").read_text(encoding="utf-8"))
+    (tmp_path / "pipeline.sh").write_text(
+        'cat "$KUBECONFIG"; env | grep -c KUBECONFIG_CONTENT || true; stat -c %a "$KUBECONFIG"'
+    )
+    environment = {**os.environ, "GITHUB_ACTION_PATH": str(tmp_path), "RUNNER_TEMP": str(tmp_path), "STEP": "staging"}
+    environment["KUBECONFIG_CONTENT"] = "apiVersion: v1\nkind: Config"
+    script = action["runs"]["steps"][-1]["run"]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "apiVersion: v1\nkind: Config\n0\n600\n"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline.sh"]

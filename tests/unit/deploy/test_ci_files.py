@@ -10,6 +10,8 @@ import pytest
 import yaml
 from support.dev_tools import tool
 
+import repo_manager
+
 CI = Path(__file__).parents[3] / "deploy" / "ci"
 STEPS = ("verify", "add", "staging", "gate", "promote", "production")
 
@@ -57,6 +59,7 @@ def test_zizmor_would_find(github: Path) -> None:
         ("vendor.github-workflows", "github/deploy-model.yml", ()),
         ("vendor.github-actions", "github/deploy-model/action.yml", ()),
         ("vendor.gitlab-ci", "gitlab/.gitlab-ci.yml", ("--data-transform", "gitlab-ci")),
+        ("vendor.gitlab-ci", "gitlab/deploy-model.yml", ("--data-transform", "gitlab-ci")),
     ],
 )
 def test_published_schemas(schema: str, file: str, more: tuple[str, ...], tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_both_take_the_steps_of_the_script_in_its_order() -> None:
         if "step" in step.get("with", {})
     ]
     assert tuple(taken) == STEPS
-    jobs = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    jobs = yaml.safe_load((CI / "gitlab" / "deploy-model.yml").read_text(encoding="utf-8"))
     scripts = [
         job["script"][0].rpartition(" ")[2] for job in jobs.values() if isinstance(job, dict) and "script" in job
     ]
@@ -93,8 +96,32 @@ def test_every_setting_of_the_script_is_documented_and_given() -> None:
 
 
 def test_gitlabs_needs_name_jobs_that_come_before() -> None:
-    jobs = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    jobs = yaml.safe_load((CI / "gitlab" / "deploy-model.yml").read_text(encoding="utf-8"))
     names = [name for name, job in jobs.items() if isinstance(job, dict) and "script" in job]
     for index, name in enumerate(names):
         assert set(jobs[name].get("needs", [])) <= set(names[:index])
         assert jobs[name]["stage"] in jobs["stages"]
+
+
+def test_what_is_installed_by_default_is_this_version() -> None:
+    action = yaml.safe_load((CI / "github" / "deploy-model" / "action.yml").read_text(encoding="utf-8"))
+    assert action["inputs"]["repo-manager"]["default"].endswith(f"=={repo_manager.__version__}")
+
+
+def test_the_workflow_keeps_no_key_of_a_cloud_and_hands_the_kubeconfig_to_each_roll_out() -> None:
+    text = (CI / "github" / "deploy-model.yml").read_text(encoding="utf-8")
+    assert "secrets.AWS" not in text
+    for job in yaml.safe_load(text)["jobs"].values():
+        steps = [step["with"] for step in job["steps"] if "step" in step.get("with", {})]
+        given = {step["step"] for step in steps if "kubeconfig" in step}
+        assert given == {step["step"] for step in steps} & {"staging", "production"}
+
+
+def test_gitlab_locks_the_whole_way_and_not_each_job_of_it() -> None:
+    parent = yaml.safe_load((CI / "gitlab" / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    (job,) = (job for job in parent.values() if isinstance(job, dict) and "trigger" in job)
+    assert job["trigger"] == {"include": [{"local": "ci/deploy-model.yml"}], "strategy": "depend"}
+    assert job["resource_group"] == "deploy-$MODEL_NAME"
+    assert all("$CI_PIPELINE_SOURCE" in rule["if"] or rule.get("changes") for rule in job["rules"]), "no push alone"
+    child = yaml.safe_load((CI / "gitlab" / "deploy-model.yml").read_text(encoding="utf-8"))
+    assert not [name for name, job in child.items() if isinstance(job, dict) and "resource_group" in job]

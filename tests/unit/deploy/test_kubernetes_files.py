@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import py_compile
 import re
+import shutil
 import string
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +133,48 @@ def test_the_role_for_kserve_allows_what_roll_outs_status_and_gc_ask_for_and_no_
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"]
 
 
+# Triton's HTTP API (server, `src/http_server.cc`): what clients may ask from outside, and some of what they may not.
+ALLOWED = [
+    *(("GET", path) for path in ("/v2", "/v2/health/live", "/v2/health/ready")),
+    *(("GET", f"/v2/models/digits{path}") for path in ("", "/ready", "/config")),
+    *(("POST", f"/v2/models/digits/{path}") for path in ("infer", "generate", "generate_stream")),
+]
+FORBIDDEN = [
+    f"{base}{path}"
+    for base in ("", "/v2/models/digits", "/v2/models/digits/versions/2", "/v2/models/other")
+    for path in ("/v2/trace/setting", "/trace/setting", "/stats")
+] + [
+    *(
+        "/v2/logging",
+        "/v2/repository/index",
+        "/v2/repository/models/digits/load",
+        "/v2/repository/models/digits/unload",
+    ),
+    *("/v2/systemsharedmemory/status", "/v2/systemsharedmemory/region/a/register", "/v2/cudasharedmemory/status"),
+    *("/metrics", "/", "/v2/models/other/infer", "/v2/models/digits/infer/../trace/setting"),
+]
+
+
+def _is_routed(method: str, path: str) -> bool:
+    """Say whether a rule of the route takes a request, as the Gateway API matches."""
+    for rule in only("gateway/http-route.yaml")["spec"]["rules"]:
+        assert rule["matches"], "a rule without matches takes everything"
+        for match in rule["matches"]:
+            wanted = match["path"]["value"]
+            inside = path == wanted or path.startswith(wanted.rstrip("/") + "/")
+            fits = path == wanted if match["path"]["type"] == "Exact" else inside
+            if fits and match.get("method", method) == method:
+                return True
+    return False
+
+
+def test_the_route_lets_clients_infer_and_nothing_else() -> None:
+    assert all(_is_routed(*request) for request in ALLOWED)
+    routed = [(method, path) for path in FORBIDDEN for method in ("GET", "POST") if _is_routed(method, path)]
+    assert routed == []
+    assert not _is_routed("POST", "/v2/models/digits/config")
+
+
 SERVICES = frozenset({"Service/stable-triton", "Service/canary-triton"})
 ROUTE_MUTATIONS: dict[str, Callable[[Any], object]] = {
     "weights": lambda o: [backend.update(weight=0) for backend in o["spec"]["rules"][0]["backendRefs"]],
@@ -190,3 +236,41 @@ def test_all_pods_of_the_job_start_together_and_each_has_its_own_file() -> None:
 
 def test_the_locust_file_compiles(tmp_path: Path) -> None:
     py_compile.compile(str(DEPLOY / "loadtest" / "locustfile.py"), cfile=str(tmp_path / "x.pyc"), doraise=True)
+
+
+KUBECTL = """#!/bin/sh
+case "$1 $2" in
+  "create namespace") printf 'apiVersion: v1\\nkind: Namespace\\nmetadata: {name: %s}\\n' "$3" ;;
+  "apply "*) echo --- >>"$APPLIED"; cat >>"$APPLIED" ;;
+  *) echo "$*" >>"$APPLIED.waits" ;;
+esac
+"""
+
+
+def test_the_readmes_load_test_runs_as_written(tmp_path: Path) -> None:
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^## loadtest/\n\n```sh\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    assert found is not None
+    (tmp_path / "kubectl").write_text(KUBECTL, encoding="utf-8")
+    (tmp_path / "kubectl").chmod(0o755)
+    if shutil.which("envsubst") is None:  # of GNU gettext
+        stand_in = f"#!{sys.executable}\nimport os, sys\nsys.stdout.write(os.path.expandvars(sys.stdin.read()))\n"
+        (tmp_path / "envsubst").write_text(stand_in, encoding="utf-8")
+        (tmp_path / "envsubst").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {"PATH": path, "APPLIED": str(tmp_path / "applied")}
+    script = f"set -euo pipefail\n{found[1]}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=DEPLOY.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    items = load_objects((tmp_path / "applied").read_text(encoding="utf-8"))
+    for item in items:
+        kubernetes_validate.validate(item, "1.37", strict=True)
+    assert [item["kind"] for item in items] == ["Namespace", "PersistentVolumeClaim", "Job", "Job"]
+    jobs = [item["spec"]["template"]["spec"]["containers"][0] for item in items if item["kind"] == "Job"]
+    assert {job["image"] for job in jobs} == {"repo-manager:0.1.0"}
+    given = {entry["name"]: entry.get("value") for entry in jobs[0]["env"] if "value" in entry}
+    assert all(given.values()), given
+    waits = (tmp_path / "applied.waits").read_text(encoding="utf-8")
+    assert "job/loadtest" in waits, "the parts are there before they are merged"

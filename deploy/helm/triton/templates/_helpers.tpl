@@ -1,10 +1,19 @@
+{{/*
+A Service's name has no dots and begins with a letter; a release's may have them, and begin with a digit.
+*/}}
 {{- define "triton.fullname" -}}
-{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- $release := .Release.Name | replace "." "-" }}
+{{- $full := "" }}
+{{- if .Values.fullnameOverride }}{{ $full = .Values.fullnameOverride }}
 {{- else }}
 {{- $name := default .Chart.Name .Values.nameOverride }}
-{{- if contains $name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else }}{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- if contains $name $release }}{{ $full = $release }}{{ else }}{{ $full = printf "%s-%s" $release $name }}{{ end }}
 {{- end }}
+{{- $full = $full | trunc 40 | trimSuffix "-" }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) }}
+{{- fail (printf "%q cannot be the name of a Service: set fullnameOverride to small letters, digits and dashes, a letter first" $full) }}
+{{- end }}
+{{- $full }}
 {{- end }}
 
 {{- define "triton.selector" -}}
@@ -25,9 +34,36 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
 {{- end }}
 
+{{- define "triton.imageOf" -}}
+{{- if .digest }}{{ .repository }}@{{ .digest }}
+{{- else }}
+{{- if eq (toString .tag) "latest" }}{{ fail "image.tag is latest, which changes under running pods: name a release, for instance 26.07-py3" }}{{ end }}
+{{- .repository }}:{{ required "image.tag or image.digest is required: a release of Triton, not latest" .tag }}
+{{- end }}
+{{- end }}
+
 {{- define "triton.image" -}}
-{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}
-{{- else }}{{ .Values.image.repository }}:{{ required "image.tag or image.digest is required: a release of Triton, not latest" .Values.image.tag }}{{ end }}
+{{- include "triton.imageOf" .Values.image }}
+{{- end }}
+
+{{/*
+What a kind has of its own over the values of all, as JSON {image, resources, affinity, runtimeClassName, autoscaling,
+rollout}. Arguments: (list $ kind).
+*/}}
+{{- define "triton.kindValues" -}}
+{{- $root := index . 0 }}{{- $kind := index . 1 }}
+{{- $image := deepCopy $root.Values.image }}
+{{- with $kind.image }}
+{{- if and .tag (not .digest) }}{{- $_ := set $image "digest" "" }}{{ end }}
+{{- $image = mergeOverwrite $image (deepCopy .) }}
+{{- end }}
+{{- $own := dict "image" (include "triton.imageOf" $image) "pullPolicy" $image.pullPolicy }}
+{{- $_ := set $own "resources" (mergeOverwrite (deepCopy $root.Values.resources) (deepCopy (default dict $kind.resources))) }}
+{{- $_ := set $own "affinity" (default $root.Values.affinity $kind.affinity) }}
+{{- $_ := set $own "runtimeClassName" (default $root.Values.runtimeClassName $kind.runtimeClassName) }}
+{{- $_ := set $own "autoscaling" (mergeOverwrite (deepCopy $root.Values.autoscaling) (deepCopy (default dict $kind.autoscaling))) }}
+{{- $_ := set $own "rollout" (mergeOverwrite (deepCopy $root.Values.rollout) (deepCopy (default dict $kind.rollout))) }}
+{{- toJson $own }}
 {{- end }}
 
 {{- define "triton.isObjectStore" -}}
@@ -43,7 +79,20 @@ What no schema can say of the values.
 {{- $name := default "any" $kind.name }}
 {{- if hasKey $seen $name }}{{ fail (printf "kinds: two of them are named %q; each needs a name of its own" $name) }}{{ end }}
 {{- $_ := set $seen $name true }}
-{{- $rollout := mergeOverwrite (deepCopy $.Values.rollout) (default dict $kind.rollout) }}
+{{- $own := include "triton.kindValues" (list $ $kind) | fromJson }}
+{{- $rollout := $own.rollout }}
+{{- if and $own.autoscaling.enabled (lt (int $own.autoscaling.maxReplicas) (int $own.autoscaling.minReplicas)) }}
+{{- fail (printf "kinds %q: autoscaling.maxReplicas (%v) is below autoscaling.minReplicas (%v)" $name $own.autoscaling.maxReplicas $own.autoscaling.minReplicas) }}
+{{- end }}
+{{- if and $own.autoscaling.enabled (eq $own.autoscaling.by "keda") (not $own.autoscaling.prometheus) }}
+{{- fail (printf "kinds %q: autoscaling.prometheus is required with autoscaling.by keda: the address that KEDA asks" $name) }}
+{{- end }}
+{{- $live := lookup "apps/v1" "Deployment" $.Release.Namespace (include "triton.kindName" (list $ $kind)) }}
+{{- $chosen := merge (dict "repo-manager/kind" $name) (include "triton.selector" $ | fromYaml) }}
+{{- $had := dig "spec" "selector" "matchLabels" dict $live }}
+{{- if and $had (ne (toJson $had) (toJson $chosen)) }}
+{{- fail (printf "Deployment %s selects its pods by %s, and Kubernetes does not let that be changed to %s: keep nameOverride, or set another fullnameOverride" $live.metadata.name (toJson $had) (toJson $chosen)) }}
+{{- end }}
 {{- if and (eq (toString $rollout.maxSurge | trimSuffix "%") "0") (eq (toString $rollout.maxUnavailable | trimSuffix "%") "0") }}
 {{- fail (printf "kinds %q: rollout.maxSurge and rollout.maxUnavailable are both 0, so no pod could ever be replaced" $name) }}
 {{- end }}
