@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.ensembling import EnsembleOptions, MadeEnsemble, make_ensemble
     from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
     from repo_manager.pipeline.inspect import Inspection, inspect_model
+    from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
     from repo_manager.pipeline.quickstart import quickstart
     from repo_manager.pipeline.serving import ServeOptions, follow_log, log_of, start_detached, stop_running
     from repo_manager.pipeline.snapshot import snapshot
@@ -102,6 +103,7 @@ __all__ = [
     "AddOptions",
     "Added",
     "AddedFiles",
+    "AddedWithImages",
     "Amount",
     "ApplyOptions",
     "Backend",
@@ -150,6 +152,7 @@ __all__ = [
     "VersionedClient",
     "add",
     "add_files",
+    "add_with_images",
     "adopt",
     "apply",
     "as_json",
@@ -250,6 +253,7 @@ _MODULES = {
     "pipeline.ensembling": ("EnsembleOptions", "MadeEnsemble", "make_ensemble"),
     "pipeline.infer": ("InferOptions", "Inference", "infer", "write_answers"),
     "pipeline.inspect": ("Inspection", "inspect_model"),
+    "pipeline.preprocessing": ("AddedWithImages", "add_with_images"),
     "pipeline.quickstart": ("quickstart",),
     "pipeline.serving": ("ServeOptions", "follow_log", "log_of", "start_detached", "stop_running"),
     "pipeline.snapshot": ("snapshot",),

@@ -20,7 +20,8 @@ from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
 from repo_manager.pipeline.adding_files import FilesOptions, add_files, is_converted
 from repo_manager.pipeline.ensembling import EnsembleOptions, make_ensemble
-from repo_manager.report.added_view import added_files_view, added_view, ensemble_view
+from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
+from repo_manager.report.added_view import added_files_view, added_view, ensemble_view, images_view
 from repo_manager.report.progress import build_bar
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.terminal import Terminal
@@ -70,6 +71,11 @@ class MainFlags:
         min=0.0,
         help="With --sparsity prune --calibration: prune the most compute whose drift stays, with 95 % confidence, "
         "below this [default: prune every layer].",
+    )
+    preprocess: Path | None = option(
+        "--preprocess",
+        metavar="FILE.yaml",
+        help="Also publish a model that makes the input of images as this calibration.yaml says, and both as one.",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
     html: Path | None = option("--html", metavar="FILE", help="Also write the evidence as a one-file HTML page.")
@@ -215,15 +221,25 @@ def add_command(
         return
     options = flags.add_options()
     check_outputs(flags.html)
+    made: AddedWithImages | None = None
     with build_bar(terminal) as progress:
-        added = add(model, name, root, options, report=terminal.reporter(), progress=progress)
+        if flags.preprocess is None:
+            added = add(model, name, root, options, report=terminal.reporter(), progress=progress)
+        else:
+            say = terminal.reporter()
+            made = add_with_images(model, name, root, flags.preprocess, options, report=say, progress=progress)
+            added = made.added
     if key is not None and added.published:
-        beside = [(control.name, control.version) for control in added.controls]
+        beside = [(each.name, each.version) for each in added.controls]
+        beside += [(each.name, each.version) for each in (made.beside if made is not None else ())]
         _sign(terminal, root, [*beside, (added.name, added.version)], key)
     if flags.html is not None:
         _write_page(flags.html, added)
         terminal.note(f"Page: {flags.html}")
-    terminal.result(added, *added_view(added, place.repository))
+    if made is None:
+        terminal.result(added, *added_view(added, place.repository))
+    else:
+        terminal.result(made, *added_view(added, place.repository), *images_view(made, place.repository))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit
 from repo_manager.errors import ConfigError, GateError, InputError, UsageError
 from repo_manager.files import sha256_file
-from repo_manager.pipeline.recording import Recording, TrialRun, exchanges_of, needs_of, record, trial_run
+from repo_manager.pipeline.recording import Recording, Trial, TrialRun, exchanges_of, needs_of, record, trial_run
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import (
     Location,
@@ -25,7 +25,7 @@ from repo_manager.repository import (
     read_config_bytes,
     validate_model_name,
 )
-from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, write_golden
+from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.server.exchange import ModelKind
 from repo_manager.summary import Summarized
@@ -147,7 +147,7 @@ def add_files(
     repository: LocationLike,
     options: FilesOptions | None = None,
     *,
-    requests: Sequence[Exchange] = (),
+    trial: Trial | None = None,
     report: Report = lambda _: None,
 ) -> AddedFiles:
     """Publish a model's files as the next version of `name`, as they are.
@@ -163,7 +163,7 @@ def add_files(
         name: the model's name in Triton.
         repository: the model repository's root; created when missing.
         options: `None` takes the defaults.
-        requests: what is run and recorded where `FilesOptions.sample` is `None`.
+        trial: what it is tried with beyond the sample; `None`: nothing.
         report: told what is being done.
 
     Raises:
@@ -174,15 +174,15 @@ def add_files(
         RepositoryError: as `publish`.
     """
     path, repository = Path(path), as_location(repository)
-    options = options or FilesOptions()
+    options, trial = options or FilesOptions(), trial or Trial()
     validate_model_name(name)
     source = _Source.find(path)
     config, text, notes = _config_of(source, name, repository, options)
     _check(config, name)
     fit = _check_fit(source.files_for(config), name, options.target)
-    needs = needs_of(repository, name, config)
+    needs = needs_of(repository, name, config, trial.parts)
     recording = Recording()
-    has_sample = options.sample is not None or bool(requests)
+    has_sample = options.sample is not None or bool(trial.requests)
     if has_sample or not _is_complete(config):
         report("Starting an embedded server to run it" if has_sample else "Asking the backend for the configuration")
         files = source.files_for(config)
@@ -190,12 +190,14 @@ def add_files(
             if isinstance(run, TrialRun) and not _is_complete(config):
                 config, text = _completed(config, run.config), None
             if has_sample:
-                exchanges = tuple(requests)
+                exchanges = tuple(trial.requests)
                 if options.sample is not None:
                     kind_config = run.config if isinstance(run, TrialRun) else config
                     exchanges = exchanges_of(options.sample, kind_config, _kind(run, config))
                 report(f"Recording {len(exchanges)} request(s)")
                 recording = record(name, exchanges, run, options.tolerance)
+            if isinstance(run, TrialRun) and trial.check is not None:
+                trial.check(run)
             if isinstance(run, str):
                 notes.append(f"it was not run here: {run}")
     if not _is_complete(config):

@@ -12,6 +12,7 @@ from typing import Any
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
+from repo_manager.pipeline.recording import Trial
 from repo_manager.repository import (
     Location,
     LocationLike,
@@ -25,6 +26,7 @@ from repo_manager.repository import (
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, read_golden
 from repo_manager.summary import Summarized
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config, served_versions
+from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.joining import Edge, Joined, Part, TensorMap, join_models
 from repo_manager.types import StrPath
 from repo_manager.validation import check_fields
@@ -86,36 +88,35 @@ def make_ensemble(
     models: Sequence[str],
     options: EnsembleOptions | None = None,
     *,
+    trial: Trial | None = None,
     report: Report = lambda _: None,
 ) -> MadeEnsemble:
     """Publish an ensemble of models that are in the repository.
 
     Args:
         repository: where the models are.
-        name: the ensemble's name; there is no such model yet.
+        name: the ensemble's name. If there is such a model, it is the same ensemble: it gets another version, which
+            records what its models answer now.
         models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order in which data flows through them.
         options: `None` takes the defaults.
+        trial: what it is tried with before it is published; `None`: the sample alone.
         report: told what is being done.
 
     Raises:
         UsageError: the tensors can be matched in more than one way, or an option does not fit.
-        RepositoryError: a model or version does not exist, or the ensemble does.
+        RepositoryError: a model or version does not exist, or another one has the ensemble's name.
         ConfigError: a model's configuration is broken or lists no tensors.
         GateError: the ensemble does not load or answer on the embedded server.
         InputError: the sample cannot be read.
     """
-    repository, options = as_location(repository), options or EnsembleOptions()
+    repository, options, trial = as_location(repository), options or EnsembleOptions(), trial or Trial()
     if not models:
         raise UsageError(f"{name}: an ensemble needs at least one model")
-    if read_config_bytes(repository, name) is not None:
-        raise RepositoryError(
-            f"the model {name!r} exists, and an ensemble is its config.pbtxt, which all its versions share",
-            hint=f"Choose another name, or change it with repo-manager config {name}, or remove it first.",
-        )
     parts = [_part(repository, each, options.pin) for each in models]
     if name in {part.model for part in parts}:
         raise UsageError(f"{name} cannot contain itself")
     joined = join_models(name, parts, [TensorMap.parse(each) for each in options.maps], options.outputs)
+    _require_same(repository, name, joined.config)
     sample = () if options.sample is not None else _first_requests(repository, joined)
     described = tuple(part.model if part.version is None else f"{part.model}:{part.version}" for part in parts)
     with tempfile.TemporaryDirectory(prefix="repo-manager-ensemble-") as folder:
@@ -126,8 +127,32 @@ def make_ensemble(
             origin={"path": "repo-manager ensemble", "models": described},
             dry_run=options.dry_run,
         )
-        added = add_files(folder, name, repository, files, requests=sample, report=report)
+        added = add_files(
+            folder,
+            name,
+            repository,
+            files,
+            trial=dataclasses.replace(trial, requests=trial.requests or sample),
+            report=report,
+        )
     return MadeEnsemble(added, described, joined.edges, joined.left_out)
+
+
+def _require_same(repository: Location, name: str, config: ModelConfig) -> None:
+    """See that a model of the name, if there is one, is this very ensemble.
+
+    Raises:
+        RepositoryError: it is another one.
+    """
+    content = read_config_bytes(repository, name)
+    if content is None:
+        return
+    existing = parse_config(content.decode(errors="replace"), where=f"{name}/{CONFIG_FILENAME}")
+    if set(changed_fields(existing, config)) - {"name", "version_policy"}:
+        raise RepositoryError(
+            f"the model {name!r} exists and is another one: an ensemble is its config.pbtxt, which all versions share",
+            hint=f"Choose another name, or change it with repo-manager config {name}, or remove it first.",
+        )
 
 
 def _part(repository: Location, text: str, pin: bool) -> Part:

@@ -30,7 +30,7 @@ from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_conf
 from repo_manager.triton_config.ensembles import models_needed_by, models_of, pinned_versions
 from repo_manager.triton_messages import model_config_pb2
 
-__all__ = ["Recording", "TrialRun", "exchanges_of", "needs_of", "record", "trial_run"]
+__all__ = ["Recording", "Trial", "TrialRun", "exchanges_of", "needs_of", "record", "trial_run"]
 
 Array = NDArray[Any]
 Report = Callable[[str], None]
@@ -61,6 +61,21 @@ class Recording:
     note: str = ""
     unreproducible: tuple[str, ...] = ()
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What a version is tried with before it is published, beyond its sample.
+
+    Attributes:
+        requests: what is sent where no sample is given; their responses, where they have some, are the reference.
+        parts: model that it needs -> the version to run it with, whatever that model's config.pbtxt serves.
+        check: given the running version, after the sample; it raises where something is wrong.
+    """
+
+    requests: Sequence[Exchange] = ()
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    check: Callable[[TrialRun], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +163,20 @@ def trial_run(
         yield run
 
 
-def needs_of(repository: Location, name: str, config: ModelConfig) -> dict[str, ModelConfig | None]:
+def needs_of(
+    repository: Location, name: str, config: ModelConfig, parts: Mapping[str, int]
+) -> dict[str, ModelConfig | None]:
     """Return what a model needs, directly or through others, in the order of loading.
 
+    Args:
+        repository: where.
+        name: the model.
+        config: its configuration.
+        parts: see `Trial`.
+
     Returns:
-        Name -> configuration with every version served that is asked for by number; `None`: as the model has it.
+        Name -> configuration that serves what `parts` says, else what the model's own does, and every version that is
+        asked for by number; `None`: as the model has it.
     """
     if not models_of(config):
         return {}
@@ -160,14 +184,15 @@ def needs_of(repository: Location, name: str, config: ModelConfig) -> dict[str, 
     found: dict[str, ModelConfig | None] = {}
     for needed in models_needed_by(known, name):
         found[needed] = None
-        pinned = pinned_versions(known, needed)
-        content = read_config_bytes(repository, needed) if pinned else None
+        pinned = pinned_versions(known, needed).keys()
+        content = read_config_bytes(repository, needed) if pinned or needed in parts else None
         if content is not None:
             inner = parse_config(content.decode(errors="replace"), where=f"{needed}/{CONFIG_FILENAME}")
             served = served_versions(inner, [each.version for each in find_model(repository, needed).versions])
-            if pinned.keys() - set(served):
+            wanted = {*([parts[needed]] if needed in parts else served), *pinned}
+            if wanted != set(served):
                 message = inner.message()
-                message.version_policy.specific.versions[:] = sorted({*served, *pinned})
+                message.version_policy.specific.versions[:] = sorted(wanted)
                 found[needed] = ModelConfig.from_message(message)
     return found
 

@@ -85,6 +85,21 @@ def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableTy
     return [*views, *added_files_view(made.added, repository)]
 
 
+def images_view(made: Any, repository: str | None = None) -> list[RenderableType]:
+    """Show what a `pipeline.preprocessing.AddedWithImages` has beside the model; `repository` as for `added_view`."""
+    if made.ensemble is None:
+        return []
+    ran = made.ensemble.added.golden == "embedded server"
+    proof = f"{len(made.images)} image(s): {'as its steps do one by one' if ran else 'it could not run here'}"
+    pairs: list[tuple[str, object]] = [
+        (f"{each.name}:{each.version}", "makes the input of images" if each is made.preprocess else "takes images")
+        for each in made.beside
+    ]
+    name = f"{made.ensemble.added.name}:{made.ensemble.added.version}"
+    command = next_command("deploy", name, repository=repository)
+    return [key_values([*pairs, ("proof", proof)]), Text(f"To serve both: {command}")]
+
+
 _MATCHED = {"map": "--map", "name": "its name", "type and dims": "type and dims", "input": "nothing else fits"}
 
 

@@ -74,7 +74,7 @@ def test_an_ensemble_within_an_ensemble_is_run_with_all_it_needs(models: Path) -
 
 
 def test_what_cannot_be_joined_leaves_nothing(models: Path, tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="'scale' exists"):
+    with pytest.raises(RepositoryError, match="'scale' exists and is another one"):
         make_ensemble(models, "scale", ["opt"])
     with pytest.raises(RepositoryError, match="'absent'"):
         make_ensemble(models, "no", ["scale", "absent"])

@@ -1,22 +1,23 @@
-"""Images as inputs: read, resized and normalised as the options say, or as a `calibration.yaml` beside them does."""
+"""Images as inputs: read, resized and normalised as the options say, or as a `calibration.yaml` beside them does.
+
+A model that takes encoded images gets the files as they are.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from repo_manager.errors import CalibrationError, InputError, UsageError
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.optional import require
+from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, typed
 from repo_manager.request_data.read import DATA_SUFFIXES
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts, Sample
-
-if TYPE_CHECKING:
-    from repo_manager.precision.calibration.images import ImageRecipe
 
 __all__ = ["IMAGE_KEYS", "image_files", "image_samples", "is_images", "read_images", "recipe_of"]
 
@@ -52,7 +53,11 @@ def read_images(
         names = ", ".join(item.name for item in facts.inputs)
         raise InputError(f"images fill one input, and the model {facts.model} has {len(facts.inputs)}: {names}")
     item = dataclasses.replace(facts.inputs[0], shape=tuple(shape))
-    return image_samples(image_files(path), item, recipe_of(path, item, given), limit_bytes)
+    if not _takes_files(item):
+        return image_samples(image_files(path), item, recipe_of(path, item, given), limit_bytes)
+    if given:
+        raise UsageError(f"--image: the model {facts.model} takes images as their files hold them, and prepares them")
+    return image_samples(image_files(path), item, None, limit_bytes)
 
 
 def image_files(path: Path) -> list[Path]:
@@ -61,45 +66,57 @@ def image_files(path: Path) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    endings = require(_READER).IMAGE_SUFFIXES
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
+    reader = require(_READER)
+    files: list[Path] = reader.images_in(path) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"{path}: no image found", hint=f"Known endings: {', '.join(sorted(endings))}.")
+        raise InputError(f"{path}: no image found", hint=f"Known endings: {', '.join(sorted(reader.IMAGE_SUFFIXES))}.")
     return files
 
 
-def image_samples(files: Sequence[Path], item: InputFacts, recipe: ImageRecipe, limit_bytes: int) -> list[Sample]:
+def image_samples(
+    files: Sequence[Path], item: InputFacts, recipe: ImageRecipe | None, limit_bytes: int
+) -> list[Sample]:
     """Return a sample for each image, as the recipe has it, up to a limit in bytes.
+
+    Args:
+        files: the images.
+        item: the input that they fill.
+        recipe: `None` for an input that takes a file's content as it is.
+        limit_bytes: images beyond this many bytes of input are left out.
 
     Raises:
         InputError: one cannot be read.
     """
-    reader = require(_READER)
-    pillow = require("PIL.Image")
     samples: list[Sample] = []
     size = 0
     for file in files:
-        try:
-            pixels = reader.read_image(pillow, file, recipe)
-        except CalibrationError as exc:
-            raise InputError(exc.message, hint=exc.hint) from exc
-        array: Array = _typed(pixels if len(item.shape) == 4 else pixels[0], item)
-        size += array.nbytes
+        array = _content(file, item) if recipe is None else _pixels(file, item, recipe)
+        size += file.stat().st_size if recipe is None else array.nbytes
         if samples and size > limit_bytes:
             break
         samples.append({item.name: array})
     return samples
 
 
-def _typed(pixels: Array, item: InputFacts) -> Array:
-    dtype = NUMPY_OF_TRITON[item.datatype]
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        clipped: Array = np.clip(np.rint(pixels), limits.min, limits.max).astype(dtype)
-        return clipped
-    return pixels.astype(dtype)
+def _pixels(file: Path, item: InputFacts, recipe: ImageRecipe) -> Array:
+    try:
+        pixels = require(_READER).read_image(require("PIL.Image"), file, recipe)
+    except CalibrationError as exc:
+        raise InputError(exc.message, hint=exc.hint) from exc
+    return typed(pixels if len(item.shape) == 4 else pixels[0], NUMPY_OF_TRITON[item.datatype])
+
+
+def _takes_files(item: InputFacts) -> bool:
+    """Say whether an input takes an image as its file holds it: a string, or bytes of any number."""
+    return (item.datatype, item.shape) in (("BYTES", (1,)), ("BYTES", (-1,)), ("UINT8", (-1,)))
+
+
+def _content(file: Path, item: InputFacts) -> Array:
+    try:
+        content = file.read_bytes()
+    except OSError as exc:
+        raise InputError(f"{file}: cannot be read: {exc}") from exc
+    return np.array([content], object) if item.datatype == "BYTES" else np.frombuffer(content, np.uint8)
 
 
 def recipe_of(path: Path, item: InputFacts, given: Mapping[str, str]) -> ImageRecipe:
@@ -117,16 +134,14 @@ def recipe_of(path: Path, item: InputFacts, given: Mapping[str, str]) -> ImageRe
         raise UsageError(f"--image {unknown[0]}: unknown; expected one of {', '.join(IMAGE_KEYS)}")
     recipe = _stated(path, item) or _guessed(item, given.get("layout"))
     chosen = dataclasses.replace(recipe, **_changes(recipe, given))
-    channels = len(chosen.mean)
     if 0 in chosen.std or (chosen.resize is not None and chosen.resize < max(chosen.size)):
         raise UsageError(
             f"--image std={chosen.std} resize={chosen.resize}: std must not hold 0, and resize has to be at least "
             f"{max(chosen.size)} pixels"
         )
-    expected = (*chosen.size, channels) if chosen.layout == "nhwc" else (channels, *chosen.size)
-    if any(wanted not in (-1, size) for wanted, size in zip(item.shape[-3:], expected, strict=True)):
+    if any(wanted not in (-1, size) for wanted, size in zip(item.shape[-3:], chosen.shape, strict=True)):
         raise UsageError(
-            f"images come out as {list(expected)} ({chosen.layout}, {chosen.color}), and the input {item.name!r} "
+            f"images come out as {list(chosen.shape)} ({chosen.layout}, {chosen.color}), and the input {item.name!r} "
             f"takes {list(item.shape)}",
             hint="Change --image color=... or layout=..., or the calibration.yaml.",
         )
@@ -187,7 +202,7 @@ def _guessed(item: InputFacts, layout: str | None) -> ImageRecipe:
         )
     count = 1 if channels == 1 else 3
     is_integer = NUMPY_OF_TRITON[item.datatype].kind in "iu"
-    made: ImageRecipe = require(_READER).ImageRecipe(
+    return ImageRecipe(
         size=(size[0], size[1]),
         resize=None,
         layout=layout,
@@ -196,9 +211,7 @@ def _guessed(item: InputFacts, layout: str | None) -> ImageRecipe:
         mean=(0.0,) * count,
         std=(1.0,) * count,
         input=item.name,
-        folder=Path(),
     )
-    return made
 
 
 def _numbers(name: str, text: str, count: int) -> tuple[float, ...]:

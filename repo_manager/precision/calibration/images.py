@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import yaml
 
 from repo_manager.errors import CalibrationError
@@ -16,41 +14,15 @@ from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.optional import require
 from repo_manager.precision.calibration.data import CalibrationData, numpy_name, validated
+from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, UnreadableImage, pixels_of, typed
 from repo_manager.types import TensorSpec
 
-__all__ = ["IMAGE_SUFFIXES", "YAML_NAMES", "ImageRecipe", "from_yaml", "read_image", "read_recipe"]
+__all__ = ["IMAGE_SUFFIXES", "YAML_NAMES", "from_yaml", "images_in", "input_of", "read_image", "read_recipe"]
 
 YAML_NAMES = ("calibration.yaml", "calibration.yml")
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"}
 _KEYS = {"color", "crop", "folder", "input", "layout", "mean", "resize", "scale", "size", "std"}
-_MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L"}
-
-
-@dataclass(frozen=True)
-class ImageRecipe:
-    """How an image becomes an input: resize, crop, colour order, x * scale, (x - mean) / std, layout.
-
-    Attributes:
-        size: height and width that the model takes.
-        resize: shorter side before a centre crop to `size`; `None` stretches straight to `size`.
-        layout: `nchw` or `nhwc`.
-        color: `rgb`, `bgr` or `gray`.
-        scale: what each 0..255 value is multiplied by first.
-        mean: subtracted, per channel, after `scale`.
-        std: divided by, per channel.
-        input: the model's input; `None`: its only one.
-        folder: of the images.
-    """
-
-    size: tuple[int, int]
-    resize: int | None
-    layout: str
-    color: str
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input: str | None
-    folder: Path
+_COLORS = ("rgb", "bgr", "gray")
 
 
 def from_yaml(path: Path, signature: Signature) -> CalibrationData:
@@ -61,15 +33,20 @@ def from_yaml(path: Path, signature: Signature) -> CalibrationData:
         MissingDependencyError: Pillow is not installed.
     """
     recipe = read_recipe(path)
-    spec = _input_of(recipe, signature, path)
-    files = sorted(file for file in recipe.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    spec = input_of(recipe, signature, path)
+    files = images_in(recipe.folder)
     pillow = require("PIL.Image")
     dtype = numpy_name(spec)
 
     def get(index: int) -> dict[str, Array]:
-        return {spec.name: read_image(pillow, files[index], recipe).astype(dtype)}
+        return {spec.name: typed(read_image(pillow, files[index], recipe), dtype)}
 
     return validated(str(path), signature, len(files), get, lambda index: str(files[index]))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder and its sub-folders, in order of name."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_recipe(path: Path) -> ImageRecipe:
@@ -86,7 +63,7 @@ def read_recipe(path: Path) -> ImageRecipe:
         raise CalibrationError(f"{path}: holds {type(raw).__name__}, and a mapping is needed", hint=_EXAMPLE)
     if unknown := sorted(str(key) for key in raw if key not in _KEYS):
         raise CalibrationError(f"{path}: unknown key {unknown[0]!r}", hint=f"Known: {', '.join(sorted(_KEYS))}.")
-    color = _choice(raw, "color", tuple(_MODES), "rgb", path)
+    color = _choice(raw, "color", _COLORS, "rgb", path)
     channels = 1 if color == "gray" else 3
     size = _numbers(raw, "size", 2, None, path)
     crop = raw.get("crop", "center")
@@ -133,7 +110,12 @@ def _numbers(raw: dict[str, Any], key: str, count: int, default: float | None, p
     return tuple(float(v) for v in values)
 
 
-def _input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSpec:
+def input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSpec:
+    """Return the input that the images fill.
+
+    Raises:
+        CalibrationError: the model has no such input, or several.
+    """
     by_name = {spec.name: spec for spec in signature.inputs}
     if recipe.input is not None and recipe.input not in by_name:
         raise CalibrationError(f"{path}: the model has no input '{recipe.input}'; it has {', '.join(by_name)}")
@@ -148,25 +130,7 @@ def read_image(pillow: ModuleType, file: Path, recipe: ImageRecipe) -> Array:
     Raises:
         CalibrationError: it cannot be read.
     """
-    height, width = recipe.size
     try:
-        with pillow.open(file) as opened:
-            image = opened.convert(_MODES[recipe.color])
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as exc:
-        raise CalibrationError(f"{file}: cannot be read as an image: {exc}") from exc
-    if recipe.resize is not None:
-        factor = recipe.resize / min(image.size)
-        wide, high = max(width, round(image.width * factor)), max(height, round(image.height * factor))
-        image = image.resize((wide, high), pillow.Resampling.BILINEAR)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    else:
-        image = image.resize((width, height), pillow.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float32)
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    if recipe.color == "bgr":
-        pixels = pixels[:, :, ::-1]
-    pixels = (pixels * np.float32(recipe.scale) - np.array(recipe.mean, np.float32)) / np.array(recipe.std, np.float32)
-    if recipe.layout == "nchw":
-        pixels = pixels.transpose(2, 0, 1)
-    return np.ascontiguousarray(pixels[None])
+        return pixels_of(pillow, file, recipe)[None]
+    except UnreadableImage as exc:
+        raise CalibrationError(f"{file}: {exc}") from exc

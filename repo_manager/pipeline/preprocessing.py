@@ -1,0 +1,296 @@
+"""`add --preprocess`: a model, the model that makes its input of images, and an ensemble of both, proven on images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repo_manager.engine.build_log import BuildProgress
+from repo_manager.errors import CalibrationError, GateError, InputError, ServerError
+from repo_manager.files import sha256_file
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import Signature, signature_of
+from repo_manager.optional import require
+from repo_manager.pipeline.adding import Added, AddOptions, add
+from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
+from repo_manager.pipeline.ensembling import MadeEnsemble, make_ensemble
+from repo_manager.pipeline.recording import Trial, TrialRun
+from repo_manager.precision.calibration.images import images_in, input_of, read_image, read_recipe
+from repo_manager.repository import Location, LocationLike, as_location, find_model, read_config_bytes
+from repo_manager.repository.golden import Exchange
+from repo_manager.request_data import image_model
+from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, typed
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON
+from repo_manager.rollout.smoke import compare_outputs
+from repo_manager.summary import Summarized
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
+from repo_manager.triton_messages import model_config_pb2
+from repo_manager.types import StrPath
+
+__all__ = ["AddedWithImages", "ImageModels", "add_with_images"]
+
+Array = NDArray[Any]
+Report = Callable[[str], None]
+_MOST_IMAGES = 4
+_IMAGE = "IMAGE"
+_RECIPE = "recipe.json"
+_CODE = ("model.py", "rm_pixels.py")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AddedWithImages(Summarized):
+    """What `add_with_images` did.
+
+    Attributes:
+        added: the model.
+        preprocess: the model that makes its input of encoded images; `None`: the newest version does it already.
+        ensemble: both as one; `None` with `dry_run`.
+        images: the files that proved it.
+    """
+
+    added: Added
+    preprocess: AddedFiles | None
+    ensemble: MadeEnsemble | None
+    images: tuple[Path, ...]
+
+    @property
+    def beside(self) -> tuple[AddedFiles, ...]:
+        """What was published beside the model."""
+        ensemble = None if self.ensemble is None else self.ensemble.added
+        return tuple(each for each in (self.preprocess, ensemble) if each is not None)
+
+    def _summary(self) -> Mapping[str, Any]:
+        made = self.ensemble
+        name = None if made is None else f"{made.added.name}:{made.added.version}"
+        return {"model": f"{self.added.name}:{self.added.version}", "takes images": name}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageModels:
+    """Images, and what makes inputs of them.
+
+    Attributes:
+        recipe: what is done with an image.
+        images: files that prove it.
+    """
+
+    recipe: ImageRecipe
+    images: tuple[Path, ...]
+
+    @classmethod
+    def read(cls, path: Path, signature: Signature) -> ImageModels:
+        """Read the YAML file, and see that it fits the model and that there are images.
+
+        Raises:
+            CalibrationError: it does not.
+            InputError: there are no images.
+        """
+        recipe = read_recipe(path)
+        spec = input_of(recipe, signature, path)
+        shape = spec.shape
+        if shape is not None:
+            expected = recipe.shape
+            sizes = [size if isinstance(size, int) else -1 for size in shape[-3:]]
+            if len(shape) not in (3, 4) or any(a not in (-1, b) for a, b in zip(sizes, expected, strict=True)):
+                raise CalibrationError(
+                    f"{path}: images come out as {list(expected)} ({recipe.layout}, {recipe.color}), and the input "
+                    f"{spec} takes another shape",
+                    hint="Change size, layout or color.",
+                )
+        files = images_in(recipe.folder)
+        if not files:
+            raise InputError(
+                f"{recipe.folder} holds no images to prove the preprocessing on",
+                hint=f"Put a few there, or name their folder in {path}: folder: PATH",
+            )
+        step = max(1, len(files) // _MOST_IMAGES)
+        return cls(recipe, tuple(files[::step][:_MOST_IMAGES]))
+
+    def prepared(self, dtype: np.dtype[Any]) -> list[Array]:
+        """Return the model's input for each image, `[1, C, H, W]` or `[1, H, W, C]`."""
+        pillow = require("PIL.Image")
+        return [typed(read_image(pillow, file, self.recipe), dtype) for file in self.images]
+
+
+def add_with_images(
+    path: StrPath,
+    name: str,
+    repository: LocationLike,
+    preprocess: StrPath,
+    options: AddOptions | None = None,
+    *,
+    report: Report = lambda _: None,
+    progress: BuildProgress | None = None,
+    cancelled: threading.Event | None = None,
+) -> AddedWithImages:
+    """Publish a model, `NAME_preprocess`, which makes its input of encoded images, and `NAME_ensemble` of both.
+
+    The preprocessing model runs the code that reads calibration images, with the recipe of the same YAML file. Both new
+    models run on an embedded server before they are published: the preprocessing has to give exactly what calibration
+    reads, and the ensemble what the model answers to that.
+
+    Args:
+        path: an ONNX file with one input, an image.
+        name: the model's name.
+        repository: the root.
+        preprocess: the YAML file that says how images become the input; its folder holds images.
+        options: as `add`.
+        report: as `add`.
+        progress: as `add`.
+        cancelled: as `add`.
+
+    Raises:
+        CalibrationError: the YAML is wrong or does not fit the model, or an image cannot be read.
+        GateError: an answer differs; or as `add`. What was published before stays.
+    """
+    repository, options = as_location(repository), options or AddOptions()
+    found = ImageModels.read(Path(preprocess), signature_of(load_model(Path(path))))
+    added = add(path, name, repository, options, report=report, progress=progress, cancelled=cancelled)
+    if options.dry_run:
+        return AddedWithImages(added, None, None, found.images)
+    wanted = _Wanted.of(repository, name, found.recipe)
+    preprocess_name = f"{name}_preprocess"
+    first = _add_preprocess(preprocess_name, repository, found, wanted, Path(preprocess).name, report)
+    parts = {name: added.version, preprocess_name: find_model(repository, preprocess_name).versions[-1].version}
+    check = _Check(name, preprocess_name, found, wanted)
+    trial = Trial(tuple(Exchange(each, ()) for each in wanted.image_requests(found)), parts, check)
+    made = make_ensemble(repository, f"{name}_ensemble", [preprocess_name, name], trial=trial, report=report)
+    return AddedWithImages(added, first, made, found.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """The input of the model that images become.
+
+    Attributes:
+        name: its name.
+        data_type: its type in config.pbtxt.
+        dims: its shape for one image, without the batch axis that `max_batch_size` adds.
+        batch: `max_batch_size` of the model.
+    """
+
+    name: str
+    data_type: int
+    dims: tuple[int, ...]
+    batch: int
+
+    @classmethod
+    def of(cls, repository: Location, model: str, recipe: ImageRecipe) -> _Wanted:
+        """Read it from the model's config.pbtxt.
+
+        Raises:
+            InputError: its type is none that images can have.
+        """
+        content = read_config_bytes(repository, model) or b""
+        config = parse_config(content.decode(errors="replace"), where=f"{model}/{CONFIG_FILENAME}")
+        (entry,) = config.message().input
+        leading = (1,) if len(entry.dims) == 1 + len(recipe.shape) else ()
+        found = cls(str(entry.name), int(entry.data_type), (*leading, *recipe.shape), config.max_batch_size)
+        if found.datatype not in NUMPY_OF_TRITON or NUMPY_OF_TRITON[found.datatype].kind not in "iuf":
+            raise InputError(f"{model}: images cannot become the input {found.name!r} of type {found.datatype}")
+        return found
+
+    @property
+    def datatype(self) -> str:
+        return str(model_config_pb2.DataType.Name(self.data_type)).removeprefix("TYPE_")
+
+    def tensors(self, found: ImageModels) -> list[Array]:
+        """Return the input for each image as a request holds it."""
+        shape = (1, *self.dims) if self.batch > 0 else self.dims
+        return [each.reshape(shape) for each in found.prepared(NUMPY_OF_TRITON[self.datatype])]
+
+    def image_requests(self, found: ImageModels) -> list[dict[str, Array]]:
+        """Return a request for each image, and where batches are taken one of all that fit."""
+        images = [np.array([[file.read_bytes()]], object) for file in found.images]
+        if self.batch == 0:
+            return [{_IMAGE: each[0]} for each in images]
+        together = [np.concatenate(images[: self.batch])] if min(len(images), self.batch) > 1 else []
+        return [{_IMAGE: each} for each in (*images, *together)]
+
+
+def _add_preprocess(
+    name: str, repository: Location, found: ImageModels, wanted: _Wanted, source: str, report: Report
+) -> AddedFiles | None:
+    """Publish the preprocessing model; `None` if its newest version has the very same files."""
+    message = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=wanted.batch)
+    message.input.add(name=_IMAGE, data_type=model_config_pb2.TYPE_STRING, dims=[1])
+    message.output.add(name=wanted.name, data_type=wanted.data_type, dims=wanted.dims)
+    message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    tensors = wanted.tensors(found)
+    together = [np.concatenate(tensors[: wanted.batch])] if wanted.batch > 0 else []
+    requests = [
+        Exchange(request, ({wanted.name: array},))
+        for request, array in zip(wanted.image_requests(found), (*tensors, *together), strict=False)
+    ]
+    with tempfile.TemporaryDirectory(prefix="repo-manager-images-") as work:
+        folder = Path(work) / "1"
+        folder.mkdir()
+        for file in _CODE:
+            shutil.copyfile(Path(image_model.__file__).parent / file, folder / file)
+        (folder / _RECIPE).write_text(json.dumps(found.recipe.served(), indent=2) + "\n", encoding="utf-8")
+        (Path(work) / CONFIG_FILENAME).write_text(format_config(ModelConfig.from_message(message)), encoding="utf-8")
+        if _is_newest(repository, name, folder):
+            return None
+        options = FilesOptions(origin={"path": source})
+        return add_files(work, name, repository, options, trial=Trial(requests), report=report)
+
+
+def _is_newest(repository: Location, name: str, folder: Path) -> bool:
+    """Say whether a model's newest version has the files of a folder."""
+    if read_config_bytes(repository, name) is None:
+        return False
+    manifest = find_model(repository, name).versions[-1].manifest
+    known = {} if manifest is None else manifest.files
+    return all(file.name in known and known[file.name].sha256 == sha256_file(file) for file in folder.iterdir())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """Holds the ensemble, while it runs, against its steps taken one by one.
+
+    Attributes:
+        model: the model.
+        preprocess: what makes its input.
+        found: the images.
+        wanted: the input.
+    """
+
+    model: str
+    preprocess: str
+    found: ImageModels
+    wanted: _Wanted
+
+    def __call__(self, run: TrialRun) -> None:
+        """Ask all three.
+
+        Raises:
+            GateError: an answer differs.
+        """
+        message = run.config.message()
+        (names,) = (dict(step.output_map) for step in message.ensemble_scheduling.step if step.model_name == self.model)
+        requests = self.wanted.image_requests(self.found)
+        for file, request, array in zip(self.found.images, requests, self.wanted.tensors(self.found), strict=False):
+            try:
+                made = run.client.infer(self.preprocess, None, request)[self.wanted.name]
+                apart = run.client.infer(self.model, None, {self.wanted.name: array})
+                whole = run.client.infer(message.name, None, request)
+            except ServerError as exc:
+                raise GateError(
+                    f"{message.name}: {file.name} is refused on the embedded server: {exc.message}"
+                ) from exc
+            if not np.array_equal(made, array):
+                raise GateError(f"{self.preprocess} makes another input of {file.name} than calibration reads")
+            expected = {names[output]: value for output, value in apart.items() if output in names}
+            wrong = [each for each in compare_outputs(whole, expected, FilesOptions.tolerance) if not each.passed]
+            if wrong:
+                off = ", ".join(f"{each.output} by {each.error:.3g}" for each in wrong)
+                raise GateError(f"{message.name} answers {file.name} otherwise than {self.model} does: {off}")

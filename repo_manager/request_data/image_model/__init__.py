@@ -1,0 +1,1 @@
+"""Images as a model's input: the one transformation, and the Triton model that serves it."""

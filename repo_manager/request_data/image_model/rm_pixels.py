@@ -1,0 +1,114 @@
+"""How an image becomes a model's input: the one transformation of calibration, load tests, `infer` and serving.
+
+It imports nothing of repo_manager: `add --preprocess` copies it beside the model that serves it, into Triton's stub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ImageRecipe", "UnreadableImage", "pixels_of", "typed"]
+
+Array = npt.NDArray[Any]
+_MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L"}
+_NOT_SERVED = ("input", "folder")
+
+
+class UnreadableImage(Exception):  # noqa: N818 - each user makes an error of its own of it
+    """What was given is no image that Pillow reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRecipe:
+    """How an image becomes an input: resize, crop, colour order, x * scale, (x - mean) / std, layout.
+
+    Attributes:
+        size: height and width that the model takes.
+        resize: shorter side before a centre crop to `size`; `None` stretches straight to `size`.
+        layout: `nchw` or `nhwc`.
+        color: `rgb`, `bgr` or `gray`.
+        scale: what each 0..255 value is multiplied by first.
+        mean: subtracted, per channel, after `scale`.
+        std: divided by, per channel.
+        input: the model's input; `None`: its only one.
+        folder: of the images.
+    """
+
+    size: tuple[int, int]
+    resize: int | None
+    layout: str
+    color: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input: str | None = None
+    folder: Path = Path()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image: `[C, H, W]` or `[H, W, C]`."""
+        channels = len(self.mean)
+        return (*self.size, channels) if self.layout == "nhwc" else (channels, *self.size)
+
+    def served(self) -> dict[str, Any]:
+        """Return what the serving model needs of it, as JSON has it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_SERVED}
+
+    @classmethod
+    def of(cls, served: Mapping[str, Any]) -> ImageRecipe:
+        """Make one of what `served` returned."""
+        lists = {name: tuple(served[name]) for name in ("size", "mean", "std")}
+        return cls(**{**served, **lists})
+
+
+def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -> Array:
+    """Return an image as the recipe wants it, float32 `[C, H, W]` or `[H, W, C]`.
+
+    Args:
+        pillow: the module `PIL.Image`.
+        image: a file, or an open one.
+        recipe: what is done.
+
+    Raises:
+        UnreadableImage: it is no image, or one of more pixels than Pillow takes.
+    """
+    height, width = recipe.size
+    try:
+        with pillow.open(image) as opened:
+            found = opened.convert(_MODES[recipe.color])
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as exc:
+        raise UnreadableImage(f"cannot be read as an image: {exc}") from exc
+    if recipe.resize is not None:
+        factor = recipe.resize / min(found.size)
+        wide, high = max(width, round(found.width * factor)), max(height, round(found.height * factor))
+        found = found.resize((wide, high), pillow.Resampling.BILINEAR)
+        left, top = (found.width - width) // 2, (found.height - height) // 2
+        found = found.crop((left, top, left + width, top + height))
+    else:
+        found = found.resize((width, height), pillow.Resampling.BILINEAR)
+    pixels = np.asarray(found, np.float32)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if recipe.color == "bgr":
+        pixels = pixels[:, :, ::-1]
+    pixels = (pixels * np.float32(recipe.scale) - np.array(recipe.mean, np.float32)) / np.array(recipe.std, np.float32)
+    if recipe.layout == "nchw":
+        pixels = pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels)
+
+
+def typed(pixels: Array, dtype: npt.DTypeLike) -> Array:
+    """Return pixels in an input's type: rounded to integers and clipped where it is one."""
+    wanted = np.dtype(dtype)
+    if wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        clipped: Array = np.clip(np.rint(pixels), limits.min, limits.max).astype(wanted)
+        return clipped
+    converted: Array = pixels.astype(wanted)
+    return converted
