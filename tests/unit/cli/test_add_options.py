@@ -119,10 +119,24 @@ def test_every_option_has_a_case() -> None:
     tried = {word for arguments, _, _ in (*CASES, *FILES_CASES) for word in arguments if word.startswith("-")}
     # Tested where they show.
     elsewhere = {"--name", "--repository", "--labels", "--sign", "--html", "--json", "--quiet", "--wide", "--help"}
+    elsewhere |= {"--preprocess"}
     for parameter in command.params:
         names = {*parameter.opts, *parameter.secondary_opts}
         if any(name.startswith("-") for name in names) and not names & elsewhere:
             assert names & tried, f"no case for {sorted(names)}"
+
+
+def test_the_recipe_of_images_reaches_the_library(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_with_images(*given: Any, **_: Any) -> None:
+        raise Called(given[1], given[3], given[4])
+
+    monkeypatch.setattr("repo_manager.cli.add.add_with_images", add_with_images)
+    with pytest.raises(Called) as caught:
+        run("add", samples.sample_model(), "-n", "digits", "-r", "models", "--preprocess", "c.yaml", "--warmup")
+    assert caught.value.repository == Path("c.yaml")
+    assert caught.value.options.config.warmup
+    refused = run("add", __file__, "-n", "digits", "-r", "models", "--preprocess", "c.yaml")
+    assert (refused.code, "--preprocess" in refused.err) == (2, True)
 
 
 FILES_CASES: list[tuple[list[str], str, Any]] = [
