@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import typer
 
+from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.load_options import DataFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs, parse_changes, parse_shapes, writing
@@ -63,6 +64,12 @@ class GoalFlags:
     fix: list[str] | None = option(
         "--set", metavar="FIELD=VALUE", help="Fix a field of config.pbtxt beforehand (may be given often)."
     )
+    to: str | None = option(
+        "--to",
+        metavar="URL",
+        sets=(TuneOptions, "url"),
+        help="A server that takes copies of the model by its load API [default: one is started here].",
+    )
     fresh: bool = option("--fresh", sets=(TuneOptions, "fresh"), help="Forget what an earlier run measured.")
     write: bool = option(
         "--write", default=False, help="Change the model's config.pbtxt to what is shown to be better."
@@ -81,6 +88,7 @@ def tune_command(
     goal: GoalFlags,
     data: DataFlags,
     output: Output,
+    connection: Connection,
 ) -> None:
     """Find the configuration that serves best, on a copy of the model, and prove it against today's.
 
@@ -95,7 +103,8 @@ def tune_command(
     name, version = resolve_version(root, target)
     known = known_inputs(root, name, version)
     load = {**options.load, "int_ranges": known.ranges, "shapes": {**known.shapes, **options.load["shapes"]}}
-    options = dataclasses.replace(options, load=load)
+    access = None if options.url is None else client_options(connection, [options.url])
+    options = dataclasses.replace(options, load=load, access=access)
     result = tune(root, name, version, options, progress=lambda told: _tell(terminal, told))
     result = dataclasses.replace(result, command=shlex.join(["repo-manager", *sys.argv[1:]]))
     if goal.report is not None:

@@ -166,15 +166,23 @@ class TritonClient:
         entries = (entry for entry in self.repository_index(timeout_s=timeout_s) if entry.name == name)
         return {entry.version: entry for entry in entries if entry.version is not None}
 
-    def load(self, name: str, config: str | None = None, *, timeout_s: float | None = None) -> None:
+    def load(
+        self,
+        name: str,
+        config: str | None = None,
+        *,
+        files: Mapping[str, bytes] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         """Load or reload a model; returns when its versions are ready (or when there was nothing to do).
 
         Args:
             name: the model.
             config: a config in JSON that overrides the repository's until the model is unloaded.
+            files: path in the model's folder -> content: a model that is in no repository, with `config`.
             timeout_s: `None` takes the options' `load_timeout_s`.
         """
-        self._transport.load(name, config, self._load_deadline(timeout_s))
+        self._transport.load(name, config, files or {}, self._load_deadline(timeout_s))
 
     def unload(self, name: str, *, dependents: bool = False, timeout_s: float | None = None) -> None:
         """Unload a model; Triton answers before in-flight requests have ended."""

@@ -405,7 +405,9 @@ class Transport(Protocol):
 
     def index(self, timeout_s: float) -> tuple[IndexEntry, ...]: ...  # noqa: D102
 
-    def load(self, name: str, config_json: str | None, timeout_s: float) -> None: ...  # noqa: D102
+    def load(  # noqa: D102
+        self, name: str, config_json: str | None, files: Mapping[str, bytes], timeout_s: float
+    ) -> None: ...
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None: ...  # noqa: D102
 

@@ -151,9 +151,10 @@ class GrpcTransport:
                 for entry in several(answer.models)
             )
 
-    def load(self, name: str, config_json: str | None, timeout_s: float) -> None:
+    def load(self, name: str, config_json: str | None, files: Mapping[str, bytes], timeout_s: float) -> None:
         """Load or reload a model."""
-        self._ask(f"load {name}", timeout_s, self._client.load_model, name, config=config_json)
+        given = {f"file:{place}": content for place, content in files.items()}
+        self._ask(f"load {name}", timeout_s, self._client.load_model, name, config=config_json, files=given or None)
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None:
         """Unload a model; Triton answers before it is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,9 +86,11 @@ class HttpTransport:
                 for entry in several(answer)
             )
 
-    def load(self, name: str, config_json: str | None, timeout_s: float) -> None:
+    def load(self, name: str, config_json: str | None, files: Mapping[str, bytes], timeout_s: float) -> None:
         """Load or reload a model."""
         body = {} if config_json is None else {"parameters": {"config": config_json}}
+        for place, content in files.items():
+            body.setdefault("parameters", {})[f"file:{place}"] = base64.b64encode(content).decode("ascii")
         self._json(f"load {name}", "POST", f"/v2/repository/models/{_safe(name)}/load", body, timeout_s)
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None:

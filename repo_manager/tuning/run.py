@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
@@ -22,6 +20,7 @@ from repo_manager.loadtest.run import environment, run_load_test
 from repo_manager.loadtest.search import check_gates
 from repo_manager.repository import Location, find_model
 from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.server import ClientOptions
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     ModelConfig,
@@ -31,7 +30,7 @@ from repo_manager.triton_config import (
     set_fields,
 )
 from repo_manager.tuning.journal import Journal
-from repo_manager.tuning.scratch import Scratch, scratch_server, tuning_directory
+from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, Copies, copies_of, tuning_directory
 from repo_manager.tuning.search import Trial, descend
 from repo_manager.tuning.space import AXES, BatchTime, Bounds, Setting, Space, curve_sizes, setting_of
 from repo_manager.validation import check_fields
@@ -39,7 +38,6 @@ from repo_manager.validation import check_fields
 __all__ = ["TuneOptions", "TuneProgress", "Tuning", "TuningRun", "tune", "tuning_run"]
 
 BETTER, KEPT, NONE_HOLDS, UNDECIDED = "better", "kept", "none holds", "undecided"
-_CANDIDATE, _TODAY, _WINNER = "candidate", "today", "winner"
 _CURVE_S = 0.6
 _LEVEL_S = (2.0, 6.0)
 _LEVEL_SHARE = 1 / 50
@@ -51,6 +49,7 @@ _PROOF_SHARE = 0.25
 _MOST_STEPS_UP = 64
 _MEMORY_SHARE = 0.8
 _COPIES_IN_MEMORY = 2
+_MOST_INSTANCES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +64,8 @@ class TuneOptions:
         search: the axes that are searched; others keep today's value.
         fixed: fields of config.pbtxt that are set beforehand, in today's configuration as well as in all others.
         load: more settings of `LoadTestOptions`: shapes, ranges, data, seed.
+        url: a server that takes the copies, by its load API; `None` starts one on this machine.
+        access: how that server is reached; `None` without TLS and headers.
         fresh: forget what an earlier run measured.
     """
 
@@ -75,6 +76,8 @@ class TuneOptions:
     search: tuple[str, ...] = AXES
     fixed: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    url: str | None = None
+    access: ClientOptions | None = None
     fresh: bool = False
 
     def __post_init__(self) -> None:
@@ -208,17 +211,17 @@ def tuning_run(
         )
     base = parse_config(set_fields(format_config(config), options.fixed, where=CONFIG_FILENAME))
     setting_of(base)
-    with scratch_server(repository, name, version) as scratch:
-        facts = _facts(repository, name, version, scratch, base, options)
+    with copies_of(repository, name, version, url=options.url, access=options.access) as copies:
+        facts = _facts(repository, name, version, copies, base, options)
         journal = Journal(tuning_directory(), facts, fresh=options.fresh)
-        yield TuningRun(name, version, options, (config, base), (scratch, journal), progress)
+        yield TuningRun(name, version, options, (config, base), (copies, journal), progress)
 
 
 def _facts(
-    repository: Location, name: str, version: int, scratch: Scratch, base: ModelConfig, options: TuneOptions
+    repository: Location, name: str, version: int, copies: Copies, base: ModelConfig, options: TuneOptions
 ) -> dict[str, Any]:
     """Return all that decides a measurement."""
-    files = {place: sha256_file(path) for place, path in scratch.files.items() if place.startswith("1/")}
+    files = {place: sha256_file(path) for place, path in copies.files.items() if place.startswith("1/")}
     about = environment()
     return {
         "model": name,
@@ -230,7 +233,7 @@ def _facts(
         "rate": options.rate,
         "arrival": options.arrival,
         "load": {key: str(value) for key, value in options.load.items() if key != "command"},
-        "machine": [about["cpu"], about["cpus"], about["repo_manager"]],
+        "machine": [about["cpu"], about["cpus"], about["repo_manager"], options.url or "here"],
     }
 
 
@@ -243,12 +246,12 @@ class TuningRun:
         version: int,
         options: TuneOptions,
         configs: tuple[ModelConfig, ModelConfig],
-        means: tuple[Scratch, Journal],
+        means: tuple[Copies, Journal],
         progress: Callable[[TuneProgress], None],
     ) -> None:
         self._name, self._version, self._options = name, version, options
         self._written, self._base = configs
-        self._scratch, self._journal = means
+        self._copies, self._journal = means
         self._told = progress
         self._today = setting_of(self._base)
         self._began = time.monotonic()
@@ -322,28 +325,28 @@ class TuningRun:
         """
         groups = self._base.message().instance_group
         on_gpu = self._base.backend in ("tensorrt", "tensorrt_rtx") or any(group.kind == 1 for group in groups)
-        size = sum(path.stat().st_size for place, path in self._scratch.files.items() if place.startswith("1/"))
-        free = _free_memory()
-        fit = int(free * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
-        if fit < 2:  # the comparison serves two
-            raise RepositoryError(
-                f"{self._name} takes about {size * _COPIES_IN_MEMORY >> 20} MiB, two copies of it do not fit into "
-                f"{free >> 20} MiB of free memory",
-                hint="Stop something else on this machine, or tune on a larger one.",
-            )
-        cores = 0 if on_gpu else len(os.sched_getaffinity(0))
+        size = sum(path.stat().st_size for place, path in self._copies.files.items() if place.startswith("1/"))
+        room, fit = self._copies.room(on_gpu=on_gpu), _MOST_INSTANCES
+        if room is not None:
+            fit = int(room.free_bytes * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
+            if fit < 2:  # the comparison serves two
+                raise RepositoryError(
+                    f"{self._name} takes about {size * _COPIES_IN_MEMORY >> 20} MiB, two copies of it do not fit into "
+                    f"the {room.free_bytes >> 20} MiB that {room.kind} has free",
+                    hint="Unload something else there, or tune on a larger one.",
+                )
+        cores = 0 if on_gpu else self._copies.cores
         batch = max(self._today.max_batch_size, 64) if self._today.max_batch_size else 0
         return Bounds(cores, fit, batch)
 
     def _options_of(self, model: str, **levels: Any) -> LoadTestOptions:
-        server = self._scratch.server
         return LoadTestOptions(
             **{
                 **self._options.load,
-                "url": server.grpc_url,
-                "metrics_url": server.metrics_url,
-                "access": server.client_options,
-                "model": model,
+                "url": self._copies.url,
+                "metrics_url": self._copies.metrics_url,
+                "access": self._copies.access,
+                "model": self._copies.named(model),
                 "arrival": self._options.arrival,
                 "warmup_s": _WARMUP_S,
                 **levels,
@@ -361,13 +364,13 @@ class TuningRun:
         changes = Setting(1, max(sizes) if bounds.batch else 0, None, self._today.threads).changes(self._today)
         if not known:
             try:
-                self._scratch.load(_CANDIDATE, changes)
+                self._copies.load(CANDIDATE, changes)
             except ServerRefusedError:
                 sizes = tuple(size for size in sizes if size <= max(self._today.max_batch_size, 1))
-                self._scratch.load(_CANDIDATE, {})
+                self._copies.load(CANDIDATE, {})
             for size in sizes:
                 options = self._options_of(
-                    _CANDIDATE, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
+                    CANDIDATE, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
                 )
                 median_ns = run_load_test(options).points[0].latency.p50_ns
                 if median_ns is None:
@@ -408,16 +411,16 @@ class TuningRun:
     def _measured(self, setting: Setting, against: float | None, *, is_first: bool) -> Trial:
         began = time.monotonic()
         try:
-            self._scratch.load(_CANDIDATE, setting.changes(self._today))
+            self._copies.load(CANDIDATE, setting.changes(self._today))
         except ServerRefusedError as exc:
             reason = f"it does not load: {exc.reason or exc.message}"
             return Trial(setting, is_better=False, value=None, reason=reason, seconds=0.0, against=against)
-        report = run_load_test(self._options_of(_CANDIDATE, **self._levels(against)))
+        report = run_load_test(self._options_of(CANDIDATE, **self._levels(against)))
         value, reason = self._value(report)
         if against is not None and value is not None and self._options.rate is None:
             # It holds the one level that was asked: now how much more.
             more = (against, against * _MOST_STEPS_UP)
-            report = run_load_test(self._options_of(_CANDIDATE, **{**self._levels(against), "rate": more}))
+            report = run_load_test(self._options_of(CANDIDATE, **{**self._levels(against), "rate": more}))
             value, reason = self._value(report)
         return Trial(
             setting,
@@ -457,14 +460,14 @@ class TuningRun:
 
     def _proof(self, best: Trial) -> Comparison:
         """Hold today's and the best setting against each other, both served, in paired blocks."""
-        self._scratch.unload(_CANDIDATE)
-        self._scratch.load(_TODAY, {})
-        self._scratch.load(_WINNER, best.setting.changes(self._today))
+        self._copies.unload(CANDIDATE)
+        self._copies.load(TODAY, {})
+        self._copies.load(WINNER, best.setting.changes(self._today))
         rate = self._options.rate or best.value
         assert rate is not None
         fit = int(max(self._left_s(), 0.0) / (2 * (_BLOCK_S + 0.5)))
         plan = ComparePlan(pairs=min(max(fit, _PAIRS[0]), _PAIRS[1]), block_s=_BLOCK_S, settle_s=_WARMUP_S)
-        sides = [self._options_of(model, rate=(rate,)) for model in (_TODAY, _WINNER)]
+        sides = [self._options_of(model, rate=(rate,)) for model in (TODAY, WINNER)]
         comparison = compare(sides[0], sides[1], plan=plan)
         self._tell(f"today's against {best.setting.label}: {comparison.verdict}")
         return comparison
@@ -549,11 +552,3 @@ def _levels_of(report: LoadTestReport) -> tuple[dict[str, Any], ...]:
 def _distance(trial: Trial) -> float:
     """Return how far a setting that holds nothing is from holding: its lowest p99."""
     return min((level["p99_ns"] for level in trial.levels if level["p99_ns"]), default=float("inf"))
-
-
-def _free_memory() -> int:
-    """Return the machine's free memory, in bytes."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
+from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.process import start_ticks
 
 pytestmark = pytest.mark.integration
@@ -133,3 +135,36 @@ def test_what_cannot_be_sought_is_named(
     done = run(models, environment, "tune", "m", *arguments)
     assert done.returncode == 2
     assert says in done.stderr
+
+
+def test_on_a_server_elsewhere_copies_come_and_go_and_others_are_served(
+    models: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "other", "steady", SCALING_CONFIG.replace('"m"', '"steady"'), {1: scaling_model(3.0)})
+    with EmbeddedServer(ServerOptions(str(tmp_path / "other"), load=("steady",), auto_complete=False)) as server:
+        header = next(iter(server.client_options.headers.items()))
+        (tmp_path / "header").write_text(f"{header[0]}: {header[1]}\n", encoding="utf-8")
+        to = ("--to", server.grpc_url, "--header-file", str(tmp_path / "header"))
+        with TritonClient.connect(server.grpc_url) as client:
+
+            def ready() -> list[str]:
+                return [each for each in named() if client.model_ready(each)]
+
+            def named() -> list[str]:
+                records = (Path(environment["XDG_CACHE_HOME"]) / "repo-manager" / "tune").glob("remote-*.json")
+                return [each for record in records for each in json.loads(record.read_text(encoding="utf-8"))["names"]]
+
+            killed = subprocess.Popen(
+                command(models, *TUNE, *to), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            assert until(ready)
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            left = ready()
+            assert left  # Triton keeps them
+            done = run(models, environment, *TUNE, *to)
+            assert done.returncode in (0, 6), done.stderr
+            assert json.loads(done.stdout)["today"]["value"] > 0
+            assert (named(), [each for each in left if client.model_ready(each)]) == ([], [])
+            x = np.ones((1, 4), np.float32)
+            assert client.infer("steady", None, {"x": x})["y"][0, 0] == 3.0
