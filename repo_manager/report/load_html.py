@@ -14,7 +14,7 @@ from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
 from repo_manager.loadtest.result import Detail, LoadPoint, LoadTestReport, ServerTimes
 from repo_manager.report import load_charts
 from repo_manager.report.load_tables import DETAIL_TITLES, ordered_details, stages_of
-from repo_manager.report.page import Figure, environment
+from repo_manager.report.page import Figure, render_page
 from repo_manager.report.svg import format_number
 
 __all__ = ["compare_page", "load_page"]
@@ -35,8 +35,8 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
         A complete HTML document that refers to nothing outside itself.
     """
     unit = load_charts.latency_unit(report.points)
-    template = environment().get_template("load_report.html.j2")
-    return template.render(
+    return render_page(
+        "load_report.html.j2",
         report=report,
         verdict=verdict,
         unit=unit[0],
@@ -88,7 +88,7 @@ def compare_page(comparisons: Sequence[Comparison]) -> str:
         )
         for title, group in groups.items()
     ]
-    return environment().get_template("load_compare.html.j2").render(couples=couples, first=comparisons[0])
+    return render_page("load_compare.html.j2", couples=couples, first=comparisons[0])
 
 
 def _compared_rows(comparison: Comparison) -> list[dict[str, str | bool]]:
@@ -187,7 +187,13 @@ def _cells(point: LoadPoint, size: float) -> dict[str, Any]:
         "energy": "-" if point.gpu.energy_per_inference_j is None else f"{point.gpu.energy_per_inference_j:.3g} J",
         "client": "-" if point.client.cpu_share is None else f"{point.client.cpu_share:.0%}",
         "note": "; ".join(
-            text for text in (*(f"{e.count} x {e.message}" for e in point.error_messages), point.client.note) if text
+            text
+            for text in (
+                point.reason if point.outcome != "stable" else "",
+                *(f"{e.count} x {e.message}" for e in point.error_messages),
+                point.client.note,
+            )
+            if text
         ),
         "reason": point.reason,
     }

@@ -1,10 +1,11 @@
-"""What all one-file HTML pages share: the templates' environment, and a chart with its caption."""
+"""What all one-file HTML pages share: one design, tables that fit a phone, and a chart with its caption."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 else:
     jinja2 = deferred("jinja2")
 
-__all__ = ["Figure", "environment"]
+__all__ = ["Figure", "render_page", "render_part"]
+
+_WIDE = 8
+_TABLE = re.compile(r"<table>(.*?)</table>", re.DOTALL)
+_HEAD = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
+_ROW = re.compile(r"<tr\b[^>]*>.*?</tr>", re.DOTALL)
+_CELL = re.compile(r"<td\b(?![^>]*\bcolspan)")
+_TAG = re.compile(r"<[^>]*>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Figure:
 
 
 @functools.cache
-def environment() -> jinja2.Environment:
+def _environment() -> jinja2.Environment:
     """Return the environment that renders the templates beside this module; everything is escaped."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("repo_manager.report"),
@@ -38,3 +46,35 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Render a template beside this module.
+
+    Args:
+        template: its file name.
+        **values: what it shows; every text is escaped.
+
+    Returns:
+        A complete HTML document that refers to nothing outside itself. Each cell of a table knows its column's title,
+        so that a narrow window can show a row as a list.
+    """
+    return _TABLE.sub(_labelled, _environment().get_template(template).render(**values))
+
+
+def render_part(template: str, **values: Any) -> Markup:
+    """Render a part of a page, which `render_page` puts into one; every text is escaped."""
+    return Markup(_environment().get_template(template).render(**values))
+
+
+def _labelled(table: re.Match[str]) -> str:
+    """Give each cell its column's title. Texts in cells are escaped, so that a tag in them is one of the template's."""
+    head, separator, body = table[1].partition("<tbody>")
+    titles = [_TAG.sub("", title).strip() for title in _HEAD.findall(head)]
+
+    def row(found: re.Match[str]) -> str:
+        left = iter(titles)
+        return _CELL.sub(lambda _: f'<td data-label="{next(left, "")}"', found[0])
+
+    opening = '<table class="wide">' if len(titles) > _WIDE else "<table>"
+    return f"{opening}{head}{separator}{_ROW.sub(row, body)}</table>"

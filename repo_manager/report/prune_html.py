@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from repo_manager.optional import deferred
+from markupsafe import Markup
+
+from repo_manager.report.page import render_part
 from repo_manager.report.svg import Axis, Chart
 
-if TYPE_CHECKING:
-    import jinja2
-else:
-    jinja2 = deferred("jinja2")
-
-__all__ = ["STYLE", "pruning_facts", "pruning_section"]
-
-STYLE = """
-.front svg { height: auto; max-width: 46rem; } .front svg text { fill: CanvasText; font: 12px system-ui, sans-serif; }
-.front .axis { stroke: CanvasText; fill: none; } .front .grid { stroke: var(--line); fill: none; }
-.front .line { fill: none; stroke-width: 2; } .front .line.s0 { stroke: #0072b2; } .front .mark.s0 { fill: #0072b2; }
-.front .mark.s1 { fill: #d55e00; } .front .limit { stroke: #d55e00; stroke-dasharray: 6 4; }
-"""
-
-_TEMPLATE = """
-<h2>Pruning</h2>
-<p class="sub">Method: {{ pruned.method }}{% for name, value in facts %}; {{ name }}: {{ value }}{% endfor %}</p>
-{% if chart %}<div class="front">{{ chart | safe }}</div>
-<div class="scroll"><table>
-<thead><tr><th class="n">Layers</th><th>Added</th><th class="n">Compute</th><th class="n">{{ measure }}</th>
-<th class="n">At most (95 %)</th></tr></thead><tbody>
-{% for point in front %}<tr><td class="n">{{ point.layers }}</td>
-<td>{{ "solved one behind the other" if point.final else point.added | join(", ") }}</td>
-<td class="n">{{ percent(point.macs_share) }}</td>
-<td class="n">{{ number(point.drift if point.metric is none else point.metric) }}</td>
-<td class="n">{{ number(point.drift_upper) }}</td></tr>
-{% endfor %}</tbody></table></div>
-{% endif %}
-<div class="scroll"><table>
-<thead><tr><th>Layer</th><th>Weight</th><th class="n">Removed</th><th class="n">Magnitude lost</th>
-<th class="n">Error</th><th class="n">Error by magnitude</th></tr></thead><tbody>
-{% for layer in pruned.pruned %}<tr><td class="name">{{ layer.node }}</td><td class="name">{{ layer.weight }}</td>
-<td class="n">{{ layer.removed }}</td><td class="n">{{ percent(layer.lost_magnitude) }}</td>
-<td class="n">{{ number(layer.error) }}</td><td class="n">{{ number(layer.magnitude_error) }}</td></tr>
-{% endfor %}</tbody></table></div>
-"""
+__all__ = ["pruning_facts", "pruning_section"]
 
 
 def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -74,7 +41,7 @@ def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def pruning_section(pruned: Mapping[str, Any]) -> str:
+def pruning_section(pruned: Mapping[str, Any]) -> Markup:
     """Return the section; every name from the model is escaped.
 
     Args:
@@ -82,13 +49,13 @@ def pruning_section(pruned: Mapping[str, Any]) -> str:
     """
     budget = (pruned.get("evidence") or {}).get("budget")
     front: Sequence[Mapping[str, Any]] = budget["front"] if budget else ()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(_TEMPLATE).render(
+    return render_part(
+        "pruning_section.html.j2",
         pruned=pruned,
         facts=pruning_facts(pruned),
         front=front,
         measure="Metric" if budget and budget["kind"] == "metric" else "Drift",
-        chart=_chart(budget) if budget else "",
+        chart=Markup(_chart(budget)) if budget else "",
         percent=_percent,
         number=lambda value: "" if value is None else f"{value:.3g}",
     )

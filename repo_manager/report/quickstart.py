@@ -13,7 +13,7 @@ from rich.text import Text
 from repo_manager.report import load_charts
 from repo_manager.report.layout import make_table
 from repo_manager.report.load_tables import format_ms
-from repo_manager.report.page import Figure, environment
+from repo_manager.report.page import Figure, render_page
 from repo_manager.report.tables import format_bytes, format_count, format_share
 
 __all__ = ["quickstart_page", "quickstart_view"]
@@ -83,18 +83,15 @@ def quickstart_page(result: Any) -> str:
     Returns:
         A complete HTML document that refers to nothing outside itself.
     """
-    return (
-        environment()
-        .get_template("quickstart.html.j2")
-        .render(
-            result=result,
-            layers=[_layer(layer) for layer in result.inspection.sparsity.layers],
-            totals=result.inspection.sparsity.totals,
-            share=format_share,
-            count=format_count,
-            ms=format_ms,
-            models=[(model, _figures(model.load)) for model in result.models],
-        )
+    return render_page(
+        "quickstart.html.j2",
+        result=result,
+        layers=[_layer(layer) for layer in result.inspection.sparsity.layers],
+        totals=result.inspection.sparsity.totals,
+        share=format_share,
+        count=format_count,
+        ms=format_ms,
+        models=[(model, _figures(model.load)) for model in result.models],
     )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.load_tables import comparison_view
-from repo_manager.report.page import Figure, environment
+from repo_manager.report.page import Figure, render_page
 from repo_manager.report.svg import Axis, Chart
 from repo_manager.tuning.run import BETTER, Tuning
 from repo_manager.tuning.search import Trial
@@ -64,27 +64,24 @@ def tune_view(result: Tuning, *, written: bool) -> list[RenderableType]:
 
 def tune_page(result: Tuning) -> str:
     """Return the page of a tuning: a complete HTML document that refers to nothing outside itself."""
-    return (
-        environment()
-        .get_template("tune.html.j2")
-        .render(
-            result=result,
-            headline=_HEADLINES[result.outcome],
-            rows=[
-                {
-                    "label": trial.setting.label,
-                    "value": _value(result, trial),
-                    "is_better": trial.is_better,
-                    "is_best": trial is result.best,
-                    "reason": trial.reason,
-                    "seconds": f"{trial.seconds:.1f}",
-                }
-                for trial in result.trials
-            ],
-            figures=_figures(result),
-            effects=_effects(result),
-            numbers=[] if result.comparison is None else result.comparison.numbers,
-        )
+    return render_page(
+        "tune.html.j2",
+        result=result,
+        headline=_HEADLINES[result.outcome],
+        rows=[
+            {
+                "label": trial.setting.label,
+                "value": _value(result, trial),
+                "is_better": trial.is_better,
+                "is_best": trial is result.best,
+                "reason": trial.reason,
+                "seconds": f"{trial.seconds:.1f}",
+            }
+            for trial in result.trials
+        ],
+        figures=_figures(result),
+        effects=_effects(result),
+        numbers=[] if result.comparison is None else result.comparison.numbers,
     )
 
 
