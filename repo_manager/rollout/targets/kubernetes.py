@@ -313,7 +313,7 @@ class DeploymentPart:
         return ServerResult(
             name=self.label,
             changed=self.changes,
-            ready=self._planned.models.get(name, ()) if self.changes else self._held.get(name, ()),
+            ready=self._planned.models.get(name, ()),
             previous=self._held.get(name, ()),
             proof=self._target.prover.proof if answered else "readiness" if self._pods else "none",
             checks=self.checks,
