@@ -144,16 +144,32 @@ def export_command(
         Path | None,
         typer.Option("--output", "-o", metavar="repository.yaml", help="Where to write; without it to stdout."),
     ] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--sources",
+            metavar="DIR",
+            help="Where the ONNX files and calibration data are that the models were made from, found by digest (may "
+            "be given often).",
+        ),
+    ] = None,
     *,
     place: RepositoryFlag,
     output: Output,
 ) -> None:
-    """Write a repository as the YAML file that `apply` takes: applying it changes nothing."""
+    """Write a repository as the YAML file that `apply` takes: applying it changes nothing.
+
+    With the sources beside the file, or in --sources, applying it to an empty repository builds the models anew.
+    """
     terminal = output.terminal()
     if file is not None and file.exists():
         raise UsageError(f"{file} exists already", hint="Choose another name, or remove it first.")
     check_outputs(file)
-    document, notes = export_document(place.root())
+    base = Path() if file is None else file.parent
+    missing = [folder for folder in sources or () if not folder.is_dir()]
+    if missing:
+        raise UsageError(f"--sources {missing[0]}: there is no such folder")
+    document, notes = export_document(place.root(), base=base, sources=sources or ())
     for note in notes:
         terminal.warn(note)
     if file is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.declared.request import calibration_record, source_digest
+from repo_manager.errors import ConfigError, InputError, RepositoryError
 from repo_manager.repository import (
     Location,
     LocationLike,
@@ -17,12 +22,14 @@ from repo_manager.repository import (
     as_location,
     change_config,
     find_model,
+    local_folder,
     model_states,
     read_labels,
     scan,
     validate_model_name,
 )
 from repo_manager.triton_config import parse_config
+from repo_manager.types import StrPath
 
 __all__ = ["document_text", "export_document"]
 
@@ -30,16 +37,28 @@ _HEADER = """\
 # The declared state of a model repository: `repo-manager apply` brings it about.
 # Paths are relative to this file. A version that was made from what `digest` says needs its source no more.
 """
+_MOST_FILES = 10_000
 _KINDS = {0: "auto", 1: "gpu", 2: "cpu"}
 
 
-def export_document(repository: LocationLike) -> tuple[dict[str, Any], tuple[str, ...]]:
+def export_document(
+    repository: LocationLike, *, base: StrPath | None = None, sources: Sequence[StrPath] = ()
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what the YAML file says, as plain values, and what of the repository it cannot say.
+
+    A manifest has the name of a source, not its place. Where `base` is given, each source is looked for by its digest:
+    in `base`, below `sources` and among the repository's own files. So `apply` can build the models anew from the file.
+
+    Args:
+        repository: the root.
+        base: the folder of the YAML file, to which paths in it are relative; `None` looks for nothing.
+        sources: folders with ONNX files and calibration data; they are searched with all that is below them.
 
     Raises:
         RepositoryError: the repository cannot be read.
     """
     repository = as_location(repository)
+    places = None if base is None else _Places(Path(base), tuple(map(Path, sources)))
     states = model_states(repository)
     models: dict[str, Any] = {}
     notes: list[str] = []
@@ -48,7 +67,10 @@ def export_document(repository: LocationLike) -> tuple[dict[str, Any], tuple[str
             validate_model_name(listed.name)
             entry = find_model(repository, listed.name)
             if entry.versions:
-                models[entry.name] = _model(repository, entry, states.get(entry.name, ModelState()))
+                found = _model(repository, entry, states.get(entry.name, ModelState()))
+                models[entry.name] = found
+                if places is not None:
+                    notes += places.fill_in(entry, found)
         except (RepositoryError, ConfigError) as exc:
             notes.append(f"{listed.name} is left out: {exc.message}")
     return {"schema_version": 1, "models": models}, tuple(notes)
@@ -104,6 +126,78 @@ def _source(manifest: Manifest) -> dict[str, Any]:
         if value:
             found[key] = dict(value)
     return found
+
+
+class _Places:
+    """Where sources are, found by their digests.
+
+    Args:
+        base: the folder that paths are relative to.
+        folders: where to look, with all that is below.
+    """
+
+    def __init__(self, base: Path, folders: Sequence[Path]) -> None:
+        self._base, self._folders = base, folders
+        self._digests: dict[tuple[Path, tuple[str, ...]], str] = {}
+
+    def fill_in(self, entry: ModelEntry, found: dict[str, Any]) -> list[str]:
+        """Write the places of a model's source and calibration data into its part; return what was not found."""
+        if "source" not in found:
+            versions = ", ".join(str(version.version) for version in entry.versions)
+            return [
+                f"{entry.name}: version {versions} cannot be built by apply, which builds from ONNX sources that the "
+                f"manifest names; take the versions along: repo-manager copy {entry.name}:VERSION --into DIR"
+            ]
+        manifest = entry.versions[-1].manifest
+        external = tuple(map(str, ((manifest.source if manifest else None) or {}).get("external") or ()))
+        notes = []
+        for key, names in (("source", external), ("calibration", ())):
+            record = found.get(key)
+            if not isinstance(record, dict) or not record.get("digest"):
+                continue
+            own = [] if external or key != "source" else _own_files(entry, record["digest"])
+            place = self._place_of(record["path"], record["digest"], names, own)
+            if place is None:
+                notes.append(
+                    f"{entry.name}: its {key} {record['path']} ({record['digest'][:19]}) was not found; apply needs "
+                    "it to build the model anew: give its folder with --sources"
+                )
+            else:
+                record["path"] = os.path.relpath(place, self._base)
+        return notes
+
+    def _place_of(self, name: str, digest: str, external: tuple[str, ...], own: Sequence[Path]) -> Path | None:
+        """Return a file or folder of this content; of that name first."""
+        name = Path(name).name
+        below = (path for folder in self._folders for path in sorted(folder.rglob(glob.escape(name))))
+        others = (path for folder in self._folders for path in sorted(folder.rglob("*.onnx")))
+        for path in itertools.chain([self._base / name], below, itertools.islice(others, _MOST_FILES), own):
+            if self._digest(path, external) == digest:
+                return path
+        return None
+
+    def _digest(self, path: Path, external: tuple[str, ...]) -> str:
+        """Return the digest of a model, or of calibration data; empty when it cannot be read."""
+        if (path, external) not in self._digests:
+            try:
+                data = path.is_dir() or path.suffix != ".onnx"
+                found = calibration_record(path)["digest"] if data else source_digest(path, external)
+            except (OSError, InputError):
+                found = None
+            self._digests[path, external] = str(found or "")
+        return self._digests[path, external]
+
+
+def _own_files(entry: ModelEntry, digest: str) -> list[Path]:
+    """Return the repository's own files that are a source: what needed no conversion is the source."""
+    folders = [(version, local_folder(version.path)) for version in entry.versions]
+    return [
+        folder / name
+        for version, folder in folders
+        if folder is not None and version.manifest is not None
+        for name, file in version.manifest.files.items()
+        if name.endswith(".onnx") and file.sha256 == digest
+    ]
 
 
 def _config(repository: Location, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,10 +22,13 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.apply import ApplyOptions, apply
 from repo_manager.precision import ConvertOptions
-from repo_manager.repository import find_model, model_state, read_labels, scan, set_tag, verify
-from repo_manager.triton_config import read_config
+from repo_manager.repository import find_model, model_state, publish, read_labels, scan, set_tag, verify
+from repo_manager.triton_config import parse_config, read_config
 
 Bring = Callable[..., "object"]
+
+
+Run = Callable[..., Any]
 
 
 class Place:
@@ -272,6 +276,39 @@ def test_an_exported_repository_can_be_built_again(place: Place) -> None:
     shutil.rmtree(place.root)
     place.settle()
     assert find_model(place.root, "m").selected == (1,)
+
+
+def test_sources_are_found_by_their_content_and_what_is_missing_is_named(place: Place, run: Run) -> None:
+    place.write({"m": {**FULL, "source": "a.onnx"}, "plain": {"source": "dense.onnx"}})
+    place.apply()
+    shutil.rmtree(place.root / "plain")
+    (place.folder / "deep" / "er").mkdir(parents=True)
+    (place.folder / "a.onnx").rename(place.folder / "deep" / "er" / "renamed.onnx")
+    out = place.folder / "elsewhere"
+    out.mkdir()
+    unknown = run("export", "-r", place.root, "-o", out / "unknown.yaml")
+    assert (unknown.code, "its source a.onnx (sha256:" in unknown.err, "--sources" in unknown.err) == (0, True, True)
+    assert run("export", "-r", place.root, "-o", out / "e.yaml", "--sources", place.folder / "nope").code == 2
+    found = run("export", "-r", place.root, "-o", out / "e.yaml", "--sources", place.folder / "deep")
+    assert (found.code, "was not found" in found.err) == (0, False)
+    source = yaml.safe_load((out / "e.yaml").read_text())["models"]["m"]["source"]
+    assert source["path"] == "../deep/er/renamed.onnx"
+    shutil.rmtree(place.root)
+    assert run("apply", out / "e.yaml", "-r", place.root).code == 0
+    assert find_model(place.root, "m").selected == (1,)
+    assert run("apply", out / "e.yaml", "-r", place.root, "--check").code == 0
+
+
+def test_what_was_published_as_files_is_said_to_need_a_copy(place: Place, run: Run) -> None:
+    code = place.folder / "model.py"
+    code.write_text("class TritonPythonModel: ...")
+    io = 'input { name: "x" data_type: TYPE_FP32 dims: [1] } output { name: "y" data_type: TYPE_FP32 dims: [1] }'
+    config = parse_config(f'name: "code" backend: "python" default_model_filename: "model.py" {io}')
+    publish(place.root, "code", {"model.py": code}, config, {"source": {"path": "code"}})
+    exported = run("export", "-r", place.root, "-o", place.folder / "e.yaml")
+    assert "code: version 1 cannot be built by apply" in exported.err
+    assert "repo-manager copy code:VERSION" in exported.err
+    assert run("apply", place.folder / "e.yaml", "-r", place.root, "--check").code == 0
 
 
 def test_a_pinned_source_must_be_what_it_is_pinned_to(place: Place) -> None:
