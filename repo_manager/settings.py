@@ -3,11 +3,22 @@
 Order, later wins: the defaults below, the file (`$REPO_MANAGER_SETTINGS`, else
 `$XDG_CONFIG_HOME/repo-manager/settings.yaml`), then `REPO_MANAGER_<FIELD>` in the environment; an
 option on the command line wins over all.
+
+A context is a named set of settings in the file, for one of several repositories with its servers:
+
+    context: staging                     # taken where no other is named
+    contexts:
+      staging: {repository: /srv/staging, server: "grpc://staging:8001"}
+      prod: {repository: "s3://models/prod", server: "@servers.txt", signed_by: [release.pub], protected: true}
+
+`--context NAME`, else `REPO_MANAGER_CONTEXT`, else `context:` chooses one; `none` takes none. What a named context says
+wins over the environment. The one of the file gives way as a whole where the environment sets repository or server.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import os
 from collections.abc import Mapping
@@ -16,7 +27,7 @@ from typing import Any
 
 from repo_manager.errors import UsageError
 
-__all__ = ["Settings", "load_settings", "settings_path"]
+__all__ = ["Context", "Settings", "load_contexts", "load_settings", "settings_path", "use_context"]
 
 _PREFIX = "REPO_MANAGER_"
 
@@ -48,6 +59,34 @@ class Settings:
     signed_by: tuple[Path, ...] = ()
     """The policy: when not empty, `deploy` refuses versions that none of these public keys (or root certificates)
     vouches for, and `verify` checks it. In the environment separated by `:`; in the file a list, relative to it."""
+    context: str | None = None
+    """The context that these settings are of; none: no context."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A context of the settings file.
+
+    Attributes:
+        name: its name.
+        repository: its repository; `None`: the one outside the contexts.
+        server: its servers; `None` likewise.
+        protected: changes need it to be named in the command.
+    """
+
+    name: str
+    repository: str | None
+    server: str | None
+    protected: bool
+
+
+_NO_CONTEXT = "none"
+_CHOSEN: list[str | None] = [None]
+
+
+def use_context(name: str | None) -> None:
+    """Take a context in this process, whatever the environment says; `None` leaves it to environment and file."""
+    _CHOSEN[0] = name
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -73,15 +112,77 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     environment = os.environ if environment is None else environment
     path = settings_path(environment)
     values = _read_file(path, required=_PREFIX + "SETTINGS" in environment)
+    contexts, of_file = _contexts(values, path), values.pop("context", None)
+    named = _CHOSEN[0] or environment.get(_PREFIX + "CONTEXT")
+    moved = any(_PREFIX + field in environment for field in ("REPOSITORY", "SERVER"))
+    name = named or (None if moved else of_file)
+    own = _context_of(name, contexts, path)
+    values |= own
     if "signed_by" in values:
         values["signed_by"] = _beside(path, values["signed_by"])
     sources = dict.fromkeys(values, str(path))
     for field in _FIELDS:
-        name = _PREFIX + field.upper()
-        if name in environment:
-            values[field] = _list_of(environment[name]) if field == "signed_by" else environment[name]
-            sources[field] = f"the environment ({name})"
+        variable = _PREFIX + field.upper()
+        if variable in environment and field != "context" and not (named and field in own):
+            values[field] = _list_of(environment[variable]) if field == "signed_by" else environment[variable]
+            sources[field] = f"the environment ({variable})"
     return _validated(values, sources, path) if values else Settings()
+
+
+def load_contexts(environment: Mapping[str, str] | None = None) -> Mapping[str, Context]:
+    """Return the contexts of the settings file, by name.
+
+    Raises:
+        UsageError: the file cannot be read, or a context is no mapping.
+    """
+    environment = os.environ if environment is None else environment
+    path = settings_path(environment)
+    values = _read_file(path, required=_PREFIX + "SETTINGS" in environment)
+    found = {}
+    for name, own in _contexts(values, path).items():
+        repository, server = (None if own.get(key) is None else str(own[key]) for key in ("repository", "server"))
+        found[name] = Context(name, repository, server, own.get("protected") is True)
+    return found
+
+
+def _contexts(values: dict[str, object], path: Path) -> dict[str, dict[str, object]]:
+    """Take the contexts out of a file's values.
+
+    Raises:
+        UsageError: they are no mappings, or one has a setting that there is not.
+    """
+    contexts = values.pop("contexts", None) or {}
+    if not isinstance(contexts, dict) or not all(isinstance(own, dict) for own in contexts.values()):
+        raise UsageError(f"{path}: contexts: expected a mapping of names to settings")
+    known = {*_FIELDS, "protected"} - {"context"}
+    for name, own in contexts.items():
+        unknown = [str(key) for key in own if key not in known]
+        if unknown:
+            raise UsageError(
+                f"{path}: context {name}: there is no setting {', '.join(unknown)}",
+                hint=f"Known settings: {', '.join(sorted(known))}.",
+            )
+        if not isinstance(own.get("protected", False), bool):
+            raise UsageError(f"{path}: context {name}: protected is {own['protected']!r}, expected true or false")
+    return {str(name): {str(key): value for key, value in own.items()} for name, own in contexts.items()}
+
+
+def _context_of(name: object, contexts: Mapping[str, dict[str, object]], path: Path) -> dict[str, object]:
+    """Return the settings of a context, and its name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name is None or name == _NO_CONTEXT:
+        return {}
+    if not isinstance(name, str) or name not in contexts:
+        known = ", ".join(contexts) or "none"
+        close = difflib.get_close_matches(str(name), list(contexts), n=1)
+        raise UsageError(
+            f"There is no context {name!r} in {path}; there is {known}",
+            hint=f"Did you mean {close[0]!r}?" if close else "docs/contexts.md shows how to write one.",
+        )
+    return {**{key: value for key, value in contexts[name].items() if key != "protected"}, "context": name}
 
 
 def _validated(values: Mapping[str, object], sources: Mapping[str, str], path: Path) -> Settings:

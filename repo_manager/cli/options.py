@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from repo_manager.cli.contexts import chosen_context, context_taken
 from repo_manager.cli.option_groups import option
 from repo_manager.errors import InputError, UsageError
 from repo_manager.report.terminal import Terminal
@@ -43,10 +44,18 @@ class Output:
     json: bool = option("--json", default=False, help="Print the result as JSON on stdout.")
     quiet: bool = option("--quiet", "-q", default=False, help="No progress and no notes.")
     wide: bool = option("--wide", default=False, help="Tables with every column and whole times, however wide.")
+    context: str | None = option(
+        "--context",
+        metavar="NAME",
+        callback=chosen_context,
+        help="The context of the settings, with its repository and servers; none: no context.",
+    )
 
     def terminal(self) -> Terminal:
         """Return what prints."""
-        return Terminal(as_json=self.json, quiet=self.quiet, wide=self.wide)
+        taken = context_taken()
+        label = None if taken is None else f"{taken.name} (protected)" if taken.protected else taken.name
+        return Terminal(as_json=self.json, quiet=self.quiet, wide=self.wide, context=label)
 
 
 @contextlib.contextmanager

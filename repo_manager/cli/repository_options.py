@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from repo_manager.cli.contexts import guard
 from repo_manager.cli.option_groups import option
 from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.repository import model_state, scan
@@ -112,8 +113,11 @@ class RepositoryFlag:
 
         Raises:
             RepositoryError: it is a URL that cannot be one of a repository.
+            UsageError: it is not of the context, or of a protected one that the command does not name.
         """
-        return resolve_repository(self.repository)
+        place = resolve_repository(self.repository)
+        guard(place, self.repository)
+        return place
 
 
 def resolve_repository(option: str | None) -> Location:

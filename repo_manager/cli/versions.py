@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.contexts import destination_of
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, model_versions
@@ -27,7 +28,6 @@ from repo_manager.repository import (
     copy_needed,
     copy_version,
     find_model,
-    parse_location,
     remove,
     remove_tag,
     resolve_version,
@@ -89,7 +89,9 @@ def tag_command(
 class CopyFlags:
     """Where a copy goes."""
 
-    destination: str = option("--into", default=..., metavar="DIR|URL", help="The repository to copy to.")
+    destination: str = option(
+        "--into", default=..., metavar="DIR|URL", help="The repository to copy to; or context:NAME."
+    )
     as_name: str | None = option("--as", metavar="NAME", sets=(copy_version, "target_name"), help="Another name there.")
     keep_number: bool = option(
         "--keep-number/--new-number",
@@ -115,7 +117,7 @@ def copy_command(
     What an ensemble consists of, and what a model's code asks (`add --uses`), is copied first if it is missing there.
     """
     key = signing_key(flags.sign)
-    root, into = place.root(), parse_location(flags.destination)
+    root, into = place.root(), destination_of(flags.destination)
     name, version = resolve_version(root, target)
     terminal = output.terminal()
     if key is None and (policy := load_settings().signed_by):

@@ -174,7 +174,7 @@ def _undeployed_alone(repository: Location, name: str, version: int | None, opti
     where = "no server runs"
     before = () if current is None else (current,)
     if not options.dry_run and before:
-        record = record_of("undeploy", version, before, where)
+        record = record_of("undeploy", version, before, where, context=options.context)
         with open_store(repository).lease(name, timeout_s=options.lease_timeout_s):
             record_deployment(repository, name, None, record)
     server = ServerResult(where, bool(before) and not options.dry_run, (), before, "none")
@@ -210,7 +210,9 @@ class _Where:
         settings = load_settings()
         return cls(
             to or settings.server,
-            RolloutOptions(signed_by=settings.signed_by) if options is None else options,
+            dataclasses.replace(
+                RolloutOptions(signed_by=settings.signed_by) if options is None else options, context=settings.context
+            ),
             connection_of(settings) if connection is None else connection,
         )
 

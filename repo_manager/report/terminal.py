@@ -67,10 +67,14 @@ class Terminal:
         as_json: print the result as one JSON document instead of tables.
         quiet: no progress and no notes; errors and the result still show.
         wide: tables as wide as they are, with every column and whole times.
+        context: of the settings, shown in the result; `None` without one.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, wide: bool = False) -> None:
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, wide: bool = False, context: str | None = None
+    ) -> None:
         self.json = as_json
+        self.context = context
         self.quiet = quiet
         self._out = _console(sys.stdout, WIDE if wide else None)
         self._err = _console(sys.stderr)
@@ -104,12 +108,17 @@ class Terminal:
         if self.json:
             try:
                 # Piece by piece: the whole text of a large listing would double the memory.
-                sys.stdout.writelines(map(redacted, json.JSONEncoder(indent=2).iterencode(as_json(result))))
+                document = as_json(result)
+                if self.context is not None and isinstance(document, dict):
+                    document = {"context": self.context.partition(" ")[0], **document}
+                sys.stdout.writelines(map(redacted, json.JSONEncoder(indent=2).iterencode(document)))
                 sys.stdout.write("\n")
                 sys.stdout.flush()
             except BrokenPipeError:
                 _discard(sys.stdout)
             return
+        if self.context is not None and renderables:
+            self._out.print(f"Context: {_escape(self.context)}", highlight=False)
         for renderable in renderables:
             self._out.print(_shown(renderable), highlight=False)
 

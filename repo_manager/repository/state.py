@@ -73,7 +73,7 @@ class RolloutRecord:
         before: the versions that were served before; empty when none was.
         target: what it went to: the servers' URLs, `k8s://...` or `kserve://...`.
         outcome: `done`; `undone`: it failed, and the previous state was put back; `failed`: so did putting it back.
-        by: the user and the machine, `user@host`.
+        by: the user and the machine, `user@host`; with a context of the settings `user@host (NAME)`.
         reason: why it failed, in one line; empty when it did not.
         extra: fields of a newer repo-manager, kept as they are.
     """
@@ -218,14 +218,21 @@ class ModelState:
 
 
 def record_of(
-    action: str, version: int | None, before: Sequence[int], target: str, *, outcome: str = "done", reason: str = ""
+    action: str,
+    version: int | None,
+    before: Sequence[int],
+    target: str,
+    *,
+    outcome: str = "done",
+    reason: str = "",
+    context: str | None = None,
 ) -> RolloutRecord:
     """Return a record of a roll-out that this process ends now; its fields as in `RolloutRecord`."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container may run as a number without a name
         user = str(os.getuid())
-    by = f"{user}@{socket.gethostname()}"
+    by = f"{user}@{socket.gethostname()}" + (f" ({context})" if context else "")
     return RolloutRecord(now_text("microseconds"), action, version, tuple(before), target, outcome, by, reason)
 
 

@@ -151,7 +151,9 @@ class _Run:
         before = sorted({version for part in self._target.parts for version in part.result().previous})
         version = None if context.whole else context.version
         target = self._target.describe()
-        return record_of(context.action, version, before, target, outcome=outcome, reason=reason)
+        return record_of(
+            context.action, version, before, target, outcome=outcome, reason=reason, context=context.options.context
+        )
 
     def _in_batches(self, act: Callable[[Part], None]) -> None:
         """Act on every part that still answers, a batch at a time."""

@@ -79,6 +79,7 @@ class RolloutOptions:
         drop_pinned: take a version out of service although an ensemble pins it: the ensemble is lost.
         batch: how many of several servers at a time; at least one.
         max_unavailable: how many of several servers may not answer without failing the whole.
+        context: of the settings that the target was taken from, for the history; `None` without one.
         proof: `inference`: a version has to answer one; `readiness`: where no sample was recorded and the model refuses
             made-up requests, it is enough that the server says that the version is ready.
     """
@@ -98,6 +99,7 @@ class RolloutOptions:
     batch: Amount = Amount(1)
     max_unavailable: Amount = Amount(0)
     proof: Literal["inference", "readiness"] = "inference"
+    context: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

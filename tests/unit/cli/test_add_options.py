@@ -119,7 +119,7 @@ def test_every_option_has_a_case() -> None:
     tried = {word for arguments, _, _ in (*CASES, *FILES_CASES) for word in arguments if word.startswith("-")}
     # Tested where they show.
     elsewhere = {"--name", "--repository", "--labels", "--sign", "--html", "--json", "--quiet", "--wide", "--help"}
-    elsewhere |= {"--preprocess"}
+    elsewhere |= {"--preprocess", "--context"}
     for parameter in command.params:
         names = {*parameter.opts, *parameter.secondary_opts}
         if any(name.startswith("-") for name in names) and not names & elsewhere:

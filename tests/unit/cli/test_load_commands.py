@@ -177,7 +177,7 @@ LOAD_OPTIONS = {
     "--allow-zeros": (None, "allow_zeros", True),
 }
 # What is no option of the measurement itself; each has a test of its own.
-ELSEWHERE = {"--wide",
+ELSEWHERE = {"--wide", "--context",
     "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header-file", "--token-file", "--url", "--to",
     "--golden",
     "--repository", "--slo", "--slo-over", "--baseline", "--tolerance", "--report", "--json", "--quiet", "--help",
