@@ -43,7 +43,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the session and check the configuration against it."""
         from rm_ort_batches import Batches, SequenceStates  # type: ignore[import-not-found]  # beside this file
-        from rm_ort_session import open_session
+        from rm_ort_session import new_run_options, open_session
 
         config = json.loads(args["model_config"])
         check_passable(config)
@@ -58,7 +58,9 @@ class TritonPythonModel:
         except ConfigMismatch as exc:
             raise pb_utils.TritonModelException(str(exc)) from None
         fed = {**inputs, **optional}
-        self._run = session._sess.run  # the public method checks the names of every call; check() has done so once
+        # The public method checks the names of every call, which check() has done once, and each call without options
+        # makes some. An instance runs one call at a time, so one set of them is enough.
+        self._run, self._run_options = session._sess.run, new_run_options()
         self._batched = bool(config.get("max_batch_size"))
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._scalar_inputs = {name for name, tensor in fed.items() if not tensor.dims}
@@ -71,6 +73,7 @@ class TritonPythonModel:
         self._plain = not (self._scalar_inputs or self._strings or self._output_shapes)
         self._single = next(iter(fed)) if len(fed) == 1 and self._plain else None
         self._one_output = len(self._outputs) == 1
+        self._is_simple = self._single is not None and self._one_output
         self._buffers: dict[tuple[Any, ...], Array] = {}
         self._states, self._batches = SequenceStates(config), Batches(config)
         self._special = bool(self._states.pairs) or self._batches.needed
@@ -82,7 +85,11 @@ class TritonPythonModel:
         if self._special:
             return self._execute_special(requests)
         if len(requests) == 1:
-            return [self._answer(requests[0])]
+            return [self._answer_simple(requests[0]) if self._is_simple else self._answer(requests[0])]
+        if self._is_simple and self._batched:
+            answers = self._answer_alike(requests)
+            if answers is not None:
+                return answers
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Array]]]] = {}
         for index, request in enumerate(requests):
@@ -122,7 +129,7 @@ class TritonPythonModel:
         names = tuple(dict.fromkeys((*self._outputs, *self._states.outputs)))
         try:
             feeds = [feed for _, feed in members]
-            arrays = self._run(names, self._batches.joined(feeds), None)
+            arrays = self._run(names, self._batches.joined(feeds), self._run_options)
             parts = self._batches.parted(dict(zip(names, arrays, strict=True)), feeds)
             for (index, _), part in zip(members, parts, strict=True):
                 self._states.take(requests[index], part)
@@ -133,6 +140,37 @@ class TritonPythonModel:
                 return False
             responses[members[0][0]] = _error(exc)
         return True
+
+    def _answer_simple(self, request: Any) -> Any:
+        """Answer a request alone to a model of one input and one output: as `_answer`, in fewer steps."""
+        try:
+            feed = {self._single: array_of(request.inputs()[0])}
+            return pb_utils.InferenceResponse(
+                [tensor_of(self._outputs[0], self._run(self._outputs, feed, self._run_options)[0])]
+            )
+        except Exception as exc:  # noqa: BLE001 - see execute
+            return _error(exc)
+
+    def _answer_alike(self, requests: Sequence[Any]) -> list[Any] | None:
+        """Run requests to a model of one input and one output as one; `None` when they differ, or it fails."""
+        name = self._outputs[0]
+        try:
+            arrays = [array_of(request.inputs()[0]) for request in requests]
+            sizes = [array.shape[0] for array in arrays]
+            if len({array.shape[1:] for array in arrays}) > 1:
+                return None
+            total = sum(sizes)
+            feed = {self._single: self._joined(str(self._single), arrays, total)}
+            (whole,) = self._run(self._outputs, feed, self._run_options)
+            if whole.ndim == 0 or whole.shape[0] != total:
+                return None
+            if total == len(sizes):
+                parts = [whole[place : place + 1] for place in range(total)]
+            else:
+                parts = np.split(whole, np.cumsum(sizes)[:-1])
+            return [pb_utils.InferenceResponse([tensor_of(name, part)]) for part in parts]
+        except Exception:  # noqa: BLE001 - every request is then read and run by itself and gets its own error
+            return None
 
     def _answer(self, request: Any) -> Any:
         try:
@@ -169,7 +207,7 @@ class TritonPythonModel:
 
     def _run_alone(self, outputs: tuple[str, ...], feed: dict[str, Array]) -> Any:
         try:
-            arrays = self._run(outputs, feed, None)
+            arrays = self._run(outputs, feed, self._run_options)
             if self._one_output and self._plain:
                 return pb_utils.InferenceResponse([tensor_of(outputs[0], arrays[0])])
             return pb_utils.InferenceResponse([self._tensor(*pair) for pair in zip(outputs, arrays, strict=True)])
@@ -184,7 +222,7 @@ class TritonPythonModel:
         total = sum(sizes)
         try:
             feed = {name: self._joined(name, [each[name] for _, each in members], total) for name in first}
-            arrays = self._run(outputs, feed, None)
+            arrays = self._run(outputs, feed, self._run_options)
             if any(array.ndim == 0 or array.shape[0] != total for array in arrays):
                 return None
             responses, start = [], 0

@@ -103,6 +103,11 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
     return options
 
 
+def new_run_options() -> ort.RunOptions:
+    """Return options of a run that are those of a run without any."""
+    return ort.RunOptions()
+
+
 def default_threads(config: dict[str, Any]) -> int:
     """Return the threads of one instance: the cores are shared out among the CPU instances."""
     instances = sum(int(group.get("count") or 1) for group in config.get("instance_group") or ()) or 1
