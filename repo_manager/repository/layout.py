@@ -23,10 +23,13 @@ from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_directory
 
 __all__ = [
+    "DATA_FOLDERS",
+    "INITIAL_STATE_FOLDER",
     "LOCK_FILENAME",
     "MANIFEST_FILENAME",
     "STAGING_IN_ROOT",
     "STATE_FILENAME",
+    "WARMUP_FOLDER",
     "check_file_name",
     "is_bytecode",
     "is_component",
@@ -37,6 +40,8 @@ __all__ = [
     "version_number",
 ]
 
+# Beside the versions, of core's names: kWarmupDataFolder and kInitialStateFolder.
+WARMUP_FOLDER, INITIAL_STATE_FOLDER = DATA_FOLDERS = ("warmup", "initial_state")
 STATE_FILENAME = ".repo-manager.json"
 LOCK_FILENAME = ".repo-manager.lock"
 MANIFEST_FILENAME = "manifest.json"
@@ -79,7 +84,7 @@ def triton_version(folder: str) -> int | None:
     As `VersionsToLoad` in triton-inference-server/core: two names are skipped, so is a leading 0, and the rest goes
     through std::stoll, which reads `3.tmp` as 3. A number above 64 bits is returned too: Triton fails on it.
     """
-    if folder in ("warmup", "initial_state") or (len(folder) > 1 and folder[0] == "0"):
+    if folder in DATA_FOLDERS or (len(folder) > 1 and folder[0] == "0"):
         return None
     match = _STOLL.match(folder)
     return None if match is None else int(match.group(1))

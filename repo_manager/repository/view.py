@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.optional import deferred
-from repo_manager.repository.layout import MANIFEST_FILENAME, triton_version
+from repo_manager.repository.layout import DATA_FOLDERS, MANIFEST_FILENAME, triton_version
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest, no_manifest, parse_manifest
 from repo_manager.repository.state import ModelState
@@ -184,6 +184,7 @@ class ModelView:
         in_the_way: why nothing can be published under this name.
         work: versions that are being published or removed.
         beside: files beside the versions -> content: label files and variants of config.pbtxt (`with_beside`).
+        data: files in `warmup` and `initial_state` -> size in bytes (`with_beside`).
         contents: what is in its versions (`with_versions`).
         needed_by: the ensembles that contain it, and the models whose code asks it (`with_dependents`).
         pinned: version -> the ensembles that ask for just this one (`with_dependents`).
@@ -202,6 +203,7 @@ class ModelView:
     in_the_way: str = ""
     work: tuple[Work, ...] = ()
     beside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    data: Mapping[str, int] = dataclasses.field(default_factory=dict)
     contents: Mapping[int, VersionView] = dataclasses.field(default_factory=dict)
     needed_by: tuple[str, ...] = ()
     pinned: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -337,8 +339,8 @@ def walk(store: Store, folder: str) -> tuple[tuple[Entry, ...], float]:
 
 
 def with_beside(store: Store, view: ModelView) -> ModelView:
-    """Return the view with the label files that config.pbtxt names and the variants of config.pbtxt; those that cannot
-    be read and those of a broken config.pbtxt are left out.
+    """Return the view with the label files that config.pbtxt names, the variants of config.pbtxt and the sizes of data
+    files; those that cannot be read and those of a broken config.pbtxt are left out.
     """
     wanted: list[str] = []
     if view.config is not None:
@@ -348,7 +350,14 @@ def with_beside(store: Store, view: ModelView) -> ModelView:
         variants = store.list_level(f"{view.name}/{VARIANTS_FOLDER}").files
         wanted += [f"{VARIANTS_FOLDER}/{entry.name}" for entry in variants if entry.name.endswith(".pbtxt")]
     contents = {file: _readable(store, f"{view.name}/{file}") for file in wanted}
-    return dataclasses.replace(view, beside={file: data for file, data in contents.items() if data is not None})
+    data = {
+        f"{folder}/{entry.name}": entry.size_bytes
+        for folder in DATA_FOLDERS
+        if folder in view.folders
+        for entry in store.list_level(f"{view.name}/{folder}").files
+    }
+    beside = {file: content for file, content in contents.items() if content is not None}
+    return dataclasses.replace(view, beside=beside, data=data)
 
 
 def _readable(store: Store, key: str) -> bytes | None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository.layout import MANIFEST_FILENAME, is_bytecode, triton_version, validate_model_name
+from repo_manager.repository.layout import (
+    DATA_FOLDERS,
+    INITIAL_STATE_FOLDER,
+    MANIFEST_FILENAME,
+    WARMUP_FOLDER,
+    is_bytecode,
+    triton_version,
+    validate_model_name,
+)
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.view import Entry, Link, ModelView, VersionView, top_names
@@ -23,13 +32,18 @@ from repo_manager.triton_config import (
 )
 from repo_manager.triton_config.completion import backend_of_files
 from repo_manager.triton_config.slips import meant_field
+from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["model_problems", "readable_config", "version_problems", "work_problems"]
 
-# Folders of a model that Triton knows: core's kWarmupDataFolder and kInitialStateFolder, --model-config-name's configs.
-_KNOWN_FOLDERS = {"warmup", "initial_state", VARIANTS_FOLDER}
+# Folders of a model that Triton knows: those of data, and --model-config-name's configs.
+_KNOWN_FOLDERS = {*DATA_FOLDERS, VARIANTS_FOLDER}
 
 
+_BYTES_OF = {
+    "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
+    "INT64": 8, "UINT64": 8, "FP64": 8,
+}  # fmt: skip
 _WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one can change with a version"
 
 
@@ -80,6 +94,7 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
             if folder in view.level.links:
                 yield _link_problem(view.level.links[folder], f"{name}/{folder}")
     if config is not None:
+        yield from _data_files(view, config)
         yield from _policy_problems(view, config)
     if not view.versions:
         empty = not view.level.files and not view.folders
@@ -127,6 +142,31 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
             yield Problem(
                 f"{view.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it", rule="labels-missing"
             )
+
+
+def _data_files(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
+    """Check the files of warm-up samples and initial states: without one, or with too few bytes, no version loads."""
+    message = config.message()
+    wanted = [
+        (f"{WARMUP_FOLDER}/{tensor.input_data_file}", tensor, f"warm-up sample {sample.name!r}, input {name!r}")
+        for sample in message.model_warmup
+        for name, tensor in sorted(sample.inputs.items())
+        if tensor.input_data_file
+    ]
+    wanted += [
+        (f"{INITIAL_STATE_FOLDER}/{initial.data_file}", initial, f"the initial state of {state.input_name!r}")
+        for state in message.sequence_batching.state
+        for initial in state.initial_state
+        if initial.data_file
+    ]
+    for file, tensor, what in wanted:
+        where, size = f"{view.name}/{file}", view.data.get(file)
+        element = _BYTES_OF.get(model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"))
+        needed = None if element is None or -1 in tensor.dims else element * math.prod(tensor.dims)
+        if size is None and file.count("/") == 1:
+            yield Problem(where, f"is missing, and {what} reads it", rule="data-file")
+        elif size is not None and needed is not None and size < needed:
+            yield Problem(where, f"has {size} bytes, and {what} needs {needed}", rule="data-file")
 
 
 def _lookalikes(view: ModelView) -> Iterator[Problem]:

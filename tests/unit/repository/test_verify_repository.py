@@ -72,6 +72,33 @@ def test_what_is_not_to_be_removed_is_not_advised_to_be(root: Path, put: Put) ->
     assert "remove the folder" not in hints
 
 
+def test_data_files_of_warm_up_and_initial_states(root: Path, put: Put) -> None:
+    folder = put().path.parent
+    (folder / "config.pbtxt").write_text(
+        'backend: "onnxruntime" model_warmup { name: "w" batch_size: 1'
+        ' inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 2, 3 ] input_data_file: "x.bin" } }'
+        ' inputs { key: "s" value { data_type: TYPE_STRING dims: 1 input_data_file: "s" } } }'
+        'sequence_batching { state { input_name: "i" output_name: "o" data_type: TYPE_INT64 dims: 2'
+        ' initial_state { name: "n" data_type: TYPE_INT64 dims: 2 data_file: "i.bin" } } }',
+    )
+
+    def found() -> list[str]:
+        return [str(each) for each in verify(root, models=False) if each.rule == "data-file"]
+
+    (folder / "warmup").mkdir()
+    (folder / "initial_state").mkdir()
+    (folder / "initial_state" / "i.bin").write_bytes(bytes(15))
+    assert found() == [
+        "m/warmup/s: is missing, and warm-up sample 'w', input 's' reads it",
+        "m/warmup/x.bin: is missing, and warm-up sample 'w', input 'x' reads it",
+        "m/initial_state/i.bin: has 15 bytes, and the initial state of 'i' needs 16",
+    ]
+    (folder / "warmup" / "x.bin").write_bytes(bytes(24))
+    (folder / "warmup" / "s").write_bytes(b"")
+    (folder / "initial_state" / "i.bin").write_bytes(bytes(16))
+    assert found() == []
+
+
 def test_a_digest_is_compared_only_when_wanted(root: Path, put: Put) -> None:
     path = put().path
     (path / "model.onnx").write_bytes(b"MODEL " * 100)
