@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import typer
+from rich.console import RenderableType
+from rich.text import Text
 
 from repo_manager.cli.connection import Connection, client_options, urls_of
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
-from repo_manager.errors import ServerUnreachableError
-from repo_manager.pipeline.status import status
+from repo_manager.errors import ServerError, ServerUnreachableError
+from repo_manager.pipeline.status import status, watch_status
 from repo_manager.report.rollout_tables import status_view
+from repo_manager.rollout.status import RepositoryStatus
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]
@@ -33,6 +37,15 @@ class StatusFlags:
     timeout: float = option(
         "--timeout", metavar="SECONDS", sets=(status, "timeout_s"), min=0.1, help="How long to wait for a server."
     )
+    watch: bool = option(
+        "--watch",
+        "-w",
+        default=False,
+        help="Look again and again until Ctrl-C: in place on a terminal, else each change (with --json one a line).",
+    )
+    interval: float = option(
+        "--interval", metavar="SECONDS", sets=(watch_status, "interval_s"), min=0.1, help="Of --watch: how often."
+    )
 
 
 @app.command("status")
@@ -52,7 +65,28 @@ def status_command(
     terminal = output.terminal()
     to = tuple(flags.to or filter(None, [load_settings().server]))
     how = client_options(connection, urls_of(to))
-    found = status(place.root(), name, to, **settings_of(status, flags), connection=how)
+    root, timeout = place.root(), settings_of(status, flags)
+    if flags.watch:
+        terminal.watch(
+            _frames(watch_status(root, name, to, **settings_of(watch_status, flags), **timeout, connection=how))
+        )
+        return
+    found = status(root, name, to, **timeout, connection=how)
     terminal.result(found, *status_view(found))
     if found.unreachable:
         raise typer.Exit(ServerUnreachableError.exit_code)
+
+
+def _frames(seen: Iterable[RepositoryStatus | ServerError]) -> Iterator[tuple[object, list[RenderableType]]]:
+    """Yield what is shown of each look."""
+    for found in seen:
+        if not isinstance(found, ServerError):
+            yield found, status_view(found)
+            continue
+        error = {
+            "type": type(found).__name__,
+            "message": found.message,
+            "hint": found.hint,
+            "exit_code": found.exit_code,
+        }
+        yield {"error": error}, [Text(found.message, style="red"), *([Text(found.hint)] if found.hint else [])]

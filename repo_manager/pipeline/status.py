@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
 
 from repo_manager.errors import RepositoryError, ServerError, ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
@@ -18,7 +20,7 @@ from repo_manager.rollout.targets.urls import To
 from repo_manager.server import ClientOptions, TritonClient, running_server
 from repo_manager.settings import load_settings
 
-__all__ = ["refuse_while_ready", "status"]
+__all__ = ["refuse_while_ready", "status", "watch_status"]
 
 
 def refuse_while_ready(repository: LocationLike, name: str, version: int | None) -> None:
@@ -83,3 +85,36 @@ def status(
         to = running.http_url
     how = dataclasses.replace(connection or connection_of(settings), timeout_s=timeout_s)
     return status_of(repository, to, (name,) if name else (), connection=how)
+
+
+def watch_status(
+    repository: LocationLike,
+    name: str | None = None,
+    to: To | None = None,
+    *,
+    interval_s: float = 2.0,
+    timeout_s: float = 10.0,
+    connection: ClientOptions | None = None,
+) -> Iterator[RepositoryStatus | ServerError]:
+    """Look at the status again and again, for ever; a server that is away for a moment ends nothing.
+
+    Args:
+        repository: as for `status`.
+        name: likewise.
+        to: likewise.
+        interval_s: the pause after each look.
+        timeout_s: as for `status`.
+        connection: likewise.
+
+    Yields:
+        What is seen, or why nothing is.
+
+    Raises:
+        RepositoryError: there is no such model.
+    """
+    while True:
+        try:
+            yield status(repository, name, to, timeout_s=timeout_s, connection=connection)
+        except ServerError as exc:
+            yield exc
+        time.sleep(interval_s)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -108,9 +109,7 @@ class Terminal:
         if self.json:
             try:
                 # Piece by piece: the whole text of a large listing would double the memory.
-                document = as_json(result)
-                if self.context is not None and isinstance(document, dict):
-                    document = {"context": self.context.partition(" ")[0], **document}
+                document = self._in_context(as_json(result))
                 sys.stdout.writelines(map(redacted, json.JSONEncoder(indent=2).iterencode(document)))
                 sys.stdout.write("\n")
                 sys.stdout.flush()
@@ -121,6 +120,41 @@ class Terminal:
             self._out.print(f"Context: {_escape(self.context)}", highlight=False)
         for renderable in renderables:
             self._out.print(_shown(renderable), highlight=False)
+
+    def watch(self, frames: Iterable[tuple[Any, Sequence[RenderableType]]]) -> None:
+        """Print results as they come: in place on a terminal, elsewhere each one that differs from the one before.
+
+        Args:
+            frames: results, as for `result`; with `--json` each is one line.
+        """
+        before = None
+        if self._out.is_terminal and not self.json:
+            self._out.clear()
+        for result, renderables in frames:
+            document = as_json(result)
+            changed, before = document != before, document
+            if self.json:
+                if changed:
+                    self._out.file.write(redacted(json.dumps(self._in_context(document))) + "\n")
+                    self._out.file.flush()
+            elif self._out.is_terminal:
+                with self._out.capture() as frame:
+                    self._out.print(
+                        f"{datetime.datetime.now():%H:%M:%S}  (Ctrl-C ends it)", style="dim", highlight=False
+                    )
+                    self.result(result, *renderables)
+                lines = frame.get().splitlines()[: self._out.height - 1]
+                self._out.file.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+                self._out.file.flush()
+            elif changed:
+                self._out.print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", highlight=False)
+                self.result(result, *renderables)
+
+    def _in_context(self, document: Any) -> Any:
+        """Return a JSON document with the context that it is of."""
+        if self.context is None or not isinstance(document, dict):
+            return document
+        return {"context": self.context.partition(" ")[0], **document}
 
     def lines(self, text: str) -> None:
         """Print lines of others, a server's log for instance, as they are and as long as they are."""
