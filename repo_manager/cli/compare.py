@@ -91,16 +91,16 @@ def compare_command(
     """Compare two served models by interleaved, paired blocks in random order, with intervals on the ratios."""
     terminal = output.terminal()
     load = Load(terminal, place, sides, data, connection)
-    rate = () if flags.rate is None else (flags.rate,)
+    level = {"concurrency": (flags.concurrency,)} if flags.rate is None else {"rate": (flags.rate,)}
     pairs, levels = _couples(a, b, sides.control or []), settings_of(compare_all, flags)
     plan = ComparePlan(**settings_of(ComparePlan, flags), seed=data.seed)
     check_outputs(flags.html)
     check_input(data.data)
     for target in {each for pair in pairs for each in pair}:
-        load.check(target, {"rate": rate, "concurrency": (flags.concurrency,)})
+        load.check(target, level)
 
     def side(target: str, url: str | None) -> LoadTestOptions:
-        return LoadTestOptions(**load.settings(target, url), rate=rate)
+        return LoadTestOptions(**load.settings(target, url), **level)
 
     couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
     with compare_progress(terminal.progress_console, quiet=output.quiet) as progress:

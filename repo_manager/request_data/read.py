@@ -336,8 +336,14 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
     return [{name: array[number] for name, array in arrays.items()} for number in range(count)]
 
 
-def write_rows(path: Path, rows: Sequence[Sample]) -> None:
-    """Write samples, without the batch axis, as perf_analyzer's JSON: every byte as it is."""
+def write_rows(path: Path, rows: Sequence[Sample], *, as_stream: bool = False) -> None:
+    """Write samples, without the batch axis, as perf_analyzer's JSON: every byte as it is.
+
+    Args:
+        path: the file.
+        rows: the samples.
+        as_stream: they are the steps of one sequence.
+    """
     data = [
         {
             name: {"content": {"b64": base64.b64encode(raw_bytes(array)).decode()}, "shape": list(array.shape)}
@@ -345,4 +351,4 @@ def write_rows(path: Path, rows: Sequence[Sample]) -> None:
         }
         for row in rows
     ]
-    path.write_text(json.dumps({"data": data}), encoding="utf-8")
+    path.write_text(json.dumps({"data": [data] if as_stream else data}), encoding="utf-8")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,3 +205,12 @@ def test_a_model_that_refuses_random_inputs_is_sent_its_golden_sample(target):
     refused = load(target, "grpc", "choosy", concurrency=(1,), duration_s=0.4)
     assert refused.points[0].outcome == "failed"
     assert any("The requests were random" in note for note in refused.notes)
+
+
+def test_sequence_models_are_compared_from_the_shell(target):
+    words = ["compare", "counted", "counted", "--url", target[0].grpc_url, "-c", "2", "--pairs", "6", "--block", "0.2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "repo_manager", *words, "--json", "-q"], capture_output=True, text=True, check=True
+    )
+    (comparison,) = json.loads(done.stdout)["comparisons"]
+    assert (comparison["level"], comparison["a"]["sequence"]) == ("concurrency 2", True)

@@ -240,12 +240,13 @@ def _with_inputs_file(facts: TargetFacts, options: LoadTestOptions, folder: Path
     """Write the inputs as its JSON: what a file holds, read and checked as for the native client, or drawn integers.
 
     Drawn where integers have ranges of their own: perf_analyzer draws from the whole type. A sequence model's file is
-    left to it, with its streams.
+    left to it, with its streams; a recorded sequence is one stream.
     """
-    if facts.sequence or (options.data is None and drawn_note(facts, options) is None):
+    is_drawn = options.data is None and not options.recorded
+    if (facts.sequence and not options.recorded) or (is_drawn and drawn_note(facts, options) is None):
         return options
     single = dataclasses.replace(options, batch_size=1)
-    if options.data is None:
+    if is_drawn:
         elements = sum(math.prod(shape) for shape in resolve_shapes(facts, single).values())
         count = max(1, min(options.distinct, _DRAWN_ELEMENTS // max(elements, 1)))
         single = dataclasses.replace(single, distinct=count)
@@ -253,7 +254,7 @@ def _with_inputs_file(facts: TargetFacts, options: LoadTestOptions, folder: Path
     if facts.max_batch_size > 0:
         rows = [{name: array[0] for name, array in row.items()} for row in rows]
     path = folder / "inputs.json"
-    write_rows(path, rows)
+    write_rows(path, rows, as_stream=facts.sequence)
     return dataclasses.replace(options, data=path)
 
 

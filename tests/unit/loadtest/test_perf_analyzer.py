@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from repo_manager.loadtest.perf_analyzer.drive import (
 )
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer
 from repo_manager.loadtest.target import TargetFacts
-from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.read import read_rows, read_streams
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server import ClientOptions
 
@@ -318,3 +319,54 @@ def test_a_file_of_any_kind_is_checked_and_written_as_its_json(tmp_path):
     data.write_text('{"words": [null], "x": [[1]]}\n')
     with pytest.raises(InputError, match="request 1, input words"):
         run_perf_analyzer(perf, CLOSED, target, options(shapes={}, data=data))
+
+
+KINDS = {"sequence": dataclasses.replace(FACTS, sequence=True), "decoupled": dataclasses.replace(FACTS, decoupled=True)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "changes", "words"),
+    [
+        ("sequence", CLOSED, {}, "--sequence-length 20 --sequence-length-variation 20"),
+        (
+            "sequence",
+            OPEN,
+            {"sequence_length": "5", "sequences": 3},
+            "5 --sequence-length-variation 0 --num-of-sequences 3",
+        ),
+        ("decoupled", CLOSED, {}, "--async --streaming"),
+        ("decoupled", CLOSED, {"compression": "gzip"}, "--grpc-compression-algorithm gzip"),
+        ("decoupled", CLOSED, {"parameters": {"top": 3, "on": True}}, "top:3:int --request-parameter on:true:bool"),
+    ],
+)
+def test_each_kind_of_model_has_its_options(tmp_path, kind, level, changes, words):
+    made = command_of(Path("p"), level, KINDS[kind], options(**changes), tmp_path)
+    assert words in " ".join(made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("sequence", {"sequence_length": "mean:9"}),
+        ("decoupled", {"compression": "gzip", "url": "http://a:1"}),
+    ],
+)
+def test_a_kind_that_it_cannot_send_is_refused(tmp_path, kind, changes):
+    with pytest.raises(UsageError):
+        command_of(Path("p"), CLOSED, KINDS[kind], options(**changes), tmp_path)
+
+
+def test_a_recorded_sequence_is_one_stream_of_its_file(tmp_path):
+    kept = tmp_path / "kept.json"
+    binary = tmp_path / "perf_analyzer"
+    binary.write_text(f"""#!/bin/sh
+while [ $# -gt 0 ]; do [ "$1" = --input-data ] && cp "$2" {kept}; shift; done
+exit 99
+""")
+    binary.chmod(0o755)
+    steps = tuple({"x": np.full((1, 3, 4), n, np.float32), "z": np.zeros((1, 2), np.float32)} for n in (1, 2))
+    run_perf_analyzer(PerfAnalyzer(binary, None), CLOSED, KINDS["sequence"], options(recorded=steps, shapes={}))
+    (stream,) = json.loads(kept.read_text())["data"]
+    assert len(stream) == 2
+    (rows,) = read_streams(kept, FACTS.inputs)
+    assert [float(row["x"][0, 0]) for row in rows] == [1.0, 2.0]
