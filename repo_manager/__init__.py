@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.adopting import write_configs
     from repo_manager.pipeline.apply import ApplyOptions, apply
     from repo_manager.pipeline.calibrating import CalibrationOptions, MadeCalibration, make_calibration
+    from repo_manager.pipeline.cards import version_cards
     from repo_manager.pipeline.deploying import deploy, rollback, undeploy
     from repo_manager.pipeline.doctor import examine_engines, examine_machine
     from repo_manager.pipeline.ensembling import EnsembleOptions, MadeEnsemble, make_ensemble
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.status import status
     from repo_manager.precision import Conversion, ConvertOptions, convert, load_calibration
     from repo_manager.pruning import PruneOptions, prune_with_data
+    from repo_manager.report.card import Card, card_html, card_markdown, index_html
     from repo_manager.report.load_files import report_text
     from repo_manager.report.load_html import compare_page, load_page
     from repo_manager.report.sparsity_html import sparsity_page
@@ -108,6 +110,7 @@ __all__ = [
     "ApplyOptions",
     "Backend",
     "CalibrationOptions",
+    "Card",
     "ClientOptions",
     "ComparePlan",
     "Comparison",
@@ -156,6 +159,8 @@ __all__ = [
     "adopt",
     "apply",
     "as_json",
+    "card_html",
+    "card_markdown",
     "change_config",
     "check_signature",
     "compare",
@@ -175,6 +180,7 @@ __all__ = [
     "fit_target_of",
     "follow_log",
     "gc",
+    "index_html",
     "infer",
     "inspect_model",
     "judge",
@@ -219,12 +225,15 @@ __all__ = [
     "tune_page",
     "undeploy",
     "verify",
+    "version_cards",
     "version_files",
     "write_answers",
     "write_configs",
 ]
 
 _MODULES = {
+    "pipeline.cards": ("version_cards",),
+    "report.card": ("Card", "card_html", "card_markdown", "index_html"),
     "pipeline.calibrating": ("CalibrationOptions", "MadeCalibration", "make_calibration"),
     "accuracy": ("AccuracyGate", "AccuracyOptions", "Evaluator", "load_evaluator"),
     "client": ("VersionedClient",),

@@ -46,6 +46,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "list": Entry("repository", "List the models of a repository."),
         "show": Entry("repository", "Show one model, or one version of it."),
         "history": Entry("repository", "Show a model's roll-outs, and how each ended."),
+        "report": Entry("report", "Write a version's card, as HTML or Markdown."),
         "verify": Entry("verify", "Check a repository: files, configurations, signatures."),
         "diff": Entry("versions", "Show what differs between two versions."),
         "config": Entry("config", "Show or change a model's config.pbtxt."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.report.load_charts import latency_unit, number_cell
 from repo_manager.report.load_html import load_page
 from repo_manager.report.load_tables import DETAIL_TITLES, format_ms, ordered_details
+from repo_manager.report.markdown import markdown_table, markdown_text
 from repo_manager.report.terminal import plain
 from repo_manager.types import StrPath, as_json
 
@@ -132,15 +132,18 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
     unit, size = latency_unit(report.points)
     target = report.target
     version = f", version {target.version}" if target.version else ""
-    lines = [f"### Load test of {_safe(target.model)}{version}", ""]
+    lines = [f"### Load test of {markdown_text(target.model)}{version}", ""]
     if verdict is not None:
         holding = f"; the highest level that holds every gate: {verdict.largest_holding}" if verdict.holding else ""
         lines += [f"**Gates: {_MARKS[verdict.outcome.value]}**{holding}", ""]
     if report.search is not None:
         found = [[step.label, step.decision, f"{step.seconds:.1f}", step.reason] for step in report.search.steps]
         gates = ", ".join("`" + gate.replace("`", "'") + "`" for gate in report.search.gates)
-        lines += [f"**Largest load for {gates}: {_MARKS[report.search.outcome]}**: {_safe(report.search.reason)}", ""]
-        lines += [*_table(["load", "decision", "seconds", "why"], found), ""]
+        lines += [
+            f"**Largest load for {gates}: {_MARKS[report.search.outcome]}**: {markdown_text(report.search.reason)}",
+            "",
+        ]
+        lines += [*markdown_table(["load", "decision", "seconds", "why"], found), ""]
     metrics = metrics_in("markdown")
     heads = [
         f"{metric.key} {unit}" if metric.unit is TIME else _HEADS.get(metric.key, metric.key) for metric in metrics
@@ -150,7 +153,7 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
         [point.label, point.outcome, *(number_cell(metric, point, size) for metric in metrics), str(point.errors)]
         for point in report.points
     ]
-    lines += _table(head, rows)
+    lines += markdown_table(head, rows)
     details = [
         [
             point.label,
@@ -162,15 +165,15 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
         for name, detail in ordered_details(point)
     ]
     if details:
-        lines += ["", *_table(["level", "what", "a second", "p50 ms", "p99 ms"], details)]
+        lines += ["", *markdown_table(["level", "what", "a second", "p50 ms", "p99 ms"], details)]
     if verdict is not None and verdict.results:
         found = [
             ["`" + r.gate.replace("`", "'") + "`", r.level, _MARKS[r.outcome.value], r.why] for r in verdict.results
         ]
-        lines += ["", *_table(["gate", "level", "outcome", "why"], found)]
+        lines += ["", *markdown_table(["gate", "level", "outcome", "why"], found)]
     if report.knee is not None:
         lines += ["", f"Knee: {report.knee}, {report.knee_rule}."]
-    lines += [f"\n{_safe(note)}" for note in report.notes]
+    lines += [f"\n{markdown_text(note)}" for note in report.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -188,29 +191,9 @@ def compare_markdown(comparisons: Sequence[Comparison]) -> str:
         for number in comparison.numbers
     ]
     first = comparisons[0]
-    title = f"### A: {_safe(first.a.model)} {first.a.version} against B: {_safe(first.b.model)} {first.b.version}"
-    return "\n".join([title, "", *_table(["batch", "number", "B / A", "interval", "better"], rows)]) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-        *("| " + " | ".join(_safe(cell) for cell in row) + " |" for row in rows),
-    ]
-
-
-def _safe(text: str) -> str:
-    """Keep a text inside its cell, and let it say nothing to Markdown; code that is ours alone stays code."""
-    code = re.fullmatch(r"`[^`\r\n]*`", text)
-    text = " ".join(plain(text).splitlines()).replace("\t", " ")
-    if code:
-        return text.replace("|", "\\|")
-    return re.sub(r"([\\`|*_\[\]<>#!~])", _escaped_sign, text)
-
-
-def _escaped_sign(match: re.Match[str]) -> str:
-    return {"<": "&lt;", ">": "&gt;"}.get(match[1], f"\\{match[1]}")
+    a, b = (f"{markdown_text(side.model)} {side.version}" for side in (first.a, first.b))
+    title = f"### A: {a} against B: {b}"
+    return "\n".join([title, "", *markdown_table(["batch", "number", "B / A", "interval", "better"], rows)]) + "\n"
 
 
 def _json_text(report: LoadTestReport, verdict: Verdict | None) -> str:

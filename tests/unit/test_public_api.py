@@ -40,6 +40,7 @@ FROM_PYTHON = {
     "copy": "copy_version copy_needed",
     "promote": "copy_version copy_needed",
     "remove": "remove",
+    "report": "version_cards card_html card_markdown index_html read_report",
     "gc": "gc",
     "adopt": "adopt write_configs",
     "sign": "sign_version",

@@ -1,0 +1,86 @@
+"""Cards of versions: report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repo_manager.cli.option_groups import grouped
+from repo_manager.cli.options import Output, check_input, check_outputs, writing
+from repo_manager.cli.repository_options import RepositoryFlag, model_versions
+from repo_manager.errors import UsageError
+from repo_manager.files import write_atomic
+from repo_manager.loadtest.merge import read_report
+from repo_manager.pipeline.cards import version_cards
+from repo_manager.report.card import card_html, card_markdown, index_html
+
+__all__ = ["app"]
+
+app = typer.Typer()
+_WRITERS = {".html": card_html, ".md": card_markdown}
+
+
+@app.command("report")
+@grouped
+def report_command(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME[:VERSION]]",
+            help="One version, by number or tag; every version of a model; without it of the repository.",
+            show_default=False,
+            autocompletion=model_versions,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.html|FILE.md|FOLDER", help="The card; or a folder, with an index of cards."
+        ),
+    ] = None,
+    loads: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--loadtest", metavar="FILE.json", help="A load test's report to put into its card (may be given often)."
+        ),
+    ] = None,
+    *,
+    place: RepositoryFlag,
+    output: Output,
+) -> None:
+    """Write a version's card: source, checks, drift, sparsity, configuration, deployments, load tests.
+
+    NAME:VERSION without --output prints the card as Markdown. A folder gets one page a version, and index.html.
+    """
+    root, terminal = place.root(), output.terminal()
+    for path in loads or ():
+        check_input(path)
+    reports = [read_report(path) for path in loads or ()]
+    is_folder = file is not None and file.suffix not in _WRITERS
+    if not is_folder and (target is None or ":" not in target):
+        raise UsageError(
+            "a card is of one version: name it as NAME:VERSION",
+            hint="Or give a folder, --output FOLDER, for a page for each version and an index.",
+        )
+    if file is not None and not is_folder:
+        check_outputs(file)
+    cards = version_cards(root, target, loads=reports)
+    written: list[Path] = []
+    if file is not None and is_folder:
+        with writing(file):
+            file.mkdir(parents=True, exist_ok=True)
+            pages = {card.file_name: card_html(card) for card in cards} | {"index.html": index_html(str(root), cards)}
+            for name, page in pages.items():
+                write_atomic(file / name, page.encode())
+                written.append(file / name)
+    elif file is not None:
+        with writing(file):
+            write_atomic(file, _WRITERS[file.suffix](cards[0]).encode())
+        written.append(file)
+    elif not output.json:
+        typer.echo(card_markdown(cards[0]), nl=False)
+        return
+    shown = written[-1] if written else None
+    terminal.result({"cards": cards, "files": written}, f"Written: {shown} ({len(cards)} cards)" if shown else "")

@@ -1,0 +1,32 @@
+"""GitHub-flavoured Markdown in which texts of others say nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from repo_manager.report.terminal import plain
+
+__all__ = ["markdown_table", "markdown_text"]
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; cells are escaped."""
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows),
+    ]
+
+
+def markdown_text(text: str) -> str:
+    """Keep a text inside its cell, and let it say nothing to Markdown; code that is ours alone stays code."""
+    code = re.fullmatch(r"`[^`\r\n]*`", text)
+    text = " ".join(plain(text).splitlines()).replace("\t", " ")
+    if code:
+        return text.replace("|", "\\|")
+    return re.sub(r"([\\`|*_\[\]<>#!~])", _escaped_sign, text)
+
+
+def _escaped_sign(match: re.Match[str]) -> str:
+    return {"<": "&lt;", ">": "&gt;"}.get(match[1], f"\\{match[1]}")

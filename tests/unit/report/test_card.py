@@ -1,0 +1,101 @@
+"""Cards of versions: every chapter of the story, as HTML and as Markdown, and an index that links to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import itertools
+import json
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+from support.onnx_models import mlp
+from typer.testing import CliRunner
+
+from repo_manager.cli.main import app
+from repo_manager.loadtest.result import LoadTestReport
+from repo_manager.pipeline.adding import AddOptions, add
+from repo_manager.pipeline.cards import version_cards
+from repo_manager.precision import ConvertOptions
+from repo_manager.report.card import card_html, card_markdown, index_html
+from repo_manager.repository import set_tag
+from repo_manager.types import Precision, as_json
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cards")
+    onnx.save(mlp(), root / "<b>|`x`.onnx")
+    for precision in (Precision.FP32, Precision.FP16):
+        options = AddOptions(precision=precision, convert=ConvertOptions(keep_fp32=("fc2",)))
+        add(root / "<b>|`x`.onnx", "m", root / "models", options if precision is Precision.FP16 else AddOptions())
+    set_tag(root / "models", "m", "stable", 2)
+    return root / "models"
+
+
+@pytest.fixture
+def load(report: LoadTestReport) -> LoadTestReport:
+    return dataclasses.replace(report, target=dataclasses.replace(report.target, model="m", version="2"))
+
+
+def test_a_card_tells_the_whole_story(repository: Path, load: LoadTestReport) -> None:
+    (card,) = version_cards(repository, "m:stable", loads=[load])
+    assert (card.title, dict(card.headline)["precision"]) == ("m:2", "fp16")
+    titles = [section.title for section in card.sections]
+    wanted = ["State", "Source", "Checks", "Drift", "Sparsity", "Configuration", "Files", "Load tests"]
+    assert titles == wanted, "nothing is said about what there is not: no engine, no pruning, no deployment"
+    sections = {section.title: section for section in card.sections}
+    assert ("tags", "stable") in sections["State"].facts
+    assert [row[0] for row in sections["Checks"].rows][:3] == ["checker", "runs", "signature"]
+    assert "left in higher precision" in sections["Checks"].note
+    assert dict(card.headline)["drift"] == sections["Drift"].rows[0][1], "one number for one thing"
+    assert len(sections["Load tests"].rows) == len(load.points)
+    assert 'name: "m"' in sections["Configuration"].code
+    other = version_cards(repository, "m:1", loads=[load])[0]
+    assert "Load tests" not in [section.title for section in other.sections], "it is of version 2"
+
+
+def test_both_forms_say_the_same_and_nothing_breaks_out(repository: Path, load: LoadTestReport) -> None:
+    (card,) = version_cards(repository, "m:2", loads=[load])
+    page, text = card_html(card), card_markdown(card)
+    assert "<b>|" not in page
+    assert "\n# " not in text.partition("# m:2")[2]
+    read = html.unescape(re.sub(r"<[^>]*>", "", page))
+    assert "<b>|`x`.onnx" in read
+    for section in card.sections:
+        assert f"## {section.title}" in text
+        for name, value in section.facts:
+            assert name in read
+            assert value in read
+        assert all(cell in read for row in section.rows for cell in row)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) > 20
+    for head, rule in itertools.pairwise(tables):
+        if set(rule) <= set("| -"):
+            assert head.count("|") == rule.count("|")
+
+
+def test_an_index_links_to_each_card(repository: Path) -> None:
+    cards = version_cards(repository)
+    page = index_html("models", cards)
+    assert re.findall(r'href="([^"]*)"', page) == ["m-1.html", "m-2.html"]
+    assert page.count("<tr") == 3
+
+
+def test_the_command(repository: Path, load: LoadTestReport, tmp_path: Path) -> None:
+    def run(*words: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["report", "-r", str(repository), *map(str, words)])
+        return getattr(result.exception, "exit_code", result.exit_code), result.stdout
+
+    assert run("m:2")[1].startswith("# m:2\n")
+    (tmp_path / "load.json").write_text(json.dumps({**as_json(load), "verdict": None}))
+    assert run("m:2", "-o", tmp_path / "card.html", "--loadtest", tmp_path / "load.json")[0] == 0
+    assert "Load tests" in (tmp_path / "card.html").read_text()
+    assert run("m", "-o", tmp_path / "site")[0] == 0
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"index.html", "m-1.html", "m-2.html"}
+    assert run("m")[0] == 2
+    assert run("-o", tmp_path / "card.md")[0] == 2
+    assert run("absent:1")[0] == 3
+    assert json.loads(run("m:1", "--json")[1])["cards"][0]["version"] == 1
