@@ -119,7 +119,7 @@ def derived_config(repository: LocationLike, name: str) -> ModelConfig:
     newest = max(view.contents, default=None)
     if newest is None:
         raise ConfigError(f"{name} has no version to derive a configuration from")
-    backend = backend_of_files(top_names(view.contents[newest]))
+    backend = backend_of_files(top_names(view.contents[newest]), view.name)
     if backend != Backend.ONNXRUNTIME:
         raise ConfigError(
             f"{name} has no {CONFIG_FILENAME}, and only a server's {backend or 'backend'} can derive one",

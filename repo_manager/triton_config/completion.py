@@ -31,19 +31,18 @@ _FILES = {
 _FILLED_IN = ("name", "runtime", "instance_group", "version_policy", "optimization")
 
 
-def backend_of_files(names: Iterable[str]) -> str:
+def backend_of_files(names: Iterable[str], model: str = "") -> str:
     """Return the backend that Triton takes for a model without a configuration; empty when it cannot tell.
 
     Args:
         names: the files and folders in a version's folder.
+        model: the model's name. That of a model of any other backend is NAME.BACKEND, for instance `video.dali`.
     """
     present = set(names)
     for file, backend in _FILES.items():
         if file in present:
             return backend
-    # `model.BACKEND` is for any other one, for instance model.dali.
-    others = sorted(name.removeprefix("model.") for name in present if name.startswith("model."))
-    return others[0] if others else ""
+    return model.partition(".")[2]
 
 
 def completed_config(config: ModelConfig, signature: ServedSignature) -> ModelConfig:

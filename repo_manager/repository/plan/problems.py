@@ -106,7 +106,7 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
     where = f"{view.name}/{CONFIG_FILENAME}"
     if not view.has_config:
         newest = max(view.contents, default=None)
-        if newest is not None and not backend_of_files(top_names(view.contents[newest])):
+        if newest is not None and not backend_of_files(top_names(view.contents[newest]), view.name):
             text = f"is missing, and the files of version {newest} do not tell Triton which backend runs them"
             yield Problem(where, text, hint="write one; it has to state the backend", rule="config-missing")
             return
@@ -119,6 +119,7 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
         yield Problem(where, exc.message, hint=exc.hint or "", rule="config-syntax")
         return
     yield from check_rules(config, where=where)
+    yield from _untold_backend(view, config, where)
     if config.name not in ("", view.name):
         yield Problem(
             where, f"names the model {config.name!r}; Triton wants the folder's {view.name!r}", rule="config-name"
@@ -142,6 +143,19 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
             yield Problem(
                 f"{view.name}/{label_file}", f"is missing, and {CONFIG_FILENAME} names it", rule="labels-missing"
             )
+
+
+def _untold_backend(view: ModelView, config: ModelConfig, where: str) -> Iterator[Problem]:
+    """Find a configuration without a backend whose files do not tell it either."""
+    message, newest = config.message(), max(view.contents, default=None)
+    if message.backend or message.platform or message.HasField("ensemble_scheduling") or newest is None:
+        return
+    named = message.default_model_filename
+    if not (backend_of_files([named]) if named else backend_of_files(top_names(view.contents[newest]), view.name)):
+        files = f"default_model_filename {named!r} does" if named else f"the files of version {newest} do"
+        yield Problem(
+            where, f"states no backend, and {files} not tell Triton which", hint="write it down", rule="backend"
+        )
 
 
 def _data_files(view: ModelView, config: ModelConfig) -> Iterator[Problem]:

@@ -69,3 +69,28 @@ def test_a_look_alike_is_an_error_and_is_not_deployed(repository: Path, name: st
 def test_a_server_to_ask_needs_something_to_write(repository: Path) -> None:
     done = CliRunner().invoke(app, ["adopt", "scale", "--to", "grpc://127.0.0.1:1", "--repository", str(repository)])
     assert isinstance(done.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "config", "told"),
+    [
+        ("m", "weights.bin", "max_batch_size: 1", False),
+        ("m", "model.dali", "max_batch_size: 1", False),
+        ("video.dali", "weights.bin", "max_batch_size: 1", True),
+        ("m", "model.py", "max_batch_size: 1", True),
+        ("m", "model.py", 'default_model_filename: "weights.bin"', False),
+        ("m", "weights.bin", 'default_model_filename: "model.plan"', True),
+        ("m", "weights.bin", 'backend: "mine"', True),
+        ("m", "weights.bin", None, False),
+        ("video.dali", "weights.bin", None, True),
+    ],
+)
+def test_triton_has_to_be_told_the_backend_by_configuration_file_or_name(
+    tmp_path: Path, name: str, file: str, config: str | None, told: bool
+) -> None:
+    (tmp_path / name / "1").mkdir(parents=True)
+    (tmp_path / name / "1" / file).write_text("x")
+    if config is not None:
+        (tmp_path / name / "config.pbtxt").write_text(config)
+    found = [each for each in verify(tmp_path, models=False) if "not tell Triton which" in each.what]
+    assert [each.severity for each in found] == ([] if told else [Severity.ERROR])
