@@ -36,7 +36,8 @@ class ServerFlags:
         "--to",
         metavar="URL",
         help="A running server, grpc://host:port or http://host:port; several: give it often, or @FILE, or "
-        "dns://name:port for every address behind a name; or k8s://namespace/release, kserve://namespace/name "
+        "dns://name:port for every address behind a name; or k8s://namespace/release, kserve://namespace/name, "
+        "both with ?context=NAME where the kubeconfig has several "
         "[default: the running `serve` of the repository, else one is started].",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from repo_manager.optional import deferred
 from repo_manager.repository import Location
-from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.urls import is_cluster, resolve_targets
 from repo_manager.server import ClientOptions, TritonClient, running_server
 
@@ -43,7 +43,6 @@ class Servers:
     ) -> None:
         self._repository, self._base, self._options, self._start = repository, base, options, start
         self._clients: dict[str, TritonClient] = {}
-        self._api: Api | None = None
 
     def __enter__(self) -> Servers:
         return self
@@ -53,8 +52,6 @@ class Servers:
     ) -> None:
         for client in self._clients.values():
             client.close()
-        if self._api is not None:
-            self._api.close()
 
     def clients(self, targets: Sequence[str], *, start: bool = False) -> tuple[TritonClient, ...]:
         """Return a client for each server of some targets; those in a cluster are left out.
@@ -94,9 +91,8 @@ class Servers:
         Raises:
             RepoManagerError: it cannot be told.
         """
-        if self._api is None:
-            self._api = Api()
-        return clusters.models_of(self._repository, cluster, self._api)
+        with contextlib.closing(clusters.api_of(cluster)) as api:
+            return clusters.models_of(self._repository, cluster, api)
 
     def running(self) -> tuple[TritonClient, ...]:
         """Return a client of the running `serve` of the repository, if there is one."""

@@ -46,7 +46,7 @@ def _numbers(versions: Sequence[int]) -> str:
 
 def cluster_view(status: ClusterStatus) -> list[RenderableType]:
     """Show what a release or an InferenceService serves, pod by pod."""
-    views: list[RenderableType] = [Text(status.target, style="bold")]
+    views: list[RenderableType] = [Text(f"{status.target} at {status.cluster}", style="bold")]
     for part in status.parts:
         views.append(key_values(_facts(part)))
         rows = [

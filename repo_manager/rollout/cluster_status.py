@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from repo_manager.errors import RepoManagerError
 from repo_manager.repository import Location
 from repo_manager.rollout.targets.api import Api, Object
-from repo_manager.rollout.targets.clusters import Pointer, parse_cluster, pointers
+from repo_manager.rollout.targets.clusters import Pointer, api_of, parse_cluster, pointers
 from repo_manager.rollout.targets.kserve_status import failure_of, owned_by
 from repo_manager.rollout.targets.kubernetes_status import is_ready, judge
 from repo_manager.rollout.targets.snapshot import models_served
 from repo_manager.rollout.targets.template import SNAPSHOT, history_of, is_snapshot, keeper_of, read_template
 
-__all__ = ["ClusterStatus", "PartStatus", "PodStatus", "cluster_status"]
+__all__ = ["ClusterStatus", "PartStatus", "PodStatus", "api_of", "cluster_status"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,13 @@ class ClusterStatus:
 
     Attributes:
         target: `k8s://namespace/release` or `kserve://namespace/name`.
+        cluster: the API server's address and the context of the kubeconfig.
         parts: its Deployments, or the InferenceService.
         differences: what is not as it should be, in words; empty when all is.
     """
 
     target: str
+    cluster: str
     parts: tuple[PartStatus, ...]
     differences: tuple[str, ...]
 
@@ -101,7 +103,7 @@ def cluster_status(repository: Location, target: str, api: Api) -> ClusterStatus
     reader = _Reader(repository, target, api)
     found = pointers(target, api)
     parts = tuple(reader.part(pointer) for pointer in found)
-    return ClusterStatus(target, parts, tuple(dict.fromkeys(reader.differences(found, parts))))
+    return ClusterStatus(target, api.where, parts, tuple(dict.fromkeys(reader.differences(found, parts))))
 
 
 class _Reader:

@@ -188,24 +188,27 @@ def version_to_go_back_to(repository: Location, name: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Reach:
-    """What `to` names: servers, or something in a cluster."""
+    """What `to` names: servers, or something in clusters, each with its cluster."""
 
     servers: tuple[str | TritonClient, ...] = ()
-    release: kubernetes.Release | None = None
-    service: kserve.InferenceService | None = None
-    api: Api | None = None
+    releases: tuple[tuple[kubernetes.Release, Api], ...] = ()
+    service: tuple[kserve.InferenceService, Api] | None = None
 
     def previous(self, repository: Location, name: str) -> int:
         """Return the version before the current one.
 
         Raises:
-            RepositoryError: there is none.
+            RepositoryError: there is none, or it is not the same in every cluster.
         """
-        if self.release is not None and self.api is not None:
-            return kubernetes.previous_on_kubernetes(self.release, name, self.api)
-        if self.service is not None and self.api is not None:
-            return kserve.previous_on_kserve(self.service, repository, name, self.api)
-        return version_to_go_back_to(repository, name)
+        if self.service is not None:
+            return kserve.previous_on_kserve(self.service[0], repository, name, self.service[1])
+        if not self.releases:
+            return version_to_go_back_to(repository, name)
+        found = {str(each): kubernetes.previous_on_kubernetes(each, name, api) for each, api in self.releases}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{version} in {where}" for where, version in found.items())
+            raise RepositoryError(f"The version of {name} before is {told}", hint="Go back in one cluster at a time.")
+        return next(iter(found.values()))
 
     @contextlib.contextmanager
     def target(self, context: Context, trial: TrialOptions | None, connection: ClientOptions) -> Iterator[Target]:
@@ -214,19 +217,21 @@ class _Reach:
         Raises:
             UsageError: it cannot have such a trial.
         """
-        if self.release is not None and self.api is not None:
-            if trial is not None:
-                raise UsageError(
-                    f"--shadow and --canary are for single servers and kserve://, not for {self.release}",
-                    hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
-                )
-            with self.api.within(context.call_s):
-                yield kubernetes.KubernetesTarget(context, self.release, self.api, connection)
-        elif self.service is not None and self.api is not None:
-            with self.api.within(context.call_s):
-                yield kserve.KServeTarget(context, self.service, self.api, trial)
-        else:
-            with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            if self.releases:
+                if trial is not None:
+                    raise UsageError(
+                        f"--shadow and --canary are for single servers and kserve://, not for {self.releases[0][0]}",
+                        hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
+                    )
+                for _, api in self.releases:
+                    stack.enter_context(api.within(context.call_s))
+                found = [kubernetes.KubernetesTarget(context, each, api, connection) for each, api in self.releases]
+                yield found[0] if len(found) == 1 else kubernetes.ReleasesTarget(found)
+            elif self.service is not None:
+                stack.enter_context(self.service[1].within(context.call_s))
+                yield kserve.KServeTarget(context, *self.service, trial)
+            else:
                 clients = connect(self.servers, connection, stack)
                 for client in clients:
                     stack.enter_context(client.within(context.call_s))
@@ -235,24 +240,33 @@ class _Reach:
 
 @contextlib.contextmanager
 def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
-    """Read `to`; connect to the cluster where it names one.
+    """Read `to`; connect to the clusters where it names one.
 
     Raises:
         UsageError: it is not understood, or names something in a cluster among other things.
     """
     given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
-    found = [each for each in given if is_cluster(each)]
-    if found and len(given) > 1:
-        raise UsageError(f"{found[0]} stands for a whole deployment", hint="Give it as the only --to.")
+    found = list(dict.fromkeys(str(each) for each in given if is_cluster(each)))
+    on_kserve = [text for text in found if text.startswith("kserve://")]
+    if found and (len(found) < len(given) or (on_kserve and len(found) > 1)):
+        raise UsageError(
+            f"{(on_kserve or found)[0]} stands for a whole deployment",
+            hint="Give it as the only --to. Several releases can go together: k8s://NAMESPACE/RELEASE?context=NAME.",
+        )
     if not found:
         yield _Reach(given)
         return
-    text = str(found[0])
-    on_kserve = text.startswith("kserve://")
-    service = kserve.InferenceService.parse(text) if on_kserve else None
-    release = None if on_kserve else kubernetes.Release.parse(text)
-    with contextlib.closing(Api(options.deadline_s)) as api:
-        yield _Reach(release=release, service=service, api=api)
+    with contextlib.ExitStack() as stack:
+
+        def cluster(context: str | None) -> Api:
+            return stack.enter_context(contextlib.closing(Api(options.deadline_s, context)))
+
+        if on_kserve:
+            service = kserve.InferenceService.parse(found[0])
+            yield _Reach(service=(service, cluster(service.context)))
+        else:
+            releases = [kubernetes.Release.parse(text) for text in found]
+            yield _Reach(releases=tuple((release, cluster(release.context)) for release in releases))
 
 
 def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:

@@ -15,7 +15,7 @@ from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.view import walk
 from repo_manager.rollout.targets.api import Api, Kind, Object
-from repo_manager.rollout.targets.clusters import parse_cluster, pointers
+from repo_manager.rollout.targets.clusters import api_of, parse_cluster, pointers
 from repo_manager.rollout.targets.kserve import InferenceService
 from repo_manager.rollout.targets.snapshot import SNAPSHOT_FILENAME, snapshots_of
 
@@ -101,8 +101,8 @@ def gc_snapshots(
 
 def _named(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the ids of snapshots that objects in clusters name, each with the object."""
-    with contextlib.closing(Api()) as api:
-        for text in targets:
+    for text in targets:
+        with contextlib.closing(api_of(text)) as api:
             pointers(text, api)  # a mistyped target must not count as one that names nothing
             for item in _objects(text, api):
                 what = f"{item.get('kind', 'pod')} {item['metadata'].get('namespace')}/{item['metadata']['name']}"

@@ -14,7 +14,6 @@ from repo_manager.repository import Location, ModelEntry, model_state, scan
 from repo_manager.repository.state import Deployment, ModelState
 from repo_manager.rollout.observe import READY, ServedState, observe
 from repo_manager.rollout.plan import differing_fields, obstacle_of
-from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.urls import To, connect, is_cluster
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.server.records import local_server
@@ -125,10 +124,12 @@ def status(
 def _in_clusters(
     repository: Location, targets: Sequence[str | TritonClient], connection: ClientOptions | None
 ) -> tuple[cluster_status.ClusterStatus, ...]:
-    if not targets:
-        return ()
-    with contextlib.closing(Api((connection or ClientOptions()).timeout_s)) as api:
-        return tuple(cluster_status.cluster_status(repository, str(target), api) for target in targets)
+    found = []
+    for target in map(str, targets):
+        timeout_s = (connection or ClientOptions()).timeout_s
+        with contextlib.closing(cluster_status.api_of(target, timeout_s)) as api:
+            found.append(cluster_status.cluster_status(repository, target, api))
+    return tuple(found)
 
 
 def _strangers(repository: Location, client: TritonClient) -> tuple[str, ...]:

@@ -236,10 +236,10 @@ def acting(owner: Any, name: str, act: Callable[[], None], *, after: bool = Fals
     """Do something before or after each call of a function."""
     real = getattr(owner, name)
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         if not after:
             act()
-        result = real(*arguments)
+        result = real(*arguments, **named)
         if after:
             act()
         return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -131,10 +132,11 @@ class Api:
 
     Args:
         timeout_s: deadline of one call, its last byte included; at most `_CALL_S`.
+        context: of the kubeconfig; `None` takes its current one, or the pod's own service account.
     """
 
-    def __init__(self, timeout_s: float = _CALL_S) -> None:
-        self._timeout_s = min(_CALL_S, timeout_s)
+    def __init__(self, timeout_s: float = _CALL_S, context: str | None = None) -> None:
+        self._timeout_s, self._context = min(_CALL_S, timeout_s), context
         self._limit: Callable[[float], float] = _own_deadline
         self._deputies = Deputies()
         self._lightkube = require("lightkube")
@@ -149,7 +151,9 @@ class Api:
     def _connected(self) -> Any:
         try:
             timeout = self._errors.httpx.Timeout(self._timeout_s)
-            made = self._lightkube.Client(field_manager=_FIELD_MANAGER, timeout=timeout)
+            config = self._config()
+            self.where = f"{config.cluster.server} (context {config.context_name})"
+            made = self._lightkube.Client(config, field_manager=_FIELD_MANAGER, timeout=timeout)
         except Exception as exc:  # a kubeconfig is a foreign file like any other
             raise UsageError(
                 f"No Kubernetes cluster is configured: {' '.join(str(exc).split())[:300] or type(exc).__name__}",
@@ -158,6 +162,17 @@ class Api:
         with contextlib.suppress(AttributeError):  # the library has no public way to limit what it reads
             made._client._client.event_hooks = {"response": [self._limit_size]}
         return made
+
+    def _config(self) -> Any:
+        """Read which cluster is meant.
+
+        Raises:
+            Exception: the kubeconfig cannot be read, or has no such context.
+        """
+        if self._context is None:
+            return self._lightkube.KubeConfig.from_env().get()
+        place = os.environ.get("KUBECONFIG") or "~/.kube/config"  # a pod's own account has one cluster, and no contexts
+        return self._lightkube.KubeConfig.from_file(place).get(self._context)
 
     def _limit_size(self, response: Any) -> None:
         """Let an answer be read up to a size."""

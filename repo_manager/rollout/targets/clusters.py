@@ -13,7 +13,7 @@ from repo_manager.rollout.targets.kubernetes import Release, find_deployments
 from repo_manager.rollout.targets.snapshot import models_served
 from repo_manager.rollout.targets.template import SNAPSHOTS, read_template, snapshots_beside
 
-__all__ = ["Pointer", "models_of", "parse_cluster", "pointers"]
+__all__ = ["Pointer", "api_of", "models_of", "parse_cluster", "pointers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,16 @@ def parse_cluster(text: str) -> Release | InferenceService:
         UsageError: it is neither.
     """
     return InferenceService.parse(text) if text.startswith("kserve://") else Release.parse(text)
+
+
+def api_of(text: str, timeout_s: float | None = None) -> Api:
+    """Connect to the cluster that a target names.
+
+    Raises:
+        UsageError: the target cannot be read, or no such cluster is configured.
+    """
+    context = parse_cluster(text).context
+    return Api(context=context) if timeout_s is None else Api(timeout_s, context)
 
 
 def pointers(text: str, api: Api) -> tuple[Pointer, ...]:

@@ -39,12 +39,20 @@ from repo_manager.rollout.targets.snapshot import (
     snapshots_of,
     write_snapshot,
 )
-from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, parse_models, snapshots_beside
+from repo_manager.rollout.targets.template import (
+    CONTEXT,
+    MODELS,
+    SNAPSHOTS,
+    in_context,
+    models_text,
+    parse_models,
+    snapshots_beside,
+)
 from repo_manager.rollout.trial.steps import CanaryStep, untried
 
 __all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve", "storage_of"]
 
-_TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?")
+_TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?" + CONTEXT)
 _ALL = 100
 _CANARY = "snapshot-"
 
@@ -55,6 +63,7 @@ class InferenceService:
 
     namespace: str
     name: str
+    context: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> InferenceService:
@@ -66,10 +75,10 @@ class InferenceService:
         match = _TARGET.fullmatch(text)
         if match is None:
             raise UsageError(f"{text!r} is no InferenceService", hint="Write it as kserve://NAMESPACE/NAME.")
-        return cls(match["namespace"], match["name"])
+        return cls(match["namespace"], match["name"], match["context"])
 
     def __str__(self) -> str:
-        return f"kserve://{self.namespace}/{self.name}"
+        return f"kserve://{self.namespace}/{self.name}{in_context(self.context)}"
 
 
 def previous_on_kserve(service: InferenceService, repository: Location, name: str, api: Api) -> int:

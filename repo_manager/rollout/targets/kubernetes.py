@@ -31,8 +31,10 @@ from repo_manager.rollout.targets.snapshot import (
     write_snapshot,
 )
 from repo_manager.rollout.targets.template import (
+    CONTEXT,
     ServedTemplate,
     history_of,
+    in_context,
     keeper_of,
     parse_models,
     patch_back,
@@ -42,10 +44,10 @@ from repo_manager.rollout.targets.template import (
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["KubernetesTarget", "Release", "find_deployments", "previous_on_kubernetes"]
+__all__ = ["KubernetesTarget", "Release", "ReleasesTarget", "find_deployments", "previous_on_kubernetes"]
 
 _DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-_TARGET = re.compile(rf"k8s://(?P<namespace>{_DNS_LABEL})/(?P<name>{_DNS_LABEL}(?:\.{_DNS_LABEL})*)/?")
+_TARGET = re.compile(rf"k8s://(?P<namespace>{_DNS_LABEL})/(?P<name>{_DNS_LABEL}(?:\.{_DNS_LABEL})*)/?{CONTEXT}")
 _REACH_S = 3.0
 _TRIES = 3
 
@@ -57,25 +59,29 @@ class Release:
     Attributes:
         namespace: where it is.
         name: the release's name, or the Deployment's.
+        context: of the kubeconfig; `None`: its current one.
     """
 
     namespace: str
     name: str
+    context: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Release:
-        """Read `k8s://namespace/release`.
+        """Read `k8s://namespace/release`, or `k8s://namespace/release?context=NAME`.
 
         Raises:
             UsageError: it is none.
         """
         match = _TARGET.fullmatch(text)
         if match is None:
-            raise UsageError(f"{text!r} is no Kubernetes target", hint="Write it as k8s://NAMESPACE/RELEASE.")
-        return cls(match["namespace"], match["name"])
+            raise UsageError(
+                f"{text!r} is no Kubernetes target", hint="Write it as k8s://NAMESPACE/RELEASE, or with ?context=NAME."
+            )
+        return cls(match["namespace"], match["name"], match["context"])
 
     def __str__(self) -> str:
-        return f"k8s://{self.namespace}/{self.name}"
+        return f"k8s://{self.namespace}/{self.name}{in_context(self.context)}"
 
 
 def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
@@ -202,6 +208,50 @@ class KubernetesTarget:
         return models, repository
 
 
+class ReleasesTarget:
+    """Releases in several clusters, one after the other; together or not at all.
+
+    Args:
+        targets: each release with its cluster.
+    """
+
+    batch = 1
+    trial = None
+
+    def __init__(self, targets: Sequence[KubernetesTarget]) -> None:
+        self._targets = targets
+
+    @property
+    def parts(self) -> Sequence[DeploymentPart]:
+        """The Deployments of all, cluster by cluster."""
+        return [part for target in self._targets for part in target.parts]
+
+    @property
+    def changes(self) -> bool:
+        """Whether a pod template in any cluster has to be changed."""
+        return any(target.changes for target in self._targets)
+
+    @property
+    def before(self) -> None:
+        """Nothing: the repository's config.pbtxt stays as it is."""
+        return
+
+    def describe(self) -> str:
+        """Return the targets."""
+        return ", ".join(target.describe() for target in self._targets)
+
+    def look(self) -> None:
+        """Look at every release before any of them is changed."""
+        for target in self._targets:
+            target.look()
+
+    def check(self) -> None:
+        """Do nothing more: the version was checked before the clusters were asked."""
+
+    def put_back(self) -> None:
+        """Do nothing: the releases share nothing."""
+
+
 class DeploymentPart:
     """One Deployment of the release.
 
@@ -233,7 +283,12 @@ class DeploymentPart:
 
     @property
     def label(self) -> str:
-        """The Deployment's name."""
+        """The Deployment's name, with its context where that was named."""
+        context = self._target.release.context
+        return self._name if context is None else f"{self._name} in {context}"
+
+    @property
+    def _name(self) -> str:
         return self._served.deployment
 
     @property
@@ -246,15 +301,15 @@ class DeploymentPart:
         self._target.write()
         if not self.changes:
             return
-        self._context.note(f"{self.label}: {self._served.url} -> {self._url}")
+        self._context.note(f"{self.label}: {self._served.url} -> {self._url}, at {self._api.where}")
         patch = patch_for(self._deployment, self._served, (self._url, self._planned.models), before=self._held)
         space, api = self._target.release.namespace, self._api
         self.touched = True
         try:
             change_unless_changed(
                 self._deployment,
-                lambda: api.deployment(space, self.label),
-                lambda body: api.patch_deployment(space, self.label, body),
+                lambda: api.deployment(space, self._name),
+                lambda body: api.patch_deployment(space, self._name, body),
                 patch,
             )
         except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
@@ -283,13 +338,13 @@ class DeploymentPart:
         """
         space = self._target.release.namespace
         try:
-            now = patiently(lambda: self._api.deployment(space, self.label))
+            now = patiently(lambda: self._api.deployment(space, self._name))
             url = self._url if now is None else read_template(now).url
             if url not in (self._url, self._served.url):
                 raise LeftAloneError(f"{self.label} serves {url}, to which somebody else has changed it")
             if url == self._url:  # else the change never reached it, or somebody has undone it
                 body = patch_back(self._deployment, self._served)
-                patiently(lambda: self._api.patch_deployment(space, self.label, body))
+                patiently(lambda: self._api.patch_deployment(space, self._name, body))
             self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
@@ -297,7 +352,9 @@ class DeploymentPart:
 
     def by_hand(self) -> str:
         """Say what a person has to do when the undo failed."""
-        space, name = self._target.release.namespace, self.label
+        space, name = self._target.release.namespace, self._name
+        if self._target.release.context is not None:
+            space += f" --context {self._target.release.context}"
         before = f"before, it served {self._served.url}"
         if self._served.variable is None:
             return f"By hand: kubectl edit deployment/{name} -n {space}, and set --model-repository; {before}"

@@ -12,12 +12,14 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.targets.api import Object
 
 __all__ = [
+    "CONTEXT",
     "HISTORY",
     "MODELS",
     "SNAPSHOT",
     "SNAPSHOTS",
     "ServedTemplate",
     "history_of",
+    "in_context",
     "is_snapshot",
     "keeper_of",
     "models_text",
@@ -28,6 +30,8 @@ __all__ = [
     "snapshots_beside",
 ]
 
+CONTEXT = r"(?:\?context=(?P<context>[^?#&\s]+))?"
+"""How a target in a cluster names a context of the kubeconfig, as a pattern."""
 SNAPSHOT = "repo-manager/snapshot"
 MODELS = "repo-manager/models"
 SNAPSHOTS = "repo-manager/snapshots"
@@ -178,6 +182,11 @@ def keeper_of(item: Object) -> str | None:
     """Return which GitOps controller applies an object, and may put changes of it back; `None`: none that is known."""
     marks = [*(item["metadata"].get("labels") or {}), *(item["metadata"].get("annotations") or {})]
     return next((name for mark, name in _KEEPERS.items() if any(each.startswith(mark) for each in marks)), None)
+
+
+def in_context(context: str | None) -> str:
+    """Return how a target names a context; nothing for `None`."""
+    return "" if context is None else f"?context={context}"
 
 
 def models_text(models: Mapping[str, tuple[int, ...]]) -> str:
