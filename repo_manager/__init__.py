@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from repo_manager.loadtest.result import LoadTestReport
     from repo_manager.loadtest.run import run_load_test
     from repo_manager.onnx_model.model import Model, load_model
+    from repo_manager.onnx_model.runtime import RuntimeLimits, runtime_limits
     from repo_manager.onnx_model.signature import signature_of
     from repo_manager.onnx_model.write import save_model
     from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
@@ -139,6 +140,7 @@ __all__ = [
     "RepoManagerError",
     "Rollout",
     "RolloutOptions",
+    "RuntimeLimits",
     "ServeOptions",
     "ServerOptions",
     "ServerSecurity",
@@ -209,6 +211,7 @@ __all__ = [
     "resolve_version",
     "rollback",
     "run_load_test",
+    "runtime_limits",
     "save_model",
     "scan",
     "set_labels",
@@ -251,6 +254,7 @@ _MODULES = {
     "loadtest.result": ("LoadTestReport",),
     "loadtest.run": ("run_load_test",),
     "onnx_model.model": ("Model", "load_model"),
+    "onnx_model.runtime": ("RuntimeLimits", "runtime_limits"),
     "onnx_model.signature": ("signature_of",),
     "onnx_model.write": ("save_model",),
     "pipeline.adding": ("AddOptions", "Added", "SparsityMode", "add"),

@@ -11,7 +11,7 @@ import typer
 from repo_manager.cli.conversion import AccuracyFlags, ConversionFlags
 from repo_manager.cli.engine_options import AcceleratorFlags, EngineFlags, KindFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output, check_outputs, read_labels_file, writing
+from repo_manager.cli.options import Output, RuntimeFlags, check_outputs, read_labels_file, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_names, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.engine.options import EngineOptions
@@ -204,6 +204,7 @@ def add_command(
     *,
     place: RepositoryFlag,
     flags: AddFlags,
+    _runtime: RuntimeFlags,
     output: Output,
 ) -> None:
     """Convert, check and publish a model as a new version. No server serves it until `deploy`.

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 from repo_manager.accuracy import AccuracyGate, AccuracyOptions, load_evaluator
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, ModelFile, Output, check_outputs, parse_shapes, writing
+from repo_manager.cli.options import DryRun, ModelFile, Output, RuntimeFlags, check_outputs, parse_shapes, writing
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.runtime import start_runtime
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import ConvertOptions, convert, load_calibration
@@ -187,6 +188,7 @@ def prune_command(
     *,
     flags: PruneFlags,
     accuracy: AccuracyFlags,
+    _runtime: RuntimeFlags,
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
@@ -239,6 +241,7 @@ def convert_command(
     *,
     conversion: ConversionFlags,
     accuracy: AccuracyFlags,
+    _runtime: RuntimeFlags,
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
@@ -247,6 +250,7 @@ def convert_command(
     _check_target(model, target)
     wanted = accuracy.accuracy_options()
     terminal.progress(f"Converting {model} to {precision}")
+    start_runtime()
     source = load_model(model)
     data = None if conversion.calibration is None else load_calibration(conversion.calibration, signature_of(source))
     judge = None if wanted is None else AccuracyGate.of(wanted, source).judge

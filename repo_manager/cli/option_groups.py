@@ -17,6 +17,7 @@ setting that it sets and the conversion between the two are one line, and no def
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -141,7 +142,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     Typer reads a command's signature: here each such parameter is replaced by the fields of its dataclass, and the
     command gets the dataclass. A field is made by `option` or `argument`, or declared as a parameter is:
-    `x: Annotated[str, typer.Option(...)] = ""`. The dataclass may have a `PANEL`, the options' panel in the help.
+    `x: Annotated[str, typer.Option(...)] = ""`. The dataclass may have a `PANEL`, the options' panel in the help, and
+    a method `during`, whose context holds while the command runs.
 
     Args:
         command: its group parameters have no default.
@@ -160,9 +162,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def call(**given: Any) -> None:
-        for name, kind in groups.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
-        command(**given)
+        with contextlib.ExitStack() as stack:
+            for name, kind in groups.items():
+                given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
+                if hasattr(kind, "during"):
+                    stack.enter_context(given[name].during())
+            command(**given)
 
     named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     call.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]  # what Typer reads

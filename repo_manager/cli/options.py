@@ -13,14 +13,16 @@ from typing import Annotated, ClassVar
 import typer
 
 from repo_manager.cli.contexts import chosen_context, context_taken
-from repo_manager.cli.option_groups import option
+from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.errors import InputError, UsageError
+from repo_manager.onnx_model.runtime import RuntimeLimits, runtime_limits
 from repo_manager.report.terminal import Terminal
 
 __all__ = [
     "DryRun",
     "ModelFile",
     "Output",
+    "RuntimeFlags",
     "check_input",
     "check_outputs",
     "parse_changes",
@@ -56,6 +58,32 @@ class Output:
         taken = context_taken()
         label = None if taken is None else f"{taken.name} (protected)" if taken.protected else taken.name
         return Terminal(as_json=self.json, quiet=self.quiet, wide=self.wide, context=label)
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeFlags:
+    """What a model may take while ONNX Runtime loads or runs it here."""
+
+    PANEL: ClassVar[str] = "Running the model here"
+    timeout: float = option(
+        "--timeout",
+        metavar="SECONDS",
+        sets=(RuntimeLimits, "timeout_s"),
+        min=0.1,
+        help="How long ONNX Runtime may take for one load or one run of the model.",
+    )
+    memory: float | None = option(
+        "--memory",
+        metavar="GIB",
+        sets=(RuntimeLimits, "memory_bytes"),
+        read=lambda gib: int(gib * 2**30),
+        min=0.01,
+        help="How much memory ONNX Runtime may take [default: three quarters of what is free].",
+    )
+
+    def during(self) -> contextlib.AbstractContextManager[None]:
+        """Let the limits hold while the command runs."""
+        return runtime_limits(RuntimeLimits(**settings_of(RuntimeLimits, self)))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
-"""A thin ONNX Runtime session on the CPU whose errors are ours."""
+"""A thin ONNX Runtime session on the CPU, in the process of foreign models; its errors are ours."""
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,9 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.runtime import RuntimeProcess, RuntimeRefusedError, SessionSource, runtime_process
 from repo_manager.onnx_model.validate import one_line
-from repo_manager.optional import deferred, require
-from repo_manager.sockets import Deputies
+from repo_manager.optional import deferred
 
 if TYPE_CHECKING:
     import onnx
@@ -24,26 +22,7 @@ else:
 
 __all__ = ["Session"]
 
-_FATAL = 4  # ORT_LOGGING_LEVEL_FATAL: what matters comes back as an exception
 _LARGE_BYTES = 64 << 20
-_FOREVER_S = 1e8
-_DEPUTIES = Deputies()
-
-
-@functools.cache
-def _runtime() -> Any:
-    """Import ONNX Runtime, once a model is to run."""
-    runtime = require("onnxruntime")
-    runtime.set_default_logger_severity(_FATAL)
-    return runtime
-
-
-@functools.cache
-def _runtime_errors() -> tuple[type[BaseException], ...]:
-    """Return what ONNX Runtime raises: its own exceptions, which have no common base, and Python's."""
-    state = require("onnxruntime.capi.onnxruntime_pybind11_state")
-    own = (value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
-    return (*own, RuntimeError, ValueError, TypeError, IndexError, MemoryError)
 
 
 class Session:
@@ -71,33 +50,45 @@ class Session:
         threads: int | None = None,
         exact_int8: bool = False,
     ) -> None:
-        onnxruntime = _runtime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _FATAL
-        level = onnxruntime.GraphOptimizationLevel
         is_large = _size_bytes(model) >= _LARGE_BYTES
-        if is_large:  # packed copies of matrices are another time the model; the arena grows by doubling
-            options.enable_cpu_mem_arena = False
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        wanted = level.ORT_ENABLE_EXTENDED if is_large else level.ORT_ENABLE_ALL
-        options.graph_optimization_level = wanted if optimize else level.ORT_DISABLE_ALL
+        # Packed copies of matrices are another time the model; the arena grows by doubling.
+        entries = {"session.disable_prepacking": "1"} if is_large else {}
+        wanted = "ORT_ENABLE_EXTENDED" if is_large else "ORT_ENABLE_ALL"
+        level = wanted if optimize else "ORT_DISABLE_ALL"
         self.optimisations = {
-            level.ORT_ENABLE_ALL: "all optimisations",
-            level.ORT_ENABLE_EXTENDED: "all optimisations but those of the memory layout",
-            level.ORT_DISABLE_ALL: "no optimisations",
-        }[options.graph_optimization_level]
-        if threads is not None:
-            options.intra_op_num_threads = threads
+            "ORT_ENABLE_ALL": "all optimisations",
+            "ORT_ENABLE_EXTENDED": "all optimisations but those of the memory layout",
+            "ORT_DISABLE_ALL": "no optimisations",
+        }[level]
         self.where = "the model in memory" if isinstance(model, onnx.ModelProto) else str(getattr(model, "path", model))
+        # A few models load without the exact kernels only; otherwise the last try gives the reason.
+        tried = ({"session.x64quantprecision": "1"}, {}) if exact_int8 else ({},)
+        self._source = SessionSource(
+            model.SerializeToString() if isinstance(model, onnx.ModelProto) else self.where,
+            level,
+            tuple({**entries, **more} for more in tried),
+            arena=not is_large,
+            threads=threads,
+        )
+        described = self._open()
+        self.input_names = tuple(str(value["name"]) for value in described["inputs"])
+        self.output_names = tuple(str(value["name"]) for value in described["outputs"])
+        self._low = {value["name"] for value in described["inputs"] if value["type"] == "tensor(float16)"}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            self._process.close(self._number)
+
+    def _open(self) -> dict[str, list[dict[str, Any]]]:
+        """Load the model in the process that runs now."""
+        self._process: RuntimeProcess = runtime_process()
         try:
-            source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else self.where
-            self._session = _open(source, options, exact_int8=exact_int8)
-        except _runtime_errors() as exc:
+            self._number, described = self._process.open(self._source, self.where)
+        except RuntimeRefusedError as exc:
             raise ModelError(
-                f"{self.where}: ONNX Runtime {onnxruntime.__version__} does not take it: {one_line(exc)}"
+                f"{self.where}: ONNX Runtime {self._process.version} does not take it: {one_line(exc)}"
             ) from exc
-        self.input_names = tuple(value.name for value in self._session.get_inputs())
-        self.output_names = tuple(value.name for value in self._session.get_outputs())
+        return described
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once.
@@ -111,45 +102,25 @@ class Session:
         Raises:
             ModelError: wrong names, types or shapes, or an operator failed.
         """
+        if not self._process.is_alive:  # another model, or an earlier run, took it down
+            self._open()
         try:
-            values = self._run(dict(inputs))
-        except _runtime_errors() as exc:
+            values = self._process.run(self._number, inputs, self.where)
+        except RuntimeRefusedError as exc:
             raise ModelError(f"{self.where}: running it failed: {one_line(exc)}") from exc
+        results: dict[str, NDArray[Any]] = {}
         for name, value in zip(self.output_names, values, strict=True):
             if not isinstance(value, np.ndarray):
-                raise ModelError(f"{self.where}: output '{name}' is not a tensor but {type(value).__name__}")
-        return dict(zip(self.output_names, values, strict=True))
+                raise ModelError(f"{self.where}: output '{name}' is not a tensor but {value}")
+            results[name] = value
+        return results
 
     def as_taken(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return inputs as this model takes them: float32 becomes float16 where its inputs are float16."""
-        low = {value.name for value in self._session.get_inputs() if value.type == "tensor(float16)"}
         return {
-            name: array.astype(np.float16) if name in low and array.dtype == np.float32 else array
+            name: array.astype(np.float16) if name in self._low and array.dtype == np.float32 else array
             for name, array in inputs.items()
         }
-
-    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[Any]:
-        """Run in another thread: only so Ctrl-C and SIGTERM, which Python handles in the main one, end it."""
-        if threading.current_thread() is not threading.main_thread():
-            return list(self._session.run(list(self.output_names), inputs))
-        options = _runtime().RunOptions()
-        options.log_severity_level = _FATAL
-        try:
-            return list(_DEPUTIES.call(lambda: self._session.run(list(self.output_names), inputs, options), _FOREVER_S))
-        except BaseException:
-            options.terminate = True  # interrupted: the run ends at its next operator
-            raise
-
-
-def _open(source: bytes | str, options: Any, *, exact_int8: bool) -> Any:
-    open_session, providers = _runtime().InferenceSession, ["CPUExecutionProvider"]
-    if exact_int8:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        try:
-            return open_session(source, options, providers=providers)
-        except _runtime_errors():  # a few models load without it only; otherwise the second try gives the reason
-            options.add_session_config_entry("session.x64quantprecision", "0")
-    return open_session(source, options, providers=providers)
 
 
 def _size_bytes(model: Model | Path | str | onnx.ModelProto) -> int:

@@ -23,6 +23,7 @@ from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import choose_backend, find_gpus
 from repo_manager.errors import GateError, RepoManagerError, UsageError
 from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.runtime import start_runtime
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
@@ -77,6 +78,7 @@ def add(
     choice = choose_backend(options.backend)
     check_backend_options(options, choice.backend)
     report(f"Reading {path}")
+    start_runtime()
     source = load_model(path)
     with tempfile.TemporaryDirectory(prefix="repo-manager-add-") as folder:
         gate = None if options.accuracy is None else AccuracyGate.of(options.accuracy, source)

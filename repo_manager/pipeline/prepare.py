@@ -22,6 +22,7 @@ from repo_manager.errors import WiderPrecisionError
 from repo_manager.onnx_model.batch_axis import BatchAxis, find_batch_axis
 from repo_manager.onnx_model.inputs import find_sizes, given_sizes, index_limits, natural_inputs
 from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.runtime import end_runtime
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.onnx_model.walk import nodes_of
@@ -173,15 +174,19 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
         golden = beside.submit(
             _golden, converted, options, target.work / GOLDEN_FILE_NAME, is_only=backend is Backend.ONNXRUNTIME
         )
-        artifact = build_artifact(
-            converted.conversion.files,
-            backend,
-            source=source,
-            options=options.engine,
-            progress=watch.progress,
-            cancelled=watch.cancelled,
-        )
-        path, facts = golden.result()
+        try:
+            artifact = build_artifact(
+                converted.conversion.files,
+                backend,
+                source=source,
+                options=options.engine,
+                progress=watch.progress,
+                cancelled=watch.cancelled,
+            )
+            path, facts = golden.result()
+        except BaseException:
+            end_runtime()  # the pool waits for the run, which may take its time
+            raise
     files = {**artifact.files, GOLDEN_FILE_NAME: path}
     return Prepared(target, converted, config, kept, artifact, files, facts)
 

@@ -20,10 +20,10 @@ from repo_manager.errors import CalibrationError, GateError, ModelError
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.inputs import given_sizes
 from repo_manager.onnx_model.model import Model, graph_as_stored
+from repo_manager.onnx_model.runtime import runtime_process
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.write import WrittenModel, write_view
-from repo_manager.optional import require
 from repo_manager.precision.attempt import Attempt, Attempts, auto_keep, refusal, where_it_began
 from repo_manager.precision.calibration.load import CalibrationData
 from repo_manager.precision.candidate import Builder
@@ -286,6 +286,6 @@ def _tools() -> dict[str, str]:
     return {
         "numpy": np.__version__,
         "onnx": onnx.__version__,
-        "onnxruntime": require("onnxruntime").__version__,
+        "onnxruntime": runtime_process().version,
         "python": platform.python_version(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import ipaddress
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
 from repo_manager.errors import ConfigError, ModelError, RepositoryError, ServerError
+from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.repository import (
     Location,
     ModelEntry,
@@ -51,14 +51,11 @@ __all__ = [
     "check_server",
     "check_signatures",
     "check_version",
-    "free_host_bytes",
     "refuse",
     "room_for",
 ]
 
 MANIFEST = "manifest.json"
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 
 class Outcome(str, enum.Enum):
@@ -456,20 +453,6 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
         return None
     free = free_host_bytes()
     return None if free is None else Room("the machine", free, _footprint(model, url))
-
-
-def free_host_bytes() -> int | None:
-    """Return what this machine, or the container that this process runs in, has free; `None` when it does not tell."""
-    try:
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    free = None if match is None else int(match[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))  # "max" is no number, and no limit
-        left = limit - int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        free = left if free is None else min(free, left)
-    return free
 
 
 def _is_here(url: str) -> bool:

@@ -9,12 +9,12 @@ from a load without optimisations, can be refused.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ConfigError, ModelError
-from repo_manager.optional import require
+from repo_manager.onnx_model.runtime import RuntimeRefusedError, SessionSource, runtime_process
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.types import Backend, Dim, TensorSpec
 
@@ -150,43 +150,36 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
     Raises:
         ModelError: ONNX Runtime does not take the model, or a tensor is a sequence, map or optional.
     """
-    onnxruntime = require("onnxruntime")
+    process = runtime_process()
     try:
-        options = _session_options(onnxruntime, path, config)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as exc:
+        number, found = process.open(_source(path, config), str(path))
+    except RuntimeRefusedError as exc:
         reason = " ".join(str(exc).split())
         raise ModelError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} does not take it: {reason}",
+            f"{path}: ONNX Runtime {process.version} does not take it: {reason}",
             hint="A server loads it the same way, and refuses it. Export the model again, or for another opset.",
         ) from exc
+    process.close(number)
     return ServedSignature(
-        _specs(session.get_inputs(), path),
-        _specs(session.get_outputs(), path),
-        _specs(session.get_overridable_initializers(), path),
+        _specs(found["inputs"], path), _specs(found["outputs"], path), _specs(found["initializers"], path)
     )
 
 
-def _session_options(onnxruntime: ModuleType, path: Path, config: ModelConfig | None) -> Any:
-    """Return options under which the graph becomes what it is in a server; nothing runs, so nothing is packed."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # Fatal only: what matters is raised.
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    levels = onnxruntime.GraphOptimizationLevel
+def _source(path: Path, config: ModelConfig | None) -> SessionSource:
+    """Return the load with which the graph becomes what it is in a server; nothing runs, so nothing is packed."""
+    entries = {"session.disable_prepacking": "1"}
     # The layout optimisations, which only ALL adds, change no output's shape and keep the weights once more.
     folder_bytes = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-    everything = levels.ORT_ENABLE_EXTENDED if folder_bytes >= _LARGE_BYTES else levels.ORT_ENABLE_ALL
-    options.graph_optimization_level = everything
+    level = everything = "ORT_ENABLE_EXTENDED" if folder_bytes >= _LARGE_BYTES else "ORT_ENABLE_ALL"
     if config is not None:
         message = config.message()
         # `optimization { graph { level } }`, as the native backend reads it.
-        named = {-1: levels.ORT_ENABLE_BASIC, 1: levels.ORT_ENABLE_EXTENDED, 2: levels.ORT_DISABLE_ALL}
-        options.graph_optimization_level = named.get(message.optimization.graph.level, everything)
+        named = {-1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
+        level = named.get(message.optimization.graph.level, everything)
         for key, value in message.parameters.items():
             if key.startswith(_SESSION_PARAMETERS):
-                options.add_session_config_entry(key, value.string_value)
-    return options
+                entries[key] = value.string_value
+    return SessionSource(str(path), level, (entries,), arena=False)
 
 
 def _narrowed(declared: tuple[TensorSpec, ...], runtime: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -199,14 +192,14 @@ def _narrowed(declared: tuple[TensorSpec, ...], runtime: tuple[TensorSpec, ...])
     return tuple(result)
 
 
-def _specs(values: Any, path: Path) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(value.name, _dtype(value, path), _shape(value.shape)) for value in values)
+def _specs(values: Sequence[Mapping[str, Any]], path: Path) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(value["name"], _dtype(value, path), _shape(value["shape"])) for value in values)
 
 
-def _dtype(value: Any, path: Path) -> str:
-    kind = str(value.type)
+def _dtype(value: Mapping[str, Any], path: Path) -> str:
+    kind = str(value["type"])
     if not kind.startswith("tensor(") or not kind.endswith(")"):
-        raise ModelError(f"{path}: {value.name!r} is {kind}, not a tensor, and Triton carries tensors only")
+        raise ModelError(f"{path}: {value['name']!r} is {kind}, not a tensor, and Triton carries tensors only")
     name = kind[len("tensor(") : -1]
     return _DTYPES.get(name, name)
 

@@ -14,7 +14,7 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.cli.main import main
-from repo_manager.rollout import checks
+from repo_manager.onnx_model import runtime
 from repo_manager.server import EmbeddedServer, ServerOptions
 
 pytestmark = pytest.mark.integration
@@ -127,7 +127,7 @@ def test_too_little_memory_is_refused_and_forced(
     root, first, second = fleet
     run("deploy", "m:1", "-r", root, "--to", first, "--to", second)
     (tmp_path / "meminfo").write_text("MemAvailable: 1 kB\n")
-    monkeypatch.setattr(checks, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(runtime, "_MEMINFO", tmp_path / "meminfo")
     one = ("deploy", "m:2", "-r", root, "--to", first)
     assert "the machine has 0.0 MiB free" in run(*one, code=3).err
     dry = run(*one, "--dry-run", code=3)

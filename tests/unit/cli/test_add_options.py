@@ -118,7 +118,19 @@ def test_every_option_has_a_case() -> None:
     assert command is not None
     tried = {word for arguments, _, _ in (*CASES, *FILES_CASES) for word in arguments if word.startswith("-")}
     # Tested where they show.
-    elsewhere = {"--name", "--repository", "--labels", "--sign", "--html", "--json", "--quiet", "--wide", "--help"}
+    elsewhere = {
+        "--timeout",
+        "--memory",
+        "--name",
+        "--repository",
+        "--labels",
+        "--sign",
+        "--html",
+        "--json",
+        "--quiet",
+        "--wide",
+        "--help",
+    }
     elsewhere |= {"--preprocess", "--context"}
     for parameter in command.params:
         names = {*parameter.opts, *parameter.secondary_opts}

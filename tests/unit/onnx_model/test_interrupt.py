@@ -1,15 +1,20 @@
-"""A model that never ends is ended by a signal."""
+"""A model that never ends, crashes or takes all memory: a signal, a deadline and limits end it, and nothing is left."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+
+from repo_manager.errors import InputError, ModelError
+from repo_manager.onnx_model.runtime import RuntimeLimits, end_runtime, runtime_limits, runtime_process
+from repo_manager.onnx_model.session import Session
 
 _RUN = """
 import sys
@@ -46,3 +51,110 @@ def test_a_signal_ends_a_model_that_never_ends(number: signal.Signals, tmp_path:
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
+
+
+_LOAD = """
+import sys
+from repo_manager.onnx_model.runtime import runtime_process
+from repo_manager.onnx_model.session import Session
+print(runtime_process()._process.pid, flush=True)
+Session(sys.argv[1])
+"""
+
+
+def _endless_load(path: Path) -> None:
+    """Save a model whose constants take minutes to fold: a matrix product of made-up ones, at load."""
+    lines = ["big = ConstantOfShape<value = float[1] {1.0}>(size)", "p0 = MatMul(big, big)"]
+    lines += [f"p{number} = MatMul(p{number - 1}, big)" for number in range(1, 60)]
+    text = (
+        '<ir_version: 8, opset_import: ["": 17]> g (float[3000, 3000] x) => (float[3000, 3000] y) '
+        "<int64[2] size = {3000, 3000}> {" + "\n".join(lines) + "\ny = Add(x, p59) }"
+    )
+    onnx.save(onnx.parser.parse_model(text), path)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while not _is_gone(pid):
+        assert time.monotonic() < deadline, "the process of the model is left over"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_a_load_and_its_process(number: signal.Signals, tmp_path: Path) -> None:
+    _endless_load(tmp_path / "model.onnx")
+    command = [sys.executable, "-c", _LOAD, str(tmp_path / "model.onnx")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        assert not _is_gone(child)
+        process.send_signal(number)
+        process.wait(60)
+    _wait_until_gone(child)
+
+
+def test_a_deadline_ends_a_run_and_a_load(tmp_path: Path) -> None:
+    _endless(tmp_path / "run.onnx")
+    _endless_load(tmp_path / "load.onnx")
+    session = Session(tmp_path / "run.onnx")
+    child = runtime_process()._process.pid
+    with runtime_limits(RuntimeLimits(timeout_s=1.0)):
+        begun = time.monotonic()
+        with pytest.raises(InputError, match="running it took ONNX Runtime more than 1 s"):
+            session.run({"x": np.zeros(1, np.float32)})
+        assert _is_gone(child)
+        with pytest.raises(InputError, match=r"load\.onnx: loading it took ONNX Runtime more than 1 s"):
+            Session(tmp_path / "load.onnx")
+        assert time.monotonic() - begun < 60
+
+
+def test_a_run_that_takes_too_much_memory_fails_and_the_next_model_runs(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["": 17]> g (int64[1] n) => (float[k] y) { y = ConstantOfShape(n) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    try:
+        with runtime_limits(RuntimeLimits(memory_bytes=256 << 20)):
+            session = Session(tmp_path / "m.onnx")
+            with pytest.raises(ModelError, match="running it failed"):
+                session.run({"n": np.array([1 << 30])})
+            assert session.run({"n": np.array([5])})["y"].tolist() == [0.0] * 5
+    finally:
+        end_runtime()
+
+
+def test_a_model_that_crashes_onnx_runtime_is_an_error_and_can_be_loaded_again(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["": 17]> g (int64[k] a, int64[k] b) => (int64[k] y) { y = Div(a, b) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    session, one = Session(tmp_path / "m.onnx"), np.array([-(2**63)])  # which has no quotient by -1
+    with pytest.raises(ModelError, match="crashed by SIGFPE"):
+        session.run({"a": one, "b": np.array([-1])})
+    assert session.run({"a": one, "b": np.array([2])})["y"].tolist() == [-(2**62)]
+
+
+def test_the_process_knows_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPO_MANAGER_TOKEN", "hush")
+    end_runtime()
+    environment = Path(f"/proc/{runtime_process()._process.pid}/environ").read_bytes()
+    end_runtime()
+    assert b"PATH=" in environment
+    assert b"hush" not in environment
+
+
+def test_add_ends_at_its_deadline_and_publishes_nothing(tmp_path: Path) -> None:
+    _endless(tmp_path / "model.onnx")
+    root = tmp_path / "models"
+    command = ["add", str(tmp_path / "model.onnx"), "-n", "m", "-r", str(root), "--timeout", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "repo_manager", *command], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 3
+    assert "took ONNX Runtime more than 2 s" in done.stderr
+    assert not root.exists() or not list(root.iterdir())

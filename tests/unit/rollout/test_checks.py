@@ -7,9 +7,10 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import RepositoryError
+from repo_manager.onnx_model import runtime
+from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.repository import find_model
-from repo_manager.rollout import checks
-from repo_manager.rollout.checks import Check, Outcome, Room, _memory, check_version, free_host_bytes, refuse, room_for
+from repo_manager.rollout.checks import Check, Outcome, Room, _memory, check_version, refuse, room_for
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server import metrics_page
 from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
@@ -111,8 +112,8 @@ def test_the_hosts_memory_is_known_of_this_machine_only(tmp_path: Path, monkeypa
     assert free is not None
     assert free > MIB
     (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable:    2048 kB\n")
-    monkeypatch.setattr(checks, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(checks, "_CGROUP", tmp_path)
+    monkeypatch.setattr(runtime, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(runtime, "_CGROUP", tmp_path)
     assert free_host_bytes() == 2 * MIB
     (tmp_path / "memory.max").write_text(f"{3 * MIB}\n")
     (tmp_path / "memory.current").write_text(f"{2 * MIB}\n")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support import onnx_models
@@ -13,6 +12,7 @@ from support import onnx_models
 from repo_manager.errors import ConfigError, ModelError
 from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.runtime import RuntimeProcess, SessionSource
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.triton_config import (
     ModelConfig,
@@ -101,12 +101,12 @@ def test_a_large_model_is_loaded_without_another_copy_of_its_weights(
     expected = runtime_signature(path)
     monkeypatch.setattr(importlib.import_module("repo_manager.triton_config.served_signature"), "_LARGE_BYTES", 1)
     levels = []
-    session = onnxruntime.InferenceSession
+    ask = RuntimeProcess.open
 
-    def recorded(source: str, options: onnxruntime.SessionOptions, **more: object) -> onnxruntime.InferenceSession:
-        levels.append(options.graph_optimization_level)
-        return session(source, options, **more)
+    def recorded(process: RuntimeProcess, source: SessionSource, where: str) -> object:
+        levels.append(source.level)
+        return ask(process, source, where)
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    monkeypatch.setattr(RuntimeProcess, "open", recorded)
     assert runtime_signature(path) == expected
-    assert levels == [onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED]
+    assert levels == ["ORT_ENABLE_EXTENDED"]
