@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -13,13 +15,15 @@ from repo_manager.cli.load_options import DataFlags, Load, ServerFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
-from repo_manager.errors import UsageError
+from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.files import write_atomic
-from repo_manager.loadtest.compare import ComparePlan, compare_all
+from repo_manager.loadtest.compare import ComparePlan, Comparison, compare_all
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels
 from repo_manager.report.load_html import compare_page
 from repo_manager.report.load_tables import comparison_view
 from repo_manager.report.progress import compare_progress
+from repo_manager.repository import Location, find_model
+from repo_manager.settings import load_settings
 
 __all__ = ["app"]
 
@@ -99,17 +103,35 @@ def compare_command(
     for target in {each for pair in pairs for each in pair}:
         load.check(target, level)
 
+    command = shlex.join(["repo-manager", *sys.argv[1:]])
+
     def side(target: str, url: str | None) -> LoadTestOptions:
-        return LoadTestOptions(**load.settings(target, url), **level)
+        return LoadTestOptions(**load.settings(target, url), **level, command=command)
 
     couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
     with compare_progress(terminal.progress_console, quiet=output.quiet) as progress:
         results = compare_all(couples, **levels, plan=plan, progress=progress)
+    if sides.url is None and sides.url_b is None and load_settings().server is None:
+        results = tuple(_with_precisions(each, place.root()) for each in results)
     if flags.html is not None:
         with writing(flags.html):
             write_atomic(flags.html, compare_page(results).encode())
         terminal.note(f"Page: {flags.html}")
     terminal.result({"comparisons": results}, *comparison_view(results))
+
+
+def _with_precisions(found: Comparison, root: Location) -> Comparison:
+    """Add what the manifests say of both: the server is the repository's own."""
+
+    def precision(model: str, version: str) -> str:
+        try:
+            manifest = find_model(root, model).version(int(version)).manifest
+        except (RepositoryError, ValueError):  # the server has loaded what is no longer here
+            return ""
+        return "" if manifest is None else str(manifest.precision or "")
+
+    sides = (precision(found.a.model, found.a.version), precision(found.b.model, found.b.version))
+    return dataclasses.replace(found, precisions=sides)
 
 
 def _couples(a: str, b: str | None, controls: list[str]) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -98,6 +99,9 @@ class Comparison(Summarized):
         is_different: whether any number differs.
         ratios: name -> each pair's ratio B/A, in order of time.
         notes: errors, and what was not reported.
+        started: UTC, ISO 8601.
+        command: the command line; empty from Python.
+        precisions: of A and of B, from their manifests; empty where they are not known.
     """
 
     a: TargetFacts
@@ -112,6 +116,9 @@ class Comparison(Summarized):
     notes: tuple[str, ...]
     seconds: float
     environment: Mapping[str, str]
+    started: str = ""
+    command: str = ""
+    precisions: tuple[str, str] = ("", "")
     schema_version: int = 1
 
     def _summary(self) -> Mapping[str, Any]:
@@ -157,6 +164,7 @@ def compare(
         ServerError: a server is unreachable, refuses, or answers only with errors.
     """
     begin, plan = time.monotonic(), plan or ComparePlan()
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     level = _level_of(a)
     order = np.random.default_rng(plan.seed).integers(0, 2, plan.pairs)
     blocks: tuple[list[Block], list[Block]] = ([], [])
@@ -184,6 +192,8 @@ def compare(
         notes=_notes(blocks, sides),
         seconds=time.monotonic() - begin,
         environment=environment(),
+        started=started,
+        command=a.command,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repo_manager.loadtest.result import LoadTestReport
-from repo_manager.report.markdown import markdown_table, markdown_text
+from repo_manager.report.markdown import markdown_code, markdown_table, markdown_text
 from repo_manager.report.page import render_page
 from repo_manager.report.prune_html import pruning_facts
 from repo_manager.report.tables import format_bytes, format_count, format_share
@@ -119,8 +119,7 @@ def card_markdown(card: Card) -> str:
         if section.rows:
             lines += [*markdown_table(section.heads, section.rows), ""]
         if section.code:
-            fence = "`" * max(3, 1 + max((len(run) for run in section.code.split() if set(run) == {"`"}), default=0))
-            lines += [f"{fence}text", section.code.rstrip("\n"), fence, ""]
+            lines += [*markdown_code(section.code, "text"), ""]
         if section.note:
             lines += [markdown_text(section.note), ""]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import UsageError, redacted
@@ -15,7 +15,7 @@ from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.report.load_charts import latency_unit, number_cell
 from repo_manager.report.load_html import load_page
 from repo_manager.report.load_tables import DETAIL_TITLES, format_ms, ordered_details
-from repo_manager.report.markdown import markdown_table, markdown_text
+from repo_manager.report.markdown import markdown_code, markdown_table, markdown_text
 from repo_manager.report.terminal import plain
 from repo_manager.types import StrPath, as_json
 
@@ -174,6 +174,8 @@ def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str
     if report.knee is not None:
         lines += ["", f"Knee: {report.knee}, {report.knee_rule}."]
     lines += [f"\n{markdown_text(note)}" for note in report.notes]
+    where = f"{target.server} {target.server_version} at {target.url}, backend {target.backend or 'unknown'}"
+    lines += ["", *_origin(where, report.started, report.environment, report.command)]
     return "\n".join(lines) + "\n"
 
 
@@ -193,7 +195,22 @@ def compare_markdown(comparisons: Sequence[Comparison]) -> str:
     first = comparisons[0]
     a, b = (f"{markdown_text(side.model)} {side.version}" for side in (first.a, first.b))
     title = f"### A: {a} against B: {b}"
-    return "\n".join([title, "", *markdown_table(["batch", "number", "B / A", "interval", "better"], rows)]) + "\n"
+    table = markdown_table(["batch", "number", "B / A", "interval", "better"], rows)
+    sides = zip("AB", (first.a, first.b), first.precisions, strict=True)
+    where = "; ".join(
+        f"{label} at {side.url}, backend {side.backend or 'unknown'}{f', {precision}' if precision else ''}"
+        for label, side, precision in sides
+    )
+    return "\n".join([title, "", *table, "", *_origin(where, first.started, first.environment, first.command)]) + "\n"
+
+
+def _origin(where: str, started: str, environment: Mapping[str, str], command: str) -> list[str]:
+    """Return the lines that say where, when, on which machine and by which command something was measured."""
+    machine = ", ".join(environment[name] for name in ("machine", "cpu") if environment.get(name))
+    count = f" ({environment['cpus']} CPUs)" if environment.get("cpus") else ""
+    parts = [where, f"started {started}" if started else "", f"client: {machine}{count}" if machine else ""]
+    lines = [markdown_text("; ".join(part for part in parts if part)) + "."]
+    return [*lines, "", *markdown_code(command, "console")] if command else lines
 
 
 def _json_text(report: LoadTestReport, verdict: Verdict | None) -> str:

@@ -12,6 +12,7 @@ from repo_manager.gates import TIME, Verdict
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
 from repo_manager.loadtest.result import Detail, LoadPoint, LoadTestReport, ServerTimes
+from repo_manager.loadtest.target import TargetFacts
 from repo_manager.report import load_charts
 from repo_manager.report.load_tables import DETAIL_TITLES, ordered_details, stages_of
 from repo_manager.report.page import Figure, render_page
@@ -71,6 +72,12 @@ class _Couple:
     rows: tuple[dict[str, str | bool], ...]
     notes: tuple[str, ...]
 
+    @property
+    def sides(self) -> list[tuple[str, TargetFacts, str]]:
+        """A and B: what is served where, and its precision, empty where it is not known."""
+        first = self.comparisons[0]
+        return [("A", first.a, first.precisions[0]), ("B", first.b, first.precisions[1])]
+
 
 def compare_page(comparisons: Sequence[Comparison]) -> str:
     """Return the page of a comparison, of one couple of models or several, at one batch size or several."""
@@ -88,7 +95,12 @@ def compare_page(comparisons: Sequence[Comparison]) -> str:
         )
         for title, group in groups.items()
     ]
-    return render_page("load_compare.html.j2", couples=couples, first=comparisons[0])
+    return render_page(
+        "load_compare.html.j2",
+        couples=couples,
+        first=comparisons[0],
+        seconds=sum(comparison.seconds for comparison in comparisons),
+    )
 
 
 def _compared_rows(comparison: Comparison) -> list[dict[str, str | bool]]:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from repo_manager.report.terminal import plain
 
-__all__ = ["markdown_table", "markdown_text"]
+__all__ = ["markdown_code", "markdown_table", "markdown_text"]
+
+
+def markdown_code(text: str, language: str) -> list[str]:
+    """Return the lines of a block of code, whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return [f"{fence}{language}", plain(text.rstrip("\n")), fence]
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+import html
 import re
 import xml.etree.ElementTree as ElementTree
 
 from repo_manager.report.load_files import compare_markdown, load_junit, load_markdown, load_openmetrics
+from repo_manager.report.load_html import compare_page
 
 
 def test_junit_counts_what_it_holds(report, verdict):
@@ -46,3 +49,23 @@ def test_openmetrics_is_well_formed(report, verdict):
         assert match.group(1) in declared
         float(match.group(3))
     assert sum('quantile="0.99"' in line for line in lines) == 6
+
+
+def test_where_when_and_how_something_was_measured_is_said(report, comparisons):
+    """A report that is read a month later names server, machine, date, command and precisions."""
+    known = {
+        "environment": {"machine": "Linux x", "cpu": "EPYC", "cpus": "4"},
+        "command": "repo-manager x --flag 'a`b'",
+    }
+    text = load_markdown(dataclasses.replace(report, **known))
+    compared = [
+        dataclasses.replace(comparisons[0], **known, started="2026-01-02T03:04:05", precisions=("fp32", "fp16"))
+    ]
+    for said in (text, compare_markdown(compared)):
+        assert "client: Linux x, EPYC (4 CPUs)" in said
+        assert "```console\nrepo-manager x --flag 'a`b'\n```" in said
+    assert report.started.partition("T")[0] in text
+    page = html.unescape(compare_page(compared))
+    for said in ("2026-01-02T03:04:05", "repo-manager x --flag 'a`b'", "in fp32, backend", "in fp16, backend"):
+        assert said in page
+    assert "fp16" in compare_markdown(compared)
