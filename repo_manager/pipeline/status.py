@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from repo_manager.errors import RepositoryError, ServerError, ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.repository import LocationLike, as_location, find_model
+from repo_manager.repository import LocationLike, as_location, find_model, scan
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.status import RepositoryStatus
 from repo_manager.rollout.status import status as status_of
@@ -79,6 +79,7 @@ def status(
     if to is None:
         running = running_server(repository)
         if running is None:
+            scan(repository, deep=False)  # a repository that is not there is told first
             raise ServerUnreachableError(
                 f"No server runs on {repository}", hint="Start one: repo-manager serve, or use --to."
             )

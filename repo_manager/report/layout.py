@@ -86,7 +86,7 @@ def make_table(
         right: the headings of the columns that are aligned to the right, separated by commas. They are never folded.
         drop: the headings of the columns that a narrow terminal leaves out, separated by commas, the first one first.
     """
-    aligned = frozenset(heading.strip() for heading in right.split(","))
+    aligned = frozenset(heading.strip() for heading in right.split(",") if heading)
     if len(rows) > _LONG_ROWS:
         long = LongTable(columns, rows, aligned)
         return long if title is None else Group(Text(f"\n{plain(title)}", style="bold"), Text(), long)

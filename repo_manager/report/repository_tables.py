@@ -103,7 +103,7 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
             ]
         )
     columns = ["version", "tags", "selected", "precision", "2:4", "drift", "size", "created", "source", "problems"]
-    drop = "source,created,size,2:4"
+    drop = "source,created,size,2:4,drift"
     views = [facts, make_table("Versions", columns, rows, right="version,size,2:4,drift", drop=drop)]
     known = [(entry.version, entry.manifest and measured_accuracy(entry.manifest)) for entry in model.versions]
     measured = [[version, text] for version, text in known if text]

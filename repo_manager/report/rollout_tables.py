@@ -136,6 +136,8 @@ def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType
 def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[RenderableType]:
     if rollout.dry_run:
         plan = [] if server.plan is None or not server.plan.steps else plan_view(server.plan, rollout.action)
+        if rollout.action == "undeploy" and not plan:
+            plan = [Text(_no_plan(rollout, server))]
         return [*plan, *checks_view(server.checks), Text("Dry run: nothing was changed.")]
     where = server.name if rollout.action == "undeploy" else f"{_serves(rollout)} on {server.name}"
     pairs: list[tuple[str, object]] = [
@@ -151,6 +153,15 @@ def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[Ren
         pairs.append(("mended", "it was READY and did not answer; it was unloaded and loaded again"))
     doubts = tuple(check for check in server.checks if str(check.outcome) != "passed")
     return [_head(rollout, back), key_values(pairs), *checks_view(doubts)]
+
+
+def _no_plan(rollout: Rollout, server: ServerResult) -> str:
+    """Say what undeploying does where no server serves the model."""
+    if server.plan is not None:
+        return f"{rollout.model} is not served on {server.name}."
+    if not server.previous:
+        return f"No server runs, and {rollout.model} is not recorded as deployed: there is nothing to do."
+    return f"No server runs: {rollout.model} would be recorded as undeployed, and `serve` would not load it any more."
 
 
 def _fleet_view(rollout: Rollout) -> list[RenderableType]:

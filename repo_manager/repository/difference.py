@@ -140,7 +140,7 @@ def measured_accuracy(manifest: Manifest) -> str | None:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%} of the parameters"
+    return "-" if share is None else f"{share * 100:.1f} % of the parameters"
 
 
 _FACTS: dict[str, Callable[[Manifest], str]] = {

@@ -84,6 +84,7 @@ def retried(
     Raises:
         ServerError: the last call's.
     """
+    told = ""
     for tried in range(retries + 1):
         try:
             return call()
@@ -92,7 +93,9 @@ def retried(
             late = deadline is not None and deadline.left_s <= pause_s
             if tried == retries or late or not _is_transient(exc):
                 raise
-            report(f"{exc.message.splitlines()[0]}; asking again in {pause_s:.1f} s ({tried + 1} of {retries})")
+            why = exc.message.splitlines()[0]
+            report(f"{'' if why == told else f'{why}; '}asking again in {pause_s:.1f} s ({tried + 1} of {retries})")
+            told = why
         time.sleep(pause_s)
     raise AssertionError("unreachable")
 

@@ -171,6 +171,7 @@ def test_one_version_and_the_roll_outs_of_a_model_are_shown(run: Run, repository
     assert run("show", "digits:7", "-r", repository).code == 3
 
     assert "was never deployed" in run("history", "digits", "-r", repository).out
+    assert "there is nothing to do" in run("undeploy", "digits", "-r", repository, "--dry-run").out
     record_deployment(repository, "digits", 1)  # as releases did that kept no history
     record_deployment(repository, "digits", 1, record_of("deploy", 1, [], "grpc://a:1"))
     failed = record_of("undeploy", None, [1], "grpc://a:1", outcome="undone", reason="a:1 does not answer")
@@ -185,6 +186,15 @@ def test_one_version_and_the_roll_outs_of_a_model_are_shown(run: Run, repository
     assert "a:1 does not answer" in table
     assert table.index("undone") < table.index("not recorded"), "the latest comes first"
     assert run("history", "nope", "-r", repository).code == 3
+
+    planned = run("undeploy", "digits", "-r", repository, "--dry-run")
+    assert "would not load it any more" in planned.out
+    assert run("undeploy", "digits", "-r", repository).code == 0
+    assert json.loads(run("list", "-r", repository, "--json").out)[0]["deployed"] is None
+    assert run("tag", "digits", "stable", "--delete", "-r", repository).code == 0
+    assert run("remove", "digits", "-r", repository).code == 0, "nobody serves it"
+    missing = run("status", "-r", repository / "nowhere")
+    assert (missing.code, "nowhere does not exist" in missing.err) == (3, True)
 
 
 def test_verify_finds_a_changed_byte(run: Run, repository: Path) -> None:
