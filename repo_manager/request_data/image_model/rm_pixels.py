@@ -6,6 +6,7 @@ It imports nothing of repo_manager: `add --preprocess` copies it beside the mode
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -80,14 +81,22 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
         UnreadableImage: it is no image, or one of more pixels than Pillow takes.
     """
     height, width = recipe.size
+    _check_pixels("the recipe makes", (width, height), pillow.MAX_IMAGE_PIXELS)
     try:
-        with pillow.open(image) as opened:
-            found = opened.convert(_MODES[recipe.color])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # refused below, before it is decoded
+            opened = pillow.open(image)
+        with opened:
+            _check_pixels("it has", opened.size, pillow.MAX_IMAGE_PIXELS)
+            mode = _MODES[recipe.color]
+            opened.load()
+            found = opened.copy() if opened.mode == mode else opened.convert(mode)
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as exc:
         raise UnreadableImage(f"cannot be read as an image: {exc}") from exc
     if recipe.resize is not None:
         factor = recipe.resize / min(found.size)
         wide, high = max(width, round(found.width * factor)), max(height, round(found.height * factor))
+        _check_pixels("resized, it has", (wide, high), pillow.MAX_IMAGE_PIXELS)
         found = found.resize((wide, high), pillow.Resampling.BILINEAR)
         left, top = (found.width - width) // 2, (found.height - height) // 2
         found = found.crop((left, top, left + width, top + height))
@@ -101,6 +110,12 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
     if recipe.layout == "nchw":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)
+
+
+def _check_pixels(what: str, size: tuple[int, int], most: int | None) -> None:
+    """Refuse more pixels than Pillow warns of: a file of a few KB, or a strip that is resized, can be made of any."""
+    if most is not None and size[0] * size[1] > most:
+        raise UnreadableImage(f"{what} {size[0]} x {size[1]} pixels, and at most {most:,} are read")
 
 
 def typed(pixels: Array, dtype: npt.DTypeLike) -> Array:

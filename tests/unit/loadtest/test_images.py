@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -119,3 +122,27 @@ def test_no_image_and_a_broken_one(tmp_path):
         make_samples(facts(NCHW), options(data=tmp_path))
     with pytest.raises(UsageError, match="there are none"):
         make_samples(facts(NCHW), options(image={"color": "rgb"}))
+
+
+def png(width: int, height: int) -> bytes:
+    """A grey picture that takes a thousandth of its pixels."""
+    ihdr = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = zlib.compress(bytes(width + 1) * height, 1)
+    chunks = ((b"IHDR", ihdr), (b"IDAT", content), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "text"),
+    [
+        ((10_000, 10_000), {}, r"10000 x 10000 pixels, and at most 89,478,485"),
+        ((1, 2_000_000), {"resize": "256"}, r"resized, it has 256 x 512000000 pixels"),
+        ((8, 8), {"resize": "100000"}, r"resized, it has 100000 x 100000 pixels"),
+    ],
+)
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, size, image, text):
+    (tmp_path / "bomb.png").write_bytes(png(*size))
+    with pytest.raises(InputError, match=text):
+        make_samples(facts(NCHW), options(data=tmp_path, image=image))
