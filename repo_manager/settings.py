@@ -56,6 +56,9 @@ class Settings:
     """A file with the bearer token to send to servers."""
     token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
     """The bearer token itself (`REPO_MANAGER_TOKEN`)."""
+    code_modules: tuple[str, ...] = ()
+    """Modules whose functions `apply` may call as calibration data without `--allow-code`, and those below them; from
+    the environment, never the current folder."""
     signed_by: tuple[Path, ...] = ()
     """The policy: when not empty, `deploy` refuses versions that none of these public keys (or root certificates)
     vouches for, and `verify` checks it. In the environment separated by `:`; in the file a list, relative to it."""
@@ -89,6 +92,7 @@ def use_context(name: str | None) -> None:
     _CHOSEN[0] = name
 
 
+_LISTS = ("code_modules", "signed_by")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
@@ -124,7 +128,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     for field in _FIELDS:
         variable = _PREFIX + field.upper()
         if variable in environment and field != "context" and not (named and field in own):
-            values[field] = _list_of(environment[variable]) if field == "signed_by" else environment[variable]
+            values[field] = _list_of(environment[variable]) if field in _LISTS else environment[variable]
             sources[field] = f"the environment ({variable})"
     return _validated(values, sources, path) if values else Settings()
 
@@ -209,8 +213,8 @@ def _of_texts(values: Mapping[str, object]) -> Settings | None:
     taken: dict[str, Any] = {}
     for name, value in values.items():
         kind = types.get(name, "")
-        if isinstance(value, list) and kind.startswith("tuple[Path") and all(isinstance(one, str) for one in value):
-            taken[name] = tuple(map(Path, value))
+        if isinstance(value, list) and kind.startswith("tuple[") and all(isinstance(one, str) for one in value):
+            taken[name] = tuple(map(Path, value)) if "Path" in kind else tuple(value)
         elif isinstance(value, str) and kind.startswith(("str", "Path")):
             taken[name] = Path(value) if kind.startswith("Path") else value
         else:

@@ -64,6 +64,7 @@ class ApplyFlags:
         return ApplyOptions(
             **settings_of(ApplyOptions, self),
             sign=signing_key(self.sign, self.password_file),
+            code_modules=load_settings().code_modules,
             rollout=RolloutOptions(**rollout.settings(), signed_by=load_settings().signed_by),
         )
 

@@ -17,6 +17,7 @@ from repo_manager.errors import InputError, RepoManagerError, UsageError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
+from repo_manager.precision.calibration.load import import_installed
 from repo_manager.repository import (
     Location,
     LocationLike,
@@ -53,12 +54,15 @@ class ApplyOptions:
         rollout: how to deploy.
         allow_code: call the functions that the file names as calibration (`module:function`). Off, since whoever writes
             the file would run code as whoever applies it.
+        code_modules: modules whose functions are called all the same, and those of modules below them. They are
+            imported from the environment, never from the current folder.
     """
 
     prune: bool = False
     sign: SigningKey | None = None
     rollout: RolloutOptions = dataclasses.field(default_factory=RolloutOptions)
     allow_code: bool = False
+    code_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -168,10 +172,14 @@ class _Runner:
             raise AssertionError("a plan that builds has a request")
         calibration = plan.request.calibration
         if calibration is not None and not self.options.allow_code and not Path(calibration).exists():
-            raise UsageError(
-                f"{plan.name}: calibration {calibration} is no file, and a file that is applied runs no code",
-                hint="Give the path of an .npz or a folder; or allow what the file names: apply --allow-code.",
-            )
+            module = calibration.partition(":")[0]
+            if not any(f"{module}.".startswith(f"{allowed}.") for allowed in self.options.code_modules):
+                raise UsageError(
+                    f"{plan.name}: calibration {calibration} is no file, and a file that is applied runs no code",
+                    hint="Give the path of an .npz or a folder; or allow what the file names: apply --allow-code, or "
+                    "code_modules in the settings.",
+                )
+            import_installed(module)
         if plan.request.digest is not None and load_model(plan.request.source).digest != plan.request.digest:
             raise InputError(
                 f"{plan.request.source} is not what it is pinned to: {plan.request.digest}",

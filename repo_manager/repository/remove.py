@@ -140,15 +140,17 @@ def _remove_selected(
     """Remove the versions that `select` names; on a disk it is asked under the repository's lock."""
     ensembles = ensembles_in(store) if ensembles is None else ensembles
 
-    def planned() -> tuple[Removal, ModelView]:
+    def planned(ensembles: Mapping[str, ModelConfig]) -> tuple[Removal, ModelView]:
         view = with_dependents(store, changeable_model(store, name, record=True), ensembles)
         return _planned(store, view, select(view), whole, force)
 
     if dry_run:
-        return planned()[0]
+        return planned(ensembles)[0]
     mended(store, (name,), StepKind.REMOVAL)  # What an earlier removal has left is ended first.
     with store.exclusive(name):
-        plan, view = planned()
+        plan, view = planned(ensembles)
+        if plan.versions or plan.whole_model:
+            plan, view = planned(ensembles_in(store))  # one may have come since they were read
         if plan.versions or plan.whole_model:
             highest = max((*plan.versions, *view.versions), default=0)
             departure = Departure(

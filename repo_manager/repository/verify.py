@@ -136,16 +136,16 @@ def _model(store: Store, name: str, content: _Content) -> list[Problem]:
     found: list[Problem] = []
     for _ in range(_MAX_LOOKS):
         try:
-            view = store.look(name)
+            view = store.look(name, record=True)
         except RepositoryError as exc:
             return [Problem(store.traits.record.format(name=name), exc.message, hint=exc.hint or "", rule="state-file")]
         try:
             found = list(_model_once(store, view, content))
         except (FileNotFoundError, RepositoryError):  # What was to be read went, or is another one now.
-            if store.look(name) == view:
+            if store.look(name, record=True) == view:
                 raise
             continue
-        if not found or store.look(name) == view:
+        if not found or store.look(name, record=True) == view:
             break
     return found
 
@@ -156,12 +156,22 @@ def _model_once(store: Store, view: ModelView, content: _Content) -> Iterator[Pr
         return  # Not a model yet, or not any more.
     view = with_versions(store, with_beside(store, view))
     yield from model_problems(view)
+    yield from _on_trial(view)
     config = readable_config(view)
     for number, version in view.contents.items():
         yield from version_problems(version, config)
         if content.version in (None, number) and (content.digests or content.models):
             with store.fetch(view.name, number, compare=False) as folder:
                 yield from _content_problems(folder, version, config, content, has_config=view.has_config)
+
+
+def _on_trial(view: ModelView) -> Iterator[Problem]:
+    """Name the version that is served and not proven: it must not be taken for the deployed one."""
+    left = view.state.unproven
+    if left is not None:
+        text = f"is on trial since {left.at}: its roll-out runs now, or was killed before the proof"
+        hint = "if none runs, deploy finishes it and rollback undoes it"
+        yield Problem(f"{view.name}/{left.version}", text, Severity.WARNING, hint, rule="on-trial")
 
 
 def _content_problems(

@@ -63,3 +63,13 @@ def test_the_keys_of_the_policy_come_from_the_environment_as_a_list(tmp_path: Pa
 def test_a_policy_that_cannot_be_read_is_an_error_and_no_policy(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="signed_by"):
         load_settings(environment(tmp_path, text + "\n"))
+
+
+def test_allowed_modules_are_texts_from_the_file_and_the_environment(tmp_path: Path) -> None:
+    text = "code_modules: [company.inputs, more]\nsigned_by: [a.pub]\n"
+    found = environment(tmp_path / "a", text)
+    assert load_settings(found).code_modules == ("company.inputs", "more")
+    given = {**found, "REPO_MANAGER_CODE_MODULES": "one:two"}
+    assert load_settings(given).code_modules == ("one", "two")
+    with pytest.raises(UsageError, match="code_modules"):
+        load_settings(environment(tmp_path / "b", "code_modules: 3"))

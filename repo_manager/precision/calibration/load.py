@@ -18,7 +18,7 @@ from repo_manager.precision.calibration import images as calibration_images
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.types import StrPath
 
-__all__ = ["MIN_SAMPLES", "CalibrationData", "load_calibration", "load_function"]
+__all__ = ["MIN_SAMPLES", "CalibrationData", "import_installed", "load_calibration", "load_function"]
 
 MIN_SAMPLES = 4
 """Fewer say nothing about the range of activations."""
@@ -118,6 +118,23 @@ def load_function(text: str) -> Callable[..., Any]:
         except Exception as exc:
             hint = "Write module:function, with the module's name as Python imports it."
             raise CalibrationError(f"{text}: {type(exc).__name__}: {exc}", hint=hint) from exc
+
+
+def import_installed(module: str) -> None:
+    """Import a module from the environment, so that one of that name in the current folder is not taken for it later.
+
+    Raises:
+        CalibrationError: there is none, or it fails.
+    """
+    before, here = list(sys.path), Path.cwd()
+    sys.path[:] = [folder for folder in before if folder and Path(folder).absolute() != here]
+    try:
+        importlib.import_module(module)
+    except Exception as exc:
+        hint = "It has to be installed: the current folder is not looked at."
+        raise CalibrationError(f"{module}: {type(exc).__name__}: {exc}", hint=hint) from exc
+    finally:
+        sys.path[:] = before
 
 
 def _named(text: str) -> Callable[..., Any]:

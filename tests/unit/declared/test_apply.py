@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,27 @@ def test_a_file_runs_no_code_unless_told(place: Place, monkeypatch: pytest.Monke
     assert not marker.exists()
     place.apply(allow_code=True)
     assert marker.exists()
+
+
+def test_an_allowed_module_is_imported_from_the_environment_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker, installed = place.folder / "ran", place.folder / "installed"
+    (installed / "company").mkdir(parents=True)
+    (place.folder / "company.py").write_text(f"import os\nos.mkdir({str(marker)!r})\ndef data(): return []\n")
+    monkeypatch.chdir(place.folder)
+    monkeypatch.syspath_prepend(place.folder)
+    place.write({"m": {"source": "a.onnx", "precision": "int8", "calibration": "company.inputs:data"}})
+    (model,) = place.apply(code_modules=("comp", "other")).failed
+    assert "runs no code" in (model.error or "")
+    (model,) = place.apply(code_modules=("company",)).failed
+    assert "current folder is not looked at" in (model.error or "")
+    assert not marker.exists()
+    (installed / "company" / "__init__.py").touch()
+    (installed / "company" / "inputs.py").write_text("def data(): return [{'none': 1}]\n")
+    sys.path.append(str(installed))
+    (model,) = place.apply(code_modules=("company",)).failed
+    assert "company.inputs:data" in (model.error or "")
+    assert "none" in (model.error or "")
+    assert not marker.exists()
 
 
 def test_a_second_run_touches_no_file(place: Place) -> None:

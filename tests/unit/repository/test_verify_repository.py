@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository import Severity, adopt, find_model, model_state, read_manifest, repair, scan, verify
+from repo_manager.repository import (
+    Severity,
+    adopt,
+    as_location,
+    begin_trial,
+    find_model,
+    model_state,
+    read_manifest,
+    record_deployment,
+    repair,
+    scan,
+    verify,
+)
 from repo_manager.repository.layout import triton_version, version_number
 from repo_manager.repository.stores import disk as disk_module
 
@@ -332,3 +344,14 @@ def test_labels_that_are_no_file(root: Path, put: Put) -> None:
     (root / "m/labels_0_y.txt").unlink()
     (root / "m/labels_0_y.txt").mkdir()
     assert any("m/labels_0_y.txt: is missing" in line for line in check(root)), check(root)
+
+
+def test_a_version_on_trial_is_named_until_it_is_proven(root: Path, put: Put) -> None:
+    put()
+    put()
+    begin_trial(as_location(root), "m", 2, (1,))
+    found = only(root, "m/2: is on trial since ")
+    assert found.startswith("warning")
+    assert "rollback undoes it" in found
+    record_deployment(as_location(root), "m", 2)
+    assert check(root) == []
