@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from support.python_models import write_python_model
 
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository import Severity, adopt, change_config, copy_needed, copy_version, gc, remove, scan, verify
+from repo_manager.repository.stores.disk import DiskStore
 
 IO = (
     "max_batch_size: 8\n"
@@ -52,6 +55,23 @@ def test_gc_keeps_what_an_ensemble_pins(root: Path) -> None:
     write_ensemble(root, "part", 2)
     assert gc(root, keep=1).removals[0].versions == (3,)
     assert versions(root) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("act", [lambda root: gc(root, keep=1), lambda root: remove(root, "part", 2, force=False)])
+def test_what_an_ensemble_pins_meanwhile_stays(
+    root: Path, act: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command changes the ensemble after it was read and before the lock is held."""
+    lock = DiskStore.exclusive
+
+    def late(store: DiskStore, name: str) -> contextlib.AbstractContextManager[None]:
+        write_ensemble(root, "part", 2)
+        return lock(store, name)
+
+    monkeypatch.setattr(DiskStore, "exclusive", late)
+    with contextlib.suppress(RepositoryError):
+        act(root)
+    assert 2 in versions(root)
 
 
 def test_a_pinned_version_is_removed_by_force_only(root: Path) -> None:
