@@ -484,7 +484,16 @@ def find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
     found = api.deployments(release.namespace, labels)
     if found:
         return found
-    single = api.deployment(release.namespace, release.name)
+    try:
+        single = api.deployment(release.namespace, release.name)
+    except ServerRefusedError as exc:
+        if "(403)" not in exc.message:
+            raise
+        raise ServerRefusedError(
+            f"Namespace {release.namespace} has no release named {release.name}, and a Deployment of that name may not "
+            f"be read: {exc.message}",
+            hint="Check the name first: helm list -n NAMESPACE. The chart's Role allows its own release only.",
+        ) from exc
     if single is None:
         raise ServerRefusedError(
             f"Namespace {release.namespace} has neither a release nor a Deployment named {release.name}",

@@ -119,6 +119,13 @@ def test_a_release_that_is_not_there(cluster: FakeCluster, repository: Path) -> 
     assert "neither a release nor a Deployment" in done.exception.message
 
 
+def test_a_mistyped_release_is_not_called_forbidden_alone(deployed: FakeCluster, repository: Path, api: Api) -> None:
+    deployed.refuse = lambda _method, path: (403, "deployments.apps is forbidden") if path.endswith("/rle") else None
+    with pytest.raises(ServerRefusedError, match="has no release named rle") as caught:
+        cluster_status(repository, "k8s://models/rle", api)
+    assert "Check the name first" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("target", ["k8s://models", "kserve://models"])
 def test_a_target_that_cannot_be_read(repository: Path, target: str) -> None:
     done = run(repository, "--to", target)
