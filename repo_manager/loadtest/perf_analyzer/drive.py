@@ -48,20 +48,29 @@ _MEASURED = re.compile(r"^\s*Request (?:concurrency|rate): ", re.M | re.I)
 
 
 def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
-    """Return the binary on PATH (a real one, not pip's stub) or the one in the user's cache.
+    """Return the binary on PATH (a real one that starts, not pip's stub) or the one in the user's cache.
+
+    The libraries of one on PATH may lie in a folder `lib` beside it, also where PATH has a link to it.
 
     Raises:
         MissingDependencyError: there is neither.
     """
     on_path = shutil.which("perf_analyzer")
-    if on_path is not None and Path(on_path).stat().st_size > _STUB_BYTES:
-        return PerfAnalyzer(Path(on_path), None)
+    why = ""
+    if on_path is not None and Path(on_path).stat().st_size <= _STUB_BYTES:
+        why = f"{on_path} is the empty stub that pip installs where glibc is old; "
+    elif on_path is not None:
+        beside = Path(on_path).resolve().parent / "lib"
+        found = PerfAnalyzer(Path(on_path), beside if beside.is_dir() else None)
+        lacks = found.lacks()
+        if not lacks:
+            return found
+        why = f"{on_path} does not start: {lacks}; "
     cached = cached_perf_analyzer(cache)
     if cached is not None:
         return cached
-    stub = f"{on_path} is the empty stub that pip installs where glibc is old; " if on_path else ""
     raise MissingDependencyError(
-        f"{stub}no perf_analyzer was found on PATH or in the user's cache",
+        f"{why}no perf_analyzer was found on PATH or in the user's cache",
         hint="Fetch it with: repo-manager doctor --install-perf-analyzer, or use --client native.",
     )
 

@@ -43,6 +43,19 @@ class PerfAnalyzer:
             values["LD_LIBRARY_PATH"] = f"{self.libraries}:{before}" if before else str(self.libraries)
         return values
 
+    def lacks(self) -> str:
+        """Start it; return what the loader says that it lacks, empty when it starts."""
+        done = subprocess.run(
+            [str(self.binary), "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=self.environment(),
+            timeout=60,
+            check=False,
+        )
+        return done.stderr.strip() if "error while loading shared libraries" in done.stderr else ""
+
 
 def cached_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer | None:
     """Return the perf_analyzer that `install_perf_analyzer` put into the cache, `None` when it is not there."""
@@ -73,7 +86,8 @@ def install_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
         (staging / "perf_analyzer").chmod(0o755)
         for name in _LIBRARIES:
             _provide(name, staging / "lib", Path(temporary))
-        _check_starts(PerfAnalyzer(staging / "perf_analyzer", staging / "lib"))
+        if lacks := PerfAnalyzer(staging / "perf_analyzer", staging / "lib").lacks():
+            raise MissingDependencyError(f"the fetched perf_analyzer does not start: {lacks}")
         target = root / f"perf_analyzer-{_VERSION}"
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
@@ -114,11 +128,3 @@ def _system_has(name: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _check_starts(perf: PerfAnalyzer) -> None:
-    done = subprocess.run(
-        [str(perf.binary), "--version"], capture_output=True, text=True, env=perf.environment(), timeout=60, check=False
-    )
-    if "error while loading shared libraries" in done.stderr:
-        raise MissingDependencyError(f"the fetched perf_analyzer does not start: {done.stderr.strip()}")

@@ -278,6 +278,25 @@ def test_pips_empty_stub_is_not_taken_for_the_real_one(tmp_path, monkeypatch):
     assert found.environment()["LD_LIBRARY_PATH"].startswith(str(cached / "lib"))
 
 
+def test_one_on_path_needs_the_libraries_beside_it(tmp_path, monkeypatch):
+    real, linked = tmp_path / "real", tmp_path / "bin"
+    real.mkdir()
+    linked.mkdir()
+    loader = (
+        'case "$LD_LIBRARY_PATH" in *real/lib*) exit 0;; esac; echo "error while loading shared libraries: b64" >&2'
+    )
+    binary = real / "perf_analyzer"
+    binary.write_text(f"#!/bin/sh\n{loader}\nexit 127\n#" + "x" * 100_000)
+    binary.chmod(0o755)
+    (linked / "perf_analyzer").symlink_to(binary)
+    monkeypatch.setenv("PATH", str(linked))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    with pytest.raises(MissingDependencyError, match="does not start: error while loading shared libraries: b64"):
+        find_perf_analyzer(tmp_path / "cache")
+    (real / "lib").mkdir()
+    assert find_perf_analyzer(tmp_path / "cache").libraries == real / "lib"
+
+
 def test_large_inputs_are_not_exported_and_requests_are_counted_from_what_it_prints(tmp_path):
     small = command_of(Path("pa"), CLOSED, FACTS, options(), tmp_path)
     large = command_of(Path("pa"), CLOSED, FACTS, options(shapes={"x": (1000, 4)}), tmp_path)
