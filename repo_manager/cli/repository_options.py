@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from repo_manager.cli.contexts import guard
+from repo_manager.cli.contexts import context_taken, invocation
 from repo_manager.cli.option_groups import option
-from repo_manager.errors import RepoManagerError, RepositoryError
+from repo_manager.errors import RepoManagerError, RepositoryError, UsageError
 from repo_manager.repository import model_state, scan
 from repo_manager.repository.location import Location, local_folder, parse_location
-from repo_manager.settings import load_settings
+from repo_manager.settings import load_contexts, load_settings
 from repo_manager.triton_config import CONFIG_FILENAME
 from repo_manager.triton_config.completion import backend_of_files
 
@@ -25,10 +25,20 @@ __all__ = [
     "ModelName",
     "RepositoryFlag",
     "Target",
+    "destination_of",
     "model_names",
     "model_versions",
     "resolve_repository",
 ]
+
+
+_CHANGING = {
+    *("add", "ensemble", "tag", "copy", "promote", "remove", "gc", "adopt", "sign", "apply"),
+    *("deploy", "rollback", "undeploy", "serve", "tune", "snapshot"),
+}
+_CHANGING_WHEN_TOLD = {"config", "labels", "verify"}
+_INTO = "context:"
+_READS = {"name", "names", "repository", "context", "json", "quiet", "wide", "output", "signed_by", "html"}
 
 
 # What the shell completes from a repository: the names of models, their versions and tags.
@@ -150,3 +160,83 @@ def _is_model(folder: Path) -> bool:
         versions = [entry.path for entry in entries if entry.name.isdecimal()]
         return any(backend_of_files(file.name for file in Path(version).iterdir()) for version in versions[:1])
     return False
+
+
+# Contexts: what mixes two, or changes a protected one that the command does not name, is refused.
+
+
+def destination_of(text: str) -> Location:
+    """Return where `copy --into` goes: a place, or `context:NAME`.
+
+    Raises:
+        UsageError: there is no such context, it has no repository, or a protected one is named by its place.
+        RepositoryError: it is a URL that cannot be one of a repository.
+    """
+    if not text.startswith(_INTO):
+        place = parse_location(text)
+        _refuse_protected(place, hint="If that is meant, name the context: --into context:{name}")
+        return place
+    name, contexts = text.removeprefix(_INTO), load_contexts()
+    found = contexts.get(name)
+    if found is None or found.repository is None:
+        with_one = [each.name for each in contexts.values() if each.repository is not None]
+        raise UsageError(
+            f"--into {text}: no context of that name has a repository; {', '.join(with_one) or 'none'} has"
+        )
+    return parse_location(found.repository)
+
+
+def guard(place: Location, given: str | None) -> None:
+    """Refuse what mixes two contexts, and a change of a protected one that the command does not name.
+
+    Args:
+        place: the repository that the command works on.
+        given: what `--repository` says; `None`: the settings' was taken.
+
+    Raises:
+        UsageError: as said.
+    """
+    context = context_taken()
+    if given is not None and context is not None and context.repository is not None:
+        own = parse_location(context.repository)
+        if not _same(own, place):
+            raise UsageError(
+                f"-r {given} is not the repository of the context {context.name!r}, {own}, whose server and keys apply",
+                hint="Leave out -r, or take no context: --context none",
+            )
+    if _changes():
+        _refuse_protected(place, hint="If that is meant, name the context in the command: --context {name}")
+
+
+def _refuse_protected(place: Location, *, hint: str) -> None:
+    params: Mapping[str, Any] = {} if invocation.click is None else invocation.click.params
+    command = "" if invocation.click is None else str(invocation.click.info_name)
+    settings = load_settings()
+    servers = {*(params.get("to") or ()), settings.server} if isinstance(params.get("to"), list) else {settings.server}
+    for context in load_contexts().values():
+        if not context.protected or context.name == invocation.named:
+            continue
+        of_place = context.repository is not None and _same(parse_location(context.repository), place)
+        if of_place or (context.server is not None and context.server in servers):
+            what = str(place) if of_place else str(context.server)
+            raise UsageError(
+                f"`{command}` would change {what}, which is of the protected context {context.name!r}",
+                hint=hint.format(name=context.name),
+            )
+
+
+def _changes() -> bool:
+    """Say whether the command that runs changes something."""
+    click = invocation.click
+    if click is None or click.params.get("dry_run") or click.params.get("check"):
+        return False
+    if click.info_name in _CHANGING_WHEN_TOLD:
+        return any(value for name, value in click.params.items() if name not in _READS)
+    return click.info_name in _CHANGING
+
+
+def _same(one: Location, other: Location) -> bool:
+    try:
+        return one.resolve() == other.resolve()
+    except (OSError, RepositoryError):
+        return str(one) == str(other)

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from repo_manager.cli.connection import Connection, client_options
-from repo_manager.cli.contexts import destination_of
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output
-from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, model_versions
+from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, destination_of, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.errors import UsageError
 from repo_manager.pipeline.adopting import write_configs
