@@ -170,6 +170,11 @@ class PruneFlags:
     max_loss: float = option(
         "--max-loss", sets=(PruneOptions, "max_loss"), min=0.0, help="How far the metric may fall."
     )
+    permute: bool = option(
+        "--permute",
+        sets=(PruneOptions, "permute"),
+        help="Let channels change places first, so that large weights do not share a group of four.",
+    )
     work: Path | None = option(
         "--work",
         metavar="FOLDER",
@@ -204,8 +209,8 @@ def prune_command(
     source, options = load_model(model), PruneOptions(**settings_of(PruneOptions, flags))
     gate = None if wanted is None else AccuracyGate.of(wanted, source)
     if flags.calibration is None:
-        if options.has_budget or flags.metric is not None:
-            raise UsageError("a budget needs --calibration DATA: the layers are solved on it")
+        if options.has_budget or flags.metric is not None or options.permute:
+            raise UsageError("a budget and --permute need --calibration DATA: the layers are solved on it")
         proto, report = prune(source, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
     else:
         signature = signature_of(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,25 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
 from repo_manager.onnx_model.draft import Weight, weight_of_array
-from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.model import Model, load_model
+from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.walk import tensors_of
+from repo_manager.onnx_model.write import save_model
 from repo_manager.optional import installed_version
 from repo_manager.precision.calibration.data import MIN_TO_SPLIT, CalibrationData
 from repo_manager.pruning.budget import Budget, Step, gain_of, points_of
 from repo_manager.pruning.calibrate import Progress, Run, Solved, SolveOptions, replacements, solve_layers, workers
 from repo_manager.pruning.judge import Judge, Measured, Metric
 from repo_manager.pruning.layers import Layer, layer_of
+from repo_manager.pruning.permute import permuted
 from repo_manager.pruning.search import Search, Tried
 from repo_manager.pruning.stream import Graph
 from repo_manager.sparsity.pattern import magnitude_prune, nonzero
 from repo_manager.sparsity.prune import (
     BudgetEvidence,
     Chosen,
+    PermutationEvidence,
     PrunedLayer,
     PruneEvidence,
     PruneReport,
@@ -37,6 +41,7 @@ from repo_manager.sparsity.prune import (
     choose,
     skip,
 )
+from repo_manager.sparsity.uses import Use
 from repo_manager.sparsity.verdict import SMALL
 
 __all__ = ["PruneOptions", "prune_with_data"]
@@ -44,6 +49,7 @@ __all__ = ["PruneOptions", "prune_with_data"]
 Array = NDArray[Any]
 
 _KEPT_AT_LEAST = 64 << 20  # bytes of activations and sums in memory, whatever the model's size
+_SAME = 1e-3  # of an output's largest value: what another order of sums may change, in float16, too
 _CHOOSING_EVERY = 3  # of the samples that are not held out
 _LOOKS = 3  # at the held-out samples
 _SMALLER = 0.9  # a set that exceeds the limit on held-out samples gives way to one that costs this share at most
@@ -67,6 +73,8 @@ class PruneOptions(SolveOptions):
         metric: of the user, see `Metric`; the largest set of layers is pruned with which it falls by no more than
             `max_loss`.
         max_loss: how far the metric may fall.
+        permute: let channels change places first, so that large weights do not share a group of four, where producers
+            absorb that.
     """
 
     layers: Sequence[str] = ()
@@ -75,6 +83,7 @@ class PruneOptions(SolveOptions):
     max_drift: float | None = None
     metric: Metric | None = None
     max_loss: float = 0.0
+    permute: bool = False
 
     @property
     def has_budget(self) -> bool:
@@ -112,6 +121,8 @@ def prune_with_data(
         UsageError: both `max_drift` and `metric`.
     """
     options = options or PruneOptions()
+    if options.permute:
+        return _prune_permuted(model, data, options, progress)
     parts = _Parts.of(data, options)
     first = next(iter(data.batches()))
     shapes = {name: value.shape for name, value in first.items()}
@@ -154,6 +165,48 @@ def prune_with_data(
     )
     report = PruneReport(model.digest, records, tuple(chosen.skipped), _ADVICE, "second-order", evidence)
     return _rebuilt(model, constants), report
+
+
+def _prune_permuted(
+    model: Model, data: CalibrationData, options: PruneOptions, progress: Progress
+) -> tuple[onnx.ModelProto, PruneReport]:
+    """Permute channels, see that the dense model answers as before, and prune what comes out."""
+    chosen = choose(model, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
+    found = permuted(draft_of(model), [_stored_name(uses[0]) for uses in chosen.uses.values()], options.seed)
+    with tempfile.TemporaryDirectory(prefix="repo-manager-permute-") as folder:
+        path = Path(folder) / model.path.name
+        save_model(_rebuilt(model, found.weights), path, external=True if model.external_files else None)
+        other = load_model(path)
+        difference = _largest_difference(model, other, next(iter(data.batches())))
+        if not difference <= _SAME:
+            raise ModelError(
+                f"{model.path}: with its channels permuted the model answers otherwise, by {difference:.2g}",
+                hint="Prune without permutation, and please report the model.",
+            )
+        proto, report = prune_with_data(other, data, replace(options, permute=False), progress)
+    assert report.evidence is not None
+    permutation = PermutationEvidence(
+        found.channels, found.layers, found.kept_before, found.kept_after, largest_difference=difference
+    )
+    evidence = replace(report.evidence, permutation=permutation)
+    return proto, replace(report, source=model.digest, evidence=evidence)
+
+
+def _stored_name(use: Use) -> str:
+    assert use.weight is not None
+    return use.weight.name
+
+
+def _largest_difference(model: Model, other: Model, sample: Mapping[str, Array]) -> float:
+    before, after = Session(model).run(sample), Session(other).run(sample)
+    largest = 0.0
+    for name, value in before.items():
+        if value.dtype.kind != "f":
+            largest = max(largest, float((value != after[name]).mean()) if value.size else 0.0)
+            continue
+        size = float(np.abs(value).max(initial=0.0)) or 1.0
+        largest = max(largest, float(np.abs(value - after[name]).max(initial=0.0)) / size)
+    return largest
 
 
 @dataclass(frozen=True)

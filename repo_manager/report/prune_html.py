@@ -34,6 +34,10 @@ def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{found['samples']} samples of {found['data']} ({found['data_digest'][:19]}, seed {found['seed']})",
         ),
     ]
+    if permutation := found.get("permutation"):
+        before, after = permutation["kept_before"], permutation["kept_after"]
+        text = f"{permutation['channels']} channels; 2:4 keeps {_percent(after)} of the magnitude, before {_percent(before)}"
+        facts.append(("permuted", text))
     if budget:
         facts.append(("budget", f"{budget['kind']} {budget['limit']:g}"))
         if budget["metric"] is not None:

@@ -280,6 +280,10 @@ def _evidence_views(evidence: PruneEvidence) -> list[RenderableType]:
     line += f"Solved on {evidence.samples} sample(s)."
     if evidence.drift_upper is None:
         line += " Too few samples to hold some out: the drift on other inputs is not known, and is larger."
+    if evidence.permutation is not None:
+        found = evidence.permutation
+        line += f" {found.channels} channels changed places: in {len(found.layers)} layer(s) 2:4 keeps "
+        line += f"{format_share(found.kept_after)} of the magnitude, {format_share(found.kept_before)} before."
     return [
         *([] if evidence.budget is None else _budget_views(evidence.budget)),
         make_table(f"Drift against the dense model, on {where}", columns, rows, right=",".join(columns[1:])),

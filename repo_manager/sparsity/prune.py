@@ -29,6 +29,7 @@ __all__ = [
     "BudgetEvidence",
     "Chosen",
     "FrontPoint",
+    "PermutationEvidence",
     "PruneEvidence",
     "PruneReport",
     "PrunedLayer",
@@ -134,6 +135,26 @@ class BudgetEvidence:
 
 
 @dataclass(frozen=True)
+class PermutationEvidence:
+    """Channels that changed places before the mask was chosen.
+
+    Attributes:
+        channels: how many could change places.
+        layers: the weights whose input channels did.
+        kept_before: share of their magnitude that 2:4 keeps in the order of the source.
+        kept_after: the same in the new order.
+        largest_difference: of an output of the permuted dense model against the source's on a sample, as a share of the
+            output's largest value: sums in another order round otherwise.
+    """
+
+    channels: int
+    layers: tuple[str, ...]
+    kept_before: float
+    kept_after: float
+    largest_difference: float
+
+
+@dataclass(frozen=True)
 class PruneEvidence:
     """What layers were solved on, and how far the pruned model is from the dense one.
 
@@ -152,6 +173,7 @@ class PruneEvidence:
         drift_upper: output -> with 95 % confidence, its drift on inputs of the same kind is below this. `None`: the
             samples that judge are those that the layers were solved on, which says nothing of others.
         budget: how layers were chosen; `None`: all were pruned.
+        permutation: of channels; `None`: none was asked for.
     """
 
     data: str
@@ -167,6 +189,7 @@ class PruneEvidence:
     versions: Mapping[str, str]
     drift_upper: Mapping[str, float] | None = None
     budget: BudgetEvidence | None = None
+    permutation: PermutationEvidence | None = None
 
 
 @dataclass(frozen=True, repr=False)
