@@ -35,9 +35,8 @@ def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     if permutation := found.get("permutation"):
-        before, after = permutation["kept_before"], permutation["kept_after"]
-        text = f"{permutation['channels']} channels; 2:4 keeps {_percent(after)} of the magnitude, before {_percent(before)}"
-        facts.append(("permuted", text))
+        kept = f"2:4 keeps {_percent(permutation['kept_after'])}, before {_percent(permutation['kept_before'])}"
+        facts.append(("channels permuted", f"{permutation['channels']}; of the magnitude {kept}"))
     if budget:
         facts.append(("budget", f"{budget['kind']} {budget['limit']:g}"))
         if budget["metric"] is not None:
