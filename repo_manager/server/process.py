@@ -7,6 +7,7 @@ import dataclasses
 import marshal
 import os
 import re
+import resource
 import secrets
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from repo_manager.errors import ServerError
+from repo_manager.errors import InputError, ServerError
 
 __all__ = ["ServerProcess", "is_running", "reason_in_log", "shared_memory_prefix", "start_ticks", "sweep_shared_memory"]
 
@@ -23,6 +24,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = re.compile(r"repo_manager_(?P<namespace>\d+)_(?P<pid>\d+)_[0-9a-f]+_")
 _LOG_REASON = re.compile(r"^(?:error: |E\d{4} \S+\s+\d+ \S+\] )(?P<reason>.*)$")
+_OPEN_FILES = 256
 _NOTHING_IN_FLIGHT = "Found 0 model versions that have in-flight inferences"
 
 
@@ -69,6 +71,23 @@ def sweep_shared_memory() -> tuple[str, ...]:
                 path.unlink()
                 removed.append(path.name)
     return tuple(removed)
+
+
+def _allow_open_files() -> None:
+    """Raise the limit on open files as far as it goes where it is low: a tritonserver without them hangs, or misreads.
+
+    Raises:
+        InputError: that is not enough.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _OPEN_FILES:
+        return
+    if hard != resource.RLIM_INFINITY and hard < _OPEN_FILES:
+        raise InputError(
+            f"a process may open {hard} files here, and tritonserver needs {_OPEN_FILES}",
+            hint="Raise the limit of open files: ulimit -n 1024.",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
 
 
 def reason_in_log(text: str) -> str | None:
@@ -122,7 +141,9 @@ class ServerProcess:
 
         Raises:
             ServerError: it cannot be started.
+            InputError: it may not open enough files.
         """
+        _allow_open_files()
         offset = log.stat().st_size if log.exists() else 0
         supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SUPERVISOR)],

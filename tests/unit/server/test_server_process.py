@@ -66,3 +66,26 @@ def test_the_start_of_a_server_waits_for_few_imports() -> None:
     command = [sys.executable, "-I", "-S", "-c", code, str(supervisor.__file__)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_a_server_that_may_open_few_files_gets_more_or_is_refused(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+from repo_manager.errors import InputError
+from repo_manager.server.process import ServerProcess
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[1])))
+try:
+    command = ["/bin/sh", "-c", "ulimit -n; sleep 60"]
+    process = ServerProcess.start(command, {"PATH": "/bin"}, Path(sys.argv[2]), "none_")
+except InputError as exc:
+    print("refused:", exc)
+else:
+    assert process.wait_for_log("256", 60)
+    process.stop(5)
+    print("started")
+"""
+    for hard, expected in ((64, "refused: a process may open 64 files here"), (4096, "started")):
+        command = [sys.executable, "-c", script, str(hard), str(tmp_path / f"{hard}.log")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.stdout.startswith(expected), done.stdout + done.stderr
