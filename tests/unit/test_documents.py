@@ -79,6 +79,7 @@ def known() -> tuple[set[str], str]:
 # Options of other programs that documents name: tritonserver, docker, pip, kubectl, pre-commit, polygraphy.
 OTHERS = {
     "--all-files",
+    "--force-conflicts",
     "--build-arg",
     "--dist",
     "--find-links",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.command_lines import ClickException, Exit, MissingParameter, command_lines, files_of, parse
+
+from repo_manager.settings import use_context
 
 ROOT = Path(__file__).parents[3]
 FILES = [
@@ -14,6 +17,16 @@ FILES = [
     *sorted(ROOT.glob("*.md")),
     ROOT / "model_repository" / "README.md",
 ]
+
+
+@pytest.fixture(autouse=True)
+def contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The contexts that documents name; an option that chooses one is read when the command line is."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("contexts: {prod: {repository: prod}, staging: {repository: staging}}\n", encoding="utf-8")
+    monkeypatch.setenv("REPO_MANAGER_SETTINGS", str(settings))
+    yield
+    use_context(None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
