@@ -19,7 +19,7 @@ from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.process import start_ticks
 
 pytestmark = pytest.mark.integration
-TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "queue_delay", "--budget", "40s", "--json")
+TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "queue_delay", "--budget", "15s", "--json")
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_killed_it_leaves_nothing_that_the_next_run_does_not_remove(models: Path
     running.wait()
     assert until(lambda: not servers_below(cache))
     assert len(copies(environment)) == 1
-    refused = run(models, environment, "tune", "m", "--slo", "p50<1ns", "--search", "queue_delay", "--budget", "20s")
+    refused = run(models, environment, "tune", "m", "--slo", "p50<1ns", "--search", "queue_delay", "--budget", "10s")
     assert refused.returncode in (4, 6), refused.stderr
     assert copies(environment) == []
     assert servers_below(cache) == []
