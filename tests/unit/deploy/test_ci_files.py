@@ -12,7 +12,8 @@ from support.dev_tools import tool
 
 import repo_manager
 
-CI = Path(__file__).parents[3] / "deploy" / "ci"
+ROOT = Path(__file__).parents[3]
+CI = ROOT / "deploy" / "ci"
 STEPS = ("verify", "add", "staging", "gate", "promote", "production")
 
 
@@ -51,6 +52,33 @@ def test_zizmor_would_find(github: Path) -> None:
     action.write_text(action.read_text().replace('"$STEP"', '"${{ inputs.step }}"'))
     done = tool("zizmor", "--offline", "--quiet", "--min-severity", "medium", ".", folder=github)
     assert done.returncode != 0
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """The project's own workflows."""
+    (tmp_path / ".git").mkdir()
+    shutil.copytree(ROOT / ".github", tmp_path / ".github")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "check", [("actionlint",), ("zizmor", "--offline", "--quiet", "--min-severity", "medium", ".")], ids=lambda c: c[0]
+)
+def test_the_projects_own_workflows(check: tuple[str, ...], own: Path) -> None:
+    done = tool(check[0], *check[1:], folder=own)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_action_is_pinned_by_its_commit() -> None:
+    used = [
+        line.split("uses:")[1].split("#")[0].strip()
+        for file in (ROOT / ".github" / "workflows").iterdir()
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if "uses:" in line
+    ]
+    assert used
+    assert [action for action in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action)] == []
 
 
 @pytest.mark.parametrize(
