@@ -16,9 +16,15 @@ from repo_manager.errors import MissingDependencyError
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2
 
-__all__ = ["model_config_pb2"]
+__all__ = ["is_repeated", "model_config_pb2"]
 
 _NAME = "tritonclient.grpc.model_config_pb2"
+
+
+def is_repeated(descriptor: object) -> bool:
+    """Say whether a field of any message, of `onnx` as well, may have several values."""
+    repeated = getattr(descriptor, "is_repeated", None)  # protobuf 6.31 on; `label` is deprecated there
+    return bool(repeated) if repeated is not None else getattr(descriptor, "label", None) == 3
 
 
 def _load() -> None:

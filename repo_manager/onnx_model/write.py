@@ -28,6 +28,7 @@ from repo_manager.onnx_model.draft import Draft, Weight
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import is_external
 from repo_manager.onnx_model.wire import encode_unknown, paste_weights
+from repo_manager.triton_messages import is_repeated
 from repo_manager.types import StrPath
 
 __all__ = ["Place", "WrittenModel", "save_model", "write_draft", "write_view"]
@@ -252,7 +253,7 @@ def _copy(source: Message, target: Message, outline: _Outline) -> None:
     """
     for descriptor, value in source.ListFields():
         kind = descriptor.message_type.full_name if descriptor.message_type is not None else ""
-        repeated = _is_repeated(descriptor)
+        repeated = is_repeated(descriptor)
         if kind not in _HOLDERS and kind != "onnx.TensorProto":
             if repeated:
                 getattr(target, descriptor.name).extend(value)
@@ -283,11 +284,6 @@ def _copy_unknown(source: Message, target: Message) -> None:
         target.MergeFromString(unknown)
 
 
-def _is_repeated(descriptor: object) -> bool:
-    repeated = getattr(descriptor, "is_repeated", None)  # protobuf 6.31 on; `label` is deprecated there
-    return bool(repeated) if repeated is not None else getattr(descriptor, "label", None) == 3
-
-
 def _copy_tensor(source: onnx.TensorProto, target: onnx.TensorProto, outline: _Outline) -> None:
     if not source.HasField("raw_data") or len(source.raw_data) < _KEPT_BYTES:
         target.CopyFrom(source)
@@ -295,7 +291,7 @@ def _copy_tensor(source: onnx.TensorProto, target: onnx.TensorProto, outline: _O
     for descriptor, value in source.ListFields():
         if descriptor.name == "raw_data":
             continue
-        if _is_repeated(descriptor):
+        if is_repeated(descriptor):
             getattr(target, descriptor.name).extend(value)
         else:
             setattr(target, descriptor.name, value)

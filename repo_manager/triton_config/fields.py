@@ -13,6 +13,7 @@ from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.slips import meant_field
 from repo_manager.triton_config.text_fields import replace_field, top_level_fields
+from repo_manager.triton_messages import is_repeated
 
 __all__ = ["get_field", "set_fields"]
 
@@ -35,7 +36,7 @@ def get_field(config: ModelConfig, path: str) -> str:
     if key is not None:
         value = getattr(parent, field.name)
         return str(value[key].string_value) if key in value else ""
-    if field.message_type is None and not field.is_repeated:
+    if field.message_type is None and not is_repeated(field):
         value = getattr(parent, field.name)
         return field.enum_type.values_by_number[value].name if field.enum_type is not None else str(value)
     alone = type(parent)()
@@ -165,7 +166,7 @@ def _check_alone(message: Any, field: Any, parents: list[str]) -> None:
 
 def _enter(message: Any, field: Any, index: int, path: str, create: bool) -> Any:
     value = getattr(message, field.name)
-    if not field.is_repeated:
+    if not is_repeated(field):
         return value if create or message.HasField(field.name) else None
     if index > len(value):
         raise ConfigError(f"{path}: {field.name} has {len(value)} elements")
