@@ -195,4 +195,4 @@ def test_a_repository_on_disk_does_not_wait_for_what_is_for_object_storage() -> 
     code = "import sys, repo_manager.repository; print([m for m in sys.modules if 'stores.objects' in m])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.strip() == "[]"
-    assert len(VERBS) == 14  # About a dozen: what can be composed of them is a function.
+    assert len(VERBS) == 15  # About a dozen: what can be composed of them is a function.
