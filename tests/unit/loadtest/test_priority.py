@@ -30,10 +30,10 @@ def test_a_process_that_needs_a_whole_cpu_gives_it_back():
     with SendPriority() as priority:
         if not priority.is_held:
             pytest.skip("this process may not take a higher priority")
-        end = time.process_time() + 0.06
+        began_ns, end = time.monotonic_ns(), time.process_time() + 0.06
         while time.process_time() < end:
             pass
-        priority.check(time.monotonic_ns())
+        priority.check(began_ns + 60_000_000)  # as on a CPU of its own, whatever else this machine does
         assert not priority.is_held
         assert own_priority() == before
 
