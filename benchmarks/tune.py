@@ -24,7 +24,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import repo_manager as rm
-from repo_manager.tuning.run import TuneOptions, TuneProgress, tune, tuning_run
+from repo_manager.tuning.result import TuneOptions, TuneProgress
+from repo_manager.tuning.run import tune, tuning_run
 
 TRUTH_SHARE, TIME_SHARE = 0.95, 0.15
 

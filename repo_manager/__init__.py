@@ -95,7 +95,8 @@ if TYPE_CHECKING:
     from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, ServerSecurity, TritonClient
     from repo_manager.sparsity import SparsityReport, prune, sparsity_report
     from repo_manager.triton_config.options import ConfigOptions
-    from repo_manager.tuning.run import TuneOptions, Tuning, tune
+    from repo_manager.tuning.result import TuneOptions, Tuning
+    from repo_manager.tuning.run import tune
     from repo_manager.types import Backend, Precision, as_json
 
 __version__ = "0.1.0"
@@ -307,7 +308,8 @@ _MODULES = {
     "server": ("ClientOptions", "EmbeddedServer", "ServerOptions", "ServerSecurity", "TritonClient"),
     "sparsity": ("SparsityReport", "prune", "sparsity_report"),
     "triton_config.options": ("ConfigOptions",),
-    "tuning.run": ("TuneOptions", "Tuning", "tune"),
+    "tuning.result": ("TuneOptions", "Tuning"),
+    "tuning.run": ("tune",),
     "types": ("Backend", "Precision", "as_json"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

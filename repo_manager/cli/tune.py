@@ -24,7 +24,8 @@ from repo_manager.pipeline.load_inputs import known_inputs
 from repo_manager.report.terminal import Terminal
 from repo_manager.report.tune_view import tune_page, tune_view
 from repo_manager.repository import change_config, resolve_version
-from repo_manager.tuning.run import BETTER, KEPT, NONE_HOLDS, TuneOptions, TuneProgress, Tuning, tune
+from repo_manager.tuning.result import BETTER, KEPT, NONE_HOLDS, TuneOptions, TuneProgress, Tuning
+from repo_manager.tuning.run import tune
 
 __all__ = ["app"]
 

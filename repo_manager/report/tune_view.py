@@ -13,7 +13,7 @@ from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.load_tables import comparison_view
 from repo_manager.report.page import Figure, render_page
 from repo_manager.report.svg import Axis, Chart
-from repo_manager.tuning.run import BETTER, Tuning
+from repo_manager.tuning.result import BETTER, Tuning
 from repo_manager.tuning.search import Trial
 
 __all__ = ["tune_page", "tune_view"]
