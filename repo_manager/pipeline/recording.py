@@ -180,7 +180,9 @@ def needs_of(
     """
     if not models_of(config):
         return {}
-    known = {**ensembles_in(open_store(repository, may_be_new=True)), name: config}
+    folder = local_folder(repository)
+    is_there = folder is None or folder.exists()
+    known = {**(ensembles_in(open_store(repository)) if is_there else {}), name: config}
     found: dict[str, ModelConfig | None] = {}
     for needed in models_needed_by(known, name):
         found[needed] = None
