@@ -6,10 +6,12 @@ import dataclasses
 import time
 
 from repo_manager.errors import ServerRefusedError
+from repo_manager.repository import Location, Severity, verify
 from repo_manager.server import TritonClient
+from repo_manager.server.process import POLL_FAILED
 from repo_manager.triton_config import ModelConfig
 
-__all__ = ["READY", "ServedState", "observe", "require_control", "require_known", "wait_until_only_ready"]
+__all__ = ["READY", "ServedState", "load_model", "observe", "require_control", "require_known", "wait_until_only_ready"]
 
 _POLL_S = 0.02
 _BUSY = {"LOADING", "UNLOADING"}
@@ -50,6 +52,30 @@ class ServedState:
             return f"{self.url} serves no version of it"
         plural = "s" if len(self.ready) > 1 else ""
         return f"{self.url} serves version{plural} {', '.join(map(str, self.ready))}"
+
+
+def load_model(client: TritonClient, repository: Location, name: str, timeout_s: float) -> None:
+    """Ask a server to look at a model's folder again.
+
+    Raises:
+        ServerRefusedError: it does not load. Where the server only says that it could not read the folder, the message
+            names what `verify` finds in it.
+        ServerUnreachableError: no answer.
+    """
+    try:
+        client.load(name, timeout_s=timeout_s)
+    except ServerRefusedError as exc:
+        if not exc.reason.endswith(f"{POLL_FAILED} from model repository"):
+            raise
+        problems = verify(repository, name, digests=False, models=False)
+        errors = [each for each in problems if each.severity is Severity.ERROR or each.rule == "config-unknown-field"]
+        if errors:
+            found = f"In {repository}: {'; '.join(map(str, errors[:3]))}"
+        else:
+            found = f"Nothing is wrong with {name} in {repository}: the server may read other files. Its log says why"
+        refused = ServerRefusedError(f"{exc.message}. {found}", hint=exc.hint)
+        refused.reason = exc.reason
+        raise refused from exc
 
 
 def observe(client: TritonClient, name: str) -> ServedState:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.optional import deferred
-from repo_manager.server.records import with_key
+from repo_manager.server.process import POLL_FAILED, log_end, poll_failure
+from repo_manager.server.records import local_server, with_key
 from repo_manager.server.transport import (
     ClientOptions,
     Config,
@@ -21,6 +22,7 @@ from repo_manager.server.transport import (
     ServerMetadata,
     Transport,
     VersionStatistics,
+    refusal,
 )
 
 if TYPE_CHECKING:
@@ -181,8 +183,19 @@ class TritonClient:
             config: a config in JSON that overrides the repository's until the model is unloaded.
             files: path in the model's folder -> content: a model that is in no repository, with `config`.
             timeout_s: `None` takes the options' `load_timeout_s`.
+
+        Raises:
+            ServerRefusedError: it does not load. Where Triton only says that it "failed to poll", and the server is an
+                embedded one of this machine, the reason in its log is quoted.
         """
-        self._transport.load(name, config, files or {}, self._load_deadline(timeout_s))
+        try:
+            self._transport.load(name, config, files or {}, self._load_deadline(timeout_s))
+        except ServerRefusedError as exc:
+            server = local_server(self.url) if POLL_FAILED in exc.reason else None
+            found = None if server is None else poll_failure(log_end(server.log), name)
+            if found is None:
+                raise
+            raise refusal(self.endpoint, f"load {name}", f"{exc.reason}: {found}") from exc
 
     def unload(self, name: str, *, dependents: bool = False, timeout_s: float | None = None) -> None:
         """Unload a model; Triton answers before in-flight requests have ended."""

@@ -18,13 +18,27 @@ from pathlib import Path
 
 from repo_manager.errors import InputError, ServerError
 
-__all__ = ["ServerProcess", "is_running", "reason_in_log", "shared_memory_prefix", "start_ticks", "sweep_shared_memory"]
+__all__ = [
+    "POLL_FAILED",
+    "ServerProcess",
+    "is_running",
+    "log_end",
+    "poll_failure",
+    "reason_in_log",
+    "shared_memory_prefix",
+    "start_ticks",
+    "sweep_shared_memory",
+]
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = re.compile(r"repo_manager_(?P<namespace>\d+)_(?P<pid>\d+)_[0-9a-f]+_")
 _LOG_REASON = re.compile(r"^(?:error: |E\d{4} \S+\s+\d+ \S+\] )(?P<reason>.*)$")
 _OPEN_FILES = 256
+POLL_FAILED = "failed to poll"
+"""What Triton says of a load when it cannot read a model's folder, whatever the reason."""
+_LOG_END_BYTES = 64 << 10
+_PARSE_ERROR = re.compile(r"libprotobuf ERROR .*?\] (?:Error parsing text-format inference\.ModelConfig: )?(.*)$")
 _NOTHING_IN_FLIGHT = "Found 0 model versions that have in-flight inferences"
 
 
@@ -102,6 +116,31 @@ def reason_in_log(text: str) -> str | None:
             return "\n".join([match["reason"].strip('" '), *rest])
         if lines[index].startswith("Bad option: "):
             return " ".join(lines[index:]).strip()
+    return None
+
+
+def log_end(path: Path) -> str:
+    """Return the end of a log; empty when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_END_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def poll_failure(text: str, name: str) -> str | None:
+    """Return why Triton could not read a model's folder, by its log; `None` when the log does not say.
+
+    Its answer to the load is "failed to poll from model repository" only. Where the folder's config.pbtxt cannot be
+    parsed, protobuf has said in a line of its own which line of the file is wrong.
+    """
+    lines = text.splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        match = re.search(rf"Poll failed for model directory '{re.escape(name)}': (?P<reason>.*?)\"?$", lines[index])
+        if match:
+            parsed = _PARSE_ERROR.search(lines[index - 1]) if index else None
+            return match["reason"] + (f" ({parsed[1]})" if parsed else "")
     return None
 
 

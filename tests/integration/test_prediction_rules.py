@@ -137,10 +137,16 @@ def test_a_link_to_nothing_beside_the_versions_refuses_the_load(served: Served) 
 
 
 def test_a_configuration_that_cannot_be_read_refuses_the_load(served: Served) -> None:
-    for text in ("max_batch_size: many", "no_such_field: 1", 'name: "another"\n' + served.config_text(), None):
+    cases = {
+        "max_batch_size: many": r"failed to read text proto .*\(1:17: Expected integer, got: many\)",
+        "no_such_field: 1": r"failed to read text proto .*has no field named \"no_such_field\"",
+        'name: "another"\n' + served.config_text(): "unexpected directory name .* for model 'another'",
+        None: "",
+    }
+    for text, reason in cases.items():
         config = served.folder / "config.pbtxt"
         config.unlink() if text is None else config.write_text(text)
-        with pytest.raises(ServerRefusedError, match="failed to poll from model repository"):
+        with pytest.raises(ServerRefusedError, match=f"failed to poll from model repository.*{reason}"):
             served.load()
         assert served.ready() == (1, 2)
     served.write_config()

@@ -11,7 +11,7 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from repo_manager.errors import RepositoryError, ServerRefusedError
 from repo_manager.rollout.checks import Outcome
 from repo_manager.rollout.deploy import deploy
-from repo_manager.rollout.observe import observe
+from repo_manager.rollout.observe import load_model, observe
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.status import status
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
@@ -142,3 +142,19 @@ def test_a_model_of_several_repositories_is_refused(
         assert (found.unreachable, found.strangers) == ({}, {client.url: ("other:1",)})
         (seen,) = status(repository, client, ("m",)).models
         assert any("several models of this name" in each for each in seen.differences)
+
+
+def test_a_folder_that_a_server_cannot_read_is_explained(
+    repository: Path, start_server: StartServer, tmp_path: Path
+) -> None:
+    """Triton only says that it "failed to poll"; a server that keeps no record here is as a remote one."""
+    other = tmp_path / "other"
+    write_model(other, "m", SCALING_CONFIG + POLICY, {1: scaling_model(2.0)})
+    (other / "m" / "config.pbtxt").write_text(SCALING_CONFIG + "no_such_field: 1\n")
+    remote = start_server(ServerOptions(repository=str(other), load=(), auto_complete=False, record=False))
+    with TritonClient.connect(remote.grpc_url) as client:
+        with pytest.raises(ServerRefusedError, match=r"failed to poll.* the server may read other files") as caught:
+            load_model(client, repository, "m", 60.0)
+        assert caught.value.reason.endswith("failed to poll from model repository")
+        with pytest.raises(ServerRefusedError, match=r"failed to poll.*In .*other: .*no_such_field"):
+            load_model(client, other, "m", 60.0)

@@ -21,7 +21,7 @@ from repo_manager.repository import (
     write_config_bytes,
 )
 from repo_manager.rollout.checks import Check, check_loaded, check_version
-from repo_manager.rollout.observe import observe, wait_until_only_ready
+from repo_manager.rollout.observe import load_model, observe, wait_until_only_ready
 from repo_manager.rollout.plan import Relative
 from repo_manager.rollout.smoke import smoke_test
 from repo_manager.rollout.targets.base import Context
@@ -188,7 +188,7 @@ class Relatives:
         if not set(needed.versions) <= set(needed.entry.selected):
             context.change(lambda: set_served_versions(context.repository, needed.name, needed.versions))
         timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
-        context.retried(lambda: self._client.load(needed.name, timeout_s=timeout_s))
+        context.retried(lambda: load_model(self._client, context.repository, needed.name, timeout_s))
         keys = context.options.signed_by
         for version in needed.versions if keys else ():
             vouched = [each for each in self._vouched if (each.name, each.version) == (needed.name, version)]

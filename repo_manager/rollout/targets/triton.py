@@ -19,7 +19,14 @@ from repo_manager.repository import (
 )
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, check_server
-from repo_manager.rollout.observe import ServedState, observe, require_control, require_known, wait_until_only_ready
+from repo_manager.rollout.observe import (
+    ServedState,
+    load_model,
+    observe,
+    require_control,
+    require_known,
+    wait_until_only_ready,
+)
 from repo_manager.rollout.plan import Action, RolloutPlan, differing_fields, hidden_changes, obstacle_of, plan_from
 from repo_manager.rollout.prediction.rules import INSTANCES
 from repo_manager.rollout.result import ServerResult
@@ -325,7 +332,7 @@ class TritonPart:
             if self._unseen:
                 self._unload()
             timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
-            self.client.load(context.name, timeout_s=timeout_s)
+            load_model(self.client, context.repository, context.name, timeout_s)
 
         context.retried(load)
 
