@@ -11,7 +11,7 @@ import typer
 from repo_manager.cli.conversion import AccuracyFlags, ConversionFlags
 from repo_manager.cli.engine_options import AcceleratorFlags, EngineFlags, KindFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output, RuntimeFlags, check_outputs, read_labels_file, writing
+from repo_manager.cli.options import Output, RuntimeFlags, check_outputs, parse_changes, read_labels_file, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_names, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.engine.options import EngineOptions
@@ -113,6 +113,13 @@ class ServingFlags:
         help="Class names of an output, one a line (may be given often).",
     )
     warmup: bool = option("--warmup", sets=(ConfigOptions, "warmup"), help="Run a sample before the model is ready.")
+    fields: list[str] | None = option(
+        "--set",
+        metavar="FIELD=VALUE",
+        sets=(ConfigOptions, "fields"),
+        read=parse_changes,
+        help="Any other field of config.pbtxt, such as response_cache.enable=true (may be given often).",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.config import DEFAULT_FILENAMES, ModelConfig
+from repo_manager.triton_config.fields import set_field
 from repo_manager.triton_config.labels import check_labels, label_filename
 from repo_manager.triton_config.options import DEFAULT_MAX_BATCH_SIZE, ConfigOptions
 from repo_manager.triton_config.served_signature import check_dtypes, config_dtype
@@ -113,6 +114,10 @@ def derive_config(
     labels = _add_labels(message, options, signature.outputs, batched)
     _add_serving(message, backend, options)
     _add_model_file(message, backend, options)
+    batches = message.HasField("dynamic_batching")
+    for path, value in options.written().items():
+        if batches or path in options.fields or not path.startswith("dynamic_batching."):
+            set_field(message, path, value)  # without batches there is no queue to wait in
     if options.warmup:
         add_warmup(message, options)
     return ModelConfig.from_message(message, labels=labels)
@@ -170,7 +175,6 @@ def _add_serving(message: Any, backend: Backend, options: ConfigOptions) -> None
             if not 1 <= size <= message.max_batch_size:
                 raise ConfigError(f"preferred batch size {size} is not between 1 and {message.max_batch_size}")
         message.dynamic_batching.preferred_batch_size.extend(sorted(set(options.preferred_batch_sizes)))
-        message.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
     for key, value in options.parameters.items():
         message.parameters[key].string_value = value
     if options.threads is not None:

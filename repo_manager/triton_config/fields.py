@@ -15,7 +15,7 @@ from repo_manager.triton_config.slips import meant_field
 from repo_manager.triton_config.text_fields import replace_field, top_level_fields
 from repo_manager.triton_messages import is_repeated
 
-__all__ = ["get_field", "set_fields"]
+__all__ = ["get_field", "set_field", "set_fields"]
 
 _STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\[(\d+)\])?")
 
@@ -74,7 +74,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
     message = before.message()
     # What is cleared on purpose goes first: it makes room for what excludes it.
     for path, value in sorted(changes.items(), key=lambda change: change[1] is not None):
-        _set(message, path, value)
+        set_field(message, path, value)
     after = ModelConfig.from_message(message)
     for name in changed_fields(before, after):
         text = replace_field(text, name, _field_text(after, name), where=where)
@@ -83,7 +83,12 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
     return text
 
 
-def _set(message: Any, path: str, value: str | None) -> None:
+def set_field(message: Any, path: str, value: str | None) -> None:
+    """Set or clear one field of a message, as `set_fields` does in a text.
+
+    Raises:
+        ConfigError: there is no such field, or the value does not fit.
+    """
     parent, field, key = _find(message, path, create=value is not None)
     if parent is None or field is None:
         return

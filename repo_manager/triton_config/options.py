@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from repo_manager.errors import ConfigError
 from repo_manager.validation import check_fields
@@ -16,9 +16,21 @@ InstanceKind = Literal["auto", "cpu", "gpu"]
 """Where instances run, see `ConfigOptions.instance_kind`."""
 
 
+def _written(path: str, *, default: Any) -> Any:
+    """Declare a choice that is one field of config.pbtxt, written where it is not the default (which is Triton's).
+
+    Args:
+        path: the field, as `set_fields` takes it.
+        default: of the choice.
+    """
+    return dataclasses.field(default=default, metadata={"field": path})
+
+
 @dataclasses.dataclass(frozen=True)
 class ConfigOptions:
     """Choices that the model itself does not decide.
+
+    A choice that is one field of config.pbtxt is one line here, and an option of `add` if people need it.
 
     Attributes:
         max_batch_size: `None`: 8 when the model has a batch axis, else 0. 0 on a batched model leaves the batch axis
@@ -35,6 +47,7 @@ class ConfigOptions:
         threads: ONNX Runtime's intra-op threads of each instance; `None`: its default (all cores).
         parameters: more `parameters` of the backend.
         model_filename: the file in the version's folder; `None`: the backend's default.
+        fields: any other field of config.pbtxt -> its value, as `set_fields` takes them.
     """
 
     max_batch_size: int | None = None
@@ -42,13 +55,23 @@ class ConfigOptions:
     instance_kind: str = "auto"
     dynamic_batching: bool = True
     preferred_batch_sizes: tuple[int, ...] = ()
-    max_queue_delay_us: int = 0
+    max_queue_delay_us: int = _written("dynamic_batching.max_queue_delay_microseconds", default=0)
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     warmup: bool = False
     warmup_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     threads: int | None = None
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model_filename: str | None = None
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def written(self) -> dict[str, str]:
+        """Return the fields of config.pbtxt that are set as they are -> their values."""
+        single = {
+            field.metadata["field"]: str(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if "field" in field.metadata and getattr(self, field.name) != field.default
+        }
+        return {**single, **self.fields}
 
     def __post_init__(self) -> None:
         check_fields(self)

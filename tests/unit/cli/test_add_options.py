@@ -71,6 +71,7 @@ CASES: list[tuple[list[str], str, Any]] = [
     (["--instance-kind", "gpu"], "config.instance_kind", "gpu"),
     (["--queue-delay-us", "7"], "config.max_queue_delay_us", 7),
     (["--warmup"], "config.warmup", True),
+    (["--set", "response_cache.enable=true"], "config.fields", {"response_cache.enable": "true"}),
     (["--for", "8.0=a.plan", "--for", "8.9"], "engine.plans", {"8.0": Path("a.plan"), "8.9": None}),
     (["--shape-range", "x:1,2:3,4:5,6"], "engine.shapes", {"x": ShapeRange((1, 2), (3, 4), (5, 6))}),
     (["--profile", "x:1,2"], "engine.shapes", {"x": ShapeRange((1, 2), (1, 2), (1, 2))}),

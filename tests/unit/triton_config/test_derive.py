@@ -173,6 +173,23 @@ def test_serving_options_reach_the_configuration() -> None:
     assert message.default_model_filename == "net.onnx"
 
 
+def test_any_field_can_be_given() -> None:
+    message = derive(
+        IMAGE,
+        max_batch_size=4,
+        fields={"response_cache.enable": "true", "version_policy": "{ latest { num_versions: 2 } }"},
+    ).message()
+    assert message.response_cache.enable
+    assert message.version_policy.latest.num_versions == 2
+    with pytest.raises(ConfigError, match="no field 'respons_cache'"):
+        derive(IMAGE, fields={"respons_cache.enable": "true"})
+
+
+def test_without_batches_there_is_no_queue_to_wait_in() -> None:
+    message = derive(IMAGE, max_batch_size=0, max_queue_delay_us=500).message()
+    assert not message.HasField("dynamic_batching")
+
+
 def test_backends_that_need_a_gpu() -> None:
     with pytest.raises(ConfigError, match="GPUs only"):
         derive(IMAGE, backend=Backend.TENSORRT, instance_kind="cpu")
