@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from support.proxies import TcpProxy
+from support.python_models import write_python_model
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.client import VersionedClient
@@ -160,6 +162,46 @@ def test_requests_that_do_not_fit_change_nothing(
     with pytest.raises(InputError, match=r"request 1, input x: the shape is \[1, 3\], expected \[-1, 4\]"):
         deploy(repository, model, 2, client, trial=TrialOptions(shadow=shadow(path)))
     assert state_of(repository, client, model) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("acc", {"shadow": True}, "keeps state over a sequence of requests"),
+        ("acc", {"steps": (0.5, 1.0)}, "have to reach one version"),
+        ("repeat", {"shadow": True}, "answers with any number of responses"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_kind_that_cannot_be_tried_is_refused_by_name(
+    repository: Path, client: TritonClient, requests: Path, kind: str, options: dict[str, Any], why: str, dry_run: bool
+) -> None:
+    name = f"{kind}_tried"
+    write_python_model(repository, name, kind=kind, versions=(1, 2), extra=POLICY)
+    client.load(name)
+    before = state_of(repository, client, name)
+    trial = TrialOptions(**{**options, **({"shadow": shadow(requests)} if "shadow" in options else {})})
+    with pytest.raises(UsageError, match=why) as refused:
+        deploy(repository, name, 2, client, options=RolloutOptions(dry_run=dry_run), trial=trial)
+    assert name in refused.value.message
+    assert state_of(repository, client, name) == before
+    client.unload(name)
+
+
+def test_an_ensemble_is_tried_in_the_shadow(repository: Path, client: TritonClient, tmp_path: Path) -> None:
+    for part in ("scale", "opt"):
+        write_python_model(repository, part)
+    write_python_model(repository, "ens", versions=(1, 2), extra=POLICY)
+    client.load("ens")
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"IN": [[1.5, 2.0]]}\n{"IN": [[3.0, 4.0]]}\n')
+    trial = TrialOptions(gates=parse_gates("drift<1e-2"), shadow=shadow(path))
+    done = deploy(repository, "ens", 2, client, trial=trial)
+    assert done.trial is not None
+    assert done.trial.shadow is not None
+    assert (done.trial.shadow.outcome, observe(client, "ens").ready) == (Outcome.PASS, (2,))
+    for name in ("ens", "opt", "scale"):
+        client.unload(name)
 
 
 def test_a_version_that_does_not_load_is_undone(

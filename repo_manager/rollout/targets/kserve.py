@@ -48,7 +48,7 @@ from repo_manager.rollout.targets.template import (
     parse_models,
     snapshots_beside,
 )
-from repo_manager.rollout.trial.steps import CanaryStep, untried
+from repo_manager.rollout.trial.steps import CanaryStep, check_kind, untried
 
 __all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve", "storage_of"]
 
@@ -151,8 +151,11 @@ class KServeTarget:
 
         Raises:
             InconclusiveError: a canary was asked for, and the version has all of the traffic already.
+            UsageError: a model of this kind cannot have one.
         """
         self.checks = () if self._context.leaves else self._context.refused_version()
+        if self._percents:
+            self._check_kind()
         self._seen: Sight = see(self._api, self._service.namespace, self._service.name)
         self._before = self._seen.service
         self._known = failure_of(self._before)
@@ -183,6 +186,15 @@ class KServeTarget:
             self.changes = self._context.remaining(served) != served
         if self._percents and not self.changes:
             raise untried(self._context.name, self._context.version, self.describe())
+
+    def _check_kind(self) -> None:
+        """Refuse shares of the traffic where the model or what it needs keeps sequences."""
+        name, repository = self._context.name, self._context.repository
+        configs = [find_model(repository, each).config() for each in (name, *self._context.needs)]
+        messages = [config.message() for config in configs if config is not None]
+        sequence = any(message.HasField("sequence_batching") for message in messages)
+        decoupled = any(message.model_transaction_policy.decoupled for message in messages)
+        check_kind(name, self._options, sequence=sequence, decoupled=decoupled)
 
     def check(self) -> None:
         """Do nothing more: the version was checked before the cluster was asked."""

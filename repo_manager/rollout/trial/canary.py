@@ -19,12 +19,14 @@ from repo_manager.rollout.trial.steps import (
     FileWeights,
     PublishedWeights,
     Weights,
+    check_kind,
     gate_error,
     run_steps,
     untried,
 )
 from repo_manager.rollout.trial.watch import ShadowWatch, TrafficWatch
 from repo_manager.server import TritonClient
+from repo_manager.server.exchange import kind_of
 
 __all__ = ["CanaryTarget"]
 
@@ -72,6 +74,7 @@ class CanaryTarget:
 
         Raises:
             InconclusiveError: the version is served already, and alone, so there is nothing to judge it against.
+            UsageError: a model of this kind cannot have such a trial.
         """
         self._target.look()
         (part,) = self._target.parts
@@ -82,6 +85,9 @@ class CanaryTarget:
             self._note = "no trial: nothing is served beside it"
             self.parts = (part,)
             return
+        if part.before.config is not None:
+            kind = kind_of(part.client, self._context.name, config=part.before.config.message())
+            check_kind(self._context.name, self._options, sequence=kind.sequence, decoupled=kind.decoupled)
         self.parts = (_Trial(part, old, self._context, self._options, self._connect),)
 
     def check(self) -> None:

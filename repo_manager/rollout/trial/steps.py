@@ -17,6 +17,7 @@ from repo_manager.errors import GateError, InconclusiveError, InputError, RepoMa
 from repo_manager.files import write_atomic
 from repo_manager.gates import GateResult, Outcome
 from repo_manager.repository import Location, change_config
+from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.trial.gates import worst_outcome
 from repo_manager.server import TritonClient
 
@@ -26,6 +27,7 @@ __all__ = [
     "PublishedWeights",
     "Watch",
     "Weights",
+    "check_kind",
     "gate_error",
     "parse_steps",
     "run_steps",
@@ -249,3 +251,30 @@ def untried(name: str, version: int, where: str) -> InconclusiveError:
         "No gate was judged, and nothing was changed.",
         hint="Without --shadow and --canary, deploy proves that it answers.",
     )
+
+
+def check_kind(name: str, options: TrialOptions, *, sequence: bool, decoupled: bool) -> None:
+    """See whether a model of this kind can have the trial.
+
+    Args:
+        name: the model.
+        options: of the trial.
+        sequence: its requests, or those of a part, belong to sequences.
+        decoupled: it, or a part, gives any number of responses.
+
+    Raises:
+        UsageError: it cannot; with what to do.
+    """
+    hint = f"Deploy {name} without a trial: every recorded request and response is compared. "
+    hint += "For times under load: repo-manager compare."
+    if options.shadow is not None and (sequence or decoupled):
+        why = "keeps state over a sequence of requests" if sequence else "answers with any number of responses"
+        raise UsageError(
+            f"--shadow compares one response to each single request, and {name} {why}. Nothing was changed.", hint=hint
+        )
+    if options.steps and sequence:
+        raise UsageError(
+            f"--canary shares out single requests, and those of a sequence of {name} have to reach one version. "
+            "Nothing was changed.",
+            hint=hint,
+        )

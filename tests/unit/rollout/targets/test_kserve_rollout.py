@@ -355,3 +355,15 @@ def test_weights_of_kserve(controller: Controller, repository: Path, api: Api) -
         weights.set_weight(fraction)
         assert weights.current() == fraction
     assert controller.percents[1:] == [25, 0, 100]
+
+
+def test_a_share_of_a_sequence_is_refused_before_the_cluster_is_asked(
+    cluster: FakeCluster, controller: Controller, repository: Path
+) -> None:
+    config = repository / "scale" / "config.pbtxt"
+    config.write_text(config.read_text() + "sequence_batching { }\n")
+    asked = len(cluster.requests)
+    trial = TrialOptions(steps=(0.1, 1.0), step_s=0.0)
+    with pytest.raises(UsageError, match="of a sequence of scale have to reach one version"):
+        deploy(repository, "scale", 2, TARGET, options=QUICK, trial=trial)
+    assert len(cluster.requests) == asked
