@@ -111,6 +111,7 @@ def publish(
     config_text: str | None = None,
     number: int | None = None,
     progress: Callable[[int], None] | None = None,
+    claiming: Callable[[], None] | None = None,
 ) -> PublishedVersion:
     """Publish a model's next version.
 
@@ -131,6 +132,7 @@ def publish(
             layout and comments are kept, its version policy is replaced.
         number: the number that it has to have; `None` takes the next one.
         progress: told the bytes that have arrived, as they do.
+        claiming: asked where the number is claimed, when no other writer can come between; what it raises ends it.
 
     Returns:
         The version. Another process may already have published the one after it.
@@ -160,6 +162,7 @@ def publish(
                 first_config=lambda version: first_config_text(version, config, config_text).encode(),
                 progress=progress or (lambda _: None),
                 number=number,
+                claiming=claiming,
             )
         )
     return PublishedVersion(

@@ -76,6 +76,14 @@ class _Copy:
     progress: Callable[[int], None]
 
 
+class _IdenticalError(Exception):
+    """Another command has brought the same content since it was looked for; `version` has it."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
+
+
 def copy_version(
     source: LocationLike,
     name: str,
@@ -139,8 +147,11 @@ def copy_version(
             return made
         if twin is None:
             copy = _Copy(origin, name, version, manifest, text, progress or (lambda _: None))
-            published = _published(copy, target, new_name, config, number)
-            made = dataclasses.replace(made, version=published.version, published=published)
+            try:
+                published = _published(copy, target, new_name, config, number)
+                made = dataclasses.replace(made, version=published.version, published=published)
+            except _IdenticalError as exc:
+                made = dataclasses.replace(made, version=exc.version, identical=True)
         if made.config is not None:
             made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside))
     return made
@@ -151,6 +162,12 @@ def _published(
 ) -> PublishedVersion:
     """Publish what is copied, each file compared on the way."""
     manifest, told = copy.manifest, copy.progress
+
+    def claiming() -> None:
+        twin = _identical_version(open_store(target, may_be_new=True), name, manifest)
+        if twin is not None:
+            raise _IdenticalError(twin)
+
     with copy.origin.fetch(copy.name, copy.version, resume=manifest.digest, progress=told) as folder:
         return publish(
             target,
@@ -162,6 +179,7 @@ def _published(
             config_text=copy.text,
             number=number,
             progress=told,
+            claiming=claiming,
         )
 
 

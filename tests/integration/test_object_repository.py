@@ -322,6 +322,24 @@ def test_copies_in_every_direction(root: ObjectRepository, put: Put, tmp_path: P
     assert verify(target, models=False) == ()
 
 
+def test_two_copies_at_a_time_bring_the_content_once(root: ObjectRepository, put: Put, tmp_path: Path) -> None:
+    put()
+    local, target = tmp_path / "local", root.parent / "production"
+    copy_version(root, "m", 1, local)
+    refused: list[str] = []
+
+    def copy_meanwhile(_: int) -> None:
+        with pytest.raises(RepositoryError) as no:
+            copy_version(local, "m", 1, target, keep_number=False)
+        refused.append(no.value.message)
+
+    assert copy_version(local, "m", 1, target, keep_number=False, progress=copy_meanwhile).version == 1
+    assert set(refused) == {"another command publishes the same content as m:1 right now"}
+    assert [each.version for each in find_model(target, "m").versions] == [1]
+    late = copy_version(local, "m", 1, target, keep_number=False)
+    assert (late.version, late.identical) == (1, True)
+
+
 def test_a_damaged_object_is_found_not_copied_and_repaired(
     root: ObjectRepository, put: Put, store: ObjectClient, tmp_path: Path
 ) -> None:

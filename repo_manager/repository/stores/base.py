@@ -58,6 +58,8 @@ class Incoming:
         first_config: number -> the config.pbtxt that comes with a first version.
         progress: told the bytes that have arrived.
         number: the number that it has to have; `None` takes the next one.
+        claiming: asked where the number is claimed, when no other writer can come between; raises what ends the
+            publication. `None`: the same content may come twice, also by two commands at a time.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Incoming:
     first_config: Callable[[int], bytes]
     progress: Progress
     number: int | None = None
+    claiming: Callable[[], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -272,6 +272,8 @@ class DiskStore:
             with repository_lock(root):
                 view = self.look(incoming.name, record=True)
                 first = incoming.check(view)
+                if incoming.claiming is not None:
+                    incoming.claiming()
                 version, kept = view.number_for(incoming.number), incoming.number is not None
                 manifest = incoming.manifest(version, records)
                 write_durably(content / MANIFEST_FILENAME, manifest_text(manifest).encode())

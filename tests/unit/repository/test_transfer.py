@@ -18,6 +18,7 @@ from repo_manager.repository import (
     read_manifest,
     remove,
     set_labels,
+    transfer,
     verify,
 )
 from repo_manager.repository.publish import publish
@@ -205,3 +206,25 @@ def test_a_refused_name_leaves_no_empty_repository(
     with pytest.raises(RepositoryError, match="cannot be a model's name"):
         publish(tmp_path / "production", name, files, config, {})
     assert not (tmp_path / "production").exists()
+
+
+def test_two_copies_at_a_time_with_new_numbers_bring_the_content_once(
+    root: Path, put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    production = tmp_path / "production"
+    meanwhile: list[int] = []
+    publish_now = transfer.publish
+
+    def publish_late(*arguments: Any, **options: Any) -> Any:
+        """Another command copies the same between the look for an identical version and the claim of a number."""
+        monkeypatch.undo()
+        meanwhile.append(copy_version(root, "m", 1, production, keep_number=False).version)
+        return publish_now(*arguments, **options)
+
+    monkeypatch.setattr(transfer, "publish", publish_late)
+    late = copy_version(root, "m", 1, production, keep_number=False)
+    assert meanwhile == [1]
+    assert (late.version, late.identical, late.published) == (1, True, None)
+    assert [each.version for each in find_model(production, "m").versions] == [1]
+    assert model_state(production, "m").highest_version == 1

@@ -45,7 +45,7 @@ def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming
     _check_expected(records, incoming.expected)
     beside = incoming.beside if first else {}
     content = _content_digest(records, beside, incoming.identity)
-    wanted = Wanted(content, tuple(sorted(records)), tuple(sorted(beside)), incoming.number)
+    wanted = Wanted(content, tuple(sorted(records)), tuple(sorted(beside)), incoming.number, incoming.claiming)
     with claimed(store, name, wanted, lambda: view.used_numbers) as claim:
         manifest = incoming.manifest(claim.version, records)
         upload_files(store, f"{name}/{claim.version}", measured, _told(claim, incoming.progress))

@@ -90,12 +90,14 @@ class Wanted:
         files: names of the version's objects, sorted.
         beside: names of the label files that come with a first version, sorted.
         number: the number that it has to be; `None`: the next one.
+        claiming: as `Incoming.claiming`; with it, nobody else may be publishing the same content.
     """
 
     content: str
     files: tuple[str, ...]
     beside: tuple[str, ...]
     number: int | None = None
+    claiming: Callable[[], None] | None = None
 
 
 @contextlib.contextmanager
@@ -116,13 +118,16 @@ def claimed(
         taken: numbers that stand in the store whatever the ledger says.
 
     Raises:
-        RepositoryError: the wanted number is not free.
+        RepositoryError: the wanted number is not free, or another command publishes the same content.
     """
     holder = Holder.me()
     number = 0
 
     def draw(ledger: Ledger) -> Ledger:
         nonlocal number
+        if wanted.claiming is not None:
+            wanted.claiming()  # What is settled by now it sees; what is not, stands in the ledger.
+            _refuse_twin(ledger, name, wanted, holder)
         for version, entry in sorted(ledger.pending.items()):
             ours = entry.holder.token == holder.token
             if wanted.number not in (None, version):
@@ -149,3 +154,13 @@ def claimed(
             raise
     finally:
         _ACTIVE.discard(holder.token)
+
+
+def _refuse_twin(ledger: Ledger, name: str, wanted: Wanted, holder: Holder) -> None:
+    for version, entry in ledger.pending.items():
+        same = entry.action == "publish" and entry.content == wanted.content
+        if same and entry.holder.token != holder.token and not is_abandoned(entry):
+            raise RepositoryError(
+                f"another command publishes the same content as {name}:{version} right now",
+                hint="Let it end. The same command then finds that version, and does nothing.",
+            )
