@@ -12,6 +12,7 @@ from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets.base import Context, Report
 from repo_manager.rollout.targets.snapshot import (
     SnapshotModel,
+    check_relatives,
     models_after,
     models_served,
     snapshots_of,
@@ -111,7 +112,8 @@ def _with(
     contexts = [Context(repository, name, version, options, report) for name, version in versions.items()]
     for context in contexts:
         now = {each.name: each.versions for each in found.values()}
-        new = [each for each in models_after(context, now, source) if each.name == context.name or each.name not in now]
+        after = models_after(context, now, source)
+        new = [each for each in after if each.name == context.name or each.versions != now.get(each.name)]
         found |= {each.name: each for each in new}
     serving = {each.name: each.versions for each in found.values()}
     checks: tuple[Check, ...] = ()
@@ -119,6 +121,7 @@ def _with(
         name, version = context.name, context.version
         spoken = check_version(repository, context.entry, version, signed_by=options.signed_by, serving=serving)
         spoken += context.check_pinned(held.get(name, ()), serving[name])
+        spoken += check_relatives(context, tuple(found.values()), "the snapshot")
         refuse(context.what, spoken, options)
         checks += spoken
     return tuple(found.values()), checks

@@ -34,9 +34,11 @@ from repo_manager.rollout.targets.kserve_status import (
 from repo_manager.rollout.targets.snapshot import (
     Snapshot,
     check_leaving,
+    check_relatives,
     models_after,
     models_served,
     snapshots_of,
+    versions_needed,
     write_snapshot,
 )
 from repo_manager.rollout.targets.template import (
@@ -153,7 +155,9 @@ class KServeTarget:
             InconclusiveError: a canary was asked for, and the version has all of the traffic already.
             UsageError: a model of this kind cannot have one.
         """
-        self.checks = () if self._context.leaves else self._context.refused_version()
+        if not self._context.leaves:
+            self._context.brought = versions_needed(self._context)
+            self.checks = self._context.refused_version()
         if self._percents:
             self._check_kind()
         self._seen: Sight = see(self._api, self._service.namespace, self._service.name)
@@ -173,6 +177,8 @@ class KServeTarget:
         self._models = models_after(self._context, self._held, source)
         if self._context.leaves:
             self.checks = check_leaving(self._context, self._held, str(self._service))
+        else:
+            self.checks += check_relatives(self._context, self._models, str(self._service))
         self._planned: Snapshot = write_snapshot(
             snapshots_of(self._context.repository),
             self._models,

@@ -25,9 +25,11 @@ from repo_manager.rollout.targets.snapshot import (
     Snapshot,
     SnapshotModel,
     check_leaving,
+    check_relatives,
     models_after,
     models_served,
     snapshots_of,
+    versions_needed,
     write_snapshot,
 )
 from repo_manager.rollout.targets.template import (
@@ -144,7 +146,9 @@ class KubernetesTarget:
 
     def look(self) -> None:
         """Check the version, read the Deployments, and see which snapshot they would serve."""
-        self.checks = () if self.context.leaves else self.context.refused_version()
+        if not self.context.leaves:
+            self.context.brought = versions_needed(self.context)
+            self.checks = self.context.refused_version()
         deployments = find_deployments(self.release, self.api)
         served = [read_template(deployment) for deployment in deployments]
         for deployment in deployments:
@@ -162,6 +166,7 @@ class KubernetesTarget:
         else:
             after = next(model.versions for model in self._models if model.name == self.context.name)
             self.checks += self.context.check_pinned(held.get(self.context.name, ()), after)
+            self.checks += check_relatives(self.context, self._models, str(self.release), served[0].load)
         planned = write_snapshot(
             snapshots_of(self.context.repository), self._models, signed_by=self.context.options.signed_by, dry_run=True
         )

@@ -24,6 +24,7 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
 from repo_manager.repository import Location, check_served, find_model, local_folder, scan
+from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.manifest import Manifest
@@ -35,18 +36,20 @@ from repo_manager.rollout.checks import Check, Outcome, check_needed
 from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.template import is_snapshot
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
-from repo_manager.triton_config.ensembles import dependents_of
+from repo_manager.triton_config.ensembles import dependents_of, is_ensemble, models_needed_by, pinned_versions
 
 __all__ = [
     "SNAPSHOT_FILENAME",
     "Snapshot",
     "SnapshotModel",
     "check_leaving",
+    "check_relatives",
     "models_after",
     "models_served",
     "read_snapshot",
     "snapshot_behind",
     "snapshots_of",
+    "versions_needed",
     "write_snapshot",
 ]
 
@@ -166,7 +169,11 @@ def models_served(
         held = snapshot_behind(repository, url, served_by)
         return held.models, held.location
     entries = scan(repository, deep=False)
-    wanted = [entry for entry in entries if "*" in load or entry.name in load]
+    named = set(load)
+    if "*" not in load:
+        ensembles = ensembles_in(open_store(repository))
+        named.update(part for each in load for part in models_needed_by(ensembles, each))
+    wanted = [entry for entry in entries if "*" in load or entry.name in named]
     return {entry.name: entry.selected for entry in wanted if entry.selected}, repository
 
 
@@ -201,7 +208,8 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
     Of an undeployment, it is what is served without what leaves.
 
     Models that the new version needs and that are not served come along, with the versions that their policies serve,
-    else the newest: a server does not become ready with an ensemble that lacks a part.
+    else the newest, and so do versions that ensembles ask for by number: a server does not become ready with an
+    ensemble that lacks a part.
 
     Args:
         context: of the roll-out.
@@ -209,19 +217,66 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
         source: where their files are.
     """
     repository, name, version = context.repository, context.name, context.version
-    found = [SnapshotModel(other, versions, source) for other, versions in held.items() if other != name]
+    found = {other: SnapshotModel(other, versions, source) for other, versions in held.items() if other != name}
     if context.leaves:
         left = context.remaining(held.get(name, ()))
-        return (*found, *([SnapshotModel(name, left, source)] if left else ()))
+        return (*found.values(), *([SnapshotModel(name, left, source)] if left else ()))
     keep = context.options.keep_previous
     others_of_it = [v for v in held.get(name, ()) if keep and v != version]
     kept = {*others_of_it[-1:], *(v for v in others_of_it if v in context.pinned)}
-    found.append(SnapshotModel(name, tuple(sorted({version, *kept})), repository))
+    found[name] = SnapshotModel(name, tuple(sorted({version, *kept})), repository)
+    for needed, versions in versions_needed(context, held).items():
+        if versions != held.get(needed):
+            found[needed] = SnapshotModel(needed, versions, repository)
+    return tuple(found.values())
+
+
+def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, tuple[int, ...]]:
+    """Return the versions of each model that the new version needs; a model without versions is left out.
+
+    Args:
+        context: of the roll-out.
+        held: models and versions that are served already, and stay.
+    """
+    within = {each: context.ensembles[each] for each in (*context.needs, context.name) if each in context.ensembles}
+    found: dict[str, tuple[int, ...]] = {}
     for needed in context.needs:
-        entry = find_model(repository, needed)
-        if needed not in held and entry.versions:
-            found.append(SnapshotModel(needed, entry.selected or (entry.versions[-1].version,), repository))
-    return tuple(found)
+        entry = find_model(context.repository, needed)
+        existing = tuple(each.version for each in entry.versions)
+        served = (held or {}).get(needed) or entry.selected or existing[-1:]
+        if wanted := {*served, *(pinned_versions(within, needed).keys() & set(existing))}:
+            found[needed] = tuple(sorted(wanted))
+    return found
+
+
+def check_relatives(
+    context: Context, models: Sequence[SnapshotModel], served_by: str, load: Sequence[str] = ("*",)
+) -> tuple[Check, ...]:
+    """Check whether pods will serve the model and whatever it needs.
+
+    Args:
+        context: of the roll-out.
+        models: what the snapshot holds.
+        served_by: the target, for messages.
+        load: the models that its pods name to load, or `*`. With an ensemble Triton loads its parts, never what a
+            model's code asks.
+    """
+    name = context.name
+    needs = models_needed_by(context.ensembles, name)
+    lacking = [each for each in needs if each not in {model.name for model in models}]
+    if lacking:
+        what = f"{name} needs {', '.join(lacking)}, which neither the repository nor {served_by} has"
+        return (Check("models", Outcome.REFUSED, what, "Add it to the repository first: repo-manager add, or copy."),)
+    if "*" in load:
+        return ()
+    steps = {each: config for each, config in context.ensembles.items() if is_ensemble(config)}
+    loaded = {*load, *(part for each in load for part in models_needed_by(steps, each))}
+    silent = [each for each in (*needs, name) if each not in loaded]
+    if not silent:
+        return ()
+    what = f"the pods of {served_by} load {', '.join(load)} by name and would not load {', '.join(silent)}"
+    hint = f"Add {', '.join(silent)} to what they load: the chart's models.load, or --load-model."
+    return (Check("models", Outcome.REFUSED, what, hint),)
 
 
 def write_snapshot(
