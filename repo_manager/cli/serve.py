@@ -86,7 +86,7 @@ class RunFlags:
         metavar="SECONDS",
         sets=(ServeOptions, "timeout_s"),
         min=0.1,
-        help="Until when it has to be ready; with --stop: until when it has to be gone.",
+        help="Until when it has to be ready; with --stop: until when it has to be gone; it is killed shortly before.",
     )
     rate_limiter: bool = option(
         "--rate-limiter",
@@ -175,7 +175,7 @@ def serve_command(
     terminal = output.terminal()
     root = place.root()
     if flags.stop:
-        stopped = stop_running(root, timeout_s=flags.timeout)
+        stopped = stop_running(root, timeout_s=flags.timeout, report=terminal.note)
         text = f"No server runs on {root}." if stopped is None else f"Stopped the server of {root} (pid {stopped.pid})."
         terminal.result({"stopped": stopped}, text)
         return

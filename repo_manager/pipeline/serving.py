@@ -45,7 +45,7 @@ from repo_manager.server import (
 )
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
-from repo_manager.server.records import only_server, served_already, starting
+from repo_manager.server.records import is_served, only_server, served_already, starting
 from repo_manager.settings import load_settings
 from repo_manager.types import StrPath
 from repo_manager.validation import check_range
@@ -183,6 +183,7 @@ _POLL_S = 0.05
 _LOG_POLL_S = 0.2
 _GUARD_S = 1.0
 _STEADY_S = 60.0
+_KILL_S = 5.0
 _MAX_RESTARTS = 5
 
 
@@ -459,8 +460,18 @@ def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path
         time.sleep(_POLL_S)
 
 
-def stop_running(repository: LocationLike, *, timeout_s: float = 60.0) -> RunningServer | None:
+def stop_running(
+    repository: LocationLike, *, timeout_s: float = 60.0, report: Callable[[str], None] = lambda _: None
+) -> RunningServer | None:
     """Stop the running `serve` of a repository; return it, or `None` when there was none.
+
+    It is asked with SIGTERM. One that does not end by the last quarter of `timeout_s`, or its last 5 s, is killed with
+    all its processes.
+
+    Args:
+        repository: whose server it is.
+        timeout_s: until when it has to be gone.
+        report: told that it was killed.
 
     Raises:
         ServerError: it still runs after `timeout_s`.
@@ -469,16 +480,32 @@ def stop_running(repository: LocationLike, *, timeout_s: float = 60.0) -> Runnin
     running = running_server(repository)
     if running is None:
         return None
-    os.kill(running.pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
+    patience = timeout_s - min(_KILL_S, timeout_s / 4)
+    kill_at: float | None = time.monotonic() + patience
     while (current := running_server(repository)) is not None and current.pid == running.pid:
         if time.monotonic() > deadline:
             raise ServerError(
                 f"the server of {repository} (pid {running.pid}) still runs {timeout_s:g} s after it was asked to stop",
                 hint=f"Look at its log, {running.log}; end it with: kill -9 {running.pid}",
             )
+        if kill_at is not None and time.monotonic() >= kill_at:
+            kill_at = None
+            _kill(running)
+            report(f"The server (pid {running.pid}) did not end within {patience:g} s of SIGTERM and was killed.")
         time.sleep(_POLL_S)
     return running
+
+
+def _kill(running: RunningServer) -> None:
+    """Kill a server's processes; the `serve` that runs it is told to end, so that it starts no other one."""
+    if running.owner and is_served(running.repository):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.owner, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)  # the supervisor makes it the leader of its group
 
 
 def log_of(repository: LocationLike) -> Path:

@@ -22,6 +22,7 @@ from repo_manager.types import as_json
 __all__ = [
     "RunningServer",
     "forget_key",
+    "is_served",
     "local_server",
     "only_server",
     "remember_key",
@@ -101,6 +102,15 @@ def only_server(repository: Location) -> Iterator[None]:
         if running is not None:
             raise served_already(repository, running)
         yield
+
+
+def is_served(repository: Location) -> bool:
+    """Say whether a `serve` of this user holds a repository; a server of a Python program holds none."""
+    try:
+        with file_lock(record_directory() / f"{_prefix(repository)}.serve.lock", timeout_s=0.0):
+            return False
+    except LockHeldError:
+        return True
 
 
 @contextlib.contextmanager

@@ -168,6 +168,20 @@ def test_a_server_in_the_background_has_every_option(models: Path) -> None:
         shell("serve", "--stop", "-r", models)
 
 
+def test_a_stuck_server_is_killed_within_the_time_and_does_not_come_back(models: Path, serve: Serve) -> None:
+    process = serve("--restart", "on-failure")
+    server = found(models)
+    os.kill(server.pid, signal.SIGSTOP)  # it takes no SIGTERM from now on
+    started = time.monotonic()
+    done = shell("serve", "--stop", "-r", models, "--timeout", "4")
+    assert done.returncode == 0, done.stderr
+    assert "was killed" in done.stderr
+    assert f"Stopped the server of {models} (pid {server.pid})" in done.stdout
+    assert time.monotonic() - started < 30
+    assert process.wait(30) == 130
+    assert running_server(models) is None
+
+
 def test_an_address_of_another_machine_is_named(models: Path) -> None:
     for how in ((), ("--detach",)):
         done = shell("serve", "-r", models, "--host", "999.1.1.1", *how)
