@@ -10,7 +10,6 @@ each request's responses.
 from __future__ import annotations
 
 import dataclasses
-import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -21,16 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import RepositoryError
-from repo_manager.request_data.archives import check_archive
+from repo_manager.request_data.archives import RECORDED_COUNTS, RECORDED_KEY, check_archive
 
 __all__ = ["GOLDEN_FILE_NAME", "Exchange", "Golden", "read_golden", "write_golden"]
 
 GOLDEN_FILE_NAME = "golden.npz"
-_KEY = re.compile(
-    r"(?:request(?P<request>\d+)/)?(?:response(?P<response>\d+)/)?(?P<kind>input|output):(?P<name>.*)", re.DOTALL
-)
 _ZIP = (zipfile.BadZipFile, zlib.error)
-_COUNTS = "responses"
 
 Array = npt.NDArray[Any]
 
@@ -90,7 +85,7 @@ def write_golden(path: Path, golden: Golden) -> None:
             arrays |= {f"{place_prefix}output:{name}": _storable(array) for name, array in outputs.items()}
     counts = [len(exchange.responses) for exchange in golden.exchanges]
     if counts != [1]:
-        arrays[_COUNTS] = np.array(counts)
+        arrays[RECORDED_COUNTS] = np.array(counts)
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -107,9 +102,9 @@ def read_golden(path: Path) -> Golden:
         check_archive(path)
         # Opened here: np.load leaves a file open when its content is broken.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            counts = archive[_COUNTS].tolist() if _COUNTS in archive.files else [1]
+            counts = archive[RECORDED_COUNTS].tolist() if RECORDED_COUNTS in archive.files else [1]
             for key in archive.files:
-                match = _KEY.fullmatch(key)
+                match = RECORDED_KEY.fullmatch(key)
                 if match is None:
                     continue
                 request, response = int(match["request"] or 1), int(match["response"] or 1)

@@ -1,11 +1,19 @@
-"""What an .npz file says of its size, before anything of it is unpacked."""
+"""What an .npz file says of its size, before anything of it is unpacked, and the names in one of recorded exchanges."""
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
-__all__ = ["check_archive"]
+__all__ = ["RECORDED_COUNTS", "RECORDED_KEY", "check_archive"]
+
+RECORDED_KEY = re.compile(
+    r"(?:request(?P<request>\d+)/)?(?:response(?P<response>\d+)/)?(?P<kind>input|output):(?P<name>.*)", re.DOTALL
+)
+"""The name of an array of recorded exchanges (`repository/golden.py`)."""
+RECORDED_COUNTS = "responses"
+"""The array that counts each request's responses."""
 
 _MOST_UNPACKED_BYTES = 256 << 20
 _MOST_RATIO = 50

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import InputError
-from repo_manager.request_data.archives import check_archive
+from repo_manager.request_data.archives import RECORDED_COUNTS, RECORDED_KEY, check_archive
 from repo_manager.request_data.tensors import (
     Array,
     InputFacts,
@@ -77,7 +77,8 @@ def read_rows(
       streams of steps are read one after another, `validation_data` is left out. Or what a line of `.jsonl` holds,
       alone or in a list.
     - `.npz`, `.npy`: one array an input, whose first axis counts the requests (`input:NAME` is read as `NAME` and
-      `output:NAME` is left out, so that a version's golden sample can be sent).
+      `output:NAME` is left out, so that a version's golden sample can be sent). A golden sample of several requests
+      gives each as it was recorded, with its batch axis.
     - a folder, as perf_analyzer reads it: a file a tensor, of its name, with its little-endian bytes; of `BYTES`, a
       string a line.
 
@@ -323,8 +324,14 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
             arrays = {inputs[0].name: loaded}
         else:
             with loaded:
+                if (recorded := _recorded_rows(loaded)) is not None:
+                    known = {item.name for item in inputs}
+                    return [
+                        {name: array for name, array in row.items() if name in known or not ignore_others}
+                        for row in recorded
+                    ]
                 names = [name for name in loaded.files if not name.startswith("output:")]
-                arrays = {name.removeprefix("input:"): loaded[name] for name in names}
+                arrays = {name.removeprefix("input:"): _as_bytes(loaded[name]) for name in names}
     ranks = {item.name: len(item.shape) for item in inputs}
     if ignore_others:
         arrays = {name: array for name, array in arrays.items() if name in ranks}
@@ -334,6 +341,33 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
         raise ValueError(f"the first axis counts the requests, and the arrays have different ones: {lengths}")
     count = next(iter(lengths.values()), 1)
     return [{name: array[number] for name, array in arrays.items()} for number in range(count)]
+
+
+def _recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:
+    """Return the requests of recorded exchanges, batch axes included; `None` for any other archive.
+
+    An archive of one request with one response has nothing that tells it from arrays whose first axis counts.
+    """
+    matches = {key: match for key in archive if (match := RECORDED_KEY.fullmatch(key)) is not None}
+    several = RECORDED_COUNTS in archive or any(match["request"] or match["response"] for match in matches.values())
+    if not several or len(archive) - (RECORDED_COUNTS in archive) != len(matches):
+        return None
+    numbers = [int(match["request"] or 1) for match in matches.values()]
+    count = len(archive[RECORDED_COUNTS]) if RECORDED_COUNTS in archive else max(numbers)
+    rows: list[Sample] = [{} for _ in range(count)]
+    for (key, match), number in zip(matches.items(), numbers, strict=True):
+        if match["kind"] == "input":
+            if not 1 <= number <= count:
+                raise ValueError(f"{key} is of request {number}, and {count} were recorded")
+            rows[number - 1][match["name"]] = _as_bytes(archive[key])
+    return rows
+
+
+def _as_bytes(array: Array) -> Array:
+    """Return recorded text as the bytes that were sent, which need not be UTF-8."""
+    if array.dtype.kind != "U":
+        return array
+    return np.array([item.encode("utf-8", "surrogateescape") for item in array.flat], object).reshape(array.shape)
 
 
 def write_rows(path: Path, rows: Sequence[Sample], *, as_stream: bool = False) -> None:

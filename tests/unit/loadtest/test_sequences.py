@@ -18,6 +18,7 @@ from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.loadtest.wire.sequences import FIRST_ID, IDS, Lane, Lanes, drawn_lengths, encoded_id
 from repo_manager.loadtest.wire.tracked import TrackedGrpcConnection
+from repo_manager.repository.golden import Exchange, Golden, write_golden
 from repo_manager.request_data.tensors import InputFacts
 
 X = InputFacts("x", "FP32", (2,))
@@ -114,6 +115,15 @@ def test_recorded_sequences_are_sent_whole_and_in_order(tmp_path):
     rows = [parsed(end, *lane.next()) for _ in range(6)]
     assert [np.frombuffer(row[3], np.float32)[0] for row in rows] == [1, 2, 3, 1, 2, 3]
     assert [row[1:3] for row in rows] == [(True, False), (False, True), (True, True)] * 2
+
+
+def test_a_golden_file_of_a_sequence_is_input_data(tmp_path):
+    exchanges = [Exchange({"x": np.full((1, 2), value, np.float32)}, ()) for value in (1, 2, 3)]
+    write_golden(tmp_path / "golden.npz", Golden.of(exchanges))
+    end = endpoint("grpc", data=tmp_path / "golden.npz")
+    assert end.sequences.streams == ((0, 1, 2),)
+    lane = Lane(Lanes(end.sequences, 0, 1, seed=1))
+    assert [np.frombuffer(parsed(end, *lane.next())[3], np.float32)[0] for _ in range(3)] == [1, 2, 3]
 
 
 def test_a_golden_sequence_is_sent_and_a_length_draws_from_its_steps():

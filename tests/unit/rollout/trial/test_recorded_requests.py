@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import InputError
-from repo_manager.repository.golden import Golden, write_golden
+from repo_manager.repository.golden import Exchange, Golden, write_golden
 from repo_manager.rollout.trial.shadow import read_requests
 from repo_manager.triton_config import ModelConfig, parse_config
 
@@ -114,3 +114,35 @@ def test_arrays_that_count_differently(tmp_path: Path) -> None:
         read_requests(tmp_path / "r.npz", two)
     with pytest.raises(InputError, match="cannot be read"):
         read_requests(tmp_path / "missing.jsonl", two)
+
+
+def test_a_golden_sample_of_several_requests_is_sent_as_recorded(tmp_path: Path) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    answered = ({"y": np.ones((1, 1), np.float32)},)
+    exchanges = [Exchange({"x": x}, answered), Exchange({"x": np.concatenate([x + 1, x + 2])}, answered * 2)]
+    write_golden(tmp_path / "golden.npz", Golden.of([*exchanges, Exchange({"x": x + 3}, ())]))
+    requests = read_requests(tmp_path / "golden.npz", config())
+    for request, expected in zip(requests, (x, np.concatenate([x + 1, x + 2]), x + 3), strict=True):
+        np.testing.assert_array_equal(request["x"], expected)
+
+
+def test_recorded_exchanges_of_a_decoupled_or_string_model(tmp_path: Path) -> None:
+    of = config('input { name: "t" data_type: TYPE_STRING dims: [-1] } output { name: "u" data_type: TYPE_STRING }', 0)
+    write_golden(
+        tmp_path / "golden.npz",
+        Golden.of(
+            [
+                Exchange({"t": np.array([b"a", "\u00e9".encode(), b"\xff"], object)}, ()),
+                Exchange({"t": np.array([b"b"], object)}, ({"u": np.array([b"c"], object)},) * 3),
+            ]
+        ),
+    )
+    found = [request["t"].tolist() for request in read_requests(tmp_path / "golden.npz", of)]
+    assert found == [[b"a", "\u00e9".encode(), b"\xff"], [b"b"]]
+
+
+def test_recorded_exchanges_that_do_not_fit_are_refused_with_the_request(tmp_path: Path) -> None:
+    other = Exchange({"z": np.ones((1, 2, 3), np.float32)}, ())
+    write_golden(tmp_path / "golden.npz", Golden.of([Exchange({"x": np.ones((1, 2, 3), np.float32)}, ()), other]))
+    with pytest.raises(InputError, match="request 2 has no input x and names the input z"):
+        read_requests(tmp_path / "golden.npz", config())
