@@ -7,6 +7,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,6 +99,37 @@ def test_an_empty_prefix_is_an_empty_repository(root: ObjectRepository) -> None:
     assert model_states(root) == {}
     with pytest.raises(RepositoryError, match="has no model 'm'"):
         find_model(root, "m")
+
+
+def mark_folders(root: ObjectRepository, *folders: str) -> None:
+    """Write the empty objects that a console leaves where somebody "creates a folder"."""
+    for folder in folders:
+        url = f"{root.endpoint}/{root.bucket}/{root.prefix}/{folder}/"
+        urllib.request.urlopen(urllib.request.Request(url, data=b"", method="PUT")).close()
+
+
+def test_a_folder_marker_is_a_folder_for_every_command(root: ObjectRepository, put: Put, store: ObjectClient) -> None:
+    put("m")
+    mark_folders(root, "empty", "m", "m/7", "m/1")
+    assert [(entry.name, [v.version for v in entry.versions]) for entry in scan(root)] == [("empty", []), ("m", [1, 7])]
+    assert find_model(root, "empty").problems[-1] == "has no version"
+    expected = "empty: has no version, and Triton takes the folder for a model"
+    assert expected in errors_of(root)
+    assert [p.where for p in verify(root, "empty") if p.severity.value == "error"] == ["empty"]
+    assert gc(root).removals == ()
+    with pytest.raises(RepositoryError, match=r"marks it: \S+[^/]/m/7/\n"):
+        remove(root, "m", 7)
+    with pytest.raises(RepositoryError, match=r"marks it: \S+[^/]/empty/\n"):
+        remove(root, "empty")
+    assert put("empty").version == 1  # As into an empty folder on a disk.
+
+
+def test_a_key_that_is_no_path_is_named_at_once(root: ObjectRepository) -> None:
+    mark_folders(root, "e2/")
+    began = time.monotonic()
+    (entry,) = scan(root)
+    assert "a key there is no path of a file" in entry.problems[0]
+    assert time.monotonic() - began < 10  # Not retried: a retry lasts two minutes.
 
 
 def test_versions_are_numbered_and_only_the_first_writes_the_configuration(root: ObjectRepository, put: Put) -> None:

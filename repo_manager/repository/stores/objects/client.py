@@ -224,10 +224,9 @@ class ObjectClient:
             answer = await self._api.list_with_delimiter_async(self._store, folder or None)
             start = len(folder) + 1 if folder else 0
             folders = tuple(sorted(str(each)[start:].strip("/") for each in answer["common_prefixes"]))
-            facts = (self._fact(meta, str(meta["path"])[start:]) for meta in answer["objects"])
-            # Some tools mark a folder by an empty object of its name.
+            facts = [self._fact(meta, str(meta["path"])[start:]) for meta in answer["objects"]]
             files = tuple(sorted((fact for fact in facts if fact.key), key=lambda fact: fact.key))
-            return Listing(tuple(name for name in folders if name), files)
+            return Listing(tuple(name for name in folders if name), files, marked=len(files) < len(facts))
 
         return self._request(f"list {folder or 'it'}", ask)
 
@@ -304,6 +303,11 @@ class ObjectClient:
             raise self._no_bucket(what, str(exc)) from exc
         except self._errors.BaseError as exc:
             text = str(exc)
+            if "invalid path" in text:
+                raise RepositoryError(
+                    f"{self.location}: cannot {what}: a key there is no path of a file: {readable(text)}",
+                    hint="Rename or delete that object with the store's own tool, and run the command again.",
+                ) from exc
             self._require_credentials(text)
             status = _STATUS.search(text)
             code = "" if status is None else status[1]

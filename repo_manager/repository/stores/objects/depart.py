@@ -61,6 +61,26 @@ def discard_versions(store: ObjectClient, departure: Departure) -> None:
     if departure.whole:
         _delete_rest(store, name)
     change_ledger(store, name, lambda ledger: _without(ledger, departure.versions))
+    _require_no_markers(store, name, departure)
+
+
+def _require_no_markers(store: ObjectClient, name: str, departure: Departure) -> None:
+    """See that no empty object marks a folder that went: Triton takes it for a model or a version.
+
+    obstore has no way to name such an object, so nothing here can delete it.
+
+    Raises:
+        RepositoryError: there is one.
+    """
+    folders = [f"{name}/{version}" for version in departure.versions]
+    folders += [name] if departure.whole else []
+    left = [folder for folder in folders if store.list(folder).marked]
+    if left:
+        named = ", ".join(str(store.location / key) + "/" for key in left)
+        raise RepositoryError(
+            f"{name}: the files are removed, but Triton still sees a folder: an empty object marks it: {named}",
+            hint="Delete that object with the store's own tool, for example `aws s3api delete-object`.",
+        )
 
 
 def _take_out_of_policy(store: ObjectClient, departure: Departure) -> None:

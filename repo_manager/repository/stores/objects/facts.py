@@ -39,7 +39,14 @@ class ObjectFact:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """One level: names of what looks like folders, and the objects."""
+    """One level.
+
+    Attributes:
+        folders: names of what looks like folders.
+        files: the objects.
+        marked: whether an empty object whose key ends in `/` marks the folder itself. Triton takes it for a folder.
+    """
 
     folders: tuple[str, ...]
     files: tuple[ObjectFact, ...]
+    marked: bool = False

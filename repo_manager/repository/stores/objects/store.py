@@ -100,7 +100,7 @@ class ObjectStore:
         folders = tuple(folder for folder in level.folders if version_number(folder) not in ledger.pending)
         return ModelView(
             place,
-            exists=found is not None or bool(folders),
+            exists=found is not None or bool(folders) or listing.marked or bool(level.files and not ledger.pending),
             level=level,
             versions=tuple(sorted(numbers - ledger.pending.keys())),
             folders=folders,
