@@ -199,7 +199,7 @@ def add_files(
             if isinstance(run, TrialRun) and trial.check is not None:
                 trial.check(run)
             if isinstance(run, str):
-                notes.append(f"it was not run here: {run}")
+                notes.append(f"it was not run here{', so no answers were recorded' if has_sample else ''}: {run}")
     if not _is_complete(config):
         notes.append("config.pbtxt is not complete: the server has to be one that lets the backend complete it")
     return _publish(source, name, repository, options, _Publication(config, text, recording, tuple(notes), fit), report)

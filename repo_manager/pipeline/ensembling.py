@@ -135,6 +135,9 @@ def make_ensemble(
             trial=dataclasses.replace(trial, requests=trial.requests or sample),
             report=report,
         )
+    if not added.golden:
+        why = "no sample was recorded: its inputs are not those of one model that has one. Give --sample."
+        added = dataclasses.replace(added, notes=(*added.notes, why))
     return MadeEnsemble(added, described, joined.edges, joined.left_out)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.engine.build_log import BuildProgress
-from repo_manager.errors import CalibrationError, GateError, InputError, ServerError
+from repo_manager.errors import CalibrationError, GateError, InputError, RepoManagerError, ServerError
 from repo_manager.files import sha256_file
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import Signature, signature_of
@@ -150,21 +151,42 @@ def add_with_images(
 
     Raises:
         CalibrationError: the YAML is wrong or does not fit the model, or an image cannot be read.
-        GateError: an answer differs; or as `add`. What was published before stays.
+        GateError: an answer differs; or as `add`. Versions that were published before it stay, and the error names
+            them.
     """
     repository, options = as_location(repository), options or AddOptions()
     found = ImageModels.read(Path(preprocess), signature_of(load_model(Path(path))))
     added = add(path, name, repository, options, report=report, progress=progress, cancelled=cancelled)
     if options.dry_run:
         return AddedWithImages(added, None, None, found.images)
-    wanted = _Wanted.of(repository, name, found.recipe)
     preprocess_name = f"{name}_preprocess"
-    first = _add_preprocess(preprocess_name, repository, found, wanted, Path(preprocess).name, report)
-    parts = {name: added.version, preprocess_name: find_model(repository, preprocess_name).versions[-1].version}
-    check = _Check(name, preprocess_name, found, wanted)
-    trial = Trial(tuple(Exchange(each, ()) for each in wanted.image_requests(found)), parts, check)
-    made = make_ensemble(repository, f"{name}_ensemble", [preprocess_name, name], trial=trial, report=report)
+    published = [f"{name}:{added.version}"]
+    with _says_published(published):
+        wanted = _Wanted.of(repository, name, found.recipe)
+        first = _add_preprocess(preprocess_name, repository, found, wanted, Path(preprocess).name, report)
+        if first is not None:
+            published.append(f"{preprocess_name}:{first.version}")
+        parts = {name: added.version, preprocess_name: find_model(repository, preprocess_name).versions[-1].version}
+        check = _Check(name, preprocess_name, found, wanted)
+        trial = Trial(tuple(Exchange(each, ()) for each in wanted.image_requests(found)), parts, check)
+        made = make_ensemble(repository, f"{name}_ensemble", [preprocess_name, name], trial=trial, report=report)
     return AddedWithImages(added, first, made, found.images)
+
+
+@contextlib.contextmanager
+def _says_published(published: Sequence[str]) -> Iterator[None]:
+    """Let an error say which versions are published by then, and that no server serves them."""
+    try:
+        yield
+    except RepoManagerError as exc:
+        several = len(published) > 1
+        exc.message += (
+            f". {' and '.join(published)} {'are' if several else 'is'} published already, and no server serves "
+            f"{'them' if several else 'it'}"
+        )
+        commands = ", ".join(f"repo-manager remove {each}" for each in published)
+        exc.hint = " ".join(part for part in (exc.hint, f"To take back what was published: {commands}.") if part)
+        raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,7 +125,8 @@ def trial_run(
     """
     local = local_folder(repository)
     if needs and local is None:
-        yield f"it needs {', '.join(needs)}, which are in object storage"
+        where = f"which {'are' if len(needs) > 1 else 'is'} in object storage"
+        yield f"it needs {', '.join(needs)}, {where}. On a local copy (repo-manager copy) it runs"
         return
     absent = [needed for needed in needs if local is not None and not (local / needed).is_dir()]
     if absent:

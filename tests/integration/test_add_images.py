@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from onnx import TensorProto, helper
 
-from repo_manager.errors import CalibrationError, InputError, ServerRefusedError, UsageError
+from repo_manager.errors import CalibrationError, InputError, RepositoryError, ServerRefusedError, UsageError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.pipeline.infer import InferOptions, infer
@@ -123,3 +123,16 @@ def test_what_does_not_fit_leaves_nothing(images: Path, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"come out as \[3, 16, 12\]"):
         add_with_images(model, "net", tmp_path / "models", recipe)
     assert not (tmp_path / "models").exists()
+
+
+def test_a_later_step_that_fails_says_what_is_published(images: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    other = repository / "net_ensemble"
+    (other / "1").mkdir(parents=True)
+    (other / "config.pbtxt").write_text('backend: "python"\nmax_batch_size: 0\n')
+    model = write_model(tmp_path / "net.onnx", ["N", 3, 12, 16])
+    with pytest.raises(RepositoryError, match="the model 'net_ensemble' exists and is another one") as failed:
+        add_with_images(model, "net", repository, images / "calibration.yaml")
+    assert failed.value.message.endswith("net:1 and net_preprocess:1 are published already, and no server serves them")
+    assert "repo-manager remove net:1, repo-manager remove net_preprocess:1" in (failed.value.hint or "")
+    assert [each.version for each in find_model(repository, "net").versions] == [1]

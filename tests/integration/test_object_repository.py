@@ -12,10 +12,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.object_stores import BUCKET, moto_server, s3_environment, tiny_config, tiny_files
+from support.python_models import write_python_model
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.pipeline.adding_files import add_files
+from repo_manager.pipeline.ensembling import EnsembleOptions, make_ensemble
 from repo_manager.repository import (
     ObjectRepository,
     PublishedVersion,
@@ -229,6 +233,19 @@ def test_gc_keeps_what_is_needed(root: ObjectRepository, put: Put) -> None:
     assert [v.version for v in find_model(root, "m").versions] == [1, 2, 4, 5]
     with pytest.raises(RepositoryError, match="keep is 0"):
         gc(root, keep=0)
+
+
+def test_an_ensemble_says_that_no_answers_were_recorded(root: ObjectRepository, tmp_path: Path) -> None:
+    for part in ("scale", "opt"):
+        add_files(write_python_model(tmp_path, part), part, root)
+    made = make_ensemble(root, "bare", ["scale", "opt"])
+    assert any(note.startswith("no sample was recorded") for note in made.added.notes)
+    sample = tmp_path / "rows.npz"
+    np.savez(sample, X=np.array([[1, 2]], np.float32))
+    made = make_ensemble(root, "given", ["scale", "opt"], EnsembleOptions(sample=sample))
+    assert made.added.golden == "nobody"
+    why = "it was not run here, so no answers were recorded: it needs opt, scale, which are in object storage"
+    assert any(note.startswith(why) for note in made.added.notes), made.added.notes
 
 
 def test_deployments_tags_and_versions_by_name(root: ObjectRepository, put: Put) -> None:
