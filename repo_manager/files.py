@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
+import re
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +27,13 @@ __all__ = [
     "read_regular",
     "sha256_bytes",
     "sha256_file",
+    "work_folder",
     "write_atomic",
 ]
 
 _CHUNK_BYTES = 1 << 20
+_WORK_NAME = re.compile(r"[a-z0-9_]{8}\.work")  # what `tempfile` puts between prefix and suffix
+_OURS = "repo-manager-"
 
 
 def sha256_bytes(data: bytes) -> Digest:
@@ -159,3 +166,76 @@ def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
                     hint="Wait for the other repo-manager command to end, then run this one again.",
                 ) from None
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def work_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
+    """Give an empty folder for as long as the block lasts; first remove what killed processes left of the kind.
+
+    Its owner holds a lock on it, which the kernel drops when the owner dies: a folder that can be locked is nobody's.
+
+    Args:
+        prefix: of its name.
+        folder: where it is made; `None`: where the system keeps temporary files. `prefix` then begins with
+            "repo-manager-", and what any command of ours has left there is removed.
+
+    Raises:
+        OSError: it cannot be made: the disk is full, read-only, ...
+    """
+    root = Path(tempfile.gettempdir()) if folder is None else folder
+    _sweep(root, _OURS if folder is None else prefix)
+    path, lock = _locked_folder(root, prefix)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(root: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, suffix=".work", dir=root))
+        try:
+            lock = _lock_folder(path)
+        except FileNotFoundError:
+            continue  # a sweep saw it before it was locked
+        except BlockingIOError:
+            continue  # a sweep holds it, and removes it
+        if path.exists():
+            return path, lock
+        os.close(lock)
+
+
+def _lock_folder(path: Path) -> int:
+    """Open and lock a folder; where the file system has no such locks it is only opened.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it is gone, is a link, or belongs to somebody who does not let us in.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        pass
+    return descriptor
+
+
+@functools.cache
+def _sweep(root: Path, prefix: str) -> None:
+    """Remove the work folders of this user whose owners are dead, once in the life of a process."""
+    with contextlib.suppress(OSError):
+        for path in list(root.iterdir()):
+            if not path.name.startswith(prefix) or _WORK_NAME.fullmatch(path.name[-13:]) is None:
+                continue
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(descriptor).st_uid == os.geteuid():
+                        shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(descriptor)

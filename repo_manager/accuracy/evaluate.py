@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from repo_manager.accuracy.labels import correct_answers, labels_of
 from repo_manager.errors import GateError, InputError, UsageError
-from repo_manager.files import sha256_file
+from repo_manager.files import sha256_file, work_folder
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
@@ -153,7 +152,8 @@ class AccuracyGate:
             ModelError: ONNX Runtime does not run it.
             OSError: it cannot be written.
         """
-        with tempfile.TemporaryDirectory(dir=path.parent if keep else None, prefix=f".{path.name}.") as folder:
+        place = path.parent if keep else None
+        with work_folder("repo-manager-score-" if place is None else f".{path.name}.", place) as folder:
             files = save_model(proto, Path(folder, path.name), external=external)
             found = self.judge(files[0])
             if not found.passed:

@@ -171,7 +171,7 @@ class AddFlags(
             **settings_of(AddOptions, self),
         )
 
-    def files_options(self, path: Path) -> FilesOptions:
+    def files_options(self, path: Path, runtime: RuntimeFlags) -> FilesOptions:
         """Return the library's options for what is published as it is.
 
         Raises:
@@ -183,6 +183,11 @@ class AddFlags(
             for field in dataclasses.fields(self)
             if field.name not in taken and getattr(self, field.name) != field.default
         ]
+        if limits := runtime.given():
+            raise UsageError(
+                f"{', '.join(limits)}: {path} is published as it is, and ONNX Runtime does not run it here",
+                hint="Leave it out. A --sample is run on the embedded server, which has no such limits.",
+            )
         if given:
             raise UsageError(
                 f"{', '.join(given)}: {path} is published as it is, so there is nothing to convert or to derive"
@@ -211,7 +216,7 @@ def add_command(
     *,
     place: RepositoryFlag,
     flags: AddFlags,
-    _runtime: RuntimeFlags,
+    runtime: RuntimeFlags,
     output: Output,
 ) -> None:
     """Convert, check and publish a model as a new version. No server serves it until `deploy`.
@@ -222,7 +227,7 @@ def add_command(
     key, root = signing_key(flags.sign), place.root()
     as_it_is = flags.config is not None or flags.sample is not None or bool(flags.uses)
     if as_it_is or not is_converted(model, flags.backend):
-        files = add_files(model, name, root, flags.files_options(model), report=terminal.reporter())
+        files = add_files(model, name, root, flags.files_options(model, runtime), report=terminal.reporter())
         if key is not None and files.published:
             _sign(terminal, root, [(files.name, files.version)], key)
         terminal.result(files, *added_files_view(files, place.repository))

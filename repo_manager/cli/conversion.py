@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -17,7 +16,7 @@ from repo_manager.accuracy import AccuracyGate, AccuracyOptions, load_evaluator
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, ModelFile, Output, RuntimeFlags, check_outputs, parse_shapes, writing
 from repo_manager.errors import UsageError
-from repo_manager.files import write_atomic
+from repo_manager.files import work_folder, write_atomic
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.runtime import start_runtime
 from repo_manager.onnx_model.signature import signature_of
@@ -262,7 +261,7 @@ def convert_command(
     with contextlib.ExitStack() as stack:
         place = target
         if dry_run:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="repo-manager-"))) / target.name
+            place = stack.enter_context(work_folder("repo-manager-convert-")) / target.name
         stack.enter_context(writing(place))
         options = conversion.convert_options()
         result = convert(source, precision, place, calibration=data, options=options, judge=judge)

@@ -85,6 +85,15 @@ class RuntimeFlags:
         """Let the limits hold while the command runs."""
         return runtime_limits(RuntimeLimits(**settings_of(RuntimeLimits, self)))
 
+    def given(self) -> tuple[str, ...]:
+        """Return the options that have another value than their default."""
+        usual = RuntimeFlags()
+        return tuple(
+            f"--{field.name}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(usual, field.name)
+        )
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:

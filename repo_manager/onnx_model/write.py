@@ -7,7 +7,6 @@ Above protobuf's 2 GB the weights go to a second file, as ONNX external data.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import secrets
@@ -22,7 +21,7 @@ from google.protobuf import unknown_fields  # type: ignore[import-untyped]  # pu
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # published without stubs
 
 from repo_manager.errors import ModelError
-from repo_manager.files import fsync_directory
+from repo_manager.files import fsync_directory, work_folder
 from repo_manager.onnx_model import dtypes
 from repo_manager.onnx_model.draft import Draft, Weight
 from repo_manager.onnx_model.walk import tensors_of
@@ -84,10 +83,9 @@ def save_model(proto: onnx.ModelProto, path: StrPath, *, external: bool | None =
         external = outline.size_bytes > PROTOBUF_LIMIT_BYTES
     elif not external and outline.size_bytes > PROTOBUF_LIMIT_BYTES:
         raise ModelError(f"{path}: the model is above 2 GB", hint="Save it with external data.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data_path = path.with_name(path.name + ".data")
-    data_temporary = path.with_name(f".{data_path.name}.{os.getpid()}.tmp")
-    try:
+    with work_folder(f".{path.name}.", path.parent) as folder:
+        temporary, data_temporary = folder / path.name, folder / data_path.name
         if external:
             with data_temporary.open("wb") as data_file:
                 outline.write_external(data_file, data_path)
@@ -98,11 +96,6 @@ def save_model(proto: onnx.ModelProto, path: StrPath, *, external: bool | None =
         if external:
             data_temporary.replace(data_path)
         temporary.replace(path)
-    except BaseException:
-        for leftover in (temporary, data_temporary):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
-        raise
     fsync_directory(path.parent)
     return (path, data_path) if external else (path,)
 

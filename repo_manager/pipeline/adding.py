@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import platform
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import choose_backend, find_gpus
 from repo_manager.errors import GateError, RepoManagerError, UsageError
+from repo_manager.files import work_folder
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.runtime import start_runtime
 from repo_manager.onnx_model.signature import signature_of
@@ -80,7 +80,7 @@ def add(
     report(f"Reading {path}")
     start_runtime()
     source = load_model(path)
-    with tempfile.TemporaryDirectory(prefix="repo-manager-add-") as folder:
+    with work_folder("repo-manager-add-") as folder:
         gate = None if options.accuracy is None else AccuracyGate.of(options.accuracy, source)
         target = Target(name, repository, choice, Path(folder), gate)
         with _speaking_of(path, target.work):

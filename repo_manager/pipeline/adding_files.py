@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import repo_manager
 from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit
 from repo_manager.errors import ConfigError, GateError, InputError, UsageError
-from repo_manager.files import sha256_file
+from repo_manager.files import sha256_file, work_folder
 from repo_manager.pipeline.recording import Recording, Trial, TrialRun, exchanges_of, needs_of, record, trial_run
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import (
@@ -415,7 +414,7 @@ def _publish(
     report: Report,
 ) -> AddedFiles:
     files, config, golden = source.files_for(what.config), what.config, what.recording.golden
-    with tempfile.TemporaryDirectory(prefix="repo-manager-add-") as folder:
+    with work_folder("repo-manager-add-") as folder:
         if golden is not None:
             files[GOLDEN_FILE_NAME] = Path(folder) / GOLDEN_FILE_NAME
             write_golden(files[GOLDEN_FILE_NAME], golden)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from repo_manager.errors import CalibrationError, InputError, UsageError
-from repo_manager.files import sha256_file, write_atomic
+from repo_manager.files import sha256_file, work_folder, write_atomic
 from repo_manager.loadtest.inputs.images import image_files, image_samples, is_images, recipe_of
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import Signature, signature_of
@@ -121,7 +120,7 @@ def make_calibration(
         return _described(source, output, signature, facts, options)
     available, drawn = _drawn_of(source, facts, options)
     samples = [_with_rows(sample, facts, rows=_has_rows(signature)) for sample in drawn]
-    with tempfile.TemporaryDirectory(dir=_existing(output.parent), prefix=f".{output.name}.") as folder:
+    with work_folder(f".{output.name}.", _existing(output.parent)) as folder:
         staged = Path(folder, output.name)
         _write(samples, staged, signature)
         data = load_calibration(staged, signature, min_samples=1)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError, UsageError
-from repo_manager.files import write_atomic
+from repo_manager.files import work_folder, write_atomic
 from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
 from repo_manager.pipeline.recording import Trial
 from repo_manager.repository import (
@@ -119,7 +118,7 @@ def make_ensemble(
     _require_same(repository, name, joined.config)
     sample = () if options.sample is not None else _first_requests(repository, joined)
     described = tuple(part.model if part.version is None else f"{part.model}:{part.version}" for part in parts)
-    with tempfile.TemporaryDirectory(prefix="repo-manager-ensemble-") as folder:
+    with work_folder("repo-manager-ensemble-") as folder:
         _write(Path(folder), joined.config)
         files = FilesOptions(
             sample=None if options.sample is None else Path(options.sample),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import InputError, RepositoryError, ServerUnreachableError, UsageError
+from repo_manager.files import work_folder
 from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts, connect
@@ -294,7 +294,7 @@ def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str,
     """Read what is to be sent; one request each, batch axis included."""
     text = str(options.data)
     if text == _STDIN or text.lstrip().startswith("{"):
-        with tempfile.TemporaryDirectory(prefix="repo-manager-infer-") as folder:
+        with work_folder("repo-manager-infer-") as folder:
             source = "standard input" if text == _STDIN else "--input"
             path = Path(folder) / "request.jsonl"
             path.write_text(_json_lines(_standard_input() if text == _STDIN else text), "utf-8")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from repo_manager.engine.build_log import BuildProgress
 from repo_manager.errors import CalibrationError, GateError, InputError, RepoManagerError, ServerError
-from repo_manager.files import sha256_file
+from repo_manager.files import sha256_file, work_folder
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.optional import require
@@ -253,7 +252,7 @@ def _add_preprocess(
         Exchange(request, ({wanted.name: array},))
         for request, array in zip(wanted.image_requests(found), (*tensors, *together), strict=False)
     ]
-    with tempfile.TemporaryDirectory(prefix="repo-manager-images-") as work:
+    with work_folder("repo-manager-images-") as work:
         folder = Path(work) / "1"
         folder.mkdir()
         for file in _CODE:

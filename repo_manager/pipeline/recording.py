@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
+from repo_manager.files import work_folder
 from repo_manager.repository import Location, find_model, local_folder, read_config_bytes
 from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.golden import Exchange, Golden, read_golden
@@ -134,7 +134,7 @@ def trial_run(
             f"{name} needs {', '.join(absent)}, which is not in {repository}, so it cannot be run",
             hint="Add what it needs first, or publish it without --sample.",
         )
-    with tempfile.TemporaryDirectory(prefix="repo-manager-run-") as folder, contextlib.ExitStack() as stack:
+    with work_folder("repo-manager-run-") as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         _lay_out(root, name, files, config)
         for needed in needs:

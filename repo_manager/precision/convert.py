@@ -8,7 +8,6 @@ import functools
 import math
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import onnx
 
 from repo_manager.errors import CalibrationError, GateError, ModelError
+from repo_manager.files import work_folder
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.inputs import given_sizes
 from repo_manager.onnx_model.model import Model, graph_as_stored
@@ -93,7 +93,7 @@ def convert(
     reference = answers(held_out, seed=options.seed, kind=kind)
     calibrated = None if parts is None else answers(fitted, seed=options.seed)
     prover = Prover(model, precision, options, reference, calibrated)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    with work_folder(f".{output.name}.", output.parent) as folder:
         if precision is Precision.FP32:
             kept: tuple[KeptNode, ...] = ()
             written, proof = _proven_copy(prover, Path(folder, output.name), output)

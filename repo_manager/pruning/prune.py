@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
+from repo_manager.files import work_folder
 from repo_manager.onnx_model.draft import Weight, weight_of_array
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
@@ -132,7 +132,7 @@ def prune_with_data(
     if options.has_budget and not options.all_valid:
         layers = _worth_pruning(layers, chosen)
     keep_bytes = max(_KEPT_AT_LEAST, model.size_bytes // 2)
-    with tempfile.TemporaryDirectory(prefix="repo-manager-prune-") as folder, workers(options.threads) as (pool, width):
+    with work_folder("repo-manager-prune-") as folder, workers(options.threads) as (pool, width):
         work = Path(folder)
         run = Run(model.digest, graph, model.weights, parts.solving, work, keep_bytes, options, pool, width)
         judge = Judge(model, parts.judging, work, options.metric)
@@ -173,7 +173,7 @@ def _prune_permuted(
     """Permute channels, see that the dense model answers as before, and prune what comes out."""
     chosen = choose(model, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
     found = permuted(draft_of(model), [_stored_name(uses[0]) for uses in chosen.uses.values()], options.seed)
-    with tempfile.TemporaryDirectory(prefix="repo-manager-permute-") as folder:
+    with work_folder("repo-manager-permute-") as folder:
         path = Path(folder) / model.path.name
         save_model(_rebuilt(model, found.weights), path, external=True if model.external_files else None)
         other = load_model(path)

@@ -11,11 +11,11 @@ import contextlib
 import dataclasses
 import io
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.files import work_folder
 from repo_manager.optional import require
 from repo_manager.validation import check_fields
 
@@ -83,7 +83,7 @@ def make_signature(folder: Path, key: SigningKey) -> bytes:
         MissingDependencyError: the `[sign]` extra is not installed.
     """
     signer = _signer(key)
-    with tempfile.TemporaryDirectory(prefix="repo-manager-sign-") as work:
+    with work_folder("repo-manager-sign-") as work:
         file = Path(work) / "signature.json"
         try:
             signer.sign(folder, file)
@@ -126,7 +126,7 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
             config.use_certificate_verifier(certificate_chain=[key])
     except _VENDOR_ERRORS as exc:
         raise UsageError(f"{key} cannot check signatures: {_reason(exc)}", hint=_KEY_HINT) from exc
-    with tempfile.TemporaryDirectory(prefix="repo-manager-verify-") as work:
+    with work_folder("repo-manager-verify-") as work:
         file = Path(work) / "signature.json"
         file.write_bytes(content)
         try:

@@ -12,12 +12,12 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.files import work_folder
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.signing_files import beside_signature_name, beside_signatures
@@ -214,7 +214,7 @@ def _beside(store: Store, view: ModelView) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _folder(store: Store, view: ModelView, files: Sequence[str]) -> Iterator[Path]:
     """Give a folder with the files beside the versions, as they are signed."""
-    with tempfile.TemporaryDirectory(prefix="repo-manager-beside-") as work:
+    with work_folder("repo-manager-beside-") as work:
         folder = Path(work) / "beside"
         folder.mkdir()
         for file in files:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,36 @@ def test_a_dead_holders_lock_is_free(tmp_path: Path) -> None:
     holder.join()
     with file_lock(tmp_path / "lock", timeout_s=5):
         pass
+
+
+def test_a_work_folder_that_a_killed_process_left_is_removed_by_the_next_process(tmp_path: Path) -> None:
+    code = """if True:
+        import os, pathlib, sys
+        from repo_manager.files import work_folder
+        with work_folder(".m.onnx.", pathlib.Path(sys.argv[1])) as folder:
+            (folder / "part").touch()
+            print(folder, flush=True)
+            exec(sys.argv[2])
+    """
+
+    def command(then: str) -> list[str]:
+        return [sys.executable, "-c", code, str(tmp_path), then]
+
+    def folder_of(then: str) -> Path:
+        return Path(subprocess.run(command(then), stdout=subprocess.PIPE, text=True, check=False).stdout.strip())
+
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command("sys.stdin.read()"), stdin=pipe, stdout=pipe, text=True) as lives:
+        assert lives.stdout is not None
+        held = Path(lives.stdout.readline().strip())
+        others = [tmp_path / ".m.onnx.notes", tmp_path / ".other.onnx.abcdefgh.work"]
+        for folder in others:
+            folder.mkdir()
+        left = folder_of("os.kill(os.getpid(), 9)")
+        assert (left / "part").exists()
+        assert not folder_of("pass").exists()
+        assert not left.exists()
+        assert (held / "part").exists(), "its owner lives"
+        assert all(folder.exists() for folder in others)
+        lives.communicate("")
+    assert not held.exists()

@@ -15,12 +15,12 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
+from repo_manager.files import work_folder
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
@@ -219,7 +219,7 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
         UsageError: the options ask for what perf_analyzer cannot do, or it rejected them.
         ServerUnreachableError: it reached no server.
     """
-    with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as folder:
+    with work_folder("repo-manager-perf-analyzer-") as folder:
         files = Path(folder)
         command = command_of(perf.binary, level, facts, _with_inputs_file(facts, options, files), files)
         limit_s = (

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,16 @@ def test_a_mistake_is_a_document_too(
             assert word in error["message"]
         else:
             assert printed.out == ""
+
+
+def test_limits_of_a_run_are_refused_where_nothing_is_run(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.py").write_text("")
+    done = run("add", tmp_path / "m", "--name", "m", "--timeout", "3", "--memory", "1", "-r", tmp_path / "models")
+    assert done.code == 2
+    assert "--timeout, --memory: " in done.err
+    assert "published as it is" in done.err
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
+from repo_manager.files import work_folder
 from repo_manager.repository.layout import is_component, version_number
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.manifest import FileRecord
@@ -132,7 +132,7 @@ class ObjectStore:
             if resume:
                 folder = stack.enter_context(kept_download(self.client, name, version, resume))
             else:
-                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="repo-manager-objects-"))
+                place = stack.enter_context(work_folder("repo-manager-objects-"))
                 folder = Path(place).resolve() / name / str(version)
             fetch_version(self.client, name, version, folder, names, compare=compare, progress=progress)
             yield folder
