@@ -38,6 +38,7 @@ from repo_manager.rollout.targets.snapshot import (
     models_after,
     models_served,
     snapshots_of,
+    versions_brought,
     versions_needed,
     write_snapshot,
 )
@@ -175,6 +176,7 @@ class KServeTarget:
             )
         self._held, source = models_served(self._context.repository, self._uri, self._snapshots, str(self._service))
         self._models = models_after(self._context, self._held, source)
+        self._context.brought = versions_brought(self._context, self._held)
         if self._context.leaves:
             self.checks = check_leaving(self._context, self._held, str(self._service))
         else:

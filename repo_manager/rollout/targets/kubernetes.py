@@ -29,6 +29,7 @@ from repo_manager.rollout.targets.snapshot import (
     models_after,
     models_served,
     snapshots_of,
+    versions_brought,
     versions_needed,
     write_snapshot,
 )
@@ -161,6 +162,7 @@ class KubernetesTarget:
         self._name_keeper(deployments[0])
         held, source = self._held(served[0])
         self._models = models_after(self.context, held, source)
+        self.context.brought = versions_brought(self.context, held)
         if self.context.leaves:
             self.checks = check_leaving(self.context, held, str(self.release), served[0].load)
         else:

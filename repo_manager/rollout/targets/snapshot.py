@@ -49,6 +49,7 @@ __all__ = [
     "read_snapshot",
     "snapshot_behind",
     "snapshots_of",
+    "versions_brought",
     "versions_needed",
     "write_snapshot",
 ]
@@ -225,10 +226,15 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
     others_of_it = [v for v in held.get(name, ()) if keep and v != version]
     kept = {*others_of_it[-1:], *(v for v in others_of_it if v in context.pinned)}
     found[name] = SnapshotModel(name, tuple(sorted({version, *kept})), repository)
-    for needed, versions in versions_needed(context, held).items():
-        if versions != held.get(needed):
-            found[needed] = SnapshotModel(needed, versions, repository)
+    for needed, versions in versions_brought(context, held).items():
+        found[needed] = SnapshotModel(needed, versions, repository)
     return tuple(found.values())
+
+
+def versions_brought(context: Context, held: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return what `models_after` adds of the models that the new version needs; arguments as there."""
+    wanted = {} if context.leaves else versions_needed(context, held)
+    return {needed: versions for needed, versions in wanted.items() if versions != held.get(needed)}
 
 
 def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, tuple[int, ...]]:

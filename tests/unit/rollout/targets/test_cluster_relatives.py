@@ -11,7 +11,7 @@ from support.python_models import write_python_model
 from support.triton_deployment import triton_deployment
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import adopt
+from repo_manager.repository import adopt, model_state
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.pinning import pin_snapshot
@@ -55,6 +55,15 @@ def test_a_version_that_an_ensemble_pins_comes_along(deployed: FakeCluster, fami
 def test_a_pinned_snapshot_has_the_version_that_an_ensemble_pins(family: Path) -> None:
     found = pin_snapshot(family, {"ens": 1}, options=PLAN).models
     assert found["scale_py"] == (2, 3)
+
+
+def test_only_what_comes_along_is_recorded_as_deployed(cluster: FakeCluster, family: Path) -> None:
+    Controller(cluster)
+    deploy(family, "bls", 1, SERVICE, options=QUICK)
+    assert model_state(family, "scale").deployments == (), "it was served before"
+    deploy(family, "ens", 1, SERVICE, options=QUICK)
+    assert [each.version for each in model_state(family, "scale_py").deployments] == [3]
+    assert model_state(family, "opt").deployments == ()
 
 
 @pytest.mark.parametrize("target", [RELEASE, SERVICE])
