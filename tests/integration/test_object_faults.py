@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.fault_proxy import Fault, FaultProxy, Plan, Request, fault_proxy
 from support.object_stores import BUCKET, moto_server, s3_environment, tiny_config, tiny_files
+from support.tiny_s3 import tiny_s3
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository import (
@@ -154,6 +155,24 @@ def test_what_is_refused_is_not_tried_again(root: ObjectRepository, proxy: Fault
         find_model(root, "m")
     assert "credentials in the environment" in str(failed.value)
     assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
+@pytest.mark.parametrize("manner", ["refuses", "ignores"])
+def test_a_store_without_conditional_writes_is_refused_before_any_file_is_sent(
+    manner: str, header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_environment().items():
+        monkeypatch.setenv(name, value)
+    with tiny_s3() as store:
+        setattr(store, manner, (header,))
+        place = parse_location(f"s3://http://127.0.0.1:{store.port}/bucket/models")
+        began = time.monotonic()
+        with pytest.raises(RepositoryError, match="the store has no conditional writes") as caught:
+            publish(place, "m", tiny_files(tmp_path), tiny_config(), {})
+        assert time.monotonic() - began < 30  # Not retried for the two minutes of a fault that passes.
+        assert header in f"{caught.value}".lower()
+        assert {key for key in store.objects if not key.endswith(".state")} == set()
 
 
 def large_files(folder: Path) -> dict[str, Path]:

@@ -36,6 +36,8 @@ class TinyS3:
         self._kill: tuple[int, int] | None = None
         self._requests = 0
         self.watch: Watch | None = None
+        self.refuses: tuple[str, ...] = ()  # headers that it answers with 501
+        self.ignores: tuple[str, ...] = ()
         store = self
 
         class Handler(_Handler):
@@ -115,7 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
                     self._get(key)
 
     def _put(self, key: str, body: bytes) -> None:
-        new, wanted = bool(self.headers.get("if-none-match")), self.headers.get("if-match")
+        if any(self.headers.get(name) for name in self.owner.refuses):
+            self._answer(501, b"<Error><Code>NotImplemented</Code></Error>")
+            return
+        heeded = {name: self.headers.get(name) for name in {"if-none-match", "if-match"} - {*self.owner.ignores}}
+        new, wanted = bool(heeded.get("if-none-match")), heeded.get("if-match")
         with self.owner.lock:
             self.owner.clock += 1  # every write is a second later: the tests need not wait for one
             clock = self.owner.clock

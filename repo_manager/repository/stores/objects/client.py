@@ -95,6 +95,7 @@ class ObjectClient:
         self._missing = (FileNotFoundError, self._errors.NotFoundError)
         self._store = self._connect(options)
         self._answered = False
+        self._conditional_writes = False
 
     def _connect(self, options: StoreOptions) -> Any:
         stores = require("obstore.store")
@@ -185,6 +186,32 @@ class ObjectClient:
             ChangedMeanwhileError: it has not.
         """
         return self._conditional(key, data, mark.mode(), mark)
+
+    def require_conditional_writes(self, key: str) -> None:
+        """See that the store heeds the conditions of a write; asked once, of an object that exists.
+
+        Writes of the object's own content that have to be refused are sent, so nothing changes in either case.
+
+        Raises:
+            RepositoryError: the store writes whatever the condition says, or does not know conditions.
+        """
+        found = None if self._conditional_writes else self.get(key)
+        if found is None:
+            return
+        data, mark = found[0], found[1].mark
+        other = dataclasses.replace(mark, e_tag='"0"', version=None if mark.version is None else "1")
+        for header, mode in (("If-None-Match", "create"), ("If-Match", other.mode())):
+
+            async def written(mode: Any = mode) -> bool:
+                try:
+                    await self._api.put_async(self._store, key, data, mode=mode, use_multipart=False)
+                    return True
+                except (self._errors.AlreadyExistsError, self._errors.PreconditionError, *self._missing):
+                    return False
+
+            if self._request(f"write {key}", written):
+                raise self._no_conditions(f"it ignores {header}")
+        self._conditional_writes = True
 
     def put(self, key: str, data: bytes) -> Mark:
         """Write an object, whatever is there."""
@@ -313,6 +340,8 @@ class ObjectClient:
             code = "" if status is None else status[1]
             if code == "404":
                 raise self._no_bucket(what, text) from exc
+            if code == "501":
+                raise self._no_conditions(f"it cannot {what}: {readable(text)}") from exc
             if code.startswith("4") and code not in ("408", "409", "429"):
                 raise RepositoryError(f"{self.location}: the store refuses to {what}: {readable(text)}") from exc
             raise TransientError(readable(text), slow_down=code in _SLOW) from exc
@@ -336,6 +365,12 @@ class ObjectClient:
                 f"{self.location}: no credentials were found: the environment has none, and this machine has no role",
                 hint=f"Which variables are read: {document('object-storage.md')}",
             )
+
+    def _no_conditions(self, why: str) -> RepositoryError:
+        return RepositoryError(
+            f"{self.location}: the store has no conditional writes: {why}. Two publications could take one version",
+            hint=f"Use a store with If-None-Match and If-Match ({document('object-storage.md')}), or a folder.",
+        )
 
     def _no_bucket(self, what: str, text: str) -> RepositoryError:
         return RepositoryError(
