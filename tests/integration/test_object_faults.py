@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.fault_proxy import Fault, FaultProxy, Plan, Request, fault_proxy
 from support.object_stores import BUCKET, moto_server, s3_environment, tiny_config, tiny_files
+from support.proxies import make_certificates, tls_terminating
 from support.tiny_s3 import tiny_s3
 
 from repo_manager.errors import RepositoryError
@@ -173,6 +175,24 @@ def test_a_store_without_conditional_writes_is_refused_before_any_file_is_sent(
         assert time.monotonic() - began < 30  # Not retried for the two minutes of a fault that passes.
         assert header in f"{caught.value}".lower()
         assert {key for key in store.objects if not key.endswith(".state")} == set()
+
+
+@pytest.mark.parametrize("speaks_tls", [False, True], ids=["plain", "untrusted"])
+def test_tls_that_cannot_work_is_named_at_once(
+    speaks_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_environment().items():
+        monkeypatch.setenv(name, value)
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(tiny_s3()).port
+        if speaks_tls:
+            port = stack.enter_context(tls_terminating(port, make_certificates(tmp_path))).port
+        place = parse_location(f"s3://https://127.0.0.1:{port}/bucket/models")
+        with pytest.raises(RepositoryError) as caught:
+            scan(place)
+    expected = "certificate is refused: UnknownIssuer" if speaks_tls else "the endpoint does not speak TLS"
+    assert expected in caught.value.message
+    assert "attempts" not in caught.value.message  # Nothing changes by trying again.
 
 
 def large_files(folder: Path) -> dict[str, Path]:

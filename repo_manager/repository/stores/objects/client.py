@@ -23,7 +23,7 @@ from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.stores.objects.bounded import run_within
 from repo_manager.repository.stores.objects.credentials import store_config
 from repo_manager.repository.stores.objects.facts import Listing, Mark, ObjectFact
-from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
+from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried, tls_refusal
 
 __all__ = ["ObjectClient", "StoreOptions", "open_client"]
 
@@ -336,6 +336,9 @@ class ObjectClient:
                     hint="Rename or delete that object with the store's own tool, and run the command again.",
                 ) from exc
             self._require_credentials(text)
+            refused = tls_refusal(text)
+            if refused is not None:
+                raise RepositoryError(f"{self.location}: cannot {what}: {refused[0]}", hint=refused[1]) from exc
             status = _STATUS.search(text)
             code = "" if status is None else status[1]
             if code == "404":

@@ -11,12 +11,15 @@ from typing import TypeVar
 
 from repo_manager.errors import RepositoryError
 
-__all__ = ["RetryOptions", "TransientError", "readable", "retried"]
+__all__ = ["RetryOptions", "TransientError", "readable", "retried", "tls_refusal"]
 
 R = TypeVar("R")
 
 _SECRETS = re.compile(r"(?i)([?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|token)=)[^&\s\"'<]+")
 _MAX_TEXT = 400
+# rustls names its errors only in the debug text of what obstore raises.
+_NO_TLS = "InvalidContentType"
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?([^(){}]*\w)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +90,15 @@ def readable(text: str) -> str:
     said = text.partition("Debug source:")[0]
     flat = " ".join(_SECRETS.sub(r"\1***", said).split())
     return flat if len(flat) <= _MAX_TEXT else flat[:_MAX_TEXT] + "..."
+
+
+def tls_refusal(text: str) -> tuple[str, str] | None:
+    """Return what is wrong with a connection's TLS and what to do; `None` where another attempt may succeed."""
+    if _NO_TLS in text:
+        what = "the endpoint does not speak TLS, and its address says https"
+        return what, "Write http:// for an endpoint without TLS, or name the port that speaks TLS."
+    refused = _CERTIFICATE.search(text)
+    if refused is None:
+        return None
+    hint = "It has to be for this host, valid today, and from an authority that this machine trusts."
+    return f"the endpoint's certificate is refused: {' '.join(refused[1].split())}", hint
