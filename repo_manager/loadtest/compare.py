@@ -25,7 +25,7 @@ from repo_manager.loadtest.inputs.shared_memory import shared_samples
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.metrics import Block, metrics_in
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.run import environment, jobs_of, metrics_source
+from repo_manager.loadtest.run import RANDOM_NOTE, environment, jobs_of, metrics_source
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
@@ -282,7 +282,10 @@ def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -
     whole = Slice.merge(measured)
     if not whole.latencies.count:
         reason = whole.messages[0][0] if whole.messages else "no answer"
-        raise ServerError(f"{side.facts.model} answered no request of a block well: {reason}")
+        raise ServerError(
+            f"{side.facts.model} answered no request of a block well: {reason}",
+            hint=RANDOM_NOTE if side.options.data is None and not side.options.recorded else None,
+        )
     inferences = whole.latencies.count * side.options.batch_size
     return Block(
         whole.latencies,

@@ -29,6 +29,7 @@ from repo_manager.loadtest.worker.schedule import Job, Schedule, load_replay
 from repo_manager.types import as_json
 
 __all__ = [
+    "RANDOM_NOTE",
     "LoadTestInterrupted",
     "default_metrics_url",
     "environment",
@@ -42,6 +43,7 @@ __all__ = [
 _MAX_SATURATION_CONCURRENCY = 1024
 
 _MAX_WAIT_S = 3600.0
+RANDOM_NOTE = "The requests were random. If the model refuses such values, give real ones: --input-data, --golden."
 _TRIED = 4
 
 Report = Callable[[Progress], None]
@@ -112,9 +114,7 @@ def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> L
         # Of a level that was measured twice, the second time for its whole time, the last row counts.
         points = sorted({point.level: point for point in points}.values(), key=lambda point: point.level)
     if any(point.outcome == "failed" and point.error_messages for point in points) and _is_random(options):
-        notes.append(
-            "The requests were random. If the model refuses such values, give real ones: --input-data, --golden."
-        )
+        notes.append(RANDOM_NOTE)
     knee, rule = find_knee(points)
     report = LoadTestReport(
         target=facts,

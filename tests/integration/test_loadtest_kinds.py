@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from repo_manager.errors import UsageError
+from repo_manager.errors import ServerError, UsageError
+from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import run_load_test
@@ -214,3 +215,10 @@ def test_sequence_models_are_compared_from_the_shell(target):
     )
     (comparison,) = json.loads(done.stdout)["comparisons"]
     assert (comparison["level"], comparison["a"]["sequence"]) == ("concurrency 2", True)
+
+
+def test_a_comparison_of_a_model_that_refuses_random_inputs_says_what_to_send(target):
+    options = LoadTestOptions(target[0].grpc_url, "choosy", concurrency=(1,))
+    with pytest.raises(ServerError, match="choosy answered no request of a block well") as failed:
+        compare(options, options, plan=ComparePlan(pairs=6, block_s=0.1, settle_s=0.0))
+    assert "--input-data" in (failed.value.hint or "")
