@@ -13,13 +13,21 @@ from repo_manager.files import sha256_file
 from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.ensembles import ensembles_problems
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.layout import STAGING_IN_ROOT
+from repo_manager.repository.layout import MANIFEST_FILENAME, STAGING_IN_ROOT
 from repo_manager.repository.location import LocationLike
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store, model_names
-from repo_manager.repository.view import ModelView, VersionView, existing_model, top_names, with_beside, with_versions
+from repo_manager.repository.view import (
+    Level,
+    ModelView,
+    VersionView,
+    existing_model,
+    top_names,
+    with_beside,
+    with_versions,
+)
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     DEFAULT_FILENAMES,
@@ -37,6 +45,7 @@ from repo_manager.types import Backend
 __all__ = ["verify"]
 
 _MAX_LOOKS = 20
+_NO_REPOSITORY = "not-a-repository"
 _SYSTEM_FOLDERS = {
     "lost+found": "the file system's own",
     "@eaDir": "the storage device's own",
@@ -96,9 +105,7 @@ def verify(
 def _root_problems(store: Store) -> Iterator[Problem]:
     """Check the root itself, as Triton reads it."""
     level = store.list_level()
-    if any(entry.name == CONFIG_FILENAME for entry in level.files):
-        text = "lies in the root: Triton takes the folders beside it for models, and this looks like the folder of one"
-        yield Problem(CONFIG_FILENAME, text, hint="name the repository above it: -r", rule="not-a-repository")
+    yield from _repository_above(store, level)
     for folder in level.folders:
         if folder == STAGING_IN_ROOT:
             text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
@@ -119,6 +126,24 @@ def _root_problems(store: Store) -> Iterator[Problem]:
     for entry in level.files:
         if entry.link is not None and not entry.link.exists:
             yield Problem(entry.name, "is a link to nothing", Severity.WARNING, rule="broken-link")
+
+
+def _repository_above(store: Store, level: Level) -> Iterator[Problem]:
+    """Find the folder of a model, or of a version, in the place of a repository."""
+    place = store.location.resolve()
+    files = [entry.name for entry in level.files]
+    versions = [folder for folder in level.folders if folder.isdecimal()]
+    if CONFIG_FILENAME in files:
+        text = "lies in the root: Triton takes the folders beside it for models, and this looks like the folder of one"
+        yield Problem(CONFIG_FILENAME, text, hint=f"name the repository above: -r {place.parent}", rule=_NO_REPOSITORY)
+    elif place.name.isdecimal() and (MANIFEST_FILENAME in files or backend_of_files(files)):
+        hint = f"name the repository above: -r {place.parent.parent}"
+        yield Problem(".", "looks like the folder of a version, not a repository", hint=hint, rule=_NO_REPOSITORY)
+    elif versions:
+        inside = [entry.name for entry in store.list_level(versions[0]).files]
+        if MANIFEST_FILENAME in inside or backend_of_files(inside):
+            hint = f"name the repository above: -r {place.parent}"
+            yield Problem(".", "looks like the folder of a model, not a repository", hint=hint, rule=_NO_REPOSITORY)
 
 
 def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:

@@ -136,6 +136,21 @@ def test_a_key_that_is_no_path_is_named_at_once(root: ObjectRepository) -> None:
     assert time.monotonic() - began < 10  # Not retried: a retry lasts two minutes.
 
 
+def test_the_folder_of_a_model_or_a_version_names_the_repository_above(
+    root: ObjectRepository, put: Put, store: ObjectClient
+) -> None:
+    put("m")
+
+    def first(place: ObjectRepository) -> str:
+        return str(verify(place, digests=False)[0])
+
+    assert f"name the repository above: -r {root}" in first(root / "m")
+    assert f"name the repository above: -r {root}" in first(root / "m" / "1")
+    store.delete(["m/config.pbtxt"])
+    assert f"name the repository above: -r {root}" in first(root / "m")
+    assert not any("repository above" in str(problem) for problem in verify(root, digests=False))
+
+
 def test_versions_are_numbered_and_only_the_first_writes_the_configuration(root: ObjectRepository, put: Put) -> None:
     first, second = put(), put()
     assert [(v.version, v.first, v.served) for v in (first, second)] == [(1, True, True), (2, False, False)]
