@@ -209,6 +209,11 @@ def plan_from(
     if files is not None and (entry.policy != after or not set(after) <= set(served.ready)):
         steps = [_with_files(step, *files) for step in steps]
     notes = list(hidden_changes(entry))
+    if config is not None and config.unknown_fields:
+        fields = ", ".join(config.unknown_fields)
+        notes.append(
+            f"config.pbtxt has fields that a Triton which does not know them refuses at the next load: {fields}"
+        )
     gone = sorted(set(served.ready) - existing)
     if gone:
         numbers = ", ".join(map(str, gone))

@@ -67,6 +67,13 @@ def test_only_policy_and_instances_change_without_a_reload(tmp_path: Path, chang
     assert actions(plan_from(entry, 1, served(1, config=config), keep_previous=False)) == {1: action}
 
 
+def test_fields_that_a_server_may_refuse_are_named_even_where_nothing_is_to_do(tmp_path: Path) -> None:
+    entry = model(tmp_path, 1, policy=(1,), config=f"{LOADED} future_field: 1")
+    plan = plan_from(entry, 1, served(1, config=LOADED), keep_previous=False)
+    assert actions(plan) == {1: Action.KEEP}
+    assert plan.notes[-1].endswith("refuses at the next load: future_field")
+
+
 def test_a_served_version_without_a_folder_is_pointed_out(tmp_path: Path) -> None:
     plan = plan_from(model(tmp_path, 2), 2, served(1), keep_previous=False)
     assert "its folder is gone" in plan.notes[0]
