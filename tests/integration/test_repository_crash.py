@@ -18,7 +18,7 @@ from support.serving import onnx_model
 from repo_manager.repository import find_model
 from repo_manager.server import EmbeddedServer, TritonClient
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 AUTO_COMPLETE = False
 
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from support.repository_suites.run import run_suite
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def replay(store: str, *arguments: str) -> subprocess.CompletedProcess[str]:
