@@ -7,7 +7,6 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 
 from repo_manager.optional import deferred

@@ -192,7 +192,7 @@ def test_an_ensemble_has_a_row_for_every_model(target):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
 def test_compressed_requests_are_answered(target, protocol, compression):
-    (point,) = load(target, protocol, "quick", concurrency=(2,), duration_s=0.4, compression=compression).points
+    (point,) = load(target, protocol, "quick", concurrency=(2,), duration_s=1.0, compression=compression).points
     assert (point.errors, point.requests > 10) == (0, True)
     with pytest.raises(UsageError, match="cannot be compressed beforehand"):
         load(target, protocol, "counted", concurrency=(2,), compression=compression)

@@ -121,7 +121,7 @@ def test_a_run_that_takes_too_much_memory_fails_and_the_next_model_runs(tmp_path
     text = '<ir_version: 8, opset_import: ["": 17]> g (int64[1] n) => (float[k] y) { y = ConstantOfShape(n) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     try:
-        with runtime_limits(RuntimeLimits(memory_bytes=256 << 20)):
+        with runtime_limits(RuntimeLimits(memory_bytes=1 << 30)):
             session = Session(tmp_path / "m.onnx")
             with pytest.raises(ModelError, match="running it failed"):
                 session.run({"n": np.array([1 << 30])})
