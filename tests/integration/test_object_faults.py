@@ -195,6 +195,29 @@ def test_tls_that_cannot_work_is_named_at_once(
     assert "attempts" not in caught.value.message  # Nothing changes by trying again.
 
 
+_ENDS_AT_ONCE = """
+import asyncio, sys, time
+from repo_manager.repository import parse_location
+from repo_manager.repository.stores.objects.client import open_client
+
+wake = asyncio.SelectorEventLoop._write_to_self
+
+def wake_and_linger(self):
+    wake(self)
+    time.sleep(0.2)  # the library's thread is here while the process ends
+
+asyncio.SelectorEventLoop._write_to_self = wake_and_linger
+open_client(parse_location(sys.argv[1])).head("x")
+"""
+
+
+def test_a_process_that_ends_right_after_an_answer_is_not_aborted() -> None:
+    with tiny_s3() as store:
+        command = [sys.executable, "-c", _ENDS_AT_ONCE, f"s3://http://127.0.0.1:{store.port}/bucket/models"]
+        done = subprocess.run(command, env={**os.environ, **s3_environment()}, timeout=60, check=False)
+    assert done.returncode == 0
+
+
 def large_files(folder: Path) -> dict[str, Path]:
     """A file of four parts, and one that is sent whole."""
     folder.mkdir()

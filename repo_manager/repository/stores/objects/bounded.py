@@ -8,12 +8,14 @@ It stands apart from `client.py` because it knows nothing of stores.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import contextvars
 import os
 import resource
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,21 +32,51 @@ _LOOK_S = 0.05
 _STATM = Path("/proc/self/statm")
 
 
+class _AnswerLoop(asyncio.SelectorEventLoop):
+    """Knows which threads of the library are handing over an answer at this moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handing_over: set[int] = set()
+
+    def call_soon_threadsafe(  # type: ignore[override]  # its type needs TypeVarTuple, of Python 3.11
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's."""
+        thread = threading.get_ident()
+        self.handing_over.add(thread)
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        finally:
+            self.handing_over.discard(thread)
+
+
 class _Loop:
     """The event loop that requests run on, in a thread of its own, made when first used; a fork makes its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: _AnswerLoop | None = None
+        atexit.register(self._wait_for_answers)
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         self._lock, self._loop = threading.Lock(), None
 
+    def _wait_for_answers(self) -> None:
+        """Wait for threads that hand over an answer, a second at most.
+
+        Such a thread gives the interpreter's lock away in between. Where Python ends at that moment the thread cannot
+        take it back, and aborts the process (SIGABRT) although the command has succeeded.
+        """
+        end = time.monotonic() + 1.0
+        while self._loop is not None and self._loop.handing_over and time.monotonic() < end:
+            time.sleep(0.001)
+
     def submit(self, request: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = _AnswerLoop()
                 threading.Thread(target=self._loop.run_forever, daemon=True).start()
         return asyncio.run_coroutine_threadsafe(request, self._loop)
 
