@@ -160,6 +160,14 @@ def test_gc_by_age_reads_the_manifests_time(five: Path) -> None:
     assert gc(five, keep=1, older_than_s=3600).removals[0].versions == (3,)
 
 
+def test_gc_cleans_up_while_the_version_that_the_policy_names_is_not_there_yet(five: Path) -> None:
+    """Its number is claimed first and its folder comes last: meanwhile the model serves nothing, whatever goes."""
+    (five / "m" / "1").rename(five / "m" / ".1")
+    assert [removal.versions for removal in gc(five, keep=2).removals] == [(2, 3)]
+    (five / "m" / ".1").rename(five / "m" / "1")
+    assert versions(five) == [1, 4, 5]
+
+
 def test_gc_must_keep_something(five: Path) -> None:
     with pytest.raises(RepositoryError, match="keep is 0"):
         gc(five, keep=0)
