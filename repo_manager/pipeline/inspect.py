@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model.model import load_model, parameter_count
 from repo_manager.onnx_model.signature import Signature, signature_of
-from repo_manager.repository.manifest import read_manifest
+from repo_manager.optional import deferred
 from repo_manager.sparsity import SparsityReport, sparsity_report
 from repo_manager.summary import Summarized
 from repo_manager.types import Digest, StrPath
+
+if TYPE_CHECKING:
+    from repo_manager.repository import manifest as manifests
+else:
+    manifests = deferred("repo_manager.repository.manifest")
 
 __all__ = ["Inspection", "inspect_model"]
 
@@ -76,8 +81,10 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
 
 def _pruned(path: Path) -> Mapping[str, Any] | None:
     """Read what pruning did, if the file lies in a version."""
+    if not path.parent.name.isdigit():
+        return None  # Triton's versions are numbers
     try:
-        manifest = read_manifest(path.parent)
+        manifest = manifests.read_manifest(path.parent)
     except RepositoryError:
         return None
     return None if manifest is None else manifest.extra.get("pruned")

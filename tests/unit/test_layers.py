@@ -132,7 +132,8 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
     """What most commands do without.
 
     On a disk: the store of objects; of `verify`: how a graph is judged, by onnx and NumPy; of a deploy to a server:
-    clusters, canaries, the other protocol, and how a model without a recorded answer is run.
+    clusters, canaries, the other protocol, and how a model without a recorded answer is run; of `inspect` on a file
+    that lies in no version: the repository.
     """
     waiting = {
         str(path.relative_to(PACKAGE))
@@ -143,6 +144,7 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
         and ast.unparse(node.args[0]).strip("'").startswith("repo_manager")
     }
     assert waiting == {
+        "pipeline/inspect.py",
         "repository/stores/__init__.py",
         "declared/servers.py",
         "rollout/deploy.py",
