@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import LockHeldError
@@ -24,6 +24,7 @@ __all__ = [
     "file_lock",
     "fsync_directory",
     "fsync_tree",
+    "link_files",
     "read_regular",
     "sha256_bytes",
     "sha256_file",
@@ -86,6 +87,22 @@ def fsync_tree(root: Path) -> None:
             finally:
                 os.close(descriptor)
         fsync_directory(Path(directory))
+
+
+def link_files(files: Mapping[str, Path], folder: Path) -> None:
+    """Put files into a folder as hard links; those of another file system are copied.
+
+    Args:
+        files: path in the folder -> file.
+        folder: made where it is missing, like those below it.
+    """
+    for place, source in files.items():
+        target = folder / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(source.resolve())
+        except OSError:
+            shutil.copyfile(source, target)
 
 
 def document(name: str) -> str:

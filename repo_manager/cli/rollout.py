@@ -55,9 +55,10 @@ class ServerFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class DeployFlags(RolloutFlags):
-    """What deploy and rollback let one choose."""
+class FleetFlags:
+    """How several servers go, one batch after the other."""
 
+    PANEL: ClassVar[str] = "Roll-out"
     batch: str = option(
         "--batch",
         metavar="N|N%",
@@ -74,6 +75,12 @@ class DeployFlags(RolloutFlags):
         show=str,
         help="Of several servers: how many may not answer.",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeployFlags(FleetFlags, RolloutFlags):
+    """What deploy and rollback let one choose."""
+
     signed_by: list[Path] | None = option(
         "--signed-by",
         metavar="KEY.pub",
@@ -172,26 +179,9 @@ def rollback_command(
 
 
 @dataclasses.dataclass(frozen=True)
-class UndeployFlags:
+class UndeployFlags(FleetFlags):
     """How a model is taken out of service."""
 
-    PANEL: ClassVar[str] = "Roll-out"
-    batch: str = option(
-        "--batch",
-        metavar="N|N%",
-        sets=(RolloutOptions, "batch"),
-        read=lambda text: _batch(text),
-        show=str,
-        help="Of several servers: how many at a time.",
-    )
-    max_unavailable: str = option(
-        "--max-unavailable",
-        metavar="N|N%",
-        sets=(RolloutOptions, "max_unavailable"),
-        read=lambda text: Amount.parse(text, "--max-unavailable"),
-        show=str,
-        help="Of several servers: how many may not answer.",
-    )
     drop_pinned: bool = option(
         "--drop-pinned",
         sets=(RolloutOptions, "drop_pinned"),

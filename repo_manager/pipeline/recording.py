@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
-from repo_manager.files import work_folder
+from repo_manager.files import link_files, work_folder
 from repo_manager.repository import Location, find_model, local_folder, read_config_bytes
 from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.golden import Exchange, Golden, read_golden
@@ -216,12 +215,7 @@ def _lay_out(root: Path, name: str, files: Mapping[str, Path], config: ModelConf
     """Write a repository of one version, as it will be published."""
     version = root / name / "1"
     version.mkdir(parents=True)
-    for place, source in files.items():
-        (version / place).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            (version / place).hardlink_to(source.resolve())
-        except OSError:  # another file system
-            shutil.copyfile(source, version / place)
+    link_files(files, version)
     message = config.message()
     message.ClearField("version_policy")
     if not message.name:

@@ -15,6 +15,7 @@ from repo_manager.report.page import Figure, render_page
 from repo_manager.report.svg import Axis, Chart
 from repo_manager.tuning.result import BETTER, Tuning
 from repo_manager.tuning.search import Trial
+from repo_manager.tuning.space import AXES
 
 __all__ = ["tune_page", "tune_view"]
 
@@ -146,7 +147,7 @@ def _effects(result: Tuning) -> list[dict[str, Any]]:
     """Return, per axis, what its values led to where nothing else differed from the best one."""
     best = result.best
     found = []
-    for axis in ("max_batch_size", "queue_delay", "threads", "instances"):
+    for axis in AXES:
         along = [trial for trial in result.trials if _differs_in(trial, best) <= {axis}]
         if len(along) > 1:
             values = {getattr(trial.setting, axis): _value(result, trial) for trial in along}
@@ -158,5 +159,4 @@ def _effects(result: Tuning) -> list[dict[str, Any]]:
 
 
 def _differs_in(one: Trial, other: Trial) -> set[str]:
-    names = ("max_batch_size", "queue_delay", "threads", "instances")
-    return {name for name in names if getattr(one.setting, name) != getattr(other.setting, name)}
+    return {name for name in AXES if getattr(one.setting, name) != getattr(other.setting, name)}

@@ -98,7 +98,7 @@ def tuning_run(
         )
     base = parse_config(set_fields(format_config(config), options.fixed, where=CONFIG_FILENAME))
     setting_of(base)
-    with copies_of(repository, name, version, url=options.url, access=options.access) as copies:
+    with copies_of(repository, name, version, base, url=options.url, access=options.access) as copies:
         facts = _facts(repository, name, version, copies, base, options)
         journal = Journal(tuning_directory(), facts, fresh=options.fresh)
         yield TuningRun(name, version, options, (config, base), (copies, journal), progress)
@@ -138,7 +138,7 @@ class TuningRun:
     ) -> None:
         self._name, self._version, self._options = name, version, options
         self._written, self._base = configs
-        self._copies, self._journal = means
+        self.copies, self._journal = means
         self._told = progress
         self._today = setting_of(self._base)
         self._began = time.monotonic()
@@ -212,8 +212,8 @@ class TuningRun:
         """
         groups = self._base.message().instance_group
         on_gpu = self._base.backend in ("tensorrt", "tensorrt_rtx") or any(group.kind == 1 for group in groups)
-        size = sum(path.stat().st_size for place, path in self._copies.files.items() if place.startswith("1/"))
-        room, fit = self._copies.room(on_gpu=on_gpu), _MOST_INSTANCES
+        size = sum(path.stat().st_size for place, path in self.copies.files.items() if place.startswith("1/"))
+        room, fit = self.copies.room(on_gpu=on_gpu), _MOST_INSTANCES
         if room is not None:
             fit = int(room.free_bytes * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
             if fit < 2:  # the comparison serves two
@@ -222,7 +222,7 @@ class TuningRun:
                     f"the {room.free_bytes >> 20} MiB that {room.kind} has free",
                     hint="Unload something else there, or tune on a larger one.",
                 )
-        cores = 0 if on_gpu else self._copies.cores
+        cores = 0 if on_gpu else self.copies.cores
         batch = max(self._today.max_batch_size, 64) if self._today.max_batch_size else 0
         return Bounds(cores, fit, batch)
 
@@ -230,10 +230,10 @@ class TuningRun:
         return LoadTestOptions(
             **{
                 **self._options.load,
-                "url": self._copies.url,
-                "metrics_url": self._copies.metrics_url,
-                "access": self._copies.access,
-                "model": self._copies.named(model),
+                "url": self.copies.url,
+                "metrics_url": self.copies.metrics_url,
+                "access": self.copies.access,
+                "model": self.copies.named(model),
                 "arrival": self._options.arrival,
                 "warmup_s": _WARMUP_S,
                 **levels,
@@ -251,10 +251,10 @@ class TuningRun:
         changes = Setting(1, max(sizes) if bounds.batch else 0, None, self._today.threads).changes(self._today)
         if not known:
             try:
-                self._copies.load(CANDIDATE, changes)
+                self.copies.load(CANDIDATE, changes)
             except ServerRefusedError:
                 sizes = tuple(size for size in sizes if size <= max(self._today.max_batch_size, 1))
-                self._copies.load(CANDIDATE, {})
+                self.copies.load(CANDIDATE, {})
             for size in sizes:
                 options = self._options_of(
                     CANDIDATE, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
@@ -298,7 +298,7 @@ class TuningRun:
     def _measured(self, setting: Setting, against: float | None, *, is_first: bool) -> Trial:
         began = time.monotonic()
         try:
-            self._copies.load(CANDIDATE, setting.changes(self._today))
+            self.copies.load(CANDIDATE, setting.changes(self._today))
         except ServerRefusedError as exc:
             reason = f"it does not load: {exc.reason or exc.message}"
             return Trial(setting, is_better=False, value=None, reason=reason, seconds=0.0, against=against)
@@ -347,9 +347,9 @@ class TuningRun:
 
     def _proof(self, best: Trial) -> Comparison:
         """Hold today's and the best setting against each other, both served, in paired blocks."""
-        self._copies.unload(CANDIDATE)
-        self._copies.load(TODAY, {})
-        self._copies.load(WINNER, best.setting.changes(self._today))
+        self.copies.unload(CANDIDATE)
+        self.copies.load(TODAY, {})
+        self.copies.load(WINNER, best.setting.changes(self._today))
         rate = self._options.rate or best.value
         assert rate is not None
         fit = int(max(self._left_s(), 0.0) / (2 * (_BLOCK_S + 0.5)))

@@ -20,7 +20,7 @@ from typing import Protocol
 from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError
-from repo_manager.files import write_atomic
+from repo_manager.files import link_files, write_atomic
 from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.repository import Location, find_model, local_folder, version_files
 from repo_manager.rollout.checks import Room, room_for
@@ -89,7 +89,13 @@ class Copies(Protocol):
 
 @contextlib.contextmanager
 def copies_of(
-    repository: Location, name: str, version: int, *, url: str | None = None, access: ClientOptions | None = None
+    repository: Location,
+    name: str,
+    version: int,
+    config: ModelConfig,
+    *,
+    url: str | None = None,
+    access: ClientOptions | None = None,
 ) -> Iterator[Copies]:
     """Make ready to serve copies of a version; they are gone at the end of the block.
 
@@ -97,20 +103,18 @@ def copies_of(
         repository: where the version is.
         name: the model.
         version: the version.
+        config: what the copies' configurations are changed from.
         url: a server that takes them; `None` starts one.
         access: how that server is reached.
 
     Raises:
-        RepositoryError: no such model or version, or it has no config.pbtxt.
+        RepositoryError: no such model or version.
         MissingDependencyError: there is no tritonserver on this machine.
         ServerError: it does not start, or cannot be reached.
     """
-    model = find_model(repository, name)
-    entry = next((each for each in model.versions if each.version == version), None)
-    config = model.config()
-    if entry is None or config is None:
-        missing = f"version {version}" if entry is None else "config.pbtxt"
-        raise RepositoryError(f"{name} has no {missing}", hint=f"See: repo-manager show {name}")
+    entry = next((each for each in find_model(repository, name).versions if each.version == version), None)
+    if entry is None:
+        raise RepositoryError(f"{name} has no version {version}", hint=f"See: repo-manager show {name}")
     local = local_folder(repository)
     access = access or ClientOptions()
     _sweep(url, access)
@@ -139,7 +143,7 @@ class _Here:
     def load(self, name: str, changes: Mapping[str, str | None]) -> None:
         folder = self._root / name
         if not folder.is_dir():
-            _link(self.files, folder)
+            link_files(self.files, folder)
         config = _changed(self._text, name, changes)
         (folder / CONFIG_FILENAME).write_text(format_config(config), encoding="utf-8")
         self.unload(name)
@@ -258,14 +262,3 @@ def _changed(text: str, name: str, changes: Mapping[str, str | None]) -> ModelCo
 
 def _below(folder: Path, place: str) -> dict[str, Path]:
     return {f"{place}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _link(files: Mapping[str, Path], model: Path) -> None:
-    """Link files into a folder; copy those of another file system."""
-    for place, source in files.items():
-        target = model / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            target.hardlink_to(source.resolve())
-        except OSError:
-            shutil.copyfile(source, target)

@@ -7,16 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.waiting import eventually
 
+from repo_manager.loadtest.judge import parse_slo
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.process import start_ticks
+from repo_manager.tuning.result import TuneOptions
+from repo_manager.tuning.run import tuning_run
 
 pytestmark = pytest.mark.integration
 TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "queue_delay", "--budget", "15s", "--json")
@@ -65,14 +67,20 @@ def servers_below(folder: str) -> list[int]:
     return found
 
 
-def until(look: Any, timeout_s: float = 60.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.05)
-    return None
+def is_under_way(cache: str) -> bool:
+    """Whether a server of the tuning runs, and a copy has been loaded or is being so."""
+    return bool(servers_below(cache) and list(Path(cache).rglob("models/candidate/config.pbtxt")))
+
+
+def test_copies_have_what_was_fixed_beforehand(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`--set` holds for today's configuration and for every other one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = TuneOptions(
+        gates=(parse_slo("p50<2s"),), fixed={"dynamic_batching.default_queue_policy.max_queue_size": "77"}
+    )
+    with tuning_run(models, "m", 1, options) as run, TritonClient.connect(run.copies.url) as client:
+        run.copies.load("today", {})
+        assert client.model_config("today").dynamic_batching.default_queue_policy.max_queue_size == 77
 
 
 def test_it_measures_copies_and_goes_on_where_it_ended(models: Path, environment: dict[str, str]) -> None:
@@ -97,10 +105,10 @@ def test_killed_it_leaves_nothing_that_the_next_run_does_not_remove(models: Path
         command(models, *TUNE), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     cache = environment["XDG_CACHE_HOME"]
-    assert until(lambda: servers_below(cache) and list(Path(cache).rglob("models/candidate/config.pbtxt")))
+    assert eventually(lambda: is_under_way(cache), 60.0)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    assert until(lambda: not servers_below(cache))
+    assert eventually(lambda: not servers_below(cache), 60.0)
     assert len(copies(environment)) == 1
     refused = run(models, environment, "tune", "m", "--slo", "p50<1ns", "--search", "queue_delay", "--budget", "10s")
     assert refused.returncode in (4, 6), refused.stderr
@@ -113,7 +121,7 @@ def test_interrupted_it_removes_its_copies(models: Path, environment: dict[str, 
         command(models, *TUNE), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     cache = environment["XDG_CACHE_HOME"]
-    assert until(lambda: servers_below(cache) and list(Path(cache).rglob("models/candidate/config.pbtxt")))
+    assert eventually(lambda: is_under_way(cache), 60.0)
     running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=60) == 130
     assert copies(environment) == []
@@ -157,7 +165,7 @@ def test_on_a_server_elsewhere_copies_come_and_go_and_others_are_served(
             killed = subprocess.Popen(
                 command(models, *TUNE, *to), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            assert until(ready)
+            assert eventually(lambda: bool(ready()), 60.0)
             killed.send_signal(signal.SIGKILL)
             killed.wait()
             left = ready()
