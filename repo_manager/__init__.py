@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
     from repo_manager.pipeline.adopting import write_configs
     from repo_manager.pipeline.apply import ApplyOptions, apply
+    from repo_manager.pipeline.background import follow_log, log_of, start_detached, stop_running
     from repo_manager.pipeline.calibrating import CalibrationOptions, MadeCalibration, make_calibration
     from repo_manager.pipeline.cards import version_cards
     from repo_manager.pipeline.deploying import deploy, rollback, undeploy
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.inspect import Inspection, inspect_model
     from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
     from repo_manager.pipeline.quickstart import quickstart
-    from repo_manager.pipeline.serving import ServeOptions, follow_log, log_of, start_detached, stop_running
+    from repo_manager.pipeline.serve_options import ServeOptions
     from repo_manager.pipeline.snapshot import snapshot
     from repo_manager.pipeline.status import status
     from repo_manager.precision import Conversion, ConvertOptions, convert, load_calibration
@@ -238,6 +239,7 @@ __all__ = [
 _MODULES = {
     "pipeline.cards": ("version_cards",),
     "report.card": ("Card", "card_html", "card_markdown", "index_html"),
+    "pipeline.background": ("follow_log", "log_of", "start_detached", "stop_running"),
     "pipeline.calibrating": ("CalibrationOptions", "MadeCalibration", "make_calibration"),
     "accuracy": ("AccuracyGate", "AccuracyOptions", "Evaluator", "load_evaluator"),
     "client": ("VersionedClient",),
@@ -269,7 +271,7 @@ _MODULES = {
     "pipeline.inspect": ("Inspection", "inspect_model"),
     "pipeline.preprocessing": ("AddedWithImages", "add_with_images"),
     "pipeline.quickstart": ("quickstart",),
-    "pipeline.serving": ("ServeOptions", "follow_log", "log_of", "start_detached", "stop_running"),
+    "pipeline.serve_options": ("ServeOptions",),
     "pipeline.snapshot": ("snapshot",),
     "pipeline.status": ("status",),
     "precision": ("Conversion", "ConvertOptions", "convert", "load_calibration"),

@@ -20,7 +20,7 @@ from repo_manager.declared.export import document_text, export_document
 from repo_manager.errors import ChangesNeededError, UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.apply import ApplyOptions, carry_out
-from repo_manager.pipeline.serving import ensure_server
+from repo_manager.pipeline.background import ensure_server
 from repo_manager.report.added_view import apply_view, plan_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import Location

@@ -14,15 +14,9 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.errors import UsageError
-from repo_manager.pipeline.serving import (
-    ServeOptions,
-    follow_log,
-    handed_over,
-    log_of,
-    serve_until_ended,
-    start_detached,
-    stop_running,
-)
+from repo_manager.pipeline.background import follow_log, handed_over, log_of, start_detached, stop_running
+from repo_manager.pipeline.serve_options import ServeOptions
+from repo_manager.pipeline.serving import serve_until_ended
 from repo_manager.report.machine_tables import running_server_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository import Location

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 
 from repo_manager.errors import RepositoryError, RollbackFailedError, ServerUnreachableError
+from repo_manager.pipeline.background import ensure_server, stop_running
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.pipeline.serving import ensure_server, stop_running
 from repo_manager.repository import (
     Location,
     LocationLike,

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.serving import scaling_model
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError, UsageError
-from repo_manager.pipeline.serving import ServeOptions, server_options
+from repo_manager.pipeline.serve_options import ServeOptions, server_options
 from repo_manager.repository import publish, record_deployment, sign_version
 from repo_manager.repository.signing_files import signature_name
 from repo_manager.rollout.deploy import deploy

@@ -1,0 +1,252 @@
+"""Servers in the background: the one that a command talks to, how it is started and stopped, and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from repo_manager.errors import ServerError, ServerUnreachableError, UsageError
+from repo_manager.pipeline.serve_options import ServeOptions
+from repo_manager.repository import LocationLike, as_location
+from repo_manager.server import RunningServer, TritonClient, running_server
+from repo_manager.server.installation import find_triton
+from repo_manager.server.paths import log_directory
+from repo_manager.server.records import is_served, served_already, starting
+from repo_manager.settings import load_settings
+from repo_manager.types import StrPath
+
+__all__ = ["ServeTarget", "ensure_server", "follow_log", "handed_over", "log_of", "start_detached", "stop_running"]
+
+_POLL_S = 0.05
+_LOG_POLL_S = 0.2
+_KILL_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeTarget:
+    """A server to talk to.
+
+    Attributes:
+        url: `grpc://host:port` or `http://host:port`.
+        started: this command started it, and it goes on running.
+        pid: of the embedded tritonserver; `None` for a server that was given by its URL.
+        metrics_url: Triton's metrics, when known.
+    """
+
+    url: str
+    started: bool = False
+    pid: int | None = None
+    metrics_url: str | None = None
+
+
+def ensure_server(
+    repository: LocationLike, url: str | None, *, timeout_s: float, report: Callable[[str], None]
+) -> ServeTarget:
+    """Return the server that a command with or without `--to` talks to.
+
+    Args:
+        repository: the model repository.
+        url: the server's URL; `None` takes the running `serve` of the repository, else starts one, which goes on
+            running in the background.
+        timeout_s: how long a new server may take.
+        report: told what was started.
+
+    Raises:
+        ServerError: no server could be started.
+        MissingDependencyError: there is no tritonserver on this machine.
+    """
+    repository = as_location(repository)
+    if url is not None:
+        return ServeTarget(url)
+    running = running_server(repository)
+    started = False
+    if running is None:
+        with starting(repository, timeout_s):
+            running = running_server(repository)  # another command may have started it by now
+            started = running is None
+            if running is None:
+                signed_by = load_settings().signed_by
+                running = start_detached(ServeOptions(repository, timeout_s=timeout_s, signed_by=signed_by))
+    if started:
+        report(
+            f"No server runs on {repository}: started one (pid {running.pid}, {running.grpc_url}, {running.http_url}). "
+            f"Stop it with: repo-manager serve --stop --repository {repository}"
+        )
+        for name, reason in running.failures.items():
+            report(f"{name} did not load: {reason}")
+    return ServeTarget(running.control_url, started, running.pid, running.metrics_url)
+
+
+def start_detached(options: ServeOptions) -> RunningServer:
+    """Start `repo-manager serve` in the background and wait until it is ready.
+
+    Raises:
+        ServerError: it ended, or was not ready in time, with the end of its output; or the repository is served
+            already.
+        MissingDependencyError: there is no tritonserver on this machine.
+    """
+    find_triton()
+    running = running_server(options.repository)
+    if running is not None:
+        raise served_already(options.repository, running)
+    log = log_directory() / f"serve-{os.getpid()}-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-m", "repo_manager", "serve", "--quiet", "--options-from-stdin"]
+    command.append(f"--repository={options.repository.resolve()}")
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
+    try:
+        _hand_over(process, options)
+        return _wait_for(process, options, log)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _hand_over(process: subprocess.Popen[bytes], options: ServeOptions) -> None:
+    """Give a server in the background its options, by a pipe: nobody else reads what a header's file holds."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # what ended it is in its log
+        pickle.dump(options, pipe)
+
+
+def handed_over() -> ServeOptions:
+    """Return the options that `start_detached` gave this process.
+
+    Raises:
+        UsageError: nobody did.
+    """
+    try:
+        options = pickle.load(sys.stdin.buffer)  # from our own process, the same code
+    except (EOFError, pickle.UnpicklingError):
+        options = None
+    if not isinstance(options, ServeOptions):
+        raise UsageError("--options-from-stdin is for `serve --detach`, which writes them")
+    return options
+
+
+def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path) -> RunningServer:
+    """Wait for the record that a ready server writes."""
+    deadline = time.monotonic() + options.timeout_s
+    while True:
+        running = running_server(options.repository)
+        if running is not None and running.owner == process.pid:
+            with TritonClient.connect(running.control_url) as client:
+                client.wait_ready(max(1.0, deadline - time.monotonic()))
+            return running
+        if process.poll() is not None:
+            raise ServerError(_reason(log) or f"serve ended with code {process.returncode}", hint=f"Its log: {log}")
+        if time.monotonic() > deadline:
+            raise ServerUnreachableError(
+                f"serve was not ready within {options.timeout_s:g} s; its output ends:\n{_tail(log)}",
+                hint=f"Its log: {log}",
+            )
+        time.sleep(_POLL_S)
+
+
+def stop_running(
+    repository: LocationLike, *, timeout_s: float = 60.0, report: Callable[[str], None] = lambda _: None
+) -> RunningServer | None:
+    """Stop the running `serve` of a repository; return it, or `None` when there was none.
+
+    It is asked with SIGTERM. One that does not end by the last quarter of `timeout_s`, or its last 5 s, is killed with
+    all its processes.
+
+    Args:
+        repository: whose server it is.
+        timeout_s: until when it has to be gone.
+        report: told that it was killed.
+
+    Raises:
+        ServerError: it still runs after `timeout_s`.
+    """
+    repository = as_location(repository)
+    running = running_server(repository)
+    if running is None:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    patience = timeout_s - min(_KILL_S, timeout_s / 4)
+    kill_at: float | None = time.monotonic() + patience
+    while (current := running_server(repository)) is not None and current.pid == running.pid:
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"the server of {repository} (pid {running.pid}) still runs {timeout_s:g} s after it was asked to stop",
+                hint=f"Look at its log, {running.log}; end it with: kill -9 {running.pid}",
+            )
+        if kill_at is not None and time.monotonic() >= kill_at:
+            kill_at = None
+            _kill(running)
+            report(f"The server (pid {running.pid}) did not end within {patience:g} s of SIGTERM and was killed.")
+        time.sleep(_POLL_S)
+    return running
+
+
+def _kill(running: RunningServer) -> None:
+    """Kill a server's processes; the `serve` that runs it is told to end, so that it starts no other one."""
+    if running.owner and is_served(running.repository):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.owner, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)  # the supervisor makes it the leader of its group
+
+
+def log_of(repository: LocationLike) -> Path:
+    """Return the log of a repository's running embedded server, else of the last one that has ended.
+
+    Raises:
+        ServerError: none is kept.
+    """
+    repository = as_location(repository)
+    running = running_server(repository)
+    if running is not None:
+        return running.log
+    place = re.compile(rf"model_repository_path\[0\]\s*\|\s*{re.escape(str(repository.resolve()))}\s*\|")
+    for log in sorted(log_directory().glob("tritonserver-*.log"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if place.search(log.read_text(encoding="utf-8", errors="replace")):
+            return log
+    raise ServerError(
+        f"No server runs on {repository}, and no log of an earlier one is kept",
+        hint="Start one: repo-manager serve --detach. A remote server keeps its own log.",
+    )
+
+
+def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Iterator[str]:
+    """Yield the last lines of a log, then what is added to it, until its server has ended.
+
+    Args:
+        repository: whose server it is.
+        log: its file.
+        lines: how many from the end; 0: all.
+    """
+    repository, log = as_location(repository), Path(log)
+    with log.open(encoding="utf-8", errors="replace") as file:
+        yield from file.read().splitlines(keepends=True)[-lines:]
+        while True:
+            running = running_server(repository)
+            text = file.read()  # after the look: what an ended server wrote last is read, too
+            if text:
+                yield text
+            if running is None or running.log != log:
+                return
+            time.sleep(_LOG_POLL_S)
+
+
+def _reason(log: Path) -> str:
+    """Return the error that an ended `serve` printed, without its label; else the end of its output."""
+    text = _tail(log)
+    return text.rpartition("Error: ")[2].strip()
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
