@@ -22,11 +22,13 @@ from repo_manager.rollout.targets.urls import To, connect, is_cluster
 from repo_manager.server import ClientOptions, TritonClient
 
 if TYPE_CHECKING:
-    from repo_manager.rollout.targets import kserve, kubernetes
+    from repo_manager.rollout.targets import inference_service, kserve, kubernetes, release
     from repo_manager.rollout.trial import canary
 else:
+    inference_service = deferred("repo_manager.rollout.targets.inference_service")
     kserve = deferred("repo_manager.rollout.targets.kserve")
     kubernetes = deferred("repo_manager.rollout.targets.kubernetes")
+    release = deferred("repo_manager.rollout.targets.release")
     canary = deferred("repo_manager.rollout.trial.canary")
 
 __all__ = ["deploy", "rollback", "undeploy", "version_to_go_back_to"]
@@ -191,8 +193,8 @@ class _Reach:
     """What `to` names: servers, or something in clusters, each with its cluster."""
 
     servers: tuple[str | TritonClient, ...] = ()
-    releases: tuple[tuple[kubernetes.Release, Api], ...] = ()
-    service: tuple[kserve.InferenceService, Api] | None = None
+    releases: tuple[tuple[release.Release, Api], ...] = ()
+    service: tuple[inference_service.InferenceService, Api] | None = None
 
     def previous(self, repository: Location, name: str) -> int:
         """Return the version before the current one.
@@ -201,10 +203,10 @@ class _Reach:
             RepositoryError: there is none, or it is not the same in every cluster.
         """
         if self.service is not None:
-            return kserve.previous_on_kserve(self.service[0], repository, name, self.service[1])
+            return inference_service.previous_on_kserve(self.service[0], repository, name, self.service[1])
         if not self.releases:
             return version_to_go_back_to(repository, name)
-        found = {str(each): kubernetes.previous_on_kubernetes(each, name, api) for each, api in self.releases}
+        found = {str(each): release.previous_on_kubernetes(each, name, api) for each, api in self.releases}
         if len(set(found.values())) > 1:
             told = ", ".join(f"{version} in {where}" for where, version in found.items())
             raise RepositoryError(f"The version of {name} before is {told}", hint="Go back in one cluster at a time.")
@@ -262,11 +264,11 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
             return stack.enter_context(contextlib.closing(Api(options.deadline_s, context)))
 
         if on_kserve:
-            service = kserve.InferenceService.parse(found[0])
+            service = inference_service.InferenceService.parse(found[0])
             yield _Reach(service=(service, cluster(service.context)))
         else:
-            releases = [kubernetes.Release.parse(text) for text in found]
-            yield _Reach(releases=tuple((release, cluster(release.context)) for release in releases))
+            releases = [release.Release.parse(text) for text in found]
+            yield _Reach(releases=tuple((each, cluster(each.context)) for each in releases))
 
 
 def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:

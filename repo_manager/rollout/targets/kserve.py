@@ -9,18 +9,23 @@ after one of them promotes it without a restart (kserve#5672).
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Mapping
 
-from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.gates import Outcome
-from repo_manager.repository import Location, find_model, model_state
+from repo_manager.repository import find_model
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, SnapshotChange, TrialResult
 from repo_manager.rollout.targets.api import Api, Kind, Object, change_unless_changed, patiently
 from repo_manager.rollout.targets.base import Context
+from repo_manager.rollout.targets.inference_service import (
+    ALL_TRAFFIC,
+    InferenceService,
+    canaries_of,
+    format_of,
+    share_of,
+)
 from repo_manager.rollout.targets.kserve_status import (
     STANDARD,
     Sight,
@@ -42,66 +47,12 @@ from repo_manager.rollout.targets.snapshot import (
     versions_needed,
     write_snapshot,
 )
-from repo_manager.rollout.targets.template import (
-    CONTEXT,
-    MODELS,
-    SNAPSHOTS,
-    in_context,
-    models_text,
-    parse_models,
-    snapshots_beside,
-)
+from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, snapshots_beside
 from repo_manager.rollout.trial.steps import CanaryStep, check_kind, untried
 
-__all__ = ["InferenceService", "KServeTarget", "KServeWeights", "previous_on_kserve", "storage_of"]
+__all__ = ["KServeTarget"]
 
-_TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?" + CONTEXT)
-_ALL = 100
 _CANARY = "snapshot-"
-
-
-@dataclasses.dataclass(frozen=True)
-class InferenceService:
-    """An InferenceService in the cluster that the kubeconfig names."""
-
-    namespace: str
-    name: str
-    context: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> InferenceService:
-        """Read `kserve://namespace/name`.
-
-        Raises:
-            UsageError: it is none.
-        """
-        match = _TARGET.fullmatch(text)
-        if match is None:
-            raise UsageError(f"{text!r} is no InferenceService", hint="Write it as kserve://NAMESPACE/NAME.")
-        return cls(match["namespace"], match["name"], match["context"])
-
-    def __str__(self) -> str:
-        return f"kserve://{self.namespace}/{self.name}{in_context(self.context)}"
-
-
-def previous_on_kserve(service: InferenceService, repository: Location, name: str, api: Api) -> int:
-    """Return the version of a model to go back to: the one deployed before the one that the InferenceService serves.
-
-    Raises:
-        RepositoryError: the repository remembers none.
-        ServerError: the API server refused or did not answer.
-    """
-    found = api.custom(Kind.INFERENCE_SERVICE, service.namespace, service.name)
-    held = parse_models((found["metadata"].get("annotations") or {}).get(MODELS)) or {}
-    current = max(held.get(name, (0,)))
-    existing = {entry.version for entry in find_model(repository, name).versions}
-    for deployment in reversed(model_state(repository, name).deployments):
-        if deployment.version != current and deployment.version in existing:
-            return deployment.version
-    raise RepositoryError(
-        f"{service} has no earlier roll-out of {name} to go back to",
-        hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION --to {service}",
-    )
 
 
 class KServeTarget:
@@ -126,7 +77,7 @@ class KServeTarget:
         self._context, self._service, self._api = context, service, api
         self._options = TrialOptions() if trial is None else trial
         self._percents = _percents_of(self._options)
-        self._percent = self._percents[0] if self._percents else _ALL
+        self._percent = self._percents[0] if self._percents else ALL_TRAFFIC
         self._steps: list[CanaryStep] = []
         self._wanted = trial is not None
         self.parts = (self,)
@@ -164,11 +115,11 @@ class KServeTarget:
         self._seen: Sight = see(self._api, self._service.namespace, self._service.name)
         self._before = self._seen.service
         self._known = failure_of(self._before)
-        self._format = _format_of(self._before)
+        self._format = format_of(self._before)
         self._uri = str(self._before["spec"]["predictor"][self._format]["storageUri"])
         self._annotations: Mapping[str, str] = self._before["metadata"].get("annotations") or {}
         self._standard = mode_of(self._before) == STANDARD
-        strange = [name for name in _canaries_of(self._before) if not name.startswith(_CANARY)]
+        strange = [name for name in canaries_of(self._before) if not name.startswith(_CANARY)]
         if strange:
             raise ServerRefusedError(
                 f"{self._service} has a canary that repo-manager did not make: {', '.join(strange)}",
@@ -188,7 +139,9 @@ class KServeTarget:
             dry_run=True,
         )
         self._after = f"{self._snapshots}/{self._planned.id}"
-        self.changes = self._after != self._uri or _share_of(self._before) != _ALL or bool(_canaries_of(self._before))
+        self.changes = (
+            self._after != self._uri or share_of(self._before) != ALL_TRAFFIC or bool(canaries_of(self._before))
+        )
         if self._context.leaves:
             served = self._held.get(self._context.name, ())
             self.changes = self._context.remaining(served) != served
@@ -223,7 +176,7 @@ class KServeTarget:
         """
         write_snapshot(snapshots_of(self._context.repository), self._models, signed_by=self._context.options.signed_by)
         self._context.note(f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
-        self._canary = f"{_CANARY}{self._planned.id[:8]}" if self._standard and self._percent != _ALL else ""
+        self._canary = f"{_CANARY}{self._planned.id[:8]}" if self._standard and self._percent != ALL_TRAFFIC else ""
         metadata = {} if self._canary else {"annotations": {MODELS: models_text(self._planned.models)}}
         self.touched = True
         try:
@@ -233,7 +186,7 @@ class KServeTarget:
         except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
             self.touched = False
             raise
-        if self._canary and not _canaries_of(made):  # the API server drops a field that the CRD does not have
+        if self._canary and not canaries_of(made):  # the API server drops a field that the CRD does not have
             self.touched = False
             raise UsageError(
                 f"{self._service} runs in KServe's Standard mode, which has no canary before KServe 0.20",
@@ -245,18 +198,18 @@ class KServeTarget:
         if not self.touched and self._context.leaves:
             return
         if not self.touched:
-            self._percent = _share_of(self._before)
+            self._percent = share_of(self._before)
         self._wait()
         for percent in self._percents if self.touched else ():
             if percent != self._percent:
                 self._share(percent)
             self._watch(percent, self._options.step_s)
-            self._options.on_step(percent / _ALL)
+            self._options.on_step(percent / ALL_TRAFFIC)
 
     def finish(self) -> None:
         """Give the new version all of the traffic."""
-        if self._percent != _ALL:
-            self._share(_ALL)
+        if self._percent != ALL_TRAFFIC:
+            self._share(ALL_TRAFFIC)
 
     def undo(self) -> str:
         """Take the traffic from the new version at once, then put everything back."""
@@ -272,7 +225,7 @@ class KServeTarget:
                 patiently(lambda: self._patch({"spec": {"predictor": {"canaryTrafficPercent": 0}}}))
             patiently(lambda: self._patch(patch))
             made_since = "" if now.revision == self._seen.revision else now.revision
-            wanted = Wanted(self._uri, _share_of(self._before), not_revision=made_since, known=failure_of(now.service))
+            wanted = Wanted(self._uri, share_of(self._before), not_revision=made_since, known=failure_of(now.service))
             self._wait(wanted, self._context.options.load_timeout_s)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
@@ -306,19 +259,19 @@ class KServeTarget:
     def _spec(self, percent: int) -> Object:
         """Return the part of the spec that gives the new version a share of the traffic."""
         if not self._standard:
-            share = None if percent == _ALL else percent
+            share = None if percent == ALL_TRAFFIC else percent
             return {"predictor": {self._format: {"storageUri": self._after}, "canaryTrafficPercent": share}}
-        if percent != _ALL:
+        if percent != ALL_TRAFFIC:
             block = {**self._before["spec"]["predictor"][self._format], "storageUri": self._after}
             return {"canary": [{"trafficPercent": percent, "predictor": {"name": self._canary, self._format: block}}]}
         promoted = {"name": self._canary} if self._canary else {}
-        gone = {"canary": None} if self._canary or _canaries_of(self._before) else {}
+        gone = {"canary": None} if self._canary or canaries_of(self._before) else {}
         return {**gone, "predictor": {**promoted, self._format: {"storageUri": self._after}}}
 
     def _share(self, percent: int) -> None:
         """Change the new version's share of the traffic, and wait until it has it."""
         self._context.note(f"{percent} % of the traffic")
-        metadata = {"annotations": {MODELS: models_text(self._planned.models)}} if percent == _ALL else {}
+        metadata = {"annotations": {MODELS: models_text(self._planned.models)}} if percent == ALL_TRAFFIC else {}
         self._patch({"metadata": metadata, "spec": self._spec(percent)})
         self._percent = percent
         self._wait()
@@ -332,14 +285,14 @@ class KServeTarget:
         if seconds > 0:
             self._context.note(f"watched at {percent} % for {seconds:g} s")
             watch_service(self._api, self._service.namespace, self._service.name, self._wanted_now(), seconds=seconds)
-        self._steps.append(CanaryStep(percent / _ALL, seconds, 0, (), Outcome.PASS))
+        self._steps.append(CanaryStep(percent / ALL_TRAFFIC, seconds, 0, (), Outcome.PASS))
 
     def _wanted_now(self) -> Wanted:
         new = self.touched and self._after != self._uri
         return Wanted(
             self._after,
             self._percent,
-            canary=self._canary if self._percent != _ALL else "",
+            canary=self._canary if self._percent != ALL_TRAFFIC else "",
             not_revision=self._seen.revision if new else "",
             known=self._known,
         )
@@ -364,17 +317,6 @@ class KServeTarget:
         return self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
 
 
-def _share_of(service: Object) -> int:
-    """Return the newest revision's share of the traffic in per cent, as it is asked for."""
-    percent = service["spec"]["predictor"].get("canaryTrafficPercent")
-    return _ALL if percent is None else int(percent)
-
-
-def _canaries_of(service: Object) -> tuple[str, ...]:
-    """Return the names of the canaries of Standard mode."""
-    return tuple(str(each["predictor"].get("name")) for each in service["spec"].get("canary") or ())
-
-
 def _percents_of(options: TrialOptions) -> tuple[int, ...]:
     """Return the shares below all of the traffic, as KServe takes them.
 
@@ -386,59 +328,7 @@ def _percents_of(options: TrialOptions) -> tuple[int, ...]:
             "--shadow, --gate and --weights-file need servers that can be asked, not kserve://",
             hint="KServe's own conditions are watched at each step; alerts are in deploy/prometheus.",
         )
-    percents = [round(step * _ALL) for step in options.steps if step < 1]
-    if not all(0 < percent < _ALL for percent in percents) or percents != sorted(set(percents)):
+    percents = [round(step * ALL_TRAFFIC) for step in options.steps if step < 1]
+    if not all(0 < percent < ALL_TRAFFIC for percent in percents) or percents != sorted(set(percents)):
         raise UsageError(f"Canary percentages {percents} do not ascend between 1 and 99")
     return tuple(percents)
-
-
-def _format_of(service: Object) -> str:
-    """Return under which key the predictor names its storage: `model`, or the older `triton`."""
-    predictor = service["spec"]["predictor"]
-    for key in ("model", "triton"):
-        if (predictor.get(key) or {}).get("storageUri"):
-            return key
-    raise ServerRefusedError(
-        f"InferenceService {service['metadata']['name']} names no storageUri under predictor.model",
-        hint="deploy/kserve has one that does.",
-    )
-
-
-def storage_of(service: Object) -> str:
-    """Return the `storageUri` that an InferenceService names.
-
-    Raises:
-        ServerRefusedError: it names none.
-    """
-    return str(service["spec"]["predictor"][_format_of(service)]["storageUri"])
-
-
-class KServeWeights:
-    """The share of an InferenceService's newest revision, for `repo_manager.rollout.trial.canary`.
-
-    Args:
-        service: the InferenceService; its newest revision is the new version.
-        api: the cluster.
-        timeout_s: how long KServe may take to route so.
-    """
-
-    def __init__(self, service: InferenceService, api: Api, *, timeout_s: float = 300.0) -> None:
-        self._service, self._api, self._timeout_s = service, api, timeout_s
-        self._fraction = 0.0
-
-    def set_weight(self, fraction: float) -> None:
-        """Route this share to the newest revision, and wait until it is routed so; 1 promotes it.
-
-        Raises:
-            ServerError: KServe does not come to it.
-        """
-        percent = round(fraction * 100)
-        patch = {"spec": {"predictor": {"canaryTrafficPercent": None if percent >= 100 else percent}}}
-        made = self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
-        wanted = Wanted(str(made["spec"]["predictor"][_format_of(made)]["storageUri"]), percent)
-        wait_for_service(self._api, self._service.namespace, self._service.name, wanted, timeout_s=self._timeout_s)
-        self._fraction = fraction
-
-    def current(self) -> float:
-        """Return the share that was set last; 0 before."""
-        return self._fraction

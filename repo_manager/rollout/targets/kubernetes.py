@@ -6,21 +6,17 @@ a Service would reach one pod, and that pod would forget it (triton-inference-se
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 
-from repo_manager.errors import RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.repository import Location
 from repo_manager.rollout.checks import Check
-from repo_manager.rollout.observe import observe
 from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
-from repo_manager.rollout.smoke import smoke_test
 from repo_manager.rollout.targets.api import Api, Object, change_unless_changed, patiently
 from repo_manager.rollout.targets.base import Context, LeftAloneError
-from repo_manager.rollout.targets.kubernetes_status import is_ready, wait_for_rollout
+from repo_manager.rollout.targets.kubernetes_status import wait_for_rollout
+from repo_manager.rollout.targets.pods import PodProver
+from repo_manager.rollout.targets.release import Release, find_deployments
 from repo_manager.rollout.targets.snapshot import (
     Snapshot,
     SnapshotModel,
@@ -33,83 +29,10 @@ from repo_manager.rollout.targets.snapshot import (
     versions_needed,
     write_snapshot,
 )
-from repo_manager.rollout.targets.template import (
-    CONTEXT,
-    ServedTemplate,
-    history_of,
-    in_context,
-    keeper_of,
-    parse_models,
-    patch_back,
-    patch_for,
-    read_template,
-)
-from repo_manager.server import ClientOptions, TritonClient
-from repo_manager.triton_config import ModelConfig
+from repo_manager.rollout.targets.template import ServedTemplate, keeper_of, patch_back, patch_for, read_template
+from repo_manager.server import ClientOptions
 
-__all__ = ["KubernetesTarget", "Release", "ReleasesTarget", "find_deployments", "previous_on_kubernetes"]
-
-_DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-_TARGET = re.compile(rf"k8s://(?P<namespace>{_DNS_LABEL})/(?P<name>{_DNS_LABEL}(?:\.{_DNS_LABEL})*)/?{CONTEXT}")
-_REACH_S = 3.0
-_TRIES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Release:
-    """A Helm release of deploy/helm/triton, or a single Deployment, in the cluster that the kubeconfig names.
-
-    Attributes:
-        namespace: where it is.
-        name: the release's name, or the Deployment's.
-        context: of the kubeconfig; `None`: its current one.
-    """
-
-    namespace: str
-    name: str
-    context: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Release:
-        """Read `k8s://namespace/release`, or `k8s://namespace/release?context=NAME`.
-
-        Raises:
-            UsageError: it is none.
-        """
-        match = _TARGET.fullmatch(text)
-        if match is None:
-            raise UsageError(
-                f"{text!r} is no Kubernetes target", hint="Write it as k8s://NAMESPACE/RELEASE, or with ?context=NAME."
-            )
-        return cls(match["namespace"], match["name"], match["context"])
-
-    def __str__(self) -> str:
-        return f"k8s://{self.namespace}/{self.name}{in_context(self.context)}"
-
-
-def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
-    """Return the version of a model that the release served before the current one.
-
-    Raises:
-        RepositoryError: the release's history has none.
-        ServerError: the API server refused or did not answer.
-    """
-    deployment = find_deployments(release, api)[0]
-    history, url = history_of(deployment), read_template(deployment).url
-    places = [index for index, entry in enumerate(history) if entry.get("url") == url]
-    if places:  # `kubectl rollout undo` goes back without a word to the history: what comes after is not served
-        history = history[: places[-1] + 1]
-    served = [parse_models(json.dumps(entry.get("models"))) or {} for entry in history]
-    versions = [max(models[name]) for models in served if models.get(name)]
-    if versions and not served[-1].get(name):  # it was undeployed
-        return versions[-1]
-    earlier = [version for version in versions if version != versions[-1]]
-    if not earlier:
-        raise RepositoryError(
-            f"{release} has no earlier roll-out of {name} to go back to",
-            hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION --to {release}",
-        )
-    return earlier[-1]
+__all__ = ["KubernetesTarget", "ReleasesTarget"]
 
 
 class KubernetesTarget:
@@ -130,7 +53,7 @@ class KubernetesTarget:
 
     def __init__(self, context: Context, release: Release, api: Api, connection: ClientOptions) -> None:
         self.context, self.release, self.api = context, release, api
-        self.prover = _PodProver(context, connection)
+        self.prover = PodProver(context, connection)
         self.checks: tuple[Check, ...] = ()
         self.parts: list[DeploymentPart] = []
         self._models: Sequence[SnapshotModel] = ()
@@ -399,111 +322,3 @@ class DeploymentPart:
             progressed=lambda: self._context.deadline.allow(self._context.options.load_timeout_s),
         )
         return int(final["spec"].get("replicas", 1))
-
-
-class _PodProver:
-    """Asks each new pod once, as soon as it is ready. Mostly, pods can be reached from inside the cluster only.
-
-    A pod is asked for an inference; after an undeployment, for its index. One pod that answers shows that pods can be
-    reached; from then on, a pod that cannot be is a failure.
-    """
-
-    def __init__(self, context: Context, connection: ClientOptions) -> None:
-        self._folder, self._name, self._version = context.folder, context.name, context.version
-        self._leaves, self._context = context.leaves, context
-        self._timeout_s, self._report = context.options.smoke_timeout_s, context.note
-        self._connection, self._limit = connection, context.call_s
-        self._proofs: dict[str, PodProof] = {}
-        self._tries: dict[str, int] = {}
-        self._reachable = False
-
-    @property
-    def proof(self) -> str:
-        """What the answer of a pod proves."""
-        return "index" if self._leaves else "inference"
-
-    def take(self) -> tuple[PodProof, ...]:
-        """Return the proofs since the last call."""
-        proofs, self._proofs = tuple(self._proofs.values()), {}
-        return proofs
-
-    def prove(self, pods: Sequence[Object], port: int) -> None:
-        """Ask the pods that are ready and were not asked yet.
-
-        Raises:
-            ServerError: a pod answers wrongly or not at all, though pods can be reached.
-        """
-        for pod in pods:
-            name, address = pod["metadata"]["name"], (pod.get("status") or {}).get("podIP")
-            if name in self._proofs or not is_ready(pod) or not address:
-                continue
-            url = f"grpc://[{address}]:{port}" if ":" in address else f"grpc://{address}:{port}"
-            latency_ns = self._ask(name, url)
-            if latency_ns is None and self._again(name):
-                continue
-            if latency_ns is None and not self._proofs:
-                self._report(f"{url} cannot be reached from here: readiness is all that can be seen of the pods")
-            self._proofs[name] = PodProof(name, url, latency_ns)
-
-    def _again(self, pod: str) -> bool:
-        """Say whether to ask once more: a pod that cannot be reached is no news where none can be."""
-        self._tries[pod] = self._tries.get(pod, 0) + 1
-        if not self._reachable:
-            return False
-        if self._tries[pod] >= _TRIES:
-            raise ServerUnreachableError(f"pod {pod} is ready and does not answer, though other pods do")
-        return True
-
-    def _ask(self, pod: str, url: str) -> int | None:
-        with TritonClient.connect(url, self._connection) as client, client.within(self._limit):
-            try:
-                client.live(timeout_s=_REACH_S)
-            except ServerUnreachableError:
-                return None
-            self._reachable = True
-            if self._leaves:
-                return self._index_of(pod, client)
-            config = ModelConfig.from_message(client.model_config(self._name, self._version, timeout_s=self._timeout_s))
-            try:
-                result = smoke_test(client, self._folder, self._name, self._version, config, timeout_s=self._timeout_s)
-            except ServerRefusedError as exc:
-                raise ServerRefusedError(f"pod {pod}: {exc.message}", hint=exc.hint) from exc
-        self._report(f"pod {pod}: {self._name}:{self._version} answers ({result.reference} reference)")
-        return result.latency_ns
-
-    def _index_of(self, pod: str, client: TritonClient) -> int:
-        """See in a pod's index that what leaves is gone; return how long the answer took."""
-        began = time.monotonic_ns()
-        ready = observe(client, self._name).ready
-        if self._context.remaining(ready) != ready:
-            raise ServerRefusedError(f"pod {pod} still serves {self._context.what}")
-        self._report(f"pod {pod}: {self._context.what} is not in its index any more")
-        return time.monotonic_ns() - began
-
-
-def find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
-    """Return a release's Deployments of Triton, or the one of that name.
-
-    Raises:
-        ServerRefusedError: there is none.
-    """
-    labels = {"app.kubernetes.io/instance": release.name, "app.kubernetes.io/component": "server"}
-    found = api.deployments(release.namespace, labels)
-    if found:
-        return found
-    try:
-        single = api.deployment(release.namespace, release.name)
-    except ServerRefusedError as exc:
-        if "(403)" not in exc.message:
-            raise
-        raise ServerRefusedError(
-            f"Namespace {release.namespace} has no release named {release.name}, and a Deployment of that name may not "
-            f"be read: {exc.message}",
-            hint="Check the name first: helm list -n NAMESPACE. The chart's Role allows its own release only.",
-        ) from exc
-    if single is None:
-        raise ServerRefusedError(
-            f"Namespace {release.namespace} has neither a release nor a Deployment named {release.name}",
-            hint="helm list -n NAMESPACE shows the releases; deploy/README.md installs one.",
-        )
-    return (single,)

@@ -17,8 +17,8 @@ from repo_manager.errors import RolloutUndoneError, UsageError
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets import api as cluster_api
-from repo_manager.rollout.targets.kserve import InferenceService
-from repo_manager.rollout.targets.kubernetes import Release
+from repo_manager.rollout.targets.inference_service import InferenceService
+from repo_manager.rollout.targets.release import Release
 
 EU, US = "k8s://models/rel?context=eu", "k8s://models/rel?context=arn:aws:eks:us-1:1:cluster/us"
 QUICK = RolloutOptions(load_timeout_s=20.0)

@@ -21,7 +21,7 @@ from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout, SnapshotChange
 from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.api import Api
-from repo_manager.rollout.targets.kubernetes import Release, previous_on_kubernetes
+from repo_manager.rollout.targets.release import Release, previous_on_kubernetes
 from repo_manager.types import as_json
 
 TARGET = "k8s://models/rel"

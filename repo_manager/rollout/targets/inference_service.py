@@ -1,0 +1,133 @@
+"""What `kserve://namespace/name` names: its storage, its shares of the traffic, and what it served before."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
+from repo_manager.repository import Location, find_model, model_state
+from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.rollout.targets.kserve_status import Wanted, wait_for_service
+from repo_manager.rollout.targets.template import CONTEXT, MODELS, in_context, parse_models
+
+__all__ = [
+    "ALL_TRAFFIC",
+    "InferenceService",
+    "KServeWeights",
+    "canaries_of",
+    "format_of",
+    "previous_on_kserve",
+    "share_of",
+    "storage_of",
+]
+
+_TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?" + CONTEXT)
+ALL_TRAFFIC = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceService:
+    """An InferenceService in the cluster that the kubeconfig names."""
+
+    namespace: str
+    name: str
+    context: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> InferenceService:
+        """Read `kserve://namespace/name`.
+
+        Raises:
+            UsageError: it is none.
+        """
+        match = _TARGET.fullmatch(text)
+        if match is None:
+            raise UsageError(f"{text!r} is no InferenceService", hint="Write it as kserve://NAMESPACE/NAME.")
+        return cls(match["namespace"], match["name"], match["context"])
+
+    def __str__(self) -> str:
+        return f"kserve://{self.namespace}/{self.name}{in_context(self.context)}"
+
+
+def previous_on_kserve(service: InferenceService, repository: Location, name: str, api: Api) -> int:
+    """Return the version of a model to go back to: the one deployed before the one that the InferenceService serves.
+
+    Raises:
+        RepositoryError: the repository remembers none.
+        ServerError: the API server refused or did not answer.
+    """
+    found = api.custom(Kind.INFERENCE_SERVICE, service.namespace, service.name)
+    held = parse_models((found["metadata"].get("annotations") or {}).get(MODELS)) or {}
+    current = max(held.get(name, (0,)))
+    existing = {entry.version for entry in find_model(repository, name).versions}
+    for deployment in reversed(model_state(repository, name).deployments):
+        if deployment.version != current and deployment.version in existing:
+            return deployment.version
+    raise RepositoryError(
+        f"{service} has no earlier roll-out of {name} to go back to",
+        hint=f"Deploy a version by its number: repo-manager deploy {name}:VERSION --to {service}",
+    )
+
+
+def share_of(service: Object) -> int:
+    """Return the newest revision's share of the traffic in per cent, as it is asked for."""
+    percent = service["spec"]["predictor"].get("canaryTrafficPercent")
+    return ALL_TRAFFIC if percent is None else int(percent)
+
+
+def canaries_of(service: Object) -> tuple[str, ...]:
+    """Return the names of the canaries of Standard mode."""
+    return tuple(str(each["predictor"].get("name")) for each in service["spec"].get("canary") or ())
+
+
+def format_of(service: Object) -> str:
+    """Return under which key the predictor names its storage: `model`, or the older `triton`."""
+    predictor = service["spec"]["predictor"]
+    for key in ("model", "triton"):
+        if (predictor.get(key) or {}).get("storageUri"):
+            return key
+    raise ServerRefusedError(
+        f"InferenceService {service['metadata']['name']} names no storageUri under predictor.model",
+        hint="deploy/kserve has one that does.",
+    )
+
+
+def storage_of(service: Object) -> str:
+    """Return the `storageUri` that an InferenceService names.
+
+    Raises:
+        ServerRefusedError: it names none.
+    """
+    return str(service["spec"]["predictor"][format_of(service)]["storageUri"])
+
+
+class KServeWeights:
+    """The share of an InferenceService's newest revision, for `repo_manager.rollout.trial.canary`.
+
+    Args:
+        service: the InferenceService; its newest revision is the new version.
+        api: the cluster.
+        timeout_s: how long KServe may take to route so.
+    """
+
+    def __init__(self, service: InferenceService, api: Api, *, timeout_s: float = 300.0) -> None:
+        self._service, self._api, self._timeout_s = service, api, timeout_s
+        self._fraction = 0.0
+
+    def set_weight(self, fraction: float) -> None:
+        """Route this share to the newest revision, and wait until it is routed so; 1 promotes it.
+
+        Raises:
+            ServerError: KServe does not come to it.
+        """
+        percent = round(fraction * 100)
+        patch = {"spec": {"predictor": {"canaryTrafficPercent": None if percent >= 100 else percent}}}
+        made = self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
+        wanted = Wanted(str(made["spec"]["predictor"][format_of(made)]["storageUri"]), percent)
+        wait_for_service(self._api, self._service.namespace, self._service.name, wanted, timeout_s=self._timeout_s)
+        self._fraction = fraction
+
+    def current(self) -> float:
+        """Return the share that was set last; 0 before."""
+        return self._fraction
