@@ -12,10 +12,11 @@ from repo_manager.optional import deferred
 from repo_manager.repository import Location, previous_deployment
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout import engine
+from repo_manager.rollout.context import Context, Report
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets.api import Api
-from repo_manager.rollout.targets.base import Context, Report, Target
+from repo_manager.rollout.targets.base import Target
 from repo_manager.rollout.targets.leaving import LeavingTarget
 from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.urls import To, connect, is_cluster

@@ -26,9 +26,11 @@ from repo_manager.errors import (
 from repo_manager.repository import RolloutRecord, begin_trial, end_trial, record_deployment, record_rollout
 from repo_manager.repository.state import record_of
 from repo_manager.repository.stores import open_store
+from repo_manager.rollout.calls import in_waves
 from repo_manager.rollout.checks import refuse
+from repo_manager.rollout.context import Context
 from repo_manager.rollout.result import Rollout
-from repo_manager.rollout.targets.base import Context, LeftAloneError, Part, Target, in_waves
+from repo_manager.rollout.targets.base import LeftAloneError, Part, Target
 
 __all__ = ["run"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from repo_manager.errors import RepositoryError
 from repo_manager.repository import Location, scan
 from repo_manager.rollout.checks import Check, check_version, refuse
+from repo_manager.rollout.context import Context, Report
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.rollout.targets.base import Context, Report
 from repo_manager.rollout.targets.snapshot import (
     SnapshotModel,
     check_relatives,

@@ -23,7 +23,7 @@ from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError
 from repo_manager.files import link_files, write_atomic
 from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.repository import Location, find_model, local_folder, version_files
-from repo_manager.rollout.checks import Room, room_for
+from repo_manager.rollout.server_checks import Room, room_for
 from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.server.metrics_page import metrics_text, metrics_url_of
 from repo_manager.server.paths import cache_directory

@@ -38,6 +38,7 @@ from repo_manager.repository import model_state
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.disk import DiskStore
 from repo_manager.rollout import engine
+from repo_manager.rollout.context import Context
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions, TrialOptions
@@ -45,7 +46,7 @@ from repo_manager.rollout.plan import Action
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.api import Api
-from repo_manager.rollout.targets.base import Context, Target
+from repo_manager.rollout.targets.base import Target
 from repo_manager.rollout.targets.kserve import KServeTarget
 from repo_manager.rollout.targets.kubernetes import DeploymentPart
 from repo_manager.rollout.targets.triton import TritonPart

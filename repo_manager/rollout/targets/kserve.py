@@ -15,10 +15,10 @@ from repo_manager.errors import ServerRefusedError, ServerUnreachableError, Usag
 from repo_manager.gates import Outcome
 from repo_manager.repository import find_model
 from repo_manager.rollout.checks import Check
+from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, SnapshotChange, TrialResult
 from repo_manager.rollout.targets.api import Api, Kind, Object, change_unless_changed, patiently
-from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.inference_service import (
     ALL_TRAFFIC,
     InferenceService,

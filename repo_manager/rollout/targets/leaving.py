@@ -11,11 +11,11 @@ import dataclasses
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.repository import read_config_bytes
+from repo_manager.rollout.calls import in_waves
 from repo_manager.rollout.checks import Check, check_needed
 from repo_manager.rollout.observe import require_control, wait_until_only_ready
 from repo_manager.rollout.plan import RolloutPlan, plan_undeploy
 from repo_manager.rollout.result import ServerResult
-from repo_manager.rollout.targets.base import in_waves
 from repo_manager.rollout.targets.relatives import Family
 from repo_manager.rollout.targets.triton import WIDE, TritonPart, TritonTarget
 from repo_manager.triton_config.ensembles import is_ensemble

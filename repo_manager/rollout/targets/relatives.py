@@ -21,10 +21,10 @@ from repo_manager.repository import (
     write_config_bytes,
 )
 from repo_manager.rollout.checks import Check, check_loaded, check_version
+from repo_manager.rollout.context import Context
 from repo_manager.rollout.observe import load_model, observe, wait_until_only_ready
 from repo_manager.rollout.plan import Relative
 from repo_manager.rollout.smoke import smoke_test
-from repo_manager.rollout.targets.base import Context
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import ModelConfig
 from repo_manager.triton_config.ensembles import dependents_of, is_ensemble, pinned_versions

@@ -33,7 +33,7 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.view import ModelView, existing_model, walk, with_versions
 from repo_manager.rollout.checks import Check, Outcome, check_needed
-from repo_manager.rollout.targets.base import Context
+from repo_manager.rollout.context import Context
 from repo_manager.rollout.targets.template import is_snapshot
 from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
 from repo_manager.triton_config.ensembles import dependents_of, is_ensemble, models_needed_by, pinned_versions

@@ -18,7 +18,9 @@ from repo_manager.repository import (
     write_config_bytes,
 )
 from repo_manager.repository.stores import open_store
-from repo_manager.rollout.checks import Check, check_server
+from repo_manager.rollout.calls import in_waves
+from repo_manager.rollout.checks import Check
+from repo_manager.rollout.context import Context
 from repo_manager.rollout.observe import (
     ServedState,
     load_model,
@@ -30,8 +32,8 @@ from repo_manager.rollout.observe import (
 from repo_manager.rollout.plan import Action, RolloutPlan, differing_fields, hidden_changes, obstacle_of, plan_from
 from repo_manager.rollout.prediction.rules import INSTANCES
 from repo_manager.rollout.result import ServerResult
+from repo_manager.rollout.server_checks import check_server
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
-from repo_manager.rollout.targets.base import Context, in_waves
 from repo_manager.rollout.targets.relatives import Family, Needed, Relatives, put_back
 from repo_manager.server import TritonClient
 from repo_manager.triton_config import CONFIG_FILENAME

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from repo_manager.errors import RepositoryError
 from repo_manager.gates import Gate, GateResult, Outcome
 from repo_manager.rollout.checks import Check
+from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
-from repo_manager.rollout.targets.base import Context
 from repo_manager.rollout.targets.triton import TritonPart, TritonTarget
 from repo_manager.rollout.trial.gates import worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror

@@ -10,8 +10,9 @@ from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model import runtime
 from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.repository import find_model
-from repo_manager.rollout.checks import Check, Outcome, Room, _memory, check_version, refuse, room_for
+from repo_manager.rollout.checks import Check, Outcome, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.server_checks import Room, _memory, room_for
 from repo_manager.server import metrics_page
 from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
-from repo_manager.rollout.targets import base
-from repo_manager.rollout.targets.base import Deadline, retried
+from repo_manager.rollout import calls
+from repo_manager.rollout.calls import Deadline, retried
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(calls, "_FIRST_PAUSE_S", 0.001)
 
 
 def failing(*errors: ServerError) -> Callable[[], str]:
@@ -55,8 +55,8 @@ def test_what_does_not_pass_is_raised(errors: tuple[ServerError, ...], retries: 
 
 def test_pauses_grow_and_never_go_past_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(base.time, "sleep", pauses.append)
-    monkeypatch.setattr(base, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(calls.time, "sleep", pauses.append)
+    monkeypatch.setattr(calls, "_FIRST_PAUSE_S", 0.1)
     retried(failing(*[CUT] * 8), retries=8, report=lambda _: None)
     assert all(later > earlier * 1.1 for earlier, later in itertools.pairwise(pauses[:4]))
     assert max(pauses) <= 2.4

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.targets.base import in_waves
+from repo_manager.rollout.calls import in_waves
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

@@ -1,0 +1,121 @@
+"""Calls to servers within a deadline: asked again when one is out of reach for a moment, and many at a time."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
+
+__all__ = ["Deadline", "Result", "in_waves", "retried"]
+
+Result = TypeVar("Result")
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+# Triton's full queue, and what gateways answer in its place. A load that failed is not among them: each failed
+# TensorRT load may leak GPU memory (server#8969).
+_BUSY = re.compile(
+    r"exceeds maximum queue size|too many requests|bad gateway|gateway time-?out|RESOURCE_EXHAUSTED", re.I
+)
+_TOO_LARGE = "message larger than max"  # gRPC's own RESOURCE_EXHAUSTED: asking again changes nothing
+
+
+class Deadline:
+    """The moment until which everything together has to be done."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """How many seconds are left; below 0 when it has passed."""
+        return self._end - time.monotonic()
+
+    def allow(self, seconds: float) -> None:
+        """Give it at least so long from now: a roll-out that makes progress is not cut off."""
+        self._end = max(self._end, time.monotonic() + seconds)
+
+    def remaining_s(self, most_s: float) -> float:
+        """Return how long the next call may take.
+
+        Raises:
+            ServerUnreachableError: no time is left.
+        """
+        if self.left_s <= 0:
+            raise ServerUnreachableError(
+                f"it was not done within the {self.seconds:g} s of --timeout", hint="Give it longer with --timeout."
+            )
+        return min(self.left_s, most_s)
+
+
+def retried(
+    call: Callable[[], Result], *, retries: int, report: Callable[[str], None], deadline: Deadline | None = None
+) -> Result:
+    """Call; when the server cannot be reached or is busy, pause and call again, each pause twice the last.
+
+    Only for calls that may be made twice: reading, loading and the smoke inference.
+
+    Args:
+        call: raises ServerError.
+        retries: how many more calls after the first.
+        report: told of each.
+        deadline: no pause goes past it.
+
+    Raises:
+        ServerError: the last call's.
+    """
+    told = ""
+    for tried in range(retries + 1):
+        try:
+            return call()
+        except ServerError as exc:
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**tried) * random.uniform(0.8, 1.2)
+            late = deadline is not None and deadline.left_s <= pause_s
+            if tried == retries or late or not _is_transient(exc):
+                raise
+            why = exc.message.splitlines()[0]
+            report(f"{'' if why == told else f'{why}; '}asking again in {pause_s:.1f} s ({tried + 1} of {retries})")
+            told = why
+        time.sleep(pause_s)
+    raise AssertionError("unreachable")
+
+
+def _is_transient(exc: ServerError) -> bool:
+    if isinstance(exc, ServerUnreachableError):
+        return "did not answer within" not in exc.message  # that one has waited long enough already
+    is_refused = isinstance(exc, ServerRefusedError) and _TOO_LARGE not in exc.message
+    return is_refused and _BUSY.search(exc.message) is not None
+
+
+Item = TypeVar("Item")
+
+
+def in_waves(items: Sequence[Item], size: int, act: Callable[[Item], Result]) -> list[Result]:
+    """Act on items, `size` at a time, and return the results in the items' order.
+
+    A wave begins when the one before it has ended. When an act raises, the rest of its wave is waited for,
+    no other wave begins, and the first error is raised. An interruption does not wait.
+
+    Args:
+        items: what to act on.
+        size: of a wave; one at a time runs in the calling thread.
+        act: runs in several threads at once when `size` is more than 1.
+    """
+    if size <= 1:
+        return [act(item) for item in items]
+    results: list[Result] = []
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=min(size, max(1, len(items))))
+    try:
+        for start in range(0, len(items), size):
+            wave = [pool.submit(act, item) for item in items[start : start + size]]
+            concurrent.futures.wait(wave)
+            results += [future.result() for future in wave]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return results

@@ -1,0 +1,231 @@
+"""What all steps of one roll-out share: what is rolled out, how, the time left, and what was done so far."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.repository import Location, SignatureCheck, find_model, settle_trial
+from repo_manager.repository.ensembles import ensembles_in, models_needed
+from repo_manager.repository.stores import open_store
+from repo_manager.rollout.calls import Deadline, Result, retried
+from repo_manager.rollout.checks import Check, check_loaded, check_pinned, check_signatures, check_version, refuse
+from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.result import Action
+from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.ensembles import pinned_versions
+
+__all__ = ["Context", "Report"]
+
+_RECONNECT_S = 1.5
+
+Report = Callable[[str], None]
+
+
+class Context:
+    """What all steps of one roll-out share: what is rolled out, how, the time left, and what was done so far.
+
+    Args:
+        repository: the repository that is served.
+        name: the model.
+        version: the version to serve, or to take out of service; `None` with `undeploy`: every version.
+        options: how to roll out.
+        report: told what is being done; from several threads when a batch has more than one server.
+        trial_s: how long a trial takes, on top of the deadline.
+        confirm: asked when nobody else can roll the model out any more: raises if what was decided on before holds no
+            longer.
+        action: what is done: it decides the words, and what is recorded.
+
+    Raises:
+        RepositoryError: no such model or version.
+    """
+
+    def __init__(
+        self,
+        repository: Location,
+        name: str,
+        version: int | None,
+        options: RolloutOptions,
+        report: Report,
+        *,
+        trial_s: float = 0.0,
+        confirm: Callable[[], None] = lambda: None,
+        action: Action = "deploy",
+    ) -> None:
+        self.confirm = confirm
+        self.repository, self.name = repository.resolve(), name
+        self.options, self._tell, self.action = options, report, action
+        self.entry = find_model(self.repository, name)
+        self.whole = version is None
+        self.version = max((each.version for each in self.entry.versions), default=0) if version is None else version
+        self.what = name if version is None else f"{name}:{version}"
+        self.folder = self.entry.path / str(self.version) if self.whole else self.entry.version(self.version).path
+        self.deadline = Deadline(options.deadline_s + trial_s)
+        self.began = time.monotonic()
+        self.events: list[str] = []
+        self.missing: dict[str, ServerUnreachableError] = {}
+        self.vouched: list[SignatureCheck] = []
+        self.brought: Mapping[str, tuple[int, ...]] = {}
+        self.total = 1
+        self._halted = threading.Event()
+        self._lock = threading.Lock()
+        self._changing = threading.RLock()
+
+    @property
+    def leaves(self) -> bool:
+        """Whether something is taken out of service, rather than put into it."""
+        return self.action == "undeploy"
+
+    def remaining(self, served: Sequence[int]) -> tuple[int, ...]:
+        """Return what an undeployment leaves of the versions that are served."""
+        return () if self.whole else tuple(version for version in served if version != self.version)
+
+    def settle(self) -> None:
+        """Put config.pbtxt back to what was proven, where a roll-out was killed before its proof; holds the lease."""
+        if settle_trial(self.repository, self.name, self.note):
+            self.entry = find_model(self.repository, self.name)
+
+    @property
+    def may_miss(self) -> int:
+        """How many servers may be missing."""
+        return self.options.max_unavailable.of(self.total)
+
+    def note(self, event: str) -> None:
+        """Record what is being done, and tell it; an undo goes on although it cannot be told."""
+        self.events.append(event)
+        with contextlib.suppress(Exception) if self._halted.is_set() else contextlib.nullcontext():
+            self._tell(event)
+
+    def call_s(self, most_s: float) -> float:
+        """Return how long the next call to a server may take; once the roll-out is undone, as long as it needs.
+
+        Raises:
+            ServerUnreachableError: no time is left.
+        """
+        return most_s if self._halted.is_set() else self.deadline.remaining_s(most_s)
+
+    @property
+    def reconnect_s(self) -> float:
+        """How long an undo waits for a server that has stopped answering: not long after a short deadline."""
+        return min(self.options.reconnect_timeout_s, max(_RECONNECT_S, self.options.deadline_s / 2))
+
+    def halt(self) -> None:
+        """Let what runs in other threads go no further; a change that they have begun ends first."""
+        with self._changing:
+            self._halted.set()
+
+    def change(self, act: Callable[[], object]) -> None:
+        """Change something that the parts share, config.pbtxt for instance.
+
+        Raises:
+            ServerRefusedError: the roll-out was called off: nothing is changed behind the undo's back.
+        """
+        with self._changing:
+            self._go_on()
+            act()
+
+    def retried(self, call: Callable[[], Result]) -> Result:
+        """Call, and call again when the server cannot be reached or is busy for a moment.
+
+        Raises:
+            ServerError: the last call's; or the roll-out was called off meanwhile.
+        """
+        self._go_on()
+        return retried(call, retries=self.options.retries, report=self.note, deadline=self.deadline)
+
+    def _go_on(self) -> None:
+        if self._halted.is_set():
+            raise ServerRefusedError(f"the roll-out of {self.what} was called off")
+
+    def check_version(self) -> tuple[Check, ...]:
+        """Check what is the same on every server, before one is asked to read it."""
+        self.vouched.clear()
+        return check_version(
+            self.repository,
+            self.entry,
+            self.version,
+            signed_by=self.options.signed_by,
+            vouched=self.vouched,
+            serving=self.brought,
+        )
+
+    def check_others(self, versions: Sequence[int]) -> tuple[Check, ...]:
+        """Check under a policy the other versions that the roll-out makes a server load."""
+        others = [version for version in versions if version != self.version]
+        if not others or not self.options.signed_by:
+            return ()
+        return (check_signatures(self.repository, self.name, others, self.options.signed_by, self.vouched),)
+
+    def check_loaded(self, config: ModelConfig | None) -> None:
+        """See under a policy that what a server has just loaded is what was vouched for before.
+
+        Raises:
+            RepositoryError: it is not.
+        """
+        keys = self.options.signed_by
+        if keys:
+            check_loaded(self.repository, self.entry, self.version, keys, self.vouched, config)
+
+    @functools.cached_property
+    def ensembles(self) -> Mapping[str, ModelConfig]:
+        """The repository's ensembles, and the models whose code asks others."""
+        return ensembles_in(open_store(self.repository))
+
+    @functools.cached_property
+    def needs(self) -> tuple[str, ...]:
+        """The models that this one needs, directly or through others, in the order of loading."""
+        return models_needed(open_store(self.repository), self.name, self.ensembles)
+
+    @functools.cached_property
+    def pinned(self) -> Mapping[int, tuple[str, ...]]:
+        """The versions of the model that ensembles of the repository ask for by number, each with the ensembles."""
+        return pinned_versions(self.ensembles, self.name)
+
+    def check_pinned(self, before: Sequence[int], after: Sequence[int]) -> tuple[Check, ...]:
+        """Check whether an ensemble would lose a version that it asks for by number.
+
+        Args:
+            before: the versions that are served.
+            after: the versions that will be.
+        """
+        return check_pinned(self.name, self.pinned, before, after, self.options)
+
+    def refused_version(self) -> tuple[Check, ...]:
+        """Check the version before anything else is asked, and refuse it.
+
+        Raises:
+            RepositoryError: something speaks against it.
+        """
+        checks = self.check_version()
+        refuse(self.what, checks, self.options)
+        return checks
+
+    def leave_out(self, label: str, exc: ServerUnreachableError) -> None:
+        """Go on without a server that does not answer; `check_missing` says whether that is allowed."""
+        with self._lock:
+            self.missing[label] = exc
+            count = len(self.missing)
+        if self.total > 1:
+            self.note(f"{label} does not answer ({count} of at most {self.may_miss} that may be missing)")
+
+    def check_missing(self) -> None:
+        """See whether the servers that are missing may be.
+
+        Raises:
+            ServerUnreachableError: it is one too many; with each one's reason.
+        """
+        missing = list(self.missing.values())
+        if missing and self.total == 1:
+            raise missing[0]
+        if len(missing) > self.may_miss:
+            raise ServerUnreachableError(
+                f"{len(missing)} of {self.total} servers do not answer, at most {self.may_miss} may be missing: "
+                + "; ".join(exc.message for exc in missing),
+                hint="Start them, or allow it: --max-unavailable.",
+            )
+        if len(missing) >= self.total:
+            raise ServerUnreachableError(f"None of the servers answers: {', '.join(self.missing)}")

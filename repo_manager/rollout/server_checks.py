@@ -1,0 +1,162 @@
+"""Whether one server can take a version: its TensorRT, its GPU, its memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from pathlib import Path
+
+from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
+from repo_manager.errors import ServerError
+from repo_manager.onnx_model.runtime import free_host_bytes
+from repo_manager.repository import ModelEntry, version_files
+from repo_manager.rollout.checks import Check, Outcome
+from repo_manager.server import Endpoint, TritonClient
+from repo_manager.server.guard import stubs_of
+from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
+from repo_manager.server.records import local_server
+from repo_manager.triton_config import ModelConfig
+
+__all__ = ["Room", "check_server", "room_for"]
+
+
+def check_server(
+    entry: ModelEntry, version: int, new_bytes: int, client: TritonClient, *, timeout_s: float
+) -> tuple[Check, ...]:
+    """Check whether one server can take a version: its TensorRT, its GPU, its memory.
+
+    Args:
+        entry: the model.
+        version: the version to be served.
+        new_bytes: size of what has to be loaded; 0 skips the memory.
+        client: of the server.
+        timeout_s: deadline of each question.
+    """
+    config = entry.config()
+    engines = _has_engine(entry, version, config)
+    wants_gpu = engines or _wants_gpu(config)
+    where = metrics_url_of(client.url) if wants_gpu else None
+    metrics = None if where is None else metrics_text(where)
+    checks = []
+    if engines:
+        checks.append(_engine(entry, version, client, metrics, timeout_s))
+    if new_bytes:
+        checks.append(_memory(room_for(entry.name, client.url, metrics, wants_gpu=wants_gpu), new_bytes))
+    return tuple(checks)
+
+
+def _has_engine(entry: ModelEntry, version: int, config: ModelConfig | None) -> bool:
+    manifest = entry.version(version).manifest
+    if manifest is not None:
+        return any(name.endswith(PLAN_SUFFIXES) for name in manifest.files)
+    return config is not None and config.backend in ("tensorrt", "tensorrt_rtx")
+
+
+def _wants_gpu(config: ModelConfig | None) -> bool:
+    if config is None:
+        return False
+    return any(group.kind == group.KIND_GPU for group in config.message().instance_group)
+
+
+def _engine(entry: ModelEntry, version: int, client: TritonClient, metrics: str | None, timeout_s: float) -> Check:
+    try:
+        server_version = client.metadata(timeout_s=timeout_s).version
+    except ServerError as exc:
+        return Check("engine", Outcome.UNKNOWN, f"the server does not tell its version: {exc.message}")
+    target = fit_target_of(server_version, metrics, embedded=local_server(client.url) is not None)
+    found = entry.version(version)
+    names = None if found.manifest is None else [name for name in found.manifest.files if name.endswith(PLAN_SUFFIXES)]
+    record = None if found.manifest is None else found.manifest.extra
+    with version_files(found.path, names) as folder:
+        problems = check_version_fit(folder, record, target)
+    if not problems:
+        return Check("engine", Outcome.PASSED, "nothing known of the server speaks against its engine")
+    blocking = [problem for problem in problems if problem.blocks]
+    return Check(
+        "engine",
+        Outcome.REFUSED if blocking else Outcome.WARNING,
+        "; ".join(problem.message for problem in blocking or problems),
+        (blocking or problems)[0].hint,
+    )
+
+
+def _memory(room: Room | None, new_bytes: int) -> Check:
+    if room is None:
+        return Check("memory", Outcome.UNKNOWN, "the server does not tell how much memory it has free")
+    need = max(new_bytes, room.footprint_bytes or 0)
+    basis = "its files" if need == new_bytes else "as much as the served version takes now"
+    detail = f"it needs about {_mib(need)} ({basis}), {room.kind} has {_mib(room.free_bytes)} free"
+    if need > room.free_bytes:
+        return Check("memory", Outcome.REFUSED, detail, "Drop another version or model first.", estimate=True)
+    outcome = Outcome.WARNING if 2 * need > room.free_bytes else Outcome.PASSED
+    return Check("memory", outcome, detail, estimate=True)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Free memory.
+
+    Attributes:
+        kind: `the GPU` or `the machine`.
+        free_bytes: how much is free.
+        footprint_bytes: what the served version's processes take in it; `None` when that cannot be seen.
+    """
+
+    kind: str
+    free_bytes: int
+    footprint_bytes: int | None = None
+
+
+def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> Room | None:
+    """Return the room for another version of a model; `None` when nobody tells.
+
+    Args:
+        model: its name.
+        url: the server.
+        metrics: its metrics page.
+        wants_gpu: whether the model lies in GPU memory; else in the host's, which is known of this machine only.
+    """
+    if wants_gpu:
+        free = None if metrics is None else free_gpu_bytes(metrics)
+        return None if free is None else Room("the GPU", free)
+    if not _is_here(url):
+        return None
+    free = free_host_bytes()
+    return None if free is None else Room("the machine", free, _footprint(model, url))
+
+
+def _is_here(url: str) -> bool:
+    host = Endpoint.parse(url).address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _footprint(model: str, url: str) -> int | None:
+    """Return the memory of the largest served version's processes, in bytes."""
+    server = local_server(url)
+    if server is None:
+        return None
+    by_version: dict[int, int] = {}
+    for stub in stubs_of(server.pid):
+        if stub.model == model:
+            by_version[stub.version] = by_version.get(stub.version, 0) + _resident_bytes(stub.pid)
+    return max(by_version.values(), default=None)
+
+
+def _resident_bytes(pid: int) -> int:
+    """Return what a process has in memory for itself alone; 0 when it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    match = re.search(r"^RssAnon:\s+(\d+) kB", text, re.MULTILINE)
+    return 0 if match is None else int(match[1]) * 1024
