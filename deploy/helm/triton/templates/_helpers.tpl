@@ -71,9 +71,21 @@ rollout}. Arguments: (list $ kind).
 {{- end }}
 
 {{/*
-What no schema can say of the values.
+Refuse what is no number of pods or GPUs. A schema would say "got string, want integer" of `--set replicas=2.5`.
+Arguments: (list name value lowest).
+*/}}
+{{- define "triton.checkWhole" -}}
+{{- $text := toString (index . 1) }}
+{{- if or (not (regexMatch "^[0-9]+$" $text)) (lt (int $text) (index . 2)) }}
+{{- fail (printf "%s is %s: expected a whole number, %d or more" (index . 0) $text (index . 2)) }}
+{{- end }}
+{{- end }}
+
+{{/*
+What no schema can say of the values, or not so that it helps.
 */}}
 {{- define "triton.check" -}}
+{{- include "triton.checkWhole" (list "replicas" .Values.replicas 0) }}
 {{- $seen := dict }}
 {{- range $kind := .Values.kinds }}
 {{- $name := default "any" $kind.name }}
@@ -81,6 +93,11 @@ What no schema can say of the values.
 {{- $_ := set $seen $name true }}
 {{- $own := include "triton.kindValues" (list $ $kind) | fromJson }}
 {{- $rollout := $own.rollout }}
+{{- if not (kindIs "invalid" $kind.replicas) }}{{ include "triton.checkWhole" (list (printf "kinds %q: replicas" $name) $kind.replicas 0) }}{{ end }}
+{{- include "triton.checkWhole" (list (printf "kinds %q: gpus" $name) (default 0 $kind.gpus) 0) }}
+{{- range $bound := list "minReplicas" "maxReplicas" }}
+{{- include "triton.checkWhole" (list (printf "kinds %q: autoscaling.%s" $name $bound) (get $own.autoscaling $bound) 1) }}
+{{- end }}
 {{- if and $own.autoscaling.enabled (lt (int $own.autoscaling.maxReplicas) (int $own.autoscaling.minReplicas)) }}
 {{- fail (printf "kinds %q: autoscaling.maxReplicas (%v) is below autoscaling.minReplicas (%v)" $name $own.autoscaling.maxReplicas $own.autoscaling.minReplicas) }}
 {{- end }}
