@@ -96,7 +96,7 @@ def test_deploy_starts_a_server_serves_rolls_back_and_is_load_tested(
     page = tmp_path / "load.html"
     for protocol in ("grpc", "http"):
         load = run(
-            *("loadtest", "digits", "-r", repository, "-c", "1,4", "--duration", "0.5", "--protocol", protocol),
+            *("loadtest", "digits", "-r", repository, "-c", "1,4", "--duration", "2", "--protocol", protocol),
             *("--slo", "errors<1%", "--report", page, "--json"),
         )
         report = json.loads(load.stdout)
@@ -105,7 +105,7 @@ def test_deploy_starts_a_server_serves_rolls_back_and_is_load_tested(
         assert all(point["server"]["compute_infer_ns"] > 0 for point in report["points"])
         assert report["verdict"]["outcome"] == "pass"
         assert "<svg" in page.read_text()
-    run("loadtest", "digits", "-r", repository, "--rate", "50", "--duration", "0.5", "--slo", "throughput>1e9", code=4)
+    run("loadtest", "digits", "-r", repository, "--rate", "50", "--duration", "2", "--slo", "throughput>1e9", code=4)
     run("loadtest", "missing", "-r", repository, "-c", "1", code=5)
 
 
@@ -148,7 +148,7 @@ def test_serve_answers_on_given_ports_and_stops_on_interrupt(
         try:
             assert process.stdout is not None
             wait_until(lambda: b"}\n" in os.read(process.stdout.fileno(), 65536), "ready")  # type: ignore[union-attr]
-            run("loadtest", "digits", "--url", f"http://127.0.0.1:{http}", "-c", "1", "--duration", "0.3")
+            run("loadtest", "digits", "--url", f"http://127.0.0.1:{http}", "-c", "1", "--duration", "2")
             run("deploy", "digits:2", "-r", repository, "--to", f"grpc://127.0.0.1:{grpc}")
         finally:
             process.send_signal(signal.SIGINT)
@@ -218,7 +218,7 @@ def test_a_load_test_sends_numbers_that_a_language_model_takes(run: Run, tmp_pat
     run("add", model, "-n", "bert", "-r", root)
     run("deploy", "bert", "-r", root)
     try:
-        load = run(*("loadtest", "bert", "-r", root, "-c", "2", "-b", "4", "--duration", "0.5", "--json"))
+        load = run(*("loadtest", "bert", "-r", root, "-c", "2", "-b", "4", "--duration", "2", "--json"))
     finally:
         run("serve", "--stop", "-r", root)
     report = json.loads(load.stdout)

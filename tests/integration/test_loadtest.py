@@ -88,7 +88,7 @@ def load(target: EmbeddedServer, protocol: str, model: str, **changes) -> LoadTe
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_sweep_has_a_row_for_every_level(target, protocol):
-    report = load(target, protocol, "echo", concurrency=(1, 4), duration_s=1.0)
+    report = load(target, protocol, "echo", concurrency=(1, 4), duration_s=2.0)
     assert [point.level for point in report.points] == [1, 4]
     for point in report.points:
         assert point.errors == 0
@@ -185,7 +185,7 @@ def test_a_comparison_sees_a_difference_and_none(target):
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_errors_are_counted_with_the_servers_words(target, protocol):
-    (point,) = load(target, protocol, "picky", concurrency=(2,), duration_s=0.5).points
+    (point,) = load(target, protocol, "picky", concurrency=(2,), duration_s=2.0).points
     assert point.outcome == "failed"
     assert point.requests == 0
     assert point.errors > 10
@@ -194,7 +194,7 @@ def test_errors_are_counted_with_the_servers_words(target, protocol):
 
 
 def test_batches_count_as_inferences(target):
-    (point,) = load(target, "grpc", "echo", concurrency=(2,), duration_s=0.5, batch_size=4).points
+    (point,) = load(target, "grpc", "echo", concurrency=(2,), duration_s=2.0, batch_size=4).points
     assert point.throughput_per_s == pytest.approx(4 * point.requests / point.duration_s)
     # Triton counts a request and its inferences one after the other, and is read while others run.
     assert point.server.inferences == pytest.approx(4 * point.server.requests, rel=0.05)
@@ -203,7 +203,7 @@ def test_batches_count_as_inferences(target):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_large_inputs_pass_the_flow_control(target, protocol):
     (point,) = load(
-        target, protocol, "wide", concurrency=(3,), duration_s=0.6, shapes={"x": (150_000,)}, distinct=4
+        target, protocol, "wide", concurrency=(3,), duration_s=2.0, shapes={"x": (150_000,)}, distinct=4
     ).points
     assert point.errors == 0
     assert point.requests > 10
@@ -246,7 +246,7 @@ def test_files_in_the_current_folder_do_no_harm(target, tmp_path):
 import sys; sys.path.pop(0)
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import run_load_test
-print(run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,), duration_s=0.3)).points[0].errors)
+print(run_load_test(LoadTestOptions({target.grpc_url!r}, "echo", concurrency=(1,), duration_s=2.0)).points[0].errors)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -337,7 +337,7 @@ def test_perf_analyzers_failures_are_rows(target, perf_analyzer):
 
 def test_inputs_from_a_file(target, tmp_path):
     np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).random((5, 16)))
-    (point,) = load(target, "grpc", "echo", concurrency=(1,), duration_s=0.3, data=tmp_path / "d.npz").points
+    (point,) = load(target, "grpc", "echo", concurrency=(1,), duration_s=2.0, data=tmp_path / "d.npz").points
     assert point.errors == 0
 
 

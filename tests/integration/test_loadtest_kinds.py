@@ -192,7 +192,7 @@ def test_an_ensemble_has_a_row_for_every_model(target):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
 def test_compressed_requests_are_answered(target, protocol, compression):
-    (point,) = load(target, protocol, "quick", concurrency=(2,), duration_s=1.0, compression=compression).points
+    (point,) = load(target, protocol, "quick", concurrency=(2,), duration_s=2.0, compression=compression).points
     assert (point.errors, point.requests > 10) == (0, True)
     with pytest.raises(UsageError, match="cannot be compressed beforehand"):
         load(target, protocol, "counted", concurrency=(2,), compression=compression)
@@ -200,10 +200,10 @@ def test_compressed_requests_are_answered(target, protocol, compression):
 
 def test_a_model_that_refuses_random_inputs_is_sent_its_golden_sample(target):
     golden = ({"x": np.array([[3.0]], np.float32)},)
-    report = load(target, "http", "choosy", concurrency=(1,), duration_s=0.4, fallback=golden)
+    report = load(target, "http", "choosy", concurrency=(1,), duration_s=2.0, fallback=golden)
     assert report.points[0].errors == 0
     assert any("out of the vocabulary" in note and "golden sample is sent" in note for note in report.notes)
-    refused = load(target, "grpc", "choosy", concurrency=(1,), duration_s=0.4)
+    refused = load(target, "grpc", "choosy", concurrency=(1,), duration_s=2.0)
     assert refused.points[0].outcome == "failed"
     assert any("The requests were random" in note for note in refused.notes)
 

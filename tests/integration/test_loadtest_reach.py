@@ -168,7 +168,7 @@ run_load_test(
     process.wait()
     process.stdout.close()
     left = ownerless_regions()
-    run_load_test(options("http", shared_memory="system", duration_s=0.2))
+    run_load_test(options("http", shared_memory="system", duration_s=2.0))
     assert not any(path.exists() for path in left)
     regions = target_regions(options("http"))
     assert regions == ()

@@ -81,7 +81,7 @@ def test_add_deploy_roll_back_load_test_and_clean_up(run: Run, moto: tuple[str, 
         assert (back["rollout"]["servers"][0]["ready"], back["rollout"]["servers"][0]["previous"]) == ([1], [2])
         assert json.loads(run("status", "-r", root, "--json").stdout)["models"][0]["differences"] == []
 
-        load = run("loadtest", "digits", "-r", root, "-c", "2", "--duration", "0.5", "--slo", "errors<1%", "--json")
+        load = run("loadtest", "digits", "-r", root, "-c", "2", "--duration", "2", "--slo", "errors<1%", "--json")
         assert json.loads(load.stdout)["verdict"]["outcome"] == "pass"
         assert "is selected" in run("remove", "digits:1", "-r", root, code=3).stderr
         run("copy", "digits:2", "-r", root, "--into", tmp_path / "local")
@@ -120,7 +120,7 @@ def test_a_stub_that_dies_is_noticed_though_its_path_names_no_model(
         assert {stub.instance: stub.pid for stub in stubs_of(pid)}["other_0_0"] == before["other_0_0"]
         with TritonClient.connect(first["rollout"]["servers"][0]["name"]) as client:
             assert eventually(lambda: client.model_ready("digits", 1), timeout_s=30.0)
-        load = run("loadtest", "digits", "-r", root, "-c", "1", "--duration", "0.3", "--json")
+        load = run("loadtest", "digits", "-r", root, "-c", "1", "--duration", "2", "--json")
         assert json.loads(load.stdout)["points"][0]["errors"] == 0
     finally:
         run("serve", "--stop", "-r", root)

@@ -1,5 +1,7 @@
 """Kill a command at its n-th call, for every n, and look at what is left.
 
+Most calls only read, so many deaths of an operation leave the same: what is checked already is not checked again.
+
 Usage: python -m support.repository_suites.crash_points disk|objects WORK STRIDE [COLLECTION]
 Prints how often each operation was killed.
 """
@@ -7,6 +9,7 @@ Prints how often each operation was killed.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +21,17 @@ from support.repository_suites.places import Place, place_in
 from repo_manager.errors import RepoManagerError
 
 MAX_POINTS = 20_000
+OWN_TO_A_RUN = re.compile(rb"[0-9a-f]{8,}|\d{4}-\d\d-\d\dT[\d:.+Z]+|\d+\.\d+")
+"""Random names, digests, times: what differs between two runs that did the same."""
+
+
+def left_by(place: Place) -> frozenset[tuple[bytes, bytes]]:
+    """Every path with its content, without what is a run's own. A file cut short differs from the whole one."""
+    return frozenset((_plain(path.encode()), _plain(data)) for path, data in place.contents())
+
+
+def _plain(text: bytes) -> bytes:
+    return OWN_TO_A_RUN.sub(b"*", text)
 
 
 def collect(place: Place, collection: Path, prefix: str) -> None:
@@ -36,10 +50,15 @@ def collect(place: Place, collection: Path, prefix: str) -> None:
 
 def run(place: Place, name: str, operation: Operation, stride: int, first: int, collection: Path | None) -> int:
     """Crash one operation at every stride-th call; return how many times that was."""
+    checked = set()
     for points, number in enumerate(range(first, MAX_POINTS, stride)):
         place.restore("prepared")
         if not place.dies(lambda: operation.act(place), number):
             return points
+        left = left_by(place)
+        if left in checked:
+            continue
+        checked.add(left)
         if collection is not None:
             collect(place, collection, type(place).__name__.lower())
         try:

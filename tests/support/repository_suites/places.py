@@ -51,6 +51,9 @@ class Place(Protocol):
     def rest(self) -> list[str]:
         """What is there and should not be, while no command runs."""
 
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Every path, a folder's with `/` at its end, and what it holds."""
+
     def keep(self, name: str) -> None:
         """Remember what is there."""
 
@@ -170,6 +173,14 @@ class DiskPlace:
         names = [path.name for path in (*self.place.iterdir(), *self.root.iterdir())]
         return [n for n in names if ("staging" in n or n.endswith("probe")) and "production" not in n]
 
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        for path in self.place.rglob("*"):
+            name = str(path.relative_to(self.place))
+            if path.is_symlink():
+                yield name, os.fsencode(path.readlink())
+            else:
+                yield (f"{name}/", b"") if path.is_dir() else (name, path.read_bytes())
+
     def keep(self, name: str) -> None:
         shutil.rmtree(self.work / f"kept-{name}", ignore_errors=True)
         shutil.copytree(self.place, self.work / f"kept-{name}")
@@ -226,6 +237,10 @@ class ObjectPlace:
                 if number.isdecimal() and client.head(f"{name}/{number}/manifest.json") is None:
                     found.append(f"{name}/{number}")
         return found
+
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        for key, (data, _) in self.server.objects.items():
+            yield key, data
 
     def keep(self, name: str) -> None:
         self.kept[name] = dict(self.server.objects)
