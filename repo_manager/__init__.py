@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from repo_manager.errors import RepoManagerError
     from repo_manager.gates import Gate, Verdict
     from repo_manager.loadtest.compare import ComparePlan, Comparison, compare, compare_all
-    from repo_manager.loadtest.judge import judge, judge_against, parse_slo
+    from repo_manager.loadtest.judge import LoadComparison, compare_load_tests, judge, judge_against, parse_slo
     from repo_manager.loadtest.merge import merge_reports, read_report
     from repo_manager.loadtest.options import LoadTestOptions
     from repo_manager.loadtest.result import LoadTestReport
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.ensembling import EnsembleOptions, MadeEnsemble, make_ensemble
     from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
     from repo_manager.pipeline.inspect import Inspection, inspect_model
+    from repo_manager.pipeline.load_records import keep_load_test, kept_load_tests
     from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
     from repo_manager.pipeline.quickstart import quickstart
     from repo_manager.pipeline.serve_options import ServeOptions
@@ -131,6 +132,7 @@ __all__ = [
     "InferOptions",
     "Inference",
     "Inspection",
+    "LoadComparison",
     "LoadTestOptions",
     "LoadTestReport",
     "MadeCalibration",
@@ -169,6 +171,7 @@ __all__ = [
     "check_signature",
     "compare",
     "compare_all",
+    "compare_load_tests",
     "compare_page",
     "compare_versions",
     "convert",
@@ -189,6 +192,8 @@ __all__ = [
     "inspect_model",
     "judge",
     "judge_against",
+    "keep_load_test",
+    "kept_load_tests",
     "load_calibration",
     "load_evaluator",
     "load_model",
@@ -251,7 +256,7 @@ _MODULES = {
     "errors": ("RepoManagerError",),
     "gates": ("Gate", "Verdict"),
     "loadtest.compare": ("ComparePlan", "Comparison", "compare", "compare_all"),
-    "loadtest.judge": ("judge", "judge_against", "parse_slo"),
+    "loadtest.judge": ("LoadComparison", "compare_load_tests", "judge", "judge_against", "parse_slo"),
     "loadtest.merge": ("merge_reports", "read_report"),
     "loadtest.options": ("LoadTestOptions",),
     "loadtest.result": ("LoadTestReport",),
@@ -269,6 +274,7 @@ _MODULES = {
     "pipeline.ensembling": ("EnsembleOptions", "MadeEnsemble", "make_ensemble"),
     "pipeline.infer": ("InferOptions", "Inference", "infer", "write_answers"),
     "pipeline.inspect": ("Inspection", "inspect_model"),
+    "pipeline.load_records": ("keep_load_test", "kept_load_tests"),
     "pipeline.preprocessing": ("AddedWithImages", "add_with_images"),
     "pipeline.quickstart": ("quickstart",),
     "pipeline.serve_options": ("ServeOptions",),

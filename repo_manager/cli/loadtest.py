@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from repo_manager.cli.connection import Connection
 from repo_manager.cli.load_options import DataFlags, GateFlags, Load, ServerFlags, raise_for, show_report
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
-from repo_manager.errors import UsageError
+from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.gates import Gate, Verdict, combine_verdicts
 from repo_manager.loadtest.judge import judge_against, parse_slo
 from repo_manager.loadtest.merge import merge_reports, read_report
@@ -26,8 +27,10 @@ from repo_manager.loadtest.options import Arrival, Client, LoadTestOptions, pars
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test
 from repo_manager.loadtest.search import check_gates, search_verdict
+from repo_manager.pipeline.load_records import keep_load_test, kept_load_tests
 from repo_manager.report.progress import load_progress
-from repo_manager.report.terminal import Terminal
+from repo_manager.report.terminal import Terminal, next_command
+from repo_manager.repository import Location, local_folder, resolve_version
 
 __all__ = ["DefaultGroup", "app"]
 
@@ -49,6 +52,17 @@ class DefaultGroup(TyperGroup):
         """Leave the default command's name out of usage lines."""
         name, command, rest = super().resolve_command(ctx, args)
         return (None if name == _DEFAULT else name), command, rest
+
+
+class _DefaultContext(typer.Context):
+    @property
+    def command_path(self) -> str:
+        """The words of the usage line, without an empty one for the default command."""
+        return super().command_path.rstrip()
+
+
+class _DefaultCommand(TyperCommand):
+    context_class = _DefaultContext
 
 
 app = typer.Typer()
@@ -220,8 +234,10 @@ class MeasureFlags:
 class JudgingFlags(GateFlags):
     """What decides the exit code of `loadtest`."""
 
-    baseline: Path | None = option(
-        "--baseline", metavar="FILE.json", help="An earlier JSON report: fail on a regression."
+    baseline: str | None = option(
+        "--baseline",
+        metavar="FILE.json|NAME:VERSION",
+        help="An earlier JSON report, or the latest load test kept of a version: fail on a regression.",
     )
     tolerance: float = option(
         "--tolerance",
@@ -230,6 +246,9 @@ class JudgingFlags(GateFlags):
         show=lambda share: share * 100,
         min=0.0,
         help="Percent that may be lost against --baseline.",
+    )
+    keep: bool = option(
+        "--keep", default=False, help="Keep the result with the version, for show, history, diff, report, --baseline."
     )
 
 
@@ -289,14 +308,63 @@ def loadtest(
             "--until with gates searches a load, and --baseline compares fixed ones",
             hint="Measure the load that was found: loadtest NAME -c N --baseline FILE.",
         )
-    earlier = None if flags.baseline is None else read_report(flags.baseline)
+    earlier = None if flags.baseline is None else _earlier(flags.baseline, place)
+    keeping = _kept_in(place, target) if flags.keep else None
     options = flags.load_options(target, Load(terminal, place, flags, flags, connection))
     report, is_interrupted = _measure(terminal, options)
     verdict = None if is_interrupted else _judge(report, earlier, flags)
     show_report(terminal, report, verdict, files)
     if is_interrupted:
         raise typer.Exit(_INTERRUPTED)
+    if keeping is not None:
+        _keep(terminal, keeping, report)
     raise_for(report, verdict)
+
+
+def _earlier(baseline: str, place: RepositoryFlag) -> LoadTestReport:
+    """Return the report that is compared with: of a file, or the latest that is kept of a version.
+
+    Raises:
+        InputError: there is no such file.
+        RepositoryError: no such version, or none of its load tests is kept.
+    """
+    if ":" not in baseline or Path(baseline).exists():
+        check_input(Path(baseline))
+        return read_report(baseline)
+    root = place.root()
+    name, version = resolve_version(root, baseline)
+    kept = kept_load_tests(root, name, version)
+    if not kept:
+        command = next_command("loadtest", f"{name}:{version}", "--keep", repository=place.repository)
+        raise RepositoryError(f"no load test of {name}:{version} is kept in {root}", hint=f"Keep one with: {command}")
+    return kept[-1]
+
+
+def _kept_in(place: RepositoryFlag, target: str) -> Location:
+    """Return the repository that keeps the result, looked at before the load.
+
+    Raises:
+        RepositoryError: it has no such version, or cannot be written.
+    """
+    root = place.root()
+    resolve_version(root, target)
+    folder = local_folder(root)
+    if folder is not None and not os.access(folder, os.W_OK):
+        raise RepositoryError(f"--keep: {folder} cannot be written. Nothing was done.", hint="Measure without --keep.")
+    return root
+
+
+def _keep(terminal: Terminal, repository: Location, report: LoadTestReport) -> None:
+    """Keep the result; it has been shown by now, so that an error loses nothing.
+
+    Raises:
+        RepositoryError: the repository refuses.
+    """
+    try:
+        version = keep_load_test(repository, report)
+    except RepositoryError as exc:
+        raise RepositoryError(f"The load test was not kept: {exc.message}", hint=exc.hint, is_shown=True) from exc
+    terminal.note(f"Kept with {report.target.model}:{version} in {repository}")
 
 
 def _measure(terminal: Terminal, options: LoadTestOptions) -> tuple[LoadTestReport, bool]:
@@ -377,6 +445,6 @@ def merge(
 
 
 group = typer.Typer(cls=DefaultGroup, rich_markup_mode="rich", help=loadtest.__doc__)
-group.command("run")(loadtest)
+group.command("run", cls=_DefaultCommand)(loadtest)
 group.command("merge")(merge)
 app.add_typer(group, name="loadtest")

@@ -11,7 +11,7 @@ from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, model_versions
 from repo_manager.errors import RepositoryError
 from repo_manager.report.repository_tables import model_view, models_view
-from repo_manager.report.version_tables import history_view, version_view
+from repo_manager.report.version_tables import history_view, kept_tests_view, version_view
 from repo_manager.repository import ModelState, find_model, model_state, model_states, resolve_version, scan
 from repo_manager.repository.state import current_version, history_of
 from repo_manager.types import as_json
@@ -40,7 +40,8 @@ def list_command(place: RepositoryFlag, output: Output) -> None:
         {**as_json(each), "tags": known[each.name].tags, "deployed": current_version(known[each.name])}
         for each in (models if output.json else ())
     ]
-    terminal.result(document, *([] if output.json else models_view(root, models, states)))
+    views = [] if output.json else models_view(root, models, states)
+    terminal.result({"repository": str(root), "models": document}, *views)
 
 
 @app.command("show")
@@ -75,6 +76,7 @@ def show_command(
         "tags": tags,
         "selected": version.version in model.selected,
         "deployed": current_version(state) == version.version,
+        "load_tests": [test.report for test in state.load_tests if test.version == version.version],
         **as_json(version),
     }
     terminal.result(document, *([] if output.json else version_view(model, version, state)))
@@ -83,8 +85,18 @@ def show_command(
 @app.command("history")
 @grouped
 def history_command(name: ModelName, place: RepositoryFlag, output: Output) -> None:
-    """Show a model's roll-outs: when, what, by whom, where to, and how each ended. The last 100 are kept."""
+    """Show a model's roll-outs: when, what, by whom, where to, and how each ended. The last 100 are kept.
+
+    Load tests of `loadtest --keep` follow: of each version the latest five.
+    """
     root = place.root()
     find_model(root, name)
-    records = history_of(model_state(root, name))
-    output.terminal().result(records, *history_view(name, records))
+    state = model_state(root, name)
+    records = history_of(state)
+    document = {
+        "repository": str(root),
+        "model": name,
+        "rollouts": records,
+        "load_tests": [test.report for test in state.load_tests],
+    }
+    output.terminal().result(document, *history_view(name, records), *kept_tests_view(state.load_tests))

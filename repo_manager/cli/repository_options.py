@@ -230,6 +230,8 @@ def _changes() -> bool:
     click = invocation.click
     if click is None or click.params.get("dry_run") or click.params.get("check"):
         return False
+    if click.info_name == "run":  # of `loadtest`
+        return bool(click.params.get("keep"))
     if click.info_name in _CHANGING_WHEN_TOLD:
         return any(value for name, value in click.params.items() if name not in _READS)
     return click.info_name in _CHANGING

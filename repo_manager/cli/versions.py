@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +15,12 @@ from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, destination_of, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.errors import UsageError
+from repo_manager.optional import deferred
 from repo_manager.pipeline.adopting import write_configs
 from repo_manager.pipeline.status import refuse_while_ready
 from repo_manager.report.progress import transfer_progress
 from repo_manager.report.repository_tables import config_change_view, difference_view, removals_view
+from repo_manager.report.version_tables import load_differences_view
 from repo_manager.repository import (
     Location,
     Transfer,
@@ -27,6 +30,7 @@ from repo_manager.repository import (
     copy_needed,
     copy_version,
     find_model,
+    model_state,
     remove,
     remove_tag,
     resolve_version,
@@ -35,6 +39,13 @@ from repo_manager.repository import (
 )
 from repo_manager.settings import load_settings
 from repo_manager.types import as_json
+
+if TYPE_CHECKING:
+    from repo_manager.loadtest import judge
+    from repo_manager.pipeline import load_records
+else:
+    judge = deferred("repo_manager.loadtest.judge")
+    load_records = deferred("repo_manager.pipeline.load_records")
 
 __all__ = ["app"]
 
@@ -51,11 +62,25 @@ def diff_command(
     place: RepositoryFlag,
     output: Output,
 ) -> None:
-    """Show what differs between two versions: precision, sparsity, drift, I/O, configuration, files."""
+    """Show what differs between two versions: precision, sparsity, drift, I/O, configuration, files, load tests."""
     root = place.root()
-    entries = [find_model(root, name).version(version) for name, version in (resolve_version(root, t) for t in (a, b))]
-    result = compare_versions(*entries)
-    output.terminal().result(result, *difference_view(result, everything=everything))
+    targets = [resolve_version(root, target) for target in (a, b)]
+    result = compare_versions(*(find_model(root, name).version(version) for name, version in targets))
+    measured = _measured(root, targets)
+    document = {**as_json(result), "load_tests": as_json(measured)}
+    views = [] if measured is None else load_differences_view(measured)
+    output.terminal().result(document, *difference_view(result, everything=everything), *views)
+
+
+def _measured(root: Location, targets: Sequence[tuple[str, int]]) -> judge.LoadComparison | None:
+    """Return how the latest kept load tests of two versions differ; `None` where one has none."""
+    tests = [
+        [test for test in model_state(root, name).load_tests if test.version == version] for name, version in targets
+    ]
+    if not all(tests):
+        return None
+    latest = [load_records.read_kept(name, kept[-1:]) for (name, _), kept in zip(targets, tests, strict=True)]
+    return judge.compare_load_tests(*(report for (report,) in latest)) if all(latest) else None
 
 
 @app.command("tag")
@@ -216,7 +241,8 @@ def adopt_command(
         lines += [f"{change.name}: config.pbtxt written{_dry(dry_run)}\n{change.after}" for change in written]
     result = adopt(place.root(), name, dry_run=dry_run)
     lines += [f"{one.name}:{one.version} adopted ({len(one.manifest.files)} files){_dry(dry_run)}" for one in result]
-    output.terminal().result(result, *(lines or ["Every version has a manifest."]))
+    document = {"repository": str(place.root()), "adopted": result}
+    output.terminal().result(document, *(lines or ["Every version has a manifest."]))
 
 
 def _dry(dry_run: bool) -> str:

@@ -7,6 +7,7 @@ an interval shrinks with the square root of the measured time.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -18,7 +19,17 @@ from repo_manager.loadtest.metrics import METRICS, Metric, metric_of
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.stats.intervals import Interval
 
-__all__ = ["Over", "judge", "judge_against", "judge_point", "parse_slo"]
+__all__ = [
+    "COMPARED_OPTIONS",
+    "LoadComparison",
+    "LoadDifference",
+    "Over",
+    "compare_load_tests",
+    "judge",
+    "judge_against",
+    "judge_point",
+    "parse_slo",
+]
 
 _ALPHA = 0.05
 Over = Literal["every", "some"]
@@ -148,10 +159,7 @@ def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance
     Raises:
         InputError: no level in common.
     """
-    old = {(point.mode, point.level, point.batch_size): point for point in baseline.points}
-    pairs = [
-        (point, old[key]) for point in report.points if (key := (point.mode, point.level, point.batch_size)) in old
-    ]
+    pairs = _same_levels(report, baseline)
     if not pairs:
         raise InputError("the baseline has no load level in common with this report")
     results: list[GateResult] = []
@@ -164,6 +172,104 @@ def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance
     return Verdict(worst(result.outcome for result in results), tuple(results), tuple(holding))
 
 
+def _same_levels(report: LoadTestReport, earlier: LoadTestReport) -> list[tuple[LoadPoint, LoadPoint]]:
+    old = {(point.mode, point.level, point.batch_size): point for point in earlier.points}
+    keys = [(point, (point.mode, point.level, point.batch_size)) for point in report.points]
+    return [(point, old[key]) for point, key in keys if key in old]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadDifference:
+    """One number of one load level in two load tests.
+
+    Attributes:
+        level: label of the level.
+        metric: name of the number.
+        before: in the first, as text; `-` where it was not measured.
+        after: in the second.
+        change: in words, with its 95 % interval.
+        outcome: `better`, `worse`, or `no difference shown`.
+        ratio: a factor above 1 is worse; `None` where a number is missing.
+        interval: of it.
+    """
+
+    level: str
+    metric: str
+    before: str
+    after: str
+    change: str
+    outcome: str
+    ratio: float | None = None
+    interval: Interval | None = None
+
+
+_COMPARED = {Outcome.PASS: "better", Outcome.FAIL: "worse", Outcome.INCONCLUSIVE: "no difference shown"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadComparison:
+    """Two load tests that were measured one after the other.
+
+    Attributes:
+        before: the earlier one, or that of the first version.
+        after: the other one.
+        differences: a row for each number of a baseline at each level that both have.
+        notes: what makes them hard to compare: other servers, machines or options.
+    """
+
+    before: LoadTestReport
+    after: LoadTestReport
+    differences: tuple[LoadDifference, ...]
+    notes: tuple[str, ...]
+
+
+COMPARED_OPTIONS = (
+    "batch_size",
+    "shapes",
+    "data",
+    "distinct",
+    "warmup_s",
+    "duration_s",
+    "request_count",
+    "compression",
+)
+"""Options of a load test that change its numbers."""
+
+
+def compare_load_tests(before: LoadTestReport, after: LoadTestReport) -> LoadComparison:
+    """Compare two load tests; `compare` measures both together, in pairs, and sees smaller differences.
+
+    Args:
+        before: the earlier one, or that of the first version.
+        after: the other one.
+    """
+    facts = (
+        ("servers", before.target.url, after.target.url),
+        ("releases of the server", before.target.server_version, after.target.server_version),
+        ("client machines", before.environment.get("machine"), after.environment.get("machine")),
+        *((f"option {name}", before.options.get(name), after.options.get(name)) for name in COMPARED_OPTIONS),
+    )
+    notes = tuple(f"{what} differ: {one} and {other}" for what, one, other in facts if one != other)
+    return LoadComparison(before, after, _differences(before, after), notes)
+
+
+def _differences(earlier: LoadTestReport, report: LoadTestReport) -> tuple[LoadDifference, ...]:
+    found = []
+    for point, before in _same_levels(report, earlier):
+        for metric in METRICS:
+            if "baseline" not in metric.places:
+                continue
+            result = _judge_ratio(point, before, metric, 0.0)
+            is_noise_known = result.interval is not None and result.interval.low < result.interval.high
+            outcome = _COMPARED[result.outcome] if is_noise_known else "no difference shown"
+            old, new = (
+                "-" if (value := metric.get(row)) is None else metric.unit.text(value) for row in (before, point)
+            )
+            words = (point.label, metric.title, old, new, result.reason, outcome)
+            found.append(LoadDifference(*words, result.value, result.interval))
+    return tuple(found)
+
+
 def _judge_ratio(point: LoadPoint, before: LoadPoint, metric: Metric, tolerance: float) -> GateResult:
     gate = f"{metric.key} against the baseline, at most {tolerance:.0%} worse"
     if point.outcome == "failed":
@@ -174,29 +280,29 @@ def _judge_ratio(point: LoadPoint, before: LoadPoint, metric: Metric, tolerance:
     worse = new / previous if metric.lower_is_better else previous / new
     half = math.hypot(*(_log_half_width(metric.interval(row)) for row in (point, before)))
     interval = Interval(worse * math.exp(-half), worse * math.exp(half))
-    limit = 1 + tolerance
+    limit = 1 + tolerance if metric.lower_is_better else math.inf if tolerance >= 1 else 1 / (1 - tolerance)
     if interval.high <= limit:
         outcome = Outcome.PASS
     elif interval.low > limit:
         outcome = Outcome.FAIL
     else:
         outcome = Outcome.INCONCLUSIVE
-    words = f"{_change(worse)} (between {_change(interval.low)} and {_change(interval.high)})"
+    change, *ends = (_change(each, metric) for each in (worse, interval.low, interval.high))
+    words = f"{change} (between {ends[0]} and {ends[1]})"
     if half == 0:
-        words = f"{_change(worse)}; neither report says how large its noise is"
+        words = f"{change}; neither report says how large its noise is"
     needed_s = None
     if outcome is Outcome.INCONCLUSIVE and worse != limit and point.duration_s:
         needed_s = point.duration_s * (half / abs(math.log(limit / worse))) ** 2
     return GateResult(gate, point.label, outcome, words, worse, interval, needed_s)
 
 
-def _change(worse: float) -> str:
-    """Say a factor above 1, which is worse, or below as a percentage."""
-    return (
-        "as before"
-        if f"{worse - 1:.1%}".strip("-") == "0.0%"
-        else (f"{worse - 1:.1%} worse" if worse > 1 else f"{1 - worse:.1%} better")
-    )
+def _change(worse: float, metric: Metric) -> str:
+    """Say a factor above 1, which is worse, or below as the percentage by which the number itself differs."""
+    share = worse - 1 if metric.lower_is_better else 1 / worse - 1
+    if f"{abs(share):.1%}" == "0.0%":
+        return "as before"
+    return f"{abs(share):.1%} {'worse' if worse > 1 else 'better'}"
 
 
 def _log_half_width(interval: Interval | None) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from repo_manager.errors import RepositoryError
 from repo_manager.loadtest.result import LoadTestReport
+from repo_manager.pipeline.load_records import read_kept
 from repo_manager.report.card import Card, version_card
 from repo_manager.repository import (
     Location,
@@ -35,7 +36,7 @@ def version_cards(
     Args:
         repository: the root.
         target: `NAME:VERSION` (a number or a tag), or `NAME`; `None`: the whole repository.
-        loads: load tests; each goes to the card of its version.
+        loads: load tests besides the kept ones; each goes to the card of its version.
 
     Raises:
         RepositoryError: no such repository, model or version.
@@ -52,9 +53,10 @@ def version_cards(
     cards = []
     for model in models:
         state = model_state(root, model.name)
+        known = (*read_kept(model.name, state.load_tests), *loads)
         for version in model.versions if number is None else (model.version(number),):
             signature = _signature(root, model.name, version.version)
-            cards.append(version_card(model, version, state, signature=signature, loads=loads))
+            cards.append(version_card(model, version, state, signature=signature, loads=known))
     return tuple(cards)
 
 

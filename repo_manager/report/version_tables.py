@@ -13,9 +13,10 @@ from repo_manager.report.tables import format_bytes, format_share
 from repo_manager.repository.difference import judged_drift, kept_sparsity
 
 if TYPE_CHECKING:
-    from repo_manager.repository import Manifest, ModelEntry, ModelState, RolloutRecord, VersionEntry
+    from repo_manager.loadtest.judge import LoadComparison
+    from repo_manager.repository import KeptLoadTest, Manifest, ModelEntry, ModelState, RolloutRecord, VersionEntry
 
-__all__ = ["history_view", "version_view"]
+__all__ = ["history_view", "kept_tests_view", "load_differences_view", "version_view"]
 
 _OUTCOME_STYLES = {"done": "green", "undone": "yellow", "failed": "red"}
 
@@ -43,7 +44,8 @@ def version_view(model: ModelEntry, version: VersionEntry, state: ModelState) ->
     if version.size_bytes is not None:
         pairs.append(("size", format_bytes(version.size_bytes)))
     pairs += [("problem", Text(problem, style="red")) for problem in version.problems]
-    return [key_values(pairs), *([] if manifest is None else _tables(manifest))]
+    tests = [test for test in state.load_tests if test.version == version.version]
+    return [key_values(pairs), *([] if manifest is None else _tables(manifest)), *kept_tests_view(tests)]
 
 
 def _words_of_state(model: ModelEntry, version: VersionEntry, state: ModelState) -> str | Moment:
@@ -122,3 +124,52 @@ def history_view(name: str, records: Sequence[RolloutRecord]) -> list[Renderable
     ]
     columns = ["when", "action", "version", "before", "target", "by", "outcome"]
     return [make_table(f"Roll-outs of {name}", columns, rows, right="version", drop="by,before,target")]
+
+
+def kept_tests_view(tests: Sequence[KeptLoadTest]) -> list[RenderableType]:
+    """Show load tests that were kept, the latest first, a row for each level; nothing where there are none."""
+    rows = []
+    for test in reversed(tests):
+        target, started = _mapping(test.report.get("target")), str(test.report.get("started", ""))
+        for point in test.report.get("points") or ():
+            level, latency = _mapping(point), _mapping(_mapping(point).get("latency"))
+            rows.append(
+                [
+                    Moment(started),
+                    test.version,
+                    level.get("label", "-"),
+                    level.get("outcome", "-"),
+                    _number(level.get("throughput_per_s"), 1.0),
+                    *(_number(latency.get(name), 1e6) for name in ("p50_ns", "p99_ns")),
+                    level.get("errors", "-"),
+                    target.get("url", "-"),
+                ]
+            )
+    if not rows:
+        return []
+    columns = ["when", "version", "load", "outcome", "inf/s", "p50 ms", "p99 ms", "errors", "server"]
+    right = "version,inf/s,p50 ms,p99 ms,errors"
+    return [make_table("Load tests", columns, rows, right=right, drop="server,errors,p50 ms")]
+
+
+def _number(value: Any, size: float) -> str:
+    return f"{value / size:.4g}" if isinstance(value, int | float) else "-"
+
+
+def load_differences_view(compared: LoadComparison) -> list[RenderableType]:
+    """Show how the latest kept load tests of two versions differ."""
+    sides = (compared.before, compared.after)
+    names = [f"{side.target.model}:{side.target.version}" for side in sides]
+    when = ", ".join(f"{name} at {side.started}" for name, side in zip(names, sides, strict=True))
+    views: list[RenderableType] = []
+    if compared.differences:
+        rows = [
+            [each.level, each.metric, each.before, each.after, each.outcome, each.change]
+            for each in compared.differences
+        ]
+        columns = ["load", "number", *names, "outcome", "change"]
+        views.append(make_table("Load tests", columns, rows, right=",".join(names), drop="change"))
+    else:
+        views.append(Text("The load tests that are kept have no level in common."))
+    views.append(Text(f"Measured one after the other: {when}. `repo-manager compare` measures both together."))
+    return [*views, *(Text(f"Note: {note}") for note in compared.notes)]

@@ -36,7 +36,7 @@ from repo_manager.repository.signing import (
     check_signature,
     sign_version,
 )
-from repo_manager.repository.state import Deployment, ModelState, RolloutRecord
+from repo_manager.repository.state import Deployment, KeptLoadTest, ModelState, RolloutRecord
 from repo_manager.repository.tags import (
     begin_trial,
     end_trial,
@@ -44,6 +44,7 @@ from repo_manager.repository.tags import (
     model_states,
     previous_deployment,
     record_deployment,
+    record_load_test,
     record_rollout,
     remove_tag,
     resolve_version,
@@ -60,6 +61,7 @@ __all__ = [
     "FileDifference",
     "FileRecord",
     "GcResult",
+    "KeptLoadTest",
     "LabelChange",
     "Location",
     "LocationLike",
@@ -105,6 +107,7 @@ __all__ = [
     "read_labels",
     "read_manifest",
     "record_deployment",
+    "record_load_test",
     "record_rollout",
     "remove",
     "remove_tag",

@@ -24,6 +24,7 @@ from repo_manager.repository.layout import LOCK_FILENAME, STATE_FILENAME
 
 __all__ = [
     "Deployment",
+    "KeptLoadTest",
     "ModelState",
     "RolloutRecord",
     "Unproven",
@@ -44,6 +45,7 @@ _SCHEMA_VERSION = 1
 _MAX_DEPLOYMENTS = 50
 _MAX_HISTORY = 100
 _MAX_SKIPPED = 1000
+_MAX_LOAD_TESTS, _MAX_LOAD_TESTS_OF_VERSION = 40, 5
 _OTHER_NUMBER = "Take the next free number there: --new-number."
 _NOTHING = 0  # in the file: older releases read a number there, and go back to the version before it
 LOCK_TIMEOUT_S = 120.0
@@ -111,6 +113,19 @@ class RolloutRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeptLoadTest:
+    """A load test of a version.
+
+    Attributes:
+        version: the version.
+        report: as JSON, without what only charts need.
+    """
+
+    version: int
+    report: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Unproven:
     """A version that a roll-out has begun to serve and has not proven; what is left of a roll-out that was killed.
 
@@ -136,6 +151,7 @@ class ModelState:
         tags: tag -> version.
         unproven: the version that is on trial; `None` when none is.
         history: roll-outs, the latest last; those of releases that kept no history are in `deployments` alone.
+        load_tests: those that were kept, the latest last.
         extra: fields of a newer repo-manager, kept as they are.
     """
 
@@ -145,6 +161,7 @@ class ModelState:
     tags: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unproven: Unproven | None = None
     history: tuple[RolloutRecord, ...] = ()
+    load_tests: tuple[KeptLoadTest, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -165,6 +182,13 @@ class ModelState:
     def recorded(self, record: RolloutRecord) -> ModelState:
         """Return the state with a roll-out in its history."""
         return dataclasses.replace(self, history=(*self.history, record)[-_MAX_HISTORY:])
+
+    def measured(self, test: KeptLoadTest) -> ModelState:
+        """Return the state with a load test; the latest five of a version stay, and forty of the model."""
+        kept = (*self.load_tests, test)
+        surplus = [each for each in kept if each.version == test.version][:-_MAX_LOAD_TESTS_OF_VERSION]
+        kept = tuple(each for each in kept if each not in surplus)
+        return dataclasses.replace(self, load_tests=kept[-_MAX_LOAD_TESTS:])
 
     def found(self, served: Collection[int]) -> ModelState:
         """Return the state after versions were found to be served; those that the record knows change nothing."""
@@ -352,7 +376,7 @@ def parse_entry(entry: Mapping[str, Any]) -> ModelState:
     Raises:
         TypeError, ValueError, KeyError, AttributeError: it is damaged.
     """
-    known = {"highest_version", "deployments", "tags", "on_trial", "history", "skipped"}
+    known = {"highest_version", "deployments", "tags", "on_trial", "history", "skipped", "load_tests"}
     trial = entry.get("on_trial")
     return ModelState(
         highest_version=int(entry.get("highest_version", 0)),
@@ -365,6 +389,9 @@ def parse_entry(entry: Mapping[str, Any]) -> ModelState:
         if trial is None
         else Unproven(int(trial["version"]), tuple(int(each) for each in trial["before"]), str(trial["at"])),
         history=tuple(RolloutRecord.parse(each) for each in entry.get("history", ())),
+        load_tests=tuple(
+            KeptLoadTest(int(each["version"]), dict(each["report"])) for each in entry.get("load_tests", ())
+        ),
         extra={key: value for key, value in entry.items() if key not in known},
     )
 
@@ -373,11 +400,13 @@ def format_entry(state: ModelState) -> dict[str, Any]:
     """Return one model's part of a state file."""
     trial = {} if state.unproven is None else {"on_trial": dataclasses.asdict(state.unproven)}
     history = {"history": [record.format() for record in state.history]} if state.history else {}
+    tests = [{"version": each.version, "report": each.report} for each in state.load_tests]
     return {
         **state.extra,
         **trial,
         **history,
         **({"skipped": list(state.skipped)} if state.skipped else {}),
+        **({"load_tests": tests} if tests else {}),
         "highest_version": state.highest_version,
         "deployments": [{"version": each.version or _NOTHING, "at": each.at} for each in state.deployments],
         "tags": dict(sorted(state.tags.items())),

@@ -11,6 +11,7 @@ from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.state import (
+    KeptLoadTest,
     ModelState,
     RolloutRecord,
     Unproven,
@@ -28,6 +29,7 @@ __all__ = [
     "model_states",
     "previous_deployment",
     "record_deployment",
+    "record_load_test",
     "record_rollout",
     "remove_tag",
     "resolve_version",
@@ -166,6 +168,19 @@ def record_rollout(repository: Location, name: str, record: RolloutRecord) -> No
     """
     with disk_errors(f"record a roll-out of {name}"):
         open_store(repository).change_state(name, lambda state: state.recorded(record))
+
+
+def record_load_test(repository: LocationLike, name: str, test: KeptLoadTest) -> None:
+    """Keep a load test with its version; of a version the latest five stay.
+
+    Raises:
+        RepositoryError: there is no such model or version, or the store refuses.
+    """
+    with disk_errors(f"keep a load test of {name}"):
+        store = open_store(repository)
+        if test.version not in changeable_model(store, name).versions:
+            raise RepositoryError(f"model {name!r} has no version {test.version} in {store.location}")
+        store.change_state(name, lambda state: state.measured(test), needs=test.version)
 
 
 def begin_trial(repository: Location, name: str, version: int, before: tuple[int, ...]) -> None:

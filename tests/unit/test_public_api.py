@@ -54,7 +54,7 @@ FROM_PYTHON = {
     "status": "status",
     "infer": "infer write_answers",
     "logs": "log_of follow_log",
-    "loadtest": "run_load_test judge_against read_report merge_reports",
+    "loadtest": "run_load_test judge_against read_report merge_reports keep_load_test",
     "compare": "compare_all compare_page",
     "tune": "tune tune_page",
 }

@@ -182,8 +182,9 @@ def without_versions(view: ModelView, versions: tuple[int, ...]) -> str | None:
 
 
 def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
-    """Keep the numbers given out; drop tags, and for a whole model its history, which points at nothing now."""
-    state = state.numbered(highest).without_free(*versions)
+    """Keep the numbers given out; drop tags, load tests, and for a whole model its deployments."""
+    kept = tuple(test for test in state.load_tests if not whole and test.version not in versions)
+    state = dataclasses.replace(state.numbered(highest).without_free(*versions), load_tests=kept)
     if whole:
         return dataclasses.replace(state, tags={}, deployments=())
     return dataclasses.replace(state, tags={tag: v for tag, v in state.tags.items() if v not in versions})

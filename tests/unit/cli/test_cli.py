@@ -149,7 +149,9 @@ def test_errors_are_json_too_when_asked(run: Run, tmp_path: Path) -> None:
 def test_list_show_and_verify_agree_with_what_was_added(run: Run, repository: Path) -> None:
     for precision in ("fp32", "fp16"):
         assert run("add", samples.sample_model(), "-n", "digits", "-r", repository, "-p", precision).code == 0
-    (model,) = json.loads(run("list", "-r", repository, "--json").out)
+    listed = json.loads(run("list", "-r", repository, "--json").out)
+    assert listed["repository"] == str(repository)
+    (model,) = listed["models"]
     assert [version["version"] for version in model["versions"]] == [1, 2]
     assert model["selected"] == [1]
     shown = run("show", "digits", "-r", repository)
@@ -160,7 +162,7 @@ def test_list_show_and_verify_agree_with_what_was_added(run: Run, repository: Pa
 def test_one_version_and_the_roll_outs_of_a_model_are_shown(run: Run, repository: Path) -> None:
     assert run("add", samples.sample_model(), "-n", "digits", "-r", repository).code == 0
     assert run("tag", "digits:1", "stable", "-r", repository).code == 0
-    assert json.loads(run("list", "-r", repository, "--json").out)[0]["tags"] == {"stable": 1}
+    assert json.loads(run("list", "-r", repository, "--json").out)["models"][0]["tags"] == {"stable": 1}
     assert "stable:1" in run("list", "-r", repository).out
     document = json.loads(run("show", "digits:stable", "-r", repository, "--json").out)
     facts = [document[key] for key in ("name", "version", "tags", "selected", "deployed")]
@@ -176,7 +178,7 @@ def test_one_version_and_the_roll_outs_of_a_model_are_shown(run: Run, repository
     record_deployment(repository, "digits", 1, record_of("deploy", 1, [], "grpc://a:1"))
     failed = record_of("undeploy", None, [1], "grpc://a:1", outcome="undone", reason="a:1 does not answer")
     record_rollout(repository, "digits", failed)
-    records = json.loads(run("history", "digits", "-r", repository, "--json").out)
+    records = json.loads(run("history", "digits", "-r", repository, "--json").out)["rollouts"]
     assert [(each["action"], each["version"], each["outcome"]) for each in records] == [
         ("deploy", 1, "done"),
         ("deploy", 1, "done"),
@@ -190,7 +192,7 @@ def test_one_version_and_the_roll_outs_of_a_model_are_shown(run: Run, repository
     planned = run("undeploy", "digits", "-r", repository, "--dry-run")
     assert "would not load it any more" in planned.out
     assert run("undeploy", "digits", "-r", repository).code == 0
-    assert json.loads(run("list", "-r", repository, "--json").out)[0]["deployed"] is None
+    assert json.loads(run("list", "-r", repository, "--json").out)["models"][0]["deployed"] is None
     assert run("tag", "digits", "stable", "--delete", "-r", repository).code == 0
     assert run("remove", "digits", "-r", repository).code == 0, "nobody serves it"
     missing = run("status", "-r", repository / "nowhere")

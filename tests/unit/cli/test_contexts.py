@@ -38,6 +38,9 @@ def test_a_context_chooses_the_repository_and_is_in_every_result(run: Run, place
     for context, tags in (("staging", ["best"]), ("prod", [])):
         shown = json.loads(run("show", "digits:1", "--context", context, "--json").out)
         assert (shown["context"], shown["tags"]) == (context, tags)
+        for command in (("list",), ("history", "digits"), ("adopt", "--dry-run"), ("verify",)):
+            shown = json.loads(run(*command, "--context", context, "--json").out)
+            assert shown["context"] == context, command
     assert run("list", "--context", "prod").out.startswith("Context: prod (protected)\n")
     assert run("list", "--context", "none", "-r", places["staging"]).out.count("Context:") == 0
 

@@ -179,7 +179,7 @@ LOAD_OPTIONS = {
 # What is no option of the measurement itself; each has a test of its own.
 ELSEWHERE = {"--wide", "--context",
     "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header-file", "--token-file", "--url", "--to",
-    "--golden",
+    "--golden", "--keep",
     "--repository", "--slo", "--slo-over", "--baseline", "--tolerance", "--report", "--json", "--quiet", "--help",
 }  # fmt: skip
 

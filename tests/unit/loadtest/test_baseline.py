@@ -7,7 +7,7 @@ import pytest
 
 from repo_manager.errors import InputError
 from repo_manager.gates import Outcome
-from repo_manager.loadtest.judge import judge_against
+from repo_manager.loadtest.judge import compare_load_tests, judge_against
 from repo_manager.loadtest.merge import read_report
 from repo_manager.loadtest.result import ClientUse, Intervals, Latency, LoadPoint, LoadTestReport
 from repo_manager.loadtest.target import TargetFacts
@@ -74,3 +74,35 @@ def test_baselines_that_cannot_be_used(tmp_path):
 def test_a_change_is_named_by_its_direction(tmp_path, factor, word):
     results = judge_against(report(factor), saved(tmp_path, report()), tolerance=0.05).results
     assert any(result.why.startswith(word) for result in results), [result.why for result in results]
+
+
+def test_a_change_of_throughput_is_the_share_of_the_throughput(tmp_path):
+    """Twice as many are 100 % better, half as many 50 % worse; the limit is a share of the earlier number, too."""
+    for factor, word in ((0.5, "100.0% better"), (2.0, "50.0% worse")):
+        throughput = judge_against(report(factor), saved(tmp_path, report())).results[0]
+        assert throughput.why.startswith(word), throughput.why
+    fallen = judge_against(report(1 / 0.89, spread=0.0001), saved(tmp_path, report(spread=0.0001)), tolerance=0.1)
+    assert fallen.results[0].outcome is Outcome.FAIL
+    held = judge_against(report(1 / 0.91, spread=0.0001), saved(tmp_path, report(spread=0.0001)), tolerance=0.1)
+    assert held.results[0].outcome is Outcome.PASS
+
+
+def test_two_load_tests_differ_by_words_of_their_own():
+    """Outside the noise it is better or worse, within it no difference; nothing is said of other levels."""
+
+    def outcomes(before, after):
+        return {each.outcome for each in compare_load_tests(before, after).differences}
+
+    fast, slow = report(0.5, 0.01), report(1.0, 0.01)
+    assert (outcomes(slow, fast), outcomes(fast, slow)) == ({"better"}, {"worse"})
+    assert outcomes(report(1.02, 0.1), report(1.0, 0.1)) == {"no difference shown"}
+    throughput = compare_load_tests(slow, fast).differences[0]
+    assert (throughput.before, throughput.after) == ("1000 /s", "2000 /s")
+    unknown = report(1.0, intervals=Intervals())
+    assert outcomes(unknown, report(0.5, intervals=Intervals())) == {"no difference shown"}
+    assert outcomes(report(level=5.0), slow) == set()
+    elsewhere = dataclasses.replace(fast, options={"batch_size": 8}, environment={"machine": "a"})
+    assert compare_load_tests(slow, elsewhere).notes == (
+        "client machines differ: None and a",
+        "option batch_size differ: None and 8",
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from repo_manager.repository.state import (
+    KeptLoadTest,
     ModelState,
     current_version,
     format_entry,
@@ -59,3 +60,15 @@ def test_the_history_is_bounded() -> None:
     for number in range(150):
         state = state.recorded(dataclasses.replace(STATE.history[0], version=number))
     assert (len(state.history), state.history[-1].version) == (100, 149)
+
+
+def test_load_tests_are_kept_by_version_and_bounded() -> None:
+    state = ModelState()
+    for number in range(60):
+        state = state.measured(KeptLoadTest(number // 6 + 1, {"started": str(number)}))
+    assert parse_entry(format_entry(state)) == state
+    of_first = [test.report["started"] for test in state.load_tests if test.version == 10]
+    assert (len(state.load_tests), of_first) == (40, ["55", "56", "57", "58", "59"])
+    assert "load_tests" not in format_entry(ModelState())
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        parse_entry({"load_tests": [{"version": 1}]})
