@@ -18,8 +18,9 @@ from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
-from repo_manager.pipeline.adding_files import FilesOptions, add_files, is_converted
+from repo_manager.pipeline.adding_files import FilesOptions, add_files
 from repo_manager.pipeline.ensembling import EnsembleOptions, make_ensemble
+from repo_manager.pipeline.given_files import is_converted
 from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
 from repo_manager.report.added_view import added_files_view, added_view, ensemble_view, images_view
 from repo_manager.report.progress import build_bar

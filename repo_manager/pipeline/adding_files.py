@@ -11,8 +11,9 @@ from typing import Any
 import repo_manager
 from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit
-from repo_manager.errors import ConfigError, GateError, InputError, UsageError
+from repo_manager.errors import ConfigError, GateError, UsageError
 from repo_manager.files import sha256_file, work_folder
+from repo_manager.pipeline.given_files import GivenFiles
 from repo_manager.pipeline.recording import Recording, Trial, TrialRun, exchanges_of, needs_of, record, trial_run
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository import (
@@ -25,42 +26,16 @@ from repo_manager.repository import (
     validate_model_name,
 )
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
-from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.server.exchange import ModelKind
 from repo_manager.summary import Summarized
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Severity, check_rules, format_config, parse_config
 from repo_manager.triton_config.ensembles import USES, steps_of, uses_of
-from repo_manager.types import Backend, StrPath
+from repo_manager.types import StrPath
 from repo_manager.validation import check_fields
 
-__all__ = ["AddedFiles", "FilesOptions", "add_files", "is_converted"]
+__all__ = ["AddedFiles", "FilesOptions", "add_files"]
 
 Report = Callable[[str], None]
-# A file's ending, or a file in a folder -> the backend that serves it.
-_BACKENDS = {
-    ".onnx": "onnxruntime",
-    ".plan": "tensorrt",
-    ".engine": "tensorrt_rtx",
-    ".pt": "pytorch",
-    ".pth": "pytorch",
-    ".xml": "openvino",
-    ".graphdef": "tensorflow",
-    ".dali": "dali",
-    ".py": "python",
-}
-_MARKS = {"model.py": "python", "saved_model.pb": "tensorflow", "model.dali": "dali"}
-# triton-inference-server/core, src/constants.h, and the backends' own defaults.
-_DEFAULT_NAMES = {
-    "onnxruntime": "model.onnx",
-    "tensorrt": "model.plan",
-    "tensorrt_rtx": "model.engine",
-    "pytorch": "model.pt",
-    "openvino": "model.xml",
-    "python": "model.py",
-    "dali": "model.dali",
-}
-_SAVED_MODEL = "model.savedmodel"
-_SKIPPED = ("__pycache__",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +109,6 @@ class AddedFiles(Summarized):
         }
 
 
-def is_converted(path: Path, backend: str | None) -> bool:
-    """Say whether `add` converts what was given for this backend; anything else is published as it is."""
-    other = backend not in (None, "auto", *(known.value for known in Backend))
-    return not other and not path.is_dir() and path.suffix.lower() not in _BACKENDS.keys() - {".onnx"}
-
-
 def add_files(
     path: StrPath,
     name: str,
@@ -175,7 +144,7 @@ def add_files(
     path, repository = Path(path), as_location(repository)
     options, trial = options or FilesOptions(), trial or Trial()
     validate_model_name(name)
-    source = _Source.find(path)
+    source = GivenFiles.find(path)
     config, text, notes = _config_of(source, name, repository, options)
     _check(config, name)
     fit = _check_fit(source.files_for(config), name, options.target)
@@ -215,71 +184,8 @@ class _Publication:
     fit: tuple[FitProblem, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """The files that were given.
-
-    Attributes:
-        path: as given.
-        files: path in the version's folder -> file.
-        backend: what they look like; empty when they look like nothing known.
-        config: a config.pbtxt among them; `None` without.
-    """
-
-    path: Path
-    files: Mapping[str, Path]
-    backend: str
-    config: Path | None
-
-    @classmethod
-    def find(cls, path: Path) -> _Source:
-        """Look at what was given.
-
-        Raises:
-            InputError: it is not there, or holds no file.
-        """
-        if path.is_file():
-            files = {path.name: path}
-            weights = path.with_suffix(".bin")
-            if path.suffix.lower() == ".xml" and weights.is_file():
-                files[weights.name] = weights
-            return cls(path, files, _BACKENDS.get(path.suffix.lower(), ""), None)
-        if not path.is_dir():
-            raise InputError(f"{path} does not exist", hint="Give a file, or a folder with a model's files.")
-        config = path / CONFIG_FILENAME
-        folder = path
-        numbers = [number for entry in path.iterdir() if entry.is_dir() and (number := version_number(entry.name))]
-        if numbers:
-            folder = path / str(max(numbers))
-        files = {
-            str(file.relative_to(folder)): file
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and not _is_skipped(file.relative_to(folder))
-        }
-        marked = [backend for mark, backend in _MARKS.items() if mark in files or f"{_SAVED_MODEL}/{mark}" in files]
-        models = [Path(file).suffix for file in files if Path(file).stem == "model"]
-        by_name = [_BACKENDS[suffix] for suffix in models if suffix in _BACKENDS]
-        return cls(path, files, (marked or by_name or [""])[0], config if config.is_file() else None)
-
-    def files_for(self, config: ModelConfig) -> dict[str, Path]:
-        """Return the files under the names by which the backend finds them."""
-        files = dict(self.files)
-        wanted = str(config.message().default_model_filename) or _DEFAULT_NAMES.get(config.backend, "")
-        if self.path.is_file() and wanted and wanted not in files:
-            stem = Path(wanted).stem
-            files = {wanted if place == self.path.name else stem + Path(place).suffix: f for place, f in files.items()}
-        if config.backend == "tensorflow" and "saved_model.pb" in files:
-            files = {f"{_SAVED_MODEL}/{place}": file for place, file in files.items()}
-        return files
-
-
-def _is_skipped(place: Path) -> bool:
-    own = place.as_posix() in (CONFIG_FILENAME, MANIFEST_FILENAME, GOLDEN_FILE_NAME)
-    return own or any(part in _SKIPPED or part.startswith(".") for part in place.parts)
-
-
 def _config_of(
-    source: _Source, name: str, repository: Location, options: FilesOptions
+    source: GivenFiles, name: str, repository: Location, options: FilesOptions
 ) -> tuple[ModelConfig, str | None, list[str]]:
     """Return the configuration, a person's own text of it, and notes.
 
@@ -406,7 +312,7 @@ def _check_fit(files: Mapping[str, Path], name: str, target: FitTarget | None) -
 
 
 def _publish(
-    source: _Source,
+    source: GivenFiles,
     name: str,
     repository: Location,
     options: FilesOptions,
@@ -443,7 +349,7 @@ def _publish(
     )
 
 
-def _details(source: _Source, options: FilesOptions, recording: Recording) -> dict[str, Any]:
+def _details(source: GivenFiles, options: FilesOptions, recording: Recording) -> dict[str, Any]:
     """Collect what the manifest records beyond the files."""
     origin: dict[str, Any] = {"path": source.path.name, **options.origin}
     if source.path.is_file():

@@ -5,46 +5,31 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from repo_manager.errors import ConfigError, ModelError, ServerError, ServerRefusedError, UsageError
-from repo_manager.optional import deferred
-from repo_manager.repository import Location, read_manifest, version_files
-from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, Golden, read_golden
-from repo_manager.repository.layout import MANIFEST_FILENAME
-from repo_manager.repository.manifest import Manifest
+from repo_manager.errors import ServerError, ServerRefusedError, UsageError
+from repo_manager.repository import Location
+from repo_manager.repository.golden import Golden
+from repo_manager.rollout.reference import (
+    DATA_TYPE,
+    Array,
+    Reference,
+    as_served,
+    dims_of,
+    numpy_type,
+    reference_of,
+    typed,
+    unknown_types,
+)
 from repo_manager.server import TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
-from repo_manager.triton_config import ModelConfig, parse_config
-from repo_manager.triton_messages import model_config_pb2
-
-if TYPE_CHECKING:
-    import ml_dtypes
-
-    from repo_manager.onnx_model import inputs as onnx_inputs
-else:
-    ml_dtypes = deferred("ml_dtypes")
-    onnx_inputs = deferred("repo_manager.onnx_model.inputs")
+from repo_manager.triton_config import ModelConfig
 
 __all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test"]
 
-Array = np.ndarray[Any, Any]
-# For a version that came without a recorded tolerance: served and reference are the same file on the same engine.
-DEFAULT_TOLERANCE = 1e-2
 
-_DATA_TYPE = model_config_pb2.DataType.DESCRIPTOR
-_DTYPES: dict[str, Any] = {
-    "TYPE_STRING": np.object_,
-    "TYPE_BOOL": np.bool_,
-    "TYPE_FP16": np.float16,
-    "TYPE_FP32": np.float32,
-    "TYPE_FP64": np.float64,
-    **{f"TYPE_INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"TYPE_UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-}
-_BFLOAT16 = "TYPE_BF16"
 _DEAD = "not healthy"  # triton-inference-server/python_backend: the process of the model has ended
 _MADE_UP_HINT = (
     "The inputs were made up, because the version has no recorded sample. Record one (repo-manager add --sample), or "
@@ -102,36 +87,6 @@ class SmokeResult:
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reference:
-    """What is sent, and what has to come back.
-
-    Attributes:
-        tries: samples; the next is sent where the server refuses one that was made up.
-        source: see `SmokeResult.reference`.
-        tolerance: of each output.
-        promised: the configuration that the version was published with; `None`: it has none.
-        parts: model that the version needs -> the version of it that the answers come from.
-    """
-
-    tries: tuple[Golden, ...]
-    source: str
-    tolerance: float
-    promised: ModelConfig | None = None
-    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def changed_parts(self, client: TritonClient) -> str:
-        """Return the models that answer with another version than when the sample was recorded; empty for none."""
-        if not self.parts:
-            return ""
-        ready: dict[str, int] = {}
-        for entry in client.repository_index():
-            if entry.state == "READY" and entry.version is not None:
-                ready[entry.name] = max(entry.version, ready.get(entry.name, 0))
-        changed = {name: ready[name] for name, version in self.parts.items() if ready.get(name, version) != version}
-        return ", ".join(f"{name} is {number} instead of {self.parts[name]}" for name, number in changed.items())
-
-
 def smoke_test(
     client: TritonClient,
     folder: Location,
@@ -164,12 +119,12 @@ def smoke_test(
         ServerUnreachableError: no answer.
     """
     kind = kind_of(client, name, version)
-    reference = _reference(folder, config, kind)
+    reference = reference_of(folder, config, kind)
     changed = reference.changed_parts(client)
     if reference.source != "none" and (changed or not compare):
         reference = dataclasses.replace(reference, source="none")
     if not reference.tries:
-        return _ready(client, name, version, f"no request can be made up for {_unknown_types(config)}")
+        return _ready(client, name, version, f"no request can be made up for {unknown_types(config)}")
     began_ns = time.perf_counter_ns()
     refusal: ServerRefusedError | None = None
     for golden in reference.tries:
@@ -219,7 +174,7 @@ def _answers(
     entries = {entry.name: entry for entry in config.message().input}
     requests = [
         {
-            key: _as_served(_typed(array, entries[key]), _dims(entries[key], batched), batched)
+            key: as_served(typed(array, entries[key]), dims_of(entries[key], batched), batched)
             for key, array in exchange.inputs.items()
             if key in entries
         }
@@ -236,7 +191,7 @@ def _compared(
     golden: Golden,
     answers: Sequence[Sequence[Mapping[str, Array]]],
     config: ModelConfig,
-    reference: _Reference,
+    reference: Reference,
     kind: ModelKind,
 ) -> tuple[OutputComparison, ...]:
     """Compare every response with its reference.
@@ -266,7 +221,7 @@ def _compared(
             of_response = f"response {place}" if len(responses) > 1 else ""
             where = ", ".join(filter(None, (of_request, of_response)))
             expected = {
-                key: _as_served(array, _dims(outputs[key], batched), batched) if key in outputs else array
+                key: as_served(array, dims_of(outputs[key], batched), batched) if key in outputs else array
                 for key, array in expected.items()
             }
             comparisons += compare_outputs(served, expected, reference.tolerance, where)
@@ -296,13 +251,13 @@ def _check_promised(
     for name, array in response.items():
         if name not in outputs or array is None:
             continue
-        kind = _DATA_TYPE.values_by_number[outputs[name].data_type].name
-        wanted = [_dtype(kind) or array.dtype]
+        kind = DATA_TYPE.values_by_number[outputs[name].data_type].name
+        wanted = [numpy_type(kind) or array.dtype]
         if kind == "TYPE_BF16":
             wanted.append(np.dtype(np.float32))  # as clients give it
         if array.dtype not in wanted:
             raise SmokeFailedError(f"{what} answered output {name} as {array.dtype}, promised was {kind}")
-        dims = _dims(outputs[name], batched)
+        dims = dims_of(outputs[name], batched)
         if len(dims) != array.ndim or any(size not in (-1, have) for size, have in zip(dims, array.shape, strict=True)):
             raise SmokeFailedError(
                 f"{what} answered output {name} with the shape {list(array.shape)}, promised was {dims}"
@@ -327,103 +282,6 @@ def compare_outputs(
         else OutputComparison(f"{key}{suffix}", float("inf"), tolerance)
         for key, array in expected.items()
     )
-
-
-def _reference(version: Location, config: ModelConfig, kind: ModelKind) -> _Reference:
-    """Return requests with their right answers, where the answers come from, and the tolerance."""
-    tolerance, parts = DEFAULT_TOLERANCE, {}
-    promised = None
-    with version_files(version, [GOLDEN_FILE_NAME]) as folder:
-        if (folder / MANIFEST_FILENAME).is_file():
-            manifest = read_manifest(folder)
-            recorded, promised = manifest.golden, _promised(manifest)
-            if isinstance(recorded, Mapping) and isinstance(recorded.get("tolerance"), int | float):
-                tolerance = float(recorded["tolerance"])
-            if isinstance(recorded, Mapping) and isinstance(recorded.get("parts"), Mapping):
-                parts = {str(name): int(number) for name, number in recorded["parts"].items()}
-        if (folder / GOLDEN_FILE_NAME).is_file():
-            return _Reference((read_golden(folder / GOLDEN_FILE_NAME),), "golden", tolerance, promised, parts)
-    if config.backend == "onnxruntime" and not kind.sequence:
-        with version_files(version) as folder:
-            path = folder / (config.message().default_model_filename or "model.onnx")
-            try:
-                made_up = Golden(*onnx_inputs.natural_answers(path))
-                return _Reference((made_up,), "onnxruntime", tolerance, promised)
-            except ModelError:
-                pass  # made-up inputs do not suit every model: fall back to the shapes
-    return _Reference(_made_up(config, kind), "none", tolerance, promised)
-
-
-def _promised(manifest: Manifest) -> ModelConfig | None:
-    """Return the configuration that a version was published with, where it names outputs."""
-    try:
-        config = parse_config(manifest.config, where=MANIFEST_FILENAME)
-    except ConfigError:
-        return None
-    return config if config.message().output else None
-
-
-def _made_up(config: ModelConfig, kind: ModelKind) -> tuple[Golden, ...]:
-    """Make requests from a configuration alone: zeros without the optional inputs, then ones with all of them.
-
-    Sizes of dynamic dimensions are those of a warm-up sample, else 1. A sequence has two requests.
-    """
-    entries = list(config.message().input)
-    if _unknown_types(config):
-        return ()
-    required = [entry for entry in entries if not entry.optional] or entries
-    times = 2 if kind.sequence else 1
-    return tuple(
-        Golden.of([Exchange({entry.name: _filled(entry, config, fill) for entry in chosen}, ())] * times)
-        for chosen, fill in ((required, 0), (entries, 1))
-    )
-
-
-def _dtype(kind: str) -> np.dtype[Any] | None:
-    """Return how NumPy holds one of Triton's data types; `None` where it has no such type."""
-    if kind == _BFLOAT16:
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(_DTYPES[kind]) if kind in _DTYPES else None
-
-
-def _unknown_types(config: ModelConfig) -> str:
-    """Return the inputs whose type has no values to make up."""
-    kinds = {entry.name: _DATA_TYPE.values_by_number[entry.data_type].name for entry in config.message().input}
-    return ", ".join(f"input {name} ({kind})" for name, kind in kinds.items() if _dtype(kind) is None)
-
-
-def _filled(entry: Any, config: ModelConfig, fill: int) -> Array:
-    """Return an input full of one value."""
-    dtype = _dtype(_DATA_TYPE.values_by_number[entry.data_type].name)
-    warm = [
-        dict(sample.inputs)[entry.name].dims for sample in config.message().model_warmup if entry.name in sample.inputs
-    ]
-    dims = warm[0] if warm and len(warm[0]) == len(entry.dims) else entry.dims
-    shape = [1] * bool(config.max_batch_size) + [max(1, size) for size in dims]
-    if dtype == np.dtype(object):
-        return np.full(shape, str(fill).encode(), dtype)
-    return np.full(shape, fill).astype(dtype)
-
-
-def _typed(array: Array, entry: Any) -> Array:
-    """Give a recorded input the type that the file cannot hold."""
-    if _DATA_TYPE.values_by_number[entry.data_type].name == _BFLOAT16:
-        return array.astype(ml_dtypes.bfloat16)
-    return array
-
-
-def _dims(entry: Any, batched: bool) -> list[int]:
-    return [-1] * batched + list(entry.dims)
-
-
-def _as_served(array: Array, dims: list[int] | None, batched: bool) -> Array:
-    """Give an array the shape that clients send where the configuration reshapes (scalars have one axis there)."""
-    if dims is None or array.ndim == len(dims):
-        return array
-    shape = [array.shape[0], *dims[1:]] if batched and array.ndim else dims
-    if any(size < 0 for size in shape) or int(np.prod(shape)) != array.size:
-        return array
-    return array.reshape(shape)
 
 
 def _compare(name: str, served: Array, expected: Array, tolerance: float) -> OutputComparison:

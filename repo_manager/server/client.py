@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.optional import deferred
+from repo_manager.server.answers import refusal
 from repo_manager.server.process import POLL_FAILED, log_end, poll_failure
 from repo_manager.server.records import local_server, with_key
 from repo_manager.server.transport import (
@@ -22,7 +23,6 @@ from repo_manager.server.transport import (
     ServerMetadata,
     Transport,
     VersionStatistics,
-    refusal,
 )
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.server.transport import ClientOptions, Endpoint, out_of_reach
+from repo_manager.server.answers import out_of_reach
+from repo_manager.server.transport import ClientOptions, Endpoint
 from repo_manager.sockets import AnswerTooLargeError, TimedSocket, Timer, connect
 from repo_manager.tls import tls_context
 

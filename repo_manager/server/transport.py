@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from repo_manager.errors import (
-    RepoManagerError,
-    ServerRefusedError,
-    ServerUnreachableError,
-    UsageError,
-    keep_secret,
-    redacted,
-)
-from repo_manager.optional import deferred
+from repo_manager.errors import UsageError, keep_secret
 from repo_manager.server.credentials import check_header
 from repo_manager.tls import TlsFiles
 from repo_manager.validation import check_fields
 
 if TYPE_CHECKING:
     import numpy as np
-
-if TYPE_CHECKING:
-    import numpy as np
-    import tritonclient.utils as triton_utils
-else:
-    np = deferred("numpy")
-    triton_utils = deferred("tritonclient.utils")
 
 __all__ = [
     "ANSWER_BYTES",
@@ -44,14 +28,6 @@ __all__ = [
     "TensorMetadata",
     "Transport",
     "VersionStatistics",
-    "array_of",
-    "out_of_reach",
-    "reading",
-    "refusal",
-    "request_inputs",
-    "several",
-    "text_of",
-    "version_of",
 ]
 
 
@@ -62,8 +38,6 @@ ANSWER_BYTES = 8 << 20
 """The largest answer that is read of a question about models. An index of 50,000 models has 5 MiB."""
 INFERENCE_BYTES = 256 << 20
 """The largest answer that is read of an inference."""
-_MOST_ENTRIES = 200_000
-_QUOTED_CHARACTERS = 200
 
 # triton-inference-server/server, `RestrictedFeatures`: the metadata's name over gRPC is this and the key.
 _GRPC_PREFIX = "triton-grpc-protocol-"
@@ -295,105 +269,6 @@ class VersionStatistics:
     batches: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
-def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
-    """Return the error for a call that reached no server."""
-    hint = "Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP)."
-    if endpoint.tls and any(
-        word in reason for word in ("WRONG_VERSION_NUMBER", "EOF occurred in violation of protocol")
-    ):
-        hint = f"It does not answer in TLS. Without TLS: {endpoint.protocol}://{endpoint.address}"
-    return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {reason}", hint=hint)
-
-
-@contextlib.contextmanager
-def reading(endpoint: Endpoint, what: str) -> Iterator[None]:
-    """Take an answer apart: whatever is wrong with it is the server's refusal, and no fault of ours.
-
-    Raises:
-        ServerRefusedError: the answer is not what Triton's is; with what was found.
-    """
-    try:
-        yield
-    except RepoManagerError:
-        raise
-    except Exception as exc:  # what a foreign answer can break has no end
-        found = " ".join(str(exc).split())[:_QUOTED_CHARACTERS] or "it breaks off"
-        raise ServerRefusedError(
-            f"{endpoint} answers {what}, but not as a Triton server does: {type(exc).__name__}: {found}",
-            hint="Check the address, and that the port is Triton's (8001 gRPC, 8000 HTTP).",
-        ) from exc
-
-
-def text_of(value: object) -> str:
-    """Return a text of an answer.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"a text was expected, not {type(value).__name__}")
-    return value
-
-
-def version_of(value: object) -> int | None:
-    """Return a version's number; `None` for the empty text.
-
-    Raises:
-        ValueError: it is none.
-    """
-    number = int(value) if isinstance(value, str | int) and value != "" else None
-    if number is None and value:
-        raise ValueError(f"a version was expected, not {type(value).__name__}")
-    if number is not None and not 0 <= number < 1 << 63:
-        raise ValueError(f"a version was expected, not {number}")
-    return number
-
-
-def array_of(name: str, result: Any) -> np.ndarray[Any, Any]:
-    """Return an output of a client library's `InferResult`.
-
-    Raises:
-        ValueError: it has no data.
-    """
-    array: np.ndarray[Any, Any] | None = result.as_numpy(name)
-    if array is None:
-        raise ValueError(f"output {name} has no data")
-    return array
-
-
-def several(value: object) -> Sequence[Any]:
-    """Return a list of an answer; an absent one is empty.
-
-    Raises:
-        TypeError: it is none.
-        ValueError: it is longer than anybody's.
-    """
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise TypeError(f"a list was expected, not {type(value).__name__}")
-    if len(value) > _MOST_ENTRIES:
-        raise ValueError(f"a list of {len(value)} entries")
-    return value
-
-
-def without_stack(reason: str) -> str:
-    """Return Triton's reason without the stack that its Python backend appends to a model's exception.
-
-    pybind11 ends the text of an exception with `At:` and one line per frame (`error_string` in pybind11/pytypes.h);
-    the frames are in the server's log.
-    """
-    return reason.partition("\n\nAt:\n")[0].strip()
-
-
-def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
-    """Return the error for a call that the server answered with an error, with Triton's own reason."""
-    hint = "Give the header that it expects: --header-file FILE." if "is restricted" in reason else None
-    error = ServerRefusedError(f"{endpoint} refused: {what}: {without_stack(reason)}", hint=hint)
-    error.reason = redacted(without_stack(reason))
-    return error
-
-
 class Transport(Protocol):
     """The calls as one protocol makes them; errors are `ServerUnreachableError` and `ServerRefusedError`."""
 
@@ -445,44 +320,3 @@ class Transport(Protocol):
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]: ...
 
     def close(self) -> None: ...  # noqa: D102
-
-
-# NumPy arrays as Triton's requests carry them, the same for both protocols.
-
-
-def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> list[Any]:
-    """Return the `InferInput` list of a request.
-
-    Args:
-        module: `tritonclient.grpc` or `tritonclient.http`.
-        inputs: name -> array of any shape; strings as `object`, `S` or `U` arrays; bfloat16 as ml_dtypes has it.
-
-    Raises:
-        UsageError: an element type that Triton does not carry.
-    """
-    tensors = []
-    for name, array in inputs.items():
-        values = np.ascontiguousarray(array).reshape(np.shape(array))
-        if values.dtype.name == "bfloat16":
-            datatype, values = "BF16", values.astype(np.float32)  # the client library rounds it back
-        elif values.dtype.kind in "USO":
-            datatype, values = "BYTES", _encoded(values)
-        else:
-            datatype = triton_utils.np_to_triton_dtype(values.dtype)
-        if datatype is None:
-            raise UsageError(f"Input {name}: Triton carries no {values.dtype} tensors")
-        tensor = module.InferInput(name, list(values.shape), datatype)
-        tensor.set_data_from_numpy(values)
-        tensors.append(tensor)
-    return tensors
-
-
-def _encoded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the strings of an array as an object array of bytes."""
-    flat = [
-        item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape")
-        for item in values.ravel().tolist()
-    ]
-    encoded = np.empty(len(flat), dtype=np.object_)
-    encoded[:] = flat
-    return encoded.reshape(values.shape)

@@ -14,6 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerError, ServerUnreachableError
 from repo_manager.optional import deferred
+from repo_manager.server.answers import (
+    array_of,
+    out_of_reach,
+    reading,
+    refusal,
+    request_inputs,
+    several,
+    version_of,
+    without_stack,
+)
 from repo_manager.server.transport import (
     ANSWER_BYTES,
     INFERENCE_BYTES,
@@ -26,14 +36,6 @@ from repo_manager.server.transport import (
     ServerMetadata,
     TensorMetadata,
     VersionStatistics,
-    array_of,
-    out_of_reach,
-    reading,
-    refusal,
-    request_inputs,
-    several,
-    version_of,
-    without_stack,
 )
 from repo_manager.sockets import Deputies
 from repo_manager.tls import grpc_pem

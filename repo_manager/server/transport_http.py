@@ -10,6 +10,16 @@ from urllib.parse import quote
 
 from repo_manager.errors import ServerRefusedError, UsageError
 from repo_manager.optional import require
+from repo_manager.server.answers import (
+    array_of,
+    reading,
+    refusal,
+    request_inputs,
+    several,
+    text_of,
+    version_of,
+    without_stack,
+)
 from repo_manager.server.http_wire import HttpWire
 from repo_manager.server.transport import (
     ANSWER_BYTES,
@@ -23,14 +33,6 @@ from repo_manager.server.transport import (
     ServerMetadata,
     TensorMetadata,
     VersionStatistics,
-    array_of,
-    reading,
-    refusal,
-    request_inputs,
-    several,
-    text_of,
-    version_of,
-    without_stack,
 )
 from repo_manager.triton_messages import model_config_pb2
 

@@ -149,7 +149,7 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
         "repository/stores/__init__.py",
         "declared/servers.py",
         "rollout/deploy.py",
-        "rollout/smoke.py",
+        "rollout/reference.py",
         "rollout/status.py",
         "server/client.py",
         "triton_config/joined_requests.py",

@@ -17,10 +17,11 @@ from repo_manager.errors import RepositoryError, ServerRefusedError
 from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.load_files import load_junit, load_markdown, report_text
 from repo_manager.report.terminal import Terminal
+from repo_manager.server.answers import refusal
 from repo_manager.server.backend_directory import BackendDirectory
 from repo_manager.server.command import environment_of
 from repo_manager.server.installation import TritonInstallation
-from repo_manager.server.transport import ClientOptions, Endpoint, refusal
+from repo_manager.server.transport import ClientOptions, Endpoint
 
 SECRETS = ("bearer-hush-value", "header-hush-value")
 NASTY = "a\x00b\x1b[2Jc\x07d\ufffee\uffff\x9f\ud800 | `x` <b> *y* [z](http://evil) \r\n# head"
