@@ -16,16 +16,17 @@ from repo_manager.rollout.context import Context, Report
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets.api import Api
-from repo_manager.rollout.targets.base import Target
+from repo_manager.rollout.targets.base import JointTarget, Target
 from repo_manager.rollout.targets.leaving import LeavingTarget
 from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.urls import To, connect, is_cluster
 from repo_manager.server import ClientOptions, TritonClient
 
 if TYPE_CHECKING:
-    from repo_manager.rollout.targets import inference_service, kserve, kubernetes, release
+    from repo_manager.rollout.targets import clusters, inference_service, kserve, kubernetes, release
     from repo_manager.rollout.trial import canary
 else:
+    clusters = deferred("repo_manager.rollout.targets.clusters")
     inference_service = deferred("repo_manager.rollout.targets.inference_service")
     kserve = deferred("repo_manager.rollout.targets.kserve")
     kubernetes = deferred("repo_manager.rollout.targets.kubernetes")
@@ -85,7 +86,8 @@ def deploy(
     options = RolloutOptions() if options is None else options
     if trial is not None:
         trial.check()
-    trial_s = 0.0 if trial is None else trial.longest_s
+    parts = 1 if isinstance(to, str | TritonClient) else max(1, len(to))  # of several, each has its trial
+    trial_s = 0.0 if trial is None else trial.longest_s * parts
     context = Context(repository, name, version, options, report, trial_s=trial_s)
     reached = _reach(to, options)
     with reached as reach, reach.target(context, trial, connection or ClientOptions()) as target, _leases(context):
@@ -194,8 +196,7 @@ class _Reach:
     """What `to` names: servers, or something in clusters, each with its cluster."""
 
     servers: tuple[str | TritonClient, ...] = ()
-    releases: tuple[tuple[release.Release, Api], ...] = ()
-    service: tuple[inference_service.InferenceService, Api] | None = None
+    clusters: tuple[tuple[release.Release | inference_service.InferenceService, Api], ...] = ()
 
     def previous(self, repository: Location, name: str) -> int:
         """Return the version before the current one.
@@ -203,11 +204,14 @@ class _Reach:
         Raises:
             RepositoryError: there is none, or it is not the same in every cluster.
         """
-        if self.service is not None:
-            return inference_service.previous_on_kserve(self.service[0], repository, name, self.service[1])
-        if not self.releases:
+        if not self.clusters:
             return version_to_go_back_to(repository, name)
-        found = {str(each): release.previous_on_kubernetes(each, name, api) for each, api in self.releases}
+        found = {
+            str(each): release.previous_on_kubernetes(each, name, api)
+            if isinstance(each, release.Release)
+            else inference_service.previous_on_kserve(each, repository, name, api)
+            for each, api in self.clusters
+        }
         if len(set(found.values())) > 1:
             told = ", ".join(f"{version} in {where}" for where, version in found.items())
             raise RepositoryError(f"The version of {name} before is {told}", hint="Go back in one cluster at a time.")
@@ -221,24 +225,25 @@ class _Reach:
             UsageError: it cannot have such a trial.
         """
         with contextlib.ExitStack() as stack:
-            if self.releases:
-                if trial is not None:
-                    raise UsageError(
-                        f"--shadow and --canary are for single servers and kserve://, not for {self.releases[0][0]}",
-                        hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
-                    )
-                for _, api in self.releases:
-                    stack.enter_context(api.within(context.call_s))
-                found = [kubernetes.KubernetesTarget(context, each, api, connection) for each, api in self.releases]
-                yield found[0] if len(found) == 1 else kubernetes.ReleasesTarget(found)
-            elif self.service is not None:
-                stack.enter_context(self.service[1].within(context.call_s))
-                yield kserve.KServeTarget(context, *self.service, trial)
-            else:
+            if not self.clusters:
                 clients = connect(self.servers, connection, stack)
                 for client in clients:
                     stack.enter_context(client.within(context.call_s))
                 yield _on_servers(context, clients, trial)
+                return
+            found: list[kubernetes.KubernetesTarget | kserve.KServeTarget] = []
+            for each, api in self.clusters:
+                stack.enter_context(api.within(context.call_s))
+                if isinstance(each, inference_service.InferenceService):
+                    found.append(kserve.KServeTarget(context, each, api, trial))
+                elif trial is None:
+                    found.append(kubernetes.KubernetesTarget(context, each, api, connection))
+                else:
+                    raise UsageError(
+                        f"--shadow and --canary are for single servers and kserve://, not for {each}",
+                        hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
+                    )
+            yield found[0] if len(found) == 1 else JointTarget(found)
 
 
 @contextlib.contextmanager
@@ -250,11 +255,10 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
     """
     given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
     found = list(dict.fromkeys(str(each) for each in given if is_cluster(each)))
-    on_kserve = [text for text in found if text.startswith("kserve://")]
-    if found and (len(found) < len(given) or (on_kserve and len(found) > 1)):
+    if found and any(not is_cluster(each) for each in given):
         raise UsageError(
-            f"{(on_kserve or found)[0]} stands for a whole deployment",
-            hint="Give it as the only --to. Several releases can go together: k8s://NAMESPACE/RELEASE?context=NAME.",
+            f"{found[0]} stands for a whole deployment and cannot be mixed with servers",
+            hint="Deploy to the servers by a command of their own. Several of k8s:// and kserve:// can go together.",
         )
     if not found:
         yield _Reach(given)
@@ -264,12 +268,8 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
         def cluster(context: str | None) -> Api:
             return stack.enter_context(contextlib.closing(Api(options.deadline_s, context)))
 
-        if on_kserve:
-            service = inference_service.InferenceService.parse(found[0])
-            yield _Reach(service=(service, cluster(service.context)))
-        else:
-            releases = [release.Release.parse(text) for text in found]
-            yield _Reach(releases=tuple((each, cluster(each.context)) for each in releases))
+        named = [clusters.parse_cluster(text) for text in found]
+        yield _Reach(clusters=tuple((each, cluster(each.context)) for each in named))
 
 
 def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from repo_manager.errors import RepoManagerError
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.result import ServerResult, TrialResult
 
-__all__ = ["LeftAloneError", "Part", "Target"]
+__all__ = ["JointTarget", "LeftAloneError", "Part", "Target"]
 
 
 class LeftAloneError(RepoManagerError):
@@ -101,3 +102,58 @@ class Target(Protocol):
 
     def put_back(self) -> None:
         """Put back what the parts share, before any of them is undone."""
+
+
+class JointTarget:
+    """Releases and InferenceServices, in one cluster or several, one after the other; together or not at all.
+
+    With a canary, each goes through its shares below all of the traffic before the next one begins, and all get all of
+    it at the end.
+
+    Args:
+        targets: each with its cluster; they share no config.pbtxt.
+    """
+
+    batch = 1
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The parts of all, target by target."""
+        return [part for target in self._targets for part in target.parts]
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything has to be done on any of them."""
+        return any(target.changes for target in self._targets)
+
+    @property
+    def trial(self) -> TrialResult | None:
+        """The steps of all, one after the other."""
+        trials = [target.trial for target in self._targets if target.trial is not None]
+        steps = tuple(step for trial in trials for step in trial.steps)
+        return dataclasses.replace(trials[0], steps=steps) if trials else None
+
+    @property
+    def before(self) -> None:
+        """Nothing: the repository's config.pbtxt stays as it is."""
+        return
+
+    def describe(self) -> str:
+        """Return the targets."""
+        return ", ".join(target.describe() for target in self._targets)
+
+    def look(self) -> None:
+        """Look at every target before any of them is changed."""
+        for target in self._targets:
+            target.look()
+
+    def check(self) -> None:
+        """Check every target."""
+        for target in self._targets:
+            target.check()
+
+    def put_back(self) -> None:
+        """Do nothing: the targets share nothing."""

@@ -88,8 +88,9 @@ class KServeTarget:
 
     @property
     def label(self) -> str:
-        """The InferenceService's name."""
-        return self._service.name
+        """The InferenceService's name, with its context where that was named."""
+        context = self._service.context
+        return self._service.name if context is None else f"{self._service.name} in {context}"
 
     @property
     def trial(self) -> TrialResult | None:
@@ -174,6 +175,8 @@ class KServeTarget:
         Raises:
             UsageError: this KServe has no canary in Standard mode; nothing was changed.
         """
+        if not self.changes:  # of several services, another one has to change
+            return
         write_snapshot(snapshots_of(self._context.repository), self._models, signed_by=self._context.options.signed_by)
         self._context.note(f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
         self._canary = f"{_CANARY}{self._planned.id[:8]}" if self._standard and self._percent != ALL_TRAFFIC else ""
@@ -233,10 +236,10 @@ class KServeTarget:
 
     def by_hand(self) -> str:
         """Say what a person has to do when the undo failed."""
-        return (
-            f"By hand: kubectl edit inferenceservice {self._service.name} -n {self._service.namespace}; storageUri was "
-            f"{self._uri}"
-        )
+        where = self._service.namespace
+        if self._service.context is not None:
+            where += f" --context {self._service.context}"
+        return f"By hand: kubectl edit inferenceservice {self._service.name} -n {where}; storageUri was {self._uri}"
 
     def result(self) -> ServerResult:
         """Describe what was done, or what would be."""

@@ -33,7 +33,7 @@ from repo_manager.rollout.targets.snapshot import (
 from repo_manager.rollout.targets.template import ServedTemplate, keeper_of, patch_back, patch_for, read_template
 from repo_manager.server import ClientOptions
 
-__all__ = ["KubernetesTarget", "ReleasesTarget"]
+__all__ = ["KubernetesTarget"]
 
 
 class KubernetesTarget:
@@ -137,50 +137,6 @@ class KubernetesTarget:
         if others:
             self.context.note(f"{self.release} serves the repository itself; as it is now, the snapshot pins {others}")
         return models, repository
-
-
-class ReleasesTarget:
-    """Releases in several clusters, one after the other; together or not at all.
-
-    Args:
-        targets: each release with its cluster.
-    """
-
-    batch = 1
-    trial = None
-
-    def __init__(self, targets: Sequence[KubernetesTarget]) -> None:
-        self._targets = targets
-
-    @property
-    def parts(self) -> Sequence[DeploymentPart]:
-        """The Deployments of all, cluster by cluster."""
-        return [part for target in self._targets for part in target.parts]
-
-    @property
-    def changes(self) -> bool:
-        """Whether a pod template in any cluster has to be changed."""
-        return any(target.changes for target in self._targets)
-
-    @property
-    def before(self) -> None:
-        """Nothing: the repository's config.pbtxt stays as it is."""
-        return
-
-    def describe(self) -> str:
-        """Return the targets."""
-        return ", ".join(target.describe() for target in self._targets)
-
-    def look(self) -> None:
-        """Look at every release before any of them is changed."""
-        for target in self._targets:
-            target.look()
-
-    def check(self) -> None:
-        """Do nothing more: the version was checked before the clusters were asked."""
-
-    def put_back(self) -> None:
-        """Do nothing: the releases share nothing."""
 
 
 class DeploymentPart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 from support.fake_cluster import FakeCluster, ServedCluster, ready, waiting
+from support.kserve_controller import START, Controller
 from support.triton_deployment import triton_deployment
 from typer.testing import CliRunner, Result
 
 from repo_manager.cli.main import app
 from repo_manager.errors import RolloutUndoneError, UsageError
 from repo_manager.rollout.deploy import deploy, rollback
-from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.inference_service import InferenceService
 from repo_manager.rollout.targets.release import Release
@@ -102,7 +104,7 @@ def test_a_failure_in_the_last_cluster_takes_all_back(
         (("k8s://models/rel?context=asia",), "Context 'asia' not found"),
         (("k8s://models/rel",), "No Kubernetes cluster is configured"),
         ((EU, "grpc://h:1"), "stands for a whole deployment"),
-        ((EU, "kserve://models/scale?context=eu"), "stands for a whole deployment"),
+        (("kserve://models/digits?context=eu", "http://h:1"), "stands for a whole deployment"),
     ],
 )
 def test_what_names_no_cluster_is_refused(
@@ -111,6 +113,54 @@ def test_what_names_no_cluster_is_refused(
     with pytest.raises(UsageError, match=reason):
         deploy(repository, "scale", 2, to, options=QUICK)
     assert not [request for cluster in clusters for request in cluster.requests if request[0] == "PATCH"]
+
+
+EU_SERVICE, US_SERVICE = (each.replace("k8s://models/rel", "kserve://models/digits") for each in (EU, US))
+
+
+def test_services_of_two_clusters_have_their_canaries_one_after_the_other(
+    clusters: tuple[FakeCluster, FakeCluster], repository: Path
+) -> None:
+    eu, us = (Controller(cluster) for cluster in clusters)
+    seen: list[list[int]] = []
+    after_first = clusters[1].on_patch
+    clusters[1].on_patch = lambda item: (seen.append(list(eu.percents)), after_first(item))[1]
+    trial = TrialOptions(steps=(0.1, 0.5, 1.0), step_s=0.01)
+    done = deploy(repository, "scale", 2, (EU_SERVICE, US_SERVICE), options=QUICK, trial=trial)
+    assert seen[0] == [10, 50], "the second cluster begins when the first one has held its steps"
+    assert eu.percents == us.percents == [10, 50, 100]
+    assert eu.uris[-1] == us.uris[-1] != START
+    assert done.trial is not None
+    assert [step.fraction for step in done.trial.steps] == [0.1, 0.5, 0.1, 0.5]
+    assert [server.name for server in done.servers] == ["digits in eu", "digits in arn:aws:eks:us-1:1:cluster/us"]
+
+
+def test_a_service_that_fails_takes_back_what_went_before_it(
+    clusters: tuple[FakeCluster, FakeCluster], repository: Path
+) -> None:
+    us = Controller(clusters[1])
+    us.fails.add(deploy(repository, "scale", 2, US_SERVICE, options=dry(QUICK)).servers[0].snapshot.after[-16:])  # type: ignore[union-attr]
+    with pytest.raises(RolloutUndoneError, match="failed to load all models"):
+        deploy(repository, "scale", 2, (EU, US_SERVICE), options=QUICK)
+    assert (url_of(clusters[0]), us.uris[-1]) == ("/models/repository", START)
+
+
+def test_a_release_and_a_service_go_together_and_back(
+    clusters: tuple[FakeCluster, FakeCluster], repository: Path
+) -> None:
+    us = Controller(clusters[1])
+    for version in (2, 3):
+        done = deploy(repository, "scale", version, (EU, US_SERVICE), options=QUICK)
+    assert done.target == f"{EU}, {US_SERVICE}"
+    assert url_of(clusters[0])[-16:] == us.uris[-1][-16:]
+    assert not deploy(repository, "scale", 3, (EU, US_SERVICE), options=QUICK).changed
+    assert rollback(repository, "scale", (EU, US_SERVICE), options=QUICK).version == 2
+    deploy(repository, "scale", 3, US_SERVICE, options=QUICK)
+    assert deploy(repository, "scale", 3, (EU, US_SERVICE), options=QUICK).changed, "one of them has to change"
+
+
+def dry(options: RolloutOptions) -> RolloutOptions:
+    return dataclasses.replace(options, dry_run=True)
 
 
 def run(repository: Path, *arguments: str) -> Result:
