@@ -25,6 +25,7 @@ from repo_manager.onnx_model.batch_values import (
     total,
     with_marks,
 )
+from repo_manager.onnx_model.batch_windows import WINDOW_RULES
 
 __all__ = ["COMPUTE_RULES"]
 
@@ -188,6 +189,7 @@ def _wider(value: Value, extent: int) -> Value:
 COMPUTE_RULES: Mapping[str, Rule] = {
     **ELEMENT_RULES,
     **PRODUCT_RULES,
+    **WINDOW_RULES,
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
     **dict.fromkeys(("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"), _random),
     **dict.fromkeys(("Bernoulli", "Multinomial"), _random),
