@@ -10,14 +10,8 @@ from repo_manager.repository import Location, scan
 from repo_manager.rollout.checks import Check, check_version, refuse
 from repo_manager.rollout.context import Context, Report
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.rollout.targets.snapshot import (
-    SnapshotModel,
-    check_relatives,
-    models_after,
-    models_served,
-    snapshots_of,
-    write_snapshot,
-)
+from repo_manager.rollout.targets.snapshot import check_relatives, models_after, models_served
+from repo_manager.rollout.targets.snapshot_files import SnapshotModel, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import snapshots_beside
 
 __all__ = ["Pin", "pin_snapshot"]

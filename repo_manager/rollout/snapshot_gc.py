@@ -17,7 +17,7 @@ from repo_manager.repository.view import walk
 from repo_manager.rollout.targets.api import Api, Kind, Object
 from repo_manager.rollout.targets.clusters import api_of, parse_cluster, pointers
 from repo_manager.rollout.targets.inference_service import InferenceService
-from repo_manager.rollout.targets.snapshot import SNAPSHOT_FILENAME, snapshots_of
+from repo_manager.rollout.targets.snapshot_files import SNAPSHOT_FILENAME, snapshots_of
 
 __all__ = ["SnapshotRemovals", "gc_snapshots"]
 

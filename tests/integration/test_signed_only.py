@@ -19,7 +19,7 @@ from repo_manager.repository import publish, record_deployment, sign_version
 from repo_manager.repository.signing_files import signature_name
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
-from repo_manager.rollout.targets.snapshot import SnapshotModel, write_snapshot
+from repo_manager.rollout.targets.snapshot_files import SnapshotModel, write_snapshot
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 from repo_manager.triton_config import parse_config
 

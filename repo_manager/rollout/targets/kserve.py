@@ -37,16 +37,14 @@ from repo_manager.rollout.targets.kserve_status import (
     watch_service,
 )
 from repo_manager.rollout.targets.snapshot import (
-    Snapshot,
     check_leaving,
     check_relatives,
     models_after,
     models_served,
-    snapshots_of,
     versions_brought,
     versions_needed,
-    write_snapshot,
 )
+from repo_manager.rollout.targets.snapshot_files import Snapshot, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, snapshots_beside
 from repo_manager.rollout.trial.steps import CanaryStep, check_kind, untried
 

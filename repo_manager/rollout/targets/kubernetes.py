@@ -19,17 +19,14 @@ from repo_manager.rollout.targets.kubernetes_status import wait_for_rollout
 from repo_manager.rollout.targets.pods import PodProver
 from repo_manager.rollout.targets.release import Release, find_deployments
 from repo_manager.rollout.targets.snapshot import (
-    Snapshot,
-    SnapshotModel,
     check_leaving,
     check_relatives,
     models_after,
     models_served,
-    snapshots_of,
     versions_brought,
     versions_needed,
-    write_snapshot,
 )
+from repo_manager.rollout.targets.snapshot_files import Snapshot, SnapshotModel, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import ServedTemplate, keeper_of, patch_back, patch_for, read_template
 from repo_manager.server import ClientOptions
 

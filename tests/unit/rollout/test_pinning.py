@@ -15,7 +15,7 @@ from repo_manager.cli.main import app
 from repo_manager.errors import InputError, RepositoryError, UsageError
 from repo_manager.pipeline.snapshot import Pinned, snapshot
 from repo_manager.repository import publish, set_served_versions
-from repo_manager.rollout.targets.snapshot import read_snapshot, snapshots_of
+from repo_manager.rollout.targets.snapshot_files import read_snapshot, snapshots_of
 from repo_manager.triton_config import parse_config
 
 

@@ -1,0 +1,253 @@
+"""Snapshots of a repository: exactly what pods serve, at an address of its own, never changed once it is there.
+
+    <repository>.snapshots/<id>/
+      snapshot.json                    what it holds; written last
+      <model>/config.pbtxt             with the version policy that is served
+      <model>/<version>/...            the files as published
+
+A pod that starts, restarts or is scaled up in ten months serves what its Deployment's template names, whatever was
+deployed since. The id is a digest of the content, so the same content is written once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from repo_manager.errors import RepositoryError
+from repo_manager.files import fsync_tree
+from repo_manager.repository import Location, check_served, local_folder
+from repo_manager.repository.file_system import disk_errors
+from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.plan.removal import check_version
+from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
+from repo_manager.repository.view import ModelView, existing_model, walk, with_versions
+from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
+
+__all__ = [
+    "SNAPSHOT_FILENAME",
+    "Snapshot",
+    "SnapshotModel",
+    "read_snapshot",
+    "snapshots_of",
+    "write_snapshot",
+]
+
+SNAPSHOT_FILENAME = "snapshot.json"
+_ID_DIGITS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotModel:
+    """A model in a snapshot.
+
+    Attributes:
+        name: the model.
+        versions: those that are served, ascending.
+        source: the repository, or the earlier snapshot, that it is taken from.
+    """
+
+    name: str
+    versions: tuple[int, ...]
+    source: Location
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A snapshot that is there.
+
+    Attributes:
+        id: of its content.
+        location: where it was written, as this machine sees it.
+        models: model -> the versions that are served.
+        created: whether it was written now, or was there already.
+    """
+
+    id: str
+    location: Location
+    models: Mapping[str, tuple[int, ...]]
+    created: bool
+
+
+def snapshots_of(repository: Location) -> Location:
+    """Return where a repository's snapshots are: beside it, since Triton takes every folder in it for a model.
+
+    Raises:
+        RepositoryError: the repository is a whole bucket: beside it is nothing.
+    """
+    place = repository.resolve()
+    if place == place.parent:
+        raise RepositoryError(
+            f"{place} is a whole bucket, and snapshots have to lie outside the repository",
+            hint="Keep the repository below a path of the bucket, for instance .../models.",
+        )
+    return place.parent / f"{place.name}.snapshots"
+
+
+def read_snapshot(root: Location, chosen: str) -> Snapshot | None:
+    """Read what a snapshot holds; `None` when there is none of that id, or it is incomplete.
+
+    Raises:
+        RepositoryError: the place cannot be read, or the record is damaged.
+    """
+    place = root / chosen
+    with disk_errors(f"read the snapshot {place}"):
+        data = open_store(place, may_be_new=True).read(SNAPSHOT_FILENAME)
+    if data is None:
+        return None
+    try:
+        models = {str(name): tuple(int(v) for v in held) for name, held in json.loads(data)["models"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise RepositoryError(
+            f"{place / SNAPSHOT_FILENAME} is damaged: {type(exc).__name__}: {exc}",
+            hint="Deploy a version from the repository; that writes a new snapshot.",
+        ) from exc
+    return Snapshot(chosen, place, models, created=False)
+
+
+def write_snapshot(
+    root: Location, models: Sequence[SnapshotModel], *, signed_by: Sequence[Path] = (), dry_run: bool = False
+) -> Snapshot:
+    """Write a snapshot, unless it is there.
+
+    On disk the versions' files are hard links where the file system has them (they never change), else copies.
+    From and to object storage they pass through this machine, one version at a time, each file compared with its
+    manifest.
+
+    Args:
+        root: where the snapshots are.
+        models: what it holds.
+        signed_by: keys one of which has to vouch for each version; empty asks for no signature. Versions of an earlier
+            snapshot were checked when they came into it.
+        dry_run: only say which it would be.
+
+    Raises:
+        RepositoryError: a model or version is missing, a version has no manifest, or the place cannot be written.
+    """
+    _check_signatures(root, models, signed_by)
+    contents = {model.name: _content(model) for model in models}
+    identity = json.dumps({name: content.identity for name, content in sorted(contents.items())}, sort_keys=True)
+    chosen = hashlib.sha256(identity.encode()).hexdigest()[:_ID_DIGITS]
+    target = root / chosen
+    held = {model.name: model.versions for model in sorted(models, key=lambda model: model.name)}
+    record = json.dumps({"schema_version": 1, "id": chosen, "models": held}, indent=1).encode() + b"\n"
+    store = open_store(target, may_be_new=True)
+    if dry_run or store.read(SNAPSHOT_FILENAME) is not None:
+        return Snapshot(chosen, target, held, created=False)
+    with disk_errors(f"write the snapshot {target}"):
+        folder = local_folder(target)
+        if folder is not None:
+            _write_folder(folder, contents, record)
+        else:
+            _write_objects(store, contents, record)
+    _check_signatures(root, models, signed_by)  # what was copied meanwhile is what was vouched for
+    return Snapshot(chosen, target, held, created=True)
+
+
+def _check_signatures(root: Location, models: Sequence[SnapshotModel], keys: Sequence[Path]) -> None:
+    for model in models if keys else ():
+        if not str(model.source).startswith(f"{root}/"):
+            check_served(model.source, model.name, model.versions, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What a model's folder in a snapshot holds: small files by content, versions by their manifests."""
+
+    source: Store
+    small: Mapping[str, bytes]
+    versions: Mapping[int, Manifest]
+    identity: Mapping[str, str]
+
+
+def _content(model: SnapshotModel) -> _Content:
+    with disk_errors(f"read {model.name} for a snapshot"):
+        source = open_store(model.source)
+        view = existing_model(source, model.name)
+        if not view.has_config:
+            raise RepositoryError(f"{view.place} has no {CONFIG_FILENAME}", hint="repo-manager config writes one.")
+        check_version(view, *model.versions)
+        small = _beside(source, view)
+        text = replace_version_policy(view.config_text(), model.versions, where=view.config_place)
+        small[CONFIG_FILENAME] = text.encode()
+        contents = with_versions(source, view, model.versions).contents
+    identity = {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
+    versions: dict[int, Manifest] = {}
+    for number in model.versions:
+        if number not in contents or not contents[number].has_manifest:
+            raise RepositoryError(
+                f"{model.name}:{number} has no manifest, so what it holds cannot be told from what it held before",
+                hint=f"repo-manager adopt {model.name}",
+            )
+        versions[number] = contents[number].manifest()
+        identity[str(number)] = versions[number].digest
+    return _Content(source, small, versions, identity)
+
+
+def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
+    """Read what lies beside the versions: labels, configurations per kind of GPU; not the versions themselves."""
+    keys = [entry.name for entry in view.level.files]
+    for folder in view.folders:
+        if version_number(folder) is None and folder not in view.level.links:
+            keys += [f"{folder}/{entry.name}" for entry in walk(source, f"{view.name}/{folder}")[0]]
+    read = {key: source.read(f"{view.name}/{key}") for key in keys}
+    return {key: data for key, data in read.items() if data is not None}
+
+
+def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
+    try:
+        for name, content in contents.items():
+            for place, data in content.small.items():
+                file = staging / name / place
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+            for number in content.versions:
+                with content.source.fetch(name, number) as folder:
+                    _take_version(folder, staging / name / str(number))
+        (staging / SNAPSHOT_FILENAME).write_bytes(record)
+        staging.chmod(0o755)
+        fsync_tree(staging)
+        with contextlib.suppress(OSError):
+            staging.rename(target)
+        if not (target / SNAPSHOT_FILENAME).is_file():
+            raise RepositoryError(f"{target} exists but is incomplete", hint="Delete it and run the command again.")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _take_version(source: Path, target: Path) -> None:
+    """Link or copy a version's folder."""
+
+    def take(file: str, place: str) -> str:
+        try:
+            os.link(file, place, follow_symlinks=False)
+        except OSError:  # Another file system, or one without links.
+            shutil.copy2(file, place)
+        return place
+
+    shutil.copytree(source, target, copy_function=take)
+
+
+def _write_objects(target: Store, contents: Mapping[str, _Content], record: bytes) -> None:
+    for name, content in contents.items():
+        for place, data in content.small.items():
+            target.put(f"{name}/{place}", data)
+        for number, manifest in content.versions.items():
+            with content.source.fetch(name, number) as folder:
+                for file, expected in manifest.files.items():
+                    target.put(f"{name}/{number}/{file}", folder / file, record=expected)
+                target.put(f"{name}/{number}/{MANIFEST_FILENAME}", (folder / MANIFEST_FILENAME).read_bytes())
+    # Two that write the same snapshot write the same bytes.
+    with contextlib.suppress(ChangedMeanwhileError):
+        target.put(SNAPSHOT_FILENAME, record, new=True)
