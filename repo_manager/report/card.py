@@ -12,7 +12,7 @@ from repo_manager.report.page import render_page
 from repo_manager.report.prune_html import pruning_facts
 from repo_manager.report.tables import format_bytes, format_count, format_share
 from repo_manager.repository import Manifest, ModelEntry, ModelState, VersionEntry
-from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy
+from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy, recorded_checks
 from repo_manager.repository.state import current_version, history_of
 
 __all__ = ["Card", "Section", "card_html", "card_markdown", "index_html", "version_card"]
@@ -206,10 +206,7 @@ def _conversion(manifest: Manifest) -> list[Section]:
     found = manifest.conversion
     if not isinstance(found, Mapping):
         return []
-    checks = tuple(
-        (str(_at(item, "name")), "passed" if _at(item, "passed") else "failed", str(_at(item, "detail") or ""))
-        for item in found.get("checks") or ()
-    )
+    checks = recorded_checks(manifest)
     drift = tuple(
         (
             str(_at(item, "output")),

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from repo_manager.report.layout import Moment, key_values, make_table
 from repo_manager.report.tables import format_bytes, format_share
-from repo_manager.repository.difference import judged_drift, kept_sparsity
+from repo_manager.repository.difference import judged_drift, kept_sparsity, recorded_checks
 
 if TYPE_CHECKING:
     from repo_manager.loadtest.judge import LoadComparison
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["history_view", "kept_tests_view", "load_differences_view", "version_view"]
 
+_CHECK_STYLES = {"passed": "green", "failed": "red", "no evidence": "yellow"}
 _OUTCOME_STYLES = {"done": "green", "undone": "yellow", "failed": "red"}
 
 
@@ -88,13 +89,12 @@ def _facts(manifest: Manifest) -> list[tuple[str, object]]:
 
 def _tables(manifest: Manifest) -> list[RenderableType]:
     views: list[RenderableType] = []
-    checks = [each for each in (manifest.conversion or {}).get("checks") or () if isinstance(each, Mapping)]
+    checks = [
+        [name, Text(outcome, style=_CHECK_STYLES[outcome]), detail]
+        for name, outcome, detail in recorded_checks(manifest)
+    ]
     if checks:
-        rows = [
-            [check.get("name", "-"), "passed" if check.get("passed") else "failed", check.get("detail", "")]
-            for check in checks
-        ]
-        views.append(make_table("Checks", ["check", "outcome", "found"], rows))
+        views.append(make_table("Checks", ["check", "outcome", "found"], checks))
     files = [[name, format_bytes(file.size_bytes), file.sha256[:19]] for name, file in sorted(manifest.files.items())]
     return [*views, make_table("Files", ["file", "size", "digest"], files, right="size", drop="digest")]
 

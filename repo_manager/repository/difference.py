@@ -20,6 +20,7 @@ __all__ = [
     "judged_drift",
     "kept_sparsity",
     "measured_accuracy",
+    "recorded_checks",
 ]
 
 
@@ -127,6 +128,19 @@ def judged_drift(manifest: Manifest) -> float | None:
     errors = [_at(item, key) for item in judged for key in ("relative_error", "rounded_relative_error")]
     known = [float(error) for error in errors if error is not None]
     return max(known, default=None)
+
+
+def recorded_checks(manifest: Manifest) -> tuple[tuple[str, str, str], ...]:
+    """Return the checks of the conversion: name, outcome (`passed`, `failed` or `no evidence`), and what was found.
+
+    A check that had nothing to look at has shown nothing, so it is no check that passed.
+    """
+    checks = [each for each in _at(manifest.conversion, "checks") or () if isinstance(each, Mapping)]
+    return tuple((str(each.get("name", "-")), _outcome(each), str(each.get("detail") or "")) for each in checks)
+
+
+def _outcome(check: Mapping[str, Any]) -> str:
+    return "failed" if not check.get("passed") else "no evidence" if check.get("is_empty") else "passed"
 
 
 def measured_accuracy(manifest: Manifest) -> str | None:

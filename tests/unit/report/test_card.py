@@ -20,7 +20,8 @@ from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.cards import version_cards
 from repo_manager.precision import ConvertOptions
 from repo_manager.report.card import card_html, card_markdown, index_html
-from repo_manager.repository import set_tag
+from repo_manager.repository import find_model, set_tag
+from repo_manager.repository.difference import recorded_checks
 from repo_manager.types import Precision, as_json
 
 
@@ -55,6 +56,15 @@ def test_a_card_tells_the_whole_story(repository: Path, load: LoadTestReport) ->
     assert 'name: "m"' in sections["Configuration"].code
     other = version_cards(repository, "m:1", loads=[load])[0]
     assert "Load tests" not in [section.title for section in other.sections], "it is of version 2"
+
+
+def test_a_check_that_had_nothing_to_look_at_did_not_pass(repository: Path) -> None:
+    manifest = find_model(repository, "m").version(1).manifest
+    assert manifest is not None
+    found = [("a", True, True), ("b", True, False), ("c", False, True), ("d", True, None)]
+    checks = [{"name": name, "passed": passed, "is_empty": empty, "detail": "x"} for name, passed, empty in found]
+    judged = recorded_checks(dataclasses.replace(manifest, conversion={"checks": checks}))
+    assert [outcome for _, outcome, _ in judged] == ["no evidence", "passed", "failed", "passed"]
 
 
 def test_both_forms_say_the_same_and_nothing_breaks_out(repository: Path, load: LoadTestReport) -> None:
