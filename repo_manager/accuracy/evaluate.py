@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from repo_manager.accuracy.labels import correct_answers, labels_of
 from repo_manager.errors import GateError, InputError, UsageError
 from repo_manager.files import sha256_file, work_folder
+from repo_manager.onnx_model.batch_axis import find_batch_axis
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
@@ -32,6 +33,7 @@ __all__ = ["AccuracyGate", "AccuracyOptions", "Evaluator", "Run", "load_evaluato
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """Runs a model once: input name -> array, batch axis included, to output name -> array."""
+_FEWEST_TOGETHER, _TOGETHER = 16, 32  # fewer samples run before the batch axis would be found
 _FORMS = "FILE.npz:LABELS, FILE.npz:LABELS:OUTPUT, or module:function"
 
 
@@ -118,7 +120,7 @@ class AccuracyGate:
             UsageError: `options.data` has another form.
             ModelError: ONNX Runtime does not run the source.
         """
-        evaluator = load_evaluator(options.data, signature_of(source))
+        evaluator = load_evaluator(options.data, signature_of(source), model=source)
         return cls(evaluator, options, evaluator.score(source))
 
     def judge(self, model: Path, optimize: bool = True) -> Accuracy:
@@ -165,13 +167,14 @@ class AccuracyGate:
         return found
 
 
-def load_evaluator(data: StrPath, signature: Signature) -> Evaluator:
+def load_evaluator(data: StrPath, signature: Signature, *, model: Model | None = None) -> Evaluator:
     """Read what models are scored on.
 
     Args:
         data: see `AccuracyOptions`. A function is imported from the current folder or the environment, and so runs
             code: a caller that read its name from a file asks the user first.
         signature: of the models.
+        model: one of them. Where its first axis is a batch axis, samples run together; `None`: one at a time.
 
     Raises:
         UsageError: it has another form.
@@ -181,7 +184,7 @@ def load_evaluator(data: StrPath, signature: Signature) -> Evaluator:
     file, separator, names = text.rpartition(".npz:")
     if separator:
         labels, _, output = names.partition(":")
-        return _of_labels(Path(f"{file}.npz"), labels, output, signature)
+        return _of_labels(Path(f"{file}.npz"), labels, output, signature, model)
     module, separator, function = text.partition(":")
     if separator and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return Evaluator(text, None, text, lambda run: _called(text, run))
@@ -190,7 +193,7 @@ def load_evaluator(data: StrPath, signature: Signature) -> Evaluator:
     raise UsageError(f"--eval {text}: expected {_FORMS}")
 
 
-def _of_labels(path: Path, name: str, output: str, signature: Signature) -> Evaluator:
+def _of_labels(path: Path, name: str, output: str, signature: Signature, model: Model | None) -> Evaluator:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file", hint=f"--eval takes {_FORMS}.")
     labels = labels_of(array_of_npz(path, name), f"{path}: '{name}'")
@@ -201,12 +204,15 @@ def _of_labels(path: Path, name: str, output: str, signature: Signature) -> Eval
     single = all(spec.shape is None or len(spec.shape) < 3 for spec in signature.outputs if spec.name == chosen)
     metric = "top-1 accuracy" if single and labels.ndim == 1 else "accuracy"
     where = f"output '{chosen}'"
+    is_batched = model is not None and samples.count >= _FEWEST_TOGETHER and find_batch_axis(model, signature).batched
+    together = _TOGETHER if is_batched else 1
+    rows = labels.shape[0] // samples.count
 
     def evaluate(run: Run) -> Score:
-        rights = [
-            correct_answers(_rows(answer, chosen, part.shape[0], where), part, where)
-            for answer, part in _answers(run, samples, labels)
-        ]
+        rights = []
+        for index, answer in enumerate(_answers(run, samples, chosen, together)):
+            part = labels[index * rows : (index + 1) * rows]
+            rights.append(correct_answers(_rows(answer, part.shape[0], where), part, where))
         counted = [right for right in rights if right.size]
         if not counted:
             raise InputError(f"{path}: '{name}' has no label that counts (all are below 0)")
@@ -236,18 +242,35 @@ def _chosen_output(output: str, labels: str, signature: Signature) -> str:
     return names[0]
 
 
-def _answers(
-    run: Run, samples: CalibrationData, labels: NDArray[np.int64]
-) -> Iterator[tuple[Mapping[str, Array], NDArray[np.int64]]]:
-    """Yield the answer to each sample with the labels of its rows."""
-    rows = labels.shape[0] // samples.count
-    for index, sample in enumerate(samples.batches()):
-        yield run(sample), labels[index * rows : (index + 1) * rows]
+def _answers(run: Run, samples: CalibrationData, output: str, together: int) -> Iterator[Array]:
+    """Yield an output's answer to each sample; up to so many samples of the same shapes run together."""
+    waiting: list[dict[str, Array]] = []
+    for sample in samples.batches():
+        if waiting and (len(waiting) == together or _shapes(sample) != _shapes(waiting[0])):
+            yield from _answers_of(run, waiting, output)
+            waiting = []
+        waiting.append(sample)
+    yield from _answers_of(run, waiting, output)
 
 
-def _rows(answer: Mapping[str, Array], output: str, rows: int, where: str) -> Array:
+def _shapes(sample: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in sample.items()}
+
+
+def _answers_of(run: Run, samples: Sequence[Mapping[str, Array]], output: str) -> list[Array]:
+    if len(samples) > 1:
+        joined = np.asarray(
+            run({name: np.concatenate([each[name] for each in samples]) for name in samples[0]})[output]
+        )
+        size = next(iter(samples[0].values())).shape[0]
+        if joined.ndim and joined.shape[0] == size * len(samples):
+            return [joined[start : start + size] for start in range(0, joined.shape[0], size)]
+    return [np.asarray(run(sample)[output]) for sample in samples]
+
+
+def _rows(answer: Array, rows: int, where: str) -> Array:
     """Return an output with one entry for each row of labels along its first axis."""
-    found = np.asarray(answer[output], np.float64 if answer[output].dtype.kind not in "iubO" else None)
+    found = np.asarray(answer, np.float64 if answer.dtype.kind not in "iubO" else None)
     if found.ndim and found.shape[0] == rows:
         return found
     if rows == 1:

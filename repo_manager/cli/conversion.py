@@ -215,7 +215,8 @@ def prune_command(
         signature = signature_of(source)
         data = load_calibration(flags.calibration, signature)
         if flags.metric is not None:
-            options = dataclasses.replace(options, metric=metric_of(load_evaluator(flags.metric, signature)))
+            metric = metric_of(load_evaluator(flags.metric, signature, model=source))
+            options = dataclasses.replace(options, metric=metric)
         with share_bar(terminal, "Pruning") as progress:
             proto, report = prune_with_data(source, data, options, progress)
     external = True if source.external_files else None  # what came with external data leaves with external data

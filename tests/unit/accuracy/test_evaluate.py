@@ -69,6 +69,30 @@ def test_a_score_is_the_share_of_right_answers(model: Model, data: str) -> None:
     assert evaluator.digest is not None
 
 
+def test_samples_run_together_where_the_first_axis_is_a_batch(model: Model, data: str, tmp_path: Path) -> None:
+    sizes: list[int] = []
+    session = Session(model)
+
+    def run(taken: Any) -> Any:
+        sizes.append(taken["x"].shape[0])
+        return session.run(taken)
+
+    alone = load_evaluator(data, signature_of(model)).score_of(run)
+    assert sizes == [1] * SAMPLES
+    sizes.clear()
+    together = load_evaluator(data, signature_of(model), model=model).score_of(run)
+    assert (together, sizes) == (alone, [32] * 6 + [8])
+
+    mixed = onnx.load(model.path)  # each answer depends on the whole batch
+    mixed.graph.node[-1].output[0] = "before"
+    mixed.graph.node.append(helper.make_node("Softmax", ["before"], ["y"], axis=0))
+    onnx.save(mixed, tmp_path / "mixed.onnx")
+    other = load_model(tmp_path / "mixed.onnx")
+    sizes.clear()
+    load_evaluator(data, signature_of(other), model=other).score_of(run)
+    assert sizes == [1] * SAMPLES
+
+
 def test_limits_decide_and_few_samples_are_said_to_be_few(model: Model, data: str, tmp_path: Path) -> None:
     other = worse(model, tmp_path / "worse.onnx", 1)
     free = AccuracyGate.of(AccuracyOptions(data), model).judge(other)
