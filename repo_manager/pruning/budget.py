@@ -17,7 +17,7 @@ from pathlib import Path
 from repo_manager.onnx_model.draft import Draft, Weight
 from repo_manager.pruning.judge import Judge
 from repo_manager.pruning.layers import Layer
-from repo_manager.sparsity.prune import FrontPoint
+from repo_manager.sparsity.prune_report import FrontPoint
 
 __all__ = ["Budget", "Meter", "Step", "gain_of", "greedy", "points_of"]
 

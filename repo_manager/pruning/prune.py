@@ -29,17 +29,14 @@ from repo_manager.pruning.permute import permuted
 from repo_manager.pruning.search import Search, Tried
 from repo_manager.pruning.stream import Graph
 from repo_manager.sparsity.pattern import magnitude_prune, nonzero
-from repo_manager.sparsity.prune import (
+from repo_manager.sparsity.prune import Chosen, as_bytes, choose, skip
+from repo_manager.sparsity.prune_report import (
     BudgetEvidence,
-    Chosen,
     PermutationEvidence,
     PrunedLayer,
     PruneEvidence,
     PruneReport,
     SkippedLayer,
-    as_bytes,
-    choose,
-    skip,
 )
 from repo_manager.sparsity.uses import Use
 from repo_manager.sparsity.verdict import SMALL

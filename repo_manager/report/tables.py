@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from repo_manager.precision import Check, Conversion, KeptNode
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
-    from repo_manager.sparsity.prune import BudgetEvidence, PruneEvidence
+    from repo_manager.sparsity.prune_report import BudgetEvidence, PruneEvidence
 
 __all__ = [
     "calibration_view",

@@ -9,19 +9,12 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import LocationLike
+from repo_manager.repository.look import changeable_model, existing_model, top_names, with_versions
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest, manifest_text
 from repo_manager.repository.state import now_text
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store, model_names
-from repo_manager.repository.view import (
-    Entry,
-    ModelView,
-    VersionView,
-    changeable_model,
-    existing_model,
-    top_names,
-    with_versions,
-)
+from repo_manager.repository.view import Entry, ModelView, VersionView
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     DEFAULT_FILENAMES,

@@ -16,13 +16,14 @@ from repo_manager.repository.ensembles import problems_around
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location, LocationLike
+from repo_manager.repository.look import changeable_model, with_beside, with_versions
 from repo_manager.repository.plan.configuration import ConfigChange, against_manifest, plan_change, served_model_file
 from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.tags import end_trial, model_state
-from repo_manager.repository.view import ModelView, VersionView, changeable_model, with_beside, with_versions
+from repo_manager.repository.view import ModelView, VersionView
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     ModelConfig,

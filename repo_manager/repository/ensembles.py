@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.repository.look import each
 from repo_manager.repository.stores.base import Store, model_names
-from repo_manager.repository.view import ModelView, each
+from repo_manager.repository.view import ModelView
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Problem, Severity, parse_config, served_versions
 from repo_manager.triton_config.ensembles import (
     Member,

@@ -10,6 +10,7 @@ from typing import Any
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location, LocationLike
+from repo_manager.repository.look import with_beside
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
 from repo_manager.repository.plan.publishing import (
     check_model,
@@ -22,7 +23,7 @@ from repo_manager.repository.plan.publishing import (
 from repo_manager.repository.state import now_text
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Incoming
-from repo_manager.repository.view import ModelView, with_beside
+from repo_manager.repository.view import ModelView
 from repo_manager.triton_config import ModelConfig, format_config
 from repo_manager.types import as_json
 

@@ -8,9 +8,10 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import check_file_name
 from repo_manager.repository.location import LocationLike
+from repo_manager.repository.look import changeable_model, with_beside
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError
-from repo_manager.repository.view import ModelView, changeable_model, with_beside
+from repo_manager.repository.view import ModelView
 from repo_manager.triton_config import CONFIG_FILENAME, served_versions, set_fields
 from repo_manager.triton_config.labels import check_labels, label_filename, labels_text
 from repo_manager.types import TensorSpec

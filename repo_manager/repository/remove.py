@@ -10,10 +10,11 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.ensembles import ensembles_in, with_dependents
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import LocationLike
+from repo_manager.repository.look import changeable_model, walk, with_versions
 from repo_manager.repository.plan.removal import Removal, forget, made_at, old_versions, plan_removal, select_version
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Departure, StepKind, Store, mended, model_names
-from repo_manager.repository.view import ModelView, changeable_model, walk, with_versions
+from repo_manager.repository.view import ModelView
 from repo_manager.triton_config import ModelConfig
 
 __all__ = ["GcResult", "gc", "remove"]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import LocationLike
+from repo_manager.repository.look import existing_model, with_versions
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Step, StepKind, Store, model_names
-from repo_manager.repository.view import Entry, ModelView, VersionView, existing_model, with_versions
+from repo_manager.repository.view import Entry, ModelView, VersionView
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     format_config,

@@ -10,10 +10,11 @@ from typing import Any
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location, LocationLike
+from repo_manager.repository.look import each, existing_model, with_versions
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
-from repo_manager.repository.view import ModelView, each, existing_model, with_versions
+from repo_manager.repository.view import ModelView
 from repo_manager.summary import Summarized
 from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
 from repo_manager.triton_config.text_fields import canonical_values

@@ -15,6 +15,7 @@ from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location, LocationLike
+from repo_manager.repository.look import changeable_model, check_no_link, existing_model, with_beside, with_versions
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.signing_files import signature_name
 from repo_manager.repository.signing_format import (
@@ -26,15 +27,7 @@ from repo_manager.repository.signing_format import (
 )
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
-from repo_manager.repository.view import (
-    ModelView,
-    VersionView,
-    changeable_model,
-    check_no_link,
-    existing_model,
-    with_beside,
-    with_versions,
-)
+from repo_manager.repository.view import ModelView, VersionView
 from repo_manager.repository.vouching import check_beside, check_facts, fingerprint, sign_beside
 from repo_manager.triton_config import served_versions
 from repo_manager.types import StrPath

@@ -10,6 +10,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import version_number
 from repo_manager.repository.location import Location, LocationLike
+from repo_manager.repository.look import changeable_model
 from repo_manager.repository.state import (
     KeptLoadTest,
     ModelState,
@@ -20,7 +21,6 @@ from repo_manager.repository.state import (
     previous_version,
 )
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.view import changeable_model
 
 __all__ = [
     "begin_trial",

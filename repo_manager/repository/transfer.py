@@ -14,13 +14,14 @@ from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import is_bytecode, validate_model_name, version_number
 from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.repository.look import changeable_model, with_beside, with_versions
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.plan.configuration import ConfigChange
 from repo_manager.repository.plan.publishing import files_beside
 from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes, publish
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
-from repo_manager.repository.view import ModelView, VersionView, changeable_model, with_beside, with_versions
+from repo_manager.repository.view import ModelView, VersionView
 from repo_manager.triton_config import (
     VARIANTS_FOLDER,
     ModelConfig,

@@ -15,19 +15,12 @@ from repo_manager.repository.ensembles import ensembles_problems
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, STAGING_IN_ROOT
 from repo_manager.repository.location import LocationLike
+from repo_manager.repository.look import existing_model, top_names, with_beside, with_versions
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store, model_names
-from repo_manager.repository.view import (
-    Level,
-    ModelView,
-    VersionView,
-    existing_model,
-    top_names,
-    with_beside,
-    with_versions,
-)
+from repo_manager.repository.view import Level, ModelView, VersionView
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     DEFAULT_FILENAMES,

@@ -6,46 +6,17 @@ view, so the rules are the same for folders and for objects, and need neither.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.optional import deferred
-from repo_manager.repository.layout import DATA_FOLDERS, MANIFEST_FILENAME, triton_version
+from repo_manager.repository.layout import MANIFEST_FILENAME, triton_version
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest, no_manifest, parse_manifest
 from repo_manager.repository.state import ModelState
-from repo_manager.triton_config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config, version_policy
+from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
 
-if TYPE_CHECKING:
-    import concurrent.futures as futures
-
-    from repo_manager.repository.stores.base import Store
-else:
-    futures = deferred("concurrent.futures")
-
-__all__ = [
-    "NOTHING",
-    "Entry",
-    "Level",
-    "Link",
-    "ModelView",
-    "VersionView",
-    "Work",
-    "changeable_model",
-    "check_no_link",
-    "each",
-    "existing_model",
-    "top_names",
-    "walk",
-    "with_beside",
-    "with_versions",
-]
-
-A = TypeVar("A")
-R = TypeVar("R")
+__all__ = ["NOTHING", "Entry", "Level", "Link", "ModelView", "VersionView", "Work"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,140 +244,3 @@ class ModelView:
             ConfigError: config.pbtxt is broken.
         """
         return version_policy(self.parsed_config()) if self.has_config else "latest:1"
-
-
-def existing_model(store: Store, name: str, *, record: bool = False) -> ModelView:
-    """Look at a model that has to be there.
-
-    Args:
-        store: where.
-        name: the model.
-        record: also what is remembered of it.
-
-    Raises:
-        RepositoryError: there is none of that name, or the store refuses.
-    """
-    view = store.look(name, record=record)
-    if not view.exists:
-        raise RepositoryError(f"{store.location} has no model {name!r}", hint="`repo-manager list` shows the models.")
-    return view
-
-
-def changeable_model(store: Store, name: str, *, record: bool = False) -> ModelView:
-    """Look at a model that is going to be changed, or whose record is read.
-
-    Raises:
-        RepositoryError: there is none of that name, or it is a symbolic link.
-    """
-    view = existing_model(store, name, record=record)
-    check_no_link(str(view.place), view.link)
-    return view
-
-
-def check_no_link(place: str, link: Link | None) -> None:
-    """Refuse to change anything through a symbolic link.
-
-    Raises:
-        RepositoryError: there is one.
-    """
-    if link is not None:
-        raise RepositoryError(
-            f"{place} is a symbolic link to {link.target}",
-            hint="Replace the link by the folder itself; what lies outside the repository can change unseen.",
-        )
-
-
-def each(store: Store, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
-    """Call a function that reads, for each item; as many at a time as the store bears."""
-    waiting = list(items)
-    if store.traits.lookups <= 1 or len(waiting) <= 1:
-        return [act(item) for item in waiting]
-    with futures.ThreadPoolExecutor(store.traits.lookups) as pool:
-        return list(pool.map(act, waiting))
-
-
-def walk(store: Store, folder: str) -> tuple[tuple[Entry, ...], float]:
-    """Return every file and link below a folder, by name, and when the folder itself last changed."""
-    level = store.list_level(folder)
-    found = list(level.files)
-    for name in level.folders:
-        if name in level.links:
-            found.append(Entry(name, 0, level.links[name], regular=False))
-        else:
-            entries, _ = walk(store, f"{folder}/{name}")
-            found += [dataclasses.replace(entry, name=f"{name}/{entry.name}") for entry in entries]
-    return tuple(sorted(found, key=lambda entry: entry.name)), level.modified_at
-
-
-def with_beside(store: Store, view: ModelView) -> ModelView:
-    """Return the view with the label files that config.pbtxt names, the variants of config.pbtxt and the sizes of data
-    files; those that cannot be read and those of a broken config.pbtxt are left out.
-    """
-    wanted: list[str] = []
-    if view.config is not None:
-        with contextlib.suppress(ConfigError):
-            wanted += [file for file in view.parsed_config().label_filenames if ".." not in file.split("/")]
-    if VARIANTS_FOLDER in view.folders:
-        variants = store.list_level(f"{view.name}/{VARIANTS_FOLDER}").files
-        wanted += [f"{VARIANTS_FOLDER}/{entry.name}" for entry in variants if entry.name.endswith(".pbtxt")]
-    contents = {file: _readable(store, f"{view.name}/{file}") for file in wanted}
-    data = {
-        f"{folder}/{entry.name}": entry.size_bytes
-        for folder in DATA_FOLDERS
-        if folder in view.folders
-        for entry in store.list_level(f"{view.name}/{folder}").files
-    }
-    beside = {file: content for file, content in contents.items() if content is not None}
-    return dataclasses.replace(view, beside=beside, data=data)
-
-
-def _readable(store: Store, key: str) -> bytes | None:
-    """Return a file's content; `None` also for what is no file. A store that refuses a request is an error."""
-    try:
-        return store.read(key)
-    except RepositoryError:
-        if store.traits.remote:
-            raise
-        return None
-
-
-def top_names(version: VersionView) -> set[str]:
-    """Return the names of the files and folders in a version's folder."""
-    return {entry.name.partition("/")[0] for entry in version.files}
-
-
-def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None = None) -> ModelView:
-    """Return the view with what is in its versions.
-
-    Args:
-        store: where.
-        view: as `Store.look` gave it.
-        versions: these; `None`: all. One that was removed meanwhile is left out.
-    """
-    numbers = view.versions if versions is None else tuple(versions)
-    found = each(store, lambda number: _version(store, view, number), numbers)
-    contents = {version.number: version for version in found if version is not None}
-    return dataclasses.replace(view, contents={**view.contents, **contents})
-
-
-def _version(store: Store, view: ModelView, number: int) -> VersionView | None:
-    folder = f"{view.name}/{number}"
-    try:
-        entries, modified_at = walk(store, folder)
-    except FileNotFoundError:
-        return None
-    manifest, error = None, ""
-    if any(entry.name == MANIFEST_FILENAME for entry in entries):
-        try:
-            manifest = store.read(f"{folder}/{MANIFEST_FILENAME}")
-        except RepositoryError as exc:
-            error = exc.message
-    return VersionView(
-        path=view.place / str(number),
-        number=number,
-        files=tuple(entry for entry in entries if entry.name != MANIFEST_FILENAME),
-        manifest_bytes=manifest,
-        manifest_error=error,
-        size_bytes=sum(entry.size_bytes for entry in entries),
-        modified_at=modified_at,
-    )

@@ -19,11 +19,12 @@ from typing import Any
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.files import work_folder
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
+from repo_manager.repository.look import walk
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.signing_files import beside_signature_name, beside_signatures
 from repo_manager.repository.signing_format import MAX_SIGNATURE_BYTES, SigningKey, make_signature, verify_signature
 from repo_manager.repository.stores.base import Store
-from repo_manager.repository.view import ModelView, walk
+from repo_manager.repository.view import ModelView
 from repo_manager.triton_config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
 
 __all__ = ["check_beside", "check_facts", "differing_facts", "fingerprint", "sign_beside"]

@@ -1,7 +1,8 @@
 """2:4 structured sparsity: find every weight, judge it, prune it."""
 
 from repo_manager.sparsity.pattern import two_four_mask, valid_groups
-from repo_manager.sparsity.prune import PrunedLayer, PruneReport, SkippedLayer, prune
+from repo_manager.sparsity.prune import prune
+from repo_manager.sparsity.prune_report import PrunedLayer, PruneReport, SkippedLayer
 from repo_manager.sparsity.report import LayerSparsity, SparsityReport, SparsityTotals, sparsity_report
 from repo_manager.sparsity.verdict import Verdict
 

@@ -15,9 +15,10 @@ from repo_manager.repository.layout import (
     triton_version,
     validate_model_name,
 )
+from repo_manager.repository.look import top_names
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
 from repo_manager.repository.plan.configuration import served_model_file
-from repo_manager.repository.view import Entry, Link, ModelView, VersionView, top_names
+from repo_manager.repository.view import Entry, Link, ModelView, VersionView
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     VARIANTS_FOLDER,

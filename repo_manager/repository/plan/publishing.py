@@ -8,7 +8,8 @@ from pathlib import Path
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.file_system import check_source
 from repo_manager.repository.layout import check_file_name, validate_model_name
-from repo_manager.repository.view import ModelView, check_no_link
+from repo_manager.repository.look import check_no_link
+from repo_manager.repository.view import ModelView
 from repo_manager.triton_config import (
     CONFIG_FILENAME,
     VARIANTS_FOLDER,

@@ -13,8 +13,8 @@ from repo_manager import samples
 from repo_manager.pipeline.adding import add
 from repo_manager.repository import change_config, verify
 from repo_manager.repository.configuration import is_as_derived
+from repo_manager.repository.look import existing_model, with_versions
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.view import existing_model, with_versions
 from repo_manager.triton_config import parse_config
 
 

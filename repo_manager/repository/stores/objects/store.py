@@ -12,6 +12,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.files import work_folder
 from repo_manager.repository.layout import is_component, version_number
 from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.look import each
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.stores.base import (
@@ -38,7 +39,7 @@ from repo_manager.repository.stores.objects.fetch import fetch_version, kept_dow
 from repo_manager.repository.stores.objects.lease import object_lease
 from repo_manager.repository.stores.objects.ledger import RECORD, Ledger, change_ledger, ledger_key, read_ledger
 from repo_manager.repository.stores.objects.transport import object_record, upload_files
-from repo_manager.repository.view import Entry, Level, ModelView, Work, each
+from repo_manager.repository.view import Entry, Level, ModelView, Work
 from repo_manager.triton_config import CONFIG_FILENAME
 
 __all__ = ["ObjectStore"]

@@ -1,0 +1,206 @@
+"""What `prune` did: the layers that it pruned and those that it left, and the evidence for its choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repo_manager.stats.accuracy import Accuracy
+from repo_manager.stats.drift import OutputDrift
+from repo_manager.summary import Summarized
+from repo_manager.types import Digest
+
+__all__ = [
+    "BudgetEvidence",
+    "FrontPoint",
+    "PermutationEvidence",
+    "PruneEvidence",
+    "PruneReport",
+    "PrunedLayer",
+    "SkippedLayer",
+]
+
+RETRAIN_ADVICE = (
+    "Pruning without retraining costs accuracy. Retrain with the masks fixed (examples/train_sparse_digits.py "
+    "shows NVIDIA's recipe: train dense, prune, train again with the same schedule), then export again."
+)
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """One weight that was pruned.
+
+    Attributes:
+        node: the first node that uses it.
+        weight: the stored tensor.
+        shape: as that node uses it.
+        axis: the reduction axis of `shape`.
+        values: how many values it has.
+        removed: how many non-zero values became zero.
+        lost_magnitude: their share of the sum of all magnitudes, 0 to 1.
+        error: of its outputs against the dense model's on the calibration data, relative; `None` without data.
+        magnitude_error: the same for the weights that magnitude pruning gives.
+        shifted: the constant that took up the change of its outputs' means; `None`: none could.
+        macs: multiply-accumulates per sample; `None` when not known.
+        damping: that its solution was found with.
+    """
+
+    node: str
+    weight: str
+    shape: tuple[int, ...]
+    axis: int
+    values: int
+    removed: int
+    lost_magnitude: float
+    error: float | None = None
+    magnitude_error: float | None = None
+    shifted: str | None = None
+    macs: int | None = None
+    damping: float | None = None
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """One weight that was left alone, and why."""
+
+    node: str
+    weight: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One set of layers that could be pruned, and what that costs, on samples to choose by.
+
+    Attributes:
+        layers: how many are pruned.
+        added: those that the point before has not, by name; empty for the final set.
+        macs_share: share of the model's multiply-accumulates that can run sparse.
+        drift: the worst output's relative error; `None` if a metric counts.
+        drift_upper: with 95 % confidence it is below this on inputs of the same kind.
+        metric: the user's metric; `None` if the drift counts.
+        final: its layers are solved one behind the other, as in the result; elsewhere each is solved by itself.
+    """
+
+    layers: int
+    added: tuple[str, ...]
+    macs_share: float
+    drift: float | None
+    drift_upper: float | None
+    metric: float | None
+    final: bool
+
+
+@dataclass(frozen=True)
+class BudgetEvidence:
+    """How layers were chosen within a budget.
+
+    Attributes:
+        kind: `drift` or `metric`.
+        limit: of the drift, or of how far the metric may fall.
+        samples: how many the layers were chosen by; 0 with a metric, which has data of its own.
+        looks: how many sets were measured on the held-out samples; above 1 the first ones exceeded the limit there.
+        dense_metric: the dense model's, when it judges; `None` without a metric.
+        metric: the pruned model's, when it judges.
+        front: all that was measured, from few layers to all.
+    """
+
+    kind: str
+    limit: float
+    samples: int
+    looks: int
+    dense_metric: float | None
+    metric: float | None
+    front: tuple[FrontPoint, ...]
+
+
+@dataclass(frozen=True)
+class PermutationEvidence:
+    """Channels that changed places before the mask was chosen.
+
+    Attributes:
+        channels: how many could change places.
+        layers: the weights whose input channels did.
+        kept_before: share of their magnitude that 2:4 keeps in the order of the source.
+        kept_after: the same in the new order.
+        largest_difference: of an output of the permuted dense model against the source's on a sample, as a share of the
+            output's largest value: sums in another order round otherwise.
+    """
+
+    channels: int
+    layers: tuple[str, ...]
+    kept_before: float
+    kept_after: float
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class PruneEvidence:
+    """What layers were solved on, and how far the pruned model is from the dense one.
+
+    Attributes:
+        data: where the calibration data came from.
+        data_digest: of all samples, those held out included.
+        samples: how many the layers were solved on.
+        judged_on: `held-out`, or `calibration` when there were too few samples to hold some out.
+        judged_samples: how many samples `drift` was measured on.
+        drift: of each output.
+        magnitude_drift: the same for the model whose same layers are pruned by magnitude.
+        macs: of the whole model, per sample.
+        sparse_macs: of the pruned layers.
+        seed: of the draws of columns.
+        versions: of the libraries that computed.
+        drift_upper: output -> with 95 % confidence, its drift on inputs of the same kind is below this. `None`: the
+            samples that judge are those that the layers were solved on, which says nothing of others.
+        budget: how layers were chosen; `None`: all were pruned.
+        permutation: of channels; `None`: none was asked for.
+    """
+
+    data: str
+    data_digest: Digest
+    samples: int
+    judged_on: str
+    judged_samples: int
+    drift: tuple[OutputDrift, ...]
+    magnitude_drift: tuple[OutputDrift, ...]
+    macs: int
+    sparse_macs: int
+    seed: int
+    versions: Mapping[str, str]
+    drift_upper: Mapping[str, float] | None = None
+    budget: BudgetEvidence | None = None
+    permutation: PermutationEvidence | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class PruneReport(Summarized):
+    """What `prune` did.
+
+    Attributes:
+        source: digest of the model it started from.
+        pruned: in the graph's order.
+        skipped: the uses that were left alone.
+        advice: why and how to retrain.
+        method: `magnitude`, or `second-order` with calibration data.
+        evidence: with calibration data.
+        accuracy: on held-out data with known answers, where it was asked for.
+    """
+
+    source: Digest
+    pruned: tuple[PrunedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    advice: str = RETRAIN_ADVICE
+    method: str = "magnitude"
+    evidence: PruneEvidence | None = None
+    accuracy: Accuracy | None = None
+
+    def _summary(self) -> Mapping[str, Any]:
+        evidence = self.evidence
+        drift = max((item.worst for item in evidence.drift), default=None) if evidence is not None else None
+        return {
+            "method": self.method,
+            "pruned": f"{len(self.pruned)} layers",
+            "left alone": len(self.skipped),
+            "largest drift": None if drift is None else f"{drift:.3g}",
+        }
