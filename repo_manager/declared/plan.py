@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from repo_manager.declared.request import Request, fulfils
+from repo_manager.declared.request import Request, check_accuracy, fulfils
 from repo_manager.declared.schema import Declaration, Model
 from repo_manager.declared.servers import EMBEDDED, Servers
 from repo_manager.declared.steps import Action, ModelPlan, Step, config_changes, request_of, wanted_labels
@@ -156,6 +156,7 @@ class _Planner:
             return self.existing[-1]
         for entry in reversed(self.entry.versions) if self.entry is not None else ():
             if entry.manifest is not None and fulfils(entry.manifest, request):
+                check_accuracy(f"{self.name}:{entry.version}", entry.manifest, request)
                 return entry.version
         if not request.source.is_file():
             raise InputError(

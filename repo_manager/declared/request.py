@@ -13,12 +13,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.errors import InputError
+from repo_manager.errors import GateError, InputError
 from repo_manager.files import sha256_file
 from repo_manager.repository import Manifest
 from repo_manager.types import Backend, Digest, StrPath, as_json
 
-__all__ = ["Request", "calibration_record", "fulfils", "options_record", "request_record", "source_digest"]
+__all__ = [
+    "Request",
+    "calibration_record",
+    "check_accuracy",
+    "fulfils",
+    "options_record",
+    "request_record",
+    "source_digest",
+]
 
 # Options of an engine that say where it is built, not what comes out.
 _PLACES = ("timing_cache", "plans", "max_batch_size")
@@ -38,6 +46,7 @@ class Request:
         calibration_digest: what it is pinned to.
         convert: options of the conversion that are not at their default.
         engine: options of the engine that are not at their default.
+        accuracy: held-out data and limits, as `AccuracyOptions` takes them; empty for none.
     """
 
     source: Path
@@ -49,6 +58,7 @@ class Request:
     calibration_digest: str | None
     convert: Mapping[str, Any]
     engine: Mapping[str, Any]
+    accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def request_record(
@@ -145,6 +155,40 @@ def fulfils(manifest: Manifest, request: Request) -> bool:
     if not _same_calibration(record.get("calibration"), request):
         return False
     return record.get("sparsity") == request.sparsity or _sparse(manifest, request)
+
+
+def check_accuracy(where: str, manifest: Manifest, request: Request) -> None:
+    """Hold what was recorded of a version's accuracy against what is declared; one that was not measured passes.
+
+    Args:
+        where: `NAME:VERSION`, for the message.
+        manifest: of the version.
+        request: what is declared.
+
+    Raises:
+        GateError: it was measured on these data, and is below a limit.
+        InputError: the data cannot be read.
+    """
+    found = (manifest.conversion or {}).get("accuracy")
+    if not request.accuracy or not isinstance(found, Mapping):
+        return
+    data = str(request.accuracy["data"])
+    file, is_file, names = data.rpartition(".npz:")
+    path = Path(f"{file}.npz")
+    same = found.get("data") == (f"{path.name}:{names.partition(':')[0]}" if is_file else data)
+    if is_file and path.is_file():
+        same = same and found.get("digest") == calibration_record(path)["digest"]
+    value, source = found.get("value"), found.get("source")
+    if not same or value is None:
+        return
+    least, drop = request.accuracy.get("min_accuracy"), request.accuracy.get("max_drop")
+    if least is not None and value < least:
+        raise GateError(f"{where} has {value:.4g} on {found['data']}, below min_accuracy {least:g}")
+    if drop is not None and source is not None and source - value > drop:
+        raise GateError(
+            f"{where} has {value:.4g} on {found['data']}, {source - value:.4g} below its source, more than "
+            f"max_accuracy_drop {drop:g}"
+        )
 
 
 def _wanted_digest(request: Request, source: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "Conversion",
     "Declaration",
     "Engine",
+    "Evaluation",
     "FileReference",
     "Instances",
     "Model",
@@ -101,6 +102,36 @@ class Conversion(_Part):
     """Largest relative error of an output against the source."""
 
 
+class Evaluation(_Part):
+    """Accuracy on held-out data, as `--eval` of `add`. A text alone is the data."""
+
+    data: Text
+    """`FILE.npz:LABELS` or `FILE.npz:LABELS:OUTPUT`, the file relative to this one; or `module:function`."""
+    min_accuracy: Annotated[float, pydantic.Field(allow_inf_nan=False)] | None = None
+    """The smallest accuracy that is accepted."""
+    max_accuracy_drop: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
+    """How far it may be below the source's."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"data": value} if isinstance(value, str) else value
+
+    @pydantic.field_validator("data")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if ":" not in value:
+            raise ValueError("expected FILE.npz:LABELS, FILE.npz:LABELS:OUTPUT, or module:function")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: pydantic.GetJsonSchemaHandler) -> dict[str, Any]:
+        """Offer the short form to editors as well."""
+        resolved = handler.resolve_ref_schema(handler(core_schema))
+        described = {"description": resolved.get("description", "")}
+        return {**described, "anyOf": [{"type": "string", "minLength": 1}, dict(resolved)]}
+
+
 class Engine(_Part):
     """How an engine is built, as the options of `add`; the onnxruntime backend has none."""
 
@@ -166,6 +197,9 @@ class Model(_Part):
     """Weights that are not 2:4: fail, report, or prune them."""
     shapes: dict[Text, Shape] = pydantic.Field(default_factory=dict)
     """Shapes of an engine's inputs."""
+    eval: Evaluation | None = None
+    """Held-out data that a new version is scored on, and its limits. A version that exists is not scored again: what
+    was recorded when it was made is held against the limits."""
     convert: Conversion = Conversion()
     engine: Engine = Engine()
     config: Config = Config()
@@ -184,6 +218,8 @@ class Model(_Part):
     def _consistent(self) -> Model:
         if self.source is None and (self.calibration is not None or self.sparsity == "prune"):
             raise ValueError("calibration and sparsity: prune need a source")
+        if self.source is None and self.eval is not None:
+            raise ValueError("eval needs a source")
         if self.precision.startswith("int8") and self.source is not None and self.calibration is None:
             raise ValueError(f"precision {self.precision} needs calibration data")
         if isinstance(self.serve, tuple) and not self.serve:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.declared.request import Request
-from repo_manager.declared.schema import Config, FileReference, Model
+from repo_manager.declared.schema import Config, Evaluation, FileReference, Model
 from repo_manager.errors import InputError
 from repo_manager.summary import Summarized
 from repo_manager.triton_config import parse_config
@@ -166,6 +166,7 @@ def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
         calibration_digest=None if model.calibration is None else model.calibration.digest,
         convert=_not_default(model.convert),
         engine=engine,
+        accuracy={} if model.eval is None else _accuracy(model.eval, base),
     )
 
 
@@ -227,6 +228,12 @@ def _calibration(reference: FileReference, base: Path) -> str:
     """A path relative to the file; `module:function` stays as it is."""
     path = base / reference.path
     return reference.path if ":" in reference.path and not path.exists() else str(path)
+
+
+def _accuracy(declared: Evaluation, base: Path) -> dict[str, Any]:
+    """The file is relative to the YAML file; `module:function` stays as it is."""
+    data = str(base / declared.data) if ".npz:" in declared.data else declared.data
+    return {"data": data, "min_accuracy": declared.min_accuracy, "max_drop": declared.max_accuracy_drop}
 
 
 def _not_default(part: Any) -> dict[str, Any]:

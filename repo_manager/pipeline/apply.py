@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from repo_manager.accuracy import AccuracyOptions
 from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, planned
 from repo_manager.declared.request import Request
 from repo_manager.declared.steps import ApplyResult, ModelResult, config_changes
@@ -170,16 +171,11 @@ class _Runner:
     def _build(self, plan: ModelPlan, *, new: bool) -> int:
         if plan.request is None:
             raise AssertionError("a plan that builds has a request")
-        calibration = plan.request.calibration
-        if calibration is not None and not self.options.allow_code and not Path(calibration).exists():
-            module = calibration.partition(":")[0]
-            if not any(f"{module}.".startswith(f"{allowed}.") for allowed in self.options.code_modules):
-                raise UsageError(
-                    f"{plan.name}: calibration {calibration} is no file, and a file that is applied runs no code",
-                    hint="Give the path of an .npz or a folder; or allow what the file names: apply --allow-code, or "
-                    "code_modules in the settings.",
-                )
-            import_installed(module)
+        calibration, evaluated = plan.request.calibration, plan.request.accuracy.get("data")
+        if calibration is not None and not Path(calibration).exists():
+            self._allow_code(f"{plan.name}: calibration {calibration}", calibration)
+        if evaluated is not None and ".npz:" not in evaluated:
+            self._allow_code(f"{plan.name}: eval {evaluated}", evaluated)
         if plan.request.digest is not None and load_model(plan.request.source).digest != plan.request.digest:
             raise InputError(
                 f"{plan.request.source} is not what it is pinned to: {plan.request.digest}",
@@ -192,6 +188,23 @@ class _Runner:
         if self.options.sign is not None:
             sign_version(self.repository, plan.name, version, self.options.sign)
         return version
+
+    def _allow_code(self, what: str, reference: str) -> None:
+        """See that a `module:function` of the file may be called.
+
+        Raises:
+            UsageError: neither the command nor the settings allow it.
+        """
+        if self.options.allow_code:
+            return
+        module = reference.partition(":")[0]
+        if not any(f"{module}.".startswith(f"{allowed}.") for allowed in self.options.code_modules):
+            raise UsageError(
+                f"{what} is no file, and a file that is applied runs no code",
+                hint="Give the path of an .npz or a folder; or allow what the file names: apply --allow-code, or "
+                "code_modules in the settings.",
+            )
+        import_installed(module)
 
     def _configure(self, name: str, step: Step) -> None:
         changes = step.changes
@@ -257,6 +270,7 @@ def _add_options(request: Request, config: ConfigOptions) -> AddOptions:
         config=config,
         engine=EngineOptions(shapes=shapes, **_arguments(engine)),
         convert=ConvertOptions(**_arguments(request.convert)),
+        accuracy=AccuracyOptions(**request.accuracy) if request.accuracy else None,
     )
 
 

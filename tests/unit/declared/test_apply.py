@@ -20,6 +20,7 @@ from repo_manager.declared.export import document_text, export_document
 from repo_manager.declared.request import source_digest
 from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.apply import ApplyOptions, apply
 from repo_manager.precision import ConvertOptions
@@ -117,6 +118,35 @@ def test_a_file_runs_no_code_unless_told(place: Place, monkeypatch: pytest.Monke
     assert not marker.exists()
     place.apply(allow_code=True)
     assert marker.exists()
+
+
+def test_a_version_below_the_declared_accuracy_is_not_published(place: Place) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    labels = Session(place.folder / "a.onnx").run({"x": x})["y"].argmax(axis=1)
+    labels[::4] = (labels[::4] + 1) % 8  # right on 75 %
+    np.savez(place.folder / "held.npz", x=x, labels=labels)
+    model = {"source": "a.onnx", "precision": "fp16", "backend": "onnxruntime"}
+    place.write({"m": {**model, "eval": {"data": "held.npz:labels", "min_accuracy": 0.9}}})
+    (failed,) = place.apply().failed
+    assert (failed.exit_code, "0.75" in (failed.error or "")) == (4, True)
+    assert not place.root.exists()
+    place.write({"m": {**model, "eval": {"data": "held.npz:labels", "min_accuracy": 0.7, "max_accuracy_drop": 0.1}}})
+    place.settle()
+    manifest = find_model(place.root, "m").versions[0].manifest
+    assert manifest is not None
+    assert (manifest.conversion or {})["accuracy"]["value"] == 0.75
+    place.write({"m": {**model, "eval": "held.npz:labels"}})
+    place.settle()
+    place.write({"m": {**model, "eval": {"data": "held.npz:labels", "min_accuracy": 0.9}}})
+    (plan,) = place.plan()
+    assert (plan.exit_code, plan.steps) == (4, ())
+    assert "m:1 has 0.75" in (plan.error or "")
+
+
+def test_a_function_of_eval_runs_no_code_unless_told(place: Place) -> None:
+    place.write({"m": {"source": "a.onnx", "eval": "evil:score"}})
+    (failed,) = place.apply().failed
+    assert (failed.exit_code, "runs no code" in (failed.error or "")) == (2, True)
 
 
 def test_an_allowed_module_is_imported_from_the_environment_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
