@@ -41,6 +41,7 @@ class ServerFlags:
     for_server: str | None = option(
         "--for-server", metavar="26.07[:9.0]", help="... against this Triton release (and GPU)."
     )
+    timeout: float = option("--timeout", metavar="SECONDS", default=10.0, min=0.1, help="How long to wait for --to.")
 
     def target(self, connection: Connection) -> tuple[str, FitTarget]:
         """Return the server in words, and what is known of it.
@@ -55,7 +56,7 @@ class ServerFlags:
         if self.to is None:
             return "the embedded server of this machine", fit_target_of("", embedded=True)
         client = TritonClient.connect(self.to, client_options(connection, [self.to]))
-        version = client.metadata().version
+        version = client.metadata(timeout_s=self.timeout).version
         return f"{self.to} (Triton {version})", fit_target_of(version)
 
 

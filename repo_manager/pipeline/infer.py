@@ -60,7 +60,7 @@ class InferOptions:
         keep_open: later requests go on with the sequence.
         parameters: custom parameters of each request.
         top: how many labels are named.
-        timeout_s: of each request.
+        timeout_s: of each request, and the most that each question about the model takes.
     """
 
     data: str | None = None
@@ -208,7 +208,11 @@ def infer(
     settings = load_settings()
     url = server_of(repository, to or settings.server)
     connection = connection_of(settings) if connection is None else connection
-    with connect(LoadTestOptions(url=url, model=name, version=version, concurrency=(1,), access=connection)) as target:
+    connection = dataclasses.replace(connection, timeout_s=min(connection.timeout_s, options.timeout_s))
+    asked = LoadTestOptions(
+        url=url, model=name, version=version, concurrency=(1,), access=connection, timeout_s=options.timeout_s
+    )
+    with connect(asked) as target:
         facts = target.facts()
     requests: Sequence[Mapping[str, Array]]
     golden = _golden(repository, name, version, facts) if options.data is None else None

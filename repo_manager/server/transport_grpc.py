@@ -56,6 +56,10 @@ _NO_CONNECTION = re.compile(
     r"|handshake|broken pipe|endpoint closing|stream removed|ping timeout|transport|unreachable|recvmsg|sendmsg",
     re.IGNORECASE,
 )
+# What gRPC says of a call that never reached the server: it went to a connection that the server was closing. A call
+# that the server has taken ends by itself, so it is safe to send this one again.
+_NOT_TAKEN = "goaway received"
+_RESENDS = 2
 _GRACE_S = 0.25  # how much later than by its own deadline a call is given up
 _END_S = 1.0  # how long the end of a stream may take
 _SERVICE = "inference.GRPCInferenceService"
@@ -82,6 +86,9 @@ class GrpcTransport:
             ("grpc.service_config", _LIMITS),
             # A proxy for the outside world is not on the way to a model server that was named.
             ("grpc.enable_http_proxy", 0),
+            # Against a server that closes each connection at once it sends again without a pause or a limit, and takes
+            # 200 MB more each second. `_ask` sends again instead.
+            ("grpc.enable_retries", 0),
         ]
         if options.server_name is not None:
             arguments.append(("grpc.ssl_target_name_override", options.server_name))
@@ -101,12 +108,20 @@ class GrpcTransport:
             ServerUnreachableError: no answer within `timeout_s`, or no connection.
             ServerRefusedError: the server answers with an error, or with something that is no answer.
         """
+        end = time.monotonic() + timeout_s
 
         def act() -> Any:
-            return call(*given, headers=self._headers, client_timeout=timeout_s, **named)
+            left_s = max(0.001, end - time.monotonic())
+            return call(*given, headers=self._headers, client_timeout=left_s, **named)
 
         with self._translating(what, timeout_s):
-            return self._deputies.call(act, timeout_s + _GRACE_S)
+            for _ in range(_RESENDS):
+                try:
+                    return self._deputies.call(act, end + _GRACE_S - time.monotonic())
+                except triton_utils.InferenceServerException as exc:
+                    if _NOT_TAKEN not in str(exc.message()).lower():
+                        raise
+            return self._deputies.call(act, end + _GRACE_S - time.monotonic())
 
     @contextlib.contextmanager
     def _translating(self, what: str, timeout_s: float) -> Iterator[None]:

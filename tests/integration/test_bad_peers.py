@@ -31,6 +31,7 @@ WORDS = {
     "status": ("status", "--timeout", "1"),
     "deploy": ("deploy", "digits:1", "--timeout", "1"),
     "rollback": ("rollback", "digits", "--timeout", "1"),
+    "infer": ("infer", "digits", "--timeout", "1"),
     "loadtest": ("loadtest", "digits", "--timeout", "1", "--duration", "0.3", "--concurrency", "2", "--warmup", "0"),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.bad_peers import API_ANSWERS, HTTP_MANNERS, STORE_ANSWERS, AnsweringPeer, BadPeer
-from support.forked_commands import Command, findings
+from support.forked_commands import Command, findings, run_commands
 
 from repo_manager.repository import record_deployment
 
@@ -25,9 +25,7 @@ SHORT = {f"{_OPTIONS}.first_contact_s": DEADLINE_S, f"{_OPTIONS}.retry.deadline_
 def stores() -> Iterator[dict[str, str]]:
     """Every store that misbehaves: name -> endpoint."""
     with contextlib.ExitStack() as stack:
-        # obstore takes the memory that a Content-Length announces at once, and aborts when there is not as much.
-        manners = {name: manner for name, manner in HTTP_MANNERS.items() if not name.startswith("huge-length")}
-        peers = {name: stack.enter_context(BadPeer(manner)) for name, manner in manners.items()}
+        peers = {name: stack.enter_context(BadPeer(manner)) for name, manner in HTTP_MANNERS.items()}
         peers |= {name: stack.enter_context(AnsweringPeer({"": text})) for name, text in STORE_ANSWERS.items()}
         yield {name: f"http://127.0.0.1:{peer.port}" for name, peer in peers.items()}
 
@@ -50,6 +48,30 @@ def test_a_command_survives_every_store(
     assert found == []
     # Some say what an empty repository says: that there is nothing.
     assert {outcome.code for outcome in outcomes} <= {0, 3}
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_a_store_that_redirects_to_another_host_gets_nothing_there(status: int, model: Path, tmp_path: Path) -> None:
+    """Not a session's token, nor the files that are published; the store's own redirects are followed as ever."""
+
+    def redirect(line: object) -> None:
+        line.read_request()  # type: ignore[attr-defined]
+        head = f"HTTP/1.1 {status} Go\r\nLocation: http://127.0.0.1:{other.port}/x\r\nContent-Length: 0\r\n\r\n"
+        line.send(head.encode())  # type: ignore[attr-defined]
+
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SESSION_TOKEN": "c", "AWS_DEFAULT_REGION": "d"}
+    publish = ("add", str(model), "--name", "m", "--precision", "fp32")
+    with AnsweringPeer({"": b""}) as other, BadPeer(redirect) as store:
+        location = f"s3://http://localhost:{store.port}/bucket/models"
+        commands = [
+            Command((*words, "--repository", location), {**_homes(tmp_path), **keys}, presets=SHORT)
+            for words in (("list",), ("show", "m"), publish)
+        ]
+        outcomes = run_commands(commands, tmp_path / "output")
+        assert {outcome.code for outcome in outcomes} == {3}, [outcome.output for outcome in outcomes]
+        assert all("redirects to another host" in outcome.output for outcome in outcomes)
+        assert store.connections > 0
+        assert other.connections == 0
 
 
 @pytest.mark.parametrize("target", ["k8s://models/triton", "kserve://models/digits"])

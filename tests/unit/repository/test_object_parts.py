@@ -20,7 +20,7 @@ from repo_manager.repository.stores.base import Store, recorded_model
 from repo_manager.repository.stores.disk import DiskStore
 from repo_manager.repository.stores.objects.claim import is_abandoned
 from repo_manager.repository.stores.objects.content import measure, part_bytes_for, read_part
-from repo_manager.repository.stores.objects.credentials import s3_keys, store_config
+from repo_manager.repository.stores.objects.credentials import own_endpoint, s3_keys, store_config, without_redirects
 from repo_manager.repository.stores.objects.holder import Holder, parse_holder
 from repo_manager.repository.stores.objects.ledger import RECORD, Pending, ledger_key
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
@@ -93,6 +93,26 @@ def test_azure_and_google_from_the_environment() -> None:
     google = store_config(objects("gs://bucket"), {"GOOGLE_APPLICATION_CREDENTIALS": "/f"})
     assert google == {"google_application_credentials": "/f"}
     assert store_config(objects("gs://bucket"), {}) == {}
+
+
+def test_the_client_reaches_a_named_store_and_where_roles_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    keys = {"access_key_id": "a"}
+    named = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://creds:80/x", "AWS_ENDPOINT_URL": "https://minio:9000"}
+    assert own_endpoint(objects("s3://bucket"), {}) == ""
+    assert own_endpoint(objects("s3://http://h:1/bucket"), named) == "http://h:1"
+    assert own_endpoint(objects("s3://bucket"), named) == "https://minio:9000"
+    assert without_redirects("", keys, {}) == {}
+    assert without_redirects("https://minio:9000", keys, {})["proxy_excludes"] == "minio"
+    excludes = without_redirects("https://minio:9000", {}, named)["proxy_excludes"].split(",")
+    assert {"minio", "creds", "169.254.169.254", "amazonaws.com"} <= set(excludes)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    assert without_redirects("https://minio:9000", keys, {}) == {}
+    monkeypatch.setenv("NO_PROXY", "minio")
+    assert without_redirects("https://minio:9000", keys, {})["proxy_excludes"] == "minio"
+    assert without_redirects("https://minio:9000", {}, {}) == {}, "a role is asked for through the proxy"
 
 
 @pytest.mark.parametrize(("size", "parts"), [(0, 1), (1, 1), (10, 1), (11, 2), (20, 2), (25, 3)])

@@ -10,24 +10,31 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import contextvars
+import http.client
 import os
 import resource
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.stores.objects.retry import TransientError
+from repo_manager.sockets import AnswerTooLargeError, TimedSocket, Timer, connect
 
-__all__ = ["run_within"]
+__all__ = ["check_first_answer", "run_within"]
 
 R = TypeVar("R")
 
 _MOST_GROWTH_BYTES = 256 << 20
 """How much this process may grow while one request of a listing or a record runs; a page of a listing has 1 MiB."""
+_HEADER_BYTES = 256 << 10
 _LOOK_S = 0.05
 _STATM = Path("/proc/self/statm")
 
@@ -120,6 +127,53 @@ async def _watched(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
                 )
     finally:
         task.cancel()
+
+
+def check_first_answer(endpoint: str, bucket: str, timeout_s: float) -> None:
+    """See that what answers at a store's address announces no body that the library would end this process for.
+
+    It takes the memory that the length of a listing announces at once, and aborts where there is not as much. So the
+    first question to an address that is not the vendor's own is ours: it shows no credentials, and whatever a store
+    says to it, "forbidden" above all, is good. What else can be wrong is left to the library's own request.
+
+    Args:
+        endpoint: `http://host:port`, a path after it at most.
+        bucket: of which a listing is asked.
+        timeout_s: for all of it.
+
+    Raises:
+        RepositoryError: the announced length, or the header, is larger than any answer.
+        TransientError: no answer in time.
+    """
+    url = urlsplit(endpoint)
+    if url.hostname is None or set(getproxies_environment()) - {"no"}:
+        return
+    timer, port = Timer(timeout_s), url.port or {"https": 443}.get(url.scheme, 80)
+    connection = http.client.HTTPConnection(url.hostname, port)
+    try:
+        with contextlib.closing(connection):
+            sock = connect(url.hostname, port, timer)
+            connection.sock = sock
+            if url.scheme == "https":
+                sock.settimeout(timer.left_s())
+                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=url.hostname)
+            timed = TimedSocket(sock)
+            connection.sock = timed
+            timed.begin(timer)
+            connection.request("GET", f"{url.path.rstrip('/')}/{bucket}?list-type=2&max-keys=1")
+            timed.allow(_HEADER_BYTES)
+            announced = connection.getresponse().length or 0
+    except TimeoutError:
+        raise TransientError(f"no answer within {timeout_s:.3g} s") from None
+    except AnswerTooLargeError:
+        announced = _MOST_GROWTH_BYTES + 1
+    except (OSError, ValueError, http.client.HTTPException):
+        return
+    if announced > _MOST_GROWTH_BYTES:
+        raise RepositoryError(
+            f"{endpoint} begins an answer of more than {_MOST_GROWTH_BYTES >> 20} MiB to a question about one name",
+            hint="Check the endpoint and its port: a store answers a listing in pages of 1,000 names.",
+        )
 
 
 def _resident_bytes() -> int:

@@ -20,8 +20,8 @@ from repo_manager.files import document
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.stores.base import ChangedMeanwhileError
-from repo_manager.repository.stores.objects.bounded import run_within
-from repo_manager.repository.stores.objects.credentials import store_config
+from repo_manager.repository.stores.objects.bounded import check_first_answer, run_within
+from repo_manager.repository.stores.objects.credentials import NOWHERE, own_endpoint, store_config, without_redirects
 from repo_manager.repository.stores.objects.facts import Listing, Mark, ObjectFact
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried, tls_refusal
 
@@ -93,8 +93,10 @@ class ObjectClient:
         self._errors = require("obstore.exceptions")
         # Which of the two it raises depends on its version.
         self._missing = (FileNotFoundError, self._errors.NotFoundError)
+        self._endpoint = own_endpoint(location, environment)
         self._store = self._connect(options)
         self._answered = False
+        self._unchecked = bool(self._endpoint)
         self._conditional_writes = False
 
     def _connect(self, options: StoreOptions) -> Any:
@@ -105,6 +107,7 @@ class ObjectClient:
             "allow_http": True,
             "timeout": datetime.timedelta(seconds=options.request_timeout_s),
             "connect_timeout": datetime.timedelta(seconds=min(10.0, options.request_timeout_s)),
+            **without_redirects(self._endpoint, config, self.environment),
         }
         # Retried here, not there: only so a lost answer to a create-only write is told from somebody else's object.
         retry = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=options.request_timeout_s)}
@@ -255,7 +258,7 @@ class ObjectClient:
             files = tuple(sorted((fact for fact in facts if fact.key), key=lambda fact: fact.key))
             return Listing(tuple(name for name in folders if name), files, marked=len(files) < len(facts))
 
-        return self._request(f"list {folder or 'it'}", ask)
+        return self._request(f"list {folder or 'it'}", ask, listing=True)
 
     def walk(self, folder: str) -> tuple[ObjectFact, ...]:
         """Return every object below a folder, keys relative to it; level by level."""
@@ -291,6 +294,8 @@ class ObjectClient:
         what: str,
         attempt: Callable[[], Coroutine[Any, Any, A]],
         judged: Callable[[A], R] = _as_it_is,
+        *,
+        listing: bool = False,
     ) -> R:
         """Make a request, again and again until it has an answer or the deadline over all attempts has passed.
 
@@ -298,6 +303,7 @@ class ObjectClient:
             what: for errors.
             attempt: makes it once.
             judged: makes the result of an answer; may raise TransientError.
+            listing: the library reads the answer whole, however long it says that it is.
         """
         retry = self.options.retry
         if not self._answered:
@@ -306,8 +312,11 @@ class ObjectClient:
 
         def once() -> R:
             with self._translated(what):
-                left_s = max(0.01, min(self.options.request_timeout_s, end - time.monotonic()))
-                answer = judged(run_within(attempt(), left_s))
+                attempt_end = min(end, time.monotonic() + self.options.request_timeout_s)
+                if listing and self._unchecked:
+                    check_first_answer(self._endpoint, self.location.bucket, attempt_end - time.monotonic())
+                    self._unchecked = False
+                answer = judged(run_within(attempt(), max(0.01, attempt_end - time.monotonic())))
             self._answered = True
             return answer
 
@@ -336,6 +345,11 @@ class ObjectClient:
                     hint="Rename or delete that object with the store's own tool, and run the command again.",
                 ) from exc
             self._require_credentials(text)
+            if f"{NOWHERE}," in text:
+                raise RepositoryError(
+                    f"{self.location}: cannot {what}: the store redirects to another host, which is not followed",
+                    hint="The other host would get what the request shows. Name the address that the store has itself.",
+                ) from exc
             refused = tls_refusal(text)
             if refused is not None:
                 raise RepositoryError(f"{self.location}: cannot {what}: {refused[0]}", hint=refused[1]) from exc

@@ -16,15 +16,30 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.location import ObjectRepository
 
-__all__ = ["S3Keys", "s3_keys", "store_config"]
+__all__ = ["NOWHERE", "S3Keys", "own_endpoint", "s3_keys", "store_config", "without_redirects"]
 
 _TRITON_FILE = "TRITON_CLOUD_CREDENTIAL_PATH"
 _ACCOUNT = ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME")
 _KEY = ("AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY")
+NOWHERE = "127.0.0.1:0"
+"""An address that nobody can listen on: no connection to port 0 is ever taken."""
+_OTHER_ENDPOINT = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": (),
+    "as": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+# Where the library asks for a role's credentials.
+_ROLE_HOSTS = (
+    *("amazonaws.com", "amazonaws.com.cn", "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23"),
+    *("microsoftonline.com", "microsoftonline.us", "chinacloudapi.cn"),
+)
+_ROLE_URLS = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ENDPOINT_URL_STS", "IDENTITY_ENDPOINT", "MSI_ENDPOINT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +80,39 @@ def store_config(location: ObjectRepository, environment: Mapping[str, str]) -> 
     if key:
         config["azure_storage_account_key"] = key
     return config
+
+
+def own_endpoint(location: ObjectRepository, environment: Mapping[str, str]) -> str:
+    """Return the address of a store that is not the vendor's own, `http://host:port`; empty for the vendor's."""
+    named = location.endpoint if location.scheme == "s3" else ""
+    return named or _first(environment, _OTHER_ENDPOINT[location.scheme])
+
+
+def without_redirects(endpoint: str, config: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return options of the library's client that let it connect to this endpoint alone.
+
+    The library follows redirects with all headers but `Authorization`, a session's token among them, and with the
+    address of the request, which may be signed, as `Referer`. What is not for the endpoint is sent to a proxy that
+    does not exist.
+
+    Args:
+        endpoint: of the store; empty for the vendor's own, whose TLS certificate says who it is.
+        config: what `store_config` returned: without keys in it the library also asks for a role's.
+        environment: it may name where a role is asked for.
+
+    Returns:
+        The options; empty where a proxy of the environment is on the way: then that decides what is reached.
+    """
+    host = urlsplit(endpoint).hostname
+    proxies = getproxies_environment()
+    keys = "access_key_id" in config or "azure_storage_account_key" in config
+    if not host or (set(proxies) - {"no"} and not (keys and proxy_bypass(host, proxies))):
+        return {}
+    hosts = [host]
+    if not keys:
+        asked = (urlsplit(environment.get(name, "")).hostname for name in _ROLE_URLS)
+        hosts += [*_ROLE_HOSTS, *filter(None, asked)]
+    return {"proxy_url": f"http://{NOWHERE}", "proxy_excludes": ",".join(hosts)}
 
 
 def s3_keys(location: ObjectRepository, environment: Mapping[str, str]) -> S3Keys | None:
