@@ -22,10 +22,11 @@ from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.gpu import MetricsSource
 from repo_manager.loadtest.inputs.samples import drawn_note, make_sequences, resolve_shapes
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
+from repo_manager.loadtest.level import jobs_of, metrics_source
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.metrics import Block, metrics_in
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.run import RANDOM_NOTE, environment, jobs_of, metrics_source
+from repo_manager.loadtest.run import RANDOM_NOTE, environment
 from repo_manager.loadtest.target import Target, TargetFacts, connect
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint

@@ -12,33 +12,22 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 import repo_manager
-from repo_manager.errors import ServerError, UsageError
-from repo_manager.loadtest.gpu import MetricsSource, is_local, open_nvml
+from repo_manager.errors import UsageError
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, make_sequences
 from repo_manager.loadtest.inputs.shared_memory import shared_samples
-from repo_manager.loadtest.measure import EarlyStop, Level, Measurement, slice_length_ns
+from repo_manager.loadtest.level import LevelInterrupted, Report, measure_level, metrics_source
+from repo_manager.loadtest.measure import EarlyStop, Level
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer, run_perf_analyzer
-from repo_manager.loadtest.result import ClientUse, LoadPoint, LoadTestReport, Progress, SearchStep
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport, Progress, SearchStep
 from repo_manager.loadtest.search import LoadSpace, check_gates, conclude, longest_level_s, search_load
 from repo_manager.loadtest.target import Target, TargetFacts, connect
-from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
-from repo_manager.loadtest.worker.schedule import Job, Schedule, load_replay
+from repo_manager.loadtest.worker.schedule import load_replay
 from repo_manager.types import as_json
 
-__all__ = [
-    "RANDOM_NOTE",
-    "LoadTestInterrupted",
-    "default_metrics_url",
-    "environment",
-    "find_knee",
-    "is_saturated",
-    "measure_level",
-    "metrics_source",
-    "run_load_test",
-]
+__all__ = ["RANDOM_NOTE", "LoadTestInterrupted", "environment", "find_knee", "is_saturated", "run_load_test"]
 
 _MAX_SATURATION_CONCURRENCY = 1024
 
@@ -46,7 +35,6 @@ _MAX_WAIT_S = 3600.0
 RANDOM_NOTE = "The requests were random. If the model refuses such values, give real ones: --input-data, --golden."
 _TRIED = 4
 
-Report = Callable[[Progress], None]
 Measure = Callable[[Level, EarlyStop | None], LoadPoint]
 GAIN = 1.05
 KNEE_SHARE = 0.9
@@ -62,14 +50,6 @@ class LoadTestInterrupted(KeyboardInterrupt):
     def __init__(self, report: LoadTestReport) -> None:
         super().__init__("the load test was interrupted")
         self.report = report
-
-
-class _LevelInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a level; `point` is its row so far."""
-
-    def __init__(self, point: LoadPoint) -> None:
-        super().__init__()
-        self.point = point
 
 
 def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -> LoadTestReport:
@@ -106,7 +86,7 @@ def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> L
     try:
         for point in _measured(options, (target, facts), (notes, steps), progress):
             points.append(point)
-    except _LevelInterrupted as exc:
+    except LevelInterrupted as exc:
         is_interrupted = True
         points.append(exc.point)
         notes.append("The load test was interrupted: the last row is of the time until then, and levels are missing.")
@@ -246,109 +226,6 @@ def _planned(options: LoadTestOptions, points: list[LoadPoint]) -> Iterator[Leve
     if options.replay is not None:
         offsets = load_replay(options.replay)
         yield Level("replay", len(offsets) / max(offsets[-1] / 1e9, 1e-9), "replay")
-
-
-def measure_level(
-    pool: WorkerPool,
-    level: Level,
-    endpoint: Endpoint,
-    options: LoadTestOptions,
-    sources: tuple[Target, MetricsSource],
-    *,
-    progress: Report | None = None,
-    early_stop: EarlyStop | None = None,
-) -> LoadPoint:
-    """Measure one level on running workers.
-
-    A server that goes away in the middle gives a row with the outcome `failed`.
-    """
-    measurement: Measurement | None = None
-    try:
-        measurement = Measurement(level, options, *sources, progress, early_stop)
-        start_ns = pool.begin(jobs_of(level, endpoint, options, pool.size))
-        measurement.start_unix_s = time.time() + (start_ns - time.monotonic_ns()) / 1e9
-        for piece in pool.slices():
-            measurement.take(piece, pool.size)
-            if measurement.finished:
-                pool.stop()
-        return measurement.point()
-    except ServerError as exc:
-        pool.restart()
-        return LoadPoint(
-            level.mode,
-            level.level,
-            "failed",
-            exc.message,
-            options.batch_size,
-            ClientUse("native", pool.size),
-            level.arrival,
-        )
-    except KeyboardInterrupt as exc:
-        pool.close()
-        if measurement is None:
-            raise
-        measurement.stop()
-        point = measurement.point()
-        raise _LevelInterrupted(dataclasses.replace(point, reason=f"interrupted; {point.reason}")) from exc
-    except BaseException:
-        pool.close()
-        raise
-
-
-def jobs_of(level: Level, endpoint: Endpoint, options: LoadTestOptions, workers: int) -> list[Job]:
-    """Share a level among workers: requests in flight as evenly as they divide, or every n-th arrival."""
-    is_closed = level.mode == "concurrency"
-    sequences = 0 if endpoint.sequences is None else int(level.level) if is_closed else options.sequences
-    schedule = None if is_closed else schedule_of(level, options)
-    seed = time.monotonic_ns()
-    total = int(level.level) if is_closed else min(max(int(level.level * 0.02), 4), 64)
-    return [
-        Job(
-            protocol=options.wire,
-            endpoint=endpoint,
-            slots=total // workers + (number < total % workers) if is_closed else max(total // workers, 1),
-            connections=options.connections,
-            schedule=schedule,
-            worker=number,
-            workers=workers,
-            slice_ns=slice_length_ns(options),
-            max_in_flight=max(options.max_in_flight // workers, 1),
-            sequences=sequences and max(sequences // workers + (number < sequences % workers), 1),
-            seed=seed,
-        )
-        for number in range(workers)
-    ]
-
-
-def schedule_of(level: Level, options: LoadTestOptions) -> Schedule:
-    """Return the arrival schedule of an open-loop level."""
-    if level.mode == "replay":
-        if options.replay is None:
-            raise UsageError("a replay level needs a file of recorded moments")
-        return Schedule("replay", offsets_ns=load_replay(options.replay))
-    return Schedule(
-        options.arrival,
-        level.level,
-        seed=options.seed,
-        burst_size=options.burst_size,
-        ramp_from_per_s=options.ramp_from_per_s,
-        ramp_s=options.warmup_s + (options.duration_s or options.max_windows * options.window_s),
-    )
-
-
-def metrics_source(options: LoadTestOptions) -> MetricsSource:
-    """Return where the GPUs' numbers come from: Triton's metrics, and NVML when the server is on this machine."""
-    host = options.address[0]
-    nvml = open_nvml() if is_local(host) else f"{host} is not this machine, whose GPUs NVML could tell of"
-    return MetricsSource(options.metrics_url or default_metrics_url(options), nvml)
-
-
-def default_metrics_url(options: LoadTestOptions) -> str | None:
-    """Return where Triton's metrics are by default: port 8002 of the same host; `None` behind a gateway's path."""
-    if options.path:
-        return None
-    host = options.address[0]
-    return f"http://{f'[{host}]' if ':' in host else host}:8002/metrics"
 
 
 def _notes(facts: TargetFacts, distinct: int, options: LoadTestOptions) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from repo_manager.errors import RepoManagerError
 from repo_manager.repository import Location
-from repo_manager.rollout.targets.api import Api, Object
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.clusters import Pointer, api_of, parse_cluster, pointers
 from repo_manager.rollout.targets.kserve_status import failure_of, owned_by
 from repo_manager.rollout.targets.kubernetes_status import is_ready, judge

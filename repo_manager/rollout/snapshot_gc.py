@@ -14,7 +14,8 @@ from repo_manager.repository import Location, local_folder, scan
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.look import walk
 from repo_manager.repository.stores import open_store
-from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.rollout.targets.api import Api, Kind
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.clusters import api_of, parse_cluster, pointers
 from repo_manager.rollout.targets.inference_service import InferenceService
 from repo_manager.rollout.targets.snapshot_files import SNAPSHOT_FILENAME, snapshots_of

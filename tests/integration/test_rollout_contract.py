@@ -49,7 +49,7 @@ from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.base import Target
 from repo_manager.rollout.targets.kserve import KServeTarget
 from repo_manager.rollout.targets.kubernetes import DeploymentPart
-from repo_manager.rollout.targets.triton import TritonPart
+from repo_manager.rollout.targets.triton_part import TritonPart
 from repo_manager.rollout.trial.gates import parse_gates
 from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
 

@@ -11,30 +11,22 @@ from typing import Any, TypeVar
 
 from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.optional import require
+from repo_manager.rollout.targets.api_objects import REACH, ConflictError, Object, limited, may_pass, refused, seen
 from repo_manager.sockets import Deputies
 
-__all__ = ["Api", "ConflictError", "Kind", "Object", "change_unless_changed", "patiently", "pause", "using"]
+__all__ = ["Api", "Kind", "change_unless_changed", "patiently", "pause", "using"]
 
-Object = dict[str, Any]
-"""A Kubernetes object as JSON."""
-
-_REACH = "kubectl cluster-info shows whether it can be reached from here."
 _POLL_S = 1.0
 _SILENCE_S = 60.0
 _CONFLICTS = 20
 _FIELD_MANAGER = "repo-manager"
-_LOG_LINES = 15
 _CALL_S = 15.0
-_MOST_BYTES = 32 << 20
+_LOG_LINES = 15
 _MOST_ITEMS = 20_000
 
 Result = TypeVar("Result")
 
 Answer = TypeVar("Answer")
-
-
-class ConflictError(ServerRefusedError):
-    """Somebody has changed the object since it was read."""
 
 
 def pause() -> None:
@@ -176,7 +168,7 @@ class Api:
 
     def _limit_size(self, response: Any) -> None:
         """Let an answer be read up to a size."""
-        response.stream = _limited(self._errors.httpx, response.stream)
+        response.stream = limited(self._errors.httpx, response.stream)
 
     @contextlib.contextmanager
     def within(self, limit: Callable[[float], float]) -> Iterator[Api]:
@@ -218,7 +210,7 @@ class Api:
 
         def read() -> Object | None:
             try:
-                return _seen(self._client.get(self._apps.Deployment, name, namespace=namespace).to_dict())
+                return seen(self._client.get(self._apps.Deployment, name, namespace=namespace).to_dict())
             except self._errors.ApiError as exc:
                 if exc.status.code == 404:
                     return None
@@ -233,7 +225,7 @@ class Api:
             made = self._client.patch(
                 self._apps.Deployment, name, patch, namespace=namespace, patch_type=self._patch_type.STRATEGIC
             )
-            return _seen(made.to_dict())
+            return seen(made.to_dict())
 
         return self._ask(f"change Deployment {namespace}/{name}", change)
 
@@ -262,7 +254,7 @@ class Api:
         """Return one custom resource."""
         return self._ask(
             f"read {kind[2]} {namespace}/{name}",
-            lambda: _seen(self._client.get(self._resource(kind), name, namespace=namespace).to_dict()),
+            lambda: seen(self._client.get(self._resource(kind), name, namespace=namespace).to_dict()),
         )
 
     def customs(self, kind: tuple[str, str, str, str], namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
@@ -281,14 +273,14 @@ class Api:
             made = self._client.patch(
                 self._resource(kind), name, patch, namespace=namespace, patch_type=self._patch_type.MERGE
             )
-            return _seen(made.to_dict())
+            return seen(made.to_dict())
 
         return self._ask(f"change {kind[2]} {namespace}/{name}", change)
 
     def _listed(self, what: str, kind: Any, namespace: str, labels: Mapping[str, str]) -> list[Object]:
         def read() -> list[Object]:
             items = self._client.list(kind, namespace=namespace, labels=dict(labels))
-            return [_seen(item.to_dict()) for item in itertools.islice(items, _MOST_ITEMS)]
+            return [seen(item.to_dict()) for item in itertools.islice(items, _MOST_ITEMS)]
 
         return self._ask(what, read)
 
@@ -306,108 +298,32 @@ class Api:
             raise
         except TimeoutError as exc:
             raise ServerUnreachableError(
-                f"The Kubernetes API server did not answer within {timeout_s:.3g} s: {what}", hint=_REACH
+                f"The Kubernetes API server did not answer within {timeout_s:.3g} s: {what}", hint=REACH
             ) from exc
         except self._errors.ApiError as exc:
             named = exc.status.details is not None and bool(exc.status.details.name)
-            if what in self._allowed and _may_pass(exc.status.code, named=named):
+            if what in self._allowed and may_pass(exc.status.code, named=named):
                 raise ServerUnreachableError(
                     f"The Kubernetes API server could not {what}, which it did before: {exc.status.message} "
                     f"({exc.status.code})",
                     hint="While it starts it refuses what it allows later. Check the rights if it goes on.",
                 ) from exc
-            raise _refused(what, exc.status.code, exc.status.message or str(exc)) from exc
+            raise refused(what, exc.status.code, exc.status.message or str(exc)) from exc
         except transport.HTTPStatusError as exc:
-            raise _refused(what, exc.response.status_code, exc.response.text[:300]) from exc
+            raise refused(what, exc.response.status_code, exc.response.text[:300]) from exc
         except transport.HTTPError as exc:
             raise ServerUnreachableError(
                 f"The Kubernetes API server gave no answer to: {what} ({exc or type(exc).__name__})",
-                hint=_REACH,
+                hint=REACH,
             ) from exc
         except Exception as exc:  # what a foreign answer can break has no end
             found = " ".join(str(exc).split())[:200] or "it breaks off"
             raise ServerRefusedError(
                 f"The answer to {what} is not what the Kubernetes API server's is: {type(exc).__name__}: {found}",
-                hint=_REACH,
+                hint=REACH,
             ) from exc
-
-
-class _Seen(Object):
-    """An object as the API server told it; a field that is missing is the server's fault, and no KeyError."""
-
-    def __missing__(self, name: str) -> Any:
-        raise ServerRefusedError(
-            f"An object of the Kubernetes API server has no field {name!r}; it has {', '.join(self) or 'none'}",
-            hint=_REACH,
-        )
-
-
-def _seen(told: Any) -> Object:
-    """Take over an object: null is the same as absent, and what every object has is of the type that it has to be.
-
-    Raises:
-        TypeError: it is not.
-    """
-    found: Object = _without_nulls(told)
-    found.setdefault("metadata", _Seen())
-    for owner, names in ((found, ("metadata", "spec", "status")), (found["metadata"], ("labels", "annotations"))):
-        for name in names:
-            if not isinstance(owner.get(name, {}), dict):
-                raise TypeError(f"{name} is no object, but {type(owner[name]).__name__}")
-    if not isinstance(found["metadata"].get("name", ""), str):
-        raise TypeError("metadata.name is no text")
-    return found
-
-
-def _without_nulls(told: Any) -> Any:
-    if isinstance(told, dict):
-        return _Seen({name: _without_nulls(value) for name, value in told.items() if value is not None})
-    if isinstance(told, list):
-        return [_without_nulls(value) for value in told]
-    return told
 
 
 def _own_deadline(timeout_s: float) -> float:
     """Leave a call the time that it has by itself."""
     return timeout_s
-
-
-def _limited(httpx: Any, stream: Any) -> Any:
-    """Return a response's stream that ends in an error when it brings too much."""
-
-    class Limited(httpx.SyncByteStream):  # type: ignore[misc]  # the library is imported when it is used
-        def __iter__(self) -> Iterator[bytes]:
-            size = 0
-            for piece in stream:
-                size += len(piece)
-                if size > _MOST_BYTES:
-                    raise httpx.ReadError(f"more than {_MOST_BYTES >> 20} MiB")
-                yield piece
-
-        def close(self) -> None:
-            stream.close()
-
-    return Limited()
-
-
-def _may_pass(code: int | None, *, named: bool) -> bool:
-    """Say whether an API server that has just started may answer so until its rights and kinds are read.
-
-    A 404 that names the object is an answer: the object is gone.
-    """
-    return code in (401, 403) or (code == 404 and not named)
-
-
-def _refused(what: str, code: int | None, reason: str) -> ServerRefusedError | ServerUnreachableError:
-    if code is not None and (code >= 500 or code == 429):  # It may be another answer in a moment.
-        return ServerUnreachableError(f"The Kubernetes API server could not {what}: {reason} ({code})")
-    hints = {
-        401: "The credentials in the kubeconfig are not valid (any more).",
-        403: "Bind a Role that allows it: the chart's `deployer` values make one for its release, "
-        "deploy/kserve/role.yaml one for an InferenceService. Where a Role names its objects, a mistyped name is "
-        "forbidden too.",
-        404: "Check the namespace and the name; kubectl get shows what is there.",
-        409: "Somebody else has changed it; run the command again.",
-    }
-    kind = ConflictError if code == 409 else ServerRefusedError
-    return kind(f"The Kubernetes API server refused to {what}: {reason} ({code})", hint=hints.get(code or 0))

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.repository import Location
-from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.rollout.targets.api import Api, Kind
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.inference_service import InferenceService, storage_of
 from repo_manager.rollout.targets.release import Release, find_deployments
 from repo_manager.rollout.targets.snapshot import models_served

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.targets.api import Api, Kind, Object, pause
+from repo_manager.rollout.targets.api import Api, Kind, pause
+from repo_manager.rollout.targets.api_objects import Object
 
 __all__ = ["GatewayWeights"]
 

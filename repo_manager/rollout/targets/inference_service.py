@@ -7,7 +7,8 @@ import re
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
 from repo_manager.repository import Location, find_model, model_state
-from repo_manager.rollout.targets.api import Api, Kind, Object
+from repo_manager.rollout.targets.api import Api, Kind
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kserve_status import Wanted, wait_for_service
 from repo_manager.rollout.targets.template import CONTEXT, MODELS, in_context, parse_models
 

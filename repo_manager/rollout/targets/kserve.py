@@ -18,7 +18,8 @@ from repo_manager.rollout.checks import Check
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, SnapshotChange, TrialResult
-from repo_manager.rollout.targets.api import Api, Kind, Object, change_unless_changed, patiently
+from repo_manager.rollout.targets.api import Api, Kind, change_unless_changed, patiently
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.inference_service import (
     ALL_TRAFFIC,
     InferenceService,
@@ -111,8 +112,8 @@ class KServeTarget:
             self.checks = self._context.refused_version()
         if self._percents:
             self._check_kind()
-        self._seen: Sight = see(self._api, self._service.namespace, self._service.name)
-        self._before = self._seen.service
+        self.seen: Sight = see(self._api, self._service.namespace, self._service.name)
+        self._before = self.seen.service
         self._known = failure_of(self._before)
         self._format = format_of(self._before)
         self._uri = str(self._before["spec"]["predictor"][self._format]["storageUri"])
@@ -225,7 +226,7 @@ class KServeTarget:
             if now.service["spec"]["predictor"].get("canaryTrafficPercent") is not None:
                 patiently(lambda: self._patch({"spec": {"predictor": {"canaryTrafficPercent": 0}}}))
             patiently(lambda: self._patch(patch))
-            made_since = "" if now.revision == self._seen.revision else now.revision
+            made_since = "" if now.revision == self.seen.revision else now.revision
             wanted = Wanted(self._uri, share_of(self._before), not_revision=made_since, known=failure_of(now.service))
             self._wait(wanted, self._context.options.load_timeout_s)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
@@ -294,7 +295,7 @@ class KServeTarget:
             self._after,
             self._percent,
             canary=self._canary if self._percent != ALL_TRAFFIC else "",
-            not_revision=self._seen.revision if new else "",
+            not_revision=self.seen.revision if new else "",
             known=self._known,
         )
 

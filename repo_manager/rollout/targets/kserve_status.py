@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.targets.api import Api, Kind, Object, patiently, pause
+from repo_manager.rollout.targets.api import Api, Kind, patiently, pause
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kubernetes_status import Progress, judge
 
 __all__ = [

@@ -13,7 +13,8 @@ from repo_manager.repository import Location
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
-from repo_manager.rollout.targets.api import Api, Object, change_unless_changed, patiently
+from repo_manager.rollout.targets.api import Api, change_unless_changed, patiently
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.base import LeftAloneError
 from repo_manager.rollout.targets.kubernetes_status import wait_for_rollout
 from repo_manager.rollout.targets.pods import PodProver

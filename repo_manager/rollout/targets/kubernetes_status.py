@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.targets.api import Api, Object, patiently, pause
+from repo_manager.rollout.targets.api import Api, patiently, pause
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.template import SNAPSHOT
 
 __all__ = ["Progress", "Trouble", "is_ready", "judge", "new_pods", "wait_for_rollout"]

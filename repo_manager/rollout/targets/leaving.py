@@ -17,7 +17,8 @@ from repo_manager.rollout.observe import require_control, wait_until_only_ready
 from repo_manager.rollout.plan import RolloutPlan, plan_undeploy
 from repo_manager.rollout.result import ServerResult
 from repo_manager.rollout.targets.relatives import Family
-from repo_manager.rollout.targets.triton import WIDE, TritonPart, TritonTarget
+from repo_manager.rollout.targets.triton import WIDE, TritonTarget
+from repo_manager.rollout.targets.triton_part import TritonPart
 from repo_manager.triton_config.ensembles import is_ensemble
 
 __all__ = ["LeavingTarget"]

@@ -10,7 +10,7 @@ from repo_manager.rollout.context import Context
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.result import PodProof
 from repo_manager.rollout.smoke import smoke_test
-from repo_manager.rollout.targets.api import Object
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kubernetes_status import is_ready
 from repo_manager.server import ClientOptions, TritonClient
 from repo_manager.triton_config import ModelConfig

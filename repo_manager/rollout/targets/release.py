@@ -7,7 +7,8 @@ import json
 import re
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
-from repo_manager.rollout.targets.api import Api, Object
+from repo_manager.rollout.targets.api import Api
+from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.template import CONTEXT, history_of, in_context, parse_models, read_template
 
 __all__ = ["Release", "find_deployments", "previous_on_kubernetes"]

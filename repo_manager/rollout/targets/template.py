@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.rollout.targets.api import Object
+from repo_manager.rollout.targets.api_objects import Object
 
 __all__ = [
     "CONTEXT",

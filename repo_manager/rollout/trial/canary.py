@@ -10,7 +10,8 @@ from repo_manager.rollout.checks import Check
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, TrialResult
-from repo_manager.rollout.targets.triton import TritonPart, TritonTarget
+from repo_manager.rollout.targets.triton import TritonTarget
+from repo_manager.rollout.targets.triton_part import TritonPart
 from repo_manager.rollout.trial.gates import worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
 from repo_manager.rollout.trial.shadow import ShadowReport, read_requests

@@ -6,8 +6,8 @@ import pytest
 
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.inputs.samples import make_samples
+from repo_manager.loadtest.level import default_metrics_url
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
-from repo_manager.loadtest.run import default_metrics_url
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.request_data.tensors import InputFacts
