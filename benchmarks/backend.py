@@ -27,7 +27,11 @@ from onnx_bench import convolutions, save
 
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import run_load_test
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient, backend_directory, embedded
+from repo_manager.server import embedded
+from repo_manager.server.backend_directory import backend_directory
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 CASES = (("cnn", 8), ("cnn", 1), ("mlp", 16), ("mlp", 1))
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")

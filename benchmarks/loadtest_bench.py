@@ -24,7 +24,9 @@ from repo_manager.loadtest.result import LoadPoint
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.loadtest.target import connect
 from repo_manager.loadtest.wire.payload import build_endpoint
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.installation import find_triton
 
 SECONDS = 2.0

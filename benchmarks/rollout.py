@@ -36,9 +36,12 @@ import numpy as np
 from open_loop import OpenLoop
 
 from repo_manager import samples
-from repo_manager.repository import model_states, set_served_versions
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.tags import model_states
 from repo_manager.rollout.deploy import deploy, rollback
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 NAME, PROBE = "digits", "probe"
 COST_BAR_S, AGAIN_BAR_S = 0.2, 1.0

@@ -30,9 +30,9 @@ import time
 from pathlib import Path
 
 from repo_manager import samples
-from repo_manager.server import EmbeddedServer, ServerOptions
 from repo_manager.server.backend_directory import assemble
-from repo_manager.server.command import command_of, environment_of, free_ports
+from repo_manager.server.command import ServerOptions, command_of, environment_of, free_ports
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.installation import find_triton
 from repo_manager.server.process import shared_memory_prefix
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from repo_manager import samples
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
-from repo_manager.repository import read_manifest, scan, verify
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.scan import scan
+from repo_manager.repository.verify import verify
 from repo_manager.types import Backend, Precision
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"

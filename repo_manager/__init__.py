@@ -67,34 +67,23 @@ if TYPE_CHECKING:
     from repo_manager.report.load_html import compare_page, load_page
     from repo_manager.report.sparsity_html import sparsity_page
     from repo_manager.report.tune_view import tune_page
-    from repo_manager.repository import (
-        ModelEntry,
-        SigningKey,
-        adopt,
-        change_config,
-        check_signature,
-        compare_versions,
-        copy_needed,
-        copy_version,
-        edit_config,
-        find_model,
-        gc,
-        model_state,
-        read_labels,
-        remove,
-        remove_tag,
-        repair,
-        resolve_version,
-        scan,
-        set_labels,
-        set_tag,
-        sign_version,
-        verify,
-        version_files,
-    )
+    from repo_manager.repository.adopt import adopt
+    from repo_manager.repository.configuration import change_config, edit_config
+    from repo_manager.repository.difference import compare_versions
+    from repo_manager.repository.relabel import read_labels, set_labels
+    from repo_manager.repository.remove import gc, remove
+    from repo_manager.repository.repair import repair
+    from repo_manager.repository.scan import ModelEntry, find_model, scan
+    from repo_manager.repository.signing import SigningKey, check_signature, sign_version
+    from repo_manager.repository.tags import model_state, remove_tag, resolve_version, set_tag
+    from repo_manager.repository.transfer import copy_needed, copy_version, version_files
+    from repo_manager.repository.verify import verify
     from repo_manager.rollout.options import Amount, RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.rollout.result import Rollout
-    from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, ServerSecurity, TritonClient
+    from repo_manager.server.client import TritonClient
+    from repo_manager.server.command import ServerOptions, ServerSecurity
+    from repo_manager.server.embedded import EmbeddedServer
+    from repo_manager.server.transport import ClientOptions
     from repo_manager.sparsity import SparsityReport, prune, sparsity_report
     from repo_manager.triton_config.options import ConfigOptions
     from repo_manager.tuning.result import TuneOptions, Tuning
@@ -286,34 +275,52 @@ _MODULES = {
     "report.load_html": ("compare_page", "load_page"),
     "report.sparsity_html": ("sparsity_page",),
     "report.tune_view": ("tune_page",),
-    "repository": (
-        "ModelEntry",
-        "SigningKey",
-        "adopt",
+    "repository.adopt": ("adopt",),
+    "repository.configuration": (
         "change_config",
+        "edit_config",
+    ),
+    "repository.difference": ("compare_versions",),
+    "repository.relabel": (
+        "read_labels",
+        "set_labels",
+    ),
+    "repository.remove": (
+        "gc",
+        "remove",
+    ),
+    "repository.repair": ("repair",),
+    "repository.scan": (
+        "ModelEntry",
+        "find_model",
+        "scan",
+    ),
+    "repository.signing": (
+        "SigningKey",
         "check_signature",
-        "compare_versions",
+        "sign_version",
+    ),
+    "repository.tags": (
+        "model_state",
+        "remove_tag",
+        "resolve_version",
+        "set_tag",
+    ),
+    "repository.transfer": (
         "copy_needed",
         "copy_version",
-        "edit_config",
-        "find_model",
-        "gc",
-        "model_state",
-        "read_labels",
-        "remove",
-        "remove_tag",
-        "repair",
-        "resolve_version",
-        "scan",
-        "set_labels",
-        "set_tag",
-        "sign_version",
-        "verify",
         "version_files",
     ),
+    "repository.verify": ("verify",),
     "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),
     "rollout.result": ("Rollout",),
-    "server": ("ClientOptions", "EmbeddedServer", "ServerOptions", "ServerSecurity", "TritonClient"),
+    "server.client": ("TritonClient",),
+    "server.command": (
+        "ServerOptions",
+        "ServerSecurity",
+    ),
+    "server.embedded": ("EmbeddedServer",),
+    "server.transport": ("ClientOptions",),
     "sparsity": ("SparsityReport", "prune", "sparsity_report"),
     "triton_config.options": ("ConfigOptions",),
     "tuning.result": ("TuneOptions", "Tuning"),

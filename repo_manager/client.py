@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import InputError, RepoManagerError, ServerRefusedError
-from repo_manager.server import ClientOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import ClientOptions
 
 __all__ = [
     "Answer",

@@ -44,9 +44,11 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import require
 from repo_manager.pipeline.adding import AddOptions, add
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.sparsity import sparsity_report
-from repo_manager.triton_config import ConfigOptions
+from repo_manager.triton_config.options import ConfigOptions
 from repo_manager.types import Precision, as_json
 
 sys.path.insert(0, str(Path(__file__).parent))

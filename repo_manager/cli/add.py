@@ -26,10 +26,10 @@ from repo_manager.report.added_view import added_files_view, added_view, ensembl
 from repo_manager.report.progress import build_bar
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.terminal import Terminal
-from repo_manager.repository import Location, SigningKey, sign_version
+from repo_manager.repository.location import Location
+from repo_manager.repository.signing import SigningKey, sign_version
 from repo_manager.settings import load_settings
-from repo_manager.triton_config import ConfigOptions
-from repo_manager.triton_config.options import InstanceKind
+from repo_manager.triton_config.options import ConfigOptions, InstanceKind
 from repo_manager.types import Precision, as_json
 
 __all__ = ["app"]

@@ -23,9 +23,9 @@ from repo_manager.pipeline.apply import ApplyOptions, carry_out
 from repo_manager.pipeline.background import ensure_server
 from repo_manager.report.added_view import apply_view, plan_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.repository import Location
+from repo_manager.repository.location import Location
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]

@@ -22,7 +22,8 @@ from repo_manager.loadtest.options import LoadTestOptions, parse_levels
 from repo_manager.report.load_html import compare_page
 from repo_manager.report.load_tables import comparison_view
 from repo_manager.report.progress import compare_progress
-from repo_manager.repository import Location, find_model
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import find_model
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]

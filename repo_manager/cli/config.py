@@ -18,7 +18,10 @@ from repo_manager.cli.options import DryRun, Output, parse_changes, read_labels_
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag
 from repo_manager.errors import InputError, UsageError
 from repo_manager.report.repository_tables import config_change_view, label_change_view, labels_view
-from repo_manager.repository import ConfigChange, Location, change_config, edit_config, read_labels, set_labels
+from repo_manager.repository.configuration import change_config, edit_config
+from repo_manager.repository.location import Location
+from repo_manager.repository.plan.configuration import ConfigChange
+from repo_manager.repository.relabel import read_labels, set_labels
 
 __all__ = ["app", "edited"]
 

@@ -14,7 +14,8 @@ from repo_manager.cli.options import Output, check_outputs, parse_pairs, parse_s
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.pipeline.infer import Answer, InferOptions, infer, server_of, write_answers
 from repo_manager.report.infer_tables import answer_view, inference_document, inference_view
-from repo_manager.repository import Location, resolve_version
+from repo_manager.repository.location import Location
+from repo_manager.repository.tags import resolve_version
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]

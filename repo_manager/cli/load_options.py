@@ -22,7 +22,7 @@ from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
 from repo_manager.report.load_files import check_report_path, report_text
 from repo_manager.report.load_tables import load_view, verdict_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.server import running_server
+from repo_manager.server.records import running_server
 from repo_manager.settings import load_settings
 from repo_manager.types import as_json
 

@@ -30,7 +30,8 @@ from repo_manager.loadtest.search import check_gates, search_verdict
 from repo_manager.pipeline.load_records import keep_load_test, kept_load_tests
 from repo_manager.report.progress import load_progress
 from repo_manager.report.terminal import Terminal, next_command
-from repo_manager.repository import Location, local_folder, resolve_version
+from repo_manager.repository.location import Location, local_folder
+from repo_manager.repository.tags import resolve_version
 
 __all__ = ["DefaultGroup", "app"]
 

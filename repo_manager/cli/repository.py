@@ -12,8 +12,9 @@ from repo_manager.cli.repository_options import ModelName, RepositoryFlag, model
 from repo_manager.errors import RepositoryError
 from repo_manager.report.repository_tables import model_view, models_view
 from repo_manager.report.version_tables import history_view, kept_tests_view, version_view
-from repo_manager.repository import ModelState, find_model, model_state, model_states, resolve_version, scan
-from repo_manager.repository.state import current_version, history_of
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.state import ModelState, current_version, history_of
+from repo_manager.repository.tags import model_state, model_states, resolve_version
 from repo_manager.types import as_json
 
 __all__ = ["app"]

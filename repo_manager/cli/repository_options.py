@@ -14,11 +14,12 @@ import typer
 from repo_manager.cli.contexts import context_taken, invocation
 from repo_manager.cli.option_groups import option
 from repo_manager.errors import RepoManagerError, RepositoryError, UsageError
-from repo_manager.repository import model_state, scan
 from repo_manager.repository.location import Location, local_folder, parse_location
+from repo_manager.repository.scan import scan
+from repo_manager.repository.tags import model_state
 from repo_manager.settings import load_contexts, load_settings
-from repo_manager.triton_config import CONFIG_FILENAME
 from repo_manager.triton_config.completion import backend_of_files
+from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = [
     "AnyModelName",

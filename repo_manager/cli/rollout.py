@@ -17,10 +17,10 @@ from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.pipeline.deploying import deploy, rollback, undeploy
 from repo_manager.report.rollout_tables import rollout_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.repository import resolve_version
+from repo_manager.repository.tags import resolve_version
 from repo_manager.rollout.options import Amount, RolloutOptions
 from repo_manager.rollout.result import Rollout
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]

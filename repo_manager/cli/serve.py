@@ -19,9 +19,10 @@ from repo_manager.pipeline.serve_options import ServeOptions
 from repo_manager.pipeline.serving import serve_until_ended
 from repo_manager.report.machine_tables import running_server_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.repository import Location
-from repo_manager.server import EmbeddedServer, ServerSecurity
+from repo_manager.repository.location import Location
+from repo_manager.server.command import ServerSecurity
 from repo_manager.server.credentials import read_headers
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.settings import load_settings
 
 __all__ = ["app"]

@@ -13,19 +13,13 @@ from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.repository_options import RepositoryFlag, Target
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.report.repository_tables import signature_view
-from repo_manager.repository import (
-    Location,
-    Problem,
-    SignatureCheck,
-    SigningKey,
-    check_signature,
-    find_model,
-    resolve_version,
-    scan,
-    sign_version,
-)
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.signing import SignatureCheck, SigningKey, check_signature, sign_version
 from repo_manager.repository.signing_format import check_key
+from repo_manager.repository.tags import resolve_version
 from repo_manager.settings import load_settings
+from repo_manager.triton_config.problems import Problem
 
 __all__ = ["PASSWORD_VARIABLE", "app", "check_signatures", "signing_key"]
 

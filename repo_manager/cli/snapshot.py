@@ -16,7 +16,8 @@ from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.pipeline.snapshot import pinned_by, snapshot
 from repo_manager.report.repository_tables import removals_view
 from repo_manager.report.snapshot_tables import pinned_view, snapshot_removals_view
-from repo_manager.repository import Location, gc
+from repo_manager.repository.location import Location
+from repo_manager.repository.remove import gc
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.snapshot_gc import SnapshotRemovals, gc_snapshots
 from repo_manager.settings import load_settings

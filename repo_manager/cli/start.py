@@ -22,7 +22,7 @@ from repo_manager.pipeline.doctor import examine_engines, examine_machine
 from repo_manager.pipeline.quickstart import quickstart
 from repo_manager.report.machine_tables import machine_view
 from repo_manager.report.quickstart import quickstart_page, quickstart_view
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 from repo_manager.server.installation import install_tritonserver
 
 __all__ = ["app"]

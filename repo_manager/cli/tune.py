@@ -23,7 +23,8 @@ from repo_manager.loadtest.options import Arrival, LoadTestOptions
 from repo_manager.pipeline.load_inputs import known_inputs
 from repo_manager.report.terminal import Terminal
 from repo_manager.report.tune_view import tune_page, tune_view
-from repo_manager.repository import change_config, resolve_version
+from repo_manager.repository.configuration import change_config
+from repo_manager.repository.tags import resolve_version
 from repo_manager.tuning.result import BETTER, KEPT, NONE_HOLDS, TuneOptions, TuneProgress, Tuning
 from repo_manager.tuning.run import tune
 

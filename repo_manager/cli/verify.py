@@ -16,7 +16,10 @@ from repo_manager.errors import RepositoryError
 from repo_manager.files import write_atomic
 from repo_manager.report.repository_tables import checks_view, problems_view, repairs_view
 from repo_manager.report.sarif import sarif_text
-from repo_manager.repository import Severity, parse_location, repair, verify
+from repo_manager.repository.location import parse_location
+from repo_manager.repository.repair import repair
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.problems import Severity
 
 __all__ = ["app"]
 

@@ -21,22 +21,14 @@ from repo_manager.pipeline.status import refuse_while_ready
 from repo_manager.report.progress import transfer_progress
 from repo_manager.report.repository_tables import config_change_view, difference_view, removals_view
 from repo_manager.report.version_tables import load_differences_view
-from repo_manager.repository import (
-    Location,
-    Transfer,
-    adopt,
-    check_served,
-    compare_versions,
-    copy_needed,
-    copy_version,
-    find_model,
-    model_state,
-    remove,
-    remove_tag,
-    resolve_version,
-    set_tag,
-    sign_version,
-)
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.difference import compare_versions
+from repo_manager.repository.location import Location
+from repo_manager.repository.remove import remove
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.signing import check_served, sign_version
+from repo_manager.repository.tags import model_state, remove_tag, resolve_version, set_tag
+from repo_manager.repository.transfer import Transfer, copy_needed, copy_version
 from repo_manager.settings import load_settings
 from repo_manager.types import as_json
 

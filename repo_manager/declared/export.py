@@ -13,22 +13,15 @@ import yaml
 
 from repo_manager.declared.request import calibration_record, source_digest
 from repo_manager.errors import ConfigError, InputError, RepositoryError
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    Manifest,
-    ModelEntry,
-    ModelState,
-    as_location,
-    change_config,
-    find_model,
-    local_folder,
-    model_states,
-    read_labels,
-    scan,
-    validate_model_name,
-)
-from repo_manager.triton_config import parse_config
+from repo_manager.repository.configuration import change_config
+from repo_manager.repository.layout import validate_model_name
+from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.relabel import read_labels
+from repo_manager.repository.scan import ModelEntry, find_model, scan
+from repo_manager.repository.state import ModelState
+from repo_manager.repository.tags import model_states
+from repo_manager.triton_config.config import parse_config
 from repo_manager.types import StrPath
 
 __all__ = ["document_text", "export_document"]

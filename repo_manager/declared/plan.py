@@ -15,22 +15,14 @@ from repo_manager.declared.servers import EMBEDDED, Servers
 from repo_manager.declared.steps import Action, ModelPlan, Step, config_changes, request_of, wanted_labels
 from repo_manager.errors import ConfigError, InputError, RepoManagerError, RepositoryError
 from repo_manager.files import file_lock
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    ModelEntry,
-    ModelState,
-    Severity,
-    as_location,
-    change_config,
-    find_model,
-    local_folder,
-    model_states,
-    read_labels,
-    scan,
-)
-from repo_manager.repository.state import current_version, previous_version
+from repo_manager.repository.configuration import change_config
+from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
+from repo_manager.repository.relabel import read_labels
+from repo_manager.repository.scan import ModelEntry, find_model, scan
+from repo_manager.repository.state import ModelState, current_version, previous_version
+from repo_manager.repository.tags import model_states
 from repo_manager.rollout.plan import plan_deploy
+from repo_manager.triton_config.problems import Severity
 from repo_manager.types import StrPath
 
 __all__ = ["NEW", "plan_declaration", "planned"]

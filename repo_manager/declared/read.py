@@ -15,7 +15,7 @@ from repo_manager.declared.document import Document, parse_document
 from repo_manager.declared.schema import NOTES_PREFIX, Declaration
 from repo_manager.errors import InputError, RepositoryError
 from repo_manager.files import document
-from repo_manager.repository import validate_model_name
+from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.tags import validate_tag
 from repo_manager.types import StrPath
 

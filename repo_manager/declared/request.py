@@ -15,7 +15,7 @@ from typing import Any
 
 from repo_manager.errors import GateError, InputError
 from repo_manager.files import sha256_file
-from repo_manager.repository import Manifest
+from repo_manager.repository.manifest import Manifest
 from repo_manager.types import Backend, Digest, StrPath, as_json
 
 __all__ = [

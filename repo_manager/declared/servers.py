@@ -9,9 +9,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from repo_manager.optional import deferred
-from repo_manager.repository import Location
+from repo_manager.repository.location import Location
 from repo_manager.rollout.targets.urls import is_cluster, resolve_targets
-from repo_manager.server import ClientOptions, TritonClient, running_server
+from repo_manager.server.client import TritonClient
+from repo_manager.server.records import running_server
+from repo_manager.server.transport import ClientOptions
 
 if TYPE_CHECKING:
     from repo_manager.rollout.targets import clusters

@@ -12,7 +12,7 @@ from repo_manager.declared.request import Request
 from repo_manager.declared.schema import Config, Evaluation, FileReference, Model
 from repo_manager.errors import InputError
 from repo_manager.summary import Summarized
-from repo_manager.triton_config import parse_config
+from repo_manager.triton_config.config import parse_config
 
 __all__ = ["Action", "ApplyResult", "ModelPlan", "ModelResult", "Step", "config_changes", "request_of", "wanted_labels"]
 

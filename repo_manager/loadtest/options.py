@@ -12,7 +12,7 @@ from repo_manager.gates import Gate
 from repo_manager.loadtest.wire.sequences import drawn_lengths
 from repo_manager.loadtest.worker.schedule import ARRIVALS
 from repo_manager.request_data.tensors import Sample
-from repo_manager.server import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, Endpoint
 from repo_manager.tls import TlsFiles
 from repo_manager.validation import check_fields
 

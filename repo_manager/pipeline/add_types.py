@@ -16,10 +16,10 @@ from repo_manager.engine.triton_options import AcceleratorOptions
 from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.pipeline.golden import GoldenFacts
 from repo_manager.precision import Conversion, ConvertOptions
-from repo_manager.repository import Location
+from repo_manager.repository.location import Location
 from repo_manager.sparsity import PruneReport, SparsityReport
 from repo_manager.summary import Summarized
-from repo_manager.triton_config import ConfigOptions
+from repo_manager.triton_config.options import ConfigOptions
 from repo_manager.types import Precision
 from repo_manager.validation import check_fields
 

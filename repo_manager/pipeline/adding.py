@@ -33,9 +33,11 @@ from repo_manager.pipeline.serving_config import check_backend_options
 from repo_manager.precision import load_calibration
 from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.report.progress import transfer_progress
-from repo_manager.repository import LocationLike, as_location, plan_publish, publish, validate_model_name
+from repo_manager.repository.layout import validate_model_name
+from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.repository.publish import plan_publish, publish
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
-from repo_manager.triton_config import format_config
+from repo_manager.triton_config.config import format_config
 from repo_manager.types import StrPath, as_json
 
 __all__ = ["AddOptions", "Added", "SparsityMode", "add"]

@@ -16,20 +16,17 @@ from repo_manager.files import sha256_file, work_folder
 from repo_manager.pipeline.given_files import GivenFiles
 from repo_manager.pipeline.recording import Recording, Trial, TrialRun, exchanges_of, needs_of, record, trial_run
 from repo_manager.report.progress import transfer_progress
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    as_location,
-    plan_publish,
-    publish,
-    read_config_bytes,
-    validate_model_name,
-)
+from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
+from repo_manager.repository.layout import validate_model_name
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.publish import plan_publish, publish
 from repo_manager.server.exchange import ModelKind
 from repo_manager.summary import Summarized
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Severity, check_rules, format_config, parse_config
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
 from repo_manager.triton_config.ensembles import USES, steps_of, uses_of
+from repo_manager.triton_config.problems import Severity
+from repo_manager.triton_config.rules import check_rules
 from repo_manager.types import StrPath
 from repo_manager.validation import check_fields
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from repo_manager.repository import ConfigChange, LocationLike, as_location, edit_config
 from repo_manager.repository.adopt import derived_config, without_config
-from repo_manager.server import ClientOptions, TritonClient
-from repo_manager.triton_config import format_config
+from repo_manager.repository.configuration import edit_config
+from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.repository.plan.configuration import ConfigChange
+from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import ClientOptions
 from repo_manager.triton_config.completion import config_as_written
+from repo_manager.triton_config.config import format_config
 
 __all__ = ["write_configs"]
 

@@ -19,24 +19,17 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.precision.calibration.load import import_installed
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    SigningKey,
-    as_location,
-    change_config,
-    check_served,
-    find_model,
-    remove,
-    set_labels,
-    set_served_versions,
-    set_tag,
-    sign_version,
-)
+from repo_manager.repository.configuration import change_config, set_served_versions
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.relabel import set_labels
+from repo_manager.repository.remove import remove
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.signing import SigningKey, check_served, sign_version
+from repo_manager.repository.tags import set_tag
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets.urls import To
-from repo_manager.triton_config import ConfigOptions
+from repo_manager.triton_config.options import ConfigOptions
 from repo_manager.types import Precision, StrPath
 from repo_manager.validation import check_fields
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from repo_manager.errors import ServerError, ServerUnreachableError, UsageError
 from repo_manager.pipeline.serve_options import ServeOptions
-from repo_manager.repository import LocationLike, as_location
-from repo_manager.server import RunningServer, TritonClient, running_server
+from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.server.client import TritonClient
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import log_directory
-from repo_manager.server.records import is_served, served_already, starting
+from repo_manager.server.records import RunningServer, is_served, running_server, served_already, starting
 from repo_manager.settings import load_settings
 from repo_manager.types import StrPath
 

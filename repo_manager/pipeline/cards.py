@@ -11,18 +11,12 @@ from repo_manager.errors import RepositoryError
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.pipeline.load_records import read_kept
 from repo_manager.report.card import Card, version_card
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    as_location,
-    check_signature,
-    find_model,
-    model_state,
-    resolve_version,
-    scan,
-)
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.signing import check_signature
 from repo_manager.repository.signing_files import signature_name
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.tags import model_state, resolve_version
 from repo_manager.settings import load_settings
 
 __all__ = ["version_cards"]

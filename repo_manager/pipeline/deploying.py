@@ -10,18 +10,11 @@ from collections.abc import Callable, Iterator
 from repo_manager.errors import RepositoryError, RollbackFailedError, ServerUnreachableError
 from repo_manager.pipeline.background import ensure_server, stop_running
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    as_location,
-    find_model,
-    local_folder,
-    model_state,
-    record_deployment,
-    resolve_version,
-)
+from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
+from repo_manager.repository.scan import find_model
 from repo_manager.repository.state import current_version, record_of
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.tags import model_state, record_deployment, resolve_version
 from repo_manager.rollout.checks import check_version, refuse
 from repo_manager.rollout.deploy import deploy as deploy_to
 from repo_manager.rollout.deploy import rollback as rollback_on
@@ -32,7 +25,8 @@ from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.plan import plan_from
 from repo_manager.rollout.result import Rollout, ServerResult
 from repo_manager.rollout.targets.urls import To
-from repo_manager.server import ClientOptions, running_server
+from repo_manager.server.records import running_server
+from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
 
 __all__ = ["deploy", "rollback", "undeploy"]

@@ -13,7 +13,9 @@ from repo_manager.engine.gpu import Gpu, find_gpus
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer
 from repo_manager.optional import install_command, installed_version
-from repo_manager.repository import Location, LocationLike, Manifest, as_location, local_folder, scan
+from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.scan import scan
 from repo_manager.server.installation import find_triton
 from repo_manager.types import Backend
 

@@ -12,21 +12,18 @@ from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.files import work_folder, write_atomic
 from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
 from repo_manager.pipeline.recording import Trial
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    as_location,
-    find_model,
-    read_config_bytes,
-    read_labels,
-    resolve_version,
-    version_files,
-)
+from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, read_golden
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.relabel import read_labels
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import resolve_version
+from repo_manager.repository.transfer import version_files
 from repo_manager.summary import Summarized
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config, served_versions
 from repo_manager.triton_config.compare import changed_fields
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
 from repo_manager.triton_config.joining import Edge, Joined, Part, TensorMap, join_models
+from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.types import StrPath
 from repo_manager.validation import check_fields
 

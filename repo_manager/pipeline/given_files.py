@@ -9,7 +9,7 @@ from pathlib import Path
 from repo_manager.errors import InputError
 from repo_manager.repository.golden import GOLDEN_FILE_NAME
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig
 from repo_manager.types import Backend
 
 __all__ = ["GivenFiles", "is_converted"]

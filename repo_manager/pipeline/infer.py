@@ -17,21 +17,19 @@ from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts, connect
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.repository import (
-    Location,
-    LocationLike,
-    as_location,
-    find_model,
-    read_labels,
-    resolve_version,
-    version_files,
-)
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.relabel import read_labels
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import resolve_version
+from repo_manager.repository.transfer import version_files
 from repo_manager.request_data.read import holds_tensors, read_streams
 from repo_manager.request_data.tensors import with_batch_axis
 from repo_manager.rollout.smoke import OutputComparison, compare_outputs
-from repo_manager.server import ClientOptions, TritonClient, running_server
+from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import Response, SequencePart, ask, kind_of, new_sequence_id
+from repo_manager.server.records import running_server
+from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
 from repo_manager.summary import Summarized
 from repo_manager.types import StrPath

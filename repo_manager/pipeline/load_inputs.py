@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import Location, find_model, version_files
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
+from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import read_manifest
-from repo_manager.triton_config import ModelConfig
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.transfer import version_files
+from repo_manager.triton_config.config import ModelConfig
 
 __all__ = ["KnownInputs", "known_inputs"]
 

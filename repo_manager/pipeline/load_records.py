@@ -12,9 +12,11 @@ from repo_manager.errors import InputError, RepositoryError
 from repo_manager.loadtest.judge import COMPARED_OPTIONS
 from repo_manager.loadtest.merge import report_from_json
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
-from repo_manager.repository import LocationLike, as_location, find_model, model_state, record_load_test
 from repo_manager.repository.layout import version_number
+from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.repository.scan import find_model
 from repo_manager.repository.state import KeptLoadTest
+from repo_manager.repository.tags import model_state, record_load_test
 from repo_manager.types import as_json
 
 __all__ = ["keep_load_test", "kept_load_tests", "read_kept"]

@@ -31,7 +31,8 @@ from repo_manager.pipeline.golden import GoldenFacts, golden_sample
 from repo_manager.pipeline.serving_config import config_options, existing_config, fields_kept, serving_config
 from repo_manager.precision import CalibrationData, Conversion, convert, load_calibration
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, write_golden
-from repo_manager.triton_config import ModelConfig, served_signature
+from repo_manager.triton_config.config import ModelConfig
+from repo_manager.triton_config.served_signature import served_signature
 from repo_manager.types import Backend
 
 __all__ = ["Converted", "Prepared", "Watch", "build_version", "convert_and_build", "convert_model"]

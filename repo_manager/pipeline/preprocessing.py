@@ -25,14 +25,16 @@ from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_fil
 from repo_manager.pipeline.ensembling import MadeEnsemble, make_ensemble
 from repo_manager.pipeline.recording import Trial, TrialRun
 from repo_manager.precision.calibration.images import images_in, input_of, read_image, read_recipe
-from repo_manager.repository import Location, LocationLike, as_location, find_model, read_config_bytes
+from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import Exchange
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.scan import find_model
 from repo_manager.request_data import image_model
 from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, typed
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON
 from repo_manager.rollout.smoke import compare_outputs
 from repo_manager.summary import Summarized
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
 from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import StrPath
 

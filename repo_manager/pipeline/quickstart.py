@@ -20,7 +20,9 @@ from repo_manager.pipeline.doctor import Machine, examine_machine
 from repo_manager.pipeline.inspect import Inspection, inspect_model
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.result import Rollout
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.installation import find_triton
 from repo_manager.types import Backend, Precision, StrPath
 

@@ -16,17 +16,22 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
 from repo_manager.files import link_files, work_folder
-from repo_manager.repository import Location, find_model, local_folder, read_config_bytes
+from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.golden import Exchange, Golden, read_golden
+from repo_manager.repository.location import Location, local_folder
+from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores import open_store
 from repo_manager.request_data.read import read_streams
 from repo_manager.request_data.tensors import InputFacts, with_batch_axis
 from repo_manager.rollout.smoke import compare_outputs
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.exchange import ModelKind, ask, kind_of
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config, served_versions
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
 from repo_manager.triton_config.ensembles import models_needed_by, models_of, pinned_versions
+from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["Recording", "Trial", "TrialRun", "exchanges_of", "needs_of", "record", "trial_run"]

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepoManagerError, RepositoryError
-from repo_manager.repository import Location, as_location, check_served, find_model, model_states, scan
-from repo_manager.server import ServerOptions, ServerSettings
+from repo_manager.repository.location import Location, as_location
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.signing import check_served
+from repo_manager.repository.tags import model_states
+from repo_manager.server.command import ServerOptions, ServerSettings
 from repo_manager.validation import check_range
 
 __all__ = ["ServeOptions", "deployed_models", "needs_auto_complete", "not_vouched_for", "server_options"]

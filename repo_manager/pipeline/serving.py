@@ -10,9 +10,15 @@ from typing import IO
 
 from repo_manager.errors import RepoManagerError, RepositoryError, ServerError
 from repo_manager.pipeline.serve_options import ServeOptions, not_vouched_for, server_options
-from repo_manager.repository import Location, check_served, find_model, model_states, scan, settle_trial
+from repo_manager.repository.configuration import settle_trial
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.signing import check_served
 from repo_manager.repository.stores import open_store
-from repo_manager.server import EmbeddedServer, StubGuard, TritonClient
+from repo_manager.repository.tags import model_states
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.server.guard import StubGuard
 from repo_manager.server.records import only_server
 
 __all__ = ["serve_until_ended"]

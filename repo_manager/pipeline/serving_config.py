@@ -22,16 +22,12 @@ from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.pipeline.add_types import AddOptions, Target
-from repo_manager.repository import read_config_bytes
-from repo_manager.triton_config import (
-    ConfigOptions,
-    ModelConfig,
-    ServedSignature,
-    changed_fields,
-    derive_config,
-    format_config,
-    parse_config,
-)
+from repo_manager.repository.configuration import read_config_bytes
+from repo_manager.triton_config.compare import changed_fields
+from repo_manager.triton_config.config import ModelConfig, format_config, parse_config
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.types import Backend
 
 __all__ = ["check_backend_options", "config_options", "existing_config", "fields_kept", "serving_config"]

@@ -11,7 +11,8 @@ import yaml
 from repo_manager.declared.document import parse_document
 from repo_manager.errors import InputError, UsageError
 from repo_manager.files import read_regular, write_atomic
-from repo_manager.repository import LocationLike, as_location, local_folder, resolve_version
+from repo_manager.repository.location import LocationLike, as_location, local_folder
+from repo_manager.repository.tags import resolve_version
 from repo_manager.rollout.context import Report
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.pinning import Pin, pin_snapshot

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 
 from repo_manager.errors import RepositoryError, ServerError, ServerUnreachableError
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.repository import LocationLike, as_location, find_model, scan
+from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.repository.scan import find_model, scan
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.status import RepositoryStatus
 from repo_manager.rollout.status import status as status_of
 from repo_manager.rollout.targets.urls import To
-from repo_manager.server import ClientOptions, TritonClient, running_server
+from repo_manager.server.client import TritonClient
+from repo_manager.server.records import running_server
+from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
 
 __all__ = ["refuse_while_ready", "status", "watch_status"]

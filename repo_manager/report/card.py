@@ -11,9 +11,10 @@ from repo_manager.report.markdown import markdown_code, markdown_table, markdown
 from repo_manager.report.page import render_page
 from repo_manager.report.prune_html import pruning_facts
 from repo_manager.report.tables import format_bytes, format_count, format_share
-from repo_manager.repository import Manifest, ModelEntry, ModelState, VersionEntry
 from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy, recorded_checks
-from repo_manager.repository.state import current_version, history_of
+from repo_manager.repository.manifest import Manifest
+from repo_manager.repository.scan import ModelEntry, VersionEntry
+from repo_manager.repository.state import ModelState, current_version, history_of
 
 __all__ = ["Card", "Section", "card_html", "card_markdown", "index_html", "version_card"]
 

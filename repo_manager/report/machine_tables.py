@@ -12,7 +12,7 @@ from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.tables import format_bytes
 
 if TYPE_CHECKING:
-    from repo_manager.server import RunningServer
+    from repo_manager.server.records import RunningServer
 
 __all__ = ["machine_view", "running_server_view"]
 

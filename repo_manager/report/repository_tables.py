@@ -13,23 +13,20 @@ from repo_manager.report.prune_html import pruning_facts
 from repo_manager.report.tables import format_bytes, format_share
 from repo_manager.report.terminal import next_command
 from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy
-from repo_manager.triton_config import ReloadEffect
+from repo_manager.triton_config.compare import ReloadEffect
 
 if TYPE_CHECKING:
-    from repo_manager.repository import (
-        ConfigChange,
-        LabelChange,
-        Location,
-        Manifest,
-        ModelEntry,
-        ModelState,
-        Problem,
-        Removal,
-        Repair,
-        Signature,
-        SignatureCheck,
-        VersionDifference,
-    )
+    from repo_manager.repository.difference import VersionDifference
+    from repo_manager.repository.location import Location
+    from repo_manager.repository.manifest import Manifest
+    from repo_manager.repository.plan.configuration import ConfigChange
+    from repo_manager.repository.plan.removal import Removal
+    from repo_manager.repository.relabel import LabelChange
+    from repo_manager.repository.repair import Repair
+    from repo_manager.repository.scan import ModelEntry
+    from repo_manager.repository.signing import Signature, SignatureCheck
+    from repo_manager.repository.state import ModelState
+    from repo_manager.triton_config.problems import Problem
 
 __all__ = [
     "checks_view",

@@ -11,10 +11,10 @@ from typing import Any
 
 from repo_manager import __version__
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import Location, Problem, Severity
-from repo_manager.repository.location import local_folder
+from repo_manager.repository.location import Location, local_folder
 from repo_manager.repository.stores import open_store
-from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.triton_config.config import CONFIG_FILENAME
+from repo_manager.triton_config.problems import Problem, Severity
 from repo_manager.triton_config.rules import RULES
 from repo_manager.triton_config.text_fields import line_of
 

@@ -14,7 +14,9 @@ from repo_manager.repository.difference import judged_drift, kept_sparsity, reco
 
 if TYPE_CHECKING:
     from repo_manager.loadtest.judge import LoadComparison
-    from repo_manager.repository import KeptLoadTest, Manifest, ModelEntry, ModelState, RolloutRecord, VersionEntry
+    from repo_manager.repository.manifest import Manifest
+    from repo_manager.repository.scan import ModelEntry, VersionEntry
+    from repo_manager.repository.state import KeptLoadTest, ModelState, RolloutRecord
 
 __all__ = ["history_view", "kept_tests_view", "load_differences_view", "version_view"]
 

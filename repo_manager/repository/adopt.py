@@ -15,15 +15,10 @@ from repo_manager.repository.state import now_text
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store, model_names
 from repo_manager.repository.view import Entry, ModelView, VersionView
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    DEFAULT_FILENAMES,
-    ModelConfig,
-    parse_config,
-    runtime_signature,
-    served_versions,
-)
 from repo_manager.triton_config.completion import backend_of_files, completed_config
+from repo_manager.triton_config.config import CONFIG_FILENAME, DEFAULT_FILENAMES, ModelConfig, parse_config
+from repo_manager.triton_config.served_signature import runtime_signature
+from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.types import Backend
 
 __all__ = ["Adoption", "adopt", "derived_config", "without_config"]

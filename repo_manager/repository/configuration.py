@@ -24,20 +24,13 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.tags import end_trial, model_state
 from repo_manager.repository.view import ModelView, VersionView
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    ModelConfig,
-    Problem,
-    Severity,
-    changed_fields,
-    check_config,
-    parse_config,
-    replace_version_policy,
-    runtime_signature,
-    served_versions,
-    set_fields,
-)
+from repo_manager.triton_config.compare import changed_fields, check_config
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
+from repo_manager.triton_config.fields import set_fields
+from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_config.served_signature import runtime_signature
 from repo_manager.triton_config.text_fields import replace_field, top_level_fields
+from repo_manager.triton_config.version_policy import replace_version_policy, served_versions
 from repo_manager.types import Backend
 
 __all__ = [

@@ -10,7 +10,8 @@ from typing import Any
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.scan import VersionEntry
 from repo_manager.summary import Summarized
-from repo_manager.triton_config import parse_config, same_signature
+from repo_manager.triton_config.compare import same_signature
+from repo_manager.triton_config.config import parse_config
 from repo_manager.types import as_json
 
 __all__ = [

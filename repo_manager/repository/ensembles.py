@@ -11,7 +11,7 @@ from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.look import each
 from repo_manager.repository.stores.base import Store, model_names
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, Problem, Severity, parse_config, served_versions
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import (
     Member,
     check_ensembles,
@@ -23,6 +23,8 @@ from repo_manager.triton_config.ensembles import (
     steps_of,
     uses_of,
 )
+from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_config.version_policy import served_versions
 
 __all__ = ["ensembles_in", "ensembles_problems", "models_needed", "problems_around", "with_dependents"]
 

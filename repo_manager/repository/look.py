@@ -12,7 +12,7 @@ from repo_manager.optional import deferred
 from repo_manager.repository.layout import DATA_FOLDERS, MANIFEST_FILENAME
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import Entry, Link, ModelView, VersionView
-from repo_manager.triton_config import VARIANTS_FOLDER
+from repo_manager.triton_config.config import VARIANTS_FOLDER
 
 if TYPE_CHECKING:
     import concurrent.futures as futures

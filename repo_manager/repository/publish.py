@@ -24,7 +24,7 @@ from repo_manager.repository.state import now_text
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Incoming
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import ModelConfig, format_config
+from repo_manager.triton_config.config import ModelConfig, format_config
 from repo_manager.types import as_json
 
 __all__ = ["PublishPlan", "PublishedVersion", "plan_publish", "plan_publish_sizes", "publish"]

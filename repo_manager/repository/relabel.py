@@ -12,8 +12,10 @@ from repo_manager.repository.look import changeable_model, with_beside
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import CONFIG_FILENAME, served_versions, set_fields
+from repo_manager.triton_config.config import CONFIG_FILENAME
+from repo_manager.triton_config.fields import set_fields
 from repo_manager.triton_config.labels import check_labels, label_filename, labels_text
+from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.types import TensorSpec
 
 __all__ = ["LabelChange", "read_labels", "set_labels"]

@@ -15,7 +15,7 @@ from repo_manager.repository.plan.removal import Removal, forget, made_at, old_v
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Departure, StepKind, Store, mended, model_names
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.config import ModelConfig
 
 __all__ = ["GcResult", "gc", "remove"]
 

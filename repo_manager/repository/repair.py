@@ -14,14 +14,8 @@ from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Step, StepKind, Store, model_names
 from repo_manager.repository.view import Entry, ModelView, VersionView
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    format_config,
-    parse_config,
-    replace_version_policy,
-    version_policy,
-    with_version_policy,
-)
+from repo_manager.triton_config.config import CONFIG_FILENAME, format_config, parse_config
+from repo_manager.triton_config.version_policy import replace_version_policy, version_policy, with_version_policy
 
 __all__ = ["Repair", "repair"]
 

@@ -16,9 +16,9 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView
 from repo_manager.summary import Summarized
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
 from repo_manager.triton_config.text_fields import canonical_values
-from repo_manager.triton_config.version_policy import policy_of_text, served_by
+from repo_manager.triton_config.version_policy import policy_of_text, served_by, version_policy
 
 __all__ = ["ModelEntry", "VersionEntry", "find_model", "scan"]
 

@@ -29,7 +29,7 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView, VersionView
 from repo_manager.repository.vouching import check_beside, check_facts, fingerprint, sign_beside
-from repo_manager.triton_config import served_versions
+from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.types import StrPath
 
 __all__ = ["Signature", "SignatureCheck", "SigningKey", "check_served", "check_signature", "sign_version"]

@@ -22,16 +22,11 @@ from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView, VersionView
-from repo_manager.triton_config import (
-    VARIANTS_FOLDER,
-    ModelConfig,
-    changed_fields,
-    parse_config,
-    same_signature,
-    served_versions,
-)
+from repo_manager.triton_config.compare import changed_fields, same_signature
+from repo_manager.triton_config.config import VARIANTS_FOLDER, ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import pinned_versions
 from repo_manager.triton_config.text_fields import replace_field
+from repo_manager.triton_config.version_policy import served_versions
 
 __all__ = ["Transfer", "copy_needed", "copy_version", "version_files"]
 

@@ -21,18 +21,12 @@ from repo_manager.repository.plan.problems import model_problems, readable_confi
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store, model_names
 from repo_manager.repository.view import Level, ModelView, VersionView
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    DEFAULT_FILENAMES,
-    ModelConfig,
-    Problem,
-    Severity,
-    check_config,
-    parse_config,
-    runtime_signature,
-)
+from repo_manager.triton_config.compare import check_config
 from repo_manager.triton_config.completion import backend_of_files, completed_config, described
+from repo_manager.triton_config.config import CONFIG_FILENAME, DEFAULT_FILENAMES, ModelConfig, parse_config
 from repo_manager.triton_config.joined_requests import dependence_in_batch
+from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_config.served_signature import runtime_signature
 from repo_manager.types import Backend
 
 __all__ = ["verify"]

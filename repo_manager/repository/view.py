@@ -14,7 +14,8 @@ from repo_manager.repository.layout import MANIFEST_FILENAME, triton_version
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import Manifest, no_manifest, parse_manifest
 from repo_manager.repository.state import ModelState
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, parse_config, version_policy
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
+from repo_manager.triton_config.version_policy import version_policy
 
 __all__ = ["NOTHING", "Entry", "Level", "Link", "ModelView", "VersionView", "Work"]
 

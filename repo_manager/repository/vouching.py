@@ -25,7 +25,7 @@ from repo_manager.repository.signing_files import beside_signature_name, beside_
 from repo_manager.repository.signing_format import MAX_SIGNATURE_BYTES, SigningKey, make_signature, verify_signature
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
+from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
 
 __all__ = ["check_beside", "check_facts", "differing_facts", "fingerprint", "sign_beside"]
 

@@ -8,30 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
-from repo_manager.repository import (
-    Location,
-    ModelEntry,
-    Severity,
-    SignatureCheck,
-    check_served,
-    check_signature,
-    verify,
-    version_files,
-)
 from repo_manager.repository.ensembles import ensembles_problems
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import ModelEntry
+from repo_manager.repository.signing import SignatureCheck, check_served, check_signature
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.transfer import version_files
+from repo_manager.repository.verify import verify
 from repo_manager.repository.vouching import differing_facts
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    ModelConfig,
-    check_config,
-    check_rules,
-    parse_config,
-    runtime_signature,
-    same_signature,
-)
+from repo_manager.triton_config.compare import check_config, same_signature
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import is_ensemble
+from repo_manager.triton_config.problems import Severity
+from repo_manager.triton_config.rules import check_rules
+from repo_manager.triton_config.served_signature import runtime_signature
 
 __all__ = [
     "Check",

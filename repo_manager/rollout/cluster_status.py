@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from repo_manager.errors import RepoManagerError
-from repo_manager.repository import Location
+from repo_manager.repository.location import Location
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.clusters import Pointer, api_of, parse_cluster, pointers

@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import Location, SignatureCheck, find_model, settle_trial
+from repo_manager.repository.configuration import settle_trial
 from repo_manager.repository.ensembles import ensembles_in, models_needed
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.signing import SignatureCheck
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.calls import Deadline, Result, retried
 from repo_manager.rollout.checks import Check, check_loaded, check_pinned, check_signatures, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Action
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.ensembles import pinned_versions
 
 __all__ = ["Context", "Report"]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.optional import deferred
-from repo_manager.repository import Location, previous_deployment
+from repo_manager.repository.location import Location
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.tags import previous_deployment
 from repo_manager.rollout import engine
 from repo_manager.rollout.context import Context, Report
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
@@ -20,7 +21,8 @@ from repo_manager.rollout.targets.base import JointTarget, Target
 from repo_manager.rollout.targets.leaving import LeavingTarget
 from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.urls import To, connect, is_cluster
-from repo_manager.server import ClientOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import ClientOptions
 
 if TYPE_CHECKING:
     from repo_manager.rollout.targets import clusters, inference_service, kserve, kubernetes, release

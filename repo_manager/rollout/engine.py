@@ -23,9 +23,9 @@ from repo_manager.errors import (
     RolloutUndoneError,
     ServerUnreachableError,
 )
-from repo_manager.repository import RolloutRecord, begin_trial, end_trial, record_deployment, record_rollout
-from repo_manager.repository.state import record_of
+from repo_manager.repository.state import RolloutRecord, record_of
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.tags import begin_trial, end_trial, record_deployment, record_rollout
 from repo_manager.rollout.calls import in_waves
 from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.context import Context

@@ -6,10 +6,12 @@ import dataclasses
 import time
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.repository import Location, Severity, verify
-from repo_manager.server import TritonClient
+from repo_manager.repository.location import Location
+from repo_manager.repository.verify import verify
+from repo_manager.server.client import TritonClient
 from repo_manager.server.process import POLL_FAILED
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.config import ModelConfig
+from repo_manager.triton_config.problems import Severity
 
 __all__ = ["READY", "ServedState", "load_model", "observe", "require_control", "require_known", "wait_until_only_ready"]
 

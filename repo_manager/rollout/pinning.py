@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import Location, scan
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import scan
 from repo_manager.rollout.checks import Check, check_version, refuse
 from repo_manager.rollout.context import Context, Report
 from repo_manager.rollout.options import RolloutOptions

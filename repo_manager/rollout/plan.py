@@ -7,8 +7,10 @@ import datetime
 import time
 from collections.abc import Collection, Sequence
 
-from repo_manager.repository import Location, ModelEntry, find_model, local_folder, model_state
+from repo_manager.repository.location import Location, local_folder
+from repo_manager.repository.scan import ModelEntry, find_model
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
 from repo_manager.rollout.prediction.rules import (
@@ -19,8 +21,8 @@ from repo_manager.rollout.prediction.rules import (
     changed_config_fields,
     instances_differ,
 )
-from repo_manager.server import TritonClient
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig
+from repo_manager.server.client import TritonClient
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig
 
 __all__ = [
     "Action",

@@ -10,13 +10,14 @@ import numpy as np
 
 from repo_manager.errors import ConfigError, ModelError
 from repo_manager.optional import deferred
-from repo_manager.repository import Location, read_manifest, version_files
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, Golden, read_golden
 from repo_manager.repository.layout import MANIFEST_FILENAME
-from repo_manager.repository.manifest import Manifest
-from repo_manager.server import TritonClient
+from repo_manager.repository.location import Location
+from repo_manager.repository.manifest import Manifest, read_manifest
+from repo_manager.repository.transfer import version_files
+from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import ModelKind
-from repo_manager.triton_config import ModelConfig, parse_config
+from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_messages import model_config_pb2
 
 if TYPE_CHECKING:

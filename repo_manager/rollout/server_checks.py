@@ -10,13 +10,15 @@ from pathlib import Path
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
 from repo_manager.errors import ServerError
 from repo_manager.onnx_model.runtime import free_host_bytes
-from repo_manager.repository import ModelEntry, version_files
+from repo_manager.repository.scan import ModelEntry
+from repo_manager.repository.transfer import version_files
 from repo_manager.rollout.checks import Check, Outcome
-from repo_manager.server import Endpoint, TritonClient
+from repo_manager.server.client import TritonClient
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
 from repo_manager.server.records import local_server
-from repo_manager.triton_config import ModelConfig
+from repo_manager.server.transport import Endpoint
+from repo_manager.triton_config.config import ModelConfig
 
 __all__ = ["Room", "check_server", "room_for"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import ServerError, ServerRefusedError, UsageError
-from repo_manager.repository import Location
 from repo_manager.repository.golden import Golden
+from repo_manager.repository.location import Location
 from repo_manager.rollout.reference import (
     DATA_TYPE,
     Array,
@@ -23,9 +23,9 @@ from repo_manager.rollout.reference import (
     typed,
     unknown_types,
 )
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.config import ModelConfig
 
 __all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test"]
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from repo_manager.errors import UsageError
-from repo_manager.repository import Location, local_folder, scan
 from repo_manager.repository.file_system import disk_errors
+from repo_manager.repository.location import Location, local_folder
 from repo_manager.repository.look import walk
+from repo_manager.repository.scan import scan
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.targets.api import Api, Kind
 from repo_manager.rollout.targets.api_objects import Object

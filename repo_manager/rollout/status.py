@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.optional import deferred
-from repo_manager.repository import Location, ModelEntry, model_state, scan
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import ModelEntry, scan
 from repo_manager.repository.state import Deployment, ModelState
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.observe import READY, ServedState, observe
 from repo_manager.rollout.plan import differing_fields, obstacle_of
 from repo_manager.rollout.targets.urls import To, connect, is_cluster
-from repo_manager.server import ClientOptions, TritonClient
+from repo_manager.server.client import TritonClient
 from repo_manager.server.records import local_server
+from repo_manager.server.transport import ClientOptions
 from repo_manager.summary import Summarized
 
 if TYPE_CHECKING:

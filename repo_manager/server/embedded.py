@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import parse_location
+from repo_manager.repository.location import parse_location
 from repo_manager.server.backend_directory import BackendDirectory, assemble
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import (

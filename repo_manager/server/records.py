@@ -13,7 +13,7 @@ from pathlib import Path
 
 from repo_manager.errors import LockHeldError, RepositoryError, ServerError
 from repo_manager.files import file_lock, write_atomic
-from repo_manager.repository import Location, parse_location
+from repo_manager.repository.location import Location, parse_location
 from repo_manager.server.paths import record_directory
 from repo_manager.server.process import is_running, start_ticks
 from repo_manager.server.transport import ClientOptions

@@ -12,7 +12,7 @@ from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import metric_of
 from repo_manager.loadtest.options import Arrival
 from repo_manager.loadtest.search import check_gates
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 from repo_manager.tuning.search import Trial
 from repo_manager.tuning.space import AXES, BatchTime
 from repo_manager.validation import check_fields

@@ -15,16 +15,11 @@ from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import environment, run_load_test
-from repo_manager.repository import Location, find_model
-from repo_manager.repository.location import LocationLike, as_location
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    ModelConfig,
-    changed_fields,
-    format_config,
-    parse_config,
-    set_fields,
-)
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.scan import find_model
+from repo_manager.triton_config.compare import changed_fields
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
+from repo_manager.triton_config.fields import set_fields
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of
 from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, Copies, copies_of, tuning_directory

@@ -22,13 +22,19 @@ from google.protobuf import json_format  # type: ignore[import-untyped]  # its s
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError
 from repo_manager.files import link_files, write_atomic
 from repo_manager.onnx_model.runtime import free_host_bytes
-from repo_manager.repository import Location, find_model, local_folder, version_files
+from repo_manager.repository.location import Location, local_folder
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.transfer import version_files
 from repo_manager.rollout.server_checks import Room, room_for
-from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.metrics_page import metrics_text, metrics_url_of
 from repo_manager.server.paths import cache_directory
 from repo_manager.server.process import is_running, start_ticks
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, format_config, parse_config, set_fields
+from repo_manager.server.transport import ClientOptions
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
+from repo_manager.triton_config.fields import set_fields
 
 __all__ = ["CANDIDATE", "TODAY", "WINNER", "Copies", "copies_of", "tuning_directory"]
 

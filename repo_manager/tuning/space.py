@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from repo_manager.errors import UsageError
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.config import ModelConfig
 
 __all__ = ["AXES", "BatchTime", "Bounds", "Setting", "Space", "setting_of"]
 

@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.random_ensembles import MODELS, configs_of, our_verdict, server_verdict, texts_of, write
 
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 BAR = 0.98
 

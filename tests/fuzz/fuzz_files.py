@@ -24,8 +24,9 @@ from repo_manager.declared.read import read_declaration
 from repo_manager.errors import RepoManagerError
 from repo_manager.loadtest.merge import read_report
 from repo_manager.loadtest.worker.schedule import load_replay
-from repo_manager.repository import read_manifest, scan
 from repo_manager.repository.golden import read_golden
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.scan import scan
 from repo_manager.request_data.read import read_rows
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.settings import load_settings

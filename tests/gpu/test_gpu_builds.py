@@ -25,7 +25,7 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.precision import ConvertOptions
 from repo_manager.repository.golden import read_golden
-from repo_manager.triton_config import ConfigOptions
+from repo_manager.triton_config.options import ConfigOptions
 from repo_manager.types import Precision
 
 pytestmark = pytest.mark.gpu

@@ -17,7 +17,9 @@ from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import ServerRefusedError
 from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.repository.golden import read_golden
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.types import Precision
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,10 +11,13 @@ from support.serving import SCALING_CONFIG, scaling_model
 
 from repo_manager.errors import ConfigError, GateError, InputError, UsageError
 from repo_manager.pipeline.adding_files import FilesOptions, add_files
-from repo_manager.repository import find_model, read_manifest, verify
 from repo_manager.repository.golden import Exchange, Golden, read_golden, write_golden
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.verify import verify
 from repo_manager.rollout.deploy import deploy, rollback
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

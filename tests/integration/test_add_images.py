@@ -17,10 +17,12 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.pipeline.infer import InferOptions, infer
 from repo_manager.pipeline.preprocessing import add_with_images
 from repo_manager.precision import load_calibration
-from repo_manager.repository import find_model, verify
 from repo_manager.repository.golden import read_golden
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.verify import verify
 from repo_manager.rollout.deploy import deploy
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

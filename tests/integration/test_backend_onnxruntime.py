@@ -15,7 +15,8 @@ from support.serving import SCALING_CONFIG, onnx_model, scaling_model, write_mod
 from support.waiting import eventually
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 F32, I64 = TensorProto.FLOAT, TensorProto.INT64

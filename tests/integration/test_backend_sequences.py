@@ -14,7 +14,8 @@ import tritonclient.grpc as grpc
 from onnx import TensorProto, helper
 from support.serving import onnx_model, write_model
 
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

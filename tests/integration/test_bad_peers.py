@@ -11,7 +11,7 @@ import pytest
 from support.bad_peers import ANSWERS, HANGS, MANNERS, AnsweringPeer, BadPeer, triton_answers
 from support.forked_commands import Command, findings, run_commands
 
-from repo_manager.repository import record_deployment
+from repo_manager.repository.tags import record_deployment
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 DEADLINE_S = 1.0

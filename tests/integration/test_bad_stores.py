@@ -12,7 +12,7 @@ import yaml
 from support.bad_peers import API_ANSWERS, HTTP_MANNERS, STORE_ANSWERS, AnsweringPeer, BadPeer
 from support.forked_commands import Command, findings, run_commands
 
-from repo_manager.repository import record_deployment
+from repo_manager.repository.tags import record_deployment
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 DEADLINE_S = 1.0

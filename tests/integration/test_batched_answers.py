@@ -14,8 +14,9 @@ from support import onnx_models
 from repo_manager.onnx_model.session import Session
 from repo_manager.pipeline.add_types import AddOptions
 from repo_manager.pipeline.adding import add
-from repo_manager.server import EmbeddedServer, TritonClient
-from repo_manager.triton_config import ConfigOptions
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.triton_config.options import ConfigOptions
 
 pytestmark = pytest.mark.integration
 

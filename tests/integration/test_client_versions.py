@@ -15,9 +15,10 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.client import VersionedClient, VersionWeights, published_name
 from repo_manager.errors import InputError, ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import change_config, set_served_versions
+from repo_manager.repository.configuration import change_config, set_served_versions
 from repo_manager.rollout.deploy import deploy
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

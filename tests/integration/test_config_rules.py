@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
-from repo_manager.triton_config import Severity, check_rules, parse_config
-from repo_manager.triton_config.rules import RULES
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.triton_config.config import parse_config
+from repo_manager.triton_config.problems import Severity
+from repo_manager.triton_config.rules import RULES, check_rules
 
 pytestmark = pytest.mark.integration
 

@@ -21,8 +21,10 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError
 from repo_manager.pipeline.snapshot import snapshot
-from repo_manager.repository import adopt
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.repository.adopt import adopt
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

@@ -21,8 +21,8 @@ from support.helm import render
 from support.manifests import load_objects, of_kind
 
 from repo_manager.errors import ServerError
-from repo_manager.server import EmbeddedServer, ServerOptions
-from repo_manager.server.command import free_ports
+from repo_manager.server.command import ServerOptions, free_ports
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

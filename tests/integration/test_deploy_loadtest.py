@@ -14,7 +14,8 @@ import pytest
 from support.manifests import load_objects, of_kind
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

@@ -11,12 +11,16 @@ from support.fake_cluster import FakeCluster, ServedCluster
 from support.object_stores import BUCKET, moto_server, s3_environment
 from support.triton_deployment import publish_scaling, triton_deployment
 
-from repo_manager.repository import Location, copy_version, find_model, parse_location
+from repo_manager.repository.location import Location, parse_location
+from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores.objects.client import open_client
+from repo_manager.repository.transfer import copy_version
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets import api as cluster_api
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

@@ -11,10 +11,12 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 import repo_manager
 from repo_manager.errors import RepositoryError, RolloutUndoneError
-from repo_manager.repository import set_tag
+from repo_manager.repository.tags import set_tag
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.server import EmbeddedServer, TritonClient, running_server
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.server.records import running_server
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

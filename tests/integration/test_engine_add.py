@@ -23,8 +23,10 @@ from repo_manager.engine.fit import read_plan_header
 from repo_manager.engine.options import EngineOptions
 from repo_manager.optional import is_installed
 from repo_manager.pipeline.adding import AddOptions, add
-from repo_manager.repository import verify
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.repository.verify import verify
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

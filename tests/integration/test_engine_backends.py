@@ -9,7 +9,9 @@ from tritonclient.grpc import model_config_pb2
 
 from repo_manager.engine.gpu import find_gpus
 from repo_manager.errors import ServerRefusedError
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

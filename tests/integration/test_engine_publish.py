@@ -19,7 +19,8 @@ from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import EngineError
 from repo_manager.optional import is_installed
 from repo_manager.pipeline.adding import AddOptions, add
-from repo_manager.repository import scan, verify
+from repo_manager.repository.scan import scan
+from repo_manager.repository.verify import verify
 from repo_manager.types import Backend, Precision
 
 if not is_installed("tensorrt_rtx"):

@@ -12,10 +12,13 @@ from repo_manager.errors import InputError, RepositoryError
 from repo_manager.pipeline.adding_files import FilesOptions, add_files
 from repo_manager.pipeline.ensembling import EnsembleOptions, make_ensemble
 from repo_manager.pipeline.infer import InferOptions, infer
-from repo_manager.repository import read_config_bytes, read_manifest, verify
+from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import read_golden
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.verify import verify
 from repo_manager.rollout.deploy import deploy
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

@@ -8,7 +8,8 @@ import pytest
 from support.random_ensembles import MODELS, configs_of, our_verdict, server_verdict, texts_of, write
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

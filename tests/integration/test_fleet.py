@@ -14,12 +14,14 @@ import pytest
 from support.serving import SCALING_CONFIG
 
 from repo_manager.errors import RolloutUndoneError, ServerUnreachableError
-from repo_manager.repository import model_state
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions
 from repo_manager.rollout.targets.urls import resolve_targets
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 SERVERS = 16

@@ -17,7 +17,8 @@ from repo_manager.cli.main import main
 from repo_manager.errors import InputError, ServerRefusedError, UsageError
 from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
 from repo_manager.repository.golden import Golden, write_golden
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

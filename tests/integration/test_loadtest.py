@@ -26,7 +26,8 @@ from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, install_pe
 from repo_manager.loadtest.result import LoadTestReport, Progress
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.report.load_html import load_page
-from repo_manager.server import EmbeddedServer, ServerOptions
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 

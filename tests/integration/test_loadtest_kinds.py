@@ -21,7 +21,8 @@ from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.report.load_html import load_page
 from repo_manager.report.load_tables import load_view
-from repo_manager.server import EmbeddedServer, ServerOptions
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 

@@ -23,7 +23,9 @@ from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.loadtest.compare import ComparePlan, compare
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import run_load_test
-from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.server.transport import ClientOptions
 
 pytestmark = [
     pytest.mark.integration,

@@ -11,25 +11,18 @@ import pytest
 from support.object_stores import AZURE_ACCOUNT, AZURE_KEY, BUCKET, azurite, tiny_config, tiny_files
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import (
-    ObjectRepository,
-    change_config,
-    copy_version,
-    find_model,
-    gc,
-    parse_location,
-    publish,
-    record_deployment,
-    remove,
-    scan,
-    set_served_versions,
-    set_tag,
-    verify,
-)
+from repo_manager.repository.configuration import change_config, set_served_versions
+from repo_manager.repository.location import ObjectRepository, parse_location
+from repo_manager.repository.publish import publish
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.objects import client as client_module
 from repo_manager.repository.stores.objects.client import StoreOptions, open_client
 from repo_manager.repository.stores.objects.ledger import read_ledger
+from repo_manager.repository.tags import record_deployment, set_tag
+from repo_manager.repository.transfer import copy_version
+from repo_manager.repository.verify import verify
 
 pytestmark = pytest.mark.integration
 MIB = 1 << 20

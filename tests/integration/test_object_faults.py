@@ -18,23 +18,17 @@ from support.proxies import make_certificates, tls_terminating
 from support.tiny_s3 import tiny_s3
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import (
-    ObjectRepository,
-    copy_version,
-    find_model,
-    gc,
-    parse_location,
-    publish,
-    remove,
-    scan,
-    set_served_versions,
-    verify,
-    version_files,
-)
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.location import ObjectRepository, parse_location
+from repo_manager.repository.publish import publish
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.stores.objects import client as client_module
 from repo_manager.repository.stores.objects.client import StoreOptions, open_client
 from repo_manager.repository.stores.objects.facts import Listing
 from repo_manager.repository.stores.objects.retry import RetryOptions
+from repo_manager.repository.transfer import copy_version, version_files
+from repo_manager.repository.verify import verify
 
 pytestmark = pytest.mark.integration
 MIB = 1 << 20
@@ -197,7 +191,7 @@ def test_tls_that_cannot_work_is_named_at_once(
 
 _ENDS_AT_ONCE = """
 import asyncio, sys, time
-from repo_manager.repository import parse_location
+from repo_manager.repository.location import parse_location
 from repo_manager.repository.stores.objects.client import open_client
 
 wake = asyncio.SelectorEventLoop._write_to_self
@@ -257,7 +251,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.object_stores import tiny_config
-from repo_manager.repository import parse_location, publish
+from repo_manager.repository.location import parse_location
+from repo_manager.repository.publish import publish
 from repo_manager.repository.stores.objects import client
 client.DEFAULT_OPTIONS = client.StoreOptions(part_bytes=5 << 20, workers=1)
 place = Path(sys.argv[3])

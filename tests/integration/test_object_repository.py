@@ -20,42 +20,37 @@ from support.python_models import write_python_model
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.pipeline.adding_files import add_files
 from repo_manager.pipeline.ensembling import EnsembleOptions, make_ensemble
-from repo_manager.repository import (
-    ObjectRepository,
-    PublishedVersion,
-    adopt,
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.configuration import (
     change_config,
-    copy_version,
     edit_config,
-    find_model,
-    gc,
-    model_state,
-    model_states,
-    parse_location,
-    plan_publish,
-    previous_deployment,
-    publish,
     read_config_bytes,
-    read_labels,
-    record_deployment,
-    remove,
-    remove_tag,
-    repair,
-    resolve_version,
-    scan,
-    set_labels,
     set_served_versions,
-    set_tag,
     touch_config,
-    verify,
-    version_files,
     write_config_bytes,
 )
+from repo_manager.repository.location import ObjectRepository, parse_location
+from repo_manager.repository.publish import PublishedVersion, plan_publish, publish
+from repo_manager.repository.relabel import read_labels, set_labels
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.repair import repair
+from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.objects.client import ObjectClient, open_client
 from repo_manager.repository.stores.objects.facts import Listing, Mark
 from repo_manager.repository.stores.objects.holder import Holder
 from repo_manager.repository.stores.objects.ledger import Pending, change_ledger, read_ledger
+from repo_manager.repository.tags import (
+    model_state,
+    model_states,
+    previous_deployment,
+    record_deployment,
+    remove_tag,
+    resolve_version,
+    set_tag,
+)
+from repo_manager.repository.transfer import copy_version, version_files
+from repo_manager.repository.verify import verify
 
 pytestmark = pytest.mark.integration
 Put = Callable[..., PublishedVersion]
@@ -197,7 +192,7 @@ def test_another_signature_under_the_same_name_is_refused_before_anything_is_sen
 
 
 def _parsed(text: str):  # type: ignore[no-untyped-def]
-    from repo_manager.triton_config import parse_config
+    from repo_manager.triton_config.config import parse_config
 
     return parse_config(text).message()
 
@@ -577,7 +572,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.object_stores import tiny_config, tiny_files
-from repo_manager.repository import gc, parse_location, publish
+from repo_manager.repository.location import parse_location
+from repo_manager.repository.publish import publish
+from repo_manager.repository.remove import gc
 root, place, first, count = parse_location(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 import concurrent.futures
 def one(number):

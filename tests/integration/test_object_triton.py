@@ -16,7 +16,7 @@ from support.object_stores import BUCKET, moto_server, s3_environment
 from support.waiting import eventually
 
 from repo_manager import samples
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.process import start_ticks
 

@@ -23,8 +23,8 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
 from repo_manager.rollout.prediction.rules import Action, Prediction, Wanted, predict, read_wanted
-from repo_manager.server import TritonClient
-from repo_manager.triton_config import parse_config
+from repo_manager.server.client import TritonClient
+from repo_manager.triton_config.config import parse_config
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

@@ -11,7 +11,9 @@ from support.object_stores import BUCKET, moto_server, s3_environment
 from support.serving import SCALING_CONFIG, scaling_model
 
 from repo_manager.rollout.observe import observe
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 LATEST = "version_policy { latest { num_versions: 1 } }\n"

@@ -22,8 +22,8 @@ from repo_manager.client import VersionWeights, published_name, published_weight
 from repo_manager.errors import RepositoryError, ServerRefusedError
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
-from repo_manager.server import TritonClient
-from repo_manager.triton_config import parse_config
+from repo_manager.server.client import TritonClient
+from repo_manager.triton_config.config import parse_config
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from repo_manager.pipeline.infer import InferOptions, infer
-from repo_manager.repository import adopt, verify
+from repo_manager.repository.adopt import adopt
 from repo_manager.repository.golden import Exchange, Golden, write_golden
+from repo_manager.repository.verify import verify
 from repo_manager.rollout.deploy import deploy, rollback
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

@@ -15,8 +15,9 @@ from support.repository_suites.operations import CONTENT, OPERATIONS, SPOILT
 from support.repository_suites.run import run_suite
 from support.serving import onnx_model
 
-from repo_manager.repository import find_model
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.repository.scan import find_model
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 AUTO_COMPLETE = False

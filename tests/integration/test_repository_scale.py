@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from repo_manager.onnx_model.batch_axis import BatchAxis
-from repo_manager.repository import find_model, publish, scan
-from repo_manager.triton_config import ConfigOptions, ServedSignature, derive_config
+from repo_manager.repository.publish import publish
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.types import Backend, TensorSpec
 
 pytestmark = pytest.mark.integration

@@ -20,9 +20,17 @@ from repo_manager.onnx_model.inputs import natural_inputs
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
-from repo_manager.repository import PublishedVersion, change_config, publish, remove, set_served_versions, verify
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
-from repo_manager.triton_config import ConfigOptions, ReloadEffect, derive_config, served_signature
+from repo_manager.repository.configuration import change_config, set_served_versions
+from repo_manager.repository.publish import PublishedVersion, publish
+from repo_manager.repository.remove import remove
+from repo_manager.repository.verify import verify
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.triton_config.compare import ReloadEffect
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.served_signature import served_signature
 from repo_manager.types import Backend
 
 pytestmark = pytest.mark.integration

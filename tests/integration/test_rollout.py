@@ -18,8 +18,10 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.waiting import eventually
 
 from repo_manager.errors import RollbackFailedError, RolloutUndoneError, ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import change_config, find_model, model_state, set_served_versions
+from repo_manager.repository.configuration import change_config, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions
@@ -27,7 +29,9 @@ from repo_manager.rollout.plan import Action, plan_deploy
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.smoke import SmokeFailedError
 from repo_manager.rollout.status import status
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False
@@ -220,7 +224,7 @@ def test_signals_at_any_moment_leave_one_version(
     deploy(repository, model, 1, client)
     script = (
         "import sys\nfrom pathlib import Path\nfrom repo_manager.rollout.deploy import deploy\n"
-        "from repo_manager.server import TritonClient\n"
+        "from repo_manager import TritonClient\n"
         "client = TritonClient.connect(sys.argv[1])\nprint('go', flush=True)\n"
         "deploy(Path(sys.argv[2]), sys.argv[3], 2, client)\nprint('done', flush=True)\n"
     )

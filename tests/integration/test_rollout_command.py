@@ -15,7 +15,8 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.cli.main import main
 from repo_manager.onnx_model import runtime
-from repo_manager.server import EmbeddedServer, ServerOptions
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 POLICY = "version_policy { specific { versions: [1] } }\n"

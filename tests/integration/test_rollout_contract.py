@@ -34,9 +34,9 @@ from repo_manager.errors import (
     ServerRefusedError,
     ServerUnreachableError,
 )
-from repo_manager.repository import model_state
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.disk import DiskStore
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout import engine
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.deploy import deploy, rollback
@@ -51,7 +51,9 @@ from repo_manager.rollout.targets.kserve import KServeTarget
 from repo_manager.rollout.targets.kubernetes import DeploymentPart
 from repo_manager.rollout.targets.triton_part import TritonPart
 from repo_manager.rollout.trial.gates import parse_gates
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 X = np.ones((1, 4), np.float32)

@@ -21,7 +21,9 @@ from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.plan import Action, plan_deploy
 from repo_manager.rollout.status import status
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

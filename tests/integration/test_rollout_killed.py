@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
-from repo_manager.repository import find_model, model_state, parse_location
+from repo_manager.repository.location import parse_location
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.status import status
-from repo_manager.server import TritonClient, running_server
+from repo_manager.server.client import TritonClient
+from repo_manager.server.records import running_server
 
 pytestmark = pytest.mark.integration
 POLICY = "version_policy { specific { versions: [1] } }\n"

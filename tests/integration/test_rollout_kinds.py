@@ -15,7 +15,8 @@ from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.smoke import SmokeResult
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

@@ -14,7 +14,9 @@ from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import load_model, observe
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.status import status
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 POLICY = "version_policy { specific { versions: [1] } }\n"

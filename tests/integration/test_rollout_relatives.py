@@ -12,11 +12,15 @@ from support.python_models import write_python_model
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError
 from repo_manager.pipeline.adding_files import FilesOptions, add_files
-from repo_manager.repository import model_state, read_config_bytes, remove
+from repo_manager.repository.configuration import read_config_bytes
+from repo_manager.repository.remove import remove
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 FIRST = "version_policy { specific { versions: [1] } }\n"

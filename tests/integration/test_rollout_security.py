@@ -18,7 +18,8 @@ import pytest
 from support.proxies import make_certificates, tls_terminating
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
-from repo_manager.server import EmbeddedServer, ServerOptions, ServerSecurity
+from repo_manager.server.command import ServerOptions, ServerSecurity
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = [
     pytest.mark.integration,

@@ -16,10 +16,14 @@ from support.object_stores import BUCKET, moto_server, s3_environment, tiny_conf
 from support.serving import scaling_model
 
 from repo_manager.cli.main import main
-from repo_manager.repository import ObjectRepository, find_model, parse_location, publish, sign_version
+from repo_manager.repository.location import ObjectRepository, parse_location
+from repo_manager.repository.publish import publish
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.signing import sign_version
 from repo_manager.rollout.checks import Outcome, check_version
-from repo_manager.server import EmbeddedServer, ServerOptions
-from repo_manager.triton_config import parse_config
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.triton_config.config import parse_config
 
 pytestmark = pytest.mark.integration
 Run = Callable[..., tuple[int, Any]]

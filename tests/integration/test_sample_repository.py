@@ -15,10 +15,13 @@ import pytest
 from repo_manager import samples
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
-from repo_manager.repository import scan, set_served_versions
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.scan import scan
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.sparsity import sparsity_report
-from repo_manager.triton_config import read_config
+from repo_manager.triton_config.config import read_config
 
 pytestmark = pytest.mark.integration
 

@@ -20,10 +20,14 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError, UsageError
-from repo_manager.server import ClientOptions, EmbeddedServer, ServerOptions, StubGuard, TritonClient, running_server
 from repo_manager.server import embedded as embedded_module
-from repo_manager.server.guard import stubs_of
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.server.guard import StubGuard, stubs_of
 from repo_manager.server.process import start_ticks
+from repo_manager.server.records import running_server
+from repo_manager.server.transport import ClientOptions
 
 pytestmark = pytest.mark.integration
 StartServer = Callable[[ServerOptions], EmbeddedServer]
@@ -164,7 +168,7 @@ def test_nothing_survives_the_owner(scaling: Path, number: int) -> None:
     """The owner is another Python process that is killed while its server serves."""
     script = (
         "import sys, time\n"
-        "from repo_manager.server import EmbeddedServer, ServerOptions\n"
+        "from repo_manager import EmbeddedServer, ServerOptions\n"
         "with EmbeddedServer(ServerOptions(repository=sys.argv[1], load=('scaling',))) as server:\n"
         "    print(server.pid, server.http_url, flush=True)\n"
         "    time.sleep(60)\n"
@@ -224,7 +228,7 @@ def test_a_killed_stub_is_noticed_and_its_model_loaded_again(start_server: Start
 def test_killed_together_with_its_supervisor_the_next_start_sweeps(start_server: StartServer, scaling: Path) -> None:
     script = (
         "import os, signal, sys, time\n"
-        "from repo_manager.server import EmbeddedServer, ServerOptions\n"
+        "from repo_manager import EmbeddedServer, ServerOptions\n"
         "server = EmbeddedServer(ServerOptions(repository=sys.argv[1], load=('scaling',)))\n"
         "server.start(); server.wait_ready()\n"
         "print(server.pid, server._process._supervisor.pid, flush=True)\n"

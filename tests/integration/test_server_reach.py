@@ -23,11 +23,14 @@ from repo_manager.errors import RepositoryError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.pipeline.infer import InferOptions, infer
-from repo_manager.repository import parse_location
+from repo_manager.repository.location import parse_location
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.status import status
-from repo_manager.server import EmbeddedServer, ServerOptions, ServerSecurity, TritonClient, running_server
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions, ServerSecurity
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.paths import cache_directory
+from repo_manager.server.records import running_server
 
 pytestmark = pytest.mark.integration
 StartServer = Callable[[ServerOptions], EmbeddedServer]

@@ -21,9 +21,10 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from repo_manager.errors import ServerError
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.status import status
-from repo_manager.server import RunningServer, TritonClient, running_server, running_servers
+from repo_manager.server.client import TritonClient
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.process import start_ticks
+from repo_manager.server.records import RunningServer, running_server, running_servers
 
 pytestmark = pytest.mark.integration
 X = np.ones((1, 4), np.float32)

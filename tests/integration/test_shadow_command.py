@@ -16,7 +16,8 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.client import VersionedClient
 from repo_manager.rollout.observe import observe
-from repo_manager.server import EmbeddedServer, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

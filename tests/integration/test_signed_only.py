@@ -15,13 +15,17 @@ from support.serving import scaling_model
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError, UsageError
 from repo_manager.pipeline.serve_options import ServeOptions, server_options
-from repo_manager.repository import publish, record_deployment, sign_version
+from repo_manager.repository.publish import publish
+from repo_manager.repository.signing import sign_version
 from repo_manager.repository.signing_files import signature_name
+from repo_manager.repository.tags import record_deployment
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets.snapshot_files import SnapshotModel, write_snapshot
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
-from repo_manager.triton_config import parse_config
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.triton_config.config import parse_config
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,9 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.observe import observe
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False

@@ -15,7 +15,9 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.waiting import eventually
 
 from repo_manager.loadtest.judge import parse_slo
-from repo_manager.server import EmbeddedServer, ServerOptions, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.process import start_ticks
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import tuning_run

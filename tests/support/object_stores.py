@@ -23,7 +23,10 @@ from typing import Any
 import pytest
 
 from repo_manager.files import file_lock
-from repo_manager.triton_config import ConfigOptions, ModelConfig, ServedSignature, derive_config
+from repo_manager.triton_config.config import ModelConfig
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.types import Backend, TensorSpec
 
 BUCKET = "bucket"

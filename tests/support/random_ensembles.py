@@ -7,9 +7,12 @@ import random
 from pathlib import Path
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.server import TritonClient
-from repo_manager.triton_config import ModelConfig, Severity, check_rules, parse_config, served_versions
+from repo_manager.server.client import TritonClient
+from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import Member, check_ensembles
+from repo_manager.triton_config.problems import Severity
+from repo_manager.triton_config.rules import check_rules
+from repo_manager.triton_config.version_policy import served_versions
 
 MODEL = """
 import triton_python_backend_utils as pb_utils

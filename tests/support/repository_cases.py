@@ -20,27 +20,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from repo_manager.declared import parse_declaration
 from repo_manager.declared.export import document_text, export_document
 from repo_manager.errors import RepoManagerError, RepositoryError
-from repo_manager.repository import (
-    adopt,
-    change_config,
-    check_signature,
-    find_model,
-    gc,
-    model_states,
-    previous_deployment,
-    publish,
-    read_labels,
-    record_deployment,
-    remove,
-    repair,
-    resolve_version,
-    scan,
-    set_served_versions,
-    set_tag,
-    sign_version,
-    verify,
-)
-from repo_manager.triton_config import ConfigOptions, ServedSignature, derive_config
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.configuration import change_config, set_served_versions
+from repo_manager.repository.publish import publish
+from repo_manager.repository.relabel import read_labels
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.repair import repair
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.signing import check_signature, sign_version
+from repo_manager.repository.tags import model_states, previous_deployment, record_deployment, resolve_version, set_tag
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.types import Backend, TensorSpec
 
 CONFIG, MANIFEST, STATE = "m/config.pbtxt", "m/1/manifest.json", ".repo-manager.json"

@@ -7,8 +7,8 @@ from typing import Any
 
 from support.serving import scaling_model
 
-from repo_manager.repository import publish
-from repo_manager.triton_config import parse_config
+from repo_manager.repository.publish import publish
+from repo_manager.triton_config.config import parse_config
 
 CONFIG = """
 backend: "onnxruntime"

@@ -8,20 +8,12 @@ import difflib
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.view import ModelView, VersionView
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    ModelConfig,
-    Problem,
-    ReloadEffect,
-    changed_fields,
-    check_rules,
-    parse_config,
-    reload_effect,
-    same_signature,
-    served_versions,
-    version_policy,
-)
+from repo_manager.triton_config.compare import ReloadEffect, changed_fields, reload_effect, same_signature
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
+from repo_manager.triton_config.problems import Problem
+from repo_manager.triton_config.rules import check_rules
 from repo_manager.triton_config.slips import meant_field
+from repo_manager.triton_config.version_policy import served_versions, version_policy
 
 __all__ = ["ConfigChange", "against_manifest", "plan_change", "served_model_file"]
 

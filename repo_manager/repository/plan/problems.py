@@ -19,20 +19,13 @@ from repo_manager.repository.look import top_names
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.view import Entry, Link, ModelView, VersionView
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    VARIANTS_FOLDER,
-    ModelConfig,
-    Problem,
-    Severity,
-    check_rules,
-    parse_config,
-    same_signature,
-    served_versions,
-    version_policy,
-)
+from repo_manager.triton_config.compare import same_signature
 from repo_manager.triton_config.completion import backend_of_files
+from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
+from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_config.rules import check_rules
 from repo_manager.triton_config.slips import meant_field
+from repo_manager.triton_config.version_policy import served_versions, version_policy
 from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["model_problems", "readable_config", "version_problems", "work_problems"]

@@ -10,17 +10,15 @@ from repo_manager.repository.file_system import check_source
 from repo_manager.repository.layout import check_file_name, validate_model_name
 from repo_manager.repository.look import check_no_link
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import (
-    CONFIG_FILENAME,
-    VARIANTS_FOLDER,
-    ModelConfig,
-    format_config,
+from repo_manager.triton_config.compare import same_signature
+from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, format_config
+from repo_manager.triton_config.labels import labels_text
+from repo_manager.triton_config.version_policy import (
     replace_version_policy,
-    same_signature,
+    served_by,
+    version_policy,
     with_version_policy,
 )
-from repo_manager.triton_config.labels import labels_text
-from repo_manager.triton_config.version_policy import served_by, version_policy
 
 __all__ = [
     "check_model",

@@ -8,8 +8,7 @@ import datetime
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.state import ModelState, current_version, previous_version
 from repo_manager.repository.view import ModelView, VersionView
-from repo_manager.triton_config import replace_version_policy
-from repo_manager.triton_config.version_policy import served_by
+from repo_manager.triton_config.version_policy import replace_version_policy, served_by
 
 __all__ = [
     "Removal",

@@ -13,7 +13,7 @@ from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import FileRecord, Manifest
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.view import Entry, Level, ModelView
-from repo_manager.triton_config import Problem
+from repo_manager.triton_config.problems import Problem
 
 __all__ = [
     "Arrived",

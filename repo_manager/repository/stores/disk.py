@@ -56,7 +56,8 @@ from repo_manager.repository.stores.staging import (
     take_out,
 )
 from repo_manager.repository.view import Entry, Level, Link, ModelView
-from repo_manager.triton_config import CONFIG_FILENAME, Problem, Severity
+from repo_manager.triton_config.config import CONFIG_FILENAME
+from repo_manager.triton_config.problems import Problem, Severity
 
 __all__ = ["DiskStore"]
 

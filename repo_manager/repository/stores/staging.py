@@ -28,7 +28,7 @@ from repo_manager.repository.file_system import copy_durably, write_durably
 from repo_manager.repository.layout import MANIFEST_FILENAME, STAGING_IN_ROOT, check_file_name
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.stores.base import Incoming, Progress
-from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = [
     "check_copies",

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = ["Fingerprint", "read_fingerprint"]
 

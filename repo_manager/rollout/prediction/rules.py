@@ -16,7 +16,8 @@ from typing import Any
 from repo_manager.errors import ConfigError
 from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
-from repo_manager.triton_config import CONFIG_FILENAME, ModelConfig, read_config, served_versions
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, read_config
+from repo_manager.triton_config.version_policy import served_versions
 
 __all__ = [
     "FREE_FIELDS",

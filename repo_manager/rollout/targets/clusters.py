@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.repository import Location
+from repo_manager.repository.location import Location
 from repo_manager.rollout.targets.api import Api, Kind
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.inference_service import InferenceService, storage_of

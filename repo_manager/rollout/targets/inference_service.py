@@ -6,7 +6,9 @@ import dataclasses
 import re
 
 from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
-from repo_manager.repository import Location, find_model, model_state
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.targets.api import Api, Kind
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kserve_status import Wanted, wait_for_service

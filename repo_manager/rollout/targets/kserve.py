@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.gates import Outcome
-from repo_manager.repository import find_model
+from repo_manager.repository.scan import find_model
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.repository import Location
+from repo_manager.repository.location import Location
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
@@ -29,7 +29,7 @@ from repo_manager.rollout.targets.snapshot import (
 )
 from repo_manager.rollout.targets.snapshot_files import Snapshot, SnapshotModel, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import ServedTemplate, keeper_of, patch_back, patch_for, read_template
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 
 __all__ = ["KubernetesTarget"]
 

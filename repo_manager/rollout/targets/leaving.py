@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.repository import read_config_bytes
+from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.rollout.calls import in_waves
 from repo_manager.rollout.checks import Check, check_needed
 from repo_manager.rollout.observe import require_control, wait_until_only_ready

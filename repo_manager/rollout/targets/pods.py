@@ -12,8 +12,9 @@ from repo_manager.rollout.result import PodProof
 from repo_manager.rollout.smoke import smoke_test
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kubernetes_status import is_ready
-from repo_manager.server import ClientOptions, TritonClient
-from repo_manager.triton_config import ModelConfig
+from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import ClientOptions
+from repo_manager.triton_config.config import ModelConfig
 
 __all__ = ["PodProver"]
 

@@ -12,21 +12,16 @@ import time
 from collections.abc import Mapping, Sequence
 
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError
-from repo_manager.repository import (
-    ModelEntry,
-    SignatureCheck,
-    find_model,
-    read_config_bytes,
-    set_served_versions,
-    write_config_bytes,
-)
+from repo_manager.repository.configuration import read_config_bytes, set_served_versions, write_config_bytes
+from repo_manager.repository.scan import ModelEntry, find_model
+from repo_manager.repository.signing import SignatureCheck
 from repo_manager.rollout.checks import Check, check_loaded, check_version
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.observe import load_model, observe, wait_until_only_ready
 from repo_manager.rollout.plan import Relative
 from repo_manager.rollout.smoke import smoke_test
-from repo_manager.server import TritonClient
-from repo_manager.triton_config import ModelConfig
+from repo_manager.server.client import TritonClient
+from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.ensembles import dependents_of, is_ensemble, pinned_versions
 
 __all__ = ["Family", "Needed", "Relatives", "put_back"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import Location, find_model, scan
 from repo_manager.repository.ensembles import ensembles_in
+from repo_manager.repository.location import Location
+from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check, Outcome, check_needed
 from repo_manager.rollout.context import Context

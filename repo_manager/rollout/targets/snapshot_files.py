@@ -23,16 +23,18 @@ from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_tree
-from repo_manager.repository import Location, check_served, local_folder
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
+from repo_manager.repository.location import Location, local_folder
 from repo_manager.repository.look import existing_model, walk, with_versions
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.plan.removal import check_version
+from repo_manager.repository.signing import check_served
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import CONFIG_FILENAME, replace_version_policy
+from repo_manager.triton_config.config import CONFIG_FILENAME
+from repo_manager.triton_config.version_policy import replace_version_policy
 
 __all__ = [
     "SNAPSHOT_FILENAME",

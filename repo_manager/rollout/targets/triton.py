@@ -10,12 +10,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.repository import model_state, read_config_bytes, write_config_bytes
+from repo_manager.repository.configuration import read_config_bytes, write_config_bytes
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.calls import in_waves
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.targets.relatives import Family, Needed, put_back
 from repo_manager.rollout.targets.triton_part import LEFT_ALONE, TritonPart
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 
 __all__ = ["WIDE", "TritonTarget"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repo_manager.errors import ServerRefusedError
-from repo_manager.repository import set_served_versions, touch_config, write_config_bytes
+from repo_manager.repository.configuration import set_served_versions, touch_config, write_config_bytes
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.context import Context
@@ -21,8 +21,8 @@ from repo_manager.rollout.result import ServerResult
 from repo_manager.rollout.server_checks import check_server
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.rollout.targets.relatives import Family, Relatives
-from repo_manager.server import TritonClient
-from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.server.client import TritonClient
+from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = ["LEFT_ALONE", "TritonPart"]
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from repo_manager.errors import ServerUnreachableError, UsageError
-from repo_manager.server import ClientOptions, Endpoint, TritonClient
+from repo_manager.server.client import TritonClient
+from repo_manager.server.transport import ClientOptions, Endpoint
 
 __all__ = ["ServerAddress", "To", "connect", "is_cluster", "resolve_targets"]
 

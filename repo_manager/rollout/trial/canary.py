@@ -26,7 +26,7 @@ from repo_manager.rollout.trial.steps import (
     untried,
 )
 from repo_manager.rollout.trial.watch import ShadowWatch, TrafficWatch
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import kind_of
 
 __all__ = ["CanaryTarget"]

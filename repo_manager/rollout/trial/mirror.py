@@ -17,7 +17,7 @@ from repo_manager.gates import GateResult, Outcome
 from repo_manager.rollout.options import ShadowOptions
 from repo_manager.rollout.trial.gates import Evidence
 from repo_manager.rollout.trial.shadow import Array, LatencySummary, Request, ShadowReport
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 from repo_manager.stats.drift import DriftMeter, looks_like_scores, relative_error
 
 __all__ = ["Mirror"]

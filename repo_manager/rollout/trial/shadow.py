@@ -13,7 +13,7 @@ from repo_manager.gates import GateResult, Outcome
 from repo_manager.request_data.read import read_rows
 from repo_manager.request_data.tensors import Array, InputFacts
 from repo_manager.stats.drift import OutputDrift
-from repo_manager.triton_config import ModelConfig
+from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["Array", "LatencySummary", "Request", "ShadowReport", "read_requests"]

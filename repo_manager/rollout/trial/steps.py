@@ -16,10 +16,11 @@ from repo_manager.client import VersionWeights, published_name
 from repo_manager.errors import GateError, InconclusiveError, InputError, RepoManagerError, UsageError
 from repo_manager.files import write_atomic
 from repo_manager.gates import GateResult, Outcome
-from repo_manager.repository import Location, change_config
+from repo_manager.repository.configuration import change_config
+from repo_manager.repository.location import Location
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.trial.gates import worst_outcome
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 
 __all__ = [
     "CanaryStep",

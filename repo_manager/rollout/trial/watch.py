@@ -10,7 +10,7 @@ import numpy as np
 from repo_manager.gates import Gate, GateResult, Outcome
 from repo_manager.rollout.trial.gates import Evidence, judge_gates, worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 
 __all__ = ["ShadowWatch", "TrafficWatch"]
 

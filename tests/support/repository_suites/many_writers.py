@@ -17,7 +17,10 @@ from support.object_stores import tiny_config
 from support.repository_suites.places import Place, place_in
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import find_model, gc, publish, scan, verify
+from repo_manager.repository.publish import publish
+from repo_manager.repository.remove import gc
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.verify import verify
 
 
 def fork(act: Callable[[], None]) -> int:

@@ -11,27 +11,19 @@ from support.object_stores import tiny_config
 from support.repository_suites.places import Place
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import (
-    Location,
-    adopt,
-    change_config,
-    copy_version,
-    edit_config,
-    find_model,
-    gc,
-    parse_manifest,
-    publish,
-    record_deployment,
-    remove,
-    remove_tag,
-    repair,
-    scan,
-    set_labels,
-    set_served_versions,
-    set_tag,
-    verify,
-)
-from repo_manager.triton_config import ModelConfig
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.configuration import change_config, edit_config, set_served_versions
+from repo_manager.repository.location import Location
+from repo_manager.repository.manifest import parse_manifest
+from repo_manager.repository.publish import publish
+from repo_manager.repository.relabel import set_labels
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.repair import repair
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.tags import record_deployment, remove_tag, set_tag
+from repo_manager.repository.transfer import copy_version
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.config import ModelConfig
 
 CONTENT = b"content " * 50
 SPOILT = b"spoilt"

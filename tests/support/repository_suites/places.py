@@ -24,8 +24,7 @@ from typing import Any, Protocol
 from support.object_stores import s3_environment
 from support.tiny_s3 import State, TinyS3, tiny_s3
 
-from repo_manager.repository import Location, parse_location
-from repo_manager.repository.location import ObjectRepository
+from repo_manager.repository.location import Location, ObjectRepository, parse_location
 from repo_manager.repository.stores.objects.ledger import read_ledger
 from repo_manager.repository.stores.objects.store import ObjectStore  # Here, as a child is killed at once.
 

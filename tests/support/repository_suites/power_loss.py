@@ -39,15 +39,12 @@ from support.repository_suites.places import DiskPlace, ObjectPlace, Place, plac
 from support.tiny_s3 import Watch
 
 from repo_manager.errors import RepoManagerError
-from repo_manager.repository import (
-    Location,
-    check_signature,
-    find_model,
-    model_state,
-    parse_manifest,
-    sign_version,
-    verify,
-)
+from repo_manager.repository.location import Location
+from repo_manager.repository.manifest import parse_manifest
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.signing import check_signature, sign_version
+from repo_manager.repository.tags import model_state
+from repo_manager.repository.verify import verify
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 

@@ -21,7 +21,8 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.precision import convert
-from repo_manager.repository import compare_versions, find_model
+from repo_manager.repository.difference import compare_versions
+from repo_manager.repository.scan import find_model
 from repo_manager.stats.accuracy import Score, judge_accuracy
 from repo_manager.types import Precision
 

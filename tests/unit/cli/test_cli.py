@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from repo_manager import samples
-from repo_manager.repository import record_deployment, record_rollout
 from repo_manager.repository.state import record_of
-from repo_manager.server import running_server
+from repo_manager.repository.tags import record_deployment, record_rollout
+from repo_manager.server.records import running_server
 
 Run = Callable[..., Any]
 

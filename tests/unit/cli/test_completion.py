@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.repository import set_tag
+from repo_manager.repository.tags import set_tag
 
 ROOT = Path(__file__).parents[3]
 

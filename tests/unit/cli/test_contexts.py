@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from repo_manager import samples
-from repo_manager.repository import copy_version, find_model, model_state
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import model_state
+from repo_manager.repository.transfer import copy_version
 from repo_manager.settings import use_context
 
 Run = Callable[..., Any]

@@ -17,7 +17,7 @@ from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import _hint
 from repo_manager.samples import sample_model
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 
 
 @pytest.mark.parametrize(

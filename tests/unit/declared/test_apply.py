@@ -24,8 +24,12 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.apply import ApplyOptions, apply
 from repo_manager.precision import ConvertOptions
-from repo_manager.repository import find_model, model_state, publish, read_labels, scan, set_tag, verify
-from repo_manager.triton_config import parse_config, read_config
+from repo_manager.repository.publish import publish
+from repo_manager.repository.relabel import read_labels
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.tags import model_state, set_tag
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.config import parse_config, read_config
 
 Bring = Callable[..., "object"]
 

@@ -12,7 +12,7 @@ from support.triton_deployment import publish_scaling, triton_deployment
 from typer.testing import CliRunner, Result
 
 from repo_manager.cli.main import app
-from repo_manager.repository import set_served_versions
+from repo_manager.repository.configuration import set_served_versions
 from repo_manager.rollout.targets import api as cluster_api
 
 RELEASE = "k8s://models/rel"

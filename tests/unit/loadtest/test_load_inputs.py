@@ -14,7 +14,7 @@ from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.request_data.read import read_rows, write_rows
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, raw_bytes
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 from repo_manager.types import as_json
 
 

@@ -11,7 +11,7 @@ from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_r
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.request_data.tensors import InputFacts
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 from repo_manager.tls import TlsFiles
 
 

@@ -23,7 +23,7 @@ from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.request_data.read import read_rows, read_streams
 from repo_manager.request_data.tensors import InputFacts
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 
 FACTS = TargetFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8,

@@ -17,8 +17,10 @@ from repo_manager.pipeline.add_types import Added, AddOptions
 from repo_manager.pipeline.adding import add
 from repo_manager.report.added_view import added_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.repository import Severity, read_manifest, verify
-from repo_manager.triton_config import ConfigOptions
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.problems import Severity
 
 REASON = "node 'loudest' (ReduceMax) reduces over the batch axis"
 

@@ -17,8 +17,9 @@ from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.triton_options import AcceleratorOptions
 from repo_manager.errors import GateError, RepositoryError, UsageError
 from repo_manager.pipeline.adding import Added, AddOptions, add
-from repo_manager.repository import scan, verify
-from repo_manager.triton_config import parse_config, read_config
+from repo_manager.repository.scan import scan
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.config import parse_config, read_config
 from repo_manager.types import Precision
 
 ORT = "onnxruntime"

@@ -19,7 +19,9 @@ from repo_manager.loadtest.target import TargetFacts
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.load_records import keep_load_test, kept_load_tests
 from repo_manager.precision import ConvertOptions
-from repo_manager.repository import model_state, remove, set_served_versions
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.remove import remove
+from repo_manager.repository.tags import model_state
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
 from repo_manager.types import Precision

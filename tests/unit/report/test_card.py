@@ -20,8 +20,9 @@ from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.cards import version_cards
 from repo_manager.precision import ConvertOptions
 from repo_manager.report.card import card_html, card_markdown, index_html
-from repo_manager.repository import find_model, set_tag
 from repo_manager.repository.difference import recorded_checks
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import set_tag
 from repo_manager.types import Precision, as_json
 
 

@@ -14,7 +14,7 @@ import yaml
 from support.serving import scaling_model
 
 from repo_manager.report.sarif import sarif_text
-from repo_manager.repository import verify
+from repo_manager.repository.verify import verify
 from repo_manager.triton_config.text_fields import line_of
 
 ROOT = Path(__file__).parents[3]

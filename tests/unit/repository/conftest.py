@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from repo_manager.repository import PublishedVersion, publish
-from repo_manager.triton_config import ConfigOptions, ModelConfig, ServedSignature, derive_config
+from repo_manager.repository.publish import PublishedVersion, publish
+from repo_manager.triton_config.config import ModelConfig
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.types import Backend, TensorSpec
 
 Publish = Callable[..., PublishedVersion]

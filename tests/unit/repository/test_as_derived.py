@@ -11,11 +11,11 @@ import pytest
 
 from repo_manager import samples
 from repo_manager.pipeline.adding import add
-from repo_manager.repository import change_config, verify
-from repo_manager.repository.configuration import is_as_derived
+from repo_manager.repository.configuration import change_config, is_as_derived
 from repo_manager.repository.look import existing_model, with_versions
 from repo_manager.repository.stores import open_store
-from repo_manager.triton_config import parse_config
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.config import parse_config
 
 
 @pytest.fixture

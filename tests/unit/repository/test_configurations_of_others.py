@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.repository import Severity, change_config, verify
-from repo_manager.triton_config import parse_config
+from repo_manager.repository.configuration import change_config
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.config import parse_config
+from repo_manager.triton_config.problems import Severity
 
 IO = """input [ { name: "IN" data_type: TYPE_FP32 dims: [ -1, 4 ] } ]
 output [ { name: "OUT" data_type: TYPE_FP32 dims: 4 } ]"""

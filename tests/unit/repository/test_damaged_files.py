@@ -11,7 +11,9 @@ import pytest
 from support.repository_cases import Cases, readers
 
 from repo_manager.errors import RepoManagerError, RepositoryError
-from repo_manager.repository import adopt, scan, verify
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.scan import scan
+from repo_manager.repository.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 
-from repo_manager.repository import (
-    adopt,
-    copy_version,
-    record_deployment,
-    remove,
-    repair,
-    set_labels,
-    set_served_versions,
-    set_tag,
-)
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.relabel import set_labels
+from repo_manager.repository.remove import remove
+from repo_manager.repository.repair import repair
+from repo_manager.repository.tags import record_deployment, set_tag
+from repo_manager.repository.transfer import copy_version
 
 Put = Callable[..., Any]
 

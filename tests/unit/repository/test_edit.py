@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository import change_config, edit_config
+from repo_manager.repository.configuration import change_config, edit_config
 from repo_manager.repository.stores import disk as disk_module
-from repo_manager.triton_config import ReloadEffect, get_field, parse_config, read_config, set_fields
+from repo_manager.triton_config.compare import ReloadEffect
+from repo_manager.triton_config.config import parse_config, read_config
+from repo_manager.triton_config.fields import get_field, set_fields
 
 Put = Callable[..., Any]
 

@@ -10,8 +10,14 @@ import pytest
 from support.python_models import write_python_model
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository import Severity, adopt, change_config, copy_needed, copy_version, gc, remove, scan, verify
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.configuration import change_config
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.scan import scan
 from repo_manager.repository.stores.disk import DiskStore
+from repo_manager.repository.transfer import copy_needed, copy_version
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.problems import Severity
 
 IO = (
     "max_batch_size: 8\n"

@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import (
-    find_model,
-    model_state,
-    record_deployment,
-    remove,
-    set_served_versions,
-    set_tag,
-    verify,
-)
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.remove import remove
+from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores import disk
+from repo_manager.repository.tags import model_state, record_deployment, set_tag
+from repo_manager.repository.verify import verify
 
 Put = Callable[..., Any]
 NOBODY = 65534

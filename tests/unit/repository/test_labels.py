@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import ConfigError
-from repo_manager.repository import read_labels, set_labels, verify
+from repo_manager.repository.relabel import read_labels, set_labels
+from repo_manager.repository.verify import verify
 
 Put = Callable[..., Any]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import ObjectRepository, parse_location
+from repo_manager.repository.location import ObjectRepository, parse_location
 from repo_manager.types import as_json
 
 

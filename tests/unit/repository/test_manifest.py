@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import FileRecord, Manifest, parse_manifest, read_manifest
-from repo_manager.repository.manifest import manifest_text
+from repo_manager.repository.manifest import FileRecord, Manifest, manifest_text, parse_manifest, read_manifest
 from repo_manager.repository.state import read_states
 from repo_manager.types import Digest
 

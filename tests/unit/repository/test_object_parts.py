@@ -15,7 +15,7 @@ import pytest
 
 from repo_manager.errors import RepositoryError
 from repo_manager.report.progress import transfer_progress
-from repo_manager.repository import ObjectRepository, parse_location
+from repo_manager.repository.location import ObjectRepository, parse_location
 from repo_manager.repository.stores.base import Store, recorded_model
 from repo_manager.repository.stores.disk import DiskStore
 from repo_manager.repository.stores.objects.claim import is_abandoned

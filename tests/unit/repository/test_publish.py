@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import find_model, model_state, plan_publish, publish, set_served_versions, verify
-from repo_manager.triton_config import ModelConfig, parse_config, read_config, version_policy
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.publish import plan_publish, publish
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import model_state
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.config import ModelConfig, parse_config, read_config
+from repo_manager.triton_config.version_policy import version_policy
 from repo_manager.types import as_json
 
 Put = Callable[..., Any]

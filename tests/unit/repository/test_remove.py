@@ -8,21 +8,19 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository import (
-    find_model,
-    gc,
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.scan import find_model, scan
+from repo_manager.repository.tags import (
     model_state,
     previous_deployment,
-    read_manifest,
     record_deployment,
-    remove,
     remove_tag,
     resolve_version,
-    scan,
-    set_served_versions,
     set_tag,
-    verify,
 )
+from repo_manager.repository.verify import verify
 
 Put = Callable[..., Any]
 

@@ -19,7 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from repo_manager.errors import RepositoryError, UsageError
-from repo_manager.repository import SigningKey, check_signature, copy_version, gc, remove, sign_version, verify
+from repo_manager.repository.remove import gc, remove
+from repo_manager.repository.signing import SigningKey, check_signature, sign_version
+from repo_manager.repository.transfer import copy_version
+from repo_manager.repository.verify import verify
 
 Publish = Callable[..., object]
 PASSWORD = "sesame"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import verify
 from repo_manager.repository.stores.staging import staged, sweep
+from repo_manager.repository.verify import verify
 
 Put = Callable[..., Any]
 
@@ -87,7 +87,7 @@ import os, subprocess, sys
 from pathlib import Path
 from tests_conftest import make_config
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import publish
+from repo_manager.repository.publish import publish
 for step in sys.argv[1:]:
     sys.stdout.flush()
     words = os.path.expandvars(step).split()

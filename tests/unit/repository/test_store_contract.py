@@ -12,13 +12,17 @@ from support.repository_suites.operations import CONTENT, build
 from support.repository_suites.places import Place, place_in
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import adopt, find_model, remove, set_served_versions, verify
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.configuration import set_served_versions
 from repo_manager.repository.look import existing_model, walk, with_beside, with_versions
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.plan.publishing import check_model
+from repo_manager.repository.remove import remove
+from repo_manager.repository.scan import find_model
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store, model_names
+from repo_manager.repository.verify import verify
 from repo_manager.repository.view import Entry
 from repo_manager.types import Digest
 

@@ -8,20 +8,17 @@ import pytest
 from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import (
-    change_config,
-    compare_versions,
-    copy_version,
-    find_model,
-    model_state,
-    read_labels,
-    read_manifest,
-    remove,
-    set_labels,
-    transfer,
-    verify,
-)
+from repo_manager.repository import transfer
+from repo_manager.repository.configuration import change_config
+from repo_manager.repository.difference import compare_versions
+from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.publish import publish
+from repo_manager.repository.relabel import read_labels, set_labels
+from repo_manager.repository.remove import remove
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import model_state
+from repo_manager.repository.transfer import copy_version
+from repo_manager.repository.verify import verify
 
 Put = Callable[..., Any]
 

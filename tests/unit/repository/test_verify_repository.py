@@ -9,21 +9,16 @@ from typing import Any
 import pytest
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.repository import (
-    Severity,
-    adopt,
-    as_location,
-    begin_trial,
-    find_model,
-    model_state,
-    read_manifest,
-    record_deployment,
-    repair,
-    scan,
-    verify,
-)
+from repo_manager.repository.adopt import adopt
 from repo_manager.repository.layout import triton_version, version_number
+from repo_manager.repository.location import as_location
+from repo_manager.repository.manifest import read_manifest
+from repo_manager.repository.repair import repair
+from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.stores import disk as disk_module
+from repo_manager.repository.tags import begin_trial, model_state, record_deployment
+from repo_manager.repository.verify import verify
+from repo_manager.triton_config.problems import Severity
 
 Put = Callable[..., Any]
 

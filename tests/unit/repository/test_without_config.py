@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from repo_manager.cli.main import app
 from repo_manager.errors import UsageError
-from repo_manager.repository import find_model, verify
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.verify import verify
 from repo_manager.rollout.checks import Outcome, check_version
-from repo_manager.triton_config import Severity, parse_config
+from repo_manager.triton_config.config import parse_config
+from repo_manager.triton_config.problems import Severity
 
 
 @pytest.fixture

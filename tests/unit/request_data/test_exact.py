@@ -17,7 +17,7 @@ from repo_manager.loadtest.target import TargetFacts
 from repo_manager.request_data.read import read_rows, read_streams
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, decoded, exact_array, raw_bytes
 from repo_manager.rollout.trial.shadow import read_requests
-from repo_manager.triton_config import parse_config
+from repo_manager.triton_config.config import parse_config
 
 INTEGERS = [name for name, dtype in NUMPY_OF_TRITON.items() if dtype.kind in "iu"]
 FLOATS = ("FP16", "BF16", "FP32", "FP64")

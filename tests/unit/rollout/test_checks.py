@@ -9,7 +9,7 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model import runtime
 from repo_manager.onnx_model.runtime import free_host_bytes
-from repo_manager.repository import find_model
+from repo_manager.repository.scan import find_model
 from repo_manager.rollout.checks import Check, Outcome, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.server_checks import Room, _memory, room_for

@@ -14,9 +14,10 @@ from typer.testing import CliRunner, Result
 from repo_manager.cli.main import app
 from repo_manager.errors import InputError, RepositoryError, UsageError
 from repo_manager.pipeline.snapshot import Pinned, snapshot
-from repo_manager.repository import publish, set_served_versions
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.publish import publish
 from repo_manager.rollout.targets.snapshot_files import read_snapshot, snapshots_of
-from repo_manager.triton_config import parse_config
+from repo_manager.triton_config.config import parse_config
 
 
 @pytest.fixture(scope="module")

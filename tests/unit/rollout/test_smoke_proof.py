@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repo_manager.repository import publish
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, write_golden
+from repo_manager.repository.publish import publish
 from repo_manager.rollout.smoke import SmokeFailedError, smoke_test
-from repo_manager.server import TritonClient
-from repo_manager.triton_config import ModelConfig, parse_config
+from repo_manager.server.client import TritonClient
+from repo_manager.triton_config.config import ModelConfig, parse_config
 
 CONFIG = """backend: "onnxruntime" max_batch_size: 4
 input { name: "x" data_type: TYPE_FP32 dims: 2 }

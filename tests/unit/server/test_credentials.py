@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.server import ClientOptions, Endpoint
 from repo_manager.server.credentials import read_headers, read_token
+from repo_manager.server.transport import ClientOptions, Endpoint
 
 
 def write(folder: Path, content: str | bytes) -> Path:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.server import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, Endpoint
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from support.bad_peers import GRPC_MANNERS, BadPeer, Line
 
 from repo_manager.errors import ServerUnreachableError
-from repo_manager.server import TritonClient
+from repo_manager.server.client import TritonClient
 
 _LIVE = b"\x08\x01"  # ServerLiveResponse(live=True)
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import ServerError, UsageError
-from repo_manager.server import running_server
 from repo_manager.server.command import check_port_is_free, free_ports, listens_on, takes_connections
 from repo_manager.server.installation import find_triton
 from repo_manager.server.process import reason_in_log, start_ticks
-from repo_manager.server.records import RunningServer, write_record
+from repo_manager.server.records import RunningServer, running_server, write_record
 
 
 @pytest.fixture(autouse=True)

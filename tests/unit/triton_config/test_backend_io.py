@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from repo_manager.triton_config import ServedSignature, Severity, check_config, parse_config, same_signature
+from repo_manager.triton_config.compare import check_config, same_signature
+from repo_manager.triton_config.config import parse_config
+from repo_manager.triton_config.problems import Severity
+from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.types import Dim, TensorSpec
 
 

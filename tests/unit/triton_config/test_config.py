@@ -8,11 +8,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 from repo_manager.errors import ConfigError
-from repo_manager.triton_config import (
-    ModelConfig,
-    format_config,
-    parse_config,
-    read_config,
+from repo_manager.triton_config.config import ModelConfig, format_config, parse_config, read_config
+from repo_manager.triton_config.version_policy import (
     replace_version_policy,
     served_versions,
     version_policy,

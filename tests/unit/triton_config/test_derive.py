@@ -8,18 +8,12 @@ import pytest
 from repo_manager.errors import ConfigError
 from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.onnx_model.signature import Signature
-from repo_manager.triton_config import (
-    ConfigOptions,
-    ModelConfig,
-    changed_fields,
-    check_config,
-    check_rules,
-    config_dtype,
-    derive_config,
-    parse_config,
-    same_signature,
-    triton_dtype,
-)
+from repo_manager.triton_config.compare import changed_fields, check_config, same_signature
+from repo_manager.triton_config.config import ModelConfig, parse_config
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.options import ConfigOptions
+from repo_manager.triton_config.rules import check_rules
+from repo_manager.triton_config.served_signature import config_dtype, triton_dtype
 from repo_manager.types import Backend, Dim, TensorSpec
 
 BATCHED = BatchAxis("batched", "it is")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repo_manager.triton_config import ModelConfig, parse_config
+from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import (
     Member,
     check_ensembles,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import ConfigError, UsageError
-from repo_manager.triton_config import ModelConfig, parse_config
+from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import Member, check_ensemble
 from repo_manager.triton_config.joining import Joined, Part, TensorMap, join_models
 

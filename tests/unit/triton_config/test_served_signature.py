@@ -14,14 +14,10 @@ from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.runtime import RuntimeProcess, SessionSource
 from repo_manager.onnx_model.signature import signature_of
-from repo_manager.triton_config import (
-    ModelConfig,
-    check_config,
-    derive_config,
-    parse_config,
-    runtime_signature,
-    served_signature,
-)
+from repo_manager.triton_config.compare import check_config
+from repo_manager.triton_config.config import ModelConfig, parse_config
+from repo_manager.triton_config.derive import derive_config
+from repo_manager.triton_config.served_signature import runtime_signature, served_signature
 from repo_manager.types import Backend
 
 

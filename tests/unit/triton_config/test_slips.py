@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import ConfigError
-from repo_manager.triton_config import parse_config, set_fields
+from repo_manager.triton_config.config import parse_config
+from repo_manager.triton_config.fields import set_fields
 from repo_manager.triton_config.slips import meant_field
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from repo_manager.triton_config import parse_config
+from repo_manager.triton_config.config import parse_config
 from repo_manager.tuning.search import Trial, descend
 from repo_manager.tuning.space import BatchTime, Bounds, Setting, Space
 

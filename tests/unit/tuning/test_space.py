@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.triton_config import ModelConfig, parse_config, set_fields
+from repo_manager.triton_config.config import ModelConfig, parse_config
+from repo_manager.triton_config.fields import set_fields
 from repo_manager.tuning.space import AXES, BatchTime, Bounds, Setting, Space, setting_of
 
 TEXT = """name: "m"

@@ -25,7 +25,7 @@ from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.content import measure
 from repo_manager.repository.stores.objects.transport import upload_files
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = ["publish_version"]
 

@@ -7,7 +7,7 @@ import time
 from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.facts import Mark, ObjectFact
-from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = ["put_config"]
 

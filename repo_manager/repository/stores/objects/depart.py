@@ -23,7 +23,8 @@ from repo_manager.repository.stores.objects.fetch import read_manifest
 from repo_manager.repository.stores.objects.holder import Holder
 from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger, read_ledger
 from repo_manager.repository.view import ModelView
-from repo_manager.triton_config import CONFIG_FILENAME, format_config, parse_config, with_version_policy
+from repo_manager.triton_config.config import CONFIG_FILENAME, format_config, parse_config
+from repo_manager.triton_config.version_policy import with_version_policy
 
 __all__ = ["abandoned_work", "discard_versions", "end_work"]
 

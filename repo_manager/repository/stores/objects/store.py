@@ -40,7 +40,7 @@ from repo_manager.repository.stores.objects.lease import object_lease
 from repo_manager.repository.stores.objects.ledger import RECORD, Ledger, change_ledger, ledger_key, read_ledger
 from repo_manager.repository.stores.objects.transport import object_record, upload_files
 from repo_manager.repository.view import Entry, Level, ModelView, Work
-from repo_manager.triton_config import CONFIG_FILENAME
+from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = ["ObjectStore"]
 

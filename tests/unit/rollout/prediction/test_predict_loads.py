@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.repository import find_model, record_deployment
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import record_deployment
 from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.plan import plan_from
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
@@ -21,7 +22,7 @@ from repo_manager.rollout.prediction.rules import (
     predict,
     read_wanted,
 )
-from repo_manager.triton_config import parse_config
+from repo_manager.triton_config.config import parse_config
 
 CONFIG = """
 backend: "python"

@@ -11,7 +11,8 @@ from support.python_models import write_python_model
 from support.triton_deployment import triton_deployment
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository import adopt, model_state
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.pinning import pin_snapshot

@@ -15,7 +15,9 @@ from support.fake_cluster import FakeCluster, ready, touch, unschedulable, waiti
 from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.errors import RepositoryError, RollbackFailedError, RolloutUndoneError, ServerRefusedError, UsageError
-from repo_manager.repository import find_model, model_state, set_served_versions
+from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.scan import find_model
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout, SnapshotChange

@@ -8,7 +8,7 @@ import pytest
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.rollout.options import Amount
 from repo_manager.rollout.targets.urls import ServerAddress, resolve_targets
-from repo_manager.server import ClientOptions
+from repo_manager.server.transport import ClientOptions
 
 
 def pods(name: str, port: int) -> tuple[str, ...]:

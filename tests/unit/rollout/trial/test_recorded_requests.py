@@ -12,7 +12,7 @@ import pytest
 from repo_manager.errors import InputError
 from repo_manager.repository.golden import Exchange, Golden, write_golden
 from repo_manager.rollout.trial.shadow import read_requests
-from repo_manager.triton_config import ModelConfig, parse_config
+from repo_manager.triton_config.config import ModelConfig, parse_config
 
 IMAGE = 'input { name: "x" data_type: TYPE_FP32 dims: [2, 3] } output { name: "y" data_type: TYPE_FP32 dims: 1 }'
 ONE = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
