@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from repo_manager.repository.scan import ModelEntry, find_model, scan
     from repo_manager.repository.signing import SigningKey, check_signature, sign_version
     from repo_manager.repository.tags import model_state, remove_tag, resolve_version, set_tag
-    from repo_manager.repository.transfer import copy_needed, copy_version, version_files
+    from repo_manager.repository.transfer import CopyOptions, copy_needed, copy_version, version_files
     from repo_manager.repository.verify import verify
     from repo_manager.rollout.options import Amount, RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.rollout.result import Rollout
@@ -110,6 +110,7 @@ __all__ = [
     "ConfigOptions",
     "Conversion",
     "ConvertOptions",
+    "CopyOptions",
     "Declaration",
     "EmbeddedServer",
     "EngineOptions",
@@ -307,6 +308,7 @@ _MODULES = {
         "set_tag",
     ),
     "repository.transfer": (
+        "CopyOptions",
         "copy_needed",
         "copy_version",
         "version_files",

@@ -28,7 +28,7 @@ from repo_manager.repository.remove import remove
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.signing import check_served, sign_version
 from repo_manager.repository.tags import model_state, remove_tag, resolve_version, set_tag
-from repo_manager.repository.transfer import Transfer, copy_needed, copy_version
+from repo_manager.repository.transfer import CopyOptions, Transfer, copy_needed, copy_version
 from repo_manager.settings import load_settings
 from repo_manager.types import as_json
 
@@ -108,15 +108,15 @@ class CopyFlags:
     destination: str = option(
         "--into", default=..., metavar="DIR|URL", help="The repository to copy to; or context:NAME."
     )
-    as_name: str | None = option("--as", metavar="NAME", sets=(copy_version, "target_name"), help="Another name there.")
+    as_name: str | None = option("--as", metavar="NAME", sets=(CopyOptions, "target_name"), help="Another name there.")
     keep_number: bool = option(
         "--keep-number/--new-number",
-        sets=(copy_version, "keep_number"),
+        sets=(CopyOptions, "keep_number"),
         help="The version has the same number there, refused where it is not free; or the next number there.",
     )
     with_config: bool = option(
         "--with-config",
-        sets=(copy_version, "with_config"),
+        sets=(CopyOptions, "with_config"),
         help="Bring the configuration along (instance counts, delays, labels), too; the version policy there stays.",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the copy with this key, as `sign` does.")
@@ -142,9 +142,9 @@ def copy_command(
             part, _, number = each.source.rpartition(":")
             check_served(root, part, [int(number)], policy)
     progress = transfer_progress(terminal.progress, 0)
-    settings = settings_of(copy_version, flags)
-    needed = copy_needed(root, name, into, keep_number=flags.keep_number, dry_run=dry_run, progress=progress)
-    result = copy_version(root, name, version, into, dry_run=dry_run, progress=progress, **settings)
+    options = CopyOptions(**settings_of(CopyOptions, flags))
+    needed = copy_needed(root, name, into, keep_number=options.keep_number, dry_run=dry_run, progress=progress)
+    result = copy_version(root, name, version, into, options, dry_run=dry_run, progress=progress)
     for each in (*needed, result):
         if key is not None and not dry_run:
             signature = sign_version(into, each.name, each.version, key)

@@ -20,7 +20,7 @@ from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, LocationLike, as_location
-from repo_manager.repository.publish import plan_publish, publish
+from repo_manager.repository.publish import PublishTerms, plan_publish, publish
 from repo_manager.server.exchange import ModelKind
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
@@ -328,8 +328,8 @@ def _publish(
             size = sum(path.stat().st_size for path in files.values())
             progress = transfer_progress(report, size)
             details = _details(source, options, what.recording)
-            text = what.text
-            number = publish(repository, name, files, config, details, config_text=text, progress=progress).version
+            terms = PublishTerms(config_text=what.text)
+            number = publish(repository, name, files, config, details, terms, progress=progress).version
     return AddedFiles(
         name=name,
         version=number,

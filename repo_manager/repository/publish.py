@@ -27,7 +27,7 @@ from repo_manager.repository.view import ModelView
 from repo_manager.triton_config.config import ModelConfig, format_config
 from repo_manager.types import as_json
 
-__all__ = ["PublishPlan", "PublishedVersion", "plan_publish", "plan_publish_sizes", "publish"]
+__all__ = ["PublishPlan", "PublishTerms", "PublishedVersion", "plan_publish", "plan_publish_sizes", "publish"]
 
 _FIXED_FIELDS = {"schema_version", "model", "version", "created", "backend", "files", "config", "extra"}
 
@@ -77,6 +77,24 @@ class PublishedVersion:
     served: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class PublishTerms:
+    """What is asked of a version beyond its files.
+
+    Attributes:
+        expected: what each file must be; what arrived is compared before it becomes visible.
+        config_text: for a first version, the config.pbtxt to write instead of the configuration's canonical text: a
+            person's layout and comments are kept, its version policy is replaced.
+        number: the number that it has to have; `None` takes the next one.
+        claiming: asked where the number is claimed, when no other writer can come between; what it raises ends it.
+    """
+
+    expected: Mapping[str, FileRecord] | None = None
+    config_text: str | None = None
+    number: int | None = None
+    claiming: Callable[[], None] | None = None
+
+
 def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path], config: ModelConfig) -> PublishPlan:
     """Check everything that `publish` checks, and say what it would do; nothing is written.
 
@@ -107,12 +125,9 @@ def publish(
     files: Mapping[str, Path],
     config: ModelConfig,
     details: Mapping[str, Any],
+    terms: PublishTerms | None = None,
     *,
-    expected: Mapping[str, FileRecord] | None = None,
-    config_text: str | None = None,
-    number: int | None = None,
     progress: Callable[[int], None] | None = None,
-    claiming: Callable[[], None] | None = None,
 ) -> PublishedVersion:
     """Publish a model's next version.
 
@@ -128,12 +143,8 @@ def publish(
         files: path inside the version -> file to copy. `config.model_filename` must be among them.
         config: for a first version, written (with its labels); else compared with the existing one.
         details: more fields of the manifest: precision, source, conversion, sparsity, golden, tools, machine, others.
-        expected: what each file must be; what arrived is compared before it becomes visible.
-        config_text: for a first version, the config.pbtxt to write instead of `config`'s canonical text: a person's
-            layout and comments are kept, its version policy is replaced.
-        number: the number that it has to have; `None` takes the next one.
+        terms: `None` asks for nothing more.
         progress: told the bytes that have arrived, as they do.
-        claiming: asked where the number is claimed, when no other writer can come between; what it raises ends it.
 
     Returns:
         The version. Another process may already have published the one after it.
@@ -143,6 +154,7 @@ def publish(
             Nothing of the version is then visible in the repository.
         ConfigError: the existing config.pbtxt is broken.
     """
+    terms = terms or PublishTerms()
     with disk_errors(f"publish {name}"):
         check_sources(files)
         check_names(name, files, config)  # Before a root is made: a refused name leaves nothing behind.
@@ -155,15 +167,15 @@ def publish(
             Incoming(
                 name=name,
                 files={file: Path(path) for file, path in files.items()},
-                expected=expected,
+                expected=terms.expected,
                 beside=files_beside(config),
                 identity=config.backend,
                 check=check,
                 manifest=lambda version, records: _manifest(name, version, config, records, details),
-                first_config=lambda version: first_config_text(version, config, config_text).encode(),
+                first_config=lambda version: first_config_text(version, config, terms.config_text).encode(),
                 progress=progress or (lambda _: None),
-                number=number,
-                claiming=claiming,
+                number=terms.number,
+                claiming=terms.claiming,
             )
         )
     return PublishedVersion(

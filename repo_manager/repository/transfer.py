@@ -18,7 +18,7 @@ from repo_manager.repository.look import changeable_model, with_beside, with_ver
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.plan.configuration import ConfigChange
 from repo_manager.repository.plan.publishing import files_beside
-from repo_manager.repository.publish import PublishedVersion, plan_publish_sizes, publish
+from repo_manager.repository.publish import PublishedVersion, PublishTerms, plan_publish_sizes, publish
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView, VersionView
@@ -27,11 +27,31 @@ from repo_manager.triton_config.config import VARIANTS_FOLDER, ModelConfig, pars
 from repo_manager.triton_config.ensembles import pinned_versions
 from repo_manager.triton_config.text_fields import replace_field
 from repo_manager.triton_config.version_policy import served_versions
+from repo_manager.validation import check_fields
 
-__all__ = ["Transfer", "copy_needed", "copy_version", "version_files"]
+__all__ = ["CopyOptions", "Transfer", "copy_needed", "copy_version", "version_files"]
 
 
 _OWN_FIELDS = ("schema_version", "model", "version", "created", "backend", "files", "config", "extra")
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyOptions:
+    """What the copy of a version becomes.
+
+    Attributes:
+        target_name: the model's name there; `None`: the same.
+        keep_number: it has the same number there, which has to be free; else it takes the next number there.
+        with_config: the target's config.pbtxt becomes the source's, with labels and variants, but for the version
+            policy. Without it, the config.pbtxt of a model that is there already stays as it is.
+    """
+
+    target_name: str | None = None
+    keep_number: bool = True
+    with_config: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +105,8 @@ def copy_version(
     name: str,
     version: int,
     target: LocationLike,
+    options: CopyOptions | None = None,
     *,
-    target_name: str | None = None,
-    keep_number: bool = True,
-    with_config: bool = False,
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Transfer:
@@ -105,10 +123,7 @@ def copy_version(
         version: its version there.
         target: the repository to copy to; a folder is made when it does not exist. May be `source` with another
             `target_name`.
-        target_name: the model's name there; `None`: the same.
-        keep_number: it has the same number there, which has to be free; else it takes the next number there.
-        with_config: the target's config.pbtxt becomes the source's, with labels and variants, but for the version
-            policy. Without it, the config.pbtxt of a model that is there already stays as it is.
+        options: `None` takes the defaults.
         dry_run: only say what would be done.
         progress: told the bytes that have arrived, those fetched and those sent.
 
@@ -117,7 +132,8 @@ def copy_version(
             not free there, or the target serves something else under that name.
         ConfigError: with the source's config.pbtxt, the versions that are there would not load.
     """
-    new_name = validate_model_name(name if target_name is None else target_name)
+    options = options or CopyOptions()
+    new_name = validate_model_name(name if options.target_name is None else options.target_name)
     with disk_errors(f"copy {name}:{version}"):
         origin = open_store(source)
         view, content = _look(origin, name, version)
@@ -128,13 +144,13 @@ def copy_version(
         twin = _identical_version(there, new_name, manifest)
         made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, manifest.size_bytes, None)
         exists = there.look(new_name).has_config
-        if with_config and exists:
+        if options.with_config and exists:
             beside = files_beside(config)
             made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside, dry_run=True))
             config = dataclasses.replace(config, labels={}, variants={})  # they come with the change
         elif exists:
             made = dataclasses.replace(made, left_behind=_differing(there, new_name, config))
-        number = version if keep_number else None
+        number = version if options.keep_number else None
         if twin is None and dry_run:
             sizes = {file: record.size_bytes for file, record in manifest.files.items()}
             plan = plan_publish_sizes(target, new_name, sizes, config, number)
@@ -171,11 +187,8 @@ def _published(
             {file: folder / file for file in manifest.files},
             config,
             _copied_details(manifest, copy.origin.location.name),
-            expected=manifest.files,
-            config_text=copy.text,
-            number=number,
+            PublishTerms(manifest.files, copy.text, number, claiming),
             progress=told,
-            claiming=claiming,
         )
 
 
@@ -203,7 +216,7 @@ def copy_needed(
         source: the repository to copy from.
         name: an ensemble, or a model whose code asks others; nothing is copied for any other.
         target: the repository to copy to.
-        keep_number: as for `copy_version`.
+        keep_number: as in `CopyOptions`.
         dry_run: only say what would be done.
         progress: told the bytes that have arrived.
 
@@ -222,9 +235,8 @@ def copy_needed(
         pinned = [version for version in pinned_versions(pins, each) if version in view.versions]
         served = served_versions(view.parsed_config(), view.versions)
         version = max(pinned or served or view.versions)
-        done.append(
-            copy_version(source, each, version, target, keep_number=keep_number, dry_run=dry_run, progress=progress)
-        )
+        options = CopyOptions(keep_number=keep_number)
+        done.append(copy_version(source, each, version, target, options, dry_run=dry_run, progress=progress))
     return tuple(done)
 
 

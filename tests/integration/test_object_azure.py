@@ -21,7 +21,7 @@ from repo_manager.repository.stores.objects import client as client_module
 from repo_manager.repository.stores.objects.client import StoreOptions, open_client
 from repo_manager.repository.stores.objects.ledger import read_ledger
 from repo_manager.repository.tags import record_deployment, set_tag
-from repo_manager.repository.transfer import copy_version
+from repo_manager.repository.transfer import CopyOptions, copy_version
 from repo_manager.repository.verify import verify
 
 pytestmark = pytest.mark.integration
@@ -58,7 +58,7 @@ def test_the_life_of_a_model(root: ObjectRepository, tmp_path: Path) -> None:
     assert remove(root, "m", 3).versions == (3,)
     assert change_config(root, "m", {"instance_group.count": "3"}).applied
     assert copy_version(root, "m", 2, tmp_path / "local").version == 2
-    assert copy_version(tmp_path / "local", "m", 2, root, target_name="n").version == 2
+    assert copy_version(tmp_path / "local", "m", 2, root, CopyOptions(target_name="n")).version == 2
     assert gc(root).removals == ()
     entry = find_model(root, "m")
     assert ([v.version for v in entry.versions], entry.selected) == ([1, 2], (2,))

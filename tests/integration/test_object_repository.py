@@ -49,7 +49,7 @@ from repo_manager.repository.tags import (
     resolve_version,
     set_tag,
 )
-from repo_manager.repository.transfer import copy_version, version_files
+from repo_manager.repository.transfer import CopyOptions, copy_version, version_files
 from repo_manager.repository.verify import verify
 
 pytestmark = pytest.mark.integration
@@ -368,13 +368,13 @@ def test_copies_in_every_direction(root: ObjectRepository, put: Put, tmp_path: P
         source, target = local, root.parent / "production"
     else:
         source, target = root, root.parent / "production"
-    planned = copy_version(source, "m", 1, target, target_name="n", dry_run=True)
+    planned = copy_version(source, "m", 1, target, CopyOptions(target_name="n"), dry_run=True)
     assert (planned.version, planned.published) == (1, None)
     seen: list[int] = []
-    made = copy_version(source, "m", 1, target, target_name="n", progress=seen.append)
+    made = copy_version(source, "m", 1, target, CopyOptions(target_name="n"), progress=seen.append)
     assert (made.version, made.identical) == (1, False)
     assert sum(seen) >= 600
-    assert copy_version(source, "m", 1, target, target_name="n").identical
+    assert copy_version(source, "m", 1, target, CopyOptions(target_name="n")).identical
     there = find_model(target, "n").versions[0].manifest
     assert there is not None
     assert there.extra["copied_from"]["model"] == "m"
@@ -390,13 +390,13 @@ def test_two_copies_at_a_time_bring_the_content_once(root: ObjectRepository, put
 
     def copy_meanwhile(_: int) -> None:
         with pytest.raises(RepositoryError) as no:
-            copy_version(local, "m", 1, target, keep_number=False)
+            copy_version(local, "m", 1, target, CopyOptions(keep_number=False))
         refused.append(no.value.message)
 
-    assert copy_version(local, "m", 1, target, keep_number=False, progress=copy_meanwhile).version == 1
+    assert copy_version(local, "m", 1, target, CopyOptions(keep_number=False), progress=copy_meanwhile).version == 1
     assert set(refused) == {"another command publishes the same content as m:1 right now"}
     assert [each.version for each in find_model(target, "m").versions] == [1]
-    late = copy_version(local, "m", 1, target, keep_number=False)
+    late = copy_version(local, "m", 1, target, CopyOptions(keep_number=False))
     assert (late.version, late.identical) == (1, True)
 
 

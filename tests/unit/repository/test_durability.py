@@ -16,7 +16,7 @@ from repo_manager.repository.relabel import set_labels
 from repo_manager.repository.remove import remove
 from repo_manager.repository.repair import repair
 from repo_manager.repository.tags import record_deployment, set_tag
-from repo_manager.repository.transfer import copy_version
+from repo_manager.repository.transfer import CopyOptions, copy_version
 
 Put = Callable[..., Any]
 
@@ -104,7 +104,7 @@ def forget(root: Path) -> None:
         (None, lambda root, put: set_labels(root, "m", "y", ("a", "b"))),
         (None, lambda root, put: remove(root, "m", 3)),
         (None, lambda root, put: remove(root, "m", force=True)),
-        (None, lambda root, put: copy_version(root, "m", 2, root, target_name="copy")),
+        (None, lambda root, put: copy_version(root, "m", 2, root, CopyOptions(target_name="copy"))),
         (forget, lambda root, put: adopt(root)),
         (spoil, lambda root, put: repair(root)),
     ],

@@ -17,7 +17,7 @@ from repo_manager.repository.relabel import read_labels, set_labels
 from repo_manager.repository.remove import remove
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import model_state
-from repo_manager.repository.transfer import copy_version
+from repo_manager.repository.transfer import CopyOptions, copy_version
 from repo_manager.repository.verify import verify
 
 Put = Callable[..., Any]
@@ -69,7 +69,7 @@ def test_numbers_are_kept_where_they_are_free(root: Path, other: Put, tmp_path: 
         with pytest.raises(RepositoryError, match=r"m:1 cannot keep its number: version 1 may have been there") as no:
             copy_version(root, "m", 1, production, dry_run=dry_run)
         assert "--new-number" in (no.value.hint or "")
-    assert copy_version(root, "m", 1, production, keep_number=False).version == 4
+    assert copy_version(root, "m", 1, production, CopyOptions(keep_number=False)).version == 4
     with pytest.raises(RepositoryError, match="version 4 is there already, with other content"):
         copy_version(root, "m", 4, production)
     assert copy_version(root, "m", 2, production).version == 2
@@ -87,11 +87,11 @@ def test_the_configuration_comes_along_when_told(root: Path, tmp_path: Path) -> 
     with pytest.raises(RepositoryError, match="has no labels") as refused:
         copy_version(root, "m", 2, production)
     assert "--with-config" in (refused.value.hint or "")
-    planned = copy_version(root, "m", 2, production, with_config=True, dry_run=True)
+    planned = copy_version(root, "m", 2, production, CopyOptions(with_config=True), dry_run=True)
     assert planned.config is not None
     assert "instance_group" in planned.config.fields
     assert versions_of(production) == [1]
-    done = copy_version(root, "m", 2, production, with_config=True)
+    done = copy_version(root, "m", 2, production, CopyOptions(with_config=True))
     assert (done.version, done.config is not None and done.config.applied) == (2, True)
     assert "count: 3" in (production / "m/config.pbtxt").read_text()
     assert read_labels(production, "m")["y"] == labels
@@ -122,7 +122,7 @@ def test_copying_again_does_nothing(root: Path, put: Put, tmp_path: Path) -> Non
 
 def test_within_a_repository_under_another_name(root: Path, put: Put) -> None:
     put()
-    copy_version(root, "m", 1, root, target_name="m-canary")
+    copy_version(root, "m", 1, root, CopyOptions(target_name="m-canary"))
     assert 'name: "m-canary"' in (root / "m-canary/config.pbtxt").read_text()
     assert verify(root, models=False) == ()
 
@@ -133,7 +133,7 @@ def test_configurations_for_model_config_name_travel_with_the_model(
     put()
     (root / "m/configs").mkdir()
     (root / "m/configs/h100.pbtxt").write_text((root / "m/config.pbtxt").read_text() + "# for the H100\n")
-    copy_version(root, "m", 1, tmp_path / "p", target_name="m-canary")
+    copy_version(root, "m", 1, tmp_path / "p", CopyOptions(target_name="m-canary"))
     copied = (tmp_path / "p/m-canary/configs/h100.pbtxt").read_text()
     assert 'name: "m-canary"' in copied
     assert copied.endswith("# for the H100\n")
@@ -141,7 +141,7 @@ def test_configurations_for_model_config_name_travel_with_the_model(
     put()
     (root / "m/configs/h100.pbtxt").write_text((root / "m/config.pbtxt").read_text())
     with pytest.raises(RepositoryError, match=r"configs/h100.pbtxt: it says something else"):
-        copy_version(root, "m", 2, tmp_path / "p", target_name="m-canary")
+        copy_version(root, "m", 2, tmp_path / "p", CopyOptions(target_name="m-canary"))
 
 
 @pytest.mark.parametrize("damage", ["content", "missing", "added", "manifest"])
@@ -163,7 +163,7 @@ def test_a_damaged_source_never_reaches_the_target(root: Path, put: Put, tmp_pat
 def test_a_target_that_serves_something_else_refuses(root: Path, put: Put, tmp_path: Path, files: Any) -> None:
     put()
     other = put("n", size=5)
-    copy_version(root, "n", other.version, tmp_path / "p", target_name="m")
+    copy_version(root, "n", other.version, tmp_path / "p", CopyOptions(target_name="m"))
     with pytest.raises(RepositoryError, match="another model name"):
         copy_version(root, "m", 1, tmp_path / "p")
 
@@ -199,7 +199,7 @@ def test_a_refused_name_leaves_no_empty_repository(
 ) -> None:
     put()
     with pytest.raises(RepositoryError, match="cannot be a model's name"):
-        copy_version(root, "m", 1, tmp_path / "production", target_name=name)
+        copy_version(root, "m", 1, tmp_path / "production", CopyOptions(target_name=name))
     with pytest.raises(RepositoryError, match="cannot be a model's name"):
         publish(tmp_path / "production", name, files, config, {})
     assert not (tmp_path / "production").exists()
@@ -216,11 +216,11 @@ def test_two_copies_at_a_time_with_new_numbers_bring_the_content_once(
     def publish_late(*arguments: Any, **options: Any) -> Any:
         """Another command copies the same between the look for an identical version and the claim of a number."""
         monkeypatch.undo()
-        meanwhile.append(copy_version(root, "m", 1, production, keep_number=False).version)
+        meanwhile.append(copy_version(root, "m", 1, production, CopyOptions(keep_number=False)).version)
         return publish_now(*arguments, **options)
 
     monkeypatch.setattr(transfer, "publish", publish_late)
-    late = copy_version(root, "m", 1, production, keep_number=False)
+    late = copy_version(root, "m", 1, production, CopyOptions(keep_number=False))
     assert meanwhile == [1]
     assert (late.version, late.identical, late.published) == (1, True, None)
     assert [each.version for each in find_model(production, "m").versions] == [1]
