@@ -13,9 +13,7 @@ from repo_manager.cli.options import check_outputs, writing
 from repo_manager.errors import UsageError
 from repo_manager.report.rollout_tables import shadow_view
 from repo_manager.report.terminal import Terminal
-from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
-from repo_manager.rollout.trial.gates import parse_gates
-from repo_manager.rollout.trial.steps import parse_steps
+from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions, parse_gates, parse_steps
 from repo_manager.types import as_json
 
 if TYPE_CHECKING:

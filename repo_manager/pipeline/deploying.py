@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import RepositoryError, RollbackFailedError, ServerUnreachableError
-from repo_manager.pipeline.background import ensure_server, stop_running
+from repo_manager.optional import deferred
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
 from repo_manager.repository.scan import find_model
@@ -28,6 +29,11 @@ from repo_manager.rollout.targets.urls import To
 from repo_manager.server.records import running_server
 from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
+
+if TYPE_CHECKING:
+    from repo_manager.pipeline import background
+else:  # Only a deploy that finds no server starts one.
+    background = deferred("repo_manager.pipeline.background")
 
 __all__ = ["deploy", "rollback", "undeploy"]
 
@@ -223,14 +229,14 @@ class _Where:
             return
         if running_server(repository) is None:
             _refuse_early(repository, name, version, self.options)
-        server = ensure_server(repository, None, timeout_s=self.options.load_timeout_s, report=report)
+        server = background.ensure_server(repository, None, timeout_s=self.options.load_timeout_s, report=report)
         try:
             yield _Reached(server.url, server.started)
         except RollbackFailedError:
             raise  # a person has to act, on that server
         except BaseException:
             if server.started:
-                stop_running(repository)
+                background.stop_running(repository)
                 report("The server that was started for it is stopped again.")
             raise
 

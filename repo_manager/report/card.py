@@ -9,8 +9,7 @@ from typing import Any
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.report.markdown import markdown_code, markdown_table, markdown_text
 from repo_manager.report.page import render_page
-from repo_manager.report.prune_html import pruning_facts
-from repo_manager.report.tables import format_bytes, format_count, format_share
+from repo_manager.report.tables import format_bytes, format_count, format_share, pruning_facts
 from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy, recorded_checks
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.scan import ModelEntry, VersionEntry

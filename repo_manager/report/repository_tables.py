@@ -9,8 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report.layout import Moment, key_values, last_deployed, make_table
-from repo_manager.report.prune_html import pruning_facts
-from repo_manager.report.tables import format_bytes, format_share
+from repo_manager.report.tables import format_bytes, format_share, pruning_facts
 from repo_manager.report.terminal import next_command
 from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy
 from repo_manager.triton_config.compare import ReloadEffect

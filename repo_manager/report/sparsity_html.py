@@ -1,4 +1,4 @@
-"""A sparsity report as one HTML file: the network as a strip of layers, and the table below. No JavaScript."""
+"""A sparsity report as one HTML file: the network as a strip of layers, the table, what pruning did. No JavaScript."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from repo_manager.report.page import render_page
-from repo_manager.report.prune_html import pruning_section
+from markupsafe import Markup
+
+from repo_manager.report.page import render_page, render_part
+from repo_manager.report.svg import Axis, Chart
+from repo_manager.report.tables import format_share, pruning_facts
 from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def sparsity_page(
         factor=_factor,
         colour_of=lambda layer: _STYLE_OF[layer.verdict][1],
         evidence=evidence,
-        pruning="" if pruned is None else pruning_section(pruned),
+        pruning="" if pruned is None else _pruning_section(pruned),
         timed=any(row.time_sparse_ns is not None or row.time_dense_ns is not None for row in evidence),
         said={True: "yes", False: "no", None: "not reported"},
         time=lambda time_ns: "" if time_ns is None else f"{time_ns / 1e3:.3g} us",
@@ -115,3 +118,51 @@ def _si(number: int) -> str:
 
 def _factor(bound: float | None) -> str:
     return "unknown" if bound is None else f"{bound:.2f}x"
+
+
+def _pruning_section(pruned: Mapping[str, Any]) -> Markup:
+    """Return the section; every name from the model is escaped.
+
+    Args:
+        pruned: a `PruneReport` as it is in a manifest or in JSON.
+    """
+    budget = (pruned.get("evidence") or {}).get("budget")
+    front: Sequence[Mapping[str, Any]] = budget["front"] if budget else ()
+    return render_part(
+        "pruning_section.html.j2",
+        pruned=pruned,
+        facts=pruning_facts(pruned),
+        front=front,
+        measure="Metric" if budget and budget["kind"] == "metric" else "Drift",
+        chart=Markup(_pruning_chart(budget)) if budget else "",
+        percent=format_share,
+        number=lambda value: "" if value is None else f"{value:.3g}",
+    )
+
+
+def _pruning_chart(budget: Mapping[str, Any]) -> str:
+    """Draw the share of the compute against what it costs."""
+    is_metric = budget["kind"] == "metric"
+
+    def points(*, final: bool) -> list[tuple[float, float, str]]:
+        found = []
+        for point in budget["front"]:
+            value = point["metric"] if is_metric else point["drift"]
+            if bool(point["final"]) == final and isinstance(value, int | float):
+                text = f"{point['layers']} layers, {format_share(point['macs_share'])} of the compute: {value:.3g}"
+                found.append((100 * point["macs_share"], float(value), text))
+        return found
+
+    front, final = points(final=False), points(final=True)
+    values = [value for _, value, _ in (*front, *final)]
+    y = Axis.around("metric", values, zero=False) if is_metric else Axis.around("drift", [*values, budget["limit"]])
+    chart = Chart(
+        "Compute that can run sparse against its cost",
+        "A point for each set of layers that was measured, and for those that were solved one behind the other.",
+        Axis.around("share of the compute that can run sparse, %", [0.0, 100.0]),
+        y,
+    )
+    chart.line("each layer solved by itself", [(x, value) for x, value, _ in front], 0).marks(front, 0).marks(final, 1)
+    if not is_metric:
+        chart.limit(budget["limit"], f"limit {budget['limit']:g}")
+    return chart.render()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.report.layout import key_values, make_table
-from repo_manager.report.prune_html import pruning_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +26,7 @@ __all__ = [
     "format_share",
     "inspection_view",
     "prune_view",
+    "pruning_facts",
     "sparsity_view",
 ]
 
@@ -324,3 +324,37 @@ def _result(check: Check) -> Text:
     if check.is_empty and check.passed:
         return Text("no evidence", style="yellow")
     return Text("ok", style="green") if check.passed else Text("FAILED", style="red")
+
+
+def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what pruning cost, as name and value, from a report as it is in a manifest or in JSON."""
+    found = pruned.get("evidence")
+    if not found:
+        return [("layers pruned", str(len(pruned["pruned"])))]
+    drift, by_magnitude = (
+        max((item["relative_error"] for item in found[name]), default=0.0) for name in ("drift", "magnitude_drift")
+    )
+    uppers = (found.get("drift_upper") or {}).values()
+    bound = f", at most {max(uppers):.3g} (95 %)" if uppers else ""
+    budget = found.get("budget")
+    facts = [
+        ("layers pruned", str(len(pruned["pruned"]))),
+        (
+            "compute that can run sparse",
+            format_share(found["sparse_macs"] / found["macs"]) if found["macs"] else "unknown",
+        ),
+        ("drift", f"{drift:.3g}{bound} on {found['judged_samples']} {found['judged_on']} samples"),
+        ("by magnitude", f"{by_magnitude:.3g}"),
+        (
+            "solved on",
+            f"{found['samples']} samples of {found['data']} ({found['data_digest'][:19]}, seed {found['seed']})",
+        ),
+    ]
+    if permutation := found.get("permutation"):
+        kept = f"2:4 keeps {format_share(permutation['kept_after'])}, before {format_share(permutation['kept_before'])}"
+        facts.append(("channels permuted", f"{permutation['channels']}; of the magnitude {kept}"))
+    if budget:
+        facts.append(("budget", f"{budget['kind']} {budget['limit']:g}"))
+        if budget["metric"] is not None:
+            facts.append(("metric", f"{budget['metric']:.4g}, dense {budget['dense_metric']:.4g}"))
+    return facts

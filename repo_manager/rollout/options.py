@@ -9,17 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repo_manager.errors import UsageError
-from repo_manager.gates import Gate
-from repo_manager.rollout.trial.gates import parse_gates
+from repo_manager.gates import SHARE, TIME, Gate, Grammar, Subject
+from repo_manager.stats.quantiles import PERCENTILES
 from repo_manager.validation import check_fields, check_range
 
 if TYPE_CHECKING:  # they take the options
     from repo_manager.rollout.trial.shadow import ShadowReport
     from repo_manager.rollout.trial.steps import Weights
 
-__all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"]
+__all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions", "parse_gates", "parse_steps"]
 
 _DEFAULT_GATES = "errors<1%"
+_LATENCY = Subject(TIME, side="<", has_factor=True)
+_GRAMMAR = Grammar(
+    {
+        **dict.fromkeys(("mean", *(percentile.key for percentile in PERCENTILES)), _LATENCY),
+        "errors": Subject(SHARE, side="<", is_share=True),
+        "agreement": Subject(SHARE, side=">", is_share=True),
+        "drift": Subject(SHARE, side="<"),
+    },
+    examples=("p99<20ms", "p99<1.2x", "errors<0.1%", "agreement>99%", "drift<1e-2"),
+)
 _FORM = re.compile(r"(?P<value>\d+(?:\.\d+)?)(?P<percent>\s*%)?")
 
 
@@ -192,3 +202,29 @@ class TrialOptions:
                 f"the server's counters cannot tell {', '.join(deaf)}: they provide only error counts and mean times",
                 hint="Add --shadow REQUESTS, or use errors<... and mean<... alone.",
             )
+
+
+def parse_gates(text: str) -> tuple[Gate, ...]:
+    """Parse gates separated by commas.
+
+    Raises:
+        UsageError: an unknown metric, unit or form.
+    """
+    return _GRAMMAR.parse_all(text)
+
+
+def parse_steps(text: str) -> tuple[float, ...]:
+    """Parse `5%,25%,100%`.
+
+    Raises:
+        UsageError: not percentages that rise to 100.
+    """
+    hint = "For instance 5%,25%,100%: rising shares of the traffic, the last one 100%."
+    try:
+        steps = tuple(float(part.strip().removesuffix("%")) / 100.0 for part in text.split(","))
+    except ValueError as exc:
+        raise UsageError(f"the canary steps {text!r} cannot be read", hint=hint) from exc
+    rising = all(low < high for low, high in zip((0.0, *steps), steps, strict=False))
+    if not rising or steps[-1] != 1.0 or len(steps) < 2:
+        raise UsageError(f"the canary steps {text!r} are not shares that rise to 100 % in two steps or more", hint=hint)
+    return steps

@@ -29,8 +29,7 @@ from repo_manager.gates import Outcome
 from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
-from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions
-from repo_manager.rollout.trial.gates import parse_gates
+from repo_manager.rollout.options import RolloutOptions, ShadowOptions, TrialOptions, parse_gates
 from repo_manager.rollout.trial.shadow import ShadowReport
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer

@@ -41,7 +41,7 @@ from repo_manager.rollout import engine
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
-from repo_manager.rollout.options import Amount, RolloutOptions, TrialOptions
+from repo_manager.rollout.options import Amount, RolloutOptions, TrialOptions, parse_gates
 from repo_manager.rollout.plan import Action
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets import api as cluster_api
@@ -50,7 +50,6 @@ from repo_manager.rollout.targets.base import Target
 from repo_manager.rollout.targets.kserve import KServeTarget
 from repo_manager.rollout.targets.kubernetes import DeploymentPart
 from repo_manager.rollout.targets.triton_part import TritonPart
-from repo_manager.rollout.trial.gates import parse_gates
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer

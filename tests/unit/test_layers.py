@@ -132,8 +132,8 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
     """What most commands do without.
 
     On a disk: the store of objects; of `verify`: how a graph is judged, by onnx and NumPy; of a deploy to a server:
-    clusters, canaries, the other protocol, and how a model without a recorded answer is run; of `inspect` on a file
-    that lies in no version: the repository; of `diff`: load tests, which few versions keep.
+    clusters, canaries, the other protocol, the start of one, and how a model without a recorded answer is run; of
+    `inspect` on a file that lies in no version: the repository; of `diff`: load tests, which few versions keep.
     """
     waiting = {
         str(path.relative_to(PACKAGE))
@@ -145,6 +145,7 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
     }
     assert waiting == {
         "cli/versions.py",
+        "pipeline/deploying.py",
         "pipeline/inspect.py",
         "repository/stores/__init__.py",
         "declared/servers.py",

@@ -13,8 +13,8 @@ from repo_manager.errors import MissingDependencyError
 from repo_manager.optional import deferred, install_command
 
 LIGHT = {
-    "repo_manager.server": ("grpc", "numpy", "tritonclient.grpc", "tritonclient.utils"),
-    "repo_manager.repository": ("grpc", "numpy", "onnx", "onnxruntime", "obstore", "tritonclient.grpc"),
+    "repo_manager.server.client": ("grpc", "numpy", "tritonclient.grpc", "tritonclient.utils"),
+    "repo_manager.repository.publish": ("grpc", "numpy", "onnx", "onnxruntime", "obstore", "tritonclient.grpc"),
     "repo_manager.rollout.deploy": (
         "grpc",
         "onnx",

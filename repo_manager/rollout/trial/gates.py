@@ -15,24 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.files import document
-from repo_manager.gates import SHARE, TIME, Gate, GateResult, Grammar, Outcome, Subject, decide, growth_needed, worst
+from repo_manager.gates import Gate, GateResult, Outcome, decide, growth_needed, worst
 from repo_manager.stats.intervals import share_bounds, spent
 from repo_manager.stats.quantiles import PERCENTILES
 from repo_manager.stats.resampling import bootstrap_bounds
 
-__all__ = ["Evidence", "judge_gates", "parse_gates", "worst_outcome"]
+__all__ = ["Evidence", "judge_gates", "worst_outcome"]
 
 _QUANTILES = {percentile.key: percentile.share for percentile in PERCENTILES}
-_LATENCY = Subject(TIME, side="<", has_factor=True)
-_GRAMMAR = Grammar(
-    {
-        **dict.fromkeys(("mean", *_QUANTILES), _LATENCY),
-        "errors": Subject(SHARE, side="<", is_share=True),
-        "agreement": Subject(SHARE, side=">", is_share=True),
-        "drift": Subject(SHARE, side="<"),
-    },
-    examples=("p99<20ms", "p99<1.2x", "errors<0.1%", "agreement>99%", "drift<1e-2"),
-)
 _DRIFT_SHARE = 0.01
 _FEWEST = 8  # observations that a bootstrap needs
 _ALPHA = 0.05
@@ -63,15 +53,6 @@ class Evidence:
     compared: int = 0
     agreeing: int = 0
     drifts: Floats = dataclasses.field(default_factory=lambda: np.empty(0))
-
-
-def parse_gates(text: str) -> tuple[Gate, ...]:
-    """Parse gates separated by commas.
-
-    Raises:
-        UsageError: an unknown metric, unit or form.
-    """
-    return _GRAMMAR.parse_all(text)
 
 
 def worst_outcome(results: Sequence[GateResult]) -> Outcome:

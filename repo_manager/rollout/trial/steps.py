@@ -30,7 +30,6 @@ __all__ = [
     "Weights",
     "check_kind",
     "gate_error",
-    "parse_steps",
     "run_steps",
     "untried",
 ]
@@ -156,23 +155,6 @@ class CanaryStep:
     requests: int
     gates: tuple[GateResult, ...]
     outcome: Outcome
-
-
-def parse_steps(text: str) -> tuple[float, ...]:
-    """Parse `5%,25%,100%`.
-
-    Raises:
-        UsageError: not percentages that rise to 100.
-    """
-    hint = "For instance 5%,25%,100%: rising shares of the traffic, the last one 100%."
-    try:
-        steps = tuple(float(part.strip().removesuffix("%")) / 100.0 for part in text.split(","))
-    except ValueError as exc:
-        raise UsageError(f"the canary steps {text!r} cannot be read", hint=hint) from exc
-    rising = all(low < high for low, high in zip((0.0, *steps), steps, strict=False))
-    if not rising or steps[-1] != 1.0 or len(steps) < 2:
-        raise UsageError(f"the canary steps {text!r} are not shares that rise to 100 % in two steps or more", hint=hint)
-    return steps
 
 
 def run_steps(

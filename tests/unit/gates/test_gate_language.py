@@ -7,7 +7,7 @@ import pytest
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate, Outcome, decide, growth_needed, worst
 from repo_manager.loadtest.judge import parse_slo
-from repo_manager.rollout.trial.gates import parse_gates
+from repo_manager.rollout.options import parse_gates
 from repo_manager.stats.intervals import Interval
 
 

@@ -25,8 +25,8 @@ from repo_manager.precision.calibration.data import CalibrationData, data_of_sam
 from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.pruning.columns import ConvColumns
 from repo_manager.report.added_view import _facts
-from repo_manager.report.prune_html import pruning_facts
 from repo_manager.report.sparsity_html import sparsity_page
+from repo_manager.report.tables import pruning_facts
 from repo_manager.sparsity import PruneReport, Verdict, sparsity_report
 from repo_manager.types import as_json
 

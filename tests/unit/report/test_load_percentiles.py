@@ -13,7 +13,7 @@ from repo_manager.loadtest.merge import report_from_json
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.report.load_files import load_openmetrics
 from repo_manager.report.load_html import load_page
-from repo_manager.rollout.trial.gates import parse_gates
+from repo_manager.rollout.options import parse_gates
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 

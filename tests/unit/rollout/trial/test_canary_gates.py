@@ -9,9 +9,9 @@ import pytest
 
 from repo_manager.errors import GateError, InconclusiveError, RolloutUndoneError, UsageError
 from repo_manager.gates import GateResult, Outcome
-from repo_manager.rollout.options import TrialOptions
-from repo_manager.rollout.trial.gates import Evidence, judge_gates, parse_gates, worst_outcome
-from repo_manager.rollout.trial.steps import gate_error, parse_steps, run_steps
+from repo_manager.rollout.options import TrialOptions, parse_gates, parse_steps
+from repo_manager.rollout.trial.gates import Evidence, judge_gates, worst_outcome
+from repo_manager.rollout.trial.steps import gate_error, run_steps
 
 PASS, FAIL, OPEN = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 
