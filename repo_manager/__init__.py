@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
     from repo_manager.pipeline.quickstart import quickstart
     from repo_manager.pipeline.serve_options import ServeOptions
-    from repo_manager.pipeline.snapshot import snapshot
+    from repo_manager.pipeline.snapshot import fetch, snapshot
     from repo_manager.pipeline.status import status
     from repo_manager.precision import Conversion, ConvertOptions, convert, load_calibration
     from repo_manager.pruning import PruneOptions, prune_with_data
@@ -173,6 +173,7 @@ __all__ = [
     "examine_engines",
     "examine_machine",
     "export_document",
+    "fetch",
     "find_model",
     "fit_target_of",
     "follow_log",
@@ -268,7 +269,7 @@ _MODULES = {
     "pipeline.preprocessing": ("AddedWithImages", "add_with_images"),
     "pipeline.quickstart": ("quickstart",),
     "pipeline.serve_options": ("ServeOptions",),
-    "pipeline.snapshot": ("snapshot",),
+    "pipeline.snapshot": ("fetch", "snapshot"),
     "pipeline.status": ("status",),
     "precision": ("Conversion", "ConvertOptions", "convert", "load_calibration"),
     "pruning": ("PruneOptions", "prune_with_data"),

@@ -61,6 +61,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "apply": Entry("apply", "Bring a repository and servers to a declared state."),
         "export": Entry("apply", "Write a repository as the YAML file that apply takes."),
         "snapshot": Entry("snapshot", "Freeze what pods serve; pin it for Argo CD or Flux."),
+        "fetch": Entry("snapshot", "Bring a snapshot onto this machine, checked; for pods."),
     },
     "Serve": {
         "serve": Entry("serve", "Run the embedded Triton on a repository."),

@@ -1,4 +1,4 @@
-"""Snapshots for clusters, and what is removed because nobody needs it any more: snapshot, gc."""
+"""Snapshots for clusters, and what is removed because nobody needs it any more: snapshot, fetch, gc."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output, check_outputs
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, model_versions
 from repo_manager.errors import RepositoryError, UsageError
-from repo_manager.pipeline.snapshot import pinned_by, snapshot
+from repo_manager.pipeline.snapshot import fetch, pinned_by, snapshot
 from repo_manager.report.repository_tables import removals_view
-from repo_manager.report.snapshot_tables import pinned_view, snapshot_removals_view
+from repo_manager.report.snapshot_tables import fetched_view, pinned_view, snapshot_removals_view
 from repo_manager.repository.location import Location
 from repo_manager.repository.remove import gc
 from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.snapshot_cache import hold_snapshot
 from repo_manager.rollout.snapshot_gc import SnapshotRemovals, gc_snapshots
 from repo_manager.settings import load_settings
 
@@ -98,6 +99,58 @@ def snapshot_command(
         report=terminal.reporter(),
     )
     terminal.result(made, *pinned_view(made))
+
+
+@dataclasses.dataclass(frozen=True)
+class FetchFlags:
+    """Where a snapshot is kept, and how it is checked."""
+
+    link: Path | None = option(
+        "--link", metavar="FILE", help="Make this a symbolic link to the snapshot's folder, for --model-repository."
+    )
+    keep: int = option(
+        "--keep",
+        sets=(fetch, "keep"),
+        min=0,
+        help="How many snapshots stay beside it that no process serves.",
+    )
+    signed_by: list[Path] | None = option(
+        "--signed-by",
+        metavar="KEY.pub",
+        help="Refuse a version that no such key signed (may be given often) [default: the settings' signed_by].",
+    )
+    hold: bool = option(
+        "--hold",
+        default=False,
+        help="Then stay until SIGTERM, and keep the snapshot from being removed: a pod's sidecar.",
+    )
+
+
+@app.command("fetch")
+@grouped
+def fetch_command(
+    url: Annotated[
+        str, typer.Argument(metavar="SNAPSHOT", help="Its URL or folder: REPOSITORY.snapshots/ID.", show_default=False)
+    ],
+    cache: Annotated[
+        Path, typer.Argument(metavar="CACHE", help="The folder that keeps snapshots; pods of a node share one.")
+    ],
+    *,
+    flags: FetchFlags,
+    output: Output,
+) -> None:
+    """Bring a snapshot onto this machine, unless it is there, and check every file of it, and its signatures.
+
+    Object storage is not asked for one that is there and whole. What is damaged is fetched again.
+    """
+    terminal = output.terminal()
+    keys = tuple(flags.signed_by or ())
+    with fetch(
+        url, cache, signed_by=keys, keep=flags.keep, link=flags.link, report=terminal.reporter()
+    ) as snapshot_here:
+        terminal.result(snapshot_here, *fetched_view(snapshot_here))
+        if flags.hold:
+            hold_snapshot(snapshot_here)
 
 
 @dataclasses.dataclass(frozen=True)

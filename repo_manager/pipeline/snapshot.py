@@ -16,9 +16,11 @@ from repo_manager.repository.tags import resolve_version
 from repo_manager.rollout.context import Report
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.pinning import Pin, pin_snapshot
+from repo_manager.rollout.snapshot_cache import CachedSnapshot, fetch_snapshot
+from repo_manager.settings import load_settings
 from repo_manager.types import StrPath
 
-__all__ = ["Pinned", "pinned_by", "snapshot", "values_text"]
+__all__ = ["Pinned", "fetch", "pinned_by", "snapshot", "values_text"]
 
 _HEAD = "# Written by `repo-manager snapshot`; it holds the pin alone, and is written anew each time."
 
@@ -85,6 +87,43 @@ def snapshot(
     if values is not None and changed and not options.dry_run:
         write_atomic(values, text.encode())
     return Pinned(made, text, values, changed)
+
+
+def fetch(
+    url: LocationLike,
+    cache: StrPath,
+    *,
+    signed_by: Sequence[StrPath] = (),
+    keep: int = 2,
+    link: StrPath | None = None,
+    report: Report = lambda _: None,
+) -> CachedSnapshot:
+    """Bring a snapshot into a cache on this machine, unless it is there, and check every file and signature of it.
+
+    Args:
+        url: the snapshot, `<repository>.snapshots/<id>`.
+        cache: the folder, which pods of one machine share.
+        signed_by: public keys one of which has to vouch for each version; empty takes the settings'.
+        keep: how many snapshots stay beside it that no process serves.
+        link: is made a symbolic link to the snapshot's folder; `None`: none is made.
+        report: told what is being done.
+
+    Returns:
+        The snapshot. Nobody removes it until it is closed.
+
+    Raises:
+        UsageError: the URL names no snapshot.
+        RepositoryError: there is no such snapshot, it is not what its id says, a signature does not hold, or there is
+            no room for it.
+    """
+    return fetch_snapshot(
+        as_location(url),
+        Path(cache),
+        signed_by=tuple(map(Path, signed_by)) or load_settings().signed_by,
+        keep=keep,
+        link=None if link is None else Path(link),
+        report=report,
+    )
 
 
 def values_text(pin: Pin) -> str:

@@ -12,9 +12,10 @@ from repo_manager.report.layout import key_values, make_table
 
 if TYPE_CHECKING:
     from repo_manager.rollout.cluster_status import ClusterStatus, PartStatus
+    from repo_manager.rollout.snapshot_cache import CachedSnapshot
     from repo_manager.rollout.snapshot_gc import SnapshotRemovals
 
-__all__ = ["cluster_view", "pinned_view", "snapshot_removals_view"]
+__all__ = ["cluster_view", "fetched_view", "pinned_view", "snapshot_removals_view"]
 
 
 def pinned_view(made: Any) -> list[RenderableType]:
@@ -38,6 +39,20 @@ def pinned_view(made: Any) -> list[RenderableType]:
         done = "would change" if pin.dry_run and made.changed else "written" if made.changed else "unchanged"
         views.append(Text(f"{made.file}: {done}" + (". Commit it." if done == "written" else "")))
     return views
+
+
+def fetched_view(made: CachedSnapshot) -> list[RenderableType]:
+    """Show a snapshot that is on this machine now."""
+    how = "fetched" if made.fetched else "there already"
+    pairs: list[tuple[str, object]] = [
+        ("snapshot", f"{made.id} ({how}, every file checked, {made.seconds:.1f} s)"),
+        ("folder", made.folder),
+        ("size", f"{made.size_bytes / 1e6:.1f} MB"),
+    ]
+    if made.removed:
+        pairs.append(("removed", ", ".join(made.removed)))
+    rows = [[name, _numbers(versions)] for name, versions in sorted(made.models.items())]
+    return [key_values(pairs), make_table("Models", ["model", "versions"], rows)]
 
 
 def _numbers(versions: Sequence[int]) -> str:

@@ -228,7 +228,8 @@ def _paths(item: Object) -> dict[str, tuple[str, ...]]:
         key = next((each for each in ("model", "triton") if each in predictor), "model")
         return {"snapshot": ("f:spec", "f:predictor", f"f:{key}", "f:storageUri")}
     served = read_template(item)
-    container = ("f:spec", "f:template", "f:spec", "f:containers", f'k:{{"name":"{served.container}"}}')
+    spec = ("f:spec", "f:template", "f:spec")
+    container = (*spec, f"f:{served.containers}", f'k:{{"name":"{served.container}"}}')
     where = ("f:env", f'k:{{"name":"{served.variable}"}}', "f:value") if served.variable else ("f:args",)
     return {
         "snapshot": (*container, *where),

@@ -11,6 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from support.command_lines import parse
 from support.crds import check_custom
 from support.fake_cluster import ServedCluster
 from support.helm import CHART, render, run_helm, upgrade
@@ -20,7 +21,7 @@ from support.promql import run_promtool
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError
-from repo_manager.pipeline.snapshot import snapshot
+from repo_manager.pipeline.snapshot import fetch, snapshot
 from repo_manager.repository.adopt import adopt
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
@@ -67,7 +68,7 @@ _FULL: dict[str, Any] = {
     "runtimeClassName": "nvidia",
     "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
 }
-_EXTERNAL = frozenset({"Secret/s3", "Secret/pull", "PersistentVolumeClaim/models"})
+_EXTERNAL = frozenset({"ConfigMap/keys", "Secret/s3", "Secret/pull", "PersistentVolumeClaim/models"})
 _MATRIX: dict[str, dict[str, Any]] = {
     "smallest": _BASE,
     "everything": _FULL,
@@ -106,6 +107,17 @@ _OWN_KINDS = [
     {"name": "cpu"},
 ]
 _MATRIX["own-kinds"] = {**_BASE, "kinds": _OWN_KINDS, "autoscaling": {"enabled": True}, "deployer": _DEPLOYER}
+_SNAPSHOT = {"url": "s3://bucket/models", "snapshot": "s3://bucket/models.snapshots/0123456789abcdef"}
+_WARM: dict[str, Any] = {
+    **_BASE,
+    "repository": {**_SNAPSHOT, "s3": {"secretName": "s3", "region": "eu-central-1"}},
+    "warmStart": {
+        "enabled": True,
+        "image": "repo-manager:0.1.0",
+        "signedBy": {"configMap": "keys", "keys": ["release.pub"]},
+    },
+}
+_MATRIX["warm"] = _WARM
 # Not part of Kubernetes' own schemas.
 _FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 
@@ -174,6 +186,14 @@ def test_lint() -> None:
         ({"resources": {"limits": {"memory": "8 GB"}}}, "/resources/limits/memory"),
         ({"deployer": {"create": True}}, "deployer.subjects is required"),
         ({"runAsUser": 0}, "/runAsUser"),
+        ({"warmStart": {"enabled": True}}, "warmStart.image is required with warmStart.enabled"),
+        ({"warmStart": {"image": "repo-manager"}}, "/warmStart/image"),
+        ({"warmStart": {"enabled": True, "image": "r:latest"}}, "warmStart.image is latest"),
+        ({"warmStart": {"enabled": True, "image": "r:1"}}, "warmStart keeps snapshots, and none is pinned"),
+        (
+            {"warmStart": {"enabled": True, "image": "r:1", "signedBy": {"configMap": "keys"}}},
+            "warmStart.signedBy.keys is empty",
+        ),
         ({"replicas": 2.5}, "replicas is 2.5: expected a whole number, 0 or more"),
         ({"replicas": "two"}, "replicas is two: expected a whole number, 0 or more"),
         ({"kinds": [{"name": "l4", "replicas": -1}]}, 'kinds "l4": replicas is -1: expected a whole number, 0 or more'),
@@ -400,6 +420,25 @@ def test_a_kind_without_a_gpu_to_spare_goes_down_by_one() -> None:
     assert tight["spec"]["minReadySeconds"] == other["spec"]["minReadySeconds"] == 10
 
 
+def test_a_warm_start_lets_triton_read_what_a_sidecar_has_checked() -> None:
+    pod = _deployment(load_objects(render(_WARM)))["spec"]["template"]["spec"]
+    (sidecar,), (server,) = pod["initContainers"], pod["containers"]
+    assert sidecar["restartPolicy"] == "Always", "Kubernetes ends it after Triton, and starts it again when it ends"
+    assert [*sidecar["command"], *sidecar["args"][:2]] == ["repo-manager", "fetch", "$(MODEL_REPOSITORY)", "/warm"]
+    assert {"--hold", "--signed-by=/keys/release.pub"} <= set(sidecar["args"])
+    mounts = [{each["name"]: each for each in container["volumeMounts"]} for container in (sidecar, server)]
+    for volume in ("warm", "snapshot"):
+        assert mounts[0][volume]["mountPath"] == mounts[1][volume]["mountPath"], "the link leads to the same place"
+        assert (mounts[0][volume].get("readOnly"), mounts[1][volume]["readOnly"]) == (None, True)
+    (link,) = (each.partition("=")[2] for each in sidecar["args"] if each.startswith("--link="))
+    assert f"--model-repository={link}" in server["args"]
+    assert sidecar["startupProbe"]["exec"]["command"] == ["test", "-e", f"{link}/snapshot.json"]
+    names = [{each["name"] for each in container["env"]} for container in (sidecar, server)]
+    assert "AWS_SECRET_ACCESS_KEY" in names[0]
+    assert not names[1] & {"AWS_SECRET_ACCESS_KEY", "MODEL_REPOSITORY"}, "Triton needs no key of the object store"
+    parse([*sidecar["command"][1:], *sidecar["args"]])
+
+
 def test_what_a_kind_has_of_its_own_is_its_alone(tmp_path: Path) -> None:
     objects = load_objects(render(_MATRIX["own-kinds"]))
     large, fixed, plain = of_kind(objects, "Deployment")
@@ -534,6 +573,15 @@ def test_the_pods_arguments_and_probes_are_tritons(good: Path, arguments: list[s
             assert b"nv_inference_request_summary_us" in answer.read()
         with TritonClient.connect(server.grpc_url) as client:
             assert client.model_ready("scale", 1), "--load-model=* loads what the repository holds"
+
+
+def test_triton_serves_a_snapshot_through_the_sidecars_link(good: Path, tmp_path: Path, arguments: list[str]) -> None:
+    adopt(good)
+    pinned = snapshot(good).pin
+    with fetch(pinned.url, tmp_path / "warm", link=tmp_path / "link"):
+        options = ServerOptions(repository=str(tmp_path / "link"), extra_args=tuple(arguments))
+        with EmbeddedServer(options) as server, TritonClient.connect(server.grpc_url) as client:
+            assert client.model_ready("scale", 1)
 
 
 def test_a_pod_of_a_broken_snapshot_ends_and_never_becomes_ready(good: Path, arguments: list[str]) -> None:

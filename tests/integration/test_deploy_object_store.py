@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from support.fake_cluster import FakeCluster, ServedCluster
 from support.object_stores import BUCKET, moto_server, s3_environment
 from support.triton_deployment import publish_scaling, triton_deployment
 
+from repo_manager.pipeline.snapshot import fetch
 from repo_manager.repository.location import Location, parse_location
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores.objects.client import open_client
@@ -54,7 +56,7 @@ def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
-    cluster: FakeCluster, repository: Location
+    cluster: FakeCluster, repository: Location, tmp_path: Path
 ) -> None:
     target, options = "k8s://models/rel", RolloutOptions(load_timeout_s=30.0)
     rollout = deploy(repository, "scale", 2, target, options=options)
@@ -73,3 +75,10 @@ def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
         assert client.model_ready("scale", 2)
         assert client.model_ready("other", 1)
         assert set(client.versions("scale")) == {2}
+    for fetched in (True, False):
+        with fetch(change.after, tmp_path / "warm") as here:
+            assert (here.fetched, here.models) == (fetched, change.models)
+    shutil.rmtree(here.folder / "scale")
+    with fetch(change.after, tmp_path / "warm") as here:
+        assert here.fetched
+        assert (here.folder / "scale" / "2" / "model.onnx").is_file()

@@ -25,7 +25,7 @@ Object = dict[str, Any]
 Behaviour = Callable[["FakeCluster", Object, Object], None]
 """cluster, deployment, pod: makes a pod that was just created what the test wants."""
 
-_MERGE_KEYS = {"containers": "name", "env": "name", "volumes": "name"}
+_MERGE_KEYS = {"containers": "name", "initContainers": "name", "env": "name", "volumes": "name"}
 _PATHS = {
     "deployments": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/deployments(?:/([^/?]+))?"),
     "replicasets": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/replicasets(?:/([^/?]+))?"),

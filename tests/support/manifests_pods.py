@@ -127,7 +127,8 @@ def _shared_memory(workload: Object) -> Iterator[str]:
         if directory.get("medium") != "Memory":
             continue
         for container in containers(workload):
-            limit = (container.get("resources", {}).get("limits") or {}).get("memory")
+            mounted = any(mount["name"] == volume["name"] for mount in container.get("volumeMounts", ()))
+            limit = (container.get("resources", {}).get("limits") or {}).get("memory") if mounted else None
             if limit is not None and quantity(directory.get("sizeLimit", 0)) >= quantity(limit):
                 yield f"memory volume {volume['name']!r} may fill the whole memory limit of {limit}"
 

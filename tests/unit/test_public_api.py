@@ -51,6 +51,7 @@ FROM_PYTHON = {
     "rollback": "rollback",
     "undeploy": "undeploy",
     "snapshot": "snapshot",
+    "fetch": "fetch",
     "status": "status",
     "infer": "infer write_answers",
     "logs": "log_of follow_log",

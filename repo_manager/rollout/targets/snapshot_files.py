@@ -4,9 +4,11 @@
       snapshot.json                    what it holds; written last
       <model>/config.pbtxt             with the version policy that is served
       <model>/<version>/...            the files as published
+      .repo-manager.<model>.<version>.sig.json, and the like: signatures, where there are any
 
 A pod that starts, restarts or is scaled up in ten months serves what its Deployment's template names, whatever was
-deployed since. The id is a digest of the content, so the same content is written once.
+deployed since. The id is a digest of the content, so the same content is written once. Signatures are not part of it:
+a version that is signed later is the same version.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import fsync_tree
+from repo_manager.files import fsync_tree, write_atomic
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.location import Location, local_folder
@@ -30,6 +32,8 @@ from repo_manager.repository.look import existing_model, walk, with_versions
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.signing import check_served
+from repo_manager.repository.signing_files import beside_signatures, signature_name
+from repo_manager.repository.signing_format import MAX_SIGNATURE_BYTES
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
 from repo_manager.repository.view import ModelView
@@ -40,7 +44,9 @@ __all__ = [
     "SNAPSHOT_FILENAME",
     "Snapshot",
     "SnapshotModel",
+    "models_in",
     "read_snapshot",
+    "snapshot_id",
     "snapshots_of",
     "write_snapshot",
 ]
@@ -138,13 +144,16 @@ def write_snapshot(
     """
     _check_signatures(root, models, signed_by)
     contents = {model.name: _content(model) for model in models}
-    identity = json.dumps({name: content.identity for name, content in sorted(contents.items())}, sort_keys=True)
-    chosen = hashlib.sha256(identity.encode()).hexdigest()[:_ID_DIGITS]
+    chosen = _id_of(contents)
     target = root / chosen
     held = {model.name: model.versions for model in sorted(models, key=lambda model: model.name)}
     record = json.dumps({"schema_version": 1, "id": chosen, "models": held}, indent=1).encode() + b"\n"
     store = open_store(target, may_be_new=True)
-    if dry_run or store.read(SNAPSHOT_FILENAME) is not None:
+    if dry_run:
+        return Snapshot(chosen, target, held, created=False)
+    if store.read(SNAPSHOT_FILENAME) is not None:
+        with disk_errors(f"sign the snapshot {target}"):
+            _put_signatures(target, contents)  # a version may have been signed since
         return Snapshot(chosen, target, held, created=False)
     with disk_errors(f"write the snapshot {target}"):
         folder = local_folder(target)
@@ -156,6 +165,40 @@ def write_snapshot(
     return Snapshot(chosen, target, held, created=True)
 
 
+def models_in(snapshot: Snapshot) -> tuple[SnapshotModel, ...]:
+    """Return the models of a snapshot, to be taken from it."""
+    return tuple(SnapshotModel(name, versions, snapshot.location) for name, versions in snapshot.models.items())
+
+
+def snapshot_id(models: Sequence[SnapshotModel]) -> tuple[str, int]:
+    """Return the id of what models hold, and its size in bytes, as their small files and manifests say.
+
+    Raises:
+        RepositoryError: a model or version is missing, or a version has no manifest.
+    """
+    contents = {model.name: _content(model) for model in models}
+    manifests = [manifest for content in contents.values() for manifest in content.versions.values()]
+    size = sum(record.size_bytes for manifest in manifests for record in manifest.files.values())
+    return _id_of(contents), size
+
+
+def _id_of(contents: Mapping[str, _Content]) -> str:
+    identity = json.dumps({name: content.identity for name, content in sorted(contents.items())}, sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:_ID_DIGITS]
+
+
+def _put_signatures(target: Location, contents: Mapping[str, _Content]) -> None:
+    store, folder = open_store(target, may_be_new=True), local_folder(target)
+    for content in contents.values():
+        for file, data in content.signatures.items():
+            if store.read(file) == data:
+                continue
+            if folder is None:
+                store.put(file, data)
+            else:  # a repository's lock has no place in a snapshot
+                write_atomic(folder / file, data)
+
+
 def _check_signatures(root: Location, models: Sequence[SnapshotModel], keys: Sequence[Path]) -> None:
     for model in models if keys else ():
         if not str(model.source).startswith(f"{root}/"):
@@ -164,12 +207,21 @@ def _check_signatures(root: Location, models: Sequence[SnapshotModel], keys: Seq
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What a model's folder in a snapshot holds: small files by content, versions by their manifests."""
+    """What a model's folder in a snapshot holds: small files by content, versions by their manifests.
+
+    Attributes:
+        source: where it is taken from.
+        small: files of the model's folder -> their content.
+        versions: the manifests of its versions.
+        identity: what of it the snapshot's id is a digest of.
+        signatures: files of the root that sign it -> their content.
+    """
 
     source: Store
     small: Mapping[str, bytes]
     versions: Mapping[int, Manifest]
     identity: Mapping[str, str]
+    signatures: Mapping[str, bytes]
 
 
 def _content(model: SnapshotModel) -> _Content:
@@ -193,7 +245,15 @@ def _content(model: SnapshotModel) -> _Content:
             )
         versions[number] = contents[number].manifest()
         identity[str(number)] = versions[number].digest
-    return _Content(source, small, versions, identity)
+    return _Content(source, small, versions, identity, _signatures(source, model))
+
+
+def _signatures(source: Store, model: SnapshotModel) -> dict[str, bytes]:
+    """Read the signatures of a model's versions, and of the files beside them."""
+    files = [signature_name(model.name, version) for version in model.versions]
+    files += beside_signatures((entry.name for entry in source.list_level().files), model.name)
+    read = {file: source.read(file, limit_bytes=MAX_SIGNATURE_BYTES) for file in files}
+    return {file: data for file, data in read.items() if data is not None}
 
 
 def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
@@ -218,6 +278,8 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes)
             for number in content.versions:
                 with content.source.fetch(name, number) as folder:
                     _take_version(folder, staging / name / str(number))
+            for signature, data in content.signatures.items():
+                (staging / signature).write_bytes(data)
         (staging / SNAPSHOT_FILENAME).write_bytes(record)
         staging.chmod(0o755)
         fsync_tree(staging)
@@ -251,6 +313,7 @@ def _write_objects(target: Store, contents: Mapping[str, _Content], record: byte
                 for file, expected in manifest.files.items():
                     target.put(f"{name}/{number}/{file}", folder / file, record=expected)
                 target.put(f"{name}/{number}/{MANIFEST_FILENAME}", (folder / MANIFEST_FILENAME).read_bytes())
+    _put_signatures(target.location, contents)
     # Two that write the same snapshot write the same bytes.
     with contextlib.suppress(ChangedMeanwhileError):
         target.put(SNAPSHOT_FILENAME, record, new=True)

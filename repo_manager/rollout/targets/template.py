@@ -39,6 +39,7 @@ HISTORY = "repo-manager/history"
 _FLAGS = ("--model-repository", "--model-store")
 _SUFFIX = ".snapshots"
 _KEPT = 10
+_VARIABLE = "MODEL_REPOSITORY"
 _GRPC_PORT = 8001
 
 
@@ -48,7 +49,9 @@ class ServedTemplate:
 
     Attributes:
         deployment: its name.
-        container: the name of Triton's container.
+        container: the name of the container that is told the repository's URL: Triton's, or the one that keeps
+            snapshots on the node for it.
+        containers: the list of the pod's spec that it is in: `containers` or `initContainers`.
         variable: the environment variable that holds the repository's URL; `None`: it stands in the arguments.
         url: the repository's URL, as the pods see it.
         models: model -> served versions, as the last roll-out recorded; `None` before the first one.
@@ -59,6 +62,7 @@ class ServedTemplate:
 
     deployment: str
     container: str
+    containers: str
     variable: str | None
     url: str
     models: Mapping[str, tuple[int, ...]] | None
@@ -82,14 +86,18 @@ def read_template(deployment: Object) -> ServedTemplate:
             f"Deployment {name}: {len(found)} of its containers have a {_FLAGS[0]} argument; expected one",
             hint="deploy/helm/triton makes such a Deployment.",
         )
-    container = found[0]
+    container, told, containers = found[0], found[0], "containers"
     argument = str(_repository_argument(container))
     variable = argument[2:-1] if argument.startswith("$(") and argument.endswith(")") else None
-    url = argument if variable is None else _value_of(container, variable, name)
+    keepers = [each for each in template["spec"].get("initContainers") or () if _has(each, _VARIABLE)]
+    if variable is None and keepers:
+        told, containers, variable = keepers[0], "initContainers", _VARIABLE
+    url = argument if variable is None else _value_of(told, variable, name)
     own = (deployment["metadata"].get("annotations") or {}).get(SNAPSHOTS)
     return ServedTemplate(
         deployment=name,
-        container=container["name"],
+        container=told["name"],
+        containers=containers,
         variable=variable,
         url=url,
         models=parse_models(annotations.get(MODELS)),
@@ -128,7 +136,7 @@ def patch_for(
         "spec": {
             "template": {
                 "metadata": {"annotations": {SNAPSHOT: url, MODELS: models_text(models)}},
-                "spec": {"containers": [_container_patch(deployment, served, url)]},
+                "spec": {served.containers: [_container_patch(deployment, served, url)]},
             }
         },
     }
@@ -143,7 +151,7 @@ def patch_back(before: Object, served: ServedTemplate) -> Object:
         "spec": {
             "template": {
                 "metadata": {"annotations": {key: annotations.get(key) for key in (SNAPSHOT, MODELS)}},
-                "spec": {"containers": [_container_patch(before, served, served.url)]},
+                "spec": {served.containers: [_container_patch(before, served, served.url)]},
             }
         },
     }
@@ -210,6 +218,10 @@ def _repository_argument(container: Object) -> str | None:
         if flag in _FLAGS:
             return value if separator else next(iter(words[index + 1 : index + 2]), None)
     return None
+
+
+def _has(container: Object, variable: str) -> bool:
+    return any(entry["name"] == variable for entry in container.get("env") or ())
 
 
 def _value_of(container: Object, variable: str, name: str) -> str:

@@ -117,7 +117,20 @@ What no schema can say of the values, or not so that it helps.
 {{- if and .Values.repository.requireSnapshot (not .Values.repository.snapshot) }}
 {{- fail "repository.snapshot is empty, and repository.requireSnapshot is true: pin one with `repo-manager snapshot --values FILE`, and give helm that file" }}
 {{- end }}
+{{- if .Values.warmStart.enabled }}
+{{- if not .Values.warmStart.image }}{{ fail "warmStart.image is required with warmStart.enabled: repo-manager's image, with its tag or digest" }}{{ end }}
+{{- if hasSuffix ":latest" .Values.warmStart.image }}{{ fail "warmStart.image is latest, which changes under running pods: name a version" }}{{ end }}
+{{- if and .Values.warmStart.signedBy.configMap (not .Values.warmStart.signedBy.keys) }}
+{{- fail "warmStart.signedBy.keys is empty: name the entries of the ConfigMap that hold public keys" }}
+{{- end }}
+{{- range $kind := .Values.kinds }}
+{{- if not (include "triton.served" (list $ (include "triton.kindName" (list $ $kind))) | fromJson).isPinned }}
+{{- fail "warmStart keeps snapshots, and none is pinned: `repo-manager snapshot --values FILE` writes one; give helm that file" }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $own := list "MODEL_REPOSITORY" "HOME" }}
+{{- if .Values.warmStart.enabled }}{{ $own = append $own "TMPDIR" }}{{ end }}
 {{- if .Values.repository.s3.region }}{{ $own = append $own "AWS_DEFAULT_REGION" }}{{ end }}
 {{- if .Values.repository.s3.secretName }}{{ $own = concat $own (list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY") }}{{ end }}
 {{- range $entry := .Values.extraEnv }}
@@ -131,6 +144,88 @@ What no schema can say of the values, or not so that it helps.
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/*
+What a container needs to read the repository, and its place in it. Argument: the root.
+*/}}
+{{- define "triton.storageEnv" -}}
+{{- with .Values.repository.s3.region }}
+- name: AWS_DEFAULT_REGION
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.repository.s3.secretName }}
+{{- range $key := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+- name: {{ $key }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $.Values.repository.s3.secretName }}
+      key: {{ $key }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "triton.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/*
+The sidecar of warmStart: Kubernetes starts Triton when its startup probe has passed. Arguments: (list $ served).
+*/}}
+{{- define "triton.warmStart" -}}
+{{- $root := index . 0 }}{{- $warm := $root.Values.warmStart -}}
+- name: snapshot
+  image: {{ $warm.image | quote }}
+  imagePullPolicy: IfNotPresent
+  restartPolicy: Always
+  command: [repo-manager, fetch]
+  args:
+    - $(MODEL_REPOSITORY)
+    - /warm
+    - --link=/snapshot/models
+    - --keep={{ $warm.keep }}
+    - --hold
+    {{- range $key := (ternary $warm.signedBy.keys list (ne $warm.signedBy.configMap "")) }}
+    - --signed-by=/keys/{{ $key }}
+    {{- end }}
+  env:
+    - name: MODEL_REPOSITORY
+      value: {{ (index . 1).url | quote }}
+    - name: HOME
+      value: /tmp
+    # What is downloaded is moved, not copied.
+    - name: TMPDIR
+      value: /warm
+    {{- with include "triton.storageEnv" $root | trim }}{{ . | nindent 4 }}{{ end }}
+    {{- with $root.Values.extraEnv }}{{ toYaml . | nindent 4 }}{{ end }}
+  startupProbe:
+    exec:
+      command: [test, -e, /snapshot/models/snapshot.json]
+    periodSeconds: 2
+    failureThreshold: {{ mul $root.Values.probes.startupTries 5 }}
+    timeoutSeconds: 2
+  resources: {{ toYaml $warm.resources | nindent 4 }}
+  securityContext: {{ include "triton.containerSecurity" $root | nindent 4 }}
+  volumeMounts:
+    - name: warm
+      mountPath: /warm
+    - name: snapshot
+      mountPath: /snapshot
+    - name: scratch
+      mountPath: /tmp
+    {{- if $warm.signedBy.configMap }}
+    - name: keys
+      mountPath: /keys
+      readOnly: true
+    {{- end }}
+    {{- if $root.Values.repository.volume.source }}
+    - name: models
+      mountPath: {{ $root.Values.repository.volume.mountPath }}
+      readOnly: true
+    {{- end }}
 {{- end }}
 
 {{- define "triton.snapshots" -}}

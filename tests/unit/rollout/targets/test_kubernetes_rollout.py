@@ -18,6 +18,7 @@ from repo_manager.errors import RepositoryError, RollbackFailedError, RolloutUnd
 from repo_manager.repository.configuration import set_served_versions
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import model_state
+from repo_manager.rollout.cluster_status import cluster_status
 from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout, SnapshotChange
@@ -443,3 +444,27 @@ def test_a_plain_deployment_with_the_url_in_its_arguments(cluster: FakeCluster, 
     assert snapshot_of(rollout).after.startswith("s3://bucket/models.snapshots/")
     again = deploy(repository, "scale", 3, "k8s://models/plain", options=QUICK)
     assert snapshot_of(again).after.startswith("s3://bucket/models.snapshots/")
+
+
+def test_a_deployment_with_a_warm_start_is_told_in_its_sidecar(
+    cluster: FakeCluster, repository: Path, api: Api
+) -> None:
+    item = triton_deployment()
+    pod = item["spec"]["template"]["spec"]
+    server = pod["containers"][0]
+    sidecar = {"name": "snapshot", "image": "repo-manager:0.1.0", "env": server["env"][:1], "restartPolicy": "Always"}
+    pod["initContainers"] = [{**sidecar, "args": ["$(MODEL_REPOSITORY)", "--link=/snapshot/models"]}]
+    server |= {"env": server["env"][1:], "args": ["--model-repository=/snapshot/models", "--load-model=*"]}
+    cluster.add(item)
+    before = copy.deepcopy(item["spec"]["template"]["spec"])
+    done = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    (change,) = [server.snapshot for server in done.servers]
+    assert change is not None
+    after = cluster.deployment("models", "rel-triton")["spec"]["template"]["spec"]
+    assert after["initContainers"][0]["env"] == [{"name": "MODEL_REPOSITORY", "value": change.after}]
+    assert after["containers"] == before["containers"]
+    assert cluster_status(repository, TARGET, api).parts[0].owners["snapshot"] == "repo-manager"
+    cluster.behaviour = waiting("CrashLoopBackOff", "back-off", restarts=3)
+    with pytest.raises(RolloutUndoneError, match="CrashLoopBackOff"):
+        deploy(repository, "scale", 3, TARGET, options=QUICK)
+    assert cluster.deployment("models", "rel-triton")["spec"]["template"]["spec"] == after
