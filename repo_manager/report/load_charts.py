@@ -61,7 +61,7 @@ def latency_against_throughput(report: LoadTestReport, verdict: Verdict | None, 
     is_log = reach / max(min(lows), 1e-9) > 20
     chart = Chart(
         "Latency against throughput",
-        f"{len(points)} load levels; the table below has the numbers.",
+        f"{len(points)} load levels; the table of load levels has the numbers.",
         Axis.around("throughput, inferences/s", [point.throughput_per_s for point in points]),
         Axis.around(f"latency, {name}", [*lows, *highs, *(limit for limit, _ in shown)], is_log=is_log),
     )

@@ -88,6 +88,9 @@ class Axis:
         return marks
 
 
+_NEAR_THE_AXIS = 0.12
+
+
 class Chart:
     """A chart that is built up and rendered once.
 
@@ -143,10 +146,10 @@ class Chart:
         return self
 
     def label(self, x: float, y: float, text: str, *, above: bool = True) -> Chart:
-        """Add a text at a point."""
+        """Add a text at a point; one below a point near the horizontal axis stands above it, clear of a ring."""
         left, top = self._at(x, y)
         anchor = "end" if left > self._width - 120 else "middle"
-        top += -9 if above else 17
+        top += -9 if above else 17 if self._y.share(y) > _NEAR_THE_AXIS else -14
         self._front.append(
             f'<text class="note" x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
         )

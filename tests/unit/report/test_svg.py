@@ -56,3 +56,20 @@ def test_bars_are_as_long_as_their_parts():
     assert sizes[1] == pytest.approx(3 * sizes[0], abs=0.2)
     assert sizes[2] == pytest.approx(2 * sizes[0], abs=0.2)
     assert sizes[3] == 0
+
+
+def test_a_label_below_a_point_stays_clear_of_the_axis() -> None:
+    """At the lowest point there is no room below: the text stands above it, in the chart."""
+    axis = Axis("y", 1.0, 100.0, is_log=True)
+
+    def tops(y: float) -> tuple[float, float]:
+        chart = Chart("t", "d", Axis("x", 0.0, 10.0), axis).marks([(5, y, "point")], 0).label(5, y, "knee", above=False)
+        image = ElementTree.fromstring(chart.render())
+        circle = next(each for each in image.iter() if each.tag.endswith("circle"))
+        text = next(each for each in image.iter() if each.tag.endswith("text") and each.text == "knee")
+        return float(circle.get("cy", "nan")), float(text.get("y", "nan"))
+
+    low_point, low_text = tops(1.0)
+    assert low_text < low_point
+    high_point, high_text = tops(50.0)
+    assert high_text > high_point
