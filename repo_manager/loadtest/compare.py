@@ -323,16 +323,18 @@ def _numbers(
 
 
 def _notes(blocks: tuple[list[Block], list[Block]], sides: tuple[_Side, _Side]) -> tuple[str, ...]:
-    notes = []
+    """Return what a reader has to know of the sides; what holds for both is said once."""
+    found: dict[str, list[str]] = {}
     for name, side, (facts, options) in zip("AB", blocks, ((s.facts, s.options) for s in sides), strict=True):
         errors = sum(block.errors for block in side)
-        if errors:
-            notes.append(f"{name}: {errors} requests ended in an error; they are in no number here")
-        drawn = drawn_note(facts, options)
-        if drawn is not None:
-            notes.append(f"{name}: {drawn}")
-        if facts.response_cache:
-            notes.append(f"{name}: the model has a response cache; repeated inputs are answered from it")
-        if not all(block.energy_j for block in side):
-            notes.append(f"{name}: neither the server nor NVML reports energy, so there are no inferences per joule")
-    return tuple(notes)
+        notes = [
+            f"{errors} requests ended in an error; they are in no number here" if errors else None,
+            drawn_note(facts, options),
+            "the model has a response cache; repeated inputs are answered from it" if facts.response_cache else None,
+            None
+            if all(block.energy_j for block in side)
+            else "neither the server nor NVML reports energy, so there are no inferences per joule",
+        ]
+        for note in filter(None, notes):
+            found.setdefault(note, []).append(name)
+    return tuple(f"{' and '.join(names)}: {note}" for note, names in found.items())

@@ -132,9 +132,15 @@ def index_html(repository: str, cards: Sequence[Card]) -> str:
         repository: where the versions are.
         cards: the cards, in the order in which they are listed.
     """
-    heads = tuple(dict.fromkeys(name for card in cards for name, _ in card.headline))
-    rows = [(card, [dict(card.headline).get(name, "") for name in heads]) for card in cards]
+    facts = {card.title: {**dict(card.headline), **_listed(card)} for card in cards}
+    heads = tuple(dict.fromkeys(name for found in facts.values() for name in found))
+    rows = [(card, [facts[card.title].get(name, "") for name in heads]) for card in cards]
     return render_page("index.html.j2", repository=repository, heads=heads, rows=rows)
+
+
+def _listed(card: Card) -> dict[str, str]:
+    """Return what the index says beside the most important facts: the state of the version, and its tags."""
+    return {name: value for section in card.sections[:1] for name, value in section.facts if name in ("state", "tags")}
 
 
 def _headline(version: VersionEntry, manifest: Manifest | None) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.metrics import METRICS, Metric
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
 from repo_manager.report.svg import Axis, Chart, format_number, stacked_bars
+from repo_manager.stats.resampling import ComparedNumber
 
 __all__ = [
     "latency_against_throughput",
@@ -181,29 +182,44 @@ def server_times(report: LoadTestReport, unit: Unit) -> str | None:
 def ratio_by_batch_size(comparisons: Sequence[Comparison], number: str = "throughput") -> str | None:
     """Return the ratio B/A of one number by batch size with its intervals; `None` when nothing was compared."""
     found = [
-        (comparison.batch_size, item)
+        (math.log2(comparison.batch_size), str(comparison.batch_size), item)
         for comparison in comparisons
         for item in comparison.numbers
         if item.name == number
     ]
-    if not found:
-        return None
-    sizes = [size for size, _ in found]
-    ends = [end for _, item in found for end in (item.interval.low, item.interval.high, 1.0)]
+    return _ratios(f"Ratio of {number}, B to A", "batch size", found, is_line=True) if found else None
+
+
+def ratios_of_numbers(comparison: Comparison) -> str | None:
+    """Return the ratio B/A of each number of one comparison with its interval; `None` when nothing was compared."""
+    found = [(float(at), item.name.removesuffix(" latency"), item) for at, item in enumerate(comparison.numbers)]
+    return _ratios("Ratios, B to A", "", found, is_line=False) if found else None
+
+
+def _ratios(title: str, across: str, found: Sequence[tuple[float, str, ComparedNumber]], *, is_line: bool) -> str:
+    """Draw ratios side by side: where on the horizontal axis, what stands below, and the ratio."""
+    places = [at for at, _, _ in found]
+    ends = [end for _, _, item in found for end in (item.interval.low, item.interval.high, 1.0)]
     is_wide = min(ends) > 0 and max(ends) / min(ends) > 4
     room = 0.1 * max(max(ends) - min(ends), 0.02)
-    ticks = tuple((math.log2(size), str(size)) for size in dict.fromkeys(sizes))
-    room_for_text = max(0.5, 0.2 * (math.log2(max(sizes)) - math.log2(min(sizes))))
+    room_for_text = max(0.5, (0.2 if is_line else 0.35) * (max(places) - min(places)))
+    ticks = tuple({at: text for at, text, _ in found}.items())
     chart = Chart(
-        f"Ratio of {number}, B to A",
+        title,
         "Marks are ratios, bars their simultaneous intervals; 1 means no difference.",
-        Axis("batch size", math.log2(min(sizes)) - room_for_text, math.log2(max(sizes)) + 0.5, ticks=ticks),
+        Axis(
+            across,
+            min(places) - room_for_text,
+            max(places) + 0.5,
+            ticks=ticks,
+        ),
         Axis.around("B / A", ends, is_log=True) if is_wide else Axis("B / A", min(ends) - room, max(ends) + room),
     )
     chart.limit(1.0, "no difference")
-    chart.line("", [(math.log2(size), item.ratio) for size, item in found], 0)
-    for size, item in found:
-        chart.span(math.log2(size), item.interval.low, item.interval.high, 0)
-        words = f"batch size {size}: {item.ratio:.3f} [{item.interval.low:.3f}, {item.interval.high:.3f}]"
-        chart.marks([(math.log2(size), item.ratio, words)], 0)
+    if is_line:
+        chart.line("", [(at, item.ratio) for at, _, item in found], 0)
+    for at, text, item in found:
+        chart.span(at, item.interval.low, item.interval.high, 0)
+        words = f"{across} {text}: {item.ratio:.3f} [{item.interval.low:.3f}, {item.interval.high:.3f}]".strip()
+        chart.marks([(at, item.ratio, words)], 0)
     return chart.render()

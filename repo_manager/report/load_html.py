@@ -8,13 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from repo_manager.gates import TIME, Verdict
+from repo_manager.gates import Verdict
 from repo_manager.loadtest.compare import Comparison
-from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
+from repo_manager.loadtest.metrics import Metric, metrics_in
 from repo_manager.loadtest.result import Detail, LoadPoint, LoadTestReport, ServerTimes
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.report import load_charts
-from repo_manager.report.load_tables import DETAIL_TITLES, ordered_details, stages_of
+from repo_manager.report.load_tables import DETAIL_TITLES, format_compared, ordered_details, stages_of
 from repo_manager.report.page import Figure, render_page
 from repo_manager.report.svg import format_number
 
@@ -109,20 +109,14 @@ def _compared_rows(comparison: Comparison) -> list[dict[str, str | bool]]:
             "batch_size": str(comparison.batch_size) if place == 0 else "",
             "starts": place == 0,
             "name": number.name,
-            "a": _shown(number.name, number.a),
-            "b": _shown(number.name, number.b),
+            "a": format_compared(number.name, number.a),
+            "b": format_compared(number.name, number.b),
             "ratio": f"{number.ratio:.3f}",
             "interval": f"{number.interval.low:.3f} to {number.interval.high:.3f}",
             "better": number.better or "",
         }
         for place, number in enumerate(comparison.numbers)
     ]
-
-
-def _shown(name: str, value: float) -> str:
-    if metric_of(name).unit is TIME:
-        return f"{value / 1e6:.4g} ms"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _headline(report: LoadTestReport) -> str:
@@ -165,13 +159,16 @@ def _timelines(points: Sequence[LoadPoint]) -> Sequence[LoadPoint]:
 
 
 def _ratios(comparisons: Sequence[Comparison]) -> list[Figure]:
+    """Return a chart for each number over the batch sizes; of one batch size one chart with all numbers."""
+    caption = "Intervals are simultaneous over all compared numbers."
+    if len(comparisons) == 1:
+        svg = load_charts.ratios_of_numbers(comparisons[0])
+        return [] if svg is None else [Figure("The ratios with their intervals", Markup(svg), caption)]
     figures = []
     for name in dict.fromkeys(number.name for comparison in comparisons for number in comparison.numbers):
         svg = load_charts.ratio_by_batch_size(comparisons, name)
         if svg is not None:
-            figures.append(
-                Figure(f"B / A: {name}", Markup(svg), "Intervals are simultaneous over all compared numbers.")
-            )
+            figures.append(Figure(f"B / A: {name}", Markup(svg), caption))
     return figures
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.gates import TIME
+from repo_manager.gates import RATE, TIME
 from repo_manager.loadtest.metrics import Metric, metric_of, metrics_in
 from repo_manager.report.layout import make_table
 from repo_manager.report.tables import format_share
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DETAIL_TITLES",
     "comparison_view",
+    "format_compared",
     "format_ms",
     "load_view",
     "ordered_details",
@@ -184,8 +185,8 @@ def _compared(comparison: Comparison) -> RenderableType:
     rows = [
         [
             number.name,
-            _number(number.name, number.a),
-            _number(number.name, number.b),
+            format_compared(number.name, number.a),
+            format_compared(number.name, number.b),
             f"{number.ratio:.3f}",
             f"{number.interval.low:.3f} to {number.interval.high:.3f}",
             number.better or "no difference shown",
@@ -232,10 +233,12 @@ def _names(comparison: Comparison) -> tuple[str, str]:
     return a, b
 
 
-def _number(name: str, value: float) -> str:
-    if metric_of(name).unit is TIME:
+def format_compared(name: str, value: float) -> str:
+    """Format a compared number with its unit."""
+    unit = metric_of(name).unit
+    if unit is TIME:
         return f"{format_ms(value)} ms"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return (f"{value:,.0f}" if value >= 1000 else f"{value:.4g}") + ("/s" if unit is RATE else "")
 
 
 def search_view(search: LoadSearch) -> list[RenderableType]:
