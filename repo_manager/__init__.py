@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from repo_manager.server.command import ServerOptions, ServerSecurity
     from repo_manager.server.embedded import EmbeddedServer
     from repo_manager.server.transport import ClientOptions
+    from repo_manager.sources import Source, open_source
     from repo_manager.sparsity import SparsityReport, prune, sparsity_report
     from repo_manager.triton_config.options import ConfigOptions
     from repo_manager.tuning.result import TuneOptions, Tuning
@@ -141,6 +142,7 @@ __all__ = [
     "Servers",
     "ShadowOptions",
     "SigningKey",
+    "Source",
     "SparsityMode",
     "SparsityReport",
     "TrialOptions",
@@ -194,6 +196,7 @@ __all__ = [
     "make_ensemble",
     "merge_reports",
     "model_state",
+    "open_source",
     "parse_slo",
     "plan_declaration",
     "prune",
@@ -324,6 +327,7 @@ _MODULES = {
     ),
     "server.embedded": ("EmbeddedServer",),
     "server.transport": ("ClientOptions",),
+    "sources": ("Source", "open_source"),
     "sparsity": ("SparsityReport", "prune", "sparsity_report"),
     "triton_config.options": ("ConfigOptions",),
     "tuning.result": ("TuneOptions", "Tuning"),

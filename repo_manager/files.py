@@ -24,6 +24,7 @@ __all__ = [
     "file_lock",
     "fsync_directory",
     "fsync_tree",
+    "kept_folder",
     "link_files",
     "read_regular",
     "sha256_bytes",
@@ -35,6 +36,8 @@ __all__ = [
 _CHUNK_BYTES = 1 << 20
 _WORK_NAME = re.compile(r"[a-z0-9_]{8}\.work")  # what `tempfile` puts between prefix and suffix
 _OURS = "repo-manager-"
+_KEPT_S = 7 * 86_400.0
+"""How long a part of a download is kept without being gone on with."""
 
 
 def sha256_bytes(data: bytes) -> Digest:
@@ -183,6 +186,45 @@ def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
                     hint="Wait for the other repo-manager command to end, then run this one again.",
                 ) from None
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def kept_folder(content: str, *, timeout_s: float = 600.0) -> Iterator[Path]:
+    """Give a folder to fetch something into, which stays when the block fails, so that the next attempt goes on.
+
+    It lies in the user's cache under a name made of the content, and is used by one process at a time.
+
+    Args:
+        content: what is fetched.
+        timeout_s: how long to wait for another process that fetches the same.
+
+    Raises:
+        LockHeldError: another process still fetches it.
+        OSError: it cannot be made.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repo-manager" / "downloads"
+    base.mkdir(parents=True, exist_ok=True)
+    _forget_old(base)
+    name = hashlib.sha256(content.encode()).hexdigest()[:32]
+    with file_lock(base / f"{name}.lock", timeout_s=timeout_s):
+        (base / name).mkdir(exist_ok=True)
+        os.utime(base / name)
+        try:
+            yield base / name
+        except BaseException:
+            with contextlib.suppress(OSError):
+                (base / name).rmdir()  # nothing came, so there is nothing to go on with
+            raise
+        shutil.rmtree(base / name, ignore_errors=True)
+
+
+def _forget_old(base: Path) -> None:
+    """Remove what nobody has gone on with for days, and nobody holds."""
+    for folder in base.iterdir():
+        with contextlib.suppress(OSError, LockHeldError):
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > _KEPT_S:
+                with file_lock(base / f"{folder.name}.lock", timeout_s=0.0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

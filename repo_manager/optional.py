@@ -34,6 +34,7 @@ _EXTRA_OF_MODULE = {
     "OpenSSL": "sign",
     "cryptography": "sign",
     "lightkube": "k8s",
+    "mlflow": "mlflow",
     "PIL": "images",
     "model_signing": "sign",
     "obstore": "cloud",

@@ -29,6 +29,7 @@ from repo_manager.report.terminal import Terminal
 from repo_manager.repository.location import Location
 from repo_manager.repository.signing import SigningKey, sign_version
 from repo_manager.settings import load_settings
+from repo_manager.sources import Source, open_source
 from repo_manager.triton_config.options import ConfigOptions, InstanceKind
 from repo_manager.types import Precision, as_json
 
@@ -203,10 +204,11 @@ class AddFlags(
 @grouped
 def add_command(
     model: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="MODEL.onnx|FILE|FOLDER",
-            help="An ONNX file; or what is published as it is: a plan, TorchScript, a folder with model.py, ...",
+            metavar="MODEL.onnx|FILE|FOLDER|URL",
+            help="An ONNX file; or what is published as it is: a plan, TorchScript, a folder with model.py, ...; here, "
+            "or by s3://, gs://, as://, https://, models:/NAME/VERSION or runs:/RUN/PATH of MLflow.",
             show_default=False,
         ),
     ],
@@ -227,21 +229,28 @@ def add_command(
     terminal = output.terminal()
     key, root = signing_key(flags.sign), place.root()
     as_it_is = flags.config is not None or flags.sample is not None or bool(flags.uses)
-    if as_it_is or not is_converted(model, flags.backend):
-        files = add_files(model, name, root, flags.files_options(model, runtime), report=terminal.reporter())
-        if key is not None and files.published:
-            _sign(terminal, root, [(files.name, files.version)], key)
-        terminal.result(files, *added_files_view(files, place.repository))
-        return
+    with open_source(model, terminal.reporter()) as source:
+        if not as_it_is and is_converted(source.path, flags.backend):
+            _add_converted(terminal, source, name, place, flags)
+            return
+        files = add_files(source, name, root, flags.files_options(source.path, runtime), report=terminal.reporter())
+    if key is not None and files.published:
+        _sign(terminal, root, [(files.name, files.version)], key)
+    terminal.result(files, *added_files_view(files, place.repository))
+
+
+def _add_converted(terminal: Terminal, source: Source, name: str, place: RepositoryFlag, flags: AddFlags) -> None:
+    """Run `add` for an ONNX file that is converted."""
+    key, root = signing_key(flags.sign), place.root()
     options = flags.add_options()
     check_outputs(flags.html)
     made: AddedWithImages | None = None
     with build_bar(terminal) as progress:
         if flags.preprocess is None:
-            added = add(model, name, root, options, report=terminal.reporter(), progress=progress)
+            added = add(source, name, root, options, report=terminal.reporter(), progress=progress)
         else:
             say = terminal.reporter()
-            made = add_with_images(model, name, root, flags.preprocess, options, report=say, progress=progress)
+            made = add_with_images(source, name, root, flags.preprocess, options, report=say, progress=progress)
             added = made.added
     if key is not None and added.published:
         beside = [(each.name, each.version) for each in added.controls]

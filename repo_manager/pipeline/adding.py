@@ -36,6 +36,7 @@ from repo_manager.report.progress import transfer_progress
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.repository.publish import plan_publish, publish
+from repo_manager.sources import Source, open_source
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
 from repo_manager.triton_config.config import format_config
 from repo_manager.types import StrPath, as_json
@@ -46,7 +47,7 @@ Report = Callable[[str], None]
 
 
 def add(
-    path: StrPath,
+    path: StrPath | Source,
     name: str,
     repository: LocationLike,
     options: AddOptions | None = None,
@@ -61,7 +62,7 @@ def add(
     the model itself, each in one step.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file: a path, a URL of `open_source`, or what that gave.
         name: the model's name in Triton.
         repository: the model repository's root; created when missing.
         options: `None` takes the defaults.
@@ -74,19 +75,19 @@ def add(
         GateError: weights are not 2:4 with `SparsityMode.REQUIRE`, the conversion failed a check, or the engine will
             not load on `AddOptions.target`.
     """
-    path, repository = Path(path), as_location(repository)
+    repository = as_location(repository)
     options, watch = options or AddOptions(), Watch(report, progress, cancelled)
     validate_model_name(name)
     choice = choose_backend(options.backend)
     check_backend_options(options, choice.backend)
-    report(f"Reading {path}")
-    start_runtime()
-    source = load_model(path)
-    with work_folder("repo-manager-add-") as folder:
-        gate = None if options.accuracy is None else AccuracyGate.of(options.accuracy, source)
+    with open_source(path, report) as source, work_folder("repo-manager-add-") as folder:
+        report(f"Reading {source}")
+        start_runtime()
+        model = load_model(source.path)
+        gate = None if options.accuracy is None else AccuracyGate.of(options.accuracy, model)
         target = Target(name, repository, choice, Path(folder), gate)
-        with _speaking_of(path, target.work):
-            return _add(source, target, options, watch)
+        with _speaking_of(source.path, target.work):
+            return _add(_Origin(model, source.record()), target, options, watch)
 
 
 @contextlib.contextmanager
@@ -106,22 +107,23 @@ def _speaking_of(path: Path, work: Path) -> Iterator[None]:
         raise type(exc)(said(exc.message), hint=hint) from exc
 
 
-def _add(source: Model, target: Target, options: AddOptions, watch: Watch) -> Added:
+def _add(origin: _Origin, target: Target, options: AddOptions, watch: Watch) -> Added:
     report = watch.report
-    model, pruned = _sparse(source, options, target.work, watch)
+    model, pruned = _sparse(origin.source, options, target.work, watch)
     version, found = convert_and_build(model, target, options, watch)
     fit = _check_fit(version, options.target)
     controls = build_controls(version, found, watch) if options.control else ()
     version = with_layer_times(version, controls)
-    return _publish(_Origin(source, pruned), version, controls, fit, options, report)
+    return _publish(dataclasses.replace(origin, pruned=pruned), version, controls, fit, options, report)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """The file that was given, and what pruning did to it."""
+    """The file that was given, where it came from, and what pruning did to it."""
 
     source: Model
-    pruned: PruneReport | None
+    record: Mapping[str, Any]
+    pruned: PruneReport | None = None
 
 
 def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tuple[Model, PruneReport | None]:
@@ -263,6 +265,7 @@ def _details(origin: _Origin, version: Prepared) -> dict[str, Any]:
             "digest": source.digest,
             "size_bytes": source.size_bytes,
             "external": [file.relative_to(source.path.parent.absolute()).as_posix() for file in source.external_files],
+            **origin.record,
         },
         "precision": conversion.precision,
         "batch_axis": version.converted.axis,

@@ -22,6 +22,7 @@ from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, LocationLike, as_location
 from repo_manager.repository.publish import PublishTerms, plan_publish, publish
 from repo_manager.server.exchange import ModelKind
+from repo_manager.sources import Source, open_source
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
 from repo_manager.triton_config.ensembles import USES, steps_of, uses_of
@@ -107,7 +108,7 @@ class AddedFiles(Summarized):
 
 
 def add_files(
-    path: StrPath,
+    path: StrPath | Source,
     name: str,
     repository: LocationLike,
     options: FilesOptions | None = None,
@@ -124,7 +125,7 @@ def add_files(
     Args:
         path: a file (a plan, TorchScript, OpenVINO's .xml, ...), or a folder: a version's files (model.py, a
             SavedModel, ...), perhaps with a config.pbtxt; or a model's folder as Triton has it, whose newest version
-            is taken.
+            is taken; or a URL of `open_source`, or what that gave.
         name: the model's name in Triton.
         repository: the model repository's root; created when missing.
         options: `None` takes the defaults.
@@ -138,10 +139,17 @@ def add_files(
         GateError: the version does not load or answer, or an engine does not fit the target.
         RepositoryError: as `publish`.
     """
-    path, repository = Path(path), as_location(repository)
-    options, trial = options or FilesOptions(), trial or Trial()
+    repository, options = as_location(repository), options or FilesOptions()
     validate_model_name(name)
-    source = GivenFiles.find(path)
+    with open_source(path, report) as opened:
+        if opened.origin:
+            options = dataclasses.replace(options, origin={**options.origin, **opened.record()})
+        return _add_files(GivenFiles.find(opened.path), name, repository, options, trial or Trial(), report)
+
+
+def _add_files(
+    source: GivenFiles, name: str, repository: Location, options: FilesOptions, trial: Trial, report: Report
+) -> AddedFiles:
     config, text, notes = _config_of(source, name, repository, options)
     _check(config, name)
     fit = _check_fit(source.files_for(config), name, options.target)

@@ -33,6 +33,7 @@ from repo_manager.request_data import image_model
 from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, typed
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON
 from repo_manager.rollout.smoke import compare_outputs
+from repo_manager.sources import Source, open_source
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
 from repo_manager.triton_messages import model_config_pb2
@@ -124,7 +125,7 @@ class ImageModels:
 
 
 def add_with_images(
-    path: StrPath,
+    path: StrPath | Source,
     name: str,
     repository: LocationLike,
     preprocess: StrPath,
@@ -141,7 +142,7 @@ def add_with_images(
     reads, and the ensemble what the model answers to that.
 
     Args:
-        path: an ONNX file with one input, an image.
+        path: an ONNX file with one input, an image; as `add`.
         name: the model's name.
         repository: the root.
         preprocess: the YAML file that says how images become the input; its folder holds images.
@@ -156,8 +157,9 @@ def add_with_images(
             them.
     """
     repository, options = as_location(repository), options or AddOptions()
-    found = ImageModels.read(Path(preprocess), signature_of(load_model(Path(path))))
-    added = add(path, name, repository, options, report=report, progress=progress, cancelled=cancelled)
+    with open_source(path, report) as source:
+        found = ImageModels.read(Path(preprocess), signature_of(load_model(source.path)))
+        added = add(source, name, repository, options, report=report, progress=progress, cancelled=cancelled)
     if options.dry_run:
         return AddedWithImages(added, None, None, found.images)
     preprocess_name = f"{name}_preprocess"

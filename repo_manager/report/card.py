@@ -10,7 +10,13 @@ from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.report.markdown import markdown_code, markdown_table, markdown_text
 from repo_manager.report.page import render_page
 from repo_manager.report.tables import format_bytes, format_count, format_share, pruning_facts
-from repo_manager.repository.difference import judged_drift, kept_sparsity, measured_accuracy, recorded_checks
+from repo_manager.repository.difference import (
+    judged_drift,
+    kept_sparsity,
+    measured_accuracy,
+    origin_of,
+    recorded_checks,
+)
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.scan import ModelEntry, VersionEntry
 from repo_manager.repository.state import ModelState, current_version, history_of
@@ -198,6 +204,7 @@ def _source(manifest: Manifest) -> Section:
                 "file": _at(source, "path"),
                 "digest": _at(source, "digest"),
                 "size": None if size is None else format_bytes(size),
+                "fetched from": origin_of(manifest),
                 "copied from": copied,
                 "created": manifest.created,
                 "calibration data": data,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from repo_manager.report.layout import Moment, key_values, make_table
 from repo_manager.report.tables import format_bytes, format_share
-from repo_manager.repository.difference import judged_drift, kept_sparsity, recorded_checks
+from repo_manager.repository.difference import judged_drift, kept_sparsity, origin_of, recorded_checks
 
 if TYPE_CHECKING:
     from repo_manager.loadtest.judge import LoadComparison
@@ -71,6 +71,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, object]]:
         ("precision", manifest.precision or "-"),
         ("source", " ".join(str(part)[:19] for part in (source.get("path"), source.get("digest")) if part) or "-"),
     ]
+    if (url := origin_of(manifest)) is not None:
+        pairs.append(("fetched from", url))
     origin = manifest.extra.get("copied_from")
     if isinstance(origin, Mapping):
         pairs.append(

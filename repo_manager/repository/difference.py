@@ -21,6 +21,7 @@ __all__ = [
     "judged_drift",
     "kept_sparsity",
     "measured_accuracy",
+    "origin_of",
     "recorded_checks",
 ]
 
@@ -114,6 +115,12 @@ def _at(value: Any, *path: str) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def origin_of(manifest: Manifest) -> str | None:
+    """Return the URL that the source was fetched from, and when; `None` where it was a path."""
+    url, fetched = _at(manifest.source, "origin", "url"), _at(manifest.source, "origin", "fetched")
+    return None if url is None else f"{url}, {fetched}"
 
 
 def kept_sparsity(manifest: Manifest) -> float | None:

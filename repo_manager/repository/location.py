@@ -21,7 +21,15 @@ from urllib.parse import unquote
 from repo_manager.errors import RepositoryError
 from repo_manager.files import document
 
-__all__ = ["Location", "LocationLike", "ObjectRepository", "as_location", "local_folder", "parse_location"]
+__all__ = [
+    "Location",
+    "LocationLike",
+    "ObjectRepository",
+    "as_location",
+    "local_folder",
+    "parse_location",
+    "parse_object_url",
+]
 
 _SCHEMES = ("s3", "gs", "as")
 _AZURE_HOST = ".blob.core.windows.net"
@@ -136,6 +144,36 @@ def parse_location(text: str) -> Location:
         return _parse_file(rest)
     if scheme not in _SCHEMES:
         raise RepositoryError(f"{scheme}:// is no repository", hint=f"Expected a folder, or {_FORMS}.")
+    place = _in_bucket(scheme, rest)
+    bad = [part for part in place.prefix.split("/") if not _SEGMENT.fullmatch(part) or part in (".", "..")]
+    if place.prefix and (bad or len(place.prefix) > _MAX_KEY_BYTES):
+        raise RepositoryError(
+            f"{bad[0][:80]!r} cannot stand in the path of a repository in object storage"
+            if bad
+            else f"the path of the repository has {len(place.prefix)} characters; expected up to {_MAX_KEY_BYTES}",
+            hint="Expected letters, digits, '_', '-' and '.' between single slashes: what Triton's own pattern allows.",
+        )
+    return place
+
+
+def parse_object_url(text: str) -> ObjectRepository:
+    """Read the URL of a file or a folder in object storage, whose path may hold what a repository's cannot.
+
+    Raises:
+        RepositoryError: as of `parse_location`, but for the path.
+    """
+    match = _URL.fullmatch(text)
+    if match is None or match[1] not in _SCHEMES:
+        raise RepositoryError(f"{text[:80]!r} is no URL of object storage", hint=f"Expected {_FORMS}.")
+    return _in_bucket(match[1], match[2])
+
+
+def _in_bucket(scheme: str, rest: str) -> ObjectRepository:
+    """Read what stands behind `scheme://`, whatever the path holds.
+
+    Raises:
+        RepositoryError: a name that a store would refuse, or what looks like credentials.
+    """
     if "@" in rest or "?" in rest or "#" in rest:
         raise RepositoryError(
             f"the repository's {scheme}:// URL holds an '@', '?' or '#', as if there were credentials in it",
@@ -188,13 +226,4 @@ def _object_repository(scheme: str, bucket: str, path: str, endpoint: str = "") 
     if not _BUCKETS[scheme].fullmatch(bucket) or ".." in bucket:
         what = "container" if scheme == "as" else "bucket"
         raise RepositoryError(f"{bucket[:80]!r} cannot be a {what}'s name in {scheme}://", hint=f"Expected {_FORMS}.")
-    prefix = path.strip("/")
-    bad = [part for part in prefix.split("/") if not _SEGMENT.fullmatch(part) or part in (".", "..")] if prefix else []
-    if bad or len(prefix) > _MAX_KEY_BYTES:
-        raise RepositoryError(
-            f"{bad[0][:80]!r} cannot stand in the path of a repository in object storage"
-            if bad
-            else f"the path of the repository has {len(prefix)} characters; expected up to {_MAX_KEY_BYTES}",
-            hint="Expected letters, digits, '_', '-' and '.' between single slashes: what Triton's own pattern allows.",
-        )
-    return ObjectRepository(scheme, bucket, prefix, endpoint)
+    return ObjectRepository(scheme, bucket, path.strip("/"), endpoint)

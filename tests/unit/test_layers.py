@@ -27,6 +27,7 @@ LAYERS = [
     {"rollout", "loadtest"},
     {"declared", "tuning"},
     {"report"},
+    {"sources"},
     {"pipeline"},
     {"cli"},
 ]

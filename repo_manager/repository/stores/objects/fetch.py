@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import file_lock
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.manifest import FileRecord, Manifest, parse_manifest
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.transport import save_object
 
-__all__ = ["fetch_version", "kept_download", "read_manifest"]
+__all__ = ["fetch_version", "read_manifest"]
 
 
 def read_manifest(store: ObjectClient, name: str, version: int) -> Manifest | None:
@@ -68,23 +63,3 @@ def fetch_version(
         expected: FileRecord | None = records.get(fact.key)
         save_object(store, f"{name}/{version}/{fact.key}", fact, target / fact.key, expected)
         progress(fact.size_bytes)
-
-
-@contextlib.contextmanager
-def kept_download(store: ObjectClient, name: str, version: int, content: str) -> Iterator[Path]:
-    """Give a folder to fetch a version into, which stays when the block fails, so that the next attempt goes on.
-
-    It lies in the user's cache under a name made of the content, and is used by one process at a time.
-
-    Args:
-        store: the repository's.
-        name: the model.
-        version: its version.
-        content: digest of what the version holds.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repo-manager" / "downloads"
-    base.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{store.location}\0{name}\0{version}\0{content}".encode()).hexdigest()[:32]
-    with file_lock(base / f"{key}.lock", timeout_s=600.0):
-        yield base / key
-        shutil.rmtree(base / key, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import work_folder
+from repo_manager.files import kept_folder, work_folder
 from repo_manager.repository.layout import is_component, version_number
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.look import each
@@ -35,7 +35,7 @@ from repo_manager.repository.stores.objects.content import measure
 from repo_manager.repository.stores.objects.current import put_config
 from repo_manager.repository.stores.objects.depart import abandoned_work, discard_versions, end_work
 from repo_manager.repository.stores.objects.facts import Listing, ObjectFact
-from repo_manager.repository.stores.objects.fetch import fetch_version, kept_download
+from repo_manager.repository.stores.objects.fetch import fetch_version
 from repo_manager.repository.stores.objects.lease import object_lease
 from repo_manager.repository.stores.objects.ledger import RECORD, Ledger, change_ledger, ledger_key, read_ledger
 from repo_manager.repository.stores.objects.transport import object_record, upload_files
@@ -131,7 +131,7 @@ class ObjectStore:
         """As `Store.fetch`: into a folder of its own, or, to be resumed, into the user's cache."""
         with contextlib.ExitStack() as stack:
             if resume:
-                folder = stack.enter_context(kept_download(self.client, name, version, resume))
+                folder = stack.enter_context(kept_folder(f"{self.location}\0{name}\0{version}\0{resume}"))
             else:
                 place = stack.enter_context(work_folder("repo-manager-objects-"))
                 folder = Path(place).resolve() / name / str(version)

@@ -142,7 +142,15 @@ def read_parts(store: ObjectClient, key: str, fact: ObjectFact, start: int = 0) 
             pool.shutdown(cancel_futures=True)
 
 
-def save_object(store: ObjectClient, key: str, fact: ObjectFact, target: Path, expected: FileRecord | None) -> None:
+def save_object(
+    store: ObjectClient,
+    key: str,
+    fact: ObjectFact,
+    target: Path,
+    expected: FileRecord | None,
+    *,
+    resume: bool | None = None,
+) -> None:
     """Write an object to a file; what an interrupted attempt has left there is kept and gone on from.
 
     Args:
@@ -151,6 +159,7 @@ def save_object(store: ObjectClient, key: str, fact: ObjectFact, target: Path, e
         fact: what was seen of it.
         target: the file; it may hold the beginning already.
         expected: what it must be; `None` when nobody knows.
+        resume: whether what lies in `target` is of the same content; `None`: where `expected` can prove it.
 
     Raises:
         RepositoryError: it is not what was expected; `target` is then removed.
@@ -159,7 +168,8 @@ def save_object(store: ObjectClient, key: str, fact: ObjectFact, target: Path, e
     digest, found = hashlib.sha256(), 0
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("a+b") as file:
-        if expected is None or file.tell() > fact.size_bytes:
+        keeps = resume if resume is not None else expected is not None
+        if not keeps or file.tell() > fact.size_bytes:
             file.truncate(0)
         file.seek(0)
         while chunk := file.read(_CHUNK):
