@@ -89,10 +89,10 @@ def options(limit: str, budget_s: float, *, fresh: bool) -> TuneOptions:
 def grid(root: Path, name: str, limit: str, budget_s: float) -> tuple[dict[str, float], float]:
     """Measure every setting; return setting -> the largest rate that holds, and the seconds."""
     began, values = time.monotonic(), {}
-    with tuning_run(root, name, 1, options(limit, budget_s, fresh=True)) as run:
-        space, _ = run.space()
+    with tuning_run(root, {name: 1}, options(limit, budget_s, fresh=True)) as run:
+        space = run.prepare()[name]
         for setting in space.settings():
-            values[setting.label] = run.evaluate(setting, None, 0.0).value or 0.0
+            values[setting.label] = run.evaluate({name: setting}, None, 0.0).value or 0.0
             print(f"  grid: {setting.label}: {values[setting.label]:.4g}/s", flush=True)
     return values, time.monotonic() - began
 
@@ -118,7 +118,7 @@ def main() -> None:
             values, grid_s = grid(root, name, limit, chosen.budget)
             best = max(values.values())
             for run in range(chosen.runs):
-                result = tune(root, name, 1, options(limit, chosen.budget, fresh=True), progress=_say)
+                result = tune(root, {name: 1}, options(limit, chosen.budget, fresh=True), progress=_say)
                 reached = values.get(result.best.setting.label, 0.0) / best if best else 0.0
                 rows.append(
                     {

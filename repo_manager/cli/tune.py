@@ -1,12 +1,13 @@
-"""The configuration of a model that serves best: tune."""
+"""The configuration of models that serves best: tune."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -14,23 +15,36 @@ from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.load_options import DataFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs, parse_changes, parse_shapes, writing
-from repo_manager.cli.repository_options import RepositoryFlag, Target
+from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.cli.rollout_options import parse_duration
-from repo_manager.errors import GateError, InconclusiveError
+from repo_manager.errors import GateError, InconclusiveError, UsageError
 from repo_manager.files import write_atomic
+from repo_manager.gates import Gate
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.options import Arrival, LoadTestOptions
 from repo_manager.pipeline.load_inputs import known_inputs
-from repo_manager.report.terminal import Terminal
+from repo_manager.report.progress import tune_progress
+from repo_manager.report.repository_tables import config_change_view
 from repo_manager.report.tune_view import tune_page, tune_view
 from repo_manager.repository.configuration import change_config
+from repo_manager.repository.location import Location
+from repo_manager.repository.plan.configuration import ConfigChange
 from repo_manager.repository.tags import resolve_version
-from repo_manager.tuning.result import BETTER, KEPT, NONE_HOLDS, TuneOptions, TuneProgress, Tuning
+from repo_manager.tuning.result import BETTER, KEPT, NONE_HOLDS, Objective, TuneOptions, Tuning
 from repo_manager.tuning.run import tune
 
 __all__ = ["app"]
 
 app = typer.Typer()
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME[:VERSION]...",
+        help="VERSION is a number or a tag; without one the newest. Several models: with --together.",
+        show_default=False,
+        autocompletion=model_versions,
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +53,30 @@ class GoalFlags:
 
     PANEL: ClassVar[str] = "Objective"
     slo: list[str] | None = option(
-        "--slo", metavar="GATE", help='Limits to hold: "p99<20ms", "errors<0.1%" (may be given often).'
+        "--slo",
+        metavar="GATE",
+        help='Limits to hold: "p99<20ms", "errors<0.1%"; of one model "NAME:p99<20ms" (may be given often).',
+    )
+    objective: Objective | None = option(
+        "--objective",
+        sets=(TuneOptions, "objective"),
+        help="The largest rate, the lowest p99 at --rate, or the most inferences per joule [default: the largest rate; "
+        "with --rate the lowest p99].",
     )
     rate: float | None = option(
         "--rate",
         sets=(TuneOptions, "rate"),
-        help="Seek the lowest p99 at this many requests a second [default: the largest rate that holds --slo].",
+        help="Requests a second to hold [default: the largest rate that holds --slo is sought].",
     )
     arrival: Arrival = option("--arrival", sets=(TuneOptions, "arrival"), help="When the requests come.")
+    together: bool = option(
+        "--together", default=False, help="Tune several models that share the machine, under load at once."
+    )
+    mix: str | None = option(
+        "--mix",
+        metavar="NAME=N,...",
+        help="Requests of each model beside the others' [default: what each answers alone, one at a time].",
+    )
     budget: str = option(
         "--budget",
         metavar="TIME",
@@ -64,13 +94,18 @@ class GoalFlags:
         help="What may change, separated by commas.",
     )
     fix: list[str] | None = option(
-        "--set", metavar="FIELD=VALUE", help="Fix a field of config.pbtxt beforehand (may be given often)."
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Fix a field of config.pbtxt beforehand; of one of several models: NAME:FIELD=VALUE (may be given often).",
     )
     to: str | None = option(
         "--to",
         metavar="URL",
         sets=(TuneOptions, "url"),
         help="A server that takes copies of the model by its load API [default: one is started here].",
+    )
+    metrics: str | None = option(
+        "--metrics-url", metavar="URL", help="That server's metrics, for energy and memory [default: port 8002]."
     )
     fresh: bool = option("--fresh", sets=(TuneOptions, "fresh"), help="Forget what an earlier run measured.")
     write: bool = option(
@@ -84,7 +119,7 @@ class GoalFlags:
 @app.command("tune")
 @grouped
 def tune_command(
-    target: Target,
+    targets: Targets,
     *,
     place: RepositoryFlag,
     goal: GoalFlags,
@@ -100,44 +135,100 @@ def tune_command(
     terminal = output.terminal()
     check_outputs(goal.report)
     check_input(data.data)
-    options = _options(goal, data)
+    if len(targets) > 1 and not goal.together:
+        raise UsageError("several models are given", hint="Do they share the machine? Tune them --together.")
     root = place.root()
-    name, version = resolve_version(root, target)
-    known = known_inputs(root, name, version)
-    load = {**options.load, "int_ranges": known.ranges, "shapes": {**known.shapes, **options.load["shapes"]}}
+    options = _options(goal, data, [target.partition(":")[0] for target in targets])
+    versions = dict(resolve_version(root, target) for target in targets)
+    if len(versions) < len(targets):
+        raise UsageError("a model is named twice; a server has one configuration for all its versions")
     access = None if options.url is None else client_options(connection, [options.url])
-    options = dataclasses.replace(options, load=load, access=access)
-    result = tune(root, name, version, options, progress=lambda told: _tell(terminal, told))
+    options = dataclasses.replace(options, access=access)
+    with tune_progress(terminal.console, options.budget_s, quiet=terminal.quiet) as told:
+        result = tune(
+            root, versions, options, inputs=lambda name, version: _inputs(root, name, version, data), progress=told
+        )
     result = dataclasses.replace(result, command=shlex.join(["repo-manager", *sys.argv[1:]]))
     if goal.report is not None:
         with writing(goal.report):
             write_atomic(goal.report, tune_page(result).encode())
         terminal.note(f"Page: {goal.report}")
-    written = goal.write and result.outcome == BETTER
-    if written:
-        change_config(root, name, result.changes)
-    terminal.result(result, *tune_view(result, written=written))
+    written = _write(root, result) if goal.write else []
+    views = [view for each in written for view in config_change_view(each, shown=False, repository=place.repository)]
+    terminal.result(result, *tune_view(result, written=bool(written), repository=place.repository), *views)
     _raise_for(result)
 
 
-def _options(goal: GoalFlags, data: DataFlags) -> TuneOptions:
+def _options(goal: GoalFlags, data: DataFlags, names: Sequence[str]) -> TuneOptions:
     """Return what is sought.
 
     Raises:
         UsageError: a text cannot be read.
     """
-    parts = (part.strip() for text in goal.slo or [] for part in text.split(","))
+    gates: list[Gate] = []
+    own: dict[str, tuple[Gate, ...]] = {}
+    for part in (part.strip() for text in goal.slo or [] for part in text.split(",")):
+        name, mark, rest = part.partition(":")
+        if mark and name in names:
+            own[name] = (*own.get(name, ()), parse_slo(rest.strip()))
+        elif part:
+            gates.append(parse_slo(part))
     load = {**settings_of(LoadTestOptions, data), "shapes": parse_shapes(data.shape)}
+    if goal.metrics is not None:
+        load["metrics_url"] = goal.metrics
     return TuneOptions(
-        gates=tuple(parse_slo(part) for part in parts if part),
+        gates=tuple(gates),
+        own_gates=own,
+        mix=_mix(goal.mix),
         fixed=parse_changes(goal.fix or []),
         load=load,
         **settings_of(TuneOptions, goal),
     )
 
 
-def _tell(terminal: Terminal, told: TuneProgress) -> None:
-    terminal.progress(f"{told.text} ({told.remaining_s:.0f} s of the budget left)")
+def _mix(text: str | None) -> dict[str, float]:
+    """Read NAME=N,NAME=N.
+
+    Raises:
+        UsageError: it has another form.
+    """
+    found: dict[str, float] = {}
+    for part in (text or "").split(",") if text else ():
+        name, mark, number = part.strip().partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            mark = ""
+        if not mark or not name:
+            raise UsageError(f"--mix {text}: expected NAME=N,..., for instance detector=1,classifier=3")
+    return found
+
+
+def _inputs(root: Location, name: str, version: int, data: DataFlags) -> Mapping[str, Any]:
+    """Return what the repository knows of a model's requests.
+
+    Raises:
+        UsageError: the golden sample is asked for, and there is none, or other data is given.
+    """
+    known = known_inputs(root, name, version)
+    if data.golden and data.data is not None:
+        raise UsageError("both --golden and --input-data are given", hint="Give one of them.")
+    if data.golden and not known.golden:
+        raise UsageError(f"--golden: {name}:{version} has no golden sample", hint="Give --input-data.")
+    is_recorded = data.golden or (known.why_golden and data.data is None and not data.shape)
+    return {
+        "int_ranges": known.ranges,
+        "shapes": known.shapes,
+        "recorded": known.golden if is_recorded else (),
+        "fallback": known.golden,
+    }
+
+
+def _write(root: Location, result: Tuning) -> list[ConfigChange]:
+    """Change each model's config.pbtxt as `config --set` does; return what changed."""
+    if result.outcome != BETTER:
+        return []
+    return [change_config(root, name, changes) for name, changes in result.changes.items()]
 
 
 def _raise_for(result: Tuning) -> None:

@@ -160,7 +160,7 @@ class _Planner:
     def _config(self, repository: Location) -> Iterator[Step]:
         """Compare with what config.pbtxt means, not with how it is written."""
         before = change_config(repository, self.name, {}, dry_run=True).before
-        changes = config_changes(self.model.config, before, where=f"{self.name}/config.pbtxt")
+        changes = config_changes(self.name, self.model.config, before, self.base, where=f"{self.name}/config.pbtxt")
         planned = change_config(repository, self.name, changes, dry_run=True)
         if not planned.fields:
             return
@@ -171,7 +171,7 @@ class _Planner:
 
     def _first_config(self) -> Iterator[Step]:
         """Announce the declared fields; there is no config.pbtxt to compare with before the first version."""
-        declared = config_changes(self.model.config, "", where=self.name)
+        declared = config_changes(self.name, self.model.config, "", self.base, where=self.name)
         fields = [field for field in declared if field != "max_batch_size"]  # `add` takes that one
         if fields:
             yield Step(Action.CONFIG, f"config.pbtxt: {', '.join(fields)}")

@@ -174,6 +174,8 @@ class Batching(_Part):
 class Config(_Part):
     """What config.pbtxt says. What is not declared stays as it is."""
 
+    tuned: FileReference | None = None
+    """A result of `tune --json`: what it changed of this model is declared, but for what stands here besides."""
     max_batch_size: Size | None = None
     """0: no batching."""
     instance_group: Instances | None = None

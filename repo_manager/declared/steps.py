@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from repo_manager.declared.request import Request
 from repo_manager.declared.schema import Config, Evaluation, FileReference, Model
 from repo_manager.errors import InputError
+from repo_manager.files import sha256_bytes
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import parse_config
 
@@ -170,19 +172,22 @@ def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
     )
 
 
-def config_changes(config: Config, text: str, *, where: str) -> dict[str, str | None]:
+def config_changes(name: str, config: Config, text: str, base: Path, *, where: str) -> dict[str, str | None]:
     """Return what `change_config` has to set so that a config.pbtxt says what is declared.
 
     Args:
+        name: the model.
         config: as declared.
         text: the file's content.
+        base: the folder of the YAML file.
         where: its name in an error.
 
     Raises:
         ConfigError: the text cannot be parsed.
+        InputError: the result of a tuning cannot be read, is not what it is pinned to, or is about other models.
     """
     message = parse_config(text, where=where).message()
-    changes: dict[str, str | None] = {}
+    changes = {} if config.tuned is None else _tuned(name, config.tuned, base)
     if config.max_batch_size is not None:
         changes["max_batch_size"] = str(config.max_batch_size)
     if config.instance_group is not None:
@@ -200,6 +205,33 @@ def config_changes(config: Config, text: str, *, where: str) -> dict[str, str | 
             changes[_PREFERRED] = f"[{sizes}]" if sizes else None
     changes.update({field: _field_text(value) for field, value in config.set.items()})
     return changes
+
+
+def _tuned(name: str, reference: FileReference, base: Path) -> dict[str, str | None]:
+    """Return what a tuning changed of a model.
+
+    Raises:
+        InputError: as `config_changes`.
+    """
+    path = base / reference.path
+    try:
+        content = path.read_bytes()
+        document = json.loads(content)
+        models, changes = set(document["versions"]), dict(document["changes"].get(name, {}))
+    except OSError as exc:
+        raise InputError(f"{path}: the tuning cannot be read: {exc.strerror or exc}") from exc
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise InputError(
+            f"{path} is no result of a tuning", hint=f"Make one: repo-manager tune {name} --json > {path.name}"
+        ) from exc
+    if reference.digest is not None and sha256_bytes(content) != reference.digest:
+        raise InputError(
+            f"{path} is not what it is pinned to: {reference.digest}",
+            hint="Put the right file there, or change `digest:` in the YAML file.",
+        )
+    if name not in models:
+        raise InputError(f"{path} is a tuning of {', '.join(sorted(models)) or 'nothing'}, not of {name}")
+    return {str(field): None if value is None else str(value) for field, value in changes.items()}
 
 
 def wanted_labels(labels: Mapping[str, FileReference | tuple[str, ...]], base: Path) -> dict[str, tuple[str, ...]]:

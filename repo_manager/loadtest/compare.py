@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ __all__ = [
     "Comparison",
     "compare",
     "compare_all",
+    "compare_together",
 ]
 
 
@@ -164,37 +166,80 @@ def compare(
         InputError: bad input data.
         ServerError: a server is unreachable, refuses, or answers only with errors.
     """
+    return compare_together([(a, b)], plan=plan, progress=progress, following=following)[0]
+
+
+def compare_together(
+    couples: Sequence[tuple[LoadTestOptions, LoadTestOptions]],
+    *,
+    plan: ComparePlan | None = None,
+    progress: Callable[[CompareProgress], None] | None = None,
+    following: int = 0,
+) -> tuple[Comparison, ...]:
+    """Compare couples (A, B) under load at once: in each block all A run beside each other, or all B.
+
+    Args:
+        couples: what is compared with what, each under its own load.
+        plan: as `compare`.
+        progress: as `compare`.
+        following: as `compare`.
+
+    Raises:
+        UsageError: as `compare`.
+        InputError: as `compare`.
+        ServerError: as `compare`.
+    """
     begin, plan = time.monotonic(), plan or ComparePlan()
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    level = _level_of(a)
+    levels = [_level_of(a) for a, _ in couples]
     order = np.random.default_rng(plan.seed).integers(0, 2, plan.pairs)
-    blocks: tuple[list[Block], list[Block]] = ([], [])
+    blocks: list[tuple[list[Block], list[Block]]] = [([], []) for _ in couples]
     with contextlib.ExitStack() as stack:
-        sides = (_side(a, stack), _side(b, stack))
-        pool = stack.enter_context(WorkerPool(a.workers or default_workers()))
+        sides = [(_side(a, stack), _side(b, stack)) for a, b in couples]
+        pools = [stack.enter_context(WorkerPool(a.workers or default_workers())) for a, _ in couples]
+        threads = stack.enter_context(ThreadPoolExecutor(len(couples)))
         for pair in range(plan.pairs):
             for side in (order[pair], 1 - order[pair]):
-                blocks[side].append(_run_block(pool, level, sides[side], plan))
+                chosen = [both[side] for both in sides]
+                if len(couples) == 1:  # in this thread, which Ctrl-C reaches
+                    measured = [_run_block(pools[0], levels[0], chosen[0], plan)]
+                else:
+                    measured = list(threads.map(_run_block, pools, levels, chosen, [plan] * len(couples)))
+                for found, block in zip(blocks, measured, strict=True):
+                    found[side].append(block)
             if progress is not None:
                 each_s = (time.monotonic() - begin) / (pair + 1)
                 left = plan.pairs - pair - 1 + following * plan.pairs
-                progress(CompareProgress(f"batch size {a.batch_size}", pair + 1, plan.pairs, left * each_s))
+                progress(CompareProgress(f"batch size {couples[0][0].batch_size}", pair + 1, plan.pairs, left * each_s))
+    return tuple(
+        _comparison(both, found, level, plan, (begin, started))
+        for both, found, level in zip(sides, blocks, levels, strict=True)
+    )
+
+
+def _comparison(
+    sides: tuple[_Side, _Side],
+    blocks: tuple[list[Block], list[Block]],
+    level: Level,
+    plan: ComparePlan,
+    began: tuple[float, str],
+) -> Comparison:
     numbers, ratios = _numbers(blocks, plan)
     return Comparison(
         a=sides[0].facts,
         b=sides[1].facts,
         level=level.label,
-        batch_size=a.batch_size,
+        batch_size=sides[0].options.batch_size,
         plan=plan,
         numbers=numbers,
         verdict=verdict_of(numbers),
         is_different=any(number.shown for number in numbers),
         ratios=ratios,
         notes=_notes(blocks, sides),
-        seconds=time.monotonic() - begin,
+        seconds=time.monotonic() - began[0],
         environment=environment(),
-        started=started,
-        command=a.command,
+        started=began[1],
+        command=sides[0].options.command,
     )
 
 

@@ -23,9 +23,11 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadPoint, LoadSearch, SearchStep, Window
 
 __all__ = [
+    "DECISIONS",
     "LoadSpace",
     "check_gates",
     "conclude",
+    "decided",
     "early_stop",
     "longest_level_s",
     "next_level",
@@ -41,7 +43,7 @@ _UNDECIDED_IN_A_ROW = 3
 _WHOLE_SHARE = 0.9
 _MOST_LEVELS = 40
 _IS = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "is undecided"}
-_DECISIONS = {Outcome.PASS: HOLDS, Outcome.FAIL: FAILS, Outcome.INCONCLUSIVE: UNDECIDED}
+DECISIONS = {Outcome.PASS: HOLDS, Outcome.FAIL: FAILS, Outcome.INCONCLUSIVE: UNDECIDED}
 
 Measure = Callable[[Level, EarlyStop | None], LoadPoint]
 
@@ -135,8 +137,8 @@ def search_load(space: LoadSpace, options: LoadTestOptions, measure: Measure) ->
         if size is None:
             return
         point = measure(space.level(size), stop)
-        outcome, reason = _decided(point, options.until, 1 if stop is None else len(early.after_windows))
-        steps.append(SearchStep(size, point.label, _DECISIONS[outcome], reason, point.duration_s))
+        outcome, reason = decided(point, options.until, 1 if stop is None else len(early.after_windows))
+        steps.append(SearchStep(size, point.label, DECISIONS[outcome], reason, point.duration_s))
         yield point, steps[-1]
         if point.outcome == "failed":
             return
@@ -174,14 +176,20 @@ def early_stop(options: LoadTestOptions) -> EarlyStop:
         return True
 
     def is_enough(point: LoadPoint) -> bool:
-        outcome, _ = _decided(point, options.until, len(after))
+        outcome, _ = decided(point, options.until, len(after))
         return outcome is Outcome.FAIL or (outcome is Outcome.PASS and point.outcome == "stable")
 
     return EarlyStop(after, may_decide, is_enough)
 
 
-def _decided(point: LoadPoint, gates: Sequence[Gate], looks: int) -> tuple[Outcome, str]:
-    """Return what a level's numbers say of all gates together, and the gates that say so."""
+def decided(point: LoadPoint, gates: Sequence[Gate], looks: int) -> tuple[Outcome, str]:
+    """Return what a level's numbers say of all gates together, and the gates that say so.
+
+    Args:
+        point: the level.
+        gates: upper limits.
+        looks: how often the level is judged while it runs, see `judge_point`.
+    """
     if point.outcome in ("failed", "overloaded"):
         return Outcome.FAIL, point.reason
     results = [judge_point(point, gate, looks=looks) for gate in gates]

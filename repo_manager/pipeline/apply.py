@@ -204,7 +204,7 @@ class _Runner:
         if not changes:  # the first version's, whose config.pbtxt was derived since
             before = change_config(self.repository, name, {}, dry_run=True).before
             declared = self.declaration.models[name].config
-            changes = config_changes(declared, before, where=f"{name}/config.pbtxt")
+            changes = config_changes(name, declared, before, self.base, where=f"{name}/config.pbtxt")
         change_config(self.repository, name, changes)
 
     def _do(self, name: str, step: Step, built: int | None) -> None:

@@ -24,8 +24,9 @@ from repo_manager.report.terminal import Terminal, plain
 if TYPE_CHECKING:
     from repo_manager.loadtest.compare import CompareProgress
     from repo_manager.loadtest.result import LoadPoint, Progress
+    from repo_manager.tuning.result import TuneProgress
 
-__all__ = ["build_bar", "compare_progress", "load_progress", "share_bar", "transfer_progress"]
+__all__ = ["build_bar", "compare_progress", "load_progress", "share_bar", "transfer_progress", "tune_progress"]
 
 
 # A build's progress: a bar on a terminal, a line every few seconds elsewhere.
@@ -180,6 +181,7 @@ class _View(Protocol[Told]):
 
 _BARS = "▁▂▃▄▅▆▇█"
 _KEPT = 60
+_TUNE_LINES = 6
 _OUTCOME_STYLES = {"stable": "green", "failed": "red"}
 
 
@@ -334,3 +336,50 @@ class _CompareView:
             f"about {now.remaining_s:.0f} s left",
         )
         return table
+
+
+@contextlib.contextmanager
+def tune_progress(console: Console, budget_s: float, *, quiet: bool) -> Iterator[Callable[[TuneProgress], None]]:
+    """Give a function that shows a tuning's progress: what was measured last, the best so far, the budget left.
+
+    Args:
+        console: of stderr.
+        budget_s: of the whole.
+        quiet: show nothing.
+    """
+    with _shown(console, _tune_line, _TuneView(budget_s), quiet=quiet, refreshes_per_s=4) as told:
+        yield told
+
+
+def _tune_line(console: Console, progress: TuneProgress) -> None:
+    text = f"{plain(progress.text)} ({progress.remaining_s:.0f} s of the budget left)"
+    console.print(Text(text), highlight=False, soft_wrap=True)
+
+
+class _TuneView:
+    """The live view of a tuning; its clock runs on between two measurements."""
+
+    def __init__(self, budget_s: float) -> None:
+        self._budget_s, self._ends = budget_s, time.monotonic() + budget_s
+        self._latest: collections.deque[str] = collections.deque(maxlen=_TUNE_LINES)
+        self._best = ""
+
+    def update(self, progress: TuneProgress) -> None:
+        """Take what is told; the view redraws itself."""
+        self._ends = time.monotonic() + progress.remaining_s
+        self._latest.append(plain(progress.text))
+        self._best = plain(progress.best) or self._best
+
+    def __rich__(self) -> RenderableType:
+        left_s = max(self._ends - time.monotonic(), 0.0)
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(total=self._budget_s, completed=min(self._budget_s - left_s, self._budget_s), width=24),
+            f"{left_s // 60:.0f}:{left_s % 60:02.0f} of the budget left",
+        )
+        lines: list[RenderableType] = [
+            Text(text, style="dim", no_wrap=True, overflow="ellipsis") for text in self._latest
+        ]
+        if self._best:
+            lines.append(Text(f"best so far: {self._best}", style="bold", no_wrap=True, overflow="ellipsis"))
+        return Group(*lines, bar)

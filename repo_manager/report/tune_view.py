@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.load_tables import comparison_view
 from repo_manager.report.page import Figure, render_page
 from repo_manager.report.svg import Axis, Chart
-from repo_manager.tuning.result import BETTER, Tuning
+from repo_manager.report.terminal import next_command
+from repo_manager.tuning.result import Tuning, value_text
 from repo_manager.tuning.search import Trial
 from repo_manager.tuning.space import AXES
 
@@ -27,39 +29,40 @@ _HEADLINES = {
 }
 
 
-def tune_view(result: Tuning, *, written: bool) -> list[RenderableType]:
+def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -> list[RenderableType]:
     """Return what a terminal shows of a tuning.
 
     Args:
         result: the tuning.
-        written: the model's config.pbtxt has been changed to it.
+        written: the models' config.pbtxt have been changed to it.
+        repository: what was given as `--repository`, which the next command needs, too.
     """
     pairs: list[tuple[str, object]] = [
-        ("model", f"{result.model}:{result.version}"),
+        ("model", result.model),
         ("sought", result.objective),
-        ("today", f"{result.today.setting.label}: {_value(result, result.today)}"),
-        ("best", f"{result.best.setting.label}: {_value(result, result.best)}"),
+        ("today", f"{result.today.label}: {_value(result, result.today)}"),
+        ("best", f"{result.best.label}: {_value(result, result.best)}"),
         ("measured", f"{len(result.trials)} of {result.settings} settings in {result.seconds:.0f} s"),
         ("record", result.journal),
     ]
     views: list[RenderableType] = [Text(_HEADLINES[result.outcome], style="bold"), Text(result.reason)]
     views.append(key_values(pairs))
     rows = [
-        [trial.setting.label, _value(result, trial), "yes" if trial.is_better else "no", trial.reason]
+        [trial.label, _value(result, trial), "yes" if trial.is_better else "no", trial.reason]
         for trial in result.trials
     ]
     views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
-    if result.comparison is not None:
-        views += comparison_view([result.comparison])
-    if result.outcome == BETTER and not written:
-        sets = " ".join(f"--set {field}={value}" for field, value in result.changes.items() if value is not None)
-        clears = " ".join(f"--clear {field}" for field, value in result.changes.items() if value is None)
-        words = " ".join(part for part in (sets, clears) if part)
-        views.append(Text(f"\nTake it: repo-manager config {result.model} {words}"))
-    elif written:
-        views.append(
-            Text(f"\nWrote {result.model}/config.pbtxt. Serve it: repo-manager deploy {result.model}:{result.version}")
-        )
+    if result.left_out:
+        views.append(Text("\nNot tried:\n" + "\n".join(f"  {text}" for text in result.left_out)))
+    if result.comparisons:
+        views += comparison_view(result.comparisons)
+    if not written:
+        for name, changes in result.changes.items():
+            sets = [
+                word for field, value in changes.items() if value is not None for word in ("--set", f"{field}={value}")
+            ]
+            clears = [word for field, value in changes.items() if value is None for word in ("--clear", field)]
+            views.append(Text(f"\nTake it: {next_command('config', name, *sets, *clears, repository=repository)}"))
     return views
 
 
@@ -69,94 +72,110 @@ def tune_page(result: Tuning) -> str:
         "tune.html.j2",
         result=result,
         headline=_HEADLINES[result.outcome],
+        steps=_steps(result),
         rows=[
             {
-                "label": trial.setting.label,
+                "label": trial.label,
                 "value": _value(result, trial),
                 "is_better": trial.is_better,
-                "is_best": trial is result.best,
+                "is_best": trial.state == result.best.state,
+                "is_today": trial.state == result.today.state,
                 "reason": trial.reason,
                 "seconds": f"{trial.seconds:.1f}",
             }
             for trial in result.trials
         ],
-        figures=_figures(result),
+        figures=[*_front(result), *_curves(result)],
         effects=_effects(result),
-        numbers=[] if result.comparison is None else result.comparison.numbers,
     )
+
+
+def _steps(result: Tuning) -> list[str]:
+    """Return why the best one won, from today's setting over each better one to the proof."""
+    steps = [f"Today's setting, {result.today.label}: {_value(result, result.today)} ({result.today.reason})."]
+    for trial in result.trials[1:]:
+        if trial.is_better and trial.value is not None:
+            asked = "" if trial.against is None else f", where {value_text(result.seeks, trial.against)} was asked"
+            steps.append(f"{trial.label}: {_value(result, trial)}{asked} ({trial.reason}).")
+    beaten = sum(not trial.is_better for trial in result.trials)
+    if beaten:
+        steps.append(f"{beaten} other settings did not beat the best one before them; the table says why.")
+    for each in result.comparisons:
+        steps.append(f"The proof, both served and measured in {each.plan.pairs} pairs at {each.level}: {each.verdict}.")
+    return steps
 
 
 def _value(result: Tuning, trial: Trial) -> str:
     """Return what a setting holds, in the objective's unit."""
-    if trial.value is None:
-        return "-" if trial.against is None else f"less than {_text(result, trial.against)}"
-    return _text(result, trial.value)
+    if trial.value is not None:
+        return value_text(result.seeks, trial.value)
+    if trial.against is None or not trial.levels:
+        return "-"
+    return f"{'less than' if result.seeks == 'throughput' else 'not'} {value_text(result.seeks, trial.against)}"
 
 
-def _text(result: Tuning, value: float) -> str:
-    is_rate = result.objective.startswith("the largest rate")
-    return f"{value:,.4g}/s" if is_rate else f"p99 {value / 1e6:.3g} ms"
-
-
-def _figures(result: Tuning) -> list[Figure]:
-    figures = []
+def _front(result: Tuning) -> list[Figure]:
+    """Return the chart of throughput against p99."""
     points = [
         (trial, level["throughput_per_s"], level["p99_ns"] / 1e6)
         for trial in result.trials
         for level in trial.levels
         if level["p99_ns"] and level["throughput_per_s"]
     ]
-    if points:
-        x = Axis.around("inferences/s", [point[1] for point in points])
-        y = Axis.around("p99, ms", [point[2] for point in points], is_log=True)
-        chart = Chart("Throughput against p99", "Each measured load level of each setting.", x, y)
-        for series, name, chosen in (
-            (3, "others", [p for p in points if p[0] not in (result.today, result.best)]),
-            (1, "today", [p for p in points if p[0] == result.today]),
-            (0, "best", [p for p in points if p[0] == result.best and result.best != result.today]),
-        ):
-            if chosen:
-                chart.marks(
-                    [(rate, p99, f"{t.setting.label}: {rate:.4g}/s, p99 {p99:.3g} ms") for t, rate, p99 in chosen],
-                    series,
-                )
-                chart.line(name, sorted((rate, p99) for _, rate, p99 in chosen) if name != "others" else [], series)
-        figures.append(
-            Figure(
-                "Throughput against p99",
-                Markup(chart.render()),  # its texts are escaped
-                "Each point is a load level that was measured; further right and lower is better.",
-            )
-        )
-    if len(result.curve) > 1:
-        x = Axis.around("samples in a batch", [each.size for each in result.curve], is_log=True)
-        y = Axis.around("ms a batch", [each.median_ns / 1e6 for each in result.curve])
-        chart = Chart("Time of one batch", "The mean time of a batch by its size.", x, y)
-        line = [(float(each.size), each.median_ns / 1e6) for each in result.curve]
+    if not points:
+        return []
+    x = Axis.around("inferences/s", [point[1] for point in points])
+    y = Axis.around("p99, ms", [point[2] for point in points], is_log=True)
+    chart = Chart("Throughput against p99", "Each measured load level of each setting.", x, y)
+    today, best = result.today.state, result.best.state
+    for series, name, chosen in (
+        (3, "others", [point for point in points if point[0].state not in (today, best)]),
+        (1, "today", [point for point in points if point[0].state == today]),
+        (0, "best", [point for point in points if point[0].state == best != today]),
+    ):
+        if chosen:
+            marks = [(rate, p99, f"{trial.label}: {rate:.4g}/s, p99 {p99:.3g} ms") for trial, rate, p99 in chosen]
+            chart.marks(marks, series)
+            chart.line(name, sorted((rate, p99) for _, rate, p99 in chosen) if name != "others" else [], series)
+    caption = "Each point is a load level that was measured; further right and lower is better."
+    return [Figure("Throughput against p99", Markup(chart.render()), caption)]  # its texts are escaped
+
+
+def _curves(result: Tuning) -> list[Figure]:
+    """Return the chart of batch times of each model."""
+    figures = []
+    for name, curve in result.curves.items():
+        if len(curve) < 2:
+            continue
+        x = Axis.around("samples in a batch", [each.size for each in curve], is_log=True)
+        y = Axis.around("ms a batch", [each.median_ns / 1e6 for each in curve])
+        title = f"Time of one batch of {name}" if len(result.curves) > 1 else "Time of one batch"
+        chart = Chart(title, "The median time of a batch by its size.", x, y)
+        line = [(float(each.size), each.median_ns / 1e6) for each in curve]
         chart.line("", line, 0)
         chart.marks([(size, ms, f"{size:g} samples: {ms:.3g} ms, {size / ms * 1e3:,.0f}/s") for size, ms in line], 0)
-        figures.append(
-            Figure(
-                "Time of one batch", Markup(chart.render()), "Measured first: what cannot meet the limits is not tried."
-            )
-        )
+        caption = "Measured first: what cannot meet the limits is not tried."
+        figures.append(Figure(title, Markup(chart.render()), caption))
     return figures
 
 
 def _effects(result: Tuning) -> list[dict[str, Any]]:
-    """Return, per axis, what its values led to where nothing else differed from the best one."""
-    best = result.best
+    """Return, per model and axis, what its values led to where nothing else differed from the best one."""
     found = []
-    for axis in AXES:
-        along = [trial for trial in result.trials if _differs_in(trial, best) <= {axis}]
+    for model, axis in itertools.product(result.best.state, AXES):
+        along = [trial for trial in result.trials if _differs_in(trial, result.best) <= {(model, axis)}]
         if len(along) > 1:
-            values = {getattr(trial.setting, axis): _value(result, trial) for trial in along}
-            order: Sequence[Any] = sorted(values, key=lambda value: -1 if value is None else value)
-            found.append(
-                {"axis": axis, "values": [("none" if value is None else value, values[value]) for value in order]}
-            )
+            values = {getattr(trial.state[model], axis): _value(result, trial) for trial in along}
+            order: Sequence[Any] = sorted(values, key=lambda value: (value is not None, value if value else 0))
+            title = f"{model}: {axis}" if len(result.best.state) > 1 else axis
+            shown = [("none" if value is None else value, values[value]) for value in order]
+            found.append({"axis": title, "values": shown})
     return found
 
 
-def _differs_in(one: Trial, other: Trial) -> set[str]:
-    return {name for name in AXES if getattr(one.setting, name) != getattr(other.setting, name)}
+def _differs_in(one: Trial, other: Trial) -> set[tuple[str, str]]:
+    return {
+        (model, axis)
+        for model, axis in itertools.product(other.state, AXES)
+        if getattr(one.state[model], axis) != getattr(other.state[model], axis)
+    }

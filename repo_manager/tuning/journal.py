@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from repo_manager.tuning.search import Trial
 from repo_manager.tuning.space import BatchTime, Setting
 
 __all__ = ["Journal"]
+
+_NOT_PLAIN = ("kind", "setting", "levels", "state")
 
 
 class Journal:
@@ -49,29 +52,44 @@ class Journal:
         return found
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            if file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                file.write("\n")
-            file.write(json.dumps(line, default=str) + "\n")
-        self._lines.append(dict(line))
+        with self.path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line, default=str).encode() + b"\n")
+        self._lines.append(_as_read(line))
 
-    def curve(self) -> tuple[BatchTime, ...]:
-        """Return the times of batches that are known."""
-        return tuple(BatchTime(line["size"], line["median_ns"]) for line in self._lines if line["kind"] == "batch")
+    def curve(self, model: str) -> tuple[BatchTime, ...]:
+        """Return the times of a model's batches that are known."""
+        lines = [line for line in self._lines if line["kind"] == "batch" and line["model"] == model]
+        return tuple(BatchTime(line["size"], line["median_ns"]) for line in lines)
 
-    def add_batch(self, time: BatchTime) -> None:
+    def add_batch(self, model: str, time: BatchTime) -> None:
         """Write the time of a batch."""
-        self._write({"kind": "batch", **dataclasses.asdict(time)})
+        self._write({"kind": "batch", "model": model, **dataclasses.asdict(time)})
 
-    def trial(self, setting: Setting, against: float | None) -> Trial | None:
-        """Return what is known of a setting that was held against the same value; `None` if it was not measured."""
-        wanted = dataclasses.asdict(setting)
+    def trial(self, state: Mapping[str, Setting], against: float | None) -> Trial | None:
+        """Return what is known of settings that were held against the same value; `None` if they were not measured."""
+        wanted = _as_read({name: dataclasses.asdict(setting) for name, setting in state.items()})
         for line in reversed(self._lines):
-            if line["kind"] == "trial" and line["setting"] == wanted and line["against"] == against:
-                fields = {key: value for key, value in line.items() if key not in ("kind", "setting", "levels")}
-                return Trial(setting=setting, levels=tuple(line["levels"]), **fields)
+            if line["kind"] == "trial" and line["state"] == wanted and line["against"] == against:
+                plain = {key: value for key, value in line.items() if key not in _NOT_PLAIN}
+                setting = _setting(line["setting"])
+                return Trial(setting=setting, levels=tuple(line["levels"]), state=dict(state), **plain)
         return None
 
     def add_trial(self, trial: Trial) -> None:
         """Write a measured setting, with all that decided it."""
         self._write({"kind": "trial", **dataclasses.asdict(trial)})
+
+
+def _as_read(value: Any) -> Any:
+    """Return a value as it comes back from the file."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _setting(fields: Mapping[str, Any]) -> Setting:
+    preferred = fields["preferred"]
+    return Setting(**{**fields, "preferred": None if preferred is None else tuple(preferred)})

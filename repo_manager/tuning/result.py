@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate
@@ -22,12 +22,16 @@ __all__ = [
     "KEPT",
     "NONE_HOLDS",
     "UNDECIDED",
+    "Objective",
     "TuneOptions",
     "TuneProgress",
     "Tuning",
     "conclude",
     "objective_of",
+    "value_text",
 ]
+
+Objective = Literal["throughput", "latency", "energy"]
 
 BETTER, KEPT, NONE_HOLDS, UNDECIDED = "better", "kept", "none holds", "undecided"
 _LEVEL_S = (2.0, 6.0)
@@ -39,12 +43,18 @@ class TuneOptions:
     """What is sought, and how.
 
     Attributes:
-        gates: upper limits that have to be held; without `rate`, the largest rate that holds them is sought.
-        rate: requests a second at which the lowest p99 is sought; `None` seeks the largest rate.
+        gates: upper limits that have to be held, by every model that is asked.
+        own_gates: model -> further ones that it has to hold.
+        objective: `throughput` (the largest rate that holds the gates), `latency` (the lowest p99 at `rate`) or
+            `energy` (the most inferences per joule at `rate`); `None`: latency where a rate is given, else throughput.
+        rate: requests a second; `None`: for energy nine tenths of the largest rate that today's setting holds.
+        mix: model -> how many of the requests it gets beside the others', where several are tuned together; where
+            none are given, as many as it answers when it is asked alone, one request at a time.
         arrival: how requests come.
         budget_s: the longest that all may take; a quarter of it is kept for the proof.
         search: the axes that are searched; others keep today's value.
-        fixed: fields of config.pbtxt that are set beforehand, in today's configuration as well as in all others.
+        fixed: fields of config.pbtxt (of one of several models: MODEL:FIELD) that are set beforehand, in today's
+            configuration as well as in all others.
         load: more settings of `LoadTestOptions`: shapes, ranges, data, seed.
         url: a server that takes the copies, by its load API; `None` starts one on this machine.
         access: how that server is reached; `None` without TLS and headers.
@@ -52,7 +62,10 @@ class TuneOptions:
     """
 
     gates: tuple[Gate, ...] = ()
+    own_gates: Mapping[str, tuple[Gate, ...]] = dataclasses.field(default_factory=dict)
+    objective: Objective | None = None
     rate: float | None = None
+    mix: Mapping[str, float] = dataclasses.field(default_factory=dict)
     arrival: Arrival = "poisson"
     budget_s: float = 900.0
     search: tuple[str, ...] = AXES
@@ -65,26 +78,64 @@ class TuneOptions:
     def __post_init__(self) -> None:
         """See that they hold together."""
         check_fields(self)
-        if not self.gates and self.rate is None:
+        gates = (*self.gates, *(gate for own in self.own_gates.values() for gate in own))
+        if not gates and self.rate is None:
             raise UsageError(
                 "there is nothing to tune for", hint='Give a limit (--slo "p99<20ms"), or a rate (--rate 300), or both.'
             )
-        check_gates(self.gates)
+        if self.objective == "latency" and self.rate is None:
+            raise UsageError("the lowest p99 is sought at a rate, and none is given", hint="Give one: --rate 300.")
+        if self.objective == "throughput" and self.rate is not None:
+            raise UsageError("the largest rate is sought, and a rate is given", hint="Leave --rate out.")
+        check_gates(gates)
         unknown = [axis for axis in self.search if axis not in AXES]
         if unknown or not self.search:
             raise UsageError(f"{', '.join(unknown) or 'nothing'} cannot be searched", hint=f"Axes: {', '.join(AXES)}.")
         if self.budget_s <= 0 or (self.rate is not None and self.rate <= 0):
             raise UsageError("the budget and the rate have to be more than 0")
+        if any(share <= 0 for share in self.mix.values()):
+            raise UsageError("each model's part of the mix has to be more than 0")
+
+    def check_models(self, tops: Sequence[str]) -> None:
+        """See that what is said of single models is said of models that are asked, and is given for each of them.
+
+        Args:
+            tops: the models that are asked.
+
+        Raises:
+            UsageError: it is not.
+        """
+        strange = [name for name in (*self.own_gates, *self.mix) if name not in tops]
+        if strange:
+            raise UsageError(f"{', '.join(strange)} is not tuned", hint=f"Models: {', '.join(tops)}.")
+        if self.mix and set(self.mix) != set(tops):
+            raise UsageError("the mix leaves models out", hint=f"Give a number for each of {', '.join(tops)}.")
+        if len(tops) > 1 and self.seeks != "throughput":
+            raise UsageError(
+                "several models together are tuned for the largest rate only",
+                hint='Give limits instead: --slo "p99<20ms", or for one of them --slo "NAME:p99<20ms".',
+            )
+        without = [name for name in tops if not self.gates_of(name)]
+        if without and self.seeks == "throughput":
+            raise UsageError(f"{', '.join(without)} has no limit to hold", hint='Give one: --slo "NAME:p99<20ms".')
+
+    @property
+    def seeks(self) -> Objective:
+        """What is sought."""
+        return self.objective or ("throughput" if self.rate is None else "latency")
+
+    def gates_of(self, model: str) -> tuple[Gate, ...]:
+        """Return the gates that a model has to hold."""
+        return (*self.gates, *self.own_gates.get(model, ()))
 
     @property
     def level_s(self) -> float:
         """The longest that one load level is measured, in seconds: it may be decided earlier."""
         return min(max(self.budget_s * _LEVEL_SHARE, _LEVEL_S[0]), _LEVEL_S[1])
 
-    @property
-    def latency_ns(self) -> float | None:
-        """The lowest upper limit of a latency among the gates, in nanoseconds."""
-        return min((gate.limit for gate in self.gates if metric_of(gate.metric).is_latency), default=None)
+    def latency_ns(self, model: str) -> float | None:
+        """Return the lowest upper limit of a latency among the gates of a model, in nanoseconds; `None` has none."""
+        return min((gate.limit for gate in self.gates_of(model) if metric_of(gate.metric).is_latency), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +145,12 @@ class TuneProgress:
     Attributes:
         text: what was measured, and what came of it.
         remaining_s: of the budget.
+        best: the best setting so far, and what it holds; empty as long as there is none.
     """
 
     text: str
     remaining_s: float
+    best: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,33 +158,41 @@ class Tuning:
     """What came of a tuning.
 
     Attributes:
+        model: what was tuned: the models that were asked, with their versions.
+        versions: every model that was measured -> its version.
         outcome: `better` (the comparison shows it), `kept` (today's is as good), `none holds` or `undecided` (the
             budget ended first).
         reason: the outcome in one sentence.
-        objective: what was sought.
+        seeks: `throughput`, `latency` or `energy`, which is the unit of values: requests a second, nanoseconds, joules
+            an inference.
+        objective: what was sought, in words.
         today: today's setting, measured.
         best: the best that was found; `today` where nothing beat it.
-        changes: fields of config.pbtxt from today's to the best; empty unless the outcome is `better`.
+        changes: model -> fields of config.pbtxt from today's to the best; empty unless the outcome is `better`.
         trials: every setting that was measured, in order.
-        curve: the time of one batch by its size.
+        curves: model -> the time of one batch by its size.
         settings: how many settings there are in the space.
-        comparison: today's against the best, paired; `None` where there was nothing to compare.
+        left_out: what was not tried, and why.
+        comparisons: today's against the best, paired, for each model that is asked; empty where there was nothing to
+            compare.
         is_complete: the search ended by itself, not by the budget.
         journal: the file with every measurement.
     """
 
     model: str
-    version: int
+    versions: Mapping[str, int]
     outcome: str
     reason: str
+    seeks: Objective
     objective: str
     today: Trial
     best: Trial
-    changes: Mapping[str, str | None]
+    changes: Mapping[str, Mapping[str, str | None]]
     trials: tuple[Trial, ...]
-    curve: tuple[BatchTime, ...]
+    curves: Mapping[str, tuple[BatchTime, ...]]
     settings: int
-    comparison: Comparison | None
+    left_out: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
     is_complete: bool
     seconds: float
     journal: str
@@ -141,7 +202,7 @@ class Tuning:
 
 
 def conclude(
-    options: TuneOptions, trials: Sequence[Trial], best: Trial, comparison: Comparison | None, *, is_complete: bool
+    options: TuneOptions, trials: Sequence[Trial], best: Trial, comparisons: Sequence[Comparison], *, is_complete: bool
 ) -> tuple[str, str]:
     """Return the outcome and its reason.
 
@@ -149,7 +210,7 @@ def conclude(
         options: what was sought.
         trials: what was measured, today's setting first.
         best: the best of them.
-        comparison: today's against the best; `None` where one of them holds nothing, or they are the same.
+        comparisons: today's against the best; none where one of them holds nothing, or they are the same.
         is_complete: whether the search ended by itself.
     """
     today = trials[0]
@@ -157,38 +218,57 @@ def conclude(
         nearest = min(trials, key=_distance)
         return (
             NONE_HOLDS if is_complete else UNDECIDED,
-            f"no setting holds {objective_of(options)}; the nearest is {nearest.setting.label}: {nearest.reason}",
+            f"no setting holds {objective_of(options)}; the nearest is {nearest.label}: {nearest.reason}",
         )
-    found = f"{best.setting.label} {_held(best.value, options)}"
+    found = f"{best.label} {_held(best.value, options)}"
     if today.value is None:
-        return BETTER, f"{found}; today's ({today.setting.label}) holds none: {today.reason}"
-    if comparison is not None and _shows(comparison):
-        return BETTER, f"{found}; today's ({today.setting.label}) {_held(today.value, options)}"
+        return BETTER, f"{found}; today's ({today.label}) holds none: {today.reason}"
+    if _show(comparisons, options.seeks):
+        return BETTER, f"{found}; today's ({today.label}) {_held(today.value, options)}"
     if not is_complete:
         return UNDECIDED, f"the budget of {options.budget_s:.0f} s ended; the best so far: {found}"
-    if comparison is not None:
-        return KEPT, f"{found}, but against today's no difference is shown: {comparison.verdict}"
+    if comparisons:
+        verdict = "; ".join(each.verdict for each in comparisons)
+        return KEPT, f"{found}, but against today's no difference is shown: {verdict}"
     return KEPT, f"today's setting ({found}) is the best of {len(trials)} that were measured"
 
 
 def objective_of(options: TuneOptions) -> str:
     """Return what is sought, in words."""
-    gates = ", ".join(gate.text for gate in options.gates)
-    if options.rate is None:
+    own = [f"{name}: {gate.text}" for name, gates in options.own_gates.items() for gate in gates]
+    gates = ", ".join([*(gate.text for gate in options.gates), *own])
+    if options.seeks == "throughput":
         return f"the largest rate with {gates}"
-    return f"the lowest p99 at {options.rate:g} requests/s" + (f" with {gates}" if gates else "")
+    at = "nine tenths of today's largest rate" if options.rate is None else f"{options.rate:g} requests/s"
+    what = "lowest p99" if options.seeks == "latency" else "most inferences per joule"
+    return f"the {what} at {at}" + (f" with {gates}" if gates else "")
+
+
+def value_text(seeks: Objective, value: float) -> str:
+    """Return a value with its unit."""
+    if seeks == "throughput":
+        return f"{value:,.4g} requests/s"
+    return f"p99 {value / 1e6:.3g} ms" if seeks == "latency" else f"{1 / value:.4g} inferences/J"
 
 
 def _held(value: float, options: TuneOptions) -> str:
-    if options.rate is None:
-        return f"holds {value:.4g} requests/s"
-    return f"has a p99 of {value / 1e6:.3g} ms"
+    text = value_text(options.seeks, value)
+    return f"holds {text}" if options.seeks == "throughput" else f"has {text}"
 
 
-def _shows(comparison: Comparison) -> bool:
-    """Say whether the comparison shows that B is better in latency or throughput, and A in neither."""
-    told = {number.name: number.better for number in comparison.numbers if number.shown}
-    return "B" in told.values() and "A" not in (told.get("p99 latency"), told.get("throughput"))
+def _show(comparisons: Sequence[Comparison], seeks: Objective) -> bool:
+    """Say whether the comparisons show that B is better in what is sought somewhere, and A nowhere.
+
+    Under the same load the larger rate shows as a shorter p99 or as more throughput. For energy a longer p99 is no
+    loss: the gates hold it.
+    """
+    told = [{number.name: number.better for number in each.numbers if number.shown} for each in comparisons]
+    names = ("inferences per joule",) if seeks == "energy" else ("p99 latency", "throughput")
+    if seeks == "energy":
+        return any("B" in (each.get(name) for name in names) for each in told)
+    return any("B" in each.values() for each in told) and not any(
+        each.get(name) == "A" for each in told for name in names
+    )
 
 
 def _distance(trial: Trial) -> float:

@@ -1,43 +1,38 @@
-"""The tuning of one model: the curve of batches, today's setting, the descent, and the proof by a paired comparison."""
+"""A tuning: the curves of batches, today's settings, the descent, and the proof by a paired comparison."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from repo_manager.errors import RepositoryError, ServerRefusedError
+from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
 from repo_manager.files import sha256_file
-from repo_manager.loadtest.compare import ComparePlan, Comparison, compare
-from repo_manager.loadtest.judge import parse_slo
-from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.result import LoadTestReport
-from repo_manager.loadtest.run import environment, run_load_test
-from repo_manager.repository.location import Location, LocationLike, as_location
-from repo_manager.repository.scan import find_model
+from repo_manager.loadtest.compare import Comparison
+from repo_manager.loadtest.run import environment
+from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.triton_config.compare import changed_fields
-from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
-from repo_manager.triton_config.fields import set_fields
+from repo_manager.triton_config.ensembles import is_ensemble, models_of
+from repo_manager.tuning.answers import Answers
 from repo_manager.tuning.journal import Journal
-from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of
-from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, Copies, copies_of, tuning_directory
-from repo_manager.tuning.search import Trial, descend
-from repo_manager.tuning.space import BatchTime, Bounds, Setting, Space, curve_sizes, setting_of
+from repo_manager.tuning.measuring import Inputs, Loads
+from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
+from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, copies_of, tuning_directory
+from repo_manager.tuning.search import Trial, descend, likely_good
+from repo_manager.tuning.space import BatchTime, Bounds, Setting, Space, curve_sizes, left_out, runs_on_gpu
+from repo_manager.tuning.subjects import Subject, Subjects, read_subjects
 
 __all__ = ["TuningRun", "tune", "tuning_run"]
 
-_CURVE_S = 0.6
-_WINDOWS = 12
-_WARMUP_S = 0.3
-_BLOCK_S = 1.0
-_PAIRS = (6, 20)
 _PROOF_SHARE = 0.25
-_MOST_STEPS_UP = 64
+_ENERGY_SHARE = 0.9
+_ANY_ENERGY = 0.0  # what today's setting is held against, after it was measured without any
 _MEMORY_SHARE = 0.8
 _COPIES_IN_MEMORY = 2
 _MOST_INSTANCES = 16
+_LARGEST_BATCH = 64
 
 
 class _BudgetEndedError(Exception):
@@ -46,38 +41,41 @@ class _BudgetEndedError(Exception):
 
 def tune(
     repository: LocationLike,
-    name: str,
-    version: int,
+    versions: Mapping[str, int],
     options: TuneOptions,
     *,
+    inputs: Inputs = lambda _name, _version: {},
     progress: Callable[[TuneProgress], None] = lambda _: None,
 ) -> Tuning:
-    """Search the best setting of a model, on copies of it on a server of its own.
+    """Search the best setting of models, on copies of them on a server of their own.
+
+    Of an ensemble the models that it is made of are tuned. Several models are under load together, and share the
+    machine.
 
     Args:
-        repository: where the model is; nothing in it is changed.
-        name: the model.
-        version: the version that is measured.
+        repository: where the models are; nothing in it is changed.
+        versions: model -> the version that is measured.
         options: what is sought.
+        inputs: tells what is known of a model's requests.
         progress: told after each measurement.
 
     Raises:
-        UsageError: the model is of a kind that cannot be tuned.
+        UsageError: a model is of a kind that cannot be tuned, or energy is sought and nothing reports it.
         RepositoryError: no such model or version, or it does not fit into memory once more.
         ConfigError: a fixed field does not fit.
-        ServerError: the server of the copies does not start, or the model does not load on it.
+        ServerError: the server of the copies does not start, or a model does not load on it.
     """
-    with tuning_run(repository, name, version, options, progress=progress) as run:
+    with tuning_run(repository, versions, options, inputs=inputs, progress=progress) as run:
         return run.go()
 
 
 @contextlib.contextmanager
 def tuning_run(
     repository: LocationLike,
-    name: str,
-    version: int,
+    versions: Mapping[str, int],
     options: TuneOptions,
     *,
+    inputs: Inputs = lambda _name, _version: {},
     progress: Callable[[TuneProgress], None] = lambda _: None,
 ) -> Iterator[TuningRun]:
     """Make what `tune` does ready: the server of the copies runs for as long as the block lasts.
@@ -85,34 +83,35 @@ def tuning_run(
     Raises:
         RepoManagerError: as `tune`.
     """
-    repository = as_location(repository)
-    config = find_model(repository, name).config()
-    if config is None:
-        raise RepositoryError(
-            f"{name} has no config.pbtxt", hint=f"Write one: repo-manager adopt {name} --write-config"
-        )
-    base = parse_config(set_fields(format_config(config), options.fixed, where=CONFIG_FILENAME))
-    setting_of(base)
-    with copies_of(repository, name, version, base, url=options.url, access=options.access) as copies:
-        facts = _facts(repository, name, version, copies, base, options)
+    options.check_models(tuple(versions))
+    with contextlib.ExitStack() as stack:
+        subjects = read_subjects(as_location(repository), versions, options.fixed, stack)
+        copies = stack.enter_context(copies_of(subjects, url=options.url, access=options.access))
+        facts = _facts(str(repository), subjects, options)
         journal = Journal(tuning_directory(), facts, fresh=options.fresh)
-        yield TuningRun(name, version, options, (config, base), (copies, journal), progress)
+        loads = Loads(copies, options, inputs)
+        yield TuningRun(options, loads, Answers(loads), journal, progress)
 
 
-def _facts(
-    repository: Location, name: str, version: int, copies: Copies, base: ModelConfig, options: TuneOptions
-) -> dict[str, Any]:
+def _facts(repository: str, subjects: Subjects, options: TuneOptions) -> dict[str, Any]:
     """Return all that decides a measurement."""
-    files = {place: sha256_file(path) for place, path in copies.files.items() if place.startswith("1/")}
     about = environment()
+    models = {
+        name: {
+            "version": subject.version,
+            "files": {place: sha256_file(path) for place, path in subject.files.items() if place.startswith("1/")},
+            "config": subject.config.text,
+        }
+        for name, subject in subjects.models.items()
+    }
     return {
-        "model": name,
-        "version": version,
-        "repository": str(repository),
-        "files": files,
-        "config": base.text,
-        "gates": [gate.text for gate in options.gates],
+        "model": "+".join(subjects.tops),
+        "repository": repository,
+        "models": models,
+        "gates": {name: [gate.text for gate in options.gates_of(name)] for name in subjects.tops},
+        "seeks": options.seeks,
         "rate": options.rate,
+        "mix": dict(options.mix),
         "arrival": options.arrival,
         "load": {key: str(value) for key, value in options.load.items() if key != "command"},
         "machine": [about["cpu"], about["cpus"], about["repo_manager"], options.url or "here"],
@@ -120,271 +119,388 @@ def _facts(
 
 
 class TuningRun:
-    """One run, from its start to its result; `benchmarks/tune.py` asks it for every setting instead."""
+    """One run, from its start to its result; `benchmarks/tune.py` asks it for every setting instead.
+
+    Attributes:
+        subjects: what is tuned.
+        copies: of it.
+    """
 
     def __init__(
         self,
-        name: str,
-        version: int,
         options: TuneOptions,
-        configs: tuple[ModelConfig, ModelConfig],
-        means: tuple[Copies, Journal],
+        loads: Loads,
+        answers: Answers,
+        journal: Journal,
         progress: Callable[[TuneProgress], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name, self._version, self._options = name, version, options
-        self._written, self._base = configs
-        self.copies, self._journal = means
-        self._told = progress
-        self._today = setting_of(self._base)
-        self._began = time.monotonic()
+        self._clock = clock
+        self.copies, self.subjects = loads.copies, loads.copies.subjects
+        self._options, self._journal, self._told = options, journal, progress
+        self._loads, self._answers = loads, answers
+        self._today = self.subjects.today()
+        self._began = clock()
         self._trials: list[Trial] = []
+        self._curves: dict[str, tuple[BatchTime, ...]] = {}
+        self._spaces: dict[str, Space] = {}
+        self._recorded = False
+        self._best: Trial
 
-    def space(self) -> tuple[Space, tuple[BatchTime, ...]]:
-        """Measure the time of batches; return the settings that it leaves, and the times.
+    def prepare(self) -> Mapping[str, Space]:
+        """Measure the time of batches; return the settings that it leaves of each model.
 
         Raises:
-            RepositoryError: one more copy of the model does not fit into memory.
-            ServerRefusedError: the model does not load.
+            RepositoryError: one more copy of the models does not fit into memory.
+            ServerRefusedError: a model does not load.
         """
-        bounds = self._bounds()
-        curve = self._curve(bounds)
-        bounds = dataclasses.replace(bounds, batch=max((each.size for each in curve), default=bounds.batch))
-        self._start_rate = self._options.rate or _first_rate(curve)
-        space = Space.of(self._base, bounds, curve, latency_ns=self._options.latency_ns, search=self._options.search)
-        return space, curve
+        fit = self._instances_in_memory()
+        for name in self.subjects.tunable:
+            bounds = self._bounds(self.subjects.models[name], fit)
+            curve = self._curve(name, bounds)
+            self._curves[name] = curve
+            bounds = dataclasses.replace(bounds, batch=max((each.size for each in curve), default=bounds.batch))
+            self._spaces[name] = Space.of(
+                self.subjects.models[name].config,
+                bounds,
+                curve,
+                latency_ns=self._latency_ns(),
+                search=self._options.search,
+            )
+        self._set_load()
+        return self._spaces
+
+    def _latency_ns(self) -> float | None:
+        """Return the limit that no batch of any model may exceed: the loosest one of those that are asked."""
+        limits = [self._options.latency_ns(name) for name in self.subjects.tops]
+        return None if None in limits else max(limit for limit in limits if limit is not None)
+
+    def _set_load(self) -> None:
+        """Say where the search for today's largest rate begins, and how several models share the requests."""
+        tops = self.subjects.tops
+        alone = {name: self._curves[name][0].per_s if self._curves.get(name) else 20.0 for name in tops}
+        mix = self._options.mix or alone
+        self._loads.mix = {name: mix[name] / sum(mix[each] for each in tops) for name in tops}
+        total = min(alone[name] / self._loads.mix[name] for name in tops) / len(tops)
+        self._loads.start_rate = self._options.rate or float(f"{max(total / 2, 1.0):.3g}")
 
     def go(self) -> Tuning:
         """Measure, and conclude."""
-        space, curve = self.space()
-        guess, is_complete = _guess(space, self._today, curve), True
+        self.prepare()
+        is_complete = True
         today = self.evaluate(self._today, None, 0.0)
-        best = today
+        if self._options.seeks == "energy":
+            today = self._with_energy(today)
+        self._best = today
         try:
-            best = descend(space, today, guess, self.evaluate)
+            for model in self._order():
+                self._best = self._tune(model, self._best)
         except _BudgetEndedError:
             is_complete = False
-            best = next((trial for trial in reversed(self._trials) if trial.is_better), today)
-        comparison = None
-        if best is not today and best.value is not None and today.value is not None:
-            comparison = self._proof(best)
-        outcome, reason = conclude(self._options, self._trials, best, comparison, is_complete=is_complete)
+            self._best = next((trial for trial in reversed(self._trials) if trial.is_better), today)
+        best = self._best
+        is_new = best.state != today.state
+        comparisons: tuple[Comparison, ...] = ()
+        if is_new and best.value is not None and today.value is not None:
+            comparisons = self._proof(best)
+        outcome, reason = conclude(self._options, self._trials, best, comparisons, is_complete=is_complete)
+        return self._result((outcome, reason), (today, best), comparisons, is_complete=is_complete)
+
+    def _result(
+        self,
+        concluded: tuple[str, str],
+        ends: tuple[Trial, Trial],
+        comparisons: tuple[Comparison, ...],
+        *,
+        is_complete: bool,
+    ) -> Tuning:
+        (outcome, reason), (today, best) = concluded, ends
         return Tuning(
-            model=self._name,
-            version=self._version,
+            model=self.subjects.title,
+            versions={name: subject.version for name, subject in self.subjects.models.items()},
             outcome=outcome,
             reason=reason,
+            seeks=self._options.seeks,
             objective=objective_of(self._options),
             today=today,
             best=best,
             changes=self._changes(best) if outcome == BETTER else {},
             trials=tuple(self._trials),
-            curve=curve,
-            settings=space.size,
-            comparison=comparison,
+            curves=self._curves,
+            settings=sum(space.size for space in self._spaces.values()),
+            left_out=(*self._answers.notes, *self._left_out(is_complete=is_complete)),
+            comparisons=comparisons,
             is_complete=is_complete,
-            seconds=time.monotonic() - self._began,
+            seconds=self._clock() - self._began,
             journal=str(self._journal.path),
             environment=environment(),
         )
 
+    def _order(self) -> Iterator[str]:
+        """Yield the models to tune: each time the one that requests spend most time in.
+
+        One that was searched to its end is not searched again. Of an ensemble, nothing more is gained once that one
+        still takes most of the time. Models that share the machine all get their turn.
+        """
+        settled: list[str] = []
+        while len(settled) < len(self.subjects.tunable):
+            busiest = self._busiest(self._best, () if self._is_one_ensemble else settled)
+            if busiest in settled:
+                return
+            yield busiest
+            if not self._is_one_ensemble or self._busiest(self._best, ()) == busiest:
+                settled.append(busiest)
+            elif len(self._trials) > self._most_trials:
+                return
+
+    @property
+    def _most_trials(self) -> int:
+        return sum(space.size for space in self._spaces.values())
+
+    @property
+    def _is_one_ensemble(self) -> bool:
+        return len(self.subjects.tops) == 1 and is_ensemble(self.subjects.models[self.subjects.tops[0]].config)
+
+    def _busiest(self, trial: Trial, without: Sequence[str]) -> str:
+        names = [name for name in self.subjects.tunable if name not in without]
+        return max(names, key=lambda name: trial.busy.get(name, 0.0))
+
+    def _tune(self, model: str, best: Trial) -> Trial:
+        """Search one model's setting, the others as they are in the best."""
+        if len(self.subjects.tunable) > 1:
+            self._tell(f"{model} is tuned now: {best.busy.get(model, 0.0):.3g} s of its work in each second")
+        space, today = self._spaces[model], best.of(model)
+
+        def evaluate(setting: Setting, held: Trial | None, margin: float) -> Trial:
+            return self.evaluate({**best.state, model: setting}, held, margin, model)
+
+        guess = likely_good(space, today.setting, self._curves[model])
+        return descend(space, today, guess, evaluate, is_enough=lambda trial: self._is_moved_on(model, trial))
+
+    def _is_moved_on(self, model: str, trial: Trial) -> bool:
+        """Say whether an ensemble's requests now spend most time in another model than the one that is tuned."""
+        return self._is_one_ensemble and self._busiest(trial, ()) != model
+
     def _left_s(self) -> float:
-        return self._options.budget_s - (time.monotonic() - self._began)
+        return self._options.budget_s - (self._clock() - self._began)
 
     def _tell(self, text: str) -> None:
-        self._told(TuneProgress(text, max(self._left_s(), 0.0)))
+        held = next((trial for trial in reversed(self._trials) if trial.is_better and trial.value is not None), None)
+        best = ""
+        if held is not None and held.value is not None:
+            best = f"{held.label}: {value_text(self._options.seeks, held.value)}"
+        self._told(TuneProgress(text, max(self._left_s(), 0.0), best))
 
-    def _changes(self, best: Trial) -> dict[str, str | None]:
-        """Return what changes in the file as it is written: what was fixed, and what was found."""
-        fixed = parse_config(set_fields(self._written.text, self._options.fixed, where=CONFIG_FILENAME))
-        own = self._options.fixed if changed_fields(self._written, fixed) else {}
-        return {**own, **best.setting.changes(self._today)}
+    def _changes(self, best: Trial) -> dict[str, dict[str, str | None]]:
+        """Return what changes in the files as they are written: what was fixed, and what was found."""
+        found = {}
+        for name in self.subjects.tunable:
+            subject = self.subjects.models[name]
+            own: dict[str, str | None] = {}
+            if changed_fields(subject.written, subject.config):
+                own = {
+                    key.rpartition(":")[2]: value
+                    for key, value in self._options.fixed.items()
+                    if key.rpartition(":")[0] in ("", name)
+                }
+            own |= best.state[name].changes(self._today[name])
+            if own:
+                found[name] = own
+        return found
 
-    def _bounds(self) -> Bounds:
-        """Return what the machine and the model allow.
+    def _left_out(self, *, is_complete: bool) -> Iterator[str]:
+        """Yield what was not tried, and why."""
+        for name, space in self._spaces.items():
+            subject, of = self.subjects.models[name], f"{name}: " if len(self._spaces) > 1 else ""
+            tried = {trial.state[name] for trial in self._trials if name in trial.state}
+            for said in left_out(space, self._curves[name], tried, self._options.search, subject.config):
+                yield f"{of}{said}"
+            left = space.size - len(tried)
+            if left > 0:
+                why = "the search found nothing better on the way to them" if is_complete else "the budget ended"
+                yield f"{of}{left} of {space.size} settings: {why}"
+
+    def _instances_in_memory(self) -> int:
+        """Return how many instances of each model fit into memory.
 
         Raises:
-            RepositoryError: one more copy of the model does not fit into memory.
+            RepositoryError: the comparison's two do not.
         """
-        groups = self._base.message().instance_group
-        on_gpu = self._base.backend in ("tensorrt", "tensorrt_rtx") or any(group.kind == 1 for group in groups)
-        size = sum(path.stat().st_size for place, path in self.copies.files.items() if place.startswith("1/"))
-        room, fit = self.copies.room(on_gpu=on_gpu), _MOST_INSTANCES
-        if room is not None:
-            fit = int(room.free_bytes * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
-            if fit < 2:  # the comparison serves two
-                raise RepositoryError(
-                    f"{self._name} takes about {size * _COPIES_IN_MEMORY >> 20} MiB, two copies of it do not fit into "
-                    f"the {room.free_bytes >> 20} MiB that {room.kind} has free",
-                    hint="Unload something else there, or tune on a larger one.",
-                )
-        cores = 0 if on_gpu else self.copies.cores
-        batch = max(self._today.max_batch_size, 64) if self._today.max_batch_size else 0
-        return Bounds(cores, fit, batch)
+        on_gpu = any(runs_on_gpu(self.subjects.models[name].config) for name in self.subjects.tunable)
+        size = sum(subject.size_bytes for subject in self.subjects.models.values())
+        room = self.copies.room(on_gpu=on_gpu)
+        if room is None:
+            return _MOST_INSTANCES
+        fit = int(room.free_bytes * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
+        if fit < 2:  # the comparison serves two
+            raise RepositoryError(
+                f"{self.subjects.title} takes about {size * _COPIES_IN_MEMORY >> 20} MiB, two copies of it do not fit "
+                f"into the {room.free_bytes >> 20} MiB that {room.kind} has free",
+                hint="Unload something else there, or tune on a larger one.",
+            )
+        return min(fit, _MOST_INSTANCES)
 
-    def _options_of(self, model: str, **levels: Any) -> LoadTestOptions:
-        return LoadTestOptions(
-            **{
-                **self._options.load,
-                "url": self.copies.url,
-                "metrics_url": self.copies.metrics_url,
-                "access": self.copies.access,
-                "model": self.copies.named(model),
-                "arrival": self._options.arrival,
-                "warmup_s": _WARMUP_S,
-                **levels,
-            }
-        )
+    def _bounds(self, subject: Subject, fit: int) -> Bounds:
+        """Return what the machine and the model allow."""
+        today = self._today[subject.name].max_batch_size
+        best, most = subject.profile or (None, _LARGEST_BATCH)
+        batch = max(today, min(_LARGEST_BATCH, most)) if today else 0
+        cores = 0 if runs_on_gpu(subject.config) else self.copies.cores
+        users = [each.config for each in self.subjects.models.values() if subject.name in models_of(each.config)]
+        least = max((int(each.message().max_batch_size) for each in users), default=0)
+        return Bounds(cores, fit, batch, best, least)
 
-    def _curve(self, bounds: Bounds) -> tuple[BatchTime, ...]:
+    def _curve(self, name: str, bounds: Bounds) -> tuple[BatchTime, ...]:
         """Return the time of batches of growing size, as long as a larger one answers more samples a second.
 
         Raises:
             ServerRefusedError: the model does not load.
         """
-        known = {each.size: each for each in self._journal.curve()}
+        known = {each.size: each for each in self._journal.curve(name)}
+        today = self._today[name]
         sizes = curve_sizes(bounds) or (1,)
-        changes = Setting(1, max(sizes) if bounds.batch else 0, None, self._today.threads).changes(self._today)
-        if not known:
-            try:
-                self.copies.load(CANDIDATE, changes)
-            except ServerRefusedError:
-                sizes = tuple(size for size in sizes if size <= max(self._today.max_batch_size, 1))
-                self.copies.load(CANDIDATE, {})
-            for size in sizes:
-                options = self._options_of(
-                    CANDIDATE, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
-                )
-                median_ns = run_load_test(options).points[0].latency.p50_ns
-                if median_ns is None:
-                    break
-                found = BatchTime(size, median_ns)
-                self._journal.add_batch(found)
-                known[size] = found
-                self._tell(f"batch of {size}: {median_ns / 1e6:.3g} ms, {found.per_s:,.0f} samples/s")
-                limit = self._options.latency_ns
-                if (limit is not None and median_ns > limit) or self._left_s() < self._options.budget_s / 2:
-                    break
+        if known:
+            return tuple(known[size] for size in sorted(known))
+        try:
+            changes = Setting(1, max(sizes) if bounds.batch else 0, None, today.threads).changes(today)
+            self.copies.load(CANDIDATE, {name: changes})
+        except ServerRefusedError:
+            sizes = tuple(size for size in sizes if size <= max(today.max_batch_size, 1))
+            self.copies.load(CANDIDATE, {})
+        share = self._options.budget_s * (1 - 0.5 * (len(self._curves) + 1) / len(self.subjects.tunable))
+        for size in sizes:
+            found = self._loads.batch_time(CANDIDATE, name, size)
+            if found is None:
+                break
+            if found.per_s < max((each.per_s for each in known.values()), default=0.0):
+                # Larger batches mostly answer more: see whether something disturbed this one.
+                again = self._loads.batch_time(CANDIDATE, name, size) or found
+                found = min(found, again, key=lambda each: each.median_ns)
+            self._journal.add_batch(name, found)
+            known[size] = found
+            self._tell(f"{name}, batch of {size}: {found.median_ns / 1e6:.3g} ms, {found.per_s:,.0f} samples/s")
+            limit = self._latency_ns()
+            if (limit is not None and found.median_ns > limit) or self._left_s() < share:
+                break
         return tuple(known[size] for size in sorted(known))
 
-    def evaluate(self, setting: Setting, best: Trial | None, margin: float) -> Trial:
-        """Measure a setting: how much it holds, or whether it holds more than the best one.
+    def evaluate(self, state: Mapping[str, Setting], best: Trial | None, margin: float, model: str = "") -> Trial:
+        """Measure settings: how much they hold, or whether they hold more than the best ones.
+
+        Args:
+            state: the setting of each tunable model.
+            best: the best so far; `None`: there is none yet.
+            margin: the share by which it has to be beaten.
+            model: the one whose setting is searched; empty: the first.
 
         Raises:
             _BudgetEndedError: there is no time for it.
+            UsageError: energy is sought, and nothing reports it.
         """
         against = self._challenge(best, margin)
-        trial = self._journal.trial(setting, against)
+        trial = self._journal.trial(state, against)
         if trial is None:
             if best is not None and self._left_s() < self._options.budget_s * _PROOF_SHARE + self._options.level_s:
                 raise _BudgetEndedError
-            trial = self._measured(setting, against, is_first=best is None)
+            trial = self._measured(state, model or self.subjects.tunable[0], against, is_first=best is None)
             self._journal.add_trial(trial)
         self._trials.append(trial)
         verdict = "" if best is None else "better: " if trial.is_better else "not better: "
-        self._tell(f"{setting.label}: {verdict}{trial.reason}")
+        self._tell(f"{trial.label}: {verdict}{trial.reason}")
         return trial
+
+    @property
+    def _is_rate_sought(self) -> bool:
+        return self._loads.rate is None
 
     def _challenge(self, best: Trial | None, margin: float) -> float | None:
         """Return what a setting has to hold to be better; `None` where any value is."""
-        if best is None or best.value is None:
+        if best is None:
             return None
-        return float(f"{best.value * (1 - margin if self._options.rate else 1 + margin):.4g}")
+        if best.value is None:  # nothing is known to hold: the smallest load that failed is the question
+            return min((level["level"] for level in best.levels), default=None) if self._is_rate_sought else None
+        return float(f"{best.value * (1 + margin if self._options.seeks == 'throughput' else 1 - margin):.4g}")
 
-    def _measured(self, setting: Setting, against: float | None, *, is_first: bool) -> Trial:
-        began = time.monotonic()
+    def _load(self, state: Mapping[str, Setting]) -> str:
+        """Serve settings; return why they are out of the question, empty when they are not."""
+        changes = {name: setting.changes(self._today[name]) for name, setting in state.items()}
         try:
-            self.copies.load(CANDIDATE, setting.changes(self._today))
+            self.copies.load(CANDIDATE, changes)
+            if not self._recorded and not any(changes.values()):
+                self._answers.record(CANDIDATE)
+                self._recorded = True
+            elif not self._recorded:  # today's was measured in an earlier run
+                self.copies.load(TODAY, {})
+                self._answers.record(TODAY)
+                self.copies.unload(TODAY)
+                self._recorded = True
         except ServerRefusedError as exc:
-            reason = f"it does not load: {exc.reason or exc.message}"
-            return Trial(setting, is_better=False, value=None, reason=reason, seconds=0.0, against=against)
-        report = run_load_test(self._options_of(CANDIDATE, **self._levels(against)))
-        value, reason = self._value(report)
-        if against is not None and value is not None and self._options.rate is None:
-            # It holds the one level that was asked: now how much more.
-            more = (against, against * _MOST_STEPS_UP)
-            report = run_load_test(self._options_of(CANDIDATE, **{**self._levels(against), "rate": more}))
-            value, reason = self._value(report)
+            return f"it does not load: {exc.reason or exc.message}"
+        differs = self._answers.differ(CANDIDATE) if any(changes.values()) else ""
+        return f"its answers differ from today's: {differs}" if differs else ""
+
+    def _measured(self, state: Mapping[str, Setting], model: str, against: float | None, *, is_first: bool) -> Trial:
+        began = self._clock()
+        own = state[model]
+        problem = self._load(state)
+        if problem:
+            seconds = self._clock() - began
+            return Trial(own, False, None, problem, seconds, against, model=model, state=dict(state))
+        measured = self._loads.measured(CANDIDATE, against)
+        value = measured.value
+        is_better = value is not None
+        if value is not None and against is not None and self._options.seeks == "energy":
+            is_better = value <= against
         return Trial(
-            setting,
-            is_better=value is not None or is_first,
+            own,
+            is_better=is_better or is_first,
             value=value,
-            reason=reason,
-            seconds=time.monotonic() - began,
+            reason=measured.reason,
+            seconds=self._clock() - began,
             against=against,
-            levels=_levels_of(report),
+            levels=measured.levels,
+            model=model,
+            state=dict(state),
+            busy=measured.busy,
         )
 
-    def _levels(self, against: float | None) -> dict[str, Any]:
-        """Return the levels and gates that answer what a setting holds."""
-        rate, gates = self._options.rate, self._options.gates
-        level_s = self._options.level_s
-        common = {"duration_s": level_s, "window_s": level_s / _WINDOWS}
-        if rate is None:
-            levels = (self._start_rate,) if against is None else (against, against)
-            return {**common, "rate": levels, "until": gates}
-        if against is None:
-            return {**common, "rate": (rate,)}
-        return {**common, "rate": (rate, rate), "until": (*gates, parse_slo(f"p99<{against:.0f}ns"))}
+    def _with_energy(self, today: Trial) -> Trial:
+        """Return today's setting with its energy, at the rate that is given or follows from what it holds.
 
-    def _value(self, report: LoadTestReport) -> tuple[float | None, str]:
-        """Return what a setting holds, `None` when it holds nothing of what was asked, and what says so."""
-        if self._options.rate is None:
-            search = report.search
-            assert search is not None
-            return search.holds, search.reason
-        point = report.points[-1]
-        p99 = point.latency.p99_ns
-        if report.search is not None and report.search.holds is None:
-            return None, report.search.reason
-        if p99 is None or point.outcome in ("failed", "overloaded"):
-            return None, point.reason
-        return float(p99), f"p99 {p99 / 1e6:.3g} ms at {point.label}"
+        Raises:
+            UsageError: nothing reports energy.
+        """
+        if self._loads.rate is None:
+            if today.value is None:
+                return today
+            self._loads.rate = float(f"{today.value * _ENERGY_SHARE:.4g}")
+            known = self._journal.trial(self._today, _ANY_ENERGY)
+            measured = known or self._measured(self._today, self.subjects.tunable[0], _ANY_ENERGY, is_first=True)
+            if known is None:
+                self._journal.add_trial(measured)
+            self._trials, today = [measured], measured
+            self._tell(f"{today.label}: {today.reason}")
+        told = [level for level in today.levels if level["joules_per_inference"] is not None]
+        if not told:
+            raise UsageError(
+                "energy is sought, and neither the server's metrics nor NVML report it",
+                hint="It takes a GPU (and for the metrics of Triton, DCGM). Seek the largest rate or the lowest p99.",
+            )
+        return today
 
-    def _proof(self, best: Trial) -> Comparison:
-        """Hold today's and the best setting against each other, both served, in paired blocks."""
+    def _proof(self, best: Trial) -> tuple[Comparison, ...]:
+        """Hold today's and the best settings against each other, both served, in paired blocks."""
         self.copies.unload(CANDIDATE)
         self.copies.load(TODAY, {})
-        self.copies.load(WINNER, best.setting.changes(self._today))
-        rate = self._options.rate or best.value
+        changes = {name: setting.changes(self._today[name]) for name, setting in best.state.items()}
+        self.copies.load(WINNER, changes)
+        rate, held = self._loads.rate or best.value, self._trials[0].value
         assert rate is not None
-        fit = int(max(self._left_s(), 0.0) / (2 * (_BLOCK_S + 0.5)))
-        plan = ComparePlan(pairs=min(max(fit, _PAIRS[0]), _PAIRS[1]), block_s=_BLOCK_S, settle_s=_WARMUP_S)
-        sides = [self._options_of(model, rate=(rate,)) for model in (TODAY, WINNER)]
-        comparison = compare(sides[0], sides[1], plan=plan)
-        self._tell(f"today's against {best.setting.label}: {comparison.verdict}")
-        return comparison
-
-
-def _guess(space: Space, today: Setting, curve: Sequence[BatchTime]) -> Setting | None:
-    """Return what is likely good: the batch with the most samples a second, and an instance a core where that fits."""
-    best = max(curve, key=lambda each: each.per_s, default=None)
-    sizes, delays = space.axes["max_batch_size"], space.axes["queue_delay"]
-    size = today.max_batch_size
-    if best is not None and len(sizes) > 1:
-        size = max((each for each in sizes if each <= best.size), default=size)
-    delay = 0 if size > 1 and 0 in delays else today.queue_delay
-    threads = space.axes["threads"][-1] if len(space.axes["threads"]) > 1 else today.threads
-    guess = Setting(1 if 1 in space.axes["instances"] else today.instances, size, delay, threads)
-    return guess if guess != today and space.allows(guess) else None
-
-
-def _first_rate(curve: Sequence[BatchTime]) -> float:
-    """Return where the search for today's largest rate begins: half of what single requests one by one give."""
-    return float(f"{max(curve[0].per_s / 2, 1.0):.3g}") if curve else 10.0
-
-
-def _levels_of(report: LoadTestReport) -> tuple[dict[str, Any], ...]:
-    steps = report.search.steps if report.search is not None else ()
-    decisions = {step.label: step for step in steps}
-    return tuple(
-        {
-            "label": point.label,
-            "level": point.level,
-            "decision": decisions[point.label].decision if point.label in decisions else point.outcome,
-            "reason": decisions[point.label].reason if point.label in decisions else point.reason,
-            "throughput_per_s": point.throughput_per_s,
-            "p99_ns": point.latency.p99_ns,
-            "seconds": point.duration_s,
-        }
-        for point in report.points
-    )
+        assert held is not None
+        assert best.value is not None
+        gain = best.value / held if self._options.seeks == "throughput" else held / best.value
+        comparisons = self._loads.proof(rate, gain, self._left_s())
+        for each in comparisons:
+            self._tell(f"today's against {best.label}: {each.verdict}")
+        return comparisons

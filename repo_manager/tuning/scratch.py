@@ -1,4 +1,4 @@
-"""Copies of a model to measure: what is served is never touched.
+"""Copies of models to measure: what is served is never touched.
 
 They are on a server of their own, as hard links in a folder of the user's cache (plain copies from another file
 system), and end with this process, however that dies (`server/supervisor.py`). On a server elsewhere they are loaded
@@ -12,19 +12,15 @@ import contextlib
 import json
 import os
 import shutil
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError
+from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError
 from repo_manager.files import link_files, write_atomic
 from repo_manager.onnx_model.runtime import free_host_bytes
-from repo_manager.repository.location import Location, local_folder
-from repo_manager.repository.scan import find_model
-from repo_manager.repository.transfer import version_files
 from repo_manager.rollout.server_checks import Room, room_for
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
@@ -33,16 +29,22 @@ from repo_manager.server.metrics_page import metrics_text, metrics_url_of
 from repo_manager.server.paths import cache_directory
 from repo_manager.server.process import is_running, start_ticks
 from repo_manager.server.transport import ClientOptions
+from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
+from repo_manager.triton_config.ensembles import is_ensemble, models_of
 from repo_manager.triton_config.fields import set_fields
+from repo_manager.tuning.space import THREADS
+from repo_manager.tuning.subjects import Subjects
 
-__all__ = ["CANDIDATE", "TODAY", "WINNER", "Copies", "copies_of", "tuning_directory"]
+__all__ = ["CANDIDATE", "TODAY", "WINNER", "Changes", "Copies", "copies_of", "tuning_directory"]
 
 _LOAD_S = 300.0
 _STOP_S = 5.0
 _MARK = "__tune_"
 CANDIDATE, TODAY, WINNER = NAMES = ("candidate", "today", "winner")
-"""What copies are called."""
+"""What sets of copies are called."""
+Changes = Mapping[str, Mapping[str, str | None]]
+"""Model -> field of config.pbtxt -> its value, `None` for one that is removed."""
 
 
 def tuning_directory() -> Path:
@@ -52,112 +54,145 @@ def tuning_directory() -> Path:
     return folder
 
 
-class Copies(Protocol):
-    """Copies of one version, each with its own configuration.
+class Copies(ABC):
+    """Sets of copies of the models of a tuning, each with its own configurations.
 
     Attributes:
-        url: of the server that serves them.
+        subjects: what they are copies of.
+        client: of the server that serves them.
+        url: of that server, for a load test.
         metrics_url: of its metrics; `None`: not known.
         access: how it is reached.
-        files: path in a copy's folder -> file.
         cores: CPUs that the copies share; 0: not known.
     """
 
-    url: str
-    metrics_url: str | None
-    access: ClientOptions
-    files: Mapping[str, Path]
-    cores: int
+    keeps_instances = False
+    """Whether the server changes the number of instances without loading the model anew."""
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        client: TritonClient,
+        reach: tuple[str, str | None, ClientOptions],
+        cores: int,
+    ) -> None:
+        self.subjects, self.client, self.cores = subjects, client, cores
+        self.url, self.metrics_url, self.access = reach
+        self._served: dict[str, dict[str, ModelConfig]] = {}
 
     @abstractmethod
-    def named(self, name: str) -> str:
-        """Return what the server calls a copy."""
+    def named(self, copy: str, model: str) -> str:
+        """Return what the server calls a model of a set."""
 
     @abstractmethod
-    def load(self, name: str, changes: Mapping[str, str | None]) -> None:
-        """Serve a copy with a changed configuration, in place of what has that name now.
-
-        Label files and warm-up are left out: they change nothing of what is measured.
+    def serve(self, served: str, model: str, config: ModelConfig) -> None:
+        """Load one copy.
 
         Raises:
-            ConfigError: a change does not fit.
             ServerRefusedError: it does not load.
         """
-
-    @abstractmethod
-    def unload(self, name: str) -> None:
-        """Stop serving a copy, so that it takes neither memory nor threads while another one is measured."""
 
     @abstractmethod
     def room(self, *, on_gpu: bool) -> Room | None:
         """Return the memory that is free for copies; `None` when nobody tells."""
 
+    def load(self, copy: str, changes: Changes) -> None:
+        """Serve a set of copies with changed configurations, in place of what has that name now.
+
+        Label files and warm-up are left out: they change nothing of what is measured. What is as before stays loaded.
+
+        Raises:
+            ConfigError: a change does not fit.
+            ServerRefusedError: one does not load.
+        """
+        wanted = {name: self._config(copy, name, changes.get(name, {})) for name in self.subjects.models}
+        served = self._served.setdefault(copy, {})
+        changed = [name for name in wanted if name not in served or changed_fields(served[name], wanted[name])]
+        leaving = {name for name in changed if name in served and not self._stays(served[name], wanted[name])}
+        for name, subject in self.subjects.models.items():
+            if name in served and set(models_of(subject.config)) & leaving:
+                leaving.add(name)
+        self._drop(copy, leaving)
+        for name, config in wanted.items():
+            if name in changed or name in leaving:
+                try:
+                    self.serve(self.named(copy, name), name, config)
+                except RepoManagerError:
+                    served[name] = config  # in whatever state the server left it
+                    self.unload(copy)
+                    raise
+                served[name] = config
+
+    def unload(self, copy: str) -> None:
+        """Stop serving a set, so that it takes neither memory nor threads while another one is measured."""
+        self._drop(copy, set(self._served.get(copy, {})))
+
+    def _drop(self, copy: str, names: set[str]) -> None:
+        served = self._served.get(copy, {})
+        for name in reversed(list(self.subjects.models)):
+            if name in names and name in served:
+                with contextlib.suppress(ServerRefusedError):
+                    self.client.unload(self.named(copy, name), timeout_s=_LOAD_S)
+                del served[name]
+
+    def _stays(self, before: ModelConfig, after: ModelConfig) -> bool:
+        """Say whether only instances come or go, while those that stay are as they would be in a new load."""
+        shares_cores = after.backend == "onnxruntime" and THREADS not in after.message().parameters
+        return self.keeps_instances and changed_fields(before, after) == ("instance_group",) and not shares_cores
+
+    def _config(self, copy: str, name: str, changes: Mapping[str, str | None]) -> ModelConfig:
+        """Return a model's configuration with changes, for a copy."""
+        text = format_config(self.subjects.models[name].config)
+        message = parse_config(set_fields(text, changes, where=CONFIG_FILENAME)).message()
+        message.name = self.named(copy, name)
+        for field in ("version_policy", "model_warmup"):
+            message.ClearField(field)
+        for output in message.output:
+            output.label_filename = ""
+        for step in message.ensemble_scheduling.step if message.HasField("ensemble_scheduling") else ():
+            step.model_name, step.model_version = self.named(copy, step.model_name), -1
+        return ModelConfig.from_message(message)
+
 
 @contextlib.contextmanager
-def copies_of(
-    repository: Location,
-    name: str,
-    version: int,
-    config: ModelConfig,
-    *,
-    url: str | None = None,
-    access: ClientOptions | None = None,
-) -> Iterator[Copies]:
-    """Make ready to serve copies of a version; they are gone at the end of the block.
+def copies_of(subjects: Subjects, *, url: str | None = None, access: ClientOptions | None = None) -> Iterator[Copies]:
+    """Make ready to serve copies of models; they are gone at the end of the block.
 
     Args:
-        repository: where the version is.
-        name: the model.
-        version: the version.
-        config: what the copies' configurations are changed from.
-        url: a server that takes them; `None` starts one.
+        subjects: the models.
+        url: a server that takes the copies; `None` starts one.
         access: how that server is reached.
 
     Raises:
-        RepositoryError: no such model or version.
         MissingDependencyError: there is no tritonserver on this machine.
         ServerError: it does not start, or cannot be reached.
     """
-    entry = next((each for each in find_model(repository, name).versions if each.version == version), None)
-    if entry is None:
-        raise RepositoryError(f"{name} has no version {version}", hint=f"See: repo-manager show {name}")
-    local = local_folder(repository)
     access = access or ClientOptions()
     _sweep(url, access)
-    with contextlib.ExitStack() as stack:
-        files = _below(stack.enter_context(version_files(entry.path)), "1")
-        if local is not None:
-            for path in (local / name).iterdir():
-                if not path.name.isdigit() and path.name != CONFIG_FILENAME and not path.name.startswith("."):
-                    files |= _below(path, path.name) if path.is_dir() else {path.name: path}
-        serve = _here(config, files) if url is None else _there(url, access, name, config, files)
-        yield stack.enter_context(serve)
+    with _here(subjects) if url is None else _there(url, access, subjects) as copies:
+        yield copies
 
 
-class _Here:
+class _Here(Copies):
     """Copies on a server of this process's own."""
 
-    def __init__(self, server: EmbeddedServer, client: TritonClient, text: str, files: Mapping[str, Path]) -> None:
-        self.url, self.access = server.grpc_url, server.client_options
-        self.metrics_url: str | None = server.metrics_url
-        self.files, self.cores = files, len(os.sched_getaffinity(0))
-        self._root, self._client, self._text = Path(server.options.repository), client, text
+    keeps_instances = True
 
-    def named(self, name: str) -> str:
-        return name
+    def __init__(self, server: EmbeddedServer, client: TritonClient, subjects: Subjects) -> None:
+        reach = (server.grpc_url, server.metrics_url, server.client_options)
+        super().__init__(subjects, client, reach, len(os.sched_getaffinity(0)))
+        self._root = Path(server.options.repository)
 
-    def load(self, name: str, changes: Mapping[str, str | None]) -> None:
-        folder = self._root / name
+    def named(self, copy: str, model: str) -> str:
+        return f"{copy}__{model}"
+
+    def serve(self, served: str, model: str, config: ModelConfig) -> None:
+        folder = self._root / served
         if not folder.is_dir():
-            link_files(self.files, folder)
-        config = _changed(self._text, name, changes)
+            (folder / "1").mkdir(parents=True)
+            link_files(self.subjects.models[model].files, folder)
         (folder / CONFIG_FILENAME).write_text(format_config(config), encoding="utf-8")
-        self.unload(name)
-        self._client.load(name, timeout_s=_LOAD_S)
-
-    def unload(self, name: str) -> None:
-        with contextlib.suppress(ServerRefusedError):
-            self._client.unload(name, timeout_s=_LOAD_S)
+        self.client.load(served, timeout_s=_LOAD_S)
 
     def room(self, *, on_gpu: bool) -> Room | None:
         if on_gpu:
@@ -167,9 +202,9 @@ class _Here:
 
 
 @contextlib.contextmanager
-def _here(config: ModelConfig, files: Mapping[str, Path]) -> Iterator[Copies]:
-    message = config.message()
-    is_whole = bool(message.backend and message.input and message.output)
+def _here(subjects: Subjects) -> Iterator[Copies]:
+    messages = [subject.config.message() for subject in subjects.models.values() if not is_ensemble(subject.config)]
+    is_whole = all(message.backend and message.input and message.output for message in messages)
     root = tuning_directory() / f"scratch-{os.getpid()}-{start_ticks(os.getpid())}"
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
@@ -182,57 +217,45 @@ def _here(config: ModelConfig, files: Mapping[str, Path]) -> Iterator[Copies]:
         stack.callback(server.stop, deadline_s=_STOP_S)
         server.start()
         server.wait_ready()
-        client = stack.enter_context(TritonClient.connect(server.http_url))
-        yield _Here(server, client, format_config(config), files)
+        yield _Here(server, stack.enter_context(TritonClient.connect(server.http_url)), subjects)
 
 
-class _There:
+class _There(Copies):
     """Copies on a server elsewhere, by its load API: their files travel with the load."""
 
-    def __init__(self, client: TritonClient, access: ClientOptions, names: tuple[str, str], text: str) -> None:
-        self.url, self.metrics_url, self.access = client.url, metrics_url_of(client.url), access
-        self.files: Mapping[str, Path] = {}
-        self.cores = 0
-        self.loaded: set[str] = set()
-        self._client, (self._model, self._token), self._text = client, names, text
+    def __init__(self, client: TritonClient, access: ClientOptions, subjects: Subjects, token: str) -> None:
+        super().__init__(subjects, client, (client.url, metrics_url_of(client.url), access), 0)
+        self._token = token
 
-    def named(self, name: str) -> str:
-        return f"{self._model}{_MARK}{self._token}_{name}"
+    def named(self, copy: str, model: str) -> str:
+        return f"{model}{_MARK}{self._token}_{copy}"
 
-    def load(self, name: str, changes: Mapping[str, str | None]) -> None:
-        served = self.named(name)
-        self.unload(name)
-        document = json_format.MessageToJson(_changed(self._text, served, changes).message())
-        contents = {place: path.read_bytes() for place, path in self.files.items() if place.startswith("1/")}
-        self.loaded.add(name)
-        self._client.load(served, document, files=contents, timeout_s=_LOAD_S)
-
-    def unload(self, name: str) -> None:
-        with contextlib.suppress(ServerRefusedError):
-            self._client.unload(self.named(name), timeout_s=_LOAD_S)
-        self.loaded.discard(name)
+    def serve(self, served: str, model: str, config: ModelConfig) -> None:
+        files = self.subjects.models[model].files
+        contents = {place: path.read_bytes() for place, path in files.items() if place.startswith("1/")}
+        document = json_format.MessageToJson(config.message())
+        # An ensemble has no files, and a load that brings a model has to bring one.
+        self.client.load(served, document, files=contents or {"1/ensemble": b"\n"}, timeout_s=_LOAD_S)
 
     def room(self, *, on_gpu: bool) -> Room | None:
         metrics = None if self.metrics_url is None else metrics_text(self.metrics_url)
-        return room_for(self._model, self.url, metrics, wants_gpu=on_gpu)
+        return room_for(self.subjects.tops[0], self.url, metrics, wants_gpu=on_gpu)
 
 
 @contextlib.contextmanager
-def _there(
-    url: str, access: ClientOptions, name: str, config: ModelConfig, files: Mapping[str, Path]
-) -> Iterator[Copies]:
+def _there(url: str, access: ClientOptions, subjects: Subjects) -> Iterator[Copies]:
     token = f"{os.getpid()}_{start_ticks(os.getpid())}"
     record = tuning_directory() / f"remote-{os.getpid()}-{start_ticks(os.getpid())}.json"
     with TritonClient.connect(url, access) as client:
         client.wait_live(access.timeout_s)
-        copies = _There(client, access, (name, token), format_config(config))
-        copies.files = files
+        copies = _There(client, access, subjects, token)
         # Triton's index does not list what came by the load API alone, so the names are kept here.
-        write_atomic(record, json.dumps({"url": client.url, "names": [copies.named(each) for each in NAMES]}).encode())
+        names = [copies.named(each, model) for each in NAMES for model in reversed(list(subjects.models))]
+        write_atomic(record, json.dumps({"url": client.url, "names": names}).encode())
         try:
             yield copies
         finally:
-            for each in list(copies.loaded):
+            for each in NAMES:
                 copies.unload(each)
             record.unlink(missing_ok=True)
 
@@ -253,18 +276,3 @@ def _sweep(url: str | None, access: ClientOptions) -> None:
                         with contextlib.suppress(ServerRefusedError):
                             client.unload(each)
                     path.unlink(missing_ok=True)
-
-
-def _changed(text: str, name: str, changes: Mapping[str, str | None]) -> ModelConfig:
-    """Return a configuration with changes, for a copy."""
-    message = parse_config(set_fields(text, changes, where=CONFIG_FILENAME)).message()
-    message.name = name
-    for field in ("version_policy", "model_warmup"):
-        message.ClearField(field)
-    for output in message.output:
-        output.label_filename = ""
-    return ModelConfig.from_message(message)
-
-
-def _below(folder: Path, place: str) -> dict[str, Path]:
-    return {f"{place}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -7,15 +7,16 @@ is a question with a yes or no, which a few seconds of load decide, and only a b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from repo_manager.tuning.space import Setting, Space
+from repo_manager.tuning.space import BatchTime, Setting, Space
 
-__all__ = ["MARGIN", "Trial", "descend"]
+__all__ = ["MARGIN", "Trial", "descend", "likely_good"]
 
 MARGIN = 0.05
 _MOST_ROUNDS = 4
+_MISSES = 2  # in one direction of an axis: one alone may be a dent, or a disturbed measurement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Trial:
         reason: what decided, with its numbers.
         seconds: what the measuring took.
         against: the value that it had to hold; `None` for the first one.
+        model: whose setting that is, where there are several.
+        state: the settings of all models, where there are several; empty for one.
+        busy: model -> time a second that its requests waited and were computed, at the largest load.
         levels: each load level: `label`, `decision`, `throughput_per_s`, `p99_ns`, `reason`, `seconds`.
     """
 
@@ -40,13 +44,34 @@ class Trial:
     seconds: float
     against: float | None = None
     levels: tuple[Mapping[str, Any], ...] = ()
+    model: str = ""
+    state: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
+    busy: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        if len(self.state) < 2:
+            return self.setting.label
+        return "; ".join(f"{name}: {setting.label}" for name, setting in self.state.items())
+
+    def of(self, model: str) -> Trial:
+        """Return the same trial, as one of another model's setting."""
+        return dataclasses.replace(self, model=model, setting=self.state.get(model, self.setting))
 
 
 Evaluate = Callable[[Setting, "Trial | None", float], Trial]
 """Measures a setting against the best trial so far, by the margin that it has to beat it by."""
 
 
-def descend(space: Space, start: Trial, guess: Setting | None, evaluate: Evaluate) -> Trial:
+def descend(
+    space: Space,
+    start: Trial,
+    guess: Setting | None,
+    evaluate: Evaluate,
+    *,
+    is_enough: Callable[[Trial], bool] = lambda _: False,
+) -> Trial:
     """Return the best trial that is found.
 
     Args:
@@ -54,26 +79,57 @@ def descend(space: Space, start: Trial, guess: Setting | None, evaluate: Evaluat
         start: today's, or what else is known already.
         guess: a setting to try first; `None` has none.
         evaluate: measures. It may raise to end the search: what it returned until then is known to the caller.
+        is_enough: asked of each better trial; the search ends with the first one of which it holds.
     """
     best, tried = start, {start.setting}
 
-    def attempt(setting: Setting) -> None:
+    def attempt(setting: Setting) -> bool | None:
+        """Measure a setting; say whether it is better, `None` when it makes no sense."""
         nonlocal best
-        if setting in tried or not space.allows(setting):
-            return
+        if not space.allows(setting):
+            return None
+        if setting in tried:
+            return False
         tried.add(setting)
         is_cheaper = setting.cost < best.setting.cost and best.setting != start.setting
         trial = evaluate(setting, best, 0.0 if is_cheaper else MARGIN)
-        if trial.is_better:
-            best = trial
+        best = trial if trial.is_better else best
+        return trial.is_better
 
-    if guess is not None:
-        attempt(guess)
+    def walk(direction: Sequence[Setting]) -> bool:
+        """Follow a direction for as long as it is worth it; say whether it led to a better setting."""
+        misses, found = 0, False
+        for setting in direction:
+            is_better = attempt(setting)
+            found = found or bool(is_better)
+            misses = 0 if is_better else misses + (is_better is False)
+            if misses == _MISSES or (is_better and is_enough(best)):
+                break
+        return found
+
+    if guess is not None and attempt(guess) and is_enough(best):
+        return best
     for _ in range(_MOST_ROUNDS):
         before = best
         for axis in space.axes:
-            for setting in space.along(best.setting, axis):
-                attempt(setting)
+            up, down = space.along(best.setting, axis)
+            if not walk(up):
+                walk(down)
+            if best is not before and is_enough(best):
+                return best
         if best is before:
             break
     return best
+
+
+def likely_good(space: Space, today: Setting, curve: Sequence[BatchTime]) -> Setting | None:
+    """Return what is likely good: the batch with the most samples a second, and an instance a core where that fits."""
+    best = max(curve, key=lambda each: each.per_s, default=None)
+    sizes, delays = space.axes["max_batch_size"], space.axes["queue_delay"]
+    size = today.max_batch_size
+    if best is not None and len(sizes) > 1:
+        size = max((each for each in sizes if each <= best.size), default=size)
+    delay = 0 if size > 1 and 0 in delays else today.queue_delay
+    threads = space.axes["threads"][-1] if len(space.axes["threads"]) > 1 else today.threads
+    guess = space.as_by_default(Setting(1 if 1 in space.axes["instances"] else today.instances, size, delay, threads))
+    return guess if guess != today and space.allows(guess) else None

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from repo_manager.errors import UsageError
 from repo_manager.triton_config.config import ModelConfig
 
-__all__ = ["AXES", "BatchTime", "Bounds", "Setting", "Space", "setting_of"]
+__all__ = [
+    "AXES",
+    "THREADS",
+    "BatchTime",
+    "Bounds",
+    "Setting",
+    "Space",
+    "curve_sizes",
+    "left_out",
+    "runs_on_gpu",
+    "setting_of",
+]
 
-_THREADS = "intra_op_thread_count"
-AXES = ("max_batch_size", "queue_delay", "threads", "instances")
+THREADS = "intra_op_thread_count"
+"""The parameter of config.pbtxt for the threads of an instance on ONNX Runtime."""
+AXES = ("max_batch_size", "queue_delay", "preferred", "threads", "instances")
 """In the order in which they are searched: a change of `instances` alone reloads no model, so it comes last."""
 _LARGEST_BATCH = 64
 _LEAST_GAIN = 1.03
 _DELAYS = (0.25, 0.5, 1.0)
+_ENGINES = ("tensorrt", "tensorrt_rtx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +41,14 @@ class Setting:
         max_batch_size: 0 for a model without a batch axis of Triton's.
         queue_delay: how long a request waits for others, in microseconds; `None`: Triton forms no batches.
         threads: of ONNX Runtime in each instance; `None` leaves it to the backend.
+        preferred: batch sizes that the batcher waits for; `None` leaves today's.
     """
 
     instances: int
     max_batch_size: int
     queue_delay: int | None
     threads: int | None = None
+    preferred: tuple[int, ...] | None = None
 
     @property
     def cost(self) -> tuple[int, int, int, int]:
@@ -47,6 +62,8 @@ class Setting:
         if self.max_batch_size:
             delay = "no batching" if self.queue_delay is None else f"delay {self.queue_delay} us"
             parts += [f"batch {self.max_batch_size}", delay]
+        if self.preferred is not None:
+            parts.append(f"preferred {' '.join(map(str, self.preferred)) or 'none'}")
         if self.threads is not None:
             parts.append(f"{self.threads} thread{'s' * (self.threads > 1)} each")
         return ", ".join(parts)
@@ -64,8 +81,11 @@ class Setting:
             changes[key if is_off else f"{key}.max_queue_delay_microseconds"] = (
                 None if is_off else str(self.queue_delay)
             )
+        if self.preferred is not None:
+            sizes = ", ".join(map(str, self.preferred))
+            changes["dynamic_batching.preferred_batch_size"] = f"[{sizes}]" if sizes else None
         if self.threads != today.threads:
-            changes[f"parameters.{_THREADS}"] = None if self.threads is None else str(self.threads)
+            changes[f"parameters.{THREADS}"] = None if self.threads is None else str(self.threads)
         return changes
 
 
@@ -95,11 +115,15 @@ class Bounds:
         cores: CPUs of the server, which instances times threads must not exceed; 0 where the model runs on a GPU.
         instances: the most that fit into memory.
         batch: the largest batch that the model takes.
+        profile: the batch size that the engine's kernels were chosen for; `None` where it is no engine.
+        least_batch: the smallest `max_batch_size` that ensembles which use the model let it have.
     """
 
     cores: int
     instances: int
     batch: int
+    profile: int | None = None
+    least_batch: int = 0
 
 
 def setting_of(config: ModelConfig) -> Setting:
@@ -128,7 +152,7 @@ def setting_of(config: ModelConfig) -> Setting:
         )
     batching = message.dynamic_batching
     delay = int(batching.max_queue_delay_microseconds) if message.HasField("dynamic_batching") else None
-    threads = message.parameters[_THREADS].string_value if _THREADS in message.parameters else ""
+    threads = message.parameters[THREADS].string_value if THREADS in message.parameters else ""
     return Setting(
         max((group.count for group in groups), default=1) or 1,
         int(message.max_batch_size),
@@ -181,12 +205,16 @@ class Space:
         if today.max_batch_size:
             useful = _useful(curve, latency_ns)
             if "max_batch_size" in search:
-                axes["max_batch_size"] = _with([each.size for each in useful] or [1], today.max_batch_size)
+                sizes = [each.size for each in useful if each.size >= bounds.least_batch]
+                axes["max_batch_size"] = _with(sizes or [today.max_batch_size], today.max_batch_size)
             if "queue_delay" in search:
                 best = max(useful, key=lambda each: each.per_s, default=None)
                 delays = [] if best is None else [round(best.median_ns / 1e3 * share) for share in _DELAYS]
                 within = [delay for delay in delays if latency_ns is None or delay * 1e3 < latency_ns]
                 axes["queue_delay"] = _with([None, 0, *within], today.queue_delay)
+            if "preferred" in search and bounds.profile is not None and bounds.profile > 1:
+                present = tuple(config.message().dynamic_batching.preferred_batch_size)
+                axes["preferred"] = (None, *(each for each in ((), (bounds.profile,)) if each != present))
         return cls(axes, bounds.cores, (today.max_batch_size, today.queue_delay))
 
     @property
@@ -205,29 +233,44 @@ class Space:
     def allows(self, setting: Setting) -> bool:
         """Say whether a setting makes sense: no more threads than cores, and batches both wanted and formed."""
         size, delay = setting.max_batch_size, setting.queue_delay
+        if setting.preferred is not None and (delay is None or max(setting.preferred, default=1) > size):
+            return False
+        if self.as_by_default(setting) != setting:
+            return False
         if size > self.axes["max_batch_size"][0] and delay is None and (size, delay) != self.today:
             return False
         if self.cores and setting.threads is not None and setting.instances * setting.threads > self.cores:
             return setting.instances == 1 or setting.threads == 1
         return not (size == 1 and delay)
 
-    def along(self, setting: Setting, axis: str) -> Iterator[Setting]:
-        """Return the settings that differ in one axis, the nearest first.
+    def along(self, setting: Setting, axis: str) -> tuple[tuple[Setting, ...], tuple[Setting, ...]]:
+        """Return the settings that differ in one axis, upwards and downwards from it, the nearest first.
 
         What belongs together moves together: threads and instances share the cores, and a larger batch has to be
         formed by somebody.
         """
         values = self.axes[axis]
         place = values.index(getattr(setting, axis))
-        for other in sorted(range(len(values)), key=lambda number: (abs(number - place), -number)):
-            if other == place:
-                continue
-            candidate = dataclasses.replace(setting, **{axis: values[other]})
-            if axis == "max_batch_size" and candidate.queue_delay is None and 0 in self.axes["queue_delay"]:
-                candidate = dataclasses.replace(candidate, queue_delay=0)
-            if axis == "queue_delay" and candidate.queue_delay is None:
-                candidate = dataclasses.replace(candidate, max_batch_size=self.axes["max_batch_size"][0])
-            yield self._within_cores(candidate, axis)
+        up, down = values[place + 1 :], values[:place][::-1]
+        return (
+            tuple(self._moved(setting, axis, value) for value in up),
+            tuple(self._moved(setting, axis, value) for value in down),
+        )
+
+    def _moved(self, setting: Setting, axis: str, value: Any) -> Setting:
+        candidate = dataclasses.replace(setting, **{axis: value})
+        if axis == "max_batch_size" and candidate.queue_delay is None and 0 in self.axes["queue_delay"]:
+            candidate = dataclasses.replace(candidate, queue_delay=0)
+        if axis == "queue_delay" and value is None:
+            candidate = dataclasses.replace(candidate, max_batch_size=self.axes["max_batch_size"][0], preferred=None)
+        return self.as_by_default(self._within_cores(candidate, axis))
+
+    def as_by_default(self, setting: Setting) -> Setting:
+        """Return the setting that leaves threads to the backend where that comes to the same: the cores, shared out."""
+        is_same = setting.threads == max(1, self.cores // setting.instances)
+        if self.cores and is_same and None in self.axes["threads"]:
+            return dataclasses.replace(setting, threads=None)
+        return setting
 
     def _within_cores(self, setting: Setting, axis: str) -> Setting:
         if not self.cores or setting.threads is None or setting.instances * setting.threads <= self.cores:
@@ -267,3 +310,53 @@ def _with(values: Sequence[Any], today: Any) -> tuple[Any, ...]:
 def curve_sizes(bounds: Bounds) -> tuple[int, ...]:
     """Return the batch sizes whose time is measured: powers of two up to the largest that the model takes."""
     return tuple(_powers(min(bounds.batch, _LARGEST_BATCH))) if bounds.batch else ()
+
+
+def runs_on_gpu(config: ModelConfig) -> bool:
+    """Say whether a model's instances are on GPUs, as far as its configuration tells."""
+    groups = config.message().instance_group
+    return config.backend in _ENGINES or any(group.kind == 1 for group in groups)
+
+
+def left_out(
+    space: Space, curve: Sequence[BatchTime], tried: Collection[Setting], search: Sequence[str], config: ModelConfig
+) -> Iterator[str]:
+    """Yield what was not tried of a model's axes, and why.
+
+    Args:
+        space: of the model.
+        curve: the time of its batches.
+        tried: the settings that were measured.
+        search: the axes that were to be searched.
+        config: today's configuration.
+    """
+    missing = [axis for axis in AXES if axis not in search]
+    if missing:
+        yield f"{', '.join(missing)}: not among what was to be searched (--search)"
+    for axis, values in space.axes.items():
+        if axis in missing:
+            continue
+        if len(values) == 1:
+            yield f"{axis}: {_why_single(axis, space, config)}"
+            continue
+        unseen = [value for value in values if value not in {getattr(setting, axis) for setting in tried}]
+        if unseen:
+            words = ", ".join("none" if value is None else str(value) for value in unseen)
+            yield f"{axis} {words}: the search did not get there"
+    unused = [str(each.size) for each in curve if each.size not in space.axes["max_batch_size"]]
+    if unused and "max_batch_size" in search:
+        why = "one takes longer than the limit, or answers no more samples a second than a smaller one"
+        yield f"batches of {', '.join(unused)}: {why}"
+
+
+def _why_single(axis: str, space: Space, config: ModelConfig) -> str:
+    """Return why an axis that was to be searched has one value."""
+    if axis == "preferred" and config.message().max_batch_size:
+        return "only for engines whose record says what batch they were built for"
+    if axis in ("max_batch_size", "queue_delay", "preferred") and not config.message().max_batch_size:
+        return "the model has no batch axis of Triton's"
+    if axis == "threads" and (config.backend != "onnxruntime" or runs_on_gpu(config)):
+        return "only of ONNX Runtime on CPUs"
+    if axis == "threads" and not space.cores:
+        return "the cores of a server elsewhere are not known"
+    return "the cores, the memory or the limit allow one value"

@@ -71,7 +71,7 @@ def servers_below(folder: str) -> list[int]:
 
 def is_under_way(cache: str) -> bool:
     """Whether a server of the tuning runs, and a copy has been loaded or is being so."""
-    return bool(servers_below(cache) and list(Path(cache).rglob("models/candidate/config.pbtxt")))
+    return bool(servers_below(cache) and list(Path(cache).rglob("models/candidate__*/config.pbtxt")))
 
 
 def test_copies_have_what_was_fixed_beforehand(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -80,9 +80,12 @@ def test_copies_have_what_was_fixed_beforehand(models: Path, monkeypatch: pytest
     options = TuneOptions(
         gates=(parse_slo("p50<2s"),), fixed={"dynamic_batching.default_queue_policy.max_queue_size": "77"}
     )
-    with tuning_run(models, "m", 1, options) as run, TritonClient.connect(run.copies.url) as client:
+    with tuning_run(models, {"m": 1}, options) as run, TritonClient.connect(run.copies.url) as client:
         run.copies.load("today", {})
-        assert client.model_config("today").dynamic_batching.default_queue_policy.max_queue_size == 77
+        assert (
+            client.model_config(run.copies.named("today", "m")).dynamic_batching.default_queue_policy.max_queue_size
+            == 77
+        )
 
 
 def test_it_measures_copies_and_goes_on_where_it_ended(models: Path, environment: dict[str, str]) -> None:

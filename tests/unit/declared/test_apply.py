@@ -444,3 +444,39 @@ def test_the_command_line(place: Place, run: Callable[..., object]) -> None:
     wrong = run(*arguments)
     assert wrong.code == 3  # type: ignore[attr-defined]
     assert "did you mean 'source'" in wrong.err  # type: ignore[attr-defined]
+
+
+def test_the_result_of_a_tuning_is_declared_by_name(place: Place) -> None:
+    """What it changed is applied, a field that is declared besides wins, and a second run changes nothing."""
+    place.write({"m": {"source": "a.onnx"}})
+    place.settle()
+    changes = {"instance_group.count": "2", "dynamic_batching.max_queue_delay_microseconds": "300"}
+    document = {"versions": {"m": 1}, "changes": {"m": changes}}
+    (place.folder / "tuned.json").write_text(json.dumps(document))
+    place.write({"m": {"source": "a.onnx", "config": {"tuned": "tuned.json", "instance_group": {"count": 3}}}})
+    place.settle()
+    config = read_config(place.root / "m" / "config.pbtxt").message()
+    assert (config.instance_group[0].count, config.dynamic_batching.max_queue_delay_microseconds) == (3, 300)
+
+
+@pytest.mark.parametrize(
+    ("content", "reference", "says"),
+    [
+        ('{"versions": {"other": 1}, "changes": {}}', "tuned.json", "is a tuning of other, not of m"),
+        ("[]", "tuned.json", "is no result of a tuning"),
+        ("{}", "missing.json", "the tuning cannot be read"),
+        (
+            '{"versions": {"m": 1}, "changes": {}}',
+            {"path": "tuned.json", "digest": "sha256:" + 64 * "0"},
+            "is not what it is pinned to",
+        ),
+    ],
+)
+def test_a_tuning_that_does_not_fit_is_named(place: Place, content: str, reference: object, says: str) -> None:
+    place.write({"m": {"source": "a.onnx"}})
+    place.settle()
+    (place.folder / "tuned.json").write_text(content)
+    place.write({"m": {"source": "a.onnx", "config": {"tuned": reference}}})
+    (plan,) = place.plan()
+    assert plan.error is not None
+    assert says in plan.error

@@ -40,29 +40,29 @@ def comparison(**better: str | None) -> Any:
 )
 def test_only_what_the_comparison_shows_is_better(compared: Any, is_complete: bool, outcome: str) -> None:
     today, best = trial(100.0), trial(150.0, instances=2)
-    found, reason = conclude(OPTIONS, [today, best], best, compared, is_complete=is_complete)
+    found, reason = conclude(OPTIONS, [today, best], best, [compared], is_complete=is_complete)
     assert found == outcome
     assert "2 instances" in reason
 
 
 def test_todays_stays_where_nothing_beat_it() -> None:
     today = trial(100.0)
-    assert conclude(OPTIONS, [today, trial(None, 2)], today, None, is_complete=True)[0] == "kept"
-    assert conclude(OPTIONS, [today], today, None, is_complete=False)[0] == "undecided"
+    assert conclude(OPTIONS, [today, trial(None, 2)], today, (), is_complete=True)[0] == "kept"
+    assert conclude(OPTIONS, [today], today, (), is_complete=False)[0] == "undecided"
 
 
 def test_where_todays_holds_nothing_what_holds_is_better() -> None:
     today, best = trial(None), trial(50.0, instances=2)
-    outcome, reason = conclude(OPTIONS, [today, best], best, None, is_complete=True)
+    outcome, reason = conclude(OPTIONS, [today, best], best, (), is_complete=True)
     assert (outcome, "holds 50 requests/s" in reason) == ("better", True)
 
 
 def test_where_nothing_holds_the_nearest_is_named() -> None:
     trials = [trial(None, 1, 90e6), trial(None, 2, 25e6), trial(None, 4)]
-    outcome, reason = conclude(OPTIONS, trials, trials[0], None, is_complete=True)
+    outcome, reason = conclude(OPTIONS, trials, trials[0], (), is_complete=True)
     assert outcome == "none holds"
     assert "the nearest is 2 instances" in reason
-    assert conclude(OPTIONS, trials, trials[0], None, is_complete=False)[0] == "undecided"
+    assert conclude(OPTIONS, trials, trials[0], (), is_complete=False)[0] == "undecided"
 
 
 def test_what_is_sought_is_named_and_checked() -> None:
@@ -72,3 +72,40 @@ def test_what_is_sought_is_named_and_checked() -> None:
         TuneOptions()
     with pytest.raises(UsageError, match="cannot be searched"):
         TuneOptions(rate=1.0, search=("colour",))
+
+
+def test_for_energy_a_longer_p99_is_no_loss_but_nothing_else_is_a_gain() -> None:
+    options = TuneOptions(gates=OPTIONS.gates, objective="energy", budget_s=60.0)
+    today, best = trial(2.0), trial(1.0, instances=2)
+    shown = comparison(**{"inferences per joule": "B", "p99 latency": "A"})
+    outcome, reason = conclude(options, [today, best], best, [shown], is_complete=True)
+    assert (outcome, "1 inferences/J" in reason) == ("better", True)
+    only_faster = comparison(**{"inferences per joule": None, "p99 latency": "B"})
+    assert conclude(options, [today, best], best, [only_faster], is_complete=True)[0] == "kept"
+
+
+def test_of_several_models_none_may_lose() -> None:
+    today, best = trial(100.0), trial(150.0, instances=2)
+    won, lost = comparison(**{"p99 latency": "B"}), comparison(**{"p99 latency": "A"})
+    assert conclude(OPTIONS, [today, best], best, [won, comparison(throughput=None)], is_complete=True)[0] == "better"
+    assert conclude(OPTIONS, [today, best], best, [won, lost], is_complete=True)[0] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"own_gates": {"c": OPTIONS.gates}}, "c is not tuned"),
+        ({"mix": {"a": 1.0}, "gates": OPTIONS.gates}, "leaves models out"),
+        ({"own_gates": {"a": OPTIONS.gates}}, "b has no limit to hold"),
+        ({"rate": 5.0}, "for the largest rate only"),
+    ],
+)
+def test_what_is_said_of_single_models_has_to_fit_them(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        TuneOptions(**options).check_models(("a", "b"))
+
+
+@pytest.mark.parametrize("options", [{"objective": "latency"}, {"objective": "throughput", "rate": 5.0}])
+def test_an_objective_needs_its_rate(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="rate"):
+        TuneOptions(gates=OPTIONS.gates, **options)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from repo_manager.errors import UsageError
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.fields import set_fields
-from repo_manager.tuning.space import AXES, BatchTime, Bounds, Setting, Space, setting_of
+from repo_manager.tuning.space import AXES, BatchTime, Bounds, Setting, Space, left_out, setting_of
 
 TEXT = """name: "m"
 backend: "onnxruntime"
@@ -75,8 +77,47 @@ def test_instances_stay_within_cores_and_memory() -> None:
 
 def test_threads_and_instances_share_the_cores() -> None:
     space = Space.of(config(), Bounds(4, 100, 64), CURVE, latency_ns=None)
-    assert {setting.threads for setting in space.along(Setting(2, 8, 0, 2), "instances")} == {1, 2, None} - {None}
+    along = [*itertools.chain(*space.along(Setting(2, 8, 0, 2), "instances"))]
+    assert {setting.threads for setting in along} == {1, 2, None} - {None}
     for axis in ("threads", "instances"):
-        for setting in space.along(Setting(2, 8, 0, 2), axis):
+        for setting in itertools.chain(*space.along(Setting(2, 8, 0, 2), axis)):
             assert setting.instances * (setting.threads or 1) <= 4
     assert all(setting.threads is None or setting.instances * setting.threads <= 4 for setting in space.settings())
+
+
+def test_threads_that_the_backend_takes_by_itself_are_no_setting_of_their_own() -> None:
+    text = TEXT.replace('parameters { key: "intra_op_thread_count" value { string_value: "1" } }', "")
+    space = Space.of(config(text), Bounds(4, 100, 64), CURVE, latency_ns=None)
+    assert space.axes["threads"] == (None, 1, 2, 4)
+    assert not space.allows(Setting(2, 8, 0, 2))  # two instances share four cores
+    assert space.allows(Setting(2, 8, 0, None))
+    assert space.allows(Setting(2, 8, 0, 1))
+    up, _ = space.along(Setting(1, 8, 0, 1), "instances")
+    assert Setting(4, 8, 0, None) in up
+
+
+def test_an_engine_prefers_the_batch_that_it_was_built_for() -> None:
+    text = TEXT.replace("onnxruntime", "tensorrt")
+    space = Space.of(config(text), Bounds(0, 4, 16, profile=8), CURVE, latency_ns=None)
+    assert space.axes["preferred"] == (None, (), (8,))
+    assert not space.allows(Setting(2, 4, 0, 1, preferred=(8,)))
+    assert not space.allows(Setting(2, 8, None, 1, preferred=(8,)))
+    changed = config(set_fields(text, Setting(2, 8, 0, 1, preferred=(8,)).changes(setting_of(config())), where="c"))
+    assert list(changed.message().dynamic_batching.preferred_batch_size) == [8]
+    none = config(set_fields(text, Setting(2, 8, 0, 1, preferred=()).changes(setting_of(config())), where="c"))
+    assert list(none.message().dynamic_batching.preferred_batch_size) == []
+    assert none.message().HasField("dynamic_batching")
+    assert Space.of(config(), Bounds(4, 4, 16), CURVE, latency_ns=None).axes["preferred"] == (None,)
+
+
+def test_a_part_keeps_the_batch_that_its_ensemble_needs() -> None:
+    space = Space.of(config(), Bounds(4, 100, 64, least_batch=4), CURVE, latency_ns=None)
+    assert space.axes["max_batch_size"] == (4, 8)
+
+
+def test_what_was_left_out_is_named_with_its_reason() -> None:
+    space = Space.of(config(), Bounds(4, 100, 64), CURVE, latency_ns=20e6, search=("max_batch_size", "instances"))
+    said = list(left_out(space, CURVE, {Setting(2, 8, 0, 1)}, ("max_batch_size", "instances"), config()))
+    assert "queue_delay, preferred, threads: not among what was to be searched (--search)" in said
+    assert "max_batch_size 1, 2, 4: the search did not get there" in said
+    assert any(text.startswith("batches of 16: one takes longer than the limit") for text in said)

@@ -1,0 +1,120 @@
+"""The answers of today's configuration, against which those of every other one are held.
+
+A configuration may change what a model answers: a model that is only said to have a batch axis answers otherwise in a
+larger batch. Such a configuration is never proposed, however fast it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from repo_manager.errors import ServerRefusedError
+from repo_manager.loadtest.inputs.samples import make_samples
+from repo_manager.loadtest.target import connect
+from repo_manager.rollout.smoke import OutputComparison, compare_outputs
+from repo_manager.server.client import TritonClient
+from repo_manager.tuning.measuring import Loads
+
+__all__ = ["Answers"]
+
+_SAMPLES = 8
+_THREADS = 4
+_LARGEST_JOINED = 32
+Array = np.ndarray[Any, Any]
+Tensors = Mapping[str, Array]
+
+
+class Answers:
+    """Asks sets of copies the same, alone, at once and joined, and compares what they answer.
+
+    Attributes:
+        notes: models whose answers are not compared, and why.
+    """
+
+    def __init__(self, loads: Loads) -> None:
+        self._loads = loads
+        self._copies = loads.copies
+        self._asked: dict[str, list[Tensors]] = {}
+        self._expected: dict[str, list[Tensors]] = {}
+        self.notes: list[str] = []
+
+    def record(self, copy: str) -> None:
+        """Ask today's set; what it does not answer the same twice is not compared later.
+
+        Raises:
+            ServerRefusedError: it does not answer.
+        """
+        for model in self._copies.subjects.tops:
+            served = self._copies.named(copy, model)
+            self._asked[model] = self._samples(copy, model)
+            with TritonClient.connect(self._copies.url, self._copies.access) as client:
+                self._expected[model] = [client.infer(served, None, sample) for sample in self._asked[model]]
+            problem = self._difference(copy, model)
+            if problem:
+                self.notes.append(f"answers of {model} are not compared: today's are not always the same, {problem}")
+                del self._asked[model]
+
+    def differ(self, copy: str) -> str:
+        """Return how a set's answers differ from today's; empty when they do not."""
+        problems = (self._difference(copy, model) for model in self._asked)
+        return next((problem for problem in problems if problem), "")
+
+    def _samples(self, copy: str, model: str) -> list[Tensors]:
+        options = self._loads.options_of(copy, model, rate=(1.0,), distinct=_SAMPLES)
+        with connect(options) as target:
+            facts = target.facts()
+            samples = make_samples(facts, options)[:_SAMPLES]
+            if options.fallback and options.data is None and not options.recorded:
+                refused = any(target.refusal(sample) is not None for sample in samples[:2])
+                if refused:
+                    samples = make_samples(facts, dataclasses.replace(options, recorded=options.fallback))[:_SAMPLES]
+        return list(samples)
+
+    def _difference(self, copy: str, model: str) -> str:
+        """Ask all samples at once from several connections, then joined; return the first difference."""
+        served, tolerance = self._copies.named(copy, model), self._copies.subjects.models[model].tolerance
+        asked, expected = self._asked[model], self._expected[model]
+        numbers = [list(range(first, len(asked), _THREADS)) for first in range(min(_THREADS, len(asked)))]
+
+        def share(own: Sequence[int]) -> list[tuple[int, Tensors]]:
+            with TritonClient.connect(self._copies.url, self._copies.access) as client:
+                return [(number, client.infer(served, None, asked[number])) for number in own]
+
+        try:
+            with ThreadPoolExecutor(len(numbers)) as threads:
+                answers = [answer for found in threads.map(share, numbers) for answer in found]
+            for number, answer in answers:
+                if wrong := _wrong(compare_outputs(answer, expected[number], tolerance)):
+                    return f"to single requests at once: {wrong}"
+            return self._joined(served, asked, expected, tolerance)
+        except ServerRefusedError as exc:
+            return f"a request is refused: {exc.reason or exc.message}"
+
+    def _joined(self, served: str, asked: Sequence[Tensors], expected: Sequence[Tensors], tolerance: float) -> str:
+        """Send one request with as many samples as the configuration lets into a batch."""
+        with TritonClient.connect(self._copies.url, self._copies.access) as client:
+            size = min(int(client.model_config(served).max_batch_size), _LARGEST_JOINED)
+            order = [number % len(asked) for number in range(size)]
+            shapes = {tuple((name, array.shape) for name, array in sorted(sample.items())) for sample in asked}
+            if size < 2 or len(shapes) > 1 or any(array.shape[0] != 1 for array in asked[0].values()):
+                return ""
+            whole = client.infer(
+                served, None, {name: np.concatenate([asked[number][name] for number in order]) for name in asked[0]}
+            )
+        for row, number in enumerate(order):
+            parts = {name: array[row : row + 1] for name, array in whole.items() if array.ndim}
+            if wrong := _wrong(compare_outputs(parts, expected[number], tolerance)):
+                return f"in a batch of {size}: {wrong}"
+        return ""
+
+
+def _wrong(compared: Sequence[OutputComparison]) -> str:
+    """Return the output that is farthest off, when one is outside its tolerance."""
+    failed = [each for each in compared if not each.passed]
+    worst = max(failed, key=lambda each: each.error, default=None)
+    return "" if worst is None else f"{worst.output} is off by {worst.error:.3g}, allowed {worst.tolerance:.3g}"

@@ -1,0 +1,257 @@
+"""How copies are measured: what a set of them holds under load, and two sets against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from repo_manager.gates import Outcome, worst
+from repo_manager.loadtest.compare import ComparePlan, Comparison, compare_together
+from repo_manager.loadtest.judge import parse_slo
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport, SearchStep
+from repo_manager.loadtest.run import run_load_test
+from repo_manager.loadtest.search import DECISIONS, HOLDS, LoadSpace, conclude, decided, next_level
+from repo_manager.tuning.result import TuneOptions
+from repo_manager.tuning.scratch import TODAY, WINNER, Copies
+from repo_manager.tuning.space import BatchTime
+
+__all__ = ["Inputs", "Loads", "Measured"]
+
+_CURVE_S = 0.6
+_WINDOWS = 12
+_WARMUP_S = 0.3
+_WARMUP_TOGETHER_S = 1.0  # workers of several load tests do not start at the same moment
+_BLOCK_S = 1.0
+_FEWEST_PAIRS = 6
+_PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # from this gain on, so many pairs
+_MOST_STEPS_UP = 64
+_MOST_LEVELS = 40
+_OF_TOPS_ONLY = ("data", "image", "shapes", "recorded", "parameters", "distinct")
+_STAGES = ("queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns")
+Inputs = Callable[[str, int], Mapping[str, Any]]
+"""Model and version -> what is known of its requests, as settings of `LoadTestOptions`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a set of copies held.
+
+    Attributes:
+        value: in the objective's unit; `None` when it holds nothing of what was asked.
+        reason: what says so, with its numbers.
+        levels: each load level.
+        busy: model -> time a second that its requests waited and were computed, by the server's counters.
+    """
+
+    value: float | None
+    reason: str
+    levels: tuple[Mapping[str, Any], ...]
+    busy: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Loads:
+    """Puts load on copies.
+
+    Attributes:
+        rate: requests a second at which the others than throughput are measured; `None` as long as it is not known.
+        start_rate: where the search for today's largest rate begins.
+        mix: model under load -> its share of all requests.
+    """
+
+    def __init__(self, copies: Copies, options: TuneOptions, inputs: Inputs) -> None:
+        self.copies, self._options, self._inputs = copies, options, inputs
+        self.rate = options.rate
+        self.start_rate = options.rate or 10.0
+        tops = copies.subjects.tops
+        self.mix = {name: 1 / len(tops) for name in tops}
+
+    def options_of(self, copy: str, model: str, **levels: Any) -> LoadTestOptions:
+        """Return a load test of one model of a set."""
+        subject, load = self.copies.subjects.models[model], dict(self._options.load)
+        is_top = model in self.copies.subjects.tops
+        known = dict(self._inputs(model, subject.version))
+        if is_top:
+            known["shapes"] = {**known.get("shapes", {}), **load.get("shapes", {})}
+        else:
+            load = {key: value for key, value in load.items() if key not in _OF_TOPS_ONLY}
+        return LoadTestOptions(
+            **{
+                "metrics_url": self.copies.metrics_url,
+                **load,
+                **known,
+                "url": self.copies.url,
+                "access": self.copies.access,
+                "model": self.copies.named(copy, model),
+                "arrival": self._options.arrival,
+                "warmup_s": _WARMUP_S,
+                **levels,
+            }
+        )
+
+    def batch_time(self, copy: str, model: str, size: int) -> BatchTime | None:
+        """Measure the time of a batch; `None` when no request of that size is answered."""
+        options = self.options_of(
+            copy, model, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
+        )
+        median_ns = run_load_test(options).points[0].latency.p50_ns
+        return None if median_ns is None else BatchTime(size, median_ns)
+
+    def measured(self, copy: str, against: float | None) -> Measured:
+        """Measure what a set holds.
+
+        Args:
+            copy: the set.
+            against: what it has to hold or beat for more to be measured; `None`: nothing.
+        """
+        tops = self.copies.subjects.tops
+        if len(tops) > 1:
+            return self._together(copy, against)
+        if self._options.seeks == "throughput" or self.rate is None:
+            return self._largest_rate(copy, tops[0], against)
+        if self._options.seeks == "energy":
+            return self._energy(copy, tops[0])
+        return self._lowest_p99(copy, tops[0], against)
+
+    def _level(self) -> dict[str, Any]:
+        return {"duration_s": self._options.level_s, "window_s": self._options.level_s / _WINDOWS}
+
+    def _largest_rate(self, copy: str, model: str, against: float | None) -> Measured:
+        rates = (self.start_rate,) if against is None else (against, against)
+        levels = {**self._level(), "rate": rates, "until": self._options.gates_of(model)}
+        report = run_load_test(self.options_of(copy, model, **levels))
+        assert report.search is not None
+        found = report.search
+        if against is not None and found.holds is not None:
+            # It holds the one level that was asked: now how much more.
+            levels["rate"] = (against, against * _MOST_STEPS_UP)
+            report = run_load_test(self.options_of(copy, model, **levels))
+            found = report.search or found
+        return Measured(found.holds, found.reason, _rows(report), self._busy(copy, {model: report.points}))
+
+    def _lowest_p99(self, copy: str, model: str, against: float | None) -> Measured:
+        assert self.rate is not None
+        levels: dict[str, Any] = {**self._level(), "rate": (self.rate,)}
+        if against is not None:
+            until = (*self._options.gates_of(model), parse_slo(f"p99<{against:.0f}ns"))
+            levels |= {"rate": (self.rate, self.rate), "until": until}
+        report = run_load_test(self.options_of(copy, model, **levels))
+        point = report.points[-1]
+        p99, why = point.latency.p99_ns, point.reason
+        is_held = p99 is not None and point.outcome not in ("failed", "overloaded")
+        if is_held and report.search is not None:
+            is_held, why = report.search.holds is not None, report.search.reason
+        elif is_held:
+            outcome, said = decided(point, self._options.gates_of(model), 1)
+            is_held, why = outcome is not Outcome.FAIL, said or why
+        if not is_held or p99 is None:
+            return Measured(None, why, _rows(report), self._busy(copy, {model: report.points}))
+        reason = f"p99 {p99 / 1e6:.3g} ms at {point.label}"
+        return Measured(float(p99), reason, _rows(report), self._busy(copy, {model: report.points}))
+
+    def _energy(self, copy: str, model: str) -> Measured:
+        assert self.rate is not None
+        report = run_load_test(self.options_of(copy, model, **self._level(), rate=(self.rate,)))
+        point = report.points[-1]
+        outcome, why = decided(point, self._options.gates_of(model), 1)
+        value = point.gpu.energy_per_inference_j
+        if outcome is Outcome.FAIL or value is None:
+            reason = why if outcome is Outcome.FAIL else "; ".join(point.gpu.missing)
+            return Measured(None, reason, _rows(report), self._busy(copy, {model: report.points}))
+        reason = f"{1 / value:.4g} inferences per joule at {point.label}"
+        return Measured(value, reason, _rows(report), self._busy(copy, {model: report.points}))
+
+    def _together(self, copy: str, against: float | None) -> Measured:
+        """Search the largest rate of all models together, each with its share of it."""
+        if against is None:
+            space = LoadSpace("rate", self.start_rate, self.start_rate / 256, 1e6, self._options.arrival)
+        else:
+            space = LoadSpace("rate", against, against, against * _MOST_STEPS_UP, self._options.arrival)
+        steps: list[SearchStep] = []
+        rows: list[Mapping[str, Any]] = []
+        latest: dict[str, list[LoadPoint]] = {}
+        while len(steps) < _MOST_LEVELS:
+            total = next_level(space, steps)
+            if total is None:
+                break
+            step, points = self._level_together(copy, space.level(total).label, total)
+            steps.append(step)
+            rows += [_row(point, step, model) for model, point in points.items()]
+            latest = {model: [point] for model, point in points.items()}
+            if against is not None and steps[0].decision != HOLDS:
+                break
+        found = conclude(space, self._options.gates, steps)
+        return Measured(found.holds, found.reason, tuple(rows), self._busy(copy, latest))
+
+    def _level_together(self, copy: str, label: str, total: float) -> tuple[SearchStep, dict[str, LoadPoint]]:
+        options = [
+            self.options_of(copy, name, **{**self._level(), "rate": (total * share,), "warmup_s": _WARMUP_TOGETHER_S})
+            for name, share in self.mix.items()
+        ]
+        with ThreadPoolExecutor(len(options)) as threads:
+            points = [report.points[0] for report in threads.map(run_load_test, options)]
+        judged = [
+            (name, *decided(point, self._options.gates_of(name), 1))
+            for name, point in zip(self.mix, points, strict=True)
+        ]
+        outcome = worst(each for _, each, _ in judged)
+        reason = "; ".join(f"{name}: {why}" for name, each, why in judged if each is outcome)
+        step = SearchStep(total, label, DECISIONS[outcome], reason, points[0].duration_s)
+        return step, dict(zip(self.mix, points, strict=True))
+
+    def _busy(self, copy: str, points: Mapping[str, Sequence[LoadPoint]]) -> dict[str, float]:
+        """Return each tunable model's time in the queue and computing, by second, at the largest load with counters."""
+        found: dict[str, float] = {}
+        for top, levels in points.items():
+            told = [point for point in levels if point.server is not None and point.duration_s]
+            if not told or told[-1].server is None:
+                continue
+            times = {self.copies.named(copy, top): told[-1].server, **told[-1].server.parts}
+            for model in self.copies.subjects.tunable:
+                each = times.get(self.copies.named(copy, model))
+                if each is not None:
+                    spent_ns = sum(getattr(each, field) or 0.0 for field in _STAGES) * each.requests
+                    found[model] = found.get(model, 0.0) + spent_ns / 1e9 / told[-1].duration_s
+        return found
+
+    def proof(self, rate: float, gain: float, seconds: float) -> tuple[Comparison, ...]:
+        """Hold today's and the best set against each other, both served, in paired blocks.
+
+        Args:
+            rate: requests a second, of all models together.
+            gain: what the search says of the best by today's: a large one takes fewer pairs to show. Their number is
+                fixed before the first of them.
+            seconds: that it may take.
+        """
+        fit = int(max(seconds, 0.0) / (2 * (_BLOCK_S + 2 * _WARMUP_S)))
+        enough = next(pairs for least, pairs in _PAIRS if gain >= least)
+        pairs = min(max(fit, _FEWEST_PAIRS), enough)
+        plan = ComparePlan(pairs=pairs, block_s=_BLOCK_S, settle_s=_WARMUP_S)
+        couples = [
+            (self.options_of(TODAY, name, rate=(rate * share,)), self.options_of(WINNER, name, rate=(rate * share,)))
+            for name, share in self.mix.items()
+        ]
+        return compare_together(couples, plan=plan)
+
+
+def _rows(report: LoadTestReport) -> tuple[Mapping[str, Any], ...]:
+    steps = report.search.steps if report.search is not None else ()
+    decisions = {step.label: step for step in steps}
+    return tuple(_row(point, decisions.get(point.label)) for point in report.points)
+
+
+def _row(point: LoadPoint, step: SearchStep | None, model: str = "") -> Mapping[str, Any]:
+    """Return a level as it is recorded."""
+    return {
+        "label": point.label,
+        "level": point.level,
+        "decision": point.outcome if step is None else step.decision,
+        "reason": point.reason if step is None else step.reason,
+        "throughput_per_s": point.throughput_per_s,
+        "p99_ns": point.latency.p99_ns,
+        "seconds": point.duration_s,
+        "joules_per_inference": point.gpu.energy_per_inference_j,
+        **({"model": model} if model else {}),
+    }
