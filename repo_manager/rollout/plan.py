@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from repo_manager.repository.location import Location, local_folder
 from repo_manager.repository.scan import ModelEntry, find_model
@@ -220,6 +220,8 @@ def plan_from(
     if gone:
         numbers = ", ".join(map(str, gone))
         notes.append(f"version {numbers} is served, but its folder is gone: once dropped it cannot be loaded again")
+    if config is not None and served.ready and config.message().HasField("sequence_batching"):
+        notes += _ending_sequences(entry.name, served.ready, after, steps)
     sizes = {each.version: each.size_bytes or 0 for each in entry.versions}
     coming = {step.version for step in steps if step.version in after and step.version not in served.ready}
     twice = {step.version for step in steps if step.version in served.ready and step.action in _LOADS}
@@ -235,6 +237,21 @@ def plan_from(
         new_bytes=sum(sizes.get(each, 0) for each in (*coming, *twice)),
         notes=tuple(notes),
     )
+
+
+def _ending_sequences(
+    name: str, ready: tuple[int, ...], after: tuple[int, ...], steps: Sequence[VersionPlan]
+) -> Iterator[str]:
+    """Say which live sequences lose their state: Triton keeps it in the version that answers."""
+    asked = max(ready)  # by requests that name no version
+    if asked != max(after):
+        kept = " Those that name it go on." if asked in after else ""
+        yield (
+            f"sequences of {name} that are live end: their next request goes to version {max(after)}, which has not "
+            f"seen their first one, so Triton refuses it.{kept}"
+        )
+    elif any(step.version == asked and step.action in _LOADS for step in steps):
+        yield f"sequences of {name} that are live end: version {asked} is loaded again, without their state"
 
 
 def plan_undeploy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def models(tmp_path: Path) -> Path:
     root = tmp_path / "models"
     write_python_model(root, "scale", versions=(1, 2, 3), extra=FIRST)
     write_python_model(root, "opt", extra=FIRST)
-    write_python_model(root, "ens", extra=FIRST)
+    write_python_model(root, "ens", versions=(1, 2), extra=FIRST)
     write_python_model(root, "bls", extra=FIRST)
     return root
 
@@ -147,30 +147,35 @@ def test_what_code_asks_cannot_be_removed(models: Path) -> None:
         remove(models, "scale")
 
 
-def test_no_request_to_an_ensemble_fails_while_its_part_changes(models: Path, client: TritonClient) -> None:
+def asked_code(client: TritonClient) -> float:
+    return float(client.infer("bls", None, {"X": np.ones((1, 2), np.float32)})["Y"][0, 0])
+
+
+def test_no_request_fails_while_an_ensemble_or_a_part_of_it_changes(models: Path, client: TritonClient) -> None:
     deploy(models, "ens", 1, client)
+    deploy(models, "bls", 1, client)
     ended, failures, answers = threading.Event(), [], set()
 
-    def load() -> None:
+    def load(ask: Callable[[TritonClient], float]) -> None:
         with client.another() as own:
             while not ended.is_set():
                 try:
-                    answers.add(answer(own))
+                    answers.add(ask(own))
                 except Exception as exc:  # noqa: BLE001 - whatever it is, it is a failed request
                     failures.append(str(exc))
 
-    threads = [threading.Thread(target=load) for _ in range(2)]
+    threads = [threading.Thread(target=load, args=(ask,)) for ask in (answer, answer, asked_code)]
     for thread in threads:
         thread.start()
     try:
-        for version in (2, 3, 1):
-            deploy(models, "scale", version, client)
+        for name, version in (("scale", 2), ("ens", 2), ("scale", 3), ("ens", 1), ("scale", 1)):
+            deploy(models, name, version, client)
     finally:
         ended.set()
         for thread in threads:
             thread.join()
     assert failures == []
-    assert answers == {2.0, 4.0, 6.0}
+    assert answers == {2.0, 4.0, 6.0, 1.5, 2.5, 3.5}
 
 
 def test_recorded_answers_hold_for_the_parts_that_gave_them(models: Path, client: TritonClient, tmp_path: Path) -> None:

@@ -41,6 +41,22 @@ def test_the_previous_version_is_kept_when_asked(tmp_path: Path) -> None:
     assert actions(plan) == {1: Action.DROP, 2: Action.KEEP, 3: Action.LOAD}
 
 
+def test_the_end_of_live_sequences_is_foreseen(tmp_path: Path) -> None:
+    config = LOADED + " sequence_batching { }"
+
+    def notes(before: tuple[int, ...], version: int, *, keeps: bool = False, now: str = config) -> str:
+        entry = model(tmp_path, 1, 2, config=config)
+        return " ".join(plan_from(entry, version, served(*before, config=now), keep_previous=keeps).notes)
+
+    assert "next request goes to version 2" in notes((1,), 2)
+    assert "Those that name it" not in notes((1,), 2)
+    assert "Those that name it go on." in notes((1,), 2, keeps=True)
+    assert "version 2 is loaded again, without their state" in notes((2,), 2, now=config.replace(": 8", ": 4"))
+    assert notes((), 2) == ""
+    assert notes((2,), 2) == ""
+    assert plan_from(model(tmp_path, 1, 2), 2, served(1), keep_previous=False).notes == ()
+
+
 def test_what_is_deployed_needs_no_change(tmp_path: Path) -> None:
     plan = plan_from(model(tmp_path, 1, 2, policy=(2,)), 2, served(2), keep_previous=False)
     assert (actions(plan), plan.changes) == ({2: Action.KEEP}, False)
