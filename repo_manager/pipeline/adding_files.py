@@ -154,28 +154,16 @@ def _add_files(
     _check(config, name)
     fit = _check_fit(source.files_for(config), name, options.target)
     needs = needs_of(repository, name, config, trial.parts)
-    recording = Recording()
+    what = _Publication(config, text, Recording(), tuple(notes), fit)
     has_sample = options.sample is not None or bool(trial.requests)
     if has_sample or not _is_complete(config):
         report("Starting an embedded server to run it" if has_sample else "Asking the backend for the configuration")
-        files = source.files_for(config)
-        with trial_run(name, files, config, repository=repository, needs=needs) as run:
-            if isinstance(run, TrialRun) and not _is_complete(config):
-                config, text = _completed(config, run.config), None
-            if has_sample:
-                exchanges = tuple(trial.requests)
-                if options.sample is not None:
-                    kind_config = run.config if isinstance(run, TrialRun) else config
-                    exchanges = exchanges_of(options.sample, kind_config, _kind(run, config))
-                report(f"Recording {len(exchanges)} request(s)")
-                recording = record(name, exchanges, run, options.tolerance)
-            if isinstance(run, TrialRun) and trial.check is not None:
-                trial.check(run)
-            if isinstance(run, str):
-                notes.append(f"it was not run here{', so no answers were recorded' if has_sample else ''}: {run}")
-    if not _is_complete(config):
-        notes.append("config.pbtxt is not complete: the server has to be one that lets the backend complete it")
-    return _publish(source, name, repository, options, _Publication(config, text, recording, tuple(notes), fit), report)
+        with trial_run(name, source.files_for(config), config, repository=repository, needs=needs) as run:
+            what = _tried(name, what, run, options, trial, report)
+    if not _is_complete(what.config):
+        note = "config.pbtxt is not complete: the server has to be one that lets the backend complete it"
+        what = dataclasses.replace(what, notes=(*what.notes, note))
+    return _publish(source, name, repository, options, what, report)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +175,28 @@ class _Publication:
     recording: Recording
     notes: tuple[str, ...]
     fit: tuple[FitProblem, ...]
+
+
+def _tried(
+    name: str, what: _Publication, run: TrialRun | str, options: FilesOptions, trial: Trial, report: Report
+) -> _Publication:
+    """Complete the configuration by what the server found out, record the sample, and try what `trial` asks for."""
+    has_sample = options.sample is not None or bool(trial.requests)
+    if isinstance(run, TrialRun) and not _is_complete(what.config):
+        what = dataclasses.replace(what, config=_completed(what.config, run.config), text=None)
+    if has_sample:
+        exchanges = tuple(trial.requests)
+        if options.sample is not None:
+            kind_config = run.config if isinstance(run, TrialRun) else what.config
+            exchanges = exchanges_of(options.sample, kind_config, _kind(run, what.config))
+        report(f"Recording {len(exchanges)} request(s)")
+        what = dataclasses.replace(what, recording=record(name, exchanges, run, options.tolerance))
+    if isinstance(run, TrialRun) and trial.check is not None:
+        trial.check(run)
+    if isinstance(run, str):
+        note = f"it was not run here{', so no answers were recorded' if has_sample else ''}: {run}"
+        what = dataclasses.replace(what, notes=(*what.notes, note))
+    return what
 
 
 def _config_of(

@@ -203,41 +203,20 @@ def infer(
     repository, options = as_location(repository), InferOptions() if options is None else options
     if isinstance(version, str):
         version = resolve_version(repository, f"{name}:{version}")[1]
-    settings = load_settings()
-    url = server_of(repository, to or settings.server)
-    connection = connection_of(settings) if connection is None else connection
-    connection = dataclasses.replace(connection, timeout_s=min(connection.timeout_s, options.timeout_s))
-    asked = LoadTestOptions(
-        url=url, model=name, version=version, concurrency=(1,), access=connection, timeout_s=options.timeout_s
-    )
-    with connect(asked) as target:
-        facts = target.facts()
-    requests: Sequence[Mapping[str, Array]]
+    url, connection = _reach(repository, to, connection, options)
+    facts = _facts(url, name, version, connection, options)
     golden = _golden(repository, name, version, facts) if options.data is None else None
-    if options.data is not None:
-        requests, source = _requests(options, facts)
-    elif golden is not None:
-        requests, source = [exchange.inputs for exchange in golden.exchanges], "golden sample"
-    else:
-        raise UsageError(f"{name} has no recorded sample here: give the inputs with --input", hint=_wanted(facts))
+    requests, source = _sent(options, facts, golden)
     labels = _labels(repository, name)
     answers: list[Answer] = []
     with TritonClient.connect(url, connection) as client:
         kind = kind_of(client, name, version)
         part = _part(options, new_sequence_id(kind) if kind.sequence else None)
-        for response in ask(
-            client,
-            name,
-            version,
-            requests,
-            kind,
-            sequence=part,
-            parameters=options.parameters,
-            timeout_s=options.timeout_s,
-        ):
-            answer = _answer(response, labels, facts.max_batch_size > 0, options.top)
-            answers.append(answer)
-            on_answer(answer)
+        parameters, timeout_s = options.parameters, options.timeout_s
+        asked = ask(client, name, version, requests, kind, sequence=part, parameters=parameters, timeout_s=timeout_s)
+        for response in asked:
+            answers.append(_answer(response, labels, facts.max_batch_size > 0, options.top))
+            on_answer(answers[-1])
     return Inference(
         model=name,
         version=version,
@@ -290,6 +269,39 @@ def _golden(repository: Location, name: str, version: int | None, facts: TargetF
             return read_golden(path) if path.is_file() else None
     except RepositoryError:
         return None  # the server may serve another repository than the one here
+
+
+def _reach(
+    repository: Location, to: str | None, connection: ClientOptions | None, options: InferOptions
+) -> tuple[str, ClientOptions]:
+    """Return the server's URL and how to connect to it, with the deadline of the questions before the requests."""
+    settings = load_settings()
+    connection = connection_of(settings) if connection is None else connection
+    limited = dataclasses.replace(connection, timeout_s=min(connection.timeout_s, options.timeout_s))
+    return server_of(repository, to or settings.server), limited
+
+
+def _facts(url: str, name: str, version: int | None, connection: ClientOptions, options: InferOptions) -> TargetFacts:
+    asked = LoadTestOptions(
+        url=url, model=name, version=version, concurrency=(1,), access=connection, timeout_s=options.timeout_s
+    )
+    with connect(asked) as target:
+        return target.facts()
+
+
+def _sent(
+    options: InferOptions, facts: TargetFacts, golden: Golden | None
+) -> tuple[Sequence[Mapping[str, Array]], str]:
+    """Return the requests, and where they are from.
+
+    Raises:
+        UsageError: there is nothing to send.
+    """
+    if options.data is not None:
+        return _requests(options, facts)
+    if golden is not None:
+        return [exchange.inputs for exchange in golden.exchanges], "golden sample"
+    raise UsageError(f"{facts.model} has no recorded sample here: give the inputs with --input", hint=_wanted(facts))
 
 
 def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str, Array]], str]:

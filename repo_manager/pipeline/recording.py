@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -129,33 +129,22 @@ def trial_run(
     """
     local = local_folder(repository)
     if needs and local is None:
-        where = f"which {'are' if len(needs) > 1 else 'is'} in object storage"
-        yield f"it needs {', '.join(needs)}, {where}. On a local copy (repo-manager copy) it runs"
+        are = "are" if len(needs) > 1 else "is"
+        yield f"it needs {', '.join(needs)}, which {are} in object storage. On a local copy (repo-manager copy) it runs"
         return
-    absent = [needed for needed in needs if local is not None and not (local / needed).is_dir()]
-    if absent:
-        raise InputError(
-            f"{name} needs {', '.join(absent)}, which is not in {repository}, so it cannot be run",
-            hint="Add what it needs first, or publish it without --sample.",
-        )
+    places = {} if local is None else _places_of(local, name, needs)
     with work_folder("repo-manager-run-") as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         _lay_out(root, name, files, config)
-        for needed in needs:
-            if local is not None:
-                _link(root / needed, (local / needed).resolve(), needs[needed])
+        for needed, place in places.items():
+            _link(root / needed, place.resolve(), needs[needed])
         server = EmbeddedServer(ServerOptions(repository=str(root), record=False, log_path=root / "server.log"))
         stack.callback(server.stop, deadline_s=5.0)
         try:
             server.start(timeout_s=timeout_s)
             server.wait_ready(timeout_s)
             client = stack.enter_context(TritonClient.connect(server.grpc_url))
-            for each in (*needs, name):
-                client.load(each, timeout_s=timeout_s)
-            completed = ModelConfig.from_message(client.model_config(name))
-            ready = [entry for entry in client.repository_index() if entry.state == "READY" and entry.name != name]
-            parts = {entry.name: max(each.version or 0 for each in ready if each.name == entry.name) for entry in ready}
-            run: TrialRun | str = TrialRun(client, completed, kind_of(client, name), parts)
+            run: TrialRun | str = _loaded(client, (*needs, name), timeout_s)
         except MissingDependencyError as exc:
             run = exc.message
         except ServerRefusedError as exc:
@@ -166,6 +155,33 @@ def trial_run(
                 ) from exc
             run = exc.reason or exc.message
         yield run
+
+
+def _places_of(repository: Path, name: str, needs: Iterable[str]) -> dict[str, Path]:
+    """Return the folders of the models that a model needs.
+
+    Raises:
+        InputError: one is not there.
+    """
+    places = {needed: repository / needed for needed in needs}
+    absent = [needed for needed, place in places.items() if not place.is_dir()]
+    if absent:
+        raise InputError(
+            f"{name} needs {', '.join(absent)}, which is not in {repository}, so it cannot be run",
+            hint="Add what it needs first, or publish it without --sample.",
+        )
+    return places
+
+
+def _loaded(client: TritonClient, models: Sequence[str], timeout_s: float) -> TrialRun:
+    """Load models in this order; the last one is tried."""
+    for each in models:
+        client.load(each, timeout_s=timeout_s)
+    name = models[-1]
+    completed = ModelConfig.from_message(client.model_config(name))
+    ready = [entry for entry in client.repository_index() if entry.state == "READY" and entry.name != name]
+    parts = {entry.name: max(each.version or 0 for each in ready if each.name == entry.name) for entry in ready}
+    return TrialRun(client, completed, kind_of(client, name), parts)
 
 
 def needs_of(

@@ -84,18 +84,10 @@ def convert(
     started = time.monotonic()
     options = ConvertOptions() if options is None else options
     _check_given(model, precision, output, calibration)
-    parts = calibration.split() if calibration is not None and precision.facts.quantizes else None
-    fitted, held_out = (calibration, calibration) if parts is None else parts
-    kind = "calibration" if parts is None else "held-out"
-    signature = signature_of(model)
-    given = given_sizes(signature, options.shapes)
-    answers = functools.partial(reference_of, model, signature, samples=options.drift_samples, given=given)
-    reference = answers(held_out, seed=options.seed, kind=kind)
-    calibrated = None if parts is None else answers(fitted, seed=options.seed)
-    prover = Prover(model, precision, options, reference, calibrated)
+    prover, fitted = _prover(model, precision, options, calibration)
+    kept: tuple[KeptNode, ...] = ()
     with work_folder(f".{output.name}.", output.parent) as folder:
         if precision is Precision.FP32:
-            kept: tuple[KeptNode, ...] = ()
             written, proof = _proven_copy(prover, Path(folder, output.name), output)
             accuracy = None if judge is None else judge(written.files[0], True)
         else:
@@ -104,21 +96,32 @@ def convert(
             accuracy = None if judge is None else _scored(judge, attempt, precision)
         if accuracy is not None:
             proof = _accepted(prover, proof, accuracy)
-        staged = written.files[0].parent
-        final = tuple(_move(file, output.parent / file.relative_to(staged)) for file in reversed(written.files))[::-1]
+        final = _moved(written, output.parent)
+    return _conversion(prover, proof, kept, final, accuracy, started)
+
+
+def _conversion(
+    prover: Prover,
+    proof: Proof,
+    kept: tuple[KeptNode, ...],
+    files: tuple[Path, ...],
+    accuracy: Accuracy | None,
+    started: float,
+) -> Conversion:
+    """Say what was written and proven; `started` is the moment of the monotonic clock."""
     return Conversion(
-        source=model.digest,
+        source=prover.model.digest,
         digest=proof.found.digest,
-        precision=precision,
-        files=final,
+        precision=prover.precision,
+        files=files,
         checks=proof.checks,
         drift=proof.drift,
         sparsity=proof.sparsity,
         accuracy=accuracy,
         kept=kept,
         kept_macs_share=_macs_share(proof, kept),
-        samples=len(reference.inputs),
-        inputs=reference.kind,
+        samples=len(prover.reference.inputs),
+        inputs=prover.reference.kind,
         tools=_tools(),
         seconds=round(time.monotonic() - started, 3),
     )
@@ -139,6 +142,21 @@ def _check_given(model: Model, precision: Precision, output: Path, calibration: 
         )
     if not output.parent.is_dir():
         raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
+
+
+def _prover(
+    model: Model, precision: Precision, options: ConvertOptions, calibration: CalibrationData | None
+) -> tuple[Prover, CalibrationData | None]:
+    """Return what judges the result, with the source's answers, and the data that INT8's scales are made from."""
+    parts = calibration.split() if calibration is not None and precision.facts.quantizes else None
+    fitted, held_out = (calibration, calibration) if parts is None else parts
+    kind = "calibration" if parts is None else "held-out"
+    signature = signature_of(model)
+    given = given_sizes(signature, options.shapes)
+    answers = functools.partial(reference_of, model, signature, samples=options.drift_samples, given=given)
+    reference = answers(held_out, seed=options.seed, kind=kind)
+    calibrated = None if parts is None else answers(fitted, seed=options.seed)
+    return Prover(model, precision, options, reference, calibrated), fitted
 
 
 def _proven_copy(prover: Prover, path: Path, output: Path) -> tuple[WrittenModel, Proof]:
@@ -276,10 +294,15 @@ def _copied(model: Model, path: Path) -> WrittenModel:
     return WrittenModel(tuple(files), {})
 
 
-def _move(file: Path, target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    file.replace(target)
-    return target
+def _moved(written: WrittenModel, folder: Path) -> tuple[Path, ...]:
+    """Move what was written into a folder, the model's own file last, and return where each file is now."""
+    staged, final = written.files[0].parent, []
+    for file in reversed(written.files):
+        target = folder / file.relative_to(staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+        final.append(target)
+    return tuple(reversed(final))
 
 
 def _tools() -> dict[str, str]:

@@ -25,6 +25,7 @@ from repo_manager.pruning.moments import Moments
 from repo_manager.pruning.solve import best_damping, solve
 from repo_manager.pruning.stream import Graph, Stream
 from repo_manager.sparsity.pattern import valid_groups
+from repo_manager.types import Digest
 from repo_manager.validation import check_fields, check_range
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Run:
         model: digest of the dense model.
     """
 
-    model: str
+    model: Digest
     graph: Graph
     store: WeightStore
     samples: CalibrationData

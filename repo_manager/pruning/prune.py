@@ -133,18 +133,36 @@ def prune_with_data(
         work = Path(folder)
         run = Run(model.digest, graph, model.weights, parts.solving, work, keep_bytes, options, pool, width)
         judge = Judge(model, parts.judging, work, options.metric)
+        budget = None
         if options.has_budget and layers:
             tried, found, budget = _within_budget(run, layers, parts, judge, chosen, progress)
         else:
-            solved = solve_layers(run, layers, progress)
-            changed = {x.name: replacements(x, solved[x.name], graph.draft.weights, model.weights) for x in layers}
-            tried, budget = Tried(Step((), 0.0, None, None, None), tuple(layers), solved, changed), None
+            tried = _all_solved(run, layers, progress)
             found = judge.measure(graph.draft, tried.constants)
         for layer in (layer for layer in layers if layer not in tried.layers):
             chosen.skipped.append(SkippedLayer(layer.label, layer.name, "too much harm for its share of the work"))
         magnitude = judge.measure(graph.draft, {layer.name: _by_magnitude(layer, run) for layer in tried.layers})
-    constants = tried.constants
-    records = tuple(_record(layer, tried.solved[layer.name], constants, model) for layer in tried.layers)
+    return _rebuilt(model, tried.constants), _report(run, data, parts, chosen, tried, found, magnitude, budget)
+
+
+def _all_solved(run: Run, layers: Sequence[Layer], progress: Progress) -> Tried:
+    solved = solve_layers(run, layers, progress)
+    changed = {x.name: replacements(x, solved[x.name], run.graph.draft.weights, run.store) for x in layers}
+    return Tried(Step((), 0.0, None, None, None), tuple(layers), solved, changed)
+
+
+def _report(
+    run: Run,
+    data: CalibrationData,
+    parts: _Parts,
+    chosen: Chosen,
+    tried: Tried,
+    found: Measured,
+    magnitude: Measured,
+    budget: BudgetEvidence | None,
+) -> PruneReport:
+    """Say what was pruned, on what, and how far its answers are from the dense model's (`found`), and by magnitude."""
+    records = tuple(_record(layer, tried.solved[layer.name], run) for layer in tried.layers)
     evidence = PruneEvidence(
         data=data.source,
         data_digest=data.digest,
@@ -155,13 +173,12 @@ def prune_with_data(
         magnitude_drift=magnitude.drift,
         macs=chosen.macs,
         sparse_macs=sum(record.macs or 0 for record in records),
-        seed=options.seed,
+        seed=run.options.seed,
         versions={name: installed_version(name) or "" for name in ("numpy", "onnxruntime")},
         drift_upper=found.upper if parts.held_out else None,
         budget=budget,
     )
-    report = PruneReport(model.digest, records, tuple(chosen.skipped), _ADVICE, "second-order", evidence)
-    return _rebuilt(model, constants), report
+    return PruneReport(run.model, records, tuple(chosen.skipped), _ADVICE, "second-order", evidence)
 
 
 def _prune_permuted(
@@ -305,8 +322,8 @@ def _by_magnitude(layer: Layer, run: Run) -> Weight:
     return weight_of_array(layer.stored(pruned, run.store), run.graph.draft.weights[layer.name].data_type)
 
 
-def _record(layer: Layer, solved: Solved, changed: Mapping[str, Weight], model: Model) -> PrunedLayer:
-    before, after = layer.matrix(model.weights), solved.matrix
+def _record(layer: Layer, solved: Solved, run: Run) -> PrunedLayer:
+    before, after = layer.matrix(run.store), solved.matrix
     removed = nonzero(before) & ~nonzero(after)
     sizes = np.abs(before)
     total = float(sizes.sum(dtype=np.float64))

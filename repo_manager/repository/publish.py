@@ -22,7 +22,7 @@ from repo_manager.repository.plan.publishing import (
 )
 from repo_manager.repository.state import now_text
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import Incoming
+from repo_manager.repository.stores.base import Incoming, Progress, Store
 from repo_manager.repository.view import ModelView
 from repo_manager.triton_config.config import ModelConfig, format_config
 from repo_manager.types import as_json
@@ -160,24 +160,8 @@ def publish(
         check_names(name, files, config)  # Before a root is made: a refused name leaves nothing behind.
         store = open_store(repository, may_be_new=True)
 
-        def check(view: ModelView) -> bool:
-            return check_model(with_beside(store, view), config, appears_at_once=not store.traits.remote)
-
-        arrived = store.publish_version(
-            Incoming(
-                name=name,
-                files={file: Path(path) for file, path in files.items()},
-                expected=terms.expected,
-                beside=files_beside(config),
-                identity=config.backend,
-                check=check,
-                manifest=lambda version, records: _manifest(name, version, config, records, details),
-                first_config=lambda version: first_config_text(version, config, terms.config_text).encode(),
-                progress=progress or (lambda _: None),
-                number=terms.number,
-                claiming=terms.claiming,
-            )
-        )
+        told = progress or (lambda _: None)
+        arrived = store.publish_version(_incoming(store, name, files, config, details, terms, told))
     return PublishedVersion(
         repository=store.location,
         name=name,
@@ -186,6 +170,35 @@ def publish(
         manifest=arrived.manifest,
         first=arrived.first,
         served=served_after_publishing(arrived.view, arrived.version),
+    )
+
+
+def _incoming(
+    store: Store,
+    name: str,
+    files: Mapping[str, Path],
+    config: ModelConfig,
+    details: Mapping[str, Any],
+    terms: PublishTerms,
+    progress: Progress,
+) -> Incoming:
+    """Say what comes into the store, and what is decided when it is there."""
+
+    def check(view: ModelView) -> bool:
+        return check_model(with_beside(store, view), config, appears_at_once=not store.traits.remote)
+
+    return Incoming(
+        name=name,
+        files={file: Path(path) for file, path in files.items()},
+        expected=terms.expected,
+        beside=files_beside(config),
+        identity=config.backend,
+        check=check,
+        manifest=lambda version, records: _manifest(name, version, config, records, details),
+        first_config=lambda version: first_config_text(version, config, terms.config_text).encode(),
+        progress=progress,
+        number=terms.number,
+        claiming=terms.claiming,
     )
 
 

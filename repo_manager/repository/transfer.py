@@ -89,7 +89,7 @@ class _Copy:
     version: int
     manifest: Manifest
     text: str
-    progress: Callable[[int], None]
+    progress: Callable[[int], None] | None
 
 
 class _IdenticalError(Exception):
@@ -143,37 +143,45 @@ def copy_version(
         there = open_store(target, may_be_new=True)
         twin = _identical_version(there, new_name, manifest)
         made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, manifest.size_bytes, None)
-        exists = there.look(new_name).has_config
-        if options.with_config and exists:
-            beside = files_beside(config)
+        exists, beside = there.look(new_name).has_config, files_beside(config)
+        if exists and options.with_config:
             made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside, dry_run=True))
             config = dataclasses.replace(config, labels={}, variants={})  # they come with the change
         elif exists:
             made = dataclasses.replace(made, left_behind=_differing(there, new_name, config))
         number = version if options.keep_number else None
-        if twin is None and dry_run:
-            sizes = {file: record.size_bytes for file, record in manifest.files.items()}
-            plan = plan_publish_sizes(target, new_name, sizes, config, number)
-            made = dataclasses.replace(made, version=plan.version)
         if dry_run:
-            return made
+            return made if twin is not None else _numbered(made, target, manifest, config, number)
         if twin is None:
-            copy = _Copy(origin, name, version, manifest, text, progress or (lambda _: None))
-            try:
-                published = _published(copy, target, new_name, config, number)
-                made = dataclasses.replace(made, version=published.version, published=published)
-            except _IdenticalError as exc:
-                made = dataclasses.replace(made, version=exc.version, identical=True)
+            made = _brought(made, _Copy(origin, name, version, manifest, text, progress), target, config, number)
         if made.config is not None:
             made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside))
     return made
+
+
+def _numbered(
+    planned: Transfer, target: LocationLike, manifest: Manifest, config: ModelConfig, number: int | None
+) -> Transfer:
+    """Return the plan with the number that the version would have."""
+    sizes = {file: record.size_bytes for file, record in manifest.files.items()}
+    plan = plan_publish_sizes(target, planned.name, sizes, config, number)
+    return dataclasses.replace(planned, version=plan.version)
+
+
+def _brought(planned: Transfer, copy: _Copy, target: LocationLike, config: ModelConfig, number: int | None) -> Transfer:
+    """Publish what is copied; where another command has brought the same meanwhile, that is the copy."""
+    try:
+        published = _published(copy, target, planned.name, config, number)
+    except _IdenticalError as exc:
+        return dataclasses.replace(planned, version=exc.version, identical=True)
+    return dataclasses.replace(planned, version=published.version, published=published)
 
 
 def _published(
     copy: _Copy, target: LocationLike, name: str, config: ModelConfig, number: int | None
 ) -> PublishedVersion:
     """Publish what is copied, each file compared on the way."""
-    manifest, told = copy.manifest, copy.progress
+    manifest, told = copy.manifest, copy.progress or (lambda _: None)
 
     def claiming() -> None:
         twin = _identical_version(open_store(target, may_be_new=True), name, manifest)
