@@ -19,12 +19,14 @@ from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.adding import Added, AddOptions, SparsityMode, add
 from repo_manager.pipeline.adding_files import FilesOptions, add_files
+from repo_manager.pipeline.cards import version_cards
 from repo_manager.pipeline.ensembling import EnsembleOptions, make_ensemble
 from repo_manager.pipeline.given_files import is_converted
 from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
 from repo_manager.report.added_view import added_files_view, added_view, ensemble_view, images_view
+from repo_manager.report.card import card_html
 from repo_manager.report.progress import build_bar
-from repo_manager.report.sparsity_html import sparsity_page
+from repo_manager.report.sparsity_html import sparsity_page, sparsity_part
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository.location import Location
 from repo_manager.repository.signing import SigningKey, sign_version
@@ -80,7 +82,7 @@ class MainFlags:
         help="Also publish a model that makes the input of images as this calibration.yaml says, and both as one.",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
-    html: Path | None = option("--html", metavar="FILE", help="Also write the evidence as a one-file HTML page.")
+    html: Path | None = option("--html", metavar="FILE", help="Also write the version's card as an HTML page.")
     dry_run: bool = option("--dry-run", sets=(AddOptions, "dry_run"), help="Say what would be done; change nothing.")
 
 
@@ -257,7 +259,7 @@ def _add_converted(terminal: Terminal, source: Source, name: str, place: Reposit
         beside += [(each.name, each.version) for each in (made.beside if made is not None else ())]
         _sign(terminal, root, [*beside, (added.name, added.version)], key)
     if flags.html is not None:
-        _write_page(flags.html, added)
+        _write_page(flags.html, added, root)
         terminal.note(f"Page: {flags.html}")
     if made is None:
         terminal.result(added, *added_view(added, place.repository))
@@ -336,10 +338,15 @@ def _sign(terminal: Terminal, root: Location, published: list[tuple[str, int]], 
         terminal.note(f"{name}:{version} is signed: {signature.file}")
 
 
-def _write_page(path: Path, added: Added) -> None:
-    title = f"{added.name}:{added.version} ({added.conversion.precision}, {added.backend.backend})"
+def _write_page(path: Path, added: Added, root: Location) -> None:
+    """Write the version's card with its layers; of a dry run, which publishes nothing, the layers alone."""
     layers, pruned = added.engine.get("layers", ()), as_json(added.pruned)
-    page = sparsity_page(added.sparsity, title=title, evidence=layers, pruned=pruned)
+    if added.published:
+        (card,) = version_cards(root, f"{added.name}:{added.version}")
+        page = card_html(card, sparsity=sparsity_part(added.sparsity, evidence=layers, pruned=pruned))
+    else:
+        title = f"{added.name}:{added.version} ({added.conversion.precision}, {added.backend.backend})"
+        page = sparsity_page(added.sparsity, title=title, evidence=layers, pruned=pruned)
     with writing(path):
         write_atomic(path, page.encode())
 

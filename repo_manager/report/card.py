@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.report.markdown import markdown_code, markdown_table, markdown_text
 from repo_manager.report.page import render_page
@@ -20,10 +22,16 @@ from repo_manager.repository.difference import (
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.scan import ModelEntry, VersionEntry
 from repo_manager.repository.state import ModelState, current_version, history_of
+from repo_manager.types import Backend
 
 __all__ = ["Card", "Section", "card_html", "card_markdown", "index_html", "version_card"]
 
 _MOST_ROLLOUTS = 20
+_WITHOUT_SPARSE_KERNELS = (
+    "ONNX Runtime has no sparse kernels, so nothing of this version runs sparse. The numbers say what a TensorRT "
+    "engine of the same model could gain."
+)
+_SAID = {True: "yes", False: "no"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +117,14 @@ def version_card(
     return Card(model.name, version.version, headline, tuple(each for each in sections if not each.is_empty))
 
 
-def card_html(card: Card) -> str:
-    """Return the card as a complete HTML document that refers to nothing outside itself."""
-    return render_page("card.html.j2", card=card)
+def card_html(card: Card, *, sparsity: Markup | None = None) -> str:
+    """Return the card as a complete HTML document that refers to nothing outside itself.
+
+    Args:
+        card: the card.
+        sparsity: from `sparsity_part`, in place of the card's own tables of layers; `None` for none.
+    """
+    return render_page("card.html.j2", card=card, sparsity=sparsity)
 
 
 def card_markdown(card: Card) -> str:
@@ -261,6 +274,7 @@ def _sparsity(manifest: Manifest) -> Section:
         return Section("Sparsity")
     valid = sum(_at(layer, "verdict") == "valid" for layer in layers)
     kept, bound, gain = kept_sparsity(manifest), _at(totals, "speedup_bound"), _at(totals, "gain_share")
+    note = _WITHOUT_SPARSE_KERNELS if manifest.backend == Backend.ONNXRUNTIME and valid else ""
     rows = tuple(
         (
             str(_at(layer, "node")),
@@ -277,7 +291,7 @@ def _sparsity(manifest: Manifest) -> Section:
         "compute that can gain": None if gain is None else format_share(gain),
         "most that sparse math can give": None if bound is None else f"{bound:.2f}x (Amdahl)",
     }
-    return Section("Sparsity", _pairs(facts), ("layer", "operator", "shape", "MACs", "verdict"), rows)
+    return Section("Sparsity", _pairs(facts), ("layer", "operator", "shape", "MACs", "verdict"), rows, note=note)
 
 
 def _pruning(manifest: Manifest) -> Section:
@@ -288,9 +302,20 @@ def _pruning(manifest: Manifest) -> Section:
 
 
 def _engine(manifest: Manifest) -> Section:
-    build = _at(manifest.extra, "engine", "build")
+    """Return what is known of an engine, and how far each weight got to a sparse kernel, as its builder said."""
+    engine = manifest.extra.get("engine")
     known = ("library", "library_version", "gpu", "compute_capability", "platform")
-    return Section("Engine", _pairs({name.replace("_", " "): _at(build, name) for name in known}))
+    rows = tuple(
+        (
+            str(_at(layer, "layer")),
+            str(_at(layer, "pattern")),
+            *(_SAID.get(_at(layer, name), "not reported") for name in ("eligible", "chosen")),
+            str(_at(layer, "reason") or ""),
+        )
+        for layer in _at(engine, "layers") or ()
+    )
+    facts = _pairs({name.replace("_", " "): _at(engine, "build", name) for name in known})
+    return Section("Engine", facts, ("layer", "pattern", "eligible", "chosen", "where it stopped"), rows)
 
 
 def _configuration(manifest: Manifest) -> Section:

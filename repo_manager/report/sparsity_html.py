@@ -16,7 +16,7 @@ from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
 if TYPE_CHECKING:
     from repo_manager.engine.evidence import LayerEvidence
 
-__all__ = ["sparsity_page"]
+__all__ = ["sparsity_page", "sparsity_part"]
 
 _STRIP_WIDTH = 1200.0
 # Okabe and Ito's palette, which stays apart for colour-blind readers; a letter says the same without colour.
@@ -64,23 +64,38 @@ def sparsity_page(
     """
     return render_page(
         "sparsity.html.j2",
-        report=report,
-        totals=report.totals,
         title=title,
-        shapes="; ".join(f"{name}: {list(shape)}" for name, shape in report.shapes.items()),
-        width=f"{_STRIP_WIDTH:g}",
-        bars=_bars(report),
-        keys=_keys(report),
-        percent=_percent,
-        si=_si,
-        factor=_factor,
-        colour_of=lambda layer: _STYLE_OF[layer.verdict][1],
-        evidence=evidence,
+        **_values(report, evidence),
         pruning="" if pruned is None else _pruning_section(pruned),
-        timed=any(row.time_sparse_ns is not None or row.time_dense_ns is not None for row in evidence),
-        said={True: "yes", False: "no", None: "not reported"},
-        time=lambda time_ns: "" if time_ns is None else f"{time_ns / 1e3:.3g} us",
     )
+
+
+def sparsity_part(
+    report: SparsityReport, *, evidence: Sequence[LayerEvidence] = (), pruned: Mapping[str, Any] | None = None
+) -> Markup:
+    """Return the sections of the page, as a part of another one; its arguments are those of `sparsity_page`."""
+    section = render_part("sparsity_section.html.j2", **_values(report, evidence))
+    return section if pruned is None else section + _pruning_section(pruned)
+
+
+def _values(report: SparsityReport, evidence: Sequence[LayerEvidence]) -> dict[str, Any]:
+    """Return what the section's template shows."""
+    return {
+        "report": report,
+        "totals": report.totals,
+        "shapes": "; ".join(f"{name}: {list(shape)}" for name, shape in report.shapes.items()),
+        "width": f"{_STRIP_WIDTH:g}",
+        "bars": _bars(report),
+        "keys": _keys(report),
+        "percent": _percent,
+        "si": _si,
+        "factor": _factor,
+        "colour_of": lambda layer: _STYLE_OF[layer.verdict][1],
+        "evidence": evidence,
+        "timed": any(row.time_sparse_ns is not None or row.time_dense_ns is not None for row in evidence),
+        "said": {True: "yes", False: "no", None: "not reported"},
+        "time": lambda time_ns: "" if time_ns is None else f"{time_ns / 1e3:.3g} us",
+    }
 
 
 def _bars(report: SparsityReport) -> list[_Bar]:

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -19,9 +20,10 @@ from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.cards import version_cards
 from repo_manager.precision import ConvertOptions
-from repo_manager.report.card import card_html, card_markdown, index_html
+from repo_manager.report.card import Section, card_html, card_markdown, index_html, version_card
 from repo_manager.repository.difference import recorded_checks
 from repo_manager.repository.scan import find_model
+from repo_manager.repository.state import ModelState
 from repo_manager.repository.tags import set_tag
 from repo_manager.types import Precision, as_json
 
@@ -66,6 +68,36 @@ def test_a_check_that_had_nothing_to_look_at_did_not_pass(repository: Path) -> N
     checks = [{"name": name, "passed": passed, "is_empty": empty, "detail": "x"} for name, passed, empty in found]
     judged = recorded_checks(dataclasses.replace(manifest, conversion={"checks": checks}))
     assert [outcome for _, outcome, _ in judged] == ["no evidence", "passed", "failed", "passed"]
+
+
+def test_a_card_says_where_nothing_runs_sparse_and_what_a_builder_chose(repository: Path) -> None:
+    """ONNX Runtime has no sparse kernels, whatever pattern the weights hold; of an engine its evidence is shown."""
+    model = find_model(repository, "m")
+    entry = model.version(1)
+    assert entry.manifest is not None
+
+    def sections(**changes: Any) -> dict[str, Section]:
+        manifest = dataclasses.replace(entry.manifest, **changes)
+        card = version_card(model, dataclasses.replace(entry, manifest=manifest), ModelState())
+        return {section.title: section for section in card.sections}
+
+    assert "nothing of this version runs sparse" in sections()["Sparsity"].note
+    layers = [{"layer": "fc1", "pattern": "valid", "eligible": True, "chosen": None, "reason": "no line says so"}]
+    built = sections(backend="tensorrt", extra={"engine": {"build": {"library": "tensorrt"}, "layers": layers}})
+    assert built["Sparsity"].note == ""
+    assert built["Engine"].rows == (("fc1", "valid", "yes", "not reported", "no line says so"),)
+
+
+def test_the_page_of_add_is_the_card_with_its_layers(tmp_path: Path) -> None:
+    onnx.save(mlp(), tmp_path / "m.onnx")
+    given = ("add", str(tmp_path / "m.onnx"), "-n", "m", "-r", str(tmp_path / "models"))
+    for page, more in (("card.html", ()), ("dry.html", ("--dry-run",))):
+        ended = CliRunner().invoke(app, [*given, "--html", str(tmp_path / page), *more])
+        assert ended.exit_code == 0, ended.output
+    text = (tmp_path / "card.html").read_text()
+    for said in ("Checks", "Drift", "Configuration", 'svg class="strip"', "nothing of this version runs sparse"):
+        assert said in text, said
+    assert text.count("fc1") == (tmp_path / "dry.html").read_text().count("fc1"), "the layers are listed once"
 
 
 def test_both_forms_say_the_same_and_nothing_breaks_out(repository: Path, load: LoadTestReport) -> None:
