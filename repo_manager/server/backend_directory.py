@@ -18,6 +18,15 @@ from repo_manager.triton_config import backend_io
 __all__ = ["BackendDirectory", "assemble", "backend_directory"]
 
 OUR_BACKENDS = Path(__file__).parent / "backends"
+WITHHELD = "REPO_MANAGER_WITHHELD"
+"""Variable with the names of those that the server has and the processes of models do not get."""
+_STUB = "triton_python_backend_stub"
+# Triton starts every process of a model as this file in the backend's folder.
+_STUB_STARTER = f"""#!/bin/sh
+# Takes from the environment what only the server itself needs: a store's credentials. Models' code can read it.
+unset ${WITHHELD} {WITHHELD}
+exec "${{0%/*}}/stub/{_STUB}" "$@"
+"""
 # What the onnxruntime backend shares with the checks of configurations; it imports nothing of ours.
 SHARED = (Path(backend_io.__file__),)
 
@@ -100,7 +109,7 @@ def _key(triton: TritonInstallation, search_path: tuple[Path, ...]) -> str:
         if file is not None:
             state = file.stat()
             parts.append(f"{file} {state.st_size} {state.st_mtime_ns}")
-    digest = hashlib.sha256("\n".join(parts).encode())
+    digest = hashlib.sha256("\n".join([*parts, _STUB_STARTER]).encode())
     for file in (*sorted(OUR_BACKENDS.rglob("*.py")), *SHARED):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
@@ -110,8 +119,14 @@ def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...
     backends = folder / "backends"
     # Copied, not linked: the wheel may be upgraded under a running server.
     shutil.copytree(triton.backends / "python", backends / "python")
+    stub = backends / "python" / "stub" / _STUB
+    stub.parent.mkdir()
     if triton.stub is not None:
-        shutil.copy2(triton.stub, backends / "python" / triton.stub.name)
+        shutil.copy2(triton.stub, stub)
+    else:
+        (backends / "python" / _STUB).rename(stub)
+    (backends / "python" / _STUB).write_text(_STUB_STARTER, encoding="utf-8")
+    (backends / "python" / _STUB).chmod(0o755)
     for ours in sorted(OUR_BACKENDS.iterdir()):
         if (ours / "model.py").is_file():
             (backends / ours.name).mkdir()

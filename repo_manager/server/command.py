@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import ServerError, UsageError
-from repo_manager.server.backend_directory import BackendDirectory
+from repo_manager.server.backend_directory import WITHHELD, BackendDirectory
 from repo_manager.server.credentials import check_header
 from repo_manager.server.installation import TritonInstallation, libpython_directory
 from repo_manager.server.paths import cache_directory
@@ -169,7 +169,9 @@ _PASSED = re.compile(
     r"|(CUDA|NVIDIA|NCCL|CUBLAS|CUDNN|OMP|GOMP|KMP|MKL|OPENBLAS|NUMEXPR|BLIS|ORT|ONNX|TRT|TENSORRT|TF|TORCH|UCX"
     r"|TRITON|TRITONSERVER|MALLOC|GLIBC|JAX|XLA)_.*"
 )
-_FOR_OBJECTS = re.compile(r"(AWS|GOOGLE|GCE|AZURE)_.*|(HTTPS?|NO|ALL)_PROXY", re.IGNORECASE)
+_FOR_OBJECTS = re.compile(
+    r"(AWS|GOOGLE|GCE|AZURE)_[A-Z0-9_]*|TRITON_CLOUD_CREDENTIAL_PATH|(HTTPS?|NO|ALL)_PROXY", re.IGNORECASE
+)
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API|ACCESS|PRIVATE)_?KEY|_KEY$", re.IGNORECASE)
 
 
@@ -376,15 +378,14 @@ def environment_of(
         given: more variables, whatever they are.
         triton: the installation.
         backends: the backend directory.
-        remote: its repository is in object storage, so it needs the credentials for that.
+        remote: its repository is in object storage, so it needs the credentials for that; stubs do not get them.
     """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if (_PASSED.fullmatch(name) and not _SECRET.search(name)) or (remote and _FOR_OBJECTS.fullmatch(name))
-    }
+    own = os.environ
+    kept = {name: value for name, value in own.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)}
+    for_store = {name: value for name, value in own.items() if remote and _FOR_OBJECTS.fullmatch(name)}
+    withheld = sorted(for_store.keys() - kept.keys() - given.keys())
     # A model's bytecode in its version's folder would make Triton reload the version.
-    environment = {"PYTHONDONTWRITEBYTECODE": "1", **kept, **given}
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", **kept, **for_store, **given, WITHHELD: " ".join(withheld)}
     libraries = [str(folder) for folder in triton.libraries]
     if backends.python_bin is not None:
         python_library = libpython_directory()

@@ -109,6 +109,14 @@ def test_a_stub_that_dies_is_noticed_though_its_path_names_no_model(
         before = {stub.instance: stub.pid for stub in stubs_of(pid)}
         assert set(before) == {"digits_0_0", "other_0_0"}
         assert not {stub.model for stub in stubs_of(pid)} & {"digits", "other"}
+        # The server reads the store; the code of models gets nothing for that.
+        secret = s3_environment()["AWS_SECRET_ACCESS_KEY"].encode()
+        assert secret in Path(f"/proc/{pid}/environ").read_bytes()
+        for stub in before.values():
+            environment = Path(f"/proc/{stub}/environ").read_bytes()
+            assert b"PATH=" in environment
+            assert b"AWS_" not in environment
+            assert secret not in environment
         os.kill(before["digits_0_0"], signal.SIGKILL)
         assert eventually(lambda: start_ticks(before["digits_0_0"]) is None)
 
