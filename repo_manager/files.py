@@ -13,13 +13,14 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import LockHeldError
 from repo_manager.types import Digest
 
 __all__ = [
+    "copy_folder",
     "document",
     "file_lock",
     "fsync_directory",
@@ -38,6 +39,8 @@ _WORK_NAME = re.compile(r"[a-z0-9_]{8}\.work")  # what `tempfile` puts between p
 _OURS = "repo-manager-"
 _KEPT_S = 7 * 86_400.0
 """How long a part of a download is kept without being gone on with."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_BYTES = 1 << 20
 
 
 def sha256_bytes(data: bytes) -> Digest:
@@ -108,6 +111,27 @@ def link_files(files: Mapping[str, Path], folder: Path) -> None:
             shutil.copyfile(source, target)
 
 
+def copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object] = shutil.copy2) -> None:
+    """Copy a folder and what is in it, links followed; the first failure ends it.
+
+    `shutil.copytree` goes on, and then raises a list of failures that has no errno.
+
+    Args:
+        source: the folder.
+        target: made, with those above it.
+        copy: takes a file, and where to put it.
+
+    Raises:
+        OSError: something cannot be read or written.
+    """
+    target.mkdir(parents=True)
+    for entry in source.iterdir():
+        if entry.is_dir():
+            copy_folder(entry, target / entry.name, copy)
+        else:
+            copy(entry, target / entry.name)
+
+
 def document(name: str) -> str:
     """Return where a document of ours is on this machine: in a wheel beside the code, in a clone beside the package.
 
@@ -137,17 +161,44 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: 
     temporary = folder / f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
     if mode is None:
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    if staging is None:
+        _sweep_rests(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        if exc.filename is None and exc.errno in _FULL:
+            exc.filename = str(path)  # a write names no file
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _sweep_rests(path: Path) -> None:
+    """Remove what killed processes of this user left when they wrote `path`: files that nobody has locked."""
+    rest = re.compile(rf"\.{re.escape(path.name)}\.([0-9]+)\.[0-9]+\.tmp")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            found = rest.fullmatch(entry.name)
+            if found is None or Path("/proc", found[1]).exists():
+                continue
+            with contextlib.suppress(OSError):
+                descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(descriptor).st_uid == os.geteuid():
+                        Path(entry.path).unlink()
+                finally:
+                    os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -246,9 +297,20 @@ def work_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
     path, lock = _locked_folder(root, prefix)
     try:
         yield path
+    except OSError as exc:
+        if exc.filename is None and exc.errno in _FULL and _is_full(path):
+            exc.filename = str(root)  # a write names no file
+        raise
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
+
+
+def _is_full(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize < _NO_ROOM_BYTES or found.f_ffree == 0 < found.f_files
+    return False
 
 
 def _locked_folder(root: Path, prefix: str) -> tuple[Path, int]:

@@ -67,7 +67,7 @@ _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 
 # What the machine refuses, wherever a command meets it: no fault of ours, so no traceback.
 _SURROUNDINGS = {
-    errno.ENOSPC: "Make room on that disk, or set TMPDIR to a folder on another one.",
+    errno.ENOSPC: "Make room on that disk, or set TMPDIR or XDG_CACHE_HOME to a folder on another one.",
     errno.EDQUOT: "Make room, or set TMPDIR to a folder on another disk.",
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f).",
     errno.EROFS: "That file system is read-only: set TMPDIR and XDG_CACHE_HOME to folders that can be written.",
@@ -75,6 +75,12 @@ _SURROUNDINGS = {
     errno.EPERM: "Run it as the owner, or ask the owner for the right to write there.",
     errno.EMFILE: "Raise the limit on open files (ulimit -n).",
     errno.ENFILE: "This machine has too many open files.",
+    errno.EIO: "The disk, or the server of that file system, fails: look into the system's log.",
+    errno.ESTALE: "The server of that file system has lost it: mount it again.",
+    errno.ELOOP: "Its symbolic links lead in a circle.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.ENOTDIR: "A file stands where a folder is needed.",
+    errno.EISDIR: "A folder stands where a file is needed.",
 }
 
 
@@ -104,7 +110,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _SURROUNDINGS:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        place = error.filename2 or error.filename
+        where = f"{place}: " if place else ""
         told = InputError(f"{where}{error.strerror}", hint=_SURROUNDINGS[error.errno])
         Terminal(as_json="--json" in sys.argv).error(told)
         sys.exit(told.exit_code)

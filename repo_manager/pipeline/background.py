@@ -19,7 +19,7 @@ from repo_manager.pipeline.serve_options import ServeOptions
 from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.server.client import TritonClient
 from repo_manager.server.installation import find_triton
-from repo_manager.server.paths import log_directory
+from repo_manager.server.paths import kept_files, log_directory
 from repo_manager.server.records import RunningServer, is_served, running_server, served_already, starting
 from repo_manager.settings import load_settings
 from repo_manager.types import StrPath
@@ -29,6 +29,7 @@ __all__ = ["ServeTarget", "ensure_server", "follow_log", "handed_over", "log_of"
 _POLL_S = 0.05
 _LOG_POLL_S = 0.2
 _KILL_S = 5.0
+_BEGINNING = 8 << 20  # characters of a log among which Triton names its repository
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,13 +213,22 @@ def log_of(repository: LocationLike) -> Path:
     if running is not None:
         return running.log
     place = re.compile(rf"model_repository_path\[0\]\s*\|\s*{re.escape(str(repository.resolve()))}\s*\|")
-    for log in sorted(log_directory().glob("tritonserver-*.log"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if place.search(log.read_text(encoding="utf-8", errors="replace")):
-            return log
+    for log in sorted(kept_files("logs", "tritonserver-*.log"), key=_written_at, reverse=True):
+        with contextlib.suppress(FileNotFoundError), log.open(encoding="utf-8", errors="replace") as file:
+            if place.search(file.read(_BEGINNING)):
+                return log
     raise ServerError(
         f"No server runs on {repository}, and no log of an earlier one is kept",
         hint="Start one: repo-manager serve --detach. A remote server keeps its own log.",
     )
+
+
+def _written_at(log: Path) -> float:
+    """Return when a log was last written; 0 for one that another command has just removed."""
+    try:
+        return log.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Iterator[str]:

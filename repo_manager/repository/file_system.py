@@ -74,7 +74,7 @@ def copy_durably(source: Path, target: Path) -> tuple[Digest, int]:
         while chunk := reader.read(_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
-            _write_all(writer.fileno(), chunk)
+            _write_all(writer.fileno(), chunk, target)
         os.fsync(writer.fileno())
     return Digest("sha256:" + digest.hexdigest()), size
 
@@ -86,11 +86,15 @@ def write_durably(path: Path, data: bytes) -> None:
         OSError: it exists, or cannot be written.
     """
     with path.open("xb", buffering=0) as writer:
-        _write_all(writer.fileno(), data)
+        _write_all(writer.fileno(), data, path)
         os.fsync(writer.fileno())
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes, path: Path) -> None:
     view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError as exc:
+        exc.filename = str(path)  # a write names no file
+        raise

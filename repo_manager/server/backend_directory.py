@@ -7,10 +7,10 @@ import hashlib
 import importlib.util
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError
+from repo_manager.files import copy_folder, work_folder
 from repo_manager.server.installation import TritonInstallation, find_triton
 from repo_manager.server.paths import cache_directory
 from repo_manager.triton_config import backend_io
@@ -78,16 +78,13 @@ def assemble(triton: TritonInstallation) -> BackendDirectory:
     if target.is_dir():
         return found
     target.parent.mkdir(exist_ok=True, mode=0o700)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
-    try:
+    with work_folder(".staging-", target.parent) as staging:
         _fill(staging, triton, search_path)
         try:
             staging.rename(target)
         except OSError:
             if not target.is_dir():  # else another process was faster, with the same content
                 raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return found
 
 
@@ -118,7 +115,7 @@ def _key(triton: TritonInstallation, search_path: tuple[Path, ...]) -> str:
 def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...]) -> None:
     backends = folder / "backends"
     # Copied, not linked: the wheel may be upgraded under a running server.
-    shutil.copytree(triton.backends / "python", backends / "python")
+    copy_folder(triton.backends / "python", backends / "python")
     stub = backends / "python" / "stub" / _STUB
     stub.parent.mkdir()
     if triton.stub is not None:

@@ -9,11 +9,11 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import zipfile
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError, UsageError
+from repo_manager.files import work_folder
 from repo_manager.optional import download_wheel, install_command
 from repo_manager.server.paths import cache_directory
 
@@ -52,9 +52,9 @@ def install_tritonserver() -> Path:
     if found is not None:
         return found
     root = cache_directory()
-    with tempfile.TemporaryDirectory(prefix=".tritonserver-", dir=root) as temporary:
-        wheel = download_wheel(f"nvidia-pytriton=={_VERSION}", Path(temporary), _PLATFORM, hint=_HINT)
-        staging = Path(temporary) / "site"
+    with work_folder(".tritonserver-", root) as temporary:
+        wheel = download_wheel(f"nvidia-pytriton=={_VERSION}", temporary, _PLATFORM, hint=_HINT)
+        staging = temporary / "site"
         try:
             _unpack(wheel, staging)
         except (zipfile.BadZipFile, KeyError) as exc:

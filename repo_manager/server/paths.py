@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
 
-__all__ = ["cache_directory", "log_directory", "record_directory"]
+__all__ = ["cache_directory", "kept_files", "log_directory", "record_directory"]
+
+
+def kept_files(folder: str, pattern: str) -> list[Path]:
+    """Return files that are kept in a folder of the cache, in no order; none where there is no such folder.
+
+    Commands that only look make no folder, so they work where the cache cannot be written.
+
+    Args:
+        folder: below `cache_directory`.
+        pattern: as for `Path.glob`.
+
+    Raises:
+        RepositoryError: the cache belongs to another user.
+    """
+    return list((cache_directory() / folder).glob(pattern)) if (_cache() / folder).is_dir() else []
 
 
 def cache_directory() -> Path:
@@ -19,10 +35,7 @@ def cache_directory() -> Path:
     Raises:
         RepositoryError: it belongs to another user, or cannot be made.
     """
-    configured = os.environ.get("XDG_CACHE_HOME")
-    # The specification has a relative value ignored.
-    base = Path(configured) if configured and Path(configured).is_absolute() else Path.home() / ".cache"
-    folder = _made(base / "repo-manager")
+    folder = _made(_cache())
     found = folder.stat()
     if os.geteuid() and found.st_uid not in (os.geteuid(), 0):
         raise RepositoryError(
@@ -30,8 +43,19 @@ def cache_directory() -> Path:
             hint="Set XDG_CACHE_HOME to a folder of your own.",
         )
     if stat.S_IMODE(found.st_mode) & 0o077 and found.st_uid == os.geteuid():
-        folder.chmod(0o700)
+        try:
+            folder.chmod(0o700)
+        except OSError as exc:
+            if exc.errno != errno.EROFS:
+                raise
     return folder
+
+
+def _cache() -> Path:
+    configured = os.environ.get("XDG_CACHE_HOME")
+    # The specification has a relative value ignored.
+    base = Path(configured) if configured and Path(configured).is_absolute() else Path.home() / ".cache"
+    return base / "repo-manager"
 
 
 def record_directory() -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from repo_manager.errors import LockHeldError, RepositoryError, ServerError
 from repo_manager.files import file_lock, write_atomic
 from repo_manager.repository.location import Location, parse_location
-from repo_manager.server.paths import record_directory
+from repo_manager.server.paths import kept_files, record_directory
 from repo_manager.server.process import is_running, start_ticks
 from repo_manager.server.transport import ClientOptions
 from repo_manager.types import as_json
@@ -107,10 +107,12 @@ def only_server(repository: Location) -> Iterator[None]:
 def is_served(repository: Location) -> bool:
     """Say whether a `serve` of this user holds a repository; a server of a Python program holds none."""
     try:
-        with file_lock(record_directory() / f"{_prefix(repository)}.serve.lock", timeout_s=0.0):
-            return False
+        for lock in kept_files("servers", f"{_prefix(repository)}.serve.lock"):
+            with file_lock(lock, timeout_s=0.0):
+                pass
     except LockHeldError:
         return True
+    return False
 
 
 @contextlib.contextmanager
@@ -199,7 +201,7 @@ def running_server(repository: Location) -> RunningServer | None:
 def running_servers() -> tuple[RunningServer, ...]:
     """Return every server of ours that runs on this machine, of this user, oldest first."""
     found = []
-    for path in sorted(record_directory().glob("*.json")):
+    for path in sorted(kept_files("servers", "*.json")):
         server = _read(path)
         if server is None or not is_running(server.pid, server.start_ticks):
             remove_record(path)

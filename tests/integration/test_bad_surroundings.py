@@ -68,13 +68,21 @@ def test_a_machine_that_refuses_is_told_as_an_error(tmp_path: Path) -> None:
     root = ("--repository", str(tmp_path / "models"))
     commands = [
         Command(("add", str(MODEL), "--name", "m", "--precision", "fp32", *root), limits={"RLIMIT_FSIZE": 4096}),
-        Command(("status", "--repository", str(MODEL.parents[2])), homes),
+        *(
+            Command((*words, "--repository", str(MODEL.parents[2])), homes)
+            for words in (("status",), ("logs",), ("infer", "digits"), ("deploy", "digits:1"))
+        ),
         Command(("serve", "--detach", "--repository", str(MODEL.parents[2])), homes),
     ]
     for outcome in run_commands(commands, tmp_path / "output"):
         assert outcome.code in (3, 5), outcome.output
         assert "Traceback" not in outcome.output
     assert not (tmp_path / "models" / "m").exists()
+    # What only looks needs no cache, so it says what it sees: no server.
+    looking = [("serve", "--stop"), ("deploy", "digits:1", "--dry-run"), ("undeploy", "digits", "--dry-run")]
+    commands = [Command((*words, "--repository", str(MODEL.parents[2])), homes) for words in looking]
+    for outcome in run_commands(commands, tmp_path / "output"):
+        assert outcome.code == 0, outcome.output
 
 
 def test_mutated_files_are_read_or_refused() -> None:

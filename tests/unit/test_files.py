@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import file_lock, fsync_tree, sha256_bytes, sha256_file, write_atomic
+from repo_manager.files import copy_folder, file_lock, fsync_tree, sha256_bytes, sha256_file, write_atomic
 
 
 def test_digests_agree_and_name_their_algorithm(tmp_path: Path) -> None:
@@ -87,6 +88,54 @@ def _hold(path: Path, held: multiprocessing.synchronize.Event) -> None:  # type:
     with file_lock(path):
         held.set()
         signal.pause()
+
+
+def _child(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    code = """if True:
+        import os, pathlib, signal, sys
+        from repo_manager.files import write_atomic
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        write_atomic(pathlib.Path(sys.argv[1]), b"part")
+    """
+    path, others = tmp_path / "report.html", [tmp_path / ".report.html.notes", tmp_path / ".other.html.4194305.1.tmp"]
+    for other in others:
+        other.touch()
+    alive = tmp_path / f".report.html.{os.getpid()}.1.tmp"
+    alive.touch()
+    assert _child(code, path).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 4
+    write_atomic(path, b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, alive, *others])
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    code = """if True:
+        import pathlib, resource, sys
+        from repo_manager.files import write_atomic
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        write_atomic(pathlib.Path(sys.argv[1]), bytes(8192))
+    """
+    failed = _child(code, tmp_path / "report.html")
+    assert failed.stderr.strip().endswith(f"OSError: [Errno 27] File too large: '{tmp_path / 'report.html'}'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_copied_until_something_fails(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "in" / "it").mkdir(parents=True)
+    (source / "in" / "it" / "file").write_bytes(b"x")
+    copy_folder(source, tmp_path / "made" / "target")
+    assert (tmp_path / "made" / "target" / "in" / "it" / "file").read_bytes() == b"x"
+    (source / "in" / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="gone") as failed:
+        copy_folder(source, tmp_path / "other")
+    assert failed.value.errno == errno.ENOENT
 
 
 def test_a_dead_holders_lock_is_free(tmp_path: Path) -> None:

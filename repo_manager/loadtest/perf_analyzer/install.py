@@ -13,11 +13,11 @@ import os
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 import zipfile
 from pathlib import Path
 
 from repo_manager.errors import MissingDependencyError
+from repo_manager.files import work_folder
 from repo_manager.optional import download_wheel
 from repo_manager.server.paths import cache_directory
 
@@ -78,14 +78,14 @@ def install_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
         return found
     root = cache or cache_directory()
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".perf_analyzer-", dir=root) as temporary:
-        staging = Path(temporary) / "unpacked"
+    with work_folder(".perf_analyzer-", root) as temporary:
+        staging = temporary / "unpacked"
         (staging / "lib").mkdir(parents=True)
-        wheel = download_wheel(f"tritonclient=={_VERSION}", Path(temporary), "manylinux1_x86_64", hint=_HINT)
+        wheel = download_wheel(f"tritonclient=={_VERSION}", temporary, "manylinux1_x86_64", hint=_HINT)
         _take(wheel, "/bin/perf_analyzer", staging / "perf_analyzer")
         (staging / "perf_analyzer").chmod(0o755)
         for name in _LIBRARIES:
-            _provide(name, staging / "lib", Path(temporary))
+            _provide(name, staging / "lib", temporary)
         if lacks := PerfAnalyzer(staging / "perf_analyzer", staging / "lib").lacks():
             raise MissingDependencyError(f"the fetched perf_analyzer does not start: {lacks}")
         target = root / f"perf_analyzer-{_VERSION}"

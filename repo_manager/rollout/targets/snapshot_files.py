@@ -19,12 +19,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import fsync_tree, write_atomic
+from repo_manager.files import copy_folder, fsync_tree, work_folder, write_atomic
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.location import Location, local_folder
@@ -268,8 +267,7 @@ def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
 
 def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
-    try:
+    with work_folder(".staging-", target.parent) as staging:
         for name, content in contents.items():
             for place, data in content.small.items():
                 file = staging / name / place
@@ -287,21 +285,18 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes)
             staging.rename(target)
         if not (target / SNAPSHOT_FILENAME).is_file():
             raise RepositoryError(f"{target} exists but is incomplete", hint="Delete it and run the command again.")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _take_version(source: Path, target: Path) -> None:
     """Link or copy a version's folder."""
 
-    def take(file: str, place: str) -> str:
+    def take(file: Path, place: Path) -> None:
         try:
             os.link(file, place, follow_symlinks=False)
         except OSError:  # Another file system, or one without links.
             shutil.copy2(file, place)
-        return place
 
-    shutil.copytree(source, target, copy_function=take)
+    copy_folder(source, target, take)
 
 
 def _write_objects(target: Store, contents: Mapping[str, _Content], record: bytes) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from repo_manager.repository.stores.disk import DiskStore
 from repo_manager.repository.stores.objects.claim import is_abandoned
 from repo_manager.repository.stores.objects.content import measure, part_bytes_for, read_part
 from repo_manager.repository.stores.objects.credentials import own_endpoint, s3_keys, store_config, without_redirects
-from repo_manager.repository.stores.objects.holder import Holder, parse_holder
+from repo_manager.repository.stores.objects.holder import LEASE_S, Holder, parse_holder
 from repo_manager.repository.stores.objects.ledger import RECORD, Pending, ledger_key
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried
 from repo_manager.repository.stores.objects.store import ObjectStore
@@ -155,6 +157,8 @@ def test_a_holder_is_alive_as_long_as_its_process_and_its_lease() -> None:
     elsewhere = dataclasses.replace(me, machine="another", pid=2**22 + 1)
     assert elsewhere.alive
     assert not dataclasses.replace(elsewhere, expires_at=1.0).alive
+    for wrong in (math.inf, math.nan, time.time() + 10 * LEASE_S):  # written by a clock that is wrong, or by an enemy
+        assert not dataclasses.replace(elsewhere, expires_at=wrong).alive
     assert str(os.getpid()) in str(me)
     # This process lives, but works on no claim of that token any more.
     assert is_abandoned(Pending("publish", me))

@@ -17,6 +17,8 @@ __all__ = ["LEASE_S", "Holder", "parse_holder"]
 LEASE_S = 900.0
 """How long a holder that is not heard of counts as alive. A transfer renews its claim after a third of it."""
 
+_MOST_S = 2 * LEASE_S
+"""Nobody writes an end that is later, unless his clock is a quarter of an hour ahead; then it counts as ended."""
 _STARTED_AT = 19  # `starttime` among the fields behind the command's name in /proc/PID/stat.
 
 
@@ -30,7 +32,8 @@ class Holder:
         pid: its process id.
         started: its start time in clock ticks since boot, so that a reused id is told apart.
         token: drawn once a claim.
-        expires_at: seconds since 1970. Later than this, by the reader's clock, nobody holds it.
+        expires_at: seconds since 1970. Later than this, by the reader's clock, nobody holds it; nor where it is
+            further ahead than anybody's lease reaches.
     """
 
     host: str
@@ -58,9 +61,10 @@ class Holder:
     @property
     def alive(self) -> bool:
         """Whether it may still be at work: known for a process of this machine, else by its end."""
-        if time.time() >= self.expires_at:
-            return False
-        return self.machine != _machine() or _started(self.pid) == self.started
+        left_s = self.expires_at - time.time()
+        if self.machine == _machine():
+            return left_s > 0 and _started(self.pid) == self.started
+        return 0 < left_s <= _MOST_S
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
