@@ -1,0 +1,60 @@
+"""The documentation site builds without a warning, and its reference says what the code says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repo_manager.cli.commands import COMMANDS
+from repo_manager.triton_config.rules import RULES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_command_has_a_page_with_its_options(site: Path) -> None:
+    for names in COMMANDS.values():
+        for name in names:
+            page = (site / f"reference/commands/{name}/index.html").read_text()
+            assert "--json" in page, name
+    assert "--keep-previous" in (site / "reference/commands/deploy/index.html").read_text()
+
+
+def test_rules_settings_and_names_are_listed(site: Path) -> None:
+    rules = (site / "reference/rules/index.html").read_text()
+    assert all(f"<code>{rule.name}</code>" in rules for rule in RULES)
+    assert "REPO_MANAGER_SIGNED_BY" in (site / "reference/settings/index.html").read_text()
+    api = (site / "reference/api/index.html").read_text()
+    assert 'id="repo_manager.pipeline.adding.AddOptions"' in api
+
+
+def test_agents_find_the_pages(site: Path) -> None:
+    listed = (site / "llms.txt").read_text()
+    assert "(reference/commands/deploy/)" in listed
+    assert "(loadtest/)" in listed
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    page = (site / "index.html").read_text()
+    assert "fonts.googleapis" not in page
+    assert 'src="http' not in page
