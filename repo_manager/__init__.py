@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from repo_manager.pipeline.deploying import deploy, rollback, undeploy
     from repo_manager.pipeline.doctor import examine_engines, examine_machine
     from repo_manager.pipeline.ensembling import EnsembleOptions, MadeEnsemble, make_ensemble
-    from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
+    from repo_manager.pipeline.infer import InferOptions, infer
+    from repo_manager.pipeline.inference import Inference, write_answers
     from repo_manager.pipeline.inspect import Inspection, inspect_model
     from repo_manager.pipeline.load_records import keep_load_test, kept_load_tests
     from repo_manager.pipeline.preprocessing import AddedWithImages, add_with_images
@@ -266,7 +267,14 @@ _MODULES = {
     "pipeline.deploying": ("deploy", "rollback", "undeploy"),
     "pipeline.doctor": ("examine_engines", "examine_machine"),
     "pipeline.ensembling": ("EnsembleOptions", "MadeEnsemble", "make_ensemble"),
-    "pipeline.infer": ("InferOptions", "Inference", "infer", "write_answers"),
+    "pipeline.infer": (
+        "InferOptions",
+        "infer",
+    ),
+    "pipeline.inference": (
+        "Inference",
+        "write_answers",
+    ),
     "pipeline.inspect": ("Inspection", "inspect_model"),
     "pipeline.load_records": ("keep_load_test", "kept_load_tests"),
     "pipeline.preprocessing": ("AddedWithImages", "add_with_images"),

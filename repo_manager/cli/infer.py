@@ -12,7 +12,8 @@ from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_outputs, parse_pairs, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
-from repo_manager.pipeline.infer import Answer, InferOptions, infer, server_of, write_answers
+from repo_manager.pipeline.infer import InferOptions, infer, server_of
+from repo_manager.pipeline.inference import Answer, write_answers
 from repo_manager.report.infer_tables import answer_view, inference_document, inference_view
 from repo_manager.repository.location import Location
 from repo_manager.repository.tags import resolve_version

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from repo_manager.cli.connection import Connection
+from repo_manager.cli.level_options import LevelFlags, MeasureFlags, SequenceFlags
 from repo_manager.cli.load_options import DataFlags, GateFlags, Load, ServerFlags, raise_for, show_report
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.errors import RepositoryError, UsageError
-from repo_manager.gates import Gate, Verdict, combine_verdicts
-from repo_manager.loadtest.judge import judge_against, parse_slo
+from repo_manager.gates import Verdict, combine_verdicts
+from repo_manager.loadtest.judge import judge_against
 from repo_manager.loadtest.merge import merge_reports, read_report
-from repo_manager.loadtest.options import Arrival, Client, LoadTestOptions, parse_levels, parse_rates
+from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import LoadTestInterrupted, run_load_test
-from repo_manager.loadtest.search import check_gates, search_verdict
+from repo_manager.loadtest.search import search_verdict
 from repo_manager.pipeline.load_records import keep_load_test, kept_load_tests
 from repo_manager.report.progress import load_progress
 from repo_manager.report.terminal import Terminal, next_command
@@ -71,80 +70,6 @@ _INTERRUPTED = 130
 
 
 @dataclasses.dataclass(frozen=True)
-class LevelFlags:
-    """How much load."""
-
-    PANEL: ClassVar[str] = "Load"
-    concurrency: str | None = option(
-        "--concurrency", "-c", help="Requests in flight: 8, 1,4,16 or 1:16 (doubling) [default: 1:16]."
-    )
-    rate: str | None = option(
-        "--rate",
-        sets=(LoadTestOptions, "rate"),
-        read=parse_rates,
-        show=lambda _: None,
-        help="Requests a second, open loop: 200, or 100:500:100.",
-    )
-    arrival: Arrival = option("--arrival", sets=(LoadTestOptions, "arrival"), help="When the requests of --rate come.")
-    burst_size: int = option(
-        "--burst-size", sets=(LoadTestOptions, "burst_size"), min=1, help="Requests at once, of --arrival burst."
-    )
-    ramp_from: float = option(
-        "--ramp-from",
-        sets=(LoadTestOptions, "ramp_from_per_s"),
-        min=0.0,
-        help="Requests a second at which --arrival ramp begins.",
-    )
-    replay: Path | None = option(
-        "--replay", sets=(LoadTestOptions, "replay"), help="JSON or CSV file of recorded send times."
-    )
-    until: str | None = option(
-        "--until",
-        metavar="saturation|GATES",
-        sets=(LoadTestOptions, "until_saturation"),
-        read=lambda text: text == "saturation",
-        show=lambda _: None,
-        help='saturation: double the concurrency until throughput rises by less than 5 %. "p99<20ms,errors<0.1%": '
-        "search the largest concurrency, or --rate, that holds.",
-    )
-    resolution: float = option(
-        "--resolution",
-        sets=(LoadTestOptions, "resolution"),
-        read=lambda percent: percent / 100,
-        show=lambda share: share * 100,
-        min=0.1,
-        max=99.0,
-        help="Percent between the load that holds and the one that fails at which --until ends.",
-    )
-    batch_size: int = option(
-        "--batch-size", "-b", sets=(LoadTestOptions, "batch_size"), min=1, help="Samples in a request."
-    )
-
-    def searched(self) -> tuple[Gate, ...]:
-        """Return the gates whose largest load is searched.
-
-        Raises:
-            UsageError: the text is neither `saturation` nor gates that a search can hold.
-        """
-        if self.until is None or self.until == "saturation":
-            return ()
-        try:
-            gates = tuple(parse_slo(part) for part in self.until.split(",") if part.strip())
-        except UsageError as exc:
-            raise UsageError(f"--until: {exc.message}; expected gates, or 'saturation'", hint=exc.hint) from exc
-        if not gates:
-            raise UsageError("--until has no gate, expected gates, or 'saturation'")
-        check_gates(gates)
-        return gates
-
-    def levels(self) -> tuple[int, ...]:
-        """Return the closed-loop levels: the option's, or 1 to 16 when no other level is asked for."""
-        if self.concurrency is None and (self.rate or self.replay or self.until):
-            return ()
-        return parse_levels(self.concurrency or "1:16")
-
-
-@dataclasses.dataclass(frozen=True)
 class InputFlags(DataFlags):
     """What the requests of `loadtest` hold."""
 
@@ -160,74 +85,6 @@ class InputFlags(DataFlags):
     )
     allow_zeros: bool = option(
         "--allow-zeros", sets=(LoadTestOptions, "allow_zeros"), help="Accept input data that is all zeros."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SequenceFlags:
-    """What a model of sequences is sent."""
-
-    PANEL: ClassVar[str] = "Sequences"
-    sequences: int = option(
-        "--sequences",
-        sets=(LoadTestOptions, "sequences"),
-        min=1,
-        help="Live sequences of --rate; of -c it is the level.",
-    )
-    sequence_length: str | None = option(
-        "--sequence-length",
-        metavar="LENGTH",
-        sets=(LoadTestOptions, "sequence_length"),
-        help="Requests of a sequence: 20, 10:30 (even) or mean:20 [default: recorded ones whole, else 16:24].",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasureFlags:
-    """How long, and by what."""
-
-    PANEL: ClassVar[str] = "Measurement"
-    warmup: float = option(
-        "--warmup", sets=(LoadTestOptions, "warmup_s"), min=0.0, help="Seconds of load before each measurement."
-    )
-    duration: float | None = option(
-        "--duration", sets=(LoadTestOptions, "duration_s"), min=0.1, help="Seconds per level [default: until stable]."
-    )
-    request_count: int | None = option(
-        "--request-count", sets=(LoadTestOptions, "request_count"), min=1, help="Requests per level instead."
-    )
-    window: float = option(
-        "--window",
-        sets=(LoadTestOptions, "window_s"),
-        min=0.1,
-        help="Seconds of a measuring window; three have to agree.",
-    )
-    stability: float = option(
-        "--stability",
-        sets=(LoadTestOptions, "stability"),
-        read=lambda percent: percent / 100,
-        show=lambda share: share * 100,
-        min=0.1,
-        help="Percent by which agreeing windows may differ.",
-    )
-    client: Client = option(
-        "--client", sets=(LoadTestOptions, "client"), help="What sends the requests; auto is native."
-    )
-    workers: int | None = option(
-        "--workers",
-        sets=(LoadTestOptions, "workers"),
-        min=1,
-        help="Processes of the native client [default: one per 4 CPUs].",
-    )
-    metrics: str | None = option(
-        "--metrics-url", metavar="URL", help="Triton's metrics [default: port 8002 of the host]."
-    )
-    start_at: str | None = option(
-        "--start-at",
-        metavar="TIME",
-        sets=(LoadTestOptions, "start_at"),
-        read=lambda text: _moment(text),
-        help="Begin at this moment: Unix seconds or ISO 8601 with a zone.",
     )
 
 
@@ -396,21 +253,6 @@ def _image_options(texts: list[str] | None) -> dict[str, str]:
     if any(not mark for _, mark, _ in pairs):
         raise UsageError(f"--image {texts}: expected KEY=VALUE", hint="For instance --image mean=0.485,0.456,0.406.")
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _moment(text: str | None) -> float | None:
-    """Read a moment: Unix seconds, or ISO 8601 with a time zone."""
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return float(text)
-    try:
-        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise UsageError(f"--start-at {text}: expected Unix seconds or ISO 8601 with a zone, as 2026-01-31T12:00:00Z")
-    return moment.timestamp()
 
 
 @grouped

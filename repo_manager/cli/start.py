@@ -33,6 +33,11 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
+def _version_of(url: str, connection: Connection, timeout_s: float = 10.0) -> str:
+    client = TritonClient.connect(url, client_options(connection, [url]))
+    return client.metadata(timeout_s=timeout_s).version
+
+
 @dataclasses.dataclass(frozen=True)
 class ServerFlags:
     """The server that the repository's engines are held against."""
@@ -41,7 +46,9 @@ class ServerFlags:
     for_server: str | None = option(
         "--for-server", metavar="26.07[:9.0]", help="... against this Triton release (and GPU)."
     )
-    timeout: float = option("--timeout", metavar="SECONDS", default=10.0, min=0.1, help="How long to wait for --to.")
+    timeout: float = option(
+        "--timeout", sets=(_version_of, "timeout_s"), metavar="SECONDS", min=0.1, help="How long to wait for --to."
+    )
 
     def target(self, connection: Connection) -> tuple[str, FitTarget]:
         """Return the server in words, and what is known of it.
@@ -55,8 +62,7 @@ class ServerFlags:
             return f"Triton {self.for_server}", parse_server(self.for_server)
         if self.to is None:
             return "the embedded server of this machine", fit_target_of("", embedded=True)
-        client = TritonClient.connect(self.to, client_options(connection, [self.to]))
-        version = client.metadata(timeout_s=self.timeout).version
+        version = _version_of(self.to, connection, self.timeout)
         return f"{self.to} (Triton {version})", fit_target_of(version)
 
 

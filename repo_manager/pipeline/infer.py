@@ -6,10 +6,8 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from repo_manager.errors import InputError, RepositoryError, ServerUnreachableError, UsageError
 from repo_manager.files import work_folder
@@ -17,6 +15,7 @@ from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts, connect
 from repo_manager.pipeline.connection import connection_of
+from repo_manager.pipeline.inference import Answer, Array, Inference, Label
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
 from repo_manager.repository.location import Location, LocationLike, as_location
 from repo_manager.repository.relabel import read_labels
@@ -31,13 +30,10 @@ from repo_manager.server.exchange import Response, SequencePart, ask, kind_of, n
 from repo_manager.server.records import running_server
 from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
-from repo_manager.summary import Summarized
-from repo_manager.types import StrPath
 from repo_manager.validation import check_fields
 
-__all__ = ["Answer", "InferOptions", "Inference", "Label", "infer", "server_of", "write_answers"]
+__all__ = ["InferOptions", "infer", "server_of"]
 
-Array = NDArray[Any]
 _LIMIT_BYTES = 256 << 20
 _TOP = 5
 _STDIN = "-"
@@ -78,79 +74,6 @@ class InferOptions:
             raise UsageError("--golden sends the recorded sample, so --input has no use")
         if (self.resume or self.keep_open) and self.sequence is None:
             raise UsageError("--resume and --keep-open need the sequence's ID: --sequence ID")
-
-
-@dataclasses.dataclass(frozen=True)
-class Label:
-    """A class of an output: its label, its place among the values, and its value."""
-
-    label: str
-    index: int
-    value: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One response.
-
-    Attributes:
-        request: which request it answers, from 1.
-        response: which of that request's responses it is, from 1.
-        outputs: output name -> array, batch axis included; strings as bytes.
-        elapsed_ns: since the request was sent.
-        labels: output with labels -> for each sample of the batch its highest values.
-    """
-
-    request: int
-    response: int
-    outputs: Mapping[str, Array]
-    elapsed_ns: int
-    labels: Mapping[str, tuple[tuple[Label, ...], ...]] = dataclasses.field(default_factory=dict)
-
-    def document(self) -> dict[str, Any]:
-        """Return it as JSON has it: outputs with type, shape and values; strings that are no UTF-8 escaped."""
-        outputs = {
-            name: {
-                "dtype": "bytes" if array.dtype.kind == "O" else str(array.dtype),
-                "shape": list(array.shape),
-                "data": _storable(array).tolist(),
-            }
-            for name, array in self.outputs.items()
-        }
-        return {**dataclasses.asdict(self), "outputs": outputs}
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Inference(Summarized):
-    """All that was asked and answered.
-
-    Attributes:
-        model: the model.
-        version: the version asked; `None`: the server chose.
-        url: the server.
-        source: where the requests are from.
-        requests: how many were sent.
-        sequence: correlation ID; `None` without a sequence.
-        answers: every response, in order.
-        comparisons: with the golden sample, where that was sent.
-    """
-
-    model: str
-    version: int | None
-    url: str
-    source: str
-    requests: int
-    sequence: int | str | None
-    answers: tuple[Answer, ...]
-    comparisons: tuple[OutputComparison, ...] = ()
-
-    def _summary(self) -> Mapping[str, Any]:
-        return {
-            "model": self.model if self.version is None else f"{self.model}:{self.version}",
-            "server": self.url,
-            "requests": f"{self.requests} ({self.source})",
-            "answers": len(self.answers),
-        }
 
 
 def server_of(repository: LocationLike, url: str | None) -> str:
@@ -227,36 +150,6 @@ def infer(
         answers=tuple(answers),
         comparisons=() if golden is None else tuple(_comparisons(golden, answers)),
     )
-
-
-def write_answers(path: StrPath, inference: Inference) -> None:
-    """Write every output: `.json` as nested lists, `.npz` as arrays named as in a golden sample, without its inputs.
-
-    Raises:
-        UsageError: another suffix.
-        OSError: it cannot be written.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        path.write_text(json.dumps([answer.document() for answer in inference.answers], indent=2) + "\n", "utf-8")
-    elif suffix == ".npz":
-        arrays: dict[str, Array] = {}
-        for answer in inference.answers:
-            prefix = "" if answer.request == 1 else f"request{answer.request}."
-            prefix += "" if answer.response == 1 else f"response{answer.response}."
-            arrays |= {prefix + name: _storable(array) for name, array in answer.outputs.items()}
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-    else:
-        raise UsageError(f"--output {path}: expected a file that ends in .npz or .json")
-
-
-def _storable(array: Array) -> Array:
-    if array.dtype.kind != "O":
-        return array
-    texts = [item.decode(errors="backslashreplace") if isinstance(item, bytes) else str(item) for item in array.flat]
-    return np.array(texts, dtype=np.str_).reshape(array.shape)
 
 
 def _golden(repository: Location, name: str, version: int | None, facts: TargetFacts) -> Golden | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.pruning.solve import Problem
+from repo_manager.pruning.quadratic import Problem
 
 __all__ = ["Moments"]
 

@@ -21,65 +21,38 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from repo_manager.pruning.quadratic import (
+    BLOCK,
+    DOUBLE_UP_TO,
+    FIRST_FIT_STEPS,
+    PAIRS,
+    Array,
+    Problem,
+    System,
+    dot,
+    errors_of,
+    fit,
+    fit_roughly,
+)
 from repo_manager.sparsity.pattern import GROUP, two_four_mask
 
-__all__ = ["Problem", "Solution", "best_damping", "reconstruction_error", "solve"]
+__all__ = ["Solution", "best_damping", "reconstruction_error", "solve"]
 
-Array = NDArray[Any]
 
-_PAIRS = np.array(list(itertools.combinations(range(GROUP), 2)))
-_FIRST, _SECOND = np.triu_indices(GROUP)  # the ten products of a group's four values
-_BLOCK = 64  # columns whose updates are collected before one matrix product carries them to the others
 _ROWS = 128  # of a chunk
-_DOUBLE_UP_TO = 384  # columns: small problems are solved in float64, at no cost that one would notice
 _MAX_SWEEPS = 8
 _WORTH = 0.01  # a sweep that gains less than this share of the error is the last one
-_MAX_FIT_STEPS, _FIRST_FIT_STEPS = 24, 8
-_FITTED = 3e-3  # of the first residual
 _ALL_TRIED_UP_TO = 16  # columns: 6^4 masks
 _ANY_ORDER_UP_TO = 128
 _RETRIED_UP_TO = 64
 _RETRIES = 16  # at that size; the smaller, the more: all others inherit the errors of a network's first layers
-_EXACT_ROWS = 64  # rows of exact fits at a time
 _SEED = 20180
-_DEAD, _DEAD_SHARE = 1e-6, 1e-3
 _DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _JUDGED_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What one layer is solved from. Groups of four are consecutive columns.
-
-    Attributes:
-        dense: `[N, K]`, the weights w0.
-        moments: `[K, K]` float64, the sum of x x' over all samples; float32 will do to choose a damping.
-        target: `[N, K]` float64, the sum of z x'.
-        energy: `[N]` float64, the sum of z^2.
-    """
-
-    dense: Array
-    moments: Array
-    target: Array
-    energy: Array
-
-    def damping(self, share: float) -> Array:
-        """Return what is added to the diagonal, `[K]`: a share of its mean, next to nothing for a dead input."""
-        diagonal = self.moments.diagonal()
-        mean = float(diagonal.mean())
-        if mean == 0:  # no input says anything: magnitudes decide
-            return np.ones(len(diagonal))
-        return share * mean * np.where(diagonal > _DEAD * mean, 1.0, _DEAD_SHARE)
-
-    def rows(self, chosen: Array) -> Problem:
-        """Return the problem of some rows."""
-        return replace(self, dense=self.dense[chosen], target=self.target[chosen], energy=self.energy[chosen])
 
 
 @dataclass(frozen=True)
@@ -105,7 +78,7 @@ def best_damping(problem: Problem, judging: Problem) -> float:
     """
     rows = np.unique(np.linspace(0, len(problem.dense) - 1, _JUDGED_ROWS).astype(int))
     given, judge = problem.rows(rows), judging.rows(rows)
-    real = np.float64 if given.dense.shape[1] <= _DOUBLE_UP_TO else np.float32
+    real = np.float64 if given.dense.shape[1] <= DOUBLE_UP_TO else np.float32
     start = np.where(two_four_mask(given.dense, 1), given.dense, 0).T.astype(real)
     matrix = given.moments.astype(real)
     diagonal, errors = np.diag_indices(len(matrix)), dict[int, float]()
@@ -117,7 +90,7 @@ def best_damping(problem: Problem, judging: Problem) -> float:
             damping = given.damping(_DAMPINGS[place])
             matrix[diagonal] = given.moments.diagonal() + damping
             wanted = (given.target + damping * given.dense).T.astype(real)
-            errors[place] = reconstruction_error(judge, _fit(matrix, start, wanted).T)
+            errors[place] = reconstruction_error(judge, fit(matrix, start, wanted).T)
         return errors[place]
 
     place = _DAMPINGS.index(0.1)
@@ -135,10 +108,10 @@ def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
         damping: share of the mean of the diagonal of `moments`.
     """
     rows, columns = problem.dense.shape
-    real = np.float64 if columns <= _DOUBLE_UP_TO else np.float32
+    real = np.float64 if columns <= DOUBLE_UP_TO else np.float32
     added = problem.damping(damping)
     damped = problem.moments + np.diag(added)
-    system = _System.of(damped, real)
+    system = System.of(damped, real)
 
     def one(start: int) -> Array:
         part = slice(start, start + _ROWS)
@@ -163,113 +136,22 @@ def reconstruction_error(problem: Problem, weights: Array) -> float:
     return float(np.sqrt(max(0.0, square + energy) / energy)) if energy > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """For each group, what turns its four values into the six pairs' costs and answers.
-
-    Attributes:
-        costs: `[K / 4, 6, 10]`: v' (B_PP)^-1 v for each pair P, from the ten products of v's values.
-        answers: `[K / 4, 24, 4]`: (B_PP)^-1 v_P for each pair, zero elsewhere.
-    """
-
-    costs: Array
-    answers: Array
-
-    @classmethod
-    def of(cls, blocks: Array) -> _Choice:
-        """Make the choices of symmetric positive blocks B `[K / 4, 4, 4]`."""
-        inverses = np.zeros((len(blocks), len(_PAIRS), GROUP, GROUP), blocks.dtype)
-        for number, pair in enumerate(_PAIRS):
-            at = np.ix_(range(len(blocks)), pair, pair)
-            inverses[:, number][at] = np.linalg.inv(blocks[at])
-        twice = np.where(_FIRST == _SECOND, 1, 2)
-        costs = inverses[:, :, _FIRST, _SECOND] * twice
-        return cls(costs, inverses.reshape(len(blocks), -1, GROUP))
-
-    def astype(self, real: type) -> _Choice:
-        """Return it in another type."""
-        return _Choice(self.costs.astype(real), self.answers.astype(real))
-
-    def pick(self, group: int, values: Array, *, cheapest: bool) -> tuple[Array, Array]:
-        """Return, for each column of `values` `[4, N]`, the cost and the answer of the best pair."""
-        costs = self.costs[group] @ (values[_FIRST] * values[_SECOND])
-        choice = costs.argmin(axis=0) if cheapest else costs.argmax(axis=0)
-        answers = (self.answers[group] @ values).reshape(len(_PAIRS), GROUP, -1)
-        here = np.arange(values.shape[1])
-        return costs[choice, here], answers[choice, :, here].T
-
-
-@dataclass(frozen=True)
-class _System:
-    """What all rows share, in their type.
-
-    Attributes:
-        matrix: A, `[K, K]`.
-        factor: U, upper, with A^-1 = U' U.
-        removal: which pair costs least to remove when the columns to the left are gone.
-        fill: which pair is best to keep when all other groups stay.
-    """
-
-    matrix: Array
-    factor: Array
-    removal: _Choice
-    fill: _Choice
-
-    @classmethod
-    def of(cls, matrix: Array, real: type) -> _System:
-        """Factor A, which is float64."""
-        factor = _inverse_factor(matrix)
-        corners = _diagonal_blocks(factor)
-        return cls(
-            matrix.astype(real),
-            factor.astype(real),
-            _Choice.of(corners.transpose(0, 2, 1) @ corners).astype(real),
-            _Choice.of(_diagonal_blocks(matrix)).astype(real),
-        )
-
-
-def _diagonal_blocks(matrix: Array) -> Array:
-    count = len(matrix) // GROUP
-    numbers = np.arange(count)
-    return matrix.reshape(count, GROUP, count, GROUP)[numbers, :, numbers, :]
-
-
-def _inverse_factor(matrix: Array) -> Array:
-    """Return the upper U with matrix^-1 = U' U: one Cholesky factor from the last row up, inverted."""
-    lower = np.linalg.cholesky(matrix[::-1, ::-1])
-    upper = np.ascontiguousarray(lower[::-1, ::-1])  # matrix = upper upper'
-    _invert_upper(upper)
-    return upper
-
-
-def _invert_upper(matrix: Array) -> None:
-    """Invert an upper triangular matrix in place, by halves: the work is in matrix products."""
-    size = len(matrix)
-    if size <= 2 * _BLOCK:
-        matrix[...] = np.triu(np.linalg.inv(matrix))
-        return
-    half = size // 2
-    _invert_upper(matrix[:half, :half])
-    _invert_upper(matrix[half:, half:])
-    matrix[:half, half:] = -(matrix[:half, :half] @ matrix[:half, half:]) @ matrix[half:, half:]
-
-
-def _solve_rows(system: _System, wanted: Array) -> Array:
+def _solve_rows(system: System, wanted: Array) -> Array:
     """Return the weights of some rows. All arrays are transposed, `[K, N]`, so that a group is contiguous."""
     if len(wanted) <= _ALL_TRIED_UP_TO:
         return _best_of_all(system.matrix, wanted)
     best = system.factor.T @ (system.factor @ wanted)
     floor = -np.einsum("ij,ij->j", wanted, best)
     exact = _surgeon_in_any_order(system, best.copy()) if len(wanted) <= _ANY_ORDER_UP_TO else None
-    first = _fit_roughly(system.matrix, _surgeon(system, best), wanted, _FIRST_FIT_STEPS)
+    first = fit_roughly(system.matrix, _surgeon(system, best), wanted, FIRST_FIT_STEPS)
     weights = _descend(system, first, wanted, floor)
     if exact is None:
         return weights
-    errors, random = _errors(system, weights, wanted), np.random.default_rng(_SEED)
+    errors, random = errors_of(system, weights, wanted), np.random.default_rng(_SEED)
     for number in range(1 + _RETRIES * _RETRIED_UP_TO**2 // len(weights) ** 2):
-        start = _shaken(weights, random) if number else _fit(system.matrix, exact, wanted)
+        start = _shaken(weights, random) if number else fit(system.matrix, exact, wanted)
         trial = _descend(system, start, wanted, floor)
-        found = _errors(system, trial, wanted)
+        found = errors_of(system, trial, wanted)
         better = found < errors
         weights, errors = np.where(better, trial, weights), np.where(better, found, errors)
     return weights
@@ -280,7 +162,7 @@ def _best_of_all(matrix: Array, wanted: Array) -> Array:
     columns, rows = wanted.shape
     starts = range(0, columns, GROUP)
     lowest, weights = np.full(rows, np.inf), np.zeros_like(wanted)
-    for pairs in itertools.product(_PAIRS, repeat=len(starts)):
+    for pairs in itertools.product(PAIRS, repeat=len(starts)):
         kept = np.concatenate([start + pair for start, pair in zip(starts, pairs, strict=True)])
         values = np.linalg.solve(matrix[np.ix_(kept, kept)], wanted[kept])
         error = -np.einsum("ij,ij->j", values, wanted[kept])
@@ -291,19 +173,14 @@ def _best_of_all(matrix: Array, wanted: Array) -> Array:
     return weights
 
 
-def _descend(system: _System, weights: Array, wanted: Array, floor: Array) -> Array:
+def _descend(system: System, weights: Array, wanted: Array, floor: Array) -> Array:
     """Sweep until that gains little, then fit."""
     for _ in range(_MAX_SWEEPS):
         gradient: Array = system.matrix @ weights - wanted
-        error = _dot(weights, gradient - wanted) - float(floor.sum(dtype=np.float64))
+        error = dot(weights, gradient - wanted) - float(floor.sum(dtype=np.float64))
         if _sweep(system, weights, gradient) <= _WORTH * error:
             break
-    return _fit(system.matrix, weights, wanted)
-
-
-def _errors(system: _System, weights: Array, wanted: Array) -> Array:
-    """Return w A w' - 2 c w' of each row."""
-    return np.asarray(np.einsum("ij,ij->j", system.matrix @ weights - 2 * wanted, weights))
+    return fit(system.matrix, weights, wanted)
 
 
 def _shaken(weights: Array, random: np.random.Generator) -> Array:
@@ -317,15 +194,11 @@ def _shaken(weights: Array, random: np.random.Generator) -> Array:
     return np.where(shaken, other, weights)
 
 
-def _dot(left: Array, right: Array) -> float:
-    return float(np.einsum("ij,ij->", left, right, dtype=np.float64))
-
-
-def _surgeon(system: _System, weights: Array) -> Array:
+def _surgeon(system: System, weights: Array) -> Array:
     """Prune group after group; the columns behind a group make up for it. Changes `weights`."""
     factor, columns = system.factor, len(weights)
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
         errors = np.empty((stop - start, weights.shape[1]), weights.dtype)
         for place in range(start, stop, GROUP):
             group = slice(place, place + GROUP)
@@ -338,7 +211,7 @@ def _surgeon(system: _System, weights: Array) -> Array:
     return weights
 
 
-def _surgeon_in_any_order(system: _System, weights: Array) -> Array:
+def _surgeon_in_any_order(system: System, weights: Array) -> Array:
     """Remove, from each row, one value after the other: the cheapest of all groups that have more than two."""
     columns, rows = weights.shape
     inverse = np.repeat((system.factor.T @ system.factor)[None], rows, axis=0)
@@ -359,7 +232,7 @@ def _surgeon_in_any_order(system: _System, weights: Array) -> Array:
     return np.ascontiguousarray(values.T)
 
 
-def _sweep(system: _System, weights: Array, gradient: Array) -> float:
+def _sweep(system: System, weights: Array, gradient: Array) -> float:
     """Let each group in turn take its best two values, all others fixed. Changes both arrays.
 
     Args:
@@ -371,15 +244,15 @@ def _sweep(system: _System, weights: Array, gradient: Array) -> float:
         By how much the error fell.
     """
     matrix, columns, gain = system.matrix, len(weights), 0.0
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
         changes = np.empty((stop - start, weights.shape[1]), weights.dtype)
         for place in range(start, stop, GROUP):
             group = slice(place, place + GROUP)
             old, block = weights[group].copy(), matrix[group, group]
             without = gradient[group] - block @ old
             fallen, answer = system.fill.pick(place // GROUP, without, cheapest=False)
-            gain += float(fallen.sum(dtype=np.float64)) + _dot(old, gradient[group] + without)
+            gain += float(fallen.sum(dtype=np.float64)) + dot(old, gradient[group] + without)
             change = -answer - old
             weights[group] = -answer
             gradient[start:stop] += matrix[start:stop, group] @ change
@@ -387,46 +260,3 @@ def _sweep(system: _System, weights: Array, gradient: Array) -> float:
         gradient[:start] += matrix[:start, start:stop] @ changes
         gradient[stop:] += matrix[stop:, start:stop] @ changes
     return gain
-
-
-def _fit(matrix: Array, weights: Array, wanted: Array) -> Array:
-    """Find the best values for a fixed mask: exactly in small problems, else by conjugate gradients."""
-    if len(weights) <= _DOUBLE_UP_TO:
-        return _fit_exactly(matrix, weights, wanted)
-    return _fit_roughly(matrix, weights, wanted, _MAX_FIT_STEPS)
-
-
-def _fit_roughly(matrix: Array, weights: Array, wanted: Array, steps: int) -> Array:
-    """Improve the values for a fixed mask by some steps of preconditioned conjugate gradients."""
-    mask = weights != 0
-    scale = mask / matrix.diagonal()[:, None]
-    residual = (wanted - matrix @ weights) * mask
-    step = scale * residual
-    power = np.einsum("ij,ij->j", residual, step)
-    enough = np.maximum(power * _FITTED**2, np.finfo(weights.dtype).tiny)
-    for _ in range(steps):
-        if not (power > enough).any():
-            break
-        curved = (matrix @ step) * mask
-        bend = np.einsum("ij,ij->j", step, curved)
-        length = np.where(power > enough, power / np.where(bend > 0, bend, 1), 0)
-        weights = weights + length * step
-        residual = residual - length * curved
-        preconditioned = scale * residual
-        next_power = np.einsum("ij,ij->j", residual, preconditioned)
-        step = preconditioned + np.where(power > enough, next_power / np.maximum(power, enough), 0) * step
-        power = np.where(power > enough, next_power, 0)
-    return weights
-
-
-def _fit_exactly(matrix: Array, weights: Array, wanted: Array) -> Array:
-    """Solve each row for the values of its mask."""
-    columns, rows = weights.shape
-    kept = np.nonzero(two_four_mask(weights, 0).T)[1].reshape(rows, columns // 2)
-    fitted = np.zeros((rows, columns), weights.dtype)
-    for start in range(0, rows, _EXACT_ROWS):
-        places = kept[start : start + _EXACT_ROWS]
-        numbers = np.arange(start, start + len(places))[:, None]
-        systems = matrix[places[:, :, None], places[:, None, :]]
-        fitted[numbers, places] = np.linalg.solve(systems, wanted.T[numbers, places][..., None])[..., 0]
-    return np.ascontiguousarray(fitted.T)

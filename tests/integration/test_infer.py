@@ -15,7 +15,8 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.cli.main import main
 from repo_manager.errors import InputError, ServerRefusedError, UsageError
-from repo_manager.pipeline.infer import Inference, InferOptions, infer, write_answers
+from repo_manager.pipeline.infer import InferOptions, infer
+from repo_manager.pipeline.inference import Inference, write_answers
 from repo_manager.repository.golden import Golden, write_golden
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer

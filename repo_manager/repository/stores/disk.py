@@ -29,7 +29,8 @@ from repo_manager.repository.layout import (
 from repo_manager.repository.manifest import FileRecord, manifest_text
 from repo_manager.repository.plan.removal import without_versions
 from repo_manager.repository.signing_files import drop_signatures, orphaned_signatures, signature_name
-from repo_manager.repository.state import ModelState, change_state, read_state, read_states, repository_lock
+from repo_manager.repository.state import ModelState
+from repo_manager.repository.state_file import change_state, read_state, read_states, repository_lock
 from repo_manager.repository.stores.base import (
     Arrived,
     ChangedMeanwhileError,

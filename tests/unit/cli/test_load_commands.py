@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from repo_manager.cli.compare import _couples
-from repo_manager.cli.loadtest import _image_options, _moment
+from repo_manager.cli.level_options import _moment
+from repo_manager.cli.loadtest import _image_options
 from repo_manager.cli.main import app
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions

@@ -10,7 +10,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from repo_manager.pruning.moments import Moments
-from repo_manager.pruning.solve import Problem, Solution, solve
+from repo_manager.pruning.quadratic import Problem
+from repo_manager.pruning.solve import Solution, solve
 from repo_manager.sparsity.pattern import two_four_mask, valid_groups
 
 

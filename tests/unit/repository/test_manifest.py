@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.manifest import FileRecord, Manifest, manifest_text, parse_manifest, read_manifest
-from repo_manager.repository.state import read_states
+from repo_manager.repository.state_file import read_states
 from repo_manager.types import Digest
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "manifest.schema.json").read_text())

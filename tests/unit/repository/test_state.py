@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 
-from repo_manager.repository.state import (
-    KeptLoadTest,
-    ModelState,
-    current_version,
-    format_entry,
-    parse_entry,
-    previous_version,
-    record_of,
-)
+from repo_manager.repository.state import KeptLoadTest, ModelState, current_version, previous_version, record_of
+from repo_manager.repository.state_file import format_entry, parse_entry
 
 STATE = (
     ModelState()

@@ -19,7 +19,8 @@ from typing import Any
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.layout import STATE_FILENAME
-from repo_manager.repository.state import ModelState, format_entry, parse_entry
+from repo_manager.repository.state import ModelState
+from repo_manager.repository.state_file import format_entry, parse_entry
 from repo_manager.repository.stores.base import ChangedMeanwhileError
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.facts import Mark
