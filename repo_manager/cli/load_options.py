@@ -75,7 +75,7 @@ class DataFlags:
     shared_memory: SharedMemory = option(
         "--shared-memory",
         sets=(LoadTestOptions, "shared_memory"),
-        help="system: inputs in POSIX shared memory; the server is local.",
+        help="system: inputs in POSIX shared memory; cuda: on the GPU; the server is local.",
     )
     seed: int = option(
         "--seed", sets=(LoadTestOptions, "seed"), help="Of everything that is drawn: inputs, arrivals, order."

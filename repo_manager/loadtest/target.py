@@ -13,7 +13,7 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, Sample
 from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import kind_of
-from repo_manager.server.transport import ModelMetadata, RequestOptions, TensorMetadata
+from repo_manager.server.transport import CudaHandle, MemoryKind, ModelMetadata, RequestOptions, TensorMetadata
 
 __all__ = ["ModelStatistics", "Target", "TargetFacts", "connect"]
 
@@ -187,21 +187,21 @@ class Target:
             return exc.message
         return None
 
-    def register_memory(self, name: str, key: str, size_bytes: int) -> None:
-        """Let the server map the POSIX shared memory `key` as region `name`.
+    def register_memory(self, name: str, key: str | CudaHandle, size_bytes: int) -> None:
+        """Let the server map memory as region `name`: POSIX shared memory by its key, or memory of a GPU.
 
         Raises:
             ServerError: it cannot, or is not allowed to.
         """
         self._client.register_memory(name, key, size_bytes, timeout_s=self._timeout_s)
 
-    def unregister_memory(self, name: str) -> None:
+    def unregister_memory(self, name: str, kind: MemoryKind = "system") -> None:
         """Let the server forget a region. Raises as `register_memory`."""
-        self._client.unregister_memory(name, timeout_s=self._timeout_s)
+        self._client.unregister_memory(name, kind, timeout_s=self._timeout_s)
 
-    def registered_memory(self) -> tuple[str, ...]:
+    def registered_memory(self, kind: MemoryKind = "system") -> tuple[str, ...]:
         """Return the names of the regions that the server maps. Raises as `register_memory`."""
-        return self._client.registered_memory(timeout_s=self._timeout_s)
+        return self._client.registered_memory(kind, timeout_s=self._timeout_s)
 
 
 def _require_types(metadata: ModelMetadata) -> None:

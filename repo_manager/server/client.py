@@ -16,8 +16,10 @@ from repo_manager.server.records import local_server, with_key
 from repo_manager.server.transport import (
     ClientOptions,
     Config,
+    CudaHandle,
     Endpoint,
     IndexEntry,
+    MemoryKind,
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
@@ -215,17 +217,26 @@ class TritonClient:
         """Return the inputs, outputs and served versions of a model."""
         return self._transport.model_metadata(name, _text(version), self._deadline(timeout_s))
 
-    def register_memory(self, name: str, key: str, size_bytes: int, *, timeout_s: float | None = None) -> None:
-        """Let the server map the POSIX shared memory `key` as region `name`; the server has to be on this machine."""
+    def register_memory(
+        self, name: str, key: str | CudaHandle, size_bytes: int, *, timeout_s: float | None = None
+    ) -> None:
+        """Let the server map memory as region `name`; the server has to be on this machine.
+
+        Args:
+            name: the region.
+            key: of POSIX shared memory; or a handle of memory on a GPU that the server uses, too.
+            size_bytes: of the region.
+            timeout_s: `None` takes the client's.
+        """
         self._transport.register_memory(name, key, size_bytes, self._deadline(timeout_s))
 
-    def unregister_memory(self, name: str, *, timeout_s: float | None = None) -> None:
+    def unregister_memory(self, name: str, kind: MemoryKind = "system", *, timeout_s: float | None = None) -> None:
         """Let the server forget a region of shared memory."""
-        self._transport.unregister_memory(name, self._deadline(timeout_s))
+        self._transport.unregister_memory(name, kind, self._deadline(timeout_s))
 
-    def registered_memory(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
+    def registered_memory(self, kind: MemoryKind = "system", *, timeout_s: float | None = None) -> tuple[str, ...]:
         """Return the names of the regions of shared memory that the server maps."""
-        return self._transport.registered_memory(self._deadline(timeout_s))
+        return self._transport.registered_memory(kind, self._deadline(timeout_s))
 
     def model_ready(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> bool:
         """Say whether a version (`None`: the newest served one) is ready; a killed stub still counts as ready."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from repo_manager.errors import UsageError, keep_secret
@@ -20,14 +20,17 @@ __all__ = [
     "ANSWER_BYTES",
     "INFERENCE_BYTES",
     "ClientOptions",
+    "CudaHandle",
     "Endpoint",
     "IndexEntry",
+    "MemoryKind",
     "ModelMetadata",
     "RequestOptions",
     "ServerMetadata",
     "TensorMetadata",
     "Transport",
     "VersionStatistics",
+    "memory_kind",
 ]
 
 
@@ -269,6 +272,28 @@ class VersionStatistics:
     batches: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
+MemoryKind = Literal["system", "cuda"]
+"""Where shared memory is: POSIX shared memory of the machine, or memory of a GPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaHandle:
+    """Memory of a GPU, as another process on the machine opens it.
+
+    Attributes:
+        raw: CUDA's handle for other processes, 64 bytes.
+        device: the GPU's number.
+    """
+
+    raw: bytes
+    device: int
+
+
+def memory_kind(key: str | CudaHandle) -> MemoryKind:
+    """Return where the memory is that a key stands for."""
+    return "cuda" if isinstance(key, CudaHandle) else "system"
+
+
 class Transport(Protocol):
     """The calls as one protocol makes them; errors are `ServerUnreachableError` and `ServerRefusedError`."""
 
@@ -294,11 +319,11 @@ class Transport(Protocol):
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool: ...  # noqa: D102
 
-    def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None: ...  # noqa: D102
+    def register_memory(self, name: str, key: str | CudaHandle, size_bytes: int, timeout_s: float) -> None: ...  # noqa: D102
 
-    def unregister_memory(self, name: str, timeout_s: float) -> None: ...  # noqa: D102
+    def unregister_memory(self, name: str, kind: MemoryKind, timeout_s: float) -> None: ...  # noqa: D102
 
-    def registered_memory(self, timeout_s: float) -> tuple[str, ...]: ...  # noqa: D102
+    def registered_memory(self, kind: MemoryKind, timeout_s: float) -> tuple[str, ...]: ...  # noqa: D102
 
     def infer(  # noqa: D102
         self,

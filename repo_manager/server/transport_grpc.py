@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
@@ -29,8 +30,10 @@ from repo_manager.server.transport import (
     INFERENCE_BYTES,
     ClientOptions,
     Config,
+    CudaHandle,
     Endpoint,
     IndexEntry,
+    MemoryKind,
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
@@ -219,26 +222,31 @@ class GrpcTransport:
             versions = tuple(str(version_of(version)) for version in several(answer.versions))
             return ModelMetadata(answer.name, versions, answer.platform, inputs, outputs)
 
-    def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None:
-        """Let the server map POSIX shared memory."""
-        self._ask(
-            f"register shared memory {name}",
-            timeout_s,
-            self._client.register_system_shared_memory,
-            name,
-            key,
-            size_bytes,
-        )
+    def register_memory(self, name: str, key: str | CudaHandle, size_bytes: int, timeout_s: float) -> None:
+        """Let the server map POSIX shared memory, or memory of a GPU."""
+        what = f"register shared memory {name}"
+        if isinstance(key, CudaHandle):
+            handle = base64.b64encode(key.raw)
+            register = self._client.register_cuda_shared_memory
+            self._ask(what, timeout_s, register, name, handle, key.device, size_bytes)
+        else:
+            self._ask(what, timeout_s, self._client.register_system_shared_memory, name, key, size_bytes)
 
-    def unregister_memory(self, name: str, timeout_s: float) -> None:
+    def unregister_memory(self, name: str, kind: MemoryKind, timeout_s: float) -> None:
         """Let the server forget a region."""
-        self._ask(f"unregister shared memory {name}", timeout_s, self._client.unregister_system_shared_memory, name)
+        of_kind = {
+            "system": self._client.unregister_system_shared_memory,
+            "cuda": self._client.unregister_cuda_shared_memory,
+        }
+        self._ask(f"unregister shared memory {name}", timeout_s, of_kind[kind], name)
 
-    def registered_memory(self, timeout_s: float) -> tuple[str, ...]:
+    def registered_memory(self, kind: MemoryKind, timeout_s: float) -> tuple[str, ...]:
         """Return the names of the regions that the server maps."""
-        return tuple(
-            self._ask("regions of shared memory", timeout_s, self._client.get_system_shared_memory_status).regions
-        )
+        of_kind = {
+            "system": self._client.get_system_shared_memory_status,
+            "cuda": self._client.get_cuda_shared_memory_status,
+        }
+        return tuple(self._ask("regions of shared memory", timeout_s, of_kind[kind]).regions)
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
         """Say whether a version is ready."""

@@ -26,13 +26,16 @@ from repo_manager.server.transport import (
     INFERENCE_BYTES,
     ClientOptions,
     Config,
+    CudaHandle,
     Endpoint,
     IndexEntry,
+    MemoryKind,
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
     TensorMetadata,
     VersionStatistics,
+    memory_kind,
 )
 from repo_manager.triton_messages import model_config_pb2
 
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpTransport"]
 
 
-_MEMORY = "/v2/systemsharedmemory"
+_MEMORY = {"system": "/v2/systemsharedmemory", "cuda": "/v2/cudasharedmemory"}
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -134,20 +137,24 @@ class HttpTransport:
             platform = text_of(answer.get("platform", ""))
             return ModelMetadata(text_of(answer["name"]), versions, platform, inputs, outputs)
 
-    def register_memory(self, name: str, key: str, size_bytes: int, timeout_s: float) -> None:
-        """Let the server map POSIX shared memory."""
-        body = {"key": key, "offset": 0, "byte_size": size_bytes}
-        path = f"{_MEMORY}/region/{_safe(name)}/register"
+    def register_memory(self, name: str, key: str | CudaHandle, size_bytes: int, timeout_s: float) -> None:
+        """Let the server map POSIX shared memory, or memory of a GPU."""
+        if isinstance(key, CudaHandle):
+            handle = {"b64": base64.b64encode(key.raw).decode()}
+            body: dict[str, Any] = {"raw_handle": handle, "device_id": key.device, "byte_size": size_bytes}
+        else:
+            body = {"key": key, "offset": 0, "byte_size": size_bytes}
+        path = f"{_MEMORY[memory_kind(key)]}/region/{_safe(name)}/register"
         self._json(f"register shared memory {name}", "POST", path, body, timeout_s)
 
-    def unregister_memory(self, name: str, timeout_s: float) -> None:
+    def unregister_memory(self, name: str, kind: MemoryKind, timeout_s: float) -> None:
         """Let the server forget a region."""
-        path = f"{_MEMORY}/region/{_safe(name)}/unregister"
+        path = f"{_MEMORY[kind]}/region/{_safe(name)}/unregister"
         self._json(f"unregister shared memory {name}", "POST", path, {}, timeout_s)
 
-    def registered_memory(self, timeout_s: float) -> tuple[str, ...]:
+    def registered_memory(self, kind: MemoryKind, timeout_s: float) -> tuple[str, ...]:
         """Return the names of the regions that the server maps."""
-        answer = self._json("regions of shared memory", "GET", f"{_MEMORY}/status", None, timeout_s)
+        answer = self._json("regions of shared memory", "GET", f"{_MEMORY[kind]}/status", None, timeout_s)
         with reading(self._endpoint, "regions of shared memory"):
             return tuple(text_of(region["name"]) for region in several(answer))
 

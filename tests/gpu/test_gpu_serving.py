@@ -15,6 +15,8 @@ import pytest
 
 from repo_manager.engine.options import EngineOptions
 from repo_manager.errors import ServerRefusedError
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.repository.golden import read_golden
 from repo_manager.server.client import TritonClient
@@ -48,6 +50,21 @@ def test_an_engine_is_served_as_onnx_runtime_answers(added: Added) -> None:
             for name, wanted in golden.outputs.items():
                 error = np.abs(outputs[name] - wanted).max() / np.abs(wanted).max()
                 assert error <= added.golden.tolerance, (batch, name, error)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_inputs_come_from_memory_of_the_gpu(added: Added, protocol: str) -> None:
+    root = added.path.parent.parent
+    with EmbeddedServer(ServerOptions(repository=str(root))) as server:
+        server.wait_ready(60)
+        client = TritonClient.connect(server.grpc_url)
+        client.load("cnn")
+        url = server.grpc_url if protocol == "grpc" else server.http_url
+        options = LoadTestOptions(url, "cnn", concurrency=(2,), request_count=50, shared_memory="cuda")
+        report = run_load_test(options)
+        assert [point.errors for point in report.points] == [0]
+        assert client.registered_memory("cuda") == ()
 
 
 @pytest.mark.usefixtures("device")

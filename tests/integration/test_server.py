@@ -27,7 +27,7 @@ from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.guard import StubGuard, stubs_of
 from repo_manager.server.process import start_ticks
 from repo_manager.server.records import running_server
-from repo_manager.server.transport import ClientOptions
+from repo_manager.server.transport import ClientOptions, CudaHandle
 
 pytestmark = pytest.mark.integration
 StartServer = Callable[[ServerOptions], EmbeddedServer]
@@ -316,6 +316,13 @@ def test_shared_memory_is_registered_listed_and_forgotten(any_client: TritonClie
     finally:
         memory.close()
         memory.unlink()
+
+
+def test_memory_of_a_gpu_is_registered_by_the_servers_own_api(any_client: TritonClient) -> None:
+    with pytest.raises(ServerRefusedError, match="register shared memory region"):  # no process has such a handle
+        any_client.register_memory("region", CudaHandle(bytes(64), 0), 64)
+    assert any_client.registered_memory("cuda") == ()
+    any_client.unregister_memory("region", "cuda")
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

@@ -1,6 +1,6 @@
-"""Inputs and outputs in POSIX shared memory that the server maps, instead of in each request.
+"""Inputs and outputs in memory that the server maps, instead of in each request: POSIX shared memory, or a GPU's.
 
-The region is a locked file below /dev/shm. It goes when the load test ends, whatever ends it; what a killed
+A POSIX region is a locked file below /dev/shm. It goes when the load test ends, whatever ends it; what a killed
 process left is recognised by its lock, which died with it, and removed by the next run.
 """
 
@@ -17,9 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import InputError, ServerError, ServerRefusedError, UsageError
+from repo_manager.loadtest.inputs.cuda_memory import cuda_memory
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import Target, TargetFacts
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, Sample, elements_of, raw_bytes
+from repo_manager.server.transport import CudaHandle, memory_kind
 
 __all__ = ["Area", "Placement", "shared_samples", "sweep"]
 
@@ -64,10 +66,11 @@ def shared_samples(
         target: the server.
         facts: the model.
         samples: inputs of each request.
-        options: without `shared_memory="system"` nothing happens and the placement is `None`.
+        options: with `shared_memory="none"` nothing happens and the placement is `None`.
 
     Raises:
         InputError: there is not enough shared memory.
+        UsageError: there is none of the kind on this machine.
         ServerRefusedError: the server cannot map it, or does not allow it.
     """
     if options.shared_memory == "none":
@@ -75,17 +78,18 @@ def shared_samples(
         return
     sweep(_FOLDER)
     placement = _plan(facts, samples, options)
-    with _file(placement) as memory:
+    with cuda_memory(placement.size) if options.shared_memory == "cuda" else _posix_memory(placement) as memory:
         for sample, areas in zip(samples, placement.inputs, strict=True):
             for name, area in areas.items():
-                memory[area.offset : area.offset + area.size] = raw_bytes(sample[name])
-        _register(target, placement, options)
+                memory.write(area.offset, raw_bytes(sample[name]))
+        _register(target, placement, memory.key, options)
         try:
-            _unregister_stale(target)
+            if options.shared_memory == "system":  # of a GPU's memory nobody can tell whether its run is alive
+                _unregister_stale(target)
             yield placement
         finally:
             with contextlib.suppress(ServerError):  # a server that is gone has nothing registered
-                target.unregister_memory(placement.region)
+                target.unregister_memory(placement.region, memory_kind(memory.key))
 
 
 def _plan(facts: TargetFacts, samples: list[Sample], options: LoadTestOptions) -> Placement:
@@ -114,8 +118,19 @@ def _output_bytes(item: InputFacts, facts: TargetFacts, options: LoadTestOptions
     return batch * elements_of(item.shape) * NUMPY_OF_TRITON[item.datatype].itemsize
 
 
+@dataclasses.dataclass(frozen=True)
+class _PosixMemory:
+    """A piece of POSIX shared memory: what `CudaMemory` is on a GPU."""
+
+    memory: mmap.mmap
+    key: str
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.memory[offset : offset + len(data)] = data
+
+
 @contextlib.contextmanager
-def _file(placement: Placement) -> Iterator[mmap.mmap]:
+def _posix_memory(placement: Placement) -> Iterator[_PosixMemory]:
     """Make the file: locked before it has a name, so that no other run takes it for a dead one's."""
     path = _FOLDER / placement.region
     try:
@@ -136,7 +151,7 @@ def _file(placement: Placement) -> Iterator[mmap.mmap]:
         _name(descriptor, path)
         try:
             with mmap.mmap(descriptor, placement.size) as memory:
-                yield memory
+                yield _PosixMemory(memory, f"/{placement.region}")
         finally:
             path.unlink(missing_ok=True)
     finally:
@@ -152,14 +167,19 @@ def _name(descriptor: int, path: Path) -> None:
         os.close(folder)
 
 
-def _register(target: Target, placement: Placement, options: LoadTestOptions) -> None:
+_NEEDS = {
+    "system": "in a container with the same /dev/shm (--ipc=host), and as a user who may read this one's files",
+    "cuda": "on the same GPU as number 0, and in a container with --ipc=host",
+}
+
+
+def _register(target: Target, placement: Placement, key: str | CudaHandle, options: LoadTestOptions) -> None:
     try:
-        target.register_memory(placement.region, f"/{placement.region}", placement.size)
+        target.register_memory(placement.region, key, placement.size)
     except ServerRefusedError as exc:
         raise ServerRefusedError(
             f"{options.url} cannot use this machine's shared memory: {exc.message}",
-            hint="It has to run on this machine, in a container with the same /dev/shm (--ipc=host), and as a user "
-            "who may read this one's files. Or leave --shared-memory out.",
+            hint=f"It has to run on this machine, {_NEEDS[memory_kind(key)]}. Or leave --shared-memory out.",
         ) from exc
 
 

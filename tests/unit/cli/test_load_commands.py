@@ -130,8 +130,8 @@ def test_each_option_is_read(arguments, words):
 @pytest.mark.parametrize(
     ("command", "option", "text", "choices"),
     [
-        ("loadtest", "--shared-memory", "cuda", "'none', 'system'"),
-        ("compare", "--shared-memory", "cuda", "'none', 'system'"),
+        ("loadtest", "--shared-memory", "gpu", "'none', 'system', 'cuda'"),
+        ("compare", "--shared-memory", "gpu", "'none', 'system', 'cuda'"),
         ("loadtest", "--arrival", "replay", "'constant', 'poisson', 'burst', 'ramp'"),
         ("loadtest", "--client", "ab", "'auto', 'native', 'perf_analyzer'"),
         ("loadtest", "--protocol", "ftp", "'grpc', 'http'"),

@@ -97,7 +97,7 @@ def test_only_encrypted_urls_use_the_tls_files():
         {"url": "http://a:1/triton?x=1"},
         {"url": "grpc://a:1", "protocol": "http"},
         {"client": "other"},
-        {"shared_memory": "cuda"},
+        {"shared_memory": "gpu"},
         {"arrival": "replay"},
         {"duration_s": 1.0, "request_count": 5},
         {"duration_s": 0.0},

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from repo_manager.errors import InputError, ServerRefusedError
+from repo_manager.errors import InputError, ServerRefusedError, UsageError
 from repo_manager.loadtest.inputs.shared_memory import shared_samples, sweep
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.request_data.tensors import InputFacts
+from repo_manager.server.transport import CudaHandle
 
 X, Y = InputFacts("x", "FP32", (3,)), InputFacts("y", "INT8", (5,))
 FACTS = TargetFacts("u", "grpc", "t", "1", "m", "1", "b", 8, (X,), ("y",), False, False, False, False, (Y,))
@@ -38,10 +42,10 @@ class Server:
         self.regions[name] = Path("/dev/shm", key.removeprefix("/")).read_bytes()
         assert len(self.regions[name]) == size_bytes
 
-    def unregister_memory(self, name: str) -> None:
+    def unregister_memory(self, name: str, kind: str = "system") -> None:
         del self.regions[name]
 
-    def registered_memory(self) -> tuple[str, ...]:
+    def registered_memory(self, kind: str = "system") -> tuple[str, ...]:
         return tuple(self.regions)
 
 
@@ -90,6 +94,100 @@ def test_outputs_of_unknown_size_come_in_the_answer(output):
     facts = dataclasses.replace(FACTS, output_facts=(output,))
     with shared_samples(Server(), facts, SAMPLES, OPTIONS) as placement:
         assert placement.outputs == ()
+
+
+class _Driver:
+    """CUDA's driver with one GPU, whose memory is this process's: tests/gpu has the real one."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.freed: list[str] = []
+        self.fails: dict[str, int] = {}
+        self._acts: dict[str, Callable[..., object]] = {
+            "cuMemAlloc_v2": self._allocate,
+            "cuIpcGetMemHandle": self._export,
+            "cuMemcpyHtoD_v2": lambda place, data, size: ctypes.memmove(place.value, data, size.value),
+            "cuMemFree_v2": lambda address: self.freed.append("memory"),
+            "cuDevicePrimaryCtxRelease_v2": lambda number: self.freed.append("context"),
+            "cuGetErrorString": self._explain,
+        }
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*arguments: object) -> int:
+            if name in self._acts and name not in self.fails:
+                self._acts[name](*arguments)
+            return self.fails.get(name, 0)
+
+        return call
+
+    def _allocate(self, address: Any, size: ctypes.c_size_t) -> None:
+        buffer = ctypes.create_string_buffer(size.value)
+        self.memory[ctypes.addressof(buffer)] = buffer
+        address._obj.value = ctypes.addressof(buffer)
+
+    def _export(self, handle: Any, address: ctypes.c_uint64) -> None:
+        handle.raw = address.value.to_bytes(64, "little")
+
+    def _explain(self, status: int, text: Any) -> None:
+        text._obj.value = b"out of memory" if status == 2 else b"operation not supported"
+
+
+CUDA = dataclasses.replace(OPTIONS, shared_memory="cuda")
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> _Driver:
+    driver = _Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    return driver
+
+
+def test_the_inputs_lie_on_the_gpu_and_nothing_is_left(driver):
+    handles = []
+
+    class GpuServer(Server):
+        def register_memory(self, name, key, size_bytes):
+            assert isinstance(key, CudaHandle)
+            handles.append(key)
+            (memory,) = driver.memory.values()
+            assert (key.device, len(key.raw), len(memory)) == (0, 64, size_bytes)
+            self.regions[name] = memory.raw
+
+    server = GpuServer(regions=("repo-manager-load-of-another-container",))
+    with shared_samples(server, FACTS, SAMPLES, CUDA) as placement:
+        for sample, areas in zip(SAMPLES, placement.inputs, strict=True):
+            area = areas["x"]
+            assert server.regions[placement.region][area.offset : area.offset + area.size] == sample["x"].tobytes()
+        assert not Path("/dev/shm", placement.region).exists()
+        assert driver.freed == []
+    assert list(server.regions) == ["repo-manager-load-of-another-container"]
+    assert len(handles) == 1
+    assert driver.freed == ["memory", "context"]
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "error", "message"),
+    [
+        ("cuInit", 100, UsageError, "cuInit: operation not supported"),
+        ("cuMemAlloc_v2", 2, InputError, "no room for the inputs and outputs: out of memory"),
+        ("cuIpcGetMemHandle", 801, UsageError, "cuIpcGetMemHandle: operation not supported"),
+    ],
+)
+def test_what_the_driver_refuses_is_said_and_nothing_is_left(driver, call, status, error, message):
+    driver.fails[call] = status
+    with pytest.raises(error, match=message), shared_samples(Server(), FACTS, SAMPLES, CUDA):
+        pass
+    assert driver.freed == {"cuInit": [], "cuMemAlloc_v2": ["context"]}.get(call, ["memory", "context"])
+
+
+def test_a_machine_without_a_driver_is_told(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(UsageError, match="no NVIDIA driver") as caught, shared_samples(Server(), FACTS, SAMPLES, CUDA):
+        pass
+    assert "NVIDIA GPU" in caught.value.hint
 
 
 def test_without_the_option_nothing_is_shared():
