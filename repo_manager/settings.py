@@ -56,6 +56,10 @@ class Settings:
     """A file with the bearer token to send to servers."""
     token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
     """The bearer token itself (`REPO_MANAGER_TOKEN`)."""
+    grafana: str | None = None
+    """Grafana's URL (`https://host`): roll-outs become annotations there; none: they do not."""
+    grafana_token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+    """A token of Grafana that may write annotations (`REPO_MANAGER_GRAFANA_TOKEN`)."""
     code_modules: tuple[str, ...] = ()
     """Modules whose functions `apply` may call as calibration data without `--allow-code`, and those below them; from
     the environment, never the current folder."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from repo_manager.errors import RepositoryError, RollbackFailedError, ServerUnreachableError
 from repo_manager.optional import deferred
+from repo_manager.pipeline.annotating import annotated
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
 from repo_manager.repository.scan import find_model
@@ -28,7 +29,7 @@ from repo_manager.rollout.result import Rollout, ServerResult
 from repo_manager.rollout.targets.urls import To
 from repo_manager.server.records import running_server
 from repo_manager.server.transport import ClientOptions
-from repo_manager.settings import load_settings
+from repo_manager.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from repo_manager.pipeline import background
@@ -76,7 +77,8 @@ def deploy(
     where = _Where.find(to, options, connection)
     if where.to is None and where.options.dry_run and running_server(repository) is None:
         return _planned_alone(repository, name, number, where.options)
-    with where.reached(repository, name, number, report) as reached:
+    told = annotated(where.settings, "deploy", f"{name}:{number}", where.options, report)
+    with told as marked, where.reached(repository, name, number, report) as reached:
         done = deploy_to(
             repository,
             name,
@@ -87,6 +89,7 @@ def deploy(
             connection=where.connection,
             report=report,
         )
+        marked.append(done)
     return _marked(done, reached.started)
 
 
@@ -109,13 +112,19 @@ def rollback(
     find_model(repository, name)
     where = _Where.find(to, options, connection)
     options, connection = where.options, where.connection
+    told = annotated(where.settings, "rollback", name, options, report)
     if where.to is not None:
-        return rollback_on(repository, name, where.to, options=options, connection=connection, report=report)
+        with told as marked:
+            marked.append(
+                rollback_on(repository, name, where.to, options=options, connection=connection, report=report)
+            )
+        return marked[0]
     version = version_to_go_back_to(repository, name)
     if options.dry_run and running_server(repository) is None:
         return _planned_alone(repository, name, version, options)
-    with where.reached(repository, name, version, report) as reached:
+    with told as marked, where.reached(repository, name, version, report) as reached:
         done = rollback_on(repository, name, reached.url, options=options, connection=connection, report=report)
+        marked.append(done)
     return _marked(done, reached.started)
 
 
@@ -153,9 +162,14 @@ def undeploy(
     reached: To | None = where.to if running is None else running.control_url
     if reached is None:
         return _undeployed_alone(repository, name, number, where.options)
-    return undeploy_from(
-        repository, name, number, reached, options=where.options, connection=where.connection, report=report
-    )
+    what = name if number is None else f"{name}:{number}"
+    with annotated(where.settings, "undeploy", what, where.options, report) as marked:
+        marked.append(
+            undeploy_from(
+                repository, name, number, reached, options=where.options, connection=where.connection, report=report
+            )
+        )
+    return marked[0]
 
 
 def _undeployed_alone(repository: Location, name: str, version: int | None, options: RolloutOptions) -> Rollout:
@@ -199,11 +213,13 @@ class _Where:
         to: `None`: to the repository's own server.
         options: how.
         connection: how to connect.
+        settings: of the user.
     """
 
     to: To | None
     options: RolloutOptions
     connection: ClientOptions
+    settings: Settings
 
     @classmethod
     def find(cls, to: To | None, options: RolloutOptions | None, connection: ClientOptions | None) -> _Where:
@@ -214,6 +230,7 @@ class _Where:
                 RolloutOptions(signed_by=settings.signed_by) if options is None else options, context=settings.context
             ),
             connection_of(settings) if connection is None else connection,
+            settings,
         )
 
     @contextlib.contextmanager

@@ -29,6 +29,7 @@ _MERGE_KEYS = {"containers": "name", "initContainers": "name", "env": "name", "v
 _PATHS = {
     "deployments": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/deployments(?:/([^/?]+))?"),
     "replicasets": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/replicasets(?:/([^/?]+))?"),
+    "events": re.compile(r"/api/v1/namespaces/([^/]+)/events(?:/([^/?]+))?"),
     "pods": re.compile(r"/api/v1/namespaces/([^/]+)/pods(?:/([^/?]+))?(/log)?"),
     "inferenceservices": re.compile(r"/apis/serving\.kserve\.io/v1beta1/namespaces/([^/]+)/inferenceservices/([^/?]+)"),
     "httproutes": re.compile(r"/apis/gateway\.networking\.k8s\.io/v1/namespaces/([^/]+)/httproutes/([^/?]+)"),
@@ -187,6 +188,8 @@ class FakeCluster:
     """Told of every object that is read by its name, before it is sent."""
     manager: str = "unknown"
     """The field manager of the request that is answered now."""
+    events: list[Object] = dataclasses.field(default_factory=list)
+    """What was created as Events, in order."""
     frozen: bool = False
     """The Deployment controller does nothing."""
 
@@ -356,6 +359,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer("GET", None)
 
+    def do_POST(self) -> None:
+        self._answer("POST", json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
     def do_PATCH(self) -> None:
         length = int(self.headers["Content-Length"])
         self._answer("PATCH", json.loads(self.rfile.read(length)))
@@ -378,6 +384,8 @@ class _Handler(BaseHTTPRequestHandler):
                 namespace, name = match[1], match[2]
                 if kind == "pods" and match[3]:
                     self._send(200, self.cluster.logs.encode(), "text/plain")
+                elif method == "POST":
+                    self._created(kind, body)
                 elif method == "PATCH":
                     strategic = "strategic" in self.headers["Content-Type"]
                     self.cluster.manager = _one(query, "fieldManager") or "unknown"
@@ -391,6 +399,14 @@ class _Handler(BaseHTTPRequestHandler):
                         self._json(200, found)
                 return
         self._status(404, f"the server could not find the requested resource: {path}")
+
+    def _created(self, kind: str, body: Object) -> None:
+        """Take over an Event, and nothing else: roll-outs create nothing."""
+        if kind != "events" or body["involvedObject"].get("namespace") != body["metadata"].get("namespace"):
+            self._status(422, f"{kind}: involvedObject.namespace does not match event.namespace")
+            return
+        self.cluster.events.append(body)
+        self._json(201, body)
 
     def _json(self, code: int, item: Object) -> None:
         self._send(code, json.dumps(item).encode(), "application/json")

@@ -238,6 +238,11 @@ class Api:
         """Return the ReplicaSets with these labels, with those that are kept for `kubectl rollout undo`."""
         return tuple(self._listed(f"list the ReplicaSets in {namespace}", self._apps.ReplicaSet, namespace, labels))
 
+    def create_event(self, namespace: str, event: Object) -> None:
+        """Write an Event."""
+        made = self._core.Event.from_dict(event)
+        self._ask(f"write an Event in {namespace}", lambda: self._client.create(made, namespace=namespace))
+
     def log_tail(self, namespace: str, pod: str, container: str) -> str:
         """Return the last lines that a container wrote; empty when they cannot be had."""
 

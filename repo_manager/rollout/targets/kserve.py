@@ -20,6 +20,7 @@ from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, SnapshotChange, TrialResult
 from repo_manager.rollout.targets.api import Api, Kind, change_unless_changed, patiently
 from repo_manager.rollout.targets.api_objects import Object
+from repo_manager.rollout.targets.events import Events
 from repo_manager.rollout.targets.inference_service import (
     ALL_TRAFFIC,
     InferenceService,
@@ -114,6 +115,7 @@ class KServeTarget:
             self._check_kind()
         self.seen: Sight = see(self._api, self._service.namespace, self._service.name)
         self._before = self.seen.service
+        self._events = Events(self._api, self._before, self._context)
         self._known = failure_of(self._before)
         self._format = format_of(self._before)
         self._uri = str(self._before["spec"]["predictor"][self._format]["storageUri"])
@@ -194,6 +196,7 @@ class KServeTarget:
                 f"{self._service} runs in KServe's Standard mode, which has no canary before KServe 0.20",
                 hint="Leave the percentages out, or weight two services by an HTTPRoute (deploy/gateway).",
             )
+        self._events.tell("RolloutStarted", f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
 
     def prove(self) -> None:
         """Wait until it serves what is wanted, and go through the shares of the traffic below all of it."""
@@ -212,6 +215,8 @@ class KServeTarget:
         """Give the new version all of the traffic."""
         if self._percent != ALL_TRAFFIC:
             self._share(ALL_TRAFFIC)
+        if self.touched:
+            self._events.tell("RolloutDone", f"it serves {self._after}")
 
     def undo(self) -> str:
         """Take the traffic from the new version at once, then put everything back."""
@@ -231,10 +236,12 @@ class KServeTarget:
             self._wait(wanted, self._context.options.load_timeout_s)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
+        self._events.tell("RolloutUndone", f"put back, it serves {self._uri}", warning=True)
         return f"it serves {self._uri}"
 
     def by_hand(self) -> str:
         """Say what a person has to do when the undo failed."""
+        self._events.tell("RolloutFailed", f"not put back; before, it served {self._uri}", warning=True)
         where = self._service.namespace
         if self._service.context is not None:
             where += f" --context {self._service.context}"

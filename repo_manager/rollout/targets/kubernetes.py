@@ -16,6 +16,7 @@ from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
 from repo_manager.rollout.targets.api import Api, change_unless_changed, patiently
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.base import LeftAloneError
+from repo_manager.rollout.targets.events import Events
 from repo_manager.rollout.targets.kubernetes_status import wait_for_rollout
 from repo_manager.rollout.targets.pods import PodProver
 from repo_manager.rollout.targets.release import Release, find_deployments
@@ -161,6 +162,7 @@ class DeploymentPart:
         self._url = f"{served.snapshots}/{planned.id}"
         self._replicas: int = deployment["spec"].get("replicas", 1)
         self._pods: tuple[PodProof, ...] = ()
+        self._events = Events(self._api, deployment, self._context)
         self.touched = False
         before = held.get(self._context.name, ())
         leaves_nothing = self._context.leaves and self._context.remaining(before) == before
@@ -200,6 +202,7 @@ class DeploymentPart:
         except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
             self.touched = False
             raise
+        self._events.tell("RolloutStarted", f"{self._served.url} -> {self._url}")
 
     def prove(self) -> None:
         """Wait until every pod serves the snapshot, and ask those that can be reached."""
@@ -212,7 +215,9 @@ class DeploymentPart:
         self._pods = prover.take()
 
     def finish(self) -> None:
-        """Do nothing: the old pods are gone."""
+        """Say that it is done: the old pods are gone."""
+        if self.touched:
+            self._events.tell("RolloutDone", f"{self._replicas} pods serve {self._url}")
 
     def undo(self) -> str:
         """Restore the pod template and wait for its pods.
@@ -233,10 +238,12 @@ class DeploymentPart:
             self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
+        self._events.tell("RolloutUndone", f"put back, it serves {self._served.url}", warning=True)
         return f"the pods of {self.label} were put back: they serve {self._served.url}"
 
     def by_hand(self) -> str:
         """Say what a person has to do when the undo failed."""
+        self._events.tell("RolloutFailed", f"not put back; before, it served {self._served.url}", warning=True)
         space, name = self._target.release.namespace, self._name
         if self._target.release.context is not None:
             space += f" --context {self._target.release.context}"

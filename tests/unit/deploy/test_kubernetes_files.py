@@ -121,6 +121,7 @@ def test_the_role_for_kserve_allows_what_roll_outs_status_and_gc_ask_for_and_no_
     ]
     assert sorted(allowed) == [
         ("deployments", "list", False),
+        ("events", "create", False),
         ("inferenceservices", "get", True),
         ("inferenceservices", "list", False),
         ("inferenceservices", "patch", True),

@@ -367,3 +367,9 @@ def test_a_share_of_a_sequence_is_refused_before_the_cluster_is_asked(
     with pytest.raises(UsageError, match="of a sequence of scale have to reach one version"):
         deploy(repository, "scale", 2, TARGET, options=QUICK, trial=trial)
     assert len(cluster.requests) == asked
+
+
+def test_roll_outs_are_events_of_the_service(cluster: FakeCluster, controller: Controller, repository: Path) -> None:
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert [event["reason"] for event in cluster.events] == ["RolloutStarted", "RolloutDone"]
+    assert cluster.events[0]["involvedObject"]["apiVersion"] == "serving.kserve.io/v1beta1"

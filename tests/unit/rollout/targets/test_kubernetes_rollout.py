@@ -468,3 +468,29 @@ def test_a_deployment_with_a_warm_start_is_told_in_its_sidecar(
     with pytest.raises(RolloutUndoneError, match="CrashLoopBackOff"):
         deploy(repository, "scale", 3, TARGET, options=QUICK)
     assert cluster.deployment("models", "rel-triton")["spec"]["template"]["spec"] == after
+
+
+def test_roll_outs_are_events_of_the_deployment(deployed: FakeCluster, repository: Path) -> None:
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    deployed.behaviour = waiting("ImagePullBackOff", "no such image")
+    with pytest.raises(RolloutUndoneError):
+        deploy(repository, "scale", 3, TARGET, options=QUICK)
+    found = [(event["reason"], event["type"]) for event in deployed.events]
+    assert found == [
+        ("RolloutStarted", "Normal"),
+        ("RolloutDone", "Normal"),
+        ("RolloutStarted", "Normal"),
+        ("RolloutUndone", "Warning"),
+    ]
+    about = deployed.events[0]["involvedObject"]
+    assert (about["kind"], about["name"], about["namespace"]) == ("Deployment", "rel-triton", "models")
+    assert deployed.events[0]["message"].startswith(
+        "deploy scale:2: /models/repository -> /models/repository.snapshots/"
+    )
+
+
+def test_events_that_may_not_be_written_end_no_roll_out(deployed: FakeCluster, repository: Path) -> None:
+    deployed.refuse = lambda method, path: (403, "events is forbidden") if method == "POST" else None
+    done = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert [event for event in done.events if "no Events are written of rel-triton" in event]
+    assert len([request for request in deployed.requests if request[0] == "POST"]) == 1
