@@ -207,3 +207,34 @@ def test_only_the_repository_asks_what_kind_of_place_it_has() -> None:
         and unit_of(path) != "repository"
     }
     assert asking == others
+
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 8
+LONGER = {
+    "repository/stores/disk.py": "one class: a store's verbs on folders, which share the operation's lock and staging",
+    "repository/stores/objects/client.py": "one class: requests to one place, each with the same retries and errors",
+    "triton_config/backend_io.py": "one file, copied as it is beside the backends that run in Triton's stub process",
+    "tuning/run.py": "one class: a run's steps share its budget, its journal and its server",
+}
+
+
+def test_files_are_read_at_a_sitting() -> None:
+    """A longer file holds two ideas: split it by them, or say in `LONGER` why it is one."""
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    long = {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES}
+    assert long.keys() <= LONGER.keys(), f"above {MAX_FILE_LINES} lines: {long}; LONGER names {sorted(LONGER)}"
+    assert all(0.9 * MAX_FILE_LINES < lengths[name] < 1.5 * MAX_FILE_LINES for name in LONGER)
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    """A step of a long function has a name of its own; many parameters are a frozen dataclass of options."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            where = f"{path}:{node.lineno} {node.name}"
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            given = [name for name in names if name not in ("self", "cls")]
+            assert lines <= MAX_FUNCTION_LINES, f"{where} has {lines} lines: give its steps functions of their own"
+            assert len(given) <= MAX_PARAMETERS, f"{where} takes {len(given)} parameters: make them a frozen dataclass"
