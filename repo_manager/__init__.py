@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from repo_manager.repository.verify import verify
     from repo_manager.rollout.options import Amount, RolloutOptions, ShadowOptions, TrialOptions
     from repo_manager.rollout.result import Rollout
+    from repo_manager.rollout.traffic import Traffic, shift_traffic
     from repo_manager.server.client import TritonClient
     from repo_manager.server.command import ServerOptions, ServerSecurity
     from repo_manager.server.embedded import EmbeddedServer
@@ -146,6 +147,7 @@ __all__ = [
     "Source",
     "SparsityMode",
     "SparsityReport",
+    "Traffic",
     "TrialOptions",
     "TritonClient",
     "TuneOptions",
@@ -218,6 +220,7 @@ __all__ = [
     "scan",
     "set_labels",
     "set_tag",
+    "shift_traffic",
     "sign_version",
     "signature_of",
     "snapshot",
@@ -328,6 +331,7 @@ _MODULES = {
     "repository.verify": ("verify",),
     "rollout.options": ("Amount", "RolloutOptions", "ShadowOptions", "TrialOptions"),
     "rollout.result": ("Rollout",),
+    "rollout.traffic": ("Traffic", "shift_traffic"),
     "server.client": ("TritonClient",),
     "server.command": (
         "ServerOptions",

@@ -68,6 +68,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "deploy": Entry("rollout", "Serve a version, proven by an inference, or undo."),
         "rollback": Entry("rollout", "Go back to the version that was deployed before."),
         "undeploy": Entry("rollout", "Take a model or a version out of service."),
+        "traffic": Entry("traffic", "Share a gateway's traffic between two releases."),
         "status": Entry("status", "Show what servers serve, and where they differ."),
         "infer": Entry("infer", "Send requests to a served model; show its answers."),
         "logs": Entry("serve", "Show the log of the embedded server."),

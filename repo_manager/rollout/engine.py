@@ -32,7 +32,7 @@ from repo_manager.rollout.context import Context
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets.base import LeftAloneError, Part, Target
 
-__all__ = ["run"]
+__all__ = ["as_interrupts", "run"]
 
 # An undo costs a Triton server nothing, so many are undone at once.
 _WIDE = 16
@@ -61,7 +61,7 @@ def run(target: Target, context: Context) -> Rollout:
     if context.options.dry_run:
         return _Run(target, context, lambda: "").plan()
     lease = open_store(context.repository).lease(context.name, timeout_s=context.options.lease_timeout_s)
-    with lease as other_holder, _as_interrupts():
+    with lease as other_holder, as_interrupts():
         context.confirm()
         return _Run(target, context, other_holder).go()
 
@@ -303,7 +303,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _as_interrupts() -> Iterator[None]:
+def as_interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt for SIGTERM and SIGHUP, too (in the main thread; elsewhere nothing changes)."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -50,6 +50,7 @@ FROM_PYTHON = {
     "deploy": "deploy",
     "rollback": "rollback",
     "undeploy": "undeploy",
+    "traffic": "shift_traffic",
     "snapshot": "snapshot",
     "fetch": "fetch",
     "status": "status",

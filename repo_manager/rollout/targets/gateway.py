@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.targets.api import Api, Kind, pause
 from repo_manager.rollout.targets.api_objects import Object
 
-__all__ = ["GatewayWeights"]
+__all__ = ["GatewayWeights", "backends_of"]
 
 _WHOLE = 100
 
@@ -40,7 +40,15 @@ class GatewayWeights:
                 f"No rule of HTTPRoute {namespace}/{route} sends to both {self._stable} and {self._canary}",
                 hint="deploy/gateway has a route that does.",
             )
-        self._fraction = 0.0
+        self._before = [_weights_of(rule) for rule in found]
+        self._fraction = self._share()
+        self.touched = False
+
+    def _share(self) -> float:
+        """Return the canary's share in the first rule; a weight that is left out is 1."""
+        held = {name: 1 if weight is None else weight for name, weight in self._before[0].items()}
+        both = held[self._stable] + held[self._canary]
+        return held[self._canary] / both if both else 0.0
 
     def set_weight(self, fraction: float) -> None:
         """Give the canary this share, and wait until every gateway has accepted it.
@@ -48,25 +56,48 @@ class GatewayWeights:
         Raises:
             ServerError: the API server or a gateway refused it, or somebody else changed the route meanwhile.
         """
-        route = copy.deepcopy(self._api.custom(Kind.HTTP_ROUTE, self._namespace, self._route))
         share = round(fraction * _WHOLE)
-        for rule in self._rules(route):
+        self._set([{self._canary: share, self._stable: _WHOLE - share}] * len(self._before))
+        self._fraction = fraction
+
+    def put_back(self) -> None:
+        """Give both the weights that they had before, and wait as for `set_weight`.
+
+        Raises:
+            ServerError: as there.
+        """
+        self._set(self._before)
+        self._fraction = self._share()
+
+    def described(self) -> str:
+        """Return the weights of before, for a person."""
+        rules = (
+            ", ".join(f"{name} {1 if weight is None else weight}" for name, weight in each.items())
+            for each in self._before
+        )
+        return "; ".join(dict.fromkeys(rules))
+
+    def _set(self, weights: Sequence[Mapping[str, int | None]]) -> None:
+        route = copy.deepcopy(self._api.custom(Kind.HTTP_ROUTE, self._namespace, self._route))
+        for rule, wanted in zip(self._rules(route), weights, strict=False):
             for backend in rule["backendRefs"]:
-                if backend["name"] == self._canary:
-                    backend["weight"] = share
-                elif backend["name"] == self._stable:
-                    backend["weight"] = _WHOLE - share
+                if backend["name"] in (self._stable, self._canary):
+                    weight = wanted[backend["name"]]
+                    if weight is None:
+                        backend.pop("weight", None)
+                    else:
+                        backend["weight"] = weight
         # A merge patch replaces a list as a whole: the version that was read guards against losing another's change.
         patch = {
             "metadata": {"resourceVersion": route["metadata"]["resourceVersion"]},
             "spec": {"rules": route["spec"]["rules"]},
         }
         self._api.patch_custom(Kind.HTTP_ROUTE, self._namespace, self._route, patch)
+        self.touched = True
         self._wait()
-        self._fraction = fraction
 
     def current(self) -> float:
-        """Return the share that was set last; 0 before."""
+        """Return the share that was set last; before, the one that the route has."""
         return self._fraction
 
     def _rules(self, route: Object) -> Iterator[Object]:
@@ -85,6 +116,26 @@ class GatewayWeights:
             if time.monotonic() > deadline:
                 raise ServerRefusedError(f"HTTPRoute {self._namespace}/{self._route}: " + "; ".join(waiting))
             pause()
+
+
+def backends_of(api: Api, namespace: str, route: str) -> tuple[str, str]:
+    """Return the first two backends of the first rule that has two.
+
+    Raises:
+        ServerError: there is no such route, or none of its rules has two.
+    """
+    found = api.custom(Kind.HTTP_ROUTE, namespace, route)
+    for rule in found["spec"].get("rules") or ():
+        names = [str(backend["name"]) for backend in rule.get("backendRefs") or ()]
+        if len(names) > 1:
+            return names[0], names[1]
+    raise ServerRefusedError(
+        f"No rule of HTTPRoute {namespace}/{route} sends to two Services", hint="deploy/gateway has a route that does."
+    )
+
+
+def _weights_of(rule: Object) -> dict[str, int | None]:
+    return {str(backend["name"]): backend.get("weight") for backend in rule["backendRefs"]}
 
 
 def _not_accepted(route: Object) -> Iterator[str]:

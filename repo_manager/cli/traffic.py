@@ -1,0 +1,77 @@
+"""The command that shares the traffic of a gateway: traffic."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from repo_manager.cli.option_groups import grouped, option, settings_of
+from repo_manager.cli.options import DryRun, Output
+from repo_manager.cli.rollout_options import parse_duration
+from repo_manager.report.traffic_view import traffic_view
+from repo_manager.rollout.traffic import parse_shares, shift_traffic
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrafficFlags:
+    """Which share of the traffic the new version gets, and how fast."""
+
+    share: str | None = option(
+        "--share",
+        metavar="10%,50%,100%",
+        sets=(shift_traffic, "steps"),
+        read=lambda text: parse_shares(text),
+        help="The new version's shares, one after the other; 0% takes all from it. Without it the shares are shown.",
+    )
+    step: str = option(
+        "--step",
+        metavar="T",
+        sets=(shift_traffic, "step_s"),
+        read=lambda text: parse_duration(text, "--step"),
+        show=lambda seconds: f"{seconds:g}s",
+        help="How long each share but the last stays.",
+    )
+    stable: str | None = option(
+        "--stable", metavar="SERVICE", help="The Service of the old version [default: the first of the route's two]."
+    )
+    canary: str | None = option(
+        "--canary", metavar="SERVICE", help="The Service of the new version [default: the second of the route's two]."
+    )
+
+
+@app.command("traffic")
+@grouped
+def traffic_command(
+    route: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROUTE", help="gateway://NAMESPACE/HTTPROUTE, or with ?context=NAME.", show_default=False
+        ),
+    ],
+    *,
+    flags: TrafficFlags,
+    dry_run: DryRun = False,
+    output: Output,
+) -> None:
+    """Show or set how an HTTPRoute of the Gateway API shares traffic between two releases.
+
+    Each share is accepted by every gateway before the next one begins. On any failure, and on Ctrl-C, the weights of
+    before come back.
+    """
+    terminal = output.terminal()
+    settings = settings_of(shift_traffic, flags)
+    made = shift_traffic(
+        route,
+        settings.pop("steps") or (),
+        services=(flags.stable, flags.canary),
+        **settings,
+        dry_run=dry_run,
+        report=terminal.reporter(),
+    )
+    terminal.result(made, *traffic_view(made))
