@@ -19,7 +19,7 @@ _WIDEST = 400
 
 
 def answer_view(answer: Any) -> list[RenderableType]:
-    """Show a `pipeline.infer.Answer`: each output's type, shape and values, and the best labels."""
+    """Show a `pipeline.inference.Answer`: each output's type, shape and values, and the best labels."""
     rows = [[name, _dtype(array), _shape(array), _values(array)] for name, array in answer.outputs.items()]
     place = f"request {answer.request}, response {answer.response}, after {answer.elapsed_ns / 1e6:.2f} ms"
     views: list[RenderableType] = [make_table(place, ["output", "type", "shape", "values"], rows)]
@@ -36,7 +36,7 @@ def answer_view(answer: Any) -> list[RenderableType]:
 
 
 def inference_view(inference: Any) -> list[RenderableType]:
-    """Sum a `pipeline.infer.Inference` up in a line or two."""
+    """Sum a `pipeline.inference.Inference` up in a line or two."""
     version = "" if inference.version is None else f":{inference.version}"
     count, came = inference.requests, len(inference.answers)
     plural = "" if count == 1 else "s"
@@ -52,7 +52,7 @@ def inference_view(inference: Any) -> list[RenderableType]:
 
 
 def inference_document(inference: Any) -> dict[str, Any]:
-    """Return a `pipeline.infer.Inference` as `--json` prints it; strings that are no UTF-8 are escaped."""
+    """Return a `pipeline.inference.Inference` as `--json` prints it; strings that are no UTF-8 are escaped."""
     return {
         "model": inference.model,
         "version": inference.version,
