@@ -30,6 +30,7 @@ __all__ = [
     "read_regular",
     "sha256_bytes",
     "sha256_file",
+    "take_lock",
     "work_folder",
     "write_atomic",
 ]
@@ -226,17 +227,26 @@ def file_lock(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
 def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
     """Poll for the lock: flock has no timeout of its own."""
     deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise LockHeldError(
-                    f"{path} is locked by another process for more than {timeout_s:g} s",
-                    hint="Wait for the other repo-manager command to end, then run this one again.",
-                ) from None
-            time.sleep(0.01)
+    while not take_lock(descriptor):
+        if time.monotonic() >= deadline:
+            raise LockHeldError(
+                f"{path} is locked by another process for more than {timeout_s:g} s",
+                hint="Wait for the other repo-manager command to end, then run this one again.",
+            )
+        time.sleep(0.01)
+
+
+def take_lock(descriptor: int) -> bool:
+    """Take an exclusive lock on an open file without waiting; `False`: another process holds it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

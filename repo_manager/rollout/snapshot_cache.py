@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepoManagerError, RepositoryError, UsageError
-from repo_manager.files import file_lock, sha256_file
+from repo_manager.files import file_lock, sha256_file, take_lock
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
@@ -291,11 +291,6 @@ def _claimed(cache: Path, name: str) -> Iterator[bool]:
     """Hold a snapshot that nobody uses; give whether that is so."""
     lock = os.open(cache / f"{name}{_USE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield take_lock(lock)
     finally:
         os.close(lock)

@@ -6,7 +6,6 @@ Durability has an order: content, then the folders that hold it, then the rename
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import shutil
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import fsync_directory, read_regular, sha256_file, write_atomic
+from repo_manager.files import fsync_directory, read_regular, sha256_file, take_lock, write_atomic
 from repo_manager.repository.file_system import copy_durably, write_durably
 from repo_manager.repository.layout import (
     MANIFEST_FILENAME,
@@ -400,14 +399,13 @@ class DiskStore:
 def _lock_or_give_up(path: Path, deadline: float) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if take_lock(descriptor):
             # The last holder may have removed the file between our opening and our locking it.
             if is_same_file(descriptor, path):
                 return descriptor
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                return None
+        elif time.monotonic() >= deadline:
+            os.close(descriptor)
+            return None
+        else:
             time.sleep(_LEASE_POLL_S)
         os.close(descriptor)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import fsync_directory, sha256_file
+from repo_manager.files import fsync_directory, sha256_file, take_lock
 from repo_manager.repository.file_system import copy_durably, write_durably
 from repo_manager.repository.layout import MANIFEST_FILENAME, STAGING_IN_ROOT, check_file_name
 from repo_manager.repository.manifest import FileRecord
@@ -231,11 +231,7 @@ def _locked(area: Path, name: str) -> Iterator[bool]:
         yield True  # The lock file goes last: without it the folder is nobody's.
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-    else:
-        yield True
+        yield take_lock(lock)
     finally:
         os.close(lock)
 
