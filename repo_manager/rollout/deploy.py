@@ -25,14 +25,10 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.transport import ClientOptions
 
 if TYPE_CHECKING:
-    from repo_manager.rollout.targets import clusters, inference_service, kserve, kubernetes, release
+    from repo_manager.rollout.targets import clusters, inference_service, release
     from repo_manager.rollout.trial import canary
 else:
     clusters = deferred("repo_manager.rollout.targets.clusters")
-    inference_service = deferred("repo_manager.rollout.targets.inference_service")
-    kserve = deferred("repo_manager.rollout.targets.kserve")
-    kubernetes = deferred("repo_manager.rollout.targets.kubernetes")
-    release = deferred("repo_manager.rollout.targets.release")
     canary = deferred("repo_manager.rollout.trial.canary")
 
 __all__ = ["deploy", "rollback", "undeploy", "version_to_go_back_to"]
@@ -208,12 +204,7 @@ class _Reach:
         """
         if not self.clusters:
             return version_to_go_back_to(repository, name)
-        found = {
-            str(each): release.previous_on_kubernetes(each, name, api)
-            if isinstance(each, release.Release)
-            else inference_service.previous_on_kserve(each, repository, name, api)
-            for each, api in self.clusters
-        }
+        found = {str(each): clusters.kind_of(each).previous(each, repository, name, api) for each, api in self.clusters}
         if len(set(found.values())) > 1:
             told = ", ".join(f"{version} in {where}" for where, version in found.items())
             raise RepositoryError(f"The version of {name} before is {told}", hint="Go back in one cluster at a time.")
@@ -233,18 +224,10 @@ class _Reach:
                     stack.enter_context(client.within(context.call_s))
                 yield _on_servers(context, clients, trial)
                 return
-            found: list[kubernetes.KubernetesTarget | kserve.KServeTarget] = []
+            found: list[Target] = []
             for each, api in self.clusters:
                 stack.enter_context(api.within(context.call_s))
-                if isinstance(each, inference_service.InferenceService):
-                    found.append(kserve.KServeTarget(context, each, api, trial))
-                elif trial is None:
-                    found.append(kubernetes.KubernetesTarget(context, each, api, connection))
-                else:
-                    raise UsageError(
-                        f"--shadow and --canary are for single servers and kserve://, not for {each}",
-                        hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
-                    )
+                found.append(clusters.kind_of(each).target(context, each, api, trial, connection))
             yield found[0] if len(found) == 1 else JointTarget(found)
 
 

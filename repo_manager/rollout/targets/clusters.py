@@ -1,20 +1,27 @@
-"""What a target in a cluster serves now: read from its objects and from the snapshots that they name."""
+"""The kinds of targets in clusters, one row each, and what such a target serves now."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from repo_manager.errors import ServerRefusedError
+from repo_manager.errors import ServerRefusedError, UsageError
 from repo_manager.repository.location import Location
+from repo_manager.rollout.context import Context
+from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.targets.api import Api, Kind
 from repo_manager.rollout.targets.api_objects import Object
-from repo_manager.rollout.targets.inference_service import InferenceService, storage_of
-from repo_manager.rollout.targets.release import Release, find_deployments
+from repo_manager.rollout.targets.base import Target
+from repo_manager.rollout.targets.inference_service import InferenceService, previous_on_kserve, storage_of
+from repo_manager.rollout.targets.kserve import KServeTarget
+from repo_manager.rollout.targets.kubernetes import KubernetesTarget
+from repo_manager.rollout.targets.release import Release, find_deployments, previous_on_kubernetes
 from repo_manager.rollout.targets.snapshot import models_served
 from repo_manager.rollout.targets.template import SNAPSHOTS, read_template, snapshots_beside
+from repo_manager.server.transport import ClientOptions
 
-__all__ = ["Pointer", "api_of", "models_of", "parse_cluster", "pointers"]
+__all__ = ["KINDS", "ClusterKind", "Pointer", "api_of", "kind_of", "models_of", "parse_cluster", "pointers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +46,75 @@ class Pointer:
         return str(self.item["metadata"]["name"])
 
 
+@dataclasses.dataclass(frozen=True)
+class ClusterKind:
+    """One kind of target in a cluster.
+
+    Attributes:
+        parse: reads what `--to` names; raises UsageError.
+        previous: the version of a model to go back to: target, repository, model, cluster.
+        pointers: what its objects point at: target, cluster.
+        target: what the engine rolls out to: context, target, cluster, trial, how to connect to pods.
+    """
+
+    parse: Callable[[str], Release | InferenceService]
+    previous: Callable[[Any, Location, str, Api], int]
+    pointers: Callable[[Any, Api], tuple[Pointer, ...]]
+    target: Callable[[Context, Any, Api, TrialOptions | None, ClientOptions], Target]
+
+
+def _released(
+    context: Context, release: Release, api: Api, trial: TrialOptions | None, connection: ClientOptions
+) -> Target:
+    if trial is not None:
+        raise UsageError(
+            f"--shadow and --canary are for single servers and kserve://, not for {release}",
+            hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
+        )
+    return KubernetesTarget(context, release, api, connection)
+
+
+def _deployments(release: Release, api: Api) -> tuple[Pointer, ...]:
+    found = []
+    for deployment in find_deployments(release, api):
+        served = read_template(deployment)
+        found.append(Pointer(deployment, served.url, served.snapshots, served.load))
+    return tuple(found)
+
+
+def _storage(service: InferenceService, api: Api) -> tuple[Pointer, ...]:
+    found = api.custom(Kind.INFERENCE_SERVICE, service.namespace, service.name)
+    url = storage_of(found)
+    own = (found["metadata"].get("annotations") or {}).get(SNAPSHOTS)
+    return (Pointer(found, url, own or snapshots_beside(url)),)
+
+
+KINDS: Mapping[str, ClusterKind] = {
+    "k8s://": ClusterKind(
+        Release.parse, lambda release, _, name, api: previous_on_kubernetes(release, name, api), _deployments, _released
+    ),
+    "kserve://": ClusterKind(
+        InferenceService.parse,
+        previous_on_kserve,
+        _storage,
+        lambda context, service, api, trial, _: KServeTarget(context, service, api, trial),
+    ),
+}
+"""Scheme of `--to` -> what is behind it. The schemes are those of `urls.CLUSTERS`."""
+
+
+def kind_of(target: object) -> ClusterKind:
+    """Return the kind of a target in a cluster, by its text."""
+    return KINDS[str(target).partition("://")[0] + "://"]
+
+
 def parse_cluster(text: str) -> Release | InferenceService:
     """Read `k8s://namespace/release` or `kserve://namespace/name`.
 
     Raises:
         UsageError: it is neither.
     """
-    return InferenceService.parse(text) if text.startswith("kserve://") else Release.parse(text)
+    return KINDS.get(text.partition("://")[0] + "://", KINDS["k8s://"]).parse(text)
 
 
 def api_of(text: str, timeout_s: float | None = None) -> Api:
@@ -66,16 +135,7 @@ def pointers(text: str, api: Api) -> tuple[Pointer, ...]:
         ServerError: the API server refused or did not answer, or there is no such thing.
     """
     target = parse_cluster(text)
-    if isinstance(target, InferenceService):
-        service = api.custom(Kind.INFERENCE_SERVICE, target.namespace, target.name)
-        url = storage_of(service)
-        own = (service["metadata"].get("annotations") or {}).get(SNAPSHOTS)
-        return (Pointer(service, url, own or snapshots_beside(url)),)
-    found = []
-    for deployment in find_deployments(target, api):
-        served = read_template(deployment)
-        found.append(Pointer(deployment, served.url, served.snapshots, served.load))
-    return tuple(found)
+    return kind_of(target).pointers(target, api)
 
 
 def models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[int, ...]]:

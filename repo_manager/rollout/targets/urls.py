@@ -13,11 +13,11 @@ from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.server.client import TritonClient
 from repo_manager.server.transport import ClientOptions, Endpoint
 
-__all__ = ["ServerAddress", "To", "connect", "is_cluster", "resolve_targets"]
+__all__ = ["CLUSTERS", "ServerAddress", "To", "connect", "is_cluster", "resolve_targets"]
 
 _DNS = re.compile(r"dns(?:\+(?P<protocol>grpcs?|https?))?://(?P<name>[^/:\[\]]+)(?::(?P<port>\d{1,5}))?/?")
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
-_ELSEWHERE = ("k8s://", "kserve://")
+CLUSTERS = ("k8s://", "kserve://")
 _HINT = (
     "Write grpc://HOST:PORT, http://HOST:PORT (grpcs, https with TLS), dns://NAME:PORT for every address behind a "
     "name (dns+grpcs://, dns+http://, dns+https:// for the others), or @FILE with one of these a line."
@@ -84,7 +84,7 @@ def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) 
 
 def is_cluster(target: object) -> bool:
     """Say whether a target names something in a cluster, rather than servers."""
-    return isinstance(target, str) and target.startswith(_ELSEWHERE)
+    return isinstance(target, str) and target.startswith(CLUSTERS)
 
 
 def connect(
@@ -105,7 +105,7 @@ def connect(
 
 def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[ServerAddress]:
     where = "" if source is None else f"{source}: "
-    if text.startswith(_ELSEWHERE):
+    if text.startswith(CLUSTERS):
         raise UsageError(
             f"{where}{text} stands for a whole deployment and cannot be mixed with servers",
             hint="Give it as the only --to.",

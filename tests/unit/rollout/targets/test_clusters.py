@@ -19,8 +19,10 @@ from repo_manager.errors import RolloutUndoneError, UsageError
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets import api as cluster_api
+from repo_manager.rollout.targets.clusters import KINDS, kind_of
 from repo_manager.rollout.targets.inference_service import InferenceService
 from repo_manager.rollout.targets.release import Release
+from repo_manager.rollout.targets.urls import CLUSTERS
 
 EU, US = "k8s://models/rel?context=eu", "k8s://models/rel?context=arn:aws:eks:us-1:1:cluster/us"
 QUICK = RolloutOptions(load_timeout_s=20.0)
@@ -179,3 +181,9 @@ def test_the_commands_take_contexts(clusters: tuple[FakeCluster, FakeCluster], r
     assert told["clusters"][0]["parts"][0]["models"] == {"other": [1], "scale": [2]}
     kept = run(repository, "gc", "--snapshots", "--to", US, "--older-than", "0s", "--json")
     assert json.loads(kept.stdout)["removed"] == []
+
+
+def test_what_is_told_from_servers_is_what_has_a_kind() -> None:
+    assert tuple(KINDS) == CLUSTERS
+    for scheme, kind in KINDS.items():
+        assert kind_of(kind.parse(f"{scheme}models/triton?context=east")) is kind
