@@ -167,25 +167,71 @@ def test_requests_that_do_not_fit_change_nothing(
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
-        ("acc", {"shadow": True}, "keeps state over a sequence of requests"),
         ("acc", {"steps": (0.5, 1.0)}, "have to reach one version"),
-        ("repeat", {"shadow": True}, "answers with any number of responses"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_kind_that_cannot_be_tried_is_refused_by_name(
-    repository: Path, client: TritonClient, requests: Path, kind: str, options: dict[str, Any], why: str, dry_run: bool
+    repository: Path, client: TritonClient, kind: str, options: dict[str, Any], why: str, dry_run: bool
 ) -> None:
     name = f"{kind}_tried"
     write_python_model(repository, name, kind=kind, versions=(1, 2), extra=POLICY)
     client.load(name)
     before = state_of(repository, client, name)
-    trial = TrialOptions(**{**options, **({"shadow": shadow(requests)} if "shadow" in options else {})})
     with pytest.raises(UsageError, match=why) as refused:
-        deploy(repository, name, 2, client, options=RolloutOptions(dry_run=dry_run), trial=trial)
+        deploy(repository, name, 2, client, options=RolloutOptions(dry_run=dry_run), trial=TrialOptions(**options))
     assert name in refused.value.message
     assert state_of(repository, client, name) == before
     client.unload(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines", "rows"),
+    [
+        ("acc", ['{"X": [[1]]}', '{"X": [[2]]}', '{"X": [[3]]}'], 3),  # one sequence
+        ("repeat", ['{"IN": [1, 2, 3]}', '{"IN": [4, 5]}'], 1),
+    ],
+)
+def test_whole_sequences_and_streams_are_tried_in_the_shadow(
+    repository: Path, client: TritonClient, tmp_path: Path, kind: str, lines: list[str], rows: int
+) -> None:
+    name = f"{kind}_shadowed"
+    folder = write_python_model(repository, name, kind=kind, versions=(1, 2, 3, 4), extra=POLICY)
+    code = (folder / "1" / "model.py").read_text()
+    (folder / "2" / "model.py").write_text(code)
+    # Version 3 answers otherwise as it is. Version 4 forgets what came before, or the last response.
+    forgetful = code.replace("+= int(", "= int(").replace('read(request, "IN"):', 'read(request, "IN")[:-1]:')
+    (folder / "4" / "model.py").write_text(forgetful)
+    path = tmp_path / "requests.jsonl"
+    path.write_text("\n".join(lines))
+    client.load(name)
+    trial = TrialOptions(gates=parse_gates("drift<1e-2, errors<5%"), shadow=shadow(path))
+    for wrong in (3, 4):
+        with pytest.raises(GateError, match="drift<1e-2 failed"):
+            deploy(repository, name, wrong, client, trial=trial)
+        assert observe(client, name).ready == (1,)
+    done = deploy(repository, name, 2, client, trial=trial)
+    assert done.trial is not None
+    seen = done.trial.shadow
+    assert seen is not None
+    assert (seen.errors_new, seen.errors_old, seen.refused_by_both) == (0, 0, 0)
+    assert seen.pairs >= 50
+    assert [output.relative_error for output in seen.outputs] == [0.0]
+    assert [output.samples for output in seen.outputs] >= [seen.pairs * rows]
+    assert done.trial.notes == ()  # every request that the server counted was one of the trial's
+    assert observe(client, name).ready == (2,)
+    client.unload(name)
+
+
+def test_streams_are_not_tried_over_http(repository: Path, server: EmbeddedServer, requests: Path) -> None:
+    write_python_model(repository, "repeat_http", kind="repeat", versions=(1, 2), extra=POLICY)
+    with TritonClient.connect(server.http_url) as http:
+        http.load("repeat_http")
+        before = state_of(repository, http, "repeat_http")
+        with pytest.raises(UsageError, match="does not send over HTTP"):
+            deploy(repository, "repeat_http", 2, http, trial=TrialOptions(shadow=shadow(requests)))
+        assert state_of(repository, http, "repeat_http") == before
+        http.unload("repeat_http")
 
 
 def test_an_ensemble_is_tried_in_the_shadow(repository: Path, client: TritonClient, tmp_path: Path) -> None:

@@ -156,8 +156,7 @@ class KServeTarget:
         configs = [find_model(repository, each).config() for each in (name, *self._context.needs)]
         messages = [config.message() for config in configs if config is not None]
         sequence = any(message.HasField("sequence_batching") for message in messages)
-        decoupled = any(message.model_transaction_policy.decoupled for message in messages)
-        check_kind(name, self._options, sequence=sequence, decoupled=decoupled)
+        check_kind(name, self._options, sequence=sequence)
 
     def check(self) -> None:
         """Do nothing more: the version was checked before the cluster was asked."""

@@ -14,7 +14,7 @@ from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.triton_part import TritonPart
 from repo_manager.rollout.trial.gates import worst_outcome
 from repo_manager.rollout.trial.mirror import Mirror
-from repo_manager.rollout.trial.shadow import ShadowReport, read_requests
+from repo_manager.rollout.trial.shadow import ShadowReport, read_exchanges
 from repo_manager.rollout.trial.steps import (
     CanaryStep,
     FileWeights,
@@ -27,7 +27,7 @@ from repo_manager.rollout.trial.steps import (
 )
 from repo_manager.rollout.trial.watch import ShadowWatch, TrafficWatch
 from repo_manager.server.client import TritonClient
-from repo_manager.server.exchange import kind_of
+from repo_manager.server.exchange import ModelKind, kind_of
 
 __all__ = ["CanaryTarget"]
 
@@ -86,10 +86,12 @@ class CanaryTarget:
             self._note = "no trial: nothing is served beside it"
             self.parts = (part,)
             return
+        kind = ModelKind()
         if part.before.config is not None:
             kind = kind_of(part.client, self._context.name, config=part.before.config.message())
-            check_kind(self._context.name, self._options, sequence=kind.sequence, decoupled=kind.decoupled)
-        self.parts = (_Trial(part, old, self._context, self._options, self._connect),)
+            streams = not kind.decoupled or part.label.startswith("grpc")
+            check_kind(self._context.name, self._options, sequence=kind.sequence, streams=streams)
+        self.parts = (_Trial(part, (old, kind), self._context, self._options, self._connect),)
 
     def check(self) -> None:
         """Check the version and the server."""
@@ -111,12 +113,13 @@ class _Trial:
     def __init__(
         self,
         part: TritonPart,
-        old: int,
+        beside: tuple[int, ModelKind],
         context: Context,
         options: TrialOptions,
         connect: Callable[[], TritonClient],
     ) -> None:
         self._part, self._context, self._options = part, context, options
+        old, self._kind = beside
         self._versions = (old, context.version)
         self._gates: tuple[Gate, ...] = options.all_gates
         self.shadow: ShadowReport | None = None
@@ -127,8 +130,9 @@ class _Trial:
         if options.shadow is not None and not context.options.dry_run:
             if part.before.config is None:
                 raise RepositoryError(f"{part.label} does not tell the configuration of {context.name}")
-            requests = read_requests(options.shadow.requests, part.before.config)
-            self._mirror = Mirror(connect, context.name, self._versions, requests, options.shadow)
+            sequence = self._kind.sequence
+            exchanges = read_exchanges(options.shadow.requests, part.before.config, sequence=sequence)
+            self._mirror = Mirror(connect, context.name, self._versions, exchanges, options.shadow, self._kind)
 
     @property
     def label(self) -> str:
@@ -233,7 +237,8 @@ class _Trial:
     def _count_others(self, before: int) -> None:
         """Note whether others ask for the new version although nobody was told of it."""
         others = self._counted() - before - (0 if self._mirror is None else self._mirror.sent)
-        if self._mirror is not None and others > 0:
+        late = 1 if self._kind.decoupled else 0  # such a request is counted after its last response: that of the proof
+        if self._mirror is not None and others > late:
             self.notes = (
                 f"{others} requests of others went to version {self._context.version} meanwhile: they name no version, "
                 "and Triton sends these to the highest number served",

@@ -1,4 +1,4 @@
-"""Recorded requests sent to two versions at once, their answers and latencies compared."""
+"""Recorded requests and sequences sent to two versions at once, their answers and latencies compared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.gates import GateResult, Outcome
 from repo_manager.rollout.options import ShadowOptions
 from repo_manager.rollout.trial.gates import Evidence
-from repo_manager.rollout.trial.shadow import Array, LatencySummary, Request, ShadowReport
+from repo_manager.rollout.trial.shadow import Array, Exchange, LatencySummary, ShadowReport
 from repo_manager.server.client import TritonClient
+from repo_manager.server.exchange import ModelKind, ask
 from repo_manager.stats.drift import DriftMeter, looks_like_scores, relative_error
 
 __all__ = ["Mirror"]
@@ -28,20 +29,29 @@ _POLL_S = 0.05
 
 @dataclasses.dataclass
 class _Reply:
-    outputs: dict[str, Array] | None
+    """What one version answered.
+
+    Attributes:
+        answers: of each request its responses, in order; `None` when one of the requests failed.
+        error: why.
+        latencies_ns: of each request, to its last response.
+    """
+
+    answers: list[list[Mapping[str, Array]]] | None
     error: str | None
-    latency_ns: int
+    latencies_ns: list[int]
 
 
 class Mirror:
-    """Sends each request to both versions, one after the other in random order, and keeps the score.
+    """Sends each request, or each whole sequence, to both versions in random order, and keeps the score.
 
     Args:
         connect: makes a client; called once a worker, because an HTTP client is for one thread.
         name: the model.
         versions: the old and the new version.
-        requests: what to send, over and over in an order drawn anew each round.
+        exchanges: what to send, over and over in an order drawn anew each round.
         options: rate and deadlines.
+        kind: how the model is asked.
     """
 
     def __init__(
@@ -49,18 +59,19 @@ class Mirror:
         connect: Callable[[], TritonClient],
         name: str,
         versions: tuple[int, int],
-        requests: Sequence[Request],
+        exchanges: Sequence[Exchange],
         options: ShadowOptions,
+        kind: ModelKind,
     ) -> None:
-        self._connect, self._name, self._options = connect, name, options
+        self._connect, self._name, self._options, self._kind = connect, name, options, kind
         self.old, self.new = versions
-        self._requests = requests
+        self._exchanges = exchanges
         self._random = random.Random(options.seed)
         self._lock = threading.Lock()
         self._latencies: list[tuple[int, int]] = []
         self._drifts: list[float] = []
         self._meter: DriftMeter | None = None
-        self._pairs = self._errors_old = self._errors_new = self._refused_by_both = self._skipped = 0
+        self._sent = self._pairs = self._errors_old = self._errors_new = self._refused_by_both = self._skipped = 0
         self._compared = self._agreeing = 0
         self._first_error: str | None = None
         self._warm_up_left = _WARM_UP_PAIRS
@@ -77,7 +88,7 @@ class Mirror:
         Raises:
             ServerUnreachableError: the server does not answer any more.
         """
-        tickets: queue.Queue[Request | None] = queue.Queue(maxsize=self._options.workers)
+        tickets: queue.Queue[Exchange | None] = queue.Queue(maxsize=self._options.workers)
         began = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(self._options.workers) as pool:
             workers = [
@@ -94,17 +105,17 @@ class Mirror:
             raise self._failure
 
     def _send(
-        self, tickets: queue.Queue[Request | None], began: float, seconds: float, stop: Callable[[], bool]
+        self, tickets: queue.Queue[Exchange | None], began: float, seconds: float, stop: Callable[[], bool]
     ) -> None:
         """Hand out requests at the rate; what is due while every worker waits is left out, not made up for later."""
-        order: list[Request] = []
+        order: list[Exchange] = []
         due, asked = began, began
         while (now := time.monotonic()) < began + seconds and self._failure is None:
             if now < due:
                 time.sleep(min(due - now, _POLL_S))
             else:
                 if not order:
-                    order = self._random.sample(list(self._requests), len(self._requests))
+                    order = self._random.sample(list(self._exchanges), len(self._exchanges))
                 try:
                     tickets.put_nowait(order.pop())
                 except queue.Full:
@@ -115,57 +126,65 @@ class Mirror:
                 if stop():
                     return
 
-    def _work(self, tickets: queue.Queue[Request | None], seed: int) -> None:
+    def _work(self, tickets: queue.Queue[Exchange | None], seed: int) -> None:
         random_order = random.Random(seed)
         with self._connect() as client:
-            while (request := tickets.get()) is not None:
+            while (exchange := tickets.get()) is not None:
                 if self._failure is not None:
                     continue
                 order = [self.old, self.new]
                 random_order.shuffle(order)
                 try:
-                    replies = {version: self._ask(client, version, request) for version in order}
+                    replies = {version: self._ask(client, version, exchange) for version in order}
                 except ServerUnreachableError as exc:
                     self._failure = exc
                     continue
                 with self._lock:
                     self._count(replies[self.old], replies[self.new])
 
-    def _ask(self, client: TritonClient, version: int, request: Request) -> _Reply:
-        began_ns = time.perf_counter_ns()
+    def _ask(self, client: TritonClient, version: int, exchange: Exchange) -> _Reply:
+        answers: list[list[Mapping[str, Array]]] = [[] for _ in exchange]
+        latencies_ns = [0] * len(exchange)
         try:
-            outputs = client.infer(self._name, version, request, timeout_s=self._options.timeout_s)
+            for each in ask(client, self._name, version, exchange, self._kind, timeout_s=self._options.timeout_s):
+                answers[each.request].append(each.outputs)
+                latencies_ns[each.request] = each.elapsed_ns
         except ServerRefusedError as exc:
-            return _Reply(None, exc.message, time.perf_counter_ns() - began_ns)
+            return _Reply(None, exc.message, [])
         except ServerUnreachableError as exc:
             # Too late is the version's failure as long as the server itself still answers.
             if "did not answer within" in exc.message and client.live():
-                return _Reply(None, exc.message, time.perf_counter_ns() - began_ns)
+                return _Reply(None, exc.message, [])
             raise
-        return _Reply(outputs, None, time.perf_counter_ns() - began_ns)
+        return _Reply(answers, None, latencies_ns)
 
     def _count(self, old: _Reply, new: _Reply) -> None:
+        self._sent += 1 if new.answers is None else len(new.answers)
         if self._warm_up_left:
             self._warm_up_left -= 1
             return
-        if old.outputs is None and new.outputs is None:
+        if old.answers is None and new.answers is None:
             self._refused_by_both += 1
             self._first_error = self._first_error or new.error
             return
         self._pairs += 1
-        self._errors_old += old.outputs is None
-        self._errors_new += new.outputs is None
+        self._errors_old += old.answers is None
+        self._errors_new += new.answers is None
         self._first_error = self._first_error or new.error
-        if old.outputs is None or new.outputs is None:
+        if old.answers is None or new.answers is None:
             return
-        self._latencies.append((new.latency_ns, old.latency_ns))
-        self._compare(old.outputs, new.outputs)
+        self._latencies += zip(new.latencies_ns, old.latencies_ns, strict=True)
+        drift = 0.0
+        for olds, news in zip(old.answers, new.answers, strict=True):
+            if len(olds) != len(news):
+                drift = float("inf")
+            drift = max([drift, *(self._compare(*responses) for responses in zip(olds, news, strict=False))])
+        self._drifts.append(drift)
 
-    def _compare(self, old: dict[str, Array], new: dict[str, Array]) -> None:
+    def _compare(self, old: Mapping[str, Array], new: Mapping[str, Array]) -> float:
+        """Compare two responses; return how far the new one drifts."""
         if old.keys() - new.keys():
-            self._drifts.append(float("inf"))
-            return
-        self._drifts.append(max((relative_error(new[name], old[name]) for name in old), default=0.0))
+            return float("inf")
         if self._meter is None:
             self._meter = DriftMeter(tuple(old))
         self._meter.add(new, old)
@@ -173,11 +192,12 @@ class Mirror:
             if looks_like_scores(output) and new[name].shape == output.shape:
                 self._compared += len(output)
                 self._agreeing += int(np.count_nonzero(output.argmax(axis=1) == new[name].argmax(axis=1)))
+        return max((relative_error(new[name], old[name]) for name in old), default=0.0)
 
     @property
     def sent(self) -> int:
-        """Requests that the new version was sent, warm-up included."""
-        return self._pairs + self._refused_by_both + _WARM_UP_PAIRS - self._warm_up_left
+        """Requests that the new version was sent, warm-up included; of a sequence that failed one is known."""
+        return self._sent
 
     def evidence(self) -> Evidence:
         """Return what is known so far."""
@@ -214,7 +234,7 @@ class Mirror:
         )
 
 
-def _dismiss(tickets: queue.Queue[Request | None], workers: Sequence[concurrent.futures.Future[None]]) -> None:
+def _dismiss(tickets: queue.Queue[Exchange | None], workers: Sequence[concurrent.futures.Future[None]]) -> None:
     """Tell every worker that is still at work to end; one that failed takes no ticket any more."""
     left = len(workers)
     while left and not all(worker.done() for worker in workers):

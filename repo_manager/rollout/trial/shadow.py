@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from repo_manager.errors import InputError
 from repo_manager.gates import GateResult, Outcome
-from repo_manager.request_data.read import read_rows
+from repo_manager.request_data.read import read_streams
 from repo_manager.request_data.tensors import Array, InputFacts
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_messages import model_config_pb2
 
-__all__ = ["Array", "LatencySummary", "Request", "ShadowReport", "read_requests"]
+__all__ = ["Array", "Exchange", "LatencySummary", "ShadowReport", "read_exchanges"]
 
 
 # Recorded requests of a trial, with the batch axis that the model has.
@@ -24,10 +25,13 @@ __all__ = ["Array", "LatencySummary", "Request", "ShadowReport", "read_requests"
 Request = Mapping[str, Array]
 """Input name -> array, batch axis included where the model has one."""
 
+Exchange = Sequence[Request]
+"""What is sent to both versions and compared as one: a request, or the requests of a whole sequence."""
+
 _DATA_TYPE = model_config_pb2.DataType.DESCRIPTOR
 
 
-def read_requests(path: Path, config: ModelConfig) -> tuple[Request, ...]:
+def read_exchanges(path: Path, config: ModelConfig, *, sequence: bool = False) -> tuple[Exchange, ...]:
     """Read recorded requests for a model; see `request_data.read.read_rows` for the forms of the file.
 
     A request without batch axis gets one of size 1 where the model batches.
@@ -35,16 +39,21 @@ def read_requests(path: Path, config: ModelConfig) -> tuple[Request, ...]:
     Args:
         path: the file.
         config: what the server runs the model with: names, types and dims come from it.
+        sequence: a file is one sequence, of perf_analyzer's JSON each stream; else each request is by itself.
 
     Raises:
         InputError: the file cannot be read, holds no request, or one does not fit the model; with its number.
     """
     inputs = {entry.name: _facts(entry) for entry in config.message().input}
     batched = config.max_batch_size > 0
-    return tuple(
-        {name: _fitted(array, inputs[name], batched, f"{path}, request {number}") for name, array in row.items()}
-        for number, row in enumerate(read_rows(path, list(inputs.values())), start=1)
-    )
+    numbers = itertools.count(1)
+
+    def fitted(row: Request) -> Request:
+        where = f"{path}, request {next(numbers)}"
+        return {name: _fitted(array, inputs[name], batched, where) for name, array in row.items()}
+
+    streams = [tuple(map(fitted, stream)) for stream in read_streams(path, list(inputs.values()))]
+    return tuple(streams) if sequence else tuple((request,) for stream in streams for request in stream)
 
 
 def _facts(entry: model_config_pb2.ModelInput) -> InputFacts:
@@ -97,7 +106,8 @@ class ShadowReport:
         model: the model.
         old: the version that was served before.
         new: the version on trial.
-        pairs: requests that both versions were sent; those that neither could answer are in `refused_by_both` alone.
+        pairs: requests, or whole sequences, that both versions were sent; those that neither could answer are in
+            `refused_by_both` alone.
         errors_old: of these, how many the old version failed.
         errors_new: of these, how many the new one failed.
         first_error: the new version's first error; `None` without one.

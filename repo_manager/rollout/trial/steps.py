@@ -236,24 +236,25 @@ def untried(name: str, version: int, where: str) -> InconclusiveError:
     )
 
 
-def check_kind(name: str, options: TrialOptions, *, sequence: bool, decoupled: bool) -> None:
+def check_kind(name: str, options: TrialOptions, *, sequence: bool, streams: bool = True) -> None:
     """See whether a model of this kind can have the trial.
 
     Args:
         name: the model.
         options: of the trial.
         sequence: its requests, or those of a part, belong to sequences.
-        decoupled: it, or a part, gives any number of responses.
+        streams: the connection can carry all the responses that it gives; HTTP cannot where there are several.
 
     Raises:
         UsageError: it cannot; with what to do.
     """
     hint = f"Deploy {name} without a trial: every recorded request and response is compared. "
     hint += "For times under load: repo-manager compare."
-    if options.shadow is not None and (sequence or decoupled):
-        why = "keeps state over a sequence of requests" if sequence else "answers with any number of responses"
+    if options.shadow is not None and not streams:
         raise UsageError(
-            f"--shadow compares one response to each single request, and {name} {why}. Nothing was changed.", hint=hint
+            f"--shadow compares every response, and {name} answers with any number of them, which Triton does not send "
+            "over HTTP. Nothing was changed.",
+            hint="Name the server by grpc://.",
         )
     if options.steps and sequence:
         raise UsageError(

@@ -16,7 +16,7 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.request_data.read import read_rows, read_streams
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, decoded, exact_array, raw_bytes
-from repo_manager.rollout.trial.shadow import read_requests
+from repo_manager.rollout.trial.shadow import read_exchanges
 from repo_manager.triton_config.config import parse_config
 
 INTEGERS = [name for name, dtype in NUMPY_OF_TRITON.items() if dtype.kind in "iu"]
@@ -123,11 +123,11 @@ def test_load_test_and_trial_send_the_same_or_refuse_the_same(tmp_path: Path, va
     for path in _files(tmp_path, value):
         options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=path)
         if fits:
-            (sample,), (request,) = make_samples(target, options), read_requests(path, config)
+            (sample,), ((request,),) = make_samples(target, options), read_exchanges(path, config)
             assert sample["ids"].tolist() == request["ids"].tolist() == [[value, 2]]
             assert sample["ids"].dtype == request["ids"].dtype == np.int32
             continue
-        for read in (lambda: make_samples(target, options), lambda: read_requests(path, config)):  # noqa: B023
+        for read in (lambda: make_samples(target, options), lambda: read_exchanges(path, config)):  # noqa: B023
             with pytest.raises(InputError, match=rf"{path.name}: .* request 1, input ids: element 0 is {value}"):
                 read()
 

@@ -11,7 +11,7 @@ import pytest
 
 from repo_manager.errors import InputError
 from repo_manager.repository.golden import Exchange, Golden, write_golden
-from repo_manager.rollout.trial.shadow import read_requests
+from repo_manager.rollout.trial.shadow import read_exchanges
 from repo_manager.triton_config.config import ModelConfig, parse_config
 
 IMAGE = 'input { name: "x" data_type: TYPE_FP32 dims: [2, 3] } output { name: "y" data_type: TYPE_FP32 dims: 1 }'
@@ -24,7 +24,7 @@ def config(inputs: str = IMAGE, batch: int = 4) -> ModelConfig:
 
 def read(path: Path, text: str, of: ModelConfig | None = None) -> list[dict[str, np.ndarray]]:
     path.write_text(text)
-    return [dict(request) for request in read_requests(path, of or config())]
+    return [dict(request) for (request,) in read_exchanges(path, of or config())]
 
 
 def test_json_lines_plain_and_as_tritons_http_body(tmp_path: Path) -> None:
@@ -55,11 +55,11 @@ def test_perf_analyzers_input_data(tmp_path: Path) -> None:
 def test_npz_and_a_golden_sample(tmp_path: Path) -> None:
     path = tmp_path / "r.npz"
     np.savez(path, x=np.arange(30, dtype=np.float64).reshape(5, 2, 3))
-    requests = read_requests(path, config())
+    requests = [request for (request,) in read_exchanges(path, config())]
     assert [request["x"].shape for request in requests] == [(1, 2, 3)] * 5
     assert requests[4]["x"][0, 1, 2] == 29.0
     write_golden(path, Golden({"x": np.ones((1, 2, 3), np.float32)}, {"y": np.ones((1, 1), np.float32)}))
-    assert [request["x"].shape for request in read_requests(path, config())] == [(1, 2, 3)]
+    assert [request["x"].shape for (request,) in read_exchanges(path, config())] == [(1, 2, 3)]
 
 
 def test_without_a_batch_axis(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_arrays_that_count_differently(tmp_path: Path) -> None:
     two = config(IMAGE + ' input { name: "z" data_type: TYPE_FP32 dims: 1 }')
     np.savez(tmp_path / "r.npz", x=np.ones((3, 2, 3)), z=np.ones((2, 1)))
     with pytest.raises(InputError, match="the arrays have different ones"):
-        read_requests(tmp_path / "r.npz", two)
+        read_exchanges(tmp_path / "r.npz", two)
     with pytest.raises(InputError, match="cannot be read"):
-        read_requests(tmp_path / "missing.jsonl", two)
+        read_exchanges(tmp_path / "missing.jsonl", two)
 
 
 def test_a_golden_sample_of_several_requests_is_sent_as_recorded(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_golden_sample_of_several_requests_is_sent_as_recorded(tmp_path: Path)
     answered = ({"y": np.ones((1, 1), np.float32)},)
     exchanges = [Exchange({"x": x}, answered), Exchange({"x": np.concatenate([x + 1, x + 2])}, answered * 2)]
     write_golden(tmp_path / "golden.npz", Golden.of([*exchanges, Exchange({"x": x + 3}, ())]))
-    requests = read_requests(tmp_path / "golden.npz", config())
+    requests = [request for (request,) in read_exchanges(tmp_path / "golden.npz", config())]
     for request, expected in zip(requests, (x, np.concatenate([x + 1, x + 2]), x + 3), strict=True):
         np.testing.assert_array_equal(request["x"], expected)
 
@@ -137,7 +137,7 @@ def test_recorded_exchanges_of_a_decoupled_or_string_model(tmp_path: Path) -> No
             ]
         ),
     )
-    found = [request["t"].tolist() for request in read_requests(tmp_path / "golden.npz", of)]
+    found = [request["t"].tolist() for (request,) in read_exchanges(tmp_path / "golden.npz", of)]
     assert found == [[b"a", "\u00e9".encode(), b"\xff"], [b"b"]]
 
 
@@ -145,4 +145,14 @@ def test_recorded_exchanges_that_do_not_fit_are_refused_with_the_request(tmp_pat
     other = Exchange({"z": np.ones((1, 2, 3), np.float32)}, ())
     write_golden(tmp_path / "golden.npz", Golden.of([Exchange({"x": np.ones((1, 2, 3), np.float32)}, ()), other]))
     with pytest.raises(InputError, match="request 2 has no input x and names the input z"):
-        read_requests(tmp_path / "golden.npz", config())
+        read_exchanges(tmp_path / "golden.npz", config())
+
+
+def test_a_file_is_one_sequence_and_each_stream_of_perf_analyzers_json_is_one(tmp_path: Path) -> None:
+    row = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    (tmp_path / "one.jsonl").write_text(f'{{"x": {row}}}\n' * 3)
+    assert [len(each) for each in read_exchanges(tmp_path / "one.jsonl", config(), sequence=True)] == [3]
+    step = {"x": {"content": [1.0] * 6, "shape": [2, 3]}}
+    (tmp_path / "two.json").write_text(json.dumps({"data": [[step, step], [step]]}))
+    assert [len(each) for each in read_exchanges(tmp_path / "two.json", config(), sequence=True)] == [2, 1]
+    assert [len(each) for each in read_exchanges(tmp_path / "two.json", config())] == [1, 1, 1]

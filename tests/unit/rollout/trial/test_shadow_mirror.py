@@ -15,6 +15,7 @@ from repo_manager.errors import ServerRefusedError, ServerUnreachableError, Usag
 from repo_manager.gates import Outcome
 from repo_manager.rollout.options import ShadowOptions
 from repo_manager.rollout.trial.mirror import Mirror
+from repo_manager.server.exchange import ModelKind
 
 X = {"x": np.ones((1, 2), np.float32)}
 Answer = Callable[[int], dict[str, Any]]
@@ -34,7 +35,7 @@ class Client:
     def live(self) -> bool:
         return True
 
-    def infer(self, name: str, version: int, inputs: object, *, timeout_s: float) -> dict[str, Any]:
+    def infer(self, name: str, version: int, inputs: object, *, options: object, timeout_s: float) -> dict[str, Any]:
         assert (name, inputs, timeout_s) == ("m", X, 0.5)
         self._asked.append(version)
         return self._answer(version)
@@ -43,7 +44,7 @@ class Client:
 def mirror(answer: Answer, asked: list[int] | None = None, workers: int = 1) -> Mirror:
     options = ShadowOptions(Path("r"), rate_per_s=2000.0, timeout_s=0.5, workers=workers)
     client = Client(answer, [] if asked is None else asked)
-    return Mirror(lambda: client, "m", (1, 2), [X], options)  # type: ignore[arg-type,return-value]
+    return Mirror(lambda: client, "m", (1, 2), [(X,)], options, ModelKind())  # type: ignore[arg-type,return-value]
 
 
 def run(mirrored: Mirror, pairs: int) -> None:
