@@ -28,7 +28,18 @@ KUBECTL = {
     "rollout": {"-n", "--timeout"},
     "exec": {"-n"},
 }
-KINDS = {"pod", "pods", "deployment", "deployments", "hpa", "events", "status", "undo", "deployment/rel-triton"}
+KINDS = {
+    "pod",
+    "pods",
+    "deployment",
+    "deployments",
+    "hpa",
+    "nodes",
+    "events",
+    "status",
+    "undo",
+    "deployment/rel-triton",
+}
 
 
 def rules(name: str) -> list[dict[str, Any]]:
