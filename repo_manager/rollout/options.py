@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from repo_manager.errors import UsageError
 from repo_manager.gates import SHARE, TIME, Gate, Grammar, Subject
@@ -15,9 +15,8 @@ from repo_manager.validation import check_fields, check_range
 
 if TYPE_CHECKING:  # they take the options
     from repo_manager.rollout.trial.shadow import ShadowReport
-    from repo_manager.rollout.trial.steps import Weights
 
-__all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions", "parse_gates", "parse_steps"]
+__all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions", "Weights", "parse_gates", "parse_steps"]
 
 _DEFAULT_GATES = "errors<1%"
 _LATENCY = Subject(TIME, side="<", has_factor=True)
@@ -31,6 +30,20 @@ _GRAMMAR = Grammar(
     examples=("p99<20ms", "p99<1.2x", "errors<0.1%", "agreement>99%", "drift<1e-2"),
 )
 _FORM = re.compile(r"(?P<value>\d+(?:\.\d+)?)(?P<percent>\s*%)?")
+
+
+class Weights(Protocol):
+    """The new version's share of the traffic."""
+
+    def set_weight(self, fraction: float) -> None:
+        """Give the new version this share, 0 to 1; the old one gets the rest.
+
+        Raises:
+            RepoManagerError: it cannot be set.
+        """
+
+    def current(self) -> float:
+        """Return the share that was set last; 0 before."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,9 @@ from repo_manager.repository.location import Location, local_folder
 from repo_manager.repository.look import walk
 from repo_manager.repository.scan import scan
 from repo_manager.repository.stores import open_store
-from repo_manager.rollout.targets.api import Api, Kind
+from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.api_objects import Object
-from repo_manager.rollout.targets.clusters import api_of, parse_cluster, pointers
-from repo_manager.rollout.targets.inference_service import InferenceService
+from repo_manager.rollout.targets.clusters import api_of, kind_of, parse_cluster, pointers
 from repo_manager.rollout.targets.snapshot_files import SNAPSHOT_FILENAME, snapshots_of
 
 __all__ = ["SnapshotRemovals", "gc_snapshots"]
@@ -119,6 +118,5 @@ def _objects(text: str, api: Api) -> Iterator[Object]:
     yield from api.deployments(space, {})
     yield from api.replica_sets(space, {})
     yield from api.pods(space, {})
-    if isinstance(target, InferenceService):
-        yield from api.customs(Kind.INFERENCE_SERVICE, space, {})
-        yield from api.customs(Kind.REVISION, space, {})
+    for kind in kind_of(target).resources:
+        yield from api.customs(kind, space, {})

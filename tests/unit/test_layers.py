@@ -91,6 +91,24 @@ def test_every_unit_has_a_layer() -> None:
     assert units <= set(RANK)
 
 
+def test_no_modules_import_each_other() -> None:
+    """Not even for their types, and not in a circle of several."""
+    names = {".".join(("repo_manager", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in MODULES}
+    needs = {
+        name: {
+            full if (full := f"{node.module}.{alias.name}") in names else node.module
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+        }
+        & names.keys()
+        for name, path in names.items()
+    }
+    while free := {name for name, needed in needs.items() if not needed}:
+        needs = {name: needed - free for name, needed in needs.items() if name not in free}
+    assert not needs, "imports in a circle, and what needs it"
+
+
 def test_a_breach_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = PACKAGE / "errors.py"
     monkeypatch.setattr(ast, "parse", lambda _: compile("from repo_manager.cli import main", "x", "exec", 1024))

@@ -55,12 +55,14 @@ class ClusterKind:
         previous: the version of a model to go back to: target, repository, model, cluster.
         pointers: what its objects point at: target, cluster.
         target: what the engine rolls out to: context, target, cluster, trial, how to connect to pods.
+        resources: custom resources (of `Kind`) that may name a snapshot, besides Deployments, ReplicaSets and pods.
     """
 
     parse: Callable[[str], Release | InferenceService]
     previous: Callable[[Any, Location, str, Api], int]
     pointers: Callable[[Any, Api], tuple[Pointer, ...]]
     target: Callable[[Context, Any, Api, TrialOptions | None, ClientOptions], Target]
+    resources: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def _released(
@@ -98,6 +100,7 @@ KINDS: Mapping[str, ClusterKind] = {
         previous_on_kserve,
         _storage,
         lambda context, service, api, trial, _: KServeTarget(context, service, api, trial),
+        (Kind.INFERENCE_SERVICE, Kind.REVISION),
     ),
 }
 """Scheme of `--to` -> what is behind it. The schemes are those of `urls.CLUSTERS`."""

@@ -8,7 +8,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.gates import Gate, GateResult, Outcome
 from repo_manager.rollout.checks import Check
 from repo_manager.rollout.context import Context
-from repo_manager.rollout.options import TrialOptions
+from repo_manager.rollout.options import TrialOptions, Weights
 from repo_manager.rollout.result import ServerResult, TrialResult
 from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.triton_part import TritonPart
@@ -19,7 +19,6 @@ from repo_manager.rollout.trial.steps import (
     CanaryStep,
     FileWeights,
     PublishedWeights,
-    Weights,
     check_kind,
     gate_error,
     run_steps,

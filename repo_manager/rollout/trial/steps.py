@@ -18,38 +18,14 @@ from repo_manager.files import write_atomic
 from repo_manager.gates import GateResult, Outcome
 from repo_manager.repository.configuration import change_config
 from repo_manager.repository.location import Location
-from repo_manager.rollout.options import TrialOptions
+from repo_manager.rollout.options import TrialOptions, Weights
 from repo_manager.rollout.trial.gates import worst_outcome
 from repo_manager.server.client import TritonClient
 
-__all__ = [
-    "CanaryStep",
-    "FileWeights",
-    "PublishedWeights",
-    "Watch",
-    "Weights",
-    "check_kind",
-    "gate_error",
-    "run_steps",
-    "untried",
-]
+__all__ = ["CanaryStep", "FileWeights", "PublishedWeights", "Watch", "check_kind", "gate_error", "run_steps", "untried"]
 
 
 # Whoever gives the new version its share of the traffic: clients that read it, a gateway, KServe.
-
-
-class Weights(Protocol):
-    """The new version's share of the traffic."""
-
-    def set_weight(self, fraction: float) -> None:
-        """Give the new version this share, 0 to 1; the old one gets the rest.
-
-        Raises:
-            RepoManagerError: it cannot be set.
-        """
-
-    def current(self) -> float:
-        """Return the share that was set last; 0 before."""
 
 
 class PublishedWeights:

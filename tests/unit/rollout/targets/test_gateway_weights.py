@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from repo_manager.cli.main import app
 from repo_manager.errors import RolloutUndoneError, ServerRefusedError, UsageError
+from repo_manager.rollout.options import Weights
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.gateway import GatewayWeights
 from repo_manager.rollout.traffic import parse_shares, shift_traffic
-from repo_manager.rollout.trial.steps import Weights
 
 
 def route() -> dict[str, Any]:

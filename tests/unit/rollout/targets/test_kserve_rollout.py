@@ -13,11 +13,10 @@ from support.triton_deployment import publish_scaling
 
 from repo_manager.errors import GateError, RepositoryError, RolloutUndoneError, ServerRefusedError, UsageError
 from repo_manager.rollout.deploy import deploy, undeploy
-from repo_manager.rollout.options import RolloutOptions, TrialOptions
+from repo_manager.rollout.options import RolloutOptions, TrialOptions, Weights
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.inference_service import InferenceService, KServeWeights, previous_on_kserve
 from repo_manager.rollout.targets.kserve_status import Sight, Wanted, failure_of, missing
-from repo_manager.rollout.trial.steps import Weights
 
 TARGET = "kserve://models/digits"
 SERVICE = InferenceService.parse(TARGET)
