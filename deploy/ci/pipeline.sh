@@ -45,7 +45,7 @@ measure() { # measure NAME:VERSION SERVER REPOSITORY REPORT
 
 roll_out() { # roll_out VERB WHAT SERVER REPOSITORY [OPTION...]
   local keys=()
-  if [ -n "${SIGNED_BY:-}" ]; then keys=(--signed-by "$SIGNED_BY"); fi
+  if [ -n "${SIGNED_BY:-}" ] && [ "$1" != undeploy ]; then keys=(--signed-by "$SIGNED_BY"); fi
   if [ -n "${DEPLOY_TIMEOUT:-}" ]; then keys+=(--timeout "$DEPLOY_TIMEOUT"); fi
   repo-manager "$1" "$2" --to "$3" --repository "$4" ${keys[@]+"${keys[@]}"} "${@:5}"
 }
@@ -107,8 +107,14 @@ case "${1:-}" in
         echo "**$target** failed its check in production; going back." | summary
         back=0
         roll_out rollback "$MODEL_NAME" "$PRODUCTION_SERVER" "$PRODUCTION_REPOSITORY" || back=$?
+        # Exit code 3: it is the first version, and there is none to go back to.
+        if [ "$back" -eq 3 ]; then
+          back=0
+          roll_out undeploy "$target" "$PRODUCTION_SERVER" "$PRODUCTION_REPOSITORY" || back=$?
+          if [ "$back" -eq 0 ]; then echo "It was the first version: **$target** was taken out of service." | summary; fi
+        fi
         if [ "$back" -ne 0 ]; then
-          echo "**$target still serves in production**: going back ended with exit code $back (3: it is the first version)." | summary
+          echo "**$target still serves in production**: taking it back ended with exit code $back." | summary
         fi
         exit "$code"
       fi

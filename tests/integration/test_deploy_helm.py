@@ -420,6 +420,19 @@ def test_a_kind_without_a_gpu_to_spare_goes_down_by_one() -> None:
     assert tight["spec"]["minReadySeconds"] == other["spec"]["minReadySeconds"] == 10
 
 
+def test_pods_are_spread_over_zones_and_reserve_the_disk_that_they_fill() -> None:
+    pod = _deployment(load_objects(render(_BASE)))["spec"]["template"]["spec"]
+    spread = pod["topologySpreadConstraints"]
+    assert [each["topologyKey"] for each in spread] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    assert all(each["matchLabelKeys"] == ["pod-template-hash"] for each in spread)
+    assert pod["containers"][0]["resources"]["requests"]["ephemeral-storage"] == "10Gi"
+    own = {**_BASE, "resources": {"requests": {"cpu": "1", "ephemeral-storage": "1Gi"}}}
+    assert _container(load_objects(render(own)))["resources"]["requests"]["ephemeral-storage"] == "1Gi"
+    for values in (_WARM, {**_BASE, "repository": _VOLUME}):
+        requests = _container(load_objects(render(values)))["resources"]["requests"]
+        assert "ephemeral-storage" not in requests, "nothing is downloaded into the pod"
+
+
 def test_a_warm_start_lets_triton_read_what_a_sidecar_has_checked() -> None:
     pod = _deployment(load_objects(render(_WARM)))["spec"]["template"]["spec"]
     (sidecar,), (server,) = pod["initContainers"], pod["containers"]

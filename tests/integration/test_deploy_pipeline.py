@@ -148,12 +148,13 @@ def test_an_address_that_answers_no_inference_is_named_before_anything_is_deploy
     assert "repo-manager: command not found" in done.stderr, "it goes on to deploy"
 
 
-def test_a_first_version_that_fails_in_production_keeps_the_gates_exit_code(pipeline: Pipeline) -> None:
+def test_a_first_version_that_fails_in_production_is_taken_out_of_service(pipeline: Pipeline) -> None:
     for step in ("add", "promote"):
         pipeline.step(step)
     said = pipeline.step("production", code=4, GATES="p50<1us")
     assert "digits has no earlier deployment to go back to" in said
-    assert "still serves in production" in pipeline.summary.read_text()
+    assert "It was the first version: **digits:1** was taken out of service." in pipeline.summary.read_text()
+    assert ready(pipeline.environment["PRODUCTION_SERVER"]) == set()
 
 
 def test_gitlab_runs_a_shell_in_the_image() -> None:
