@@ -13,7 +13,7 @@ from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport, SearchStep
 from repo_manager.loadtest.run import run_load_test
-from repo_manager.loadtest.search import DECISIONS, HOLDS, LoadSpace, conclude, decided, next_level
+from repo_manager.loadtest.search import DECISIONS, LoadSpace, conclude, decided, next_level
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import TODAY, WINNER, Copies
 from repo_manager.tuning.space import BatchTime
@@ -27,7 +27,7 @@ _WARMUP_TOGETHER_S = 1.0  # workers of several load tests do not start at the sa
 _BLOCK_S = 1.0
 _FEWEST_PAIRS = 6
 _PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # from this gain on, so many pairs
-_MOST_STEPS_UP = 64
+_STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # shares of the rate that a better setting has to hold
 _MOST_LEVELS = 40
 _OF_TOPS_ONLY = ("data", "image", "shapes", "recorded", "parameters", "distinct")
 _STAGES = ("queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns")
@@ -99,37 +99,54 @@ class Loads:
         median_ns = run_load_test(options).points[0].latency.p50_ns
         return None if median_ns is None else BatchTime(size, median_ns)
 
-    def measured(self, copy: str, against: float | None) -> Measured:
+    def measured(self, copy: str, against: float | None, *, is_limit_enough: bool = False) -> Measured:
         """Measure what a set holds.
 
         Args:
             copy: the set.
             against: what it has to hold or beat for more to be measured; `None`: nothing.
+            is_limit_enough: that it holds `against` is all that is asked.
         """
         tops = self.copies.subjects.tops
-        if len(tops) > 1:
-            return self._together(copy, against)
         if self._options.seeks == "throughput" or self.rate is None:
-            return self._largest_rate(copy, tops[0], against)
+            measure = self._rates if len(tops) == 1 else self._rates_together
+            if against is None:
+                return measure(copy, (self.start_rate,))
+            return self._upwards(measure, copy, against, 1 if is_limit_enough else len(_STEPS_UP))
         if self._options.seeks == "energy":
             return self._energy(copy, tops[0])
         return self._lowest_p99(copy, tops[0], against)
 
+    def _upwards(
+        self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, against: float, steps: int
+    ) -> Measured:
+        """Search from the rate that has to be held, in steps that grow: most settings that hold it hold little more."""
+        held: Measured | None = None
+        levels: tuple[Mapping[str, Any], ...] = ()
+        for low, high in _STEPS_UP[:steps]:
+            found = measure(copy, (against * low, against * high))
+            levels += found.levels
+            if found.value is None:
+                held = held or found
+                break
+            held = found
+            if found.value < against * high:
+                break
+        assert held is not None
+        return dataclasses.replace(held, levels=levels)
+
     def _level(self) -> dict[str, Any]:
         return {"duration_s": self._options.level_s, "window_s": self._options.level_s / _WINDOWS}
 
-    def _largest_rate(self, copy: str, model: str, against: float | None) -> Measured:
-        rates = (self.start_rate,) if against is None else (against, against)
+    def _rates(self, copy: str, rates: tuple[float, ...]) -> Measured:
+        """Search the largest rate of the model under load: one rate is where it begins, two bound it."""
+        (model,) = self.copies.subjects.tops
         levels = {**self._level(), "rate": rates, "until": self._options.gates_of(model)}
         report = run_load_test(self.options_of(copy, model, **levels))
         assert report.search is not None
-        found = report.search
-        if against is not None and found.holds is not None:
-            # It holds the one level that was asked: now how much more.
-            levels["rate"] = (against, against * _MOST_STEPS_UP)
-            report = run_load_test(self.options_of(copy, model, **levels))
-            found = report.search or found
-        return Measured(found.holds, found.reason, _rows(report), self._busy(copy, {model: report.points}))
+        return Measured(
+            report.search.holds, report.search.reason, _rows(report), self._busy(copy, {model: report.points})
+        )
 
     def _lowest_p99(self, copy: str, model: str, against: float | None) -> Measured:
         assert self.rate is not None
@@ -163,25 +180,18 @@ class Loads:
         reason = f"{1 / value:.4g} inferences per joule at {point.label}"
         return Measured(value, reason, _rows(report), self._busy(copy, {model: report.points}))
 
-    def _together(self, copy: str, against: float | None) -> Measured:
+    def _rates_together(self, copy: str, rates: tuple[float, ...]) -> Measured:
         """Search the largest rate of all models together, each with its share of it."""
-        if against is None:
-            space = LoadSpace("rate", self.start_rate, self.start_rate / 256, 1e6, self._options.arrival)
-        else:
-            space = LoadSpace("rate", against, against, against * _MOST_STEPS_UP, self._options.arrival)
+        low, high = (rates[0] / 256, 1e6) if len(rates) == 1 else rates
+        space = LoadSpace("rate", rates[0], low, high, self._options.arrival)
         steps: list[SearchStep] = []
         rows: list[Mapping[str, Any]] = []
         latest: dict[str, list[LoadPoint]] = {}
-        while len(steps) < _MOST_LEVELS:
-            total = next_level(space, steps)
-            if total is None:
-                break
+        while len(steps) < _MOST_LEVELS and (total := next_level(space, steps)) is not None:
             step, points = self._level_together(copy, space.level(total).label, total)
             steps.append(step)
             rows += [_row(point, step, model) for model, point in points.items()]
             latest = {model: [point] for model, point in points.items()}
-            if against is not None and steps[0].decision != HOLDS:
-                break
         found = conclude(space, self._options.gates, steps)
         return Measured(found.holds, found.reason, tuple(rows), self._busy(copy, latest))
 

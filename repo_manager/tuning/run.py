@@ -275,8 +275,8 @@ class TuningRun:
         def evaluate(setting: Setting, held: Trial | None, margin: float) -> Trial:
             return self.evaluate({**best.state, model: setting}, held, margin, model)
 
-        guess = likely_good(space, today.setting, self._curves[model])
-        return descend(space, today, guess, evaluate, is_enough=lambda trial: self._is_moved_on(model, trial))
+        guesses = likely_good(space, today.setting, self._curves[model], self._latency_ns())
+        return descend(space, today, guesses, evaluate, is_enough=lambda trial: self._is_moved_on(model, trial))
 
     def _is_moved_on(self, model: str, trial: Trial) -> bool:
         """Say whether an ensemble's requests now spend most time in another model than the one that is tuned."""
@@ -403,7 +403,8 @@ class TuningRun:
         if trial is None:
             if best is not None and self._left_s() < self._options.budget_s * _PROOF_SHARE + self._options.level_s:
                 raise _BudgetEndedError
-            trial = self._measured(state, model or self.subjects.tunable[0], against, is_first=best is None)
+            model = model or self.subjects.tunable[0]
+            trial = self._measured(state, model, against, is_first=best is None, is_limit_enough=margin == 0)
             self._journal.add_trial(trial)
         self._trials.append(trial)
         verdict = "" if best is None else "better: " if trial.is_better else "not better: "
@@ -440,14 +441,22 @@ class TuningRun:
         differs = self._answers.differ(CANDIDATE) if any(changes.values()) else ""
         return f"its answers differ from today's: {differs}" if differs else ""
 
-    def _measured(self, state: Mapping[str, Setting], model: str, against: float | None, *, is_first: bool) -> Trial:
+    def _measured(
+        self,
+        state: Mapping[str, Setting],
+        model: str,
+        against: float | None,
+        *,
+        is_first: bool,
+        is_limit_enough: bool = False,
+    ) -> Trial:
         began = self._clock()
         own = state[model]
         problem = self._load(state)
         if problem:
             seconds = self._clock() - began
             return Trial(own, False, None, problem, seconds, against, model=model, state=dict(state))
-        measured = self._loads.measured(CANDIDATE, against)
+        measured = self._loads.measured(CANDIDATE, against, is_limit_enough=is_limit_enough)
         value = measured.value
         is_better = value is not None
         if value is not None and against is not None and self._options.seeks == "energy":

@@ -14,7 +14,7 @@ from repo_manager.tuning.space import BatchTime, Setting, Space
 
 __all__ = ["MARGIN", "Trial", "descend", "likely_good"]
 
-MARGIN = 0.05
+MARGIN = 0.04
 _MOST_ROUNDS = 4
 _MISSES = 2  # in one direction of an axis: one alone may be a dent, or a disturbed measurement
 
@@ -67,7 +67,7 @@ Evaluate = Callable[[Setting, "Trial | None", float], Trial]
 def descend(
     space: Space,
     start: Trial,
-    guess: Setting | None,
+    guesses: Sequence[Setting],
     evaluate: Evaluate,
     *,
     is_enough: Callable[[Trial], bool] = lambda _: False,
@@ -77,7 +77,7 @@ def descend(
     Args:
         space: the settings.
         start: today's, or what else is known already.
-        guess: a setting to try first; `None` has none.
+        guesses: settings to try first.
         evaluate: measures. It may raise to end the search: what it returned until then is known to the caller.
         is_enough: asked of each better trial; the search ends with the first one of which it holds.
     """
@@ -107,8 +107,9 @@ def descend(
                 break
         return found
 
-    if guess is not None and attempt(guess) and is_enough(best):
-        return best
+    for guess in guesses:
+        if attempt(guess) and is_enough(best):
+            return best
     for _ in range(_MOST_ROUNDS):
         before = best
         for axis in space.axes:
@@ -118,18 +119,37 @@ def descend(
             if best is not before and is_enough(best):
                 return best
         if best is before:
+            walk(space.across(best.setting))
+        if best is before or is_enough(best):
             break
     return best
 
 
-def likely_good(space: Space, today: Setting, curve: Sequence[BatchTime]) -> Setting | None:
-    """Return what is likely good: the batch with the most samples a second, and an instance a core where that fits."""
-    best = max(curve, key=lambda each: each.per_s, default=None)
+def likely_good(
+    space: Space, today: Setting, curve: Sequence[BatchTime], latency_ns: float | None = None
+) -> tuple[Setting, ...]:
+    """Return what is likely good: one instance with the whole machine, and as many instances as there may be.
+
+    Args:
+        space: the settings.
+        today: today's one.
+        curve: the time of batches.
+        latency_ns: the upper limit of a latency that has to be held; `None` has none.
+    """
     sizes, delays = space.axes["max_batch_size"], space.axes["queue_delay"]
-    size = today.max_batch_size
-    if best is not None and len(sizes) > 1:
-        size = max((each for each in sizes if each <= best.size), default=size)
-    delay = 0 if size > 1 and 0 in delays else today.queue_delay
-    threads = space.axes["threads"][-1] if len(space.axes["threads"]) > 1 else today.threads
-    guess = space.as_by_default(Setting(1 if 1 in space.axes["instances"] else today.instances, size, delay, threads))
-    return guess if guess != today and space.allows(guess) else None
+    most = space.axes["instances"][-1]
+    found = []
+    for instances in dict.fromkeys((1 if 1 in space.axes["instances"] else today.instances, most)):
+        # Instances that run at once share the machine: each batch takes that much longer, and waits for one before it.
+        fit = [each for each in curve if latency_ns is None or each.median_ns * instances * 2 <= latency_ns]
+        best = max(fit or curve[:1], key=lambda each: each.per_s, default=None)
+        size = today.max_batch_size
+        if best is not None and len(sizes) > 1:
+            size = max((each for each in sizes if each <= best.size), default=sizes[0])
+        delay = 0 if size > 1 and 0 in delays else today.queue_delay
+        threads = today.threads
+        if len(space.axes["threads"]) > 1:
+            fair = max(1, space.cores // instances)
+            threads = max((each for each in space.axes["threads"] if each is not None and each <= fair), default=None)
+        found.append(space.as_by_default(Setting(instances, size, delay, threads)))
+    return tuple(each for each in found if each != today and space.allows(each))

@@ -27,7 +27,7 @@ THREADS = "intra_op_thread_count"
 AXES = ("max_batch_size", "queue_delay", "preferred", "threads", "instances")
 """In the order in which they are searched: a change of `instances` alone reloads no model, so it comes last."""
 _LARGEST_BATCH = 64
-_LEAST_GAIN = 1.03
+_LEAST_GAIN = 0.97  # by a measured curve, one that answers as many is not told from one that answers hardly more
 _DELAYS = (0.25, 0.5, 1.0)
 _ENGINES = ("tensorrt", "tensorrt_rtx")
 
@@ -191,7 +191,7 @@ class Space:
             config: today's configuration.
             bounds: what the machine and the model allow.
             curve: the time of batches; a size whose batch alone takes longer than the limit is left out, and so is one
-                that answers no more samples a second than a smaller one.
+                that answers fewer samples a second than a smaller one.
             latency_ns: the upper limit of a latency that has to be held; `None` has none.
             search: the axes that are searched; others keep today's value.
         """
@@ -256,6 +256,19 @@ class Space:
             tuple(self._moved(setting, axis, value) for value in up),
             tuple(self._moved(setting, axis, value) for value in down),
         )
+
+    def across(self, setting: Setting) -> tuple[Setting, ...]:
+        """Return the settings with an instance more and smaller batches, and the other way round.
+
+        Where a latency limits both, each alone is worse: more instances make the batches too slow, smaller batches
+        alone lose throughput.
+        """
+        found: list[Setting] = []
+        for more, less in (("instances", "max_batch_size"), ("max_batch_size", "instances")):
+            up, _ = self.along(setting, more)
+            if up:
+                found += self.along(up[0], less)[1][:1]
+        return tuple(found)
 
     def _moved(self, setting: Setting, axis: str, value: Any) -> Setting:
         candidate = dataclasses.replace(setting, **{axis: value})
@@ -345,7 +358,7 @@ def left_out(
             yield f"{axis} {words}: the search did not get there"
     unused = [str(each.size) for each in curve if each.size not in space.axes["max_batch_size"]]
     if unused and "max_batch_size" in search:
-        why = "one takes longer than the limit, or answers no more samples a second than a smaller one"
+        why = "one takes longer than the limit, or answers fewer samples a second than a smaller one"
         yield f"batches of {', '.join(unused)}: {why}"
 
 

@@ -113,24 +113,19 @@ class Surface(Loads):
         time_ns = self._batch_ms(model, size) * 1e6 * (1 + abs(self._random.gauss(0, self._noise)))
         return BatchTime(size, time_ns)
 
-    def measured(self, copy: str, against: float | None) -> Measured:
+    def _rates(self, copy: str, rates: tuple[float, ...]) -> Measured:
         state = self._fake.state(copy)
         self.asked.append(state)
-        if against is None:
-            space = LoadSpace("rate", self.start_rate, self.start_rate / 1024, 1e7)
-        else:
-            space = LoadSpace("rate", against, against, against * 64)
+        low, high = (rates[0] / 1024, 1e7) if len(rates) == 1 else rates
+        space = LoadSpace("rate", rates[0], low, high)
         steps: list[SearchStep] = []
-        while len(steps) < 40:
-            size = next_level(space, steps)
-            if size is None:
-                break
+        while len(steps) < 40 and (size := next_level(space, steps)) is not None:
             steps.append(self._level(state, size))
-            if against is not None and steps[0].decision != HOLDS:
-                break
         found = conclude(space, (parse_slo("p99<1s"),), steps)
         rows = tuple({"label": step.label, "level": step.level, "p99_ns": None} for step in steps)
         return Measured(found.holds, found.reason, rows, self.busy(state))
+
+    _rates_together = _rates
 
     def _level(self, state: State, rate: float) -> SearchStep:
         """Decide a level as intervals would: early where it is clear, not at all within their reach."""

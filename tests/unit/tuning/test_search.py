@@ -76,7 +76,7 @@ def test_it_comes_within_a_tenth_of_the_grid_with_few_measurements(
     today = Setting(1, 1, None, 1)
     space = space_of(server, today)
     settings = list(space.settings())
-    best = descend(space, server.measure(today, None, 0.0), None, server.measure)
+    best = descend(space, server.measure(today, None, 0.0), (), server.measure)
     assert server.rate(best.setting) >= 0.9 * max(map(server.rate, settings))
     assert server.asked <= max(12, 0.4 * len(settings))
 
@@ -87,7 +87,7 @@ def test_the_best_configuration_is_kept() -> None:
         server = Server(0.5, 1.0, 0.9, seed, noise=0.01)
         space = space_of(server, Setting(1, 1, None, 1))
         ideal = max(space.settings(), key=server.rate)
-        best = descend(space, server.measure(ideal, None, 0.0), None, server.measure)
+        best = descend(space, server.measure(ideal, None, 0.0), (), server.measure)
         changed += best.setting != ideal
     assert changed <= 1
 
@@ -97,7 +97,7 @@ def test_of_equals_the_cheaper_one_wins() -> None:
     server.rate = lambda setting: 100.0 * min(setting.instances, 4)  # type: ignore[method-assign]
     today = Setting(1, 1, None, 1)
     space = space_of(server, today)
-    best = descend(space, server.measure(today, None, 0.0), Setting(8, 1, None, 1), server.measure)
+    best = descend(space, server.measure(today, None, 0.0), (Setting(8, 1, None, 1),), server.measure)
     assert best.setting.instances == 4
 
 
@@ -112,5 +112,5 @@ def test_what_was_found_before_the_time_ended_is_known() -> None:
 
     today = Setting(1, 1, None, 1)
     with pytest.raises(TimeoutError):
-        descend(space_of(server, today), server.measure(today, None, 0.0), None, measure)
+        descend(space_of(server, today), server.measure(today, None, 0.0), (), measure)
     assert len(seen) == 3
