@@ -66,7 +66,12 @@ class Loads:
         self.rate = options.rate
         self.start_rate = options.rate or 10.0
         tops = copies.subjects.tops
-        self.mix = {name: 1 / len(tops) for name in tops}
+        self.mix = dict.fromkeys(tops, 1.0)
+        self.share_out(options.mix or self.mix)
+
+    def share_out(self, parts: Mapping[str, float]) -> None:
+        """Let each model have as many of the requests as a mix says, whose sum need not be 1."""
+        self.mix = {name: parts[name] / sum(parts.values()) for name in self.mix}
 
     def options_of(self, copy: str, model: str, **levels: Any) -> LoadTestOptions:
         """Return a load test of one model of a set."""

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
+from repo_manager.errors import ServerRefusedError, UsageError
 from repo_manager.files import sha256_file
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.run import environment
 from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.triton_config.compare import changed_fields
-from repo_manager.triton_config.ensembles import is_ensemble, models_of
+from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.tuning.answers import Answers
+from repo_manager.tuning.curves import Curves, latency_limit
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import Inputs, Loads
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
 from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, copies_of, tuning_directory
 from repo_manager.tuning.search import Trial, descend, likely_good
-from repo_manager.tuning.space import BatchTime, Bounds, Setting, Space, curve_sizes, left_out, runs_on_gpu
-from repo_manager.tuning.subjects import Subject, Subjects, read_subjects
+from repo_manager.tuning.space import BatchTime, Setting, Space, left_out
+from repo_manager.tuning.subjects import Subjects, read_subjects
 
 __all__ = ["TuningRun", "tune", "tuning_run"]
 
 _PROOF_SHARE = 0.25
 _ENERGY_SHARE = 0.9
 _ANY_ENERGY = 0.0  # what today's setting is held against, after it was measured without any
-_MEMORY_SHARE = 0.8
-_COPIES_IN_MEMORY = 2
-_MOST_INSTANCES = 16
-_LARGEST_BATCH = 64
 
 
 class _BudgetEndedError(Exception):
@@ -124,6 +120,7 @@ class TuningRun:
     Attributes:
         subjects: what is tuned.
         copies: of it.
+        loads: puts load on them.
     """
 
     def __init__(
@@ -139,7 +136,7 @@ class TuningRun:
         self._clock = clock
         self.copies, self.subjects = loads.copies, loads.copies.subjects
         self._options, self._journal, self._told = options, journal, progress
-        self._loads, self._answers = loads, answers
+        self.loads, self._answers = loads, answers
         self._today = self.subjects.today()
         self._began = clock()
         self._trials: list[Trial] = []
@@ -155,35 +152,19 @@ class TuningRun:
             RepositoryError: one more copy of the models does not fit into memory.
             ServerRefusedError: a model does not load.
         """
-        fit = self._instances_in_memory()
+        curves = Curves(self._options, self.loads, self._journal, self._tell, self._left_s)
         for name in self.subjects.tunable:
-            bounds = self._bounds(self.subjects.models[name], fit)
-            curve = self._curve(name, bounds)
-            self._curves[name] = curve
-            bounds = dataclasses.replace(bounds, batch=max((each.size for each in curve), default=bounds.batch))
-            self._spaces[name] = Space.of(
-                self.subjects.models[name].config,
-                bounds,
-                curve,
-                latency_ns=self._latency_ns(),
-                search=self._options.search,
-            )
+            self._curves[name], self._spaces[name] = curves.space(name)
         self._set_load()
         return self._spaces
-
-    def _latency_ns(self) -> float | None:
-        """Return the limit that no batch of any model may exceed: the loosest one of those that are asked."""
-        limits = [self._options.latency_ns(name) for name in self.subjects.tops]
-        return None if None in limits else max(limit for limit in limits if limit is not None)
 
     def _set_load(self) -> None:
         """Say where the search for today's largest rate begins, and how several models share the requests."""
         tops = self.subjects.tops
         alone = {name: self._curves[name][0].per_s if self._curves.get(name) else 20.0 for name in tops}
-        mix = self._options.mix or alone
-        self._loads.mix = {name: mix[name] / sum(mix[each] for each in tops) for name in tops}
-        total = min(alone[name] / self._loads.mix[name] for name in tops) / len(tops)
-        self._loads.start_rate = self._options.rate or float(f"{max(total / 2, 1.0):.3g}")
+        self.loads.share_out(self._options.mix or alone)
+        total = min(alone[name] / self.loads.mix[name] for name in tops) / len(tops)
+        self.loads.start_rate = self._options.rate or float(f"{max(total / 2, 1.0):.3g}")
 
     def go(self) -> Tuning:
         """Measure, and conclude."""
@@ -275,7 +256,7 @@ class TuningRun:
         def evaluate(setting: Setting, held: Trial | None, margin: float) -> Trial:
             return self.evaluate({**best.state, model: setting}, held, margin, model)
 
-        guesses = likely_good(space, today.setting, self._curves[model], self._latency_ns())
+        guesses = likely_good(space, today.setting, self._curves[model], latency_limit(self._options, self.subjects))
         return descend(space, today, guesses, evaluate, is_enough=lambda trial: self._is_moved_on(model, trial))
 
     def _is_moved_on(self, model: str, trial: Trial) -> bool:
@@ -321,70 +302,6 @@ class TuningRun:
                 why = "the search found nothing better on the way to them" if is_complete else "the budget ended"
                 yield f"{of}{left} of {space.size} settings: {why}"
 
-    def _instances_in_memory(self) -> int:
-        """Return how many instances of each model fit into memory.
-
-        Raises:
-            RepositoryError: the comparison's two do not.
-        """
-        on_gpu = any(runs_on_gpu(self.subjects.models[name].config) for name in self.subjects.tunable)
-        size = sum(subject.size_bytes for subject in self.subjects.models.values())
-        room = self.copies.room(on_gpu=on_gpu)
-        if room is None:
-            return _MOST_INSTANCES
-        fit = int(room.free_bytes * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
-        if fit < 2:  # the comparison serves two
-            raise RepositoryError(
-                f"{self.subjects.title} takes about {size * _COPIES_IN_MEMORY >> 20} MiB, two copies of it do not fit "
-                f"into the {room.free_bytes >> 20} MiB that {room.kind} has free",
-                hint="Unload something else there, or tune on a larger one.",
-            )
-        return min(fit, _MOST_INSTANCES)
-
-    def _bounds(self, subject: Subject, fit: int) -> Bounds:
-        """Return what the machine and the model allow."""
-        today = self._today[subject.name].max_batch_size
-        best, most = subject.profile or (None, _LARGEST_BATCH)
-        batch = max(today, min(_LARGEST_BATCH, most)) if today else 0
-        cores = 0 if runs_on_gpu(subject.config) else self.copies.cores
-        users = [each.config for each in self.subjects.models.values() if subject.name in models_of(each.config)]
-        least = max((int(each.message().max_batch_size) for each in users), default=0)
-        return Bounds(cores, fit, batch, best, least)
-
-    def _curve(self, name: str, bounds: Bounds) -> tuple[BatchTime, ...]:
-        """Return the time of batches of growing size, as long as a larger one answers more samples a second.
-
-        Raises:
-            ServerRefusedError: the model does not load.
-        """
-        known = {each.size: each for each in self._journal.curve(name)}
-        today = self._today[name]
-        sizes = curve_sizes(bounds) or (1,)
-        if known:
-            return tuple(known[size] for size in sorted(known))
-        try:
-            changes = Setting(1, max(sizes) if bounds.batch else 0, None, today.threads).changes(today)
-            self.copies.load(CANDIDATE, {name: changes})
-        except ServerRefusedError:
-            sizes = tuple(size for size in sizes if size <= max(today.max_batch_size, 1))
-            self.copies.load(CANDIDATE, {})
-        share = self._options.budget_s * (1 - 0.5 * (len(self._curves) + 1) / len(self.subjects.tunable))
-        for size in sizes:
-            found = self._loads.batch_time(CANDIDATE, name, size)
-            if found is None:
-                break
-            if found.per_s < max((each.per_s for each in known.values()), default=0.0):
-                # Larger batches mostly answer more: see whether something disturbed this one.
-                again = self._loads.batch_time(CANDIDATE, name, size) or found
-                found = min(found, again, key=lambda each: each.median_ns)
-            self._journal.add_batch(name, found)
-            known[size] = found
-            self._tell(f"{name}, batch of {size}: {found.median_ns / 1e6:.3g} ms, {found.per_s:,.0f} samples/s")
-            limit = self._latency_ns()
-            if (limit is not None and found.median_ns > limit) or self._left_s() < share:
-                break
-        return tuple(known[size] for size in sorted(known))
-
     def evaluate(self, state: Mapping[str, Setting], best: Trial | None, margin: float, model: str = "") -> Trial:
         """Measure settings: how much they hold, or whether they hold more than the best ones.
 
@@ -413,7 +330,7 @@ class TuningRun:
 
     @property
     def _is_rate_sought(self) -> bool:
-        return self._loads.rate is None
+        return self.loads.rate is None
 
     def _challenge(self, best: Trial | None, margin: float) -> float | None:
         """Return what a setting has to hold to be better; `None` where any value is."""
@@ -456,7 +373,7 @@ class TuningRun:
         if problem:
             seconds = self._clock() - began
             return Trial(own, False, None, problem, seconds, against, model=model, state=dict(state))
-        measured = self._loads.measured(CANDIDATE, against, is_limit_enough=is_limit_enough)
+        measured = self.loads.measured(CANDIDATE, against, is_limit_enough=is_limit_enough)
         value = measured.value
         is_better = value is not None
         if value is not None and against is not None and self._options.seeks == "energy":
@@ -480,10 +397,10 @@ class TuningRun:
         Raises:
             UsageError: nothing reports energy.
         """
-        if self._loads.rate is None:
+        if self.loads.rate is None:
             if today.value is None:
                 return today
-            self._loads.rate = float(f"{today.value * _ENERGY_SHARE:.4g}")
+            self.loads.rate = float(f"{today.value * _ENERGY_SHARE:.4g}")
             known = self._journal.trial(self._today, _ANY_ENERGY)
             measured = known or self._measured(self._today, self.subjects.tunable[0], _ANY_ENERGY, is_first=True)
             if known is None:
@@ -504,12 +421,12 @@ class TuningRun:
         self.copies.load(TODAY, {})
         changes = {name: setting.changes(self._today[name]) for name, setting in best.state.items()}
         self.copies.load(WINNER, changes)
-        rate, held = self._loads.rate or best.value, self._trials[0].value
+        rate, held = self.loads.rate or best.value, self._trials[0].value
         assert rate is not None
         assert held is not None
         assert best.value is not None
         gain = best.value / held if self._options.seeks == "throughput" else held / best.value
-        comparisons = self._loads.proof(rate, gain, self._left_s())
+        comparisons = self.loads.proof(rate, gain, self._left_s())
         for each in comparisons:
             self._tell(f"today's against {best.label}: {each.verdict}")
         return comparisons

@@ -234,8 +234,15 @@ class _There(Copies):
         files = self.subjects.models[model].files
         contents = {place: path.read_bytes() for place, path in files.items() if place.startswith("1/")}
         document = json_format.MessageToJson(config.message())
-        # An ensemble has no files, and a load that brings a model has to bring one.
-        self.client.load(served, document, files=contents or {"1/ensemble": b"\n"}, timeout_s=_LOAD_S)
+        if contents:
+            self.client.load(served, document, files=contents, timeout_s=_LOAD_S)
+            return
+        try:  # An ensemble has no files, and a load that brings a model has to bring one.
+            self.client.load(served, document, files={"1/ensemble": b"\n"}, timeout_s=_LOAD_S)
+        except ServerRefusedError:
+            # Triton also looks for the parts in its repository, complains of those that came by load, and serves it.
+            if not self.client.model_ready(served):
+                raise
 
     def room(self, *, on_gpu: bool) -> Room | None:
         metrics = None if self.metrics_url is None else metrics_text(self.metrics_url)
