@@ -28,6 +28,7 @@ __all__ = [
     "kept_folder",
     "link_files",
     "read_regular",
+    "reason_of",
     "sha256_bytes",
     "sha256_file",
     "take_lock",
@@ -47,6 +48,11 @@ _NO_ROOM_BYTES = 1 << 20
 def sha256_bytes(data: bytes) -> Digest:
     """Return the digest of bytes in memory."""
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def reason_of(exc: BaseException) -> str:
+    """Return why something failed, for a message that names the file itself: `No such file or directory`."""
+    return str(getattr(exc, "strerror", None) or exc)
 
 
 def read_regular(path: Path) -> bytes:

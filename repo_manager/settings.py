@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import UsageError
+from repo_manager.files import document, reason_of
 
 __all__ = ["Context", "Settings", "load_contexts", "load_settings", "settings_path", "use_context"]
 
@@ -188,7 +189,7 @@ def _context_of(name: object, contexts: Mapping[str, dict[str, object]], path: P
         close = difflib.get_close_matches(str(name), list(contexts), n=1)
         raise UsageError(
             f"There is no context {name!r} in {path}; there is {known}",
-            hint=f"Did you mean {close[0]!r}?" if close else "docs/contexts.md shows how to write one.",
+            hint=f"Did you mean {close[0]!r}?" if close else f"{document('contexts.md')} shows how to write one.",
         )
     return {**{key: value for key, value in contexts[name].items() if key != "protected"}, "context": name}
 
@@ -247,7 +248,7 @@ def _read_file(path: Path, *, required: bool) -> dict[str, object]:
             raise UsageError(f"{path}: no such settings file (named by {_PREFIX}SETTINGS)") from None
         return {}
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{path}: the settings file cannot be read: {exc}") from exc
+        raise UsageError(f"{path}: the settings file cannot be read: {reason_of(exc)}") from exc
     yaml = importlib.import_module("yaml")
     try:
         values = yaml.safe_load(text)

@@ -17,6 +17,7 @@ from repo_manager.cli.option_groups import grouped, option
 from repo_manager.cli.options import DryRun, Output, parse_changes, read_labels_file
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag
 from repo_manager.errors import InputError, UsageError
+from repo_manager.files import reason_of
 from repo_manager.report.repository_tables import config_change_view, label_change_view, labels_view
 from repo_manager.repository.configuration import change_config, edit_config
 from repo_manager.repository.location import Location
@@ -51,7 +52,7 @@ def edited(text: str, *, name: str) -> Iterator[str]:
     except (OSError, ValueError) as exc:
         _discard(file)
         raise UsageError(
-            f"The editor {command!r} cannot be started: {exc}", hint="Set $EDITOR, or use --file."
+            f"The editor {command!r} cannot be started: {reason_of(exc)}", hint="Set $EDITOR, or use --file."
         ) from exc
     if status != 0:
         _discard(file)
@@ -115,7 +116,7 @@ def config_command(
         try:
             text = flags.file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
-            raise UsageError(f"--file {flags.file}: it cannot be read: {exc}") from exc
+            raise UsageError(f"--file {flags.file}: it cannot be read: {reason_of(exc)}") from exc
         result = edit_config(root, name, text, dry_run=dry_run)
     else:
         result = change_config(root, name, changes, dry_run=dry_run or not changes)

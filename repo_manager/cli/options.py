@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -15,6 +15,7 @@ import typer
 from repo_manager.cli.contexts import chosen_context, context_taken
 from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.errors import InputError, UsageError
+from repo_manager.files import reason_of
 from repo_manager.onnx_model.runtime import RuntimeLimits, runtime_limits
 from repo_manager.report.terminal import Terminal
 
@@ -24,6 +25,7 @@ __all__ = [
     "Output",
     "RuntimeFlags",
     "check_input",
+    "check_keys",
     "check_outputs",
     "parse_changes",
     "parse_pairs",
@@ -145,6 +147,17 @@ def check_input(path: Path | None) -> None:
         raise InputError(f"{path} does not exist")
 
 
+def check_keys(paths: Sequence[Path] | None) -> None:
+    """See that keys are there before anything is looked at that they are for.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for path in paths or ():
+        if not path.is_file():
+            raise UsageError(f"{path} is not a key file", hint="It does not exist, or is no file.")
+
+
 def parse_pairs(texts: list[str], name: str) -> dict[str, str]:
     """Read KEY=VALUE options.
 
@@ -220,5 +233,5 @@ def read_labels_file(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{path}: the labels cannot be read: {exc}") from exc
+        raise UsageError(f"{path}: the labels cannot be read: {reason_of(exc)}") from exc
     return tuple(line.strip() for line in lines if line.strip())

@@ -59,6 +59,11 @@ def report_command(
         check_input(path)
     reports = [read_report(path) for path in loads or ()]
     is_folder = file is not None and file.suffix not in _WRITERS
+    if is_folder and file is not None and file.suffix and not file.is_dir():
+        raise UsageError(
+            f"--output {file}: the ending {file.suffix} names no format",
+            hint="Expected FILE.html, FILE.md, or a folder, which is made if it does not exist.",
+        )
     if not is_folder and (target is None or ":" not in target):
         raise UsageError(
             "a card is of one version: name it as NAME:VERSION",

@@ -10,7 +10,7 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options, urls_of
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import Output
+from repo_manager.cli.options import Output, check_input, check_keys
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target, model_versions
 from repo_manager.cli.rollout_options import RolloutFlags, Trial
 from repo_manager.errors import RepositoryError, UsageError
@@ -116,6 +116,7 @@ class DeployFlags(FleetFlags, RolloutFlags):
 
     def options(self) -> RolloutOptions:
         """Return them as the library takes them."""
+        check_keys(self.signed_by)
         settings = self.settings()
         return RolloutOptions(**{**settings, "signed_by": settings["signed_by"] or load_settings().signed_by})
 
@@ -152,6 +153,7 @@ def deploy_command(
     """
     terminal = output.terminal()
     root, options, tried = place.root(), how.options(), trial.options(terminal)
+    check_input(trial.shadow)
     name, version = resolve_version(root, target)
     to, connected = where.texts(), where.connected(connection)
     report = terminal.reporter()

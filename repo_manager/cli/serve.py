@@ -15,7 +15,7 @@ from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.errors import UsageError
 from repo_manager.pipeline.background import follow_log, handed_over, log_of, start_detached, stop_running
-from repo_manager.pipeline.serve_options import ServeOptions
+from repo_manager.pipeline.serve_options import ServeOptions, check_models
 from repo_manager.pipeline.serving import serve_until_ended
 from repo_manager.report.machine_tables import running_server_view
 from repo_manager.report.terminal import Terminal
@@ -175,6 +175,7 @@ def serve_command(
         terminal.result({"stopped": stopped}, text)
         return
     options = handed_over() if flags.options_from_stdin else _options(root, flags, listen, security)
+    check_models(options)
     _warn_if_open(terminal, options.host, options.security)
     if flags.detach:
         running = start_detached(options)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, Output, check_outputs
+from repo_manager.cli.options import DryRun, Output, check_keys, check_outputs
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, model_versions
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.pipeline.snapshot import fetch, pinned_by, snapshot
@@ -87,6 +87,7 @@ def snapshot_command(
     """
     terminal = output.terminal()
     check_outputs(flags.values)
+    check_keys(flags.signed_by)
     settings = settings_of(RolloutOptions, flags)
     settings["signed_by"] = settings["signed_by"] or load_settings().signed_by
     options = RolloutOptions(**settings, dry_run=dry_run)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import typer
 
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, Output, check_outputs, writing
+from repo_manager.cli.options import DryRun, Output, check_keys, check_outputs, writing
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
 from repo_manager.cli.signing import check_signatures
 from repo_manager.errors import RepositoryError
@@ -71,6 +71,7 @@ def verify_command(
     root = place.root()
     copies = tuple(map(parse_location, repairing.copies or ()))
     repairs = repair(root, name, copies=copies, dry_run=dry_run) if repairing.repair else ()
+    check_keys(flags.signed_by)
     checks, unsigned = check_signatures(root, name, flags.signed_by)
     problems = (*verify(root, name, **settings_of(verify, flags)), *unsigned)
     if flags.sarif is not None:

@@ -23,6 +23,7 @@ __all__ = ["parse_declaration", "read_declaration"]
 
 MAX_BYTES = 4 << 20
 STDIN = "-"
+_KNOWN = "; known are "
 _HINT = f"{document('apply.md')} shows every key; editors check it with {document('repository.schema.json')}."
 Location = tuple[str | int, ...]
 
@@ -93,7 +94,18 @@ def _told(document: Document, problems: Mapping[Location, str]) -> list[str]:
     for path, what in problems.items():
         if not any(path[: len(other)] == other or other[: len(path)] == path for other in unread):
             told.append((document.place(path), f"{document.where(path)}: {_dotted(path)}{what}"))
-    return [text for _, text in sorted(told, key=lambda item: item[0])]
+    return _each_list_once([text for _, text in sorted(told, key=lambda item: item[0])])
+
+
+def _each_list_once(problems: Sequence[str]) -> list[str]:
+    """Leave a list of known keys out where a problem above it ends in the same one."""
+    seen: set[str] = set()
+    told = []
+    for problem in problems:
+        what, mark, known = problem.partition(_KNOWN)
+        told.append(what if known in seen else problem)
+        seen.update([known] if mark else ())
+    return told
 
 
 def _error(problems: Sequence[str]) -> InputError:
@@ -166,7 +178,7 @@ def _sentence(path: Location, errors: Sequence[Any], value: Any) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
         close = difflib.get_close_matches(str(path[-1]), known, 1)
-        return "unknown key; " + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}")
+        return "unknown key" + (f"; did you mean {close[0]!r}?" if close else f"{_KNOWN}{', '.join(known)}")
     if first["type"] == "missing":
         return "is missing"
     if first["type"] == "value_error":

@@ -9,6 +9,7 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from repo_manager.errors import UsageError
+from repo_manager.files import reason_of
 from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import Backend, Precision
 
@@ -147,5 +148,7 @@ def _read_overrides(name: str, path: Path) -> model_config_pb2.ModelConfig:
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), overrides)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
-        raise UsageError(f"--model-config {name}={path}: not a readable Triton configuration: {exc}") from exc
+        raise UsageError(
+            f"--model-config {name}={path}: not a readable Triton configuration: {reason_of(exc)}"
+        ) from exc
     return overrides

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import InputError
+from repo_manager.files import reason_of
 from repo_manager.loadtest.result import (
     CURVE_QUANTILES,
     SCHEMA_VERSION,
@@ -42,7 +43,7 @@ def read_report(path: StrPath) -> LoadTestReport:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
-        raise InputError(f"{path} cannot be read as a load test's report: {exc}") from exc
+        raise InputError(f"{path} cannot be read as a load test's report: {reason_of(exc)}") from exc
     return report_from_json(document, where=str(path))
 
 

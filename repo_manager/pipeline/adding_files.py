@@ -12,7 +12,7 @@ import repo_manager
 from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit
 from repo_manager.errors import ConfigError, GateError, UsageError
-from repo_manager.files import sha256_file, work_folder
+from repo_manager.files import reason_of, sha256_file, work_folder
 from repo_manager.pipeline.given_files import GivenFiles
 from repo_manager.pipeline.recording import Recording, Trial, TrialRun, exchanges_of, needs_of, record, trial_run
 from repo_manager.report.progress import transfer_progress
@@ -248,7 +248,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} cannot be read: {exc}") from exc
+        raise ConfigError(f"{path} cannot be read: {reason_of(exc)}") from exc
 
 
 def _labels(config: Path, file: str) -> tuple[str, ...]:

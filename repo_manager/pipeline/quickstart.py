@@ -12,6 +12,7 @@ import numpy as np
 
 from repo_manager import samples
 from repo_manager.errors import RepositoryError
+from repo_manager.files import reason_of
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadTestReport
 from repo_manager.loadtest.run import run_load_test
@@ -149,7 +150,7 @@ def _work_folder(folder: Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise RepositoryError(f"{folder} cannot be made: {exc}", hint="Pass another --directory.") from exc
+        raise RepositoryError(f"{folder} cannot be made: {reason_of(exc)}", hint="Pass another --directory.") from exc
     return folder
 
 

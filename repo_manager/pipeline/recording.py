@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import GateError, InputError, MissingDependencyError, ServerError, ServerRefusedError
-from repo_manager.files import link_files, work_folder
+from repo_manager.files import link_files, reason_of, work_folder
 from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.golden import Exchange, Golden, read_golden
@@ -286,7 +286,7 @@ def _is_golden(path: Path) -> bool:
         with np.load(path, allow_pickle=False) as archive:
             return any(key.startswith("input:") for key in archive.files)
     except (OSError, ValueError, zipfile.BadZipFile) as exc:
-        raise InputError(f"{path}: the sample cannot be read: {exc}") from exc
+        raise InputError(f"{path}: the sample cannot be read: {reason_of(exc)}") from exc
 
 
 def _datatype(number: int) -> str:

@@ -8,14 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepoManagerError, RepositoryError
-from repo_manager.repository.location import Location, as_location
+from repo_manager.repository.layout import open_root
+from repo_manager.repository.location import Location, as_location, local_folder
 from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.signing import check_served
 from repo_manager.repository.tags import model_states
 from repo_manager.server.command import ServerOptions, ServerSettings
 from repo_manager.validation import check_range
 
-__all__ = ["ServeOptions", "deployed_models", "needs_auto_complete", "not_vouched_for", "server_options"]
+__all__ = [
+    "ServeOptions",
+    "check_models",
+    "deployed_models",
+    "needs_auto_complete",
+    "not_vouched_for",
+    "server_options",
+]
 
 _ALL, _DEPLOYED, _NONE = "all", "deployed", "none"
 
@@ -59,6 +67,22 @@ def deployed_models(repository: Location) -> tuple[str, ...]:
     states = model_states(repository)
     deployed = {name for name, state in states.items() if state.is_deployed}
     return tuple(entry.name for entry in scan(repository, deep=False) if entry.name in deployed)
+
+
+def check_models(options: ServeOptions) -> None:
+    """See that a local repository is there, and the models that are named, before a server is started.
+
+    Raises:
+        RepositoryError: they are not.
+    """
+    folder = local_folder(options.repository)
+    if folder is None:
+        return
+    root = open_root(folder)
+    for name in () if options.load in ((_ALL,), (_DEPLOYED,), (_NONE,)) else options.load:
+        if not (root / name).is_dir():
+            hint = "`repo-manager list` shows the models; --load all takes every one."
+            raise RepositoryError(f"{options.repository} has no model {name!r} to load", hint=hint)
 
 
 def server_options(options: ServeOptions) -> ServerOptions:

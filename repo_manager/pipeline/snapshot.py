@@ -10,7 +10,7 @@ import yaml
 
 from repo_manager.declared.document import parse_document
 from repo_manager.errors import InputError, UsageError
-from repo_manager.files import read_regular, write_atomic
+from repo_manager.files import read_regular, reason_of, write_atomic
 from repo_manager.repository.location import LocationLike, as_location, local_folder
 from repo_manager.repository.tags import resolve_version
 from repo_manager.rollout.context import Report
@@ -158,7 +158,7 @@ def _pinned_in(file: Path) -> tuple[str | None, str | None]:
     except FileNotFoundError:
         return None, None
     except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{file}: the values cannot be read: {exc}") from exc
+        raise InputError(f"{file}: the values cannot be read: {reason_of(exc)}") from exc
     found = parse_document(text, name=str(file)).value or {}
     section = found.get("repository") if isinstance(found, dict) else None
     if not found:

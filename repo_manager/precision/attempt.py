@@ -13,6 +13,7 @@ from repo_manager.errors import ModelError
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.write import WrittenModel, write_draft
 from repo_manager.precision.candidate import Builder, Candidate
+from repo_manager.precision.options import Check
 from repo_manager.precision.passes.lowering_rules import FP16_MAX
 from repo_manager.precision.proof.checks import drift_limit
 from repo_manager.precision.proof.prove import Proof, Prover
@@ -180,11 +181,15 @@ _SHOWN_BLOCKS = 10
 _SMALL = 400  # nodes; of a larger model only weighted operators are compared
 
 
+def _word(check: Check) -> str:
+    return "FAILED" if not check.passed else "no evidence" if check.is_empty else "passed"
+
+
 def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -> str:
     """Return the message of a failed gate."""
     failed = ", ".join(check.name for check in proof.checks if not check.passed)
     lines = [f"{model.path} as {precision}: the gate failed ({failed})"]
-    lines += [f"  {'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}" for check in proof.checks]
+    lines += [f"  {_word(check)}  {check.name}: {check.detail}" for check in proof.checks]
     if proof.drift:
         lines.append(table(proof.drift))
     return "\n".join([*lines, began] if began else lines)

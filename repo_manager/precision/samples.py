@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from repo_manager.errors import ModelError
+from repo_manager.files import document
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.inputs import find_sizes, natural_inputs
 from repo_manager.onnx_model.model import Model
@@ -96,7 +97,7 @@ def _first_run(
         raise ModelError(
             f"{model.path}: it does not run on made-up inputs, so its precision cannot be judged: {exc.message}",
             hint="Give the sizes that it takes with --shape NAME:SIZES (all axes), or real inputs with --calibration; "
-            "docs/dynamic-axes.md.",
+            f"{document('dynamic-axes.md')}.",
         ) from exc
     inputs = natural_inputs(signature, seed=seed, sizes=sizes)
     return inputs, session.run(inputs), sizes

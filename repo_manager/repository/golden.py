@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import RepositoryError
+from repo_manager.files import reason_of
 from repo_manager.request_data.archives import RECORDED_COUNTS, RECORDED_KEY, check_archive
 
 __all__ = ["GOLDEN_FILE_NAME", "Exchange", "Golden", "read_golden", "write_golden"]
@@ -114,7 +115,8 @@ def read_golden(path: Path) -> Golden:
                 place[match["name"]] = _usable(archive[key])
     except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, MemoryError, *_ZIP) as exc:
         raise RepositoryError(
-            f"{path}: the golden sample cannot be read: {exc}", hint="Run repo-manager verify, or add the model again."
+            f"{path}: the golden sample cannot be read: {reason_of(exc)}",
+            hint="Run repo-manager verify, or add the model again.",
         ) from exc
     return Golden.of(
         Exchange(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import read_regular
+from repo_manager.files import read_regular, reason_of
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.types import Digest, as_json
 
@@ -142,7 +142,7 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         raise no_manifest(f"{file} does not exist") from None
     except (OSError, UnicodeDecodeError) as exc:
-        raise no_manifest(f"{file} cannot be read: {exc}") from exc
+        raise no_manifest(f"{file} cannot be read: {reason_of(exc)}") from exc
     return parse_manifest(text, where=str(file))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import InputError
+from repo_manager.files import reason_of
 from repo_manager.request_data.archives import RECORDED_COUNTS, RECORDED_KEY, check_archive
 from repo_manager.request_data.tensors import (
     Array,
@@ -126,7 +127,7 @@ def read_streams(
             where = f"request {number}" + (f" ({row.place})" if row.place and row.place != f"line {number}" else "")
             streams.setdefault(row.stream, []).append(_typed(row, inputs, flat or {}, where))
     except (OSError, ValueError, TypeError, EOFError, RecursionError, MemoryError, NotImplementedError, *_ZIP) as exc:
-        raise InputError(f"{path}: the input data cannot be read: {exc}") from exc
+        raise InputError(f"{path}: the input data cannot be read: {reason_of(exc)}") from exc
     if not streams:
         raise InputError(f"{path} holds no request: no sample was found")
     return list(streams.values())

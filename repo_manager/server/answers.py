@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ __all__ = ["array_of", "out_of_reach", "reading", "refusal", "request_inputs", "
 
 _MOST_ENTRIES = 200_000
 _QUOTED_CHARACTERS = 200
+_GRPC_PREAMBLE = re.compile(
+    r"^failed to connect to all addresses; last error: \w+: (?:(?:ipv[46]|unix):\S+: )?"
+    r"(?:Failed to connect to remote host: )?"
+)
 
 
 def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
@@ -30,7 +35,9 @@ def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachabl
         word in reason for word in ("WRONG_VERSION_NUMBER", "EOF occurred in violation of protocol")
     ):
         hint = f"It does not answer in TLS. Without TLS: {endpoint.protocol}://{endpoint.address}"
-    return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {reason}", hint=hint)
+    # gRPC tells the address, which the message begins with, and the same in several wordings before the reason.
+    plain = _GRPC_PREAMBLE.sub("", reason).strip() or reason
+    return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {plain}", hint=hint)
 
 
 @contextlib.contextmanager

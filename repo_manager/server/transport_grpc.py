@@ -56,7 +56,8 @@ __all__ = ["GrpcTransport"]
 # Triton answers UNAVAILABLE too (a model that is not ready); these are the words of gRPC itself.
 _NO_CONNECTION = re.compile(
     r"failed to connect|connection (refused|reset|timed out|attempt timed out)|socket closed|goaway|no route|resolution"
-    r"|handshake|broken pipe|endpoint closing|stream removed|ping timeout|transport|unreachable|recvmsg|sendmsg",
+    r"|errors resolving|address lookup|handshake|broken pipe|endpoint closing|stream removed|ping timeout|transport"
+    r"|unreachable|recvmsg|sendmsg",
     re.IGNORECASE,
 )
 # What gRPC says of a call that never reached the server: it went to a connection that the server was closing. A call

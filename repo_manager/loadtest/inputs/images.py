@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import CalibrationError, InputError, UsageError
+from repo_manager.files import reason_of
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.optional import require
 from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, typed
@@ -115,7 +116,7 @@ def _content(file: Path, item: InputFacts) -> Array:
     try:
         content = file.read_bytes()
     except OSError as exc:
-        raise InputError(f"{file}: cannot be read: {exc}") from exc
+        raise InputError(f"{file}: cannot be read: {reason_of(exc)}") from exc
     return np.array([content], object) if item.datatype == "BYTES" else np.frombuffer(content, np.uint8)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import MissingDependencyError, ServerUnreachableError, UsageError
-from repo_manager.files import work_folder
+from repo_manager.files import reason_of, work_folder
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
@@ -238,7 +238,7 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
         except subprocess.TimeoutExpired:
             return _failed(level, options, f"perf_analyzer did not end within {limit_s:.0f} s and was stopped")
         except OSError as exc:
-            raise MissingDependencyError(f"{perf.binary} cannot be run: {exc}") from exc
+            raise MissingDependencyError(f"{perf.binary} cannot be run: {reason_of(exc)}") from exc
         text = f"{done.stdout}\n{done.stderr}".strip()
         rows = parse_csv(_read(files / "result.csv"))
         profile = parse_profile_export(_read(files / "profile.json"))

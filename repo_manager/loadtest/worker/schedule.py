@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.errors import InputError, UsageError
+from repo_manager.files import reason_of
 from repo_manager.loadtest.wire.connection import Endpoint
 
 __all__ = ["ARRIVALS", "Job", "Schedule", "load_replay"]
@@ -131,7 +132,7 @@ def load_replay(path: Path) -> tuple[int, ...]:
         seconds = _json_moments(text) if path.suffix.lower() == ".json" else _csv_moments(text)
     except (OSError, ValueError, TypeError, IndexError, OverflowError, RecursionError, csv.Error) as exc:
         raise InputError(
-            f"{path}: no timestamps could be read: {exc}",
+            f"{path}: no timestamps could be read: {reason_of(exc)}",
             hint="Expected a JSON array of seconds, {'timestamps_s': [...]}, or a CSV file with a moment in a row.",
         ) from exc
     moments = np.sort(np.asarray(seconds, np.float64))

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from repo_manager.errors import CalibrationError
+from repo_manager.files import reason_of
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.optional import require
@@ -58,7 +59,7 @@ def read_recipe(path: Path) -> ImageRecipe:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as exc:
-        raise CalibrationError(f"{path}: cannot be read as YAML: {exc}") from exc
+        raise CalibrationError(f"{path}: cannot be read as YAML: {reason_of(exc)}") from exc
     if not isinstance(raw, dict):
         raise CalibrationError(f"{path}: holds {type(raw).__name__}, and a mapping is needed", hint=_EXAMPLE)
     if unknown := sorted(str(key) for key in raw if key not in _KEYS):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from repo_manager.errors import ServerUnreachableError, UsageError
+from repo_manager.files import reason_of
 from repo_manager.server.client import TritonClient
 from repo_manager.server.transport import ClientOptions, Endpoint
 
@@ -132,7 +133,7 @@ def _of_file(path: Path, resolver: Resolver, source: str | None) -> Iterator[Ser
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{path}: the file of servers cannot be read: {exc}") from exc
+        raise UsageError(f"{path}: the file of servers cannot be read: {reason_of(exc)}") from exc
     entries = [
         (number, line.partition("#")[0].strip())
         for number, line in enumerate(lines, 1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from repo_manager import samples
+from repo_manager.files import document
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import model_state
 from repo_manager.repository.transfer import copy_version
@@ -50,6 +51,7 @@ def test_a_context_chooses_the_repository_and_is_in_every_result(run: Run, place
 def test_an_unknown_context_is_named_with_those_there_are(run: Run, places: dict[str, Path]) -> None:
     ended = run("list", "--context", "prd")
     assert (ended.code, "there is staging, prod" in ended.err, "Did you mean 'prod'?" in ended.err) == (2, True, True)
+    assert f"{document('contexts.md')} shows how" in run("list", "--context", "elsewhere").err
 
 
 @pytest.mark.parametrize(

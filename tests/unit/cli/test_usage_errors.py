@@ -160,6 +160,18 @@ def test_a_server_out_of_reach_is_told_with_the_next_step(scheme: str) -> None:
     assert "8001 gRPC, 8000 HTTP" in (caught.value.hint or "")
 
 
+def test_grpc_tells_why_a_server_is_out_of_reach_once() -> None:
+    """gRPC's own message names the address again, behind three wordings of the same."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        url = f"grpc://127.0.0.1:{held.getsockname()[1]}"
+        with pytest.raises(ServerUnreachableError) as raised, TritonClient.connect(url) as client:
+            client.repository_index()
+    assert raised.value.message.startswith(f"{url} cannot be reached: ")
+    assert raised.value.message.endswith(": Connection refused")
+    assert "addresses" not in raised.value.message
+
+
 @pytest.mark.parametrize(("model", "told"), [("m__dense", True), ("m__noflag", True), ("m", False)])
 def test_a_control_that_is_not_served_is_told_with_how_it_is_made(model: str, told: bool) -> None:
     hint = _hint(LoadTestOptions(url="grpc://127.0.0.1:1", model=model, concurrency=(1,)))
@@ -211,3 +223,30 @@ def test_two_services_on_one_port_are_refused_before_a_server_starts(
     with pytest.raises(SystemExit) as ended:
         main()
     assert (ended.value.code, "need a port each" in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("add", "MODEL", "-n", "m", "--labels", "y=nope.txt"), 2, "nope.txt: the labels cannot be read: No such file"),
+        (("loadtest", "merge", "nope.json"), 3, "nope.json cannot be read as a load test's report: No such file"),
+        (("deploy", "m", "--to", "@nope.txt"), 2, "nope.txt: the file of servers cannot be read: No such file"),
+        (("deploy", "m", "--shadow", "nope.jsonl"), 3, "nope.jsonl does not exist"),
+        (("deploy", "m", "--signed-by", "nope.pub"), 2, "nope.pub is not a key file"),
+        (("verify", "--signed-by", "nope.pub"), 2, "nope.pub is not a key file"),
+        (("report", "m:1", "-o", "card.pdf"), 2, "the ending .pdf names no format"),
+        (("serve", "--load", "nope"), 3, "has no model 'nope' to load"),
+        (("serve", "--load", "nope", "--detach"), 3, "has no model 'nope' to load"),
+    ],
+)
+def test_a_wrong_name_is_told_before_anything_else_and_once(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, said: str
+) -> None:
+    """No server, lease or signature is looked at first, and no file is named a second time in Python's words."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_repository" / "m" / "1").mkdir(parents=True)
+    done = run(*(sample_model() if word == "MODEL" else word for word in words))
+    assert (done.code, said in done.err) == (code, True), done.err
+    assert "Errno" not in done.err
+    assert done.err.count("nope") <= 1 + done.err.count("no model")
+    assert not (tmp_path / "card.pdf").exists()

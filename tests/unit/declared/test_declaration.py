@@ -202,3 +202,11 @@ def test_whatever_stands_there_is_taken_or_told(top: object, model: object) -> N
 def test_whatever_characters_come_they_are_taken_or_told(text: str) -> None:
     with contextlib.suppress(InputError):
         assert parse_declaration(text, name="r").models is not None
+
+
+def test_the_known_keys_are_told_once() -> None:
+    found = problem("models: {}\nbread: 1\nbutter: 2\n").splitlines()
+    assert [line.split(": ", 1)[1] for line in found[1:]] == [
+        "bread: unknown key; known are models, schema_version, targets",
+        "butter: unknown key",
+    ]
