@@ -58,19 +58,7 @@ def report_command(
     for path in loads or ():
         check_input(path)
     reports = [read_report(path) for path in loads or ()]
-    is_folder = file is not None and file.suffix not in _WRITERS
-    if is_folder and file is not None and file.suffix and not file.is_dir():
-        raise UsageError(
-            f"--output {file}: the ending {file.suffix} names no format",
-            hint="Expected FILE.html, FILE.md, or a folder, which is made if it does not exist.",
-        )
-    if not is_folder and (target is None or ":" not in target):
-        raise UsageError(
-            "a card is of one version: name it as NAME:VERSION",
-            hint="Or give a folder, --output FOLDER, for a page for each version and an index.",
-        )
-    if file is not None and not is_folder:
-        check_outputs(file)
+    is_folder = _is_folder(file, target)
     cards = version_cards(root, target, loads=reports)
     written: list[Path] = []
     if file is not None and is_folder:
@@ -89,3 +77,26 @@ def report_command(
         return
     shown = written[-1] if written else None
     terminal.result({"cards": cards, "files": written}, f"Written: {shown} ({len(cards)} cards)" if shown else "")
+
+
+def _is_folder(file: Path | None, target: str | None) -> bool:
+    """Say whether the output is a folder of cards, and see that it can be written.
+
+    Raises:
+        UsageError: the ending names no format, or several versions would go into one file.
+        InputError: the file cannot be written.
+    """
+    is_folder = file is not None and file.suffix not in _WRITERS
+    if is_folder and file is not None and file.suffix and not file.is_dir():
+        raise UsageError(
+            f"--output {file}: the ending {file.suffix} names no format",
+            hint="Expected FILE.html, FILE.md, or a folder, which is made if it does not exist.",
+        )
+    if not is_folder and (target is None or ":" not in target):
+        raise UsageError(
+            "a card is of one version: name it as NAME:VERSION",
+            hint="Or give a folder, --output FOLDER, for a page for each version and an index.",
+        )
+    if not is_folder:
+        check_outputs(file)
+    return is_folder
