@@ -63,6 +63,7 @@ OLD = {
     "docs/security.md",
     "docs/server.md",
     "docs/signing.md",
+    "docs/sources.md",
     "docs/sparsity.md",
     "docs/tensorrt-versions.md",
     "docs/triton-reload.md",

@@ -15,7 +15,6 @@ import contextvars
 import http.client
 import os
 import resource
-import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -27,6 +26,7 @@ from urllib.request import getproxies_environment
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.stores.objects.retry import TransientError
 from repo_manager.sockets import AnswerTooLargeError, TimedSocket, Timer, connect
+from repo_manager.tls import TlsFiles, tls_context
 
 __all__ = ["check_first_answer", "run_within"]
 
@@ -156,7 +156,7 @@ def check_first_answer(endpoint: str, bucket: str, timeout_s: float) -> None:
             connection.sock = sock
             if url.scheme == "https":
                 sock.settimeout(timer.left_s())
-                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=url.hostname)
+                sock = tls_context(TlsFiles()).wrap_socket(sock, server_hostname=url.hostname)
             timed = TimedSocket(sock)
             connection.sock = timed
             timed.begin(timer)
