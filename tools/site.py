@@ -231,10 +231,10 @@ def on_post_build(config: Any) -> None:
     """Write llms.txt: what the project is, and every page with its first sentence."""
     site = Path(config["site_dir"])
     lines = ["# repo-manager\n", f"> {config['site_description']}\n"]
-    for source in sorted((ROOT / "docs").glob("*.md")):
+    for source in sorted((ROOT / "docs").rglob("*.md")):
         text = source.read_text(encoding="utf-8")
         title = text.partition("\n")[0].lstrip("# ")
-        lines.append(f"- [{title}]({source.stem}/)")
+        lines.append(f"- [{title}]({source.relative_to(ROOT / 'docs').with_suffix('')}/)")
     lines += [f"- [{path}]({path.removesuffix('.md')}/)" for path in generated_pages()]
     (site / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

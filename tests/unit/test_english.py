@@ -108,8 +108,10 @@ def faults_of(text: str) -> list[str]:
         for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z\"(X])", block):
             if len(sentence.split()) > MOST_WORDS:
                 found.append(f"{len(sentence.split())} words: {sentence[:60]}...")
+    is_code = False
     for number, line in enumerate(text.splitlines(), 1):
-        if len(line) > MOST_COLUMNS and not line.startswith("|"):
+        is_code ^= line.startswith("```")
+        if not is_code and len(line) > MOST_COLUMNS and not line.startswith("|"):
             found.append(f"line {number} has {len(line)} columns")
     found += [f"archaic: {match[0]}" for match in ARCHAIC.finditer(prose)]
     return found
