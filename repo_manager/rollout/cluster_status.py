@@ -14,7 +14,7 @@ from repo_manager.rollout.targets.clusters import Pointer, api_of, parse_cluster
 from repo_manager.rollout.targets.kserve_status import failure_of, owned_by
 from repo_manager.rollout.targets.kubernetes_status import is_ready, judge
 from repo_manager.rollout.targets.snapshot import models_served
-from repo_manager.rollout.targets.template import SNAPSHOT, history_of, is_snapshot, keeper_of, read_template
+from repo_manager.rollout.targets.template import history_of, is_snapshot, keeper_of, read_template, url_of_pod
 
 __all__ = ["ClusterStatus", "PartStatus", "PodStatus", "api_of", "cluster_status"]
 
@@ -26,7 +26,7 @@ class PodStatus:
     Attributes:
         name: its name.
         ready: whether it is in service: Triton is ready when every model of the snapshot has loaded.
-        url: what it serves; empty when its annotations do not say so.
+        url: what it serves; empty when its containers do not say so.
         models: model -> the versions that are ready; empty when it is not ready, or what it serves cannot be read.
         node: where it runs; empty before it is scheduled.
         restarts: how often its containers were started again.
@@ -139,7 +139,7 @@ class _Reader:
     def _pod(self, pod: Object, pointer: Pointer) -> PodStatus:
         status, ready = pod.get("status") or {}, is_ready(pod)
         notes = pod["metadata"].get("annotations") or {}
-        url = str(notes.get(SNAPSHOT) or notes.get("internal.serving.kserve.io/storage-initializer-sourceuri") or "")
+        url = str(url_of_pod(pod) or notes.get("internal.serving.kserve.io/storage-initializer-sourceuri") or "")
         every = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
         return PodStatus(
             name=str(pod["metadata"]["name"]),
@@ -186,9 +186,6 @@ def _of_deployment(pointer: Pointer) -> Iterator[str]:
     if not progress.done:
         trouble = "" if progress.trouble is None else f": {progress.trouble.what}"
         yield f"{pointer.name}: {progress.note}{trouble}"
-    told = (pointer.item["spec"]["template"].get("metadata", {}).get("annotations") or {}).get(SNAPSHOT)
-    if told not in (None, pointer.url):
-        yield f"{pointer.name}: its annotation names {told}, and its pods load {pointer.url}"
     history = history_of(pointer.item)
     if history and history[-1].get("url") != pointer.url:
         yield f"{pointer.name}: the last roll-out was of {history[-1].get('url')}; somebody has changed it since"

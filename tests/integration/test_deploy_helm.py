@@ -13,7 +13,7 @@ import pytest
 import yaml
 from support.command_lines import parse
 from support.crds import check_custom
-from support.fake_cluster import ServedCluster
+from support.fake_cluster import ServedCluster, merged
 from support.helm import CHART, render, run_helm, upgrade
 from support.manifests import Object, load_objects, of_kind
 from support.manifests_links import check_set
@@ -23,6 +23,7 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from repo_manager.errors import ServerError
 from repo_manager.pipeline.snapshot import fetch, snapshot
 from repo_manager.repository.adopt import adopt
+from repo_manager.rollout.targets.template import patch_for, read_template
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
@@ -360,21 +361,27 @@ def _live(cluster: ServedCluster, values: dict[str, Any]) -> Object:
 
 def _deploy(deployment: Object, snapshot: str) -> None:
     """Point it at a snapshot, as a roll-out does."""
-    notes = {"repo-manager/snapshot": snapshot, "repo-manager/models": '{"digits": [2]}'}
-    deployment["spec"]["template"]["metadata"]["annotations"].update(notes)
+    served = read_template(deployment)
+    patch = patch_for(deployment, served, (snapshot, {"digits": (2,)}), before={})
+    deployment["spec"] = merged(deployment["spec"], patch["spec"], strategic=True)
 
 
-def _served(text: str) -> tuple[str, str]:
+def _served(text: str) -> str:
     deployment = _deployment(load_objects(text))
-    (url,) = (each["value"] for each in _container([deployment])["env"] if each["name"] == "MODEL_REPOSITORY")
-    return url, deployment["spec"]["template"]["metadata"]["annotations"]["repo-manager/snapshot"]
+    assert "annotations" not in deployment["spec"]["template"]["metadata"], "what pods load is said once"
+    return read_template(deployment).url
 
 
 def test_an_upgrade_keeps_what_was_rolled_out(cluster: ServedCluster) -> None:
     _deploy(_live(cluster, _BASE), "s3://bucket/models.snapshots/abc")
     text = upgrade({**_BASE, "replicas": 3}, cluster.kubeconfig)
-    assert _served(text) == ("s3://bucket/models.snapshots/abc",) * 2
-    assert _deployment(load_objects(text))["spec"]["template"]["metadata"]["annotations"]["repo-manager/models"]
+    assert _served(text) == "s3://bucket/models.snapshots/abc"
+
+
+def test_an_upgrade_keeps_what_was_rolled_out_to_a_warm_start(cluster: ServedCluster) -> None:
+    _deploy(_live(cluster, _WARM), "s3://bucket/models.snapshots/abc")
+    values = {**_WARM, "repository": {key: value for key, value in _WARM["repository"].items() if key != "snapshot"}}
+    assert _served(upgrade(values, cluster.kubeconfig)) == "s3://bucket/models.snapshots/abc"
 
 
 @pytest.mark.parametrize("rolled_out", [False, True])
@@ -383,8 +390,7 @@ def test_an_upgrade_to_another_repository_is_not_ignored(cluster: ServedCluster,
     if rolled_out:
         _deploy(deployment, "s3://bucket/models.snapshots/abc")
     text = upgrade({**_BASE, "repository": {"url": "s3://other/models"}}, cluster.kubeconfig)
-    assert _served(text) == ("s3://other/models",) * 2
-    assert "repo-manager/models" not in _deployment(load_objects(text))["spec"]["template"]["metadata"]["annotations"]
+    assert _served(text) == "s3://other/models"
 
 
 def test_a_rendering_that_pins_nothing_says_so(cluster: ServedCluster) -> None:
@@ -402,7 +408,7 @@ def test_a_values_file_of_the_tool_pins_what_pods_serve(tmp_path: Path) -> None:
     command = ("template", "rel", str(CHART), "--values", str(tmp_path / "snapshot.yaml"))
     done = run_helm(*command, values=required)
     assert done.returncode == 0, done.stderr
-    assert _served(done.stdout) == (f"/models/repository.snapshots/{made.pin.id}",) * 2
+    assert _served(done.stdout) == f"/models/repository.snapshots/{made.pin.id}"
 
 
 def test_turning_the_autoscaler_on_keeps_the_number_of_pods(cluster: ServedCluster) -> None:

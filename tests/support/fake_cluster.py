@@ -86,6 +86,17 @@ def claimed(old: Any, patch: Any, *, key: str = "") -> Object:
     return found
 
 
+def dropped(patch: Any) -> Object:
+    """Return the fields that a merge patch removes, as `managedFields` writes them: nobody owns them any more."""
+    found: Object = {}
+    for name, value in patch.items():
+        if value is None:
+            found[f"f:{name}"] = {}
+        elif isinstance(value, dict) and (inner := dropped(value)):
+            found[f"f:{name}"] = inner
+    return found
+
+
 def _without(fields: Object, taken: Object) -> Object:
     """Return the fields that are left to a manager when another one has changed some."""
     left = {}
@@ -234,7 +245,7 @@ class FakeCluster:
                     "annotations": dict(template["metadata"].get("annotations") or {}),
                     "creationTimestamp": f"2026-01-01T00:00:{len(self.pods) % 60:02}Z",
                 },
-                "spec": template["spec"],
+                "spec": copy.deepcopy(template["spec"]),
                 "owner": meta["uid"],
                 "mark": mark,
             }
@@ -307,6 +318,8 @@ class FakeCluster:
         before = copy.deepcopy(item["spec"])
         changed = copy.deepcopy(merged(item, patch, strategic=strategic))
         claim(changed, claimed(item, {key: value for key, value in patch.items() if key == "spec"}), self.manager)
+        for entry in changed["metadata"].get("managedFields", ()):
+            entry["fieldsV1"] = _without(entry["fieldsV1"], dropped(patch))
         changed["metadata"]["resourceVersion"] = item["metadata"]["resourceVersion"]
         touch(changed)
         if changed["spec"] != before:

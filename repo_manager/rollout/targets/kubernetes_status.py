@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.targets.api import Api, patiently, pause
 from repo_manager.rollout.targets.api_objects import Object
-from repo_manager.rollout.targets.template import SNAPSHOT
+from repo_manager.rollout.targets.template import read_template, url_of_pod
 
 __all__ = ["Progress", "Trouble", "is_ready", "judge", "new_pods", "wait_for_rollout"]
 
@@ -57,12 +57,7 @@ class Progress:
 
 def new_pods(pods: Sequence[Object], url: str) -> tuple[Object, ...]:
     """Return the pods that were made to serve a snapshot and are not going already."""
-    return tuple(
-        pod
-        for pod in pods
-        if (pod["metadata"].get("annotations") or {}).get(SNAPSHOT) == url
-        and not pod["metadata"].get("deletionTimestamp")
-    )
+    return tuple(pod for pod in pods if url_of_pod(pod) == url and not pod["metadata"].get("deletionTimestamp"))
 
 
 def is_ready(pod: Object) -> bool:
@@ -202,8 +197,7 @@ def wait_for_rollout(
 
 
 def _still_ours(deployment: Object, url: str) -> None:
-    annotations = deployment["spec"]["template"].get("metadata", {}).get("annotations") or {}
-    found = annotations.get(SNAPSHOT, url)
+    found = read_template(deployment).url
     if found != url:
         name = deployment["metadata"]["name"]
         raise ServerRefusedError(f"Somebody else changed Deployment {name} during the roll-out: it is to serve {found}")

@@ -28,6 +28,7 @@ __all__ = [
     "patch_for",
     "read_template",
     "snapshots_beside",
+    "url_of_pod",
 ]
 
 CONTEXT = r"(?:\?context=(?P<context>[^?#&\s]+))?"
@@ -54,7 +55,6 @@ class ServedTemplate:
         containers: the list of the pod's spec that it is in: `containers` or `initContainers`.
         variable: the environment variable that holds the repository's URL; `None`: it stands in the arguments.
         url: the repository's URL, as the pods see it.
-        models: model -> served versions, as the last roll-out recorded; `None` before the first one.
         load: what the pods load at the start: model names, or `*`.
         snapshots: where snapshots are, as the pods see it.
         grpc_port: where the pods answer gRPC.
@@ -65,7 +65,6 @@ class ServedTemplate:
     containers: str
     variable: str | None
     url: str
-    models: Mapping[str, tuple[int, ...]] | None
     load: tuple[str, ...]
     snapshots: str
     grpc_port: int
@@ -79,7 +78,6 @@ def read_template(deployment: Object) -> ServedTemplate:
     """
     name = deployment["metadata"]["name"]
     template = deployment["spec"]["template"]
-    annotations = template.get("metadata", {}).get("annotations") or {}
     found = [each for each in template["spec"]["containers"] if _repository_argument(each) is not None]
     if len(found) != 1:
         raise ServerRefusedError(
@@ -100,7 +98,6 @@ def read_template(deployment: Object) -> ServedTemplate:
         containers=containers,
         variable=variable,
         url=url,
-        models=parse_models(annotations.get(MODELS)),
         load=_loaded(container),
         snapshots=own or snapshots_beside(url),
         grpc_port=next(
@@ -118,7 +115,9 @@ def patch_for(
 ) -> Object:
     """Return the strategic merge patch that makes a Deployment's pods serve a snapshot.
 
-    It holds the `resourceVersion` that was read, so it changes nothing when somebody else was faster.
+    It holds the `resourceVersion` that was read, so it changes nothing when somebody else was faster. It owns one field
+    of the pod template, where the URL is: what helm or a GitOps controller applies conflicts there alone. Annotations
+    that earlier versions wrote beside it go.
 
     Args:
         deployment: as it was read.
@@ -135,7 +134,7 @@ def patch_for(
         },
         "spec": {
             "template": {
-                "metadata": {"annotations": {SNAPSHOT: url, MODELS: models_text(models)}},
+                "metadata": {"annotations": dict.fromkeys(_copies_in(deployment))},
                 "spec": {served.containers: [_container_patch(deployment, served, url)]},
             }
         },
@@ -144,17 +143,31 @@ def patch_for(
 
 def patch_back(before: Object, served: ServedTemplate) -> Object:
     """Return the patch that puts the pod template back: to the very same one, whose pods are still there."""
-    annotations = before["spec"]["template"].get("metadata", {}).get("annotations") or {}
     history = (before["metadata"].get("annotations") or {}).get(HISTORY)
     return {
         "metadata": {"annotations": {HISTORY: history}},
         "spec": {
             "template": {
-                "metadata": {"annotations": {key: annotations.get(key) for key in (SNAPSHOT, MODELS)}},
+                "metadata": {"annotations": _copies_in(before)},
                 "spec": {served.containers: [_container_patch(before, served, served.url)]},
             }
         },
     }
+
+
+def url_of_pod(pod: Object) -> str:
+    """Return what a pod serves; empty when it is no pod of Triton's."""
+    try:
+        template = {"metadata": {"name": pod["metadata"].get("name", "")}, "spec": {"template": {"spec": pod["spec"]}}}
+        return read_template(template).url
+    except (ServerRefusedError, KeyError):
+        return ""
+
+
+def _copies_in(deployment: Object) -> dict[str, str]:
+    """Return the annotations of the pod template that say again what the pods load."""
+    annotations = deployment["spec"]["template"].get("metadata", {}).get("annotations") or {}
+    return {key: annotations[key] for key in (SNAPSHOT, MODELS) if key in annotations}
 
 
 def history_of(deployment: Object) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from repo_manager.cli.main import app
 from repo_manager.repository.configuration import set_served_versions
 from repo_manager.rollout.targets import api as cluster_api
+from repo_manager.rollout.targets.template import url_of_pod
 
 RELEASE = "k8s://models/rel"
 
@@ -53,7 +54,7 @@ def test_a_release_is_brought_to_the_declared_version_once(cluster: FakeCluster,
     assert not [method for method, _, _ in cluster.requests if method == "PATCH"]
     done = run(repository, declared(), "--quiet")
     assert done.exit_code == 0, done.output
-    (url,) = {pod["metadata"]["annotations"]["repo-manager/snapshot"] for pod in cluster.pods}
+    (url,) = {url_of_pod(pod) for pod in cluster.pods}
     held = json.loads(
         (repository.parent / "repository.snapshots" / url.rpartition("/")[2] / "snapshot.json").read_text()
     )

@@ -241,24 +241,27 @@ One kind's name, with the release's. Arguments: (list $ kind).
 {{- end }}
 
 {{/*
-What the pods serve, as JSON {url, models, replicas, isPinned}: the pinned snapshot, else what repo-manager has rolled out of this very
+What the pods serve, as JSON {url, replicas, isPinned}: the pinned snapshot, else what repo-manager has rolled out of this very
 repository (an upgrade must not undo a roll-out, and another repository.url must not be ignored), else the repository.
 `replicas` is what runs now, 0 when nothing does. `isPinned` is false where pods load the repository itself. Arguments: (list $ deploymentName).
 */}}
 {{- define "triton.served" -}}
 {{- $root := index . 0 }}
 {{- $url := $root.Values.repository.url }}
-{{- $models := "" }}
 {{- $live := lookup "apps/v1" "Deployment" $root.Release.Namespace (index . 1) }}
 {{- if $root.Values.repository.snapshot }}
 {{- $url = $root.Values.repository.snapshot }}
 {{- else }}
-{{- $known := dig "spec" "template" "metadata" "annotations" dict $live }}
-{{- $snapshot := default "" (get $known "repo-manager/snapshot") }}
+{{- $pod := dig "spec" "template" "spec" dict $live }}
+{{- $snapshot := "" }}
+{{- range $container := concat (default list $pod.initContainers) (default list $pod.containers) }}
+{{- range $entry := $container.env }}
+{{- if eq $entry.name "MODEL_REPOSITORY" }}{{ $snapshot = default "" $entry.value }}{{ end }}
+{{- end }}
+{{- end }}
 {{- if hasPrefix (printf "%s/" (include "triton.snapshots" $root | trimSuffix "/")) $snapshot }}
 {{- $url = $snapshot }}
-{{- with get $known "repo-manager/models" }}{{ $models = . }}{{ end }}
 {{- end }}
 {{- end }}
-{{- dict "url" $url "models" $models "replicas" (dig "spec" "replicas" 0 $live | int) "isPinned" (ne $url $root.Values.repository.url) | toJson }}
+{{- dict "url" $url "replicas" (dig "spec" "replicas" 0 $live | int) "isPinned" (ne $url $root.Values.repository.url) | toJson }}
 {{- end }}

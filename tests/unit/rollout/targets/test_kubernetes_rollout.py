@@ -337,7 +337,7 @@ def test_what_a_pinned_snapshot_holds_is_read_from_it(deployed: FakeCluster, rep
     publish_scaling(repository, "other", [6.0], tmp_path)
     set_served_versions(repository, "other", [2])
     assert snapshot_of(deploy(repository, "scale", 3, TARGET, options=QUICK)).models == {"other": (1,), "scale": (3,)}
-    del template_of(deployed)["metadata"]["annotations"][note]
+    assert note not in template_of(deployed)["metadata"]["annotations"], "what earlier versions wrote beside it is gone"
     plan = deploy(repository, "scale", 1, TARGET, options=RolloutOptions(dry_run=True))
     assert snapshot_of(plan).models == {"other": (1,), "scale": (1,)}
     shutil.rmtree(repository.parent / "repository.snapshots")
@@ -494,3 +494,28 @@ def test_events_that_may_not_be_written_end_no_roll_out(deployed: FakeCluster, r
     done = deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert [event for event in done.events if "no Events are written of rel-triton" in event]
     assert len([request for request in deployed.requests if request[0] == "POST"]) == 1
+
+
+def test_a_roll_out_owns_one_field_of_the_template_and_an_undo_restores_the_very_same(
+    deployed: FakeCluster, repository: Path
+) -> None:
+    before = copy.deepcopy(template_of(deployed))
+    assert "repo-manager/snapshot" in before["metadata"]["annotations"], "as earlier versions of the chart made it"
+    deployed.behaviour = waiting("ImagePullBackOff", "no such image")
+    with pytest.raises(RolloutUndoneError):
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert template_of(deployed) == before
+    deployed.behaviour = ready
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    (fields,) = (
+        entry["fieldsV1"]
+        for entry in deployed.deployment("models", "rel-triton")["metadata"]["managedFields"]
+        if entry["manager"] == "repo-manager"
+    )
+    assert fields["f:spec"] == {
+        "f:template": {
+            "f:spec": {
+                "f:containers": {'k:{"name":"triton"}': {"f:env": {'k:{"name":"MODEL_REPOSITORY"}': {"f:value": {}}}}}
+            }
+        }
+    }
