@@ -7,48 +7,27 @@ import dataclasses
 import re
 import time
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from repo_manager.errors import RepoManagerError, RollbackFailedError, RolloutUndoneError, ServerError, UsageError
 from repo_manager.rollout.context import Report
 from repo_manager.rollout.engine import as_interrupts
+from repo_manager.rollout.targets.address import ClusterAddress, form_of
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.gateway import GatewayWeights, backends_of
-from repo_manager.rollout.targets.template import CONTEXT, in_context
 
 __all__ = ["Route", "Traffic", "parse_shares", "shift_traffic"]
 
 _NAME = r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
-_ROUTE = re.compile(rf"gateway://(?P<namespace>{_NAME})/(?P<name>{_NAME})/?{CONTEXT}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Route:
-    """An HTTPRoute in the cluster that the kubeconfig names.
+class Route(ClusterAddress):
+    """An HTTPRoute: `gateway://namespace/route`."""
 
-    Attributes:
-        namespace: where it is.
-        name: its name.
-        context: of the kubeconfig; `None`: its current one.
-    """
-
-    namespace: str
-    name: str
-    context: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Route:
-        """Read `gateway://namespace/route`, or with `?context=NAME`.
-
-        Raises:
-            UsageError: it is none.
-        """
-        match = _ROUTE.fullmatch(text)
-        if match is None:
-            raise UsageError(f"{text!r} is no HTTPRoute", hint="Write it as gateway://NAMESPACE/ROUTE.")
-        return cls(match["namespace"], match["name"], match["context"])
-
-    def __str__(self) -> str:
-        return f"gateway://{self.namespace}/{self.name}{in_context(self.context)}"
+    SCHEME: ClassVar[str] = "gateway"
+    FORM: ClassVar[re.Pattern[str]] = form_of("gateway", _NAME, _NAME)
+    IS_NOT: ClassVar[tuple[str, str]] = ("HTTPRoute", "Write it as gateway://NAMESPACE/ROUTE.")
 
 
 @dataclasses.dataclass(frozen=True)

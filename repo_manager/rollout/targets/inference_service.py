@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import ClassVar
 
-from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
+from repo_manager.errors import RepositoryError, ServerRefusedError
 from repo_manager.repository.location import Location
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import model_state
+from repo_manager.rollout.targets.address import ClusterAddress, form_of
 from repo_manager.rollout.targets.api import Api, Kind
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kserve_status import Wanted, wait_for_service
-from repo_manager.rollout.targets.template import CONTEXT, MODELS, in_context, parse_models
+from repo_manager.rollout.targets.template import MODELS, parse_models
 
 __all__ = [
     "ALL_TRAFFIC",
@@ -25,32 +27,16 @@ __all__ = [
     "storage_of",
 ]
 
-_TARGET = re.compile(r"kserve://(?P<namespace>[a-z0-9][-a-z0-9]*)/(?P<name>[a-z0-9][-a-z0-9.]*)/?" + CONTEXT)
 ALL_TRAFFIC = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class InferenceService:
-    """An InferenceService in the cluster that the kubeconfig names."""
+class InferenceService(ClusterAddress):
+    """An InferenceService: `kserve://namespace/name`."""
 
-    namespace: str
-    name: str
-    context: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> InferenceService:
-        """Read `kserve://namespace/name`.
-
-        Raises:
-            UsageError: it is none.
-        """
-        match = _TARGET.fullmatch(text)
-        if match is None:
-            raise UsageError(f"{text!r} is no InferenceService", hint="Write it as kserve://NAMESPACE/NAME.")
-        return cls(match["namespace"], match["name"], match["context"])
-
-    def __str__(self) -> str:
-        return f"kserve://{self.namespace}/{self.name}{in_context(self.context)}"
+    SCHEME: ClassVar[str] = "kserve"
+    FORM: ClassVar[re.Pattern[str]] = form_of("kserve", "[a-z0-9][-a-z0-9]*", "[a-z0-9][-a-z0-9.]*")
+    IS_NOT: ClassVar[tuple[str, str]] = ("InferenceService", "Write it as kserve://NAMESPACE/NAME.")
 
 
 def previous_on_kserve(service: InferenceService, repository: Location, name: str, api: Api) -> int:

@@ -5,48 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from typing import ClassVar
 
-from repo_manager.errors import RepositoryError, ServerRefusedError, UsageError
+from repo_manager.errors import RepositoryError, ServerRefusedError
+from repo_manager.rollout.targets.address import ClusterAddress, form_of
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.api_objects import Object
-from repo_manager.rollout.targets.template import CONTEXT, history_of, in_context, parse_models, read_template
+from repo_manager.rollout.targets.template import history_of, parse_models, read_template
 
 __all__ = ["Release", "find_deployments", "previous_on_kubernetes"]
 
 _DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-_TARGET = re.compile(rf"k8s://(?P<namespace>{_DNS_LABEL})/(?P<name>{_DNS_LABEL}(?:\.{_DNS_LABEL})*)/?{CONTEXT}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
-    """A Helm release of deploy/helm/triton, or a single Deployment, in the cluster that the kubeconfig names.
+class Release(ClusterAddress):
+    """A Helm release of deploy/helm/triton, or a single Deployment: `k8s://namespace/release`."""
 
-    Attributes:
-        namespace: where it is.
-        name: the release's name, or the Deployment's.
-        context: of the kubeconfig; `None`: its current one.
-    """
-
-    namespace: str
-    name: str
-    context: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Release:
-        """Read `k8s://namespace/release`, or `k8s://namespace/release?context=NAME`.
-
-        Raises:
-            UsageError: it is none.
-        """
-        match = _TARGET.fullmatch(text)
-        if match is None:
-            raise UsageError(
-                f"{text!r} is no Kubernetes target", hint="Write it as k8s://NAMESPACE/RELEASE, or with ?context=NAME."
-            )
-        return cls(match["namespace"], match["name"], match["context"])
-
-    def __str__(self) -> str:
-        return f"k8s://{self.namespace}/{self.name}{in_context(self.context)}"
+    SCHEME: ClassVar[str] = "k8s"
+    FORM: ClassVar[re.Pattern[str]] = form_of("k8s", _DNS_LABEL, rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
+    IS_NOT: ClassVar[tuple[str, str]] = (
+        "Kubernetes target",
+        "Write it as k8s://NAMESPACE/RELEASE, or with ?context=NAME.",
+    )
 
 
 def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:

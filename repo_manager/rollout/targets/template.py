@@ -12,14 +12,12 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.targets.api_objects import Object
 
 __all__ = [
-    "CONTEXT",
     "HISTORY",
     "MODELS",
     "SNAPSHOT",
     "SNAPSHOTS",
     "ServedTemplate",
     "history_of",
-    "in_context",
     "is_snapshot",
     "keeper_of",
     "models_text",
@@ -31,8 +29,6 @@ __all__ = [
     "url_of_pod",
 ]
 
-CONTEXT = r"(?:\?context=(?P<context>[^?#&\s]+))?"
-"""How a target in a cluster names a context of the kubeconfig, as a pattern."""
 SNAPSHOT = "repo-manager/snapshot"
 MODELS = "repo-manager/models"
 SNAPSHOTS = "repo-manager/snapshots"
@@ -203,11 +199,6 @@ def keeper_of(item: Object) -> str | None:
     """Return which GitOps controller applies an object, and may put changes of it back; `None`: none that is known."""
     marks = [*(item["metadata"].get("labels") or {}), *(item["metadata"].get("annotations") or {})]
     return next((name for mark, name in _KEEPERS.items() if any(each.startswith(mark) for each in marks)), None)
-
-
-def in_context(context: str | None) -> str:
-    """Return how a target names a context; nothing for `None`."""
-    return "" if context is None else f"?context={context}"
 
 
 def models_text(models: Mapping[str, tuple[int, ...]]) -> str:
