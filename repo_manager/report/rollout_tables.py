@@ -101,7 +101,13 @@ def plan_view(plan: RolloutPlan, action: str = "deploy") -> list[RenderableType]
         if relatives:
             rows = [[each.model, ", ".join(map(str, each.versions)), each.reason] for each in relatives]
             views.append(make_table(title, ["model", "version", "why"], rows, right="version"))
-    return [*views, *(Text(f"Note: {note}") for note in plan.notes)]
+    return [*views, *_notes(plan)]
+
+
+def _notes(*plans: RolloutPlan | None) -> list[RenderableType]:
+    """Show what is worth knowing, each once."""
+    notes = dict.fromkeys(note for plan in plans if plan is not None for note in plan.notes)
+    return [Text(f"Note: {note}") for note in notes]
 
 
 def checks_view(checks: Sequence[Check]) -> list[RenderableType]:
@@ -152,7 +158,7 @@ def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[Ren
     if server.mended:
         pairs.append(("mended", "it was READY and did not answer; it was unloaded and loaded again"))
     doubts = tuple(check for check in server.checks if str(check.outcome) != "passed")
-    return [_head(rollout, back), key_values(pairs), *checks_view(doubts)]
+    return [_head(rollout, back), key_values(pairs), *_notes(server.plan), *checks_view(doubts)]
 
 
 def _no_plan(rollout: Rollout, server: ServerResult) -> str:
@@ -185,7 +191,7 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
         views.append(Text("What does not answer serves the version when it starts again: the repository says so."))
     checks = (check for server in rollout.servers for check in server.checks)
     seen = dict.fromkeys(check for check in checks if str(check.outcome) != "passed")
-    return [*views, *checks_view(tuple(seen))]
+    return [*views, *_notes(*(server.plan for server in rollout.servers)), *checks_view(tuple(seen))]
 
 
 def _cluster_view(rollout: Rollout, back: bool) -> list[RenderableType]:

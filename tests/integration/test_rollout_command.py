@@ -88,6 +88,14 @@ def test_several_servers_by_urls_files_and_names(run: Run, fleet: tuple[Path, st
     assert run("deploy", "m:1", "-r", root, "--to", listed, "--quiet").err == ""
     again = run("deploy", "m:1", "-r", root, "--to", listed)
     assert "Nothing to do" in again.out
+    config = root / "m" / "config.pbtxt"
+    before = config.read_text()
+    config.write_text(f"{before}future_field: 1\n")
+    for servers in (["--to", first], ["--to", listed]):
+        again = run("deploy", "m:1", "-r", root, *servers)
+        assert "Nothing to do" in again.out
+        assert again.out.count("Note: config.pbtxt has fields") == 1
+    config.write_text(before)
     models = run("status", "-r", root, "--to", listed, "--json").document["models"]
     assert [(model["url"], model["ready"], model["differences"]) for model in models] == [
         (first, [1], []),
