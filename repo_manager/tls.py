@@ -10,8 +10,9 @@ import ssl
 from pathlib import Path
 
 from repo_manager.errors import UsageError
+from repo_manager.sockets import Timer, connect
 
-__all__ = ["TlsFiles", "grpc_pem", "tls_context"]
+__all__ = ["TlsFiles", "grpc_pem", "speaks_tls", "tls_context"]
 
 _HINT = "Give PEM files: --tls-ca with the authorities, --tls-cert and --tls-key with the client's certificate and key."
 _ALPN = {"grpc": "h2", "http": "http/1.1"}
@@ -70,3 +71,25 @@ def grpc_pem(files: TlsFiles) -> dict[str, bytes | None]:
         return {name: None if path is None else path.read_bytes() for name, path in paths.items()}
     except OSError as exc:
         raise UsageError(f"The TLS files cannot be used: a certificate cannot be read: {exc}", hint=_HINT) from exc
+
+
+def speaks_tls(host: str, port: int, *, timeout_s: float = 1.0) -> bool:
+    """Ask a port, on a connection of its own, whether it answers in TLS; its certificate does not matter.
+
+    Args:
+        host: name or address.
+        port: its port.
+        timeout_s: an answer that takes longer is none.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    timer = Timer(timeout_s)
+    try:
+        with connect(host, port, timer) as sock:
+            sock.settimeout(timer.left_s())
+            with context.wrap_socket(sock, server_hostname=host):
+                return True
+    except ssl.SSLError as exc:
+        return "ALERT" in (exc.reason or "")  # it asks for a client's certificate, or another name
+    except (OSError, ValueError):
+        return False

@@ -124,8 +124,10 @@ class RepositoryFlag:
 
         Raises:
             RepositoryError: it is a URL that cannot be one of a repository.
-            UsageError: it is not of the context, or of a protected one that the command does not name.
+            UsageError: it is not of the context, or of a protected one that the command does not name; or the command
+                has a place where it expects a model's name.
         """
+        _refuse_places()
         place = resolve_repository(self.repository)
         guard(place, self.repository)
         return place
@@ -151,6 +153,33 @@ def resolve_repository(option: str | None) -> Location:
                 hint=f"Its repository: -r {above.parent.parent}",
             )
     return found
+
+
+def _refuse_places() -> None:
+    """Refuse a folder or a URL where the command that runs expects a model's name.
+
+    Raises:
+        UsageError: with the same thing as a repository and a name.
+    """
+    params = {} if invocation.click is None else invocation.click.params
+    given = [params.get(key) for key in ("name", "target", "a", "b")] + list(params.get("targets") or ())
+    for text in given:
+        if isinstance(text, str) and "/" in text:
+            raise UsageError(
+                f"{text} is a place, and a model's name is expected here",
+                hint=f"The repository goes to -r: {_as_options(text.rstrip('/'))}",
+            )
+
+
+def _as_options(place: str) -> str:
+    """Return how a repository, a model's folder or a version's is written as options and arguments."""
+    above, _, last = place.rpartition("/")
+    if "://" in place:
+        return f"-r {place}, or for a model in the repository above: {last} -r {above}"
+    if _is_model(Path(above or "/") / last.partition(":")[0]):
+        return f"{last} -r {above or '/'}"
+    folder = Path(above)
+    return f"{folder.name}:{last} -r {folder.parent}" if last.isdecimal() and _is_model(folder) else f"-r {place}"
 
 
 def _is_model(folder: Path) -> bool:

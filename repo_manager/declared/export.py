@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from repo_manager.declared.request import calibration_record, source_digest
 from repo_manager.errors import ConfigError, InputError, RepositoryError
@@ -22,6 +23,7 @@ from repo_manager.repository.scan import ModelEntry, find_model, scan
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.tags import model_states
 from repo_manager.triton_config.config import parse_config
+from repo_manager.triton_messages import is_repeated
 from repo_manager.types import StrPath
 
 __all__ = ["document_text", "export_document"]
@@ -32,6 +34,12 @@ _HEADER = """\
 """
 _MOST_FILES = 10_000
 _KINDS = {0: "auto", 1: "gpu", 2: "cpu"}
+_FROM_THE_MODEL = {
+    *("name", "platform", "backend", "runtime", "max_batch_size", "version_policy", "input", "output"),
+    *("default_model_filename", "cc_model_filenames"),
+}
+_OF_A_TENSOR = {"name", "data_type", "dims", "label_filename"}  # what the model says, and `labels`
+_BATCHING = ("max_queue_delay_microseconds", "preferred_batch_size")
 
 
 def export_document(
@@ -78,7 +86,7 @@ def document_text(document: Mapping[str, Any]) -> str:
 def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[str, Any]:
     manifest = entry.versions[-1].manifest
     found: dict[str, Any] = {} if manifest is None else _source(manifest)
-    config = _config(repository, entry.name)
+    config = _config(repository, entry.name, anew="source" in found)
     if config:
         found["config"] = config
     labels = {output: list(names) for output, names in read_labels(repository, entry.name).items() if names}
@@ -193,16 +201,69 @@ def _own_files(entry: ModelEntry, digest: str) -> list[Path]:
     ]
 
 
-def _config(repository: Location, name: str) -> dict[str, Any]:
+def _config(repository: Location, name: str, *, anew: bool) -> dict[str, Any]:
+    """Return what config.pbtxt says, so that `apply` changes nothing in it.
+
+    Args:
+        repository: the root.
+        name: the model.
+        anew: whether `apply` can build the model: then every field that the model itself does not say is needed.
+    """
     text = change_config(repository, name, {}, dry_run=True).before
     message = parse_config(text, where=name).message()
     found: dict[str, Any] = {"max_batch_size": int(message.max_batch_size)}
-    if message.instance_group and message.instance_group[0].kind in _KINDS:
-        group = message.instance_group[0]
-        found["instance_group"] = {"count": int(group.count) or 1, "kind": _KINDS[group.kind]}
-    if message.HasField("dynamic_batching"):
-        batching = message.dynamic_batching
-        found["dynamic_batching"] = {"max_queue_delay_us": int(batching.max_queue_delay_microseconds)}
-        if batching.preferred_batch_size:
-            found["dynamic_batching"]["preferred_batch_sizes"] = [int(size) for size in batching.preferred_batch_size]
-    return found
+    fields = {field.name: value for field, value in message.ListFields() if field.name not in _FROM_THE_MODEL}
+    group = _plain(fields.get("instance_group", ()), "count", "kind")
+    if group.get("count", 0) > 0 and group.get("kind", 0) in _KINDS:
+        found["instance_group"] = {"count": group["count"], "kind": _KINDS[group.get("kind", 0)]}
+        del fields["instance_group"]
+    batching = _plain([fields.get("dynamic_batching", message.dynamic_batching)], *_BATCHING)
+    if "dynamic_batching" in fields and (batching or not fields["dynamic_batching"].ByteSize()):
+        found["dynamic_batching"] = {"max_queue_delay_us": batching.get(_BATCHING[0], 0)}
+        if batching.get(_BATCHING[1]):
+            found["dynamic_batching"]["preferred_batch_sizes"] = list(batching[_BATCHING[1]])
+        del fields["dynamic_batching"]
+    others: dict[str, str | None] = dict(_others(message, fields)) if anew else {}
+    if anew and not message.instance_group:
+        others["instance_group"] = None
+    if anew and message.max_batch_size > 0 and not message.HasField("dynamic_batching"):
+        found["dynamic_batching"] = False
+    return {**found, "set": others} if others else found
+
+
+def _plain(messages: Sequence[Any], *names: str) -> dict[str, Any]:
+    """Return the fields of a single message that has these fields only; of anything else nothing."""
+    found = {field.name: value for each in messages for field, value in each.ListFields()}
+    return found if len(messages) == 1 and not {*found} - {*names} else {}
+
+
+def _others(message: Any, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return fields as `set` takes them: parameters and what tensors have besides one by one, all others whole."""
+    for name in fields:
+        if name == "parameters":
+            yield from ((f"{name}.{key}", fields[name][key].string_value) for key in sorted(fields[name]))
+        else:
+            yield name, _text(message, name)
+    for name in ("input", "output"):
+        for number, tensor in enumerate(getattr(message, name)):
+            for field, _ in tensor.ListFields():
+                if field.name not in _OF_A_TENSOR:
+                    yield f"{name}[{number}].{field.name}", _text(tensor, field.name)
+
+
+def _text(message: Any, name: str) -> str:
+    """Return a field's value in protobuf's text format."""
+    value, field = getattr(message, name), message.DESCRIPTOR.fields_by_name[name]
+    if field.message_type is None:
+        alone = type(message)(**{name: value})
+        lines = text_format.MessageToString(alone, as_utf8=True, use_short_repeated_primitives=True)
+        return str(lines).partition(":")[2].strip()
+    if not is_repeated(field):
+        return _braced(value)
+    if field.message_type.GetOptions().map_entry:
+        value = [field.message_type._concrete_class(key=key, value=value[key]) for key in sorted(value)]
+    return f"[{', '.join(map(_braced, value))}]"
+
+
+def _braced(message: Any) -> str:
+    return f"{{ {text_format.MessageToString(message, as_one_line=True, as_utf8=True)} }}"

@@ -6,10 +6,12 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError, redacted
 from repo_manager.optional import deferred
 from repo_manager.server.transport import Endpoint
+from repo_manager.tls import speaks_tls
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +28,8 @@ _GRPC_PREAMBLE = re.compile(
     r"^failed to connect to all addresses; last error: \w+: (?:(?:ipv[46]|unix):\S+: )?"
     r"(?:Failed to connect to remote host: )?"
 )
+_NOBODY = re.compile(r"refused|timed out|no route|unreachable|resol|getaddrinfo|name or service", re.IGNORECASE)
+"""In a connection's error: there is nobody whose protocol could be another one."""
 
 
 def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
@@ -35,9 +39,16 @@ def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachabl
         word in reason for word in ("WRONG_VERSION_NUMBER", "EOF occurred in violation of protocol")
     ):
         hint = f"It does not answer in TLS. Without TLS: {endpoint.protocol}://{endpoint.address}"
+    elif not endpoint.tls and not _NOBODY.search(reason) and _answers_in_tls(endpoint):
+        hint = f"It answers in TLS. With TLS: {endpoint.protocol}s://{endpoint.address}"
     # gRPC tells the address, which the message begins with, and the same in several wordings before the reason.
     plain = _GRPC_PREAMBLE.sub("", reason).strip() or reason
     return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {plain}", hint=hint)
+
+
+def _answers_in_tls(endpoint: Endpoint) -> bool:
+    parts = urlsplit(f"//{endpoint.address}")
+    return bool(parts.hostname and parts.port) and speaks_tls(str(parts.hostname), parts.port or 0)
 
 
 @contextlib.contextmanager

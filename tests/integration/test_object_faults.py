@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from support.proxies import make_certificates, tls_terminating
 from support.tiny_s3 import tiny_s3
 
 from repo_manager.errors import RepositoryError
-from repo_manager.repository.configuration import set_served_versions
+from repo_manager.repository.configuration import change_config, set_served_versions
 from repo_manager.repository.location import ObjectRepository, parse_location
 from repo_manager.repository.publish import publish
 from repo_manager.repository.remove import gc, remove
@@ -27,6 +27,7 @@ from repo_manager.repository.stores.objects import client as client_module
 from repo_manager.repository.stores.objects.client import StoreOptions, open_client
 from repo_manager.repository.stores.objects.facts import Listing
 from repo_manager.repository.stores.objects.retry import RetryOptions
+from repo_manager.repository.tags import set_tag
 from repo_manager.repository.transfer import copy_version, version_files
 from repo_manager.repository.verify import verify
 
@@ -171,6 +172,33 @@ def test_a_store_without_conditional_writes_is_refused_before_any_file_is_sent(
         assert {key for key in store.objects if not key.endswith(".state")} == set()
 
 
+@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
+@pytest.mark.parametrize("manner", ["refuses", "ignores"])
+@pytest.mark.parametrize("recorded", [True, False], ids=["with a record", "as Triton has it"])
+def test_no_change_is_made_in_a_store_without_conditional_writes(
+    recorded: bool, manner: str, header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_environment().items():
+        monkeypatch.setenv(name, value)
+    with tiny_s3() as store:
+        place = parse_location(f"s3://http://127.0.0.1:{store.port}/bucket/models")
+        publish(place, "m", tiny_files(tmp_path), tiny_config(), {})
+        if not recorded:
+            store.objects = {key: each for key, each in store.objects.items() if "/m/" in f"/{key}"}
+        before = store.objects
+        client_module._opened.cache_clear()  # each command is a process of its own
+        setattr(store, manner, (header,))
+        changes: tuple[Callable[[], object], ...] = (
+            lambda: set_tag(place, "m", "stable", 1),
+            lambda: change_config(place, "m", {"parameters.a": "1"}),
+            lambda: remove(place, "m", 1, force=True),
+        )
+        for change in changes:
+            with pytest.raises(RepositoryError, match="the store has no conditional writes"):
+                change()
+            assert {key: each[0] for key, each in store.objects.items()} == {k: each[0] for k, each in before.items()}
+
+
 @pytest.mark.parametrize("speaks_tls", [False, True], ids=["plain", "untrusted"])
 def test_tls_that_cannot_work_is_named_at_once(
     speaks_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +215,20 @@ def test_tls_that_cannot_work_is_named_at_once(
     expected = "certificate is refused: UnknownIssuer" if speaks_tls else "the endpoint does not speak TLS"
     assert expected in caught.value.message
     assert "attempts" not in caught.value.message  # Nothing changes by trying again.
+
+
+def test_an_endpoint_that_speaks_tls_and_is_written_as_http_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_environment().items():
+        monkeypatch.setenv(name, value)
+    with (
+        tiny_s3() as store,
+        tls_terminating(store.port, make_certificates(tmp_path)) as proxy,
+        pytest.raises(RepositoryError, match="the endpoint speaks TLS, and its address says http") as caught,
+    ):
+        scan(parse_location(f"s3://http://127.0.0.1:{proxy.port}/bucket/models"))
+    assert "attempts" not in caught.value.message
 
 
 _ENDS_AT_ONCE = """

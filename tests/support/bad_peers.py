@@ -385,6 +385,8 @@ class AnsweringPeer(BadPeer):
     def _serve(self, line: Line) -> None:
         reader = line.sock.makefile("rb")
         while first := reader.readline(65_536):
+            if not first.endswith(b" HTTP/1.1\r\n"):
+                return  # a greeting in TLS, for instance
             path = first.split()[1].decode().partition("?")[0]
             headers = dict(_headers(reader))
             reader.read(int(headers.get("content-length", 0)))

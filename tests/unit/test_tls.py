@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from support.proxies import make_certificates, tls_terminating
 
 import repo_manager
-from repo_manager.errors import UsageError
+from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.server.client import TritonClient
 from repo_manager.server.transport import ClientOptions
 
@@ -32,3 +33,15 @@ def test_a_missing_certificate_is_told_alike_over_both_protocols(url: str, tmp_p
     with pytest.raises(UsageError, match=r"^The TLS files cannot be used: .*No such file") as caught:
         TritonClient.connect(url, ClientOptions(root_certificates=tmp_path / "absent.pem"))
     assert "--tls-ca" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["anyone", "mutual"])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_port_that_wants_tls_is_named_when_it_is_not_asked_in_tls(
+    protocol: str, mutual: bool, tmp_path: Path
+) -> None:
+    with tls_terminating(1, make_certificates(tmp_path), mutual=mutual) as proxy:
+        address = f"127.0.0.1:{proxy.port}"
+        with pytest.raises(ServerUnreachableError) as caught:
+            TritonClient.connect(f"{protocol}://{address}").metadata()
+    assert caught.value.hint == f"It answers in TLS. With TLS: {protocol}s://{address}"

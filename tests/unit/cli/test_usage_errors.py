@@ -215,6 +215,33 @@ def test_a_models_folder_is_no_repository(
     assert (ended.value.code, f"-r {tmp_path}\n" in said, words in said) == (3, True, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("verify", "{root}/m/"), "-r: m -r {root}\n"),
+        (("deploy", "{root}/m"), "-r: m -r {root}\n"),
+        (("show", "{root}/m:1"), "-r: m:1 -r {root}\n"),
+        (("show", "{root}/m/1"), "-r: m:1 -r {root}\n"),
+        (("status", "{root}"), "-r: -r {root}\n"),
+        (("diff", "a:1", "{root}/m:1"), "-r: m:1 -r {root}\n"),
+        (("verify", "s3://bucket/models/m"), "-r s3://bucket/models/m, or for a model in the repository above: m -r"),
+    ],
+)
+def test_a_place_where_a_name_is_expected_is_told_as_repository_and_name(
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "config.pbtxt").write_text("")
+    monkeypatch.setattr(sys, "argv", ["repo-manager", *(word.format(root=tmp_path) for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, said.format(root=tmp_path) in capsys.readouterr().err) == (2, True)
+
+
 def test_two_services_on_one_port_are_refused_before_a_server_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

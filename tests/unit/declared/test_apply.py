@@ -24,6 +24,7 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.apply import ApplyOptions, apply
 from repo_manager.precision import ConvertOptions
+from repo_manager.repository.configuration import change_config
 from repo_manager.repository.publish import publish
 from repo_manager.repository.relabel import read_labels
 from repo_manager.repository.scan import find_model, scan
@@ -334,6 +335,41 @@ def test_an_exported_repository_can_be_built_again(place: Place) -> None:
     assert find_model(place.root, "m").selected == (1,)
 
 
+RICH = {
+    "several groups": {"instance_group": "[{ kind: KIND_CPU }, { name: 'b' count: 2 kind: KIND_CPU }]"},
+    "a group without a count": {"instance_group": "[{ kind: KIND_CPU }]"},
+    "queue policies": {
+        "dynamic_batching": "{ priority_levels: 2 default_priority_level: 1 "
+        "priority_queue_policy { key: 2 value { max_queue_size: 4 } } }"
+    },
+    "plain batching": {"dynamic_batching": "{}"},
+    "no batching, no groups": {"dynamic_batching": None, "instance_group": None},
+    "others": {
+        "parameters.yes": "no",
+        "parameters.count": "010",
+        "metric_tags": '[{ key: "team" value: "a \\"b\\" é" }]',
+        "optimization.graph.level": "1",
+        "input[0].format": "FORMAT_NONE",
+        "output[0].reshape": "{ shape: [8] }",
+    },
+}
+
+
+@pytest.mark.parametrize("changes", RICH.values(), ids=RICH)
+def test_no_field_of_a_configuration_is_lost_when_it_is_exported_and_built_again(
+    place: Place, changes: dict[str, str | None]
+) -> None:
+    place.write({"m": {"source": "a.onnx", "config": FULL["config"]}})
+    place.apply()
+    change_config(place.root, "m", changes)
+    before = read_config(place.root / "m").message()
+    place.file.write_text(document_text(export_document(place.root)[0]))
+    assert [plan.steps for plan in place.plan()] == [()]
+    shutil.rmtree(place.root)
+    place.settle()
+    assert read_config(place.root / "m").message() == before
+
+
 def test_sources_are_found_by_their_content_and_what_is_missing_is_named(place: Place, run: Run) -> None:
     place.write({"m": {**FULL, "source": "a.onnx"}, "plain": {"source": "dense.onnx"}})
     place.apply()
@@ -361,6 +397,7 @@ def test_what_was_published_as_files_is_said_to_need_a_copy(place: Place, run: R
     io = 'input { name: "x" data_type: TYPE_FP32 dims: [1] } output { name: "y" data_type: TYPE_FP32 dims: [1] }'
     config = parse_config(f'name: "code" backend: "python" default_model_filename: "model.py" {io}')
     publish(place.root, "code", {"model.py": code}, config, {"source": {"path": "code"}})
+    change_config(place.root, "code", RICH["a group without a count"])
     exported = run("export", "-r", place.root, "-o", place.folder / "e.yaml")
     assert "code: version 1 cannot be built by apply" in exported.err
     assert "repo-manager copy code:VERSION" in exported.err

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.holder import LEASE_S, Holder
-from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger, ledger_key
+from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger
 
 __all__ = ["Claim", "Wanted", "claimed", "is_abandoned"]
 
@@ -146,7 +146,6 @@ def claimed(
         change_ledger(store, name, draw)
         claim = Claim(store, name, number, holder)
         try:
-            store.require_conditional_writes(ledger_key(name))
             yield claim
         except BaseException:
             # When this fails as well, the end of this process releases it.

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.files import document
@@ -24,6 +25,7 @@ from repo_manager.repository.stores.objects.bounded import check_first_answer, r
 from repo_manager.repository.stores.objects.credentials import NOWHERE, own_endpoint, store_config, without_redirects
 from repo_manager.repository.stores.objects.facts import Listing, Mark, ObjectFact
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried, tls_refusal
+from repo_manager.tls import speaks_tls
 
 __all__ = ["ObjectClient", "StoreOptions", "open_client"]
 
@@ -84,6 +86,10 @@ def open_client(location: ObjectRepository, options: StoreOptions | None = None)
     return _opened(location, options or DEFAULT_OPTIONS, environment)
 
 
+class _NoConditionsError(RepositoryError):
+    """The store does not heed the conditions of a write."""
+
+
 class ObjectClient:
     """Requests to one place."""
 
@@ -95,7 +101,7 @@ class ObjectClient:
         self._missing = (FileNotFoundError, self._errors.NotFoundError)
         self._endpoint = own_endpoint(location, environment)
         self._store = self._connect(options)
-        self._answered = False
+        self._answered = self._asked_for_tls = False
         self._unchecked = bool(self._endpoint)
         self._conditional_writes = False
 
@@ -179,18 +185,27 @@ class ObjectClient:
 
         Raises:
             ChangedMeanwhileError: there is one with another content.
+            RepositoryError: the store has no conditional writes; then the object is removed again.
         """
-        return self._conditional(key, data, "create", None)
+        mark = self._conditional(key, data, "create", None)
+        try:
+            self._require_conditional_writes(key)
+        except _NoConditionsError:
+            self.delete([key])
+            raise
+        return mark
 
     def replace(self, key: str, data: bytes, mark: Mark) -> Mark:
         """Write an object if it still has the content that was seen (compare-and-swap).
 
         Raises:
             ChangedMeanwhileError: it has not.
+            RepositoryError: the store has no conditional writes, and nothing was written.
         """
+        self._require_conditional_writes(key)
         return self._conditional(key, data, mark.mode(), mark)
 
-    def require_conditional_writes(self, key: str) -> None:
+    def _require_conditional_writes(self, key: str) -> None:
         """See that the store heeds the conditions of a write; asked once, of an object that exists.
 
         Writes of the object's own content that have to be refused are sent, so nothing changes in either case.
@@ -361,6 +376,7 @@ class ObjectClient:
                 raise self._no_conditions(f"it cannot {what}: {readable(text)}") from exc
             if code.startswith("4") and code not in ("408", "409", "429"):
                 raise RepositoryError(f"{self.location}: the store refuses to {what}: {readable(text)}") from exc
+            self._require_plain_endpoint(what)
             raise TransientError(readable(text), slow_down=code in _SLOW) from exc
         except OSError as exc:
             raise TransientError(readable(str(exc))) from exc
@@ -383,8 +399,24 @@ class ObjectClient:
                 hint=f"Which variables are read: {document('object-storage.md')}",
             )
 
+    def _require_plain_endpoint(self, what: str) -> None:
+        """See, once and before anything has answered, that an `http://` endpoint does not speak TLS.
+
+        Raises:
+            RepositoryError: it does.
+        """
+        asked, self._asked_for_tls = self._asked_for_tls, True
+        parts = urlsplit(self._endpoint)
+        if asked or self._answered or parts.scheme != "http" or not parts.hostname:
+            return
+        if speaks_tls(parts.hostname, parts.port or 80):
+            raise RepositoryError(
+                f"{self.location}: cannot {what}: the endpoint speaks TLS, and its address says http",
+                hint="Write https:// in the repository's URL, or name the port that does not speak TLS.",
+            )
+
     def _no_conditions(self, why: str) -> RepositoryError:
-        return RepositoryError(
+        return _NoConditionsError(
             f"{self.location}: the store has no conditional writes: {why}. Two publications could take one version",
             hint=f"Use a store with If-None-Match and If-Match ({document('object-storage.md')}), or a folder.",
         )
