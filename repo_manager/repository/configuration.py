@@ -58,7 +58,7 @@ def change_config(
 ) -> ConfigChange:
     """Set or clear single fields of a model's config.pbtxt.
 
-    Only the text of the top-level fields that change is written anew; comments and unknown fields elsewhere stay. The
+    Only what changes is written anew; comments and unknown fields stay, within the same field as well. The
     result is checked against the ONNX files that it would serve; in object storage, where they would have to be
     fetched, against what the manifests recorded of them.
 

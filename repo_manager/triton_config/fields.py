@@ -12,6 +12,7 @@ from repo_manager.errors import ConfigError
 from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.slips import meant_field
+from repo_manager.triton_config.text_edits import NotInPlaceError, edit_field
 from repo_manager.triton_config.text_fields import replace_field, top_level_fields
 from repo_manager.triton_messages import is_repeated
 
@@ -50,7 +51,8 @@ def get_field(config: ModelConfig, path: str) -> str:
 def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> str:
     """Return a config.pbtxt's text with some fields set or cleared.
 
-    The text of a top-level field that changes is written anew; all other text, comments and unknown fields stay.
+    What changes is written anew, a single value where that can be done, else its top-level field; all other text,
+    comments and unknown fields stay.
 
     Args:
         text: the file's content.
@@ -64,23 +66,44 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
             and `oldest`). The three version policies are values of one choice: a new one replaces the old one.
     """
     before = parse_config(text, where=where)
-    touched = {path.partition(".")[0].partition("[")[0] for path in changes}
-    lost = [field for field in before.unknown_fields if field.partition(".")[0] in touched]
-    if lost:
-        raise ConfigError(
-            f"{where}: {', '.join(lost)} would be lost by changing it through this repo-manager's schema",
-            hint="Edit the file by hand, or update repo-manager.",
-        )
     message = before.message()
     # What is cleared on purpose goes first: it makes room for what excludes it.
     for path, value in sorted(changes.items(), key=lambda change: change[1] is not None):
         set_field(message, path, value)
     after = ModelConfig.from_message(message)
-    for name in changed_fields(before, after):
+    changed = changed_fields(before, after)
+    try:
+        written = text
+        for name in changed:
+            written = _written(written, name, before, after, where)
+        if _says(written, message, before.unknown_fields, where):
+            return written
+    except (NotInPlaceError, ConfigError):
+        pass  # then the whole field is written anew
+    lost = [field for field in before.unknown_fields if field.partition(".")[0] in changed]
+    if lost:
+        raise ConfigError(
+            f"{where}: {', '.join(lost)} would be lost by changing it through this repo-manager's schema",
+            hint="Edit the file by hand, or update repo-manager.",
+        )
+    for name in changed:
         text = replace_field(text, name, _field_text(after, name), where=where)
-    if parse_config(text, where=where).message() != message:
+    if not _says(text, message, before.unknown_fields, where):
         raise ConfigError(f"{where}: the change cannot be written without changing something else")
     return text
+
+
+def _written(text: str, name: str, before: ModelConfig, after: ModelConfig, where: str) -> str:
+    """Write a top-level field: within one that is there, only what changes."""
+    is_message = before.message().DESCRIPTOR.fields_by_name[name].message_type is not None
+    if is_message and any(field.name == name for field in top_level_fields(text, where=where)):
+        return edit_field(text, name, before.message(), after.message())
+    return replace_field(text, name, _field_text(after, name), where=where)
+
+
+def _says(text: str, message: Any, unknown: tuple[str, ...], where: str) -> bool:
+    parsed = parse_config(text, where=where)
+    return bool(parsed.message() == message) and parsed.unknown_fields == unknown
 
 
 def set_field(message: Any, path: str, value: str | None) -> None:

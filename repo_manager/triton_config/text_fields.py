@@ -11,7 +11,15 @@ import re
 
 from repo_manager.errors import ConfigError
 
-__all__ = ["TextField", "canonical_values", "line_of", "replace_field", "top_level_fields"]
+__all__ = [
+    "TextField",
+    "canonical_values",
+    "cut_field",
+    "line_of",
+    "list_elements",
+    "replace_field",
+    "top_level_fields",
+]
 
 _TOKEN = re.compile(
     r"""(?P<skip>[\s,;]+|\#[^\n]*)
@@ -142,9 +150,9 @@ def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
             return text
         return text + ("" if text.endswith("\n") or not text else "\n") + replacement + "\n"
     for field in reversed(found[1:]):
-        text = _cut(text, field)
+        text = cut_field(text, field)
     first = found[0]
-    return text[: first.start] + replacement + text[first.end :] if replacement else _cut(text, first)
+    return text[: first.start] + replacement + text[first.end :] if replacement else cut_field(text, first)
 
 
 @dataclasses.dataclass
@@ -223,12 +231,29 @@ def line_of(text: str, what: str) -> int | None:
     return None if best is None else fields[-best[3]].line
 
 
-def _cut(text: str, field: TextField) -> str:
+def list_elements(text: str, field: TextField) -> list[tuple[int, int]]:
+    """Return where the messages of a field are, braces included: of `[{...}, {...}]` each, else the one."""
+    if text[field.value_start] != "[":
+        return [(field.value_start, field.end)]
+    found: list[tuple[int, int]] = []
+    depth = start = 0
+    for kind, _, position in _tokens(text[field.value_start + 1 : field.end - 1], field.name):
+        if kind == "open":
+            start = position if depth == 0 else start
+            depth += 1
+        elif kind == "close":
+            depth -= 1
+            if depth == 0:
+                found.append((field.value_start + 1 + start, field.value_start + 2 + position))
+    return found
+
+
+def cut_field(text: str, field: TextField) -> str:
     """Remove a field, with its line when nothing else stands there."""
     before, after = text[: field.start], text[field.end :]
-    rest = after.lstrip(" \t,;")
-    if (not before or before.endswith("\n")) and rest.startswith("\n"):
-        return before + rest[1:]
+    bare, rest = before.rstrip(" \t"), after.lstrip(" \t,;")
+    if (not bare or bare.endswith("\n")) and rest.startswith("\n"):
+        return bare + rest[1:]
     return before + after
 
 

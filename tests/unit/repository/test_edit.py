@@ -98,10 +98,12 @@ def test_what_would_not_load_is_not_written(root: Path, path: Path, field: str, 
     assert path.read_text() == before
 
 
-def test_a_field_with_parts_of_a_newer_triton_is_not_touched() -> None:
+def test_parts_of_a_newer_triton_stay_in_a_field_that_changes_and_are_never_lost() -> None:
     text = "instance_group { count: 1 future: 2 }\n"
-    with pytest.raises(ConfigError, match=r"instance_group\.future would be lost"):
-        set_fields(text, {"instance_group.count": "2"}, where="f")
+    assert set_fields(text, {"instance_group.count": "2"}, where="f") == text.replace("count: 1", "count: 2")
+    for change in ({"instance_group": None}, {"instance_group": "[]"}):
+        with pytest.raises(ConfigError, match=r"instance_group\.future would be lost"):
+            set_fields(text, change, where="f")
 
 
 def test_a_served_onnx_model_is_asked(root: Path, put: Put) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.config import parse_config
-from repo_manager.triton_config.fields import set_fields
+from repo_manager.triton_config.fields import set_field, set_fields
 
 ENSEMBLE = 'platform: "ensemble" ensemble_scheduling { step { model_name: "part" } }\n'
 SEQUENCE = 'backend: "x" sequence_batching { direct { } }\n'
@@ -34,3 +34,78 @@ def test_a_change_within_the_chosen_field_is_free() -> None:
     assert set_fields(ENSEMBLE, {"dynamic_batching": None}, where="f") == ENSEMBLE
     policy = set_fields(POLICY, {"version_policy.latest.num_versions": "2"}, where="f")
     assert parse_config(policy).message().version_policy.latest.num_versions == 2
+
+
+WRITTEN = """\
+# head
+instance_group [
+  {
+    count: 1  # one per GPU
+    kind: KIND_GPU  # not KIND_CPU
+    future: 3
+  },
+  { count: 2 kind: KIND_CPU }  # the second
+]
+parameters: {
+  key: "A"  # the first
+  value: { string_value: "1" }
+}
+# between
+parameters { key: "B" value { string_value: "a  b" } }
+metric_tags [ { key: "team" value: "a" } ]
+dynamic_batching {  # batching
+  preferred_batch_size: [ 4, 8 ]
+  # no longer
+  max_queue_delay_microseconds: 100
+}
+newer_field: 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "old", "new"),
+    [
+        ("instance_group.count", "4", "count: 1  #", "count: 4  #"),
+        ("instance_group[1].count", "3", "count: 2 kind", "count: 3 kind"),
+        ("instance_group[1].gpus", "[0, 1]", "KIND_CPU }", "KIND_CPU gpus: [0, 1] }"),
+        ("instance_group[2].count", "3", "KIND_CPU }", "KIND_CPU },\n  {\n    count: 3\n  }"),
+        ("parameters.A", "x", '"1"', '"x"'),
+        ("parameters.B", None, 'parameters { key: "B" value { string_value: "a  b" } }\n', ""),
+        (
+            "parameters.C",
+            "y",
+            '"a  b" } }\n',
+            '"a  b" } }\nparameters {\n  key: "C"\n  value {\n    string_value: "y"\n  }\n}\n',
+        ),
+        ("dynamic_batching.max_queue_delay_microseconds", None, "  max_queue_delay_microseconds: 100\n", ""),
+        ("dynamic_batching.preferred_batch_size", "[2]", "[ 4, 8 ]", "[2]"),
+        (
+            "dynamic_batching.default_queue_policy.max_queue_size",
+            "9",
+            "microseconds: 100\n",
+            "microseconds: 100\n  default_queue_policy {\n    max_queue_size: 9\n  }\n",
+        ),
+        ("metric_tags", '[{ key: "team" value: "b" }]', '"a" }', '"b" }'),
+    ],
+)
+def test_only_the_value_that_changes_is_written_anew(field: str, value: str | None, old: str, new: str) -> None:
+    assert WRITTEN.count(old) == 1
+    assert set_fields(WRITTEN, {field: value}, where="f") == WRITTEN.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("instance_group { count: 1 } instance_group [ ]", "instance_group", "[{ count: 2 }]"),
+        ("instance_group [ { count: 1 }, { count: 2 } ]", "instance_group", "[{ count: 2 }]"),
+        ('parameters [ { key: "A" }, { key: "B" } ]', "parameters.A", None),
+        ('parameters { key: "A" } parameters { key: "A" value { string_value: "2" } }', "parameters.A", "3"),
+        ("input { dims: 1 dims: 2 }", "input.dims", "[3]"),
+        ("optimization < graph < level: 1 > >", "optimization.graph.level", "-1"),
+    ],
+)
+def test_text_in_any_form_comes_to_say_what_is_set(text: str, field: str, value: str | None) -> None:
+    changed = parse_config(set_fields(text, {field: value}, where="f")).message()
+    expected = parse_config(text).message()
+    set_field(expected, field, value)
+    assert changed == expected != parse_config(text).message()
