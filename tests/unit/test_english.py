@@ -42,7 +42,6 @@ OLD = {
     "docs/contexts.md",
     "docs/dynamic-axes.md",
     "docs/engines.md",
-    "docs/exit-codes.md",
     "docs/glossary.md",
     "docs/kubernetes.md",
     "docs/loadtest.md",
