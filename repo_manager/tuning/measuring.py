@@ -104,31 +104,28 @@ class Loads:
         median_ns = run_load_test(options).points[0].latency.p50_ns
         return None if median_ns is None else BatchTime(size, median_ns)
 
-    def measured(self, copy: str, against: float | None, *, is_limit_enough: bool = False) -> Measured:
+    def measured(self, copy: str, against: float | None) -> Measured:
         """Measure what a set holds.
 
         Args:
             copy: the set.
             against: what it has to hold or beat for more to be measured; `None`: nothing.
-            is_limit_enough: that it holds `against` is all that is asked.
         """
         tops = self.copies.subjects.tops
         if self._options.seeks == "throughput" or self.rate is None:
-            measure = self._rates if len(tops) == 1 else self._rates_together
+            measure = self._rates if len(tops) == 1 else self.rates_together
             if against is None:
                 return measure(copy, (self.start_rate,))
-            return self._upwards(measure, copy, against, 1 if is_limit_enough else len(_STEPS_UP))
+            return self._upwards(measure, copy, against)
         if self._options.seeks == "energy":
             return self._energy(copy, tops[0])
         return self._lowest_p99(copy, tops[0], against)
 
-    def _upwards(
-        self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, against: float, steps: int
-    ) -> Measured:
+    def _upwards(self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, against: float) -> Measured:
         """Search from the rate that has to be held, in steps that grow: most settings that hold it hold little more."""
         held: Measured | None = None
         levels: tuple[Mapping[str, Any], ...] = ()
-        for low, high in _STEPS_UP[:steps]:
+        for low, high in _STEPS_UP:
             found = measure(copy, (against * low, against * high))
             levels += found.levels
             if found.value is None:
@@ -185,7 +182,7 @@ class Loads:
         reason = f"{1 / value:.4g} inferences per joule at {point.label}"
         return Measured(value, reason, _rows(report), self._busy(copy, {model: report.points}))
 
-    def _rates_together(self, copy: str, rates: tuple[float, ...]) -> Measured:
+    def rates_together(self, copy: str, rates: tuple[float, ...]) -> Measured:
         """Search the largest rate of all models together, each with its share of it."""
         low, high = (rates[0] / 256, 1e6) if len(rates) == 1 else rates
         space = LoadSpace("rate", rates[0], low, high, self._options.arrival)

@@ -321,7 +321,7 @@ class TuningRun:
             if best is not None and self._left_s() < self._options.budget_s * _PROOF_SHARE + self._options.level_s:
                 raise _BudgetEndedError
             model = model or self.subjects.tunable[0]
-            trial = self._measured(state, model, against, is_first=best is None, is_limit_enough=margin == 0)
+            trial = self._measured(state, model, against, is_first=best is None)
             self._journal.add_trial(trial)
         self._trials.append(trial)
         verdict = "" if best is None else "better: " if trial.is_better else "not better: "
@@ -365,7 +365,6 @@ class TuningRun:
         against: float | None,
         *,
         is_first: bool,
-        is_limit_enough: bool = False,
     ) -> Trial:
         began = self._clock()
         own = state[model]
@@ -373,7 +372,7 @@ class TuningRun:
         if problem:
             seconds = self._clock() - began
             return Trial(own, False, None, problem, seconds, against, model=model, state=dict(state))
-        measured = self.loads.measured(CANDIDATE, against, is_limit_enough=is_limit_enough)
+        measured = self.loads.measured(CANDIDATE, against)
         value = measured.value
         is_better = value is not None
         if value is not None and against is not None and self._options.seeks == "energy":

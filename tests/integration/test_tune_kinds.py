@@ -100,19 +100,19 @@ def test_an_ensemble_is_copied_to_a_server_elsewhere(models: Path, tmp_path: Pat
 
 
 def test_models_together_are_under_load_at_once_and_compared_at_once(models: Path) -> None:
-    sought = options(mix={"first": 1.0, "second": 3.0}, budget_s=100.0)
+    sought = options(gates=(parse_slo("p50<20s"),), mix={"first": 1.0, "second": 3.0}, budget_s=100.0)
     with tuning_run(models, {"first": 1, "second": 1}, sought) as run:
         run.copies.load(CANDIDATE, {})
-        held = run.loads.measured(CANDIDATE, 40.0, is_limit_enough=True)
+        held = run.loads.rates_together(CANDIDATE, (40.0, 40.0))
         assert held.value == 40.0, held.reason
         assert {level["model"]: level["level"] for level in held.levels} == {"first": 10.0, "second": 30.0}
         assert set(held.busy) == {"first", "second"}
         run.copies.load(TODAY, {})
         couples = [
-            tuple(run.loads.options_of(copy, name, rate=(30.0,)) for copy in (TODAY, CANDIDATE))
+            tuple(run.loads.options_of(copy, name, concurrency=(2,)) for copy in (TODAY, CANDIDATE))
             for name in ("first", "second")
         ]
-        compared = compare_together(couples, plan=ComparePlan(pairs=6, block_s=0.2, settle_s=0.1))
+        compared = compare_together(couples, plan=ComparePlan(pairs=6, block_s=0.5, settle_s=0.1))
     assert [each.b.model for each in compared] == [run.copies.named(CANDIDATE, name) for name in ("first", "second")]
     assert all(len(each.ratios["throughput"]) == 6 for each in compared)
 
@@ -151,7 +151,7 @@ def metrics_of(url: str) -> Iterator[str]:
 
 
 def test_for_energy_larger_batches_win_where_executions_cost(models: Path, tmp_path: Path) -> None:
-    """Half of the requests wait for others for a while, so that there are far fewer executions."""
+    """Requests that wait for others for a while share an execution, and its joule."""
     (tmp_path / "other").mkdir()
     with (
         EmbeddedServer(ServerOptions(str(tmp_path / "other"), auto_complete=False)) as server,
@@ -159,7 +159,7 @@ def test_for_energy_larger_batches_win_where_executions_cost(models: Path, tmp_p
     ):
         sought = options(
             objective="energy",
-            rate=200.0,
+            rate=50.0,
             budget_s=60.0,
             url=server.grpc_url,
             access=server.client_options,
@@ -167,11 +167,11 @@ def test_for_energy_larger_batches_win_where_executions_cost(models: Path, tmp_p
         )
         with tuning_run(models, {"first": 1}, sought) as run:
             today = run.evaluate({"first": Setting(1, 8, 0)}, None, 0.0)
-            assert today.value == pytest.approx(1.0, abs=0.5)  # about a joule for each inference
-            waiting = run.evaluate({"first": Setting(1, 8, 30_000)}, today, 0.04)
+            waiting = run.evaluate({"first": Setting(1, 8, 100_000)}, today, 0.04)
             assert waiting.is_better
+            assert today.value is not None
             assert waiting.value is not None
-            assert waiting.value < 0.5
+            assert waiting.value < today.value / 1.5
 
 
 def test_where_nothing_reports_energy_that_is_said(models: Path) -> None:

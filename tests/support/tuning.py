@@ -125,7 +125,7 @@ class Surface(Loads):
         rows = tuple({"label": step.label, "level": step.level, "p99_ns": None} for step in steps)
         return Measured(found.holds, found.reason, rows, self.busy(state))
 
-    _rates_together = _rates
+    rates_together = _rates
 
     def _level(self, state: State, rate: float) -> SearchStep:
         """Decide a level as intervals would: early where it is clear, not at all within their reach."""
