@@ -27,7 +27,14 @@ from repo_manager.engine.layers import (
     layers_from_inspector,
     layers_from_log,
 )
-from repo_manager.engine.network import add_profile, create_builder, create_config, hold_wide_layers, parse_network
+from repo_manager.engine.network import (
+    add_profile,
+    create_builder,
+    create_config,
+    hold_wide_layers,
+    parse_network,
+    wide_nodes,
+)
 from repo_manager.engine.options import EngineOptions, check_options
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import EngineError, InputError, ModelError
@@ -293,7 +300,7 @@ def _build(work: _Work, output: Path, profile: Mapping[str, ShapeRange], progres
     config = create_config(library, builder, options, able, work.precision)
     add_profile(builder, config, network, profile)
     if able.strong_typing is StrongTyping.ABSENT and work.precision.facts.low == "float16":
-        hold_wide_layers(library, network, config)
+        hold_wide_layers(library, network, config, wide_nodes(work.renamed or work.model.graph_only))
     if able.progress_monitor:
         config.progress_monitor = monitor_for(library, progress, work.cancelled)
     cache_path = options.timing_cache or default_cache_path(able, _gpu_kind(able))

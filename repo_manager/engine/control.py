@@ -192,12 +192,13 @@ def measure_layer_times(
     cuda_module, engine_module = _backend_modules()
     engine = engine_module.Engine(library, plan, cuda_module.Cuda(0))
     try:
-        engine.run(_feed(engine, shapes))  # shapes, addresses and data are set from here on
+        feed = _feed(engine, shapes)
+        engine.run(feed)  # shapes, addresses and data are set from here on
         (context,) = engine._contexts.values()
         profiler = profiler_for(library)
         context.profiler = profiler
         for _ in range(_WARM_UP + runs):
-            engine.run(_feed(engine, shapes))
+            engine.run(feed)
     finally:
         engine.close()
     return {name: round(statistics.median(times[-runs:])) for name, times in profiler.times_ns.items()}

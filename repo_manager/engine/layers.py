@@ -31,6 +31,7 @@ _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>
 _OLD_LINE = re.compile(
     r"^Layer\((?P<kind>[^)]*)\): (?P<name>.*?), (?:Tactic: (?P<tactic>[^,]*), )?(?P<inputs>.*) -> (?P<outputs>.*)$"
 )
+_NAMED_TACTIC = re.compile(r"^Tactic Name: (?P<name>\S+) Tactic: (?P<number>0x[0-9a-f]+)")
 _OLD_TYPE = re.compile(r"[\[(](\w+)[\[(][-\d:,x ]*[\])]")
 _TYPE = re.compile(r"(?:Format/)?Datatype: ([^,}\]]*)")
 _WEIGHT_TYPE = re.compile(r'Weights: \{"Type": "(\w+)"')
@@ -94,15 +95,19 @@ def layers_from_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
         The layers; empty when the log holds no list (plan detail below `detailed`, or log level above VERBOSE).
     """
     found: tuple[EngineLayer, ...] = ()
+    kernels: dict[str, str] = {}
     for message in messages:
+        if named := _NAMED_TACTIC.match(message):
+            kernels[named["number"]] = named["name"]
         if not message.startswith(("Layers:", "Engine Layer Information:")) and "\nLayers:\n" not in message:
             continue
-        layers = tuple(layer for line in message.split("\n") if (layer := _from_line(line)) is not None)
+        layers = tuple(layer for line in message.split("\n") if (layer := _from_line(line, kernels)) is not None)
         found = layers or found
     return found
 
 
-def _from_line(line: str) -> EngineLayer | None:
+def _from_line(line: str, kernels: Mapping[str, str]) -> EngineLayer | None:
+    """Read one layer; TensorRT 8 gives a kernel's number, and its name where it was timed: `kernels`."""
     if match := _LINE.match(line):
         return _from_new(match)
     if match := _OLD_LINE.match(line):
@@ -113,7 +118,7 @@ def _from_line(line: str) -> EngineLayer | None:
             inputs=tuple(_dtype(text) for text in _OLD_TYPE.findall(match["inputs"])),
             constants=(),
             outputs=tuple(_dtype(text) for text in _OLD_TYPE.findall(match["outputs"])),
-            tactic=(match["tactic"] or "") if not _is_number(match["tactic"] or "") else "",
+            tactic=kernels.get(match["tactic"] or "", _real_tactic(match["tactic"] or "")),
         )
     return None
 

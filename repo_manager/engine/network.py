@@ -6,17 +6,28 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from repo_manager.engine.build_log import BuildLog
 from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import EngineError
-from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.model import Model, graph_as_stored
+from repo_manager.onnx_model.shape_inference import infer
 from repo_manager.types import Precision
 
-__all__ = ["add_profile", "create_builder", "create_config", "hold_wide_layers", "parse_network"]
+__all__ = [
+    "add_profile",
+    "create_builder",
+    "create_config",
+    "hold_wide_layers",
+    "parse_network",
+    "quantised_in_the_graph",
+    "wide_nodes",
+]
 
 
 _SHOWN_PROBLEMS = 8
@@ -64,10 +75,64 @@ def parse_network(
     network = builder.create_network(_network_flags(library, able))
     parser = library.OnnxParser(network, logger)
     path = str(model.path.absolute())
+    if able.strong_typing is StrongTyping.ABSENT:
+        renamed = quantised_in_the_graph(model, renamed)
     parsed = parser.parse_from_file(path) if renamed is None else parser.parse(renamed.SerializeToString(), path=path)
     if not parsed:
         raise _parse_error(parser, model, able)
     return network, parser
+
+
+def quantised_in_the_graph(model: Model, renamed: onnx.ModelProto | None) -> onnx.ModelProto | None:
+    """Store INT8 weights as float32 with a QuantizeLinear behind them: TensorRT 8 takes no INT8 constants.
+
+    A DequantizeLinear over a stored INT8 weight makes its parser refuse the convolution ("The input tensor shape
+    misaligns with the input kernel shape"). The values stay: each float is a multiple of its scale.
+
+    Args:
+        model: the model.
+        renamed: the graph that would be parsed; `None`: the file itself.
+
+    Returns:
+        A changed graph (`renamed` itself, or a copy of the file), or `renamed` where no weight is stored in INT8.
+    """
+    stored = {t.name: t for t in model.graph_only.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    if not any(n.op_type == "DequantizeLinear" and n.input[0] in stored for n in model.graph_only.graph.node):
+        return renamed
+    proto = graph_as_stored(model) if renamed is None else renamed
+    arrays = {t.name: t for t in model.graph_only.graph.initializer}
+    added, floats = [], {}
+    for node in proto.graph.node:
+        name = node.input[0] if node.op_type == "DequantizeLinear" else ""
+        if name not in stored or name in floats:
+            continue
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        operands = [model.array(arrays[key]) for key in node.input[1:] if key in arrays]
+        if len(operands) != len(node.input) - 1:
+            continue  # a scale that is computed: left for the parser to judge
+        floats[name] = f"{name}_as_float"
+        values = _dequantised(model.array(stored[name]), axis, *operands)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, floats[name]))
+        quantise = onnx.helper.make_node(
+            "QuantizeLinear", [floats[name], *node.input[1:]], [name], name=f"{name}_quantised", axis=axis
+        )
+        added.append(quantise)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in floats]
+    nodes = [*added, *proto.graph.node]
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.initializer.extend(kept)
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+def _dequantised(
+    values: NDArray[Any], axis: int, scale: NDArray[Any], zero: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    shape = [1] * values.ndim
+    if scale.size > 1:
+        shape[axis] = scale.size
+    shift = 0 if zero is None else zero.reshape(shape if zero.size > 1 else [1] * values.ndim).astype(np.int32)
+    return np.asarray((values.astype(np.int32) - shift) * scale.reshape(shape), dtype=np.float32)
 
 
 def _network_flags(library: ModuleType, able: Capabilities) -> int:
@@ -180,11 +245,44 @@ def _flag_names(options: EngineOptions, able: Capabilities, precision: Precision
     return names
 
 
-def hold_wide_layers(library: ModuleType, network: Any, config: Any) -> int:
+_OWN_TYPE = ("Cast", "Constant", "QuantizeLinear", "DequantizeLinear")
+
+
+def wide_nodes(proto: onnx.ModelProto) -> dict[str, bool]:
+    """Say for every node whether the graph computes it in float32.
+
+    Args:
+        proto: the graph that is parsed; weights are not read.
+
+    Returns:
+        Node -> whether its first output is float32; a cast and a (de)quantisation never count. Where the types
+        cannot be inferred, no node counts.
+    """
+    inferred = infer(proto)
+    if inferred is None:
+        return {node.name: False for node in proto.graph.node}
+    graph = inferred.graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    return {
+        node.name: node.op_type not in _OWN_TYPE and types.get(node.output[0]) == onnx.TensorProto.FLOAT
+        for node in graph.node
+        if node.output
+    }
+
+
+def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mapping[str, bool]) -> int:
     """Keep the layers that the graph keeps in float32 out of FP16, where types are only a wish (TensorRT 8).
 
     With the FP16 flag, TensorRT 8 may run any float32 layer in half precision. Layers that the conversion kept
-    (they overflow, or cost accuracy) are pinned, and the builder is told to obey.
+    (they overflow, or cost accuracy) are pinned, and the builder is told to obey. Which these are is read from the
+    ONNX graph: TensorRT 8's parser calls the output of a convolution with half weights FLOAT as well.
+
+    Args:
+        library: the module.
+        network: as parsed.
+        config: of the build.
+        wide: node -> whether it is computed in float32, see `wide_nodes`. The parser names a node's layers after it,
+            the second and later ones with a number behind the name.
 
     Returns:
         How many layers were pinned.
@@ -192,9 +290,10 @@ def hold_wide_layers(library: ModuleType, network: Any, config: Any) -> int:
     pinned = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
+        name = layer.name if layer.name in wide else layer.name.rpartition("_")[0]
         # Shape arithmetic and quantisation have types of their own; a pin there is an error.
         plain = layer.type not in (library.LayerType.SHAPE, library.LayerType.QUANTIZE, library.LayerType.DEQUANTIZE)
-        if plain and layer.num_outputs and layer.get_output(0).dtype == library.float32:
+        if wide.get(name) and plain and layer.num_outputs and layer.get_output(0).dtype == library.float32:
             layer.precision = library.float32
             pinned += 1
     if pinned:

@@ -19,7 +19,7 @@ from repo_manager.engine.fit import FitTarget, read_plan_header
 from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import find_gpus
 from repo_manager.engine.options import EngineOptions
-from repo_manager.errors import InputError
+from repo_manager.errors import InputError, UsageError
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.pipeline.adding import Added, AddOptions, add
@@ -157,7 +157,7 @@ def test_every_option_builds_or_is_refused_with_the_next_step(
     manifest: dict[str, Any] = {}
     try:
         _, _, manifest = published(small, tmp_path / "m", library, engine=EngineOptions(**options))
-    except InputError as exc:
+    except (InputError, UsageError) as exc:
         refused.append(exc.hint)
     if refused:
         assert refused[0]

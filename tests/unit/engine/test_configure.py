@@ -5,15 +5,24 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from support import onnx_models
 
 from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
-from repo_manager.engine.network import create_config, hold_wide_layers
+from repo_manager.engine.network import create_config, hold_wide_layers, quantised_in_the_graph, wide_nodes
 from repo_manager.engine.options import EngineOptions, check_options
 from repo_manager.errors import EngineError, UsageError
+from repo_manager.onnx_model.inputs import natural_inputs
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.signature import signature_of
+from repo_manager.precision import ConvertOptions, convert, load_calibration
 from repo_manager.types import Backend, Precision
 
 FLAGS_8 = "FP16 INT8 TF32 SPARSE_WEIGHTS OBEY_PRECISION_CONSTRAINTS REFIT VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME"
@@ -135,7 +144,8 @@ class Output:
 
 
 class Layer:
-    def __init__(self, kind: str, dtype: str | None) -> None:
+    def __init__(self, kind: str, dtype: str | None, name: str = "conv") -> None:
+        self.name = name
         self.type = getattr(V8.LayerType, kind)
         self.outputs = [] if dtype is None else [Output(dtype)]
         self.num_outputs = len(self.outputs)
@@ -154,18 +164,60 @@ class Network:
         return self.layers[index]
 
 
-def test_layers_that_stayed_in_float32_are_held_there() -> None:
-    kept, half = Layer("CONVOLUTION", "float32"), Layer("CONVOLUTION", "float16")
-    network, config = Network(kept, half, Layer("DEQUANTIZE", "float32"), Layer("SHAPE", None)), Config()
-    assert hold_wide_layers(V8, network, config) == 1
-    assert (kept.precision, half.precision) == ("float32", "free")
+def test_layers_that_the_graph_keeps_in_float32_are_held_there() -> None:
+    kept, more, half = (
+        Layer("CONVOLUTION", "float32"),
+        Layer("CONVOLUTION", "float32", "conv_7"),
+        Layer("CONVOLUTION", "float16"),
+    )
+    free = Layer("CONVOLUTION", "float32", "low")  # TensorRT 8 calls the output of half weights float32, too
+    network, config = Network(kept, more, half, free, Layer("DEQUANTIZE", "float32"), Layer("SHAPE", None)), Config()
+    assert hold_wide_layers(V8, network, config, {"conv": True, "low": False}) == 2
+    assert [layer.precision for layer in (kept, more, half, free)] == ["float32", "float32", "free", "free"]
     assert config.flags == {"OBEY_PRECISION_CONSTRAINTS"}
 
 
 def test_a_model_without_them_is_left_free() -> None:
     config = Config()
-    assert hold_wide_layers(V8, Network(Layer("CONVOLUTION", "float16")), config) == 0
+    assert hold_wide_layers(V8, Network(Layer("CONVOLUTION", "float32")), config, {"conv": False}) == 0
     assert config.flags == set()
+
+
+def test_what_the_graph_computes_in_float32_is_read_from_its_types(tmp_path: Path) -> None:
+    source = load_model(onnx_models.save(onnx_models.cnn(), tmp_path / "cnn.onnx"))
+    low = tmp_path / "low.onnx"
+    options = ConvertOptions(max_drift=10.0, min_top1=0.0, keep_fp32=("conv2",))
+    convert(source, Precision.FP16, low, options=options)
+    wide = wide_nodes(load_model(low).graph_only)
+    assert {name for name, is_wide in wide.items() if is_wide} == {"conv2"}
+    assert wide["conv1"] is False
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_FP16])
+def test_int8_weights_become_floats_behind_a_quantisation_and_nothing_else_changes(
+    precision: Precision, tmp_path: Path
+) -> None:
+    source = load_model(onnx_models.save(onnx_models.cnn(), tmp_path / "cnn.onnx"))
+    inputs = natural_inputs(signature_of(source), batch=4)
+    low = tmp_path / "low.onnx"
+    np.savez(tmp_path / "samples.npz", **inputs)
+    samples = load_calibration(tmp_path / "samples.npz", signature_of(source))
+    convert(source, precision, low, calibration=samples, options=ConvertOptions(max_drift=10.0, min_top1=0.0))
+    model = load_model(low)
+    proto = quantised_in_the_graph(model, None)
+    assert proto is not None
+    onnx.checker.check_model(proto)
+    stored = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    scales = {name for node in proto.graph.node for name in node.input[1:]}
+    assert stored <= scales, "zero points alone"
+    onnx.save(proto, tmp_path / "changed.onnx")
+    wanted, found = (Session(load_model(path)).run(inputs) for path in (low, tmp_path / "changed.onnx"))
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_graph_without_int8_weights_is_parsed_as_it_is(tmp_path: Path) -> None:
+    assert quantised_in_the_graph(load_model(onnx_models.save(onnx_models.cnn(), tmp_path / "cnn.onnx")), None) is None
 
 
 def test_kernels_of_a_library_are_left_out() -> None:

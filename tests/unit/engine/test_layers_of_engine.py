@@ -141,3 +141,18 @@ def test_published_logs_of_tensorrt_8_are_read(
     assert (evidence.eligible_count, len(evidence.eligible)) == (eligible, eligible)
     assert (evidence.eligible[0], evidence.eligible[-1]) == (first, last) if first else not evidence.eligible
     assert evidence.chosen == chosen
+
+
+@pytest.mark.parametrize(("weights", "sparse"), [("dense", set()), ("sparse", {"conv_221", "conv_228", "conv_235"})])
+def test_a_log_of_tensorrt_8_gives_types_and_the_names_of_the_kernels_that_were_timed(
+    weights: str, sparse: set[str]
+) -> None:
+    messages = recorded(f"tensorrt-8.6.0-h200-resnext101-fp16-{weights}.log")
+    layers = by_node(layers_from_log(messages))
+    assert {layer.inputs[0] for layer in layers.values()} == {"float16"}
+    assert {node for node, layer in layers.items() if "sparse" in layer.tactic and node.startswith("conv")} == sparse
+    if weights == "dense":  # the other build took this layer's times from the cache, which knows numbers alone
+        assert layers["conv_0"].tactic.startswith("sm90_xmma_fprop_image_first_layer")
+    assert layers["conv_8"].tactic == "", "a CaskGemmConvolution's number is its own layer's"
+    evidence = read_evidence(messages)
+    assert (evidence.eligible_count, evidence.chosen_count) == ((11, 3) if sparse else (0, 0))
