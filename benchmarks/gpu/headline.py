@@ -11,7 +11,7 @@ hit all alike; the ratio is the mean of the rounds' log ratios with its 95 % int
 disk before the next one starts. Beside the JSON: a chart, and the build log of every engine. A cell's `layers` hold the
 evidence of each weight with its times in the sparse and in the dense engine, by TensorRT's profiler.
 
-State: NOT RUN on a GPU yet. Rehearsed on a CPU, from the builds to the chart.
+State: run in part on an H200 with TensorRT 8.6.0 (results/); rehearsed on a CPU, from the builds to the chart.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from repo_manager.types import Precision, as_json
 sys.path.insert(0, str(Path(__file__).parent))
 from chart import speedup_chart
 from models import MODELS
-from runners import PowerMeter, engine_runner, measure, rehearsal_runner
+from runners import Power, PowerMeter, engine_runner, measure, rehearsal_runner
 from sources import NO_GATE, calibration_of, converted, weights
 
 HERE = Path(__file__).parent
@@ -76,6 +76,7 @@ class Plan:
     library_name: str
     variants: tuple[str, ...] = VARIANTS
     triton: bool = True
+    sources: Path | None = None
     end_s: float | None = None
     without_tactics: tuple[str, ...] = ()
 
@@ -117,15 +118,22 @@ def run_cell(plan: Plan, model: str, precision: Precision, batch: int, sources: 
     rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in plan.variants}
     for number in range(plan.rounds):
         for variant in plan.variants if number % 2 else plan.variants[::-1]:
-            with meter.watch() as watts:
+            for _ in range(3):  # warm: the meter counts from the first run that is timed
+                runs[variant]()
+            with meter.watch() as power:
                 times = measure(runs[variant], plan.round_s)
-            rounds[variant].append(_summary(times, batch, watts))
+            rounds[variant].append(_summary(times, batch, power))
     for close in closers:
         close()
     totals = sparsity_report(load_model(sources["sparse"])).totals
-    noflag = {}
-    if "noflag" in plan.variants:
-        noflag = {"sparse_over_noflag": ratio_of(rounds["sparse"], rounds["noflag"])}
+    ratios = {}
+    for other in plan.variants:
+        if other != "sparse":
+            ratios[f"sparse_over_{other}"] = ratio_of(rounds["sparse"], rounds[other])
+            if all("watts" in row for row in (*rounds["sparse"], *rounds[other])):
+                ratios[f"sparse_over_{other}_per_watt"] = ratio_of(
+                    rounds["sparse"], rounds[other], "inferences_per_joule"
+                )
     return {
         "model": model,
         "precision": str(precision),
@@ -134,8 +142,7 @@ def run_cell(plan: Plan, model: str, precision: Precision, batch: int, sources: 
         "variants": {v: {**facts[v], **_middle(rounds[v]), "rounds": rounds[v]} for v in plan.variants},
         "valid_mac_share": totals.gain_share,
         "speedup_bound": totals.speedup_bound,
-        "sparse_over_dense": ratio_of(rounds["sparse"], rounds["dense"]),
-        **noflag,
+        **ratios,
         "layers": layers_of(converted(sources["sparse"], precision), builds["sparse"], builds["dense"]),
     }
 
@@ -150,13 +157,14 @@ def layers_of(model: Path, sparse: EngineBuild, dense: EngineBuild) -> Any:
     return as_json(rows)
 
 
-def _summary(times_ns: list[int], batch: int, watts: list[float]) -> dict[str, float]:
+def _summary(times_ns: list[int], batch: int, power: Power) -> dict[str, float]:
     per_s = batch * len(times_ns) / (sum(times_ns) / 1e9)
     low, high = np.percentile(times_ns, [50, 99])
     summary = {"inferences_per_s": per_s, "p50_ns": float(low), "p99_ns": float(high), "runs": len(times_ns)}
-    if watts:
-        power = statistics.fmean(watts)
-        summary |= {"watts": power, "inferences_per_joule": per_s / power}
+    if power.watts is not None:
+        summary |= {"watts": power.watts, "inferences_per_joule": per_s / power.watts}
+    if power.sm_mhz is not None:
+        summary["sm_mhz"] = power.sm_mhz
     return summary
 
 
@@ -164,9 +172,11 @@ def _middle(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(r[name] for r in rounds if name in r) for name in rounds[0]}
 
 
-def ratio_of(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
-    """Return the ratio of throughputs with a 95 % interval (Student's t over the rounds' log ratios)."""
-    logs = [math.log(a["inferences_per_s"] / b["inferences_per_s"]) for a, b in zip(ours, theirs, strict=True)]
+def ratio_of(
+    ours: list[dict[str, float]], theirs: list[dict[str, float]], field: str = "inferences_per_s"
+) -> dict[str, float]:
+    """Return the ratio of a field with a 95 % interval (Student's t over the rounds' log ratios)."""
+    logs = [math.log(a[field] / b[field]) for a, b in zip(ours, theirs, strict=True)]
     mean = statistics.fmean(logs)
     if len(logs) < 2:
         return {"ratio": math.exp(mean), "low": math.exp(mean), "high": math.exp(mean)}
@@ -239,7 +249,7 @@ def run(plan: Plan) -> None:
                     print(f"{key}: not begun, the last part took {slowest:.0f} s; run the command again", flush=True)
                     return
                 started = time.monotonic()
-                sources = sources or weights(model, Path(folder))
+                sources = sources or weights(model, plan.sources or Path(folder))
                 state[kind][key] = result = work(sources)
                 save(plan, state)
                 slowest = max(slowest, time.monotonic() - started)
@@ -253,6 +263,15 @@ def jobs(plan: Plan, model: str) -> Iterator[tuple[str, str, Callable[[Mapping[s
             yield "cells", f"{model}/{precision}/{batch}", partial(run_cell, plan, model, precision, batch)
         if plan.triton:
             yield "triton", f"{model}/{precision}", partial(run_triton, plan, model, precision)
+
+
+def prepare(plan: Plan) -> None:
+    """Write and convert the models, which needs no GPU, so that a run with the same `--sources` begins at once."""
+    assert plan.sources is not None
+    for model in plan.models:
+        for source in dict.fromkeys(weights(model, plan.sources).values()):
+            for precision in plan.precisions:
+                converted(source, precision)
 
 
 def save(plan: Plan, state: Mapping[str, Any]) -> None:
@@ -277,27 +296,34 @@ def main() -> None:
     parser.add_argument("--no-triton", action="store_true", help="the engines alone")
     parser.add_argument("--without-tactics", nargs="+", default=[], help="libraries whose kernels are left out")
     parser.add_argument("--budget-s", type=float, help="begin nothing that would probably end later")
+    parser.add_argument("--sources", type=Path, help="keep the ONNX files in this folder, and take them from there")
+    parser.add_argument("--prepare", action="store_true", help="only write the ONNX files; needs --sources and no GPU")
     given = parser.parse_args()
     rehearse = given.rehearse
-    if not rehearse and not find_gpus():
+    if given.prepare and given.sources is None:
+        parser.error("--prepare needs --sources")
+    if not rehearse and not given.prepare and not find_gpus():
         raise SystemExit("no NVIDIA GPU here (nvidia-smi lists none); --rehearse runs the same code on the CPU")
     everything = ["resnext101_32x8d", "resnet50", "vgg16", "encoder"]
-    run(
-        Plan(
-            models=tuple(given.models or (["tiny"] if rehearse else everything)),
-            precisions=tuple(given.precisions),
-            batches=tuple(given.batches or ([1, 2] if rehearse else [1, 8, 32, 128, 256])),
-            rounds=given.rounds or (2 if rehearse else 10),
-            round_s=given.round_s or (0.2 if rehearse else 2.0),
-            rehearse=rehearse,
-            output=given.output or HERE / ("headline-rehearsal.json" if rehearse else "headline.json"),
-            library_name="tensorrt_rtx" if rehearse else given.library,
-            variants=tuple(variant for variant in VARIANTS if variant in {"dense", "sparse", *given.variants}),
-            triton=not given.no_triton,
-            without_tactics=tuple(given.without_tactics),
-            end_s=None if given.budget_s is None else time.monotonic() + given.budget_s,
-        )
+    plan = Plan(
+        models=tuple(given.models or (["tiny"] if rehearse else everything)),
+        precisions=tuple(given.precisions),
+        batches=tuple(given.batches or ([1, 2] if rehearse else [1, 8, 32, 128, 256])),
+        rounds=given.rounds or (2 if rehearse else 10),
+        round_s=given.round_s or (0.2 if rehearse else 2.0),
+        rehearse=rehearse,
+        output=given.output or HERE / ("headline-rehearsal.json" if rehearse else "headline.json"),
+        library_name="tensorrt_rtx" if rehearse else given.library,
+        variants=tuple(variant for variant in VARIANTS if variant in {"dense", "sparse", *given.variants}),
+        triton=not given.no_triton,
+        without_tactics=tuple(given.without_tactics),
+        sources=given.sources,
+        end_s=None if given.budget_s is None else time.monotonic() + given.budget_s,
     )
+    if given.prepare:
+        prepare(plan)
+    else:
+        run(plan)
 
 
 if __name__ == "__main__":

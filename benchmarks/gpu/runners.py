@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import dataclasses
 import importlib
 import importlib.util
+import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +22,7 @@ from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 
-__all__ = ["PowerMeter", "engine_runner", "measure", "rehearsal_runner"]
+__all__ = ["Power", "PowerMeter", "engine_runner", "measure", "rehearsal_runner"]
 
 Run = Callable[[], None]
 _BACKEND = Path(repo_manager.__file__).parent / "server" / "backends" / "tensorrt"
@@ -81,24 +84,58 @@ def measure(run: Run, seconds: float) -> list[int]:
     return times
 
 
+@dataclasses.dataclass
+class Power:
+    """What the GPU drew while something ran; filled when `PowerMeter.watch` is left.
+
+    Attributes:
+        watts: the mean, from the card's energy counter; `None` where it has none.
+        sm_mhz: the mean clock of its multiprocessors over the samples; `None` without samples.
+    """
+
+    watts: float | None = None
+    sm_mhz: float | None = None
+
+
 class PowerMeter:
-    """The GPU's mean power while something runs, from the driver's own tool; `None` without one."""
+    """Mean power by the card's energy counter (NVML), and the clock by `nvidia-smi`.
+
+    The counter, because `power.draw` is the mean of the past second on Hopper and newer: at the beginning of a round
+    it still tells of the variant before.
+    """
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
+        self._nvml, self._device = None, ctypes.c_void_p()
+        if enabled:
+            nvml = ctypes.CDLL("libnvidia-ml.so.1")
+            if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self._device)) == 0:
+                self._nvml = nvml
 
     @contextlib.contextmanager
-    def watch(self) -> Iterator[list[float]]:
-        """Collect samples in watts, ten a second, into the list that is yielded; it is filled on leaving."""
-        samples: list[float] = []
+    def watch(self) -> Iterator[Power]:
+        """Measure from here to the end of the block."""
+        power = Power()
         if not self._enabled:
-            yield samples
+            yield power
             return
-        command = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-i", "0", "-lms", "100"]
+        command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits", "-i", "0", "-lms", "200"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            before, start = self._millijoules(), time.perf_counter()
             try:
-                yield samples
+                yield power
             finally:
+                after, end = self._millijoules(), time.perf_counter()
                 process.terminate()
                 text = process.communicate(timeout=10)[0]
-        samples.extend(float(line) for line in text.split() if line.replace(".", "", 1).isdigit())
+        clocks = [float(line) for line in text.split() if line.isdigit()]
+        power.sm_mhz = statistics.fmean(clocks) if clocks else None
+        if before is not None and after is not None:
+            power.watts = (after - before) / 1000 / (end - start)
+
+    def _millijoules(self) -> int | None:
+        """Read the energy that the card has used since its driver was loaded, in millijoules."""
+        value = ctypes.c_ulonglong()
+        if self._nvml is None or self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device, ctypes.byref(value)):
+            return None
+        return value.value

@@ -22,10 +22,12 @@ NO_GATE = ConvertOptions(max_drift=1e9)  # made-up weights: accuracy is not the 
 
 
 def weights(model: str, folder: Path) -> dict[str, Path]:
-    """Write the model dense, and pruned by ASP's rule."""
+    """Write the model dense, and pruned by ASP's rule, unless the folder has them."""
     dense, sparse = folder / f"{model}-dense.onnx", folder / f"{model}-sparse.onnx"
-    onnx.save(MODELS[model](), dense)
-    save_model(prune(load_model(dense))[0], sparse)
+    if not sparse.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        onnx.save(MODELS[model](), dense)
+        save_model(prune(load_model(dense))[0], sparse)
     return {"dense": dense, "sparse": sparse, "noflag": sparse}
 
 
@@ -41,7 +43,7 @@ def converted(source: Path, precision: Precision) -> Path:
     """Convert once per source and precision."""
     output = source.with_name(f"{source.stem}-{precision}") / "model.onnx"
     if not output.exists():
-        output.parent.mkdir()
+        output.parent.mkdir(exist_ok=True)
         model = load_model(source)
         data = load_calibration(calibration_of(source), signature_of(model)) if "int8" in str(precision) else None
         convert(model, precision, output, calibration=data, options=NO_GATE)
