@@ -9,7 +9,7 @@ from typing import ClassVar
 import typer
 
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, Output, check_keys, check_outputs, writing
+from repo_manager.cli.options import DryRun, Output, RuntimeFlags, check_keys, check_outputs, writing
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
 from repo_manager.cli.signing import check_signatures
 from repo_manager.errors import RepositoryError
@@ -63,6 +63,7 @@ def verify_command(
     place: RepositoryFlag,
     flags: VerifyFlags,
     repairing: RepairFlags,
+    _runtime: RuntimeFlags,
     dry_run: DryRun = False,
     output: Output,
 ) -> None:

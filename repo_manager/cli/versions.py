@@ -11,7 +11,7 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
-from repo_manager.cli.options import DryRun, Output
+from repo_manager.cli.options import DryRun, Output, RuntimeFlags
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, destination_of, model_versions
 from repo_manager.cli.signing import signing_key
 from repo_manager.errors import UsageError
@@ -219,6 +219,7 @@ def adopt_command(
     *,
     place: RepositoryFlag,
     flags: AdoptFlags,
+    _runtime: RuntimeFlags,
     dry_run: DryRun = False,
     output: Output,
     connection: Connection,

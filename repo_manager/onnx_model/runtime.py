@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import contextvars
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -33,6 +35,7 @@ else:
     np = deferred("numpy")
 
 __all__ = [
+    "RuntimeLateError",
     "RuntimeLimits",
     "RuntimeProcess",
     "RuntimeRefusedError",
@@ -41,6 +44,7 @@ __all__ = [
     "free_host_bytes",
     "runtime_limits",
     "runtime_process",
+    "runtime_within",
     "start_runtime",
 ]
 
@@ -92,11 +96,16 @@ class SessionSource:
     threads: int | None = None
 
 
+class RuntimeLateError(InputError):
+    """A load or a run took too long: no `ModelError`, which a trial of a model takes for a finding, and goes on."""
+
+
 class RuntimeRefusedError(Exception):
     """ONNX Runtime refused something; the text is its own."""
 
 
 _limits = RuntimeLimits()
+_within: contextvars.ContextVar[float] = contextvars.ContextVar("_within", default=math.inf)
 
 
 @contextlib.contextmanager
@@ -112,6 +121,16 @@ def runtime_limits(limits: RuntimeLimits) -> Iterator[None]:
         _limits = before
         if before.memory_bytes != limits.memory_bytes:
             end_runtime()
+
+
+@contextlib.contextmanager
+def runtime_within(timeout_s: float) -> Iterator[None]:
+    """Let each load and each run in the block, in this thread, take no longer than this, whatever the limits allow."""
+    token = _within.set(min(timeout_s, _within.get()))
+    try:
+        yield
+    finally:
+        _within.reset(token)
 
 
 class RuntimeProcess:
@@ -156,7 +175,7 @@ class RuntimeProcess:
 
         Raises:
             RuntimeRefusedError: ONNX Runtime does not take it.
-            InputError: it takes too long.
+            RuntimeLateError: it takes too long.
             ModelError: the process died of it.
         """
         number = next(self._numbers)
@@ -181,7 +200,7 @@ class RuntimeProcess:
 
         Raises:
             RuntimeRefusedError: an input or an operator failed.
-            InputError: it takes too long.
+            RuntimeLateError: it takes too long.
             ModelError: the process died of it.
         """
         header = {"do": "run", "session": number, "names": list(inputs)}
@@ -215,7 +234,7 @@ class RuntimeProcess:
         with self._lock:
             if not self.is_alive:
                 raise ModelError(f"{what} failed: the process of ONNX Runtime has ended before")
-            answer, results = self._exchange(header, arrays, _limits.timeout_s, what)
+            answer, results = self._exchange(header, arrays, min(_limits.timeout_s, _within.get()), what)
         if "error" in answer:
             raise RuntimeRefusedError(str(answer["error"]))
         return answer, results
@@ -231,7 +250,7 @@ class RuntimeProcess:
             return _receive(self._peer, self.memory_bytes, deadline)
         except TimeoutError:
             self.kill()
-            raise InputError(  # no ModelError, which a trial of a model takes for a finding, and goes on
+            raise RuntimeLateError(
                 f"{what} took ONNX Runtime more than {timeout_s:g} s",
                 hint="Give it more time with --timeout SECONDS if the model is that slow.",
             ) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
 from repo_manager.files import sha256_file
+from repo_manager.onnx_model.runtime import RuntimeLateError
 from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.ensembles import ensembles_problems
 from repo_manager.repository.file_system import disk_errors
@@ -203,7 +204,7 @@ def _derived(file: Path, version: VersionView, where: str) -> Iterator[Problem]:
     """Say what Triton serves of a version of a model without config.pbtxt."""
     try:
         config = completed_config(parse_config(""), runtime_signature(file))
-    except (ConfigError, ModelError) as exc:
+    except (ConfigError, ModelError, RuntimeLateError) as exc:
         text = exc.message.replace(str(file.parent), str(version.path))
         yield Problem(f"{where}/{file.name}", text, hint=exc.hint or "", rule="config-derived")
         return
@@ -223,7 +224,7 @@ def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: 
         return
     try:
         yield from check_config(config, runtime_signature(file, config), where=f"{where}/{filename}")
-    except ModelError as exc:
+    except (ModelError, RuntimeLateError) as exc:
         yield Problem(
             f"{where}/{filename}",
             exc.message.replace(str(folder), str(version.path)),

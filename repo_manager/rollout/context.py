@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.onnx_model.runtime import runtime_within
 from repo_manager.repository.configuration import settle_trial
 from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.location import Location
@@ -147,14 +148,15 @@ class Context:
     def check_version(self) -> tuple[Check, ...]:
         """Check what is the same on every server, before one is asked to read it."""
         self.vouched.clear()
-        return check_version(
-            self.repository,
-            self.entry,
-            self.version,
-            signed_by=self.options.signed_by,
-            vouched=self.vouched,
-            serving=self.brought,
-        )
+        with runtime_within(self.call_s(self.options.deadline_s)):
+            return check_version(
+                self.repository,
+                self.entry,
+                self.version,
+                signed_by=self.options.signed_by,
+                vouched=self.vouched,
+                serving=self.brought,
+            )
 
     def check_others(self, versions: Sequence[int]) -> tuple[Check, ...]:
         """Check under a policy the other versions that the roll-out makes a server load."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import ServerError, ServerRefusedError, UsageError
+from repo_manager.onnx_model.runtime import runtime_within
 from repo_manager.repository.golden import Golden
 from repo_manager.repository.location import Location
 from repo_manager.rollout.reference import (
@@ -109,7 +110,7 @@ def smoke_test(
         name: the model.
         version: the version.
         config: what the server runs it with.
-        timeout_s: deadline of each request.
+        timeout_s: deadline of each request, and of the run that answers it here where no answer was recorded.
         readiness_only: made-up requests that the server refuses say nothing of the version: its readiness is enough.
         compare: hold the answers against the recorded ones; else only what is promised of them has to be there.
 
@@ -119,7 +120,8 @@ def smoke_test(
         ServerUnreachableError: no answer.
     """
     kind = kind_of(client, name, version)
-    reference = reference_of(folder, config, kind)
+    with runtime_within(timeout_s):
+        reference = reference_of(folder, config, kind)
     changed = reference.changed_parts(client)
     if reference.source != "none" and (changed or not compare):
         reference = dataclasses.replace(reference, source="none")

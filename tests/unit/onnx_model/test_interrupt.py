@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from support.bad_peers import AnsweringPeer, triton_answers
 
 from repo_manager.errors import InputError, ModelError
 from repo_manager.onnx_model.runtime import RuntimeLimits, end_runtime, runtime_limits, runtime_process
@@ -146,6 +149,46 @@ def test_the_process_knows_no_secrets(tmp_path: Path, monkeypatch: pytest.Monkey
     end_runtime()
     assert b"PATH=" in environment
     assert b"hush" not in environment
+
+
+_CONFIG = """name: "m"
+backend: "onnxruntime"
+input { name: "x" data_type: TYPE_FP32 dims: DIMS }
+output { name: "y" data_type: TYPE_FP32 dims: DIMS }
+"""
+
+
+def _version(root: Path, dims: str) -> Path:
+    """Write a model without a manifest, as people do by hand; return where its file goes."""
+    (root / "m" / "1").mkdir(parents=True)
+    (root / "m" / "config.pbtxt").write_text(_CONFIG.replace("DIMS", dims))
+    return root / "m" / "1" / "model.onnx"
+
+
+def _command(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "repo_manager", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_verify_names_a_model_that_takes_too_long(tmp_path: Path) -> None:
+    _endless_load(_version(tmp_path, "[3000, 3000]"))
+    done = _command("verify", "-r", tmp_path, "--timeout", "1", "--wide", "--json")
+    found = json.loads(done.stdout)["problems"]
+    assert any("loading it took ONNX Runtime more than 1 s" in each["what"] for each in found), done.stdout
+    assert any("no manifest" in each["what"] for each in found), "it goes on with the rest"
+
+
+@pytest.mark.parametrize(("save", "dims", "code"), [(_endless_load, "[3000, 3000]", 3), (_endless, "1", 5)])
+def test_a_deploy_ends_at_its_deadline(save: Callable[[Path], None], dims: str, code: int, tmp_path: Path) -> None:
+    """The model is loaded here to check its configuration, and run to have an answer that the server's is held to."""
+    save(_version(tmp_path, dims))
+    tensor = {"datatype": "FP32", "shape": json.loads(f"[{dims}]")}
+    config = {"name": "m", "backend": "onnxruntime"}
+    told = triton_answers("m", [{"name": "x", **tensor}], [{"name": "y", **tensor}], config)
+    with AnsweringPeer(told) as peer:
+        done = _command("deploy", "m:1", "-r", tmp_path, "--timeout", "3", "--to", f"http://127.0.0.1:{peer.port}")
+    assert done.returncode == code, done.stderr
+    assert "took ONNX Runtime more than" in done.stderr
 
 
 def test_add_ends_at_its_deadline_and_publishes_nothing(tmp_path: Path) -> None:
