@@ -250,10 +250,8 @@ class RuntimeProcess:
             return _receive(self._peer, self.memory_bytes, deadline)
         except TimeoutError:
             self.kill()
-            raise RuntimeLateError(
-                f"{what} took ONNX Runtime more than {timeout_s:g} s",
-                hint="Give it more time with --timeout SECONDS if the model is that slow.",
-            ) from None
+            hint = "Give it more time with --timeout SECONDS if the model is that slow."
+            raise RuntimeLateError(f"{what} took ONNX Runtime more than {timeout_s:.3g} s", hint=hint) from None
         except (OSError, EOFError, ValueError, LookupError, TypeError, MemoryError) as exc:
             self.kill()
             raise ModelError(f"{what} failed: {self._end(exc)}") from None
