@@ -146,9 +146,13 @@ def smoke_test(
     assert refusal is not None
     if readiness_only:
         return _ready(client, name, version, f"made-up requests were refused: {refusal.reason or refusal.message}")
+    raise _with_hint(refusal)
+
+
+def _with_hint(refusal: ServerRefusedError) -> ServerRefusedError:
     refused = ServerRefusedError(refusal.message, hint=_MADE_UP_HINT)
     refused.reason = refusal.reason
-    raise refused
+    return refused
 
 
 def _ready(client: TritonClient, name: str, version: int, why: str) -> SmokeResult:
