@@ -105,7 +105,8 @@ def test_deploy_starts_a_server_serves_rolls_back_and_is_load_tested(
         assert all(point["server"]["compute_infer_ns"] > 0 for point in report["points"])
         assert report["verdict"]["outcome"] == "pass"
         assert "<svg" in page.read_text()
-    run("loadtest", "digits", "-r", repository, "--rate", "50", "--duration", "2", "--slo", "throughput>1e9", code=4)
+    # A gate on errors: of no other one is a client to blame that a busy machine makes late.
+    run("loadtest", "digits", "-r", repository, "--rate", "50", "--duration", "2", "--slo", "errors>50%", code=4)
     run("loadtest", "missing", "-r", repository, "-c", "1", code=5)
 
 
