@@ -70,7 +70,7 @@ def test_a_dry_run_starts_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_cannot_be_deployed_starts_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr("repo_manager.pipeline.deploying.ensure_server", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr("repo_manager.pipeline.background.ensure_server", lambda *_, **__: pytest.fail("started"))
     folder = write_model(tmp_path, "alone", SCALING_CONFIG + POLICY, {1: scaling_model(2.0)})
     with pytest.raises(RepositoryError, match="no earlier deployment"):
         repo_manager.rollback(tmp_path, "alone")
