@@ -15,6 +15,7 @@ from support.command_lines import parse
 from support.crds import check_custom
 from support.fake_cluster import ServedCluster, merged
 from support.helm import CHART, render, run_helm, upgrade
+from support.helm_cluster import HelmCluster
 from support.manifests import Object, load_objects, of_kind
 from support.manifests_links import check_set
 from support.promql import run_promtool
@@ -611,3 +612,42 @@ def test_a_pod_of_a_broken_snapshot_ends_and_never_becomes_ready(good: Path, arg
             server.start()
     finally:
         server.stop(deadline_s=2.0)
+
+
+@pytest.fixture
+def helmed(tmp_path: Path) -> Iterator[HelmCluster]:
+    served = HelmCluster(tmp_path)
+    yield served
+    served.stop()
+
+
+@pytest.mark.parametrize("on_the_server", [True, False], ids=["helm 4", "as helm 3"])
+def test_a_helm_rollback_after_a_roll_out(helmed: HelmCluster, on_the_server: bool) -> None:
+    """helm 4 applies on the server and conflicts over the snapshot; helm 3 merges itself and takes the model back."""
+    where = ("--namespace", "models", "--kubeconfig", str(helmed.kubeconfig))
+    how = (*where, f"--server-side={str(on_the_server).lower()}")
+    values = {**_BASE, **{key: {"enabled": False} for key in ("podDisruptionBudget", "networkPolicy")}}
+    values["serviceAccount"] = {"create": False}
+    checked = ("--disable-openapi-validation", *how)
+    done = run_helm("install", "rel", str(CHART), *checked, values=values)
+    assert done.returncode == 0, done.stderr
+    deployed = helmed.cluster.deployment("models", "rel-triton")
+    served = read_template(deployed)
+    snapshot_url = "s3://bucket/models.snapshots/0123456789abcdef"
+    helmed.cluster.manager = "repo-manager"
+    patch = patch_for(deployed, served, (snapshot_url, {"digits": (2,)}), before={})
+    assert helmed.cluster.patch(("deployments", "models", "rel-triton"), patch, strategic=True)[0] == 200
+    done = run_helm("upgrade", "rel", str(CHART), *checked, values={**values, "replicas": 5})
+    assert done.returncode == 0, done.stderr
+    live = helmed.cluster.deployment("models", "rel-triton")
+    assert (live["spec"]["replicas"], read_template(live).url) == (5, snapshot_url)
+    back = run_helm("rollback", "rel", "1", *how)
+    live = helmed.cluster.deployment("models", "rel-triton")
+    if on_the_server:
+        assert back.returncode != 0
+        assert "MODEL_REPOSITORY" in back.stderr
+        assert (live["spec"]["replicas"], read_template(live).url) == (5, snapshot_url), "nothing was changed"
+        back = run_helm("rollback", "rel", "1", *how, "--force-conflicts")
+        live = helmed.cluster.deployment("models", "rel-triton")
+    assert back.returncode == 0, back.stderr
+    assert (live["spec"]["replicas"], read_template(live).url) == (2, "s3://bucket/models")

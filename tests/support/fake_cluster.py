@@ -336,7 +336,7 @@ def _is_ready(pod: Object) -> bool:
 def _discovery() -> dict[str, Object]:
     """What the API server says of itself, as far as helm asks before it renders a chart with `lookup`."""
     kinds = {
-        ("", "v1"): {"services": "Service", "serviceaccounts": "ServiceAccount", "pods": "Pod"},
+        ("", "v1"): {"secrets": "Secret", "services": "Service", "serviceaccounts": "ServiceAccount", "pods": "Pod"},
         ("apps", "v1"): {"deployments": "Deployment"},
         ("policy", "v1"): {"poddisruptionbudgets": "PodDisruptionBudget"},
         ("networking.k8s.io", "v1"): {"networkpolicies": "NetworkPolicy"},
@@ -363,7 +363,7 @@ def _discovery() -> dict[str, Object]:
 _DISCOVERY = _discovery()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # Headers and body in one packet: two of them wait for each other's acknowledgement, 40 ms each time.
     cluster: FakeCluster
@@ -452,9 +452,9 @@ def _labels(query: str) -> dict[str, str]:
 class ServedCluster:
     """A fake cluster behind a real port, with a kubeconfig that leads to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, base: type[Handler] | None = None) -> None:
         self.cluster = FakeCluster()
-        handler = type("Handler", (_Handler,), {"cluster": self.cluster, "lock": threading.Lock()})
+        handler = type("Served", (base or Handler,), {"cluster": self.cluster, "lock": threading.Lock()})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
