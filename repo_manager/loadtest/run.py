@@ -235,7 +235,7 @@ def _notes(facts: TargetFacts, distinct: int, options: LoadTestOptions) -> list[
             f"The model has a response cache: with {distinct} distinct requests in rotation, most answers come "
             "from it and not from the model."
         )
-    if distinct < options.distinct and options.data is None:
+    if distinct < options.distinct and options.data is None and not options.recorded:
         notes.append(f"{distinct} distinct requests instead of {options.distinct}, to stay below 256 MiB of inputs.")
     return notes
 

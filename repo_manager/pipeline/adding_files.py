@@ -21,6 +21,7 @@ from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, LocationLike, as_location
 from repo_manager.repository.publish import PublishTerms, plan_publish, publish
+from repo_manager.rollout.smoke import unlike_types
 from repo_manager.server.exchange import ModelKind
 from repo_manager.sources import Source, open_source
 from repo_manager.summary import Summarized
@@ -190,7 +191,10 @@ def _tried(
             kind_config = run.config if isinstance(run, TrialRun) else what.config
             exchanges = exchanges_of(options.sample, kind_config, _kind(run, what.config))
         report(f"Recording {len(exchanges)} request(s)")
-        what = dataclasses.replace(what, recording=record(name, exchanges, run, options.tolerance))
+        recording = record(name, exchanges, run, options.tolerance)
+        recorded = () if recording.golden is None else recording.golden.exchanges
+        unlike = unlike_types(what.config, (each for exchange in recorded for each in exchange.responses))
+        what = dataclasses.replace(what, recording=recording, notes=(*what.notes, *unlike))
     if isinstance(run, TrialRun) and trial.check is not None:
         trial.check(run)
     if isinstance(run, str):

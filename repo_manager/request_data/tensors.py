@@ -72,9 +72,16 @@ def with_batch_axis(sample: Sample, inputs: Sequence[InputFacts]) -> Sample:
 
 
 def raw_bytes(array: Array) -> bytes:
-    """Return Triton's binary form: little-endian elements in C order; BYTES as 4-byte lengths and contents."""
+    """Return Triton's binary form: little-endian elements in C order; BYTES as 4-byte lengths and contents.
+
+    Args:
+        array: of objects for BYTES: bytes, or text, which a golden sample holds.
+    """
     if array.dtype == object:
-        return b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
+        items = (
+            item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape") for item in array.flat
+        )
+        return b"".join(struct.pack("<I", len(item)) + item for item in items)
     return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
 from repo_manager.triton_config.config import ModelConfig
 
-__all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test"]
+__all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test", "unlike_types"]
 
 
 _DEAD = "not healthy"  # triton-inference-server/python_backend: the process of the model has ended
@@ -123,6 +124,7 @@ def smoke_test(
     with runtime_within(timeout_s):
         reference = reference_of(folder, config, kind)
     changed = reference.changed_parts(client)
+    changes = [f"not compared with the recorded answers: {changed}"] if changed else []
     if reference.source != "none" and (changed or not compare):
         reference = dataclasses.replace(reference, source="none")
     if not reference.tries:
@@ -141,7 +143,7 @@ def smoke_test(
             continue
         outputs = _compared(f"{name}:{version}", golden, answers, config, reference, kind)
         latency_ns, responses = time.perf_counter_ns() - began_ns, sum(map(len, answers))
-        note = f"not compared with the recorded answers: {changed}" if changed else ""
+        note = "; ".join([*changes, *unlike_types(reference.promised or config, itertools.chain(*answers))])
         return SmokeResult(version, reference.source, outputs, latency_ns, len(golden.exchanges), responses, note)
     assert refusal is not None
     if readiness_only:
@@ -207,12 +209,17 @@ def _compared(
     """
     outputs = {entry.name: entry for entry in (reference.promised or config).message().output}
     batched = config.max_batch_size > 0
+    recorded = {
+        key: array.dtype for exchange in golden.exchanges for each in exchange.responses for key, array in each.items()
+    }
     for responses in answers:
         if not responses and not kind.decoupled:
             raise SmokeFailedError(f"{what} gave no answer to a request")
         for response in responses:
-            # A decoupled model may send some outputs in one response, others in the next.
-            _check_promised(what, response, outputs, batched=batched, complete=not kind.decoupled)
+            # What was recorded in another type than promised is known, and noted. A decoupled model may send some
+            # outputs in one response, others in the next.
+            known = {key for key, array in response.items() if array is not None and array.dtype == recorded.get(key)}
+            _check_promised(what, response, outputs, known, batched=batched, complete=not kind.decoupled)
     if reference.source == "none":
         return ()
     comparisons: list[OutputComparison] = []
@@ -244,9 +251,23 @@ def _compared(
 
 
 def _check_promised(
-    what: str, response: Mapping[str, Array], outputs: Mapping[str, Any], *, batched: bool, complete: bool
+    what: str,
+    response: Mapping[str, Array],
+    outputs: Mapping[str, Any],
+    known: Collection[str],
+    *,
+    batched: bool,
+    complete: bool,
 ) -> None:
     """See that a response has the outputs that the version was published with, of their types and shapes.
+
+    Args:
+        what: the version.
+        response: its outputs.
+        outputs: those that are promised.
+        known: outputs whose type is the recorded one, whatever was promised.
+        batched: whether the model takes batches.
+        complete: whether all outputs have to be there.
 
     Raises:
         SmokeFailedError: it has not.
@@ -257,17 +278,45 @@ def _check_promised(
     for name, array in response.items():
         if name not in outputs or array is None:
             continue
-        kind = DATA_TYPE.values_by_number[outputs[name].data_type].name
-        wanted = [numpy_type(kind) or array.dtype]
-        if kind == "TYPE_BF16":
-            wanted.append(np.dtype(np.float32))  # as clients give it
-        if array.dtype not in wanted:
-            raise SmokeFailedError(f"{what} answered output {name} as {array.dtype}, promised was {kind}")
+        promised = _type_name(outputs[name])
+        if not _is_of_type(array, promised) and name not in known:
+            raise SmokeFailedError(f"{what} answered output {name} as {array.dtype}, promised was {promised}")
         dims = dims_of(outputs[name], batched)
         if len(dims) != array.ndim or any(size not in (-1, have) for size, have in zip(dims, array.shape, strict=True)):
             raise SmokeFailedError(
                 f"{what} answered output {name} with the shape {list(array.shape)}, promised was {dims}"
             )
+
+
+def _type_name(output: Any) -> str:
+    return str(DATA_TYPE.values_by_number[output.data_type].name)
+
+
+def _is_of_type(array: Array, promised: str) -> bool:
+    wanted = [numpy_type(promised) or array.dtype]
+    if promised == "TYPE_BF16":
+        wanted.append(np.dtype(np.float32))  # as clients give it
+    return array.dtype in wanted
+
+
+def unlike_types(config: ModelConfig, responses: Iterable[Mapping[str, Array]]) -> list[str]:
+    """Say which outputs come in another type than the configuration promises, which Triton does not check.
+
+    Args:
+        config: of the model.
+        responses: its outputs.
+    """
+    outputs = {entry.name: _type_name(entry) for entry in config.message().output}
+    found = {
+        name: array.dtype
+        for response in responses
+        for name, array in response.items()
+        if array is not None and name in outputs and not _is_of_type(array, outputs[name])
+    }
+    return [
+        f"output {name} comes as {dtype}, and config.pbtxt promises {outputs[name]}: correct one of them"
+        for name, dtype in found.items()
+    ]
 
 
 def compare_outputs(

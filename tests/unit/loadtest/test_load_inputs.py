@@ -12,6 +12,7 @@ from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resol
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
+from repo_manager.repository.golden import Exchange, Golden, read_golden, write_golden
 from repo_manager.request_data.read import read_rows, write_rows
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, raw_bytes
 from repo_manager.server.transport import ClientOptions
@@ -127,6 +128,13 @@ def test_zeros_are_refused_unless_allowed(tmp_path):
     with pytest.raises(InputError, match="all zeros"):
         make_samples(facts(X), options(data=tmp_path / "d.npy"))
     assert len(make_samples(facts(X), options(data=tmp_path / "d.npy", allow_zeros=True))) == 2
+
+
+def test_the_text_of_a_golden_sample_is_sent_as_it_was_recorded(tmp_path):
+    given = np.array([["w\u00f6rter".encode(), b"\xff"]], object)
+    write_golden(tmp_path / "golden.npz", Golden.of([Exchange({"TEXT": given}, ({},))]))
+    read = read_golden(tmp_path / "golden.npz").inputs["TEXT"]
+    assert raw_bytes(read) == raw_bytes(given)
 
 
 def test_raw_bytes():

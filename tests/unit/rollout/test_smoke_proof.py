@@ -104,6 +104,20 @@ def test_every_recorded_output_has_to_come(lie: str, promised: object, version: 
         prove(version, url, config)
 
 
+def test_a_type_that_was_recorded_is_noted_where_another_was_promised(version: Path) -> None:
+    """Triton does not check it, so models serve it: NVIDIA's example bls_decoupled promises INT32 and sends INT64."""
+    config = parse_config(CONFIG.replace("TYPE_INT64", "TYPE_INT32"), where="config.pbtxt")
+    files = {name: version / name for name in ("model.onnx", GOLDEN_FILE_NAME)}
+    root = version.parents[1].with_name("other")
+    publish(root, "m", files, config, {"precision": "fp32"})
+    version = root / "m" / "1"
+    with lying([Y, Z]) as url:
+        result = prove(version, url, config)
+    assert "output z comes as int64, and config.pbtxt promises TYPE_INT32" in result.note  # type: ignore[attr-defined]
+    with lying([Y, {**Z, "datatype": "FP32"}]) as url, pytest.raises(SmokeFailedError, match="z as float32"):
+        prove(version, url, config)
+
+
 def test_a_right_answer_is_proof(version: Path) -> None:
     with lying([Y, Z]) as url:
         result = prove(version, url, parse_config(CONFIG, where="config.pbtxt"))
