@@ -125,7 +125,7 @@ def test_wrong_options_are_named(run: Run, fleet: tuple[Path, str, str]) -> None
         (("--batch", "many"), "--batch many"),
         (("--max-unavailable", "200%"), "--max-unavailable 200%"),
         (("--to", "nonsense"), "neither a server's URL nor a file"),
-        (("--to", "k8s://a/b"), "the only --to"),
+        (("--to", "k8s://a/b"), "cannot be mixed with servers"),
     ):
         assert text in run("deploy", "m:2", "-r", root, "--to", first, "--to", second, *options, code=2).err
 
