@@ -231,11 +231,14 @@ class HttpTransport:
         )
         self._check(what, status, answer)
         try:
-            return json.loads(answer or b"{}")
+            found = json.loads(answer or b"{}")
+            if found is None:
+                raise ValueError("null, which would pass for an empty index")
         except (ValueError, RecursionError) as exc:
             raise ServerRefusedError(
                 f"{self._endpoint} answers {what} with something other than JSON: is it a Triton server?"
             ) from exc
+        return found
 
     def _check(self, what: str, status: int, answer: bytes) -> None:
         if status == 200:

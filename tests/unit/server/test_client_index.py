@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.bad_peers import AnsweringPeer
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.server.client import TritonClient
@@ -40,3 +41,13 @@ def test_what_stays_is_one(errors: list[str], calls: int) -> None:
     with pytest.raises(ServerRefusedError):
         client(listing).repository_index()
     assert listing.calls == calls
+
+
+def test_null_is_no_empty_index() -> None:
+    """Else a model would count as unloaded because a server says nothing."""
+    with (
+        AnsweringPeer({"": None}) as peer,
+        TritonClient.connect(f"http://127.0.0.1:{peer.port}") as asked,
+        pytest.raises(ServerRefusedError, match="something other than JSON"),
+    ):
+        asked.repository_index()
