@@ -7,7 +7,8 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,14 @@ def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {_kind(values)}, expected an object with the inputs by name")
     known = {item.name: item for item in inputs}
+    values = _with_nested(values, known, where)
     unknown = sorted(str(name) for name in values.keys() - known.keys() - _NOT_INPUTS)
     missing = sorted(name for name, item in known.items() if name not in values and not item.optional)
     if unknown or missing:
         wrong = [f"has no input {', '.join(missing)}"] if missing else []
         wrong += [f"names the input {', '.join(unknown)}"] if unknown else []
-        raise ValueError(f"{where} {' and '.join(wrong)}; the model's are {', '.join(known)}")
+        advice = "" if missing else " (--parameter sends what is a parameter of the request)"
+        raise ValueError(f"{where} {' and '.join(wrong)}; the model's are {', '.join(known)}{advice}")
     sample = {}
     for name in (name for name in values if name in known):
         try:
@@ -184,6 +187,17 @@ def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[
         except ValueError as exc:
             raise ValueError(f"{where}, input {name}: {exc}") from exc
     return sample
+
+
+def _with_nested(values: Mapping[Any, Any], known: Mapping[str, InputFacts], where: str) -> Mapping[Any, Any]:
+    """Return the body of a `generate` call with what its `parameters` hold beside the rest, as Triton takes it."""
+    nested = values.get("parameters")
+    if "parameters" in known or not isinstance(nested, Mapping):
+        return values
+    rest = {name: value for name, value in values.items() if name != "parameters"}
+    if twice := sorted(map(str, nested.keys() & rest.keys())):
+        raise ValueError(f"{where} has {', '.join(twice)} twice, once in its parameters")
+    return {**rest, **nested}
 
 
 def _kind(value: Any) -> str:
@@ -295,6 +309,11 @@ def _json_rows(document: Any, names: set[str]) -> Iterator[_Row]:
     if isinstance(document, Mapping) and ("inputs" in document or names & document.keys()):
         yield _Row(_of_object(document))
         return
+    if isinstance(document, Mapping) and isinstance(document.get("instances"), list):
+        for entry in document["instances"]:  # TensorFlow Serving, and KServe's first protocol
+            alone = len(names) == 1 and not isinstance(entry, Mapping)
+            yield _Row(dict.fromkeys(names, entry) if alone else entry)
+        return
     if isinstance(document, list) and document:
         yield from (_Row(_of_object(entry) if isinstance(entry, Mapping) else entry) for entry in document)
         return
@@ -318,7 +337,7 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
     """Read arrays whose first axis counts the requests."""
     check_archive(path)
     with path.open("rb") as file:  # np.load leaves a file open when its content is broken
-        loaded = np.load(file, allow_pickle=False)
+        loaded = _unpickled(path.name, partial(np.load, file, allow_pickle=False))
         if isinstance(loaded, np.ndarray):
             if len(inputs) != 1:
                 raise ValueError(f"an .npy file holds one input, the model has {len(inputs)}")
@@ -332,7 +351,10 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
                         for row in recorded
                     ]
                 names = [name for name in loaded.files if not name.startswith("output:")]
-                arrays = {name.removeprefix("input:"): _as_bytes(loaded[name]) for name in names}
+                arrays = {
+                    name.removeprefix("input:"): _as_bytes(_unpickled(name, partial(loaded.__getitem__, name)))
+                    for name in names
+                }
     ranks = {item.name: len(item.shape) for item in inputs}
     if ignore_others:
         arrays = {name: array for name, array in arrays.items() if name in ranks}
@@ -362,6 +384,17 @@ def _recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:
                 raise ValueError(f"{key} is of request {number}, and {count} were recorded")
             rows[number - 1][match["name"]] = _as_bytes(archive[key])
     return rows
+
+
+def _unpickled(what: str, load: Callable[[], Any]) -> Any:
+    """Load an array; one of Python objects is refused with the way out."""
+    try:
+        return load()
+    except ValueError as exc:
+        if "allow_pickle" not in str(exc):
+            raise
+        text = f"{what} holds Python objects, which are never loaded; save texts as np.array([...], dtype=bytes)"
+        raise ValueError(text) from exc
 
 
 def _as_bytes(array: Array) -> Array:

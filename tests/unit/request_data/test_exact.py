@@ -249,3 +249,56 @@ def test_every_sample_is_checked(tmp_path: Path) -> None:
     options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.jsonl")
     with pytest.raises(InputError, match=r"request 2, input x: the shape is \[3\], expected \[2\]"):
         make_samples(target, options)
+
+
+PROMPT = [InputFacts("text_input", "BYTES", (1,)), InputFacts("max_tokens", "INT32", (1,), optional=True)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text_input": "a", "max_tokens": 3}',
+        '{"text_input": "a", "parameters": {"max_tokens": 3}}',
+        '{"instances": [{"text_input": "a", "max_tokens": [3]}]}',
+        '{"inputs": [{"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["a"]},'
+        '{"name": "max_tokens", "shape": [1], "datatype": "INT32", "data": [3]}], "parameters": {"x": 1}}',
+    ],
+    ids=["generate", "generate with parameters", "predict", "infer"],
+)
+def test_bodies_of_http_calls_are_read_as_the_server_reads_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "d.json").write_text(text)
+    (row,) = read_rows(tmp_path / "d.json", PROMPT)
+    assert {name: array.tolist() for name, array in row.items()} == {"text_input": [b"a"], "max_tokens": [3]}
+
+
+def test_instances_of_a_model_with_one_input_need_no_name(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"instances": [[1, 2], [3, 4]]}')
+    rows = read_rows(tmp_path / "d.json", [InputFacts("x", "FP32", (-1,))])
+    assert [row["x"].tolist() for row in rows] == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            '{"text_input": "a", "bad_words": ""}',
+            "names the input bad_words; .* max_tokens (--",
+        ),
+        ('{"text_input": "a", "parameters": {"top_k": 1}}', "names the input top_k; .*--parameter sends"),
+        ('{"text_input": "a", "max_tokens": 1, "parameters": {"max_tokens": 3}}', "has max_tokens twice, once in its"),
+        ('{"instances": [3]}', "request 1 is a number, expected an object"),
+    ],
+)
+def test_what_a_body_has_beside_inputs_is_never_dropped(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "d.json").write_text(text)
+    with pytest.raises(InputError, match=found.replace("(", r"\(")):
+        read_rows(tmp_path / "d.json", PROMPT)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_arrays_of_python_objects_are_refused_with_the_way_out(tmp_path: Path, suffix: str) -> None:
+    texts = np.array([b"a", b"b"], object)
+    path = tmp_path / f"d.{suffix}"
+    np.savez(path, text_input=texts) if suffix == "npz" else np.save(path, texts)
+    with pytest.raises(InputError, match=r"holds Python objects, .*save texts as np\.array\(\[...\], dtype=bytes\)"):
+        read_rows(path, PROMPT[:1])
