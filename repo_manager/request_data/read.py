@@ -7,7 +7,7 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ import numpy as np
 
 from repo_manager.errors import InputError
 from repo_manager.files import reason_of
-from repo_manager.request_data.archives import RECORDED_COUNTS, RECORDED_KEY, check_archive
+from repo_manager.request_data.archives import check_archive
 from repo_manager.request_data.tensors import (
     Array,
     InputFacts,
     Sample,
+    as_bytes,
     decoded,
     elements_in,
     elements_of,
     exact_array,
     raw_bytes,
+    recorded_rows,
+    unpickled,
 )
 
 __all__ = ["DATA_SUFFIXES", "holds_tensors", "read_rows", "read_streams", "write_rows"]
@@ -337,14 +340,14 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
     """Read arrays whose first axis counts the requests."""
     check_archive(path)
     with path.open("rb") as file:  # np.load leaves a file open when its content is broken
-        loaded = _unpickled(path.name, partial(np.load, file, allow_pickle=False))
+        loaded = unpickled(path.name, partial(np.load, file, allow_pickle=False))
         if isinstance(loaded, np.ndarray):
             if len(inputs) != 1:
                 raise ValueError(f"an .npy file holds one input, the model has {len(inputs)}")
             arrays = {inputs[0].name: loaded}
         else:
             with loaded:
-                if (recorded := _recorded_rows(loaded)) is not None:
+                if (recorded := recorded_rows(loaded)) is not None:
                     known = {item.name for item in inputs}
                     return [
                         {name: array for name, array in row.items() if name in known or not ignore_others}
@@ -352,7 +355,7 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
                     ]
                 names = [name for name in loaded.files if not name.startswith("output:")]
                 arrays = {
-                    name.removeprefix("input:"): _as_bytes(_unpickled(name, partial(loaded.__getitem__, name)))
+                    name.removeprefix("input:"): as_bytes(unpickled(name, partial(loaded.__getitem__, name)))
                     for name in names
                 }
     ranks = {item.name: len(item.shape) for item in inputs}
@@ -364,44 +367,6 @@ def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool
         raise ValueError(f"the first axis counts the requests, and the arrays have different ones: {lengths}")
     count = next(iter(lengths.values()), 1)
     return [{name: array[number] for name, array in arrays.items()} for number in range(count)]
-
-
-def _recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:
-    """Return the requests of recorded exchanges, batch axes included; `None` for any other archive.
-
-    An archive of one request with one response has nothing that tells it from arrays whose first axis counts.
-    """
-    matches = {key: match for key in archive if (match := RECORDED_KEY.fullmatch(key)) is not None}
-    several = RECORDED_COUNTS in archive or any(match["request"] or match["response"] for match in matches.values())
-    if not several or len(archive) - (RECORDED_COUNTS in archive) != len(matches):
-        return None
-    numbers = [int(match["request"] or 1) for match in matches.values()]
-    count = len(archive[RECORDED_COUNTS]) if RECORDED_COUNTS in archive else max(numbers)
-    rows: list[Sample] = [{} for _ in range(count)]
-    for (key, match), number in zip(matches.items(), numbers, strict=True):
-        if match["kind"] == "input":
-            if not 1 <= number <= count:
-                raise ValueError(f"{key} is of request {number}, and {count} were recorded")
-            rows[number - 1][match["name"]] = _as_bytes(archive[key])
-    return rows
-
-
-def _unpickled(what: str, load: Callable[[], Any]) -> Any:
-    """Load an array; one of Python objects is refused with the way out."""
-    try:
-        return load()
-    except ValueError as exc:
-        if "allow_pickle" not in str(exc):
-            raise
-        text = f"{what} holds Python objects, which are never loaded; save texts as np.array([...], dtype=bytes)"
-        raise ValueError(text) from exc
-
-
-def _as_bytes(array: Array) -> Array:
-    """Return recorded text as the bytes that were sent, which need not be UTF-8."""
-    if array.dtype.kind != "U":
-        return array
-    return np.array([item.encode("utf-8", "surrogateescape") for item in array.flat], object).reshape(array.shape)
 
 
 def write_rows(path: Path, rows: Sequence[Sample], *, as_stream: bool = False) -> None:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import base64
 import dataclasses
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from repo_manager.request_data.archives import RECORDED_COUNTS, RECORDED_KEY
+
 __all__ = [
     "NUMPY_OF_TRITON",
     "Array",
     "InputFacts",
     "Sample",
+    "as_bytes",
     "decoded",
     "elements_in",
     "elements_of",
     "exact_array",
     "raw_bytes",
+    "recorded_rows",
+    "unpickled",
     "with_batch_axis",
 ]
 
@@ -242,3 +247,41 @@ def _split(raw: bytes) -> list[bytes]:
         place += 4 + size
         strings.append(raw[place - size : place])
     return strings or [raw]
+
+
+def recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:
+    """Return the requests of recorded exchanges, batch axes included; `None` for any other archive.
+
+    An archive of one request with one response has nothing that tells it from arrays whose first axis counts.
+    """
+    matches = {key: match for key in archive if (match := RECORDED_KEY.fullmatch(key)) is not None}
+    several = RECORDED_COUNTS in archive or any(match["request"] or match["response"] for match in matches.values())
+    if not several or len(archive) - (RECORDED_COUNTS in archive) != len(matches):
+        return None
+    numbers = [int(match["request"] or 1) for match in matches.values()]
+    count = len(archive[RECORDED_COUNTS]) if RECORDED_COUNTS in archive else max(numbers)
+    rows: list[Sample] = [{} for _ in range(count)]
+    for (key, match), number in zip(matches.items(), numbers, strict=True):
+        if match["kind"] == "input":
+            if not 1 <= number <= count:
+                raise ValueError(f"{key} is of request {number}, and {count} were recorded")
+            rows[number - 1][match["name"]] = as_bytes(archive[key])
+    return rows
+
+
+def unpickled(what: str, load: Callable[[], Any]) -> Any:
+    """Load an array; one of Python objects is refused with the way out."""
+    try:
+        return load()
+    except ValueError as exc:
+        if "allow_pickle" not in str(exc):
+            raise
+        text = f"{what} holds Python objects, which are never loaded; save texts as np.array([...], dtype=bytes)"
+        raise ValueError(text) from exc
+
+
+def as_bytes(array: Array) -> Array:
+    """Return recorded text as the bytes that were sent, which need not be UTF-8."""
+    if array.dtype.kind != "U":
+        return array
+    return np.array([item.encode("utf-8", "surrogateescape") for item in array.flat], object).reshape(array.shape)
