@@ -31,7 +31,6 @@ ARCHAIC = re.compile(
 OLD = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "README.md",
     "SECURITY.md",
     "benchmarks/README.md",
     "benchmarks/gpu/README.md",
