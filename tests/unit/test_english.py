@@ -43,7 +43,6 @@ OLD = {
     "docs/engines.md",
     "docs/glossary.md",
     "docs/kubernetes.md",
-    "docs/loadtest.md",
     "docs/object-storage.md",
     "docs/precision.md",
     "docs/repository.md",
