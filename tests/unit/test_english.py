@@ -35,7 +35,6 @@ OLD = {
     "benchmarks/README.md",
     "benchmarks/gpu/README.md",
     "deploy/README.md",
-    "docs/apply.md",
     "docs/architecture.md",
     "docs/canary.md",
     "docs/contexts.md",
