@@ -43,7 +43,6 @@ OLD = {
     "docs/glossary.md",
     "docs/kubernetes.md",
     "docs/object-storage.md",
-    "docs/precision.md",
     "docs/repository.md",
     "docs/rollout.md",
     "docs/runbooks/README.md",
