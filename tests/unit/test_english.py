@@ -44,7 +44,6 @@ OLD = {
     "docs/kubernetes.md",
     "docs/object-storage.md",
     "docs/repository.md",
-    "docs/rollout.md",
     "docs/runbooks/README.md",
     "docs/runbooks/TritonErrorRatio.md",
     "docs/runbooks/TritonGpuMemory.md",
