@@ -41,7 +41,6 @@ OLD = {
     "docs/dynamic-axes.md",
     "docs/engines.md",
     "docs/glossary.md",
-    "docs/kubernetes.md",
     "docs/object-storage.md",
     "docs/repository.md",
     "docs/runbooks/README.md",
