@@ -57,7 +57,6 @@ OLD = {
     "docs/server.md",
     "docs/signing.md",
     "docs/sources.md",
-    "docs/sparsity.md",
     "docs/tensorrt-versions.md",
     "docs/triton-reload.md",
     "docs/tune.md",
