@@ -36,7 +36,6 @@ OLD = {
     "deploy/README.md",
     "docs/architecture.md",
     "docs/canary.md",
-    "docs/engines.md",
     "docs/object-storage.md",
     "docs/repository.md",
     "docs/runbooks/README.md",
