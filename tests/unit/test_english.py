@@ -36,7 +36,6 @@ OLD = {
     "deploy/README.md",
     "docs/architecture.md",
     "docs/canary.md",
-    "docs/object-storage.md",
     "docs/repository.md",
     "docs/runbooks/README.md",
     "docs/runbooks/TritonErrorRatio.md",
@@ -50,10 +49,8 @@ OLD = {
     "docs/runbooks/TritonServerNotStarting.md",
     "docs/server.md",
     "docs/signing.md",
-    "docs/sources.md",
     "docs/tensorrt-versions.md",
     "docs/triton-reload.md",
-    "docs/tune.md",
     "examples/README.md",
 }
 
