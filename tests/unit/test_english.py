@@ -50,7 +50,6 @@ OLD = {
     "docs/server.md",
     "docs/signing.md",
     "docs/tensorrt-versions.md",
-    "docs/triton-reload.md",
     "examples/README.md",
 }
 
