@@ -36,7 +36,6 @@ OLD = {
     "deploy/README.md",
     "docs/architecture.md",
     "docs/canary.md",
-    "docs/repository.md",
     "docs/server.md",
     "docs/signing.md",
     "docs/tensorrt-versions.md",
