@@ -45,7 +45,7 @@ def test_a_call_that_was_not_taken_is_sent_again(good_port: int) -> None:
 
     with BadPeer(manner) as peer, TritonClient.connect(f"grpc://127.0.0.1:{peer.port}") as client:
         assert client.live(timeout_s=30.0)
-        assert peer.connections == 2
+        assert peer.connections >= 2
 
 
 def test_a_server_that_closes_every_connection_is_given_up() -> None:
@@ -53,10 +53,9 @@ def test_a_server_that_closes_every_connection_is_given_up() -> None:
     with (
         BadPeer(GRPC_MANNERS["goes-away"]) as peer,
         TritonClient.connect(f"grpc://127.0.0.1:{peer.port}") as client,
-        pytest.raises(ServerUnreachableError),
+        pytest.raises(ServerUnreachableError, match=r"cannot be reached: metadata: .*GOAWAY"),  # not: no answer in time
     ):
-        client.metadata(timeout_s=60.0)
-    assert peer.connections < 10
+        client.metadata(timeout_s=20.0)
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
