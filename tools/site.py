@@ -116,7 +116,7 @@ def _rules_page() -> str:
         "# Rules of config.pbtxt\n",
         "`verify`, `config`, `add` and `deploy` judge a configuration by these rules. Each is Triton's own. The last",
         "column says where Triton checks it.\n",
-        "| rule | what it finds | Triton's source |",
+        "| rule | what must hold | Triton's source |",
         "|---|---|---|",
     ]
     lines += [f"| `{rule.name}` | {_cell(inspect.getdoc(rule.check) or '')} | `{rule.source}` |" for rule in RULES]

@@ -24,6 +24,7 @@ _PLATFORMS_ALONE = {"libtorch", *(platform for platforms in _PLATFORMS.values() 
 
 
 def _backend(message: Any) -> Iterator[Fault]:
+    """The backend or platform is one that Triton knows, and an ensemble has none."""
     backend, platform = message.backend, message.platform
     if not backend and not platform:
         if message.WhichOneof("scheduling_choice") != "ensemble_scheduling":  # a rule of ensembles asks for it
@@ -44,11 +45,13 @@ def _backend(message: Any) -> Iterator[Fault]:
 
 
 def _batch_size(message: Any) -> Iterator[Fault]:
+    """`max_batch_size` is 0 or more."""
     if message.max_batch_size < 0:
         yield Fault(f"max_batch_size is {message.max_batch_size}; expected 0 or more")
 
 
 def _instance_groups(message: Any) -> Iterator[Fault]:
+    """A group on the CPU lists no GPUs, and a group has a count."""
     for group in message.instance_group:
         kind = group.Kind.Name(group.kind)
         if group.kind in (group.KIND_CPU, group.KIND_MODEL) and group.gpus:
@@ -59,6 +62,7 @@ def _instance_groups(message: Any) -> Iterator[Fault]:
 
 
 def _profiles(message: Any) -> Iterator[Fault]:
+    """A profile is the index of a TensorRT profile."""
     for group in message.instance_group:
         for profile in group.profile:
             if not is_tensorrt(message):
@@ -68,6 +72,7 @@ def _profiles(message: Any) -> Iterator[Fault]:
 
 
 def _rate_limiter(message: Any) -> Iterator[Fault]:
+    """Resources and priorities of the rate limiter, which a server obeys only if told to."""
     resources = [each for group in message.instance_group for each in group.rate_limiter.resources]
     everywhere = {each.name for each in resources if getattr(each, "global")}
     for name in sorted({each.name for each in resources if not getattr(each, "global")} & everywhere):
@@ -79,6 +84,7 @@ def _rate_limiter(message: Any) -> Iterator[Fault]:
 
 
 def _metrics(message: Any) -> Iterator[Fault]:
+    """A metric control names a family and its buckets."""
     if "model_metrics" not in message.DESCRIPTOR.fields_by_name or not message.HasField("model_metrics"):
         return
     for control in message.model_metrics.metric_control:
@@ -106,6 +112,7 @@ def _is_ensemble(message: Any) -> bool:
 
 
 def _shape_of_an_ensemble(message: Any) -> Iterator[Fault]:
+    """An ensemble has its scheduling, and none of the fields of its models."""
     if not _is_ensemble(message):
         if message.platform == ENSEMBLE:
             yield Fault('platform "ensemble" needs ensemble_scheduling, which says what the ensemble consists of')
@@ -122,6 +129,7 @@ def _shape_of_an_ensemble(message: Any) -> Iterator[Fault]:
 
 
 def _steps(message: Any) -> Iterator[Fault]:
+    """Every step of an ensemble names a model, its inputs and its outputs."""
     if _is_ensemble(message) and not message.ensemble_scheduling.step:
         yield Fault("ensemble_scheduling has no step")
     for index, step in enumerate(message.ensemble_scheduling.step):
@@ -132,6 +140,7 @@ def _steps(message: Any) -> Iterator[Fault]:
 
 
 def _makers(message: Any) -> Iterator[Fault]:
+    """Each tensor of an ensemble comes from one step."""
     made = [name for step in message.ensemble_scheduling.step for name in step.output_map.values()]
     for name in sorted({name for name in made if made.count(name) > 1}):
         yield Fault(f"ensemble tensor {name!r} is the output of {made.count(name)} steps; expected one")

@@ -26,11 +26,13 @@ def preferred_sizes(sizes: Any, message: Any, where: str) -> Iterator[Fault]:
 
 
 def _dynamic_sizes(message: Any) -> Iterator[Fault]:
+    """Preferred batch sizes lie between 1 and `max_batch_size`."""
     if message.HasField("dynamic_batching"):
         yield from preferred_sizes(message.dynamic_batching.preferred_batch_size, message, "dynamic_batching")
 
 
 def _priorities(message: Any) -> Iterator[Fault]:
+    """Priority levels, their default and their queue policies fit together."""
     batching = message.dynamic_batching
     levels = batching.priority_levels
     if not message.HasField("dynamic_batching") or levels == 0:
@@ -45,6 +47,7 @@ def _priorities(message: Any) -> Iterator[Fault]:
 
 
 def _order(message: Any) -> Iterator[Fault]:
+    """`preserve_ordering` needs one priority level and no delayed time-outs."""
     batching = message.dynamic_batching
     if not message.HasField("dynamic_batching") or not batching.preserve_ordering:
         return
@@ -58,6 +61,7 @@ def _order(message: Any) -> Iterator[Fault]:
 
 
 def _cache(message: Any) -> Iterator[Fault]:
+    """The response cache works for neither sequence nor decoupled models."""
     if not message.response_cache.enable:
         return
     if message.HasField("sequence_batching"):
@@ -89,6 +93,7 @@ def _controls(message: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _control_tensors(message: Any) -> Iterator[Fault]:
+    """Control inputs have names, each once, and each kind at most once."""
     names = [tensor.name for tensor in message.sequence_batching.control_input]
     if "" in names:
         yield Fault("a control_input has no name")
@@ -102,6 +107,7 @@ def _control_tensors(message: Any) -> Iterator[Fault]:
 
 
 def _control_values(message: Any) -> Iterator[Fault]:
+    """A control input states two values of one type, a correlation ID its data type."""
     for name, kind, control in _controls(message):
         given = [field for field in _VALUES if getattr(control, field)]
         if kind in _BOOLEAN:
@@ -123,6 +129,7 @@ def _control_values(message: Any) -> Iterator[Fault]:
 
 
 def _strategy(message: Any) -> Iterator[Fault]:
+    """`minimum_slot_utilization` is between 0 and 1."""
     batching = message.sequence_batching
     if batching.HasField("oldest"):
         yield from preferred_sizes(batching.oldest.preferred_batch_size, message, "sequence_batching.oldest")
@@ -132,6 +139,7 @@ def _strategy(message: Any) -> Iterator[Fault]:
 
 
 def _states(message: Any) -> Iterator[Fault]:
+    """States of a sequence have names, each once, and one initial state at most."""
     names = [state.input_name for state in message.sequence_batching.state if state.initial_state]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Fault(f"state {name!r} is listed twice")

@@ -17,6 +17,7 @@ def _tensors(message: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _names(message: Any) -> Iterator[Fault]:
+    """Inputs and outputs have names, each once."""
     for kind, tensors in (("input", message.input), ("output", message.output)):
         names = [tensor.name for tensor in tensors]
         if "" in names:
@@ -27,12 +28,14 @@ def _names(message: Any) -> Iterator[Fault]:
 
 
 def _data_types(message: Any) -> Iterator[Fault]:
+    """Every tensor has a data type."""
     for label, tensor in _tensors(message):
         if tensor.data_type == 0:
             yield Fault(f"{label} has no data_type", curable=True)
 
 
 def _dims(message: Any) -> Iterator[Fault]:
+    """Every tensor has dims of 1 or more, or -1."""
     for label, tensor in _tensors(message):
         if not tensor.dims:
             yield Fault(f"{label} has no dims; a scalar is written as dims: [1]", curable=True)
@@ -41,6 +44,7 @@ def _dims(message: Any) -> Iterator[Fault]:
 
 
 def _reshapes(message: Any) -> Iterator[Fault]:
+    """A reshape keeps the number of elements."""
     for label, tensor in _tensors(message):
         if not tensor.HasField("reshape"):
             continue
@@ -65,6 +69,7 @@ def _chunks(dims: Iterable[int]) -> list[int]:
 
 
 def _formats(message: Any) -> Iterator[Fault]:
+    """An image format needs three dims."""
     for tensor in message.input:
         if tensor.format in (tensor.FORMAT_NHWC, tensor.FORMAT_NCHW) and len(tensor.dims) != 3:
             name = tensor.Format.Name(tensor.format)
@@ -72,6 +77,7 @@ def _formats(message: Any) -> Iterator[Fault]:
 
 
 def _tensorrt_only(message: Any) -> Iterator[Fault]:
+    """Shape tensors and non-linear formats belong to TensorRT models."""
     for label, tensor in _tensors(message):
         if tensor.is_shape_tensor and not is_tensorrt(message):
             yield Fault(f"{label} is a shape tensor, which only TensorRT models have")
@@ -83,6 +89,7 @@ def _tensorrt_only(message: Any) -> Iterator[Fault]:
 
 
 def _batch_inputs(message: Any) -> Iterator[Fault]:
+    """A batch input has the source inputs that its kind needs, all of them inputs of the model."""
     inputs = {tensor.name for tensor in message.input}
     for batch_input in message.batch_input:
         label = f"batch_input {', '.join(batch_input.target_name)!r}"
@@ -98,6 +105,7 @@ def _batch_inputs(message: Any) -> Iterator[Fault]:
 
 
 def _batch_outputs(message: Any) -> Iterator[Fault]:
+    """A batch output names one source input and outputs of the model, each once."""
     inputs, outputs = ({tensor.name for tensor in tensors} for tensors in (message.input, message.output))
     for batch_output in message.batch_output:
         targets = list(batch_output.target_name)
@@ -139,6 +147,7 @@ def _samples(message: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _data(message: Any) -> Iterator[Fault]:
+    """A warm-up input has a fixed size and data."""
     for label, sample in _samples(message):
         for name, tensor in sorted(sample.inputs.items()):
             if any(dim == -1 for dim in tensor.dims):
@@ -148,6 +157,7 @@ def _data(message: Any) -> Iterator[Fault]:
 
 
 def _inputs(message: Any) -> Iterator[Fault]:
+    """A warm-up sample gives every input of the model, in its type and dims."""
     expected = {tensor.name: tensor for tensor in message.input}
     given_by_triton = {tensor.name for tensor in message.sequence_batching.control_input}
     for label, sample in _samples(message):
@@ -171,7 +181,7 @@ def _inputs(message: Any) -> Iterator[Fault]:
 
 
 def _batch(message: Any) -> Iterator[Fault]:
-    """Triton 2.51 refuses such a sample, and sometimes crashes while it does."""
+    """A warm-up sample holds at most `max_batch_size`; Triton 2.51 sometimes crashes over a larger one."""
     for label, sample in _samples(message):
         if sample.batch_size > max(1, message.max_batch_size):
             yield Fault(f"{label} has batch_size {sample.batch_size}; max_batch_size is {message.max_batch_size}")
