@@ -32,7 +32,6 @@ OLD = {
     "CHANGELOG.md",
     "deploy/README.md",
     "docs/architecture.md",
-    "docs/canary.md",
     "docs/server.md",
     "docs/signing.md",
     "examples/README.md",
