@@ -18,7 +18,7 @@ from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.load_files import load_junit, load_markdown, report_text
 from repo_manager.report.terminal import Terminal
 from repo_manager.server.answers import refusal
-from repo_manager.server.backend_directory import BackendDirectory
+from repo_manager.server.backend_directory import WITHHELD, BackendDirectory
 from repo_manager.server.command import environment_of
 from repo_manager.server.installation import TritonInstallation
 from repo_manager.server.transport import ClientOptions, Endpoint
@@ -107,7 +107,9 @@ def test_models_code_gets_what_it_needs_of_the_environment(monkeypatch: pytest.M
     triton = TritonInstallation(tmp_path, (), tmp_path, None, None)
     backends = BackendDirectory(tmp_path, None)
     found = environment_of({"ASKED_FOR": "x"}, triton, backends)
-    own = {"PATH", "ASKED_FOR", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH"}
+    own = {"PATH", "ASKED_FOR", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", WITHHELD}
     assert set(found) == {*needed, *own}
-    # Triton itself reads a repository in object storage.
-    assert set(environment_of({"ASKED_FOR": "x"}, triton, backends, remote=True)) == {*needed, *own, *cloud}
+    # Triton itself reads a repository in object storage, and its models' processes are to forget what for.
+    remote = environment_of({"ASKED_FOR": "x"}, triton, backends, remote=True)
+    assert set(remote) == {*needed, *own, *cloud}
+    assert set(remote[WITHHELD].split()) >= set(cloud)
