@@ -99,7 +99,7 @@ def check_leaving(
         needed += (Check("models", Outcome.REFUSED, what, "Scale it to nothing, or remove it from the cluster."),)
     if name in load:
         what = f"the pods of {served_by} load {name} by name (--load-model={name})"
-        needed += (Check("models", Outcome.REFUSED, what, "Take it out of the chart's models.load first."),)
+        needed += (Check("models", Outcome.REFUSED, what, "Take it out of the chart's list `models` first."),)
     return needed
 
 
@@ -181,5 +181,5 @@ def check_relatives(
     if not silent:
         return ()
     what = f"the pods of {served_by} load {', '.join(load)} by name and would not load {', '.join(silent)}"
-    hint = f"Add {', '.join(silent)} to what they load: the chart's models.load, or --load-model."
+    hint = f"Add {', '.join(silent)} to what they load: the chart's list `models`, or --load-model."
     return (Check("models", Outcome.REFUSED, what, hint),)
