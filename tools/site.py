@@ -6,22 +6,30 @@ them, so that no page can say what the code does not do. `python tools/site.py F
 
 from __future__ import annotations
 
+import enum
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import onnx
 import typer
 import typer.main
+from packaging.requirements import Requirement
 
 import repo_manager
 from repo_manager import settings
 from repo_manager.cli.commands import COMMANDS
 from repo_manager.cli.main import app
+from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
+from repo_manager.engine.fit import Release, releases
+from repo_manager.precision import candidate
 from repo_manager.triton_config.rules import RULES
+from repo_manager.types import Precision
 
 __all__ = ["generated_pages", "on_config", "on_files", "on_page_markdown", "on_post_build"]
 
@@ -37,6 +45,7 @@ def generated_pages() -> dict[str, str]:
     pages["reference/settings.md"] = _settings_page()
     pages["reference/rules.md"] = _rules_page()
     pages["reference/api.md"] = _api_page()
+    pages["reference/compatibility.md"] = _compatibility_page()
     for name, title in (("repository", "repository.yaml"), ("manifest", "manifest.json")):
         pages[f"reference/{name}.md"] = _schema_page(json.loads((ROOT / f"docs/{name}.schema.json").read_text()), title)
     return pages
@@ -128,6 +137,142 @@ def _api_page() -> str:
     lines = [f"# Python API\n\n{_text(inspect.cleandoc(repo_manager.__doc__ or ''))}\n", "## Names\n"]
     lines += [f"::: repo_manager.{repo_manager._MODULE_OF[name]}.{name}\n" for name in repo_manager.__all__]
     return "\n".join(lines)
+
+
+def _compatibility_page() -> str:
+    """List Triton's releases, TensorRT's abilities, Python and opsets from the data that the code uses."""
+    parts = (_python_lines(), _release_lines(), _tensorrt_lines(), _opset_lines())
+    start = [
+        "# Compatibility\n",
+        "Which versions of Python, Triton, TensorRT and ONNX go together. The code takes the same data to decide.\n",
+    ]
+    return "\n".join([*start, *(line for part in parts for line in part)]) + "\n"
+
+
+def _requirements() -> dict[str, list[Requirement]]:
+    """Read from pyproject.toml what the package needs: `""` for always, else an extra (Python 3.10 has no tomllib)."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    always = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", text, re.DOTALL | re.MULTILINE)
+    if always is None or extras is None:
+        raise ValueError("pyproject.toml has no dependencies or no extras where this tool looks for them")
+    lists = {"": always[1], **dict(re.findall(r"^([\w-]+) = \[(.*)\]$", extras[1], re.MULTILINE))}
+    found = {name: re.findall(r'"([^"]+)"', items) for name, items in lists.items()}
+    return {name: [Requirement(item) for item in items] for name, items in found.items()}
+
+
+def _python_lines() -> Iterator[str]:
+    """List the versions of Python, and what each extra needs."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    versions = re.findall(r"Python :: (3\.\d+)", project)
+    needed = _requirements()
+    (wheel,) = needed["server"]
+    bounds = re.search(r'^requires-python = "(.*)"', project, re.MULTILINE)
+    yield f"## Python\n\nPython `{bounds[1] if bounds else ''}`, on Linux.\n"
+    yield "| Python | the embedded server comes from |\n|---|---|"
+    for version in versions:
+        has_wheel = wheel.marker is None or wheel.marker.evaluate({"python_version": version})
+        way = "the extra `[server]`" if has_wheel else "`repo-manager doctor --install-tritonserver`"
+        yield f"| {version} | {way} |"
+    yield "\n| extra | packages |\n|---|---|"
+    for name, packages in needed.items():
+        if name != "docs":
+            listed = ", ".join(f"`{each.name}{each.specifier}`" for each in packages)
+            yield f"| {f'`{name}`' if name else '(always)'} | {listed} |"
+    yield ""
+
+
+def _release_lines() -> Iterator[str]:
+    yield (
+        "## Triton and TensorRT\n\n"
+        "The container `tritonserver:RELEASE-py3` and its contents, newest first. `add --for-server`,\n"
+        "`doctor --for-server` and `deploy` compare an engine with this table.\n\n"
+        "- A plan loads in the TensorRT version of its build. A version-compatible plan also loads in later\n"
+        "  versions of the same major version.\n"
+        "- `(unverified)`: no source was read. Such a value causes a warning and never a refusal. `unknown` is not\n"
+        "  compared. [TensorRT versions](../tensorrt-versions.md#triton-container-releases) lists the sources.\n"
+        "- The driver is the smallest one listed for the release. Data-centre GPUs may use older branches.\n"
+    )
+    yield "| release | Triton | TensorRT | CUDA | driver |\n|---|---|---|---|---|"
+    for release in reversed(releases()):
+        cells = (_release_cell(release, name) for name in ("triton", "tensorrt", "cuda", "driver"))
+        yield f"| {release.release} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _release_cell(release: Release, column: str) -> str:
+    value = getattr(release, column)
+    return "unknown" if not value else value if release.is_verified(column) else f"{value} (unverified)"
+
+
+def _tensorrt_lines() -> Iterator[str]:
+    """Compare what the recorded APIs of TensorRT's versions can do."""
+    found = [_recorded_library(path) for path in sorted((ROOT / "tests/data/tensorrt_api").glob("*.json"))]
+    yield (
+        "## Abilities of TensorRT\n\n"
+        "From the recorded Python APIs. The installed library is asked in the same way, by the presence of names.\n"
+        "[TensorRT versions](../tensorrt-versions.md) also covers the versions that are not recorded.\n"
+    )
+    yield f"| | {' | '.join(f'`{each.backend}` {each.version}' for each in found)} |\n|{'---|' * (len(found) + 1)}"
+    rows = [_abilities(each) for each in found]
+    for title in rows[0]:
+        yield f"| {title} | {' | '.join(row[title] for row in rows)} |"
+    yield ""
+
+
+def _abilities(each: Capabilities) -> dict[str, str]:
+    typing = {StrongTyping.ABSENT: "no", StrongTyping.ASK: "on request", StrongTyping.ALWAYS: "always"}
+    return {
+        "builds without a GPU": _yes(not each.needs_gpu),
+        "strongly typed networks": typing[each.strong_typing],
+        "precision flags": ", ".join(sorted(each.precision_flags)) or "none",
+        "sparse weights": _yes("SPARSE_WEIGHTS" in each.builder_flags),
+        "timing cache": _yes(each.timing_cache),
+        "progress and cancelling": _yes(each.progress_monitor),
+        "parser names the failing node": _yes(each.parser_names_nodes),
+        "target compute capabilities": ", ".join(each.compute_capabilities) or "GPU at hand",
+        "hardware compatibility levels": ", ".join(each.hardware_levels).lower() or "none",
+        "strip the weights": each.strip_flag or "no",
+    }
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _recorded_library(path: Path) -> Capabilities:
+    """Look up the abilities of a recorded API: a module with its names and nothing behind them."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    module = ModuleType(record["module"])
+    module.__dict__["__version__"] = record["version"]
+    for name, members in record["enums"].items():
+        setattr(module, name, enum.Enum(name, {member: index for index, member in enumerate(members)}))
+    for name, words in record["classes"].items():
+        setattr(module, name, type(name, (), dict.fromkeys(words)))
+    return capabilities_of(module)
+
+
+def _opset_lines() -> Iterator[str]:
+    """Say which opsets are read, and which one each precision needs."""
+    oldest = next(each for each in _requirements()[""] if each.name == "onnx")
+    yield (
+        "## ONNX opset\n\n"
+        f"The installed onnx (`{oldest.name}{oldest.specifier}`) decides: every opset of its own from 1 on is read.\n"
+        "A newer opset is refused.\n"
+    )
+    yield "| onnx | newest opset |\n|---|---|"
+    # Rows of the table: onnx's version, IR version, opset of ONNX's own operators, ...
+    known = {row[0]: row[2] for row in onnx.helper.VERSION_TABLE if oldest.specifier.contains(row[0])}
+    yield from (f"| {version} | {opset} |" for version, opset in reversed(known.items()))
+    yield (
+        "\nA conversion raises a lower opset to the one its precision needs, and keeps a higher one. It compares the\n"
+        "results before and after ([how](../precision.md#the-model-before-its-precision-changes)).\n"
+    )
+    yield "| precision | smallest opset of the result |\n|---|---|"
+    for precision in Precision:
+        facts = precision.facts
+        least = max(candidate._QUANTIZED_OPSET if facts.quantizes else 1, candidate._LOW_OPSET.get(facts.low, 1))
+        yield f"| `{precision}` | {'the opset of the source' if least == 1 else least} |"
 
 
 def _schema_page(schema: Mapping[str, Any], title: str) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from repo_manager.cli.commands import COMMANDS
+from repo_manager.engine.fit import releases
 from repo_manager.triton_config.rules import RULES
+from repo_manager.types import Precision
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +48,15 @@ def test_rules_settings_and_names_are_listed(site: Path) -> None:
     assert "REPO_MANAGER_SIGNED_BY" in (site / "reference/settings/index.html").read_text()
     api = (site / "reference/api/index.html").read_text()
     assert 'id="repo_manager.pipeline.adding.AddOptions"' in api
+
+
+def test_compatibility_is_the_data_of_the_code(site: Path) -> None:
+    page = (site / "reference/compatibility/index.html").read_text()
+    assert all(f"<td>{release.release}</td>" in page for release in releases())
+    assert "<td>11.1</td>" in page
+    assert "<td>10.5.0 (unverified)</td>" in page
+    assert all(f"<code>{precision}</code>" in page for precision in Precision)
+    assert "doctor --install-tritonserver" in page
 
 
 def test_agents_find_the_pages(site: Path) -> None:
