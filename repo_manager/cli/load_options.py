@@ -284,10 +284,10 @@ def raise_for(report: LoadTestReport, verdict: Verdict | None) -> None:
         )
     outcome = None if verdict is None else str(verdict.outcome)
     if outcome == "fail":
-        raise GateError("A gate failed", hint="See the table of gates above.", is_shown=True)
+        raise GateError("A gate failed", hint="The gates in the result say which, and why.", is_shown=True)
     if outcome == "inconclusive":
         raise InconclusiveError(
             "The measurement does not decide",
-            hint="The table above says why: measure longer (--duration), or on a quieter machine.",
+            hint="The result says why: measure longer (--duration), or on a quieter machine.",
             is_shown=True,
         )

@@ -83,4 +83,4 @@ def verify_command(
     output.terminal().result(result, *views)
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
-        raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="See the list above.", is_shown=True)
+        raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="The result lists them.", is_shown=True)
