@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -240,7 +241,8 @@ def build_engine(
     renamed = named_graph(model)
     work = _Work(model, renamed, library, options, precision, BuildLog(), cancelled or threading.Event())
     try:
-        _in_thread(lambda: _build(work, output, profile, progress or _quiet), work.cancelled)
+        with _without_collection():
+            _in_thread(lambda: _build(work, output, profile, progress or _quiet), work.cancelled)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             output.unlink()
@@ -279,6 +281,23 @@ class _Work:
 
 def _quiet(_: str, __: int, ___: int) -> None:
     """Progress that nobody watches."""
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector while TensorRT makes a builder or a runtime, or builds.
+
+    TensorRT logs while it holds a lock, and the end of a builder takes the same lock. If the logger's callback starts a
+    collection that finds an old builder in a cycle, the thread waits for itself and keeps the GIL for ever (seen with
+    TensorRT-RTX 1.7, createInferBuilder).
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _in_thread(build: Callable[[], None], cancelled: threading.Event) -> None:
@@ -335,8 +354,9 @@ def _inspected(library: ModuleType, able: Capabilities, plan: Path) -> tuple[Eng
         return ()
     log = BuildLog()
     logger = logger_for(library, log)
-    runtime = library.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    with _without_collection():
+        runtime = library.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise EngineError(
             f"{plan}: the plan that was just built does not load: {'; '.join(log.errors) or 'no reason given'}",

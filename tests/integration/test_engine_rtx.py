@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -394,3 +396,44 @@ def test_a_build_in_this_thread_lets_other_threads_run(source: Path, tmp_path: P
     stop.set()
     thread.join()
     assert ticks
+
+
+_AFTER_GARBAGE = """
+import gc, sys
+from pathlib import Path
+import tensorrt_rtx
+from repo_manager.engine import builder
+from repo_manager.engine.build_log import BuildLog
+from repo_manager.engine.profiles import derive_profile
+from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.signature import signature_of
+
+class Cycle:
+    pass
+
+class Entries(list):
+    # The first message finds garbage: an old builder in a cycle, and objects enough to begin a collection.
+
+    def append(self, entry):
+        super().append(entry)
+        if old:
+            cycle = Cycle()
+            cycle.itself, cycle.builder = cycle, old.pop()
+            del cycle
+            [[] for _ in range(10)]
+
+old = [tensorrt_rtx.Builder(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))]
+model = load_model(Path(sys.argv[1]))
+profile = derive_profile(signature_of(model), batched=True, max_batch_size=4)
+builder.BuildLog = lambda: BuildLog(Entries())
+gc.set_threshold(1)
+builder.build_engine(model, tensorrt_rtx, Path(sys.argv[2]), profile)
+print(gc.isenabled(), old)
+"""
+
+
+def test_an_old_builder_in_a_cycle_does_not_stop_the_next_build(source: Path, tmp_path: Path) -> None:
+    """The logger's callback would collect it while TensorRT holds the lock that its end takes."""
+    command = [sys.executable, "-c", _AFTER_GARBAGE, str(source), str(tmp_path / "out.engine")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.stdout, done.returncode) == ("True []\n", 0), done.stderr[-2000:]
