@@ -10,7 +10,7 @@ import typer
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output
 from repo_manager.cli.rollout_options import parse_duration
-from repo_manager.report.traffic_view import traffic_view
+from repo_manager.report.rollout_tables import traffic_view
 from repo_manager.rollout.traffic import parse_shares, shift_traffic
 
 __all__ = ["app"]

@@ -18,9 +18,19 @@ if TYPE_CHECKING:
     from repo_manager.rollout.plan import RolloutPlan
     from repo_manager.rollout.result import Rollout, ServerResult, TrialResult
     from repo_manager.rollout.status import ModelStatus, RepositoryStatus
+    from repo_manager.rollout.traffic import Traffic
     from repo_manager.rollout.trial.shadow import LatencySummary, ShadowReport
 
-__all__ = ["checks_view", "gates_view", "outcome_text", "plan_view", "rollout_view", "shadow_view", "status_view"]
+__all__ = [
+    "checks_view",
+    "gates_view",
+    "outcome_text",
+    "plan_view",
+    "rollout_view",
+    "shadow_view",
+    "status_view",
+    "traffic_view",
+]
 
 
 # Trials of a version as rich renderables.
@@ -221,9 +231,9 @@ def _cluster_view(rollout: Rollout, back: bool) -> list[RenderableType]:
 def _trial_view(trial: TrialResult) -> list[RenderableType]:
     views: list[RenderableType] = []
     if trial.shares and not trial.steps and not trial.notes:
-        views.append(Text("Canary: " + ", ".join(f"{share * 100:g} %" for share in trial.shares)))
+        views.append(Text("Canary: " + ", ".join(map(_percent, trial.shares))))
     if trial.steps:
-        rows = [[f"{step.fraction * 100:g} %", step.requests, outcome_text(str(step.outcome))] for step in trial.steps]
+        rows = [[_percent(step.fraction), step.requests, outcome_text(str(step.outcome))] for step in trial.steps]
         views.append(make_table("Canary", ["share", "requests", "gates"], rows))
         if trial.steps[-1].gates:
             views.append(gates_view(trial.steps[-1].gates))
@@ -316,3 +326,20 @@ def _proof(server: ServerResult) -> str:
     if smoke.responses != smoke.requests:
         asked += f" ({smoke.responses} responses)"
     return f"{asked} in {smoke.latency_ns / 1e6:.1f} ms against {smoke.reference}: {compared}"
+
+
+def traffic_view(traffic: Traffic) -> list[RenderableType]:
+    """Show the shares of the two Services, and of before."""
+    stable, canary = traffic.services
+    pairs: list[tuple[str, object]] = [("route", f"{traffic.route} at {traffic.cluster}")]
+    would = "would be " if traffic.dry_run else ""
+    if traffic.steps:
+        pairs.append(("before", f"{canary} {_percent(traffic.before)}, {stable} {_percent(1 - traffic.before)}"))
+    pairs.append(("traffic", f"{would}{canary} {_percent(traffic.share)}, {stable} {_percent(1 - traffic.share)}"))
+    if len(traffic.steps) > 1:
+        pairs.append(("steps", ", ".join(map(_percent, traffic.steps))))
+    return [key_values(pairs)]
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:g} %"
