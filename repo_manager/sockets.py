@@ -10,11 +10,13 @@ import io
 import ipaddress
 import queue
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["AnswerTooLargeError", "Deputies", "TimedSocket", "Timer", "connect", "resolve"]
 

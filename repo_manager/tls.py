@@ -6,11 +6,17 @@ It stands below the packages because every load worker reads it and has to stay 
 from __future__ import annotations
 
 import dataclasses
-import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import UsageError
+from repo_manager.optional import deferred
 from repo_manager.sockets import Timer, connect
+
+if TYPE_CHECKING:
+    import ssl
+else:
+    ssl = deferred("ssl")
 
 __all__ = ["TlsFiles", "grpc_pem", "speaks_tls", "tls_context"]
 

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import typer
 
@@ -14,16 +14,21 @@ from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag, model_names
 from repo_manager.errors import UsageError
+from repo_manager.optional import deferred
 from repo_manager.pipeline.background import follow_log, handed_over, log_of, start_detached, stop_running
 from repo_manager.pipeline.serve_options import ServeOptions, check_models
 from repo_manager.pipeline.serving import serve_until_ended
-from repo_manager.report.machine_tables import running_server_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository.location import Location
 from repo_manager.server.command import ServerSecurity
 from repo_manager.server.credentials import read_headers
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.settings import load_settings
+
+if TYPE_CHECKING:
+    from repo_manager.report import machine_tables
+else:
+    machine_tables = deferred("repo_manager.report.machine_tables")  # rich: not before the server is on its way
 
 __all__ = ["app"]
 
@@ -180,7 +185,7 @@ def serve_command(
     if flags.detach:
         running = start_detached(options)
         _warn_of_failures(terminal, running.failures)
-        terminal.result(running, running_server_view(running))
+        terminal.result(running, machine_tables.running_server_view(running))
         return
 
     def on_ready(server: EmbeddedServer) -> None:

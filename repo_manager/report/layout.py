@@ -13,7 +13,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from repo_manager.report.terminal import WIDE, plain, plain_text
+from repo_manager.report.console import plain_text
+from repo_manager.report.plain import plain
+from repo_manager.report.terminal import WIDE
 
 __all__ = ["FittedTable", "LongTable", "Moment", "key_values", "last_deployed", "make_table"]
 

@@ -16,7 +16,7 @@ from repo_manager.report.load_charts import latency_unit, number_cell
 from repo_manager.report.load_html import load_page
 from repo_manager.report.load_tables import DETAIL_TITLES, format_ms, ordered_details
 from repo_manager.report.markdown import markdown_code, markdown_table, markdown_text
-from repo_manager.report.terminal import plain
+from repo_manager.report.plain import plain
 from repo_manager.types import StrPath, as_json
 
 __all__ = ["check_report_path", "compare_markdown", "load_junit", "load_markdown", "load_openmetrics", "report_text"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from repo_manager.report.terminal import plain
+from repo_manager.report.plain import plain
 
 __all__ = ["markdown_code", "markdown_table", "markdown_text"]
 

@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from repo_manager.report.load_tables import format_ms
+from repo_manager.report.plain import plain
 from repo_manager.report.tables import format_bytes
-from repo_manager.report.terminal import Terminal, plain
+from repo_manager.report.terminal import Terminal
 
 if TYPE_CHECKING:
     from repo_manager.loadtest.compare import CompareProgress

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
-import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-
-from rich.console import Console, RenderableType
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import RepoManagerError, redacted
+from repo_manager.optional import deferred
+from repo_manager.report.plain import plain
 from repo_manager.types import as_json
 
-__all__ = ["WIDE", "Terminal", "error_document", "next_command", "plain", "plain_text"]
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
+    from repo_manager.report import console as consoles
+else:
+    consoles = deferred("repo_manager.report.console")  # rich: a tenth of the time that `serve --json` takes
 
-# Text of others made safe to show: a name in a repository must not speak to the terminal.
-
-# Control characters (an escape sequence could rename the window, or hide what follows), signs that turn the direction
-# of writing, and halves of characters, which stand for bytes that are no UTF-8.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def plain(text: str) -> str:
-    """Return the text with what a terminal would act on written out, such as `\\x1b`; line breaks and tabs stay."""
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), redacted(text))
-
-
-def plain_text(text: Text) -> Text:
-    """Return a styled text made safe to show, as `plain` does; one that is safe stays as it is."""
-    safe = plain(text.plain)
-    return text if safe == text.plain else Text(safe, style=text.style)
-
-
-def _shown(renderable: RenderableType) -> RenderableType:
-    """Return what is printed made safe to show; tables make their cells safe themselves."""
-    if isinstance(renderable, str):
-        return plain(renderable)
-    return plain_text(renderable) if isinstance(renderable, Text) else renderable
+__all__ = ["WIDE", "Terminal", "error_document", "next_command"]
 
 
 WIDE = 10_000
 """The width of a console for which nothing is left out or folded."""
-
-_WIDTH_WITHOUT_TERMINAL = 140
 
 
 def next_command(*words: str, repository: str | None) -> str:
@@ -77,8 +55,16 @@ class Terminal:
         self.json = as_json
         self.context = context
         self.quiet = quiet
-        self._out = _console(sys.stdout, WIDE if wide else None)
-        self._err = _console(sys.stderr)
+        self._streams = sys.stdout, sys.stderr
+        self._width = WIDE if wide else None
+
+    @functools.cached_property
+    def _out(self) -> Console:
+        return consoles.console_of(self._streams[0], self._width)
+
+    @functools.cached_property
+    def _err(self) -> Console:
+        return consoles.console_of(self._streams[1])
 
     @property
     def is_live(self) -> bool:
@@ -114,12 +100,12 @@ class Terminal:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
             except BrokenPipeError:
-                _discard(sys.stdout)
+                consoles.discard(sys.stdout)
             return
         if self.context is not None and renderables:
             self._out.print(f"Context: {_escape(self.context)}", highlight=False)
         for renderable in renderables:
-            self._out.print(_shown(renderable), highlight=False)
+            self._out.print(consoles.shown(renderable), highlight=False)
 
     def watch(self, frames: Iterable[tuple[Any, Sequence[RenderableType]]]) -> None:
         """Print results as they come: in place on a terminal, elsewhere each one that differs from the one before.
@@ -164,7 +150,7 @@ class Terminal:
         """Print on stderr what belongs to the way to the result, a plan for instance."""
         if not self.quiet:
             for renderable in renderables:
-                self._err.print(_shown(renderable), highlight=False)
+                self._err.print(consoles.shown(renderable), highlight=False)
 
     def error(self, error: RepoManagerError) -> None:
         """Print an error: text on stderr, and with JSON also an object on stdout, unless a result says it already."""
@@ -189,27 +175,6 @@ def error_document(kind: str, message: str, hint: str | None, exit_code: int) ->
     """Return an error as the JSON that a command prints in place of its result."""
     error = {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}
     return json.dumps({"error": error}, indent=2) + "\n"
-
-
-class _Console(Console):
-    """A console whose reader may go away (`| head`): the command goes on, and ends with its own exit code."""
-
-    def on_broken_pipe(self) -> None:
-        """Write nothing more."""
-        self.quiet = True
-        _discard(self.file)
-
-
-def _discard(stream: Any) -> None:
-    """Let what is still written to a stream without a reader go nowhere, also what Python flushes at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
-def _console(stream: Any, width: int | None = None) -> Console:
-    """Make a console; without a terminal the width is fixed, so that logs keep their tables."""
-    return _Console(file=stream, width=width or (None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL))
 
 
 def _escape(text: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import secrets
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import RepositoryError, ServerError, ServerRefusedError, ServerUnreachableError
+from repo_manager.optional import deferred
 from repo_manager.repository.location import parse_location
 from repo_manager.server.backend_directory import BackendDirectory, assemble
 from repo_manager.server.client import TritonClient
@@ -28,6 +29,11 @@ from repo_manager.server.paths import log_directory
 from repo_manager.server.process import ServerProcess, reason_in_log, shared_memory_prefix, sweep_shared_memory
 from repo_manager.server.records import forget_key, record_of, remember_key, remove_record, write_record
 from repo_manager.server.transport import ClientOptions
+
+if TYPE_CHECKING:
+    from concurrent import futures
+else:
+    futures = deferred("concurrent.futures")  # imported while the server starts
 
 __all__ = ["EmbeddedServer", "ServerOptions"]
 
@@ -250,7 +256,7 @@ class EmbeddedServer:
                 return name, exc.reason
             return name, None
 
-        with self._client() as client, concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        with self._client() as client, futures.ThreadPoolExecutor(max_workers=4) as pool:
             if everything:
                 index = client.repository_index(timeout_s=max(_PROBE_S, deadline - time.monotonic()))
                 names = tuple(dict.fromkeys(entry.name for entry in index))

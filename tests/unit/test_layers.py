@@ -152,7 +152,8 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
 
     On a disk: the store of objects; of `verify`: how a graph is judged, by onnx and NumPy; of a deploy to a server:
     clusters, canaries, the other protocol, the start of one, and how a model without a recorded answer is run; of
-    `inspect` on a file that lies in no version: the repository; of `diff`: load tests, which few versions keep.
+    `inspect` on a file that lies in no version: the repository; of `diff`: load tests, which few versions keep; of
+    `serve`, and of every command with `--json`: the tables and what draws them.
     """
     waiting = {
         str(path.relative_to(PACKAGE))
@@ -163,11 +164,13 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
         and ast.unparse(node.args[0]).strip("'").startswith("repo_manager")
     }
     assert waiting == {
+        "cli/serve.py",
         "cli/versions.py",
         "pipeline/deploying.py",
         "pipeline/inspect.py",
         "repository/stores/__init__.py",
         "declared/servers.py",
+        "report/terminal.py",
         "rollout/deploy.py",
         "rollout/reference.py",
         "rollout/status.py",

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from repo_manager.report.layout import key_values, make_table
-from repo_manager.report.terminal import plain
+from repo_manager.report.plain import plain
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""The consoles that `Terminal` prints on; apart from it because rich is slow to import and not every command prints."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from repo_manager.report.plain import plain
+
+__all__ = ["console_of", "discard", "plain_text", "shown"]
+
+_WIDTH_WITHOUT_TERMINAL = 140
+
+
+class _Console(Console):
+    """A console whose reader may go away (`| head`): the command goes on, and ends with its own exit code."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nothing more."""
+        self.quiet = True
+        discard(self.file)
+
+
+def console_of(stream: Any, width: int | None = None) -> Console:
+    """Make a console; without a terminal the width is fixed, so that logs keep their tables.
+
+    Args:
+        stream: the text file that it writes to.
+        width: columns; `None` takes the terminal's.
+    """
+    return _Console(file=stream, width=width or (None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL))
+
+
+def discard(stream: Any) -> None:
+    """Let what is still written to a stream without a reader go nowhere, also what Python flushes at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def plain_text(text: Text) -> Text:
+    """Return a styled text made safe to show, as `plain` does; one that is safe stays as it is."""
+    safe = plain(text.plain)
+    return text if safe == text.plain else Text(safe, style=text.style)
+
+
+def shown(renderable: RenderableType) -> RenderableType:
+    """Return what is printed made safe to show; tables make their cells safe themselves."""
+    if isinstance(renderable, str):
+        return plain(renderable)
+    return plain_text(renderable) if isinstance(renderable, Text) else renderable
