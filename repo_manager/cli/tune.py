@@ -30,6 +30,7 @@ from repo_manager.repository.configuration import change_config
 from repo_manager.repository.location import Location
 from repo_manager.repository.plan.configuration import ConfigChange
 from repo_manager.repository.tags import resolve_version
+from repo_manager.settings import load_settings
 from repo_manager.tuning.result import BETTER, KEPT, NONE_HOLDS, Objective, TuneOptions, Tuning
 from repo_manager.tuning.run import tune
 
@@ -143,7 +144,7 @@ def tune_command(
     if len(versions) < len(targets):
         raise UsageError("a model is named twice; a server has one configuration for all its versions")
     access = None if options.url is None else client_options(connection, [options.url])
-    options = dataclasses.replace(options, access=access)
+    options = dataclasses.replace(options, access=access, signed_by=load_settings().signed_by)
     with tune_progress(terminal.console, options.budget_s, quiet=terminal.quiet) as told:
         result = tune(
             root, versions, options, inputs=lambda name, version: _inputs(root, name, version, data), progress=told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import dataclasses
 import hashlib
 import importlib.util
@@ -27,6 +28,9 @@ _STUB_STARTER = f"""#!/bin/sh
 unset ${WITHHELD} {WITHHELD}
 exec "${{0%/*}}/stub/{_STUB}" "$@"
 """
+# A line of a .pth file that the interpreter runs. Bytecode in a version's folder would make Triton load the version
+# again, and nobody has signed it. The interpreter takes no PYTHONDONTWRITEBYTECODE.
+_NO_BYTECODE = "import sys; sys.dont_write_bytecode = True"
 # What the onnxruntime backend shares with the checks of configurations; it imports nothing of ours.
 SHARED = (Path(backend_io.__file__),)
 
@@ -106,7 +110,7 @@ def _key(triton: TritonInstallation, search_path: tuple[Path, ...]) -> str:
         if file is not None:
             state = file.stat()
             parts.append(f"{file} {state.st_size} {state.st_mtime_ns}")
-    digest = hashlib.sha256("\n".join([*parts, _STUB_STARTER]).encode())
+    digest = hashlib.sha256("\n".join([*parts, _STUB_STARTER, _NO_BYTECODE]).encode())
     for file in (*sorted(OUR_BACKENDS.rglob("*.py")), *SHARED):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
@@ -129,6 +133,7 @@ def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...
             (backends / ours.name).mkdir()
             for file in (*sorted(ours.glob("*.py")), *SHARED):
                 shutil.copyfile(file, backends / ours.name / file.name)
+    compileall.compile_dir(backends, quiet=2, workers=1)  # a stub writes none
     _write_python_home(folder / "python", search_path)
 
 
@@ -148,5 +153,5 @@ def _write_python_home(folder: Path, search_path: tuple[Path, ...]) -> None:
     )
     packages = folder / "lib" / f"python{version}" / "site-packages"
     packages.mkdir(parents=True)
-    lines = "".join(f"{entry}\n" for entry in search_path)
+    lines = "".join(f"{entry}\n" for entry in (_NO_BYTECODE, *search_path))
     (packages / "repo_manager.pth").write_text(lines, encoding="utf-8")

@@ -384,8 +384,7 @@ def environment_of(
     kept = {name: value for name, value in own.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)}
     for_store = {name: value for name, value in own.items() if remote and _FOR_OBJECTS.fullmatch(name)}
     withheld = sorted(for_store.keys() - kept.keys() - given.keys())
-    # A model's bytecode in its version's folder would make Triton reload the version.
-    environment = {"PYTHONDONTWRITEBYTECODE": "1", **kept, **for_store, **given, WITHHELD: " ".join(withheld)}
+    environment = {**kept, **for_store, **given, WITHHELD: " ".join(withheld)}
     libraries = [str(folder) for folder in triton.libraries]
     if backends.python_bin is not None:
         python_library = libpython_directory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from repo_manager.errors import UsageError
@@ -59,6 +60,7 @@ class TuneOptions:
         url: a server that takes the copies, by its load API; `None` starts one on this machine.
         access: how that server is reached; `None` without TLS and headers.
         fresh: forget what an earlier run measured.
+        signed_by: public keys one of which has to vouch for each version that is run; empty asks for no signature.
     """
 
     gates: tuple[Gate, ...] = ()
@@ -74,6 +76,7 @@ class TuneOptions:
     url: str | None = None
     access: ClientOptions | None = None
     fresh: bool = False
+    signed_by: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """See that they hold together."""

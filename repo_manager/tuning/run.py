@@ -12,6 +12,7 @@ from repo_manager.files import sha256_file
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.run import environment
 from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.repository.signing import check_signature
 from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.tuning.answers import Answers
@@ -82,6 +83,8 @@ def tuning_run(
     options.check_models(tuple(versions))
     with contextlib.ExitStack() as stack:
         subjects = read_subjects(as_location(repository), versions, options.fixed, stack)
+        for name, subject in subjects.models.items() if options.signed_by else ():
+            check_signature(repository, name, subject.version, options.signed_by)
         copies = stack.enter_context(copies_of(subjects, url=options.url, access=options.access))
         facts = _facts(str(repository), subjects, options)
         journal = Journal(tuning_directory(), facts, fresh=options.fresh)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.serving import scaling_model
 
-from repo_manager.errors import RepositoryError, RolloutUndoneError, UsageError
+from repo_manager.errors import ConfigError, RepositoryError, RolloutUndoneError, UsageError
 from repo_manager.pipeline.serve_options import ServeOptions, server_options
 from repo_manager.repository.publish import publish
 from repo_manager.repository.signing import sign_version
@@ -26,6 +26,8 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.triton_config.config import parse_config
+from repo_manager.tuning.result import TuneOptions
+from repo_manager.tuning.run import tune
 
 pytestmark = pytest.mark.integration
 
@@ -38,6 +40,13 @@ open({marker!r}, "a").write(__file__)
 class TritonPythonModel:
     def execute(self, requests):
         return []
+"""
+SCALING_CODE = """
+import triton_python_backend_utils as utils
+class TritonPythonModel:
+    def execute(self, requests):
+        x = [utils.get_input_tensor_by_name(each, "x").as_numpy() for each in requests]
+        return [utils.InferenceResponse([utils.Tensor("y", each * 2)]) for each in x]
 """
 
 
@@ -164,13 +173,14 @@ def test_nothing_unsigned_runs_in_sixty_attempts(
         "a snapshot": lambda name: write_snapshot(
             tmp_path / "snapshots", [SnapshotModel(name, (1,), root)], signed_by=keys
         ),
+        "tune": lambda name: tune(root, {name: 1}, TuneOptions(rate=10.0, signed_by=keys)),
     }
     went_in, refused = [], []
     for what, name in models.items():
         for entrance, enter in entrances.items():
             try:
                 enter(name)
-            except (RepositoryError, UsageError) as exc:
+            except (RepositoryError, ConfigError, UsageError) as exc:
                 refused.append(str(exc))
             else:
                 went_in.append((what, entrance))
@@ -215,6 +225,22 @@ def test_what_is_exchanged_between_the_check_and_the_load_is_put_back(
     file.write_bytes(right)
     with TritonClient.connect(servers[0].grpc_url) as client:
         assert not client.statistics()
+
+
+def test_signed_python_code_stays_signed_while_it_is_served(tmp_path: Path, key: Path) -> None:
+    """The interpreter of the server writes no bytecode into the version, which nobody would have signed."""
+    root = tmp_path / "models"
+    root.mkdir()
+    sources = {"model.py": tmp_path / "model.py", "helper.py": tmp_path / "helper.py"}
+    sources["model.py"].write_text("import helper\n" + SCALING_CODE)
+    sources["helper.py"].write_text("")
+    publish(root, "code", sources, parse_config(PYTHON, where="config.pbtxt"), {"precision": "fp32"})
+    sign_version(root, "code", 1, key)
+    policy = RolloutOptions(signed_by=(key.with_suffix(".pub"),))
+    with EmbeddedServer(ServerOptions(str(root), auto_complete=False)) as server:
+        for _ in range(2):
+            assert deploy(root, "code", 1, server.grpc_url, options=policy).ready == (1,)
+    assert server_options(ServeOptions(root, signed_by=policy.signed_by)).load == ("code",)
 
 
 def test_serve_refuses_a_model_by_name_that_nobody_signed(

@@ -107,7 +107,7 @@ def test_models_code_gets_what_it_needs_of_the_environment(monkeypatch: pytest.M
     triton = TritonInstallation(tmp_path, (), tmp_path, None, None)
     backends = BackendDirectory(tmp_path, None)
     found = environment_of({"ASKED_FOR": "x"}, triton, backends)
-    own = {"PATH", "ASKED_FOR", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", WITHHELD}
+    own = {"PATH", "ASKED_FOR", "LD_LIBRARY_PATH", WITHHELD}
     assert set(found) == {*needed, *own}
     # Triton itself reads a repository in object storage, and its models' processes are to forget what for.
     remote = environment_of({"ASKED_FOR": "x"}, triton, backends, remote=True)
