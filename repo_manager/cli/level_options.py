@@ -96,7 +96,7 @@ class LevelFlags:
 class SequenceFlags:
     """What a model of sequences is sent."""
 
-    PANEL: ClassVar[str] = "Sequences"
+    PANEL: ClassVar[str] = "Sequences and streams"
     sequences: int = option(
         "--sequences",
         sets=(LoadTestOptions, "sequences"),
@@ -108,6 +108,11 @@ class SequenceFlags:
         metavar="LENGTH",
         sets=(LoadTestOptions, "sequence_length"),
         help="Requests of a sequence: 20, 10:30 (even) or mean:20 [default: recorded ones whole, else 16:24].",
+    )
+    streaming: bool | None = option(
+        "--streaming/--no-streaming",
+        sets=(LoadTestOptions, "streaming"),
+        help="gRPC: keep one stream open per live sequence or request in flight [default: of decoupled models].",
     )
 
 

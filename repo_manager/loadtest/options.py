@@ -93,6 +93,9 @@ class LoadTestOptions:
             concurrency is the number of live sequences.
         sequence_length: requests of a sequence: `20`, `10:30` (each equally likely) or `mean:20` (geometric); `None`
             sends recorded sequences whole, and random ones of 16 to 24 requests.
+        streaming: gRPC: send the requests of each live sequence, or of each place in flight, on a stream that stays
+            open. `False` sends each request to a decoupled model as a call of its own; `None` keeps streams open for
+            decoupled models only.
         recorded: requests to send where there is no `data`, batch axis included: of a sequence model one recorded
             sequence, else samples.
         fallback: requests that are sent instead, as `recorded` ones, when the model refuses random ones.
@@ -141,6 +144,7 @@ class LoadTestOptions:
     parameters: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
     sequences: int = 4
     sequence_length: str | None = None
+    streaming: bool | None = None
     recorded: tuple[Sample, ...] = dataclasses.field(default=(), repr=False, metadata={"json": False})
     fallback: tuple[Sample, ...] = dataclasses.field(default=(), repr=False, metadata={"json": False})
     command: str = ""
@@ -204,6 +208,8 @@ def _check_target(options: LoadTestOptions) -> None:
         raise UsageError(
             f"the compression is {options.compression!r}, expected one of {', '.join(get_args(Compression))}"
         )
+    if options.streaming and options.wire == "http":
+        raise UsageError("streams of requests (--streaming) are part of gRPC", hint="Give a grpc:// URL.")
     if options.shared_memory not in SHARED_MEMORY:
         raise UsageError(f"shared memory is {options.shared_memory!r}, expected one of {', '.join(SHARED_MEMORY)}")
 

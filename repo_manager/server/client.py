@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from repo_manager.server.transport import (
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
+    StreamRequest,
     Transport,
     VersionStatistics,
 )
@@ -271,19 +272,20 @@ class TritonClient:
         self,
         name: str,
         version: int | None,
-        inputs: Mapping[str, np.ndarray[Any, Any]],
+        requests: Iterable[StreamRequest],
         *,
-        options: RequestOptions = _PLAIN,
         timeout_s: float | None = None,
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        """Send one request and yield its responses until the final one, as decoupled models need it; gRPC only.
+        """Send requests on one stream, one after another, as decoupled models need it; gRPC only.
+
+        The next request is taken from `requests`, and sent, after the final response of the one before.
 
         Args:
             name: the model.
             version: `None` leaves the choice to the server.
-            inputs: name -> array, batch axis included.
-            options: the sequence that the request belongs to, and custom parameters.
-            timeout_s: until the final response; `None` takes the options' `timeout_s`.
+            requests: of each the inputs, name -> array with the batch axis, and its options: the sequence that it
+                belongs to, and custom parameters.
+            timeout_s: of each request until its final response; `None` takes the options' `timeout_s`.
 
         Yields:
             One response each: output name -> array, as `infer` returns it.
@@ -291,7 +293,7 @@ class TritonClient:
         Raises:
             UsageError: the connection is HTTP.
         """
-        return self._transport.stream(name, _text(version), inputs, options, self._deadline(timeout_s))
+        return self._transport.stream(name, _text(version), requests, self._deadline(timeout_s))
 
     def _deadline(self, timeout_s: float | None) -> float:
         return self._limit(self._options.timeout_s if timeout_s is None else timeout_s)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.server.client import TritonClient
-from repo_manager.server.transport import RequestOptions
+from repo_manager.server.transport import RequestOptions, StreamRequest
+from repo_manager.triton_config.config import takes_sequences
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ModelKind", "Response", "SequencePart", "ask", "kind_of", "new_sequence_id"]
+__all__ = ["ModelKind", "Response", "SequencePart", "ask", "kind_of", "new_sequence_id", "own_kind"]
 
 _LARGEST_ID = 2**31 - 1  # a model may take the correlation ID as INT32
 _DEEPEST = 16
@@ -85,7 +86,7 @@ def kind_of(client: TritonClient, name: str, version: int | None = None, *, conf
 
 
 def _kind(client: TritonClient, config: Any, depth: int) -> ModelKind:
-    kind = _own_kind(config)
+    kind = own_kind(config)
     for step in config.ensemble_scheduling.step if depth else ():
         try:
             inner = client.model_config(step.model_name, step.model_version if step.model_version > 0 else None)
@@ -96,14 +97,15 @@ def _kind(client: TritonClient, config: Any, depth: int) -> ModelKind:
     return kind
 
 
-def _own_kind(config: Any) -> ModelKind:
+def own_kind(config: Any) -> ModelKind:
+    """Return what a model's own `ModelConfig` says of its requests, whatever the models of an ensemble need."""
     text = any(
         control.kind == control.CONTROL_SEQUENCE_CORRID and control.data_type == _string_type(control)
         for entry in config.sequence_batching.control_input
         for control in entry.control
     )
     decoupled = bool(config.model_transaction_policy.decoupled)
-    return ModelKind(config.HasField("sequence_batching"), decoupled, text)
+    return ModelKind(takes_sequences(config), decoupled, text)
 
 
 def _string_type(control: Any) -> int:
@@ -149,8 +151,22 @@ def ask(
     """
     if sequence is None and kind.sequence:
         sequence = SequencePart(new_sequence_id(kind))
+    sent = _Sent(_stream_requests(requests, sequence, dict(parameters or {})))
+    if kind.decoupled:
+        answers = client.stream(name, version, sent, timeout_s=timeout_s)
+    else:
+        answers = (client.infer(name, version, one.inputs, options=one.options, timeout_s=timeout_s) for one in sent)
+    for outputs in answers:
+        yield sent.response(outputs)
+
+
+def _stream_requests(
+    requests: Sequence[Mapping[str, np.ndarray[Any, Any]]],
+    sequence: SequencePart | None,
+    parameters: Mapping[str, str | int | bool],
+) -> Iterator[StreamRequest]:
     for number, inputs in enumerate(requests):
-        options = RequestOptions(parameters=dict(parameters or {}))
+        options = RequestOptions(parameters=parameters)
         if sequence is not None:
             options = dataclasses.replace(
                 options,
@@ -158,10 +174,22 @@ def ask(
                 sequence_start=sequence.start and number == 0,
                 sequence_end=sequence.end and number == len(requests) - 1,
             )
-        began_ns = time.perf_counter_ns()
-        if kind.decoupled:
-            answers = client.stream(name, version, inputs, options=options, timeout_s=timeout_s)
-        else:
-            answers = iter((client.infer(name, version, inputs, options=options, timeout_s=timeout_s),))
-        for place, outputs in enumerate(answers):
-            yield Response(number, place, outputs, time.perf_counter_ns() - began_ns)
+        yield StreamRequest(inputs, options)
+
+
+class _Sent:
+    """Hands requests out to be sent, and makes responses of what comes before the next one is taken."""
+
+    def __init__(self, requests: Iterator[StreamRequest]) -> None:
+        self._requests = requests
+        self._request, self._responses, self._began_ns = -1, 0, 0
+
+    def __iter__(self) -> Iterator[StreamRequest]:
+        for request in self._requests:
+            self._request, self._responses = self._request + 1, 0
+            self._began_ns = time.perf_counter_ns()
+            yield request
+
+    def response(self, outputs: Mapping[str, np.ndarray[Any, Any]]) -> Response:
+        number, self._responses = self._responses, self._responses + 1
+        return Response(self._request, number, outputs, time.perf_counter_ns() - self._began_ns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ __all__ = [
     "ModelMetadata",
     "RequestOptions",
     "ServerMetadata",
+    "StreamRequest",
     "TensorMetadata",
     "Transport",
     "VersionStatistics",
@@ -133,6 +134,14 @@ class RequestOptions:
                 "sequence_end": self.sequence_end,
             }
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamRequest:
+    """A request on a stream: its inputs, batch axis included, by name, and what it says besides."""
+
+    inputs: Mapping[str, np.ndarray[Any, Any]]
+    options: RequestOptions = RequestOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,8 +348,7 @@ class Transport(Protocol):
         self,
         name: str,
         version: str,
-        inputs: Mapping[str, np.ndarray[Any, Any]],
-        options: RequestOptions,
+        requests: Iterable[StreamRequest],
         timeout_s: float,
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]: ...
 

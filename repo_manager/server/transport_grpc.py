@@ -10,7 +10,7 @@ import logging
 import queue
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ServerError, ServerUnreachableError
@@ -37,6 +37,7 @@ from repo_manager.server.transport import (
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
+    StreamRequest,
     TensorMetadata,
     VersionStatistics,
 )
@@ -283,17 +284,15 @@ class GrpcTransport:
         self,
         name: str,
         version: str,
-        inputs: Mapping[str, np.ndarray[Any, Any]],
-        options: RequestOptions,
+        requests: Iterable[StreamRequest],
         timeout_s: float,
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        """Send one request and yield its responses until the final one.
+        """Send requests on one stream, each after the final response of the one before, and yield every response.
 
-        Each call has a connection of its own: Triton's client library keeps at most one stream a client.
+        The stream has a connection of its own: Triton's client library keeps at most one stream a client.
         """
         answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        deadline = time.monotonic() + timeout_s
-        tensors = request_inputs(triton, inputs)
+        what = f"inference on {name}"
         client = self._connected()
         room = INFERENCE_BYTES
 
@@ -305,16 +304,18 @@ class GrpcTransport:
             answers.put((result, error))
 
         try:
-            with self._translating(f"inference on {name}", timeout_s):
-                client.start_stream(take, headers=self._headers, stream_timeout=timeout_s)
-                client.async_stream_infer(
-                    name,
-                    tensors,
-                    model_version=version,
-                    enable_empty_final_response=True,
-                    **options.arguments(),
-                )
-            yield from self._until_final(answers, f"inference on {name}", deadline, timeout_s)
+            with self._translating(what, timeout_s):
+                client.start_stream(take, headers=self._headers)
+            for request in requests:
+                room = INFERENCE_BYTES
+                deadline = time.monotonic() + timeout_s
+                tensors = request_inputs(triton, request.inputs)
+                arguments = request.options.arguments()
+                with self._translating(what, timeout_s):
+                    client.async_stream_infer(
+                        name, tensors, model_version=version, enable_empty_final_response=True, **arguments
+                    )
+                yield from self._until_final(answers, what, deadline, timeout_s)
         finally:
             with contextlib.suppress(TimeoutError):  # a stream that floods us does not end by being told to
                 self._deputies.call(lambda: client.stop_stream(cancel_requests=True), _END_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -33,6 +33,7 @@ from repo_manager.server.transport import (
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
+    StreamRequest,
     TensorMetadata,
     VersionStatistics,
     memory_kind,
@@ -199,8 +200,7 @@ class HttpTransport:
         self,
         name: str,
         version: str,
-        inputs: Mapping[str, np.ndarray[Any, Any]],
-        options: RequestOptions,
+        requests: Iterable[StreamRequest],
         timeout_s: float,
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """Refuse: Triton streams the tensors of a decoupled model over gRPC only."""

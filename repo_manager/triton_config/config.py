@@ -24,6 +24,7 @@ __all__ = [
     "format_config",
     "parse_config",
     "read_config",
+    "takes_sequences",
 ]
 
 CONFIG_FILENAME = "config.pbtxt"
@@ -106,6 +107,14 @@ class ModelConfig:
     def label_filenames(self) -> tuple[str, ...]:
         """The label files that the outputs name, each once."""
         return tuple(dict.fromkeys(str(o.label_filename) for o in self._message.output if o.label_filename))
+
+
+def takes_sequences(message: Any) -> bool:
+    """Return whether a `ModelConfig`'s clients send sequences of requests.
+
+    Of an iterative sequence they do not: Triton makes a sequence of each request, and the model schedules it again.
+    """
+    return message.HasField("sequence_batching") and not message.sequence_batching.iterative_sequence
 
 
 def format_config(config: ModelConfig) -> str:

@@ -153,6 +153,15 @@ def test_every_sequence_reaches_the_model_whole_and_in_order(target, protocol, l
     assert detail.latency.max_ns >= point.latency.p50_ns
 
 
+def test_a_live_sequence_keeps_one_stream_for_all_its_requests(target):
+    since = lines(target[1], "counted")
+    (point,) = load(target, "grpc", "counted", concurrency=(3,), sequence_length="4", streaming=True).points
+    assert (point.errors, point.requests > 10, point.details["sequence"].count > 2) == (0, True, True)
+    sequences = list(seen(target[1], "counted", since).values())
+    assert sum(len(rows) < 4 for rows in sequences) <= 3
+    assert all(rows[0][0] and rows[-1][1] and not any(row[1] for row in rows[:-1]) for rows in sequences)
+
+
 def test_random_sequences_have_the_lengths_that_were_asked_for(target):
     since = lines(target[1], "counted")
     load(target, "grpc", "counted", concurrency=(2,), sequence_length="3:4")
@@ -161,10 +170,11 @@ def test_random_sequences_have_the_lengths_that_were_asked_for(target):
     assert sum(len(rows) < 3 for rows in sequences) <= 2
 
 
-def test_each_response_of_a_stream_is_timed(target, tmp_path):
+@pytest.mark.parametrize("streaming", [None, False])
+def test_each_response_of_a_stream_is_timed(target, tmp_path, streaming):
     path = tmp_path / "d.npz"
     np.savez(path, x=np.array([[3.0], [3.0]], np.float32))
-    (point,) = load(target, "grpc", "streams", concurrency=(1,), data=path).points
+    (point,) = load(target, "grpc", "streams", concurrency=(1,), data=path, streaming=streaming).points
     first, between = point.details["first"], point.details["between"]
     assert abs(between.count - 2 * first.count) <= 3
     assert first.latency.min_ns >= 10e6

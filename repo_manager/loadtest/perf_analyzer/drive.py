@@ -140,7 +140,9 @@ def _kind_arguments(facts: TargetFacts, options: LoadTestOptions, *, is_open: bo
         arguments += ["--sequence-length", f"{mean:.0f}"]
         arguments += ["--sequence-length-variation", f"{100 * (bounds[1] - mean) / mean:.0f}"]
         arguments += ["--num-of-sequences", str(options.sequences)] if is_open else []
-    if facts.decoupled:
+    if facts.decoupled and options.streaming is False:
+        raise UsageError("perf_analyzer keeps one stream open for all requests", hint="Use --client native.")
+    if facts.decoupled or options.streaming:
         arguments += ["--async", "--streaming"]
     if options.compression != "none":
         if options.wire == "http":

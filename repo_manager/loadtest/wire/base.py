@@ -79,6 +79,10 @@ class WireConnection(abc.ABC):
     def end_sequences(self) -> int:
         """Send the last request of every sequence that is open; returns how many requests that are."""
 
+    def end_streams(self) -> int:
+        """End the streams that are kept open between requests; returns how many the server has not ended yet."""
+        return 0
+
     @abc.abstractmethod
     def free_slots(self) -> int:
         """Return how many more requests it can carry now."""

@@ -151,7 +151,9 @@ class Endpoint:
         timeout_ns: a request without an answer for this long is an error.
         protocol: `grpc` or `http`.
         sequences: the requests belong to sequences, and `messages` lack their parameters; `None`: they do not.
-        streams: gRPC: each request is a call of its own with any number of responses.
+        decoupled: gRPC: a request has any number of responses.
+        keeps_streams: gRPC: calls of `ModelStreamInfer` stay open and carry one request after another. Without it, a
+            request to a decoupled model is a call of its own.
         is_compressed: gRPC: the messages are, as the header `grpc-encoding` says.
         tls: encrypt the connection; `None` does not.
     """
@@ -167,7 +169,8 @@ class Endpoint:
     protocol: str = "grpc"
     tls: TlsFiles | None = None
     sequences: SequencePlan | None = None
-    streams: bool = False
+    decoupled: bool = False
+    keeps_streams: bool = False
     is_compressed: bool = False
 
 

@@ -57,6 +57,7 @@ class GrpcConnection(WireConnection):
     """One HTTP/2 connection that carries unary calls of one gRPC method."""
 
     _tells_data = False
+    _remembers_ends = True  # a known block ends a call without being looked at again
 
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         super().__init__(sock, endpoint, sink, want_write)
@@ -195,7 +196,7 @@ class GrpcConnection(WireConnection):
             return ended
         self._skip = 0
         unpack, starts = FRAME_HEADER.unpack_from, self._starts
-        initial, is_ok = self._blocks.initial, self._blocks.is_ok
+        initial, is_ok = self._blocks.initial, self._blocks.is_ok if self._remembers_ends else {}
         while end - position >= 9:
             high, low, kind, flags, number = unpack(data, position)
             after = position + 9 + (high << 16 | low)

@@ -176,10 +176,12 @@ class SendFlow:
 
     Attributes:
         window_bytes: what the connection may still send; a caller that sends a whole message takes it off itself.
+        kept: the streams that stay open after a message.
     """
 
     def __init__(self, peer: PeerSettings) -> None:
         self.window_bytes = peer.initial_window_bytes
+        self.kept: set[int] = set()
         self._peer = peer
         self._stream_windows: dict[int, int] = {}
         self._waiting: collections.deque[tuple[int, memoryview]] = collections.deque()
@@ -190,17 +192,19 @@ class SendFlow:
         return not self._waiting
 
     def start(self, stream: int, message: bytes) -> None:
-        """Queue a stream's message; `frames` yields it."""
-        self._stream_windows[stream] = self._peer.initial_window_bytes
+        """Queue a stream's message; `frames` yields it, and ends the stream with it unless it is one of `kept`."""
+        self._stream_windows.setdefault(stream, self._peer.initial_window_bytes)
         self._waiting.append((stream, memoryview(message)))
 
     def forget(self, stream: int) -> None:
         """Send no more of a stream."""
         self._stream_windows.pop(stream, None)
+        self.kept.discard(stream)
 
     def clear(self) -> None:
         """Send no more at all."""
         self._stream_windows.clear()
+        self.kept.clear()
         self._waiting.clear()
 
     def grant(self, stream: int, size_bytes: int) -> None:
@@ -232,14 +236,16 @@ class SendFlow:
                 continue
             piece, rest = rest[:room], rest[room:]
             size = len(piece)
-            flags = 0 if len(rest) else _END_STREAM
+            is_end = not len(rest) and stream not in self.kept
+            flags = _END_STREAM if is_end else 0
             out += (struct.pack(">BHBBI", size >> 16, size & 0xFFFF, DATA, flags, stream), piece)
             total += size + 9
             self.window_bytes -= size
-            if len(rest):
-                self._stream_windows[stream] -= size
-                self._waiting.appendleft((stream, rest))
-            else:
+            if is_end:
                 del self._stream_windows[stream]
+                continue
+            self._stream_windows[stream] -= size
+            if len(rest):
+                self._waiting.appendleft((stream, rest))
         self._waiting.extendleft(reversed(blocked))
         return out, total

@@ -52,7 +52,7 @@ def build_endpoint(
     grpc = options.wire == "grpc"
     places = [_Places.of(placement, number) for number in range(len(samples))]
     built = [
-        _grpc_message(sample, types, options, place)
+        _grpc_message(sample, types, options, place, marks_final=facts.decoupled and _keeps_streams(facts, options))
         if grpc
         else _http_body(sample, types, options, place, in_sequence=facts.sequence)
         for sample, place in zip(samples, places, strict=True)
@@ -61,7 +61,7 @@ def build_endpoint(
         host=host,
         port=port,
         authority=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        path=(_GRPC_STREAM if facts.decoupled else _GRPC_METHOD) if grpc else _http_path(options),
+        path=_grpc_path(facts, options) if grpc else _http_path(options),
         headers=(*_compression_headers(options), *((name.lower(), value) for name, value in options.headers.items())),
         messages=tuple(_compressed(message, options.compression) for message, _ in built),
         json_bytes=tuple(size for _, size in built),
@@ -69,9 +69,19 @@ def build_endpoint(
         protocol=options.wire,
         tls=options.tls,
         sequences=_sequences(facts, options, len(samples), streams) if facts.sequence else None,
-        streams=facts.decoupled,
+        decoupled=facts.decoupled,
+        keeps_streams=_keeps_streams(facts, options),
         is_compressed=grpc and options.compression != "none",
     )
+
+
+def _keeps_streams(facts: TargetFacts, options: LoadTestOptions) -> bool:
+    """Return whether the calls are streams that carry one request after another."""
+    return options.wire == "grpc" and (facts.decoupled if options.streaming is None else options.streaming)
+
+
+def _grpc_path(facts: TargetFacts, options: LoadTestOptions) -> str:
+    return _GRPC_STREAM if facts.decoupled or _keeps_streams(facts, options) else _GRPC_METHOD
 
 
 def _compressed(message: bytes, compression: str) -> bytes:
@@ -173,7 +183,7 @@ class _Places:
 
 
 def _grpc_message(
-    sample: Sample, types: dict[str, str], options: LoadTestOptions, places: _Places
+    sample: Sample, types: dict[str, str], options: LoadTestOptions, places: _Places, *, marks_final: bool
 ) -> tuple[bytes, int]:
     messages = require("tritonclient.grpc.service_pb2")
     request = messages.ModelInferRequest(
@@ -188,6 +198,8 @@ def _grpc_message(
         else:
             request.raw_input_contents.append(raw_bytes(array))
     _set_parameters(request, options.parameters)
+    if marks_final:
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
     for name, area in places.outputs.items():
         output = request.outputs.add()
         output.name = name

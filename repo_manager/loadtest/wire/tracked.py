@@ -2,7 +2,7 @@
 
 What the plain connection counts, this one follows call by call, which costs more CPU a request. A request to a
 decoupled model is a call of its own of `ModelStreamInfer`, whose sending side ends with the request: its responses are
-the messages on that HTTP/2 stream, and its status comes after the last one.
+the messages on that HTTP/2 stream, and its status comes after the last one. `kept.py` keeps such calls open.
 """
 
 from __future__ import annotations
@@ -10,46 +10,50 @@ from __future__ import annotations
 import collections
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from repo_manager.loadtest.wire.connection import Endpoint, Sink, Socket, WantWrite
 from repo_manager.loadtest.wire.grpc import LAST_STREAM, GrpcConnection
 from repo_manager.loadtest.wire.http2 import DATA
 from repo_manager.loadtest.wire.sequences import Lane
 
-__all__ = ["TrackedGrpcConnection"]
+__all__ = ["Call", "TrackedGrpcConnection", "fields_of"]
 
 _END_STREAM = 0x1
 _PREFIX_BYTES = 5
 _LENGTH = struct.Struct(">BI")
-_ERROR_FIELD = 0x0A  # field 1 of ModelStreamInferResponse, a string; an empty one is not on the wire
-_KEPT_BYTES = 300
+_ERROR_FIELD = 1  # of ModelStreamInferResponse, a string; an empty one is not on the wire
+_LENGTH_DELIMITED = 2
 
 
-class _Call(int):
+class Call(int):
     """The start of a call, in nanoseconds, with what is known of the call.
 
     Attributes:
         lane: the live sequence that it belongs to.
         last_ns: when its last response came; 0 before the first.
         problem: the error that a response carries.
+        is_final: on a stream that is kept open: the final response has come.
     """
 
     lane: Lane | None = None
     last_ns = 0
     problem = ""
+    is_final = False
 
     def __init__(self, _start_ns: int) -> None:
         super().__init__()
         self.missing = 0  # bytes of the message that is being read
-        self.kept = bytearray()  # of a message: its prefix, and the beginning of an error
+        self.kept = bytearray()  # of a message: its prefix, and its beginning
 
 
 class TrackedGrpcConnection(GrpcConnection):
     """One HTTP/2 connection whose calls belong to sequences, or have any number of responses."""
 
+    _kept_bytes = 300  # of a response: enough for an error
+
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
-        self._tells_data = endpoint.streams
+        self._tells_data = endpoint.decoupled or endpoint.keeps_streams
         self._lanes: list[Lane] = []
         self._free: collections.deque[Lane] = collections.deque()
         self._opened: dict[int, Lane] = {}  # requests that are not stamped yet
@@ -72,13 +76,13 @@ class TrackedGrpcConnection(GrpcConnection):
             first = self._next_id
             super().submit(count, starts_ns)
             if starts_ns is not None:
-                self._starts.update({first + 2 * place: _Call(start) for place, start in enumerate(starts_ns)})
+                self._starts.update({first + 2 * place: Call(start) for place, start in enumerate(starts_ns)})
             return
         for place in range(count):
             lane = self._free.popleft()
             parameters, message = lane.next(ends=self._is_closing)
-            number = self._next_id
-            self._submit_one(parameters, self._endpoint.messages[message])
+            body = self._endpoint.messages[message]
+            number = self._submit_one(b"".join((_LENGTH.pack(0, len(parameters) + len(body)), parameters, body)), lane)
             lane.stream = number
             self._opened[number] = lane
             if starts_ns is None:
@@ -86,12 +90,11 @@ class TrackedGrpcConnection(GrpcConnection):
             else:
                 self._stamp([number], starts_ns[place])
 
-    def _submit_one(self, parameters: bytes, body: bytes) -> None:
+    def _submit_one(self, message: bytes, _lane: Lane | None) -> int:
+        """Queue a request, given with its gRPC prefix; returns its HTTP/2 stream."""
         number = self._next_id
         self._next_id = number + 2
-        size = len(parameters) + len(body)
-        message = b"".join((_LENGTH.pack(0, size), parameters, body))
-        size += _PREFIX_BYTES
+        size = len(message)
         identity = number.to_bytes(4, "big")
         self.in_flight += 1
         if number == 1:
@@ -109,10 +112,11 @@ class TrackedGrpcConnection(GrpcConnection):
             self._start_message(number, message)
         if self._next_id > LAST_STREAM:
             self.usable = False
+        return number
 
     def _stamp(self, numbers: list[int], now_ns: int) -> None:
         for number in numbers:
-            call = self._starts[number] = _Call(now_ns)
+            call = self._starts[number] = Call(now_ns)
             lane = self._opened.pop(number, None)
             if lane is not None:
                 call.lane = lane
@@ -123,7 +127,7 @@ class TrackedGrpcConnection(GrpcConnection):
         good: list[int] = []
         again = 0
         for call in starts_ns:
-            assert isinstance(call, _Call)
+            assert isinstance(call, Call)
             if call.problem:
                 self._dropped(call)
                 again += self._sink.failed(self, 1, call.problem, now_ns)
@@ -136,7 +140,7 @@ class TrackedGrpcConnection(GrpcConnection):
         return again + (self._sink.completed(self, good, now_ns) if good else 0)
 
     def _dropped(self, start_ns: int) -> None:
-        lane = start_ns.lane if isinstance(start_ns, _Call) else None
+        lane = start_ns.lane if isinstance(start_ns, Call) else None
         if lane is not None:
             lane.abandon()
             self._free.append(lane)
@@ -154,33 +158,43 @@ class TrackedGrpcConnection(GrpcConnection):
     def _on_data(self, number: int, payload: bytes) -> None:
         """Follow the messages in a piece of a call's responses; a response has come when its last byte has."""
         call = self._starts.get(number)
-        if not isinstance(call, _Call):
-            return
+        if isinstance(call, Call):
+            self._follow(number, call, payload)
+
+    def _follow(self, number: int, call: Call, payload: bytes) -> int:
+        """Read a piece of a call's responses, up to its final one; returns how many bytes were read."""
         place, size, now_ns = 0, len(payload), 0
-        while place < size:
+        while place < size and not call.is_final:
             kept = call.kept
             if not call.missing and len(kept) < _PREFIX_BYTES:
                 taken = min(_PREFIX_BYTES - len(kept), size - place)
                 kept += payload[place : place + taken]
                 place += taken
                 if len(kept) < _PREFIX_BYTES:
-                    return
+                    break
                 call.missing = _LENGTH.unpack(kept)[1]
             taken = min(call.missing, size - place)
-            room = _PREFIX_BYTES + _KEPT_BYTES - len(kept)
+            room = _PREFIX_BYTES + self._kept_bytes - len(kept)
             if room > 0:
                 kept += payload[place : place + min(taken, room)]
             place += taken
             call.missing -= taken
             if not call.missing:
                 now_ns = now_ns or time.monotonic_ns()
-                self._response(call, bytes(kept[_PREFIX_BYTES:]), now_ns)
+                begin = bytes(kept[_PREFIX_BYTES:])
                 kept.clear()
+                self._response(number, call, begin, now_ns)
+        return place
 
-    def _response(self, call: _Call, begin: bytes, now_ns: int) -> None:
-        if begin[:1] == bytes((_ERROR_FIELD,)):
-            call.problem = call.problem or _text_of(begin)
-            return
+    def _response(self, _number: int, call: Call, begin: bytes, now_ns: int) -> None:
+        """Take one whole response, of which the beginning was kept."""
+        field, value = next(fields_of(begin), (0, b""))
+        if field == _ERROR_FIELD:
+            call.problem = call.problem or value.decode("utf-8", "replace")
+        else:
+            self._note_response(call, now_ns)
+
+    def _note_response(self, call: Call, now_ns: int) -> None:
         if call.last_ns:
             self._sink.noted("between", [now_ns - call.last_ns], now_ns)
         else:
@@ -188,13 +202,28 @@ class TrackedGrpcConnection(GrpcConnection):
         call.last_ns = now_ns
 
 
-def _text_of(begin: bytes) -> str:
-    """Return the string of a message's first field, as far as it was kept."""
-    size, place, shift = 0, 1, 0
-    while place < len(begin):
-        byte = begin[place]
-        size |= (byte & 0x7F) << shift
+def fields_of(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield number and value of a protobuf message's fields, as far as they were kept.
+
+    Fields of one kind only: strings, bytes and messages, as those of responses are. Another one ends it.
+    """
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        if tag & 7 != _LENGTH_DELIMITED:
+            return
+        size, place = _varint(message, place)
+        yield tag >> 3, message[place : place + size]
+        place += size
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """Return the varint at `place`, and where it ends."""
+    value = shift = 0
+    while place < len(message):
+        byte = message[place]
+        value |= (byte & 0x7F) << shift
         place, shift = place + 1, shift + 7
-        if byte < 0x80:
+        if byte < 0x80 or shift > 63:  # ten bytes are the longest there is
             break
-    return begin[place : place + size].decode("utf-8", "replace")
+    return value, place

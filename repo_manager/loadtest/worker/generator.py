@@ -13,6 +13,7 @@ from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest.wire.connection import Connection, Socket, open_sockets
 from repo_manager.loadtest.wire.grpc import GrpcConnection
 from repo_manager.loadtest.wire.http import HttpConnection
+from repo_manager.loadtest.wire.kept import KeptGrpcConnection
 from repo_manager.loadtest.wire.sequences import Lane, Lanes
 from repo_manager.loadtest.wire.tracked import TrackedGrpcConnection
 from repo_manager.loadtest.worker.priority import SendPriority
@@ -118,7 +119,9 @@ class Generator:
         endpoint = self._job.endpoint
         if self._job.protocol == "http":
             return HttpConnection
-        return TrackedGrpcConnection if endpoint.streams or endpoint.sequences is not None else GrpcConnection
+        if endpoint.keeps_streams:
+            return KeptGrpcConnection
+        return TrackedGrpcConnection if endpoint.decoupled or endpoint.sequences is not None else GrpcConnection
 
     def run(self, start_ns: int) -> None:
         """Send from `start_ns` (monotonic clock) until told to stop, then wait for the last answers."""
@@ -266,6 +269,9 @@ class Generator:
             # A sequence that is never ended keeps its place at the server until it has been idle for long.
             self._in_flight += sum(connection.end_sequences() for connection in list(self._connections.values()))
             self._wait_for_answers()
+        deadline_ns = time.monotonic_ns() + _ABANDON_NS
+        while sum(c.end_streams() for c in list(self._connections.values())) and time.monotonic_ns() < deadline_ns:
+            self._poll(0.02)
 
     def _wait_for_answers(self) -> None:
         begin_ns = time.monotonic_ns()

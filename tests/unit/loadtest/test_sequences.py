@@ -15,6 +15,7 @@ from repo_manager.loadtest.inputs.samples import make_sequences
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts
 from repo_manager.loadtest.wire.connection import Endpoint
+from repo_manager.loadtest.wire.kept import KeptGrpcConnection
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.loadtest.wire.sequences import FIRST_ID, IDS, Lane, Lanes, drawn_lengths, encoded_id
 from repo_manager.loadtest.wire.tracked import TrackedGrpcConnection
@@ -212,7 +213,8 @@ def block(*fields):
 
 def opened(end, lanes=0):
     sock, told = FakeSocket(), Told()
-    connection = TrackedGrpcConnection(sock, end, told, lambda wanted: None)
+    kind = KeptGrpcConnection if end.keeps_streams else TrackedGrpcConnection
+    connection = kind(sock, end, told, lambda wanted: None)
     sock.incoming.append(frame(4, 0, 0, b""))
     connection.on_readable()
     if lanes:
@@ -235,7 +237,7 @@ END = frame(1, 5, 1, block(("grpc-status", "0")))
 
 @pytest.mark.parametrize("cut", [1, 3, 7, 500, 10_000])
 def test_responses_are_counted_however_the_stream_is_cut(cut):
-    sock, told, connection = opened(endpoint("grpc", facts(sequence=False, decoupled=True)))
+    sock, told, connection = opened(endpoint("grpc", facts(sequence=False, decoupled=True), streaming=False))
     connection.submit(1)
     connection.flush()
     body = response() * 4
@@ -251,7 +253,7 @@ def test_responses_are_counted_however_the_stream_is_cut(cut):
 
 
 def test_an_error_within_a_stream_is_an_error_though_the_call_ends_well():
-    sock, told, connection = opened(endpoint("grpc", facts(sequence=False, decoupled=True)))
+    sock, told, connection = opened(endpoint("grpc", facts(sequence=False, decoupled=True), streaming=False))
     connection.submit(1)
     connection.flush()
     sock.incoming.append(HEAD + frame(0, 0, 1, response() + response("the model is on fire")) + END)
@@ -260,7 +262,7 @@ def test_an_error_within_a_stream_is_an_error_though_the_call_ends_well():
 
 
 def test_a_stream_without_a_response_ends_well():
-    sock, told, connection = opened(endpoint("grpc", facts(sequence=False, decoupled=True)))
+    sock, told, connection = opened(endpoint("grpc", facts(sequence=False, decoupled=True), streaming=False))
     connection.submit(1)
     connection.flush()
     sock.incoming.append(HEAD + END)
@@ -301,3 +303,139 @@ def test_a_failed_request_gives_its_lane_back_for_another_sequence():
     connection.on_readable()
     assert told.bad == ["INVALID_ARGUMENT: no"]
     assert (connection.free_slots(), connection.end_sequences()) == (1, 0)
+
+
+def marked(*, final, outputs=True, error=""):
+    """Return a response as Triton sends it to a request that asks for the final one's mark."""
+    message = service_pb2.ModelStreamInferResponse(error_message=error)
+    message.infer_response.parameters["note"].string_param = "n" * 500
+    message.infer_response.parameters["triton_final_response"].bool_param = final
+    if outputs:
+        message.infer_response.outputs.add(name="y", datatype="FP32", shape=[1])
+        message.infer_response.raw_output_contents.append(bytes(1000))
+    data = message.SerializeToString()
+    return struct.pack(">BI", 0, len(data)) + data
+
+
+def sent_frames(sock):
+    """Return kind, flags and stream of each frame sent since the last call."""
+    data = bytes(sock.sent).removeprefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    sock.sent.clear()
+    found = []
+    while data:
+        size, kind, flags, number = int.from_bytes(data[:3], "big"), data[3], data[4], int.from_bytes(data[5:9], "big")
+        found.append((kind, flags, number, data[9 : 9 + size]))
+        data = data[9 + size :]
+    return found
+
+
+def kept(target=None, lanes=0, **changes):
+    return opened(endpoint("grpc", target or facts(sequence=False, decoupled=True), **changes), lanes)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 900, 10_000])
+def test_a_stream_carries_one_request_after_another(cut):
+    sock, told, connection = kept()
+    sent_frames(sock)
+    for turn in range(3):
+        connection.submit(1)
+        connection.flush()
+        frames = sent_frames(sock)
+        assert [(kind, flags, number) for kind, flags, number, _ in frames] == [(1, 4, 1), (0, 0, 1)][turn > 0 :]
+        request = service_pb2.ModelInferRequest.FromString(frames[-1][3][5:])
+        assert request.parameters["triton_enable_empty_final_response"].bool_param
+        body = marked(final=False) * 2 + marked(final=True, outputs=False)
+        stream = HEAD * (turn == 0) + frame(0, 0, 1, body)
+        for start in range(0, len(stream), cut):
+            sock.incoming.append(stream[start : start + cut])
+            connection.on_readable()
+        assert (connection.in_flight, len(told.good)) == (0, turn + 1)
+    # The empty final response is the end of a request, and no response.
+    assert (len(told.notes["first"]), len(told.notes["between"]), told.bad) == (3, 3, [])
+    assert connection.end_streams() == 1
+    assert [row[:3] for row in sent_frames(sock)] == [(0, 1, 1)]
+    assert connection.end_streams() == 1  # the server has not ended it yet, and is told once
+    sock.incoming.append(END)
+    connection.on_readable()
+    assert (connection.end_streams(), sent_frames(sock), told.bad) == (0, [], [])
+
+
+def test_a_live_sequence_keeps_its_stream():
+    sock, told, connection = kept(facts(), lanes=2, sequence_length="2", streaming=True)
+    connection.submit(2)
+    connection.flush()
+    sock.incoming.append(frame(0, 0, 3, response()))  # of a model with one response: it has no mark
+    connection.on_readable()
+    sent_frames(sock)
+    connection.submit(1)
+    connection.flush()
+    assert [row[:3] for row in sent_frames(sock)] == [(0, 0, 3)]
+    sock.incoming.append(frame(0, 0, 3, response()))
+    connection.on_readable()
+    assert (len(told.good), len(told.notes["sequence"]), told.notes["first"]) == (2, 1, [])
+
+
+def test_an_error_leaves_the_stream_open_for_the_next_request():
+    sock, told, connection = kept()
+    for error in (marked(final=True, outputs=False, error="no"), response("no")):
+        connection.submit(1)
+        connection.flush()
+        sock.incoming.append(frame(0, 0, 1, error))
+        connection.on_readable()
+    assert (told.bad, connection.in_flight, connection.end_streams()) == (["no", "no"], 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (END, "the server ended the stream before the final response"),
+        (frame(1, 5, 1, block(("grpc-status", "14"), ("grpc-message", "gone"))), "UNAVAILABLE: gone"),
+        (frame(3, 0, 1, struct.pack(">I", 2)), "the server reset the stream: INTERNAL_ERROR"),
+        (frame(0, 0, 1, response()), "the server does not mark final responses: send each request as a call"),
+    ],
+)
+def test_a_stream_that_ends_or_lacks_the_mark_is_an_error_and_another_is_opened(answer, problem):
+    sock, told, connection = kept()
+    connection.submit(1)
+    connection.flush()
+    sock.incoming.append(HEAD + answer)
+    connection.on_readable()
+    assert (len(told.bad), told.good, connection.in_flight) == (1, [], 0)
+    assert told.bad[0].startswith(problem)
+    if "mark" not in problem:
+        sent_frames(sock)
+        connection.submit(1)
+        connection.flush()
+        assert [row[0:3:2] for row in sent_frames(sock)] == [(1, 3), (0, 3)]
+
+
+def test_a_response_that_nobody_asked_for_resets_its_stream():
+    sock, told, connection = kept()
+    connection.submit(1)
+    connection.flush()
+    sent_frames(sock)
+    sock.incoming.append(HEAD + frame(0, 0, 1, marked(final=True) + marked(final=True)[:20]))
+    connection.on_readable()
+    assert [row[:3] for row in sent_frames(sock)] == [(3, 0, 1)]
+    assert (len(told.good), told.bad, connection.end_streams()) == (1, [], 0)
+
+
+def test_a_request_larger_than_a_streams_window_goes_on_when_the_server_has_read():
+    wide = (InputFacts("x", "FP32", (30_000,)),)
+    sock, told, connection = kept(facts(sequence=False, decoupled=True, inputs=wide))
+    connection.submit(1)
+    connection.flush()
+    sent = [row for row in sent_frames(sock) if row[0] == 0]
+    assert sum(len(row[3]) for row in sent) == 65_535
+    sock.incoming.append(frame(8, 0, 0, struct.pack(">I", 1 << 20)) + frame(8, 0, 1, struct.pack(">I", 60_000)))
+    connection.on_readable()
+    sent += sent_frames(sock)
+    assert sum(len(row[3]) for row in sent) > 120_000
+    assert {row[1] for row in sent} == {0}
+    sock.incoming.append(HEAD + frame(0, 0, 1, marked(final=True)))
+    connection.on_readable()
+    connection.submit(1)
+    connection.flush()
+    # What is left of the stream's window is all that the next request may use.
+    assert sum(len(row[3]) for row in sent_frames(sock)) == 65_535 + 60_000 - sum(len(row[3]) for row in sent)
+    assert told.bad == []
