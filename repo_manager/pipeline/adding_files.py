@@ -21,8 +21,8 @@ from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, LocationLike, as_location
 from repo_manager.repository.publish import PublishTerms, plan_publish, publish
-from repo_manager.rollout.smoke import unlike_types
-from repo_manager.server.exchange import ModelKind
+from repo_manager.rollout.smoke import unlike_promised
+from repo_manager.server.exchange import ModelKind, own_kind
 from repo_manager.sources import Source, open_source
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
@@ -193,7 +193,7 @@ def _tried(
         report(f"Recording {len(exchanges)} request(s)")
         recording = record(name, exchanges, run, options.tolerance)
         recorded = () if recording.golden is None else recording.golden.exchanges
-        unlike = unlike_types(what.config, (each for exchange in recorded for each in exchange.responses))
+        unlike = unlike_promised(what.config, (each for exchange in recorded for each in exchange.responses))
         what = dataclasses.replace(what, recording=recording, notes=(*what.notes, *unlike))
     if isinstance(run, TrialRun) and trial.check is not None:
         trial.check(run)
@@ -305,8 +305,7 @@ def _completed(config: ModelConfig, served: ModelConfig) -> ModelConfig:
 def _kind(run: TrialRun | str, config: ModelConfig) -> ModelKind:
     if isinstance(run, TrialRun):
         return run.kind
-    message = config.message()
-    return ModelKind(message.HasField("sequence_batching"), bool(message.model_transaction_policy.decoupled))
+    return own_kind(config.message())
 
 
 def _check_fit(files: Mapping[str, Path], name: str, target: FitTarget | None) -> tuple[FitProblem, ...]:

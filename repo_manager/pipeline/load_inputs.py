@@ -20,7 +20,7 @@ from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.transfer import version_files
-from repo_manager.triton_config.config import ModelConfig
+from repo_manager.triton_config.config import ModelConfig, takes_sequences
 
 __all__ = ["KnownInputs", "known_inputs"]
 
@@ -75,7 +75,7 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
         limits = _index_limits(folder)
     inputs = golden.inputs
     requests = tuple(exchange.inputs for exchange in golden.exchanges)
-    is_sequence = config.message().HasField("sequence_batching")
+    is_sequence = takes_sequences(config.message())
     return KnownInputs(
         _shapes(inputs, config), _ranges(inputs, limits), requests if is_sequence else requests[:1], _why_golden(config)
     )
@@ -85,7 +85,7 @@ def _why_golden(config: ModelConfig) -> str:
     """Say why random inputs would mean nothing to a model; empty when they do."""
     message = config.message()
     strings = [item.name for item in message.input if _type_name(item) == "TYPE_STRING"]
-    if message.HasField("sequence_batching"):
+    if takes_sequences(message):
         return "it is a recorded sequence"
     if message.model_transaction_policy.decoupled:
         return "what the model makes of a random request, and how many responses, nobody knows"

@@ -22,7 +22,7 @@ from repo_manager.rollout.prediction.rules import (
     instances_differ,
 )
 from repo_manager.server.client import TritonClient
-from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, takes_sequences
 
 __all__ = [
     "Action",
@@ -220,7 +220,7 @@ def plan_from(
     if gone:
         numbers = ", ".join(map(str, gone))
         notes.append(f"version {numbers} is served, but its folder is gone: once dropped it cannot be loaded again")
-    if config is not None and served.ready and config.message().HasField("sequence_batching"):
+    if config is not None and served.ready and takes_sequences(config.message()):
         notes += _ending_sequences(entry.name, served.ready, after, steps)
     sizes = {each.version: each.size_bytes or 0 for each in entry.versions}
     coming = {step.version for step in steps if step.version in after and step.version not in served.ready}

@@ -29,7 +29,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
 from repo_manager.triton_config.config import ModelConfig
 
-__all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test", "unlike_types"]
+__all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test", "unlike_promised"]
 
 
 _DEAD = "not healthy"  # triton-inference-server/python_backend: the process of the model has ended
@@ -143,7 +143,7 @@ def smoke_test(
             continue
         outputs = _compared(f"{name}:{version}", golden, answers, config, reference, kind)
         latency_ns, responses = time.perf_counter_ns() - began_ns, sum(map(len, answers))
-        note = "; ".join([*changes, *unlike_types(reference.promised or config, itertools.chain(*answers))])
+        note = "; ".join([*changes, *unlike_promised(reference.promised or config, itertools.chain(*answers))])
         return SmokeResult(version, reference.source, outputs, latency_ns, len(golden.exchanges), responses, note)
     assert refusal is not None
     if readiness_only:
@@ -209,16 +209,16 @@ def _compared(
     """
     outputs = {entry.name: entry for entry in (reference.promised or config).message().output}
     batched = config.max_batch_size > 0
-    recorded = {
-        key: array.dtype for exchange in golden.exchanges for each in exchange.responses for key, array in each.items()
-    }
+    recorded = [
+        (key, array) for exchange in golden.exchanges for each in exchange.responses for key, array in each.items()
+    ]
     for responses in answers:
         if not responses and not kind.decoupled:
             raise SmokeFailedError(f"{what} gave no answer to a request")
         for response in responses:
-            # What was recorded in another type than promised is known, and noted. A decoupled model may send some
-            # outputs in one response, others in the next.
-            known = {key for key, array in response.items() if array is not None and array.dtype == recorded.get(key)}
+            # What was recorded in another type or shape than promised is known, and noted. A decoupled model may send
+            # some outputs in one response, others in the next.
+            known = _Known.of(response, recorded)
             _check_promised(what, response, outputs, known, batched=batched, complete=not kind.decoupled)
     if reference.source == "none":
         return ()
@@ -234,7 +234,9 @@ def _compared(
             of_response = f"response {place}" if len(responses) > 1 else ""
             where = ", ".join(filter(None, (of_request, of_response)))
             expected = {
-                key: as_served(array, dims_of(outputs[key], batched), batched) if key in outputs else array
+                key: as_served(array, dims_of(outputs[key], batched), batched)
+                if key in outputs and getattr(served.get(key), "shape", None) != array.shape
+                else array
                 for key, array in expected.items()
             }
             comparisons += compare_outputs(served, expected, reference.tolerance, where)
@@ -250,11 +252,29 @@ def _compared(
     return tuple(comparisons)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """Outputs of a response that are as the recorded ones, whatever was promised: in type, and in shape."""
+
+    types: Collection[str]
+    shapes: Collection[str]
+
+    @classmethod
+    def of(cls, response: Mapping[str, Array], recorded: Sequence[tuple[str, Array]]) -> _Known:
+        types = {(key, array.dtype) for key, array in recorded}
+        shapes = {(key, array.shape) for key, array in recorded}
+        present = [(key, array) for key, array in response.items() if array is not None]
+        return cls(
+            {key for key, array in present if (key, array.dtype) in types},
+            {key for key, array in present if (key, array.shape) in shapes},
+        )
+
+
 def _check_promised(
     what: str,
     response: Mapping[str, Array],
     outputs: Mapping[str, Any],
-    known: Collection[str],
+    known: _Known,
     *,
     batched: bool,
     complete: bool,
@@ -265,7 +285,7 @@ def _check_promised(
         what: the version.
         response: its outputs.
         outputs: those that are promised.
-        known: outputs whose type is the recorded one, whatever was promised.
+        known: outputs that are as recorded.
         batched: whether the model takes batches.
         complete: whether all outputs have to be there.
 
@@ -279,12 +299,13 @@ def _check_promised(
         if name not in outputs or array is None:
             continue
         promised = _type_name(outputs[name])
-        if not _is_of_type(array, promised) and name not in known:
+        if not _is_of_type(array, promised) and name not in known.types:
             raise SmokeFailedError(f"{what} answered output {name} as {array.dtype}, promised was {promised}")
         dims = dims_of(outputs[name], batched)
-        if len(dims) != array.ndim or any(size not in (-1, have) for size, have in zip(dims, array.shape, strict=True)):
+        if not _is_of_shape(array, dims) and name not in known.shapes:
             raise SmokeFailedError(
-                f"{what} answered output {name} with the shape {list(array.shape)}, promised was {dims}"
+                f"{what} answered output {name} with the shape {list(array.shape)}, promised was {dims}",
+                hint="Correct config.pbtxt or the model. If clients rely on it: record the answers (add --sample).",
             )
 
 
@@ -299,23 +320,32 @@ def _is_of_type(array: Array, promised: str) -> bool:
     return array.dtype in wanted
 
 
-def unlike_types(config: ModelConfig, responses: Iterable[Mapping[str, Array]]) -> list[str]:
-    """Say which outputs come in another type than the configuration promises, which Triton does not check.
+def _is_of_shape(array: Array, dims: list[int]) -> bool:
+    return len(dims) == array.ndim and all(size in (-1, have) for size, have in zip(dims, array.shape, strict=True))
+
+
+def unlike_promised(config: ModelConfig, responses: Iterable[Mapping[str, Array]]) -> list[str]:
+    """Say which outputs come in another type or shape than config.pbtxt promises, which Triton does not check.
 
     Args:
         config: of the model.
         responses: its outputs.
     """
-    outputs = {entry.name: _type_name(entry) for entry in config.message().output}
-    found = {
-        name: array.dtype
-        for response in responses
-        for name, array in response.items()
-        if array is not None and name in outputs and not _is_of_type(array, outputs[name])
-    }
+    outputs = {entry.name: entry for entry in config.message().output}
+    batched = config.max_batch_size > 0
+    found: dict[str, tuple[str, str]] = {}
+    for response in responses:
+        for name, array in response.items():
+            if array is None or name not in outputs:
+                continue
+            promised, dims = _type_name(outputs[name]), dims_of(outputs[name], batched)
+            if not _is_of_type(array, promised):
+                found[f"output {name} comes as"] = str(array.dtype), promised
+            if not _is_of_shape(array, dims):
+                found[f"output {name} comes with the shape"] = str(list(array.shape)), str(dims)
     return [
-        f"output {name} comes as {dtype}, and config.pbtxt promises {outputs[name]}: correct one of them"
-        for name, dtype in found.items()
+        f"{what} {came}, and config.pbtxt promises {promised}: correct one of them"
+        for what, (came, promised) in found.items()
     ]
 
 

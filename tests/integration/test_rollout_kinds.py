@@ -10,6 +10,8 @@ import pytest
 from support.python_models import write_python_model
 
 from repo_manager.errors import RolloutUndoneError
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.run import run_load_test
 from repo_manager.repository.golden import Exchange, Golden, read_golden, write_golden
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.options import RolloutOptions
@@ -111,6 +113,23 @@ def test_every_response_of_a_decoupled_model_is_compared_in_order(
         over_http = deploy(repository, "repeat", 2, http)  # Triton does not stream over HTTP
     assert over_http.servers[0].proof == "readiness"
     assert "over gRPC only" in smoke_of(over_http).note
+
+
+def test_triton_makes_the_sequences_of_an_iterative_model(
+    repository: Path, grpc: TritonClient, server: EmbeddedServer
+) -> None:
+    folder = write_python_model(repository, "iterative", versions=(1, 2), extra=NONE_SERVED)
+    responses = tuple({"OUT": np.array([value], np.int32)} for value in (2, 1, 0))
+    for version in ("1", "2"):
+        golden = Golden.of([Exchange({"IN": np.array([3], np.int32)}, responses)])
+        write_golden(folder / version / "golden.npz", golden)
+        done = smoke_of(deploy(repository, "iterative", int(version), grpc))
+        assert (done.reference, done.requests, done.responses) == ("golden", 1, 3)
+    assert rollback(repository, "iterative", grpc).ready == (1,)
+    options = LoadTestOptions(server.grpc_url, "iterative", concurrency=(2,), duration_s=2.0, warmup_s=0.2)
+    (point,) = run_load_test(options).points
+    assert (point.errors, point.requests > 3) == (0, True)
+    assert "sequence" not in point.details
 
 
 @pytest.mark.parametrize("name", ["upper", "opt", "warm", "plus_one"])

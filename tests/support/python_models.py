@@ -110,6 +110,29 @@ model_transaction_policy { decoupled: true }
             sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """,
     ),
+    # Answers with n - 1, ..., 0, one response each time that Triton schedules the request.
+    "iterative": PythonModel(
+        """backend: "python"
+max_batch_size: 0
+input [{ name: "IN" data_type: TYPE_INT32 dims: [1] }]
+output [{ name: "OUT" data_type: TYPE_INT32 dims: [1] }]
+model_transaction_policy { decoupled: true }
+sequence_batching { iterative_sequence: true }
+instance_group [{ kind: KIND_CPU }]
+""",
+        """    def execute(self, requests):
+        for request in requests:
+            id = request.correlation_id()
+            left = self.sums[id] = self.sums.get(id, int(read(request, "IN")[0])) - 1
+            ends = left <= 0
+            if ends:
+                del self.sums[id]
+            else:
+                request.set_release_flags(pb.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+            flags = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if ends else 0
+            request.get_response_sender().send(respond(OUT=np.array([left], np.int32)), flags=flags)
+""",
+    ),
     "upper": PythonModel(
         """backend: "python"
 max_batch_size: 8

@@ -133,9 +133,10 @@ def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
     for name in ("input_pinned_memory", "output_pinned_memory"):
         if not message.optimization.HasField(name):
             getattr(message.optimization, name).enable = True
-    if message.HasField("dynamic_batching") and not message.dynamic_batching.preferred_batch_size:
-        batch = served.max_batch_size or message.max_batch_size  # another maximum is a difference of its own
-        message.dynamic_batching.preferred_batch_size.extend([batch] * bool(batch))
+    batch = served.max_batch_size or message.max_batch_size  # another maximum is a difference of its own
+    for parent, name in ((message, "dynamic_batching"), (message.sequence_batching, "oldest")):
+        if parent.HasField(name) and not getattr(parent, name).preferred_batch_size:
+            getattr(parent, name).preferred_batch_size.extend([batch] * bool(batch))
     if message.HasField("sequence_batching") and not message.sequence_batching.max_sequence_idle_microseconds:
         message.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_US
     return message

@@ -49,6 +49,7 @@ from repo_manager.rollout.targets.snapshot import (
 from repo_manager.rollout.targets.snapshot_files import Snapshot, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import MODELS, SNAPSHOTS, models_text, snapshots_beside
 from repo_manager.rollout.trial.steps import CanaryStep, check_kind, untried
+from repo_manager.triton_config.config import takes_sequences
 
 __all__ = ["KServeTarget"]
 
@@ -155,7 +156,7 @@ class KServeTarget:
         name, repository = self._context.name, self._context.repository
         configs = [find_model(repository, each).config() for each in (name, *self._context.needs)]
         messages = [config.message() for config in configs if config is not None]
-        sequence = any(message.HasField("sequence_batching") for message in messages)
+        sequence = any(takes_sequences(message) for message in messages)
         check_kind(name, self._options, sequence=sequence)
 
     def check(self) -> None:

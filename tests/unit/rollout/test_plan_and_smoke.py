@@ -54,6 +54,9 @@ def test_the_end_of_live_sequences_is_foreseen(tmp_path: Path) -> None:
     assert "version 2 is loaded again, without their state" in notes((2,), 2, now=config.replace(": 8", ": 4"))
     assert notes((), 2) == ""
     assert notes((2,), 2) == ""
+    iterative = LOADED + " sequence_batching { iterative_sequence: true }"  # Triton makes them, of single requests
+    entry = model(tmp_path, 1, 2, config=iterative)
+    assert plan_from(entry, 2, served(1, config=iterative), keep_previous=False).notes == ()
     assert plan_from(model(tmp_path, 1, 2), 2, served(1), keep_previous=False).notes == ()
 
 

@@ -118,6 +118,22 @@ def test_a_type_that_was_recorded_is_noted_where_another_was_promised(version: P
         prove(version, url, config)
 
 
+def test_a_shape_that_was_recorded_is_noted_where_another_was_promised(tmp_path: Path) -> None:
+    """Triton does not check it either: the server project's sequence_py leaves the batch axis out."""
+    golden, model, root = tmp_path / GOLDEN_FILE_NAME, tmp_path / "model.onnx", tmp_path / "models"
+    model.write_bytes(b"x")
+    bare = {"y": np.array(Y["data"], np.float32).reshape(1, 2, 3), "z": np.array([7], np.int64)}
+    write_golden(golden, Golden({"x": np.ones((1, 2), np.float32)}, bare))
+    config = parse_config(CONFIG.replace("TYPE_INT64 dims: 2", "TYPE_INT64 dims: 1"), where="config.pbtxt")
+    publish(root, "m", {"model.onnx": model, GOLDEN_FILE_NAME: golden}, config, {"precision": "fp32"})
+    with lying([Y, {**Z, "shape": [1], "data": [7]}]) as url:
+        result = prove(root / "m" / "1", url, config)
+    assert "output z comes with the shape [1], and config.pbtxt promises [-1, 1]" in result.note  # type: ignore[attr-defined]
+    for other in ({**Z, "shape": [2]}, {**Z, "shape": [1], "data": [8]}):
+        with lying([Y, other]) as url, pytest.raises(SmokeFailedError, match=r"with the shape|z is off"):
+            prove(root / "m" / "1", url, config)
+
+
 def test_a_right_answer_is_proof(version: Path) -> None:
     with lying([Y, Z]) as url:
         result = prove(version, url, parse_config(CONFIG, where="config.pbtxt"))

@@ -189,6 +189,16 @@ def test_a_folder_name_that_begins_with_a_number_is_a_version(folder: Path) -> N
         ("optimization { priority: PRIORITY_MAX }", "", ("optimization",)),
         ('parameters { key: "a" value { string_value: "1" } }', "", ("parameters",)),
         ("sequence_batching { max_sequence_idle_microseconds: 1000000 }", "sequence_batching {}", ()),
+        (
+            "sequence_batching { max_sequence_idle_microseconds: 9 oldest { preferred_batch_size: 4 } }",
+            "sequence_batching { max_sequence_idle_microseconds: 9 oldest {} }",
+            (),
+        ),
+        (
+            "sequence_batching { max_sequence_idle_microseconds: 9 oldest { preferred_batch_size: 4 } }",
+            "sequence_batching { max_sequence_idle_microseconds: 9 oldest { preferred_batch_size: 2 } }",
+            ("sequence_batching",),
+        ),
         ("instance_group { count: 2 }", "version_policy { all {} }", ()),
     ],
 )
