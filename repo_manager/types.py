@@ -7,9 +7,9 @@ import enum
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, NewType, Protocol, runtime_checkable
+from typing import Any, Literal, NewType, Protocol, TypeVar, runtime_checkable
 
-__all__ = ["Backend", "Digest", "Dim", "Precision", "PrecisionFacts", "StrPath", "TensorSpec", "as_json"]
+__all__ = ["Backend", "Digest", "Dim", "Precision", "PrecisionFacts", "StrPath", "TensorSpec", "as_json", "extended"]
 
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hexadecimal digits."""
@@ -166,3 +166,17 @@ def as_json(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(as_json(item) for item in value)
     raise TypeError(f"{type(value).__name__} is not a type that a result may hold")
+
+
+_Extended = TypeVar("_Extended")
+
+
+def extended(kind: type[_Extended], result: Any, **more: Any) -> _Extended:
+    """Return a result as a class that extends its own.
+
+    Args:
+        kind: a dataclass that adds fields to the class of `result`.
+        result: an instance of a dataclass.
+        more: the added fields.
+    """
+    return kind(**{field.name: getattr(result, field.name) for field in dataclasses.fields(result)}, **more)

@@ -6,26 +6,22 @@ them, so that no page can say what the code does not do. `python tools/site.py F
 
 from __future__ import annotations
 
-import ast
-import collections.abc
-import dataclasses
 import enum
-import importlib
 import inspect
 import json
 import re
 import sys
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnx
 import typer
 import typer.main
+from json_page import JSON_VERSION, json_page, json_schemas
 from packaging.requirements import Requirement
+from schema_page import cell, plain_text, schema_page
 
 import repo_manager
 from repo_manager import settings
@@ -35,13 +31,12 @@ from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabil
 from repo_manager.engine.fit import Release, releases
 from repo_manager.precision import candidate
 from repo_manager.triton_config.rules import RULES
-from repo_manager.types import Precision, _json_fields
+from repo_manager.types import Precision
 
-__all__ = ["generated_pages", "json_forms", "on_config", "on_files", "on_page_markdown", "on_post_build"]
+__all__ = ["generated_pages", "on_config", "on_files", "on_page_markdown", "on_post_build"]
 
 ROOT = Path(__file__).parents[1]
 BRANCH = "blob/main"
-_MARKUP = re.compile(r"\[/?(?:bold|dim|italic|cyan|green|red|yellow)\]")
 
 
 def generated_pages() -> dict[str, str]:
@@ -52,9 +47,9 @@ def generated_pages() -> dict[str, str]:
     pages["reference/rules.md"] = _rules_page()
     pages["reference/api.md"] = _api_page()
     pages["reference/compatibility.md"] = _compatibility_page()
-    pages["reference/json.md"] = _json_page()
+    pages["reference/json.md"] = json_page()
     for name, title in (("repository", "repository.yaml"), ("manifest", "manifest.json")):
-        pages[f"reference/{name}.md"] = _schema_page(json.loads((ROOT / f"docs/{name}.schema.json").read_text()), title)
+        pages[f"reference/{name}.md"] = schema_page(json.loads((ROOT / f"docs/{name}.schema.json").read_text()), title)
     return pages
 
 
@@ -73,7 +68,7 @@ def _command(command: Any, path: str, *, level: int) -> Iterator[str]:
     usage = " ".join(command.collect_usage_pieces(context))
     yield f"{'#' * level} {path}\n"
     yield f"```\n{path} {usage}\n```\n"
-    yield _text(inspect.cleandoc(command.help or "")) + "\n"
+    yield plain_text(inspect.cleandoc(command.help or "")) + "\n"
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [
         each for each in command.params if each.param_type_name == "option" and not getattr(each, "hidden", False)
@@ -97,7 +92,7 @@ def _command(command: Any, path: str, *, level: int) -> Iterator[str]:
 def _row(parameter: Any, context: Any) -> str:
     """Return an argument's or an option's line: the same two columns as `--help` has."""
     names, meaning = parameter.get_help_record(context) or (parameter.name, "")
-    return f"| `{' '.join(names.split())}` | {_cell(meaning)} |"
+    return f"| `{' '.join(names.split())}` | {cell(meaning)} |"
 
 
 def _commands_index() -> str:
@@ -124,7 +119,7 @@ def _settings_page() -> str:
     ]
     for name, kind, text in found:
         variable = f"`REPO_MANAGER_{name.upper()}`"
-        lines.append(f"| `{name}` | {variable} | `{_cell(kind)}` | {_cell(' '.join(text.split()))} |")
+        lines.append(f"| `{name}` | {variable} | `{cell(kind)}` | {cell(' '.join(text.split()))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -136,13 +131,13 @@ def _rules_page() -> str:
         "| rule | what must hold | Triton's source |",
         "|---|---|---|",
     ]
-    lines += [f"| `{rule.name}` | {_cell(inspect.getdoc(rule.check) or '')} | `{rule.source}` |" for rule in RULES]
+    lines += [f"| `{rule.name}` | {cell(inspect.getdoc(rule.check) or '')} | `{rule.source}` |" for rule in RULES]
     return "\n".join(lines) + "\n"
 
 
 def _api_page() -> str:
     """List the public names by the module that defines them, for mkdocstrings to fill in."""
-    lines = [f"# Python API\n\n{_text(inspect.cleandoc(repo_manager.__doc__ or ''))}\n", "## Names\n"]
+    lines = [f"# Python API\n\n{plain_text(inspect.cleandoc(repo_manager.__doc__ or ''))}\n", "## Names\n"]
     lines += [f"::: repo_manager.{repo_manager._MODULE_OF[name]}.{name}\n" for name in repo_manager.__all__]
     return "\n".join(lines)
 
@@ -283,264 +278,6 @@ def _opset_lines() -> Iterator[str]:
         yield f"| `{precision}` | {'the opset of the source' if least == 1 else least} |"
 
 
-class _Form(NamedTuple):
-    """One form of a command's `--json` document.
-
-    Attributes:
-        when: the options that choose it; empty for the usual one.
-        parts: key of the document -> the function of `repo_manager/cli/` whose result is below it. The key `""` is a
-            result that is the document itself. `MODULE.function` names another module, `#1` one of several results,
-            `?` one that may be null, and `:string` a plain value.
-    """
-
-    when: str
-    parts: Mapping[str, str]
-
-
-_ROLLOUT = {"deploy": "deploy", "rollback": "rollback", "undeploy": "undeploy"}
-_DOCUMENTS: Mapping[str, tuple[_Form, ...]] = {
-    "quickstart": (_Form("", {"result": "quickstart", "report": ":string"}),),
-    "doctor": (_Form("", {"": "examine_machine"}),),
-    "inspect": (_Form("", {"": "inspect_model"}),),
-    "prune": (_Form("", {"": "prune_with_data#1"}),),
-    "calibrate": (_Form("`calibrate make`", {"": "make_calibration"}),),
-    "convert": (_Form("", {"": "convert"}),),
-    "add": (
-        _Form("an ONNX file that is converted", {"": "add"}),
-        _Form("files that are published as they are", {"": "add_files"}),
-        _Form("`--preprocess`", {"": "add_with_images"}),
-    ),
-    "ensemble": (_Form("", {"": "make_ensemble"}),),
-    "show": (_Form("`show NAME`", {"model": "find_model", "state": "model_state"}),),
-    "verify": (_Form("", {"repairs": "repair", "signatures": "signing.check_signatures#0", "problems": "verify"}),),
-    "config": (_Form("", {"": "change_config"}),),
-    "labels": (_Form("with `--file`", {"": "set_labels"}),),
-    "remove": (_Form("", {"": "remove"}),),
-    "gc": (_Form("of versions", {"": "gc"}),),
-    "adopt": (_Form("", {"repository": ":string", "adopted": "adopt"}),),
-    "sign": (_Form("", {"": "sign_version"}),),
-    "apply": (
-        _Form("", {"": "carry_out"}),
-        _Form("`--check`, `--dry-run`, or nothing to change", {"changes": ":boolean", "models": "plan_declaration"}),
-    ),
-    "snapshot": (_Form("", {"": "snapshot"}),),
-    "fetch": (_Form("", {"": "fetch"}),),
-    "serve": (_Form("`--detach`", {"": "start_detached"}), _Form("`--stop`", {"stopped": "stop_running"})),
-    **{command: (_Form("", {"rollout": function}),) for command, function in _ROLLOUT.items()},
-    "traffic": (_Form("", {"": "shift_traffic"}),),
-    "status": (_Form("", {"": "status"}),),
-    "loadtest": (_Form("", {"": "run_load_test", "verdict": "load_options.judge?"}),),
-    "compare": (_Form("", {"comparisons": "compare_all"}),),
-    "tune": (_Form("", {"": "tune"}),),
-}
-"""Commands whose document is the result of a function, as it is or below a key. The others are left out."""
-
-
-def json_forms(command: str) -> dict[str, set[str]]:
-    """Return the keys of each form of a command's `--json` document: when -> keys at the top."""
-    return {
-        form.when: {key for part in _parts(command, form) for key in _keys_of(*part)} for form in _DOCUMENTS[command]
-    }
-
-
-def _keys_of(key: str, kind: Any) -> tuple[str, ...]:
-    return (key,) if key else _json_fields(kind) or ()
-
-
-def _parts(command: str, form: _Form) -> list[tuple[str, Any]]:
-    """Return a form's keys, each with the type of what is below it (a text: a plain value).
-
-    Raises:
-        ValueError: the command's module does not name the key.
-    """
-    own = next(names[command].module for names in COMMANDS.values() if command in names)
-    found: list[tuple[str, Any]] = []
-    for key, source in form.parts.items():
-        if source.startswith(":"):
-            found.append((key, source[1:]))
-        else:
-            path, _, index = source.removesuffix("?").partition("#")
-            module, _, function = path.rpartition(".")
-            place = importlib.import_module(f"repo_manager.cli.{module or own}")
-            kind = typing.get_type_hints(getattr(place, function))["return"]
-            if typing.get_origin(kind) is collections.abc.Iterator:  # a context manager gives one result
-                (kind,) = typing.get_args(kind)
-            kind = typing.get_args(kind)[int(index)] if index else kind
-            found.append((key, kind | None if source.endswith("?") else kind))
-        modules = {own, *(part.partition(".")[0] for part in form.parts.values() if "." in part)}
-        texts = (inspect.getsource(importlib.import_module(f"repo_manager.cli.{name}")) for name in modules)
-        if key and not any(f'"{key}":' in text for text in texts):
-            raise ValueError(f"{command}: no module of {sorted(modules)} has the key {key!r}")
-    return found
-
-
-def _json_page() -> str:
-    """List the keys of `--json` documents, from the classes of the results."""
-    names = [name for entries in COMMANDS.values() for name in entries]
-    missing = ", ".join(f"[`{name}`](commands/{name}.md)" for name in names if name not in _DOCUMENTS)
-    lines = [
-        "# JSON documents\n",
-        "`--json` prints one document to stdout. The tables list its keys, from the classes of the results. The",
-        "classes of nested values follow [below](#classes).\n",
-        "- A key is always there. A value that is not known is `null`, and so is a float that is not finite.",
-        "- Most units are in the names: `latency_ns`, `workspace_bytes`.",
-        "- `status --watch` prints one document a line.",
-        "- With a [context](../contexts.md), a document also has the key `context`.",
-        "- An error is a document, too: `error` holds `type`, `message`, `hint` and `exit_code`",
-        "  ([exit codes](../exit-codes.md)).\n",
-        f"Not on this page, because the command puts its document together itself: {missing}.",
-        "Of the commands below, these forms are missing for the same reason: `show NAME:VERSION`, `labels` without",
-        "`--file`, `gc --snapshots`, `serve` in the foreground.\n",
-    ]
-    classes: dict[str, type] = {}
-    for name in names:
-        for form in _DOCUMENTS.get(name, ()):
-            lines += [f"## {name}\n"] if form is _DOCUMENTS[name][0] else []
-            lines += [f"{form.when[0].upper()}{form.when[1:]}:\n"] if form.when else []
-            lines += ["| key | type | meaning |", "|---|---|---|"]
-            for key, kind in _parts(name, form):
-                lines += _json_rows(kind, classes) if not key else [f"| `{key}` | {_json_type(kind, classes)} | |"]
-            lines.append("")
-    lines.append("## Classes\n")
-    written: list[str] = []
-    while rest := sorted(set(classes) - set(written)):
-        kind = classes[rest[0]]
-        written.append(rest[0])
-        rows = _json_rows(kind, classes)
-        summary = (inspect.getdoc(kind) or "").partition("\n\n")[0]
-        lines += [f"### {rest[0]}\n", f"{_cell(summary)}\n", "| key | type | meaning |", "|---|---|---|", *rows, ""]
-    return "\n".join(lines) + "\n"
-
-
-def _json_rows(kind: Any, classes: dict[str, type]) -> list[str]:
-    """Return a line for each key of a dataclass; the classes of its values are added to `classes`."""
-    hints, meanings = typing.get_type_hints(kind, localns=_deferred_names(kind)), _meanings(kind)
-    texts = {name: _cell(text).replace("`None`", "`null`") for name, text in meanings.items()}
-    return [
-        f"| `{name}` | {_json_type(hints[name], classes)} | {texts.get(name, '')} |"
-        for name in _json_fields(kind) or ()
-    ]
-
-
-def _deferred_names(kind: type) -> dict[str, Any]:
-    """Return what a class's module imports for type checkers only, by name."""
-    module = inspect.getmodule(kind)
-    tree = ast.parse(inspect.getsource(module)) if module is not None else ast.Module([], [])
-    found = [
-        (node.module, alias.name)
-        for block in tree.body
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in block.body
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    ]
-    ours = [(path, name) for path, name in found if path.startswith("repo_manager")]
-    return {name: vars(importlib.import_module(path)).get(name) or _submodule(path, name) for path, name in ours}
-
-
-def _submodule(path: str, name: str) -> ModuleType:
-    return importlib.import_module(f"{path}.{name}")
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    """Return what the docstrings of a class, and of those it extends, say of its attributes."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        _, _, section = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
-        section = section.partition("\n\n")[0]
-        for name, text in re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE):
-            found[name] = text
-    return found
-
-
-_PLAIN_TYPES = {
-    str: "string",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    type(None): "null",
-    Any: "any",
-    object: "any",
-}
-
-
-def _json_type(kind: Any, classes: dict[str, type]) -> str:
-    """Name the JSON type of an annotation, as `as_json` writes it."""
-    if isinstance(kind, str):
-        return kind
-    if kind in _PLAIN_TYPES:
-        return _PLAIN_TYPES[kind]
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_json_type(each, classes) for each in arguments))
-    if origin is typing.Literal:
-        return ", ".join(f"`{json.dumps(each)}`" for each in arguments)
-    if origin is not None and issubclass(origin, collections.abc.Mapping):
-        return f"mapping to {_json_type(arguments[1], classes)}"
-    if origin is tuple and Ellipsis not in arguments:
-        return f"[{', '.join(_json_type(each, classes) for each in arguments)}]"
-    if origin is not None and issubclass(origin, collections.abc.Iterable):
-        return f"list of {_json_type(arguments[0], classes)}"
-    if hasattr(kind, "__supertype__"):
-        return _json_type(kind.__supertype__, classes)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return ", ".join(f"`{json.dumps(each.value)}`" for each in kind)
-    if isinstance(kind, type) and _json_fields(kind) is not None and dataclasses.is_dataclass(kind):
-        name = kind.__name__
-        if classes.get(name, kind) is not kind or any(name.lower() in entries for entries in COMMANDS.values()):
-            name = f"{name} of {kind.__module__.rpartition('.')[2]}"
-        if classes.setdefault(name, kind) is not kind:
-            raise ValueError(f"two classes of results are called {name}")
-        return f"[{name}](#{name.lower().replace(' ', '-')})"
-    return "string"  # a path, a place, or another value that is written as text
-
-
-def _schema_page(schema: Mapping[str, Any], title: str) -> str:
-    lines = [f"# {title}\n", f"{schema.get('description', '')}\n", "The same as a [JSON schema](../"]
-    lines[-1] += f"{'repository' if title == 'repository.yaml' else 'manifest'}.schema.json).\n"
-    for name, part in ((None, schema), *schema.get("$defs", {}).items()):
-        properties = part.get("properties", {})
-        if name is not None:
-            lines += [f"## {name}\n", f"{_cell(part.get('description', ''))}\n"]
-        if not properties:
-            continue
-        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        for key, value in properties.items():
-            needed = " (required)" if key in part.get("required", ()) else ""
-            default = f"`{json.dumps(value['default'])}`" if "default" in value else ""
-            lines.append(f"| `{key}`{needed} | {_type_of(value)} | {default} | {_cell(value.get('description', ''))} |")
-        lines.append("")
-    return "\n".join(lines) + "\n"
-
-
-def _type_of(value: Mapping[str, Any]) -> str:
-    """Name a schema's type; a definition becomes a link to its heading."""
-    if reference := value.get("$ref"):
-        name = reference.rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    for word in ("anyOf", "oneOf"):
-        if word in value:
-            return " or ".join(_type_of(each) for each in value[word])
-    if "enum" in value or "const" in value:
-        return ", ".join(f"`{json.dumps(each)}`" for each in value.get("enum", [value.get("const")]))
-    kind = value.get("type", "any")
-    if kind == "array":
-        return f"list of {_type_of(value.get('items', {}))}"
-    if kind == "object" and isinstance(value.get("additionalProperties"), dict):
-        return f"mapping to {_type_of(value['additionalProperties'])}"
-    return " or ".join(kind) if isinstance(kind, list) else str(kind)
-
-
-def _text(text: str) -> str:
-    """Return a help text as Markdown."""
-    return _MARKUP.sub("", text).replace("\x08", "").replace("\\[", "[")
-
-
-def _cell(text: str) -> str:
-    """Return a text as a cell of a table."""
-    return " ".join(_text(str(text)).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 # What mkdocs calls.
 
 
@@ -557,6 +294,8 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = {**generated_pages(), "index.md": _at_docs("README.md"), "changelog.md": _at_docs("CHANGELOG.md")}
+    for name, schema in json_schemas().items():
+        pages[f"reference/json/v{JSON_VERSION}/{name}.schema.json"] = json.dumps(schema, indent=2) + "\n"
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files

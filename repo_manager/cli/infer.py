@@ -14,7 +14,7 @@ from repo_manager.cli.options import Output, check_outputs, parse_pairs, parse_s
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
 from repo_manager.pipeline.infer import InferOptions, infer, server_of
 from repo_manager.pipeline.inference import Answer, write_answers
-from repo_manager.report.infer_tables import answer_view, inference_document, inference_view
+from repo_manager.report.infer_tables import answer_view, inference_view
 from repo_manager.repository.location import Location
 from repo_manager.repository.tags import resolve_version
 from repo_manager.settings import load_settings
@@ -156,6 +156,6 @@ def infer_command(
             write_answers(answers.output, found)
         terminal.note(f"Written to {answers.output}")
     if terminal.json:
-        terminal.result(inference_document(found))
+        terminal.result(found.document())
     else:
         terminal.show(*inference_view(found))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from repo_manager.cli.commands import CommandTable
 from repo_manager.errors import InputError, RepoManagerError
 from repo_manager.report.terminal import Terminal, error_document
 
-__all__ = ["app", "main"]
+__all__ = ["RENAMED", "Renamed", "app", "current_words", "main"]
 
 _HELP = """
 From a sparse (2:4) ONNX model to a proven, load-tested, reversible Triton deployment.
@@ -84,13 +86,48 @@ _SURROUNDINGS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """An option that has another name now, and works under the old one for a while (docs/deprecation.md).
+
+    Attributes:
+        command: the command with the option.
+        old: the old name, of an option without a value.
+        new: the words that replace it.
+        since: the release that renamed it.
+        removed_in: the first release without the old name, two minor releases later at the earliest.
+    """
+
+    command: str
+    old: str
+    new: tuple[str, ...]
+    since: str
+    removed_in: str
+
+
+RENAMED = (Renamed("loadtest", "--until-saturation", ("--until", "saturation"), since="0.1.0", removed_in="0.3.0"),)
+
+
+def current_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with the present names of its options; an old name causes a warning."""
+    end = words.index("--") if "--" in words else len(words)
+    found: list[str] = []
+    for index, word in enumerate(words):
+        renamed = [each for each in RENAMED if index < end and words[0] == each.command and word == each.old]
+        for each in renamed:
+            text = f"{each.old} is deprecated since {each.since}, and {each.removed_in} removes it."
+            Terminal().warn(f"{text} Use {' '.join(each.new)}.")
+        found += renamed[0].new if renamed else [word]
+    return found
+
+
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # A file's name need not be text of the user's encoding.
     try:
-        code = app(prog_name="repo-manager", standalone_mode=False)
+        code = app(current_words(sys.argv[1:]), prog_name="repo-manager", standalone_mode=False)
     except _CLICK_ERROR as error:
         error.message = error.message.replace("Value error, ", "")  # Pydantic's words, in some versions of Typer.
         error.show()

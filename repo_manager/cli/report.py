@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,25 @@ from repo_manager.errors import UsageError
 from repo_manager.files import write_atomic
 from repo_manager.loadtest.merge import read_report
 from repo_manager.pipeline.cards import version_cards
-from repo_manager.report.card import card_html, card_markdown, index_html
+from repo_manager.report.card import Card, card_html, card_markdown, index_html
 
 __all__ = ["app"]
 
 app = typer.Typer()
 _WRITERS = {".html": card_html, ".md": card_markdown}
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenCards:
+    """The cards of versions, as `--json` prints them.
+
+    Attributes:
+        cards: one per version.
+        files: the written pages; empty without `--output`.
+    """
+
+    cards: tuple[Card, ...]
+    files: tuple[Path, ...]
 
 
 @app.command("report")
@@ -75,8 +89,8 @@ def report_command(
     elif not output.json:
         typer.echo(card_markdown(cards[0]), nl=False)
         return
-    shown = written[-1] if written else None
-    terminal.result({"cards": cards, "files": written}, f"Written: {shown} ({len(cards)} cards)" if shown else "")
+    shown = f"Written: {written[-1]} ({len(cards)} cards)" if written else ""
+    terminal.result(WrittenCards(tuple(cards), tuple(written)), shown)
 
 
 def _is_folder(file: Path | None, target: str | None) -> bool:

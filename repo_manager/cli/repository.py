@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -12,14 +14,79 @@ from repo_manager.cli.repository_options import ModelName, RepositoryFlag, model
 from repo_manager.errors import RepositoryError
 from repo_manager.report.repository_tables import model_view, models_view
 from repo_manager.report.version_tables import history_view, kept_tests_view, version_view
-from repo_manager.repository.scan import find_model, scan
-from repo_manager.repository.state import ModelState, current_version, history_of
+from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
+from repo_manager.repository.state import ModelState, RolloutRecord, current_version, history_of
 from repo_manager.repository.tags import model_state, model_states, resolve_version
-from repo_manager.types import as_json
+from repo_manager.types import extended
 
 __all__ = ["app"]
 
 app = typer.Typer()
+
+
+# What `--json` prints, where it is more than one result.
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class ListedModel(ModelEntry):
+    """A model of a repository, with what is remembered of it.
+
+    Attributes:
+        tags: tag -> version.
+        deployed: the version of the last successful roll-out; `None` if there was none.
+    """
+
+    tags: Mapping[str, int]
+    deployed: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The models of a repository.
+
+    Attributes:
+        repository: its folder or URL.
+        models: by name.
+    """
+
+    repository: str
+    models: tuple[ListedModel, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShownVersion(VersionEntry):
+    """One version of a model, with what is remembered of it.
+
+    Attributes:
+        name: the model.
+        tags: the tags of this version, by name.
+        selected: whether the version policy selects it.
+        deployed: whether the last successful roll-out was of this version.
+        load_tests: the reports that `loadtest --keep` stored for it, the latest last.
+    """
+
+    name: str
+    tags: tuple[str, ...]
+    selected: bool
+    deployed: bool
+    load_tests: tuple[Mapping[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The roll-outs and load tests of a model.
+
+    Attributes:
+        repository: its folder or URL.
+        model: the model.
+        rollouts: the latest last, at most 100.
+        load_tests: the reports that `loadtest --keep` stored, the latest last.
+    """
+
+    repository: str
+    model: str
+    rollouts: tuple[RolloutRecord, ...]
+    load_tests: tuple[Mapping[str, Any], ...]
 
 
 @app.command("list")
@@ -37,12 +104,12 @@ def list_command(place: RepositoryFlag, output: Output) -> None:
         terminal.warn(exc.message)
         states = {}
     known = {model.name: states.get(model.name, ModelState()) for model in models}
-    document = [
-        {**as_json(each), "tags": known[each.name].tags, "deployed": current_version(known[each.name])}
+    listed = (
+        extended(ListedModel, each, tags=known[each.name].tags, deployed=current_version(known[each.name]))
         for each in (models if output.json else ())
-    ]
+    )
     views = [] if output.json else models_view(root, models, states)
-    terminal.result({"repository": str(root), "models": document}, *views)
+    terminal.result(Listing(str(root), tuple(listed)), *views)
 
 
 @app.command("show")
@@ -71,15 +138,15 @@ def show_command(
         terminal.result({"model": model, "state": state}, *model_view(model, state))
         return
     version = model.version(resolve_version(root, target)[1])
-    tags = sorted(tag for tag, number in state.tags.items() if number == version.version)
-    document = {
-        "name": name,
-        "tags": tags,
-        "selected": version.version in model.selected,
-        "deployed": current_version(state) == version.version,
-        "load_tests": [test.report for test in state.load_tests if test.version == version.version],
-        **as_json(version),
-    }
+    document = extended(
+        ShownVersion,
+        version,
+        name=name,
+        tags=tuple(sorted(tag for tag, number in state.tags.items() if number == version.version)),
+        selected=version.version in model.selected,
+        deployed=current_version(state) == version.version,
+        load_tests=tuple(test.report for test in state.load_tests if test.version == version.version),
+    )
     terminal.result(document, *([] if output.json else version_view(model, version, state)))
 
 
@@ -94,10 +161,5 @@ def history_command(name: ModelName, place: RepositoryFlag, output: Output) -> N
     find_model(root, name)
     state = model_state(root, name)
     records = history_of(state)
-    document = {
-        "repository": str(root),
-        "model": name,
-        "rollouts": records,
-        "load_tests": [test.report for test in state.load_tests],
-    }
+    document = History(str(root), name, records, tuple(test.report for test in state.load_tests))
     output.terminal().result(document, *history_view(name, records), *kept_tests_view(state.load_tests))

@@ -35,6 +35,43 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
+# What `--json` prints, where it is no other function's result.
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadyServer:
+    """A server in the foreground that is ready.
+
+    Attributes:
+        http_url: `http://host:port`.
+        grpc_url: `grpc://host:port`.
+        metrics_url: `http://host:port/metrics`.
+        pid: the process ID of tritonserver.
+        log: its log.
+        failures: model that did not load at the start -> Triton's reason.
+    """
+
+    http_url: str
+    grpc_url: str
+    metrics_url: str
+    pid: int
+    log: Path
+    failures: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownLog:
+    """The end of a server's log.
+
+    Attributes:
+        log: the file.
+        lines: its last lines, oldest first.
+    """
+
+    log: Path
+    lines: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class ListenFlags:
     """Where the server listens."""
@@ -227,7 +264,7 @@ def logs_command(*, place: RepositoryFlag, flags: LogFlags, output: Output) -> N
     if not flags.follow:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-flags.lines :]
         if terminal.json:
-            terminal.result({"log": log, "lines": lines})
+            terminal.result(ShownLog(log, tuple(lines)))
         else:
             terminal.lines("\n".join(lines))
         return
@@ -278,7 +315,7 @@ def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> 
             "loads models in the process list."
         )
     if terminal.json:
-        terminal.result({**urls, "pid": server.pid, "log": server.log_path, "failures": server.failures})
+        terminal.result(ReadyServer(**urls, pid=server.pid, log=server.log_path, failures=server.failures))
     if not options.load and not server.options.load:
         terminal.note("No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all.")
     if server.options.load:

@@ -22,7 +22,7 @@ from repo_manager.report.progress import transfer_progress
 from repo_manager.report.repository_tables import config_change_view, difference_view, removals_view
 from repo_manager.report.version_tables import load_differences_view
 from repo_manager.repository.adopt import adopt
-from repo_manager.repository.difference import compare_versions
+from repo_manager.repository.difference import VersionDifference, compare_versions
 from repo_manager.repository.location import Location
 from repo_manager.repository.remove import remove
 from repo_manager.repository.scan import find_model
@@ -30,7 +30,7 @@ from repo_manager.repository.signing import check_served, sign_version
 from repo_manager.repository.tags import model_state, remove_tag, resolve_version, set_tag
 from repo_manager.repository.transfer import CopyOptions, Transfer, copy_needed, copy_version
 from repo_manager.settings import load_settings
-from repo_manager.types import as_json
+from repo_manager.types import extended
 
 if TYPE_CHECKING:
     from repo_manager.loadtest import judge
@@ -42,6 +42,50 @@ else:
 __all__ = ["app"]
 
 app = typer.Typer()
+
+
+# What `--json` prints, where it is more than one result.
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class MeasuredDifference(VersionDifference):
+    """What differs between two versions, their load tests included.
+
+    Attributes:
+        load_tests: the latest stored load tests of both, compared; `None` if one version has none.
+    """
+
+    load_tests: judge.LoadComparison | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagging:
+    """A tag that was given or taken away.
+
+    Attributes:
+        name: the model.
+        version: the tagged version. With `--delete`, the version that lost the tag.
+        tag: the tag.
+        before: the version that had the tag before; `None` if none had.
+        applied: `False` with `--dry-run`.
+    """
+
+    name: str
+    version: int
+    tag: str
+    before: int | None
+    applied: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CopiedVersion(Transfer):
+    """A copied version, and the models that were copied for it.
+
+    Attributes:
+        needed: the parts of an ensemble and the models that the code calls, as far as the target had none.
+    """
+
+    needed: tuple[Transfer, ...]
 
 
 @app.command("diff")
@@ -59,7 +103,7 @@ def diff_command(
     targets = [resolve_version(root, target) for target in (a, b)]
     result = compare_versions(*(find_model(root, name).version(version) for name, version in targets))
     measured = _measured(root, targets)
-    document = {**as_json(result), "load_tests": as_json(measured)}
+    document = extended(MeasuredDifference, result, load_tests=measured)
     views = [] if measured is None else load_differences_view(measured)
     output.terminal().result(document, *difference_view(result, everything=everything), *views)
 
@@ -97,7 +141,7 @@ def tag_command(
         previous = set_tag(root, name, tag, version, dry_run=dry_run)
         text = f"{name}:{version} is tagged {tag}" + (f" (before: version {previous})" if previous else "")
         before = previous or 0
-    result = {"name": name, "version": version, "tag": tag, "before": before or None, "applied": not dry_run}
+    result = Tagging(name, version, tag, before or None, applied=not dry_run)
     output.terminal().result(result, text + _dry(dry_run))
 
 
@@ -154,7 +198,7 @@ def copy_command(
             f"{result.name} in {into} keeps its own {', '.join(result.left_behind)}; --with-config brings the "
             "configuration along"
         )
-    document = {**as_json(result), "needed": needed}
+    document = extended(CopiedVersion, result, needed=tuple(needed))
     changes = [] if result.config is None else config_change_view(result.config, shown=False, repository=str(into))
     terminal.result(document, *(_copied(each, into, dry_run) for each in (*needed, result)), *changes)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from repo_manager.errors import UsageError
 from repo_manager.rollout.smoke import OutputComparison
 from repo_manager.summary import Summarized
-from repo_manager.types import StrPath
+from repo_manager.types import StrPath, as_json
 
 __all__ = ["Answer", "Array", "Inference", "Label", "write_answers"]
 
@@ -28,6 +28,71 @@ class Label:
     label: str
     index: int
     value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenOutput:
+    """An output as JSON has it.
+
+    Attributes:
+        dtype: NumPy's name of the element type; `bytes` for strings.
+        shape: the size of each axis, batch axis included.
+        data: the values, as lists in lists, one level for each axis.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+    @classmethod
+    def of(cls, array: Array) -> WrittenOutput:
+        """Return an output as JSON has it; strings that are no UTF-8 are escaped."""
+        dtype = "bytes" if array.dtype.kind == "O" else str(array.dtype)
+        return cls(dtype, array.shape, _storable(array).tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerDocument:
+    """One response as JSON has it.
+
+    Attributes:
+        request: the number of the request that it answers, from 1.
+        response: its number among the responses to this request, from 1.
+        outputs: output name -> type, shape and values.
+        elapsed_ns: since the request was sent.
+        labels: output with labels -> for each sample of the batch its highest values.
+    """
+
+    request: int
+    response: int
+    outputs: Mapping[str, WrittenOutput]
+    elapsed_ns: int
+    labels: Mapping[str, tuple[tuple[Label, ...], ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceDocument:
+    """All requests and responses as JSON has them.
+
+    Attributes:
+        model: the model.
+        version: the version asked; `None`: the server chose.
+        url: the server.
+        source: where the requests are from.
+        requests: how many were sent.
+        sequence: correlation ID; `None` without a sequence.
+        answers: every response, in order.
+        comparisons: with the golden sample, where that was sent.
+    """
+
+    model: str
+    version: int | None
+    url: str
+    source: str
+    requests: int
+    sequence: int | str | None
+    answers: tuple[AnswerDocument, ...]
+    comparisons: tuple[OutputComparison, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +113,10 @@ class Answer:
     elapsed_ns: int
     labels: Mapping[str, tuple[tuple[Label, ...], ...]] = dataclasses.field(default_factory=dict)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> AnswerDocument:
         """Return it as JSON has it: outputs with type, shape and values; strings that are no UTF-8 escaped."""
-        outputs = {
-            name: {
-                "dtype": "bytes" if array.dtype.kind == "O" else str(array.dtype),
-                "shape": list(array.shape),
-                "data": _storable(array).tolist(),
-            }
-            for name, array in self.outputs.items()
-        }
-        return {**dataclasses.asdict(self), "outputs": outputs}
+        outputs = {name: WrittenOutput.of(array) for name, array in self.outputs.items()}
+        return AnswerDocument(self.request, self.response, outputs, self.elapsed_ns, self.labels)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -85,6 +143,19 @@ class Inference(Summarized):
     answers: tuple[Answer, ...]
     comparisons: tuple[OutputComparison, ...] = ()
 
+    def document(self) -> InferenceDocument:
+        """Return it as `--json` prints it, the arrays as lists."""
+        return InferenceDocument(
+            model=self.model,
+            version=self.version,
+            url=self.url,
+            source=self.source,
+            requests=self.requests,
+            sequence=self.sequence,
+            answers=tuple(answer.document() for answer in self.answers),
+            comparisons=self.comparisons,
+        )
+
     def _summary(self) -> Mapping[str, Any]:
         return {
             "model": self.model if self.version is None else f"{self.model}:{self.version}",
@@ -104,7 +175,8 @@ def write_answers(path: StrPath, inference: Inference) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".json":
-        path.write_text(json.dumps([answer.document() for answer in inference.answers], indent=2) + "\n", "utf-8")
+        documents = as_json([answer.document() for answer in inference.answers])
+        path.write_text(json.dumps(documents, indent=2) + "\n", "utf-8")
     elif suffix == ".npz":
         arrays: dict[str, Array] = {}
         for answer in inference.answers:

@@ -138,7 +138,7 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
             file = Path(folder) / "inputs.npz"
             np.savez(file, **{str(key): np.stack([np.asarray(row) for row in inputs[key]]) for key in inputs})
             answers = infer(self._repository(), str(deployment_name), options=InferOptions(data=str(file))).answers
-        rows = [{name: output["data"] for name, output in each.document()["outputs"].items()} for each in answers]
+        rows = [{name: output.data for name, output in each.document().outputs.items()} for each in answers]
         return PredictionsResponse({"predictions": rows})
 
     def _repository(self) -> Location:

@@ -1,4 +1,4 @@
-"""Answers of a served model as rich renderables and as JSON."""
+"""Answers of a served model as rich renderables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from repo_manager.report.layout import make_table
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["answer_view", "inference_document", "inference_view"]
+__all__ = ["answer_view", "inference_view"]
 
 _WIDEST = 400
 
@@ -49,20 +49,6 @@ def inference_view(inference: Any) -> list[RenderableType]:
         worst = max(inference.comparisons, key=lambda each: each.error)
         views.append(Text(f"Against the recorded sample: largest relative error {worst.error:.2e} ({worst.output})"))
     return views
-
-
-def inference_document(inference: Any) -> dict[str, Any]:
-    """Return a `pipeline.inference.Inference` as `--json` prints it; strings that are no UTF-8 are escaped."""
-    return {
-        "model": inference.model,
-        "version": inference.version,
-        "url": inference.url,
-        "source": inference.source,
-        "requests": inference.requests,
-        "sequence": inference.sequence,
-        "answers": [answer.document() for answer in inference.answers],
-        "comparisons": inference.comparisons,
-    }
 
 
 def _dtype(array: NDArray[Any]) -> str:

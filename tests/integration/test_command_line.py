@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import onnx_models
+from support.json_documents import check_document
 
 from repo_manager import samples
 
@@ -192,6 +193,7 @@ def test_quickstart_works_twice_with_the_usual_ports_taken(run: Run, tmp_path: P
         for version in (1, 2):
             ended = run("quickstart", "--seconds", "0.3", "--json", cwd=folder)
             document = json.loads(ended.stdout)
+            check_document("quickstart", document)
             assert [model["added"]["version"] for model in document["result"]["models"]] == [version, version]
             assert all(model["accuracy"] > 0.95 for model in document["result"]["models"])
             assert "GPU" in ended.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from support.json_documents import check_document
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.compare import ComparePlan, compare
@@ -224,7 +225,9 @@ def test_sequence_models_are_compared_from_the_shell(target):
     done = subprocess.run(
         [sys.executable, "-m", "repo_manager", *words, "--json", "-q"], capture_output=True, text=True, check=True
     )
-    (comparison,) = json.loads(done.stdout)["comparisons"]
+    document = json.loads(done.stdout)
+    check_document("compare", document)
+    (comparison,) = document["comparisons"]
     assert (comparison["level"], comparison["a"]["sequence"]) == ("concurrency 2", True)
 
 

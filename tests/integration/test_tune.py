@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.json_documents import check_document
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.waiting import eventually
 
@@ -93,6 +94,7 @@ def test_it_measures_copies_and_goes_on_where_it_ended(models: Path, environment
     first = run(models, environment, *TUNE)
     assert first.returncode in (0, 6), first.stderr
     result = json.loads(first.stdout)
+    check_document("tune", result)
     assert result["today"]["value"] > 0
     assert result["outcome"] in ("better", "kept", "undecided")
     assert tree(models) == before

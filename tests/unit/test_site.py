@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from repo_manager.cli.commands import COMMANDS
 from repo_manager.engine.fit import releases
-from repo_manager.samples import dense_twin, sample_model
 from repo_manager.triton_config.rules import RULES
 from repo_manager.types import Precision
 
@@ -64,35 +60,11 @@ def test_compatibility_is_the_data_of_the_code(site: Path) -> None:
     assert "doctor --install-tritonserver" in page
 
 
-def json_of(*words: str | Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "repo_manager", *map(str, words), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return dict(json.loads(done.stdout))
-
-
-def test_the_keys_of_json_documents_are_those_of_the_commands(tmp_path: Path) -> None:
-    forms = runpy.run_path(str(ROOT / "tools" / "site.py"))["json_forms"]
-    shutil.copytree(ROOT / "model_repository", tmp_path / "models")
-    place = ("-r", tmp_path / "models")
-    (name, *_) = sorted(path.name for path in (tmp_path / "models").iterdir() if path.is_dir())
-    calls: dict[str, tuple[str | Path, ...]] = {
-        "doctor": (),
-        "inspect": (sample_model(),),
-        "prune": (dense_twin(), "-o", tmp_path / "pruned.onnx", "--dry-run"),
-        "convert": (sample_model(), "-o", tmp_path / "fp16.onnx", "-p", "fp16"),
-        "show": (name, *place),
-        "verify": place,
-        "config": (name, *place),
-        "gc": (*place, "--dry-run"),
-        "adopt": (*place, "--dry-run"),
-    }
-    for command, words in calls.items():
-        assert set(json_of(command, *words)) in forms(command).values(), command
+def test_the_schemas_of_json_documents_are_published(site: Path) -> None:
+    for names in COMMANDS.values():
+        for name in names:
+            schema = json.loads((site / f"reference/json/v1/{name}.schema.json").read_text())
+            assert schema["title"] == f"repo-manager {name} --json"
 
 
 def test_the_page_of_json_documents_has_nested_classes(site: Path) -> None:

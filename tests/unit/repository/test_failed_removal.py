@@ -99,6 +99,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, place: Path, code: int) -> None:
         real(source, target, **options)
 
     monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(Path, "rename", lambda path, to: rename(path, to))  # Python 3.10 keeps its own reference
 
 
 def test_a_folder_of_a_lower_layer_is_deleted_where_it_is(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.json_documents import check_results
 
 from repo_manager.cli.main import main
 
@@ -17,6 +18,12 @@ class Ended(NamedTuple):
 
 
 Run = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def _documents_follow_their_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every document that a command prints in a test follows the schema that the documentation publishes."""
+    check_results(monkeypatch)
 
 
 @pytest.fixture
