@@ -22,7 +22,7 @@ from repo_manager.repository.relabel import read_labels
 from repo_manager.repository.scan import ModelEntry, find_model, scan
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.tags import model_states
-from repo_manager.triton_config.config import parse_config
+from repo_manager.triton_config.config import DEFAULT_FILENAMES, parse_config
 from repo_manager.triton_messages import is_repeated
 from repo_manager.types import StrPath
 
@@ -36,9 +36,9 @@ _MOST_FILES = 10_000
 _KINDS = {0: "auto", 1: "gpu", 2: "cpu"}
 _FROM_THE_MODEL = {
     *("name", "platform", "backend", "runtime", "max_batch_size", "version_policy", "input", "output"),
-    *("default_model_filename", "cc_model_filenames"),
+    *("default_model_filename", "cc_model_filenames"),  # the first only where it was changed
 }
-_OF_A_TENSOR = {"name", "data_type", "dims", "label_filename"}  # what the model says, and `labels`
+_OF_A_TENSOR = {"name", "data_type", "dims", "label_filename"}  # what the model says if not changed, and `labels`
 _BATCHING = ("max_queue_delay_microseconds", "preferred_batch_size")
 
 
@@ -86,7 +86,7 @@ def document_text(document: Mapping[str, Any]) -> str:
 def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[str, Any]:
     manifest = entry.versions[-1].manifest
     found: dict[str, Any] = {} if manifest is None else _source(manifest)
-    config = _config(repository, entry.name, anew="source" in found)
+    config = _config(repository, entry.name, manifest if "source" in found else None)
     if config:
         found["config"] = config
     labels = {output: list(names) for output, names in read_labels(repository, entry.name).items() if names}
@@ -201,14 +201,16 @@ def _own_files(entry: ModelEntry, digest: str) -> list[Path]:
     ]
 
 
-def _config(repository: Location, name: str, *, anew: bool) -> dict[str, Any]:
+def _config(repository: Location, name: str, built: Manifest | None) -> dict[str, Any]:
     """Return what config.pbtxt says, so that `apply` changes nothing in it.
 
     Args:
         repository: the root.
         name: the model.
-        anew: whether `apply` can build the model: then every field that the model itself does not say is needed.
+        built: of the version that `apply` can build anew: then every field that the model itself does not say is
+            needed. `None`: it can build none.
     """
+    anew = built is not None
     text = change_config(repository, name, {}, dry_run=True).before
     message = parse_config(text, where=name).message()
     found: dict[str, Any] = {"max_batch_size": int(message.max_batch_size)}
@@ -223,7 +225,10 @@ def _config(repository: Location, name: str, *, anew: bool) -> dict[str, Any]:
         if batching.get(_BATCHING[1]):
             found["dynamic_batching"]["preferred_batch_sizes"] = list(batching[_BATCHING[1]])
         del fields["dynamic_batching"]
-    others: dict[str, str | None] = dict(_others(message, fields)) if anew else {}
+    others: dict[str, str | None] = {}
+    if built is not None:
+        derived = parse_config(built.config, where=name).message()
+        others = {**dict(_others(message, fields)), **dict(_changed(message, derived))}
     if anew and not message.instance_group:
         others["instance_group"] = None
     if anew and message.max_batch_size > 0 and not message.HasField("dynamic_batching"):
@@ -249,6 +254,22 @@ def _others(message: Any, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]
             for field, _ in tensor.ListFields():
                 if field.name not in _OF_A_TENSOR:
                     yield f"{name}[{number}].{field.name}", _text(tensor, field.name)
+
+
+def _changed(message: Any, derived: Any) -> Iterator[tuple[str, str]]:
+    """Return what a person changed of the fields that come from the model, as `set` takes them."""
+    named = message.default_model_filename
+    if named not in ("", DEFAULT_FILENAMES.get(message.backend)) and not message.cc_model_filenames:
+        yield "default_model_filename", named
+    for name in ("input", "output"):
+        tensors, before = getattr(message, name), getattr(derived, name)
+        if [tensor.name for tensor in tensors] != [tensor.name for tensor in before]:
+            yield name, _text(message, name)
+            continue
+        for number, (tensor, old) in enumerate(zip(tensors, before, strict=True)):
+            for field in ("data_type", "dims"):
+                if getattr(tensor, field) != getattr(old, field):
+                    yield f"{name}[{number}].{field}", _text(tensor, field)
 
 
 def _text(message: Any, name: str) -> str:

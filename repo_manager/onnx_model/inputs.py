@@ -113,11 +113,14 @@ def natural_inputs(
     return arrays
 
 
-def natural_answers(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def natural_answers(
+    path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Make one request for a model and have ONNX Runtime answer it.
 
     Args:
         path: the model's file.
+        shapes: input -> its sizes, batch axis included; -1 leaves a size open.
 
     Returns:
         The inputs, batch 1, and the outputs.
@@ -125,7 +128,14 @@ def natural_answers(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDAr
     Raises:
         ModelError: it does not run on made-up inputs.
     """
-    inputs = natural_inputs(signature_of(load_model(path)), batch=1)
+    signature = signature_of(load_model(path))
+    sizes = {
+        dim if isinstance(dim, str) else f"{spec.name}:{axis}": wanted
+        for spec in signature.inputs
+        for axis, (dim, wanted) in enumerate(zip(spec.shape or (), (shapes or {}).get(spec.name, ()), strict=False))
+        if not isinstance(dim, int) and wanted > 0
+    }
+    inputs = natural_inputs(signature, batch=1, sizes=sizes)
     return inputs, Session(path).run(inputs)
 
 

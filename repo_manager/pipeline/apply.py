@@ -11,6 +11,7 @@ from typing import Any
 from repo_manager.accuracy import AccuracyOptions
 from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, planned
 from repo_manager.declared.request import Request
+from repo_manager.declared.schema import Config
 from repo_manager.declared.steps import ApplyResult, ModelResult, config_changes
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.profiles import ShapeRange
@@ -175,8 +176,7 @@ class _Runner:
                 hint="Put the right file there, or change `digest:` in the YAML file.",
             )
         # Later versions take the existing config.pbtxt, which was brought to what is declared before.
-        size = self.declaration.models[plan.name].config.max_batch_size if new else None
-        options = _add_options(plan.request, ConfigOptions(max_batch_size=size))
+        options = _add_options(plan.request, _first_config(self.declaration.models[plan.name].config, new=new))
         version = add(plan.request.source, plan.name, self.repository, options, report=self.report).version
         if self.options.sign is not None:
             sign_version(self.repository, plan.name, version, self.options.sign)
@@ -247,6 +247,14 @@ class _Runner:
     @staticmethod
     def _numbers(step: Step, built: int | None) -> tuple[int, ...]:
         return tuple(number or built or 0 for number in step.versions)
+
+
+def _first_config(declared: Config, *, new: bool) -> ConfigOptions:
+    """Return what has to be in a model's configuration from the first version on; all else is set afterwards."""
+    if not new:
+        return ConfigOptions()
+    filename = declared.set.get("default_model_filename")
+    return ConfigOptions(max_batch_size=declared.max_batch_size, model_filename=str(filename) if filename else None)
 
 
 def _add_options(request: Request, config: ConfigOptions) -> AddOptions:

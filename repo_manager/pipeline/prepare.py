@@ -31,7 +31,7 @@ from repo_manager.pipeline.golden import GoldenFacts, golden_sample
 from repo_manager.pipeline.serving_config import config_options, existing_config, fields_kept, serving_config
 from repo_manager.precision import CalibrationData, Conversion, convert, load_calibration
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, write_golden
-from repo_manager.triton_config.config import ModelConfig
+from repo_manager.triton_config.config import DEFAULT_FILENAMES, ModelConfig
 from repo_manager.triton_config.served_signature import served_signature
 from repo_manager.types import Backend
 
@@ -188,8 +188,13 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
         except BaseException:
             end_runtime()  # the pool waits for the run, which may take its time
             raise
-    files = {**artifact.files, GOLDEN_FILE_NAME: path}
-    return Prepared(target, converted, config, kept, artifact, files, facts)
+    files = {_file_name(name, backend, config): file for name, file in artifact.files.items()}
+    return Prepared(target, converted, config, kept, artifact, {**files, GOLDEN_FILE_NAME: path}, facts)
+
+
+def _file_name(name: str, backend: Backend, config: ModelConfig) -> str:
+    """Return what a file is called in the version's folder: the configuration may name the model's."""
+    return config.model_filename if name == DEFAULT_FILENAMES[str(backend)] else name
 
 
 def _golden(converted: Converted, options: AddOptions, path: Path, *, is_only: bool) -> tuple[Path, GoldenFacts]:

@@ -94,14 +94,18 @@ _OPTION_OF = {
 def config_options(
     options: ConfigOptions, target: Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
 ) -> ConfigOptions:
-    """Fill in what was not asked for: the existing model's largest batch, and the sample's sizes for warm-up."""
+    """Fill in what was not asked for: the existing model's largest batch and file, the sample's sizes for warm-up."""
     size = options.max_batch_size
     existing = existing_config(target)
     if size is None and batched and existing is not None:
         size = existing.max_batch_size
+    filename = options.model_filename
+    if filename is None and existing is not None and not existing.message().cc_model_filenames:
+        filename = existing.message().default_model_filename or None
     skip = 1 if batched and size != 0 else 0
     shapes = {name: tuple(array.shape[skip:]) for name, array in sample.items()}
-    return dataclasses.replace(options, max_batch_size=size, warmup_shapes={**shapes, **options.warmup_shapes})
+    shapes.update(options.warmup_shapes)
+    return dataclasses.replace(options, max_batch_size=size, model_filename=filename, warmup_shapes=shapes)
 
 
 def serving_config(

@@ -171,8 +171,11 @@ def _model_once(store: Store, view: ModelView, content: _Content) -> Iterator[Pr
     yield from model_problems(view)
     yield from _on_trial(view)
     config = readable_config(view)
+    by_model = content.models and config is not None and config.backend == Backend.ONNXRUNTIME
     for number, version in view.contents.items():
-        yield from version_problems(version, config)
+        found = version_problems(version, config)
+        # The model itself says more than the configuration that was derived from it.
+        yield from (each for each in found if not (by_model and each.rule == "config-signature"))
         if content.version in (None, number) and (content.digests or content.models):
             with store.fetch(view.name, number, compare=False) as folder:
                 yield from _content_problems(folder, version, config, content, has_config=view.has_config)

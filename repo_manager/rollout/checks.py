@@ -17,7 +17,7 @@ from repo_manager.repository.transfer import version_files
 from repo_manager.repository.verify import verify
 from repo_manager.repository.vouching import differing_facts
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.triton_config.compare import check_config, same_signature
+from repo_manager.triton_config.compare import check_config, misfits, same_signature
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.triton_config.problems import Severity
@@ -197,7 +197,8 @@ def _files(repository: Location, entry: ModelEntry, version: int) -> Check:
     hiding = [each for each in problems if each.rule == "config-lookalike"]
     if hiding:
         return Check("files", Outcome.REFUSED, "; ".join(map(str, hiding)), "Rename it, or move it elsewhere.")
-    errors = [problem for problem in found if problem.severity is Severity.ERROR]
+    # Whether config.pbtxt fits is the next check's question.
+    errors = [each for each in found if each.severity is Severity.ERROR and each.rule != "config-signature"]
     if errors:
         return Check(
             "files",
@@ -220,12 +221,15 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     if broken:
         return Check("config", Outcome.REFUSED, "; ".join(map(str, broken)), "Correct it: repo-manager config.")
     manifest = entry.version(version).manifest
-    derived = None if manifest is None else manifest.config
-    if derived:
-        differences = same_signature(parse_config(derived, where=f"{entry.name}/{version}/{MANIFEST}"), config)
-        if not differences:
-            return Check("config", Outcome.PASSED, "inputs and outputs are those that the version was published with")
+    text = "" if manifest is None else manifest.config
+    derived = parse_config(text, where=f"{entry.name}/{version}/{MANIFEST}") if text else None
+    if derived is not None and not same_signature(derived, config):
+        return Check("config", Outcome.PASSED, "inputs and outputs are those that the version was published with")
     if config.backend != "onnxruntime":
+        unfit = misfits(config, derived) if derived is not None else ()
+        if unfit:
+            text = f"{CONFIG_FILENAME} does not fit {entry.name}:{version}: {'; '.join(unfit)}"
+            return Check("config", Outcome.REFUSED, text, "Correct it: repo-manager config.")
         return Check(
             "config", Outcome.UNKNOWN, f"a model for {config.backend or 'no backend'} is read by the server only"
         )

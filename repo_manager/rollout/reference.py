@@ -94,31 +94,53 @@ def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Ref
     with version_files(version, [GOLDEN_FILE_NAME]) as folder:
         if (folder / MANIFEST_FILENAME).is_file():
             manifest = read_manifest(folder)
-            recorded, promised = manifest.golden, _promised(manifest)
+            recorded, promised = manifest.golden, _promised(manifest, config)
             if isinstance(recorded, Mapping) and isinstance(recorded.get("tolerance"), int | float):
                 tolerance = float(recorded["tolerance"])
             if isinstance(recorded, Mapping) and isinstance(recorded.get("parts"), Mapping):
                 parts = {str(name): int(number) for name, number in recorded["parts"].items()}
         if (folder / GOLDEN_FILE_NAME).is_file():
-            return Reference((read_golden(folder / GOLDEN_FILE_NAME),), "golden", tolerance, promised, parts)
+            golden = read_golden(folder / GOLDEN_FILE_NAME)
+            if _is_taken(golden, config):
+                return Reference((golden,), "golden", tolerance, promised, parts)
     if config.backend == "onnxruntime" and not kind.sequence:
         with version_files(version) as folder:
             path = folder / (config.message().default_model_filename or "model.onnx")
             try:
-                made_up = Golden(*onnx_inputs.natural_answers(path))
+                batched = config.max_batch_size > 0
+                shapes = {entry.name: tuple(dims_of(entry, batched)) for entry in config.message().input}
+                made_up = Golden(*onnx_inputs.natural_answers(path, shapes))
                 return Reference((made_up,), "onnxruntime", tolerance, promised)
             except ModelError:
                 pass  # made-up inputs do not suit every model: fall back to the shapes
     return Reference(_made_up(config, kind), "none", tolerance, promised)
 
 
-def _promised(manifest: Manifest) -> ModelConfig | None:
+def _promised(manifest: Manifest, config: ModelConfig) -> ModelConfig | None:
     """Return the configuration that a version was published with, where it names outputs."""
     try:
-        config = parse_config(manifest.config, where=MANIFEST_FILENAME)
+        published = parse_config(manifest.config, where=MANIFEST_FILENAME)
     except ConfigError:
         return None
-    return config if config.message().output else None
+    # With the batch axis in the dims, or out of them, all shapes are others.
+    same_axes = (published.max_batch_size > 0) == (config.max_batch_size > 0)
+    return published if published.message().output and same_axes else None
+
+
+def _is_taken(golden: Golden, config: ModelConfig) -> bool:
+    """Say whether the server takes a recorded sample: a person may have narrowed the dims since."""
+    batched = config.max_batch_size > 0
+    dims = {entry.name: dims_of(entry, batched) for entry in config.message().input}
+    sent = [
+        (dims[name], as_served(array, dims[name], batched).shape)
+        for exchange in golden.exchanges
+        for name, array in exchange.inputs.items()
+        if name in dims
+    ]
+    return all(
+        len(wanted) == len(shape) and all(size in (-1, have) for size, have in zip(wanted, shape, strict=True))
+        for wanted, shape in sent
+    )
 
 
 def _made_up(config: ModelConfig, kind: ModelKind) -> tuple[Golden, ...]:

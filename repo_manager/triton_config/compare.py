@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # Annotations only: reading a repository does not have to imp
 
 json_format = deferred("google.protobuf.json_format")
 
-__all__ = ["ReloadEffect", "changed_fields", "check_config", "reload_effect", "same_signature"]
+__all__ = ["ReloadEffect", "changed_fields", "check_config", "misfits", "reload_effect", "same_signature"]
 
 # ModelLifeCycle::AsyncLoad of core compares two configurations without these two fields.
 _KEEPS_VERSIONS = {"instance_group", "version_policy"}
@@ -73,6 +73,55 @@ def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
                 )
             )
     return tuple(found)
+
+
+def misfits(config: ModelConfig, published: ModelConfig) -> tuple[str, ...]:
+    """Say what of a version's published configuration does not fit the config.pbtxt that is there now.
+
+    Compared are the tensors as the backend sees them: after a reshape, and with the batch axis, so that
+    `max_batch_size` can change together with the dims. An input's dims may be narrower than the model's.
+
+    Args:
+        config: what a server would load.
+        published: what was derived from the version's model.
+
+    Returns:
+        One sentence a difference; empty when the version can be served under `config`.
+    """
+    now, then = config.message(), published.message()
+    found = []
+    if "" not in (config.backend, published.backend) and config.backend != published.backend:
+        found.append(f"backend is {config.backend!r}, and {published.backend!r} was published")
+    for kind, tensors, models in (("input", now.input, then.input), ("output", now.output, then.output)):
+        if not tensors or not models:
+            continue  # completed by Triton
+        aside = {name for each in (config, published) for name in _beside_requests(each, kind)}
+        given = {tensor.name: _seen(tensor, now) for tensor in tensors if tensor.name not in aside}
+        wanted = {tensor.name: _seen(tensor, then) for tensor in models if tensor.name not in aside}
+        found += [f"{kind} {name!r} is not among those of the version" for name in given if name not in wanted]
+        if kind == "input":
+            found += [f"{kind} {name!r} of the version is missing" for name in wanted if name not in given]
+        for name in given.keys() & wanted.keys():
+            if not _fits(given[name], wanted[name], narrower=kind == "input"):
+                is_now, was = (_text_of(*each) for each in (given[name], wanted[name]))
+                found.append(f"{kind} {name!r} is {is_now}, and {was} in the version, batch axis included")
+    return tuple(sorted(found))
+
+
+def _seen(tensor: Any, message: Any) -> tuple[int, tuple[int, ...]]:
+    """Return data type and dims of a tensor as the backend sees it."""
+    dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+    return tensor.data_type, (*((-1,) if message.max_batch_size > 0 else ()), *dims)
+
+
+def _text_of(data_type: int, dims: tuple[int, ...]) -> str:
+    return f"{model_config_pb2.DataType.Name(data_type)} {list(dims)}"
+
+
+def _fits(given: tuple[int, tuple[int, ...]], wanted: tuple[int, tuple[int, ...]], *, narrower: bool) -> bool:
+    if given[0] != wanted[0] or len(given[1]) != len(wanted[1]):
+        return False
+    return all(a == b or (narrower and b == -1) for a, b in zip(given[1], wanted[1], strict=True))
 
 
 def changed_fields(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:
@@ -185,7 +234,7 @@ def _tensor_differences(kind: str, old_tensors: Any, new_tensors: Any) -> list[s
 
 
 def _tensor_text(tensor: Any) -> str:
-    text = f"{model_config_pb2.DataType.Name(tensor.data_type)} {list(tensor.dims)}"
+    text = _text_of(tensor.data_type, tuple(tensor.dims))
     return f"{text} reshaped to {list(tensor.reshape.shape)}" if tensor.HasField("reshape") else text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from repo_manager.errors import ConfigError
 from repo_manager.files import read_regular
 from repo_manager.triton_config.slips import meant_value
 from repo_manager.triton_config.text_fields import top_level_fields
-from repo_manager.triton_messages import model_config_pb2
+from repo_manager.triton_messages import is_repeated, model_config_pb2
 
 __all__ = [
     "CONFIG_FILENAME",
@@ -159,7 +159,29 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
                 if meant
                 else "Correct the file; the fields are in Triton's model_config.proto.",
             ) from exc
+    for path, field, value in _enum_values(message, ""):
+        if value not in field.enum_type.values_by_number:
+            known = ", ".join(each.name for each in field.enum_type.values)
+            raise ConfigError(f"{where} has {path}: {value}, which is none of its values", hint=f"They are: {known}.")
     return dataclasses.replace(ModelConfig.from_message(message), unknown_fields=unknown)
+
+
+def _enum_values(message: Any, parent: str) -> Iterator[tuple[str, Any, int]]:
+    """Yield path, field and number of every enum value: protobuf takes a number that stands for nothing."""
+    for field, value in message.ListFields():
+        path = f"{parent}{field.name}"
+        if field.enum_type is not None:
+            yield from ((path, field, number) for number in (value if is_repeated(field) else (value,)))
+        elif field.message_type is None:
+            continue
+        elif not is_repeated(field):
+            yield from _enum_values(value, f"{path}.")
+        elif not field.message_type.GetOptions().map_entry:
+            for index, item in enumerate(value):
+                yield from _enum_values(item, f"{path}[{index}].")
+        elif field.message_type.fields_by_name["value"].message_type is not None:
+            for key in value:
+                yield from _enum_values(value[key], f"{path}.{key}.")
 
 
 def _unknown_fields(text: str, where: str) -> tuple[str, ...]:

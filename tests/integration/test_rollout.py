@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.waiting import eventually
 
 from repo_manager.errors import RollbackFailedError, RolloutUndoneError, ServerRefusedError, ServerUnreachableError
+from repo_manager.pipeline.adding import add
 from repo_manager.repository.configuration import change_config, set_served_versions
 from repo_manager.repository.golden import Golden, write_golden
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import model_state
+from repo_manager.repository.verify import verify
 from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions
@@ -32,6 +35,7 @@ from repo_manager.rollout.status import status
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.triton_config.problems import Severity
 
 pytestmark = pytest.mark.integration
 AUTO_COMPLETE = False
@@ -48,6 +52,27 @@ def model(repository: Path, client: TritonClient, request: pytest.FixtureRequest
     write_model(repository, name, SCALING_CONFIG + POLICY, versions)
     yield name
     client.unload(name)
+
+
+def test_a_model_is_deployed_with_the_dims_that_a_person_gave_it(
+    repository: Path, client: TritonClient, tmp_path: Path
+) -> None:
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", "a", "b"]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "free.onnx")
+    add(tmp_path / "free.onnx", "free", repository)
+    change_config(repository, "free", {"input[0].dims": "[4, 5]"})  # the golden sample has other sizes
+    assert [each for each in verify(repository, "free") if each.severity is Severity.ERROR] == []
+    narrow = deploy(repository, "free", 1, client).servers[0].smoke
+    assert narrow is not None
+    assert (narrow.reference, narrow.outputs[0].error) == ("onnxruntime", 0.0)
+    batchless = {"max_batch_size": "0", "dynamic_batching": None, "input[0].dims": "[-1, -1, -1]"}
+    change_config(repository, "free", {**batchless, "output[0].dims": "[-1, -1, -1]"})
+    whole = deploy(repository, "free", 1, client).servers[0].smoke
+    assert whole is not None
+    assert (whole.reference, whole.outputs[0].error) == ("golden", 0.0)
+    client.unload("free")
 
 
 def answer(client: TritonClient, name: str) -> float:

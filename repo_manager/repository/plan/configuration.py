@@ -8,7 +8,7 @@ import difflib
 from repo_manager.errors import ConfigError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.view import ModelView, VersionView
-from repo_manager.triton_config.compare import ReloadEffect, changed_fields, reload_effect, same_signature
+from repo_manager.triton_config.compare import ReloadEffect, changed_fields, misfits, reload_effect
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
 from repo_manager.triton_config.problems import Problem
 from repo_manager.triton_config.rules import check_rules
@@ -133,8 +133,4 @@ def against_manifest(version: VersionView, config: ModelConfig) -> list[Problem]
     if not text:
         return []
     published = parse_config(text, where=f"{version.number}/{MANIFEST_FILENAME}")
-    return [
-        Problem(str(version.number), difference, rule="config-signature")
-        for difference in same_signature(config, published)
-        if not difference.startswith("max_batch_size")  # A person may lower or raise it.
-    ]
+    return [Problem(str(version.number), misfit, rule="config-signature") for misfit in misfits(config, published)]

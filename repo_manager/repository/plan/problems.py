@@ -19,7 +19,7 @@ from repo_manager.repository.look import top_names
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
 from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.view import Entry, Link, ModelView, VersionView
-from repo_manager.triton_config.compare import same_signature
+from repo_manager.triton_config.compare import misfits
 from repo_manager.triton_config.completion import backend_of_files
 from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
 from repo_manager.triton_config.problems import Problem, Severity
@@ -320,9 +320,8 @@ def _manifest_problems(
     except ConfigError as exc:
         yield Problem(where, exc.message, rule="model-file-missing")
         return
-    for difference in same_signature(config, published):
-        if not difference.startswith("max_batch_size"):  # A person may lower or raise it.
-            yield Problem(where, f"config.pbtxt does not fit this version: {difference}", rule="config-signature")
+    for misfit in misfits(config, published):
+        yield Problem(where, f"config.pbtxt does not fit this version: {misfit}", rule="config-signature")
 
 
 def _files_against_manifest(version: VersionView, manifest: Manifest, where: str) -> Iterator[Problem]:

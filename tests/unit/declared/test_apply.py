@@ -370,6 +370,28 @@ def test_no_field_of_a_configuration_is_lost_when_it_is_exported_and_built_again
     assert read_config(place.root / "m").message() == before
 
 
+def test_changed_dims_and_another_file_name_are_exported(place: Place) -> None:
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", "a", "b"]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), place.folder / "free.onnx")
+    named = {"config": {"set": {"default_model_filename": "net.onnx"}}}
+    place.write({"m": {"source": "free.onnx", **named}, "plain": {"source": "free.onnx"}})
+    place.settle()
+    assert (place.root / "m" / "1" / "net.onnx").is_file()
+    change_config(place.root, "m", {"input[0].dims": "[4, -1]"})
+    assert verify(place.root) == ()  # the model takes them
+    before = read_config(place.root / "m").message()
+    text = document_text(export_document(place.root)[0])
+    assert "default_model_filename: net.onnx" in text
+    assert "dims" not in yaml.safe_load(text)["models"]["plain"]["config"].get("set", {})
+    place.file.write_text(text)
+    assert [plan.steps for plan in place.plan()] == [(), ()]
+    shutil.rmtree(place.root)
+    place.settle()
+    assert read_config(place.root / "m").message() == before
+
+
 def test_sources_are_found_by_their_content_and_what_is_missing_is_named(place: Place, run: Run) -> None:
     place.write({"m": {**FULL, "source": "a.onnx"}, "plain": {"source": "dense.onnx"}})
     place.apply()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,21 @@ def test_fields_of_a_newer_triton_are_named() -> None:
 def test_what_is_no_configuration_is_refused_with_its_place(text: str) -> None:
     with pytest.raises(ConfigError, match=r"here/config\.pbtxt"):
         parse_config(text, where="here/config.pbtxt")
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("instance_group { kind: 9 }", "instance_group[0].kind"),
+        ("input { data_type: 99 }", "input[0].data_type"),
+        ("dynamic_batching { priority_queue_policy { key: 1 value { timeout_action: 7 } } }", "1.timeout_action"),
+        ("batch_input { kind: 9 }", "batch_input[0].kind"),
+    ],
+)
+def test_a_number_that_is_no_value_of_its_field_is_refused(text: str, path: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(path)):
+        parse_config(text)
+    parse_config("input { data_type: 11 } parameters { key: 'a' value { string_value: 'b' } }")
 
 
 def test_deep_nesting_is_refused() -> None:

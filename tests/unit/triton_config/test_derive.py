@@ -8,7 +8,7 @@ import pytest
 from repo_manager.errors import ConfigError
 from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.onnx_model.signature import Signature
-from repo_manager.triton_config.compare import changed_fields, check_config, same_signature
+from repo_manager.triton_config.compare import changed_fields, check_config, misfits, same_signature
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.derive import derive_config
 from repo_manager.triton_config.options import ConfigOptions
@@ -220,6 +220,37 @@ def test_differences_between_signatures() -> None:
     for part in ("max_batch_size is 8", "'x' is TYPE_FP32", "'y' is only in the repository", "'z' is only in the new"):
         assert part in text
     assert same_signature(parse_config('backend: "onnxruntime" max_batch_size: 8'), base) == ()
+
+
+FREE = 'backend: "tensorrt" max_batch_size: 8 input { name: "x" data_type: TYPE_FP32 dims: [ -1, 4 ] } '
+FREE_OUTPUT = 'output { name: "y" data_type: TYPE_FP32 dims: [ -1, 2 ] }'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (FREE + FREE_OUTPUT, ""),
+        ((FREE + FREE_OUTPUT).replace("8", "2"), ""),
+        (FREE.replace("-1", "7") + FREE_OUTPUT, ""),  # narrower
+        (FREE.replace("[ -1, 4 ]", "-1 dims: 8 reshape { shape: [ -1, 4 ] }") + FREE_OUTPUT, ""),
+        ((FREE + FREE_OUTPUT).replace("8", "0").replace("[ -1", "[ -1, -1"), ""),  # the batch axis is in the dims
+        (FREE, ""),  # completed by the server
+        (FREE + FREE_OUTPUT.replace("-1", "7"), "output 'y' is TYPE_FP32 [-1, 7, 2]"),  # exact, unlike inputs
+        (FREE.replace("4", "5") + FREE_OUTPUT, "input 'x' is TYPE_FP32 [-1, -1, 5]"),
+        (FREE.replace("FP32", "FP16") + FREE_OUTPUT, "input 'x' is TYPE_FP16"),
+        (FREE.replace('"x"', '"z"') + FREE_OUTPUT, "input 'x' of the version is missing"),
+        (FREE + FREE_OUTPUT.replace('"y"', '"z"'), "output 'z' is not among those of the version"),
+        ((FREE + FREE_OUTPUT).replace("tensorrt", "onnxruntime"), "backend is 'onnxruntime'"),
+    ],
+)
+def test_whether_a_version_fits_the_configuration_that_is_there_now(text: str, message: str) -> None:
+    found = misfits(parse_config(text), parse_config(FREE + FREE_OUTPUT))
+    assert message in "\n".join(found)
+    assert bool(found) == bool(message)
+
+
+def test_what_a_model_was_adopted_with_before_it_had_a_configuration_fits() -> None:
+    assert misfits(parse_config(FREE + FREE_OUTPUT), parse_config("max_batch_size: 0")) == ()
 
 
 def test_changed_fields() -> None:
