@@ -12,7 +12,7 @@ The whole path from Python, one plain function a stage:
         rm.judge(rm.run_load_test(options), [rm.parse_slo("p99<20ms")]).outcome
 
 Files are `str` or `os.PathLike`; a repository may also be a URL (`s3://bucket/path`). Options are frozen dataclasses
-that check their fields; results are frozen, show a summary in a notebook, and `as_json` turns each into plain JSON
+that check their fields. Results are frozen, show a summary in a notebook, and `as_json` turns each into plain JSON
 types. Errors derive from `RepoManagerError`. A stage is imported when it is first used, so that `import repo_manager`
 costs nothing.
 """
@@ -359,5 +359,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names only: no module that was imported, no helper."""
+    """Return the public names only: no module imported, no helper."""
     return [*__all__, "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"]

@@ -34,7 +34,7 @@ __all__ = [
 
 # Which share of the requests goes to which version, and where clients learn it from.
 #
-# A server tells it by itself: the name of a model's first instance group is free text, changing it reloads nothing
+# A server tells it on its own: the name of a model's first instance group is free text, changing it reloads nothing
 # (docs/triton-reload.md), and every client can read it with the model's configuration. A canary writes
 # `NAME@1=0.95,2=0.05` there. Where that is not wanted, a JSON file or a function of the application says it.
 
@@ -46,7 +46,7 @@ class VersionWeights:
     """How the requests are spread.
 
     Attributes:
-        shares: version -> its share of the requests, 0 to 1; they sum to 1.
+        shares: version -> its share of the requests, 0 to 1. They sum to 1.
     """
 
     shares: Mapping[int, float]
@@ -79,11 +79,11 @@ class VersionWeights:
 
         Args:
             draw: of the draws without a key.
-            key: what the choice depends on, a user's name for instance; `None` draws.
+            key: what the choice depends on, a user's name for instance. `None` draws.
             without: versions that are not there.
 
         Returns:
-            The version; `None` when none with a share is left.
+            The version. `None` when none with a share is left.
         """
         left = {version: share for version, share in self.shares.items() if share > 0 and version not in without}
         if not left:
@@ -132,7 +132,7 @@ def published_name(base: str, weights: VersionWeights) -> str:
     """Return the instance group's name that tells the weights.
 
     Args:
-        base: the name without them; the result can be passed here again.
+        base: the name without them. The result can be passed here again.
         weights: the weights.
     """
     shares = ",".join(f"{version}={share:.6g}" for version, share in weights.shares.items())
@@ -140,7 +140,7 @@ def published_name(base: str, weights: VersionWeights) -> str:
 
 
 def published_weights(name: str) -> VersionWeights | None:
-    """Return the weights that an instance group's name tells; `None` when it tells none."""
+    """Return the weights that an instance group's name tells, or `None` when it tells none."""
     _, mark, text = name.partition(_MARK)
     if not mark:
         return None
@@ -148,7 +148,7 @@ def published_weights(name: str) -> VersionWeights | None:
         pairs = (item.split("=") for item in text.split(","))
         return VersionWeights.of({int(version): float(weight) for version, weight in pairs})
     except (ValueError, InputError):
-        return None  # a name of somebody else's that happens to hold the mark
+        return None  # a name of another process's that happens to hold the mark
 
 
 # `VersionedClient`: inference with client-side weights and sticky versions, through every switch of versions.
@@ -162,8 +162,8 @@ class Answer:
     """One answered request.
 
     Attributes:
-        version: the version that was asked; `None` where the choice was left to the server.
-        outputs: output name -> array; strings as `object` arrays of bytes, bfloat16 as float32.
+        version: the version asked. `None` where the choice was left to the server.
+        outputs: output name -> array. Strings as `object` arrays of bytes, bfloat16 as float32.
         not_there: versions that were asked before and were not there (any more, or yet).
     """
 
@@ -173,11 +173,11 @@ class Answer:
 
 
 class VersionedClient:
-    """Asks one model on one server; safe to share between threads.
+    """Asks one model on one server. Safe to share between threads.
 
-    The weights are looked up again at most every `refresh_s`, in the thread whose request finds them due. A request for
-    a version that is not there is sent again to another one, so that a deployment, a roll-back or an ended canary
-    costs no request. Without weights anywhere, the server chooses: the highest version that is served.
+    The weights are looked up again at most every `refresh_s`, in the thread whose request finds them due. A request
+    for a version that is not there is sent again to another one, so that a deployment, a roll-back or an ended canary
+    costs no request. Without weights anywhere, the server chooses: the highest version served.
     """
 
     def __init__(
@@ -190,16 +190,16 @@ class VersionedClient:
         refresh_s: float = 1.0,
         seed: int | None = None,
     ) -> None:
-        """Make a client; nothing is sent yet.
+        """Make a client. Nothing is sent yet.
 
         Args:
             url: `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
             model: the model's name.
-            weights: version -> weight, a file of them, or a function that returns them; `None`: what a canary publishes
-                on the server.
-            options: deadlines, TLS and headers; `None` takes the defaults.
+            weights: version -> weight, a file of them, or a function that returns them. `None`: what a canary
+                publishes on the server.
+            options: deadlines, TLS and headers. `None` takes the defaults.
             refresh_s: how old the weights may become.
-            seed: of the draws without a key; `None` takes a fresh one.
+            seed: of the draws without a key. `None` takes a fresh one.
 
         Raises:
             UsageError: the URL is not understood or a certificate cannot be read.
@@ -235,7 +235,7 @@ class VersionedClient:
 
     @property
     def weights(self) -> VersionWeights | None:
-        """The weights in use; `None` when the server chooses."""
+        """The weights in use. `None` when the server chooses."""
         self._refresh()
         return self._weights
 
@@ -252,9 +252,9 @@ class VersionedClient:
         Args:
             inputs: name -> array, batch axis included.
             key: requests with the same key go to the same version for as long as it is there and its share does not
-                shrink; `None` draws for each request.
-            outputs: the outputs wanted; `None` for all.
-            timeout_s: deadline of each attempt; `None` takes the options' `timeout_s`.
+                shrink. `None` draws for each request.
+            outputs: the outputs wanted. `None` for all.
+            timeout_s: deadline of each attempt. `None` takes the options' `timeout_s`.
 
         Raises:
             ServerRefusedError: the server answered with an error other than that a version is not there, or no version
@@ -276,7 +276,7 @@ class VersionedClient:
                 return Answer(version, answer, tuple(not_there))
 
     def _choose(self, key: str | bytes | None, not_there: list[int]) -> int | None:
-        """Return a version; `None` leaves the choice to the server, which knows what is there."""
+        """Return a version. `None` leaves the choice to the server, which knows what is there."""
         if self._weights is None:
             return None
         now = time.monotonic()
@@ -296,7 +296,7 @@ class VersionedClient:
         return client
 
     def _refresh(self) -> None:
-        """Look the weights up when they are due; only one thread at a time does, the others go on with the old ones."""
+        """Look the weights up when they are due. Only one thread at a time does, the others go on with the old ones."""
         if time.monotonic() < self._due or isinstance(self._source, Mapping):
             return
         # The very first look is waited for: afterwards old weights are better than a pause.
@@ -310,7 +310,7 @@ class VersionedClient:
             self._lock.release()
 
     def _look_up(self) -> VersionWeights | None:
-        """Ask the source; what cannot be had now leaves the weights as they are."""
+        """Ask the source. What cannot be had now leaves the weights as they are."""
         try:
             if self._source is None:
                 groups = self._client().model_config(self.model).instance_group

@@ -75,7 +75,7 @@ class RepoManagerError(Exception):
 
     Args:
         message: subject, what was found, what was expected.
-        hint: the next step for the user; shown on its own line.
+        hint: the next step for the user. Shown on its own line.
         is_shown: a command's result, printed before, says it already: with `--json` the error is no second document.
     """
 
@@ -99,7 +99,7 @@ class UsageError(RepoManagerError):
 
 
 class InputError(RepoManagerError):
-    """A file or a value that was given is bad; nothing was changed."""
+    """A file or a value that was given is bad. Nothing was changed."""
 
     exit_code = 3
 
@@ -117,7 +117,7 @@ class ConfigError(InputError):
 
 
 class RepositoryError(InputError):
-    """The model repository, or something in it, is not what it has to be."""
+    """The model repository, or something in it, is not what it must be."""
 
 
 class LockHeldError(RepositoryError):
@@ -161,10 +161,10 @@ class ServerUnreachableError(ServerError):
 
 
 class ServerRefusedError(ServerError):
-    """The server answered with an error; its reason is quoted.
+    """The server answered with an error. Its reason is quoted.
 
     Attributes:
-        reason: the server's own words; empty when it gave none.
+        reason: the server's own words. Empty when it gave none.
     """
 
     reason: str = ""
@@ -181,7 +181,7 @@ class InconclusiveError(RepoManagerError):
 
 
 class RollbackFailedError(RepoManagerError):
-    """Putting the previous state back failed; a person has to act."""
+    """Putting the previous state back failed. A person must act."""
 
     exit_code = 7
 

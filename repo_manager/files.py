@@ -56,7 +56,7 @@ def reason_of(exc: BaseException) -> str:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return a file's content; a pipe or a device, which could block for ever or never end, is no file.
+    """Return a file's content. A pipe or a device, which could block for ever or never end, is no file.
 
     Raises:
         OSError: it cannot be read, or is not a regular file or a link to one.
@@ -103,7 +103,7 @@ def fsync_tree(root: Path) -> None:
 
 
 def link_files(files: Mapping[str, Path], folder: Path) -> None:
-    """Put files into a folder as hard links; those of another file system are copied.
+    """Put files into a folder as hard links. Those of another file system are copied.
 
     Args:
         files: path in the folder -> file.
@@ -119,7 +119,7 @@ def link_files(files: Mapping[str, Path], folder: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object] = shutil.copy2) -> None:
-    """Copy a folder and what is in it, links followed; the first failure ends it.
+    """Copy a folder and what is in it, links followed. The first failure ends it.
 
     `shutil.copytree` goes on, and then raises a list of failures that has no errno.
 
@@ -156,13 +156,13 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: 
     Args:
         path: the file to create or replace.
         data: its new content.
-        staging: a directory on the same file system for the temporary file; `None` puts it beside
-            `path`. Triton reads a model's folder, so nothing temporary may lie there.
+        staging: a directory on the same file system for the temporary file. `None` puts it beside `path`. Triton reads
+            a model's folder, so nothing temporary may be there.
 
-        mode: its permissions; `None` keeps those of the old content, and takes 0644 for a new file.
+        mode: its permissions. `None` keeps those of the old content, and takes 0644 for a new file.
 
     Raises:
-        OSError: the disk is full, read-only, ...; `path` is then as it was and nothing is left over.
+        OSError: the disk is full, read-only, .... `path` is then as it was and nothing is left over.
     """
     folder = path.parent if staging is None else staging
     temporary = folder / f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
@@ -215,7 +215,7 @@ def file_lock(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
     The kernel drops the lock when its holder dies, however it dies.
 
     Args:
-        path: the lock's file; its folder must exist.
+        path: the lock's file. Its folder must exist.
         timeout_s: how long to wait for another holder.
 
     Raises:
@@ -243,7 +243,7 @@ def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
 
 
 def take_lock(descriptor: int) -> bool:
-    """Take an exclusive lock on an open file without waiting; `False`: another process holds it.
+    """Take an exclusive lock on an open file without waiting. `False`: another process holds it.
 
     Raises:
         OSError: the file system has no locks.
@@ -259,7 +259,7 @@ def take_lock(descriptor: int) -> bool:
 def kept_folder(content: str, *, timeout_s: float = 600.0) -> Iterator[Path]:
     """Give a folder to fetch something into, which stays when the block fails, so that the next attempt goes on.
 
-    It lies in the user's cache under a name made of the content, and is used by one process at a time.
+    It is in the user's cache under a name made of the content, and is used by one process at a time.
 
     Args:
         content: what is fetched.
@@ -296,13 +296,13 @@ def _forget_old(base: Path) -> None:
 
 @contextlib.contextmanager
 def work_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
-    """Give an empty folder for as long as the block lasts; first remove what killed processes left of the kind.
+    """Give an empty folder for as long as the block lasts. First remove what killed processes left of the kind.
 
     Its owner holds a lock on it, which the kernel drops when the owner dies: a folder that can be locked is nobody's.
 
     Args:
         prefix: of its name.
-        folder: where it is made; `None`: where the system keeps temporary files. `prefix` then begins with
+        folder: where it is made. `None`: where the system keeps temporary files. `prefix` then begins with
             "repo-manager-", and what any command of ours has left there is removed.
 
     Raises:
@@ -344,7 +344,7 @@ def _locked_folder(root: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _lock_folder(path: Path) -> int:
-    """Open and lock a folder; where the file system has no such locks it is only opened.
+    """Open and lock a folder. Where the file system has no such locks it is only opened.
 
     Raises:
         BlockingIOError: another process holds it.

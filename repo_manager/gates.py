@@ -39,8 +39,8 @@ class Unit:
     """One kind of number.
 
     Attributes:
-        sizes: each accepted spelling, in lower case, and its size in the base unit; an empty spelling is no unit.
-        shown: spellings for display with their sizes, largest first; a number takes the first that it reaches.
+        sizes: each accepted spelling, in lower case, and its size in the base unit. An empty spelling is no unit.
+        shown: spellings for display with their sizes, largest first. A number takes the first that it reaches.
     """
 
     sizes: Mapping[str, float]
@@ -68,7 +68,7 @@ SHARE = Unit({"%": 0.01, "": 1.0}, (("%", 0.01),))
 ENERGY = Unit({"j": 1.0, "mj": 1e-3, "": 1.0}, (("J", 1.0),))
 """Joules an inference."""
 RATIO = Unit({"": 1.0}, (("", 1.0),))
-"""A number without a unit; gates do not take it."""
+"""A number without a unit. Gates do not take it."""
 FACTOR = Unit({"x": 1.0}, (("x of the old version's", 1.0),))
 """A multiple of the old version's number."""
 
@@ -92,10 +92,10 @@ class Gate:
     Attributes:
         text: as it was given.
         metric: `p99`, `throughput`, `errors`, `drift`, ...
-        below: whether the number has to be below the limit (else above).
+        below: whether the number must be below the limit (else above).
         limit: in the base unit of the metric, or with `relative` a factor of the old version's number.
         relative: whether the limit is a factor.
-        level: only at this load level; `None`: at every one.
+        level: only at this load level. `None`: at every one.
     """
 
     text: str
@@ -112,7 +112,7 @@ class Subject:
 
     Attributes:
         unit: of the limit.
-        side: the only sense that the gate may have, `<` or `>`; `None` allows both.
+        side: the only sense that the gate may have, `<` or `>`. `None` allows both.
         has_factor: whether the limit may also be a multiple of the old version's number (`1.2x`).
         is_share: whether a limit above 1 is a mistake.
     """
@@ -173,7 +173,7 @@ class Grammar:
         )
 
     def parse_all(self, text: str) -> tuple[Gate, ...]:
-        """Parse gates separated by commas; empty parts are left out.
+        """Parse gates separated by commas. Empty parts are left out.
 
         Raises:
             UsageError: as `parse`.
@@ -201,14 +201,14 @@ class GateResult:
 
     Attributes:
         gate: as it was given.
-        level: of a load test, the load level; of a trial, what was watched: `shadow` (mirrored requests) or `traffic`
+        level: of a load test, the load level. Of a trial, what was watched: `shadow` (mirrored requests) or `traffic`
             (the server's counters).
         outcome: how it stands.
         reason: the numbers, in words.
-        value: the measured number, in the gate's unit; `None` when it was not reported. Trials give words alone.
+        value: the measured number, in the gate's unit. `None` when it was not reported. Trials give words alone.
         interval: around it.
-        needed_s: seconds of measuring that would probably decide an inconclusive gate; `None`: more do not help.
-        needed_requests: likewise for a trial, those seen included; `None`: no number would, or unknown.
+        needed_s: seconds of measuring that would probably decide an inconclusive gate. `None`: more do not help.
+        needed_requests: likewise for a trial, those seen included. `None`: no number would, or unknown.
     """
 
     gate: str
@@ -268,7 +268,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 def growth_needed(value: float, interval: Interval, limit: float, *, power: float = 2.0) -> float | None:
-    """Estimate how many times the observations would decide, if the number stays what it is; `None`: none would.
+    """Estimate how many times the observations would decide, if the number stays what it is. `None`: none would.
 
     Args:
         value: the number.
@@ -283,7 +283,7 @@ def growth_needed(value: float, interval: Interval, limit: float, *, power: floa
 
 
 def combine_verdicts(verdicts: Iterable[Verdict | None]) -> Verdict | None:
-    """Return one verdict of several on the same levels: every gate, the worst outcome; `None` of none.
+    """Return one verdict of several on the same levels: every gate, the worst outcome. `None` of none.
 
     A level holds when it does in each of them.
     """

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _DISTRIBUTION = "triton-repo-manager"
-"""What pip installs; `repo-manager` in the Python package index is somebody else's project."""
+"""What pip installs. `repo-manager` in the Python package index is another process's project."""
 
 _PIP_TIMEOUT_S = 600
 
@@ -47,12 +47,12 @@ _EXTRA_OF_MODULE = {
 
 
 def is_installed(module: str) -> bool:
-    """Say whether a top-level module can be found, without importing it."""
+    """Return whether a top-level module can be found, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
 def installed_version(package: str) -> str | None:
-    """Return an installed package's version, without importing it; `None` when it is not installed."""
+    """Return an installed package's version, without importing it, or `None` when it is not installed."""
     metadata = importlib.import_module("importlib.metadata")  # A short command asks for no version, and saves it.
     try:
         return str(metadata.version(package))
@@ -94,8 +94,8 @@ def require(module: str) -> ModuleType:
         module: dotted name, for instance `tensorrt_rtx`.
 
     Raises:
-        MissingDependencyError: it is not installed, or its own libraries are missing; the message
-            names the extra to install.
+        MissingDependencyError: it is not installed, or its own libraries are missing. The message names the extra to
+            install.
     """
     top_level = module.partition(".")[0]
     extra = _EXTRA_OF_MODULE.get(top_level)
@@ -109,8 +109,8 @@ def require(module: str) -> ModuleType:
 def deferred(module: str) -> Any:
     """Return a module that is imported when something of it is first used.
 
-    It stands at the top of a file in place of the import of a heavy package that few of the file's functions need, so
-    that commands which call none of these start quickly. A type checker gets the ordinary import:
+    It is at the top of a file in place of the import of a heavy package that few of the file's functions need, so that
+    commands which call none of these start quickly. A type checker gets the ordinary import:
 
         if TYPE_CHECKING:
             import numpy as np
@@ -118,13 +118,13 @@ def deferred(module: str) -> Any:
             np = deferred("numpy")
 
     Args:
-        module: dotted name; one of ours only where a short command would import heavy packages through it.
+        module: dotted name. One of ours only where a short command would import heavy packages through it.
     """
     return _Deferred(module)
 
 
 class _Deferred:
-    """Stands for a module; each attribute is the module's, kept once it has been asked for."""
+    """Represents a module. Each attribute is the module's, kept once it has been asked for."""
 
     def __init__(self, module: str) -> None:
         self.__module = module
@@ -136,7 +136,7 @@ class _Deferred:
 
 
 def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str | None = None) -> Path:
-    """Fetch one wheel by pip, without what it depends on; nothing is installed.
+    """Fetch one wheel by pip, without what it depends on. Nothing is installed.
 
     Args:
         requirement: for instance `tritonclient==2.50.0`.
@@ -145,7 +145,7 @@ def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str |
         hint: the next step when it cannot be had.
 
     Raises:
-        MissingDependencyError: pip cannot fetch it; with pip's words.
+        MissingDependencyError: pip cannot fetch it. With pip's words.
     """
     target = folder / requirement
     command = [

@@ -1,8 +1,8 @@
 """The user's file and environment, validated. Only the command line and the pipeline read it.
 
 Order, later wins: the defaults below, the file (`$REPO_MANAGER_SETTINGS`, else
-`$XDG_CONFIG_HOME/repo-manager/settings.yaml`), then `REPO_MANAGER_<FIELD>` in the environment; an
-option on the command line wins over all.
+`$XDG_CONFIG_HOME/repo-manager/settings.yaml`), then `REPO_MANAGER_<FIELD>` in the environment. An option on the
+command line wins over all.
 
 A context is a named set of settings in the file, for one of several repositories with its servers:
 
@@ -40,11 +40,11 @@ class Settings:
     repository: str = "model_repository"
     """The model repository that commands work on: a folder, or a URL as Triton takes it."""
     server: str | None = None
-    """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`); none: the embedded server."""
+    """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`). None: the embedded server."""
     backend: str | None = None
-    """What `add` takes without `--backend`; none: `auto`."""
+    """What `add` takes without `--backend`. None: `auto`."""
     tls_ca: Path | None = None
-    """PEM file with the authorities that servers' certificates are checked against; none: the system's."""
+    """PEM file with the authorities that servers' certificates are checked against. None: the system's."""
     tls_cert: Path | None = None
     """PEM file with this client's certificate, for mutual TLS."""
     tls_key: Path | None = None
@@ -58,17 +58,19 @@ class Settings:
     token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
     """The bearer token itself (`REPO_MANAGER_TOKEN`)."""
     grafana: str | None = None
-    """Grafana's URL (`https://host`): roll-outs become annotations there; none: they do not."""
+    """Grafana's URL (`https://host`): roll-outs become annotations there. None: they do not."""
     grafana_token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
     """A token of Grafana that may write annotations (`REPO_MANAGER_GRAFANA_TOKEN`)."""
     code_modules: tuple[str, ...] = ()
-    """Modules whose functions `apply` may call as calibration data without `--allow-code`, and those below them; from
-    the environment, never the current folder."""
+    """Modules whose functions `apply` may call as calibration data without `--allow-code`, and those below them. From
+    the environment, never the current folder.
+    """
     signed_by: tuple[Path, ...] = ()
     """The policy: when not empty, `deploy` refuses versions that none of these public keys (or root certificates)
-    vouches for, and `verify` checks it. In the environment separated by `:`; in the file a list, relative to it."""
+    vouches for, and `verify` checks it. In the environment separated by `:`. In the file a list, relative to it.
+    """
     context: str | None = None
-    """The context that these settings are of; none: no context."""
+    """The context that these settings are of. None: no context."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Context:
 
     Attributes:
         name: its name.
-        repository: its repository; `None`: the one outside the contexts.
-        server: its servers; `None` likewise.
+        repository: its repository. `None`: the one outside the contexts.
+        server: its servers. `None` likewise.
         protected: changes need it to be named in the command.
     """
 
@@ -93,7 +95,7 @@ _CHOSEN: list[str | None] = [None]
 
 
 def use_context(name: str | None) -> None:
-    """Take a context in this process, whatever the environment says; `None` leaves it to environment and file."""
+    """Take a context in this process, whatever the environment says. `None` leaves it to environment and file."""
     _CHOSEN[0] = name
 
 
@@ -116,7 +118,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         environment: `None` takes the process's own.
 
     Raises:
-        UsageError: the file is no YAML mapping, or a value does not fit; every problem is listed.
+        UsageError: the file is no YAML mapping, or a value does not fit. Every problem is listed.
     """
     environment = os.environ if environment is None else environment
     path = settings_path(environment)
@@ -213,7 +215,9 @@ def _validated(values: Mapping[str, object], sources: Mapping[str, str], path: P
 
 
 def _of_texts(values: Mapping[str, object]) -> Settings | None:
-    """Return the settings when all values are texts, as the environment's are; `None` when there is more to check."""
+    """Return the settings when all values are texts, as the environment's are, or `None` when there is more to
+    check.
+    """
     types = {field.name: str(field.type) for field in dataclasses.fields(Settings)}
     taken: dict[str, Any] = {}
     for name, value in values.items():

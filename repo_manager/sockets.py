@@ -1,7 +1,7 @@
 """Connections with one deadline over everything that is done on them, and a limit on what they bring.
 
-A socket's own time limit counts anew with each piece that arrives, so a peer that sends a byte a second never exceeds
-it. Here every wait gets the time that is left.
+A socket's own time limit restarts with each piece that arrives, so a peer that sends a byte a second never exceeds it.
+Here every wait gets the time left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AnswerTooLargeError(OSError):
 
 
 class Timer:
-    """The moment until which everything together has to be done."""
+    """The moment until which everything together must be done."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -50,7 +50,7 @@ class Timer:
 
 
 class Deputies:
-    """Threads that make calls which no deadline ends; one that is late is left behind.
+    """Threads that make calls which no deadline ends. One that is late is left behind.
 
     The look-up of a name takes no deadline, and gRPC keeps none while a peer floods it with frames. Waiting for a
     thread costs about 20 us a call.
@@ -63,8 +63,8 @@ class Deputies:
         """Call, and return what the call returns.
 
         Raises:
-            TimeoutError: it did not return in time; its thread goes on, and nobody hears of it any more.
-            Exception: whatever the call raises.
+            TimeoutError: it did not return in time. Its thread goes on, and nobody hears of it any more.
+            Exception: any exception of the call.
         """
         try:
             deputy = self._idle.pop()
@@ -125,7 +125,7 @@ def resolve(host: str, port: int, timer: Timer) -> list[Address]:
     The system's resolver takes no deadline, so names are looked up in a thread that is left behind when it is late.
 
     Raises:
-        OSError: it has none; TimeoutError: not in time.
+        OSError: it has none. TimeoutError: not in time.
     """
 
     def look_up() -> list[Address]:
@@ -147,7 +147,7 @@ def connect(host: str, port: int, timer: Timer) -> socket.socket:
     """Connect to the first address of a host that takes a connection.
 
     Raises:
-        OSError: none does; TimeoutError: not in time.
+        OSError: none does. TimeoutError: not in time.
     """
     last: OSError | None = None
     for family, address in resolve(host, port, timer):
@@ -171,7 +171,7 @@ class TimedSocket:
     """A connected socket as `http.client` uses one, with one deadline and one limit for each exchange.
 
     Args:
-        sock: it; encrypted or not.
+        sock: it. Encrypted or not.
     """
 
     def __init__(self, sock: socket.socket | ssl.SSLSocket) -> None:
@@ -180,7 +180,7 @@ class TimedSocket:
         self._room = 0
 
     def begin(self, timer: Timer) -> None:
-        """Begin an exchange; nothing is read before `allow` says how much."""
+        """Begin an exchange. Nothing is read before `allow` says how much."""
         self._timer, self._room = timer, 0
 
     def allow(self, size_bytes: int) -> None:
@@ -204,11 +204,11 @@ class TimedSocket:
         return io.BufferedReader(_TimedFile(self, self._sock.makefile("rb", buffering=0)))
 
     def close(self) -> None:
-        """Close it; a file that reads from it reads on."""
+        """Close it. A file that reads from it reads on."""
         self._sock.close()
 
     def before_read(self) -> None:
-        """Give the next read the time that is left.
+        """Give the next read the time left.
 
         Raises:
             TimeoutError: none is.

@@ -18,7 +18,7 @@ class Summarized:
     """
 
     def _summary(self) -> Mapping[str, Any]:
-        """Return name -> fact, the most important first; `None` is left out."""
+        """Return name -> fact, the most important first. `None` is left out."""
         raise NotImplementedError
 
     def _facts(self) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """TLS for every client: which files it trusts and shows, and the contexts that are made of them.
 
-It stands below the packages because every load worker reads it and has to stay small: it imports no gRPC.
+It stands below the packages because every load worker reads it and must stay small: it imports no gRPC.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TlsFiles:
     """What an encrypted connection trusts and shows. Files, not a context, so that it can be sent to a worker.
 
     Attributes:
-        root_certificates: PEM file with the authorities to trust; `None` takes the system's.
+        root_certificates: PEM file with the authorities to trust. `None` takes the system's.
         client_certificate: PEM file, for mutual TLS.
         client_key: PEM file, for mutual TLS.
         server_name: the name that the server's certificate must have when it is not the URL's host.
@@ -46,7 +46,7 @@ def tls_context(files: TlsFiles, protocol: str | None = None) -> ssl.SSLContext:
 
     Args:
         files: what to trust and show.
-        protocol: `grpc` or `http`; `None` offers none.
+        protocol: `grpc` or `http`. `None` offers none.
 
     Raises:
         UsageError: a file cannot be read or is no certificate or key.
@@ -80,7 +80,7 @@ def grpc_pem(files: TlsFiles) -> dict[str, bytes | None]:
 
 
 def speaks_tls(host: str, port: int, *, timeout_s: float = 1.0) -> bool:
-    """Ask a port, on a connection of its own, whether it answers in TLS; its certificate does not matter.
+    """Ask a port, on a connection of its own, whether it answers in TLS. Its certificate does not matter.
 
     Args:
         host: name or address.

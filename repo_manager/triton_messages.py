@@ -22,7 +22,7 @@ _NAME = "tritonclient.grpc.model_config_pb2"
 
 
 def is_repeated(descriptor: object) -> bool:
-    """Say whether a field of any message, of `onnx` as well, may have several values."""
+    """Return whether a field of any message, of `onnx` as well, may have several values."""
     repeated = getattr(descriptor, "is_repeated", None)  # protobuf 6.31 on; `label` is deprecated there
     return bool(repeated) if repeated is not None else getattr(descriptor, "label", None) == 3
 

@@ -30,22 +30,22 @@ class _Scalar(Protocol):
 
 @runtime_checkable
 class _Place(Protocol):
-    """A place that is no path, a repository in object storage: its text stands for it."""
+    """A place that is no path, a repository in object storage: its text represents it."""
 
     def location_text(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionFacts:
-    """What follows from a precision; docs/precision.md says why these numbers.
+    """What follows from a precision. docs/precision.md says why these numbers.
 
     Attributes:
         max_drift: largest relative error of an output against the source, where none is asked for.
         min_top1: smallest share of samples with the same top class, on calibration data. One sample may always differ.
         tolerance: how far a served output may be from ONNX Runtime's, relative to its largest magnitude. The same
-            kernels give the same numbers; other hardware, another batch and another engine round differently, by about
+            kernels give the same numbers. Other hardware, another batch and another engine round differently, by about
             the precision's own step times the depth of a network.
-        low: the 16-bit type that values are stored and computed in; `None`: float32 stays.
+        low: the 16-bit type that values are stored and computed in. `None`: float32 stays.
         quantizes: whether INT8 is part of it.
     """
 
@@ -99,7 +99,7 @@ class TensorSpec:
         name: the tensor's name in the graph.
         dtype: NumPy's name of the element type (`float32`, `int64`, `bool`, ...), plus `bfloat16`
             and `string`.
-        shape: one `Dim` per axis, batch axis included; `None` when the graph does not state the rank.
+        shape: one `Dim` per axis, batch axis included. `None` when the graph does not state the rank.
     """
 
     name: str
@@ -120,7 +120,7 @@ _FIELDS: dict[type, tuple[str, ...] | None] = {}
 
 
 def _json_fields(kind: type) -> tuple[str, ...] | None:
-    """Names of a dataclass's fields that its JSON form has; `None` for another type. A listing asks 100,000 times."""
+    """Names of a dataclass's fields that its JSON form has. `None` for another type. A listing asks 100,000 times."""
     if kind not in _FIELDS:
         special = issubclass(kind, (enum.Enum, os.PathLike, _Place, _Scalar))
         plain = dataclasses.is_dataclass(kind) and not special

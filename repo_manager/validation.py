@@ -21,7 +21,7 @@ E = TypeVar("E", bound=enum.Enum)
 
 
 class _Misfit(Exception):  # noqa: N818 - it never leaves this module
-    """A value does not fit a type; the text says what was expected."""
+    """A value does not fit a type. The text says what was expected."""
 
 
 def choice(kind: type[E], value: E | str, what: str) -> E:
@@ -33,7 +33,7 @@ def choice(kind: type[E], value: E | str, what: str) -> E:
         what: the option, for the message.
 
     Raises:
-        UsageError: no member has that value; the message lists them.
+        UsageError: no member has that value. The message lists them.
     """
     try:
         return typing.cast(E, _member(kind, value))
@@ -42,7 +42,7 @@ def choice(kind: type[E], value: E | str, what: str) -> E:
 
 
 def check_range(what: str, value: float | None, *, least: float = 0.0, most: float = float("inf")) -> None:
-    """See that a number is within its limits, both included; `None` is.
+    """Check that a number is within its limits, both included. `None` is.
 
     Raises:
         UsageError: it is not, or is not a number (NaN).
@@ -59,7 +59,7 @@ def check_fields(options: Any) -> None:
     likewise; a list becomes a tuple; a number of NumPy's becomes Python's. Fields of other types must be instances.
 
     Raises:
-        UsageError: a value fits its field's type in no way; the message names class and field, and lists the choices.
+        UsageError: a value fits its field's type in no way. The message names class and field, and lists the choices.
     """
     kind = type(options)
     for name, hint in _hints(kind).items():
@@ -78,7 +78,7 @@ _HINTS: dict[type, dict[str, Any]] = {}
 
 
 def _hints(kind: type) -> dict[str, Any]:
-    """Return field -> type; `Any` for a type that its module imports for type checkers only."""
+    """Return field -> type. `Any` for a type that its module imports for type checkers only."""
     if kind in _HINTS:
         return _HINTS[kind]
     hints: dict[str, Any] = {}
@@ -177,7 +177,7 @@ def _plain(kind: Any, value: Any) -> Any:
 
 
 def _number(kind: type[int] | type[float], value: Any) -> Any:
-    """Return a number as it is; one of NumPy's as Python's. A truth value is none."""
+    """Return a number as it is. One of NumPy's as Python's. A truth value is none."""
     is_one = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     if not is_one:
         raise _Misfit("a whole number" if kind is int else "a number")

@@ -53,8 +53,8 @@ _DOCUMENTS: Mapping[str, tuple[_Form, ...]] = {
     "calibrate": (_Form("`calibrate make`", {"": "make_calibration"}),),
     "convert": (_Form("", {"": "convert"}),),
     "add": (
-        _Form("an ONNX file that is converted", {"": "add"}),
-        _Form("files that are published as they are", {"": "add_files"}),
+        _Form("a converted ONNX file", {"": "add"}),
+        _Form("files published unchanged", {"": "add_files"}),
         _Form("`--preprocess`", {"": "add_with_images"}),
     ),
     "ensemble": (_Form("", {"": "make_ensemble"}),),

@@ -39,14 +39,14 @@ _FORMS = "FILE.npz:LABELS, FILE.npz:LABELS:OUTPUT, or module:function"
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyOptions:
-    """Held-out data, and what a model has to reach on it.
+    """Held-out data, and what a model must reach on it.
 
     Attributes:
         data: `FILE.npz:LABELS`, an array for each input and one of class numbers; `FILE.npz:LABELS:OUTPUT` for a model
             with several outputs; or `module:function`, called with a function that runs the model (input name -> array
             to output name -> array), which returns a number, or one for each sample; higher is better.
-        min_accuracy: the smallest score that is accepted; `None` for none.
-        max_drop: the largest drop below the source's score that is accepted; `None` for none.
+        min_accuracy: the smallest score accepted. `None` for none.
+        max_drop: the largest drop below the source's score accepted. `None` for none.
     """
 
     data: str
@@ -65,7 +65,7 @@ class Evaluator:
 
     Attributes:
         source: where the data came from, or the function.
-        digest: of the data; `None` for a function.
+        digest: of the data. `None` for a function.
         metric: what a score is.
     """
 
@@ -78,7 +78,7 @@ class Evaluator:
         """Run a model on the data, by ONNX Runtime on the CPU.
 
         Args:
-            model: a loaded model, or an ONNX file; float16 inputs get float16 where the data are float32.
+            model: a loaded model, or an ONNX file. float16 inputs get float16 where the data are float32.
             optimize: `False` runs the graph as it is written: INT8 is then the same on every CPU.
 
         Raises:
@@ -141,11 +141,11 @@ class AccuracyGate:
         )
 
     def save(self, proto: onnx.ModelProto, path: Path, *, external: bool | None = None, keep: bool = True) -> Accuracy:
-        """Write a model that was made of the source, if it is good enough; otherwise nothing.
+        """Write a model that was made of the source, if it is good enough. Otherwise nothing.
 
         Args:
             proto: the model.
-            path: where to write; its folder must exist.
+            path: where to write. Its folder must exist.
             external: see `save_model`.
             keep: `False` scores it only.
 
@@ -174,7 +174,7 @@ def load_evaluator(data: StrPath, signature: Signature, *, model: Model | None =
         data: see `AccuracyOptions`. A function is imported from the current folder or the environment, and so runs
             code: a caller that read its name from a file asks the user first.
         signature: of the models.
-        model: one of them. Where its first axis is a batch axis, samples run together; `None`: one at a time.
+        model: one of them. Where its first axis is a batch axis, samples run together. `None`: one at a time.
 
     Raises:
         UsageError: it has another form.
@@ -243,7 +243,7 @@ def _chosen_output(output: str, labels: str, signature: Signature) -> str:
 
 
 def _answers(run: Run, samples: CalibrationData, output: str, together: int) -> Iterator[Array]:
-    """Yield an output's answer to each sample; up to so many samples of the same shapes run together."""
+    """Yield an output's answer to each sample. Up to so many samples of the same shapes run together."""
     waiting: list[dict[str, Array]] = []
     for sample in samples.batches():
         if waiting and (len(waiting) == together or _shapes(sample) != _shapes(waiting[0])):
@@ -279,7 +279,7 @@ def _rows(answer: Array, rows: int, where: str) -> Array:
 
 
 def _called(text: str, run: Run) -> Score:
-    """Call `module:function`; this runs the user's code, as asked.
+    """Call `module:function`. This runs the user's code, as asked.
 
     Raises:
         CalibrationError: it cannot be imported.

@@ -1,6 +1,6 @@
 """Compare a model's output with labels: classes, classes at each position, or one probability.
 
-It stands apart from `evaluate.py` because it knows arrays only: no model, no file.
+It is separate from `evaluate.py` because it knows arrays only: no model, no file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HINT = "Labels are class numbers, [samples] or [samples, positions]; for anythi
 
 
 def labels_of(array: Array, where: str) -> NDArray[np.int64]:
-    """Return labels as class numbers; rows of one 1 among zeros as the number of the 1.
+    """Return labels as class numbers. Rows of one 1 among zeros as the number of the 1.
 
     Raises:
         InputError: they are no class numbers.
@@ -34,7 +34,7 @@ def labels_of(array: Array, where: str) -> NDArray[np.int64]:
 
 
 def correct_answers(output: Array, labels: NDArray[np.int64], where: str) -> NDArray[np.bool_]:
-    """Return for each label whether the output has it; a label below 0 is left out, as frameworks ignore it.
+    """Return for each label whether the output has it. A label below 0 is left out, as frameworks ignore it.
 
     Args:
         output: class scores `[rows, classes, ...]` or `[rows, ..., classes]`; class numbers of the labels' shape; or

@@ -1,1 +1,1 @@
-"""The command line: one module a noun; parse, call, render."""
+"""The command line: one module a noun. Parse, call, render."""

@@ -56,15 +56,15 @@ BackendName = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class MainFlags:
-    """What is published, for which backend."""
+    """The model to publish, and its backend."""
 
     precision: Precision = option(
         "--precision", "-p", sets=(AddOptions, "precision"), help="Compute precision of the version."
     )
     backend: BackendName | None = option(
         "--backend",
-        help="What serves it: one of the first four for an ONNX file that is converted; --config names any other "
-        "[default: the settings' backend, else auto; of other files what they say].",
+        help="Triton backend. For a converted ONNX file: one of the first four. --config names any other [default: "
+        "the settings' backend, else auto; for other files the one they name].",
     )
     sparsity: SparsityMode = option(
         "--sparsity", sets=(AddOptions, "sparsity"), help="Weights that are not 2:4: fail, report, or prune them."
@@ -79,44 +79,48 @@ class MainFlags:
     preprocess: Path | None = option(
         "--preprocess",
         metavar="FILE.yaml",
-        help="Also publish a model that makes the input of images as this calibration.yaml says, and both as one.",
+        help="Also publish a model that preprocesses images as this calibration.yaml says, and an ensemble of both.",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
     html: Path | None = option("--html", metavar="FILE", help="Also write the version's card as an HTML page.")
-    dry_run: bool = option("--dry-run", sets=(AddOptions, "dry_run"), help="Say what would be done; change nothing.")
+    dry_run: bool = option(
+        "--dry-run", sets=(AddOptions, "dry_run"), help="Show the planned changes without making them."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ServingFlags:
-    """What config.pbtxt says beyond what the model decides."""
+    """Fields of config.pbtxt that do not follow from the model."""
 
     PANEL: ClassVar[str] = "Configuration"
     max_batch_size: int | None = option(
         "--max-batch-size",
         sets=(ConfigOptions, "max_batch_size"),
         min=0,
-        help="0: no batching [default: 8 if the model has a batch axis].",
+        help="Largest batch; 0: no batching [default: 8 if the model has a batch axis].",
     )
     instances: int | None = option(
         "--instances", sets=(ConfigOptions, "instance_count"), min=1, help="Copies of the model to run."
     )
     instance_kind: InstanceKind = option(
-        "--instance-kind", sets=(ConfigOptions, "instance_kind"), help="Where the copies run."
+        "--instance-kind", sets=(ConfigOptions, "instance_kind"), help="Device of the copies."
     )
     queue_delay_us: int = option(
         "--queue-delay-us",
         sets=(ConfigOptions, "max_queue_delay_us"),
         min=0,
-        help="How long a request may wait to be batched.",
+        help="How long a request may wait for a batch to fill.",
     )
     labels: list[str] | None = option(
         "--labels",
         metavar="OUTPUT=FILE",
         sets=(ConfigOptions, "labels"),
         read=lambda texts: _read_labels(texts),
-        help="Class names of an output, one a line (may be given often).",
+        help="Class names of an output, one per line (may be given often).",
     )
-    warmup: bool = option("--warmup", sets=(ConfigOptions, "warmup"), help="Run a sample before the model is ready.")
+    warmup: bool = option(
+        "--warmup", sets=(ConfigOptions, "warmup"), help="Run a sample through the model before Triton calls it ready."
+    )
     fields: list[str] | None = option(
         "--set",
         metavar="FIELD=VALUE",
@@ -128,26 +132,27 @@ class ServingFlags:
 
 @dataclasses.dataclass(frozen=True)
 class FilesFlags:
-    """What is published as it is."""
+    """Files to publish unchanged."""
 
     PANEL: ClassVar[str] = "Folders and other files"
     config: Path | None = option(
         "--config",
         metavar="FILE",
         sets=(FilesOptions, "config"),
-        help="The config.pbtxt; an ONNX file is then published as it is, too [default: the folder's, the model's].",
+        help="The config.pbtxt. With it, an ONNX file is published unchanged [default: the folder's, the model's].",
     )
     sample: Path | None = option(
         "--sample",
         metavar="FILE",
         sets=(FilesOptions, "sample"),
-        help="Requests (.npz, .npy, .json, .jsonl) that the version is run on here, and that prove every deploy.",
+        help="Requests (.npz, .npy, .json, .jsonl). The version is run on them here, and every deploy checks their "
+        "answers.",
     )
     uses: list[str] | None = option(
         "--uses",
         metavar="NAME",
         sets=(FilesOptions, "uses"),
-        help="A model that its code asks (BLS); it is kept and deployed with it (may be given often).",
+        help="A model that its code calls (BLS). It is kept and deployed with this one (may be given often).",
     )
 
 
@@ -155,7 +160,7 @@ class FilesFlags:
 class AddFlags(
     AcceleratorFlags, KindFlags, EngineFlags, FilesFlags, ServingFlags, AccuracyFlags, ConversionFlags, MainFlags
 ):
-    """Everything that decides what is published (the last base's options come first in the help)."""
+    """All options that decide the result (the last base's options come first in the help)."""
 
     def add_options(self) -> AddOptions:
         """Return the library's options.
@@ -176,7 +181,7 @@ class AddFlags(
         )
 
     def files_options(self, path: Path, runtime: RuntimeFlags) -> FilesOptions:
-        """Return the library's options for what is published as it is.
+        """Return the library's options for files to publish unchanged.
 
         Raises:
             UsageError: an option of the conversion was given.
@@ -209,8 +214,9 @@ def add_command(
         str,
         typer.Argument(
             metavar="MODEL.onnx|FILE|FOLDER|URL",
-            help="An ONNX file; or what is published as it is: a plan, TorchScript, a folder with model.py, ...; here, "
-            "or by s3://, gs://, as://, https://, models:/NAME/VERSION or runs:/RUN/PATH of MLflow.",
+            help="An ONNX file, or a file or folder to publish unchanged: a plan, TorchScript, a folder with "
+            "model.py, ... A local path, or s3://, gs://, as://, https://, models:/NAME/VERSION or runs:/RUN/PATH of "
+            "MLflow.",
             show_default=False,
         ),
     ],
@@ -226,7 +232,7 @@ def add_command(
 ) -> None:
     """Convert, check and publish a model as a new version. No server serves it until `deploy`.
 
-    A folder, or a file that is no ONNX file, is published as it is, with its config.pbtxt, for any backend of Triton's.
+    A folder, or a file other than an ONNX file, is published as it is, with its config.pbtxt, for any Triton backend.
     """
     terminal = output.terminal()
     key, root = signing_key(flags.sign), place.root()
@@ -242,7 +248,7 @@ def add_command(
 
 
 def _add_converted(terminal: Terminal, source: Source, name: str, place: RepositoryFlag, flags: AddFlags) -> None:
-    """Run `add` for an ONNX file that is converted."""
+    """Run `add` for an ONNX file converted."""
     key, root = signing_key(flags.sign), place.root()
     options = flags.add_options()
     check_outputs(flags.html)
@@ -275,29 +281,30 @@ class EnsembleFlags:
         "--map",
         metavar="SOURCE=TARGET",
         sets=(EnsembleOptions, "maps"),
-        help="What an input takes: OUTPUT=INPUT or MODEL.OUTPUT=MODEL.INPUT; input:NAME=MODEL.INPUT makes it an input "
+        help="Source of an input: OUTPUT=INPUT or MODEL.OUTPUT=MODEL.INPUT. input:NAME=MODEL.INPUT makes it an input "
         "of the ensemble (may be given often).",
     )
     outputs: list[str] | None = option(
         "--output",
         metavar="[MODEL.]OUTPUT",
         sets=(EnsembleOptions, "outputs"),
-        help="An output that the ensemble returns (may be given often) [default: what no later model takes].",
+        help="An output that the ensemble returns (may be given often) [default: every output that no later model "
+        "takes].",
     )
     pin: bool = option(
         "--pin/--no-pin",
         sets=(EnsembleOptions, "pin"),
-        help="Ask for each model's version by number, so that a new one is not taken by itself.",
+        help="Pin each model's version, so that the ensemble does not follow new versions.",
     )
     sample: Path | None = option(
         "--sample",
         metavar="FILE",
         sets=(EnsembleOptions, "sample"),
-        help="Requests (.npz, .npy, .json, .jsonl) that prove every deploy [default: the first model's].",
+        help="Requests (.npz, .npy, .json, .jsonl) whose answers every deploy checks [default: the first model's].",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
     dry_run: bool = option(
-        "--dry-run", sets=(EnsembleOptions, "dry_run"), help="Say what would be done; change nothing."
+        "--dry-run", sets=(EnsembleOptions, "dry_run"), help="Show the planned changes without making them."
     )
 
 
@@ -309,7 +316,7 @@ def ensemble_command(
         list[str],
         typer.Argument(
             metavar="MODEL[:VERSION]...",
-            help="Its models, in the order in which data flows; VERSION, a number or a tag, pins one.",
+            help="Its models, in the order of the data flow. VERSION, a number or a tag, pins one.",
             show_default=False,
             autocompletion=model_versions,
         ),
@@ -319,7 +326,7 @@ def ensemble_command(
     flags: EnsembleFlags,
     output: Output,
 ) -> None:
-    """Join published models to an ensemble: tensors are matched by name, type and dims.
+    """Join published models into an ensemble: tensors are matched by name, type and dims.
 
     The ensemble is run on the embedded server and recorded before it is published. No server serves it until `deploy`.
     """
@@ -339,7 +346,7 @@ def _sign(terminal: Terminal, root: Location, published: list[tuple[str, int]], 
 
 
 def _write_page(path: Path, added: Added, root: Location) -> None:
-    """Write the version's card with its layers; of a dry run, which publishes nothing, the layers alone."""
+    """Write the version's card with its layers. Of a dry run, which publishes nothing, the layers alone."""
     layers, pruned = added.engine.get("layers", ()), as_json(added.pruned)
     if added.published:
         (card,) = version_cards(root, f"{added.name}:{added.version}")

@@ -39,18 +39,16 @@ class ApplyFlags:
     """What is changed."""
 
     prune: bool = option("--prune", sets=(ApplyOptions, "prune"), help="Also remove what is not declared.")
-    check: bool = option(
-        "--check", default=False, help="Change nothing; exit code 8 when there is something to change."
-    )
-    dry_run: bool = option("--dry-run", default=False, help="Say what would be done; change nothing.")
+    check: bool = option("--check", default=False, help="Change nothing. Exit code 8 if there is something to change.")
+    dry_run: bool = option("--dry-run", default=False, help="Show the planned changes without making them.")
     allow_code: bool = option(
         "--allow-code",
         sets=(ApplyOptions, "allow_code"),
-        help="Call functions that the file names as calibration (module:function).",
+        help="Allow calls of functions that the file names as calibration (module:function).",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign each new version with this private key.")
     password_file: Path | None = option(
-        "--password-file", metavar="FILE", help="Its password [default: $REPO_MANAGER_KEY_PASSWORD]."
+        "--password-file", metavar="FILE", help="A file with the key's password [default: $REPO_MANAGER_KEY_PASSWORD]."
     )
 
     def apply_options(self, rollout: RolloutFlags) -> ApplyOptions:
@@ -72,9 +70,7 @@ class ApplyFlags:
 @app.command("apply")
 @grouped
 def apply_command(
-    file: Annotated[
-        Path, typer.Argument(metavar="repository.yaml", help="What the repository is to be; - for standard input.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="repository.yaml", help="The declared state; - for standard input.")],
     *,
     place: RepositoryFlag,
     flags: ApplyFlags,
@@ -82,10 +78,10 @@ def apply_command(
     output: Output,
     connection: Connection,
 ) -> None:
-    """Bring a repository and its servers to what a YAML file declares; a second run changes nothing.
+    """Bring a repository and its servers to what a YAML file declares. A second run changes nothing.
 
-    An unchanged source is recognised by its digest and is not converted again. A model that fails keeps what it had,
-    and the others are done all the same.
+    An unchanged source is recognised by its digest and is not converted again. A model that fails keeps its previous
+    state, and the other models are still done.
     """
     options = flags.apply_options(rollout)
     terminal = output.terminal()
@@ -123,7 +119,7 @@ def _show_plans(terminal: Terminal, plans: tuple[ModelPlan, ...], *, is_check: b
 
 
 def _urls(declaration: Declaration) -> list[str]:
-    """Return the servers that are named by their URL."""
+    """Return the servers named by their URL."""
     named = [*declaration.targets, *(target for model in declaration.models.values() for target in model.targets or ())]
     return [url for url in named if url.startswith(("grpc", "http"))]
 
@@ -143,15 +139,14 @@ def _servers(root: Location, base: Path, options: ClientOptions, timeout_s: floa
 def export_command(
     file: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="repository.yaml", help="Where to write; without it to stdout."),
+        typer.Option("--output", "-o", metavar="repository.yaml", help="Where to write \\[default: stdout]."),
     ] = None,
     sources: Annotated[
         list[Path] | None,
         typer.Option(
             "--sources",
             metavar="DIR",
-            help="Where the ONNX files and calibration data are that the models were made from, found by digest (may "
-            "be given often).",
+            help="Folder with the ONNX files and calibration data of the models, found by digest (may be given often).",
         ),
     ] = None,
     *,
@@ -160,7 +155,7 @@ def export_command(
 ) -> None:
     """Write a repository as the YAML file that `apply` takes: applying it changes nothing.
 
-    With the sources beside the file, or in --sources, applying it to an empty repository builds the models anew.
+    With the sources beside the file, or in --sources, applying it to an empty repository rebuilds the models.
     """
     terminal = output.terminal()
     if file is not None and file.exists():
@@ -169,7 +164,7 @@ def export_command(
     base = Path() if file is None else file.parent
     missing = [folder for folder in sources or () if not folder.is_dir()]
     if missing:
-        raise UsageError(f"--sources {missing[0]}: there is no such folder")
+        raise UsageError(f"--sources {missing[0]}: the folder does not exist")
     document, notes = export_document(place.root(), base=base, sources=sources or ())
     for note in notes:
         terminal.warn(note)

@@ -23,22 +23,22 @@ class MakeFlags:
     """Which samples, and how images become inputs."""
 
     samples: int = option(
-        "--samples", sets=(CalibrationOptions, "samples"), min=1, help="At most so many, drawn at random."
+        "--samples", sets=(CalibrationOptions, "samples"), min=1, help="Largest number of samples, chosen at random."
     )
-    seed: int = option("--seed", sets=(CalibrationOptions, "seed"), min=0, help="Of the draw.")
+    seed: int = option("--seed", sets=(CalibrationOptions, "seed"), min=0, help="Seed of the random choice.")
     image: list[str] | None = option(
         "--image",
         metavar="KEY=VALUE",
         sets=(CalibrationOptions, "image"),
         read=lambda texts: parse_pairs(texts, "--image"),
-        help="Of images: resize, color, scale, mean, std, layout (may be given often).",
+        help="How images become inputs: resize, color, scale, mean, std, layout (may be given often).",
     )
     shape: list[str] | None = option(
         "--shape",
         metavar="NAME:SIZES",
         sets=(CalibrationOptions, "shapes"),
         read=parse_shapes,
-        help="Of images, where the model leaves their size open: x:3,224,224 (without the batch axis).",
+        help="Size of images if the model leaves it open: x:3,224,224 (without the batch axis).",
     )
 
 
@@ -57,7 +57,7 @@ def make_command(
             "--output",
             "-o",
             metavar="FILE.npz|calibration.yaml|FOLDER",
-            help="Where to write; a folder holds samples of different shapes, a YAML file says how images are read.",
+            help="Where to write. A folder holds samples of different shapes. A YAML file records how images are read.",
         ),
     ],
     *,
@@ -66,7 +66,7 @@ def make_command(
 ) -> None:
     """Make calibration data from images or recorded requests, for --calibration, loadtest --input-data and --sample.
 
-    The same samples then calibrate, prune and load the model. `add` records the file's digest in the manifest.
+    The same samples can then calibrate, prune and load the model. `add` records the file's digest in the manifest.
     """
     terminal = output.terminal()
     check_outputs(target)

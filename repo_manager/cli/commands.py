@@ -31,8 +31,8 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, dict[str, Entry]] = {
     "Start": {
-        "quickstart": Entry("start", "Take a shipped sparse model the whole way on this machine."),
-        "doctor": Entry("start", "Show what this machine has, and which engines will load."),
+        "quickstart": Entry("start", "Run every step with the sample model on this machine."),
+        "doctor": Entry("start", "Show what this machine offers, and which engines will load."),
     },
     "Model": {
         "inspect": Entry("inspection", "Show a model's inputs, outputs and 2:4 sparsity."),
@@ -42,26 +42,26 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     },
     "Repository": {
         "add": Entry("add", "Convert, check and publish a model as a new version."),
-        "ensemble": Entry("add", "Join published models to an ensemble, matched and recorded."),
+        "ensemble": Entry("add", "Join published models into an ensemble, checked and recorded."),
         "list": Entry("repository", "List the models of a repository."),
         "show": Entry("repository", "Show one model, or one version of it."),
         "history": Entry("repository", "Show a model's roll-outs, and how each ended."),
         "report": Entry("report", "Write a version's card, as HTML or Markdown."),
         "verify": Entry("verify", "Check a repository: files, configurations, signatures."),
-        "diff": Entry("versions", "Show what differs between two versions."),
+        "diff": Entry("versions", "Show the differences between two versions."),
         "config": Entry("config", "Show or change a model's config.pbtxt."),
         "labels": Entry("config", "Show or set a model's class labels."),
         "tag": Entry("versions", "Give a version a name that protects it."),
         "copy": Entry("versions", "Copy a version to another repository."),
-        "promote": Entry("versions", "The same as copy."),
+        "promote": Entry("versions", "Alias of copy."),
         "remove": Entry("versions", "Remove a version or a model."),
         "gc": Entry("snapshot", "Remove old versions, or snapshots, not in use."),
         "adopt": Entry("versions", "Write manifests for versions that have none."),
         "sign": Entry("signing", "Sign a version in the OpenSSF model-signing format."),
         "apply": Entry("apply", "Bring a repository and servers to a declared state."),
         "export": Entry("apply", "Write a repository as the YAML file that apply takes."),
-        "snapshot": Entry("snapshot", "Freeze what pods serve; pin it for Argo CD or Flux."),
-        "fetch": Entry("snapshot", "Bring a snapshot onto this machine, checked; for pods."),
+        "snapshot": Entry("snapshot", "Freeze the versions for pods; pin them for Argo CD or Flux."),
+        "fetch": Entry("snapshot", "Copy a snapshot to this machine and check it (for pods)."),
     },
     "Serve": {
         "serve": Entry("serve", "Run the embedded Triton on a repository."),
@@ -70,20 +70,20 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "undeploy": Entry("rollout", "Take a model or a version out of service."),
         "traffic": Entry("traffic", "Share a gateway's traffic between two releases."),
         "status": Entry("status", "Show what servers serve, and where they differ."),
-        "infer": Entry("infer", "Send requests to a served model; show its answers."),
+        "infer": Entry("infer", "Send requests to a served model and show its answers."),
         "logs": Entry("serve", "Show the log of the embedded server."),
     },
     "Measure": {
-        "loadtest": Entry("loadtest", "Measure a served model; gates decide the exit code."),
+        "loadtest": Entry("loadtest", "Measure a served model. Gates decide the exit code."),
         "compare": Entry("compare", "Compare two served models by paired blocks."),
-        "tune": Entry("tune", "Find the configuration that serves best, proven."),
+        "tune": Entry("tune", "Find a better configuration, and prove it."),
     },
 }
 """Group of the help -> name of a command -> where it is, in the order of the help."""
 
 
 def take_plain_values(command: Any, parameters: list[Any]) -> list[Any]:
-    """Let a command's parameters take what needs no conversion as it is: what was not given, texts and paths.
+    """Skip the conversion of parameters that need none: absent ones, texts and paths.
 
     Some versions of Typer convert every value by pydantic, even an absent one. Its import would take a fifth of the
     time of a short command.
@@ -97,7 +97,7 @@ def take_plain_values(command: Any, parameters: list[Any]) -> list[Any]:
 
 
 def _process(parameter: Any, convert: Callable[[Any, Any], Any], hint: Any, ctx: Any, value: Any) -> Any:
-    """Return a parameter's value, converted by Typer only where that is needed."""
+    """Return a parameter's value, converted by Typer only where needed."""
     if value is None and not parameter.required:
         taken: object = None
     elif type(value) in (int, float) and value is parameter.default:
@@ -112,7 +112,7 @@ def _process(parameter: Any, convert: Callable[[Any, Any], Any], hint: Any, ctx:
 
 
 def _plain_kind(hint: Any, value: Any) -> type[str] | type[Path] | None:
-    """Return what a text, or each of several, is taken as; `None` if Typer has to convert or refuse it."""
+    """Return the value of a text, or of each of several, or `None` if Typer must convert or refuse it."""
     base = get_args(hint)[0] if get_origin(hint) is Annotated else None
     kinds = {*get_args(base)} - {NoneType} if get_origin(base) in (Union, UnionType) else {base}
     kind, is_several = kinds.pop(), isinstance(value, list | tuple)
@@ -147,7 +147,7 @@ class CommandTable(TyperGroup):
         return list(self._rows)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, imported; while commands are listed, its line of the table."""
+        """Return a command, imported. While commands are listed, its line of the table."""
         entry = self._rows.get(cmd_name)
         if entry is None:
             return None
@@ -159,7 +159,7 @@ class CommandTable(TyperGroup):
             parameters_of = command.get_params
             command.get_params = lambda context: take_plain_values(command, parameters_of(context))
             self.commands[cmd_name] = command
-            gc.freeze()  # What the imports made is searched for garbage neither now nor later.
+            gc.freeze()  # Exempts the objects of the imports from garbage collection.
             gc.enable()
         return self.commands[cmd_name]
 
@@ -168,12 +168,12 @@ class CommandTable(TyperGroup):
         return take_plain_values(self, super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help; no command is imported for it."""
+        """Write the help. No command is imported for it."""
         with self._listing():
             super().format_help(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Complete a command's name; no command is imported for it."""
+        """Complete a command's name. No command is imported for it."""
         with self._listing():
             return super().shell_complete(ctx, incomplete)
 

@@ -34,15 +34,15 @@ _CONTROLS = ("dense", "noflag")
 
 @dataclasses.dataclass(frozen=True)
 class SideFlags(ServerFlags):
-    """What is compared, and where it is served."""
+    """The two models, and their servers."""
 
     control: list[str] | None = option(
         "--control",
         metavar="dense|noflag|NAME",
-        help="Hold the model against its control: A__dense or A__noflag, as `add --control` makes them "
-        "(may be given often).",
+        help="Compare the model with its control: A__dense or A__noflag, as `add --control` makes them (may be given "
+        "often).",
     )
-    url_b: str | None = option("--url-b", metavar="URL", help="The server of B, if another.")
+    url_b: str | None = option("--url-b", metavar="URL", help="The server of B [default: the server of A].")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +53,17 @@ class PairFlags:
     concurrency: int = option(
         "--concurrency", "-c", sets=(compare_all, "concurrency"), min=1, help="Requests in flight."
     )
-    rate: float | None = option("--rate", help="Requests a second, open loop, instead.")
+    rate: float | None = option("--rate", help="Requests a second instead (open loop).")
     batch_sizes: str = option(
         "--batch-sizes",
         "-b",
         sets=(compare_all, "batch_sizes"),
         read=parse_levels,
         show=lambda sizes: ",".join(map(str, sizes)),
-        help="Samples in a request: 1, 1,8,32 or 1:256 (doubling).",
+        help="Samples per request: 1, 1,8,32 or 1:256 (doubling).",
     )
-    pairs: int = option("--pairs", sets=(ComparePlan, "pairs"), help="Pairs of blocks, fixed beforehand; at least 6.")
-    block: float = option("--block", sets=(ComparePlan, "block_s"), help="Measured seconds of a block.")
+    pairs: int = option("--pairs", sets=(ComparePlan, "pairs"), help="Number of block pairs, at least 6.")
+    block: float = option("--block", sets=(ComparePlan, "block_s"), help="Measured seconds per block.")
     html: Path | None = option(
         "--html", metavar="FILE", help="Also write a one-file HTML page.", rich_help_panel="Output"
     )
@@ -80,7 +80,7 @@ def compare_command(
         str | None,
         typer.Argument(
             metavar="[B[:VERSION]]",
-            help="What is held against it; left out with --control.",
+            help="The model to compare it with. Leave it out with --control.",
             show_default=False,
             autocompletion=model_versions,
         ),
@@ -127,7 +127,7 @@ def _with_precisions(found: Comparison, root: Location) -> Comparison:
     def precision(model: str, version: str) -> str:
         try:
             manifest = find_model(root, model).version(int(version)).manifest
-        except (RepositoryError, ValueError):  # the server has loaded what is no longer here
+        except (RepositoryError, ValueError):  # the server still serves a version that was removed here
             return ""
         return "" if manifest is None else str(manifest.precision or "")
 
@@ -136,14 +136,15 @@ def _with_precisions(found: Comparison, root: Location) -> Comparison:
 
 
 def _couples(a: str, b: str | None, controls: list[str]) -> list[tuple[str, str]]:
-    """Return what is compared with what: A and B, and each control (the reference) with the last of them.
+    """Return the pairs to compare: A with B, and each control (the reference) with the last of them.
 
     Raises:
         UsageError: there is nothing to compare A with.
     """
     if b is None and not controls:
         raise UsageError(
-            f"{a} is compared with nothing", hint=f"Name another model, or give --control dense ({a}__dense)."
+            f"{a} needs a second model to compare it with",
+            hint=f"Name another model, or give --control dense ({a}__dense).",
         )
     model = a if b is None else b
     name = model.partition(":")[0]

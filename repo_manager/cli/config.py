@@ -32,16 +32,16 @@ __all__ = ["app", "edited"]
 
 @contextlib.contextmanager
 def edited(text: str, *, name: str) -> Iterator[str]:
-    """Give what a person makes of a text in `$VISUAL`, `$EDITOR` or vi.
+    """Let a person edit a text in `$VISUAL`, `$EDITOR` or vi.
 
-    When the block refuses it, the person's text is kept, and the error says where.
+    If the block refuses the text, it is kept, and the error says where.
 
     Args:
         text: what the editor shows.
-        name: the file's name in the editor; its ending tells the editor the language.
+        name: the file's name in the editor. Its ending tells the editor the language.
 
     Raises:
-        UsageError: the editor cannot be started, or it ended with an error; nothing of the text is used then.
+        UsageError: the editor cannot be started, or it ended with an error. Nothing of the text is used then.
     """
     folder = Path(tempfile.mkdtemp(prefix="repo-manager-edit-"))
     file = folder / name
@@ -63,14 +63,14 @@ def edited(text: str, *, name: str) -> Iterator[str]:
         message = exc.message if isinstance(exc, InputError) else f"{name} is not UTF-8 text: {exc}"
         raise InputError(
             f"{message}\nYour text is kept in {file}",
-            hint=f"Mend it there, then: repo-manager config NAME --file {file}",
+            hint=f"Correct it there, then run: repo-manager config NAME --file {file}",
         ) from exc
     _discard(file)
 
 
 def _discard(file: Path) -> None:
     file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # an editor may have left something of its own beside it
+    with contextlib.suppress(OSError):  # an editor may have left a file of its own beside it
         file.parent.rmdir()
 
 
@@ -79,13 +79,15 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFlags:
-    """What is changed; nothing shows the file."""
+    """The change. Without any option the file is shown."""
 
     set_: list[str] | None = option(
-        "--set", metavar="FIELD=VALUE", help="E.g. instance_group.count=2, dynamic_batching={} (may be given often)."
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Set a field, such as instance_group.count=2 or dynamic_batching={} (may be given often).",
     )
     clear: list[str] | None = option("--clear", metavar="FIELD", help="Remove a field (may be given often).")
-    file: Path | None = option("--file", metavar="config.pbtxt", help="Replace the whole file by this one.")
+    file: Path | None = option("--file", metavar="config.pbtxt", help="Replace the whole file with this one.")
     edit: bool = option("--edit", default=False, help="Change the file in $VISUAL or $EDITOR.")
 
     def changes(self) -> dict[str, str | None]:
@@ -98,7 +100,7 @@ class ConfigFlags:
         changes |= parse_changes(self.set_ or [])
         if sum((self.file is not None, bool(changes), self.edit)) > 1:
             raise UsageError(
-                "--file and --edit replace the whole configuration; they go alone, without --set and --clear"
+                "--file and --edit replace the whole configuration; use only one of them, without --set and --clear"
             )
         return changes
 
@@ -108,7 +110,7 @@ class ConfigFlags:
 def config_command(
     name: ModelName, *, flags: ConfigFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
 ) -> None:
-    """Show a model's config.pbtxt, or change it: checked first, with the reload that it would cause."""
+    """Show a model's config.pbtxt, or change it: checked first, and with the reload that it causes."""
     root, changes = place.root(), flags.changes()
     if flags.edit:
         result = _edit(root, name, dry_run=dry_run)
@@ -132,10 +134,10 @@ def _edit(root: Location, name: str, *, dry_run: bool) -> ConfigChange:
 
 @dataclasses.dataclass(frozen=True)
 class LabelFlags:
-    """What is labelled; nothing shows the labels."""
+    """The labels to set. Without any option the labels are shown."""
 
     target: str | None = option("--output", metavar="OUTPUT", help="The output to label.")
-    file: Path | None = option("--file", metavar="FILE", help="One label a line.")
+    file: Path | None = option("--file", metavar="FILE", help="A file with one label per line.")
 
 
 @app.command("labels")

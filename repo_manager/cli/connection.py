@@ -1,7 +1,7 @@
 """How a command reaches servers: TLS, client certificates, headers and tokens, the same for every command.
 
-A secret is never an option's value, because any user of the machine can read the process list: it comes
-from a file or from the environment.
+A secret comes from a file or from the environment. It is never an option's value, because any user of the machine can
+read the process list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Connection", "client_options", "urls_of"]
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
-    """What the command line says of the connection; `None` leaves it to the environment and the settings file."""
+    """Connection options of the command line. `None`: the environment or the settings file decides."""
 
     PANEL: ClassVar[str] = "Connection"
     tls_ca: Path | None = option(
@@ -33,15 +33,15 @@ class Connection:
     tls_cert: Path | None = option("--tls-cert", metavar="FILE.pem", help="This client's certificate (mutual TLS).")
     tls_key: Path | None = option("--tls-key", metavar="FILE.pem", help="The key of --tls-cert.")
     tls_server_name: str | None = option(
-        "--tls-server-name", metavar="NAME", help="Name in the server's certificate, when it is not the URL's host."
+        "--tls-server-name", metavar="NAME", help="Name in the server's certificate, if it differs from the URL's host."
     )
     header_file: Path | None = option(
         "--header-file",
         metavar="FILE",
-        help="Headers to send, one `Name: value` a line (Triton's restricted APIs).",
+        help="File of headers to send, one `Name: value` per line (Triton's restricted APIs).",
     )
     token_file: Path | None = option(
-        "--token-file", metavar="FILE", help="A bearer token to send [default: $REPO_MANAGER_TOKEN]."
+        "--token-file", metavar="FILE", help="File with a bearer token to send [default: $REPO_MANAGER_TOKEN]."
     )
 
 
@@ -52,12 +52,12 @@ def client_options(
 
     Args:
         connection: the command line's options.
-        urls: the servers that the command was told to talk to; TLS options need one that is encrypted.
-        settings: `None` reads them.
+        urls: the command's servers. With TLS options, at least one URL must be encrypted.
+        settings: the validated settings. `None`: read them.
 
     Raises:
-        UsageError: a file cannot be read or does not hold what it has to (its content is never quoted), or TLS
-            options were given for URLs none of which is encrypted.
+        UsageError: a file cannot be read or has the wrong content (never quoted), or there are TLS options but no
+            encrypted URL.
     """
     settings = load_settings() if settings is None else settings
     tls = {name: getattr(connection, name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_server_name")}
@@ -65,7 +65,7 @@ def client_options(
     if given and urls and not any(Endpoint.parse(url).tls for url in urls):
         raise UsageError(
             f"{', '.join(given)}: none of the servers is reached over TLS ({', '.join(urls)})",
-            hint="Write grpcs:// or https://, or leave the option out.",
+            hint="Use grpcs:// or https://, or leave the option out.",
         )
     chosen = {name: value for name, value in dataclasses.asdict(connection).items() if value is not None}
     if connection.token_file is not None:
@@ -74,7 +74,7 @@ def client_options(
 
 
 def urls_of(texts: Sequence[str]) -> list[str]:
-    """Return the URLs among targets, as far as they say whether they are encrypted; files of servers do not."""
+    """Return the targets whose URL says whether it is encrypted. Files of servers are left out."""
     schemes = ("grpc://", "grpcs://", "http://", "https://")
     urls = [text.replace("dns://", "grpc://", 1).removeprefix("dns+") for text in texts]
     return urls if all(url.startswith(schemes) for url in urls) else []

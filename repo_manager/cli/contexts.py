@@ -1,7 +1,8 @@
-"""`--context NAME`: the repository and servers of the settings that a command works on, and what guards protected ones.
+"""`--context NAME`: the repository and servers of the settings that a command works on, and the protection of some of
+them.
 
-A protected context is never taken by default for a change: the command itself has to name it. That holds also where its
-repository or its server is reached by `-r` or `--to`.
+A command changes a protected context only if it names the context itself. This also holds where its repository or its
+server is reached by `-r` or `--to`.
 """
 
 from __future__ import annotations
@@ -29,16 +30,21 @@ invocation = Invocation()
 
 
 def chosen_context(ctx: typer.Context, value: str | None) -> str | None:
-    """Take `--context` for all that reads the settings from now on; the callback of the option."""
+    """Apply `--context` to all later reads of the settings (the option's callback).
+
+    Args:
+        ctx: Click's context of the command.
+        value: name of the context. `None`: the option was not given.
+    """
     invocation.click, invocation.named = ctx, value
     use_context(value)
     if value is not None:
-        load_settings()  # an unknown one is refused before anything else is looked at
+        load_settings()  # refuses an unknown context before any other step
     return value
 
 
 def context_taken() -> Context | None:
-    """Return the context that the settings take, for results; `None` without one, or where the file is broken."""
+    """Return the context that the settings take, for results, or `None` without one, or where the file is broken."""
     try:
         return load_contexts().get(load_settings().context or "")
     except UsageError:

@@ -45,16 +45,16 @@ class ConversionFlags:
     calibration: str | None = option(
         "--calibration",
         metavar="DATA",
-        help="Representative inputs, needed for INT8: a .npz with one array per input, a folder of .npy "
-        "files, a folder of images with its YAML, or module:function.",
+        help="Representative inputs, required for INT8: a .npz with one array per input, a folder of .npy files, a "
+        "folder of images with its YAML, or module:function.",
     )
     shape: list[str] | None = option(
         "--shape",
         metavar="NAME:SIZES",
         sets=(ConvertOptions, "shapes"),
         read=lambda texts: parse_shapes(texts),
-        help="Every size of an input, for a model that runs with some sizes only, e.g. input:1,512 (may be given "
-        "often). The served model takes any size still.",
+        help="Fix the sizes of an input for the conversion, if the model runs only with some, e.g. input:1,512 (may "
+        "be given often). The served model still takes any size.",
     )
     keep_fp32: list[str] | None = option(
         "--keep-fp32",
@@ -66,12 +66,12 @@ class ConversionFlags:
         "--auto-keep",
         sets=(ConvertOptions, "auto_keep"),
         min=0,
-        help="Search up to N layers to keep so that the gate passes.",
+        help="Find up to N layers to keep in FP32, so that the gate passes.",
     )
     allow_unchanged: bool = option(
         "--allow-unchanged",
         sets=(ConvertOptions, "allow_unchanged"),
-        help="Publish INT8 also when no layer could become INT8.",
+        help="Publish even if no layer could become INT8.",
     )
     max_drift: float | None = option(
         "--max-drift",
@@ -87,28 +87,28 @@ class ConversionFlags:
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyFlags:
-    """Held-out data with known answers, and what a result has to reach on them."""
+    """Held-out data with known answers, and limits for the result."""
 
     PANEL: ClassVar[str] = "Accuracy"
     evaluated_on: str | None = option(
         "--eval",
         metavar="DATA",
-        help="Held-out data, scored by ONNX Runtime here: FILE.npz:LABELS (an array per input, one of class numbers; "
-        "FILE.npz:LABELS:OUTPUT for one of several outputs), or module:function, called with a function that runs "
-        "the model.",
+        help="Held-out data for an accuracy score on ONNX Runtime: FILE.npz:LABELS (an array per input, and class "
+        "numbers as LABELS), FILE.npz:LABELS:OUTPUT for one of several outputs, or module:function, called with a "
+        "function that runs the model.",
     )
     min_accuracy: float | None = option(
-        "--min-accuracy", metavar="SHARE", help="With --eval: the smallest accuracy that is accepted, e.g. 0.98."
+        "--min-accuracy", metavar="SHARE", help="With --eval: smallest accepted accuracy, e.g. 0.98."
     )
     max_accuracy_drop: float | None = option(
         "--max-accuracy-drop",
         metavar="SHARE",
         min=0.0,
-        help="With --eval: how far the accuracy may be below the source's, e.g. 0.005.",
+        help="With --eval: largest accepted loss of accuracy against the source, e.g. 0.005.",
     )
 
     def accuracy_options(self) -> AccuracyOptions | None:
-        """Return the library's options; `None` without data.
+        """Return the library's options, or `None` without data.
 
         Raises:
             UsageError: there is a limit and no data.
@@ -130,7 +130,7 @@ OutputFile = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class PruneFlags:
-    """Which layers are pruned, and how."""
+    """Layers to prune, and the method."""
 
     layers: list[str] | None = option(
         "--layers", metavar="PATTERN", sets=(PruneOptions, "layers"), help="Only these layers (may be given often)."
@@ -140,47 +140,49 @@ class PruneFlags:
         "--keep-dense",
         metavar="PATTERN",
         sets=(PruneOptions, "exclude"),
-        help="Not these layers (may be given often).",
+        help="Skip these layers (may be given often).",
     )
     all_valid: bool = option(
         "--all-valid",
         sets=(PruneOptions, "all_valid"),
-        help="Also layers that ASP leaves alone but whose shape allows 2:4.",
+        help="Also prune layers that ASP skips but whose shape allows 2:4.",
     )
     calibration: str | None = option(
         "--calibration",
         metavar="DATA",
-        help="Representative inputs, on which each layer is solved and the result is judged: a .npz with one array "
+        help="Representative inputs to solve each layer on and to judge the result: a .npz with one array "
         "per input, a folder of .npy files, a folder of images with its YAML, or module:function.",
     )
     max_drift: float | None = option(
         "--max-drift",
         sets=(PruneOptions, "max_drift"),
         min=0.0,
-        help="Prune the most compute whose outputs stay, with 95 % confidence, within this relative error on samples "
-        "that no layer was solved on [default: prune every layer].",
+        help="Largest relative error of the outputs on held-out samples, with 95 % confidence. Prunes as much compute "
+        "as it allows [default: prune every layer].",
     )
     metric: str | None = option(
         "--metric",
         metavar="DATA",
-        help="Prune the most compute with which your own metric falls by --max-loss at most. Held-out data in the "
-        "forms of --eval: FILE.npz:LABELS[:OUTPUT], or module:function, called with a function that runs the model.",
+        help="Your own metric, in the forms of --eval: FILE.npz:LABELS[:OUTPUT], or module:function, called with a "
+        "function that runs the model. Prunes as much compute as --max-loss allows.",
     )
     max_loss: float = option(
-        "--max-loss", sets=(PruneOptions, "max_loss"), min=0.0, help="How far the metric may fall."
+        "--max-loss", sets=(PruneOptions, "max_loss"), min=0.0, help="Largest accepted loss of the metric."
     )
     permute: bool = option(
         "--permute",
         sets=(PruneOptions, "permute"),
-        help="Let channels change places first, so that large weights do not share a group of four.",
+        help="Reorder channels first, so that large weights do not share a group of four.",
     )
     work: Path | None = option(
         "--work",
         metavar="FOLDER",
         sets=(PruneOptions, "work"),
-        help="Keep solved layers here: the same command goes on from them after it was stopped.",
+        help="Folder that keeps solved layers, so that a stopped command can resume.",
     )
-    seed: int = option("--seed", sets=(PruneOptions, "seed"), min=0, help="Of the draws from large activations.")
+    seed: int = option(
+        "--seed", sets=(PruneOptions, "seed"), min=0, help="Seed of the random sampling of large activations."
+    )
     html: Path | None = option("--html", metavar="FILE", help="Also write the report as a one-file HTML page.")
 
 
@@ -199,7 +201,7 @@ def prune_command(
     """Prune weights to 2:4, without retraining.
 
     With calibration data each layer is solved so that its outputs change least, and the model's answers are compared
-    on inputs that were held out. Without data the smallest weights go, and accuracy suffers.
+    on inputs held out. Without data the smallest weights are removed, and accuracy suffers.
     """
     terminal = output.terminal()
     _check_target(model, target)
@@ -219,7 +221,7 @@ def prune_command(
             options = dataclasses.replace(options, metric=metric)
         with share_bar(terminal, "Pruning") as progress:
             proto, report = prune_with_data(source, data, options, progress)
-    external = True if source.external_files else None  # what came with external data leaves with external data
+    external = True if source.external_files else None  # keeps external data external
     with writing(target):
         if gate is not None:
             found = gate.save(proto, target, external=external, keep=not dry_run)
@@ -283,12 +285,14 @@ def _write_page(path: Path, proto: onnx.ModelProto, report: PruneReport, title: 
 
 
 def _check_target(model: Path, target: Path) -> None:
-    """See that the result can be written, and does not replace its own source.
+    """Check that the result can be written and does not replace its source.
 
     Raises:
         UsageError: it would.
         InputError: it cannot be written.
     """
     if target.exists() and model.exists() and target.samefile(model):
-        raise UsageError(f"--output {target} is the source itself", hint="Name another file: the source is kept.")
+        raise UsageError(
+            f"--output {target} is the source itself", hint="Name another file. The source is never replaced."
+        )
     check_outputs(target)

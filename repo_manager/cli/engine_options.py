@@ -30,56 +30,65 @@ class EngineFlags:
         metavar="NAME:MIN:OPT:MAX",
         sets=(EngineOptions, "shapes"),
         read=lambda texts: dict(parse_shape_range(text) for text in texts),
-        help="Shapes of an input, e.g. x:1,8:4,8:16,8, or x:4,8 for one (may be given often).",
+        help="Optimisation profile of an input, e.g. x:1,8:4,8:16,8, or x:4,8 for one (may be given often).",
     )
     sparse_tactics: bool = option(
         "--sparse/--no-sparse", sets=(EngineOptions, "sparse"), help="Offer 2:4 weights to sparse kernels."
     )
     workspace: int | None = option(
-        "--workspace", sets=(EngineOptions, "workspace_bytes"), min=0, help="Scratch memory of a kernel, in bytes."
+        "--workspace",
+        sets=(EngineOptions, "workspace_bytes"),
+        min=0,
+        help="Largest scratch memory of a kernel, in bytes.",
     )
     optimization_level: int | None = option(
-        "--optimization-level", sets=(EngineOptions, "optimization_level"), min=0, max=5, help="0 (fast build) to 5."
+        "--optimization-level",
+        sets=(EngineOptions, "optimization_level"),
+        min=0,
+        max=5,
+        help="Builder effort: 0 (fast build) to 5.",
     )
     timing_cache: Path | None = option(
         "--timing-cache",
         metavar="FILE",
         sets=(EngineOptions, "timing_cache"),
-        help="Measured kernel times [default: cache].",
+        help="File of measured kernel times [default: in the user's cache].",
     )
     deterministic: bool = option(
         "--deterministic",
         sets=(EngineOptions, "deterministic"),
-        help="From the timing cache alone; a miss is an error.",
+        help="Use only the timing cache. A miss is an error.",
     )
     version_compatible: bool = option(
         "--version-compatible",
         sets=(EngineOptions, "version_compatible"),
-        help="Also for later versions of the same major one.",
+        help="Let the engine load on later versions with the same major number.",
     )
     hardware_compatibility: HardwareLevel | None = option(
         "--hardware-compatibility",
         sets=(EngineOptions, "hardware_compatibility"),
-        help="Also for other GPUs [default: this GPU only].",
+        help="Let the engine load on other GPUs [default: this GPU only].",
     )
     compute_capability: list[str] | None = option(
         "--compute-capability",
         metavar="8.9",
         sets=(EngineOptions, "compute_capabilities"),
-        help="TensorRT-RTX: the GPUs it is for (may be given often) [default: all].",
+        help="TensorRT-RTX: target GPUs (may be given often) [default: all].",
     )
-    strip: bool = option("--strip", sets=(EngineOptions, "strip"), help="Leave the weights out.")
-    refit: bool = option("--refit", sets=(EngineOptions, "refit"), help="Allow other weights later.")
+    strip: bool = option("--strip", sets=(EngineOptions, "strip"), help="Build an engine without its weights.")
+    refit: bool = option(
+        "--refit", sets=(EngineOptions, "refit"), help="Build an engine whose weights can be replaced."
+    )
     plan_detail: PlanDetail = option(
         "--plan-detail",
         sets=(EngineOptions, "plan_detail"),
-        help="What it tells of its layers; evidence needs detailed.",
+        help="Detail of layer information in the engine. Sparsity evidence needs detailed.",
     )
     without_tactics: list[str] | None = option(
         "--without-tactics",
         metavar="cublas",
         sets=(EngineOptions, "without_tactics"),
-        help="Leave a library's kernels out (may be given often).",
+        help="Exclude a library's kernels (may be given often).",
     )
 
 
@@ -108,12 +117,12 @@ class KindFlags:
         metavar="26.07[:9.0]",
         sets=(AddOptions, "target"),
         read=lambda text: parse_server(text),
-        help="Stop when the engine will not load on this Triton release (and GPU).",
+        help="Stop if the engine will not load on this Triton release (and GPU).",
     )
     control: bool = option(
         "--control",
         sets=(AddOptions, "control"),
-        help="Also publish NAME__dense and, of an engine, NAME__noflag, to compare with.",
+        help="Also publish the controls NAME__dense and, for an engine, NAME__noflag.",
     )
 
 
@@ -145,18 +154,18 @@ class AcceleratorFlags:
         "--engine-cache",
         metavar="DIR",
         sets=(AcceleratorOptions, "engine_cache"),
-        help="A folder on the server that keeps engines.",
+        help="Folder on the server that caches engines.",
     )
     accelerator_precision: Literal["fp32", "fp16", "int8"] | None = option(
-        "--accelerator-precision", help="What TensorRT may compute in [default: --precision]."
+        "--accelerator-precision", help="Precision that TensorRT may use [default: --precision]."
     )
 
     def accelerator_options(self, precision: Precision, engine: EngineOptions) -> AcceleratorOptions | None:
-        """Return the library's options; `None` when no accelerator is asked for.
+        """Return the library's options, or `None` when no accelerator is asked for.
 
         Args:
-            precision: of the version.
-            engine: whose sparsity and workspace hold for the accelerator, too.
+            precision: precision of the version, the default of `--accelerator-precision`.
+            engine: its sparsity and workspace also apply to the accelerator.
 
         Raises:
             UsageError: options of an accelerator without it.

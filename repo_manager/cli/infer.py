@@ -27,7 +27,7 @@ _Target = Annotated[
     str,
     typer.Argument(
         metavar="NAME[:VERSION]",
-        help="VERSION is a number or a tag; without one the server chooses.",
+        help="VERSION is a number or a tag \\[default: the server chooses].",
         show_default=False,
         autocompletion=model_versions,
     ),
@@ -50,7 +50,7 @@ class RequestFlags:
     golden: bool = option(
         "--golden",
         sets=(InferOptions, "golden"),
-        help="Send the version's recorded sample, and compare the answer with it.",
+        help="Send the version's recorded sample, and compare the answers.",
     )
     to: str | None = option(
         "--to", metavar="URL", help="grpc(s):// or http(s)://host:port [default: the running serve of the repository]."
@@ -112,7 +112,7 @@ class AnswerFlags:
 
 
 def _resolved(root: Location, text: str) -> tuple[str, int | None]:
-    """Read `NAME`, `NAME:VERSION` or `NAME:TAG`; a number need not be in this repository."""
+    """Read `NAME`, `NAME:VERSION` or `NAME:TAG`. A number may be absent from this repository."""
     name, separator, version = text.partition(":")
     if not separator:
         return name, None
@@ -135,8 +135,8 @@ def infer_command(
 ) -> None:
     """Send requests to a served model and show its answers.
 
-    The requests of a file are sent one after another: in one sequence where the model keeps state, as streams where it
-    answers a request with several responses, which are shown as they come.
+    The requests of a file are sent one after another: in one sequence if the model keeps state, and as streams if it
+    is decoupled. Streamed responses are shown as they arrive.
     """
     terminal = output.terminal()
     root = place.root()

@@ -37,7 +37,7 @@ class ServerFlags:
         "--url", "--to", metavar="URL", help="grpc(s):// or http(s)://host:port [default: the running serve]."
     )
     protocol: Protocol | None = option(
-        "--protocol", sets=(LoadTestOptions, "protocol"), help="What it speaks [default: the URL's]."
+        "--protocol", sets=(LoadTestOptions, "protocol"), help="Protocol of the server [default: the URL's]."
     )
     timeout: float = option(
         "--timeout",
@@ -66,19 +66,21 @@ class DataFlags:
         metavar="KEY=VALUE",
         sets=(LoadTestOptions, "parameters"),
         read=lambda texts: _parameters(texts),
-        help="A parameter of each request, as priority=1 or timeout=50000 (may be given often).",
+        help="A parameter of each request, such as priority=1 or timeout=50000 (may be given often).",
     )
     compression: Compression = option(
-        "--compression", sets=(LoadTestOptions, "compression"), help="Of the requests; over HTTP of the answers too."
+        "--compression",
+        sets=(LoadTestOptions, "compression"),
+        help="Compression of the requests, and over HTTP also of the answers.",
     )
     golden: bool = option("--golden", default=False, help="Send the version's golden sample.")
     shared_memory: SharedMemory = option(
         "--shared-memory",
         sets=(LoadTestOptions, "shared_memory"),
-        help="system: inputs in POSIX shared memory; cuda: on the GPU; the server is local.",
+        help="system: inputs in POSIX shared memory. cuda: inputs on the GPU. Both need a server on this machine.",
     )
     seed: int = option(
-        "--seed", sets=(LoadTestOptions, "seed"), help="Of everything that is drawn: inputs, arrivals, order."
+        "--seed", sets=(LoadTestOptions, "seed"), help="Seed of everything random: inputs, arrivals, order."
     )
 
 
@@ -86,7 +88,7 @@ _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "binary_data_outpu
 
 
 def _parameters(texts: list[str]) -> dict[str, Parameter]:
-    """Read KEY=VALUE options; true, false and numbers are what they look like.
+    """Read KEY=VALUE options. True, false and numbers are what they look like.
 
     Raises:
         UsageError: one has another form, or a name that is not for the user.
@@ -122,10 +124,10 @@ class Load:
     connection: Connection
 
     def check(self, target: str, own: Mapping[str, Any]) -> None:
-        """See that the options hold together before a server is looked for.
+        """Check that the options fit together, before any server is contacted.
 
         Args:
-            target: `NAME` or `NAME:VERSION`.
+            target: the model to load, as `NAME` or `NAME:VERSION`.
             own: the settings of the command's own options.
 
         Raises:
@@ -140,9 +142,9 @@ class Load:
         """Return the settings of `LoadTestOptions` for a model on a server.
 
         Args:
-            target: `NAME` or `NAME:VERSION`.
-            url: the server; `None`: the settings' one, else the running `serve`.
-            own: the settings of the command's own options; `None`: it has none.
+            target: the model to load, as `NAME` or `NAME:VERSION`.
+            url: the server. `None`: the settings' one, else the running `serve`.
+            own: the settings of the command's own options. `None`: it has none.
 
         Raises:
             UsageError: a text has another form.
@@ -166,17 +168,17 @@ class Load:
         }
 
     def _recorded(self, known: KnownInputs, own: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:
-        """Return the golden sample's requests where they are asked for, or where random ones would mean nothing.
+        """Return the golden sample's requests if the options ask for them, or if random requests would mean nothing.
 
         Raises:
-            UsageError: they are asked for, and there are none, or other data is given.
+            UsageError: the options ask for them, but the version has none or other data is given.
         """
         if self.data.golden and self.data.data is not None:
             raise UsageError("both --golden and --input-data are given", hint="Give one of them.")
         if self.data.golden and not known.golden:
             raise UsageError(
                 "--golden: no golden sample of the model is known here",
-                hint="It lies with the version in its repository: name that one with -r. Or give --input-data.",
+                hint="The version's repository keeps it: name that repository with -r. Or give --input-data.",
             )
         is_left_open = self.data.data is None and not self.data.shape and (own or {}).get("sequence_length") is None
         if not self.data.golden and (not known.why_golden or not is_left_open):
@@ -218,7 +220,7 @@ def _server_of(url: str | None, repository: str | None, protocol: str | None) ->
 
 @dataclasses.dataclass(frozen=True)
 class GateFlags:
-    """What decides the exit code, and the files of the report."""
+    """Gates of the exit code, and files of the report."""
 
     PANEL: ClassVar[str] = "Gates and reports"
     slo: list[str] | None = option(
@@ -234,7 +236,7 @@ class GateFlags:
     )
 
     def gates(self) -> tuple[Gate, ...]:
-        """Return the gates; several may be in one text, separated by commas.
+        """Return the gates. Several may be in one text, separated by commas.
 
         Raises:
             UsageError: one cannot be read.
@@ -251,12 +253,19 @@ class GateFlags:
         return tuple(check_report_path(path) for path in self.report or ())
 
     def judge(self, report: LoadTestReport) -> Verdict:
-        """Return what the gates say of a report."""
+        """Judge a report by the gates."""
         return judge(report, self.gates(), **settings_of(judge, self))
 
 
 def show_report(terminal: Terminal, report: LoadTestReport, verdict: Verdict | None, files: tuple[Path, ...]) -> None:
-    """Write the report's files and print it, each with the verdict."""
+    """Write the report's files and print it, each with the verdict.
+
+    Args:
+        terminal: prints the report.
+        report: the load test.
+        verdict: the outcome of its gates. `None`: no gate was given.
+        files: files to write. Each file's ending chooses its format.
+    """
     for path in files:
         with writing(path):
             write_atomic(path, report_text(path, report, verdict).encode())
@@ -266,7 +275,11 @@ def show_report(terminal: Terminal, report: LoadTestReport, verdict: Verdict | N
 
 
 def raise_for(report: LoadTestReport, verdict: Verdict | None) -> None:
-    """Turn what was found, and shown, into an exit code: the server's failure first, then the gates.
+    """Turn the shown result into an exit code: the server's failure first, then the gates.
+
+    Args:
+        report: the load test.
+        verdict: the outcome of its gates. `None`: no gate was given.
 
     Raises:
         ServerRefusedError: a level failed.

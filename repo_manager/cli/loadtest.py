@@ -41,7 +41,7 @@ _DEFAULT = "run"
 
 
 class DefaultGroup(TyperGroup):
-    """Runs its command `run` unless the first word names another one; `run` itself is never written."""
+    """Runs its command `run` unless the first word names another one. Users never write `run`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command in front of what names no other one."""
@@ -78,10 +78,13 @@ class InputFlags(DataFlags):
         metavar="KEY=VALUE",
         sets=(LoadTestOptions, "image"),
         read=lambda texts: _image_options(texts),
-        help="Of images: resize, color, scale, mean, std, layout (may be given often).",
+        help="How images become inputs: resize, color, scale, mean, std, layout (may be given often).",
     )
     distinct: int = option(
-        "--distinct", sets=(LoadTestOptions, "distinct"), min=1, help="Different random requests, sent in rotation."
+        "--distinct",
+        sets=(LoadTestOptions, "distinct"),
+        min=1,
+        help="Number of different random requests, sent in rotation.",
     )
     allow_zeros: bool = option(
         "--allow-zeros", sets=(LoadTestOptions, "allow_zeros"), help="Accept input data that is all zeros."
@@ -95,7 +98,7 @@ class JudgingFlags(GateFlags):
     baseline: str | None = option(
         "--baseline",
         metavar="FILE.json|NAME:VERSION",
-        help="An earlier JSON report, or the latest load test kept of a version: fail on a regression.",
+        help="Fail on a regression against an earlier JSON report, or the latest load test kept with a version.",
     )
     tolerance: float = option(
         "--tolerance",
@@ -103,10 +106,12 @@ class JudgingFlags(GateFlags):
         read=lambda percent: percent / 100,
         show=lambda share: share * 100,
         min=0.0,
-        help="Percent that may be lost against --baseline.",
+        help="Largest accepted regression against --baseline, in percent.",
     )
     keep: bool = option(
-        "--keep", default=False, help="Keep the result with the version, for show, history, diff, report, --baseline."
+        "--keep",
+        default=False,
+        help="Keep the result with the version, for show, history, diff, report and --baseline.",
     )
 
 
@@ -152,7 +157,7 @@ def loadtest(
     output: Output,
     connection: Connection,
 ) -> None:
-    """Measure latency, throughput, errors and server times of a served model; gates decide the exit code.
+    """Measure latency, throughput, errors and server times of a served model. Gates decide the exit code.
 
     Exit code 4 when a gate fails, 5 when the server failed at a level, 6 when the measurement decides neither way.
     Ctrl-C shows what was measured until then. Reports of several machines: repo-manager loadtest merge FILES...
@@ -163,8 +168,8 @@ def loadtest(
     check_outputs(*files)
     if flags.searched() and flags.baseline is not None:
         raise UsageError(
-            "--until with gates searches a load, and --baseline compares fixed ones",
-            hint="Measure the load that was found: loadtest NAME -c N --baseline FILE.",
+            "--until with gates searches for a load, but --baseline compares fixed loads",
+            hint="Measure the found load: loadtest NAME -c N --baseline FILE.",
         )
     earlier = None if flags.baseline is None else _earlier(flags.baseline, place)
     keeping = _kept_in(place, target) if flags.keep else None
@@ -180,7 +185,7 @@ def loadtest(
 
 
 def _earlier(baseline: str, place: RepositoryFlag) -> LoadTestReport:
-    """Return the report that is compared with: of a file, or the latest that is kept of a version.
+    """Return the report compared with: of a file, or the latest kept of a version.
 
     Raises:
         InputError: there is no such file.
@@ -213,7 +218,7 @@ def _kept_in(place: RepositoryFlag, target: str) -> Location:
 
 
 def _keep(terminal: Terminal, repository: Location, report: LoadTestReport) -> None:
-    """Keep the result; it has been shown by now, so that an error loses nothing.
+    """Keep the result. It has been shown by now, so that an error loses nothing.
 
     Raises:
         RepositoryError: the repository refuses.
@@ -269,7 +274,7 @@ def merge(
 ) -> None:
     """Join the JSON reports of load generators that ran at the same time: rates added, histograms merged.
 
-    Refused when model, configuration or times do not match. Exit codes as of loadtest.
+    Refused when model, configuration or times do not match. Exit codes are those of loadtest.
     """
     terminal = output.terminal()
     judging.gates()

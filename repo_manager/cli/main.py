@@ -23,7 +23,7 @@ __all__ = ["RENAMED", "Renamed", "app", "current_words", "main"]
 _HELP = """
 From a sparse (2:4) ONNX model to a proven, load-tested, reversible Triton deployment.
 
-Start with `repo-manager quickstart`: it takes a shipped model the whole way on this machine.
+Start with `repo-manager quickstart`: it runs every step with a sample model on this machine.
 """
 _EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected; 2 usage; 3 bad input; 4 a gate failed; 5 server unreachable or
@@ -55,7 +55,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that stand before a command."""
+    """Hold the options that are before a command."""
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -67,7 +67,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
-# What the machine refuses, wherever a command meets it: no fault of ours, so no traceback.
+# Refusals of the machine, in any command. They are not our faults, so there is no traceback.
 _SURROUNDINGS = {
     errno.ENOSPC: "Make room on that disk, or set TMPDIR or XDG_CACHE_HOME to a folder on another one.",
     errno.EDQUOT: "Make room, or set TMPDIR to a folder on another disk.",
@@ -77,12 +77,12 @@ _SURROUNDINGS = {
     errno.EPERM: "Run it as the owner, or ask the owner for the right to write there.",
     errno.EMFILE: "Raise the limit on open files (ulimit -n).",
     errno.ENFILE: "This machine has too many open files.",
-    errno.EIO: "The disk, or the server of that file system, fails: look into the system's log.",
+    errno.EIO: "The disk or the server of that file system fails. Read the system's log.",
     errno.ESTALE: "The server of that file system has lost it: mount it again.",
     errno.ELOOP: "Its symbolic links lead in a circle.",
     errno.ENAMETOOLONG: "Give a shorter name.",
-    errno.ENOTDIR: "A file stands where a folder is needed.",
-    errno.EISDIR: "A folder stands where a file is needed.",
+    errno.ENOTDIR: "A file is in the place of a folder.",
+    errno.EISDIR: "A folder is in the place of a file.",
 }
 
 
@@ -122,10 +122,10 @@ def current_words(words: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; the only place where an error becomes an exit code."""
+    """Run the command line. Only this function turns an error into an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # A file's name need not be text of the user's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may not be text in the user's encoding.
     try:
         code = app(current_words(sys.argv[1:]), prog_name="repo-manager", standalone_mode=False)
     except _CLICK_ERROR as error:
@@ -141,7 +141,7 @@ def main() -> None:
         Terminal(as_json="--json" in sys.argv).error(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`): not an error of ours.
+        # The reader of our output has closed it (`| head`). This is not an error.
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:

@@ -39,8 +39,8 @@ class Binding:
     Attributes:
         owner: a dataclass of options, or a function.
         name: its field, or its parameter.
-        read: makes the setting's value from the option's; `None` takes it as it is, a list as a tuple.
-        show: makes the option's default from the setting's; `None` takes it as it is, nothing for an empty collection.
+        read: makes the setting's value from the option's. `None` takes it as it is, a list as a tuple.
+        show: makes the option's default from the setting's. `None` takes it as it is, nothing for an empty collection.
     """
 
     owner: Callable[..., Any]
@@ -94,11 +94,11 @@ def option(
     Args:
         names: as they are written, the long one first: `--name`, `-n`.
         help: what it does. Square brackets are text, no markup.
-        sets: the setting of the library, whose default it takes: a dataclass and its field, or a function and its
-            parameter.
-        read: see `Binding`.
-        show: see `Binding`.
-        default: of an option that sets nothing of the library.
+        sets: the library's setting that supplies the default: a dataclass and its field, or a function and its
+            parameter. `None`: the option sets nothing of the library.
+        read: makes the setting's value from the option's, as in `Binding`. `None`: used unchanged.
+        show: makes the option's default from the setting's, as in `Binding`. `None`: used unchanged.
+        default: the default of an option without `sets`.
         **more: of `typer.Option`: `metavar`, `min`, `max`, `show_default`, `autocompletion`, `rich_help_panel`.
     """
     binding = None if sets is None else Binding(*sets, read, show)
@@ -110,7 +110,13 @@ def option(
 
 
 def argument(*, metavar: str, help: str, default: Any = ..., **more: Any) -> Any:
-    """Make a field that is an argument; it is required unless it has a default."""
+    """Make a field that is an argument. It is required unless it has a default.
+
+    Args:
+        metavar: the argument's name in the usage line.
+        help: one sentence. Square brackets are text, no markup.
+        default: value without the argument. `...`: the argument is required.
+    """
     info = typer.Argument(metavar=metavar, help=plain_help(help), show_default=False, **more)
     return dataclasses.field(default=default, metadata={_PARAMETER: info})
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, whatever they work on."""
+"""Options that several commands share, for models, repositories and servers alike."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the planned changes without making them.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.", show_default=False)]
 
 
@@ -47,12 +47,12 @@ class Output:
     PANEL: ClassVar[str] = "Output"
     json: bool = option("--json", default=False, help="Print the result as JSON on stdout.")
     quiet: bool = option("--quiet", "-q", default=False, help="No progress and no notes.")
-    wide: bool = option("--wide", default=False, help="Tables with every column and whole times, however wide.")
+    wide: bool = option("--wide", default=False, help="Show tables with every column and full times, at any width.")
     context: str | None = option(
         "--context",
         metavar="NAME",
         callback=chosen_context,
-        help="The context of the settings, with its repository and servers; none: no context.",
+        help="Context of the settings: its repository and servers. none: use no context.",
     )
 
     def terminal(self) -> Terminal:
@@ -114,17 +114,17 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """See that files can be written before work begins whose result would be lost.
+    """Check that files can be written before work begins whose result would be lost.
 
     Args:
-        paths: what will be written at the end; `None` is left out.
+        paths: what will be written at the end. `None` is left out.
 
     Raises:
         InputError: a path is a folder, or its own folder is missing or cannot be written.
     """
     for path in paths:
         if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
-            continue  # a pipe or a device is there or is not
+            continue  # a pipe or a device cannot be created
         folder = path.absolute().parent
         if path.is_dir():
             reason, hint = "it is a folder", f"Name a file: {path / 'FILE'}"
@@ -138,7 +138,10 @@ def check_outputs(*paths: Path | None) -> None:
 
 
 def check_input(path: Path | None) -> None:
-    """See that a file is there before a server is asked.
+    """Check that a file exists, before a server is contacted.
+
+    Args:
+        path: `None`: nothing to check.
 
     Raises:
         InputError: it is not.
@@ -148,14 +151,17 @@ def check_input(path: Path | None) -> None:
 
 
 def check_keys(paths: Sequence[Path] | None) -> None:
-    """See that keys are there before anything is looked at that they are for.
+    """Check that the key files exist, before any work that needs them.
+
+    Args:
+        paths: public keys and certificates. `None`: nothing to check.
 
     Raises:
         UsageError: one is not.
     """
     for path in paths or ():
         if not path.is_file():
-            raise UsageError(f"{path} is not a key file", hint="It does not exist, or is no file.")
+            raise UsageError(f"{path} is not a key file", hint="The path does not exist, or is not a file.")
 
 
 def parse_pairs(texts: list[str], name: str) -> dict[str, str]:
@@ -176,6 +182,9 @@ def parse_pairs(texts: list[str], name: str) -> dict[str, str]:
 def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
     """Read `--shape NAME:2,3,224,224` options.
 
+    Args:
+        texts: values of the option. `None`: no shape was given.
+
     Raises:
         UsageError: a text has another form, or a size below 0.
     """
@@ -193,7 +202,7 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
 
 
 def parse_changes(texts: list[str]) -> dict[str, str]:
-    """Read `--set FIELD=VALUE` options; return field of config.pbtxt -> value.
+    """Read `--set FIELD=VALUE` options. Return field of config.pbtxt -> value.
 
     Raises:
         UsageError: a text has another form.
@@ -225,7 +234,7 @@ def parse_target(text: str) -> tuple[str, int | None]:
 
 
 def read_labels_file(path: Path) -> tuple[str, ...]:
-    """Read class labels, one a line; empty lines do not count.
+    """Read class labels, one per line. Empty lines do not count.
 
     Raises:
         UsageError: the file cannot be read.

@@ -43,7 +43,8 @@ def report_command(
         str | None,
         typer.Argument(
             metavar="[NAME[:VERSION]]",
-            help="One version, by number or tag; every version of a model; without it of the repository.",
+            help="One version, by number or tag, or every version of a model \\[default: every version of the "
+            "repository].",
             show_default=False,
             autocompletion=model_versions,
         ),
@@ -51,7 +52,10 @@ def report_command(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE.html|FILE.md|FOLDER", help="The card; or a folder, with an index of cards."
+            "--output",
+            "-o",
+            metavar="FILE.html|FILE.md|FOLDER",
+            help="File of the card, or a folder for several cards and an index.",
         ),
     ] = None,
     loads: Annotated[
@@ -94,7 +98,7 @@ def report_command(
 
 
 def _is_folder(file: Path | None, target: str | None) -> bool:
-    """Say whether the output is a folder of cards, and see that it can be written.
+    """Return whether the output is a folder of cards, and see that it can be written.
 
     Raises:
         UsageError: the ending names no format, or several versions would go into one file.
@@ -104,12 +108,12 @@ def _is_folder(file: Path | None, target: str | None) -> bool:
     if is_folder and file is not None and file.suffix and not file.is_dir():
         raise UsageError(
             f"--output {file}: the ending {file.suffix} names no format",
-            hint="Expected FILE.html, FILE.md, or a folder, which is made if it does not exist.",
+            hint="Expected FILE.html, FILE.md, or a folder, which is created if needed.",
         )
     if not is_folder and (target is None or ":" not in target):
         raise UsageError(
-            "a card is of one version: name it as NAME:VERSION",
-            hint="Or give a folder, --output FOLDER, for a page for each version and an index.",
+            "a card shows one version: name it as NAME:VERSION",
+            hint="Or give a folder, --output FOLDER: it gets a page per version and an index.",
         )
     if not is_folder:
         check_outputs(file)

@@ -94,7 +94,7 @@ class History:
 def list_command(place: RepositoryFlag, output: Output) -> None:
     """List the models of a repository: published versions, those that the version policy selects, tags, backend.
 
-    What is ready on a server is what `status` shows.
+    `status` shows the ready versions of a server.
     """
     root, terminal = place.root(), output.terminal()
     models = scan(root, deep=False)
@@ -127,7 +127,7 @@ def show_command(
     place: RepositoryFlag,
     output: Output,
 ) -> None:
-    """Show one model: its versions, what each was made from, and which the version policy selects.
+    """Show one model: its versions, the source of each, and the version policy's selection.
 
     NAME:VERSION shows one version: state, source, checks, files.
     """

@@ -48,7 +48,13 @@ _READS = {"name", "names", "repository", "context", "json", "quiet", "wide", "ou
 
 
 def model_names(ctx: Any, args: list[str], incomplete: str) -> list[str]:
-    """Return the names of the repository's models that begin with the word."""
+    """Return the names of the repository's models that begin with the word.
+
+    Args:
+        ctx: Click's context of the command line so far.
+        args: unused. Click passes the words before this one.
+        incomplete: the start of the word.
+    """
     try:
         return [name for name in _names(_folder(ctx)) if name.startswith(incomplete)]
     except (RepoManagerError, OSError, ValueError):
@@ -56,7 +62,13 @@ def model_names(ctx: Any, args: list[str], incomplete: str) -> list[str]:
 
 
 def model_versions(ctx: Any, args: list[str], incomplete: str) -> list[str]:
-    """Return names of models, and after `NAME:` the versions and tags of one."""
+    """Return names of models, and after `NAME:` the versions and tags of one.
+
+    Args:
+        ctx: Click's context of the command line so far.
+        args: unused. Click passes the words before this one.
+        incomplete: the start of the word.
+    """
     name, separator, begun = incomplete.partition(":")
     if not separator:
         return model_names(ctx, args, incomplete)
@@ -94,13 +106,13 @@ ModelName = Annotated[
     str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False, autocompletion=model_names)
 ]
 AnyModelName = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="One model; without it all.", autocompletion=model_names)
+    str | None, typer.Argument(metavar="[NAME]", help="One model \\[default: all].", autocompletion=model_names)
 ]
 Target = Annotated[
     str,
     typer.Argument(
         metavar="NAME[:VERSION]",
-        help="VERSION is a number or a tag; without one the newest.",
+        help="VERSION is a number or a tag \\[default: the newest].",
         show_default=False,
         autocompletion=model_versions,
     ),
@@ -124,7 +136,7 @@ class RepositoryFlag:
 
         Raises:
             RepositoryError: it is a URL that cannot be one of a repository.
-            UsageError: it is not of the context, or of a protected one that the command does not name; or the command
+            UsageError: it is not of the context, or of a protected one that the command does not name, or the command
                 has a place where it expects a model's name.
         """
         _refuse_places()
@@ -135,6 +147,9 @@ class RepositoryFlag:
 
 def resolve_repository(option: str | None) -> Location:
     """Return the repository to work on: the option, else the settings.
+
+    Args:
+        option: value of `--repository`. `None`: use the settings.
 
     Raises:
         RepositoryError: it is a URL that cannot be one of a repository, or the folder of a model.
@@ -166,7 +181,7 @@ def _refuse_places() -> None:
     for text in given:
         if isinstance(text, str) and "/" in text:
             raise UsageError(
-                f"{text} is a place, and a model's name is expected here",
+                f"{text} is a repository; expected a model's name here",
                 hint=f"The repository goes to -r: {_as_options(text.rstrip('/'))}",
             )
 
@@ -183,7 +198,7 @@ def _as_options(place: str) -> str:
 
 
 def _is_model(folder: Path) -> bool:
-    """Say whether a folder is a model's: it has a configuration, or a version with a model file of a known name."""
+    """Return whether a folder is a model's: it has a configuration, or a version with a model file of a known name."""
     if (folder / CONFIG_FILENAME).is_file():
         return True
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -192,7 +207,7 @@ def _is_model(folder: Path) -> bool:
     return False
 
 
-# Contexts: what mixes two, or changes a protected one that the command does not name, is refused.
+# Contexts: a command that mixes two of them, or changes a protected one without naming it, is refused.
 
 
 def destination_of(text: str) -> Location:
@@ -204,7 +219,7 @@ def destination_of(text: str) -> Location:
     """
     if not text.startswith(_INTO):
         place = parse_location(text)
-        _refuse_protected(place, hint="If that is meant, name the context: --into context:{name}")
+        _refuse_protected(place, hint="To copy there, name the context: --into context:{name}")
         return place
     name, contexts = text.removeprefix(_INTO), load_contexts()
     found = contexts.get(name)
@@ -217,11 +232,11 @@ def destination_of(text: str) -> Location:
 
 
 def guard(place: Location, given: str | None) -> None:
-    """Refuse what mixes two contexts, and a change of a protected one that the command does not name.
+    """Refuse to mix two contexts, or to change a protected one that the command does not name.
 
     Args:
         place: the repository that the command works on.
-        given: what `--repository` says; `None`: the settings' was taken.
+        given: value of `--repository`. `None`: the settings supplied the repository.
 
     Raises:
         UsageError: as said.
@@ -231,11 +246,12 @@ def guard(place: Location, given: str | None) -> None:
         own = parse_location(context.repository)
         if not _same(own, place):
             raise UsageError(
-                f"-r {given} is not the repository of the context {context.name!r}, {own}, whose server and keys apply",
-                hint="Leave out -r, or take no context: --context none",
+                f"-r {given} is not the repository of the context {context.name!r}, {own}. The context's server and "
+                "keys would apply",
+                hint="Leave out -r, or use no context: --context none",
             )
     if _changes():
-        _refuse_protected(place, hint="If that is meant, name the context in the command: --context {name}")
+        _refuse_protected(place, hint="To change it, name the context in the command: --context {name}")
 
 
 def _refuse_protected(place: Location, *, hint: str) -> None:
@@ -250,13 +266,13 @@ def _refuse_protected(place: Location, *, hint: str) -> None:
         if of_place or (context.server is not None and context.server in servers):
             what = str(place) if of_place else str(context.server)
             raise UsageError(
-                f"`{command}` would change {what}, which is of the protected context {context.name!r}",
+                f"`{command}` would change {what}of the protected context {context.name!r}",
                 hint=hint.format(name=context.name),
             )
 
 
 def _changes() -> bool:
-    """Say whether the command that runs changes something."""
+    """Return whether the command that runs changes something."""
     click = invocation.click
     if click is None or click.params.get("dry_run") or click.params.get("check"):
         return False

@@ -35,14 +35,14 @@ class ServerFlags:
     to: list[str] | None = option(
         "--to",
         metavar="URL",
-        help="A running server, grpc://host:port or http://host:port; several: give it often, or @FILE, or "
-        "dns://name:port for every address behind a name; or k8s://namespace/release, kserve://namespace/name, "
-        "both with ?context=NAME where the kubeconfig has several "
-        "[default: the running `serve` of the repository, else one is started].",
+        help="A running server, grpc://host:port or http://host:port. For several: repeat the option, or use @FILE, "
+        "or dns://name:port for every address of a name. Or a cluster: k8s://namespace/release or "
+        "kserve://namespace/name, with ?context=NAME to choose a kubeconfig context [default: the running `serve` of "
+        "the repository, else one is started].",
     )
 
     def texts(self) -> tuple[str, ...]:
-        """Return the targets that are named, else the server of the settings."""
+        """Return the targets named, else the server of the settings."""
         return tuple(self.to or filter(None, [load_settings().server]))
 
     def connected(self, connection: Connection) -> ClientOptions:
@@ -65,7 +65,7 @@ class FleetFlags:
         sets=(RolloutOptions, "batch"),
         read=lambda text: _batch(text),
         show=str,
-        help="Of several servers: how many at a time.",
+        help="With several servers: how many at a time.",
     )
     max_unavailable: str = option(
         "--max-unavailable",
@@ -73,44 +73,44 @@ class FleetFlags:
         sets=(RolloutOptions, "max_unavailable"),
         read=lambda text: Amount.parse(text, "--max-unavailable"),
         show=str,
-        help="Of several servers: how many may not answer.",
+        help="With several servers: how many may fail to answer.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class DeployFlags(FleetFlags, RolloutFlags):
-    """What deploy and rollback let one choose."""
+    """Options of deploy and rollback."""
 
     signed_by: list[Path] | None = option(
         "--signed-by",
         metavar="KEY.pub",
         sets=(RolloutOptions, "signed_by"),
-        help="Refuse a version that no such key signed (may be given often) [default: the settings' signed_by].",
+        help="Refuse versions without a signature by this key (may be given often) [default: the settings' signed_by].",
     )
     force: bool = option(
-        "--force", sets=(RolloutOptions, "force"), help="Go on although memory is estimated to be too little."
+        "--force", sets=(RolloutOptions, "force"), help="Continue although the estimated memory is not enough."
     )
     drop_pinned: bool = option(
         "--drop-pinned",
         sets=(RolloutOptions, "drop_pinned"),
-        help="Take a version out of service although an ensemble pins it; Triton then drops the ensemble.",
+        help="Undeploy a version even if an ensemble pins it. Triton then unloads the ensemble.",
     )
     retries: int = option(
         "--retries",
         sets=(RolloutOptions, "retries"),
         min=0,
-        help="How often a server that is out of reach is asked again.",
+        help="Retries for an unreachable server.",
     )
     proof: Literal["inference", "readiness"] = option(
         "--proof",
         sets=(RolloutOptions, "proof"),
-        help="readiness: a version without a recorded sample whose model refuses made-up requests may be deployed all "
-        "the same; the result says that it was not asked.",
+        help="readiness: deploy a version even if it has no recorded sample and its model refuses made-up requests. "
+        "The result then says that no inference proved it.",
     )
     dry_run: bool = option(
         "--dry-run",
         sets=(RolloutOptions, "dry_run"),
-        help="Say what would be done; change nothing.",
+        help="Show the planned changes without making them.",
         rich_help_panel="Options",
     )
 
@@ -129,7 +129,7 @@ def _batch(text: str) -> Amount:
     """
     batch = Amount.parse(text, "--batch")
     if batch.value == 0:
-        raise UsageError(f"--batch {text}: a batch has at least one server")
+        raise UsageError(f"--batch {text}: a batch needs at least one server")
     return batch
 
 
@@ -145,11 +145,11 @@ def deploy_command(
     output: Output,
     connection: Connection,
 ) -> None:
-    """Serve a version, proven by an inference; on any failure the previous state is put back.
+    """Serve a version, proven by an inference. On any failure the previous state is put back.
 
-    Without --to it goes to the running `serve` of the repository; when there is none, it starts one that stays.
-    Several servers go forward together or not at all. With --shadow or --canary the version is on trial first: exit
-    code 4 when a gate fails, 6 when one stays undecided; the old version is then served on.
+    Without --to it goes to the running `serve` of the repository. When there is none, it starts one that keeps
+    running. Several servers go forward together or not at all. With --shadow or --canary the version is on trial
+    first: exit code 4 when a gate fails, 6 when one stays undecided. The old version then stays in service.
     """
     terminal = output.terminal()
     root, options, tried = place.root(), how.options(), trial.options(terminal)
@@ -172,7 +172,7 @@ def rollback_command(
     output: Output,
     connection: Connection,
 ) -> None:
-    """Go back to the version that was deployed before the current one, with the same proof as `deploy`."""
+    """Go back to the version deployed before the current one, with the same proof as `deploy`."""
     terminal = output.terminal()
     root, options = place.root(), how.options()
     to, connected = where.texts(), where.connected(connection)
@@ -187,15 +187,19 @@ class UndeployFlags(FleetFlags):
     drop_pinned: bool = option(
         "--drop-pinned",
         sets=(RolloutOptions, "drop_pinned"),
-        help="Take one version out although an ensemble pins it; Triton then drops the ensemble.",
+        help="Undeploy a version even if an ensemble pins it. Triton then unloads the ensemble.",
     )
     timeout: float = option(
-        "--timeout", metavar="SECONDS", sets=(RolloutOptions, "deadline_s"), min=0.1, help="Deadline for all of it."
+        "--timeout",
+        metavar="SECONDS",
+        sets=(RolloutOptions, "deadline_s"),
+        min=0.1,
+        help="Deadline of the whole command.",
     )
     dry_run: bool = option(
         "--dry-run",
         sets=(RolloutOptions, "dry_run"),
-        help="Say what would be done; change nothing.",
+        help="Show the planned changes without making them.",
         rich_help_panel="Options",
     )
 
@@ -207,7 +211,7 @@ def undeploy_command(
         str,
         typer.Argument(
             metavar="NAME[:VERSION]",
-            help="VERSION is a number or a tag; without one every version.",
+            help="VERSION is a number or a tag \\[default: every version].",
             show_default=False,
             autocompletion=model_versions,
         ),
@@ -219,7 +223,7 @@ def undeploy_command(
     output: Output,
     connection: Connection,
 ) -> None:
-    """Take a model, or one version of it, out of service; the server's index proves that it is gone.
+    """Take a model, or one version of it, out of service. The server's index proves that it is gone.
 
     It stays published: `rollback` or `deploy` serves it again. `serve` does not load it when it starts. Refused while
     a model that needs it is served.
@@ -241,7 +245,7 @@ def undeploy_command(
 
 
 def _show(terminal: Terminal, rollout: Rollout, options: RolloutOptions, *, back: bool = False) -> None:
-    """Show what was done; end as a roll-out would where a check speaks against a planned one."""
+    """Show the result. Raise the error of a failed check if the roll-out was only planned."""
     terminal.result({"rollout": rollout}, *rollout_view(rollout, back=back))
     if rollout.dry_run and any(check.blocks(options) for server in rollout.servers for check in server.checks):
         raise typer.Exit(RepositoryError.exit_code)

@@ -30,7 +30,7 @@ class RolloutFlags:
     keep_previous: bool = option(
         "--keep-previous",
         sets=(RolloutOptions, "keep_previous"),
-        help="Leave the previous version loaded, and what ensembles pin, so that going back is instant.",
+        help="Keep the previous version and the versions that ensembles pin loaded, so that a roll-back is instant.",
     )
     timeout: float | None = option(
         "--timeout",
@@ -61,7 +61,7 @@ _DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)")
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How the new version has to prove itself before it takes over; without --shadow and --canary it has not to."""
+    """The trial of a new version before it takes over. Without --shadow and --canary there is none."""
 
     PANEL: ClassVar[str] = "Trial"
     shadow: Path | None = option(
@@ -79,17 +79,17 @@ class Trial:
         sets=(ShadowOptions, "duration_s"),
         read=lambda text: parse_duration(text, "--shadow-duration"),
         show=lambda seconds: f"{seconds:g}s",
-        help="For how long at most: 30s, 5m, 1h.",
+        help="Longest duration: 30s, 5m, 1h.",
     )
     shadow_report: Path | None = option(
-        "--shadow-report", metavar="FILE.json", help="Write what the shadow showed, whatever it was."
+        "--shadow-report", metavar="FILE.json", help="File for the shadow's report. It is written in any case."
     )
     canary: str | None = option(
         "--canary",
         metavar="5%,25%,100%",
         sets=(TrialOptions, "steps"),
         read=lambda text: parse_steps(text),
-        help="Then give the new version these shares of the traffic, one after the other; clients follow with "
+        help="Then give the new version these shares of the traffic, one after the other. Clients follow with "
         "VersionedClient (document canary.md).",
     )
     step: str = option(
@@ -104,29 +104,29 @@ class Trial:
         "--weights-file",
         metavar="FILE.json",
         sets=(TrialOptions, "weights_file"),
-        help="Write the shares there, for clients that read it [default: they are published on the server].",
+        help="Write the shares to this file, for clients that read it [default: publish them on the server].",
     )
     gate: list[str] | None = option(
         "--gate",
         metavar="GATES",
         sets=(TrialOptions, "gates"),
         read=lambda texts: parse_gates(",".join(texts)),
-        help='What has to hold: "p99<20ms, p99<1.2x, errors<0.1%, agreement>99%, drift<1e-2" [default: errors<1%].',
+        help='Limits of the trial: "p99<20ms, p99<1.2x, errors<0.1%, agreement>99%, drift<1e-2" [default: errors<1%].',
     )
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is to be a trial."""
+        """Whether there will be a trial."""
         return self.shadow is not None or self.canary is not None
 
     def options(self, terminal: Terminal) -> TrialOptions | None:
-        """Return them as the library takes them; `None` without a trial.
+        """Return them as the library takes them, or `None` without a trial.
 
         Args:
             terminal: shows what the shadow showed at once, because a failed gate ends the command.
 
         Raises:
-            UsageError: one cannot be read, or is of no use without another.
+            UsageError: one cannot be read, or requires another.
         """
         needs = {
             "--gate": (self.gate, self.is_wanted, "--shadow or --canary"),
@@ -135,7 +135,7 @@ class Trial:
         }
         for name, (given, satisfied, needed) in needs.items():
             if given and not satisfied:
-                raise UsageError(f"{name} is of no use without {needed}")
+                raise UsageError(f"{name} requires {needed}")
         if not self.is_wanted:
             return None
 
@@ -154,7 +154,7 @@ class Trial:
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Read `90`, `90s`, `1.5m`, `2h` or `500ms`; return seconds.
+    """Read `90`, `90s`, `1.5m`, `2h` or `500ms`. Return seconds.
 
     Raises:
         UsageError: it is none of these, or 0.

@@ -78,7 +78,9 @@ class ListenFlags:
 
     PANEL: ClassVar[str] = "Listen"
     host: str = option(
-        "--host", sets=(ServeOptions, "host"), help="Address to bind; anything but the loopback is open to others."
+        "--host",
+        sets=(ServeOptions, "host"),
+        help="Address to bind. Any address but the loopback is open to other machines.",
     )
     http_port: int = option(
         "--http-port", sets=(ServeOptions, "http_port"), min=0, max=65535, help="0 takes a free port."
@@ -102,13 +104,13 @@ class RunFlags:
         help="Models to load: names, or all, deployed or none (may be given often) [default: deployed].",
         autocompletion=model_names,
     )
-    detach: bool = option("--detach", default=False, help="Run in the background; return when it is ready.")
+    detach: bool = option("--detach", default=False, help="Run in the background, and return when the server is ready.")
     stop: bool = option("--stop", default=False, help="Stop the running serve of the repository.")
     auto_complete: bool | None = option(
         "--auto-complete/--no-auto-complete",
         metavar="",
         sets=(ServeOptions, "auto_complete"),
-        help="Let Triton fill in incomplete config.pbtxt files, at a second a load [default: where one needs it].",
+        help="Let Triton complete config.pbtxt files, which takes a second per load [default: if one needs it].",
         show_default=False,
     )
     restart: Literal["no", "on-failure"] = option(
@@ -116,26 +118,27 @@ class RunFlags:
         sets=(ServeOptions, "restart"),
         read=lambda text: text == "on-failure",
         show=lambda restart: "on-failure" if restart else "no",
-        help="Whether to start a server again that ended by itself with a failure.",
+        help="Restart a server that failed.",
     )
     timeout: float = option(
         "--timeout",
         metavar="SECONDS",
         sets=(ServeOptions, "timeout_s"),
         min=0.1,
-        help="Until when it has to be ready; with --stop: until when it has to be gone; it is killed shortly before.",
+        help="Time until the server must be ready. With --stop: time until it must be gone; it is killed shortly "
+        "before.",
     )
     rate_limiter: bool = option(
         "--rate-limiter",
         sets=(ServeOptions, "rate_limiter"),
-        help="Heed the rate_limiter of configurations, which Triton ignores otherwise.",
+        help="Apply the rate_limiter of configurations. Triton ignores it by default.",
     )
     cache_bytes: int = option(
         "--cache-bytes",
         metavar="BYTES",
         sets=(ServeOptions, "cache_bytes"),
         min=0,
-        help="Size of the response cache, for models that turn it on; 0 has none.",
+        help="Size of the response cache, for models that use it. 0: no cache.",
     )
     verbosity: int = option(
         "--verbosity",
@@ -156,7 +159,7 @@ class SecurityFlags:
         "--tls-cert",
         metavar="FILE.pem",
         sets=(ServerSecurity, "certificate"),
-        help="gRPC speaks TLS; HTTP then stays on the loopback.",
+        help="Certificate for gRPC over TLS. HTTP then stays on the loopback.",
     )
     tls_key: Path | None = option(
         "--tls-key", metavar="FILE.pem", sets=(ServerSecurity, "key"), help="The key of --tls-cert."
@@ -165,25 +168,25 @@ class SecurityFlags:
         "--tls-client-ca",
         metavar="FILE.pem",
         sets=(ServerSecurity, "client_authority"),
-        help="Clients show a certificate of this authority.",
+        help="Require client certificates of this authority.",
     )
     restrict_file: Path | None = option(
         "--restrict-file",
         default=None,
         metavar="FILE",
-        help="A file with one `Name: value`: the header without which nobody loads, unloads or changes anything.",
+        help="A file with one `Name: value`: the server refuses to load, unload or change models without this header.",
     )
 
     pass_env: list[str] | None = option(
         "--pass-env",
         metavar="NAME",
         sets=(ServeOptions, "pass_env"),
-        help="A variable of the environment that models' code may read (may be given often).",
+        help="An environment variable to pass to the models' code (may be given often).",
     )
     open_control: bool = option(
         "--open-control",
         sets=(ServerSecurity, "open_control"),
-        help="Let everybody who reaches the server load, unload and change: no random key.",
+        help="Let everyone who can reach the server load, unload and change models, without a key.",
     )
 
     def security(self) -> ServerSecurity:
@@ -206,8 +209,8 @@ def serve_command(
 ) -> None:
     """Run the embedded Triton on a repository until interrupted, in explicit model-control mode.
 
-    What the server logs once it is ready goes to stderr; `repo-manager logs` shows all. Loaded at the start: the models
-    that were deployed before.
+    What the server logs once it is ready goes to stderr. `repo-manager logs` shows all. Loaded at the start: the models
+    deployed before.
     """
     terminal = output.terminal()
     root = place.root()
@@ -246,9 +249,9 @@ class LogFlags:
         metavar="N",
         sets=(follow_log, "lines"),
         min=0,
-        help="How many lines from the end; 0 shows all.",
+        help="Number of last lines to show; 0: all.",
     )
-    follow: bool = option("--follow", "-f", default=False, help="Go on showing what is added, until the server ends.")
+    follow: bool = option("--follow", "-f", default=False, help="Follow the log until the server ends.")
 
 
 @app.command("logs")
@@ -279,7 +282,7 @@ def _options(root: Location, flags: RunFlags, listen: ListenFlags, security: Sec
     ports = [settings[name] for name in ("http_port", "grpc_port", "metrics_port") if settings.get(name)]
     if len(set(ports)) < len(ports):
         raise UsageError(
-            f"--http-port, --grpc-port and --metrics-port need a port each; given were {', '.join(map(str, ports))}",
+            f"--http-port, --grpc-port and --metrics-port must differ; found {', '.join(map(str, ports))}",
             hint="Leave one out, and a free port is chosen.",
         )
     signed_by = load_settings().signed_by
@@ -320,5 +323,5 @@ def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> 
         terminal.note("No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all.")
     if server.options.load:
         terminal.note(f"Loaded at the start: {', '.join(server.options.load)}")
-    terminal.note(f"Log: {server.log_path} (what it says from now on follows here)")
+    terminal.note(f"Log: {server.log_path} (new lines follow here)")
     terminal.note(f"Ready: {server.http_url}  {server.grpc_url}  {server.metrics_url} (Ctrl-C stops it)")

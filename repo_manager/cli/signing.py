@@ -1,4 +1,4 @@
-"""What commands that sign, or check signatures, share: the key of an option, and a repository's signatures."""
+"""Shared by commands that sign or check signatures: the key of an option, and a repository's signatures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ def signing_key(
     certificate: Path | None = None,
     chain: tuple[Path, ...] = (),
 ) -> SigningKey | None:
-    """Return the key of an option, tried before anything long is begun; `None` when there is none.
+    """Return the key of an option, tried before anything long is begun, or `None` when there is none.
+
+    Args:
+        path: private key in PEM. `None`: return `None`.
+        password_file: file whose first line is the password. `None`: `$REPO_MANAGER_KEY_PASSWORD`, if set.
+        certificate: the key's certificate in PEM. `None`: sign with the bare key.
+        chain: certificates between `certificate` and its root.
 
     Raises:
         UsageError: it cannot sign.
@@ -47,7 +53,7 @@ def signing_key(
 
 
 def _read_password(file: Path | None) -> str | None:
-    """Return a key's password from a file's first line, else from the environment; `None` when neither has one.
+    """Return a key's password from a file's first line, else from the environment, or `None` when neither has one.
 
     Raises:
         UsageError: the file cannot be read.
@@ -68,9 +74,10 @@ def check_signatures(
     """Check every version's signature, of one model or of all.
 
     Args:
-        root: the repository.
-        name: one model; `None`: all.
-        keys: the keys to trust; empty: those of the settings; nothing is checked when these are empty too.
+        root: folder of the model repository.
+        name: one model. `None`: all.
+        keys: trusted public keys and root certificates. `None` or empty: those of the settings. If the settings have
+            none either, nothing is checked.
 
     Returns:
         The signatures that hold, and a problem for each version that has none that does.

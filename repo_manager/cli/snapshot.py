@@ -1,4 +1,4 @@
-"""Snapshots for clusters, and what is removed because nobody needs it any more: snapshot, fetch, gc."""
+"""Snapshots for clusters, and the removal of unused versions and snapshots: snapshot, fetch, gc."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ class SnapshotFlags:
     values: Path | None = option(
         "--values",
         metavar="FILE.yaml",
-        help="Pin it in this values file, which holds the pin alone. What the file pins now stays, but for the models "
-        "that are named.",
+        help="Pin it in this values file, which holds only the pin. Models that are not named keep the version pinned "
+        "now.",
     )
     mounted: str | None = option(
         "--mounted",
         metavar="URL|DIR",
-        help="The repository as the pods see it [default: what --values says, else the same as --repository].",
+        help="The repository's URL for the pods [default: the one in --values, else the same as --repository].",
     )
     keep_previous: bool = option(
         "--keep-previous",
         sets=(RolloutOptions, "keep_previous"),
-        help="Serve the previous version beside the new one, and what ensembles pin.",
+        help="Also serve the previous version, and the versions that ensembles pin.",
     )
     drop_pinned: bool = option(
         "--drop-pinned",
         sets=(RolloutOptions, "drop_pinned"),
-        help="Take a version out of service although an ensemble pins it; Triton then drops the ensemble.",
+        help="Undeploy a version even if an ensemble pins it. Triton then unloads the ensemble.",
     )
     signed_by: list[Path] | None = option(
         "--signed-by",
         metavar="KEY.pub",
         sets=(RolloutOptions, "signed_by"),
-        help="Refuse a version that no such key signed (may be given often) [default: the settings' signed_by].",
+        help="Refuse versions without a signature by this key (may be given often) [default: the settings' signed_by].",
     )
 
 
@@ -69,7 +69,7 @@ def snapshot_command(
         list[str] | None,
         typer.Argument(
             metavar="[NAME[:VERSION]]...",
-            help="The new versions; without any, every model as its policy serves it.",
+            help="The new versions \\[default: every model, as its version policy selects].",
             show_default=False,
             autocompletion=model_versions,
         ),
@@ -80,10 +80,10 @@ def snapshot_command(
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
-    """Freeze what pods are to serve as a snapshot, and print the chart's values that pin it, for Argo CD or Flux.
+    """Freeze the versions for pods as a snapshot, and print the chart's values that pin it, for Argo CD or Flux.
 
-    The versions are checked as for `deploy`. No cluster is asked and none is changed: whoever applies the values rolls
-    the snapshot out.
+    The versions are checked as for `deploy`. No cluster is contacted or changed. The tool that applies the values
+    rolls the snapshot out.
     """
     terminal = output.terminal()
     check_outputs(flags.values)
@@ -113,17 +113,17 @@ class FetchFlags:
         "--keep",
         sets=(fetch, "keep"),
         min=0,
-        help="How many snapshots stay beside it that no process serves.",
+        help="Number of unused snapshots to keep beside it.",
     )
     signed_by: list[Path] | None = option(
         "--signed-by",
         metavar="KEY.pub",
-        help="Refuse a version that no such key signed (may be given often) [default: the settings' signed_by].",
+        help="Refuse versions without a signature by this key (may be given often) [default: the settings' signed_by].",
     )
     hold: bool = option(
         "--hold",
         default=False,
-        help="Then stay until SIGTERM, and keep the snapshot from being removed: a pod's sidecar.",
+        help="Stay until SIGTERM, and protect the snapshot from removal (for a pod's sidecar).",
     )
 
 
@@ -134,15 +134,15 @@ def fetch_command(
         str, typer.Argument(metavar="SNAPSHOT", help="Its URL or folder: REPOSITORY.snapshots/ID.", show_default=False)
     ],
     cache: Annotated[
-        Path, typer.Argument(metavar="CACHE", help="The folder that keeps snapshots; pods of a node share one.")
+        Path, typer.Argument(metavar="CACHE", help="The folder that keeps snapshots. Pods of a node share one.")
     ],
     *,
     flags: FetchFlags,
     output: Output,
 ) -> None:
-    """Bring a snapshot onto this machine, unless it is there, and check every file of it, and its signatures.
+    """Copy a snapshot to this machine, and check all its files and signatures.
 
-    Object storage is not asked for one that is there and whole. What is damaged is fetched again.
+    A complete snapshot on this machine is not fetched again. Damaged files are.
     """
     terminal = output.terminal()
     keys = tuple(flags.signed_by or ())
@@ -158,7 +158,7 @@ def fetch_command(
 class GcFlags:
     """Which versions are old."""
 
-    keep: int = option("--keep", sets=(gc, "keep"), min=1, help="How many of the newest versions stay.")
+    keep: int = option("--keep", sets=(gc, "keep"), min=1, help="Number of newest versions to keep.")
     older_than: str | None = option(
         "--older-than",
         metavar="AGE",
@@ -169,13 +169,14 @@ class GcFlags:
     snapshots: bool = option(
         "--snapshots",
         default=False,
-        help="Remove snapshots of the repository instead: those that nothing names which --to and --values say.",
+        help="Remove unused snapshots of the repository instead: those that no target of --to and no file of --values "
+        "names.",
     )
     to: list[str] | None = option(
         "--to",
         metavar="URL",
-        help="With --snapshots: every k8s://namespace/release and kserve://namespace/name that serves snapshots of the "
-        "repository (may be given often).",
+        help="With --snapshots: every k8s://namespace/release and kserve://namespace/name that serves snapshots of "
+        "the repository (may be given often).",
     )
     values: list[Path] | None = option(
         "--values",

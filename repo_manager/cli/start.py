@@ -40,18 +40,18 @@ def _version_of(url: str, connection: Connection, timeout_s: float = 10.0) -> st
 
 @dataclasses.dataclass(frozen=True)
 class ServerFlags:
-    """The server that the repository's engines are held against."""
+    """The server to check the repository's engines against."""
 
     to: str | None = option("--to", metavar="URL", help="Check the repository's engines against this running server.")
     for_server: str | None = option(
-        "--for-server", metavar="26.07[:9.0]", help="... against this Triton release (and GPU)."
+        "--for-server", metavar="26.07[:9.0]", help="Check them against this Triton release (and GPU)."
     )
     timeout: float = option(
         "--timeout", sets=(_version_of, "timeout_s"), metavar="SECONDS", min=0.1, help="How long to wait for --to."
     )
 
     def target(self, connection: Connection) -> tuple[str, FitTarget]:
-        """Return the server in words, and what is known of it.
+        """Return the server in words, and its known properties.
 
         Raises:
             UsageError: two are named, or the release is unknown.
@@ -77,7 +77,7 @@ class InstallFlags:
     tritonserver: bool = option(
         "--install-tritonserver",
         default=False,
-        help="Fetch the embedded tritonserver likewise (for Python 3.13).",
+        help="Fetch the embedded tritonserver by pip into the user's cache (for Python 3.13).",
     )
 
 
@@ -86,7 +86,7 @@ class InstallFlags:
 def doctor_command(
     place: RepositoryFlag, server: ServerFlags, *, install: InstallFlags, connection: Connection, output: Output
 ) -> None:
-    """Show what this machine has, what is missing, and what that would bring; and whether engines will load."""
+    """Show the parts that this machine has or lacks, their use, and whether engines will load."""
     terminal = output.terminal()
     if install.perf_analyzer:
         terminal.note(f"perf_analyzer: {install_perf_analyzer().binary}")
@@ -112,7 +112,7 @@ class QuickstartFlags:
         "-d",
         metavar="DIR",
         sets=(quickstart, "folder"),
-        help="Where to work [default: ./repo-manager-quickstart].",
+        help="Folder to work in [default: ./repo-manager-quickstart].",
     )
     seconds: float = option(
         "--seconds", sets=(quickstart, "seconds_per_level"), min=0.2, help="How long each load level is measured."
@@ -122,9 +122,9 @@ class QuickstartFlags:
 @app.command("quickstart")
 @grouped
 def quickstart_command(flags: QuickstartFlags, output: Output) -> None:
-    """Take a shipped sparse model the whole way on this machine, and show what comes out.
+    """Run every step with the sparse sample model on this machine, and show the result.
 
-    Inspect, FP16 and INT8, add, a real tritonserver, deploy, load test, report. No process is left behind.
+    Inspect, FP16 and INT8, add, a real tritonserver, deploy, load test, report. No process keeps running.
     """
     terminal = output.terminal()
     result = quickstart(**settings_of(quickstart, flags), report=terminal.reporter())

@@ -41,10 +41,10 @@ class StatusFlags:
         "--watch",
         "-w",
         default=False,
-        help="Look again and again until Ctrl-C: in place on a terminal, else each change (with --json one a line).",
+        help="Repeat until Ctrl-C: in place on a terminal, else print each change (with --json one per line).",
     )
     interval: float = option(
-        "--interval", metavar="SECONDS", sets=(watch_status, "interval_s"), min=0.1, help="Of --watch: how often."
+        "--interval", metavar="SECONDS", sets=(watch_status, "interval_s"), min=0.1, help="Interval of --watch."
     )
 
 
@@ -60,7 +60,7 @@ def status_command(
 ) -> None:
     """Show what servers serve, when it was deployed, what restarted since, and where they differ from the repository.
 
-    Exit code 5 when a server does not answer; the others are shown.
+    Exit code 5 when a server does not answer. The others are shown.
     """
     terminal = output.terminal()
     to = tuple(flags.to or filter(None, [load_settings().server]))

@@ -27,7 +27,7 @@ class TrafficFlags:
         metavar="10%,50%,100%",
         sets=(shift_traffic, "steps"),
         read=lambda text: parse_shares(text),
-        help="The new version's shares, one after the other; 0% takes all from it. Without it the shares are shown.",
+        help="The new version's shares, one after the other. 0% takes all traffic from it [default: show the shares].",
     )
     step: str = option(
         "--step",
@@ -35,7 +35,7 @@ class TrafficFlags:
         sets=(shift_traffic, "step_s"),
         read=lambda text: parse_duration(text, "--step"),
         show=lambda seconds: f"{seconds:g}s",
-        help="How long each share but the last stays.",
+        help="Duration of each share but the last.",
     )
     stable: str | None = option(
         "--stable", metavar="SERVICE", help="The Service of the old version [default: the first of the route's two]."
@@ -61,8 +61,8 @@ def traffic_command(
 ) -> None:
     """Show or set how an HTTPRoute of the Gateway API shares traffic between two releases.
 
-    Each share is accepted by every gateway before the next one begins. On any failure, and on Ctrl-C, the weights of
-    before come back.
+    Each share is accepted by every gateway before the next one begins. On any failure, and on Ctrl-C, the previous
+    weights are restored.
     """
     terminal = output.terminal()
     settings = settings_of(shift_traffic, flags)

@@ -41,7 +41,7 @@ Targets = Annotated[
     list[str],
     typer.Argument(
         metavar="NAME[:VERSION]...",
-        help="VERSION is a number or a tag; without one the newest. Several models: with --together.",
+        help="VERSION is a number or a tag \\[default: the newest]. Several models: with --together.",
         show_default=False,
         autocompletion=model_versions,
     ),
@@ -50,13 +50,13 @@ Targets = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class GoalFlags:
-    """What is sought, and for how long."""
+    """The goal of the search, and its budget."""
 
     PANEL: ClassVar[str] = "Objective"
     slo: list[str] | None = option(
         "--slo",
         metavar="GATE",
-        help='Limits to hold: "p99<20ms", "errors<0.1%"; of one model "NAME:p99<20ms" (may be given often).',
+        help='Limits to hold: "p99<20ms", "errors<0.1%". For one model: "NAME:p99<20ms" (may be given often).',
     )
     objective: Objective | None = option(
         "--objective",
@@ -67,16 +67,16 @@ class GoalFlags:
     rate: float | None = option(
         "--rate",
         sets=(TuneOptions, "rate"),
-        help="Requests a second to hold [default: the largest rate that holds --slo is sought].",
+        help="Requests a second to hold [default: find the largest rate that holds --slo].",
     )
-    arrival: Arrival = option("--arrival", sets=(TuneOptions, "arrival"), help="When the requests come.")
+    arrival: Arrival = option("--arrival", sets=(TuneOptions, "arrival"), help="Arrival process of the requests.")
     together: bool = option(
         "--together", default=False, help="Tune several models that share the machine, under load at once."
     )
     mix: str | None = option(
         "--mix",
         metavar="NAME=N,...",
-        help="Requests of each model beside the others' [default: what each answers alone, one at a time].",
+        help="Shares of the models' requests [default: the rate of each model alone, one request at a time].",
     )
     budget: str = option(
         "--budget",
@@ -84,7 +84,7 @@ class GoalFlags:
         sets=(TuneOptions, "budget_s"),
         read=lambda text: parse_duration(text, "--budget"),
         show=lambda seconds: f"{seconds / 60:g}m",
-        help="The longest that it may take: 90s, 15m.",
+        help="Longest duration: 90s, 15m.",
     )
     search: str = option(
         "--search",
@@ -92,25 +92,26 @@ class GoalFlags:
         sets=(TuneOptions, "search"),
         read=lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
         show=",".join,
-        help="What may change, separated by commas.",
+        help="Settings that may change, separated by commas.",
     )
     fix: list[str] | None = option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Fix a field of config.pbtxt beforehand; of one of several models: NAME:FIELD=VALUE (may be given often).",
+        help="Fix a field of config.pbtxt before the search. For one of several models: NAME:FIELD=VALUE (may be "
+        "given often).",
     )
     to: str | None = option(
         "--to",
         metavar="URL",
         sets=(TuneOptions, "url"),
-        help="A server that takes copies of the model by its load API [default: one is started here].",
+        help="A server to load copies of the model on, by its load API [default: start one here].",
     )
     metrics: str | None = option(
         "--metrics-url", metavar="URL", help="That server's metrics, for energy and memory [default: port 8002]."
     )
-    fresh: bool = option("--fresh", sets=(TuneOptions, "fresh"), help="Forget what an earlier run measured.")
+    fresh: bool = option("--fresh", sets=(TuneOptions, "fresh"), help="Ignore the measurements of earlier runs.")
     write: bool = option(
-        "--write", default=False, help="Change the model's config.pbtxt to what is shown to be better."
+        "--write", default=False, help="Change the model's config.pbtxt if a better setting is proven."
     )
     report: Path | None = option(
         "--report", metavar="FILE.html", help="Also write a one-file HTML page.", rich_help_panel="Output"
@@ -130,7 +131,7 @@ def tune_command(
 ) -> None:
     """Find the configuration that serves best, on a copy of the model, and prove it against today's.
 
-    Exit codes: 0 a better one is shown, or today's is kept; 4 no configuration holds the limits; 6 the budget ended
+    Exit codes: 0 a better one is proven, or today's is kept; 4 no configuration holds the limits; 6 the budget ended
     undecided.
     """
     terminal = output.terminal()
@@ -142,7 +143,7 @@ def tune_command(
     options = _options(goal, data, [target.partition(":")[0] for target in targets])
     versions = dict(resolve_version(root, target) for target in targets)
     if len(versions) < len(targets):
-        raise UsageError("a model is named twice; a server has one configuration for all its versions")
+        raise UsageError("a model is named twice, but all its versions share one configuration")
     access = None if options.url is None else client_options(connection, [options.url])
     options = dataclasses.replace(options, access=access, signed_by=load_settings().signed_by)
     with tune_progress(terminal.console, options.budget_s, quiet=terminal.quiet) as told:
@@ -161,7 +162,7 @@ def tune_command(
 
 
 def _options(goal: GoalFlags, data: DataFlags, names: Sequence[str]) -> TuneOptions:
-    """Return what is sought.
+    """Return the goal of the search.
 
     Raises:
         UsageError: a text cannot be read.
@@ -206,10 +207,10 @@ def _mix(text: str | None) -> dict[str, float]:
 
 
 def _inputs(root: Location, name: str, version: int, data: DataFlags) -> Mapping[str, Any]:
-    """Return what the repository knows of a model's requests.
+    """Return the requests that the repository holds for a model.
 
     Raises:
-        UsageError: the golden sample is asked for, and there is none, or other data is given.
+        UsageError: the golden sample is requested but missing, or other data is given, too.
     """
     known = known_inputs(root, name, version)
     if data.golden and data.data is not None:
@@ -226,14 +227,14 @@ def _inputs(root: Location, name: str, version: int, data: DataFlags) -> Mapping
 
 
 def _write(root: Location, result: Tuning) -> list[ConfigChange]:
-    """Change each model's config.pbtxt as `config --set` does; return what changed."""
+    """Change each model's config.pbtxt as `config --set` does. Return what changed."""
     if result.outcome != BETTER:
         return []
     return [change_config(root, name, changes) for name, changes in result.changes.items()]
 
 
 def _raise_for(result: Tuning) -> None:
-    """Turn what came out, and was shown, into an exit code.
+    """Turn the shown result into an exit code.
 
     Raises:
         GateError: no setting holds the limits.

@@ -28,7 +28,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class VerifyFlags:
-    """What is checked, and by which keys."""
+    """The extent of the check, and its keys."""
 
     digests: bool = option(
         "--digests/--no-digests", sets=(verify, "digests"), help="Read every file to compare its digest."
@@ -39,19 +39,19 @@ class VerifyFlags:
     signed_by: list[Path] | None = option(
         "--signed-by",
         metavar="KEY.pub",
-        help="Every version has to be signed by this key, or under this root certificate (may be given often) "
+        help="Require a signature of every version by this key, or under this root certificate (may be given often) "
         "[default: the settings' signed_by].",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class RepairFlags:
-    """What is put right first."""
+    """Repairs before the check."""
 
     PANEL: ClassVar[str] = "Repair"
-    repair: bool = option("--repair", default=False, help="First put right what can be put right.")
+    repair: bool = option("--repair", default=False, help="First repair whatever can be repaired.")
     copies: list[str] | None = option(
-        "--copy", metavar="DIR|URL", help="Repositories to take damaged files from (may be given often)."
+        "--copy", metavar="DIR|URL", help="Repositories with good copies of damaged files (may be given often)."
     )
 
 
@@ -83,4 +83,6 @@ def verify_command(
     output.terminal().result(result, *views)
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
-        raise RepositoryError(f"{root}: {len(errors)} problem(s) found", hint="The result lists them.", is_shown=True)
+        raise RepositoryError(
+            f"{root}: {len(errors)} problem(s) found", hint="The result lists the problems.", is_shown=True
+        )

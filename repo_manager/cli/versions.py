@@ -93,7 +93,9 @@ class CopiedVersion(Transfer):
 def diff_command(
     a: Target,
     b: Target,
-    everything: Annotated[bool, typer.Option("--all", help="Also every field of the manifests that differs.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also show every different field of the manifests.")
+    ] = False,
     *,
     place: RepositoryFlag,
     output: Output,
@@ -109,7 +111,7 @@ def diff_command(
 
 
 def _measured(root: Location, targets: Sequence[tuple[str, int]]) -> judge.LoadComparison | None:
-    """Return how the latest kept load tests of two versions differ; `None` where one has none."""
+    """Return how the latest kept load tests of two versions differ, or `None` where one has none."""
     tests = [
         [test for test in model_state(root, name).load_tests if test.version == version] for name, version in targets
     ]
@@ -124,13 +126,13 @@ def _measured(root: Location, targets: Sequence[tuple[str, int]]) -> judge.LoadC
 def tag_command(
     target: Target,
     tag: Annotated[str, typer.Argument(metavar="TAG", help="A name for the version, e.g. stable.")],
-    delete: Annotated[bool, typer.Option("--delete", help="Take the tag away.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the tag.")] = False,
     *,
     place: RepositoryFlag,
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
-    """Give a version a name that protects it from clean-up and can stand for its number."""
+    """Give a version a name. It protects the version from removal, and works in place of the number."""
     root = place.root()
     if delete:
         name = target.partition(":")[0]
@@ -152,16 +154,18 @@ class CopyFlags:
     destination: str = option(
         "--into", default=..., metavar="DIR|URL", help="The repository to copy to; or context:NAME."
     )
-    as_name: str | None = option("--as", metavar="NAME", sets=(CopyOptions, "target_name"), help="Another name there.")
+    as_name: str | None = option(
+        "--as", metavar="NAME", sets=(CopyOptions, "target_name"), help="The model's name there [default: the same]."
+    )
     keep_number: bool = option(
         "--keep-number/--new-number",
         sets=(CopyOptions, "keep_number"),
-        help="The version has the same number there, refused where it is not free; or the next number there.",
+        help="same: keep the version's number, or fail if it is taken. next: use the next free number.",
     )
     with_config: bool = option(
         "--with-config",
         sets=(CopyOptions, "with_config"),
-        help="Bring the configuration along (instance counts, delays, labels), too; the version policy there stays.",
+        help="Also copy the configuration (instance counts, delays, labels). The version policy there stays.",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the copy with this key, as `sign` does.")
 
@@ -174,7 +178,7 @@ def copy_command(
 ) -> None:
     """Copy a version to another repository (staging to production), every byte checked on the way.
 
-    What an ensemble consists of, and what a model's code asks (`add --uses`), is copied first if it is missing there.
+    The members of an ensemble, and models that a model's code calls (`add --uses`), are copied first if missing.
     """
     key = signing_key(flags.sign)
     root, into = place.root(), destination_of(flags.destination)
@@ -195,8 +199,8 @@ def copy_command(
             terminal.note(f"{each.name}:{each.version} is signed: {signature.file}")
     if result.left_behind:
         terminal.note(
-            f"{result.name} in {into} keeps its own {', '.join(result.left_behind)}; --with-config brings the "
-            "configuration along"
+            f"{result.name} in {into} keeps its own {', '.join(result.left_behind)}; --with-config copies the "
+            "configuration, too"
         )
     document = extended(CopiedVersion, result, needed=tuple(needed))
     changes = [] if result.config is None else config_change_view(result.config, shown=False, repository=str(into))
@@ -214,20 +218,23 @@ def remove_command(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="NAME[:VERSION]", help="Without a version: the whole model.", autocompletion=model_versions
+            metavar="NAME[:VERSION]",
+            help="The version to remove \\[default: the whole model].",
+            autocompletion=model_versions,
         ),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Also what is deployed, selected, tagged or a roll-back target.")
+        bool,
+        typer.Option("--force", help="Also remove versions that are deployed, selected, tagged or a roll-back target."),
     ] = False,
     *,
     place: RepositoryFlag,
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
-    """Remove a version or a model; never one that is in use unless told. Its number is not given out again.
+    """Remove a version or a model. One in use needs --force. Its number is never used again.
 
-    In use is what is ready on the running `serve`, deployed, selected by the version policy, tagged, the target of a
+    A version in use is ready on the running `serve`, deployed, selected by the version policy, tagged, the target of a
     roll-back, or needed by an ensemble. A model that was only added, or was undeployed, can be removed as a whole.
     """
     root = place.root()
@@ -243,16 +250,16 @@ def remove_command(
 
 @dataclasses.dataclass(frozen=True)
 class AdoptFlags:
-    """What is written beside manifests."""
+    """Files to write besides manifests."""
 
     write_config: bool = option(
         "--write-config",
         default=False,
-        help="Give models without a config.pbtxt the one that a server derives: computed for ONNX, of others asked "
-        "from --to.",
+        help="Write the config.pbtxt that Triton derives, if a model has none: computed for ONNX, else fetched from "
+        "--to.",
     )
     to: str | None = option(
-        "--to", metavar="URL", help="With --write-config: a server that has the models loaded, grpc:// or http://."
+        "--to", metavar="URL", help="With --write-config: a server with the models loaded, grpc:// or http://."
     )
 
 
@@ -268,9 +275,9 @@ def adopt_command(
     output: Output,
     connection: Connection,
 ) -> None:
-    """Write manifests for versions that came without one, so that `verify` can check them from now on."""
+    """Write manifests for versions without one, so that `verify` can check them from now on."""
     if flags.to is not None and not flags.write_config:
-        raise UsageError("--to is for --write-config: it says which server to ask")
+        raise UsageError("--to requires --write-config: it names the server to ask")
     lines = []
     if flags.write_config:
         options = client_options(connection, [flags.to] if flags.to else [])

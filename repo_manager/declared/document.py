@@ -25,7 +25,7 @@ Path = tuple[str | int, ...]
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Place:
-    """Where something stands; both count from 1."""
+    """Where something stands. Both count from 1."""
 
     line: int
     column: int
@@ -42,8 +42,8 @@ class Document:
         name: what to call it.
         value: mappings, lists, strings, numbers, booleans, `None`.
         places: path from the top -> where the key, or the list's element, stands.
-        problems: what is not read as it looks, or stands twice: path, place and sentence. The value there is `None`,
-            or the first of the two.
+        problems: what is not read as it looks, or is twice: path, place and sentence. The value there is `None`, or
+            the first of the two.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Document:
     problems: tuple[tuple[Path, Place, str], ...] = ()
 
     def where(self, path: Path) -> str:
-        """Return `NAME:LINE:COLUMN` of a path; of the nearest one above it when it is not there itself."""
+        """Return `NAME:LINE:COLUMN` of a path. Of the nearest one above it when it is not there itself."""
         return f"{self.name}:{self.place(path)}" if self.places else self.name
 
     def place(self, path: Path) -> Place:
-        """Return the place of a path; of the nearest one above it when it is not there itself."""
+        """Return the place of a path. Of the nearest one above it when it is not there itself."""
         while path not in self.places and path:
             path = path[:-1]
         return self.places.get(path, Place(1, 1))
@@ -65,7 +65,7 @@ class Document:
 def parse_document(text: str, *, name: str) -> Document:
     """Parse YAML. Anchors, aliases and merge keys (`<<`) are fine.
 
-    A key that stands twice, and a value that YAML reads otherwise than it looks, are among the document's problems.
+    A key that is twice, and a value that YAML reads otherwise than it looks, are among the document's problems.
 
     Args:
         text: the file's content.
@@ -73,7 +73,7 @@ def parse_document(text: str, *, name: str) -> Document:
 
     Raises:
         InputError: it is not YAML, holds a value that is no plain one, or is nested or repeated beyond what a person
-            writes; with line and column.
+            writes. With line and column.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -100,7 +100,7 @@ class _Reader:
         self.scalars = yaml.SafeLoader("")
 
     def value(self, node: yaml.Node, path: Path) -> Any:
-        """Return a node's value; aliases are read once for each place where they stand."""
+        """Return a node's value. Aliases are read once for each place where they are."""
         self.count += 1
         if self.count > _MAX_VALUES or len(path) > _MAX_DEPTH:
             raise self.error(node, "more values, or deeper nesting, than anybody writes; an alias inside itself?")
@@ -161,7 +161,7 @@ class _Reader:
         return result
 
     def drop(self, prefix: Path, begin: int) -> None:
-        """Forget places that a merge brought for a key that stands here itself: of those since the mapping began."""
+        """Forget places that a merge brought for a key that is here itself: of those since the mapping began."""
         since = list(itertools.islice(reversed(self.places), len(self.places) - begin))
         for place in since:
             if place[: len(prefix)] == prefix:
@@ -175,7 +175,7 @@ class _Reader:
         return str(node.value)
 
     def problem(self, node: yaml.Node, path: Path, what: str) -> None:
-        """Keep a problem beside which the rest of the file can be read; it is told with the others."""
+        """Keep a problem beside which the rest of the file can be read. It is told with the others."""
         self.problems.append((path, _place(node), what))
 
     def error(self, node: yaml.Node, what: str) -> InputError:

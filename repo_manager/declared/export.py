@@ -48,12 +48,12 @@ def export_document(
     """Return what the YAML file says, as plain values, and what of the repository it cannot say.
 
     A manifest has the name of a source, not its place. Where `base` is given, each source is looked for by its digest:
-    in `base`, below `sources` and among the repository's own files. So `apply` can build the models anew from the file.
+    in `base`, below `sources` and among the repository's own files. So `apply` can rebuild the models from the file.
 
     Args:
         repository: the root.
-        base: the folder of the YAML file, to which paths in it are relative; `None` looks for nothing.
-        sources: folders with ONNX files and calibration data; they are searched with all that is below them.
+        base: the folder of the YAML file, to which paths in it are relative. `None` looks for nothing.
+        sources: folders with ONNX files and calibration data. They are searched with all that is below them.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -92,7 +92,7 @@ def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[s
     labels = {output: list(names) for output, names in read_labels(repository, entry.name).items() if names}
     if labels:
         found["labels"] = labels
-    # By its source, not by its number, so that the file also builds the repository anew.
+    # By its source, not by its number, so that the file also rebuilds the repository.
     newest = entry.versions[-1].version if "source" in found else None
     if state.tags:
         found["tags"] = {tag: "newest" if n == newest else n for tag, n in sorted(state.tags.items())}
@@ -105,7 +105,7 @@ def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[s
 
 
 def _source(manifest: Manifest) -> dict[str, Any]:
-    """Return what a version was made from; nothing where the manifest does not say enough to recognise it."""
+    """Return what a version was made from. Nothing where the manifest does not say enough to recognise it."""
     source, request = manifest.source or {}, manifest.extra.get("request")
     if manifest.precision is None or not source.get("path") or not source.get("digest"):
         return {}
@@ -142,7 +142,7 @@ class _Places:
         self._digests: dict[tuple[Path, tuple[str, ...]], str] = {}
 
     def fill_in(self, entry: ModelEntry, found: dict[str, Any]) -> list[str]:
-        """Write the places of a model's source and calibration data into its part; return what was not found."""
+        """Write the places of a model's source and calibration data into its part. Return what was not found."""
         if "source" not in found:
             versions = ", ".join(str(version.version) for version in entry.versions)
             return [
@@ -168,7 +168,7 @@ class _Places:
         return notes
 
     def _place_of(self, name: str, digest: str, external: tuple[str, ...], own: Sequence[Path]) -> Path | None:
-        """Return a file or folder of this content; of that name first."""
+        """Return a file or folder of this content. Of that name first."""
         name = Path(name).name
         below = (path for folder in self._folders for path in sorted(folder.rglob(glob.escape(name))))
         others = (path for folder in self._folders for path in sorted(folder.rglob("*.onnx")))
@@ -178,7 +178,7 @@ class _Places:
         return None
 
     def _digest(self, path: Path, external: tuple[str, ...]) -> str:
-        """Return the digest of a model, or of calibration data; empty when it cannot be read."""
+        """Return the digest of a model, or of calibration data. Empty when it cannot be read."""
         if (path, external) not in self._digests:
             try:
                 data = path.is_dir() or path.suffix != ".onnx"
@@ -237,7 +237,7 @@ def _config(repository: Location, name: str, built: Manifest | None) -> dict[str
 
 
 def _plain(messages: Sequence[Any], *names: str) -> dict[str, Any]:
-    """Return the fields of a single message that has these fields only; of anything else nothing."""
+    """Return the fields of a single message that has these fields only. Of anything else nothing."""
     found = {field.name: value for each in messages for field, value in each.ListFields()}
     return found if len(messages) == 1 and not {*found} - {*names} else {}
 

@@ -1,4 +1,4 @@
-"""Compare a declaration with a repository and its servers; nothing is changed."""
+"""Compare a declaration with a repository and its servers. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from repo_manager.types import StrPath
 __all__ = ["NEW", "plan_declaration", "planned"]
 
 NEW = 0
-"""Stands for the version that a plan builds, whose number is not known yet."""
+"""Represents the version that a plan builds, whose number is not known yet."""
 _LOCK_FILENAME = ".repo-manager.apply.lock"
 
 
@@ -38,14 +38,14 @@ def planned(
 ) -> Iterator[tuple[ModelPlan, ...]]:
     """Plan, and keep a second `apply` of a local repository out until the block ends.
 
-    A plan that is shown and executed inside one block is the plan that was shown. The kernel releases the lock
-    when its holder dies. There is no lock for a repository that does not exist yet or is in object storage, where
-    each change is atomic, and for a read-only one, in which a change fails by itself.
+    A plan that is shown and executed inside one block is the plan shown. The kernel releases the lock when its holder
+    dies. There is no lock for a repository that does not exist yet or is in object storage, where each change is
+    atomic, and for a read-only one, in which a change fails on its own.
 
     Args:
         declaration: as read.
         base: the folder of its file: paths in it are relative to that.
-        repository: where; need not exist yet.
+        repository: where. Need not exist yet.
         servers: of the declaration.
         prune: also plan the removal of what is not declared.
 
@@ -66,17 +66,17 @@ def planned(
 def plan_declaration(
     declaration: Declaration, base: StrPath, repository: LocationLike, servers: Servers, *, prune: bool = False
 ) -> tuple[ModelPlan, ...]:
-    """Plan every declared model, in the file's order, then what is to be pruned.
+    """Plan every declared model, in the file's order, then what will be pruned.
 
     Args:
         declaration: as read.
         base: the folder of its file: paths in it are relative to that.
-        repository: where; need not exist yet.
+        repository: where. Need not exist yet.
         servers: of the declaration.
         prune: also plan the removal of what is not declared.
 
     Returns:
-        One plan a model. A model that cannot be planned has its error in it; the others are planned all the same.
+        One plan a model. A model that cannot be planned has its error in it. The others are planned all the same.
 
     Raises:
         RepositoryError: the repository's record is damaged.
@@ -138,7 +138,7 @@ class _Planner:
         return ModelPlan(self.name, True, version or None, tuple(steps), request=request)
 
     def _version(self, request: Request | None) -> int:
-        """Return the version of the source; `NEW` when there is none yet. Without a source the newest."""
+        """Return the version of the source. `NEW` when there is none yet. Without a source the newest."""
         if request is None:
             if not self.existing:
                 raise InputError(
@@ -170,7 +170,7 @@ class _Planner:
         yield Step(Action.CONFIG, f"config.pbtxt: {', '.join(planned.fields)}", changes=changes)
 
     def _first_config(self) -> Iterator[Step]:
-        """Announce the declared fields; there is no config.pbtxt to compare with before the first version."""
+        """Announce the declared fields. There is no config.pbtxt to compare with before the first version."""
         declared = config_changes(self.name, self.model.config, "", self.base, where=self.name)
         fields = [field for field in declared if field != "max_batch_size"]  # `add` takes that one
         if fields:
@@ -193,7 +193,7 @@ class _Planner:
         return found
 
     def _served(self, version: int) -> tuple[int, ...]:
-        """Return the versions to serve; empty: as it is."""
+        """Return the versions to serve. Empty: as it is."""
         wanted = self.model.serve
         if wanted is None:
             return (version,) if self.targets else ()

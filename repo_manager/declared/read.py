@@ -32,10 +32,10 @@ def read_declaration(path: StrPath) -> Declaration:
     """Read and check a file.
 
     Args:
-        path: the file; `-` for standard input.
+        path: the file. `-` for standard input.
 
     Raises:
-        InputError: it cannot be read, or says what cannot be; every problem is listed with its place.
+        InputError: it cannot be read, or says what cannot be. Every problem is listed with its place.
     """
     path = Path(path)
     try:
@@ -88,7 +88,7 @@ def parse_declaration(text: str, *, name: str) -> Declaration:
 
 
 def _told(document: Document, problems: Mapping[Location, str]) -> list[str]:
-    """All problems in the order of the file; of a value that YAML reads otherwise than it looks, nothing further."""
+    """All problems in the order of the file. Of a value that YAML reads otherwise than it looks, nothing further."""
     told = [(place, f"{document.name}:{place}: {what}") for _, place, what in document.problems]
     unread = [path for path, _, _ in document.problems]
     for path, what in problems.items():
@@ -136,7 +136,7 @@ def _names(content: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
 
 
 def _problems(errors: Sequence[Any], document: Document) -> Iterator[tuple[Location, str]]:
-    """One sentence for each place; of a value's possible forms, the one that came closest speaks."""
+    """One sentence for each place. Of a value's possible forms, the one that came closest speaks."""
     groups: dict[Location, list[tuple[Location, Any]]] = {}
     for error in errors:
         path, base = _data_path(error, document.value)
@@ -169,7 +169,7 @@ def _data_path(error: Any, value: Any) -> tuple[Location, Location]:
 
 
 def _is_field(part: str) -> bool:
-    """Whether a part is a key that a short form stands for (`source: x` is `source: {path: x}`), not a form's name."""
+    """Whether a part is a key that a short form represents (`source: x` is `source: {path: x}`), not a form's name."""
     return part in ("path", "digest", "min", "opt", "max")
 
 

@@ -37,16 +37,16 @@ class Request:
     """What a version is asked for.
 
     Attributes:
-        source: path of the ONNX file; need not exist when `digest` says what it holds.
-        digest: what the file is pinned to; `None`: whatever it holds.
+        source: path of the ONNX file. Need not exist when `digest` says what it holds.
+        digest: what the file is pinned to. `None`: any content.
         precision: of the version.
-        backend: a backend's name; `None`: the one of the existing versions.
+        backend: a backend's name. `None`: the one of the existing versions.
         sparsity: `require`, `report` or `prune`.
-        calibration: a file, a folder or `module:function`; `None` for none.
+        calibration: a file, a folder or `module:function`. `None` for none.
         calibration_digest: what it is pinned to.
         convert: options of the conversion that are not at their default.
         engine: options of the engine that are not at their default.
-        accuracy: held-out data and limits, as `AccuracyOptions` takes them; empty for none.
+        accuracy: held-out data and limits, as `AccuracyOptions` takes them. Empty for none.
     """
 
     source: Path
@@ -96,7 +96,7 @@ def options_record(options: Any) -> dict[str, Any]:
 
 
 def calibration_record(calibration: StrPath) -> dict[str, Any]:
-    """Return name and digest of calibration data; a function has no digest.
+    """Return name and digest of calibration data. A function has no digest.
 
     Raises:
         InputError: it cannot be read.
@@ -132,7 +132,7 @@ def source_digest(path: Path, external: Mapping[str, Any] | tuple[str, ...] = ()
 
 
 def fulfils(manifest: Manifest, request: Request) -> bool:
-    """Say whether a version is what is asked for.
+    """Return whether a version is what is asked for.
 
     Raises:
         InputError: the source or the calibration data cannot be read, or is not what it is pinned to.
@@ -158,7 +158,7 @@ def fulfils(manifest: Manifest, request: Request) -> bool:
 
 
 def check_accuracy(where: str, manifest: Manifest, request: Request) -> None:
-    """Hold what was recorded of a version's accuracy against what is declared; one that was not measured passes.
+    """Hold what was recorded of a version's accuracy against what is declared. One that was not measured passes.
 
     Args:
         where: `NAME:VERSION`, for the message.

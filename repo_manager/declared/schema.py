@@ -41,7 +41,7 @@ class _Part(pydantic.BaseModel):
 
 
 class FileReference(_Part):
-    """A file, and what it has to hold. A text alone is its path."""
+    """A file, and what it must hold. A text alone is its path."""
 
     path: Text
     """Relative to this file. For calibration also a folder, or `module:function`."""
@@ -106,9 +106,9 @@ class Evaluation(_Part):
     """Accuracy on held-out data, as `--eval` of `add`. A text alone is the data."""
 
     data: Text
-    """`FILE.npz:LABELS` or `FILE.npz:LABELS:OUTPUT`, the file relative to this one; or `module:function`."""
+    """`FILE.npz:LABELS` or `FILE.npz:LABELS:OUTPUT`, the file relative to this one, or `module:function`."""
     min_accuracy: Annotated[float, pydantic.Field(allow_inf_nan=False)] | None = None
-    """The smallest accuracy that is accepted."""
+    """The smallest accuracy accepted."""
     max_accuracy_drop: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
     """How far it may be below the source's."""
 
@@ -133,7 +133,7 @@ class Evaluation(_Part):
 
 
 class Engine(_Part):
-    """How an engine is built, as the options of `add`; the onnxruntime backend has none."""
+    """How an engine is built, as the options of `add`. The onnxruntime backend has none."""
 
     sparse: Flag = True
     """Offer 2:4 weights to sparse kernels."""
@@ -146,7 +146,7 @@ class Engine(_Part):
     hardware_compatibility: Literal["ampere_plus", "same_compute_capability"] | None = None
     """For more than the GPU at hand."""
     compute_capabilities: tuple[Annotated[str, pydantic.Field(pattern=r"^\d+\.\d+$")], ...] = ()
-    """TensorRT-RTX: the GPUs that it is for, such as "8.9" in quotes; none: all."""
+    """TensorRT-RTX: the GPUs that it is for, such as "8.9" in quotes. None: all."""
     strip: Flag = False
     """Leave the weights out."""
     refit: Flag = False
@@ -175,24 +175,24 @@ class Config(_Part):
     """What config.pbtxt says. What is not declared stays as it is."""
 
     tuned: FileReference | None = None
-    """A result of `tune --json`: what it changed of this model is declared, but for what stands here besides."""
+    """A result of `tune --json`: what it changed of this model is declared, except for what is here besides."""
     max_batch_size: Size | None = None
     """0: no batching."""
     instance_group: Instances | None = None
     dynamic_batching: Batching | Flag | None = None
     """`false` takes it away, `true` adds it where there is none."""
     set: dict[Text, str | int | bool | None] = pydantic.Field(default_factory=dict)
-    """Any other field, as `repo-manager config --set`; `null` clears it."""
+    """Any other field, as `repo-manager config --set`. `null` clears it."""
 
 
 class Model(_Part):
     """One model."""
 
     source: FileReference | None = None
-    """The ONNX file. Without one the model has to be in the repository already."""
+    """The ONNX file. Without one the model must be in the repository already."""
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8+fp16"] = "fp32"
     calibration: FileReference | None = None
-    """Representative inputs: .npz, a folder, or `module:function`; INT8 needs them."""
+    """Representative inputs: .npz, a folder, or `module:function`. INT8 needs them."""
     backend: Literal["auto", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "auto"
     """`auto`: the existing model's, else by this machine."""
     sparsity: Literal["require", "report", "prune"] = "report"
@@ -208,11 +208,11 @@ class Model(_Part):
     labels: dict[Text, FileReference | tuple[Text, ...]] = pydantic.Field(default_factory=dict)
     """Class labels of an output: a list, or a file with one a line."""
     tags: dict[Text, Number | Literal["newest"]] = pydantic.Field(default_factory=dict)
-    """Names for versions; `newest` is the version of the source."""
+    """Names for versions. `newest` is the version of the source."""
     serve: Served | tuple[Number, ...] | None = None
     """The version to serve: `newest` (that of the source), a number, a tag, or several numbers. Left out: as it is."""
     versions: tuple[Number, ...] = ()
-    """Versions that `--prune` leaves, besides those that are used."""
+    """Versions that `--prune` leaves, besides those used."""
     targets: tuple[Text, ...] | None = None
     """Servers that serve it, in place of the file's."""
 

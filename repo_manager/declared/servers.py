@@ -23,17 +23,17 @@ else:
 __all__ = ["EMBEDDED", "Servers"]
 
 EMBEDDED = "embedded"
-"""The target that stands for the running `serve` of the repository; one is started where there is none."""
+"""The target that represents the running `serve` of the repository. One is started where there is none."""
 
 
 class Servers:
-    """Clients by the texts of the declaration; closes them at the end.
+    """Clients by the texts of the declaration. Closes them at the end.
 
     Args:
         repository: the repository that they serve.
         base: the folder of the YAML file, for `@FILE`.
         options: how to connect.
-        start: starts the embedded server, and returns its URL; `None`: it is not started.
+        start: starts the embedded server, and returns its URL. `None`: it is not started.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Servers:
             client.close()
 
     def clients(self, targets: Sequence[str], *, start: bool = False) -> tuple[TritonClient, ...]:
-        """Return a client for each server of some targets; those in a cluster are left out.
+        """Return a client for each server of some targets. Those in a cluster are left out.
 
         Args:
             targets: as declared.
-            start: start the embedded server where it is named and does not run; else it is left out.
+            start: start the embedded server where it is named and does not run, else it is left out.
 
         Raises:
             UsageError: a target cannot be understood.
@@ -91,7 +91,7 @@ class Servers:
         """Return what a target in a cluster serves, model -> versions.
 
         Raises:
-            RepoManagerError: it cannot be told.
+            RepoManagerError: it is unknown.
         """
         with contextlib.closing(clusters.api_of(cluster)) as api:
             return clusters.models_of(self._repository, cluster, api)

@@ -20,7 +20,7 @@ __all__ = ["Action", "ApplyResult", "ModelPlan", "ModelResult", "Step", "config_
 
 
 class Action(str, enum.Enum):
-    """One kind of change, in the order in which they are made."""
+    """One kind of change, in the order of appearance made."""
 
     CONFIG = "config"
     BUILD = "build"
@@ -42,10 +42,10 @@ class Step:
     Attributes:
         action: its kind.
         what: it in words.
-        version: the version that it is about; `None`: the one that this plan builds, or the whole model.
+        version: the version that it is about. `None`: the one that this plan builds, or the whole model.
         versions: the versions to serve.
-        changes: of config.pbtxt, as `change_config` takes them; empty for a model without versions, whose
-            config.pbtxt is derived first and then compared with what is declared.
+        changes: of config.pbtxt, as `change_config` takes them. Empty for a model without versions, whose config.pbtxt
+            is derived first and then compared with what is declared.
         labels: output -> its labels.
         tag: the tag to set.
         targets: the servers.
@@ -63,15 +63,15 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class ModelPlan:
-    """What is to be done about one model.
+    """What will be done about one model.
 
     Attributes:
         name: the model.
         declared: whether the file declares it.
-        version: the version of its source; `None` when it has to be built, or there is no source.
-        steps: in order; empty when everything is as declared.
-        error: why it cannot be brought to what is declared; nothing is done then.
-        exit_code: of that error; 0 without one.
+        version: the version of its source. `None` when it must be built, or there is no source.
+        steps: in order. Empty when everything is as declared.
+        error: why it cannot be brought to what is declared. Nothing is done then.
+        exit_code: of that error. 0 without one.
         request: what a build is asked for.
     """
 
@@ -96,9 +96,9 @@ class ModelResult:
     Attributes:
         name: the model.
         done: the steps that were done, in words.
-        version: the version that was built; `None` when none was.
-        error: why the rest was not done; `None` when all was.
-        exit_code: of that error; 0 without one.
+        version: the version built. `None` when none was.
+        error: why the rest was not done. `None` when all was.
+        exit_code: of that error. 0 without one.
     """
 
     name: str
@@ -142,7 +142,7 @@ _PREFERRED = "dynamic_batching.preferred_batch_size"
 
 
 def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
-    """Return what a version of a declared model is asked for; `None` without a source.
+    """Return what a version of a declared model is asked for, or `None` without a source.
 
     Args:
         model: as declared.
@@ -173,7 +173,7 @@ def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
 
 
 def config_changes(name: str, config: Config, text: str, base: Path, *, where: str) -> dict[str, str | None]:
-    """Return what `change_config` has to set so that a config.pbtxt says what is declared.
+    """Return what `change_config` must set so that a config.pbtxt says what is declared.
 
     Args:
         name: the model.
@@ -257,13 +257,13 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _calibration(reference: FileReference, base: Path) -> str:
-    """A path relative to the file; `module:function` stays as it is."""
+    """A path relative to the file. `module:function` stays as it is."""
     path = base / reference.path
     return reference.path if ":" in reference.path and not path.exists() else str(path)
 
 
 def _accuracy(declared: Evaluation, base: Path) -> dict[str, Any]:
-    """The file is relative to the YAML file; `module:function` stays as it is."""
+    """The file is relative to the YAML file. `module:function` stays as it is."""
     data = str(base / declared.data) if ".npz:" in declared.data else declared.data
     return {"data": data, "min_accuracy": declared.min_accuracy, "max_drop": declared.max_accuracy_drop}
 

@@ -40,7 +40,7 @@ class Artifact:
         backend: the Triton backend that loads them.
         files: name inside the version's folder -> the file now.
         facts: what the manifest records: engine version, compute capability, layer evidence.
-        by_capability: compute capability -> name, where there is an engine per GPU kind; else empty.
+        by_capability: compute capability -> name, where there is an engine per GPU kind, else empty.
     """
 
     backend: Backend
@@ -51,15 +51,15 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSource:
-    """What an engine build has to know of the converted model beyond its files.
+    """What an engine build must know of the converted model beyond its files.
 
     Attributes:
         precision: what it was converted to.
         batched: whether its first axis is a batch axis.
-        max_batch_size: of the config; `0` and `None` take the profile's default.
-        sparsity: of the converted file; `None` makes the report here.
-        sample: input -> shape of a sample that the model runs with, batch axis included; `None` looks for one.
-        folder: where engines are written; `None` is `engine` beside the model's file.
+        max_batch_size: of the config. `0` and `None` take the profile's default.
+        sparsity: of the converted file. `None` makes the report here.
+        sample: input -> shape of a sample that the model runs with, batch axis included. `None` looks for one.
+        folder: where engines are written. `None` is `engine` beside the model's file.
         kept: nodes that the conversion left out of INT8 on purpose, although their data may come quantised.
     """
 
@@ -89,7 +89,7 @@ def build_artifact(
         files: the converted model's file first, then its external data.
         backend: onnxruntime serves the ONNX file as it is.
         source: for the engine backends.
-        options: likewise; `None` takes the defaults.
+        options: likewise. `None` takes the defaults.
         progress: told about the build's steps.
         cancelled: set it to stop the build.
 
@@ -141,7 +141,7 @@ class _Maker:
 
     @property
     def report(self) -> SparsityReport:
-        """The 2:4 report of the model that is built."""
+        """The 2:4 report of the model built."""
         return self.source.sparsity or sparsity_report(self.model)
 
     def one(self) -> Artifact:
@@ -191,7 +191,7 @@ def _plan_set(
     builds: Mapping[str, EngineBuild],
     report: SparsityReport,
 ) -> Artifact:
-    """Join given and built plans; the order is that of the options, and the first one is the default."""
+    """Join given and built plans. The order is that of the options, and the first one is the default."""
     check_one_version({c: builds[c].version if c in builds else adopted[c].version for c in order})
     files: dict[str, Path] = {}
     plans: dict[str, Any] = {}

@@ -19,7 +19,7 @@ __all__ = ["BuildLog", "BuildProgress", "build_error", "logger_for", "monitor_fo
 # A build's progress, and the way to cancel it.
 
 BuildProgress = Callable[[str, int, int], None]
-"""Told (phase, steps done, steps in all) whenever a step of a phase is done; phases nest."""
+"""Told (phase, steps done, steps in all) whenever a step of a phase is done. Phases nest."""
 
 
 def monitor_for(library: ModuleType, progress: BuildProgress, cancelled: threading.Event) -> Any:
@@ -61,7 +61,7 @@ class BuildLog:
     """Messages of one build, in order.
 
     Attributes:
-        entries: (severity, message); severities are TensorRT's: `VERBOSE`, `INFO`, `WARNING`, `ERROR`,
+        entries: (severity, message). Severities are TensorRT's: `VERBOSE`, `INFO`, `WARNING`, `ERROR`,
             `INTERNAL_ERROR`.
     """
 
@@ -91,7 +91,7 @@ def logger_for(library: ModuleType, log: BuildLog) -> Any:
     """Make a TensorRT logger that writes into `log` at every severity.
 
     Returns:
-        An `ILogger` of that library; it has to outlive the builder.
+        An `ILogger` of that library. It must outlive the builder.
     """
 
     def __init__(self: Any) -> None:  # noqa: N807 - a method of the class made below

@@ -54,18 +54,18 @@ __all__ = [
 ]
 
 
-# What a parser needs of a graph so that its answers can be told apart: names.
+# What a parser needs of a graph so that its answers can be distinguished: names.
 
 
 def named_graph(model: Model) -> onnx.ModelProto | None:
-    """Give every node a name of its own and every unnamed dynamic input dimension another symbol; sort the nodes.
+    """Give every node a name of its own and every unnamed dynamic input dimension another symbol. Sort the nodes.
 
     The builder's log and its errors speak of nodes by name, and TensorRT takes two unnamed
     dimensions for the same one. A node without a name gets its first output's, as in the sparsity report.
 
     Returns:
-        A changed copy that still refers to external files by name; `None` when nothing has to change, so
-        that the file itself can be parsed.
+        A changed copy that still refers to external files by name. `None` when nothing must change, so that the file
+        itself can be parsed.
     """
     if not model.reordered and not _unnamed_dims(model.graph_only) and not _needs_names(model.graph_only):
         return None
@@ -118,7 +118,7 @@ def default_cache_path(able: Capabilities, gpu: str) -> Path:
 
 
 def load_timing_cache(config: Any, path: Path, *, required: bool = False) -> Any:
-    """Make the configuration use the times in a file; an empty cache when there is none.
+    """Make the configuration use the times in a file. An empty cache when there is none.
 
     Args:
         config: an `IBuilderConfig`.
@@ -154,7 +154,7 @@ def merge_timing_cache(config: Any, path: Path) -> int:
 
     Args:
         config: the configuration of a finished build.
-        path: the file; its folder is created.
+        path: the file. Its folder is created.
 
     Returns:
         The file's new size in bytes.
@@ -179,12 +179,12 @@ class EngineBuild:
         path: the engine's file.
         size_bytes: of that file.
         backend: which Triton backend loads it.
-        version: of the library that built it, and that has to load it.
-        gpu: the GPU it was built on; `None` without one (TensorRT-RTX).
+        version: of the library that built it, and that must load it.
+        gpu: the GPU it was built on. `None` without one (TensorRT-RTX).
         profile: input -> range of shapes.
         options: what was asked.
         seconds: how long parsing and building took.
-        layers: what the engine executes; empty when the builder did not list it.
+        layers: what the engine executes. Empty when the builder did not list it.
         precision: asked against found, for every weighted node.
         evidence: what the builder said about sparse kernels.
         warnings: the builder's.
@@ -217,21 +217,21 @@ def build_engine(
     progress: BuildProgress | None = None,
     cancelled: threading.Event | None = None,
 ) -> EngineBuild:
-    """Build an engine; on any error, and on cancellation, `output` is not there.
+    """Build an engine. On any error, and on cancellation, `output` is not there.
 
     Args:
         model: precision is in its graph: float16 tensors, Quantize/DequantizeLinear.
         library: the module `tensorrt` or `tensorrt_rtx`.
-        output: the file to write; its folder exists.
+        output: the file to write. Its folder exists.
         profile: input -> range of shapes, see `derive_profile`.
-        precision: what the graph was converted to; only TensorRT 8 has to be told.
+        precision: what the graph was converted to. Only TensorRT 8 must be told.
         options: `None` takes the defaults.
         progress: told about every step of every phase, in the building thread.
         cancelled: set it from another thread to stop the build. Ctrl-C does.
 
     Raises:
         UsageError: the options contradict each other or this library.
-        EngineError: the model cannot be parsed or built, with the node or the reason; or it was cancelled.
+        EngineError: the model cannot be parsed or built, with the node or the reason, or it was cancelled.
         OSError: the file cannot be written.
     """
     options = options or EngineOptions()
@@ -337,7 +337,7 @@ def _build(work: _Work, output: Path, profile: Mapping[str, ShapeRange], progres
 
 
 def _write(plan: Any, output: Path) -> None:
-    """Write a plan of any size without a copy of it; the name appears when the content is whole."""
+    """Write a plan of any size without a copy of it. The name appears when the content is whole."""
     temporary = output.with_name(f".{output.name}.part")
     try:
         with temporary.open("wb") as file:
@@ -349,7 +349,7 @@ def _write(plan: Any, output: Path) -> None:
 
 
 def _inspected(library: ModuleType, able: Capabilities, plan: Path) -> tuple[EngineLayer, ...]:
-    """Ask the engine inspector where the log listed nothing; it loads the plan, so it needs the GPU."""
+    """Ask the engine inspector where the log listed nothing. It loads the plan, so it needs the GPU."""
     if not able.needs_gpu:
         return ()
     log = BuildLog()
@@ -370,6 +370,6 @@ def _inspected(library: ModuleType, able: Capabilities, plan: Path) -> tuple[Eng
 
 
 def _gpu_kind(able: Capabilities) -> str:
-    """Name the GPU at hand; times and plans belong to one kind."""
+    """Name the GPU at hand. Times and plans belong to one kind."""
     gpus = find_gpus()
     return f"{gpus[0].name} sm{gpus[0].compute_capability}" if gpus else f"no-gpu-{able.backend}"

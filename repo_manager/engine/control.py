@@ -1,7 +1,7 @@
 """Controls of a sparse model: what it is compared with, so that a gain is sparsity's and nothing else's.
 
 `N__dense`: the same graph with dense weights, converted and built the same way. `N__noflag`: the same sparse weights,
-with sparse kernels not offered. Accuracy of the dense twin means nothing; its weights are made up.
+with sparse kernels not offered. Accuracy of the dense twin means nothing. Its weights are made up.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def control_twins(name: str, backend: Backend) -> tuple[ControlTwin, ...]:
 
 
 def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model with every zero of its 2:4-capable weights filled; the argument is left alone.
+    """Return the model with every zero of its 2:4-capable weights filled. The argument is left alone.
 
     A zero becomes one of the same weight's other values with a random sign, so that scales and ranges stay what
     they were. Weights that are zero throughout, are stored with a zero point other than 0, or in less than a byte
@@ -90,7 +90,7 @@ def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[s
     Raises:
         ModelError: there is nothing to fill: the model has no zeros where sparsity counts.
     """
-    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are told apart by identity
+    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are distinguished by identity
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
     data: dict[int, bytes] = {}
     names: list[str] = []
@@ -165,7 +165,7 @@ def profiler_for(library: ModuleType) -> Any:
 
 
 def layer_times_of(build: EngineBuild) -> dict[str, int] | None:
-    """Measure a build's layers with the shapes that it is tuned for; `None` without a GPU."""
+    """Measure a build's layers with the shapes that it is tuned for. `None` without a GPU."""
     if not find_gpus() or not build.path.exists():
         return None
     shapes = {name: given.opt for name, given in build.profile.items()}
@@ -181,7 +181,7 @@ def measure_layer_times(
         library: `tensorrt` or `tensorrt_rtx`.
         plan: the engine's file.
         shapes: input -> shape.
-        runs: how many runs count; a few come before.
+        runs: how many runs count. A few come before.
 
     Returns:
         Layer, by the engine's name for it -> median time in nanoseconds, in the order of execution.

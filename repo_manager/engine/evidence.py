@@ -1,4 +1,4 @@
-"""How far sparsity got in each layer: pattern valid, eligible, chosen; from what the builder said, never from a flag.
+"""How far sparsity got in each layer: pattern valid, eligible, chosen. From what the builder said, never from a flag.
 
 Two wordings (strings of the libraries of TensorRT 8.6.0 and TensorRT-RTX 1.7.1, and public logs):
 
@@ -8,7 +8,7 @@ Two wordings (strings of the libraries of TensorRT 8.6.0 and TensorRT-RTX 1.7.1,
     (Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b
     (Sparsity) Chose 1 layer(s) using sparse tactics: a
 
-The newer one names layers only at VERBOSE. The pair repeats per pass of the build; the last one counts.
+The newer one names layers only at VERBOSE. The pair repeats per pass of the build. The last one counts.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class BuilderEvidence:
     """What a builder said about sparse kernels.
 
     Attributes:
-        eligible: layers whose weights it found 2:4 and for which it has sparse kernels; `None` when it
-            did not give names (or said nothing).
-        chosen: layers for which a sparse kernel won; `None` likewise.
-        eligible_count: their number; `None` when it said nothing.
+        eligible: layers whose weights it found 2:4 and for which it has sparse kernels. `None` when it did not give
+            names (or said nothing).
+        chosen: layers for which a sparse kernel won. `None` likewise.
+        eligible_count: their number. `None` when it said nothing.
         chosen_count: likewise.
     """
 
@@ -67,14 +67,14 @@ class LayerEvidence:
         layer: the ONNX node.
         op_type: its operator.
         pattern: the verdict of the 2:4 report.
-        engine_layer: the engine's (fused) layer that computes it; `None` when it is not listed.
-        eligible: whether the builder offered it to sparse kernels; `None`: not reported by this builder.
-        chosen: whether a sparse kernel was chosen; `None`: not reported by this builder.
+        engine_layer: the engine's (fused) layer that computes it. `None` when it is not listed.
+        eligible: whether the builder offered it to sparse kernels. `None`: not reported by this builder.
+        chosen: whether a sparse kernel was chosen. `None`: not reported by this builder.
         tactic: the kernel's name, empty when it is not known.
         reason: where it stopped, in words.
-        time_sparse_ns: of the engine layer, measured on the GPU; `None`: not measured, or not listed.
-        time_dense_ns: of the same node's layer in the dense twin; likewise. A fused layer's time is counted in the
-            row of each of its nodes.
+        time_sparse_ns: of the engine layer, measured on the GPU. `None`: not measured, or not listed.
+        time_dense_ns: of the same node's layer in the dense twin. Likewise. A fused layer's time is counted in the row
+            of each of its nodes.
     """
 
     layer: str
@@ -113,7 +113,7 @@ def read_evidence(messages: Iterable[str]) -> BuilderEvidence:
 
 
 def _counted(match: re.Match[str]) -> tuple[int, tuple[str, ...] | None]:
-    """Number and names; no names when the line only counts, as it does below VERBOSE."""
+    """Number and names. No names when the line only counts, as it does below VERBOSE."""
     names = tuple(name for part in match["names"].strip().removeprefix(":").split(", ") if (name := part.strip()))
     if "count" not in match.groupdict():
         return len(names), names
@@ -127,9 +127,9 @@ def join_evidence(
     """Join the 2:4 report with what the builder said: one row per weight.
 
     Args:
-        report: of the ONNX file that was built.
+        report: of the ONNX file built.
         builder: see `read_evidence`.
-        layers: of the engine; their kernel names count as evidence too.
+        layers: of the engine. Their kernel names count as evidence too.
     """
     return tuple(_row(layer, builder, layers) for layer in report.layers)
 

@@ -39,7 +39,7 @@ __all__ = [
 
 # Triton container releases and what is inside them: the data is triton_releases.csv.
 #
-# A column of a row is verified when a source for it could be read (docs/tensorrt-versions.md lists them); the others
+# A column of a row is verified when a source for it could be read (docs/tensorrt-versions.md lists them). The others
 # are from memory and are always worded as such. An empty cell is not known.
 
 
@@ -49,10 +49,10 @@ class Release:
 
     Attributes:
         release: for instance `24.10`.
-        triton: the server's version, as its metadata says it; empty when it is not known.
+        triton: the server's version, as its metadata says it. Empty when it is not known.
         tensorrt: likewise.
         cuda: likewise.
-        driver: the smallest driver of the table; data-centre GPUs may use older branches.
+        driver: the smallest driver of the table. Data-centre GPUs may use older branches.
         verified: the columns for which a source was read.
         sources: names of docs/tensorrt-versions.md.
     """
@@ -66,7 +66,7 @@ class Release:
     sources: tuple[str, ...]
 
     def is_verified(self, column: str) -> bool:
-        """Say whether a column's value has a source."""
+        """Return whether a column's value has a source."""
         return column in self.verified
 
 
@@ -89,7 +89,7 @@ def releases() -> tuple[Release, ...]:
 
 
 def release_of_server(version: str) -> Release | None:
-    """Find a release by the server's version, for instance `2.51.0`; `None` when the table lacks it."""
+    """Find a release by the server's version, for instance `2.51.0`. `None` when the table lacks it."""
     return next((release for release in releases() if release.triton and release.triton == version), None)
 
 
@@ -120,7 +120,7 @@ class PlanHeader:
     Attributes:
         backend: which Triton backend can load it.
         version: of the library that built it, for instance `10.13.3.9`.
-        compute_capabilities: GPUs it was built for; empty where the header does not tell (TensorRT).
+        compute_capabilities: GPUs it was built for. Empty where the header does not tell (TensorRT).
     """
 
     backend: Backend
@@ -176,8 +176,8 @@ class PlanFacts:
     Attributes:
         backend: which Triton backend loads it.
         version: of the library that built it.
-        compute_capabilities: GPUs that it is for; empty when neither manifest nor header tells.
-        version_compatible: whether later versions load it; `None`: not known (a plan that others built).
+        compute_capabilities: GPUs that it is for. Empty when neither manifest nor header tells.
+        version_compatible: whether later versions load it. `None`: not known (a plan that others built).
         hardware_compatibility: `ampere_plus`, `same_compute_capability` or `None`.
     """
 
@@ -190,7 +190,7 @@ class PlanFacts:
 
 @dataclasses.dataclass(frozen=True)
 class FitTarget:
-    """Where the plan is to be loaded; `None` is not known, and not checked.
+    """Where the plan will be loaded. `None` is not known, and not checked.
 
     Attributes:
         release: of the server's container.
@@ -213,7 +213,7 @@ class FitProblem:
     """One reason against a load.
 
     Attributes:
-        blocks: whether the load would fail; else it is a warning.
+        blocks: whether the load would fail, else it is a warning.
         message: what was found and expected.
         hint: the next step.
     """
@@ -228,7 +228,7 @@ def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts
 
     Args:
         path: the plan.
-        engine: the manifest's section `engine`; `None` for a plan that others built.
+        engine: the manifest's section `engine`. `None` for a plan that others built.
 
     Raises:
         EngineError: it is no plan, or the manifest speaks of another one.
@@ -261,7 +261,7 @@ def plan_facts_of(header: PlanHeader, engine: Mapping[str, Any], *, where: str) 
 
 
 def check_fit(plan: PlanFacts, target: FitTarget) -> tuple[FitProblem, ...]:
-    """List what speaks against loading a plan on a server; empty when nothing known does."""
+    """List what speaks against loading a plan on a server. Empty when nothing known does."""
     return (
         *_place_problems(plan, target),
         *_library_problems(plan, target),
@@ -287,7 +287,7 @@ def _place_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
 
 
 def _library_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
-    """Compare with the library that is known to be there; it refuses another major version before it loads."""
+    """Compare with the library that is known to be there. It refuses another major version before it loads."""
     installed = target.library_versions.get(plan.backend)
     if installed is None or _numbers(installed)[:3] == _numbers(plan.version)[:3]:
         return
@@ -356,7 +356,7 @@ def _driver_problems(target: FitTarget) -> Iterator[FitProblem]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`10.13.3.9` as numbers; stops at the first part that is none."""
+    """`10.13.3.9` as numbers. Stops at the first part that is none."""
     parts: list[int] = []
     for part in version.split("."):
         if not part.isdecimal():

@@ -48,10 +48,10 @@ def fit_target_of(
 
     Args:
         server_version: as its metadata says it, for instance `2.51.0`.
-        metrics: the text of its metrics page; `None` when it cannot be read.
+        metrics: the text of its metrics page. `None` when it cannot be read.
         embedded: whether it is our embedded server, whose engines run in the TensorRT that is installed for Python
             here, not in the container's.
-        gpus: of this machine; `None` asks the driver's tool.
+        gpus: of this machine. `None` asks the driver's tool.
     """
     here = {gpu.uuid: gpu for gpu in (find_gpus() if gpus is None else gpus) if gpu.uuid}
     uuids = tuple(dict.fromkeys(match["uuid"] for match in _GPU_UUID.finditer(metrics or "")))
@@ -79,12 +79,12 @@ def _installed() -> dict[Backend, str]:
 def check_version_fit(
     files: Path | Mapping[str, bytes], manifest: Mapping[str, Any] | None, target: FitTarget
 ) -> tuple[FitProblem, ...]:
-    """List what speaks against loading a version on a server; empty when nothing known does.
+    """List what speaks against loading a version on a server. Empty when nothing known does.
 
     Args:
         files: the version's folder, or name -> the first `HEADER_BYTES` (or more) of each file that ends in
             `.plan` or `.engine`. Empty for a version whose files are not at hand: then its manifest is believed.
-        manifest: the version's manifest as read from JSON; `None` for a version that others made.
+        manifest: the version's manifest as read from JSON. `None` for a version that others made.
         target: see `fit_target_of`.
 
     Returns:
@@ -131,7 +131,7 @@ def _problems_of_record(
 
 
 def _plans_of(section: Mapping[str, Any]) -> dict[str, str]:
-    """Return compute capability -> file of a version with a plan per GPU kind; empty for any other."""
+    """Return compute capability -> file of a version with a plan per GPU kind. Empty for any other."""
     plans = section.get("plans")
     if not isinstance(plans, Mapping):
         return {}

@@ -26,7 +26,7 @@ class Gpu:
         compute_capability: for instance `8.0`.
         driver_version: the driver's version.
         memory_bytes: the card's whole memory.
-        uuid: as Triton's metrics name it, `GPU-...`; empty when it is not known.
+        uuid: as Triton's metrics name it, `GPU-...`. Empty when it is not known.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Gpu:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """List the GPUs that `nvidia-smi` reports; empty where there is no driver or no card."""
+    """List the GPUs that `nvidia-smi` reports. Empty where there is no driver or no card."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()

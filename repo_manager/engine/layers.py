@@ -57,13 +57,13 @@ class EngineLayer:
     """One layer that an engine executes.
 
     Attributes:
-        name: the builder's name; fused layers are joined by ` + `.
+        name: the builder's name. Fused layers are joined by ` + `.
         kind: the builder's word for it (`CaskConvolution`, `correlation`, `gemm`, `kgen`, ...).
         nodes: names of the ONNX nodes that it computes, wholly or in part.
         inputs: element types of the data inputs, NumPy's names.
-        constants: element types of the weights and scales; empty where the builder does not list them.
+        constants: element types of the weights and scales. Empty where the builder does not list them.
         outputs: element types of the outputs.
-        tactic: the kernel's name; empty when the builder does not tell (TensorRT-RTX decides at run time).
+        tactic: the kernel's name. Empty when the builder does not tell (TensorRT-RTX decides at run time).
     """
 
     name: str
@@ -81,7 +81,7 @@ class EngineLayer:
         return any(word in kind for word in _MATRIX_MATH)
 
     def computes(self, node: str) -> bool:
-        """Say whether the layer computes an ONNX node."""
+        """Return whether the layer computes an ONNX node."""
         return node in self.nodes
 
 
@@ -89,10 +89,10 @@ def layers_from_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
     """Read the layer list out of a build's VERBOSE log.
 
     Args:
-        messages: the log's messages in order; the last list counts, since a build may print one per pass.
+        messages: the log's messages in order. The last list counts, since a build may print one per pass.
 
     Returns:
-        The layers; empty when the log holds no list (plan detail below `detailed`, or log level above VERBOSE).
+        The layers. Empty when the log holds no list (plan detail below `detailed`, or log level above VERBOSE).
     """
     found: tuple[EngineLayer, ...] = ()
     kernels: dict[str, str] = {}
@@ -107,7 +107,7 @@ def layers_from_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
 
 
 def _from_line(line: str, kernels: Mapping[str, str]) -> EngineLayer | None:
-    """Read one layer; TensorRT 8 gives a kernel's number, and its name where it was timed: `kernels`."""
+    """Read one layer. TensorRT 8 gives a kernel's number, and its name where it was timed: `kernels`."""
     if match := _LINE.match(line):
         return _from_new(match)
     if match := _OLD_LINE.match(line):
@@ -180,7 +180,7 @@ def _tensor_type(item: Mapping[str, Any]) -> str:
 
 
 def _dtype(text: str) -> str:
-    """NumPy's name of the type in `Half` or in `Row major Int8 format`; `""` when it is none that is known."""
+    """NumPy's name of the type in `Half` or in `Row major Int8 format`. `""` when it is none known."""
     lowered = text.lower()
     return next((name for name, words in _DTYPES if any(word in lowered for word in words)), "")
 
@@ -223,10 +223,10 @@ class LayerPrecision:
         node: its name.
         op_type: its operator.
         asked: `int8`, `float16`, `bfloat16` or `float32`, from the graph.
-        found: the element type that the engine reads its data in; `None` when the node is not listed (folded away,
-            or fused beyond recognition).
+        found: the element type that the engine reads its data in. `None` when the node is not listed (folded away, or
+            fused beyond recognition).
         engine_layer: the engine's layer that computes it.
-        detail: what the mismatch comes from; empty when there is none.
+        detail: what the mismatch comes from. Empty when there is none.
         one_sided: whether only its data or only its weight is quantised.
     """
 
@@ -248,8 +248,8 @@ def compare_precision(proto: onnx.ModelProto, layers: Sequence[EngineLayer]) -> 
     """Compare every weighted node of the graph with the engine's layers.
 
     Args:
-        proto: the graph that was built; weights are not read.
-        layers: see `layers_from_log`; empty gives no rows.
+        proto: the graph built. Weights are not read.
+        layers: see `layers_from_log`. Empty gives no rows.
     """
     if not layers:
         return ()
@@ -291,7 +291,7 @@ def _compare(ask: _Ask, by_node: Mapping[str, list[EngineLayer]]) -> LayerPrecis
 
 
 def _asked(graph: onnx.GraphProto, outer: Mapping[str, str]) -> Iterator[_Ask]:
-    """Yield what every weighted node asks for; inner graphs see the names of the outer ones."""
+    """Yield what every weighted node asks for. Inner graphs see the names of the outer ones."""
     types = {**outer, **_known_types(graph)}
     makers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:

@@ -66,7 +66,7 @@ def parse_network(
         logger: of that library.
 
     Returns:
-        (network, parser); the parser holds the weights and has to outlive the build.
+        (network, parser). The parser holds the weights and must outlive the build.
 
     Raises:
         EngineError: naming each node that the parser refuses, its operator and the reason.
@@ -91,7 +91,7 @@ def quantised_in_the_graph(model: Model, renamed: onnx.ModelProto | None) -> onn
 
     Args:
         model: the model.
-        renamed: the graph that would be parsed; `None`: the file itself.
+        renamed: the graph that would be parsed. `None`: the file itself.
 
     Returns:
         A changed graph (`renamed` itself, or a copy of the file), or `renamed` where no weight is stored in INT8.
@@ -188,7 +188,7 @@ _FLAGS_OF_LOW = {None: (), "float16": ("FP16",), "bfloat16": ("BF16",)}
 def create_config(
     library: ModuleType, builder: Any, options: EngineOptions, able: Capabilities, precision: Precision
 ) -> Any:
-    """Make an `IBuilderConfig`; `options` have passed `check_options`.
+    """Make an `IBuilderConfig`. `options` have passed `check_options`.
 
     Raises:
         EngineError: this version has no flag that the precision needs.
@@ -252,11 +252,11 @@ def wide_nodes(proto: onnx.ModelProto) -> dict[str, bool]:
     """Say for every node whether the graph computes it in float32.
 
     Args:
-        proto: the graph that is parsed; weights are not read.
+        proto: the graph parsed. Weights are not read.
 
     Returns:
-        Node -> whether its first output is float32; a cast and a (de)quantisation never count. Where the types
-        cannot be inferred, no node counts.
+        Node -> whether its first output is float32. A cast and a (de)quantisation never count. Where the types cannot
+        be inferred, no node counts.
     """
     inferred = infer(proto)
     if inferred is None:
@@ -291,7 +291,7 @@ def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mappi
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         name = layer.name if layer.name in wide else layer.name.rpartition("_")[0]
-        # Shape arithmetic and quantisation have types of their own; a pin there is an error.
+        # Shape arithmetic and quantisation have types of their own. A pin there is an error.
         plain = layer.type not in (library.LayerType.SHAPE, library.LayerType.QUANTIZE, library.LayerType.DEQUANTIZE)
         if wide.get(name) and plain and layer.num_outputs and layer.get_output(0).dtype == library.float32:
             layer.precision = library.float32

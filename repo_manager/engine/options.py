@@ -23,30 +23,29 @@ HardwareLevel = Literal["ampere_plus", "same_compute_capability"]
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """Options of a build; the defaults give the fastest plan for the GPU at hand.
+    """Options of a build. The defaults give the fastest plan for the GPU at hand.
 
     Attributes:
-        max_batch_size: the largest batch of the derived profile; `None` takes 8, `0` is a model without
-            a batch axis.
+        max_batch_size: the largest batch of the derived profile. `None` takes 8, `0` is a model without a batch axis.
         shapes: input name -> range, in place of the derived one.
         sparse: offer weights that are 2:4 to sparse kernels. Whether one is chosen is the builder's
             decision, and evidence (`EngineBuild.evidence`) tells.
-        workspace_bytes: scratch memory that a kernel may use; `None` is the builder's default.
-        optimization_level: 0 (fastest build) to 5; `None` is the builder's default, 3.
-        timing_cache: the file of measured kernel times; `None` is one per library version and GPU in
-            the user's cache folder.
+        workspace_bytes: scratch memory that a kernel may use. `None` is the builder's default.
+        optimization_level: 0 (fastest build) to 5. `None` is the builder's default, 3.
+        timing_cache: the file of measured kernel times. `None` is one per library version and GPU in the user's cache
+            folder.
         deterministic: build from the timing cache alone: a measurement that is not in it is an error.
-        version_compatible: the plan also loads in later versions of the same major one; Triton needs
+        version_compatible: the plan also loads in later versions of the same major one. Triton needs
             `--backend-config=tensorrt,version-compatible=true`.
-        hardware_compatibility: `ampere_plus` or `same_compute_capability`; `None` is this GPU only.
-        compute_capabilities: the GPUs a TensorRT-RTX engine is for (`8.9`); empty is every one it knows.
+        hardware_compatibility: `ampere_plus` or `same_compute_capability`. `None` is this GPU only.
+        compute_capabilities: the GPUs a TensorRT-RTX engine is for (`8.9`). Empty is every one it knows.
         strip: leave the weights out of the plan.
         refit: allow other weights later.
-        plan_detail: one of `PlanDetail`; evidence needs `detailed`.
+        plan_detail: one of `PlanDetail`. Evidence needs `detailed`.
         without_tactics: libraries whose kernels are left out (`cublas`, `cublas_lt`, `cudnn`, ...), for machines that
-            lack them; empty leaves the choice to the builder.
+            lack them. Empty leaves the choice to the builder.
         plans: one engine per GPU kind: compute capability -> a plan that was built elsewhere, or `None` to build it
-            here; empty is one engine. See `plan_set.py`.
+            here. Empty is one engine. See `plan_set.py`.
     """
 
     max_batch_size: int | None = None

@@ -28,7 +28,7 @@ class AdoptedPlan:
         path: the file.
         source: its name, for the manifest.
         version: of the library that built it.
-        compute_capabilities: as its head says (TensorRT-RTX); empty where the head does not tell.
+        compute_capabilities: as its head says (TensorRT-RTX). Empty where the head does not tell.
     """
 
     path: Path = dataclasses.field(metadata={"json": False})
@@ -64,7 +64,7 @@ def adopt_plans(plans: Mapping[str, Path | None], backend: Backend) -> dict[str,
     """Read the heads of the plans that were built elsewhere.
 
     Args:
-        plans: compute capability -> file; those that are `None` are left out.
+        plans: compute capability -> file. Those that are `None` are left out.
         backend: which one is to load them.
 
     Raises:
@@ -124,7 +124,7 @@ def check_buildable(capability: str, able: Capabilities, gpus: Sequence[Gpu]) ->
     """Check that an engine for a GPU kind can be built here.
 
     Raises:
-        UsageError: TensorRT builds for the GPU at hand only; TensorRT-RTX for those it knows.
+        UsageError: TensorRT builds for the GPU at hand only. TensorRT-RTX for those it knows.
     """
     known = able.compute_capabilities or tuple(dict.fromkeys(gpu.compute_capability for gpu in gpus))
     if capability in known:

@@ -20,7 +20,7 @@ _GROWTH = 4
 
 @dataclasses.dataclass(frozen=True)
 class DimRange:
-    """Sizes that one dynamic dimension may have; `opt` is the one that kernels are chosen for."""
+    """Sizes that one dynamic dimension may have. `opt` is the one that kernels are chosen for."""
 
     min: int
     opt: int
@@ -29,7 +29,7 @@ class DimRange:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeRange:
-    """Shapes that one input may have, batch axis included; `min <= opt <= max` on every axis."""
+    """Shapes that one input may have, batch axis included. `min <= opt <= max` on every axis."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -79,8 +79,8 @@ def derive_profile(
     Args:
         signature: of the model.
         batched: whether the first axis is a batch axis.
-        max_batch_size: the batch axis runs from 1 to this, tuned for this; `None` and 0 take 8.
-        free: ranges of the other dynamic dimensions, by symbol or by `input:axis`; see `find_dim_ranges`.
+        max_batch_size: the batch axis runs from 1 to this, tuned for this. `None` and 0 take 8.
+        free: ranges of the other dynamic dimensions, by symbol or by `input:axis`. See `find_dim_ranges`.
         overrides: input -> range, in place of the derived one.
 
     Raises:
@@ -110,20 +110,20 @@ def find_dim_ranges(
 ) -> dict[str, DimRange]:
     """Find ranges for the dynamic dimensions other than the batch, each end proven by running the model.
 
-    `opt` is the sample's size, or one that works in ONNX Runtime; `min` is 1 and `max` four times `opt`
-    where the model runs with those too, else `opt`.
+    `opt` is the sample's size, or one that works in ONNX Runtime. `min` is 1 and `max` four times `opt` where the
+    model runs with those too, else `opt`.
 
     Args:
         model: the model to try sizes on.
         signature: of the same model.
         batched: whether the first axis is a batch axis, which has its own range.
-        sample: input -> shape of real data, batch axis included; `None` looks for sizes.
+        sample: input -> shape of real data, batch axis included. `None` looks for sizes.
 
     Returns:
-        Symbol, or `input:axis` for a dimension without a name, -> range; empty when there is none.
+        Symbol, or `input:axis` for a dimension without a name, -> range. Empty when there is none.
 
     Raises:
-        ModelError: the model runs with no size that was tried.
+        ModelError: the model runs with no size tried.
     """
     keys = sorted(_free_keys(signature, batched=batched))
     if not keys:

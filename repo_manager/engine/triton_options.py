@@ -23,11 +23,11 @@ class AcceleratorOptions:
     Keys: README of triton-inference-server/onnxruntime_backend, "Parameter mapping".
 
     Attributes:
-        precision: FP16 and INT8 allow TensorRT those types; INT8 is for graphs with Quantize/DequantizeLinear.
+        precision: FP16 and INT8 allow TensorRT those types. INT8 is for graphs with Quantize/DequantizeLinear.
         workspace_bytes: `None` is the backend's default, 1 GiB.
         sparse: let TensorRT choose sparse kernels.
-        engine_cache: a folder on the server that keeps built engines over restarts; `None` builds at every load.
-        profile: input -> (min, opt, max) shapes; `None` lets the first requests decide, which rebuilds.
+        engine_cache: a folder on the server that keeps built engines over restarts. `None` builds at every load.
+        profile: input -> (min, opt, max) shapes. `None` lets the first requests decide, which rebuilds.
     """
 
     precision: Precision = Precision.FP32
@@ -42,7 +42,7 @@ def with_plans_by_capability(
 ) -> model_config_pb2.ModelConfig:
     """Return a copy of a config whose `cc_model_filenames` sends each GPU kind to its plan.
 
-    The default file name is the first plan's, so that Triton finds a file on every GPU; one that it is not for refuses
+    The default file name is the first plan's, so that Triton finds a file on every GPU. One that it is not for refuses
     to load there.
     """
     changed = model_config_pb2.ModelConfig()
@@ -119,7 +119,7 @@ def config_variant(
     Args:
         config: the model's.
         name: of the variant, for an error.
-        value: a compute capability, whose plan becomes the default; or a file in protobuf's text form, whose fields
+        value: a compute capability, whose plan becomes the default, or a file in protobuf's text form, whose fields
             take the place of the model's (a repeated field as a whole).
         by_capability: compute capability -> file of the version.
 

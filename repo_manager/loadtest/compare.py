@@ -1,10 +1,10 @@
 """A against B: interleaved blocks in random order, paired, with intervals on the ratios.
 
 Blocks of A and of B alternate in random order, so that whatever drifts (clocks, temperature, neighbours) meets both.
-Each pair gives one ratio B/A of every number; the intervals are studentised bootstraps of the mean log ratio over
-pairs (Hall 1988), simultaneous over all compared numbers (Bonferroni, 98 % together). A difference is shown only
-when such an interval leaves 1 out; the number of pairs is fixed beforehand, because stopping at the first
-difference would find one in noise.
+Each pair gives one ratio B/A of every number. The intervals are studentised bootstraps of the mean log ratio over
+pairs (Hall 1988), simultaneous over all compared numbers (Bonferroni, 98 % together). A difference is shown only when
+such an interval leaves 1 out. The number of pairs is fixed in advance, because stopping at the first difference would
+find one in noise.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ComparePlan:
     """How long to look.
 
     Attributes:
-        pairs: pairs of blocks, one of A and one of B each; at least 6.
+        pairs: pairs of blocks, one of A and one of B each. At least 6.
         block_s: measured length of a block.
         settle_s: load before it that is not measured.
         seed: of the order of the blocks and of the resampling.
@@ -98,13 +98,13 @@ class Comparison(Summarized):
     """A whole comparison.
 
     Attributes:
-        verdict: one sentence; "no difference shown" when that is so.
+        verdict: one sentence. "no difference shown" when that is so.
         is_different: whether any number differs.
         ratios: name -> each pair's ratio B/A, in order of time.
         notes: errors, and what was not reported.
         started: UTC, ISO 8601.
-        command: the command line; empty from Python.
-        precisions: of A and of B, from their manifests; empty where they are not known.
+        command: the command line. Empty from Python.
+        precisions: of A and of B, from their manifests. Empty where they are not known.
     """
 
     a: TargetFacts
@@ -155,8 +155,8 @@ def compare(
     """Compare two served models, or versions, under the same load.
 
     Args:
-        a: the reference; its first concurrency, or else its first rate, is the load of both.
-        b: what is compared with it; may be on another server.
+        a: the reference. Its first concurrency, or else its first rate, is the load of both.
+        b: what is compared with it. May be on another server.
         plan: how long to look.
         progress: is told after each pair of blocks.
         following: comparisons after this one, for the estimate of the time left.
@@ -305,7 +305,7 @@ def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
 
 
 def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -> Block:
-    """Run one block; the energy is read at its measured part's ends."""
+    """Run one block. The energy is read at its measured part's ends."""
     slice_ns = max(round(plan.block_s * 1e8), 20_000_000)
     settle = -(-round(plan.settle_s * 1e9) // slice_ns)
     last = settle + max(round(plan.block_s * 1e9 / slice_ns), 1)
@@ -368,7 +368,7 @@ def _numbers(
 
 
 def _notes(blocks: tuple[list[Block], list[Block]], sides: tuple[_Side, _Side]) -> tuple[str, ...]:
-    """Return what a reader has to know of the sides; what holds for both is said once."""
+    """Return what a reader must know of the sides. What holds for both is said once."""
     found: dict[str, list[str]] = {}
     for name, side, (facts, options) in zip("AB", blocks, ((s.facts, s.options) for s in sides), strict=True):
         errors = sum(block.errors for block in side)

@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
-    """Apply the rule to windows; return whether they agree, and the rule with its numbers.
+    """Apply the rule to windows. Return whether they agree, and the rule with its numbers.
 
     Args:
         windows: the last ones, in order of time.
@@ -85,18 +85,18 @@ def outcome_of(last: list[Window], used: list[Slice], options: LoadTestOptions) 
 
 
 def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight_limit: int) -> str | None:
-    """Say that the server cannot keep up with an open loop and its queue grows; `None` when that is not shown.
+    """Say that the server cannot keep up with an open loop and its queue grows. `None` when that is not shown.
 
-    At a share d less than the rate, what is answered was sent d seconds longer ago each second: the latency has to rise
-    by about that. Three things have to hold: fewer requests end than are due, by more than chance makes it; the mean
-    latency rises by at least half of what that shortfall makes of it; and the requests are open at the server, where
-    a client that is too slow would not have sent them.
+    At a share d less than the rate, what is answered was sent d seconds longer ago each second: the latency must rise
+    by about that. Three things must hold: fewer requests end than are due, by more than chance makes it; the mean
+    latency rises by at least half of what that shortfall makes of it; and the requests are open at the server, where a
+    client that is too slow would not have sent them.
 
     Args:
         series: all slices from the start of the load, in order of time.
         used: the measured ones.
         rate: requests due a second.
-        in_flight_limit: how many may be open at once; what is due beyond that waits in the client.
+        in_flight_limit: how many may be open at once. What is due beyond that waits in the client.
     """
     third = len(used) // 3
     if not third:
@@ -123,7 +123,7 @@ def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight
 
 
 def server_times(before: ModelStatistics, after: ModelStatistics) -> ServerTimes:
-    """Return what happened between two readings of the server's counters; never negative, also after a reset."""
+    """Return what happened between two readings of the server's counters. Never negative, also after a reset."""
     requests = max(after.requests - before.requests, 0)
     executions = max(after.executions - before.executions, 0)
     inferences = max(after.inferences - before.inferences, 0)
@@ -183,7 +183,7 @@ def client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> 
 
 
 def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Intervals:
-    """Return 95 % intervals; all `None` with fewer than 8 slices or without a request.
+    """Return 95 % intervals. All `None` with fewer than 8 slices or without a request.
 
     Args:
         slices: measured slices of equal length, in order of time.
@@ -211,7 +211,7 @@ def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Inte
 
 
 def details_of(slices: list[Slice], *, seed: int = 0) -> dict[str, Detail]:
-    """Return what measured slices tell of sequences and of single responses; see `LoadPoint.details`."""
+    """Return what measured slices tell of sequences and of single responses. See `LoadPoint.details`."""
     seconds = sum(piece.length_ns for piece in slices) / 1e9
     found = {}
     for name in dict.fromkeys(name for piece in slices for name in piece.details):
@@ -225,7 +225,7 @@ def details_of(slices: list[Slice], *, seed: int = 0) -> dict[str, Detail]:
 def _resampled(
     weights: Floats, counts: npt.NDArray[np.float32], values: npt.NDArray[np.int64]
 ) -> tuple[Floats, Floats]:
-    """Return each resample's requests `[R]` and percentiles `[R, P]`; in chunks, because `[R, bins]` is large."""
+    """Return each resample's requests `[R]` and percentiles `[R, P]`. In chunks, because `[R, bins]` is large."""
     cumulative = np.cumsum(weights.astype(np.float32) @ counts, axis=1, dtype=np.float64)
     requests = cumulative[:, -1]
     quantiles = np.empty((len(weights), len(_QUANTILES)))

@@ -28,7 +28,7 @@ _LIBRARY = "libnvidia-ml.so.1"
 
 @dataclasses.dataclass(frozen=True)
 class GpuReading:
-    """All GPUs at one moment; `None` where one of them does not tell.
+    """All GPUs at one moment. `None` where one of them does not tell.
 
     Attributes:
         energy_j: joules since the driver was loaded, summed.
@@ -91,7 +91,7 @@ class Nvml:
         )
 
     def _ask(self, function: str, handle: ctypes.c_void_p, kind: type[Any]) -> Any:
-        """Return one answer; `None` when the GPU (an older one, a MIG slice) or the library does not have it."""
+        """Return one answer, or `None` when the GPU (an older one, a MIG slice) or the library does not have it."""
         answer = kind()
         call = getattr(self._library, function, None)
         if call is None or call(handle, ctypes.byref(answer)) != _SUCCESS:
@@ -123,7 +123,7 @@ def open_nvml() -> Nvml | str:
 
 
 def is_local(host: str) -> bool:
-    """Say whether a host is this machine: an address that can be bound here."""
+    """Return whether a host is this machine: an address that can be bound here."""
     try:
         addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except OSError:
@@ -172,7 +172,7 @@ class MetricsSource:
     """Samples one server's metrics, and NVML for what they lack. Absence is no error: it is reported as missing.
 
     Args:
-        url: Triton's metrics; `None` when it is not known where they are.
+        url: Triton's metrics. `None` when it is not known where they are.
         nvml: the GPUs of this machine, or in words why they cannot be asked.
     """
 
@@ -197,7 +197,7 @@ class MetricsSource:
         return self._has_gpus and self._problem is None
 
     def sample(self, inferences: int) -> None:
-        """Take one sample; `inferences` is the server's count at the same moment."""
+        """Take one sample. `inferences` is the server's count at the same moment."""
         self._inferences.append(inferences)
         self._samples.append(self._scraped() if self._scrapes else {})
         if isinstance(self._nvml, Nvml):
@@ -253,7 +253,7 @@ class MetricsSource:
 
 
 def _of_metrics(samples: list[dict[str, list[float]]]) -> dict[str, float | None]:
-    """Return each number as Triton's metrics give it; `None` where they do not."""
+    """Return each number as Triton's metrics give it, or `None` where they do not."""
     energy_j: float | None = None
     name = _WANTED["energy_j"]
     if len(samples) > 1 and name in samples[0] and name in samples[-1]:
@@ -268,7 +268,7 @@ def _of_metrics(samples: list[dict[str, list[float]]]) -> dict[str, float | None
 
 
 def _of_readings(readings: list[GpuReading]) -> dict[str, float | None]:
-    """Return each number as NVML gives it; `None` where it does not."""
+    """Return each number as NVML gives it, or `None` where it does not."""
     if not readings:
         return {}
     first, last = readings[0].energy_j, readings[-1].energy_j

@@ -1,7 +1,7 @@
 """Judges a load test: its gates (`p99<20ms`, `throughput>500`, `errors<0.1%`), and an earlier report as the limit.
 
 A gate passes when the whole 95 % interval of its number is on the right side of the limit, fails when the whole
-interval is on the wrong side, and is inconclusive in between; then the time that would decide it is estimated, since
+interval is on the wrong side, and is inconclusive in between. Then the time that would decide it is estimated, since
 an interval shrinks with the square root of the measured time.
 """
 
@@ -33,7 +33,7 @@ __all__ = [
 
 _ALPHA = 0.05
 Over = Literal["every", "some"]
-"""Which levels have to hold the gates: all of them, or one."""
+"""Which levels must hold the gates: all of them, or one."""
 
 _GRAMMAR = Grammar(
     {name: Subject(metric.unit) for metric in METRICS if metric.is_gate for name in (metric.key, *metric.aliases)},
@@ -57,7 +57,7 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every"
     Args:
         report: the load test.
         gates: the gates.
-        over: `every`: each level has to hold them; `some`: one level that holds all of them is enough.
+        over: `every`: each level must hold them. `some`: one level that holds all of them is enough.
 
     Raises:
         UsageError: a gate is bound to a level that was not measured, or `over` is neither.
@@ -131,7 +131,7 @@ def _widened(value: float, interval: Interval, looks: int, *, power: int) -> Int
 
 
 def _windows_agree(point: LoadPoint, metric: Metric, limit: float) -> bool:
-    """Say whether every window that makes the row is on the same side of the limit as the others."""
+    """Return whether every window that makes the row is on the same side of the limit as the others."""
     values = [metric.of_window(window) for window in point.windows if window.used]
     if not values or any(value is None for value in values):
         return False
@@ -185,11 +185,11 @@ class LoadDifference:
     Attributes:
         level: label of the level.
         metric: name of the number.
-        before: in the first, as text; `-` where it was not measured.
+        before: in the first, as text. `-` where it was not measured.
         after: in the second.
         change: in words, with its 95 % interval.
         outcome: `better`, `worse`, or `no difference shown`.
-        ratio: a factor above 1 is worse; `None` where a number is missing.
+        ratio: a factor above 1 is worse. `None` where a number is missing.
         interval: of it.
     """
 
@@ -237,7 +237,7 @@ COMPARED_OPTIONS = (
 
 
 def compare_load_tests(before: LoadTestReport, after: LoadTestReport) -> LoadComparison:
-    """Compare two load tests; `compare` measures both together, in pairs, and sees smaller differences.
+    """Compare two load tests. `compare` measures both together, in pairs, and sees smaller differences.
 
     Args:
         before: the earlier one, or that of the first version.

@@ -22,7 +22,7 @@ Report = Callable[[Progress], None]
 
 
 class LevelInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a level; `point` is its row so far."""
+    """Ctrl-C during a level. `point` is its row so far."""
 
     def __init__(self, point: LoadPoint) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def metrics_source(options: LoadTestOptions) -> MetricsSource:
 
 
 def default_metrics_url(options: LoadTestOptions) -> str | None:
-    """Return where Triton's metrics are by default: port 8002 of the same host; `None` behind a gateway's path."""
+    """Return where Triton's metrics are by default: port 8002 of the same host. `None` behind a gateway's path."""
     if options.path:
         return None
     host = options.address[0]

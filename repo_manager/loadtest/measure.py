@@ -67,9 +67,9 @@ class EarlyStop:
 
     Attributes:
         after_windows: numbers of measured windows at which the row so far is looked at.
-        may_decide: told the windows; whether the row's intervals are worth their making, which takes a CPU a tenth of
+        may_decide: told the windows. Whether the row's intervals are worth their making, which takes a CPU a tenth of
             a second and so disturbs what is measured.
-        is_enough: told that row; whether no more is needed.
+        is_enough: told that row. Whether no more is needed.
     """
 
     after_windows: frozenset[int]
@@ -79,7 +79,7 @@ class EarlyStop:
 
 @dataclasses.dataclass
 class _OpenWindow:
-    """A window that is being filled; `snapshot` numbers the server's counters at its start."""
+    """A window that is being filled. `snapshot` numbers the server's counters at its start."""
 
     slices: list[Slice]
     snapshot: int
@@ -132,7 +132,7 @@ class Measurement:
         return len(self._snapshots) - 1
 
     def take(self, piece: Slice, workers: int) -> None:
-        """Take the next slice; sets `finished` when no more is needed."""
+        """Take the next slice. Sets `finished` when no more is needed."""
         if self.finished:
             return
         self._workers = workers
@@ -156,7 +156,7 @@ class Measurement:
         if self._is_enough():
             return True
         window_ns = self._options.window_s * 1e9
-        if self._options.duration_s is not None:  # as many windows as the rule needs have to fit
+        if self._options.duration_s is not None:  # as many windows as the rule needs must fit
             window_ns = min(window_ns, self._options.duration_s * 1e9 / self._options.stable_windows)
         if elapsed_ns < window_ns - self._slice_ns / 2:
             return False
@@ -227,7 +227,7 @@ class Measurement:
         )
 
     def _remaining_s(self, elapsed_s: float) -> float | None:
-        """Return how long the level lasts at most; `None` when a number of requests or a replay ends it."""
+        """Return how long the level lasts at most, or `None` when a number of requests or a replay ends it."""
         options = self._options
         if options.request_count is not None or self._level.mode == "replay":
             return None
@@ -343,7 +343,7 @@ class Measurement:
 
 
 def _parts(slices: list[Slice], count: int) -> list[list[Slice]]:
-    """Cut a fixed measurement into equal parts for the rule; fewer when there are not enough slices."""
+    """Cut a fixed measurement into equal parts for the rule. Fewer when there are not enough slices."""
     size = len(slices) // count
     if not size:
         return [[piece] for piece in slices]

@@ -48,7 +48,7 @@ def read_report(path: StrPath) -> LoadTestReport:
 
 
 def report_from_json(document: Any, *, where: str = "the report") -> LoadTestReport:
-    """Return the report that `as_json` made `document` of; unknown fields are left out.
+    """Return the report that `as_json` made `document` of. Unknown fields are left out.
 
     Raises:
         InputError: it is none, or of another schema version.
@@ -87,7 +87,7 @@ def _restored(kind: Any, value: Any) -> Any:
 
 
 def _hints(kind: type) -> dict[str, Any]:
-    """Return a dataclass's field types; those that a generic base leaves open as this class fills them in."""
+    """Return a dataclass's field types. Those that a generic base leaves open as this class fills them in."""
     filled = tuple(argument for base in getattr(kind, "__orig_bases__", ()) for argument in typing.get_args(base))
     hints = typing.get_type_hints(kind)
     return {name: hint[filled] if getattr(hint, "__parameters__", ()) else hint for name, hint in hints.items()}
@@ -107,9 +107,9 @@ def merge_reports(reports: Sequence[LoadTestReport]) -> LoadTestReport:
     """Merge reports of load generators that loaded one model at the same time.
 
     The n-th rows belong together. Rates, requests and requests in flight add up, histograms are merged and percentiles
-    taken from the merged ones; the worst outcome is the row's. The server's counters and metrics are the first
-    report's, since every generator read the same ones. Intervals are taken as if what disturbs one generator
-    disturbed all (their distances add up, weighted by requests): what the server does is common to all of them.
+    taken from the merged ones. The worst outcome is the row's. The server's counters and metrics are the first
+    report's, since every generator read the same ones. Intervals are taken as if what disturbs one generator disturbed
+    all (their distances add up, weighted by requests): what the server does is common to all of them.
 
     Raises:
         InputError: no report; another model, configuration or number of rows; rows without a histogram
@@ -174,7 +174,7 @@ def _check_alike(first: LoadTestReport, other: LoadTestReport, number: int) -> N
 
 
 def _overlap(points: Sequence[LoadPoint]) -> float | None:
-    """Return the share of the longest measured time in which all measured; `None` when a row does not say when."""
+    """Return the share of the longest measured time in which all measured, or `None` when a row does not say when."""
     measured = [point for point in points if point.outcome != "failed"]
     if len(measured) < 2:
         return 1.0
@@ -233,7 +233,7 @@ def _merged(points: Sequence[LoadPoint]) -> LoadPoint:
 
 
 def _merged_details(points: Sequence[LoadPoint]) -> dict[str, Detail]:
-    """Add up what was measured of sequences and of single responses; without intervals."""
+    """Add up what was measured of sequences and of single responses. Without intervals."""
     merged = {}
     for name in dict.fromkeys(name for point in points for name in point.details):
         parts = [point.details[name] for point in points if name in point.details]

@@ -24,7 +24,7 @@ class Block:
 
     Attributes:
         latencies: of the requests that ended well.
-        energy_j: joules used; `None` when nothing reports it.
+        energy_j: joules used. `None` when nothing reports it.
     """
 
     latencies: Histogram
@@ -41,7 +41,7 @@ class Export:
     Attributes:
         family: of the metric, without the common prefix.
         scale: from the unit of the number to that of the family.
-        quantile: value of the label `quantile`; empty: no such label.
+        quantile: value of the label `quantile`. Empty: no such label.
     """
 
     family: str
@@ -61,8 +61,8 @@ class Metric:
         key: name in gates, and head of a column.
         title: name in comparisons.
         unit: of what `get` returns.
-        get: the number of a level; `None` when it was not reported.
-        interval: its 95 % interval; `None` without one.
+        get: the number of a level. `None` when it was not reported.
+        interval: its 95 % interval. `None` without one.
         lower_is_better: whether less of it is better.
         places: where it is a column, and where it is compared.
         of_window: the number of one measuring window.
@@ -70,7 +70,7 @@ class Metric:
         aliases: other names in gates.
         is_gate: whether a gate may name it.
         is_latency: whether its gates are limits in the chart of latencies.
-        export: to OpenMetrics; `None` is not exported.
+        export: to OpenMetrics. `None` is not exported.
     """
 
     key: str

@@ -36,7 +36,7 @@ CURVE_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.99
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Intervals(Quantiles[Interval]):
-    """Intervals of a point's numbers by a block bootstrap over slices of time; `None` where there is no data."""
+    """Intervals of a point's numbers by a block bootstrap over slices of time. `None` where there is no data."""
 
     throughput_per_s: Interval | None = None
     mean_ns: Interval | None = None
@@ -44,7 +44,7 @@ class Intervals(Quantiles[Interval]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latency(Quantiles[int]):
-    """Latencies of the requests that ended well, in nanoseconds; `None` where the client does not report it."""
+    """Latencies of the requests that ended well, in nanoseconds. `None` where the client does not report it."""
 
     mean_ns: float | None = None
     std_ns: float | None = None
@@ -106,13 +106,13 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class ServerTimes:
-    """The server's own counters over the measured windows; times are means per request in nanoseconds.
+    """The server's own counters over the measured windows. Times are means per request in nanoseconds.
 
     Attributes:
-        mean_batch: inferences per execution of the model; `None` without an execution.
+        mean_batch: inferences per execution of the model. `None` without an execution.
         cache_hits: requests answered from the response cache.
         batches: batch size -> executions of that size.
-        parts: of an ensemble, the same of each model that it is made of, whoever asked it in that time.
+        parts: of an ensemble, the same of each model that it is made of, anyone who asked it in that time.
     """
 
     requests: int
@@ -131,7 +131,7 @@ class ServerTimes:
 
 @dataclasses.dataclass(frozen=True)
 class GpuUse:
-    """What the server's metrics, or NVML, say of GPUs in the measured windows; `None` and in `missing` if absent.
+    """What the server's metrics, or NVML, say of GPUs in the measured windows. `None` and in `missing` if absent.
 
     Attributes:
         utilization: mean share of time, 0 to 1, over GPUs and samples.
@@ -140,7 +140,7 @@ class GpuUse:
         energy_j: joules used between the first and the last sample, summed over the GPUs.
         energy_per_inference_j: `energy_j` by inferences in the same time.
         missing: what neither the server nor NVML reports, and why that may be.
-        source: which of the numbers are NVML's; empty when all are the server's.
+        source: which of the numbers are NVML's. Empty when all are the server's.
     """
 
     utilization: float | None = None
@@ -159,7 +159,7 @@ class ClientUse:
     Attributes:
         name: `native` or `perf_analyzer`.
         workers: processes.
-        cpu_share: CPU time by wall time and worker; 1 is a whole CPU each. `None`: unknown.
+        cpu_share: CPU time by wall time and worker. 1 is a whole CPU each. `None`: unknown.
         cpu_us_per_request: CPU microseconds a request.
         run_queue_share: share of time in which a worker could run and had no CPU (scheduling delay).
         late_share: open loop: share of the sends more than 0.5 ms after their scheduled moment.
@@ -193,7 +193,7 @@ class SeriesPoint:
 
 @dataclasses.dataclass(frozen=True)
 class LoadPoint:
-    """One load level's row. There is one for every level, whatever happened.
+    """One load level's row. There is one for every level, in any case.
 
     Attributes:
         mode: `concurrency`, `rate` or `replay`.
@@ -205,10 +205,10 @@ class LoadPoint:
         requests: ended well in that time.
         throughput_per_s: inferences (requests times batch size) a second.
         curve: (quantile, nanoseconds) pairs.
-        histogram: of all measured latencies, without loss, mergeable; `None` when the client only reports percentiles.
+        histogram: of all measured latencies, without loss, mergeable. `None` when the client only reports percentiles.
         details: `sequence` (from a sequence's first request to its last answer), `first` (from a request to its first
-            response), `between` (from one response to the next); empty where the model has none.
-        measured_from: when the measured time began, in seconds of the Unix clock; `None` when it is not known.
+            response), `between` (from one response to the next). Empty where the model has none.
+        measured_from: when the measured time began, in seconds of the Unix clock. `None` when it is not known.
     """
 
     mode: str
@@ -236,7 +236,7 @@ class LoadPoint:
 
     @property
     def responses_per_s(self) -> float | None:
-        """Responses a second of a decoupled model; `None` when the model is none."""
+        """Responses a second of a decoupled model. `None` when the model is none."""
         found = [self.details[name].per_s for name in ("first", "between") if name in self.details]
         return sum(found) if found else None
 
@@ -249,7 +249,7 @@ class LoadPoint:
 
     @property
     def error_share(self) -> float | None:
-        """Errors by all requests that ended; `None` when none did."""
+        """Errors by all requests that ended. `None` when none did."""
         ended = self.requests + self.errors
         return self.errors / ended if ended else None
 
@@ -282,8 +282,8 @@ class LoadSearch:
         mode: what was searched: `concurrency` or `rate`.
         outcome: `pass` (found), `fail` (no load holds) or `inconclusive`.
         reason: the answer in one sentence.
-        holds: the largest level that is shown to hold every gate; `None` when none is.
-        fails: the smallest level above it that is shown to fail; `None` when none is.
+        holds: the largest level that is shown to hold every gate. `None` when none is.
+        fails: the smallest level above it that is shown to fail. `None` when none is.
         steps: every level, in the order in which they were measured.
         resolution: how close `holds` and `fails` had to come, as a share.
     """
@@ -303,11 +303,11 @@ class Progress:
     """Told while a level runs. `point` is set once, when its row is finished.
 
     Attributes:
-        decision: of a search, with `point`: what was decided of the level; empty otherwise.
+        decision: of a search, with `point`: what was decided of the level. Empty otherwise.
         elapsed_s: since the level's start, the warm-up included.
         windows: measured so far.
-        remaining_s: until the level ends for certain; it may be stable earlier.
-        spread: how far the last windows are from agreeing, as a share; `None` before there are enough.
+        remaining_s: until the level ends for certain. It may be stable earlier.
+        spread: how far the last windows are from agreeing, as a share. `None` before there are enough.
         allowed: the spread at which they agree.
     """
 
@@ -336,12 +336,12 @@ class LoadTestReport(Summarized):
     """A whole load test.
 
     Attributes:
-        schema_version: of this document; raised when a field changes its meaning or goes away.
-        knee: label of the knee of the closed-loop levels and the rule that found it; `None` when there is none.
-        notes: what a reader has to know (a response cache, inputs in rotation, ...).
+        schema_version: of this document. Raised when a field changes its meaning or goes away.
+        knee: label of the knee of the closed-loop levels and the rule that found it. `None` when there is none.
+        notes: what a reader must know (a response cache, inputs in rotation, ...).
         environment: the client's machine and versions.
         started: UTC, ISO 8601.
-        search: for the largest load; `None` when none was asked for.
+        search: for the largest load. `None` when none was asked for.
     """
 
     target: TargetFacts

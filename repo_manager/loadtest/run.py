@@ -67,7 +67,7 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
         InputError: the input data is bad.
         ServerUnreachableError: no answer from the server before the first level.
         ServerRefusedError: unknown model or version.
-        LoadTestInterrupted: Ctrl-C (it is a `KeyboardInterrupt`); with the report of what was measured.
+        LoadTestInterrupted: Ctrl-C (it is a `KeyboardInterrupt`). With the report of what was measured.
     """
     with connect(options) as target:
         return _run(options, target, progress)
@@ -121,7 +121,7 @@ def _is_random(options: LoadTestOptions) -> bool:
 def _with_accepted_inputs(
     options: LoadTestOptions, target: Target, facts: TargetFacts
 ) -> tuple[LoadTestOptions, list[str]]:
-    """Send the model a few of the random requests; take the golden sample, and say so, when it refuses one.
+    """Send the model a few of the random requests. Take the golden sample, and say so, when it refuses one.
 
     Whether a model takes a value, such as an ID of a vocabulary, shows in no configuration.
     """
@@ -210,7 +210,7 @@ def _levels(
 
 
 def _planned(options: LoadTestOptions, points: list[LoadPoint]) -> Iterator[Level]:
-    """Yield the levels; `points` are the rows so far, which decide how long a search for saturation goes on."""
+    """Yield the levels. `points` are the rows so far, which decide how long a search for saturation goes on."""
     if options.until_saturation:
         concurrency = options.concurrency[0] if options.concurrency else 1
         while concurrency <= _MAX_SATURATION_CONCURRENCY:
@@ -241,7 +241,7 @@ def _notes(facts: TargetFacts, distinct: int, options: LoadTestOptions) -> list[
 
 
 def is_saturated(points: Sequence[LoadPoint]) -> bool:
-    """Say whether the last doubling of the concurrency raised throughput by less than 5 %, or ended in failure."""
+    """Return whether the last doubling of the concurrency raised throughput by less than 5 %, or ended in failure."""
     closed = [point for point in points if point.mode == "concurrency"]
     if closed and closed[-1].outcome == "failed":
         return True

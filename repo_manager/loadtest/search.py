@@ -1,12 +1,12 @@
 """Searches the largest load that holds gates: bisection, each level measured only until its intervals decide.
 
-The gates are upper limits that more load makes harder, so the levels that hold lie below those that do not. From the
-first level on the load doubles until one does not hold (or halves until one does); then the gap is halved until both
+The gates are upper limits that more load makes harder, so the levels that hold are below those that do not. From the
+first level on the load doubles until one does not hold (or halves until one does). Then the gap is halved until both
 sides are within the resolution, or are neighbours. A level is looked at a few times while it runs, at growing
-distances. It ends early when a gate fails, or when every gate holds and the windows agree; the intervals are widened
+distances. It ends early when a gate fails, or when every gate holds and the windows agree. The intervals are widened
 so that all looks at a level together are wrong in 5 % of the cases. A level that its whole time does not decide is
 `undecided`: the search goes on below it for what is shown to hold, and above it for what is shown to fail. The load
-that is found is measured once more for its whole time; when it does not hold then, the search goes on below it.
+that is found is measured once more for its whole time. When it does not hold then, the search goes on below it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class LoadSpace:
     Attributes:
         mode: `concurrency` (whole numbers) or `rate` (requests a second).
         start: the first level.
-        lowest: the smallest level that is tried.
-        highest: the largest level that is tried.
+        lowest: the smallest level tried.
+        highest: the largest level tried.
         arrival: how the requests of a rate come.
         resolution: the share of the smaller level by which two levels differ when no third one is tried between them.
     """
@@ -88,7 +88,7 @@ class LoadSpace:
         return Level(self.mode, size, self.arrival)
 
     def between(self, low: float, high: float) -> float | None:
-        """Return the level to try between two; `None` when they are close enough."""
+        """Return the level to try between two, or `None` when they are close enough."""
         if high <= low * (1 + self.resolution):
             return None
         if self.mode == "concurrency":
@@ -98,7 +98,7 @@ class LoadSpace:
 
 
 def check_gates(gates: Sequence[Gate]) -> None:
-    """See that a load can be searched by the gates.
+    """Check that a load can be searched by the gates.
 
     Raises:
         UsageError: one is bound to a level, or is no upper limit of a number that grows with the load.
@@ -121,7 +121,7 @@ def search_load(space: LoadSpace, options: LoadTestOptions, measure: Measure) ->
     Args:
         space: where to search.
         options: gates and the longest time of a level.
-        measure: measures one level until the early stop says that it is enough; for its whole time without one.
+        measure: measures one level until the early stop says that it is enough. For its whole time without one.
 
     Yields:
         Each level's row and decision, in the order in which they were measured. A level on which no request ended
@@ -167,7 +167,7 @@ def early_stop(options: LoadTestOptions) -> EarlyStop:
     after = frozenset({*looks, windows})
 
     def may_decide(measured: list[Window]) -> bool:
-        """Say whether no gate has windows on both sides of its limit."""
+        """Return whether no gate has windows on both sides of its limit."""
         for gate in options.until:
             of_window = metric_of(gate.metric).of_window
             values = [value for window in measured if (value := of_window(window)) is not None]
@@ -198,7 +198,7 @@ def decided(point: LoadPoint, gates: Sequence[Gate], looks: int) -> tuple[Outcom
 
 
 def next_level(space: LoadSpace, steps: Sequence[SearchStep]) -> float | None:
-    """Return the level to measure after `steps`; `None` when no further one would say more."""
+    """Return the level to measure after `steps`, or `None` when no further one would say more."""
     if not steps:
         return space.start
     holds, fails, undecided = _bracket(steps)
@@ -302,6 +302,6 @@ def _answer(
 
 
 def search_verdict(search: LoadSearch, points: Sequence[LoadPoint]) -> Verdict:
-    """Return a search as a verdict: its outcome and the levels that hold; the reasons are in the search itself."""
+    """Return a search as a verdict: its outcome and the levels that hold. The reasons are in the search itself."""
     held = {step.level for step in _latest(search.steps) if step.decision == HOLDS}
     return Verdict(Outcome(search.outcome), (), tuple(point.label for point in points if point.level in held))

@@ -60,7 +60,7 @@ class ModelStatistics:
     """Counters since the model was loaded: nanoseconds, counts, executions by batch size.
 
     Attributes:
-        parts: of an ensemble, the same of each model that it is made of, whoever asks it.
+        parts: of an ensemble, the same of each model that it is made of, anyone who asks it.
     """
 
     requests: int
@@ -174,7 +174,7 @@ class Target:
         return found
 
     def refusal(self, sample: Sample) -> str | None:
-        """Send one request; return why the model refuses it, `None` when it answers.
+        """Send one request. Return why the model refuses it, `None` when it answers.
 
         Raises:
             ServerUnreachableError: no answer.
@@ -205,7 +205,7 @@ class Target:
 
 
 def _require_types(metadata: ModelMetadata) -> None:
-    """See that all tensors are of types that requests can be made of.
+    """Check that all tensors are of types that requests can be made of.
 
     Raises:
         ServerRefusedError: one is not.

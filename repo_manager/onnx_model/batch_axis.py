@@ -56,14 +56,14 @@ class BatchAxis:
 def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, NDArray[Any]] | None = None) -> BatchAxis:
     """Decide whether a model's first axis is a batch axis.
 
-    It is when every input and output has a dynamic first dimension and no sample depends on another. The graph decides;
-    where it does not tell, two samples run alone and beside neighbours of very different sizes.
+    It is when every input and output has a dynamic first dimension and no sample depends on another. The graph
+    decides. Where it does not tell, two samples run alone and beside neighbours of very different sizes.
 
     Args:
         model: the model to run.
         signature: of the same model.
-        samples: real inputs with the batch axis first; rows 0 and 1 are used. `None`, or fewer than
-            two rows, takes made inputs.
+        samples: real inputs with the batch axis first. Rows 0 and 1 are used. `None`, or fewer than two rows, takes
+            made inputs.
 
     Raises:
         ModelError: ONNX Runtime does not take the model at all.
@@ -81,7 +81,7 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
 
 
 def try_batch_axis(model: Model, signature: Signature, samples: _Arrays | None = None) -> BatchAxis:
-    """Decide by running; the graph is asked again with sizes that the model runs with. See `find_batch_axis`."""
+    """Decide by running. The graph is asked again with sizes that the model runs with. See `find_batch_axis`."""
     reason = _size_reason(model)
     if reason is not None:
         return BatchAxis("unbatched", reason, stackable=True)
@@ -109,7 +109,7 @@ def _static_reason(signature: Signature) -> str | None:
     symbols: dict[str, str] = {}
     for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
-            # An output of unknown rank is judged by the trial run; an input cannot be made without one.
+            # An output of unknown rank is judged by the trial run. An input cannot be made without one.
             reason = "has no declared rank" if spec.shape is None and role == "input" else _first_axis_reason(spec)
             if reason is not None:
                 return f"{role} '{spec.name}' {reason}"
@@ -134,7 +134,7 @@ def _size_reason(model: Model) -> str | None:
 
 
 def available_bytes() -> int:
-    """Return how much memory this machine has free, without swapping; 8 GiB where it does not say."""
+    """Return how much memory this machine has free, without swapping. 8 GiB where it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Rules of operators that compute: the table of all; here quantisation, attention, noise and losses."""
+"""Rules of operators that compute: the table of all. Here quantisation, attention, noise and losses."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _quantized_concat(call: Call) -> list[Value]:
 
 
 def _attention(call: Call) -> list[Value]:
-    """The fused attentions of ONNX Runtime that start from [batch, length, hidden]: each row by itself."""
+    """The fused attentions of ONNX Runtime that start from [batch, length, hidden]: each row on its own."""
     value, weight = call.value(0), call.optional(1)
     sizes = call.get("qkv_hidden_sizes")
     width = sizes[-1] if sizes else value.dims[-1]
@@ -132,7 +132,7 @@ def _scaled_attention(call: Call) -> list[Value]:
 
 
 def _rotary(call: Call) -> list[Value]:
-    """Each position turned by its angle; tables per sample have three axes."""
+    """Each position turned by its angle. Tables per sample have three axes."""
     rows = [0, 1] if call.node.domain == "com.microsoft" else [0, 3]
     tables = [index for index in (1, 2, 3) if index not in rows]
     rows += [index for index in tables if (table := call.optional(index)) is not None and table.rank == 3]

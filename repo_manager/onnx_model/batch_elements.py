@@ -88,7 +88,7 @@ def _aligned(arrays: Sequence[NDArray[Any] | None]) -> list[NDArray[Any]]:
 
 
 def _without_zeros(values: Sequence[Value]) -> list[Marks]:
-    """Return the marks of factors; what a known zero meets has no part in the product."""
+    """Return the marks of factors. What a known zero meets has no part in the product."""
     marks = [value.marks for value in values]
     for value in values:
         numbers = value.numbers
@@ -256,7 +256,7 @@ def _instance_norm(call: Call) -> list[Value]:
 
 
 def _rowwise(call: Call) -> list[Value]:
-    """Each row along axis 0 of the first input, and only that; the shape stays."""
+    """Each row along axis 0 of the first input, and only that. The shape stays."""
     return [by_rows(call, call.value(0).dims, inputs=[0])] * max(1, len(call.node.output))
 
 

@@ -78,7 +78,8 @@ class GraphVerdict:
     """What the graph says of a batch.
 
     Attributes:
-        kind: `independent`: proven; `dependent`: a node makes samples depend on each other; `unknown`: a run must tell.
+        kind: `independent`: proven. `dependent`: a node makes samples depend on each other. `unknown`: a run must
+            tell.
         reason: in words, for `dependent` with the node.
         blame: the node, when it is known.
     """
@@ -93,7 +94,7 @@ def judge_graph(model: Model, shapes: Mapping[str, Sequence[int]] | None = None)
 
     Args:
         model: whose inputs all have the samples along their first axis.
-        shapes: shape per input with which the model runs, the first axis is replaced; `None`: usual sizes.
+        shapes: shape per input with which the model runs, the first axis is replaced. `None`: usual sizes.
     """
     proto = model.graph_only
     try:
@@ -123,7 +124,7 @@ def _follow(model: Model, proto: onnx.ModelProto, shapes: Mapping[str, Sequence[
         raise UnknownError("an input has no usual shape")
     walks: list[_Walk] = []
     for samples in (_FIRST, _SECOND):
-        # Both walks compare with the other's lengths; the first one runs again when the second has told them.
+        # Both walks compare with the other's lengths. The first one runs again when the second has told them.
         at = {name: (samples, *shapes[name][1:]) for name in names}
         walks.append(_Walk(model, proto, at, samples, walks[0].lengths if walks else {}))
         walks[-1].run()
@@ -209,7 +210,7 @@ class _Walk:
         return replace(value, sized=sized if any(sized) else ())
 
     def graph(self, graph: onnx.GraphProto, scope: dict[str, Value], path: str) -> list[Value]:
-        """Follow a graph whose inputs are in `scope`; return its outputs."""
+        """Follow a graph whose inputs are in `scope`. Return its outputs."""
         for tensor in graph.initializer:
             if tensor.name not in scope or path:
                 scope[tensor.name] = constant(self.numbers(tensor), tensor.dims)
@@ -231,7 +232,7 @@ class _Walk:
         return numpy_helper.to_array(tensor)
 
     def node(self, node: onnx.NodeProto, scope: dict[str, Value], path: str) -> None:
-        """Follow one node; what it gives goes into `scope`."""
+        """Follow one node. What it gives goes into `scope`."""
         inputs = [scope[name] if name else None for name in node.input]
         given = [value for value in inputs if value is not None]
         try:
@@ -263,7 +264,7 @@ class _Walk:
         """Return a node's outputs.
 
         Raises:
-            UnknownError: nobody knows what it does; other exceptions: it does not fit its inputs.
+            UnknownError: unknown what it does. Other exceptions: it does not fit its inputs.
         """
         if node.domain not in _DOMAINS:
             raise UnknownError(f"an operator of domain {node.domain}")
@@ -295,7 +296,7 @@ class _Walk:
         return constant(array, array.shape)
 
     def unknown(self, node: onnx.NodeProto, values: Sequence[Value]) -> list[Value]:
-        """Return what is left to say of an operator that nobody knows, or that hides something."""
+        """Return what is left to say of an operator that unknown, or that hides something."""
         rest = loose(values)
         results = []
         for name in node.output:

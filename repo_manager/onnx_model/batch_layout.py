@@ -134,7 +134,7 @@ def _concat(call: Call) -> list[Value]:
 
 
 def _concat_known(values: Sequence[Value], axis: int) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
-    """Join what is known of some values; a value of which nothing is known leaves a gap."""
+    """Join what is known of some values. A value of which nothing is known leaves a gap."""
     if all(value.known is None for value in values) or sum(math.prod(value.dims) for value in values) > 1 << 16:
         return None, None
     known = [np.zeros(v.dims, np.int64) if v.known is None else np.broadcast_to(v.known, v.dims) for v in values]
@@ -166,7 +166,7 @@ def _split(call: Call) -> list[Value]:
 
 
 def cut_out(value: Value, slices: Mapping[int, slice]) -> Value:
-    """Slice some axes; others stay as they are stored."""
+    """Slice some axes. Others stay as they are stored."""
     index = tuple(slices.get(axis, slice(None)) for axis in range(value.rank))
     shape = tuple(len(range(*each.indices(size))) for each, size in zip(index, value.dims, strict=True))
     stored = tuple(each if value.varies(axis) else slice(None) for axis, each in enumerate(index))
@@ -184,7 +184,7 @@ def _slice(call: Call) -> list[Value]:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         at = axis % value.rank
         size = value.dims[at]
-        # ONNX clamps: a start below -size is 0; NumPy's slices do the same, but for a negative step.
+        # ONNX clamps: a start below -size is 0. NumPy's slices do the same, except for a negative step.
         stop: int | None = end
         if step < 0 and end < -size:
             stop = None
@@ -192,7 +192,7 @@ def _slice(call: Call) -> list[Value]:
     result = cut_out(value, slices)
     bounds = [call.optional(index) for index in (1, 2)]
     if any(bound is not None and total(bound) & SIZE for bound in bounds) and value.known is None:
-        # A part of the samples, or a constant cut to their number; from another axis it depends on the number.
+        # A part of the samples, or a constant cut to their number. From another axis it depends on the number.
         sliced = [axis for axis in slices if result.dims[axis] != value.dims[axis]]
         if any(not value.varies(axis) for axis in sliced) and (total(value) & SAMPLES or not _is_uniform(value)):
             result = with_marks(result, SIZE)

@@ -57,7 +57,7 @@ def _swapped(value: Value) -> Value:
 
 
 def _product(a: int, b: int) -> Rule:
-    """Matrix products; the other inputs are scales and zero points, or added."""
+    """Matrix products. The other inputs are scales and zero points, or added."""
 
     def rule(call: Call) -> list[Value]:
         result = _matmul_marks(call.value(a), call.value(b))
@@ -144,7 +144,7 @@ def _einsum(call: Call) -> list[Value]:
 def _labels(term: str, rank: int) -> list[str]:
     before, mark, after = term.partition("...")
     count = rank - len(before) - len(after) if mark else 0
-    # Aligned at the right, as NumPy broadcasts; the callers' widest has the lowest number first.
+    # Aligned at the right, as NumPy broadcasts. The callers' widest has the lowest number first.
     return [*before, *(f"...{index}" for index in range(count)), *after]
 
 

@@ -1,8 +1,8 @@
 """Find out by running whether the samples of a batch depend on each other.
 
-A batch of one size runs by the same kernels in the same order whatever its numbers are. So a sample's rows must come
-out the same, to the last bits, beside every neighbour: a quiet one and a loud one, zeros, the type's extremes. Only a
-batch of another size may round otherwise.
+A batch of one size runs by the same kernels in the same order for all numbers. So a sample's rows must come out the
+same, to the last bits, beside every neighbour: a quiet one and a loud one, zeros, the type's extremes. Only a batch of
+another size may round otherwise.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def neighbours_of(sample: Arrays, others: Sequence[Arrays], limits: Mapping[str,
 
     Args:
         sample: one row per input.
-        others: more samples; integers without a known limit are taken from them.
+        others: more samples. Integers without a known limit are taken from them.
         limits: integers of these inputs stay below this number (`index_limits`).
     """
     kinds = ("loud", "quiet", "zero", "largest", "smallest")
@@ -124,7 +124,7 @@ def _neighbour(array: NDArray[Any], kind: str, limit: int | None) -> NDArray[Any
     if dtype.kind == "b":
         return np.full_like(array, kind in ("loud", "largest"))
     if dtype.kind in "iu":
-        # Without a limit, not so large that a length made of it would fill the memory; what is no valid index fails.
+        # Without a limit, not so large that a length made of it would fill the memory. What is no valid index fails.
         largest = int(np.iinfo(dtype).max) if dtype.itemsize == 1 else 1000
         high = largest if limit is None else max(0, min(limit - 1, int(np.iinfo(dtype).max)))
         return np.full_like(array, {"zero": 0, "smallest": 0, "quiet": 1, "loud": high // 2}.get(kind, high))
@@ -135,7 +135,7 @@ def _neighbour(array: NDArray[Any], kind: str, limit: int | None) -> NDArray[Any
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any], *, units: int = 0) -> bool:
-    """Whether two arrays are equal, NaN to NaN, but for some units in the last place."""
+    """Whether two arrays are equal, NaN to NaN, except for some units in the last place."""
     if one.shape != other.shape:
         return False
     if one.dtype.kind in "OUSbiu":
@@ -178,8 +178,8 @@ def _beside_neighbours(trial: Trial) -> str | None:
 def _batches(trial: Trial) -> Iterator[tuple[tuple[int, int, int], list[Arrays]]]:
     """Yield (sample, size, its place) and the batch.
 
-    Both samples come at both ends, in batches of 2, 3 and 8; then the neighbours do, of which a quiet one shows what
-    a sample with large values of its own hides.
+    Both samples come at both ends, in batches of 2, 3 and 8. Then the neighbours do, of which a quiet one shows what a
+    sample with large values of its own hides.
     """
     samples = (trial.first, trial.second, *trial.neighbours)
     beside = (trial.second, trial.first, *trial.neighbours)
@@ -199,7 +199,7 @@ def _batch(sample: Arrays, neighbour: Arrays, size: int, place: int) -> list[Arr
 
 
 def _on_another_place(trial: Trial, names: Sequence[str]) -> str | None:
-    """Hold the rows of a sample that stands twice in a batch against each other: only their rounding may differ."""
+    """Hold the rows of a sample that is twice in a batch against each other: only their rounding may differ."""
     twice = trial.session.run(_stacked([trial.first, trial.first]))
     for name in names:
         if not _close(twice[name][1:], twice[name][:1], _PLACES.get(twice[name].dtype.name, 2e-5)):
@@ -234,7 +234,7 @@ def _shape_reason(name: str, together: NDArray[Any], alone: Sequence[NDArray[Any
 
 
 def _close(found: NDArray[Any], expected: NDArray[Any], tolerance: float | None) -> bool:
-    """Compare two outputs of one shape; `tolerance` is a share of the largest magnitude, `None` the type's own."""
+    """Compare two outputs of one shape. `tolerance` is a share of the largest magnitude, `None` the type's own."""
     if found.dtype.kind in "OUSb":
         return bool(np.array_equal(found, expected))
     wide = np.complex128 if found.dtype.kind == "c" else np.float64

@@ -84,12 +84,12 @@ class Value:
     """A tensor (or a sequence of them) in the analysis.
 
     Attributes:
-        shape: with the analysed number of samples; `None` when it depends on data.
-        marks: one mark per element, broadcastable to `shape` and of the same rank; 0-d when the shape is `None`.
+        shape: with the analysed number of samples. `None` when it depends on data.
+        marks: one mark per element, broadcastable to `shape` and of the same rank. 0-d when the shape is `None`.
         known: the numbers themselves where the graph decides them (shapes, indices, masks), in `shape`.
-        sure: which of `known` are decided; `None`: all.
+        sure: which of `known` are decided. `None`: all.
         extent: marks of what the unknown shape depends on.
-        sized: per axis, whether its length follows the number of samples; empty: no axis.
+        sized: per axis, whether its length follows the number of samples. Empty: no axis.
         items: the members of a sequence.
         blame: the first operator on the way that mixed samples.
     """
@@ -148,7 +148,7 @@ NOTHING = np.zeros((), np.uint16)
 
 
 def constant(array: NDArray[Any] | None, shape: Sequence[int]) -> Value:
-    """Return a value that no sample has part in; `array` are its numbers where they are small."""
+    """Return a value that no sample has part in. `array` are its numbers where they are small."""
     dims = tuple(int(size) for size in shape)
     known = array if array is not None and array.size <= _MAX_KNOWN and array.dtype.kind in "iubf" else None
     return Value(dims, np.zeros((1,) * len(dims), np.uint16), known)
@@ -163,7 +163,7 @@ def total(value: Value) -> int:
 
 
 def common(value: Value) -> int:
-    """Return the samples that every element has in common, when these are several; else 0."""
+    """Return the samples that every element has in common, when these are several, else 0."""
     if value.marks.size == 0:
         return 0
     bits = int(np.bitwise_and.reduce(value.marks, axis=None))
@@ -194,7 +194,7 @@ def packed(marks: NDArray[Any], shape: Sequence[int] | None = None) -> Marks:
 
 
 def broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape that NumPy broadcasts to; `ValueError` when there is none."""
+    """Return the shape that NumPy broadcasts to. `ValueError` when there is none."""
     return np.broadcast_shapes(*shapes)
 
 
@@ -222,7 +222,7 @@ def loose(values: Sequence[Value], *, extra: int = MAYBE) -> Value:
 
 
 def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
-    """Return the union along axes; one whose length follows the number of samples adds `SIZE`."""
+    """Return the union along axes. One whose length follows the number of samples adds `SIZE`."""
     wanted = tuple(sorted({axis % value.rank for axis in axes})) if value.rank else ()
     marks: Marks = np.bitwise_or.reduce(value.marks, axis=wanted, keepdims=True) if wanted else value.marks
     if any(value.is_sized(axis) for axis in wanted):
@@ -276,7 +276,7 @@ class Call:
     samples: int
 
     def value(self, index: int) -> Value:
-        """Return an input that has to be there."""
+        """Return an input that must be there."""
         found = self.optional(index)
         if found is None:
             raise UnknownError(f"input {index} is missing")
@@ -292,12 +292,12 @@ class Call:
         return tuple(value for value in self.inputs if value is not None)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute; text as `str`."""
+        """Return an attribute. Text as `str`."""
         found = self.attributes.get(name, default)
         return found.decode() if isinstance(found, bytes) else found
 
     def ints(self, index: int | None, name: str = "") -> tuple[int, ...] | None:
-        """Return integers from an attribute or from an input; `None` when neither is there.
+        """Return integers from an attribute or from an input, or `None` when neither is there.
 
         Raises:
             UnknownError: the input's numbers are not known.
@@ -313,7 +313,7 @@ class Call:
         return tuple(int(each) for each in np.broadcast_to(value.numbers, value.dims).reshape(-1))
 
     def integer(self, index: int | None, name: str = "", default: int | None = None) -> int:
-        """Return one integer; see `ints`."""
+        """Return one integer. See `ints`."""
         found = self.ints(index, name)
         if found:
             return found[0]

@@ -26,7 +26,7 @@ __all__ = ["WINDOW_RULES"]
 
 
 def _window(marks: Marks, axis: int, length: int, geometry: tuple[int, int, int, int], out: int) -> Marks:
-    """Unite what a sliding window covers; geometry: kernel, stride, dilation, padding before."""
+    """Unite what a sliding window covers. Geometry: kernel, stride, dilation, padding before."""
     if marks.shape[axis] == 1:
         return marks
     kernel, stride, dilation, before = geometry
@@ -43,7 +43,7 @@ def _window(marks: Marks, axis: int, length: int, geometry: tuple[int, int, int,
 
 
 def _slide(call: Call, value: Value, kernel: Sequence[int]) -> tuple[Marks, tuple[int, ...]]:
-    """Slide a window over the axes from 2 on; return marks and sizes of these axes."""
+    """Slide a window over the axes from 2 on. Return marks and sizes of these axes."""
     spatial = len(kernel)
     strides = call.get("strides") or [1] * spatial
     dilations = call.get("dilations") or [1] * spatial

@@ -1,7 +1,7 @@
 """A model while it is being converted: a light graph, and weights that are read only when needed.
 
-The graph holds no initializers; each weight is a promise to produce its values. So copying a draft costs
-microseconds, whatever the model's size, and at most one weight's values are in memory at a time.
+The graph holds no initializers. Each weight is a promise to produce its values. So copying a draft costs microseconds,
+regardless of the model's size, and at most one weight's values are in memory at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Weight:
         data_type: `onnx.TensorProto.DataType` number.
         shape: its dims.
         load: returns the values, shape as stated (types below a byte are not loaded: see `tensor`).
-        tensor: the tensor to store as it is, for types that NumPy cannot hold; else `None`.
+        tensor: the tensor to store as it is, for types that NumPy cannot hold, else `None`.
     """
 
     data_type: int
@@ -48,7 +48,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Draft:
-    """A model being converted. Passes take one and return a new one; none changes its input.
+    """A model being converted. Passes take one and return a new one. None changes its input.
 
     Attributes:
         proto: the model without the main graph's initializers and without value_info.
@@ -80,7 +80,7 @@ class Draft:
 
 
 def weight_of_array(array: Array, data_type: int | None = None) -> Weight:
-    """Hold values in memory as a weight; `None` takes the element type from the array."""
+    """Hold values in memory as a weight. `None` takes the element type from the array."""
     number = onnx.helper.np_dtype_to_tensor_dtype(array.dtype) if data_type is None else data_type
     return Weight(number, array.shape, lambda: array)
 
@@ -124,7 +124,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def opset_of(proto: onnx.ModelProto, domain: str = "") -> int:
-    """Return the version of an operator set that the model imports; 0 when it does not."""
+    """Return the version of an operator set that the model imports. 0 when it does not."""
     aliases = ONNX_DOMAINS if domain in ONNX_DOMAINS else (domain,)
     return max((entry.version for entry in proto.opset_import if entry.domain in aliases), default=0)
 

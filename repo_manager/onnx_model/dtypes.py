@@ -69,13 +69,13 @@ def dtype_name(data_type: int, where: str) -> str:
     """Return the name of an ONNX element type (`float32`, `bfloat16`, `string`, ...).
 
     Raises:
-        ModelError: the number is no known element type; `where` opens the message.
+        ModelError: the number is no known element type. `where` opens the message.
     """
     return _entry(data_type, where)[0]
 
 
 def stored_bits(data_type: int, where: str) -> int:
-    """Return how many bits one element takes in `raw_data`; 0 for strings, which cannot be stored there.
+    """Return how many bits one element takes in `raw_data`. 0 for strings, which cannot be stored there.
 
     Raises:
         ModelError: the number is no known element type.

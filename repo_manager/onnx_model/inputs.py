@@ -86,12 +86,12 @@ def natural_inputs(
 ) -> dict[str, NDArray[Any]]:
     """Make one array per input: floats standard normal, integers 0 or 1, strings words.
 
-    Integers stay that small so that they work as indices, masks and token numbers; a scalar or
-    one-element integer is 1. The same symbol gets the same size everywhere.
+    Integers stay that small so that they work as indices, masks and token numbers. A scalar or one-element integer is
+    1. The same symbol gets the same size everywhere.
 
     Args:
         signature: of the model.
-        batch: size of a dynamic first dimension; `None` is 1.
+        batch: size of a dynamic first dimension. `None` is 1.
         seed: same seed, same values.
         sizes: see `resolve_shape`.
         limits: integers of these inputs go up to, not including, this number (`index_limits`).
@@ -247,13 +247,13 @@ def find_sizes(
         signature: of the same model.
         seed: of the made values.
         budget_s: no further size is tried after so many seconds.
-        given: sizes that are known (`given_sizes`); only the others are tried.
+        given: sizes that are known (`given_sizes`). Only the others are tried.
 
     Returns:
         Sizes for `natural_inputs` and `resolve_shape`.
 
     Raises:
-        ModelError: it ran with none of them; the message has the first failure.
+        ModelError: it ran with none of them. The message has the first failure.
     """
     first: ModelError | None = None
     started = time.monotonic()

@@ -52,7 +52,7 @@ class Model:
 
     Attributes:
         path: the .onnx file.
-        digest: of the file; with external files, of the list of all their digests and names.
+        digest: of the file. With external files, of the list of all their digests and names.
         external_files: absolute paths, all inside the model's folder.
         size_bytes: the file and its external files together.
         graph_only: the model without its large weights, its nodes in topological order. Their bytes are read
@@ -71,7 +71,7 @@ class Model:
 
     @functools.cached_property
     def proto(self) -> onnx.ModelProto:
-        """The whole model in memory, external data included. Read once; do not change it.
+        """The whole model in memory, external data included. Read once. Do not change it.
 
         Raises:
             ModelError: the files are no longer what they were.
@@ -112,8 +112,8 @@ def load_model(path: StrPath) -> Model:
     """Read and check an ONNX model.
 
     Raises:
-        ModelError: missing, a directory, empty, truncated, not ONNX, rejected by the checker, external
-            data that is missing, short or outside the model's folder; one message naming the file.
+        ModelError: missing, a directory, empty, truncated, not ONNX, rejected by the checker, external data that is
+            missing, short or outside the model's folder. One message naming the file.
     """
     path = Path(path)
     size_bytes = _file_size(path)
@@ -146,7 +146,7 @@ def load_model(path: StrPath) -> Model:
 
 
 def graph_as_stored(model: Model) -> onnx.ModelProto:
-    """Read the model's file once more, weights inside the file included, and sort it; external data stays outside.
+    """Read the model's file once more, weights inside the file included, and sort it. External data stays outside.
 
     Returns:
         A copy that the caller owns, and that refers to external files by their names.
@@ -217,7 +217,7 @@ _HEAD_BYTES = 512
 
 
 def _other_file(path: Path) -> ModelError | None:
-    """Say what a file is that is no ONNX file, by how it begins; `None` where that cannot be told."""
+    """Say what a file is that is no ONNX file, by how it begins. `None` where that is unknown."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     for start, what, hint in _OTHERS:
@@ -235,7 +235,7 @@ def _read_graph(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
     """Read the graph, and where its weights are.
 
     Raises:
-        ModelError: it is no ONNX file; with what it is instead, where that can be told.
+        ModelError: it is no ONNX file. With what it is instead, where known.
     """
     try:
         return _decoded(path)
@@ -246,7 +246,7 @@ def _read_graph(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
 def _decoded(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
     marker = b"repo-manager:cut:" + secrets.token_bytes(16)
     with path.open("rb") as file:
-        if path.stat().st_size <= _READ_WHOLE_BYTES:  # a mapped file that shrinks meanwhile ends the process
+        if path.stat().st_size <= _READ_WHOLE_BYTES:  # a mapped file that shrinks during the read ends the process
             serialised, blobs = cut_weights(file.read(), marker)
         else:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -273,6 +273,6 @@ def _joint_digest(digest: Digest, external_files: tuple[Path, ...], folder: Path
 def parameter_count(model: Model) -> int:
     """Return how many numbers a model's weights hold: initializers and tensors in Constant nodes, at every depth.
 
-    A ConstantOfShape stores one number and counts as one; sparse tensors count their stored values.
+    A ConstantOfShape stores one number and counts as one. Sparse tensors count their stored values.
     """
     return sum(element_count(tensor) for tensor in tensors_of(model.graph_only))

@@ -1,4 +1,4 @@
-"""Sort nodes topologically, as ONNX asks; float16 tools write graphs that are not (onnxconverter-common#208)."""
+"""Sort nodes topologically, as ONNX asks. float16 tools write graphs that are not (onnxconverter-common#208)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SHOWN_NODES = 6
 def sort_nodes(proto: onnx.ModelProto) -> bool:
     """Put every node behind those whose results it reads, in place: graphs, bodies, functions, training graphs.
 
-    The order stays as it is where the edges leave it free. A body's node may read names from outside; the node that
+    The order stays as it is where the edges leave it free. A body's node may read names from outside. The node that
     holds the body then comes after their producers.
 
     Returns:
         Whether anything moved.
 
     Raises:
-        ModelError: nodes wait for each other; the message names them.
+        ModelError: nodes wait for each other. The message names them.
     """
     roots = [proto.graph, *(g for t in proto.training_info for g in (t.initialization, t.algorithm))]
     moved = [_sort_graph(graph)[0] for graph in roots]
@@ -39,7 +39,7 @@ def sort_nodes(proto: onnx.ModelProto) -> bool:
 
 
 def _sort_graph(graph: onnx.GraphProto) -> tuple[bool, set[str]]:
-    """Sort a graph and its bodies; return whether anything moved, and the names that it reads from outside."""
+    """Sort a graph and its bodies. Return whether anything moved, and the names that it reads from outside."""
     given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     given |= {sparse.values.name for sparse in graph.sparse_initializer}
     moved, free = _sort_list(graph.node, given, f"graph '{graph.name}'")
@@ -78,7 +78,7 @@ def _sort_list(nodes: Any, given: Iterable[str], where: str) -> tuple[bool, set[
 
 
 def _order(sources: Sequence[Collection[int]], nodes: Sequence[onnx.NodeProto], where: str) -> list[int]:
-    """Return the indexes in topological order; of the nodes that are ready the first one comes first."""
+    """Return the indexes in topological order. Of the nodes that are ready the first one comes first."""
     readers: dict[int, list[int]] = {}
     waits = {}
     for index, found in enumerate(sources):

@@ -64,7 +64,7 @@ class RuntimeLimits:
 
     Attributes:
         timeout_s: how long one load or one run may take.
-        memory_bytes: how much memory all loaded models may have together; `None`: three quarters of what is free.
+        memory_bytes: how much memory all loaded models may have together. `None`: three quarters of what is free.
     """
 
     timeout_s: float = 600.0
@@ -84,9 +84,9 @@ class SessionSource:
     Attributes:
         model: its path, or its bytes.
         level: the name of ONNX Runtime's level of graph optimisation.
-        entries: sets of configuration entries; the first that the model loads with counts.
+        entries: sets of configuration entries. The first that the model loads with counts.
         arena: let memory be kept between runs.
-        threads: within one operator; `None` leaves it to ONNX Runtime.
+        threads: within one operator. `None` leaves it to ONNX Runtime.
     """
 
     model: str | bytes
@@ -101,7 +101,7 @@ class RuntimeLateError(InputError):
 
 
 class RuntimeRefusedError(Exception):
-    """ONNX Runtime refused something; the text is its own."""
+    """ONNX Runtime refused something. The text is its own."""
 
 
 _limits = RuntimeLimits()
@@ -125,7 +125,7 @@ def runtime_limits(limits: RuntimeLimits) -> Iterator[None]:
 
 @contextlib.contextmanager
 def runtime_within(timeout_s: float) -> Iterator[None]:
-    """Let each load and each run in the block, in this thread, take no longer than this, whatever the limits allow."""
+    """Limit each load and each run in the block, in this thread, to this time, besides the other limits."""
     token = _within.set(min(timeout_s, _within.get()))
     try:
         yield
@@ -134,7 +134,7 @@ def runtime_within(timeout_s: float) -> Iterator[None]:
 
 
 class RuntimeProcess:
-    """The process. Its methods may be called from any thread; one request runs at a time."""
+    """The process. Its methods may be called from any thread. One request runs at a time."""
 
     def __init__(self, memory_bytes: int) -> None:
         self.memory_bytes, self.version, self.owner = memory_bytes, "", os.getpid()
@@ -157,7 +157,7 @@ class RuntimeProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Say whether it can still be asked."""
+        """Return whether it can still be asked."""
         return self._process.poll() is None and self._peer.fileno() >= 0
 
     def greet(self) -> None:
@@ -171,7 +171,7 @@ class RuntimeProcess:
         """Load a model.
 
         Returns:
-            Its number; and `inputs`, `outputs` and `initializers`, each with `name`, `type` and `shape`.
+            Its number, and `inputs`, `outputs` and `initializers`, each with `name`, `type` and `shape`.
 
         Raises:
             RuntimeRefusedError: ONNX Runtime does not take it.
@@ -196,7 +196,7 @@ class RuntimeProcess:
         """Run a loaded model once.
 
         Returns:
-            Its outputs in order; of one that is no tensor the name of its type.
+            Its outputs in order. Of one that is no tensor the name of its type.
 
         Raises:
             RuntimeRefusedError: an input or an operator failed.
@@ -209,7 +209,7 @@ class RuntimeProcess:
         return [next(left) if kind is None else str(kind) for kind in answer["kinds"]]
 
     def close(self, number: int) -> None:
-        """Let a model go; nothing happens when the process is gone."""
+        """Let a model go. Nothing happens when the process is gone."""
         with contextlib.suppress(OSError), self._lock:
             if self.is_alive and self.owner == os.getpid():
                 self._peer.settimeout(1.0)
@@ -242,7 +242,7 @@ class RuntimeProcess:
     def _exchange(
         self, header: dict[str, Any] | None, arrays: Sequence[NDArray[Any]], timeout_s: float, what: str
     ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-        """Ask and wait for the answer; whatever interrupts that kills the process."""
+        """Ask and wait for the answer. Whatever interrupts that kills the process."""
         deadline = time.monotonic() + timeout_s
         try:
             if header is not None:
@@ -276,7 +276,7 @@ _starting = threading.Lock()
 
 
 def runtime_process() -> RuntimeProcess:
-    """Return the process, started when there is none; it lives until this one ends.
+    """Return the process, started when there is none. It lives until this one ends.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
@@ -316,7 +316,7 @@ atexit.register(end_runtime)
 
 
 def free_host_bytes() -> int | None:
-    """Return what this machine, or the container that this process runs in, has free; `None` when it does not tell."""
+    """Return the free memory of this machine or container, or `None` if the system does not report it."""
     try:
         match = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:

@@ -13,7 +13,7 @@ import os
 import sys
 
 if sys.path and os.path.realpath(sys.path[0]) == os.path.realpath(os.path.join(__file__, os.pardir)):  # noqa: PTH118
-    del sys.path[0]  # the folder's modules would stand in for those of the same name
+    del sys.path[0]  # the folder's modules would be in for those of the same name
 
 import fcntl
 import json
@@ -64,7 +64,7 @@ def end_with_owner() -> None:
 
 
 def limit_memory(size_bytes: int) -> None:
-    """Let this process have so much more memory than it has now; an allocation beyond it fails."""
+    """Let this process have so much more memory than it has now. An allocation beyond it fails."""
     used = 0
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmData:"):
@@ -98,7 +98,7 @@ def answer_to(
 
 
 def opened(source: bytes | str, header: dict[str, Any]) -> Any:
-    """Make a session; of several sets of entries the first that it loads with counts."""
+    """Make a session. Of several sets of entries the first that it loads with counts."""
     for attempt, entries in enumerate(header["entries"], 1):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
@@ -142,7 +142,7 @@ def send(peer: socket.socket, header: dict[str, Any], arrays: list[np.ndarray[An
 
 
 def receive(peer: socket.socket) -> tuple[dict[str, Any], list[Any]] | None:
-    """Return the next message; `None` when there is none any more."""
+    """Return the next message, or `None` when there is none any more."""
     length = read(peer, _LENGTH.size)
     if length is None:
         return None
@@ -151,14 +151,14 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], list[Any]] | None:
 
 
 def array_of(content: bytearray | None, kind: str, shape: list[int]) -> Any:
-    """Return the array that was sent."""
+    """Return the array sent."""
     if kind == "str":
         return np.array(json.loads(bytes(content or b"[]")), dtype=object).reshape(shape)
     return np.frombuffer(content or b"", dtype=np.dtype(kind)).reshape(shape)
 
 
 def read(peer: socket.socket, size: int) -> bytearray | None:
-    """Read so many bytes; `None` when the other side is gone."""
+    """Read so many bytes. `None` when the other side is gone."""
     content = bytearray(size)
     view = memoryview(content)
     while len(view):

@@ -1,4 +1,4 @@
-"""A thin ONNX Runtime session on the CPU, in the process of foreign models; its errors are ours."""
+"""A thin ONNX Runtime session on the CPU, in the process of foreign models. Its errors are ours."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ class Session:
 
     Args:
         model: a loaded model or a path (external data works), or a model in memory (below 2 GB).
-        optimize: let ONNX Runtime rewrite the graph; `False` runs it as written. From 64 MiB on, what keeps
-            copies of the weights is left out, the layout optimisations and packed matrices: 1.2 instead of 3.0
-            times the model.
-        threads: threads within one operator; `None` leaves it to ONNX Runtime.
+        optimize: let ONNX Runtime rewrite the graph. `False` runs it as written. From 64 MiB on, what keeps copies of
+            the weights is left out, the layout optimisations and packed matrices: 1.2 instead of 3.0 times the model.
+        threads: threads within one operator. `None` leaves it to ONNX Runtime.
         exact_int8: as the embedded onnxruntime backend serves: on an x86 CPU without VNNI, use INT8 kernels whose
             16-bit sums cannot saturate, where the model loads with them (onnxruntime#6004, onnxruntime#14642). No
             effect on other CPUs, or without `optimize`: an unfused graph computes INT8 exactly.
@@ -51,7 +50,7 @@ class Session:
         exact_int8: bool = False,
     ) -> None:
         is_large = _size_bytes(model) >= _LARGE_BYTES
-        # Packed copies of matrices are another time the model; the arena grows by doubling.
+        # Packed copies of matrices are another time the model. The arena grows by doubling.
         entries = {"session.disable_prepacking": "1"} if is_large else {}
         wanted = "ORT_ENABLE_EXTENDED" if is_large else "ORT_ENABLE_ALL"
         level = wanted if optimize else "ORT_DISABLE_ALL"
@@ -61,7 +60,7 @@ class Session:
             "ORT_DISABLE_ALL": "no optimisations",
         }[level]
         self.where = "the model in memory" if isinstance(model, onnx.ModelProto) else str(getattr(model, "path", model))
-        # A few models load without the exact kernels only; otherwise the last try gives the reason.
+        # A few models load without the exact kernels only. Otherwise the last try gives the reason.
         tried = ({"session.x64quantprecision": "1"}, {}) if exact_int8 else ({},)
         self._source = SessionSource(
             model.SerializeToString() if isinstance(model, onnx.ModelProto) else self.where,
@@ -124,7 +123,7 @@ class Session:
 
 
 def _size_bytes(model: Model | Path | str | onnx.ModelProto) -> int:
-    """Return a model's size; 0 when it cannot be told, which the load then explains."""
+    """Return a model's size. 0 when it is unknown, which the load then explains."""
     if isinstance(model, onnx.ModelProto):
         return int(model.ByteSize())
     if isinstance(model, Path | str):

@@ -72,7 +72,7 @@ def shape_value(node: onnx.NodeProto, shape: Sequence[int]) -> NDArray[Any]:
 def evaluate(
     node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opsets: Sequence[onnx.OperatorSetIdProto]
 ) -> dict[str, NDArray[Any]]:
-    """Return a node's outputs computed from known small inputs; empty when it is not such a node.
+    """Return a node's outputs computed from known small inputs. Empty when it is not such a node.
 
     The caller has made sure, by shape inference, that the outputs are small.
     """
@@ -124,8 +124,8 @@ def infer_at(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onn
     """Return a copy of a model whose graphs state the shapes found, or `None` when inference gives up.
 
     Args:
-        proto: the model; large weights may be cut out of it.
-        shapes: shape per input; an input that is missing keeps its fixed sizes, its dynamic ones become 1.
+        proto: the model. Large weights may be cut out of it.
+        shapes: shape per input. An input that is missing keeps its fixed sizes, its dynamic ones become 1.
 
     Raises:
         ModelError: a given shape contradicts the input's rank.
@@ -142,7 +142,7 @@ def infer_at(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onn
 
 
 def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Write fixed shapes into a model's inputs; `False` when an input is too large to be meant.
+    """Write fixed shapes into a model's inputs. `False` when an input is too large to be meant.
 
     Raises:
         ModelError: a given shape contradicts the input's rank.
@@ -168,7 +168,7 @@ def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> b
 
 
 def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Infer from the shapes that a model's inputs state; the result states what was found in `value_info`."""
+    """Infer from the shapes that a model's inputs state. The result states what was found in `value_info`."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
     except _errors():
@@ -228,7 +228,7 @@ class _Walk:
         self.nodes = 0
 
     def graph(self, graph: onnx.GraphProto, known: _Known, depth: int) -> None:
-        """Walk one graph in order; write what was found into its `value_info`."""
+        """Walk one graph in order. Write what was found into its `value_info`."""
         for values in (graph.value_info, graph.output, graph.input):
             for value in values:
                 known.types[value.name] = value.type
@@ -306,7 +306,7 @@ class _Walk:
         known.types.update({name: kind for name, kind in found.items() if name})
 
     def branches(self, node: onnx.NodeProto, known: _Known) -> None:
-        """Take an If's output types from the branch that is taken, or from both when they agree."""
+        """Take an If's output types from the branch taken, or from both when they agree."""
         bodies = list(node_graphs(node))
         condition = known.value_of(node.input[0]) if node.input else None
         if condition is not None and condition.size == 1 and len(bodies) == 2:

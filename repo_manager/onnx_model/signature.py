@@ -32,9 +32,9 @@ class Signature:
     Attributes:
         inputs: in the graph's order, initializers that are listed as inputs (IR < 4) left out.
         outputs: in the graph's order.
-        opset: of ONNX's own operators; 0 when the model uses none.
+        opset: of ONNX's own operators. 0 when the model uses none.
         ir_version: of the file.
-        opsets: every imported domain and its version; ONNX's own is `""`.
+        opsets: every imported domain and its version. ONNX's own is `""`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -54,7 +54,7 @@ def signature_of(model: Model) -> Signature:
 
 
 def signature_of_proto(proto: onnx.ModelProto, *, where: str) -> Signature:
-    """As `signature_of`, for a model in memory; `where` opens an error's message."""
+    """As `signature_of`, for a model in memory. `where` opens an error's message."""
     graph = proto.graph
     initialised = {tensor.name for tensor in graph.initializer}
     initialised |= {sparse.values.name for sparse in graph.sparse_initializer}
@@ -102,7 +102,7 @@ def resolve_shape(
     """Return a shape with every dimension fixed.
 
     Args:
-        spec: the tensor; an unknown rank is taken as a scalar.
+        spec: the tensor. An unknown rank is taken as a scalar.
         batch: size of a dynamic first dimension that `sizes` does not name.
         sizes: size per symbol, or per `"input:axis"`, which wins over the symbol.
         default: size of every other dynamic dimension.

@@ -36,7 +36,7 @@ def draft_of(model: Model) -> Draft:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.graph_only)
     proto.ClearField("training_info")
-    proto.ir_version = max(proto.ir_version, 4)  # before, every weight has to be listed as an input
+    proto.ir_version = max(proto.ir_version, 4)  # before, every weight must be listed as an input
     for graph in walk.graphs_of(proto.graph):
         graph.ClearField("value_info")
     weights = {tensor.name: _weight(model, tensor) for tensor in model.graph_only.graph.initializer}
@@ -114,7 +114,7 @@ def _inlined(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
 
 
 def _drop_listed_weights(graph: onnx.GraphProto, weights: dict[str, Weight]) -> None:
-    """IR < 4 lists each initializer as an input, too; then it could be overridden and is no constant for a builder."""
+    """IR < 4 lists each initializer as an input, too. Then it could be overridden and is no constant for a builder."""
     inputs = [value for value in graph.input if value.name not in weights]
     del graph.input[:]
     graph.input.extend(inputs)

@@ -23,7 +23,7 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 _CHECKER_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
 _MESSAGE_CHARACTERS = 300
 MAX_NODES = 200_000
-"""After expanding local functions; far above any real model, far below what fills a machine's memory."""
+"""After expanding local functions. Far above any real model, far below what fills a machine's memory."""
 
 
 def check_opsets(proto: onnx.ModelProto) -> None:
@@ -88,7 +88,7 @@ def _value_names(values: Iterable[onnx.ValueInfoProto]) -> Iterator[object]:
 
 
 def check_external_files(proto: onnx.ModelProto, folder: Path) -> tuple[Path, ...]:
-    """Return the external files of a model, each proven to lie inside its folder and to be long enough.
+    """Return the external files of a model, each proven to be inside its folder and to be long enough.
 
     Raises:
         ModelError: a path that leaves the folder (also through a link), a missing or short file, or
@@ -209,7 +209,7 @@ def _calls_among(nodes: Iterable[onnx.NodeProto]) -> Counter[tuple[str, str]]:
 
 
 def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
-    """Run ONNX's own checker on the graph; weights that were cut out or lie outside are left aside.
+    """Run ONNX's own checker on the graph. Weights that were cut out or are outside are left aside.
 
     Raises:
         ModelError: with the first line of the checker's message.

@@ -46,7 +46,7 @@ MAX_TENSOR_BYTES = 1 << 46  # 64 TiB: beyond it a declared size is nonsense, not
 
 @dataclass(frozen=True)
 class ExternalData:
-    """Where an external tensor's bytes lie; `length_bytes` is `None` when the file does not say."""
+    """Where an external tensor's bytes are. `length_bytes` is `None` when the file does not say."""
 
     location: str
     offset_bytes: int
@@ -83,7 +83,7 @@ def payload_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
-    """Say whether a tensor's values lie in another file."""
+    """Return whether a tensor's values are in another file."""
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
@@ -114,7 +114,7 @@ class WeightStore:
     """Gives a tensor's stored bytes and values, reading from disk only when asked.
 
     Attributes:
-        path: the model's file; `None` for a model in memory, whose tensors hold their own bytes.
+        path: the model's file. `None` for a model in memory, whose tensors hold their own bytes.
         blobs: marker -> place in the file, for the weights cut out of the graph.
     """
 
@@ -128,7 +128,7 @@ class WeightStore:
         return self.blobs.get(tensor.raw_data)
 
     def is_elsewhere(self, tensor: onnx.TensorProto) -> bool:
-        """Say whether a tensor's bytes are not in the graph: they lie in another file, or were cut out."""
+        """Return whether a tensor's bytes are not in the graph: they are in another file, or were cut out."""
         return is_external(tensor) or self.blob_of(tensor) is not None
 
     def raw(self, tensor: onnx.TensorProto) -> bytes | memoryview:
@@ -151,7 +151,7 @@ class WeightStore:
         return _typed_values(tensor)
 
     def array(self, tensor: onnx.TensorProto) -> NDArray[np.generic]:
-        """Return a tensor's values in their own type; types below a byte as int8 or uint8 of the same value.
+        """Return a tensor's values in their own type. Types below a byte as int8 or uint8 of the same value.
 
         Raises:
             ModelError: strings, or bytes that do not fill the shape.
@@ -179,8 +179,8 @@ def set_bytes(tensor: onnx.TensorProto, data: bytes | memoryview) -> None:
 def unpack(packed: NDArray[np.uint8], data_type: int, count: int) -> NDArray[np.generic]:
     """Spread 4-bit and 2-bit values, lowest bits first, to one byte each.
 
-    Integers keep their value; a `float4_e2m1fn` becomes its signed place in the order of magnitudes
-    (int8, -7 to 7): its sign and its zeros are those of the number.
+    Integers keep their value. A `float4_e2m1fn` becomes its signed place in the order of magnitudes (int8, -7 to 7):
+    its sign and its zeros are those of the number.
 
     Raises:
         ModelError: the type is not one below a byte.
@@ -205,7 +205,7 @@ _SIGNED = {22, 26}  # INT4, INT2
 
 
 def _read(path: Path, blob: Blob, name: str) -> memoryview:
-    """Read exactly one blob into fresh memory; a file that shrank meanwhile is an error, never a crash."""
+    """Read exactly one blob into fresh memory. A file that shrank during the read is an error, never a crash."""
     buffer: memoryview = np.empty(blob.length_bytes, np.uint8).data
     try:
         with path.open("rb", buffering=0) as file:

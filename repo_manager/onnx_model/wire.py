@@ -1,8 +1,8 @@
 """Cut the large weights out of an ONNX file without parsing it, so that only the graph is held in memory.
 
-The protobuf wire format is walked by the field numbers of onnx.proto; a `raw_data` of at least
-`BLOB_BYTES` is replaced by a short marker, and its place in the file is remembered. Everything else is
-kept byte for byte, unknown fields too.
+The protobuf wire format is walked by the field numbers of onnx.proto. A `raw_data` of at least `BLOB_BYTES` is
+replaced by a short marker, and its place in the file is remembered. Everything else is kept byte for byte, unknown
+fields too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class Blob:
-    """Where a weight's bytes lie in the model's file."""
+    """Where a weight's bytes are in the model's file."""
 
     offset_bytes: int
     length_bytes: int
@@ -100,12 +100,12 @@ class _Cutter:
 
 
 def cut_weights(data: bytes | mmap.mmap, marker: bytes) -> tuple[bytes, dict[bytes, Blob]]:
-    """Return a serialised `ModelProto` without its large weights, and where these lie.
+    """Return a serialised `ModelProto` without its large weights, and where these are.
 
     Args:
         data: the whole file.
-        marker: random bytes that no tensor of the file can hold by accident; each cut `raw_data` becomes
-            the marker and a number, which is its key in the returned mapping.
+        marker: random bytes that no tensor of the file can hold by accident. Each cut `raw_data` becomes the marker
+            and a number, which is its key in the returned mapping.
 
     Raises:
         ModelError: the bytes are not a protobuf message, end too early, or are nested too deeply.
@@ -120,10 +120,10 @@ def paste_weights(data: bytes, marker: bytes, lengths: Mapping[bytes, int]) -> l
     Args:
         data: a serialised `ModelProto` in which a cut `raw_data` is `marker` and a number, its key.
         marker: what every key starts with.
-        lengths: how many bytes stand behind each key.
+        lengths: how many bytes are behind each key.
 
     Returns:
-        Pieces to write one after another; one that is a key of `lengths` stands for that weight's bytes.
+        Pieces to write one after another. One that is a key of `lengths` represents that weight's bytes.
     """
     return _paste("model", data, 0, len(data), marker, lengths)[0]
 
@@ -161,7 +161,7 @@ def _paste(
 
 
 def encode_unknown(fields: Iterable[Any]) -> bytes:
-    """Encode a message's unknown fields (of a newer onnx.proto) as they were read; groups are left out."""
+    """Encode a message's unknown fields (of a newer onnx.proto) as they were read. Groups are left out."""
     out = bytearray()
     for field in fields:
         tag = _varint_bytes(field.field_number << 3 | field.wire_type)

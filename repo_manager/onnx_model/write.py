@@ -1,4 +1,4 @@
-"""Write a model to disk: one file, or one file and its external data; one weight at a time.
+"""Write a model to disk: one file, or one file and its external data. One weight at a time.
 
 What is written is an outline, a model whose large weights are short markers, and a way to get each weight's bytes. So
 the peak is one weight beside what the caller holds: nothing for a draft, whose weights are read when their turn comes.
@@ -44,7 +44,7 @@ _HOLDERS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight's bytes lie."""
+    """Where a weight's bytes are."""
 
     file: Path
     offset_bytes: int
@@ -53,26 +53,26 @@ class Place:
 
 @dataclass(frozen=True)
 class WrittenModel:
-    """The files of a written model, model file first, and where the large weights of the main graph lie in them."""
+    """The files of a written model, model file first, and where the large weights of the main graph are in them."""
 
     files: tuple[Path, ...]
     places: dict[str, Place] = field(repr=False)
 
 
 def save_model(proto: onnx.ModelProto, path: StrPath, *, external: bool | None = None) -> tuple[Path, ...]:
-    """Write a model; a reader never sees a half-written .onnx file.
+    """Write a model. A reader never sees a half-written .onnx file.
 
     Args:
-        proto: the whole model, its external data loaded; not changed.
-        path: the .onnx file to create or replace; its folder must exist.
-        external: put the weights into `<path>.data` beside it; `None` does so above 2 GB only.
+        proto: the whole model, its external data loaded, not changed.
+        path: the .onnx file to create or replace. Its folder must exist.
+        external: put the weights into `<path>.data` beside it. `None` does so above 2 GB only.
 
     Returns:
         The files written, the model first.
 
     Raises:
         ModelError: `external=False` for a model above 2 GB, or a tensor's external data is not loaded.
-        OSError: the disk is full or the folder not writable; nothing is left over then.
+        OSError: the disk is full or the folder not writable. Nothing is left over then.
     """
     path = Path(path)
     for tensor in tensors_of(proto):
@@ -107,7 +107,7 @@ def write_draft(draft: Draft, path: Path, *, limit_bytes: int = PROTOBUF_LIMIT_B
 
     Args:
         draft: what to write.
-        path: the model's file; replaced when there.
+        path: the model's file. Replaced when there.
         limit_bytes: the most that one file may hold before the weights move out of it.
 
     Raises:
@@ -130,8 +130,8 @@ def write_view(draft: Draft, written: WrittenModel, path: Path) -> None:
     """Write a small model beside a written one, whose weights it refers to and does not copy.
 
     Args:
-        draft: shares weights, by name, with the written one; further ones are stored inside.
-        written: where the weights lie.
+        draft: shares weights, by name, with the written one. Further ones are stored inside.
+        written: where the weights are.
         path: in the folder of `written`.
     """
     outline = _outline_of_draft(draft, written.places)
@@ -201,7 +201,7 @@ def _point_to(tensor: onnx.TensorProto, place: Place) -> None:
 
 
 def _outline_of_draft(draft: Draft, places: dict[str, Place] | None = None) -> _Outline:
-    """Mark a draft's weights; those that have a place already are referred to there."""
+    """Mark a draft's weights. Those that have a place already are referred to there."""
     outline = _Outline()
     outline.proto.CopyFrom(draft.proto)
     for name, weight in draft.weights.items():

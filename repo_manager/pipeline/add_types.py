@@ -45,19 +45,19 @@ class AddOptions:
         precision: what the published version computes in.
         backend: `auto` or a `Backend`'s name.
         sparsity: whether weights that are not 2:4 stop the command, are reported, or are pruned.
-        calibration: .npz file, folder of .npy, ...; INT8 needs it. The other precisions measure
-            their drift on it, instead of on made-up inputs, when it is given.
+        calibration: .npz file, folder of .npy, .... INT8 needs it. The other precisions measure their drift on it,
+            instead of on made-up inputs, when it is given.
         config: what config.pbtxt says beyond what the model decides.
-        engine: how an engine is built; the onnxruntime backend has none.
+        engine: how an engine is built. The onnxruntime backend has none.
         convert: gates and exceptions of the conversion.
-        accelerator: let Triton's onnxruntime backend run the model through TensorRT on the server's GPU; `None`: not.
+        accelerator: let Triton's onnxruntime backend run the model through TensorRT on the server's GPU. `None`: not.
         model_configs: name for tritonserver's `--model-config-name` -> a compute capability or a file, see
             `engine.config_variant`.
         control: also publish the matched controls, `NAME__dense` and, of an engine, `NAME__noflag`.
-        accuracy: held-out data on which the converted model is scored, and its limits; `None`: not scored.
-        target: the server that the engine is for: what speaks against its load stops the command; `None`: not checked.
+        accuracy: held-out data on which the converted model is scored, and its limits. `None`: not scored.
+        target: the server that the engine is for: what speaks against its load stops the command. `None`: not checked.
         prune_drift: with pruning on calibration data: prune the most compute whose drift stays below this, see
-            `PruneOptions.max_drift`; `None`: every layer.
+            `PruneOptions.max_drift`. `None`: every layer.
         dry_run: do everything except publishing.
     """
 
@@ -95,8 +95,8 @@ class Added(Summarized):
 
     Attributes:
         name: the model's name.
-        version: the new version's number; with `dry_run` the one it would get.
-        path: the version's folder; with `dry_run` where it would be.
+        version: the new version's number. With `dry_run` the one it would get.
+        path: the version's folder. With `dry_run` where it would be.
         published: false with `dry_run`.
         backend: and why it was chosen.
         batch_axis: whether the model has one, and how that was found out.
@@ -108,7 +108,7 @@ class Added(Summarized):
         config_kept: fields in which the existing config.pbtxt, which stays as it is, says something else.
         engine: what is known of the engine: library, per-layer precision and sparsity evidence.
         fit: what speaks against a load on `AddOptions.target`, as warnings.
-        controls: the controls; with `dry_run` those that would be published.
+        controls: the controls. With `dry_run` those that would be published.
         files: names in the version's folder.
     """
 

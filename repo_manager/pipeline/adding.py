@@ -64,7 +64,7 @@ def add(
     Args:
         path: an ONNX file: a path, a URL of `open_source`, or what that gave.
         name: the model's name in Triton.
-        repository: the model repository's root; created when missing.
+        repository: the model repository's root. Created when missing.
         options: `None` takes the defaults.
         report: told what is being done.
         progress: told about the steps of an engine's build, in the building thread.
@@ -92,7 +92,7 @@ def add(
 
 @contextlib.contextmanager
 def _speaking_of(path: Path, work: Path) -> Iterator[None]:
-    """Let errors name the file that was given: the one that they are about lies in a folder that is gone by then."""
+    """Let errors name the file given: the one that they are about is in a folder that is gone by then."""
     made = re.compile(re.escape(str(work)) + r"/(?:[^\s:]*/)?(?P<stage>pruned|converted|dense)/model\.onnx")
 
     def said(text: str) -> str:
@@ -119,7 +119,7 @@ def _add(origin: _Origin, target: Target, options: AddOptions, watch: Watch) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """The file that was given, where it came from, and what pruning did to it."""
+    """The file given, where it came from, and what pruning did to it."""
 
     source: Model
     record: Mapping[str, Any]

@@ -42,14 +42,14 @@ class FilesOptions:
     """Options of `add` for a folder, or a file that is not converted.
 
     Attributes:
-        backend: Triton's name of the backend; `None` takes the configuration's, else what the files say.
-        config: its config.pbtxt; `None` takes the folder's, else the model's existing one, else what the backend can
-            complete by itself.
+        backend: Triton's name of the backend. `None` takes the configuration's, else what the files say.
+        config: its config.pbtxt. `None` takes the folder's, else the model's existing one, else what the backend can
+            complete on its own.
         sample: requests, and if known their responses, from which the golden sample is made: .npz, .npy, .json or
             .jsonl. `None` runs nothing.
-        uses: models that its code asks (BLS); they are kept as long as it is there.
+        uses: models that its code asks (BLS). They are kept as long as it is there.
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
-        target: the server that an engine is for; `None`: not checked.
+        target: the server that an engine is for. `None`: not checked.
         origin: more about the source, for the manifest.
         dry_run: do everything except publishing.
     """
@@ -73,8 +73,8 @@ class AddedFiles(Summarized):
 
     Attributes:
         name: the model's name.
-        version: the new version's number; with `dry_run` the one it would get.
-        path: the version's folder; with `dry_run` where it would be.
+        version: the new version's number. With `dry_run` the one it would get.
+        path: the version's folder. With `dry_run` where it would be.
         published: false with `dry_run`.
         backend: what serves it.
         config: the config.pbtxt of the model.
@@ -119,7 +119,7 @@ def add_files(
 ) -> AddedFiles:
     """Publish a model's files as the next version of `name`, as they are.
 
-    With a sample, the version first runs on an embedded server, where this machine can run it: it has to load and to
+    With a sample, the version first runs on an embedded server, where this machine can run it: it must load and to
     answer, and its answers are the golden sample that every later deploy is proven by. On any error the repository is
     as it was.
 
@@ -128,9 +128,9 @@ def add_files(
             SavedModel, ...), perhaps with a config.pbtxt; or a model's folder as Triton has it, whose newest version
             is taken; or a URL of `open_source`, or what that gave.
         name: the model's name in Triton.
-        repository: the model repository's root; created when missing.
+        repository: the model repository's root. Created when missing.
         options: `None` takes the defaults.
-        trial: what it is tried with beyond the sample; `None`: nothing.
+        trial: what it is tried with beyond the sample. `None`: nothing.
         report: told what is being done.
 
     Raises:
@@ -169,7 +169,7 @@ def _add_files(
 
 @dataclasses.dataclass(frozen=True)
 class _Publication:
-    """What a version will be, but for its files."""
+    """What a version will be, except for its files."""
 
     config: ModelConfig
     text: str | None
@@ -256,7 +256,7 @@ def _read(path: Path) -> str:
 
 
 def _labels(config: Path, file: str) -> tuple[str, ...]:
-    """Read a label file that lies beside the configuration.
+    """Read a label file that is beside the configuration.
 
     Raises:
         ConfigError: it does not.
@@ -271,7 +271,7 @@ def _check(config: ModelConfig, name: str) -> None:
     """Check the configuration by Triton's own rules.
 
     Raises:
-        ConfigError: one is broken, but for what the backend completes.
+        ConfigError: one is broken, except for what the backend completes.
     """
     broken = [
         problem

@@ -21,8 +21,8 @@ def write_configs(
 
     Args:
         repository: the root.
-        name: one model; `None`: all.
-        url: a server that has the models loaded; `None` computes what servers derive from ONNX files.
+        name: one model. `None`: all.
+        url: a server that has the models loaded. `None` computes what servers derive from ONNX files.
         connection: how to connect to it.
         dry_run: only say what would be written.
 

@@ -1,6 +1,6 @@
 """Roll-outs as annotations in Grafana, where the settings name one: marks in every dashboard that asks for the tags.
 
-It stands apart from `deploying`, which knows no other system than what it rolls out to.
+It is separate from `deploying`, which knows no other system than what it rolls out to.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _TAG = "repo-manager"
 def annotated(
     settings: Settings, action: str, what: str, options: RolloutOptions, report: Report
 ) -> Iterator[list[Rollout]]:
-    """Mark the time of a roll-out in Grafana, whatever its outcome; one that changes nothing is not marked.
+    """Mark the time of a roll-out in Grafana, regardless of its outcome. One that changes nothing is not marked.
 
     A mark that cannot be made is reported, and the roll-out goes on.
 
     Args:
-        settings: say which Grafana, and the token; without a URL nothing is done.
+        settings: say which Grafana, and the token. Without a URL nothing is done.
         action: `deploy`, `rollback` or `undeploy`.
         what: the model, and the version where it is known.
-        options: of the roll-out; a dry run is not marked.
+        options: of the roll-out. A dry run is not marked.
         report: told what could not be marked.
     """
     done: list[Rollout] = []

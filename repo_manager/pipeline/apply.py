@@ -45,10 +45,10 @@ class ApplyOptions:
 
     Attributes:
         prune: also remove what is not declared.
-        sign: sign each version that is built; `None` does not.
+        sign: sign each version built. `None` does not.
         rollout: how to deploy.
-        allow_code: call the functions that the file names as calibration (`module:function`). Off, since whoever writes
-            the file would run code as whoever applies it.
+        allow_code: call the functions that the file names as calibration (`module:function`). Off, since anyone who
+            writes the file would run code as anyone who applies it.
         code_modules: modules whose functions are called all the same, and those of modules below them. They are
             imported from the environment, never from the current folder.
     """
@@ -81,7 +81,7 @@ def apply(
     Args:
         declaration: as read.
         base: the folder of its file.
-        repository: where; made when it does not exist.
+        repository: where. Made when it does not exist.
         servers: of the declaration.
         options: `None` takes the defaults.
         report: told what is being done.
@@ -107,13 +107,13 @@ def carry_out(
     options: ApplyOptions,
     report: Report = lambda _: None,
 ) -> ApplyResult:
-    """Execute the steps of plans, and nothing else; call it inside the `planned` block that made them.
+    """Execute the steps of plans, and nothing else. Call it inside the `planned` block that made them.
 
     Args:
         plans: one per model.
         declaration: that they were made from.
         base: the folder of its file.
-        repository: where; made when it does not exist.
+        repository: where. Made when it does not exist.
         servers: of the declaration.
         options: how.
         report: receives one line per step.
@@ -183,7 +183,7 @@ class _Runner:
         return version
 
     def _allow_code(self, what: str, reference: str) -> None:
-        """See that a `module:function` of the file may be called.
+        """Check that a `module:function` of the file may be called.
 
         Raises:
             UsageError: neither the command nor the settings allow it.
@@ -227,7 +227,7 @@ class _Runner:
             remove(self.repository, name, step.version, force=step.version is None)
 
     def _serve(self, name: str, versions: tuple[int, ...]) -> None:
-        """Change the policy; what the settings ask of a deployment holds for it as well."""
+        """Change the policy. What the settings ask of a deployment holds for it as well."""
         if self.options.rollout.signed_by:
             check_served(self.repository, name, versions, self.options.rollout.signed_by)
         set_served_versions(self.repository, name, versions)

@@ -39,7 +39,7 @@ class ServeTarget:
     Attributes:
         url: `grpc://host:port` or `http://host:port`.
         started: this command started it, and it goes on running.
-        pid: of the embedded tritonserver; `None` for a server that was given by its URL.
+        pid: of the embedded tritonserver. `None` for a server that was given by its URL.
         metrics_url: Triton's metrics, when known.
     """
 
@@ -56,7 +56,7 @@ def ensure_server(
 
     Args:
         repository: the model repository.
-        url: the server's URL; `None` takes the running `serve` of the repository, else starts one, which goes on
+        url: the server's URL. `None` takes the running `serve` of the repository, else starts one, which goes on
             running in the background.
         timeout_s: how long a new server may take.
         report: told what was started.
@@ -91,7 +91,7 @@ def start_detached(options: ServeOptions) -> RunningServer:
     """Start `repo-manager serve` in the background and wait until it is ready.
 
     Raises:
-        ServerError: it ended, or was not ready in time, with the end of its output; or the repository is served
+        ServerError: it ended, or was not ready in time, with the end of its output, or the repository is served
             already.
         MissingDependencyError: there is no tritonserver on this machine.
     """
@@ -114,7 +114,7 @@ def start_detached(options: ServeOptions) -> RunningServer:
 
 
 def _hand_over(process: subprocess.Popen[bytes], options: ServeOptions) -> None:
-    """Give a server in the background its options, by a pipe: nobody else reads what a header's file holds."""
+    """Give a server in the background its options, by a pipe: no other process reads what a header's file holds."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # what ended it is in its log
         pickle.dump(options, pipe)
@@ -157,14 +157,14 @@ def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path
 def stop_running(
     repository: LocationLike, *, timeout_s: float = 60.0, report: Callable[[str], None] = lambda _: None
 ) -> RunningServer | None:
-    """Stop the running `serve` of a repository; return it, or `None` when there was none.
+    """Stop the running `serve` of a repository. Return it, or `None` when there was none.
 
     It is asked with SIGTERM. One that does not end by the last quarter of `timeout_s`, or its last 5 s, is killed with
     all its processes.
 
     Args:
         repository: whose server it is.
-        timeout_s: until when it has to be gone.
+        timeout_s: until when it must be gone.
         report: told that it was killed.
 
     Raises:
@@ -194,7 +194,7 @@ def stop_running(
 
 
 def _kill(running: RunningServer) -> None:
-    """Kill a server's processes; the `serve` that runs it is told to end, so that it starts no other one."""
+    """Kill a server's processes. The `serve` that runs it is told to end, so that it starts no other one."""
     if running.owner and is_served(running.repository):
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.owner, signal.SIGTERM)
@@ -224,7 +224,7 @@ def log_of(repository: LocationLike) -> Path:
 
 
 def _written_at(log: Path) -> float:
-    """Return when a log was last written; 0 for one that another command has just removed."""
+    """Return when a log was last written. 0 for one that another command has just removed."""
     try:
         return log.stat().st_mtime
     except FileNotFoundError:
@@ -237,7 +237,7 @@ def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Itera
     Args:
         repository: whose server it is.
         log: its file.
-        lines: how many from the end; 0: all.
+        lines: how many from the end. 0: all.
     """
     repository, log = as_location(repository), Path(log)
     with log.open(encoding="utf-8", errors="replace") as file:
@@ -253,7 +253,7 @@ def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Itera
 
 
 def _reason(log: Path) -> str:
-    """Return the error that an ended `serve` printed, without its label; else the end of its output."""
+    """Return the error that an ended `serve` printed, without its label, else the end of its output."""
     text = _tail(log)
     return text.rpartition("Error: ")[2].strip()
 

@@ -40,7 +40,7 @@ class CalibrationOptions:
     """Which samples are taken, and how images become inputs.
 
     Attributes:
-        samples: at most so many, drawn at random; the order stays.
+        samples: largest number, drawn at random. The order stays.
         seed: of the draw.
         image: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value, as in a load test.
         shapes: input -> its shape without the batch axis, where the model leaves sizes of images open.
@@ -59,7 +59,7 @@ class CalibrationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class InputRange:
-    """What one input holds over all samples: its smallest and largest number, and the mean; `None` for texts."""
+    """What one input holds over all samples: its smallest and largest number, and the mean. `None` for texts."""
 
     name: str
     dtype: str
@@ -71,15 +71,15 @@ class InputRange:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MadeCalibration(Summarized):
-    """Calibration data that was written.
+    """Calibration data written.
 
     Attributes:
         path: the file, or the folder.
         source: what it was made from.
         available: how many samples that holds.
         samples: how many were taken.
-        inputs: what each input holds; its shape is that of one sample, `None` where they differ.
-        digest: of the file, as the manifest of a version that is made with it records it; of the content for a folder.
+        inputs: what each input holds. Its shape is that of one sample, `None` where they differ.
+        digest: of the file, as the manifest of a version that is made with it records it. Of the content for a folder.
     """
 
     path: Path
@@ -100,7 +100,7 @@ def make_calibration(
 
     Args:
         model: the ONNX file that the data are for.
-        source: a folder of images or one image; or requests: .jsonl, .json (perf_analyzer's, too), .npz, .npy.
+        source: a folder of images or one image, or requests: .jsonl, .json (perf_analyzer's, too), .npz, .npy.
         output: an .npz file; a `calibration.yaml` in the folder of the images, which says how they become inputs; or
             a folder for samples of different shapes, with one .npy file for each.
         options: `None` takes the defaults.
@@ -135,7 +135,7 @@ def make_calibration(
 
 
 def _has_rows(signature: Signature) -> bool:
-    """Say whether the first axis of every input counts samples: it is dynamic, or 1."""
+    """Return whether the first axis of every input counts samples: it is dynamic, or 1."""
     firsts = [spec.shape[0] if spec.shape else 0 for spec in signature.inputs]
     return bool(firsts) and all(not isinstance(first, int) or first == 1 for first in firsts)
 
@@ -161,7 +161,7 @@ def _facts(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> tuple
 
 
 def _drawn_of(source: Path, facts: Sequence[InputFacts], options: CalibrationOptions) -> tuple[int, Sequence[Sample]]:
-    """Return how many samples there are, and those that were drawn."""
+    """Return how many samples there are, and those drawn."""
     if not is_images(source) or holds_tensors(source, facts):
         if options.image:
             raise UsageError(f"--image: {source} holds requests, no images")

@@ -1,6 +1,6 @@
 """Cards of a repository's versions, with what is known of their signatures and load tests.
 
-It stands apart from `report/card.py` because it opens the repository and reads the settings.
+It is separate from `report/card.py` because it opens the repository and reads the settings.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def version_cards(
 
     Args:
         repository: the root.
-        target: `NAME:VERSION` (a number or a tag), or `NAME`; `None`: the whole repository.
-        loads: load tests besides the kept ones; each goes to the card of its version.
+        target: `NAME:VERSION` (a number or a tag), or `NAME`. `None`: the whole repository.
+        loads: load tests besides the kept ones. Each goes to the card of its version.
 
     Raises:
         RepositoryError: no such repository, model or version.

@@ -25,7 +25,7 @@ class PreparedControl:
     Attributes:
         twin: what it is.
         version: its files.
-        filled: weights whose zeros were filled; empty for the one without the flag.
+        filled: weights whose zeros were filled. Empty for the one without the flag.
     """
 
     twin: ControlTwin
@@ -41,7 +41,7 @@ def build_controls(main: Prepared, options: AddOptions, watch: Watch) -> tuple[P
     """Build the controls of a version.
 
     Args:
-        main: the version; its layers that stayed in FP32 stay so in the twins, and its shapes are theirs.
+        main: the version. Its layers that stayed in FP32 stay so in the twins, and its shapes are theirs.
         options: that it was made with.
         watch: is told.
 
@@ -103,7 +103,7 @@ def with_layer_times(main: Prepared, controls: tuple[PreparedControl, ...]) -> P
     """Measure version and dense twin layer by layer, where a GPU is at hand, and add the times to the evidence.
 
     Returns:
-        The version with `time_sparse_ns` and `time_dense_ns` in its layers; the same one where nothing was measured.
+        The version with `time_sparse_ns` and `time_dense_ns` in its layers. The same one where nothing was measured.
     """
     dense = next((control.version for control in controls if control.twin.dense), None)
     facts: Mapping[str, Any] = main.artifact.facts

@@ -52,17 +52,17 @@ def deploy(
     connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Put a version into service, proven by an inference; on any failure the previous state is put back.
+    """Put a version into service, proven by an inference. On any failure the previous state is put back.
 
     Args:
         repository: the model repository.
         name: the model.
-        version: its number or a tag; `None` takes the newest.
-        to: connected clients, URLs, or one `k8s://namespace/release` or `kserve://namespace/name`; `None` takes the
+        version: its number or a tag. `None` takes the newest.
+        to: connected clients, URLs, or one `k8s://namespace/release` or `kserve://namespace/name`. `None` takes the
             server of the settings, else the running `serve` of the repository, else starts one that goes on running.
-        options: how to roll out; `None` takes the defaults and the settings' keys.
-        trial: how the version is tried first; `None`: not at all.
-        connection: how to connect to URLs; `None` takes the settings.
+        options: how to roll out. `None` takes the defaults and the settings' keys.
+        trial: how the version is tried first. `None`: not at all.
+        connection: how to connect to URLs. `None` takes the settings.
         report: told what is being done.
 
     Returns:
@@ -138,16 +138,16 @@ def undeploy(
     connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Take a model, or one version of it, out of service; the server's index proves it.
+    """Take a model, or one version of it, out of service. The server's index proves it.
 
     Args:
         repository: the model repository.
         name: the model.
-        version: its number or a tag; `None`: all versions that are served.
+        version: its number or a tag. `None`: all versions served.
         to: as for `deploy`, but no server is started: without one, what is recorded as deployed is no longer loaded
             when `serve` starts.
-        options: how; `None` takes the defaults.
-        connection: how to connect to URLs; `None` takes the settings.
+        options: how. `None` takes the defaults.
+        connection: how to connect to URLs. `None` takes the settings.
         report: told what is being done.
 
     Raises:
@@ -235,7 +235,7 @@ class _Where:
 
     @contextlib.contextmanager
     def reached(self, repository: Location, name: str, version: int, report: Report) -> Iterator[_Reached]:
-        """Find the server, and start one where none was named and none runs; stop that one when the roll-out fails.
+        """Find the server, and start one where none was named and none runs. Stop that one when the roll-out fails.
 
         Raises:
             RepositoryError: no server is started for a version that could not be deployed anyway.
@@ -250,7 +250,7 @@ class _Where:
         try:
             yield _Reached(server.url, server.started)
         except RollbackFailedError:
-            raise  # a person has to act, on that server
+            raise  # a person must act, on that server
         except BaseException:
             if server.started:
                 background.stop_running(repository)

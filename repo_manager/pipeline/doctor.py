@@ -48,7 +48,7 @@ class Package:
         name: of its distribution.
         version: `None` when it is not installed.
         purpose: what it is for.
-        install: the command that installs it; empty where it is there, or comes with every installation.
+        install: the command that installs it. Empty where it is there, or comes with every installation.
     """
 
     name: str
@@ -64,8 +64,8 @@ class EngineFit:
     Attributes:
         model: `NAME:VERSION`.
         backend: which one loads it.
-        built_with: the library's version; empty where it is not on record.
-        compute_capabilities: GPUs that it is for; empty where that is not on record.
+        built_with: the library's version. Empty where it is not on record.
+        compute_capabilities: GPUs that it is for. Empty where that is not on record.
         problems: those that would make the load fail first.
     """
 
@@ -85,11 +85,11 @@ class Machine:
         python: the interpreter's version.
         cpus: processors that this process may use.
         memory_bytes: the machine's memory.
-        gpus: NVIDIA GPUs; empty when there is none or no driver.
+        gpus: NVIDIA GPUs. Empty when there is none or no driver.
         packages: what is installed.
-        tritonserver: the embedded server's binary; `None` when there is none.
-        perf_analyzer: the binary that `--client perf_analyzer` would run; `None` when there is none.
-        engines: the engines of a repository against a server; empty where none was asked about.
+        tritonserver: the embedded server's binary. `None` when there is none.
+        perf_analyzer: the binary that `--client perf_analyzer` would run. `None` when there is none.
+        engines: the engines of a repository against a server. Empty where none was asked about.
     """
 
     system: str
@@ -103,12 +103,12 @@ class Machine:
     engines: tuple[EngineFit, ...] = ()
 
     def has(self, package: str) -> bool:
-        """Say whether a package of the list is installed."""
+        """Return whether a package of the list is installed."""
         return any(item.name == package and item.version is not None for item in self.packages)
 
 
 def examine_machine() -> Machine:
-    """Look at the machine; changes nothing."""
+    """Look at the machine. Changes nothing."""
     return Machine(
         system=platform.platform(),
         python=platform.python_version(),
@@ -125,7 +125,7 @@ def examine_engines(repository: LocationLike, target: FitTarget) -> tuple[Engine
     """Say of every engine in a repository whether it will load on a server, before anything is loaded.
 
     Args:
-        repository: on disk its engines' own heads are read; in object storage the manifests are believed.
+        repository: on disk its engines' own heads are read. In object storage the manifests are believed.
         target: the server.
 
     Raises:

@@ -38,10 +38,10 @@ class EnsembleOptions:
 
     Attributes:
         maps: `SOURCE=TARGET` decisions about inputs: see `triton_config.joining.TensorMap`.
-        outputs: the tensors that it returns; none: every output that no later model takes.
+        outputs: the tensors that it returns. None: every output that no later model takes.
         pin: ask for each model's version by number: the one named, else the newest that its config.pbtxt serves.
             Without it only the versions that are named are pinned.
-        sample: requests for the golden sample, as for `FilesOptions`; `None` takes those of the golden sample of the
+        sample: requests for the golden sample, as for `FilesOptions`. `None` takes those of the golden sample of the
             model that all inputs are for, where there is one.
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
         dry_run: do everything except publishing.
@@ -95,7 +95,7 @@ def make_ensemble(
             records what its models answer now.
         models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order in which data flows through them.
         options: `None` takes the defaults.
-        trial: what it is tried with before it is published; `None`: the sample alone.
+        trial: what it is tried with before it is published. `None`: the sample alone.
         report: told what is being done.
 
     Raises:
@@ -138,7 +138,7 @@ def make_ensemble(
 
 
 def _require_same(repository: Location, name: str, config: ModelConfig) -> None:
-    """See that a model of the name, if there is one, is this very ensemble.
+    """Check that a model of the name, if there is one, is this very ensemble.
 
     Raises:
         RepositoryError: it is another one.
@@ -159,7 +159,7 @@ def _part(repository: Location, text: str, pin: bool) -> Part:
 
     Raises:
         RepositoryError: there is no such model or version.
-        UsageError: it is to be pinned and serves nothing.
+        UsageError: it will be pinned and serves nothing.
     """
     name, number = resolve_version(repository, text)
     content = read_config_bytes(repository, name)
@@ -180,7 +180,7 @@ def _part(repository: Location, text: str, pin: bool) -> Part:
 
 
 def _first_requests(repository: Location, joined: Joined) -> tuple[Exchange, ...]:
-    """Return the recorded requests of the one model that all inputs are for; none where there is no such."""
+    """Return the recorded requests of the one model that all inputs are for. None where there is no such."""
     own = [edge for edge in joined.edges if edge.source.startswith("input:")]
     takers = {edge.model for edge in own}
     if len(takers) != 1:

@@ -42,20 +42,20 @@ _SKIPPED = ("__pycache__",)
 
 
 def is_converted(path: Path, backend: str | None) -> bool:
-    """Say whether `add` converts what was given for this backend; anything else is published as it is."""
+    """Return whether `add` converts what was given for this backend. Anything else is published as it is."""
     other = backend not in (None, "auto", *(known.value for known in Backend))
     return not other and not path.is_dir() and path.suffix.lower() not in _BACKENDS.keys() - {".onnx"}
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenFiles:
-    """The files that were given.
+    """The files given.
 
     Attributes:
         path: as given.
         files: path in the version's folder -> file.
-        backend: what they look like; empty when they look like nothing known.
-        config: a config.pbtxt among them; `None` without.
+        backend: what they look like. Empty when they look like nothing known.
+        config: a config.pbtxt among them. `None` without.
     """
 
     path: Path

@@ -23,7 +23,7 @@ class GoldenFacts:
 
     Attributes:
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
-        unreproducible: outputs that differ between two runs; they are not compared.
+        unreproducible: outputs that differ between two runs. They are not compared.
         index_limits: integer input -> the rows of the table that it picks from: made-up values stay below.
     """
 
@@ -40,14 +40,14 @@ def golden_sample(
     repeatable: bool = False,
     threads: int | None = None,
 ) -> tuple[Golden, GoldenFacts]:
-    """Run a model and keep its outputs; twice, keeping what came out the same, unless it is certain to repeat itself.
+    """Run a model and keep its outputs. Twice, keeping what came out the same, unless it is certain to repeat itself.
 
     Args:
         model: the converted ONNX file.
         inputs: input name -> array, batch axis included.
         precision: decides the tolerance.
         repeatable: whether every operator is known to give the same numbers each time.
-        threads: of ONNX Runtime; `None` leaves it to it.
+        threads: of ONNX Runtime. `None` leaves it to it.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model on these inputs.

@@ -49,7 +49,7 @@ class InferOptions:
         golden: send the golden sample, and compare the answers with it.
         image: how images become inputs, as in a load test.
         shapes: input -> shape without the batch axis, for images.
-        sequence: correlation ID; digits are a number. `None`: a new one where the model needs one.
+        sequence: correlation ID. Digits are a number. `None`: a new one where the model needs one.
         resume: the sequence was started by earlier requests.
         keep_open: later requests go on with the sequence.
         parameters: custom parameters of each request.
@@ -107,13 +107,13 @@ def infer(
     """Send requests to a served model.
 
     Args:
-        repository: where labels and the golden sample are looked up; the server may serve another one.
+        repository: where labels and the golden sample are looked up. The server may serve another one.
         name: the model.
-        version: its number, which need not be in the repository, or a tag; `None` leaves the choice to the server.
-        to: the server, gRPC for a decoupled model; `None` takes the server of the settings, else the running `serve`
+        version: its number, which need not be in the repository, or a tag. `None` leaves the choice to the server.
+        to: the server, gRPC for a decoupled model. `None` takes the server of the settings, else the running `serve`
             of the repository.
-        options: what is sent, and how; `None` sends the golden sample.
-        connection: how to connect; `None` takes the settings.
+        options: what is sent, and how. `None` sends the golden sample.
+        connection: how to connect. `None` takes the settings.
         on_answer: given each response as it comes.
 
     Raises:
@@ -153,7 +153,7 @@ def infer(
 
 
 def _golden(repository: Location, name: str, version: int | None, facts: TargetFacts) -> Golden | None:
-    """Return the recorded sample of the version that answers; `None` when there is none here."""
+    """Return the recorded sample of the version that answers, or `None` when there is none here."""
     number = int(facts.version) if version is None and facts.version.isdecimal() else version
     try:
         entry = find_model(repository, name).version(number or 0)
@@ -198,7 +198,7 @@ def _sent(
 
 
 def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str, Array]], str]:
-    """Read what is to be sent; one request each, batch axis included."""
+    """Read what will be sent. One request each, batch axis included."""
     text = str(options.data)
     if text == _STDIN or text.lstrip().startswith("{"):
         with work_folder("repo-manager-infer-") as folder:
@@ -245,7 +245,7 @@ def _standard_input() -> str:
 
 
 def _json_lines(text: str) -> str:
-    """Return one document as one line; what has several stays as it is."""
+    """Return one document as one line. What has several stays as it is."""
     try:
         return json.dumps(json.loads(text))
     except ValueError:
@@ -262,7 +262,7 @@ def _wanted(facts: TargetFacts) -> str:
 
 
 def _part(options: InferOptions, new_id: int | str | None) -> SequencePart | None:
-    """Return the sequence that the requests are a part of; `None` for none."""
+    """Return the sequence that the requests are a part of, or `None` for none."""
     if options.sequence is None:
         return None if new_id is None else SequencePart(new_id)
     number = int(options.sequence) if options.sequence.isdecimal() and not isinstance(new_id, str) else options.sequence

@@ -35,7 +35,7 @@ class WrittenOutput:
     """An output as JSON has it.
 
     Attributes:
-        dtype: NumPy's name of the element type; `bytes` for strings.
+        dtype: NumPy's name of the element type. `bytes` for strings.
         shape: the size of each axis, batch axis included.
         data: the values, as lists in lists, one level for each axis.
     """
@@ -46,7 +46,7 @@ class WrittenOutput:
 
     @classmethod
     def of(cls, array: Array) -> WrittenOutput:
-        """Return an output as JSON has it; strings that are no UTF-8 are escaped."""
+        """Return an output as JSON has it. Strings that are no UTF-8 are escaped."""
         dtype = "bytes" if array.dtype.kind == "O" else str(array.dtype)
         return cls(dtype, array.shape, _storable(array).tolist())
 
@@ -76,13 +76,13 @@ class InferenceDocument:
 
     Attributes:
         model: the model.
-        version: the version asked; `None`: the server chose.
+        version: the version asked. `None`: the server chose.
         url: the server.
         source: where the requests are from.
         requests: how many were sent.
-        sequence: correlation ID; `None` without a sequence.
+        sequence: correlation ID. `None` without a sequence.
         answers: every response, in order.
-        comparisons: with the golden sample, where that was sent.
+        comparisons: with the golden sample, where sent.
     """
 
     model: str
@@ -102,7 +102,7 @@ class Answer:
     Attributes:
         request: which request it answers, from 1.
         response: which of that request's responses it is, from 1.
-        outputs: output name -> array, batch axis included; strings as bytes.
+        outputs: output name -> array, batch axis included. Strings as bytes.
         elapsed_ns: since the request was sent.
         labels: output with labels -> for each sample of the batch its highest values.
     """
@@ -114,7 +114,7 @@ class Answer:
     labels: Mapping[str, tuple[tuple[Label, ...], ...]] = dataclasses.field(default_factory=dict)
 
     def document(self) -> AnswerDocument:
-        """Return it as JSON has it: outputs with type, shape and values; strings that are no UTF-8 escaped."""
+        """Return it as JSON has it: outputs with type, shape and values. Strings that are no UTF-8 escaped."""
         outputs = {name: WrittenOutput.of(array) for name, array in self.outputs.items()}
         return AnswerDocument(self.request, self.response, outputs, self.elapsed_ns, self.labels)
 
@@ -125,13 +125,13 @@ class Inference(Summarized):
 
     Attributes:
         model: the model.
-        version: the version asked; `None`: the server chose.
+        version: the version asked. `None`: the server chose.
         url: the server.
         source: where the requests are from.
         requests: how many were sent.
-        sequence: correlation ID; `None` without a sequence.
+        sequence: correlation ID. `None` without a sequence.
         answers: every response, in order.
-        comparisons: with the golden sample, where that was sent.
+        comparisons: with the golden sample, where sent.
     """
 
     model: str

@@ -34,7 +34,7 @@ class Inspection(Summarized):
         signature: inputs, outputs, opset.
         parameters: the number of stored weight values.
         sparsity: the 2:4 state of every weight.
-        pruned: what pruning did, from the manifest of the version that the file belongs to; `None`: it does not say.
+        pruned: what pruning did, from the manifest of the version that the file belongs to. `None`: it does not say.
     """
 
     path: Path
@@ -57,11 +57,11 @@ class Inspection(Summarized):
 
 
 def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Inspection:
-    """Read a model and judge its weights; changes nothing.
+    """Read a model and judge its weights. Changes nothing.
 
     Args:
         path: an ONNX file.
-        shapes: input name -> shape, for the multiply-accumulate counts; `None` counts at batch 1.
+        shapes: input name -> shape, for the multiply-accumulate counts. `None` counts at batch 1.
 
     Raises:
         ModelError: the file is not a valid ONNX model.
@@ -80,7 +80,7 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
 
 
 def _pruned(path: Path) -> Mapping[str, Any] | None:
-    """Read what pruning did, if the file lies in a version."""
+    """Read what pruning did, if the file is in a version."""
     if not path.parent.name.isdigit():
         return None  # Triton's versions are numbers
     try:

@@ -1,6 +1,6 @@
 """What a version's record tells a load test of its inputs: sizes of dynamic axes, ranges of integers.
 
-It stands apart from the options that use it because a load test itself knows nothing of repositories.
+It is separate from the options that use it because a load test itself knows nothing of repositories.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class KnownInputs:
             them, else what the golden sample holds, on which the model is known to run.
         golden: the golden sample's requests, batch axis included: all of a sequence, else the first.
         why_golden: why they are sent where nothing else is asked for, since random ones would mean nothing to the
-            model; empty where random ones do.
+            model. Empty where random ones do.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
@@ -50,7 +50,7 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
     Args:
         repository: the model repository.
         name: the model.
-        version: `None` takes the newest version that is served.
+        version: `None` takes the newest version served.
 
     Returns:
         Nothing when there is no such model or version here, or it came without a golden sample.
@@ -82,7 +82,7 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
 
 
 def _why_golden(config: ModelConfig) -> str:
-    """Say why random inputs would mean nothing to a model; empty when they do."""
+    """Say why random inputs would mean nothing to a model. Empty when they do."""
     message = config.message()
     strings = [item.name for item in message.input if _type_name(item) == "TYPE_STRING"]
     if takes_sequences(message):
@@ -112,7 +112,7 @@ def _ranges(inputs: Mapping[str, NDArray[Any]], limits: Mapping[str, int]) -> di
 
 
 def _index_limits(folder: Path) -> dict[str, int]:
-    """Return what `add` wrote down; older versions and those of other tools have none."""
+    """Return what `add` wrote down. Older versions and those of other tools have none."""
     try:
         golden = read_manifest(folder).golden
     except RepositoryError:

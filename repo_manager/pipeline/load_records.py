@@ -1,6 +1,6 @@
 """Load tests that are kept with versions: recorded, and read back.
 
-It stands apart because `show` and `history` read the records without the packages of load tests.
+It is separate because `show` and `history` read the records without the packages of load tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OF_CHARTS = {"windows", "series", "curve", "histogram"}
 
 
 def keep_load_test(repository: LocationLike, report: LoadTestReport) -> int:
-    """Keep a load test with the version that it measured; the latest five of a version stay.
+    """Keep a load test with the version that it measured. The latest five of a version stay.
 
     Args:
         repository: the root of the repository that the version is in.
@@ -58,12 +58,12 @@ def _kept(point: LoadPoint) -> Mapping[str, Any]:
 
 
 def kept_load_tests(repository: LocationLike, name: str, version: int | None = None) -> tuple[LoadTestReport, ...]:
-    """Return the load tests that were kept of a version, oldest first; without charts.
+    """Return the load tests that were kept of a version, oldest first. Without charts.
 
     Args:
         repository: the root.
         name: the model.
-        version: one of its versions; `None`: all of them.
+        version: one of its versions. `None`: all of them.
 
     Raises:
         RepositoryError: no such model, or its record is damaged.
@@ -74,7 +74,7 @@ def kept_load_tests(repository: LocationLike, name: str, version: int | None = N
 
 
 def read_kept(name: str, tests: Iterable[KeptLoadTest], version: int | None = None) -> tuple[LoadTestReport, ...]:
-    """Return the reports of records; those of a newer repo-manager that cannot be read are left out."""
+    """Return the reports of records. Those of a newer repo-manager that cannot be read are left out."""
     reports = []
     for test in tests:
         if version in (None, test.version):

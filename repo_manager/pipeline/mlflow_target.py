@@ -81,7 +81,7 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
         config: Any = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """Publish and deploy another version; without a model URI the newest version is deployed.
+        """Publish and deploy another version. Without a model URI the newest version is deployed.
 
         Raises:
             MlflowException: as `create_deployment`.
@@ -94,7 +94,7 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
         return {"name": name, "flavor": _FLAVOR, "version": done.version, "target": done.target}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> None:
-        """Take the model out of service; its versions stay in the repository.
+        """Take the model out of service. Its versions stay in the repository.
 
         Raises:
             MlflowException: as `undeploy`.

@@ -43,7 +43,7 @@ _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Who is told about the work: a line per stage, the builder's steps; and the way to stop a build."""
+    """Who is told about the work: a line per stage, the builder's steps, and the way to stop a build."""
 
     report: Report = lambda _: None
     progress: BuildProgress | None = None
@@ -73,7 +73,7 @@ class Converted:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A version, but for its number.
+    """A version, except for its number.
 
     Attributes:
         target: where it goes.
@@ -134,7 +134,7 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     rows = _made_rows(signature, given) if calibration is None and given else _two_rows(calibration)
     signature, axis = _batch_axis(model, signature, options, target, rows)
     sample = _sample(model, signature, calibration, given)
-    # Before the long work, for what is wrong by then; it is derived again for the shapes of what is served.
+    # Before the long work, for what is wrong by then. It is derived again for the shapes of what is served.
     early = _with_config(options, target, sample, axis)
     fields_kept(target, serving_config(target, signature, axis, early, model=model, sample=sample), options)
     watch.report(f"Converting to {options.precision}")
@@ -212,7 +212,7 @@ def _golden(converted: Converted, options: AddOptions, path: Path, *, is_only: b
 
 
 def _repeats_itself(model: Model) -> bool:
-    """Say whether the graph is of ONNX's own operators, none of which draws random numbers."""
+    """Return whether the graph is of ONNX's own operators, none of which draws random numbers."""
     return all(
         node.domain in ("", "ai.onnx", "ai.onnx.ml") and not node.op_type.startswith(_RANDOM)
         for node in nodes_of(model.graph_only)
@@ -229,7 +229,7 @@ def _with_config(
 def _batch_axis(
     model: Model, signature: Signature, options: AddOptions, target: Target, samples: Mapping[str, NDArray[Any]] | None
 ) -> tuple[Signature, BatchAxis]:
-    """Find out whether requests may be joined; outputs without a shape get the one that the server will see."""
+    """Find out whether requests may be joined. Outputs without a shape get the one that the server will see."""
     axis = find_batch_axis(model, signature, samples)
     if any(spec.shape is None for spec in signature.outputs) and target.choice.backend is Backend.ONNXRUNTIME:
         served = served_signature(signature, model.path, existing_config(target))
@@ -241,7 +241,7 @@ def _batch_axis(
 
 
 def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | None:
-    """Return two real samples stacked, to try a batch on; `None` where there are none of one shape."""
+    """Return two real samples stacked, to try a batch on, or `None` where there are none of one shape."""
     rows = [] if calibration is None else list(itertools.islice(calibration.batches(), 2))
     shapes = {tuple((name, array.shape) for name, array in row.items()) for row in rows}
     if len(rows) < 2 or len(shapes) > 1 or any(array.ndim == 0 for array in rows[0].values()):
@@ -250,7 +250,7 @@ def _two_rows(calibration: CalibrationData | None) -> dict[str, NDArray[Any]] | 
 
 
 def _made_rows(signature: Signature, given: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    """Return two made-up samples of the sizes that were given, to try a batch on."""
+    """Return two made-up samples of the sizes given, to try a batch on."""
     firsts = {
         spec.shape[0] if spec.shape[0] is not None else f"{spec.name}:0" for spec in signature.inputs if spec.shape
     }
@@ -269,5 +269,5 @@ def _sample(
 
 
 def _has_free_sizes(signature: Signature) -> bool:
-    """Say whether any axis behind the first one is dynamic, so that its size has to be found."""
+    """Return whether any axis behind the first one is dynamic, so that its size must be found."""
     return any(not isinstance(dim, int) for spec in signature.inputs for dim in (spec.shape or ())[1:])

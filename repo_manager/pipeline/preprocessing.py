@@ -55,8 +55,8 @@ class AddedWithImages(Summarized):
 
     Attributes:
         added: the model.
-        preprocess: the model that makes its input of encoded images; `None`: the newest version does it already.
-        ensemble: both as one; `None` with `dry_run`.
+        preprocess: the model that makes its input of encoded images. `None`: the newest version does it already.
+        ensemble: both as one. `None` with `dry_run`.
         images: the files that proved it.
     """
 
@@ -137,15 +137,15 @@ def add_with_images(
 ) -> AddedWithImages:
     """Publish a model, `NAME_preprocess`, which makes its input of encoded images, and `NAME_ensemble` of both.
 
-    The preprocessing model runs the code that reads calibration images, with the recipe of the same YAML file. Both new
-    models run on an embedded server before they are published: the preprocessing has to give exactly what calibration
-    reads, and the ensemble what the model answers to that.
+    The preprocessing model runs the code that reads calibration images, with the recipe of the same YAML file. Both
+    new models run on an embedded server before they are published: the preprocessing must give exactly what
+    calibration reads, and the ensemble what the model answers to that.
 
     Args:
-        path: an ONNX file with one input, an image; as `add`.
+        path: an ONNX file with one input, an image. As `add`.
         name: the model's name.
         repository: the root.
-        preprocess: the YAML file that says how images become the input; its folder holds images.
+        preprocess: the YAML file that says how images become the input. Its folder holds images.
         options: as `add`.
         report: as `add`.
         progress: as `add`.
@@ -153,7 +153,7 @@ def add_with_images(
 
     Raises:
         CalibrationError: the YAML is wrong or does not fit the model, or an image cannot be read.
-        GateError: an answer differs; or as `add`. Versions that were published before it stay, and the error names
+        GateError: an answer differs, or as `add`. Versions that were published before it stay, and the error names
             them.
     """
     repository, options = as_location(repository), options or AddOptions()
@@ -245,7 +245,7 @@ class _Wanted:
 def _add_preprocess(
     name: str, repository: Location, found: ImageModels, wanted: _Wanted, source: str, report: Report
 ) -> AddedFiles | None:
-    """Publish the preprocessing model; `None` if its newest version has the very same files."""
+    """Publish the preprocessing model. `None` if its newest version has the very same files."""
     message = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=wanted.batch)
     message.input.add(name=_IMAGE, data_type=model_config_pb2.TYPE_STRING, dims=[1])
     message.output.add(name=wanted.name, data_type=wanted.data_type, dims=wanted.dims)
@@ -270,7 +270,7 @@ def _add_preprocess(
 
 
 def _is_newest(repository: Location, name: str, folder: Path) -> bool:
-    """Say whether a model's newest version has the files of a folder."""
+    """Return whether a model's newest version has the files of a folder."""
     if read_config_bytes(repository, name) is None:
         return False
     manifest = find_model(repository, name).versions[-1].manifest

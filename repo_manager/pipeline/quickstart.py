@@ -63,7 +63,7 @@ class Quickstart:
     """What quickstart did.
 
     Attributes:
-        folder: where everything lies.
+        folder: where everything is.
         repository: the model repository in it.
         machine: what was found on this machine.
         decisions: what was therefore done, in words.
@@ -88,8 +88,8 @@ def quickstart(
     next versions to the same repository.
 
     Args:
-        folder: where to work; `None` takes `repo-manager-quickstart` in the current folder, or a new temporary
-            folder when the current one cannot be written.
+        folder: where to work. `None` takes `repo-manager-quickstart` in the current folder, or a new temporary folder
+            when the current one cannot be written.
         seconds_per_level: how long each load level is measured.
         report: told what is being done.
 

@@ -53,10 +53,10 @@ class Recording:
     """What is known of a version's answers before it is published.
 
     Attributes:
-        golden: the sample; `None` when none was given, or a decoupled model cannot run here.
+        golden: the sample. `None` when none was given, or a decoupled model cannot run here.
         by: `embedded server`, `given` (the outputs are in the sample), or `nobody`: the inputs alone are kept.
-        note: why nobody has run it here; empty when it ran.
-        unreproducible: outputs that differ from run to run; they are not compared.
+        note: why nobody has run it here. Empty when it ran.
+        unreproducible: outputs that differ from run to run. They are not compared.
         parts: model that it needs -> the version that the answers come from.
     """
 
@@ -72,9 +72,9 @@ class Trial:
     """What a version is tried with before it is published, beyond its sample.
 
     Attributes:
-        requests: what is sent where no sample is given; their responses, where they have some, are the reference.
+        requests: what is sent where no sample is given. Their responses, where they have some, are the reference.
         parts: model that it needs -> the version to run it with, whatever that model's config.pbtxt serves.
-        check: given the running version, after the sample; it raises where something is wrong.
+        check: given the running version, after the sample. It raises where something is wrong.
     """
 
     requests: Sequence[Exchange] = ()
@@ -114,14 +114,14 @@ def trial_run(
     Args:
         name: the model.
         files: path in the version's folder -> file.
-        config: its configuration; the backend may complete it.
+        config: its configuration. The backend may complete it.
         repository: where the models are that it needs.
         needs: those models, the inner ones first: the parts of an ensemble, or what its code asks, each with the
-            configuration that it runs with; `None`: its own.
+            configuration that it runs with. `None`: its own.
         timeout_s: for the start and the load.
 
     Yields:
-        The running version; or why it cannot run on this machine.
+        The running version, or why it cannot run on this machine.
 
     Raises:
         GateError: the model does not load, for a reason of its own.
@@ -174,7 +174,7 @@ def _places_of(repository: Path, name: str, needs: Iterable[str]) -> dict[str, P
 
 
 def _loaded(client: TritonClient, models: Sequence[str], timeout_s: float) -> TrialRun:
-    """Load models in this order; the last one is tried."""
+    """Load models in this order. The last one is tried."""
     for each in models:
         client.load(each, timeout_s=timeout_s)
     name = models[-1]
@@ -197,7 +197,7 @@ def needs_of(
 
     Returns:
         Name -> configuration that serves what `parts` says, else what the model's own does, and every version that is
-        asked for by number; `None`: as the model has it.
+        asked for by number. `None`: as the model has it.
     """
     if not models_of(config):
         return {}
@@ -250,7 +250,7 @@ def exchanges_of(path: Path, config: ModelConfig, kind: ModelKind) -> tuple[Exch
     """Read a sample: requests, with the responses where the file has them.
 
     A file in the form of a golden sample (`input:NAME`, `output:NAME`) is taken as it is. In any other the first axis
-    counts the requests: of a sequence, its steps (of several streams, those of the first); else the first one alone,
+    counts the requests: of a sequence, its steps (of several streams, those of the first), else the first one alone,
     and then, where the model takes batches, as many together as fit.
 
     Raises:
@@ -301,8 +301,8 @@ def record(
 
     Args:
         name: the model.
-        exchanges: what is sent; where there are responses, those are the reference, and the run is compared with them.
-        run: the running version; or why there is none.
+        exchanges: what is sent. Where there are responses, those are the reference, and the run is compared with them.
+        run: the running version, or why there is none.
         tolerance: of each output.
         timeout_s: of each request.
 

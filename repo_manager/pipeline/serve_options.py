@@ -36,11 +36,11 @@ class ServeOptions(ServerSettings):
         repository: the model repository.
         load: names of models to load at the start, or one of `all`, `deployed` (also when empty), `none`.
         timeout_s: how long the server may take to be ready.
-        auto_complete: let Triton fill in what a config.pbtxt leaves out, at about a second a load; `None`: only
-            where a model of the repository needs it.
-        restart: start a server that ended by itself, with a failure, again.
+        auto_complete: let Triton fill in what a config.pbtxt leaves out, at about a second a load. `None`: only where
+            a model of the repository needs it.
+        restart: start a server that ended on its own, with a failure, again.
         pass_env: names of environment variables that the server, and so the models' code, gets besides those it needs.
-        signed_by: public keys one of which has to vouch for each version that is loaded; empty asks for no signature.
+        signed_by: public keys one of which must vouch for each version loaded. Empty asks for no signature.
     """
 
     repository: Location
@@ -70,7 +70,7 @@ def deployed_models(repository: Location) -> tuple[str, ...]:
 
 
 def check_models(options: ServeOptions) -> None:
-    """See that a local repository is there, and the models that are named, before a server is started.
+    """Check that a local repository is there, and the models named, before a server is started.
 
     Raises:
         RepositoryError: they are not.
@@ -88,7 +88,7 @@ def check_models(options: ServeOptions) -> None:
 def server_options(options: ServeOptions) -> ServerOptions:
     """Return the embedded server's options.
 
-    Under the policy `signed_by`, models are left out that no key vouches for; they are in the server's failures.
+    Under the policy `signed_by`, models are left out that no key vouches for. They are in the server's failures.
 
     Raises:
         RepositoryError: a model that was named is not vouched for.
@@ -135,7 +135,7 @@ def not_vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, st
 
 
 def needs_auto_complete(repository: Location) -> bool:
-    """Say whether any model's config.pbtxt leaves out what Triton would fill in: backend, inputs or outputs.
+    """Return whether any model's config.pbtxt leaves out what Triton would fill in: backend, inputs or outputs.
 
     What `add` writes is complete. A broken file counts as incomplete: the server will say what is wrong.
     """

@@ -1,4 +1,4 @@
-"""`serve` in the foreground: the embedded server until it ends, its models mended, its signatures checked."""
+"""`serve` in the foreground: the embedded server until it ends, its models repaired, its signatures checked."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def serve_until_ended(
 ) -> None:
     """Run the embedded server in this process until it ends or this process is interrupted.
 
-    A model whose stub process has died is unloaded and loaded again: Triton keeps it READY and answers
-    every request with an error. With `restart`, a server that ended by itself is started again on the
-    same ports, at most `_MAX_RESTARTS` times in a row within a minute of each other.
+    A model whose stub process has died is unloaded and loaded again: Triton keeps it READY and answers every request
+    with an error. With `restart`, a server that ended on its own is started again on the same ports, at most
+    `_MAX_RESTARTS` times in a row within a minute of each other.
 
     Args:
         options: what to serve, and where.
         on_ready: called whenever a server is ready: once, and after each restart.
-        report: told what was mended.
-        log_output: the server's log is copied there while it runs; `None` leaves it in its file.
+        report: told what was repaired.
+        log_output: the server's log is copied there while it runs. `None` leaves it in its file.
 
     Raises:
-        ServerError: it did not start, or ended by itself, with Triton's reason; or the repository is served already.
-        KeyboardInterrupt: this process was interrupted; the server is stopped by then.
+        ServerError: it did not start, or ended on its own, with Triton's reason, or the repository is served already.
+        KeyboardInterrupt: this process was interrupted. The server is stopped by then.
     """
     with only_server(options.repository):
         _settle_trials(options.repository, report)
@@ -169,7 +169,7 @@ def _mend(guard: StubGuard, report: Callable[[str], None]) -> None:
         for name in guard.check():
             report(f"{name}: its process had died; the model was unloaded and loaded again")
     except ServerError as exc:
-        # The next round tries again; when the server itself has ended, the caller sees that.
+        # The next round tries again. When the server itself has ended, the caller sees that.
         report(f"A model whose process has died could not be loaded again: {exc.message}")
 
 

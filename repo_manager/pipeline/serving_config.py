@@ -155,7 +155,7 @@ def _with_profile(
     max_batch_size: int,
     sample: Mapping[str, NDArray[Any]],
 ) -> AcceleratorOptions:
-    """Tell TensorRT the shapes beforehand; else each new shape among the requests would build an engine again."""
+    """Tell TensorRT the shapes in advance, else each new shape among the requests would build an engine again."""
     signature = signature_of(model)
     if all(isinstance(dim, int) for spec in signature.inputs for dim in spec.shape or (None,)):
         return accelerator
@@ -175,7 +175,7 @@ def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tup
     """Compare with the config.pbtxt that is there: all versions share it, and publishing leaves it as it is.
 
     Returns:
-        The fields in which it says something else, for a note; empty for a new model.
+        The fields in which it says something else, for a note. Empty for a new model.
 
     Raises:
         UsageError: what was asked for would not take effect: it loads other files, or has no such accelerator.
@@ -197,7 +197,7 @@ def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tup
 
 
 def existing_config(target: Target) -> ModelConfig | None:
-    """Return the config.pbtxt that the model has already; `None` for a new model."""
+    """Return the config.pbtxt that the model has already. `None` for a new model."""
     content = read_config_bytes(target.repository, target.name)
     where = f"{target.repository / target.name}/config.pbtxt"
     return None if content is None else parse_config(content.decode(errors="replace"), where=where)

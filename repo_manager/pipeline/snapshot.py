@@ -32,7 +32,7 @@ class Pinned:
     Attributes:
         pin: the snapshot.
         values: the chart's values, as YAML.
-        file: where they were written; `None`: nowhere.
+        file: where they were written. `None`: nowhere.
         changed: whether the file had to change.
     """
 
@@ -55,12 +55,12 @@ def snapshot(
 
     Args:
         repository: the repository.
-        targets: what is to change, each `NAME` or `NAME:VERSION`; empty takes every model as its policy serves it.
-        values: a YAML file for the pin alone. What it pins now stays, but for `targets`. `None` writes no file; the
+        targets: what is to change, each `NAME` or `NAME:VERSION`. Empty takes every model as its policy serves it.
+        values: a YAML file for the pin alone. What it pins now stays, except for `targets`. `None` writes no file. The
             other models are then taken as the repository's policies serve them.
-        mounted: the repository's URL or path, as the pods see it; `None`: what the file says, else as this machine
+        mounted: the repository's URL or path, as the pods see it. `None`: what the file says, else as this machine
             sees it.
-        options: see `pin_snapshot`; `None` takes the defaults.
+        options: see `pin_snapshot`. `None` takes the defaults.
         report: told what is being done.
 
     Raises:
@@ -103,9 +103,9 @@ def fetch(
     Args:
         url: the snapshot, `<repository>.snapshots/<id>`.
         cache: the folder, which pods of one machine share.
-        signed_by: public keys one of which has to vouch for each version; empty takes the settings'.
+        signed_by: public keys one of which must vouch for each version. Empty takes the settings'.
         keep: how many snapshots stay beside it that no process serves.
-        link: is made a symbolic link to the snapshot's folder; `None`: none is made.
+        link: is made a symbolic link to the snapshot's folder. `None`: none is made.
         report: told what is being done.
 
     Returns:
@@ -127,7 +127,7 @@ def fetch(
 
 
 def values_text(pin: Pin) -> str:
-    """Return the chart's values that pin a snapshot, as YAML; what it holds is a comment, which a diff shows."""
+    """Return the chart's values that pin a snapshot, as YAML. What it holds is a comment, which a diff shows."""
     held = [f"#   {name}: {', '.join(map(str, versions))}" for name, versions in sorted(pin.models.items())]
     return "\n".join([_HEAD, "# It holds:", *held, yaml.safe_dump(pin.values, sort_keys=False)])
 
@@ -148,7 +148,7 @@ def pinned_by(files: Sequence[Path]) -> dict[str, str]:
 
 
 def _pinned_in(file: Path) -> tuple[str | None, str | None]:
-    """Return a values file's `repository.url` and `repository.snapshot`; nothing when it does not exist.
+    """Return a values file's `repository.url` and `repository.snapshot`. Nothing when it does not exist.
 
     Raises:
         InputError: it holds more than these, which would be lost, or cannot be read.

@@ -1,6 +1,6 @@
 """Show the status as the command does: with the settings, and with the repository's own server.
 
-It stands apart from `deploying.py` because it needs nothing of the engine, and answers at once.
+It is separate from `deploying.py` because it needs nothing of the engine, and answers at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["refuse_while_ready", "status", "watch_status"]
 
 
 def refuse_while_ready(repository: LocationLike, name: str, version: int | None) -> None:
-    """See that the repository's own running server, where there is one, does not serve what is to be removed.
+    """Check that the repository's own running server, where there is one, does not serve what will be removed.
 
     Args:
         repository: the model repository.
         name: the model.
-        version: one version; `None`: any.
+        version: one version. `None`: any.
 
     Raises:
         RepositoryError: it does.
@@ -60,14 +60,14 @@ def status(
     timeout_s: float = 10.0,
     connection: ClientOptions | None = None,
 ) -> RepositoryStatus:
-    """Show what servers serve, and where they differ from the repository; nothing is changed.
+    """Show what servers serve, and where they differ from the repository. Nothing is changed.
 
     Args:
         repository: the model repository.
-        name: the model; `None` for all that were deployed or are loaded.
-        to: connected clients or URLs; `None` takes the server of the settings, else the running `serve`.
+        name: the model. `None` for all that were deployed or are loaded.
+        to: connected clients or URLs. `None` takes the server of the settings, else the running `serve`.
         timeout_s: how long to wait for each answer.
-        connection: how to connect to URLs, but for its own time; `None` takes the settings.
+        connection: how to connect to URLs, except for its own time. `None` takes the settings.
 
     Raises:
         RepositoryError: there is no such model.
@@ -100,7 +100,7 @@ def watch_status(
     timeout_s: float = 10.0,
     connection: ClientOptions | None = None,
 ) -> Iterator[RepositoryStatus | ServerError]:
-    """Look at the status again and again, for ever; a server that is away for a moment ends nothing.
+    """Look at the status again and again, for ever. A server that is away for a moment ends nothing.
 
     Args:
         repository: as for `status`.

@@ -40,7 +40,7 @@ class Attempt:
 
 
 class Attempts:
-    """Makes attempts; each goes to a folder of its own, which `forget` removes.
+    """Makes attempts. Each goes to a folder of its own, which `forget` removes.
 
     Args:
         builder: of candidates.
@@ -59,8 +59,8 @@ class Attempts:
     def make(self, also_keep: Iterable[str] = ()) -> Attempt:
         """Build, write and prove a candidate with further nodes kept in FP32.
 
-        Operators that stand in the way of any candidate are kept, too, with the reason, from then on: those whose
-        values exceed FP16's range, and those that the checker or ONNX Runtime names as not working in 16 bits.
+        Operators that are in the way of any candidate are kept, too, with the reason, from then on: those whose values
+        exceed FP16's range, and those that the checker or ONNX Runtime names as not working in 16 bits.
         """
         names = tuple(also_keep)
         for _ in range(_MOST_REPAIRS):
@@ -92,7 +92,7 @@ class Attempts:
         return self.prover.prove(written, rounded, candidate.stages[-1][1])
 
     def _keep_overflowing(self) -> bool:
-        """Keep what exceeds FP16's range; say whether that is more than before."""
+        """Keep what exceeds FP16's range. Return whether that is more than before."""
         return (
             self.prover.options.keep_overflowing
             and self.builder.lowers_to_fp16
@@ -100,7 +100,7 @@ class Attempts:
         )
 
     def _keep_named(self, message: str) -> bool:
-        """Keep the node that a vendor's message names; say whether it names one that was not kept before."""
+        """Keep the node that a vendor's message names. Return whether it names one that was not kept before."""
         for name in _NODE_NAME.findall(message):
             found = next(part for part in name if part)
             if self.builder.keep_node(found, f"does not work in {self.builder.precision}: {message[:160]}"):
@@ -117,23 +117,23 @@ class Attempts:
         return candidate, written, self.prover.rounded_drift(written, candidate.stand_in)
 
 
-# Search for the few layers that have to stay in FP32 for the drift to pass.
+# Search for the few layers that must stay in FP32 for the drift to pass.
 
 _TRACED_SAMPLES = 2
 _MOST_DROPS = 8  # attempts to take a layer back out again
 
 
 def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> Attempt:
-    """Keep more and more of the layers where drift begins, until the gate passes; then those that are needed only.
+    """Keep more and more of the layers where drift begins, until the gate passes. Then those that are needed only.
 
     Args:
         attempts: makes and proves candidates.
         first: the attempt that failed by drift alone.
-        most: at most so many nodes.
+        most: largest number nodes.
         folder: for temporary models.
 
     Returns:
-        The attempt with the fewest kept nodes that passes; `first`, without its files, when none does.
+        The attempt with the fewest kept nodes that passes. `first`, without its files, when none does.
     """
     kept: list[str] = []
     attempt, step = first, 1
@@ -196,7 +196,7 @@ def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -
 
 
 def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
-    """Return the error after each block as a table, one column a stage (int8, fp16); empty when it was not drift."""
+    """Return the error after each block as a table, one column a stage (int8, fp16). Empty when it was not drift."""
     if not attempt.proof.failed_only("drift"):
         return ""
     samples = attempts.prover.reference.inputs[:1]

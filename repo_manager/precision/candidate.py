@@ -51,10 +51,10 @@ class Keep:
         return Keep(self.patterns, {**names, **self.names})
 
     def check(self, graph: onnx.GraphProto) -> None:
-        """See that every pattern names something.
+        """Check that every pattern names something.
 
         Raises:
-            UsageError: one names nothing; a pattern that does nothing is a spelling mistake.
+            UsageError: one names nothing. A pattern that does nothing is a spelling mistake.
         """
         nodes = [node for each in walk.graphs_of(graph) for node in each.node]
         for pattern in self.patterns:
@@ -107,9 +107,9 @@ class Builder:
         draft: the source.
         precision: not FP32.
         options: of the conversion.
-        samples: calibration inputs, for INT8; iterated anew for each pass.
+        samples: calibration inputs, for INT8. Iterated again for each pass.
         folder: for temporary models.
-        check: compares the prepared model with the source; `None`: it is not compared.
+        check: compares the prepared model with the source. `None`: it is not compared.
 
     Raises:
         ModelError: the source's operators cannot take this precision, or preparing it changes its numbers.
@@ -152,29 +152,29 @@ class Builder:
 
     @property
     def quantizes(self) -> bool:
-        """Say whether INT8 is part of the precision."""
+        """Return whether INT8 is part of the precision."""
         return self.precision.facts.quantizes
 
     @property
     def lowers_to_fp16(self) -> bool:
-        """Say whether FP16 is part of the precision."""
+        """Return whether FP16 is part of the precision."""
         return self.precision.facts.low == "float16"
 
     def keep_overflowing(self, samples: Iterable[Mapping[str, Array]]) -> bool:
-        """Keep what FP16 cannot hold from now on; say whether there is anything more to keep than before."""
+        """Keep what FP16 cannot hold from now on. Return whether there is anything more to keep than before."""
         known = len(self.keep.names)
         self.keep = self.keep.also(overflowing_nodes(self.draft, samples, self.folder))
         return len(self.keep.names) > known
 
     def keep_node(self, name: str, reason: str) -> bool:
-        """Keep a node from now on; say whether there is one of that name that was not kept before."""
+        """Keep a node from now on. Return whether there is one of that name that was not kept before."""
         if name in self.keep.names or all(node.name != name for node in self.draft.graph.node):
             return False
         self.keep = self.keep.also({name: reason})
         return True
 
     def can_keep(self, name: str) -> bool:
-        """Say whether keeping a node would change an INT8 candidate: whether it is quantised."""
+        """Return whether keeping a node would change an INT8 candidate: whether it is quantised."""
         return name in self.quantized
 
     def _ranges(self, values: Sequence[str]) -> dict[str, float]:

@@ -40,7 +40,7 @@ from repo_manager.validation import choice
 __all__ = ["convert"]
 
 Judge = Callable[[Path, bool], Accuracy]
-"""Scores a file on held-out data; the second argument lets ONNX Runtime optimise it."""
+"""Scores a file on held-out data. The second argument lets ONNX Runtime optimise it."""
 _UNCHANGED_HINT = (
     "Nothing was written. Another --precision fits this model; --allow-unchanged writes it as INT8 all the same."
 )
@@ -63,19 +63,19 @@ def convert(
     same on every machine, and on every fourth calibration sample, from which no scale is made.
 
     Args:
-        model: the source; its files are not changed.
+        model: the source. Its files are not changed.
         precision: of the result: a `Precision`, or its value such as `fp16`.
-        output: the file to write, replaced when there; its folder must exist.
-        calibration: real inputs; needed for INT8, and drift is measured on them where given. `None`: seeded
-            random inputs.
+        output: the file to write, replaced when there. Its folder must exist.
+        calibration: real inputs. Needed for INT8, and drift is measured on them where given. `None`: seeded random
+            inputs.
         options: `None` takes the defaults.
-        judge: scores the file that would be written on held-out data, after every other check has passed; one more
+        judge: scores the file that would be written on held-out data, after every other check has passed. One more
             check holds it to its limits (`AccuracyGate.judge`). `None`: not scored. BF16 is scored in FP32 with each
             BF16 value rounded.
 
     Raises:
         CalibrationError: INT8 without calibration data.
-        GateError: a check failed; nothing was written. The message has the table.
+        GateError: a check failed. Nothing was written. The message has the table.
         ModelError: the source does not run, or cannot take this precision.
         UsageError: a `keep_fp32` pattern names nothing, or there is no such precision.
         OSError: the disk is full, read-only, ...
@@ -108,7 +108,7 @@ def _conversion(
     accuracy: Accuracy | None,
     started: float,
 ) -> Conversion:
-    """Say what was written and proven; `started` is the moment of the monotonic clock."""
+    """Say what was written and proven. `started` is the moment of the monotonic clock."""
     return Conversion(
         source=prover.model.digest,
         digest=proof.found.digest,
@@ -163,7 +163,7 @@ def _proven_copy(prover: Prover, path: Path, output: Path) -> tuple[WrittenModel
     """Copy the source as it is, and prove the copy.
 
     Raises:
-        GateError: a check failed; nothing is written to `output`.
+        GateError: a check failed. Nothing is written to `output`.
     """
     written = _copied(prover.model, path)
     proof = prover.prove(written)
@@ -189,7 +189,7 @@ def _accepted(prover: Prover, proof: Proof, accuracy: Accuracy) -> Proof:
     """Add the accuracy to the checks.
 
     Raises:
-        GateError: it is below its limits; nothing is written.
+        GateError: it is below its limits. Nothing is written.
     """
     check = Check("accuracy", accuracy.passed, accuracy.detail)
     proof = dataclasses.replace(proof, checks=(*proof.checks, check))
@@ -240,7 +240,7 @@ def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, 
 
 
 class _Samples:
-    """Calibration inputs, anew for each pass over them."""
+    """Calibration inputs, again for each pass over them."""
 
     def __init__(self, calibration: CalibrationData | None, reference: Reference) -> None:
         self.calibration = calibration
@@ -258,9 +258,9 @@ def _nothing_became_int8(model: Model, precision: Precision, attempt: Attempt) -
 
 
 def _macs_share(proof: Proof, kept: tuple[KeptNode, ...]) -> float | None:
-    """Return which share of the multiply-accumulates the kept nodes do; `None` when none are counted.
+    """Return which share of the multiply-accumulates the kept nodes do, or `None` when none are counted.
 
-    Both sides name nodes as the written model does, where every node, at every depth, has a name of its own; the
+    Both sides name nodes as the written model does, where every node, at every depth, has a name of its own. The
     sparsity report puts the bodies around a node before its name.
     """
     layers = proof.sparsity.layers
@@ -279,7 +279,7 @@ def _macs_share(proof: Proof, kept: tuple[KeptNode, ...]) -> float | None:
 
 
 def _copied(model: Model, path: Path) -> WrittenModel:
-    """Copy the model's files, its nodes sorted; external ones keep their names, to which the model's file refers."""
+    """Copy the model's files, its nodes sorted. External ones keep their names, to which the model's file refers."""
     files = [path]
     if model.reordered:
         path.write_bytes(graph_as_stored(model).SerializeToString())

@@ -19,33 +19,32 @@ __all__ = ["Check", "Conversion", "ConvertOptions", "KeptNode"]
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How to convert, and what the result has to hold.
+    """How to convert, and what the result must hold.
 
     Attributes:
-        max_drift: largest relative error of any output, |candidate - source| / |source| (Euclidean, over all
-            samples); `None` takes the precision's default, and lets probabilities pass that differ by 0.001 at most.
-        min_cosine: smallest cosine of any output; `None` asks for none beyond what `max_drift` implies.
-        min_top1: smallest share of rows that keep their top class (or one level with it, see
-            `OutputDrift.top1_lost`), for outputs that look like class scores, on calibration data; `None` takes the
-            default.
+        max_drift: largest relative error of any output, |candidate - source| / |source| (Euclidean, over all samples).
+            `None` takes the precision's default, and lets probabilities pass that differ by 0.001 at most.
+        min_cosine: smallest cosine of any output. `None` asks for none beyond what `max_drift` implies.
+        min_top1: smallest share of rows that keep their top class (or one level with it, see `OutputDrift.top1_lost`),
+            for outputs that look like class scores, on calibration data. `None` takes the default.
         keep_fp32: patterns (`*`, `?`) of node names, operators or output names that stay in FP32.
-        keep_overflowing: leave operators in FP32 whose values exceed FP16's range on the samples; each is listed.
+        keep_overflowing: leave operators in FP32 whose values exceed FP16's range on the samples. Each is listed.
             `False` lets the gate fail instead.
-        keep_io_types: leave float32 inputs and outputs float32; `False` gives them the low type.
-        auto_keep: how many layers may be kept in FP32 to pass the gate; 0 tries none.
+        keep_io_types: leave float32 inputs and outputs float32. `False` gives them the low type.
+        auto_keep: how many layers may be kept in FP32 to pass the gate. 0 tries none.
         calibration_method: of INT8: `minmax`, or `percentile` (clips the rarest values).
         percentile: share of absolute values, in percent, inside the range that `percentile` picks.
-        quantize_outputs: of INT8: also quantise the results of quantised layers where the reader can take
-            INT8; TensorRT picks sparse INT8 kernels mostly then.
-        shapes: input -> every size, the batch included, of made-up inputs, for models that run with some sizes only;
-            what is not named is found by trying. Calibration data has sizes of its own.
+        quantize_outputs: of INT8: also quantise the results of quantised layers where the reader can take INT8.
+            TensorRT picks sparse INT8 kernels mostly then.
+        shapes: input -> every size, the batch included, of made-up inputs, for models that run with some sizes only.
+            What is not named is found by trying. Calibration data has sizes of its own.
         drift_samples: how many samples the drift is measured on.
         seed: of natural inputs.
         allow_unchanged: of INT8: write the result also when no operator could become INT8.
         not_in_int8: of INT8: operators and names of nodes that the target's builder computes in floating point even
-            where the graph asks for INT8. They are left out and listed; `add` fills this in.
+            where the graph asks for INT8. They are left out and listed. `add` fills this in.
         judge_served: of INT8: also run the result as ONNX Runtime serves it on this CPU, and report that number. It
-            never decides, because CPUs differ; `add` leaves it out for TensorRT.
+            never decides, because CPUs differ. `add` leaves it out for TensorRT.
     """
 
     max_drift: float | None = None
@@ -101,8 +100,8 @@ class KeptNode:
         node: its name.
         op_type: its operator.
         reason: why.
-        is_found: whether this conversion found out that it has to be: its values overflow FP16, or the drift passes
-            only so. The same graph with other weights need not.
+        is_found: whether this conversion found out that it must be: its values overflow FP16, or the drift passes only
+            so. The same graph with other weights need not.
     """
 
     node: str
@@ -119,13 +118,13 @@ class Conversion(Summarized):
         source: digest of what it was made from.
         digest: of what was written.
         precision: as asked for.
-        files: written; the model's file first.
+        files: written. The model's file first.
         checks: in the order in which they were made.
         drift: one per output, then one per value that is judged in place of an output.
         sparsity: of what was written.
-        accuracy: on held-out data, where a judge was given; else `None`.
+        accuracy: on held-out data, where a judge was given, else `None`.
         kept: operators left in FP32.
-        kept_macs_share: share of the multiply-accumulates that these do, 0 to 1; `None`: not counted.
+        kept_macs_share: share of the multiply-accumulates that these do, 0 to 1. `None`: not counted.
         samples: how many the drift was measured on.
         inputs: where they came from: `held-out` (calibration data that no scale was made from), `calibration` or
             `natural` (seeded random numbers).
@@ -162,5 +161,5 @@ class Conversion(Summarized):
 
     @property
     def worst_drift(self) -> float:
-        """The largest relative error that was judged, 16-bit rounding included; 0.0 where nothing was."""
+        """The largest relative error judged, 16-bit rounding included. 0.0 where nothing was."""
         return max((item.worst for item in self.drift if not item.judged_by), default=0.0)

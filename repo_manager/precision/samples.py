@@ -55,8 +55,8 @@ def reference_of(
     Args:
         model: the source.
         signature: of it.
-        calibration: where inputs come from; `None` makes natural ones.
-        samples: at most so many of the calibration data, spread evenly over it.
+        calibration: where inputs come from. `None` makes natural ones.
+        samples: largest number of the calibration data, spread evenly over it.
         seed: of natural inputs.
         kind: what to call the calibration data.
         given: sizes of natural inputs that are known (`given_sizes`).

@@ -32,7 +32,7 @@ class Budget:
 
     Attributes:
         limit: of the drift's upper bound, or of how far the metric may fall.
-        dense_metric: the dense model's; `None`: the drift counts.
+        dense_metric: the dense model's. `None`: the drift counts.
     """
 
     limit: float
@@ -49,9 +49,9 @@ class Step:
     """One point of the front.
 
     Attributes:
-        layers: names of those that are pruned, in the order in which they were chosen.
+        layers: names of those pruned, in the order in which they were chosen.
         gain: multiply-accumulates that can run sparse.
-        drift: the worst output's; `None` if the metric counts.
+        drift: the worst output's. `None` if the metric counts.
         upper: its bound, see `Measured`.
         metric: the user's.
     """
@@ -76,7 +76,7 @@ class Step:
 
 
 def gain_of(layer: Layer) -> float:
-    """Return a layer's multiply-accumulates; its size where they are not known."""
+    """Return a layer's multiply-accumulates. Its size where they are not known."""
     return float(layer.weight.size if layer.macs is None else layer.macs)
 
 
@@ -88,7 +88,7 @@ class Meter:
         judge: on samples to choose by.
         draft: the dense model.
         gains: layer -> its gain.
-        memory: file of what was measured; `None` keeps nothing.
+        memory: file of what was measured. `None` keeps nothing.
         told: called after each measurement.
     """
 
@@ -132,7 +132,7 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
     Args:
         meter: measures.
         changed: layer -> the constants that it changes when it is pruned.
-        budget: a layer that exceeds it by far waits until no other one fits; then the rest is added in lots.
+        budget: a layer that exceeds it by far waits until no other one fits. Then the rest is added in lots.
 
     Returns:
         The steps, each with more layers than the one before.

@@ -50,11 +50,11 @@ class SolveOptions:
     """How layers are solved.
 
     Attributes:
-        damping: added to each Hessian's diagonal, as a share of its mean; `None` chooses for each layer what does best
+        damping: added to each Hessian's diagonal, as a share of its mean. `None` chooses for each layer what does best
             on a quarter of the samples that the others are fitted without.
         seed: of the draws of columns.
-        threads: at work at a time; `None` is one per processor. The result does not depend on it.
-        work: folder for what is solved so far, so that a run that was stopped goes on; `None` keeps nothing.
+        threads: at work at a time. `None` is one per processor. The result does not depend on it.
+        work: folder for what is solved so far, so that a run that was stopped goes on. `None` keeps nothing.
     """
 
     damping: float | None = None
@@ -297,7 +297,7 @@ def _observe(
     """Sum up what layers see in the pruned model, and what they answer in the dense one.
 
     Layers of the journal are not summed up. The model runs in the same pieces with them, because other pieces round
-    otherwise, and a run that goes on has to end as one that was never stopped.
+    otherwise, and a run that goes on must end as one that was never stopped.
     """
     seen = {use.value for layer in group for use in layer.uses}
     wanted = {use.output for layer in group for use in layer.uses}

@@ -1,8 +1,9 @@
-"""Which channels of a graph can change places: classes of axes that have to be permuted alike.
+"""Which channels of a graph can change places: classes of axes that must be permuted alike.
 
 Each value with a channel axis has a layout: the axis, and the classes of channels along it (several behind a Concat).
-Operators that treat channels alike pass the layout on and join classes (Add branches); convolutions and matrix products
-read one class and begin another. Whatever is not known here, and the model's inputs and outputs, pins its channels.
+Operators that treat channels alike pass the layout on and join classes (Add branches). Convolutions and matrix
+products read one class and begin another. Whatever is not known here, and the model's inputs and outputs, pins its
+channels.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Channels:
         self._pinned.add(self.root(number))
 
     def is_free(self, number: int) -> bool:
-        """Say whether a class may be permuted."""
+        """Return whether a class may be permuted."""
         return self.root(number) not in {self.root(pinned) for pinned in self._pinned}
 
 
@@ -128,7 +129,7 @@ class _Walk:
         return self.channels
 
     def _handled(self, node: onnx.NodeProto) -> bool:
-        """Pass layouts on; `False`: what the node reads has to be pinned."""
+        """Pass layouts on. `False`: what the node reads must be pinned."""
         op = node.op_type
         if op == "Conv":
             return self._conv(node)
@@ -244,7 +245,7 @@ class _Walk:
         return True
 
     def _elementwise(self, node: onnx.NodeProto) -> bool:
-        """Join the layouts of all inputs, counted from the last axis; constants are permuted along."""
+        """Join the layouts of all inputs, counted from the last axis. Constants are permuted along."""
         rank = self._rank(node.output[0])
         found = [(self.layouts[name], self._rank(name)) for name in node.input if name in self.layouts]
         if not found:
@@ -301,7 +302,7 @@ class _Walk:
         return True
 
     def _reduce(self, node: onnx.NodeProto, layout: _Layout) -> bool:
-        """Reduced channels are one number whatever their order; a reduction of other axes keeps them."""
+        """Reduced channels are one number regardless of their order. A reduction of other axes keeps them."""
         rank, axes = self._rank(node.input[0]), attribute(node, "axes")
         if axes is None and len(node.input) > 1 and node.input[1] in self.draft.weights:
             axes = self.draft.weights[node.input[1]].load().reshape(-1).tolist()
@@ -327,7 +328,7 @@ class _Walk:
         return False
 
     def _copies(self, node: onnx.NodeProto, before: Sequence[int], count: int) -> bool:
-        """Say whether a Reshape keeps the first axes, dynamic ones included."""
+        """Return whether a Reshape keeps the first axes, dynamic ones included."""
         weight = self.draft.weights.get(node.input[1])
         wanted = [-1] * count if weight is None else weight.load().reshape(-1).tolist()[:count]
         zero_copies = not attribute(node, "allowzero", 0)

@@ -54,7 +54,7 @@ class ConvColumns:
         kernel: its sizes.
         strides: as many.
         dilations: as many.
-        pads: `[begin..., end...]`; `None` follows from `auto_pad`.
+        pads: `[begin..., end...]`. `None` follows from `auto_pad`.
         auto_pad: `NOTSET`, `VALID`, `SAME_UPPER` or `SAME_LOWER`.
     """
 
@@ -82,7 +82,7 @@ class ConvColumns:
         )
 
     def of(self, value: Array, output: Array, limit: int, random: np.random.Generator) -> tuple[Array, Array]:
-        """Return inputs `[P, K]` and outputs `[P, N]` of at most `limit` places; K in the order kernel, channel."""
+        """Return inputs `[P, K]` and outputs `[P, N]` of at most `limit` places. K in the order kernel, channel."""
         batch, channels = value.shape[:2]
         places = output.shape[2:]
         chosen = _drawn(batch * math.prod(places), limit, random)

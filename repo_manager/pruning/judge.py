@@ -39,9 +39,9 @@ class Measured:
 
     Attributes:
         drift: of each output.
-        upper: output -> with 95 % confidence its drift on inputs of the same kind is below this; infinite if too few
+        upper: output -> with 95 % confidence its drift on inputs of the same kind is below this. Infinite if too few
             samples tell.
-        metric: of the user; `None` without one.
+        metric: of the user. `None` without one.
     """
 
     drift: tuple[OutputDrift, ...]
@@ -152,7 +152,7 @@ def measure_metric(metric: Metric, run: Runs, part: str) -> float:
 
 
 def _squares(candidate: Array, source: Array) -> tuple[float, float]:
-    """Return one sample's squared error and squared size; for types without sizes, elements that differ and all."""
+    """Return one sample's squared error and squared size. For types without sizes, elements that differ and all."""
     if candidate.shape != source.shape:
         return math.inf, 1.0
     if source.dtype.kind not in "fV":
@@ -173,7 +173,7 @@ def upper_bound(pairs: Sequence[tuple[float, float]]) -> float:
         pairs: squared error and squared size of each sample.
 
     Returns:
-        The bound; infinite with fewer than two samples that differ, 0 if nothing differs.
+        The bound. Infinite with fewer than two samples that differ, 0 if nothing differs.
     """
     errors, sizes = np.array(pairs, np.float64).reshape(-1, 2).T
     count, total, size = len(errors), float(errors.sum()), float(sizes.sum())

@@ -50,8 +50,8 @@ class Layer:
         outputs: N.
         columns: K.
         bias: a constant that the node itself adds to its outputs, by name.
-        shift: what may be corrected; `None` when nothing can be.
-        macs: of all uses; `None` when not known.
+        shift: what may be corrected. `None` when nothing can be.
+        macs: of all uses. `None` when not known.
     """
 
     label: str
@@ -86,7 +86,7 @@ class Layer:
 
 
 def layer_of(uses: Sequence[Use], draft: Draft, readers: dict[str, list[onnx.NodeProto]]) -> Layer | str:
-    """Make a layer of all uses of one stored tensor; a string says why it cannot be solved on data.
+    """Make a layer of all uses of one stored tensor. A string says why it cannot be solved on data.
 
     Args:
         uses: as `sparsity.prune` found them fit for pruning.
@@ -173,7 +173,7 @@ def _strange_readers(
 
 
 def _own_bias(nodes: Sequence[onnx.NodeProto], draft: Draft) -> str | None:
-    """Return the name of the constant that the nodes add to their products; `None`: none, empty: not the same one."""
+    """Return the name of the constant that the nodes add to their products. `None`: none, empty: not the same one."""
     names = {node.input[2] if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 else "" for node in nodes}
     if names == {""}:
         return None
@@ -221,7 +221,7 @@ def _shift_of(
 
 
 def _is_free(name: str, outputs: int, draft: Draft, readers: dict[str, list[onnx.NodeProto]]) -> bool:
-    """Say whether a constant has one number for each output and one reader only."""
+    """Return whether a constant has one number for each output and one reader only."""
     weight = draft.weights.get(name)
     if weight is None or weight.size != outputs or weight.tensor is not None:
         return False

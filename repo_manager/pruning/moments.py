@@ -18,7 +18,7 @@ _PANEL = 512  # columns of one task; fixed, so that results do not depend on the
 
 
 class _Sums:
-    """Sums over some of the samples; `inputs` holds the lower half only."""
+    """Sums over some of the samples. `inputs` holds the lower half only."""
 
     def __init__(self, outputs: int, columns: int) -> None:
         self.inputs = np.zeros((columns, columns))
@@ -82,7 +82,7 @@ class Moments:
         sums.count += len(inputs)
 
     def parts(self, dense: Array, *, centred: bool) -> tuple[Problem, Problem] | None:
-        """Return the problem of the rest and that of the samples to judge by, in float32; `None`: one is empty."""
+        """Return the problem of the rest and that of the samples to judge by, in float32. `None`: one is empty."""
         self._flush(self.rest)
         self._flush(self.judging)
         if not (self.rest.count and self.judging.count):

@@ -2,7 +2,7 @@
 Sparsity", 2021).
 
 The producers of a layer's input channels absorb the permutation, so the graph stays as it is and only stored tensors
-change. What the model answers is the same but for the order of sums; running both proves it.
+change. What the model answers is the same except for the order of sums. Running both proves it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Permuted", "permuted"]
 
 Array = NDArray[Any]
 
-_ROWS = 512  # that stand for all
+_ROWS = 512  # that represent all
 _PASSES = 32
 _PATIENCE = 8  # passes without a gain
 _SPLITS = [(0, *rest) for rest in itertools.combinations(range(1, 2 * GROUP), GROUP - 1)]
@@ -36,8 +36,8 @@ class Permuted:
 
     Attributes:
         weights: the constants that changed, by name.
-        channels: how many channels are in classes that were permuted.
-        kept_before: share of the magnitude of the layers whose inputs were permuted that 2:4 keeps; 1 without any.
+        channels: how many channels are in classes permuted.
+        kept_before: share of the magnitude of the layers whose inputs were permuted that 2:4 keeps. 1 without any.
         kept_after: the same behind the permutation.
         layers: the tensors of these layers.
     """
@@ -53,7 +53,7 @@ def permuted(draft: Draft, pruned: Sequence[str], seed: int = 0) -> Permuted:
     """Permute the channels that the layers to prune read, where the graph lets their producers absorb it.
 
     Args:
-        draft: the model; not changed.
+        draft: the model, not changed.
         pruned: names of the tensors that are to become 2:4.
         seed: of the search.
     """
@@ -121,7 +121,7 @@ def _search(sizes: Array, random: np.random.Generator) -> Array:
 
     Args:
         sizes: `[rows, columns]`, magnitudes.
-        random: draws pairs, and the rows that stand for all.
+        random: draws pairs, and the rows that represent all.
     """
     columns = sizes.shape[1]
     groups = columns // GROUP

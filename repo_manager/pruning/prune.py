@@ -61,13 +61,13 @@ class PruneOptions(SolveOptions):
     """Which layers are pruned, and how.
 
     Attributes:
-        layers: shell patterns of node or weight names to prune; empty is all.
-        exclude: patterns of those that stay dense; wins over `layers`.
+        layers: shell patterns of node or weight names to prune. Empty is all.
+        exclude: patterns of those that stay dense. Wins over `layers`.
         all_valid: go beyond ASP's default sizes (outputs divide by 8, inputs by 16), and within a budget beyond those
             that TensorRT seldom runs faster.
-        max_drift: the largest relative error of an output that is accepted: the largest set of layers is pruned whose
-            drift on samples that no layer was solved on is below it with 95 % confidence. `None`: all layers.
-        metric: of the user, see `Metric`; the largest set of layers is pruned with which it falls by no more than
+        max_drift: the largest relative error of an output accepted: the largest set of layers is pruned whose drift on
+            samples that no layer was solved on is below it with 95 % confidence. `None`: all layers.
+        metric: of the user, see `Metric`. The largest set of layers is pruned with which it falls by no more than
             `max_loss`.
         max_loss: how far the metric may fall.
         permute: let channels change places first, so that large weights do not share a group of four, where producers
@@ -102,7 +102,7 @@ def prune_with_data(
     With `max_drift`, another quarter chooses the layers.
 
     Args:
-        model: the model; not changed.
+        model: the model, not changed.
         data: representative inputs.
         options: `None` takes the defaults.
         progress: told before each layer.
@@ -229,7 +229,7 @@ class _Parts:
 
     Attributes:
         solving: layers are solved on these.
-        choosing: layers are chosen by these; `None` without `max_drift`.
+        choosing: layers are chosen by these. `None` without `max_drift`.
         judging: the result is judged on these.
         held_out: whether no layer was solved on those.
     """
@@ -258,7 +258,7 @@ class _Parts:
 
 
 def _worth_pruning(layers: Sequence[Layer], chosen: Chosen) -> list[Layer]:
-    """Return the layers that TensorRT may run faster; the others are added to `chosen.skipped`.
+    """Return the layers that TensorRT may run faster. The others are added to `chosen.skipped`.
 
     In a model whose work is mostly in small layers, all are returned.
     """
@@ -275,7 +275,7 @@ def _worth_pruning(layers: Sequence[Layer], chosen: Chosen) -> list[Layer]:
 def _within_budget(
     run: Run, layers: Sequence[Layer], parts: _Parts, judge: Judge, chosen: Chosen, progress: Progress
 ) -> tuple[Tried, Measured, BudgetEvidence]:
-    """Choose layers, and see on the held-out samples that the budget holds there; if not, choose fewer."""
+    """Choose layers, and see on the held-out samples that the budget holds there. If not, choose fewer."""
     options = run.options
     assert isinstance(options, PruneOptions)
     samples = 0 if parts.choosing is None else parts.choosing.count
@@ -305,7 +305,7 @@ def _within_budget(
 
 
 def _layers_of(chosen: Chosen, graph: Graph) -> list[Layer]:
-    """Return the layers that can be solved, in order; the others are added to `chosen.skipped`."""
+    """Return the layers that can be solved, in order. The others are added to `chosen.skipped`."""
     found: list[Layer] = []
     for uses in chosen.uses.values():
         layer = layer_of(uses, graph.draft, graph.readers)
@@ -349,7 +349,7 @@ def _rebuilt(model: Model, changed: Mapping[str, Weight]) -> onnx.ModelProto:
     for node in model.graph_only.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             tensors[node.output[0]] = node.attribute[0].t
-    kept = list(tensors_of(model.graph_only))  # alive: they are told apart by identity
+    kept = list(tensors_of(model.graph_only))  # alive: they are distinguished by identity
     places = {id(tensor): place for place, tensor in enumerate(kept)}
     wanted = {places[id(tensors[name])]: weight for name, weight in changed.items()}
 

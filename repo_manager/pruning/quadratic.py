@@ -42,7 +42,7 @@ class Problem:
 
     Attributes:
         dense: `[N, K]`, the weights w0.
-        moments: `[K, K]` float64, the sum of x x' over all samples; float32 will do to choose a damping.
+        moments: `[K, K]` float64, the sum of x x' over all samples. float32 will do to choose a damping.
         target: `[N, K]` float64, the sum of z x'.
         energy: `[N]` float64, the sum of z^2.
     """

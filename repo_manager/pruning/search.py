@@ -26,7 +26,7 @@ class Tried:
 
     Attributes:
         step: what it costs, on the samples to choose by.
-        layers: those that are pruned.
+        layers: those pruned.
         solved: by name.
         changed: layer -> the constants that it changes.
     """

@@ -12,7 +12,7 @@ c = z X' + damping w0 this is the quadratic w A w' - 2 c w'. Three steps:
    cost of each of the six pairs is exact, not the sum of two single ones.
 2. *Sweeps*: block coordinate descent. Each group in turn takes the best two of its four values given all others: the
    error can only fall, and a group may change its mind.
-3. *Fit*: conjugate gradients on the values that are left, with the mask fixed.
+3. *Fit*: conjugate gradients on the values left, with the mask fixed.
 
 Rows are independent: they are solved in chunks of a fixed size, so that results do not depend on the number of threads.
 """
@@ -60,7 +60,7 @@ class Solution:
     """A pruned matrix.
 
     Attributes:
-        weights: `[N, K]` float32; at most two values in each group of four are not zero.
+        weights: `[N, K]` float32. At most two values in each group of four are not zero.
         error: of the layer's answers against the dense model's, relative (Euclidean), on the data of `moments`.
         magnitude_error: the same for the largest two of each four, unchanged: one-shot magnitude pruning.
     """
@@ -195,7 +195,7 @@ def _shaken(weights: Array, random: np.random.Generator) -> Array:
 
 
 def _surgeon(system: System, weights: Array) -> Array:
-    """Prune group after group; the columns behind a group make up for it. Changes `weights`."""
+    """Prune group after group. The columns behind a group make up for it. Changes `weights`."""
     factor, columns = system.factor, len(weights)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)

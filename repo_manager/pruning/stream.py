@@ -2,7 +2,7 @@
 
 A stream is a place in the graph: the nodes that have run, and for each sample the values at the cut, those that a node
 that has not run reads. To advance, a piece of the graph becomes a model of its own. So each node runs once a sample,
-however many layers are solved on the way, and what is kept beyond a limit lies on disk.
+however many layers are solved on the way, and what is kept beyond a limit is on disk.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Stream:
 
     Attributes:
         graph: of the model.
-        weights: its constants; replace one before the nodes that read it run.
+        weights: its constants. Replace one before the nodes that read it run.
         values: for each sample, the values at the cut.
         folder: for models and values, of its own.
         keep_bytes: what is kept in memory before values go to disk.
@@ -119,7 +119,7 @@ class Stream:
         """Run the nodes of `done` that have not run, and yield each sample's values of `also`, in order.
 
         Args:
-            done: a set that is closed: what its nodes read is computed by its nodes.
+            done: a set closed: what its nodes read is computed by its nodes.
             also: values that `done` computes, or inputs.
             pool: where samples run.
             width: how many samples at a time.

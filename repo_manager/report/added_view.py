@@ -51,7 +51,7 @@ def added_view(added: Any, repository: str | None = None) -> list[RenderableType
 
 
 def added_files_view(added: Any, repository: str | None = None) -> list[RenderableType]:
-    """Show a `pipeline.adding_files.AddedFiles`; `repository` as for `added_view`."""
+    """Show a `pipeline.adding_files.AddedFiles`. `repository` as for `added_view`."""
     proof = {
         "embedded server": f"{added.requests} request(s), answers recorded on the embedded server",
         "given": f"{added.requests} request(s) with the answers of the sample",
@@ -77,7 +77,7 @@ def added_files_view(added: Any, repository: str | None = None) -> list[Renderab
 
 
 def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableType]:
-    """Show a `pipeline.ensembling.MadeEnsemble`; `repository` as for `added_view`."""
+    """Show a `pipeline.ensembling.MadeEnsemble`. `repository` as for `added_view`."""
     rows = [[edge.source, f"{edge.model}.{edge.input}", _MATCHED[edge.by]] for edge in made.edges]
     views: list[RenderableType] = [make_table(" -> ".join(made.models), ["tensor", "goes to", "because of"], rows)]
     if made.left_out:
@@ -86,7 +86,7 @@ def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableTy
 
 
 def images_view(made: Any, repository: str | None = None) -> list[RenderableType]:
-    """Show what a `pipeline.preprocessing.AddedWithImages` has beside the model; `repository` as for `added_view`."""
+    """Show what a `pipeline.preprocessing.AddedWithImages` has beside the model. `repository` as for `added_view`."""
     if made.ensemble is None:
         return []
     ran = made.ensemble.added.golden == "embedded server"
@@ -171,7 +171,7 @@ def servers_for(version: str) -> str:
 
 
 def evidence_table(layers: Sequence[Any]) -> RenderableType:
-    """Show how far each weight got towards a sparse kernel; nothing is said that the builder did not say."""
+    """Show how far each weight got towards a sparse kernel. Nothing is said that the builder did not say."""
     said = {True: "yes", False: "no", None: "not reported"}
     timed = any(layer.time_sparse_ns is not None or layer.time_dense_ns is not None for layer in layers)
     rows = [
@@ -196,7 +196,7 @@ def _microseconds(time_ns: int | None) -> str:
 
 
 def plan_view(plans: Sequence[ModelPlan]) -> list[RenderableType]:
-    """Show what is to be done, one step a line."""
+    """Show what will be done, one step a line."""
     rows = []
     for plan in plans:
         if plan.error is not None:

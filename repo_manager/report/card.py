@@ -1,4 +1,4 @@
-"""A version's model card: its whole story in sections, as one HTML file or as Markdown; and an index of cards."""
+"""A version's model card: its whole story in sections, as one HTML file or as Markdown, and an index of cards."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Section:
     Attributes:
         title: its heading.
         facts: name and value of each.
-        heads: titles of the table's columns; empty for no table.
+        heads: titles of the table's columns. Empty for no table.
         rows: the table.
         code: text as it is, a file for instance.
-        note: what a reader has to know.
+        note: what a reader must know.
     """
 
     title: str
@@ -101,8 +101,8 @@ def version_card(
         model: the model.
         version: one of its versions, as a deep scan found it.
         state: what is remembered of the model.
-        signature: what is known of its signature, in words; empty: nothing.
-        loads: load tests; those of other models and versions are left out.
+        signature: what is known of its signature, in words. Empty: nothing.
+        loads: load tests. Those of other models and versions are left out.
     """
     manifest = version.manifest
     sections = [_state(model, version, state, signature)]
@@ -122,7 +122,7 @@ def card_html(card: Card, *, sparsity: Markup | None = None) -> str:
 
     Args:
         card: the card.
-        sparsity: from `sparsity_part`, in place of the card's own tables of layers; `None` for none.
+        sparsity: from `sparsity_part`, in place of the card's own tables of layers. `None` for none.
     """
     return render_page("card.html.j2", card=card, sparsity=sparsity)
 
@@ -149,7 +149,7 @@ def index_html(repository: str, cards: Sequence[Card]) -> str:
 
     Args:
         repository: where the versions are.
-        cards: the cards, in the order in which they are listed.
+        cards: the cards, in the order of appearance listed.
     """
     facts = {card.title: {**dict(card.headline), **_listed(card)} for card in cards}
     heads = tuple(dict.fromkeys(name for found in facts.values() for name in found))
@@ -258,7 +258,7 @@ def _conversion(manifest: Manifest) -> list[Section]:
 
 
 def _worst(item: Any) -> float | None:
-    """Return the error that was judged: the larger of those with and without 16-bit rounding."""
+    """Return the error judged: the larger of those with and without 16-bit rounding."""
     errors = [_at(item, name) for name in ("relative_error", "rounded_relative_error")]
     return max((error for error in errors if error is not None), default=None)
 

@@ -1,4 +1,4 @@
-"""The consoles that `Terminal` prints on; apart from it because rich is slow to import and not every command prints."""
+"""The consoles that `Terminal` prints on. Apart from it because rich is slow to import and not every command prints."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class _Console(Console):
 
 
 def console_of(stream: Any, width: int | None = None) -> Console:
-    """Make a console; without a terminal the width is fixed, so that logs keep their tables.
+    """Make a console. Without a terminal the width is fixed, so that logs keep their tables.
 
     Args:
         stream: the text file that it writes to.
-        width: columns; `None` takes the terminal's.
+        width: columns. `None` takes the terminal's.
     """
     return _Console(file=stream, width=width or (None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL))
 
@@ -42,13 +42,13 @@ def discard(stream: Any) -> None:
 
 
 def plain_text(text: Text) -> Text:
-    """Return a styled text made safe to show, as `plain` does; one that is safe stays as it is."""
+    """Return a styled text made safe to show, as `plain` does. One that is safe stays as it is."""
     safe = plain(text.plain)
     return text if safe == text.plain else Text(safe, style=text.style)
 
 
 def shown(renderable: RenderableType) -> RenderableType:
-    """Return what is printed made safe to show; tables make their cells safe themselves."""
+    """Return what is printed made safe to show. Tables make their cells safe themselves."""
     if isinstance(renderable, str):
         return plain(renderable)
     return plain_text(renderable) if isinstance(renderable, Text) else renderable

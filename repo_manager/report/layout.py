@@ -33,7 +33,7 @@ class Moment:
 
     Attributes:
         at: UTC, ISO 8601.
-        before: stands before it.
+        before: is before it.
     """
 
     at: str
@@ -43,7 +43,7 @@ class Moment:
         return f"{self.before}{self.at}"
 
     def ago(self, now: datetime.datetime | None = None) -> str:
-        """Return how long ago it was: `3 min ago`; the date after two weeks.
+        """Return how long ago it was: `3 min ago`. The date after two weeks.
 
         Args:
             now: `None` takes the clock.
@@ -68,8 +68,8 @@ def last_deployed(version: int | None, at: str | None) -> str | Moment:
     """Return what the last deployment was, for a cell.
 
     Args:
-        version: of it; `None`: there was none, or the model was undeployed.
-        at: when; `None`: nothing was ever deployed.
+        version: of it. `None`: there was none, or the model was undeployed.
+        at: when. `None`: nothing was ever deployed.
     """
     if at is None:
         return "never"
@@ -82,9 +82,9 @@ def make_table(
     """Make a plain table.
 
     Args:
-        title: stands above it; `None` for none.
+        title: stands above it. `None` for none.
         columns: the headings.
-        rows: one value per column; printed as text, never as markup.
+        rows: one value per column. Printed as text, never as markup.
         right: the headings of the columns that are aligned to the right, separated by commas. They are never folded.
         drop: the headings of the columns that a narrow terminal leaves out, separated by commas, the first one first.
     """
@@ -126,7 +126,7 @@ class FittedTable:
         columns: the headings.
         rows: one value per column.
         right: headings of the columns that are aligned to the right.
-        drop: headings of the columns to leave out, the first one first; none without a terminal.
+        drop: headings of the columns to leave out, the first one first. None without a terminal.
     """
 
     columns: Sequence[str]
@@ -182,7 +182,7 @@ def _total(widths: Sequence[int], gap: str) -> int:
 def _fitted(natural: Sequence[int], least: Sequence[int], rigid: Sequence[bool], width: int, gap: str) -> list[int]:
     """Narrow the widest columns, one after the other, until all fit or none may become narrower.
 
-    Words are folded only where that is not enough; a rigid column stays as it is even then.
+    Words are folded only where that is not enough. A rigid column stays as it is even then.
     """
     slivers = [low if fixed else min(low, _FEW_WORDS // 2) for low, fixed in zip(least, rigid, strict=True)]
     widths = list(natural)
@@ -203,12 +203,12 @@ def _cell(value: object, console: Console, options: ConsoleOptions) -> Text:
     return Text(plain(str(value)))
 
 
-# Tables of thousands of rows: rich measures and wraps each cell, which takes seconds; these are only padded.
+# Tables of thousands of rows: rich measures and wraps each cell, which takes seconds. These are only padded.
 
 
 @dataclasses.dataclass(frozen=True)
 class LongTable:
-    """A table with a line for each row, however long; it prints like `FittedTable`, without colours.
+    """A table with a line for each row, however long. It prints like `FittedTable`, without colours.
 
     Attributes:
         columns: the headings.

@@ -37,7 +37,7 @@ def latency_unit(points: Sequence[LoadPoint]) -> Unit:
 
 
 def number_cell(metric: Metric, point: LoadPoint, size: float) -> str:
-    """Return a number as a table shows it, latencies in a unit of `size` nanoseconds; `-` when it is not known."""
+    """Return a number as a table shows it, latencies in a unit of `size` nanoseconds. `-` when it is not known."""
     value = metric.get(point)
     if value is None:
         return "-"
@@ -49,7 +49,7 @@ def _measured(report: LoadTestReport) -> list[LoadPoint]:
 
 
 def latency_against_throughput(report: LoadTestReport, verdict: Verdict | None, unit: Unit) -> str | None:
-    """Return p50 and p99 against throughput, with the knee and the latency gates; `None` below two levels."""
+    """Return p50 and p99 against throughput, with the knee and the latency gates. `None` below two levels."""
     points = sorted(_measured(report), key=lambda point: (point.mode, point.level))
     if len(points) < 2:
         return None
@@ -108,7 +108,7 @@ def _limits(verdict: Verdict | None, size: float) -> list[tuple[float, str]]:
 
 
 def percentile_curves(report: LoadTestReport, unit: Unit) -> str | None:
-    """Return latency by percentile, the tail stretched; `None` when no level has a histogram."""
+    """Return latency by percentile, the tail stretched, or `None` when no level has a histogram."""
     points = [point for point in _measured(report) if point.curve]
     if not points:
         return None
@@ -136,7 +136,7 @@ def _stretched(share: float) -> float:
 
 
 def latency_over_time(point: LoadPoint, unit: Unit) -> str | None:
-    """Return p50 and p99 of each slice of time with the used windows shaded; `None` without a series."""
+    """Return p50 and p99 of each slice of time with the used windows shaded, or `None` without a series."""
     series = [piece for piece in point.series if piece.p50_ns is not None]
     if len(series) < 3:
         return None
@@ -163,7 +163,7 @@ def latency_over_time(point: LoadPoint, unit: Unit) -> str | None:
 
 
 def server_times(report: LoadTestReport, unit: Unit) -> str | None:
-    """Return stacked mean times: the server's stages, and the rest (network, client); `None` without any."""
+    """Return stacked mean times: the server's stages, and the rest (network, client). `None` without any."""
     name, size = unit
     rows = []
     for point in report.points:
@@ -180,7 +180,7 @@ def server_times(report: LoadTestReport, unit: Unit) -> str | None:
 
 
 def ratio_by_batch_size(comparisons: Sequence[Comparison], number: str = "throughput") -> str | None:
-    """Return the ratio B/A of one number by batch size with its intervals; `None` when nothing was compared."""
+    """Return the ratio B/A of one number by batch size with its intervals, or `None` when nothing was compared."""
     found = [
         (math.log2(comparison.batch_size), str(comparison.batch_size), item)
         for comparison in comparisons
@@ -191,7 +191,7 @@ def ratio_by_batch_size(comparisons: Sequence[Comparison], number: str = "throug
 
 
 def ratios_of_numbers(comparison: Comparison) -> str | None:
-    """Return the ratio B/A of each number of one comparison with its interval; `None` when nothing was compared."""
+    """Return the ratio B/A of each number of one comparison with its interval, or `None` when nothing was compared."""
     found = [(float(at), item.name.removesuffix(" latency"), item) for at, item in enumerate(comparison.numbers)]
     return _ratios("Ratios, B to A", "", found, is_line=False) if found else None
 

@@ -242,6 +242,6 @@ def check_report_path(path: StrPath) -> Path:
 
 
 def report_text(path: StrPath, report: LoadTestReport, verdict: Verdict | None) -> str:
-    """Return the report as the ending of `path` asks for it; see `check_report_path`."""
+    """Return the report as the ending of `path` asks for it. See `check_report_path`."""
     path = Path(path)
     return redacted(_WRITERS[path.suffix.lower()](report, verdict))

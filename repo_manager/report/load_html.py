@@ -29,7 +29,7 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
 
     Args:
         report: the load test.
-        verdict: its gates, drawn as limits and listed; `None` when there are none.
+        verdict: its gates, drawn as limits and listed. `None` when there are none.
         comparisons: of batch sizes, drawn as ratios.
 
     Returns:
@@ -159,7 +159,7 @@ def _timelines(points: Sequence[LoadPoint]) -> Sequence[LoadPoint]:
 
 
 def _ratios(comparisons: Sequence[Comparison]) -> list[Figure]:
-    """Return a chart for each number over the batch sizes; of one batch size one chart with all numbers."""
+    """Return a chart for each number over the batch sizes. Of one batch size one chart with all numbers."""
     caption = "Intervals are simultaneous over all compared numbers."
     if len(comparisons) == 1:
         svg = load_charts.ratios_of_numbers(comparisons[0])
@@ -173,7 +173,7 @@ def _ratios(comparisons: Sequence[Comparison]) -> list[Figure]:
 
 
 def _number(metric: Metric, point: LoadPoint, size: float) -> tuple[str, str]:
-    """Return a number's cell, and its interval; empty when none is shown."""
+    """Return a number's cell, and its interval. Empty when none is shown."""
     interval = metric.interval(point) if "html interval" in metric.places else None
     if interval is None:
         return load_charts.number_cell(metric, point, size), ""

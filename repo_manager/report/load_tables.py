@@ -37,7 +37,7 @@ DETAIL_TITLES = {
     "between": "between responses",
     "sequence": "whole sequence",
 }
-# What a narrow terminal leaves out first; the load, what became of it, throughput, p50 and p99 always show.
+# What a narrow terminal leaves out first. The load, what became of it, throughput, p50 and p99 always show.
 _DROP = "client,batch,compute,queue,p99.9,p99.5,p95,p90,mean,errors"
 _STYLES = {
     "stable": "green",
@@ -53,12 +53,12 @@ _STYLES = {
 
 
 def format_ms(nanoseconds: float | None) -> str:
-    """Format a latency in milliseconds; `-` when it is not known."""
+    """Format a latency in milliseconds. `-` when it is not known."""
     return "-" if nanoseconds is None else f"{nanoseconds / 1e6:.3g}"
 
 
 def load_view(report: LoadTestReport) -> list[RenderableType]:
-    """Show one row per load level, and what a reader has to know."""
+    """Show one row per load level, and what a reader must know."""
     target = report.target
     title = f"{target.model} version {target.version or '?'} on {target.url} ({target.server} {target.server_version})"
     numbers = [_HEADS.get(metric.key, metric.key) for metric in metrics_in("terminal")]
@@ -96,7 +96,7 @@ def ordered_details(point: LoadPoint) -> list[tuple[str, Detail]]:
 
 
 def details_view(points: Sequence[LoadPoint]) -> list[RenderableType]:
-    """Show what was measured of sequences and of single responses; nothing where there are none."""
+    """Show what was measured of sequences and of single responses. Nothing where there are none."""
     rows = [
         [
             point.label,
@@ -122,7 +122,7 @@ def details_view(points: Sequence[LoadPoint]) -> list[RenderableType]:
 
 
 def parts_view(points: Sequence[LoadPoint]) -> list[RenderableType]:
-    """Show a row for every model of an ensemble; nothing for any other model."""
+    """Show a row for every model of an ensemble. Nothing for any other model."""
     rows = [
         [point.label, name, times.requests, *map(format_ms, stages_of(times)), _batch(times)]
         for point in points
@@ -170,7 +170,7 @@ def _cell(metric: Metric, point: LoadPoint) -> str:
 
 
 def comparison_view(comparisons: Sequence[Comparison]) -> list[RenderableType]:
-    """Show the ratio of every number with its interval, and the verdict; of many batch sizes one line each."""
+    """Show the ratio of every number with its interval, and the verdict. Of many batch sizes one line each."""
     views: list[RenderableType] = []
     if len(comparisons) > _MOST_TABLES:
         views.append(_summary(comparisons))

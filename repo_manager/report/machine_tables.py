@@ -22,7 +22,7 @@ def machine_view(machine: Any, server: str = "") -> list[RenderableType]:
 
     Args:
         machine: what was found.
-        server: what its engines were checked against, in words; empty: they were not.
+        server: what its engines were checked against, in words. Empty: they were not.
     """
     gpus = "; ".join(
         f"{gpu.name} (compute capability {gpu.compute_capability}, driver {gpu.driver_version}, "

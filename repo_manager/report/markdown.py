@@ -17,7 +17,7 @@ def markdown_code(text: str, language: str) -> list[str]:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; cells are escaped."""
+    """Return the lines of a table. Cells are escaped."""
     return [
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),
@@ -26,7 +26,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def markdown_text(text: str) -> str:
-    """Keep a text inside its cell, and let it say nothing to Markdown; code that is ours alone stays code."""
+    """Keep a text inside its cell, and let it say nothing to Markdown. Code that is ours alone stays code."""
     code = re.fullmatch(r"`[^`\r\n]*`", text)
     text = " ".join(plain(text).splitlines()).replace("\t", " ")
     if code:

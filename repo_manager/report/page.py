@@ -37,7 +37,7 @@ class Figure:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """Return the environment that renders the templates beside this module; everything is escaped."""
+    """Return the environment that renders the templates beside this module. Everything is escaped."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("repo_manager.report"),
         autoescape=True,
@@ -52,7 +52,7 @@ def render_page(template: str, **values: Any) -> str:
 
     Args:
         template: its file name.
-        **values: what it shows; every text is escaped.
+        **values: what it shows. Every text is escaped.
 
     Returns:
         A complete HTML document that refers to nothing outside itself. Each cell of a table knows its column's title,
@@ -62,7 +62,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def render_part(template: str, **values: Any) -> Markup:
-    """Render a part of a page, which `render_page` puts into one; every text is escaped."""
+    """Render a part of a page, which `render_page` puts into one. Every text is escaped."""
     return Markup(_environment().get_template(template).render(**values))
 
 

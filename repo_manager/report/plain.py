@@ -9,10 +9,10 @@ from repo_manager.errors import redacted
 __all__ = ["plain"]
 
 # Control characters (an escape sequence could rename the window, or hide what follows), signs that turn the direction
-# of writing, and halves of characters, which stand for bytes that are no UTF-8.
+# of writing, and halves of characters, which represent bytes that are no UTF-8.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: str) -> str:
-    """Return the text with what a terminal would act on written out, such as `\\x1b`; line breaks and tabs stay."""
+    """Return the text with what a terminal would act on written out, such as `\\x1b`. Line breaks and tabs stay."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), redacted(text))

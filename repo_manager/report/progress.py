@@ -1,4 +1,4 @@
-"""How far something is: a bar or a live view on a terminal, plain lines elsewhere; all of it on stderr."""
+"""How far something is: a bar or a live view on a terminal, plain lines elsewhere. All of it on stderr."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["build_bar", "compare_progress", "load_progress", "share_bar", "trans
 _LINE_EVERY_S = 10.0
 
 StepReport = Callable[[str, int, int], None]
-"""Told (phase, steps done, steps in all); phases nest, the first one is the whole."""
+"""Told (phase, steps done, steps in all). Phases nest, the first one is the whole."""
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def build_bar(terminal: Terminal) -> Iterator[StepReport]:
     It is called from the building thread. On a terminal the outermost phase is the bar, and the inner one its text.
 
     Args:
-        terminal: its stderr is written to; nothing is when it is quiet.
+        terminal: its stderr is written to. Nothing is when it is quiet.
     """
     if terminal.quiet:
         yield lambda _phase, _done, _steps: None
@@ -64,7 +64,7 @@ def build_bar(terminal: Terminal) -> Iterator[StepReport]:
 
 
 class _Bars:
-    """One bar per phase that is under way; phases nest, so there are few at a time."""
+    """One bar per phase that is under way. Phases nest, so there are few at a time."""
 
     def __init__(self, progress: rich_progress.Progress) -> None:
         self._progress = progress
@@ -79,7 +79,7 @@ class _Bars:
 
 
 class _Lines:
-    """For logs: a line now and then, so that a long build can be told from a dead one."""
+    """For logs: a line now and then, so that a long build is known from a dead one."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -96,10 +96,10 @@ class _Lines:
 
 @contextlib.contextmanager
 def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str], None]]:
-    """Give a function that is told the share that is done, 0 to 1, and what is being done; it shows the time left.
+    """Give a function that is told the share that is done, 0 to 1, and what is being done. It shows the time left.
 
     Args:
-        terminal: its stderr is written to; nothing is when it is quiet.
+        terminal: its stderr is written to. Nothing is when it is quiet.
         title: of the whole.
     """
     if terminal.quiet:
@@ -145,7 +145,7 @@ def transfer_progress(
 
     Args:
         report: takes one line.
-        total_bytes: what there is to transfer; 0 when it is not known.
+        total_bytes: what there is to transfer. 0 when it is not known.
         every_s: the shortest time between two lines.
         clock: seconds.
     """
@@ -175,7 +175,7 @@ class _View(Protocol[Told]):
     """A live view: of a load test, or of a comparison."""
 
     def update(self, progress: Told) -> None:
-        """Take what is told; the view redraws itself."""
+        """Take what is told. The view redraws itself."""
 
     def __rich__(self) -> RenderableType: ...
 
@@ -207,7 +207,7 @@ def _shown(
     quiet: bool,
     refreshes_per_s: int,
 ) -> Iterator[Callable[[Told], None]]:
-    """Give a function that shows progress: as a live view in a terminal, else a line at a time; nothing if quiet."""
+    """Give a function that shows progress: as a live view in a terminal, else a line at a time. Nothing if quiet."""
     if quiet:
         yield lambda _progress: None
     elif not console.is_terminal:
@@ -241,7 +241,7 @@ class _LoadView:
         self._p99: collections.deque[int] = collections.deque(maxlen=_KEPT)
 
     def update(self, progress: Progress) -> None:
-        """Take what is told; the view redraws itself."""
+        """Take what is told. The view redraws itself."""
         if progress.point is not None:
             self._done.append(_finished(progress.point, progress.decision))
             self._now = None
@@ -321,7 +321,7 @@ class _CompareView:
         self._now: CompareProgress | None = None
 
     def update(self, progress: CompareProgress) -> None:
-        """Take what is told; the view redraws itself."""
+        """Take what is told. The view redraws itself."""
         self._now = progress
 
     def __rich__(self) -> RenderableType:
@@ -358,7 +358,7 @@ def _tune_line(console: Console, progress: TuneProgress) -> None:
 
 
 class _TuneView:
-    """The live view of a tuning; its clock runs on between two measurements."""
+    """The live view of a tuning. Its clock runs on between two measurements."""
 
     def __init__(self, budget_s: float) -> None:
         self._budget_s, self._ends = budget_s, time.monotonic() + budget_s
@@ -366,7 +366,7 @@ class _TuneView:
         self._best = ""
 
     def update(self, progress: TuneProgress) -> None:
-        """Take what is told; the view redraws itself."""
+        """Take what is told. The view redraws itself."""
         self._ends = time.monotonic() + progress.remaining_s
         self._latest.append(plain(progress.text))
         self._best = plain(progress.best) or self._best

@@ -48,7 +48,7 @@ def models_view(root: Location, models: Sequence[ModelEntry], states: Mapping[st
     Args:
         root: the repository.
         models: what is there.
-        states: model -> what is remembered of it; one may be missing.
+        states: model -> what is remembered of it. One may be missing.
     """
     if not models:
         return [Text(f"{root} holds no models yet. Add one with: repo-manager add MODEL.onnx --name NAME")]
@@ -257,7 +257,7 @@ def _drift(manifest: Manifest | None) -> str:
 
 
 def _source(manifest: Manifest | None) -> str:
-    """Return what a version was made from; of a copy, the version that it is one of."""
+    """Return what a version was made from. Of a copy, the version that it is one of."""
     if manifest is not None and (origin := manifest.extra.get("copied_from")):
         return f"{_field(origin, 'model')}:{_field(origin, 'version')} of {_field(origin, 'repository')}"
     return str(_field(manifest and manifest.source, "path") or "-")

@@ -133,7 +133,7 @@ def checks_view(checks: Sequence[Check]) -> list[RenderableType]:
 
 
 def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType]:
-    """Show what was done, or would be, and how it was proven; the plan of what was done has been told before it was.
+    """Show what was done, or would be, and how it was proven. The plan of what was done has been told before it was.
 
     Args:
         rollout: done or planned.

@@ -28,10 +28,10 @@ def sarif_text(repository: Location, problems: Sequence[Problem]) -> str:
     """Return a SARIF log of one run, with a result for each finding.
 
     A result names its rule, its file and, where a field of config.pbtxt is meant, the line. Paths are relative to the
-    current folder where the repository is below it, as code hosts want them; else URLs.
+    current folder where the repository is below it, as code hosts want them, else URLs.
 
     Args:
-        repository: the root; each config.pbtxt that a finding is about is read once more for its lines.
+        repository: the root. Each config.pbtxt that a finding is about is read once more for its lines.
         problems: what `verify` found.
     """
     configs = _Configs(repository)
@@ -51,7 +51,7 @@ def sarif_text(repository: Location, problems: Sequence[Problem]) -> str:
 
 
 def _rule(name: str) -> dict[str, Any]:
-    """Describe a rule; one of Triton's says where Triton checks it."""
+    """Describe a rule. One of Triton's says where Triton checks it."""
     found: dict[str, Any] = {"id": name, "name": "".join(part.capitalize() for part in name.split("-"))}
     text = name.replace("-", " ").capitalize()
     source = next((rule.source for rule in RULES if rule.name == name), "")
@@ -69,7 +69,7 @@ class _Configs:
         self._texts: dict[str, str] = {}
 
     def text(self, model: str) -> str:
-        """Return it; empty when there is none that can be read."""
+        """Return it. Empty when there is none that can be read."""
         if model not in self._texts:
             try:
                 content = open_store(self._repository).read(f"{model}/{CONFIG_FILENAME}")
@@ -95,7 +95,7 @@ def _result(problem: Problem, repository: Location, ids: Sequence[str], configs:
 
 
 def _place(problem: Problem, configs: _Configs) -> tuple[str, int | None]:
-    """Return the file, below the root, and the line; of what a model file contradicts, the line of config.pbtxt."""
+    """Return the file, below the root, and the line. Of what a model file contradicts, the line of config.pbtxt."""
     model, _, rest = problem.where.partition("/")
     if rest == CONFIG_FILENAME or problem.rule in ("tensors-of-the-model", "config-signature", "samples-depend"):
         line = line_of(configs.text(model), problem.what) if configs.text(model) else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["sparsity_page", "sparsity_part"]
 
 _STRIP_WIDTH = 1200.0
-# Okabe and Ito's palette, which stays apart for colour-blind readers; a letter says the same without colour.
+# Okabe and Ito's palette, which stays apart for colour-blind readers. A letter says the same without colour.
 _STYLE_OF = {
     Verdict.VALID: ("valid", "#009e73", "holds 2:4: sparse Tensor Cores can take it"),
     Verdict.NOT_24: ("dense", "#e69f00", "could be 2:4, and is not"),
@@ -54,13 +54,13 @@ def sparsity_page(
     evidence: Sequence[LayerEvidence] = (),
     pruned: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the whole page; every name from the model is escaped.
+    """Return the whole page. Every name from the model is escaped.
 
     Args:
         report: what to show.
         title: the model's name.
-        evidence: of an engine that was built of it; empty for none.
-        pruned: what pruning did, as it is in a manifest or in JSON; `None`: nothing is known of it.
+        evidence: of an engine that was built of it. Empty for none.
+        pruned: what pruning did, as it is in a manifest or in JSON. `None`: nothing is known of it.
     """
     return render_page(
         "sparsity.html.j2",
@@ -73,7 +73,7 @@ def sparsity_page(
 def sparsity_part(
     report: SparsityReport, *, evidence: Sequence[LayerEvidence] = (), pruned: Mapping[str, Any] | None = None
 ) -> Markup:
-    """Return the sections of the page, as a part of another one; its arguments are those of `sparsity_page`."""
+    """Return the sections of the page, as a part of another one. Its arguments are those of `sparsity_page`."""
     section = render_part("sparsity_section.html.j2", **_values(report, evidence))
     return section if pruned is None else section + _pruning_section(pruned)
 
@@ -136,7 +136,7 @@ def _factor(bound: float | None) -> str:
 
 
 def _pruning_section(pruned: Mapping[str, Any]) -> Markup:
-    """Return the section; every name from the model is escaped.
+    """Return the section. Every name from the model is escaped.
 
     Args:
         pruned: a `PruneReport` as it is in a manifest or in JSON.

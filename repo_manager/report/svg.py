@@ -2,7 +2,7 @@
 
 Colours come from CSS (classes `s0` to `s5`, `axis`, `grid`, `band`, `limit`), so that a page can be light, dark and
 printed. Every attribute is quoted and every text escaped. A chart is an image to a screen reader (`role="img"` with a
-title and a description); its marks can be reached by keyboard and carry their numbers as titles.
+title and a description). Its marks can be reached by keyboard and carry their numbers as titles.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Axis:
     Attributes:
         title: what it shows, with the unit.
         low: value at its start.
-        high: value at its end; larger than `low`.
-        is_log: logarithmic; `low` is then above 0.
-        ticks: (value, label) pairs; `None` chooses round numbers.
+        high: value at its end. Larger than `low`.
+        is_log: logarithmic. `low` is then above 0.
+        ticks: (value, label) pairs. `None` chooses round numbers.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Axis:
         return cls(title, low, high + (high - low) * 0.06 if high > low else low + 1.0)
 
     def share(self, value: float) -> float:
-        """Return where a value lies between the axis's start (0) and end (1)."""
+        """Return where a value is between the axis's start (0) and end (1)."""
         if self.is_log:
             return math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -96,10 +96,10 @@ class Chart:
 
     Args:
         title: shown above, and the image's name.
-        description: what a reader who does not see it has to know.
+        description: what a reader who does not see it must know.
         x: the horizontal axis.
         y: the vertical axis.
-        width: of the view box; the image takes its container's width.
+        width: of the view box. The image takes its container's width.
         height: of the view box.
     """
 
@@ -119,7 +119,7 @@ class Chart:
         return _LEFT + self._x.share(x) * across, self._height - _BOTTOM - self._y.share(y) * down
 
     def line(self, name: str, points: Sequence[tuple[float, float]], series: int, *, dashed: bool = False) -> Chart:
-        """Add a line; points that are no finite numbers interrupt it."""
+        """Add a line. Points that are no finite numbers interrupt it."""
         path, pen = [], "M"
         for x, y in points:
             if not (math.isfinite(x) and math.isfinite(y)):
@@ -146,7 +146,7 @@ class Chart:
         return self
 
     def label(self, x: float, y: float, text: str, *, above: bool = True) -> Chart:
-        """Add a text at a point; one below a point near the horizontal axis stands above it, clear of a ring."""
+        """Add a text at a point. One below a point near the horizontal axis stands above it, clear of a ring."""
         left, top = self._at(x, y)
         anchor = "end" if left > self._width - 120 else "middle"
         top += -9 if above else 17 if self._y.share(y) > _NEAR_THE_AXIS else -14
@@ -156,7 +156,7 @@ class Chart:
         return self
 
     def limit(self, y: float, text: str) -> Chart:
-        """Add a horizontal limit with its text, when it lies on the chart."""
+        """Add a horizontal limit with its text, when it is on the chart."""
         if not 0 <= self._y.share(y) <= 1:
             return self
         _, top = self._at(self._x.low, y)
@@ -235,7 +235,7 @@ def stacked_bars(
 
     Args:
         title: the image's name.
-        description: what a reader who does not see it has to know.
+        description: what a reader who does not see it must know.
         rows: a label and its parts, in the order of `names`.
         names: what the parts are.
         unit: of the parts.

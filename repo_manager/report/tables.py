@@ -1,4 +1,4 @@
-"""Results on ONNX models as rich renderables; `terminal.py` prints them."""
+"""Results on ONNX models as rich renderables. `terminal.py` prints them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def format_bytes(value: int) -> str:
 
 
 def format_share(value: float | None) -> str:
-    """Format a share of one as a percentage; never rounds up to 100 %."""
+    """Format a share of one as a percentage. Never rounds up to 100 %."""
     if value is None:
         return "-"
     if value < 1 and round(value * 100, 1) == 100.0:

@@ -34,7 +34,7 @@ def next_command(*words: str, repository: str | None) -> str:
 
     Args:
         words: of the command, without the program's name.
-        repository: what was given as `--repository`, which the next command needs, too; `None`: nothing.
+        repository: what was given as `--repository`, which the next command needs, too. `None`: nothing.
     """
     return shlex.join(["repo-manager", *words, *([] if repository is None else ["-r", repository])])
 
@@ -44,9 +44,9 @@ class Terminal:
 
     Args:
         as_json: print the result as one JSON document instead of tables.
-        quiet: no progress and no notes; errors and the result still show.
+        quiet: no progress and no notes. Errors and the result still show.
         wide: tables as wide as they are, with every column and whole times.
-        context: of the settings, shown in the result; `None` without one.
+        context: of the settings, shown in the result. `None` without one.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Terminal:
         """Print results as they come: in place on a terminal, elsewhere each one that differs from the one before.
 
         Args:
-            frames: results, as for `result`; with `--json` each is one line.
+            frames: results, as for `result`. With `--json` each is one line.
         """
         before = None
         if self._out.is_terminal and not self.json:

@@ -131,7 +131,7 @@ def history_view(name: str, records: Sequence[RolloutRecord]) -> list[Renderable
 
 
 def kept_tests_view(tests: Sequence[KeptLoadTest]) -> list[RenderableType]:
-    """Show load tests that were kept, the latest first, a row for each level; nothing where there are none."""
+    """Show load tests kept, the latest first, a row for each level. Nothing where there are none."""
     rows = []
     for test in reversed(tests):
         target, started = _mapping(test.report.get("target")), str(test.report.get("started", ""))

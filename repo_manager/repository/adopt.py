@@ -1,4 +1,4 @@
-"""Manifests for versions that somebody else wrote."""
+"""Manifests for versions that another process wrote."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = 
 
     Args:
         repository: the root.
-        name: one model; `None`: all. One that cannot be adopted does not stop the others.
+        name: one model. `None`: all. One that cannot be adopted does not stop the others.
         dry_run: only say what would be written.
 
     Raises:
-        RepositoryError: no such model, or a version holds links or special files, whose content can change unseen; of
+        RepositoryError: no such model, or a version holds links or special files, whose content can change unseen. Of
             all models, after the others were adopted.
         ConfigError: the named model's config.pbtxt is broken.
     """
@@ -140,7 +140,7 @@ def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
 
 
 def _check_unchanged(read: ModelView, now: ModelView, plans: list[Adoption]) -> None:
-    """See that versions hold what was read for their manifests: somebody else may still be writing them.
+    """Check that versions hold what was read for their manifests: another process may still be writing them.
 
     Raises:
         RepositoryError: one does not.
@@ -160,7 +160,7 @@ def _check_unchanged(read: ModelView, now: ModelView, plans: list[Adoption]) -> 
 
 
 def _plan(view: ModelView, record: Callable[[VersionView, Entry], FileRecord]) -> list[Adoption]:
-    """Make a manifest for each version of a model that has none; nothing is written.
+    """Make a manifest for each version of a model that has none. Nothing is written.
 
     Raises:
         RepositoryError: a version holds links or special files.

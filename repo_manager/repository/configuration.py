@@ -58,20 +58,20 @@ def change_config(
 ) -> ConfigChange:
     """Set or clear single fields of a model's config.pbtxt.
 
-    Only what changes is written anew; comments and unknown fields stay, within the same field as well. The
-    result is checked against the ONNX files that it would serve; in object storage, where they would have to be
-    fetched, against what the manifests recorded of them.
+    Only what changes is rewritten. Comments and unknown fields stay, within the same field as well. The result is
+    checked against the ONNX files that it would serve. In object storage, where they would have to be fetched, against
+    what the manifests recorded of them.
 
     Args:
         repository: the root.
         name: the model.
-        changes: `field.field` -> the value as it stands in a config.pbtxt, `None` to clear it. `instance_group.count`
-            is the first group's, `instance_group[1].count` the second's, `parameters.KEY` a parameter's string.
+        changes: `field.field` -> the value as it is in a config.pbtxt, `None` to clear it. `instance_group.count` is
+            the first group's, `instance_group[1].count` the second's, `parameters.KEY` a parameter's string.
         dry_run: only check and say what would change.
 
     Raises:
         ConfigError: a field does not exist, a value does not fit, or the result would not load.
-        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
+        RepositoryError: no such model, another process changed it at this moment, or the store refuses.
     """
     with disk_errors(f"change the configuration of {name}"):
         store = open_store(repository)
@@ -83,19 +83,19 @@ def change_config(
 def edit_config(
     repository: LocationLike, name: str, text: str, *, based_on: str | None = None, dry_run: bool = False
 ) -> ConfigChange:
-    """Replace a model's config.pbtxt by a new text, as it is; checked as by `change_config`.
+    """Replace a model's config.pbtxt by a new text, as it is. Checked as by `change_config`.
 
     Args:
         repository: the root.
         name: the model.
         text: the whole file.
-        based_on: the text that was changed to it; `None` replaces whatever is there.
+        based_on: the text changed to it. `None` replaces unconditionally.
         dry_run: only check and say what would change.
 
     Raises:
         ConfigError: it is no model configuration, or would not load.
-        RepositoryError: no such model, somebody else changed it since it was `based_on` or at this moment, or the store
-            refuses.
+        RepositoryError: no such model, another process changed it since it was `based_on` or at this moment, or the
+            store refuses.
     """
     with disk_errors(f"change the configuration of {name}"):
         store = open_store(repository)
@@ -109,7 +109,7 @@ def edit_config(
 
 
 def _fields_between(old: str, new: str) -> str:
-    """Return which fields differ, as the end of a sentence; empty if a text is no configuration."""
+    """Return which fields differ, as the end of a sentence. Empty if a text is no configuration."""
     with contextlib.suppress(ConfigError):
         fields = changed_fields(parse_config(old), parse_config(new))
         return f": {', '.join(fields)}" if fields else ""
@@ -119,7 +119,7 @@ def _fields_between(old: str, new: str) -> str:
 def replace_config(
     target: LocationLike, name: str, text: str, beside: Mapping[str, bytes], *, dry_run: bool = False
 ) -> ConfigChange:
-    """Give a model another config.pbtxt with the files that it names, but for its version policy, which stays.
+    """Give a model another config.pbtxt with the files that it names, except for its version policy, which stays.
 
     Args:
         target: the root.
@@ -130,7 +130,7 @@ def replace_config(
 
     Raises:
         ConfigError: the versions that are there would not load with it.
-        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
+        RepositoryError: no such model, another process changed it at this moment, or the store refuses.
     """
     with disk_errors(f"change the configuration of {name}"):
         store = open_store(target)
@@ -192,7 +192,7 @@ def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> lis
 
 
 def settle_trial(repository: Location, name: str, report: Callable[[str], None]) -> bool:
-    """Take a version out of config.pbtxt that a killed roll-out has left there; the caller holds the model's lease.
+    """Take a version out of config.pbtxt that a killed roll-out has left there. The caller holds the model's lease.
 
     The record stays until the next roll-out is proven, or undone: servers may serve the version still.
 
@@ -228,13 +228,13 @@ def set_served_versions(repository: Location, name: str, versions: Iterable[int]
     Args:
         repository: the root.
         name: the model.
-        versions: the versions to serve; each must exist.
+        versions: the versions to serve. Each must exist.
 
     Returns:
-        The versions that were served before, ascending.
+        The versions served before, ascending.
 
     Raises:
-        RepositoryError: no such model or version, or the store refuses; the file is then as it was.
+        RepositoryError: no such model or version, or the store refuses. The file is then as it was.
         ConfigError: config.pbtxt is broken, or `versions` is empty.
     """
     wanted = tuple(sorted(set(versions)))
@@ -253,7 +253,7 @@ def set_served_versions(repository: Location, name: str, versions: Iterable[int]
 
 
 def read_config_bytes(repository: Location, name: str) -> bytes | None:
-    """Return config.pbtxt as it is; `None` when the model has none, or does not exist.
+    """Return config.pbtxt as it is. `None` when the model has none, or does not exist.
 
     Raises:
         RepositoryError: it cannot be read.
@@ -262,12 +262,12 @@ def read_config_bytes(repository: Location, name: str) -> bytes | None:
 
 
 def write_config_bytes(repository: Location, name: str, content: bytes | None) -> None:
-    """Make config.pbtxt what it was; a file that says so already is not touched. The last writer wins.
+    """Make config.pbtxt what it was. A file that says so already is not touched. The last writer wins.
 
     Args:
         repository: the root.
         name: the model.
-        content: its bytes; `None`: there was none.
+        content: its bytes. `None`: there was none.
 
     Raises:
         RepositoryError: the store refuses.
@@ -313,7 +313,7 @@ def _insisting(repository: Location, name: str, write: Callable[[Store], R]) -> 
 
 
 def is_as_derived(version: VersionView, config: ModelConfig, file: Path) -> bool:
-    """Say whether a version's model needs no look at what the onnxruntime backend makes of it.
+    """Return whether a version's model needs no look at what the onnxruntime backend makes of it.
 
     That holds when the file is the one that was published, the configuration says of its tensors what was derived from
     it then, and ONNX Runtime is of the same release now: a load would find what that load found.

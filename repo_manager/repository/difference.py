@@ -32,7 +32,7 @@ class FileDifference:
 
     Attributes:
         name: its path in the version.
-        size_bytes: in the first and in the second; `None` where it is missing.
+        size_bytes: in the first and in the second. `None` where it is missing.
     """
 
     name: str
@@ -41,7 +41,7 @@ class FileDifference:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class VersionDifference(Summarized):
-    """What differs between two versions; empty fields where nothing does.
+    """What differs between two versions. Empty fields where nothing does.
 
     Attributes:
         a: `NAME:VERSION` of the first.
@@ -118,20 +118,20 @@ def _at(value: Any, *path: str) -> Any:
 
 
 def origin_of(manifest: Manifest) -> str | None:
-    """Return the URL that the source was fetched from, and when; `None` where it was a path."""
+    """Return the URL that the source was fetched from, and when, or `None` where it was a path."""
     url, fetched = _at(manifest.source, "origin", "url"), _at(manifest.source, "origin", "fetched")
     return None if url is None else f"{url}, {fetched}"
 
 
 def kept_sparsity(manifest: Manifest) -> float | None:
-    """Return the share of the parameters in weights that hold the 2:4 pattern; `None` where it does not say."""
+    """Return the share of the parameters in weights that hold the 2:4 pattern. `None` where it does not say."""
     valid = _at(manifest.sparsity, "totals", "valid_parameters")
     total = _at(manifest.sparsity, "totals", "parameters")
     return valid / total if valid is not None and total else None
 
 
 def judged_drift(manifest: Manifest) -> float | None:
-    """Return the largest relative error that was judged, as `Conversion.worst_drift`; `None` where it does not say."""
+    """Return the largest relative error judged, as `Conversion.worst_drift`. `None` where it does not say."""
     judged = [item for item in _at(manifest.conversion, "drift") or () if not _at(item, "judged_by")]
     errors = [_at(item, key) for item in judged for key in ("relative_error", "rounded_relative_error")]
     known = [float(error) for error in errors if error is not None]
@@ -152,7 +152,7 @@ def _outcome(check: Mapping[str, Any]) -> str:
 
 
 def measured_accuracy(manifest: Manifest) -> str | None:
-    """Return the accuracy on held-out data beside the source's, in words; `None` where it was not measured."""
+    """Return the accuracy on held-out data beside the source's, in words, or `None` where it was not measured."""
     found = _at(manifest.conversion, "accuracy")
     value, source, samples = (_at(found, key) for key in ("value", "source", "samples"))
     if value is None:
@@ -184,7 +184,7 @@ def _fields(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a JSON value by dotted path; what is compared elsewhere is left out."""
+    """Return the leaves of a JSON value by dotted path. What is compared elsewhere is left out."""
     if isinstance(value, dict):
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list):

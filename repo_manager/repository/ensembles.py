@@ -63,7 +63,7 @@ def with_dependents(store: Store, view: ModelView, ensembles: Mapping[str, Model
     Args:
         store: where.
         view: the model.
-        ensembles: what `ensembles_in` returned; `None` reads it now.
+        ensembles: what `ensembles_in` returned. `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
     direct = [name for name, config in ensembles.items() if view.name in models_of(config)]
@@ -77,7 +77,7 @@ def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] 
     Args:
         store: where.
         name: the model.
-        ensembles: what `ensembles_in` returned; `None` reads it now.
+        ensembles: what `ensembles_in` returned. `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
     return tuple(each for each in models_needed_by(ensembles, name) if store.look(each).exists)
@@ -89,11 +89,11 @@ def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[
     Args:
         store: where.
         view: the model.
-        config: its configuration as it is to be.
+        config: its configuration as it will be.
 
     Returns:
         What Triton would refuse then and does not refuse now. Where another model is hurt it is a warning: two models
-        that have to change together change one after the other.
+        that must change together change one after the other.
     """
     ensembles = ensembles_in(store)
     before, after = ensembles, {**ensembles, view.name: config}
@@ -116,7 +116,7 @@ def ensembles_problems(
 
     Args:
         store: where.
-        names: these models, and the ensembles that they are part of; `None`: all.
+        names: these models, and the ensembles that they are part of. `None`: all.
         serving: model -> the versions that it will serve by then, where that is not what its config.pbtxt says.
     """
     ensembles = ensembles_in(store)
@@ -146,12 +146,12 @@ def _checked(
 
 
 def _member(store: Store, name: str, config: ModelConfig | None) -> Member | None:
-    """Look at a model as ensembles see it; `None` when there is none.
+    """Look at a model as ensembles see it. `None` when there is none.
 
     Args:
         store: where.
         name: the model.
-        config: what it is taken to be configured with; `None`: what its config.pbtxt says.
+        config: what it is taken to be configured with. `None`: what its config.pbtxt says.
     """
     try:
         view = store.look(name)

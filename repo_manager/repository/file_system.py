@@ -59,7 +59,7 @@ def copy_durably(source: Path, target: Path) -> tuple[Digest, int]:
 
     Args:
         source: a regular file, or a link to one.
-        target: must not exist; its folder must.
+        target: must not exist. Its folder must.
 
     Returns:
         Digest and size in bytes of what was written.

@@ -3,7 +3,7 @@
 Mostly that is one request with one response: `golden.npz` then holds one array `input:NAME` per input and one
 `output:NAME` per output that is reproducible, batch axis included. Strings are stored as NumPy unicode, never as
 pickled objects. A sequence of requests, or a request with several responses, adds `request2/input:NAME`,
-`request2/response3/output:NAME`, and so on, counted from 1, where the first one has no prefix; `responses` then counts
+`request2/response3/output:NAME`, and so on, counted from 1, where the first one has no prefix. `responses` then counts
 each request's responses.
 """
 
@@ -36,8 +36,8 @@ class Exchange:
     """One request and its responses.
 
     Attributes:
-        inputs: input name -> array, batch axis included; strings as objects, as clients send them.
-        responses: of each, output name -> the reference, likewise; one for a plain model, any number for a decoupled.
+        inputs: input name -> array, batch axis included. Strings as objects, as clients send them.
+        responses: of each, output name -> the reference, likewise. One for a plain model, any number for a decoupled.
     """
 
     inputs: Mapping[str, Array]
@@ -49,9 +49,9 @@ class Golden:
     """One sample.
 
     Attributes:
-        inputs: of the first request; see `Exchange`.
+        inputs: of the first request. See `Exchange`.
         outputs: of its first response.
-        exchanges: all requests of a sequence, in order, and all responses of a decoupled model; `None` makes one
+        exchanges: all requests of a sequence, in order, and all responses of a decoupled model. `None` makes one
             exchange of `inputs` and `outputs`.
     """
 
@@ -65,7 +65,7 @@ class Golden:
 
     @classmethod
     def of(cls, exchanges: Iterable[Exchange]) -> Golden:
-        """Return the sample of a sequence, or of a request with several responses; there is at least one request."""
+        """Return the sample of a sequence, or of a request with several responses. There is at least one request."""
         found = tuple(exchanges)
         first = found[0].responses
         return cls(found[0].inputs, first[0] if first else {}, found)

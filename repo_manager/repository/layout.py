@@ -8,7 +8,7 @@
         labels_0_OUTPUT.txt     only when the first version was published with labels
         1/ model.onnx manifest.json ...
 
-Triton takes every folder in ROOT for a model and ignores files there; in MODEL it takes folders for versions, and
+Triton takes every folder in ROOT for a model and ignores files there. In MODEL it takes folders for versions, and
 every entry that is no version takes part in its decision to reload.
 """
 
@@ -51,7 +51,7 @@ _MAX_NAME_LENGTH = 128
 _MAX_VERSION = 2**63 - 1
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"0|[1-9][0-9]*")
-# std::stoll: leading white space, a sign, then digits; the rest is ignored.
+# std::stoll: leading white space, a sign, then digits. The rest is ignored.
 _STOLL = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")
 
 
@@ -71,7 +71,7 @@ def validate_model_name(name: str) -> str:
 
 
 def version_number(folder: str) -> int | None:
-    """Return a version folder's number; `None` when the name is not the number's own spelling."""
+    """Return a version folder's number, or `None` when the name is not the number's own spelling."""
     if not _VERSION.fullmatch(folder) or len(folder) > 19:
         return None
     number = int(folder)
@@ -79,7 +79,7 @@ def version_number(folder: str) -> int | None:
 
 
 def triton_version(folder: str) -> int | None:
-    """Return the version that Triton would take a folder of a model for; `None` when it ignores it.
+    """Return the version that Triton would take a folder of a model for, or `None` when it ignores it.
 
     As `VersionsToLoad` in triton-inference-server/core: two names are skipped, so is a leading 0, and the rest goes
     through std::stoll, which reads `3.tmp` as 3. A number above 64 bits is returned too: Triton fails on it.
@@ -94,7 +94,7 @@ def open_root(repository: Path, *, create: bool = False) -> Path:
     """Return the repository's real path.
 
     Args:
-        repository: the folder that Triton is given; may be a link to it.
+        repository: the folder that Triton is given. May be a link to it.
         create: make it when it does not exist.
 
     Raises:
@@ -121,7 +121,7 @@ def _make_durably(folder: Path) -> None:
 
 
 def is_component(name: str) -> bool:
-    """Say whether a name is one path component: anything else could lead elsewhere.
+    """Return whether a name is one path component: anything else could lead elsewhere.
 
     Others' models may have names that `validate_model_name` refuses. They can be looked at all the same.
     """
@@ -129,7 +129,7 @@ def is_component(name: str) -> bool:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Say whether an entry is a folder, or a link to one; a link that leads in a circle is none."""
+    """Return whether an entry is a folder, or a link to one. A link that leads in a circle is none."""
     try:
         return entry.is_dir()
     except OSError:
@@ -137,7 +137,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_bytecode(name: str) -> bool:
-    """Say whether a file in a version is the bytecode that a server wrote when it ran the version's code."""
+    """Return whether a file in a version is the bytecode that a server wrote when it ran the version's code."""
     return "__pycache__" in name.split("/")
 
 

@@ -55,9 +55,9 @@ class ObjectRepository:
 
     Attributes:
         scheme: `s3`, `gs` or `as`.
-        bucket: the bucket; for `as` the container.
-        prefix: the path in the bucket, without a slash at its ends; empty for the whole bucket.
-        endpoint: `s3`: `http://host:port` of a store that is not Amazon's; `as`: the account; else empty.
+        bucket: the bucket. For `as` the container.
+        prefix: the path in the bucket, without a slash at its ends. Empty for the whole bucket.
+        endpoint: `s3`: `http://host:port` of a store that is not Amazon's. `as`: the account, else empty.
     """
 
     scheme: str
@@ -66,7 +66,7 @@ class ObjectRepository:
     endpoint: str = ""
 
     def __str__(self) -> str:
-        """Return it as Triton takes it; it never holds credentials."""
+        """Return it as Triton takes it. It never holds credentials."""
         parts = [part for part in (self.endpoint, self.bucket, self.prefix) if part]
         return f"{self.scheme}://" + "/".join(parts)
 
@@ -76,12 +76,12 @@ class ObjectRepository:
 
     @property
     def name(self) -> str:
-        """The last part of the path; the bucket's name when there is no path."""
+        """The last part of the path. The bucket's name when there is no path."""
         return self.prefix.rpartition("/")[2] or self.bucket
 
     @property
     def parent(self) -> ObjectRepository:
-        """The place above; the bucket itself is its own."""
+        """The place above. The bucket itself is its own."""
         return dataclasses.replace(self, prefix=self.prefix.rpartition("/")[0])
 
     def resolve(self) -> ObjectRepository:
@@ -93,7 +93,7 @@ class ObjectRepository:
         return self
 
     def location_text(self) -> str:
-        """Return what stands for it in JSON."""
+        """Return what represents it in JSON."""
         return str(self)
 
 
@@ -116,7 +116,7 @@ def as_location(place: LocationLike) -> Location:
 
 
 def local_folder(place: Location) -> Path | None:
-    """Return a place on this machine as a path; `None` for one in object storage."""
+    """Return a place on this machine as a path, or `None` for one in object storage."""
     return place.expanduser() if isinstance(place, Path) else None
 
 
@@ -160,7 +160,7 @@ def parse_object_url(text: str) -> ObjectRepository:
     """Read the URL of a file or a folder in object storage, whose path may hold what a repository's cannot.
 
     Raises:
-        RepositoryError: as of `parse_location`, but for the path.
+        RepositoryError: as of `parse_location`, except for the path.
     """
     match = _URL.fullmatch(text)
     if match is None or match[1] not in _SCHEMES:
@@ -169,7 +169,7 @@ def parse_object_url(text: str) -> ObjectRepository:
 
 
 def _in_bucket(scheme: str, rest: str) -> ObjectRepository:
-    """Read what stands behind `scheme://`, whatever the path holds.
+    """Read what is behind `scheme://`, whatever the path holds.
 
     Raises:
         RepositoryError: a name that a store would refuse, or what looks like credentials.

@@ -1,4 +1,4 @@
-"""How a store is read into views: a model that has to be there, what lies beside its versions, what is in them."""
+"""How a store is read into views: a model that must be there, what is beside its versions, what is in them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 
 def existing_model(store: Store, name: str, *, record: bool = False) -> ModelView:
-    """Look at a model that has to be there.
+    """Look at a model that must be there.
 
     Args:
         store: where.
@@ -76,7 +76,7 @@ def check_no_link(place: str, link: Link | None) -> None:
 
 
 def each(store: Store, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
-    """Call a function that reads, for each item; as many at a time as the store bears."""
+    """Call a function that reads, for each item. As many at a time as the store bears."""
     waiting = list(items)
     if store.traits.lookups <= 1 or len(waiting) <= 1:
         return [act(item) for item in waiting]
@@ -99,7 +99,7 @@ def walk(store: Store, folder: str) -> tuple[tuple[Entry, ...], float]:
 
 def with_beside(store: Store, view: ModelView) -> ModelView:
     """Return the view with the label files that config.pbtxt names, the variants of config.pbtxt and the sizes of data
-    files; those that cannot be read and those of a broken config.pbtxt are left out.
+    files. Those that cannot be read and those of a broken config.pbtxt are left out.
     """
     wanted: list[str] = []
     if view.config is not None:
@@ -120,7 +120,7 @@ def with_beside(store: Store, view: ModelView) -> ModelView:
 
 
 def _readable(store: Store, key: str) -> bytes | None:
-    """Return a file's content; `None` also for what is no file. A store that refuses a request is an error."""
+    """Return a file's content. `None` also for what is no file. A store that refuses a request is an error."""
     try:
         return store.read(key)
     except RepositoryError:
@@ -140,7 +140,7 @@ def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None 
     Args:
         store: where.
         view: as `Store.look` gave it.
-        versions: these; `None`: all. One that was removed meanwhile is left out.
+        versions: these. `None`: all. One that was removed by then is left out.
     """
     numbers = view.versions if versions is None else tuple(versions)
     found = each(store, lambda number: _version(store, view, number), numbers)

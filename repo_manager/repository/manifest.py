@@ -43,7 +43,7 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The record of a version; written once, never changed.
+    """The record of a version. Written once, never changed.
 
     Attributes:
         schema_version: of the format. A reader takes any version whose fields below it can find.
@@ -51,9 +51,9 @@ class Manifest:
         version: its number.
         created: UTC, ISO 8601.
         backend: the Triton backend's name.
-        precision: `fp32`, `fp16`, `int8`, ...; `None` when not known.
-        files: path in the version's folder -> record; everything but the manifest itself.
-        config: the text of the config.pbtxt that was derived for this version.
+        precision: `fp32`, `fp16`, `int8`, .... `None` when not known.
+        files: path in the version's folder -> record. Everything but the manifest itself.
+        config: the text of the config.pbtxt derived for this version.
         source: name and digest of the model that it was made from.
         conversion: the conversion's result (checks, drift, kept nodes, seconds).
         sparsity: the 2:4 report.
@@ -86,13 +86,13 @@ class Manifest:
 
     @property
     def digest(self) -> Digest:
-        """One digest of names, sizes and digests of all files: equal for equal content, whatever its number."""
+        """One digest of names, sizes and digests of all files: equal for equal content, regardless of its number."""
         lines = [f"{name}\0{r.size_bytes}\0{r.sha256}\n" for name, r in sorted(self.files.items())]
         return Digest("sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest())
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """Return the JSON text of a manifest; unknown fields stand among the others, as they came."""
+    """Return the JSON text of a manifest. Unknown fields are among the others, as they came."""
     document = as_json(manifest)
     document.update({key: value for key, value in document.pop("extra").items() if key not in document})
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -82,11 +82,11 @@ class PublishTerms:
     """What is asked of a version beyond its files.
 
     Attributes:
-        expected: what each file must be; what arrived is compared before it becomes visible.
+        expected: what each file must be. What arrived is compared before it becomes visible.
         config_text: for a first version, the config.pbtxt to write instead of the configuration's canonical text: a
             person's layout and comments are kept, its version policy is replaced.
-        number: the number that it has to have; `None` takes the next one.
-        claiming: asked where the number is claimed, when no other writer can come between; what it raises ends it.
+        number: the number that it must have. `None` takes the next one.
+        claiming: asked where the number is claimed, when no other writer can come between. What it raises ends it.
     """
 
     expected: Mapping[str, FileRecord] | None = None
@@ -96,7 +96,7 @@ class PublishTerms:
 
 
 def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path], config: ModelConfig) -> PublishPlan:
-    """Check everything that `publish` checks, and say what it would do; nothing is written.
+    """Check everything that `publish` checks, and say what it would do. Nothing is written.
 
     Raises:
         RepositoryError: as `publish`.
@@ -131,20 +131,20 @@ def publish(
 ) -> PublishedVersion:
     """Publish a model's next version.
 
-    The files are brought into the store, each compared with what it should be, and their manifest last; only then the
+    The files are brought into the store, each compared with what it should be, and their manifest last. Only then the
     version becomes visible: Triton, `scan` and rsync see all of it or none of it. For a model's first version a
-    config.pbtxt comes along that serves just this version; later the existing config.pbtxt stays as it is. A number is
+    config.pbtxt comes along that serves just this version. Later the existing config.pbtxt stays as it is. A number is
     given out once, also when the version is removed again. In object storage a repeated command does not send again
     the files that an interrupted one has brought.
 
     Args:
-        repository: the root; a folder is made when it does not exist.
+        repository: the root. A folder is made when it does not exist.
         name: the model.
         files: path inside the version -> file to copy. `config.model_filename` must be among them.
-        config: for a first version, written (with its labels); else compared with the existing one.
+        config: for a first version, written (with its labels), else compared with the existing one.
         details: more fields of the manifest: precision, source, conversion, sparsity, golden, tools, machine, others.
         terms: `None` asks for nothing more.
-        progress: told the bytes that have arrived, as they do.
+        progress: called with the number of new bytes as they arrive.
 
     Returns:
         The version. Another process may already have published the one after it.

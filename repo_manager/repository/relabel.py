@@ -29,10 +29,10 @@ class LabelChange:
         name: the model.
         output: its output.
         file: the label file, beside the versions.
-        before: the labels as they were; empty when there were none.
-        after: the labels as they are to be.
-        reloaded: the served versions that a running server loads anew at its next load: all, as the file lies beside
-            them; none when nothing changes.
+        before: the labels as they were. Empty when there were none.
+        after: the labels as they will be.
+        reloaded: the served versions that a running server reloads at its next load: all, as the file is beside them.
+            None when nothing changes.
         applied: whether it was written.
     """
 
@@ -82,7 +82,7 @@ def set_labels(
 
     Raises:
         ConfigError: no such output, or the labels do not fit it.
-        RepositoryError: no such model, somebody else changed it at this moment, or the store refuses.
+        RepositoryError: no such model, another process changed it at this moment, or the store refuses.
     """
     with disk_errors(f"change the labels of {name}"):
         store = open_store(repository)

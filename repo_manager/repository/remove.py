@@ -26,7 +26,7 @@ class GcResult:
 
     Attributes:
         removals: one a model from which something goes.
-        swept: what dead commands had left, a name each; empty for a dry run.
+        swept: what dead commands had left, a name each. Empty for a dry run.
         applied: whether it was done.
         failed: models whose configuration cannot be read, with what is wrong: nothing of them was removed, because
             nobody can say what is served.
@@ -48,13 +48,13 @@ def remove(
 ) -> Removal:
     """Remove one version, or a whole model.
 
-    A version is gone for every reader at one moment; its number is not given out again. A running server keeps serving
+    A version is gone for every reader at one moment. Its number is not given out again. A running server keeps serving
     what it has loaded until it is told to load or unload.
 
     Args:
         repository: the root.
         name: the model.
-        version: its number; `None`: the model with all its versions.
+        version: its number. `None`: the model with all its versions.
         force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken
             out of the policy first.
         dry_run: only say what would be done.
@@ -86,9 +86,9 @@ def gc(
 
     Args:
         repository: the root.
-        name: one model; `None`: all.
-        keep: how many of the newest versions stay; at least 1.
-        older_than_s: only versions made before that many seconds; `None`: of any age.
+        name: one model. `None`: all.
+        keep: how many of the newest versions stay. At least 1.
+        older_than_s: only versions made before that many seconds. `None`: of any age.
         dry_run: only say what would be done.
 
     Raises:
@@ -138,7 +138,7 @@ def _remove_selected(
     dry_run: bool = False,
     ensembles: Mapping[str, ModelConfig] | None = None,
 ) -> Removal:
-    """Remove the versions that `select` names; on a disk it is asked under the repository's lock."""
+    """Remove the versions that `select` names. On a disk it is asked under the repository's lock."""
     ensembles = ensembles_in(store) if ensembles is None else ensembles
 
     def planned(ensembles: Mapping[str, ModelConfig]) -> tuple[Removal, ModelView]:

@@ -22,7 +22,7 @@ __all__ = ["Repair", "repair"]
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-    """One thing that was put right, or would be.
+    """One thing put right, or would be.
 
     Attributes:
         where: path below the root.
@@ -38,7 +38,7 @@ class Repair:
 def repair(
     repository: LocationLike, name: str | None = None, *, copies: tuple[LocationLike, ...] = (), dry_run: bool = False
 ) -> tuple[Repair, ...]:
-    """Repair a repository; `verify` afterwards says what is left.
+    """Repair a repository. `verify` afterwards says what is left.
 
     Put right are: what dead commands left behind; a damaged record (set aside, numbers go on from the versions that are
     there); a missing config.pbtxt (from the newest manifest); a policy that names missing versions beside existing
@@ -47,7 +47,7 @@ def repair(
 
     Args:
         repository: the root.
-        name: one model; `None`: all.
+        name: one model. `None`: all.
         copies: other repositories to take content from.
         dry_run: only say what would be done.
 
@@ -82,7 +82,7 @@ def _check_there(store: Store, name: str) -> None:
 
 
 def _steps(store: Store, name: str | None, places: list[Store]) -> Iterator[Step]:
-    """Say what is to be done, one after the other: each step sees what the ones before it did."""
+    """Say what will be done, one after the other: each step sees what the ones before it did."""
     names = model_names(store) if name is None else (name,)
     yield from store.mend(names)
     for model in names:
@@ -113,7 +113,7 @@ def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
 
 
 def _config_repair(view: ModelView) -> tuple[str, str] | None:
-    """Say what has to be done with a model's config.pbtxt and give its new text; `None` when nothing can be."""
+    """Say what must be done with a model's config.pbtxt and give its new text. `None` when nothing can be."""
     if not view.has_config:
         for version in reversed(list(view.contents.values())):
             with contextlib.suppress(RepositoryError):
@@ -158,7 +158,7 @@ def _entry_of(version: VersionView, name: str) -> Entry | None:
 
 
 def _holds(store: Store, key: str, entry: Entry | None, record: FileRecord) -> bool:
-    """Say whether a file is what it should be, read to its end."""
+    """Return whether a file is what it should be, read to its end."""
     if entry is None or not entry.regular or entry.size_bytes != record.size_bytes:
         return False
     try:

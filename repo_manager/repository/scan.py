@@ -32,9 +32,9 @@ class VersionEntry:
     Attributes:
         version: its number.
         model_path: the folder of its model.
-        manifest: its record; `None` when there is none, it cannot be read, or the scan was not deep.
-        size_bytes: of all its files; `None` when the scan was not deep.
-        problems: what is wrong at first sight; `verify` looks closer.
+        manifest: its record. `None` when there is none, it cannot be read, or the scan was not deep.
+        size_bytes: of all its files. `None` when the scan was not deep.
+        problems: what is wrong at first sight. `verify` looks closer.
     """
 
     version: int
@@ -56,13 +56,13 @@ class ModelEntry(Summarized):
     Attributes:
         name: the model.
         path: the folder.
-        backend: as config.pbtxt states it; empty when it does not.
+        backend: as config.pbtxt states it. Empty when it does not.
         max_batch_size: as config.pbtxt states it.
         policy: the specific versions, `"latest:n"` or `"all"`.
         selected: the versions that the version policy selects: what a load serves, ascending.
         versions: ascending.
         problems: what is wrong at first sight.
-        config_text: config.pbtxt as it was read; `None` when there is none, or it cannot be read.
+        config_text: config.pbtxt as it was read. `None` when there is none, or it cannot be read.
     """
 
     name: str
@@ -85,7 +85,7 @@ class ModelEntry(Summarized):
         }
 
     def config(self) -> ModelConfig | None:
-        """Return what config.pbtxt says; `None` when there is none.
+        """Return what config.pbtxt says. `None` when there is none.
 
         Raises:
             ConfigError: it is broken.
@@ -111,7 +111,7 @@ class ModelEntry(Summarized):
 
 
 def scan(repository: LocationLike, *, deep: bool = True) -> tuple[ModelEntry, ...]:
-    """List a repository's models, by name. Hidden folders are left out; `verify` reports them.
+    """List a repository's models, by name. Hidden folders are left out. `verify` reports them.
 
     In object storage it takes one listing of the root and three small requests a model, many at a time.
 
@@ -142,7 +142,7 @@ def find_model(repository: LocationLike, name: str) -> ModelEntry:
 
 
 def _entry_or_none(store: Store, name: str, *, deep: bool) -> ModelEntry | None:
-    """Look at a model, which may be broken; `None` when it is none: removed since, or nothing but work under way."""
+    """Look at a model, which may be broken. `None` when it is none: removed since, or nothing but work under way."""
     try:
         view = store.look(name)
     except OSError as exc:
@@ -159,7 +159,7 @@ def _broken(store: Store, name: str, problem: str) -> ModelEntry:
 
 
 def _entry(view: ModelView) -> ModelEntry:
-    """Say what is known of a model; its versions with what is in them where the view looked into them."""
+    """Say what is known of a model. Its versions with what is in them where the view looked into them."""
     problems = [work.sentence for work in view.work if work.abandoned]
     text = None
     backend, max_batch_size, policy = "", 0, "latest:1"  # type: str, int, tuple[int, ...] | str

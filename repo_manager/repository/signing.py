@@ -1,7 +1,7 @@
 """Signed versions: who vouches for a version's content, its model's name and its number.
 
 A signature lists every file in a version's folder, manifest.json included, and the manifest names the model and the
-number: so it holds for that version in that place only. It lies in the root, as `.repo-manager.NAME.VERSION.sig.json`,
+number: so it holds for that version in that place only. It is in the root, as `.repo-manager.NAME.VERSION.sig.json`,
 because Triton would load the version again for a file in its folder, and ignores files in the root.
 """
 
@@ -37,12 +37,12 @@ __all__ = ["Signature", "SignatureCheck", "SigningKey", "check_served", "check_s
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """A signature that was made, or would be.
+    """A signature made, or would be.
 
     Attributes:
         name: the model.
         version: its version.
-        file: where the signature lies, below the root.
+        file: where the signature is, below the root.
         files: what it covers.
         replaced: whether the version had one before.
         applied: whether it was written.
@@ -65,7 +65,7 @@ class SignatureCheck:
         version: its version.
         key: the key, or root certificate, by which it was verified.
         files: what it covers.
-        state: what the file system remembered of the files before they were read; `None` for object storage. When it
+        state: what the file system remembered of the files before they were read. `None` for object storage. When it
             is the same after a load, what was loaded is what was verified.
     """
 
@@ -81,7 +81,7 @@ class SignatureCheck:
 def sign_version(
     repository: LocationLike, name: str, version: int, key: StrPath | SigningKey, *, dry_run: bool = False
 ) -> Signature:
-    """Sign a version as it was published; an earlier signature of it is replaced.
+    """Sign a version as it was published. An earlier signature of it is replaced.
 
     The content is compared with the manifest first: what was changed after publishing is not signed. From object
     storage the version is fetched.
@@ -123,15 +123,15 @@ def sign_version(
 def check_signature(repository: LocationLike, name: str, version: int, keys: Sequence[StrPath]) -> SignatureCheck:
     """Check that one of the keys vouches for a version as it is now.
 
-    Refused are: no signature; a damaged one; one of another key, version or model; a file that was changed, added
-    or is missing; links and special files; a config.pbtxt that is missing or would run the files by other code than the
+    Refused are: no signature; a damaged one; one of another key, version or model; a file changed, added or is
+    missing; links and special files; a config.pbtxt that is missing or would run the files by other code than the
     signed manifest says; and files beside the versions that nobody signed. From object storage the version is fetched.
 
     Args:
         repository: the root.
         name: the model.
         version: its version.
-        keys: public keys or root certificates, PEM; one has to fit.
+        keys: public keys or root certificates, PEM. One must fit.
 
     Raises:
         UsageError: no key was given, or one cannot be read.
@@ -162,7 +162,7 @@ def check_served(
         repository: the root.
         name: the model.
         versions: those that the load serves.
-        keys: public keys or root certificates, PEM; one has to fit each version.
+        keys: public keys or root certificates, PEM. One must fit each version.
 
     Raises:
         UsageError: no key was given, or one cannot be read.

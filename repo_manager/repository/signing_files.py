@@ -1,4 +1,4 @@
-"""Where signatures lie, and what becomes of them when their versions go."""
+"""Where signatures are, and what becomes of them when their versions go."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _SIGNATURE = re.compile(r"\.repo-manager\.(.+)\.([0-9]+)(?:\.beside)?\.sig\.json
 
 
 def signature_name(name: str, version: int) -> str:
-    """Return where a version's signature lies: a file in the root, which Triton ignores."""
+    """Return where a version's signature is: a file in the root, which Triton ignores."""
     return f"{_PREFIX}{name}.{version}{_SUFFIX}"
 
 
 def beside_signature_name(name: str, version: int) -> str:
-    """Return where the signature lies that was made with a version's, of the files beside the model's versions."""
+    """Return where the signature is made with a version's, of the files beside the model's versions."""
     return f"{_PREFIX}{name}.{version}{_BESIDE}{_SUFFIX}"
 
 
 def beside_signatures(files: Iterable[str], name: str) -> tuple[str, ...]:
-    """Return the signatures of what lies beside a model's versions, among the names of the root's files."""
+    """Return the signatures of what is beside a model's versions, among the names of the root's files."""
     found = ((file, _SIGNATURE.fullmatch(file)) for file in files)
     return tuple(file for file, match in found if match and match[1] == name and file.endswith(_BESIDE + _SUFFIX))
 

@@ -1,7 +1,7 @@
 """The OpenSSF model-signing format: the one place that calls the `model_signing` package.
 
 A signature is a Sigstore bundle (JSON) over an in-toto statement that lists each file's digest. Keys are elliptic
-curve keys in PEM (P-256, P-384, P-521); with a certificate the bundle carries the certificate's chain.
+curve keys in PEM (P-256, P-384, P-521). With a certificate the bundle carries the certificate's chain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["SigningKey", "check_key", "key_kind", "make_signature", "signed_file
 MAX_SIGNATURE_BYTES = 16 << 20
 _MAX_KEY_BYTES = 1 << 20
 _KEY_HINT = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem; openssl ec -in KEY.pem -pubout"
-# What the package and those below it raise on bad keys and bundles; none of them has a tree of its own.
+# What the package and those below it raise on bad keys and bundles. None of them has a tree of its own.
 _VENDOR_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
@@ -34,8 +34,8 @@ class SigningKey:
 
     Attributes:
         path: a private elliptic curve key, PEM.
-        password: of the key; `None` for one that is not encrypted.
-        certificate: of the key, PEM; `None` signs with the bare key.
+        password: of the key. `None` for one that is not encrypted.
+        certificate: of the key, PEM. `None` signs with the bare key.
         chain: certificates between that one and the root, PEM.
     """
 
@@ -49,7 +49,7 @@ class SigningKey:
 
 
 def key_kind(path: Path) -> str:
-    """Say whether a file to verify with holds a `key` (public) or a `certificate` (a root of trust).
+    """Return whether a file to verify with holds a `key` (public) or a `certificate` (a root of trust).
 
     Raises:
         UsageError: it cannot be read, is neither, or is a private key.
@@ -112,7 +112,7 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
 
     Raises:
         UsageError: the key is none.
-        RepositoryError: it does not verify; with the reason.
+        RepositoryError: it does not verify. With the reason.
         MissingDependencyError: the `[sign]` extra is not installed.
     """
     verifying = require("model_signing.verifying")
@@ -142,7 +142,7 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
 
 
 def signed_files(content: bytes) -> dict[str, str]:
-    """Return path -> digest (hexadecimal) of the files that a signature lists; nothing is verified.
+    """Return path -> digest (hexadecimal) of the files that a signature lists. Nothing is verified.
 
     Raises:
         RepositoryError: the content is no such signature.
@@ -180,7 +180,7 @@ def _signer(key: SigningKey) -> Any:
 
 
 def _mismatch(text: str, folder: Path, content: bytes) -> str:
-    """The package's word that the files are not those of a good signature, in ours; empty when that is not it."""
+    """The package's word that the files are not those of a good signature, in ours. Empty when that is not it."""
     if not text.startswith("Signature mismatch"):
         return ""
     listed, present, told = set(signed_files(content)), _files(folder), text.replace("\\'", "'")
@@ -215,7 +215,7 @@ def _chain(key: SigningKey) -> tuple[Path, ...]:
     for path in (*own, *key.chain):
         if "-----BEGIN CERTIFICATE-----" not in _read_pem(path):
             raise UsageError(f"{path} is no certificate in PEM format")
-    # The package cannot read an empty chain; the certificate itself adds nothing to it.
+    # The package cannot read an empty chain. The certificate itself adds nothing to it.
     return key.chain or own
 
 
@@ -229,7 +229,7 @@ def _read_pem(path: Path) -> str:
 
 
 def _reason(exc: Exception) -> str:
-    """A vendor's message on one line; a password's question in our words."""
+    """A vendor's message on one line. A password's question in our words."""
     text = " ".join(str(exc).split()) or type(exc).__name__
     if "Password was not given" in text:
         return "it is encrypted, and no password was given (--password-file or REPO_MANAGER_KEY_PASSWORD)"

@@ -42,8 +42,8 @@ class Deployment:
     """One change of what is served.
 
     Attributes:
-        version: the version that was deployed; `None`: the model was taken out of service.
-        at: when, UTC, ISO 8601; of what others had put into service, when it was found.
+        version: the version deployed. `None`: the model was taken out of service.
+        at: when, UTC, ISO 8601. Of what others had put into service, when it was found.
     """
 
     version: int | None
@@ -57,12 +57,12 @@ class RolloutRecord:
     Attributes:
         at: when it ended, UTC, ISO 8601.
         action: `deploy`, `rollback` or `undeploy`.
-        version: what it was about; `None`: every version of the model.
-        before: the versions that were served before; empty when none was.
+        version: what it was about. `None`: every version of the model.
+        before: the versions served before. Empty when none was.
         target: what it went to: the servers' URLs, `k8s://...` or `kserve://...`.
-        outcome: `done`; `undone`: it failed, and the previous state was put back; `failed`: so did putting it back.
-        by: the user and the machine, `user@host`; with a context of the settings `user@host (NAME)`.
-        reason: why it failed, in one line; empty when it did not.
+        outcome: `done`. `undone`: it failed, and the previous state was put back. `failed`: so did putting it back.
+        by: the user and the machine, `user@host`. With a context of the settings `user@host (NAME)`.
+        reason: why it failed, in one line. Empty when it did not.
         extra: fields of a newer repo-manager, kept as they are.
     """
 
@@ -78,7 +78,7 @@ class RolloutRecord:
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> RolloutRecord:
-        """Read a record as it is in a state file; what is missing is empty.
+        """Read a record as it is in a state file. What is missing is empty.
 
         Raises:
             TypeError, ValueError, AttributeError: it is damaged.
@@ -113,11 +113,11 @@ class KeptLoadTest:
 
 @dataclasses.dataclass(frozen=True)
 class Unproven:
-    """A version that a roll-out has begun to serve and has not proven; what is left of a roll-out that was killed.
+    """A version that a roll-out has begun to serve and has not proven. What is left of a roll-out killed.
 
     Attributes:
         version: the version.
-        before: what was served before, to go back to; empty when nothing was.
+        before: what was served before, to go back to. Empty when nothing was.
         at: since when, UTC, ISO 8601.
     """
 
@@ -131,13 +131,13 @@ class ModelState:
     """What is remembered of one model.
 
     Attributes:
-        highest_version: the highest number ever given out; 0 when none.
-        skipped: numbers below it that were never given out, because a copy kept its number; the last 1,000 of them.
-        deployments: oldest first; the last one is current.
+        highest_version: the highest number ever given out. 0 when none.
+        skipped: numbers below it that were never given out, because a copy kept its number. The last 1,000 of them.
+        deployments: oldest first. The last one is current.
         tags: tag -> version.
-        unproven: the version that is on trial; `None` when none is.
-        history: roll-outs, the latest last; those of releases that kept no history are in `deployments` alone.
-        load_tests: those that were kept, the latest last.
+        unproven: the version that is on trial. `None` when none is.
+        history: roll-outs, the latest last. Those of releases that kept no history are in `deployments` alone.
+        load_tests: those kept, the latest last.
         extra: fields of a newer repo-manager, kept as they are.
     """
 
@@ -156,7 +156,8 @@ class ModelState:
         return current_version(self) is not None
 
     def deployed(self, version: int | None) -> ModelState:
-        """Return the state after a deployment now, `None`: of nothing; a repetition of the current one changes nothing.
+        """Return the state after a deployment now, `None`: of nothing. A repetition of the current one changes
+        nothing.
 
         What was never deployed is not taken out of service either.
         """
@@ -170,14 +171,14 @@ class ModelState:
         return dataclasses.replace(self, history=(*self.history, record)[-_MAX_HISTORY:])
 
     def measured(self, test: KeptLoadTest) -> ModelState:
-        """Return the state with a load test; the latest five of a version stay, and forty of the model."""
+        """Return the state with a load test. The latest five of a version stay, and forty of the model."""
         kept = (*self.load_tests, test)
         surplus = [each for each in kept if each.version == test.version][:-_MAX_LOAD_TESTS_OF_VERSION]
         kept = tuple(each for each in kept if each not in surplus)
         return dataclasses.replace(self, load_tests=kept[-_MAX_LOAD_TESTS:])
 
     def found(self, served: Collection[int]) -> ModelState:
-        """Return the state after versions were found to be served; those that the record knows change nothing."""
+        """Return the state after versions were found to be served. Those that the record knows change nothing."""
         if not served or current_version(self) in served:
             return self
         return self.deployed(max(served))
@@ -190,7 +191,7 @@ class ModelState:
         """Return the number for a new version.
 
         Args:
-            wanted: the number that it has to have; `None` takes the next one.
+            wanted: the number that it must have. `None` takes the next one.
             used: numbers that are in the repository, whatever the record says.
 
         Raises:
@@ -210,12 +211,12 @@ class ModelState:
         return wanted
 
     def given_out(self, version: int, used: Sequence[int], *, kept: bool = False) -> ModelState:
-        """Return the state after `number_for` gave out a version; it remembers the numbers in between as free.
+        """Return the state after `number_for` gave out a version. It remembers the numbers in between as free.
 
         Args:
             version: the number.
             used: as for `number_for`.
-            kept: it stays free until the version is there, so that a copy that was killed can be made again.
+            kept: it stays free until the version is there, so that a copy killed can be made again.
         """
         between = range(max(0, self.highest_version, *used) + 1, version)
         own = (version,) if kept else ()
@@ -237,7 +238,7 @@ def record_of(
     reason: str = "",
     context: str | None = None,
 ) -> RolloutRecord:
-    """Return a record of a roll-out that this process ends now; its fields as in `RolloutRecord`."""
+    """Return a record of a roll-out that this process ends now. Its fields as in `RolloutRecord`."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container may run as a number without a name
@@ -247,7 +248,7 @@ def record_of(
 
 
 def history_of(state: ModelState) -> tuple[RolloutRecord, ...]:
-    """Return a model's roll-outs, oldest first; of those before there was a history only version and time are known."""
+    """Return a model's roll-outs, oldest first. Of those before there was a history only version and time are known."""
     first = state.history[0].at if state.history else None
     older = [each for each in state.deployments if first is None or each.at < first]
     known = [
@@ -263,7 +264,9 @@ def now_text(timespec: str = "seconds") -> str:
 
 
 def current_version(state: ModelState) -> int | None:
-    """Return the version of the last recorded deployment; `None` when there is none, or it was taken out of service."""
+    """Return the version of the last recorded deployment, or `None` when there is none, or it was taken out of
+    service.
+    """
     return state.deployments[-1].version if state.deployments else None
 
 

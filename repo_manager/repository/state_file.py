@@ -29,7 +29,7 @@ LOCK_TIMEOUT_S = 120.0
 
 
 def read_state(root: Path, name: str) -> ModelState:
-    """Read what is remembered of a model; an empty state when nothing is.
+    """Read what is remembered of a model. An empty state when nothing is.
 
     Raises:
         RepositoryError: the file is damaged.
@@ -51,7 +51,7 @@ def read_states(root: Path) -> dict[str, ModelState]:
 
 @contextlib.contextmanager
 def repository_lock(root: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Hold the repository's one lock; it is held for renames and small files only, never while copying.
+    """Hold the repository's one lock. It is held for renames and small files only, never while copying.
 
     Raises:
         RepositoryError: another process holds it for longer than `timeout_s`.
@@ -62,12 +62,12 @@ def repository_lock(root: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterato
 
 
 def change_state(root: Path, name: str, change: Callable[[ModelState], ModelState], *, staging: Path) -> ModelState:
-    """Change what is remembered of a model, atomically; the caller holds the repository's lock.
+    """Change what is remembered of a model, atomically. The caller holds the repository's lock.
 
     Args:
         root: the repository's real path.
         name: the model.
-        change: the old state to the new one; an equal one writes nothing.
+        change: the old state to the new one. An equal one writes nothing.
         staging: a folder for the temporary file, on the same file system.
 
     Returns:

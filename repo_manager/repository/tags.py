@@ -56,10 +56,10 @@ def validate_tag(tag: str) -> str:
 
 
 def set_tag(repository: LocationLike, name: str, tag: str, version: int, *, dry_run: bool = False) -> int | None:
-    """Give a version a name; a tag stands at one version of a model at a time.
+    """Give a version a name. A tag is at one version of a model at a time.
 
     Returns:
-        The version that had the tag before; `None` when none had.
+        The version that had the tag before. `None` when none had.
 
     Raises:
         RepositoryError: the tag is not valid, or there is no such model or version.
@@ -135,15 +135,15 @@ def record_deployment(
     *,
     before: Collection[int] = (),
 ) -> None:
-    """Remember that a version is what is served now, for `previous_deployment`; write nothing if that is recorded.
+    """Remember that a version is what is served now, for `previous_deployment`. Write nothing if that is recorded.
 
     Args:
         repository: the root.
         name: the model.
-        version: the version; `None`: nothing of the model is served any more.
-        record: of the roll-out, for the history; `None` when nothing had to be done.
-        before: versions that were served until now. Where the record does not know them, the newest becomes the
-            deployment before this one: what somebody else put into service can be gone back to as well.
+        version: the version. `None`: nothing of the model is served any more.
+        record: of the roll-out, for the history. `None` when nothing had to be done.
+        before: versions served until now. Where the record does not know them, the newest becomes the deployment
+            before this one: what another process put into service can be gone back to as well.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
@@ -161,7 +161,7 @@ def record_deployment(
 
 
 def record_rollout(repository: Location, name: str, record: RolloutRecord) -> None:
-    """Keep a roll-out that failed in the history; what is served is what was served before.
+    """Keep a roll-out that failed in the history. What is served is what was served before.
 
     Raises:
         RepositoryError: the store refuses.
@@ -171,7 +171,7 @@ def record_rollout(repository: Location, name: str, record: RolloutRecord) -> No
 
 
 def record_load_test(repository: LocationLike, name: str, test: KeptLoadTest) -> None:
-    """Keep a load test with its version; of a version the latest five stay.
+    """Keep a load test with its version. Of a version the latest five stay.
 
     Raises:
         RepositoryError: there is no such model or version, or the store refuses.
@@ -211,7 +211,7 @@ def end_trial(repository: Location, name: str) -> None:
 
 
 def previous_deployment(repository: LocationLike, name: str) -> int | None:
-    """Return the version to go back to: deployed before the current one, and still there; `None` when none is.
+    """Return the version to go back to: deployed before the current one, and still there. `None` when none is.
 
     Raises:
         RepositoryError: no such model, or the record is damaged.

@@ -1,4 +1,4 @@
-"""Copying a version to another repository (or name); every byte checked on the way."""
+"""Copying a version to another repository (or name). Every byte checked on the way."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class CopyOptions:
     """What the copy of a version becomes.
 
     Attributes:
-        target_name: the model's name there; `None`: the same.
-        keep_number: it has the same number there, which has to be free; else it takes the next number there.
-        with_config: the target's config.pbtxt becomes the source's, with labels and variants, but for the version
+        target_name: the model's name there. `None`: the same.
+        keep_number: it has the same number there, which must be free, else it takes the next number there.
+        with_config: the target's config.pbtxt becomes the source's, with labels and variants, except for the version
             policy. Without it, the config.pbtxt of a model that is there already stays as it is.
     """
 
@@ -61,12 +61,12 @@ class Transfer:
     Attributes:
         source: `NAME:VERSION` in the source repository.
         name: the model in the target repository.
-        version: its number there; for a dry run, what it would be now.
+        version: its number there. For a dry run, what it would be now.
         identical: the target already has a version of the same content, and `version` is that one.
         size_bytes: what was or would be copied.
-        published: the new version; `None` when nothing was copied.
-        config: with `with_config`, what of the target's config.pbtxt was or would be changed; `None` without, and for a
-            model's first version, which brings its config.pbtxt along.
+        published: the new version. `None` when nothing was copied.
+        config: with `with_config`, what of the target's config.pbtxt was or would be changed. `None` without, and for
+            a model's first version, which brings its config.pbtxt along.
         left_behind: fields in which the target's config.pbtxt differs from the source's and stays as it is.
     """
 
@@ -93,7 +93,7 @@ class _Copy:
 
 
 class _IdenticalError(Exception):
-    """Another command has brought the same content since it was looked for; `version` has it."""
+    """Another command has brought the same content since it was looked for. `version` has it."""
 
     def __init__(self, version: int) -> None:
         super().__init__(version)
@@ -121,7 +121,7 @@ def copy_version(
         source: the repository to copy from.
         name: the model there.
         version: its version there.
-        target: the repository to copy to; a folder is made when it does not exist. May be `source` with another
+        target: the repository to copy to. A folder is made when it does not exist. May be `source` with another
             `target_name`.
         options: `None` takes the defaults.
         dry_run: only say what would be done.
@@ -169,7 +169,7 @@ def _numbered(
 
 
 def _brought(planned: Transfer, copy: _Copy, target: LocationLike, config: ModelConfig, number: int | None) -> Transfer:
-    """Publish what is copied; where another command has brought the same meanwhile, that is the copy."""
+    """Publish what is copied. Where another command has brought the same meanwhile, that is the copy."""
     try:
         published = _published(copy, target, planned.name, config, number)
     except _IdenticalError as exc:
@@ -201,7 +201,7 @@ def _published(
 
 
 def _differing(store: Store, name: str, config: ModelConfig) -> tuple[str, ...]:
-    """Return the fields in which a model's config.pbtxt differs from the source's, but for name and policy."""
+    """Return the fields in which a model's config.pbtxt differs from the source's, except for name and policy."""
     existing = changeable_model(store, name).parsed_config()
     return tuple(field for field in changed_fields(existing, config) if field not in ("name", "version_policy"))
 
@@ -217,12 +217,12 @@ def copy_needed(
 ) -> tuple[Transfer, ...]:
     """Copy the models that a model needs and that the target does not have, in the order of loading.
 
-    Of each the version is copied that an ensemble asks for by number, else the newest that is served, else the newest.
-    With `keep_number` it keeps its number, so what asks for it by number finds it.
+    Of each the version is copied that an ensemble asks for by number, else the newest served, else the newest. With
+    `keep_number` it keeps its number, so what asks for it by number finds it.
 
     Args:
         source: the repository to copy from.
-        name: an ensemble, or a model whose code asks others; nothing is copied for any other.
+        name: an ensemble, or a model whose code asks others. Nothing is copied for any other.
         target: the repository to copy to.
         keep_number: as in `CopyOptions`.
         dry_run: only say what would be done.
@@ -300,7 +300,7 @@ def _renamed(text: str, name: str, where: str) -> str:
 
 
 def _identical_version(store: Store, name: str, manifest: Manifest) -> int | None:
-    """Return a model's newest version of the same content, served in the same way; `None` when there is none."""
+    """Return a model's newest version of the same content, served in the same way, or `None` when there is none."""
     view = store.look(name)
     for version in reversed(list(with_versions(store, view).contents.values())):
         try:
@@ -343,7 +343,7 @@ def version_files(version: LocationLike, names: Sequence[str] | None = None) -> 
 
     Args:
         version: `VersionEntry.path`.
-        names: the files wanted, those that do not exist are left out; `None`: all of them. The manifest is always
+        names: the files wanted, those that do not exist are left out. `None`: all of them. The manifest is always
             there when the version has one.
 
     Raises:

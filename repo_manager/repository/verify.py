@@ -62,17 +62,17 @@ def verify(
     """Check a repository: layout as Triton reads it, configurations, manifests, and each file's digest and size.
 
     Works on repositories that others wrote: a version without a manifest is a warning. Nothing is changed. From object
-    storage files are fetched one version at a time; without `digests` nothing but small files is.
+    storage files are fetched one version at a time. Without `digests` nothing but small files is.
 
     Args:
         repository: the root.
-        name: one model; `None`: all of them, and the root itself.
-        version: read the content of this version only; of the others what their names and sizes tell.
-        digests: read every file to compare its digest; without it only sizes are compared.
+        name: one model. `None`: all of them, and the root itself.
+        version: read the content of this version only. Of the others what their names and sizes tell.
+        digests: read every file to compare its digest. Without it only sizes are compared.
         models: load each ONNX model that the onnxruntime backend serves, and compare it with config.pbtxt.
 
     Returns:
-        The findings in the order of their places, those between ensembles and their models last; empty when all is
+        The findings in the order of their places, those between ensembles and their models last. Empty when all is
         well.
 
     Raises:
@@ -182,7 +182,7 @@ def _model_once(store: Store, view: ModelView, content: _Content) -> Iterator[Pr
 
 
 def _on_trial(view: ModelView) -> Iterator[Problem]:
-    """Name the version that is served and not proven: it must not be taken for the deployed one."""
+    """Name the version served and not proven: it must not be taken for the deployed one."""
     left = view.state.unproven
     if left is not None:
         text = f"is on trial since {left.at}: its roll-out runs now, or was killed before the proof"
@@ -193,7 +193,7 @@ def _on_trial(view: ModelView) -> Iterator[Problem]:
 def _content_problems(
     folder: Path, version: VersionView, config: ModelConfig | None, content: _Content, *, has_config: bool
 ) -> Iterator[Problem]:
-    """Check what is in a version's files; what their names and sizes tell already is not said again."""
+    """Check what is in a version's files. What their names and sizes tell already is not said again."""
     where = f"{version.path.parent.name}/{version.number}"
     if content.models and config is not None:
         yield from _model_file(folder, version, config, where)
@@ -259,7 +259,7 @@ def _joined_requests(version: VersionView, config: ModelConfig, file: Path, wher
 
 
 def _recorded_axis(version: VersionView) -> Mapping[str, Any]:
-    """Return what the manifest says of the batch axis; empty for versions of others, and of earlier releases."""
+    """Return what the manifest says of the batch axis. Empty for versions of others, and of earlier releases."""
     if version.has_manifest:
         with contextlib.suppress(RepositoryError):
             found = version.manifest().extra.get("batch_axis")

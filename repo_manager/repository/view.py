@@ -40,7 +40,7 @@ class Entry:
     """A file, a link or a special file.
 
     Attributes:
-        name: relative to the folder that was listed, with `/`.
+        name: relative to the folder listed, with `/`.
         size_bytes: of the file, or of the file that a link leads to.
         link: set for a link.
         regular: whether it is a plain file.
@@ -79,7 +79,7 @@ class Work:
     """A version that is being published or removed, in a store where that takes a while.
 
     Attributes:
-        version: its number; it counts as no version until the work has ended.
+        version: its number. It counts as no version until the work has ended.
         sentence: what is done with it, by whom, and whether that one is still at it.
         abandoned: nobody works on it any more.
     """
@@ -97,7 +97,7 @@ class VersionView:
         path: where it is.
         number: the version.
         files: all files and links below it by name, manifest.json left out.
-        manifest_bytes: content of manifest.json; `None` when there is none or it cannot be read.
+        manifest_bytes: content of manifest.json. `None` when there is none or it cannot be read.
         manifest_error: why it cannot be read.
         size_bytes: of all files.
         modified_at: when something in the folder last came or went, in seconds since 1970.
@@ -149,8 +149,8 @@ class ModelView:
         level: what is in its folder.
         versions: the numbers of its versions, ascending.
         folders: its folders that do not belong to work under way.
-        state: what is remembered of it; empty when that was not asked for.
-        config: content of config.pbtxt; `None` when there is none or it cannot be read.
+        state: what is remembered of it. Empty when that was not asked for.
+        config: content of config.pbtxt. `None` when there is none or it cannot be read.
         config_error: why config.pbtxt cannot be read.
         link: set when the folder itself is a link.
         in_the_way: why nothing can be published under this name.
@@ -239,7 +239,7 @@ class ModelView:
         return parse_config(self.config_text(), where=self.config_place)
 
     def policy(self) -> tuple[int, ...] | str:
-        """Return the version policy: numbers, `latest:n` or `all`; Triton's own where there is no config.pbtxt.
+        """Return the version policy: numbers, `latest:n` or `all`. Triton's own where there is no config.pbtxt.
 
         Raises:
             ConfigError: config.pbtxt is broken.

@@ -1,4 +1,4 @@
-"""What a signature has to vouch for beside a version's own files: the facts of config.pbtxt that decide what runs, and
+"""What a signature must vouch for beside a version's own files: the facts of config.pbtxt that decide what runs, and
 every file beside the versions, since Triton looks there for libraries, environments, warm-up data and labels.
 
 The facts are those of the signed manifest. Files beside the versions belong to all of them, so they have a signature
@@ -30,7 +30,7 @@ from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, 
 __all__ = ["check_beside", "check_facts", "differing_facts", "fingerprint", "sign_beside"]
 
 _ABOUT = "about.json"
-# Fields of config.pbtxt that decide which code runs on which files; the others are tuning and may change.
+# Fields of config.pbtxt that decide which code runs on which files. The others are tuning and may change.
 _FACTS = (
     "runtime",
     "cc_model_filenames",
@@ -86,7 +86,7 @@ def differing_facts(signed: ModelConfig, current: ModelConfig, *, loaded: bool =
     """Return the fields that decide what runs and that differ, as config.pbtxt names them.
 
     Args:
-        signed: the configuration that is vouched for.
+        signed: the configuration vouched for.
         current: the one that is used.
         loaded: the server told it, which fills in `runtime` and the model's file.
     """
@@ -142,7 +142,7 @@ def _is_tuning(value: str | None) -> bool:
 
 
 def _reads(warmup: Any) -> bool:
-    """Say whether a warm-up reads a file."""
+    """Return whether a warm-up reads a file."""
     return any(each.WhichOneof("input_data_type") == "input_data_file" for each in warmup.inputs.values())
 
 
@@ -150,7 +150,7 @@ def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) ->
     """Sign the files beside a model's versions.
 
     Returns:
-        The signature's file, and its content; `None` when there is nothing beside the versions.
+        The signature's file, and its content. `None` when there is nothing beside the versions.
 
     Raises:
         RepositoryError: there are links, or a file cannot be read.
@@ -230,9 +230,9 @@ def _folder(store: Store, view: ModelView, files: Sequence[str]) -> Iterator[Pat
 
 
 def fingerprint(view: ModelView, version: int) -> Mapping[str, tuple[int, ...]] | None:
-    """Return what the file system remembers of a version's files and those beside it; `None` for object storage.
+    """Return what the file system remembers of a version's files and those beside it, or `None` for object storage.
 
-    Whoever exchanges a file, even for a moment, changes its inode or the time of its last change, which no user can
+    Anyone who exchanges a file, even for a moment, changes its inode or the time of its last change, which no user can
     set. config.pbtxt is left out: a roll-out writes it.
     """
     if not isinstance(view.place, Path):

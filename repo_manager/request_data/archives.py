@@ -20,7 +20,7 @@ _MOST_RATIO = 50
 
 
 def check_archive(path: Path) -> None:
-    """See that an .npz file is not tiny and huge when it is unpacked; of any other file nothing is said.
+    """Check that an .npz file is not tiny and huge when it is unpacked. Of any other file nothing is said.
 
     Raises:
         ValueError: it unpacks to more than 256 MiB and 50 times its size, which no recorded data does.

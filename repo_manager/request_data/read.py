@@ -48,8 +48,8 @@ class _Row:
     """One request of a file, as the file has it.
 
     Attributes:
-        values: what stands there: input name -> value, if it is in order.
-        place: where in the file, for messages; empty where its number says it.
+        values: what is there: input name -> value, if it is in order.
+        place: where in the file, for messages. Empty where its number says it.
         stream: the number of its stream.
         finite: whether the file spells no infinity, so that one is a number beyond 64-bit floats.
     """
@@ -61,7 +61,7 @@ class _Row:
 
 
 class _Twice:
-    """What stands for a key that an object has twice; no input can hold it."""
+    """What represents a key that an object has twice. No input can hold it."""
 
     def __repr__(self) -> str:
         return "there twice"
@@ -78,13 +78,13 @@ def read_rows(
 
     - `.jsonl`: one request a line: `{"NAME": [[...]], ...}`, or Triton's own HTTP body `{"inputs": [{"name": ...,
       "shape": [...], "data": [...]}]}`, as an access log or a proxy has it.
-    - `.json`: perf_analyzer's `{"data": [{"NAME": [...] or {"content": [...], "shape": [...]} or {"b64": ...}}]}`;
-      streams of steps are read one after another, `validation_data` is left out. Or what a line of `.jsonl` holds,
+    - `.json`: perf_analyzer's `{"data": [{"NAME": [...] or {"content": [...], "shape": [...]} or {"b64": ...}}]}`.
+      Streams of steps are read one after another, `validation_data` is left out. Or what a line of `.jsonl` holds,
       alone or in a list.
     - `.npz`, `.npy`: one array an input, whose first axis counts the requests (`input:NAME` is read as `NAME` and
       `output:NAME` is left out, so that a version's golden sample can be sent). A golden sample of several requests
       gives each as it was recorded, with its batch axis.
-    - a folder, as perf_analyzer reads it: a file a tensor, of its name, with its little-endian bytes; of `BYTES`, a
+    - a folder, as perf_analyzer reads it: a file a tensor, of its name, with its little-endian bytes. Of `BYTES`, a
       string a line.
 
     A flat list takes the input's shape, of which one dimension may be dynamic. Optional inputs may be left out, in some
@@ -97,7 +97,7 @@ def read_rows(
         ignore_others: arrays of an .npz file that are no input of the model are left out, not refused.
 
     Raises:
-        InputError: it cannot be read, holds no request, or one does not fit the model; with its number and input.
+        InputError: it cannot be read, holds no request, or one does not fit the model. With its number and input.
     """
     streams = read_streams(path, inputs, flat=flat, ignore_others=ignore_others)
     return [row for stream in streams for row in stream]
@@ -112,7 +112,7 @@ def read_streams(
 ) -> list[list[Sample]]:
     """Return a file's requests by stream: what belongs to one sequence, in order.
 
-    perf_analyzer's JSON may hold several streams (a list of lists); every other file is one.
+    perf_analyzer's JSON may hold several streams (a list of lists). Every other file is one.
 
     Args: as `read_rows`.
 
@@ -152,7 +152,7 @@ def _rows_of(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -
 
 
 def holds_tensors(path: Path, inputs: Sequence[InputFacts]) -> bool:
-    """Say whether a folder has a file for every input that a request needs."""
+    """Return whether a folder has a file for every input that a request needs."""
     needed = [item.name for item in inputs if not item.optional]
     return bool(needed) and path.is_dir() and all((path / name).is_file() for name in needed)
 
@@ -264,7 +264,7 @@ def _unflattened(array: Array, shape: Sequence[int], flat: Sequence[int] | None)
 
 
 def _loaded(text: str) -> Any:
-    """Read JSON; a key that an object has twice stays, with a value that no input can hold."""
+    """Read JSON. A key that an object has twice stays, with a value that no input can hold."""
     return json.loads(text, object_pairs_hook=_object)
 
 

@@ -60,7 +60,7 @@ class InputFacts:
     Attributes:
         name: the input's name.
         datatype: Triton's name of its type (`FP32`, `INT64`, `BYTES`, ...).
-        shape: dimensions without the batch axis that `max_batch_size` adds; `-1` is dynamic.
+        shape: dimensions without the batch axis that `max_batch_size` adds. `-1` is dynamic.
         optional: whether a request may leave it out.
     """
 
@@ -77,7 +77,7 @@ def with_batch_axis(sample: Sample, inputs: Sequence[InputFacts]) -> Sample:
 
 
 def raw_bytes(array: Array) -> bytes:
-    """Return Triton's binary form: little-endian elements in C order; BYTES as 4-byte lengths and contents.
+    """Return Triton's binary form: little-endian elements in C order. BYTES as 4-byte lengths and contents.
 
     Args:
         array: of objects for BYTES: bytes, or text, which a golden sample holds.
@@ -95,11 +95,11 @@ def elements_of(shape: Sequence[int]) -> int:
     return int(np.prod(shape, dtype=np.int64)) if shape else 1
 
 
-# Values as Triton's types hold them; a value that would be another one afterwards is refused.
+# Values as Triton's types hold them. A value that would be another one afterwards is refused.
 
 
 def exact_array(value: Any, datatype: str) -> Array:
-    """Return values with a Triton type. Floats are rounded to the type's precision; everything else stays what it is.
+    """Return values with a Triton type. Floats are rounded to the type's precision. Everything else stays what it is.
 
     Args:
         value: nested lists or an array, of any shape.
@@ -135,7 +135,7 @@ def exact_array(value: Any, datatype: str) -> Array:
 
 
 def _require_even(value: Any) -> None:
-    """See that all lists of one level have one length."""
+    """Check that all lists of one level have one length."""
     level = [value]
     while any(isinstance(item, list | tuple) for item in level):
         sizes = list(dict.fromkeys(len(item) if isinstance(item, list | tuple) else -1 for item in level))
@@ -174,7 +174,7 @@ def _items(array: Array) -> list[Any]:
 
 
 def _checked(array: Array, fits: Sequence[bool] | Array, wanted: str, datatype: str) -> Array:
-    """Return the array with the type; refuse it with the first value that does not fit."""
+    """Return the array with the type. Refuse it with the first value that does not fit."""
     _require_all(array, fits, wanted, datatype)
     return array.astype(NUMPY_OF_TRITON[datatype])
 
@@ -192,7 +192,7 @@ def _shown(item: Any) -> str:
 
 
 def _strings(value: Any) -> Array:
-    """Return strings as bytes; text in UTF-8, numbers as they are written."""
+    """Return strings as bytes. Text in UTF-8, numbers as they are written."""
     array: Array = np.asarray(value, dtype=object)
     encoded = np.empty(array.size, dtype=object)
     for place, item in enumerate(array.reshape(-1).tolist()):
@@ -205,8 +205,8 @@ def _strings(value: Any) -> Array:
 def decoded(text: Any, datatype: str) -> Array:
     """Return the flat values of perf_analyzer's `b64`.
 
-    For `BYTES` that is Triton's binary form, each string after its length in 4 bytes; bytes whose first 4 are no length
-    of a string in them are one string (an image, for instance).
+    For `BYTES` that is Triton's binary form, each string after its length in 4 bytes. Bytes whose first 4 are no
+    length of a string in them are one string (an image, for instance).
 
     Raises:
         ValueError: it is not base64, or not a whole number of elements.
@@ -233,7 +233,7 @@ def elements_in(raw: bytes, datatype: str) -> Array:
 
 
 def _split(raw: bytes) -> list[bytes]:
-    """Return the strings of Triton's binary form; of bytes that are not of it all as one string."""
+    """Return the strings of Triton's binary form. Of bytes that are not of it all as one string."""
     strings: list[bytes] = []
     place = 0
     while place < len(raw):
@@ -250,7 +250,7 @@ def _split(raw: bytes) -> list[bytes]:
 
 
 def recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:
-    """Return the requests of recorded exchanges, batch axes included; `None` for any other archive.
+    """Return the requests of recorded exchanges, batch axes included, or `None` for any other archive.
 
     An archive of one request with one response has nothing that tells it from arrays whose first axis counts.
     """
@@ -270,7 +270,7 @@ def recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:
 
 
 def unpickled(what: str, load: Callable[[], Any]) -> Any:
-    """Load an array; one of Python objects is refused with the way out."""
+    """Load an array. One of Python objects is refused with the way out."""
     try:
         return load()
     except ValueError as exc:
@@ -281,7 +281,7 @@ def unpickled(what: str, load: Callable[[], Any]) -> Any:
 
 
 def as_bytes(array: Array) -> Array:
-    """Return recorded text as the bytes that were sent, which need not be UTF-8."""
+    """Return recorded text as the bytes sent, which need not be UTF-8."""
     if array.dtype.kind != "U":
         return array
     return np.array([item.encode("utf-8", "surrogateescape") for item in array.flat], object).reshape(array.shape)

@@ -26,7 +26,7 @@ _TOO_LARGE = "message larger than max"  # gRPC's own RESOURCE_EXHAUSTED: asking 
 
 
 class Deadline:
-    """The moment until which everything together has to be done."""
+    """The moment until which everything together must be done."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -34,7 +34,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """How many seconds are left; below 0 when it has passed."""
+        """How many seconds are left. Below 0 when it has passed."""
         return self._end - time.monotonic()
 
     def allow(self, seconds: float) -> None:
@@ -57,7 +57,7 @@ class Deadline:
 def retried(
     call: Callable[[], Result], *, retries: int, report: Callable[[str], None], deadline: Deadline | None = None
 ) -> Result:
-    """Call; when the server cannot be reached or is busy, pause and call again, each pause twice the last.
+    """Call. When the server cannot be reached or is busy, pause and call again, each pause twice the last.
 
     Only for calls that may be made twice: reading, loading and the smoke inference.
 
@@ -104,7 +104,7 @@ def in_waves(items: Sequence[Item], size: int, act: Callable[[Item], Result]) ->
 
     Args:
         items: what to act on.
-        size: of a wave; one at a time runs in the calling thread.
+        size: of a wave. One at a time runs in the calling thread.
         act: runs in several threads at once when `size` is more than 1.
     """
     if size <= 1:

@@ -56,9 +56,9 @@ class Check:
 
     Attributes:
         name: `files`, `config`, `ensembles`, `signature`, `engine` or `memory`.
-        outcome: `refused` stops the roll-out before anything is changed; `unknown`: it could not be checked.
+        outcome: `refused` stops the roll-out before anything is changed. `unknown`: it could not be checked.
         detail: what was found, with the numbers.
-        hint: the next step; empty when there is none.
+        hint: the next step. Empty when there is none.
         estimate: it rests on an estimate, so `--force` overrides it.
     """
 
@@ -69,7 +69,7 @@ class Check:
     estimate: bool = False
 
     def blocks(self, options: RolloutOptions) -> bool:
-        """Say whether it stops the roll-out."""
+        """Return whether it stops the roll-out."""
         return self.outcome is Outcome.REFUSED and not (self.estimate and options.force)
 
 
@@ -88,7 +88,7 @@ def check_version(
         repository: the repository.
         entry: the model.
         version: the version to be served.
-        signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
+        signed_by: public keys one of which must vouch for the version. Empty asks for no signature.
         vouched: takes the signatures that hold.
         serving: model -> versions that the roll-out serves first, because this one needs them.
     """
@@ -114,7 +114,7 @@ def check_pinned(
     Args:
         name: the model.
         pinned: version -> the ensembles that ask for it.
-        before: the versions that are served.
+        before: the versions served.
         after: the versions that will be.
         options: how to roll out.
     """
@@ -139,7 +139,7 @@ def check_needed(what: str, dependents: Sequence[str]) -> tuple[Check, ...]:
     """Refuse to take a model out of service that others need.
 
     Args:
-        what: the model, or its only version that is served.
+        what: the model, or its only version served.
         dependents: the models that are served and need it, the inner ones first.
     """
     if not dependents:
@@ -165,8 +165,8 @@ def refuse(
     Args:
         what: the version, `NAME:VERSION`, or the model.
         checks: what was looked at.
-        options: how to roll out; `force` goes on against an estimate.
-        served_by: URLs of servers that serve it already; they go on doing so, and the message says it.
+        options: how to roll out. `force` goes on against an estimate.
+        served_by: URLs of servers that serve it already. They go on doing so, and the message says it.
         action: `deploy`, `rollback` or `undeploy`.
 
     Raises:
@@ -271,7 +271,7 @@ def check_signatures(
         repository: the repository.
         name: the model.
         versions: those that a load runs.
-        keys: public keys, one of which has to fit each.
+        keys: public keys, one of which must fit each.
         vouched: takes the signatures that hold.
     """
     try:
@@ -293,7 +293,7 @@ def check_loaded(
     vouched: Sequence[SignatureCheck],
     config: ModelConfig | None,
 ) -> None:
-    """See that what a server has just loaded is what was vouched for before the load.
+    """Check that what a server has just loaded is what was vouched for before the load.
 
     A file that was exchanged in between, even for a moment, is noticed on a local disk, by what the file system
     remembers. In object storage only what is different now is noticed.
@@ -301,10 +301,10 @@ def check_loaded(
     Args:
         repository: the repository.
         entry: the model.
-        version: its version that was loaded.
-        keys: public keys, one of which has to fit.
+        version: its version loaded.
+        keys: public keys, one of which must fit.
         vouched: the signatures that held before the load.
-        config: what the server runs the model with; `None`: it does not tell.
+        config: what the server runs the model with. `None`: it does not tell.
 
     Raises:
         RepositoryError: something was exchanged, or the server runs it with another configuration.

@@ -1,4 +1,4 @@
-"""What a release or an InferenceService serves, pod by pod, and who pointed it there; nothing is changed."""
+"""What a release or an InferenceService serves, pod by pod, and who pointed it there. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class PodStatus:
     Attributes:
         name: its name.
         ready: whether it is in service: Triton is ready when every model of the snapshot has loaded.
-        url: what it serves; empty when its containers do not say so.
-        models: model -> the versions that are ready; empty when it is not ready, or what it serves cannot be read.
-        node: where it runs; empty before it is scheduled.
+        url: what it serves. Empty when its containers do not say so.
+        models: model -> the versions that are ready. Empty when it is not ready, or what it serves cannot be read.
+        node: where it runs. Empty before it is scheduled.
         restarts: how often its containers were started again.
-        note: why it is not ready, as Kubernetes says; empty otherwise.
+        note: why it is not ready, as Kubernetes says. Empty otherwise.
     """
 
     name: str
@@ -50,13 +50,13 @@ class PartStatus:
         name: its name.
         kind: `Deployment` or `InferenceService`.
         url: the snapshot, or the repository, that it points at.
-        models: model -> versions of it; empty when it cannot be read.
-        wanted: how many pods there are to be; `None` when it does not say so.
+        models: model -> versions of it. Empty when it cannot be read.
+        wanted: how many pods there will be. `None` when it does not say so.
         generation: of its spec.
-        observed: the generation that its controller has seen; `None` when it does not say so.
-        owners: what a roll-out or an upgrade changes (`snapshot`, `replicas`, `image`) -> the field manager that set it
-            last, as in `metadata.managedFields`; what nobody claims is left out.
-        keeper: the GitOps controller that applies it; `None`: none that is known.
+        observed: the generation that its controller has seen. `None` when it does not say so.
+        owners: what a roll-out or an upgrade changes (`snapshot`, `replicas`, `image`) -> the field manager that set
+            it last, as in `metadata.managedFields`. What nobody claims is left out.
+        keeper: the GitOps controller that applies it. `None`: none known.
         pods: its pods, oldest first.
     """
 
@@ -80,7 +80,7 @@ class ClusterStatus:
         target: `k8s://namespace/release` or `kserve://namespace/name`.
         cluster: the API server's address and the context of the kubeconfig.
         parts: its Deployments, or the InferenceService.
-        differences: what is not as it should be, in words; empty when all is.
+        differences: what is not as it should be, in words. Empty when all is.
     """
 
     target: str
@@ -152,7 +152,7 @@ class _Reader:
         )
 
     def _held(self, url: str, pointer: Pointer) -> Mapping[str, tuple[int, ...]]:
-        """Return what is at a URL; nothing, and a difference, when it cannot be read."""
+        """Return what is at a URL. Nothing, and a difference, when it cannot be read."""
         try:
             return self._read(url, pointer.snapshots, pointer.load)
         except RepoManagerError as exc:

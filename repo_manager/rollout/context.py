@@ -34,14 +34,14 @@ class Context:
     """What all steps of one roll-out share: what is rolled out, how, the time left, and what was done so far.
 
     Args:
-        repository: the repository that is served.
+        repository: the repository served.
         name: the model.
-        version: the version to serve, or to take out of service; `None` with `undeploy`: every version.
+        version: the version to serve, or to take out of service. `None` with `undeploy`: every version.
         options: how to roll out.
-        report: told what is being done; from several threads when a batch has more than one server.
+        report: told what is being done. From several threads when a batch has more than one server.
         trial_s: how long a trial takes, on top of the deadline.
-        confirm: asked when nobody else can roll the model out any more: raises if what was decided on before holds no
-            longer.
+        confirm: asked when no other process can roll the model out any more: raises if what was decided on before
+            holds no longer.
         action: what is done: it decides the words, and what is recorded.
 
     Raises:
@@ -85,11 +85,11 @@ class Context:
         return self.action == "undeploy"
 
     def remaining(self, served: Sequence[int]) -> tuple[int, ...]:
-        """Return what an undeployment leaves of the versions that are served."""
+        """Return what an undeployment leaves of the versions served."""
         return () if self.whole else tuple(version for version in served if version != self.version)
 
     def settle(self) -> None:
-        """Put config.pbtxt back to what was proven, where a roll-out was killed before its proof; holds the lease."""
+        """Put config.pbtxt back to what was proven, where a roll-out was killed before its proof. Holds the lease."""
         if settle_trial(self.repository, self.name, self.note):
             self.entry = find_model(self.repository, self.name)
 
@@ -99,13 +99,13 @@ class Context:
         return self.options.max_unavailable.of(self.total)
 
     def note(self, event: str) -> None:
-        """Record what is being done, and tell it; an undo goes on although it cannot be told."""
+        """Record what is being done, and tell it. An undo goes on although it is unknown."""
         self.events.append(event)
         with contextlib.suppress(Exception) if self._halted.is_set() else contextlib.nullcontext():
             self._tell(event)
 
     def call_s(self, most_s: float) -> float:
-        """Return how long the next call to a server may take; once the roll-out is undone, as long as it needs.
+        """Return how long the next call to a server may take. Once the roll-out is undone, as long as it needs.
 
         Raises:
             ServerUnreachableError: no time is left.
@@ -118,7 +118,7 @@ class Context:
         return min(self.options.reconnect_timeout_s, max(_RECONNECT_S, self.options.deadline_s / 2))
 
     def halt(self) -> None:
-        """Let what runs in other threads go no further; a change that they have begun ends first."""
+        """Let what runs in other threads go no further. A change that they have begun ends first."""
         with self._changing:
             self._halted.set()
 
@@ -136,7 +136,7 @@ class Context:
         """Call, and call again when the server cannot be reached or is busy for a moment.
 
         Raises:
-            ServerError: the last call's; or the roll-out was called off meanwhile.
+            ServerError: the last call's, or the roll-out was called off meanwhile.
         """
         self._go_on()
         return retried(call, retries=self.options.retries, report=self.note, deadline=self.deadline)
@@ -194,7 +194,7 @@ class Context:
         """Check whether an ensemble would lose a version that it asks for by number.
 
         Args:
-            before: the versions that are served.
+            before: the versions served.
             after: the versions that will be.
         """
         return check_pinned(self.name, self.pinned, before, after, self.options)
@@ -210,7 +210,7 @@ class Context:
         return checks
 
     def leave_out(self, label: str, exc: ServerUnreachableError) -> None:
-        """Go on without a server that does not answer; `check_missing` says whether that is allowed."""
+        """Go on without a server that does not answer. `check_missing` says whether allowed."""
         with self._lock:
             self.missing[label] = exc
             count = len(self.missing)
@@ -221,7 +221,7 @@ class Context:
         """See whether the servers that are missing may be.
 
         Raises:
-            ServerUnreachableError: it is one too many; with each one's reason.
+            ServerUnreachableError: it is one too many. With each one's reason.
         """
         missing = list(self.missing.values())
         if missing and self.total == 1:

@@ -45,11 +45,11 @@ def deploy(
     connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Put a version into service; put the previous state back when anything of it fails.
+    """Put a version into service. Put the previous state back when anything of it fails.
 
-    On Triton servers the old and the new version are served together until the new one has answered a real inference as
-    ONNX Runtime does; only then the old one is dropped. So there is no moment without a version that answers. Several
-    servers go forward together or not at all. Ctrl-C, SIGTERM and SIGHUP undo what was begun.
+    On Triton servers the old and the new version are served together until the new one has answered a real inference
+    as ONNX Runtime does. Only then the old one is dropped. So there is no moment without a version that answers.
+    Several servers go forward together or not at all. Ctrl-C, SIGTERM and SIGHUP undo what was begun.
 
     With a trial, old and new are served together until the gates have passed. A request that names no version goes to
     the higher number while both are served (Triton's rule): where there are such requests, they are on trial from the
@@ -62,9 +62,9 @@ def deploy(
         to: connected clients, one a server; or URLs (`grpc://host:port`, `http://host:port`, `dns://name:port`,
             `@FILE`); or one `k8s://namespace/release` or `kserve://namespace/name`.
         options: `None` takes the defaults.
-        trial: how the version is tried first; on one Triton server, or by steps in KServe. `None`: not at all.
-        connection: how to connect to URLs, and to pods; `None` connects without TLS and headers.
-        report: told what is being done; from several threads when a batch has more than one server.
+        trial: how the version is tried first. On one Triton server, or by steps in KServe. `None`: not at all.
+        connection: how to connect to URLs, and to pods. `None` connects without TLS and headers.
+        report: told what is being done. From several threads when a batch has more than one server.
 
     Returns:
         What was done. When the version was served already, nothing is changed, and an inference proves that it answers.
@@ -74,10 +74,10 @@ def deploy(
         InputError: recorded requests cannot be read or do not fit.
         RepositoryError: no such model or version, a check speaks against it, or another roll-out of the model is under
             way.
-        GateError: a gate failed; the previous state was put back.
-        InconclusiveError: a gate is undecided; the previous state was put back.
-        ServerRefusedError: the server refused; nothing was changed.
-        ServerUnreachableError: no answer; what was changed in the repository is put back.
+        GateError: a gate failed. The previous state was put back.
+        InconclusiveError: a gate is undecided. The previous state was put back.
+        ServerRefusedError: the server refused. Nothing was changed.
+        ServerUnreachableError: no answer. What was changed in the repository is put back.
         RolloutUndoneError: it failed, and the previous state was put back and verified.
         RollbackFailedError: it failed, and so did putting the previous state back.
     """
@@ -119,7 +119,7 @@ def rollback(
     """Go back to the version that was deployed before the current one, with the same proof as `deploy`.
 
     Raises:
-        RepositoryError: there is none, or it is another one by the time that the roll-out begins; and as `deploy`.
+        RepositoryError: there is none, or it is another one by the time that the roll-out begins, and as `deploy`.
         RepoManagerError: as `deploy`.
     """
     with _reach(to, options or RolloutOptions()) as reach:
@@ -158,10 +158,10 @@ def undeploy(
     Args:
         repository: the repository that the target serves.
         name: the model.
-        version: one version; `None`: all of them.
+        version: one version. `None`: all of them.
         to: as for `deploy`.
         options: `None` takes the defaults.
-        connection: how to connect to URLs, and to pods; `None` connects without TLS and headers.
+        connection: how to connect to URLs, and to pods. `None` connects without TLS and headers.
         report: told what is being done.
 
     Raises:
@@ -233,7 +233,7 @@ class _Reach:
 
 @contextlib.contextmanager
 def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
-    """Read `to`; connect to the clusters where it names one.
+    """Read `to`. Connect to the clusters where it names one.
 
     Raises:
         UsageError: it is not understood, or names something in a cluster among other things.

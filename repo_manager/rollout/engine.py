@@ -1,4 +1,4 @@
-"""The one engine of every roll-out: lease, look, checks, apply, prove, finish, record; or undo.
+"""The one engine of every roll-out: lease, look, checks, apply, prove, finish, record, or undo.
 
 Signals, the deadline and the rule for unexpected errors are here and nowhere else: whatever goes wrong once something
 was touched, expected or not, on whatever target, ends in the same undo.
@@ -52,8 +52,8 @@ def run(target: Target, context: Context) -> Rollout:
     Raises:
         RepositoryError: a check speaks against it, or another roll-out of the model is under way.
         ServerError: it failed before anything was touched.
-        GateError: a gate of the trial failed; the previous state was put back.
-        InconclusiveError: a gate of the trial is undecided; the previous state was put back.
+        GateError: a gate of the trial failed. The previous state was put back.
+        InconclusiveError: a gate of the trial is undecided. The previous state was put back.
         RolloutUndoneError: it failed, and the previous state was put back and verified.
         ServerUnreachableError: it failed, the repository was put back, and no touched server answers any more.
         RollbackFailedError: it failed, and so did putting the previous state back.
@@ -83,7 +83,7 @@ class _Run:
     Args:
         target: where to.
         context: what, and how.
-        other_holder: returns who else holds the model's lease by now; empty while it is ours.
+        other_holder: returns who else holds the model's lease by now. Empty while it is ours.
     """
 
     def __init__(self, target: Target, context: Context, other_holder: Callable[[], str]) -> None:
@@ -101,7 +101,7 @@ class _Run:
         return self._result()
 
     def go(self) -> Rollout:
-        """Do what has to be done, and prove it."""
+        """Do what must be done, and prove it."""
         context, target = self._context, self._target
         context.settle()
         target.look()
@@ -180,10 +180,11 @@ class _Run:
         self._parts = [part for part in self._parts if part.label not in context.missing]
 
     def _require_lease(self) -> None:
-        """See that nobody else rolls the model out by now: a lease that is not renewed in time goes to the next.
+        """Check that no other process rolls the model out by now: a lease that is not renewed in time goes to the
+        next.
 
         Raises:
-            RepositoryError: somebody else does.
+            RepositoryError: another process does.
         """
         other = self._other_holder()
         if other:
@@ -196,7 +197,7 @@ class _Run:
                 self._context.note(f"{part.label}: {what} ({self._done} of {len(self._parts)})")
 
     def _undo(self, cause: BaseException) -> RepoManagerError:
-        """Put back whatever was touched; return what to tell the user."""
+        """Put back whatever was touched. Return what to tell the user."""
         context = self._context
         context.halt()
         failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause) or type(cause).__name__
@@ -208,7 +209,7 @@ class _Run:
             return cause if isinstance(cause, RepoManagerError) else nothing
         undone = _Undone()
         try:
-            self._require_lease()  # what somebody else has rolled out since is left as it is
+            self._require_lease()  # what another process has rolled out since is left as it is
             self._target.put_back()  # first: a server that starts now starts right
             context.note(f"failed: {failure.splitlines()[0]}; putting {_count(touched)} back")
             in_waves(touched[::-1], min(_WIDE, len(touched)), lambda part: _undo_part(part, undone))
@@ -227,7 +228,7 @@ class _Run:
             record_rollout(context.repository, context.name, self._record(outcome, failure.splitlines()[0]))
 
     def _end_trial(self) -> None:
-        """Forget the trial; a record that stays does no harm, since the next command looks at what is there."""
+        """Forget the trial. A record that stays does no harm, since the next command looks at what is there."""
         if self._begun:
             with contextlib.suppress(RepoManagerError, OSError):
                 end_trial(self._context.repository, self._context.name)
@@ -253,7 +254,7 @@ class _Run:
 
 
 def _undo_part(part: Part, undone: _Undone) -> None:
-    """Undo one part; what goes wrong does not keep the others from being undone."""
+    """Undo one part. What goes wrong does not keep the others from being undone."""
     try:
         undone.states.append(part.undo())
     except LeftAloneError as exc:

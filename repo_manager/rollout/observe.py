@@ -1,4 +1,4 @@
-"""What a server says of a model right now; nothing here changes anything."""
+"""What a server says of a model right now. Nothing here changes anything."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class ServedState:
         ready: versions that are READY, ascending. Says nothing of whether they answer: a killed stub stays READY.
         busy: versions that are loading or unloading.
         reasons: Triton's reason for versions that are neither, where it gives one.
-        config: what the server runs the model with; `None` when it is not loaded, or not told.
-        hidden: why the server does not show the configuration of a model that is READY; empty when it does. What is
+        config: what the server runs the model with. `None` when it is not loaded, or not told.
+        hidden: why the server does not show the configuration of a model that is READY. Empty when it does. What is
             served is then unknown: neither served nor not served may be concluded from it.
         is_listed_twice: several repositories of the server have a model of this name (`--model-namespacing`). Loading
             and unloading reach all of them: Triton's API takes no namespace.
@@ -113,7 +113,7 @@ def observe(client: TritonClient, name: str) -> ServedState:
 
 
 def require_known(state: ServedState, client: TritonClient, name: str) -> None:
-    """See that a server tells what it serves of a model, also after a roll-out: an undo has to see that it worked.
+    """Check that a server tells what it serves of a model, also after a roll-out: an undo must see that it worked.
 
     Raises:
         ServerRefusedError: it does not show the model's configuration, or has several models of this name.
@@ -140,7 +140,7 @@ def require_known(state: ServedState, client: TritonClient, name: str) -> None:
 
 
 def require_control(client: TritonClient) -> None:
-    """See that models may be loaded and unloaded on a server, as a roll-out and its undo do.
+    """Check that models may be loaded and unloaded on a server, as a roll-out and its undo do.
 
     Raises:
         ServerRefusedError: they may not.
@@ -157,7 +157,7 @@ def require_control(client: TritonClient) -> None:
 def wait_until_only_ready(
     client: TritonClient, name: str, wanted: tuple[int, ...], timeout_s: float, *, settled: bool = False
 ) -> ServedState:
-    """Wait until exactly these versions are READY; return the last state seen.
+    """Wait until exactly these versions are READY. Return the last state seen.
 
     Whether it is the wanted one is for the caller to see.
 

@@ -1,4 +1,4 @@
-"""How a roll-out and its trial are asked for; each default is written here and nowhere else."""
+"""How a roll-out and its trial are asked for. Each default is written here and nowhere else."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Weights(Protocol):
     """The new version's share of the traffic."""
 
     def set_weight(self, fraction: float) -> None:
-        """Give the new version this share, 0 to 1; the old one gets the rest.
+        """Give the new version this share, 0 to 1. The old one gets the rest.
 
         Raises:
             RepoManagerError: it cannot be set.
         """
 
     def current(self) -> float:
-        """Return the share that was set last; 0 before."""
+        """Return the share that was set last. 0 before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Amount:
         """Read `3` or `10%`.
 
         Raises:
-            UsageError: it is neither, a fraction of a server, or more than 100 %; with the option's name.
+            UsageError: it is neither, a fraction of a server, or more than 100 %. With the option's name.
         """
         match = _FORM.fullmatch(str(text).strip())
         amount = None if match is None else cls(float(match["value"]), match["percent"] is not None)
@@ -72,7 +72,7 @@ class Amount:
         return amount
 
     def of(self, total: int) -> int:
-        """Return how many of `total` that is; shares are rounded down, as Kubernetes does for what may be missing."""
+        """Return how many of `total` that is. Shares are rounded down, as Kubernetes does for what may be missing."""
         return int(total * self.value / 100 + 1e-9) if self.percent else int(self.value)
 
     def __str__(self) -> str:
@@ -87,23 +87,23 @@ class RolloutOptions:
         keep_previous: leave the previous version loaded, and what ensembles pin, so that going back is only a policy
             change.
         dry_run: plan only.
-        deadline_s: for everything up to the proof on the last server; the undo has time of its own. A trial adds the
+        deadline_s: for everything up to the proof on the last server. The undo has time of its own. A trial adds the
             time that it was asked to take.
-        load_timeout_s: deadline of one load on a server, and of each step of an InferenceService; a Deployment has it
+        load_timeout_s: deadline of one load on a server, and of each step of an InferenceService. A Deployment has it
             for each pod, and `deadline_s` does not end one that makes progress.
         settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
         smoke_timeout_s: deadline of the smoke inference.
-        reconnect_timeout_s: how long the undo waits for a server that has stopped answering; at most half of a short
+        reconnect_timeout_s: how long the undo waits for a server that has stopped answering. At most half of a short
             `deadline_s`.
         lease_timeout_s: how long to wait for another roll-out of the same model.
         retries: how often a call is made again when the server was out of reach, or busy, for a moment.
-        signed_by: public keys one of which has to vouch for the version; empty asks for no signature.
+        signed_by: public keys one of which must vouch for the version. Empty asks for no signature.
         force: go on against a check that rests on an estimate (memory).
         drop_pinned: take a version out of service although an ensemble pins it: the ensemble is lost.
-        batch: how many of several servers at a time; at least one.
+        batch: how many of several servers at a time. At least one.
         max_unavailable: how many of several servers may not answer without failing the whole.
-        context: of the settings that the target was taken from, for the history; `None` without one.
-        proof: `inference`: a version has to answer one; `readiness`: where no sample was recorded and the model refuses
+        context: of the settings that the target was taken from, for the history. `None` without one.
+        proof: `inference`: a version must answer one. `readiness`: where no sample was recorded and the model refuses
             made-up requests, it is enough that the server says that the version is ready.
     """
 
@@ -138,9 +138,9 @@ class ShadowOptions:
 
     Attributes:
         requests: the file of recorded requests.
-        rate_per_s: pairs a second; each is one request to either version.
-        duration_s: for how long at most; it ends before when every gate is decided.
-        timeout_s: deadline of one request; an answer that is later is an error.
+        rate_per_s: pairs a second. Each is one request to either version.
+        duration_s: for how long at most. It ends before when every gate is decided.
+        timeout_s: deadline of one request. An answer that is later is an error.
         workers: pairs on their way at the same time, at most.
         seed: of the order of the requests and of the versions in each pair.
     """
@@ -165,14 +165,14 @@ class TrialOptions:
     """How a version is tried before it takes over.
 
     Attributes:
-        steps: rising shares of the traffic, the last one 1; empty for a shadow alone.
+        steps: rising shares of the traffic, the last one 1. Empty for a shadow alone.
         step_s: how long each is watched.
-        gates: what has to hold; empty takes `errors<1%`.
-        shadow: mirror recorded requests; `None`: only the server's counters are watched.
+        gates: what must hold. Empty takes `errors<1%`.
+        shadow: mirror recorded requests. `None`: only the server's counters are watched.
         weights_file: write the weights there instead of publishing them on the server.
-        weights: gives the new version its share; `None`: published on the server, or in `weights_file`.
-        on_shadow: given the shadow's report, whatever its outcome.
-        on_step: given each share below 1 after it was watched; what it raises undoes the roll-out.
+        weights: gives the new version its share. `None`: published on the server, or in `weights_file`.
+        on_shadow: given the shadow's report, regardless of its outcome.
+        on_step: given each share below 1 after it was watched. What it raises undoes the roll-out.
     """
 
     steps: tuple[float, ...] = ()

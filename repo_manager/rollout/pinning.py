@@ -29,8 +29,8 @@ class Pin:
         url: of the snapshot, as the pods see it: the chart's `repository.snapshot`, or KServe's `storageUri`.
         repository: of the repository, as the pods see it: the chart's `repository.url`.
         models: model -> the versions that it holds.
-        previous: URL of the snapshot that was pinned before; `None` for the first one.
-        before: model -> the versions that were pinned before; what the policies serve where nothing was pinned.
+        previous: URL of the snapshot that was pinned before. `None` for the first one.
+        before: model -> the versions that were pinned before. What the policies serve where nothing was pinned.
         created: whether it was written now, or was there already.
         checks: what was found about the versions.
         dry_run: nothing was written.
@@ -65,11 +65,11 @@ def pin_snapshot(
 
     Args:
         repository: the repository.
-        versions: model -> the version that it is to have; empty takes every model, as its policy serves it.
-        mounted: the repository's URL or path, as the pods see it; `None`: as this machine does.
-        pinned: URL of the snapshot that is pinned now, whose other models stay as they are; `None`: the other models
+        versions: model -> the version that it is to have. Empty takes every model, as its policy serves it.
+        mounted: the repository's URL or path, as the pods see it. `None`: as this machine does.
+        pinned: URL of the snapshot that is pinned now, whose other models stay as they are. `None`: the other models
             are taken as the repository's policies serve them.
-        options: `signed_by`, `keep_previous`, `drop_pinned`, `force` and `dry_run` count; `None` takes the defaults.
+        options: `signed_by`, `keep_previous`, `drop_pinned`, `force` and `dry_run` count. `None` takes the defaults.
         report: told what is being done.
 
     Raises:
@@ -102,7 +102,7 @@ def _with(
     options: RolloutOptions,
     report: Report,
 ) -> tuple[tuple[SnapshotModel, ...], tuple[Check, ...]]:
-    """Put versions in the place of those that are held, one model after the other; check each as `deploy` does."""
+    """Put versions in the place of those held, one model after the other. Check each as `deploy` does."""
     found = {name: SnapshotModel(name, numbers, source) for name, numbers in held.items()}
     contexts = [Context(repository, name, version, options, report) for name, version in versions.items()]
     for context in contexts:
@@ -123,7 +123,7 @@ def _with(
 
 
 def _all(repository: Location, options: RolloutOptions) -> tuple[tuple[SnapshotModel, ...], tuple[Check, ...]]:
-    """Take every model as its policy serves it; check each version that is served.
+    """Take every model as its policy serves it. Check each version served.
 
     Raises:
         RepositoryError: none is served, or a check speaks against one.

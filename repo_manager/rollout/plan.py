@@ -47,8 +47,8 @@ class Relative:
 
     Attributes:
         model: its name.
-        versions: those that are served, or will be.
-        reason: what it has to do with the other one.
+        versions: those served, or will be.
+        reason: what it must do with the other one.
     """
 
     model: str
@@ -62,17 +62,17 @@ class RolloutPlan:
 
     Attributes:
         model: the model.
-        version: the version that will be served; `None`: none of the model will be.
+        version: the version that will be served. `None`: none of the model will be.
         url: the server.
         ready_before: versions that are READY now.
         ready_after: versions that will be.
-        policy_before: the repository's policy as it stands in config.pbtxt: versions, `latest:n` or `all`.
+        policy_before: the repository's policy as it is in config.pbtxt: versions, `latest:n` or `all`.
         steps: every version's fate.
         peak_bytes: size of the version folders that are loaded at the same time, at the worst moment.
         new_bytes: size of those that are yet to be loaded: what the server needs room for now.
         notes: what is worth knowing, a difference between the server's configuration and the repository's for instance.
-        brings: models that it needs and that are not served yet; they are served and proven first, and undone with it.
-        dependents: models that are served and need it; they are asked after each change.
+        brings: models that it needs and that are not served yet. They are served and proven first, and undone with it.
+        dependents: models that are served and need it. They are asked after each change.
     """
 
     model: str
@@ -90,7 +90,7 @@ class RolloutPlan:
 
     @property
     def changes(self) -> bool:
-        """Whether anything has to be done, on the server or in config.pbtxt."""
+        """Whether anything must be done, on the server or in config.pbtxt."""
         moves = any(step.action is not Action.KEEP for step in self.steps)
         return moves or bool(self.brings) or self.policy_before != self.ready_after
 
@@ -103,7 +103,7 @@ class RolloutPlan:
 def plan_deploy(
     repository: Location, name: str, version: int, client: TritonClient, *, keep_previous: bool = False
 ) -> RolloutPlan:
-    """Predict what deploying a version will do; nothing is changed.
+    """Predict what deploying a version will do. Nothing is changed.
 
     Raises:
         RepositoryError: no such model or version.
@@ -122,7 +122,7 @@ class Obstacle:
 
     Attributes:
         reason: in words.
-        always: whatever is changed; else only where the server differs from a repository that has not changed since.
+        always: whatever is changed, else only where the server differs from a repository that has not changed since.
         way_out: what the roll-out does about it.
     """
 
@@ -144,7 +144,7 @@ _OVERRIDE = Obstacle(
 
 
 def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
-    """Return what would keep a load alone from doing anything; `None` when nothing is known of.
+    """Return what would keep a load alone from doing anything, or `None` when nothing is known of.
 
     Where the server's configuration is not the file's although the file is older than the last deployment, the
     server runs another one that was sent by the load API. Files in object storage have no times to tell that by.
@@ -196,7 +196,7 @@ def plan_from(
         entry: the model.
         version: the version to serve.
         served: what the server serves now.
-        keep_previous: leave the newest other version served, and those that are pinned.
+        keep_previous: leave the newest other version served, and those pinned.
         pinned: versions that ensembles ask for by number.
         obstacle: what would keep a load from doing anything.
     """
@@ -301,7 +301,7 @@ def _with_files(step: VersionPlan, now: Fingerprint, deployed: Fingerprint) -> V
 
 
 def hidden_changes(entry: ModelEntry) -> tuple[str, ...]:
-    """Say what keeps Triton from seeing changes of a model's folder at all; empty when nothing does."""
+    """Say what keeps Triton from seeing changes of a model's folder at all. Empty when nothing does."""
     folder = local_folder(entry.path)
     now = None if folder is None else read_fingerprint(folder)
     if now is None:
@@ -320,7 +320,7 @@ def hidden_changes(entry: ModelEntry) -> tuple[str, ...]:
 
 
 def _hindered(entry: ModelEntry, after: tuple[int, ...], obstacle: Obstacle | None) -> Obstacle | None:
-    """Return the obstacle if it stands in the way of this change.
+    """Return the obstacle if it is in the way of this change.
 
     An override does not when the policy changes: config.pbtxt is then newer, and Triton drops the override.
     """
@@ -353,7 +353,7 @@ def _step(
 
 
 def differing_fields(repository: ModelConfig | None, served: ModelConfig | None) -> tuple[str, ...]:
-    """Return the fields in which what a server runs differs from config.pbtxt, but for the version policy.
+    """Return the fields in which what a server runs differs from config.pbtxt, except for the version policy.
 
     What the server fills in where the file is silent is no difference.
     """

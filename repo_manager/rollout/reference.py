@@ -1,4 +1,4 @@
-"""What proves a version: the requests that are sent to it, and what has to come back."""
+"""What proves a version: the requests that are sent to it, and what must come back."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ _BFLOAT16 = "TYPE_BF16"
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is sent, and what has to come back.
+    """What is sent, and what must come back.
 
     Attributes:
-        tries: samples; the next is sent where the server refuses one that was made up.
+        tries: samples. The next is sent where the server refuses one that was made up.
         source: see `SmokeResult.reference`.
         tolerance: of each output.
-        promised: the configuration that the version was published with; `None`: it has none.
+        promised: the configuration that the version was published with. `None`: it has none.
         parts: model that the version needs -> the version of it that the answers come from.
     """
 
@@ -76,7 +76,7 @@ class Reference:
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def changed_parts(self, client: TritonClient) -> str:
-        """Return the models that answer with another version than when the sample was recorded; empty for none."""
+        """Return the models that answer with another version than when the sample was recorded. Empty for none."""
         if not self.parts:
             return ""
         ready: dict[str, int] = {}
@@ -160,7 +160,7 @@ def _made_up(config: ModelConfig, kind: ModelKind) -> tuple[Golden, ...]:
 
 
 def numpy_type(kind: str) -> np.dtype[Any] | None:
-    """Return how NumPy holds one of Triton's data types; `None` where it has no such type."""
+    """Return how NumPy holds one of Triton's data types, or `None` where it has no such type."""
     if kind == _BFLOAT16:
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(_DTYPES[kind]) if kind in _DTYPES else None

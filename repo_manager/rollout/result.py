@@ -27,7 +27,7 @@ class PodProof:
     Attributes:
         pod: its name.
         url: where it was asked.
-        latency_ns: of the inference, or of the index after an undeployment; `None` when the pod was out of reach.
+        latency_ns: of the inference, or of the index after an undeployment. `None` when the pod was out of reach.
     """
 
     pod: str
@@ -43,9 +43,9 @@ class SnapshotChange:
         before: the repository or snapshot that it served.
         after: the snapshot that it serves now.
         models: everything that the snapshot serves: model -> versions.
-        replicas: how many pods the Deployment wants; `None` for an InferenceService.
-        revision: the InferenceService's new revision; empty without Knative, and for a Deployment.
-        pods: one per pod that was asked.
+        replicas: how many pods the Deployment wants. `None` for an InferenceService.
+        revision: the InferenceService's new revision. Empty without Knative, and for a Deployment.
+        pods: one per pod asked.
     """
 
     before: str
@@ -62,18 +62,18 @@ class ServerResult:
 
     Attributes:
         name: the server's URL, or the name of the Deployment or InferenceService.
-        changed: whether anything had to be done on it; `False` for a dry run of a Triton server.
+        changed: whether anything had to be done on it. `False` for a dry run of a Triton server.
         ready: versions of the model that it serves now, by the server's index or in the snapshot.
-        previous: versions that it served before; empty where that is not known.
-        proof: `inference`: the version answered one; `readiness`: no pod could be reached from here, so their
-            readiness is all that is known; `conditions`: KServe says so; `index`: the server's index no longer lists
-            what was undeployed as READY; `none`: a dry run, or no pod is wanted.
-        smoke: the inference that proved it on a Triton server; else `None`.
-        plan: what was predicted for a Triton server; else `None`.
-        checks: what was looked at before anything was touched; empty when nothing had to be done.
+        previous: versions that it served before. Empty where that is not known.
+        proof: `inference`: the version answered one. `readiness`: no pod could be reached from here, so their
+            readiness is all that is known. `conditions`: KServe says so. `index`: the server's index no longer lists
+            what was undeployed as READY. `none`: a dry run, or no pod is wanted.
+        smoke: the inference that proved it on a Triton server, else `None`.
+        plan: what was predicted for a Triton server, else `None`.
+        checks: what was looked at before anything was touched. Empty when nothing had to be done.
         mended: the version was READY and did not answer, and was unloaded and loaded again.
         draining: versions that were dropped and still end their last requests, or their process.
-        snapshot: what a Deployment or InferenceService was pointed at; `None` for a Triton server.
+        snapshot: what a Deployment or InferenceService was pointed at. `None` for a Triton server.
         started: whether the server was started for this roll-out, and goes on running.
     """
 
@@ -97,8 +97,8 @@ class TrialResult:
 
     Attributes:
         shares: the shares of the traffic that were asked for, 0 to 1.
-        shadow: what mirroring showed; `None` without.
-        steps: the steps that were taken.
+        shadow: what mirroring showed. `None` without.
+        steps: the steps taken.
         notes: what is worth knowing.
     """
 
@@ -114,15 +114,15 @@ class Rollout(Summarized):
 
     Attributes:
         model: the model.
-        version: the version that is served now; `None`: none is, because the model was undeployed.
+        version: the version that is served now. `None`: none is, because the model was undeployed.
         target: what was rolled out to: the servers' URLs, `k8s://...` or `kserve://...`.
         servers: one result for each server, Deployment or InferenceService, in the order given.
-        unavailable: servers that did not answer and were left out, within `max_unavailable`; they serve the
-            right version when they start, because the repository says so.
+        unavailable: servers that did not answer and were left out, within `max_unavailable`. They serve the right
+            version when they start, because the repository says so.
         batch: how many servers at a time.
-        changed: whether anything had to be done on any of them; `False` for a dry run.
+        changed: whether anything had to be done on any of them. `False` for a dry run.
         dry_run: whether this is the plan alone.
-        trial: the shadow and the canary; `None` without.
+        trial: the shadow and the canary. `None` without.
         seconds: duration.
         events: what was done, in order.
         action: `deploy`, `rollback` or `undeploy`.

@@ -31,7 +31,7 @@ def check_server(
     Args:
         entry: the model.
         version: the version to be served.
-        new_bytes: size of what has to be loaded; 0 skips the memory.
+        new_bytes: size of what must be loaded. 0 skips the memory.
         client: of the server.
         timeout_s: deadline of each question.
     """
@@ -106,7 +106,7 @@ class Room:
     Attributes:
         kind: `the GPU` or `the machine`.
         free_bytes: how much is free.
-        footprint_bytes: what the served version's processes take in it; `None` when that cannot be seen.
+        footprint_bytes: what the served version's processes take in it. `None` when that cannot be seen.
     """
 
     kind: str
@@ -115,13 +115,13 @@ class Room:
 
 
 def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> Room | None:
-    """Return the room for another version of a model; `None` when nobody tells.
+    """Return the room for another version of a model, or `None` when nobody tells.
 
     Args:
         model: its name.
         url: the server.
         metrics: its metrics page.
-        wants_gpu: whether the model lies in GPU memory; else in the host's, which is known of this machine only.
+        wants_gpu: whether the model is in GPU memory, else in the host's, which is known of this machine only.
     """
     if wants_gpu:
         free = None if metrics is None else free_gpu_bytes(metrics)
@@ -155,7 +155,7 @@ def _footprint(model: str, url: str) -> int | None:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Return what a process has in memory for itself alone; 0 when it has ended."""
+    """Return what a process has in memory for itself alone. 0 when it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:

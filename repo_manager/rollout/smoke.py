@@ -40,7 +40,7 @@ _MADE_UP_HINT = (
 
 
 class SmokeFailedError(ServerError):
-    """The version is READY and does not answer as it has to."""
+    """The version is READY and does not answer as it must."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class OutputComparison:
     """One output against its reference.
 
     Attributes:
-        output: its name; in a sequence with the request's number, of several responses with the response's.
-        error: largest `|served - reference|`, divided by the largest `|reference|`; for other than floats
-            the share of elements that differ.
+        output: its name. In a sequence with the request's number, of several responses with the response's.
+        error: largest `|served - reference|`, divided by the largest `|reference|`. For other than floats the share of
+            elements that differ.
         tolerance: the largest error allowed.
     """
 
@@ -75,9 +75,9 @@ class SmokeResult:
             could be made: the server says that the version is ready, and that is all that is known).
         outputs: one comparison per output that has a reference.
         latency_ns: of all requests together, the client's work included.
-        requests: how many were sent; more than one for a sequence.
+        requests: how many were sent. More than one for a sequence.
         responses: how many came.
-        note: why nothing was asked, for `readiness`, or why answers were not compared; else empty.
+        note: why nothing was asked, for `readiness`, or why answers were not compared, else empty.
     """
 
     version: int
@@ -102,7 +102,7 @@ def smoke_test(
 ) -> SmokeResult:
     """Ask a version as its model wants to be asked, and compare its answers.
 
-    A sequence is sent with one correlation ID from start to end; from a decoupled model every response is taken until
+    A sequence is sent with one correlation ID from start to end. From a decoupled model every response is taken until
     the final one, and compared in order.
 
     Args:
@@ -113,11 +113,11 @@ def smoke_test(
         config: what the server runs it with.
         timeout_s: deadline of each request, and of the run that answers it here where no answer was recorded.
         readiness_only: made-up requests that the server refuses say nothing of the version: its readiness is enough.
-        compare: hold the answers against the recorded ones; else only what is promised of them has to be there.
+        compare: hold the answers against the recorded ones, else only what is promised of them must be there.
 
     Raises:
-        SmokeFailedError: an output is wrong; with the numbers.
-        ServerRefusedError: the inference failed on the server; with its reason.
+        SmokeFailedError: an output is wrong. With the numbers.
+        ServerRefusedError: the inference failed on the server. With its reason.
         ServerUnreachableError: no answer.
     """
     kind = kind_of(client, name, version)
@@ -177,7 +177,7 @@ def _answers(
     kind: ModelKind,
     timeout_s: float,
 ) -> list[list[Mapping[str, Array]]]:
-    """Send every request; return the responses of each."""
+    """Send every request. Return the responses of each."""
     batched = config.max_batch_size > 0
     entries = {entry.name: entry for entry in config.message().input}
     requests = [
@@ -279,15 +279,15 @@ def _check_promised(
     batched: bool,
     complete: bool,
 ) -> None:
-    """See that a response has the outputs that the version was published with, of their types and shapes.
+    """Check that a response has the outputs that the version was published with, of their types and shapes.
 
     Args:
         what: the version.
         response: its outputs.
-        outputs: those that are promised.
+        outputs: those promised.
         known: outputs that are as recorded.
         batched: whether the model takes batches.
-        complete: whether all outputs have to be there.
+        complete: whether all outputs must be there.
 
     Raises:
         SmokeFailedError: it has not.
@@ -352,11 +352,11 @@ def unlike_promised(config: ModelConfig, responses: Iterable[Mapping[str, Array]
 def compare_outputs(
     served: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, where: str = ""
 ) -> tuple[OutputComparison, ...]:
-    """Compare a response's outputs with the reference; an output that is missing is infinitely far off.
+    """Compare a response's outputs with the reference. An output that is missing is infinitely far off.
 
     Args:
         served: output name -> array.
-        expected: output name -> the reference; other outputs are not compared.
+        expected: output name -> the reference. Other outputs are not compared.
         tolerance: of each output.
         where: the request and the response, where there are several.
     """

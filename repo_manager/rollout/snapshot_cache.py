@@ -3,7 +3,7 @@
     <cache>/
       <id>/             a snapshot, whole: it appears by one rename, and every file has the digest of its manifest
       <id>.use          locked (shared) by each pod that serves it, so that nobody removes it
-      <id>.fetch        locked by the one that fetches or checks it; the others wait
+      <id>.fetch        locked by the one that fetches or checks it. The others wait
       <id>.work/        what is being fetched
 
 Several pods, and several processes, share a cache. The kernel drops the locks of those that die, however they die.
@@ -48,7 +48,7 @@ class CachedSnapshot:
     Attributes:
         id: of its content.
         folder: where it is, whole and checked.
-        models: model -> the versions that are served.
+        models: model -> the versions served.
         fetched: whether it was brought now, or was there already.
         size_bytes: of its versions' files.
         removed: ids of the snapshots that made room for it, or were more than are kept.
@@ -91,11 +91,11 @@ def fetch_snapshot(
 
     Args:
         url: the snapshot, `<repository>.snapshots/<id>`.
-        cache: the folder; made when missing.
-        signed_by: public keys one of which has to vouch for each version; empty asks for no signature.
-        keep: how many snapshots stay that no process serves, beside this one; the longest unused go first, and more
-            of them where there is no room.
-        link: is made a symbolic link to the snapshot's folder, in one step; `None`: none is made.
+        cache: the folder. Made when missing.
+        signed_by: public keys one of which must vouch for each version. Empty asks for no signature.
+        keep: how many snapshots stay that no process serves, beside this one. The longest unused go first, and more of
+            them where there is no room.
+        link: is made a symbolic link to the snapshot's folder, in one step. `None`: none is made.
         report: told what is being done.
 
     Raises:
@@ -130,7 +130,7 @@ def fetch_snapshot(
 
 
 def hold_snapshot(snapshot: CachedSnapshot) -> None:
-    """Become a process that does nothing but keep a snapshot from being removed, until SIGTERM or Ctrl-C; no return.
+    """Become a process that does nothing but keep a snapshot from being removed, until SIGTERM or Ctrl-C. No return.
 
     This process is replaced by a bare Python that waits: the lock goes with it, the memory of repo-manager does not.
     """
@@ -152,7 +152,7 @@ def _point(link: Path, folder: Path) -> None:
 
 
 def _in_use(cache: Path, chosen: str) -> int:
-    """Say that a snapshot is in use, and when it was last; return the lock."""
+    """Say that a snapshot is in use, and when it was last. Return the lock."""
     path = cache / f"{chosen}{_USE}"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     fcntl.flock(lock, fcntl.LOCK_SH)
@@ -174,7 +174,7 @@ def _check_signatures(url: Location, found: Snapshot, keys: Sequence[Path], *, f
 
 
 def _fetch(url: Location, cache: Path, chosen: str, reason: str, report: Report) -> tuple[str, ...]:
-    """Fetch a snapshot into its place; return what made room for it."""
+    """Fetch a snapshot into its place. Return what made room for it."""
     place, work = cache / chosen, cache / f"{chosen}{_WORK}"
     source = read_snapshot(url.parent, chosen)
     if source is None:
@@ -208,7 +208,7 @@ def _fetch(url: Location, cache: Path, chosen: str, reason: str, report: Report)
 
 
 def _fault_of(root: Path, chosen: str) -> str | None:
-    """Return why a folder is not the snapshot of that id, file by file; `None` when it is."""
+    """Return why a folder is not the snapshot of that id, file by file, or `None` when it is."""
     if not (root / chosen).is_dir():
         return "not here yet"
     try:
@@ -237,7 +237,7 @@ def _odd_files(folder: Path) -> list[str]:
 
 
 def _make_room(cache: Path, chosen: str, size: int) -> tuple[str, ...]:
-    """Remove unused snapshots until there is room; return their ids.
+    """Remove unused snapshots until there is room. Return their ids.
 
     Raises:
         RepositoryError: there is not enough even without them.
@@ -258,7 +258,7 @@ def _make_room(cache: Path, chosen: str, size: int) -> tuple[str, ...]:
 
 
 def _remove_unused(cache: Path, chosen: str, keep: int) -> tuple[str, ...]:
-    """Remove the unused snapshots beyond those that are kept; return their ids."""
+    """Remove the unused snapshots beyond those kept. Return their ids."""
     others = _others(cache, chosen)
     return tuple(other for other in others[: max(0, len(others) - keep)] if _removed(cache, other))
 
@@ -276,7 +276,7 @@ def _others(cache: Path, chosen: str) -> list[str]:
 
 
 def _removed(cache: Path, name: str) -> bool:
-    """Remove a snapshot unless a process uses it; return whether it is gone."""
+    """Remove a snapshot unless a process uses it. Return whether it is gone."""
     with _claimed(cache, name) as free:
         if free:
             gone = cache / f"{name}{_WORK}"
@@ -288,7 +288,7 @@ def _removed(cache: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def _claimed(cache: Path, name: str) -> Iterator[bool]:
-    """Hold a snapshot that nobody uses; give whether that is so."""
+    """Hold a snapshot that nobody uses. Give whether that is so."""
     lock = os.open(cache / f"{name}{_USE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         yield take_lock(lock)

@@ -31,7 +31,7 @@ class SnapshotRemovals:
     """What was removed, and what stays.
 
     Attributes:
-        removed: ids of the snapshots that were removed, or would be.
+        removed: ids of the snapshots removed, or would be.
         kept: id of each other one -> why it stays.
         dry_run: nothing was removed.
     """
@@ -54,20 +54,20 @@ def gc_snapshots(
     What names a snapshot: any Deployment (its template and its history of roll-outs), ReplicaSet (`kubectl rollout
     undo` goes back to it) or pod in the namespaces of the targets; of KServe any InferenceService and Knative
     revision; and what is pinned. Clusters that are not among the targets are not asked, so every one that serves
-    snapshots of the repository has to be named. No roll-out of the repository runs at the same time: all its models
-    are held.
+    snapshots of the repository must be named. No roll-out of the repository runs at the same time: all its models are
+    held.
 
     Args:
         repository: the repository.
         targets: `k8s://namespace/release` and `kserve://namespace/name`.
         pinned: what pins a snapshot -> its URL: values files in Git.
-        older_than_s: younger snapshots stay: whoever wrote one may be about to name it.
+        older_than_s: younger snapshots stay: anyone who wrote one may be about to name it.
         dry_run: only say which would be removed.
 
     Raises:
         UsageError: neither a target nor a pin is named, or a target cannot be read.
         RepositoryError: a roll-out of a model is under way, or snapshots cannot be read or removed.
-        ServerError: an API server refused or did not answer; nothing was removed.
+        ServerError: an API server refused or did not answer. Nothing was removed.
     """
     pinned = {} if pinned is None else pinned
     if not targets and not pinned:

@@ -39,13 +39,13 @@ class ModelStatus:
         url: the server.
         ready: versions that are READY.
         selected: versions that the version policy of config.pbtxt selects.
-        deployed: the version of the last recorded deployment; `None` when there is none, or it was undeployed since.
+        deployed: the version of the last recorded deployment. `None` when there is none, or it was undeployed since.
         deployed_at: its time, UTC, ISO 8601.
-        overridden: fields that a configuration sent with a load sets otherwise than config.pbtxt; a deploy drops it.
-        started_at: when the server started, UTC, ISO 8601; `None` when it is not one of ours on this machine.
-        restarts: how often `serve` has started it again after it had ended by itself; `None` likewise.
-        restarted: whether it started after the last deployment; `None` likewise.
-        differences: every difference between server and repository, in words; empty when they agree.
+        overridden: fields that a configuration sent with a load sets otherwise than config.pbtxt. A deploy drops it.
+        started_at: when the server started, UTC, ISO 8601. `None` when it is not one of ours on this machine.
+        restarts: how often `serve` has started it again after it had ended on its own. `None` likewise.
+        restarted: whether it started after the last deployment. `None` likewise.
+        differences: every difference between server and repository, in words. Empty when they agree.
     """
 
     model: str
@@ -69,7 +69,7 @@ class RepositoryStatus(Summarized):
         models: one entry a model and server, server by server.
         unreachable: URL of each server that did not answer -> why.
         strangers: URL of each server -> models that it has loaded and that are not of the repository, as
-            `NAME:VERSION`; empty when the status is of one model.
+            `NAME:VERSION`. Empty when the status is of one model.
         clusters: one entry a target in a cluster.
     """
 
@@ -91,13 +91,13 @@ class RepositoryStatus(Summarized):
 def status(
     repository: Location, to: To, names: Sequence[str] = (), *, connection: ClientOptions | None = None
 ) -> RepositoryStatus:
-    """Compare servers with their repository; nothing is changed.
+    """Compare servers with their repository. Nothing is changed.
 
     Args:
         repository: the repository that the servers serve.
-        to: connected clients or URLs, as for `deploy`; `k8s://` and `kserve://` may stand among them.
-        names: the models; empty for all that were deployed or are loaded.
-        connection: how to connect to URLs; `None` connects without TLS and headers.
+        to: connected clients or URLs, as for `deploy`. `k8s://` and `kserve://` may be among them.
+        names: the models. Empty for all that were deployed or are loaded.
+        connection: how to connect to URLs. `None` connects without TLS and headers.
 
     Raises:
         UsageError: a URL is not understood.
@@ -138,7 +138,7 @@ def _in_clusters(
 def _strangers(repository: Location, client: TritonClient) -> tuple[str, ...]:
     """Return what the server has loaded that is not of the repository: somebody loaded it with files of his own.
 
-    The index has only models whose folder the server finds; the statistics have all that are loaded. A server with
+    The index has only models whose folder the server finds. The statistics have all that are loaded. A server with
     model namespacing refuses to tell those.
     """
     known = {entry.name for entry in scan(repository, deep=False)}

@@ -1,4 +1,4 @@
-"""The traffic of an HTTPRoute, shifted from one Service to another in steps; put back when anything of it fails."""
+"""The traffic of an HTTPRoute, shifted from one Service to another in steps. Put back when anything of it fails."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Traffic:
         cluster: the API server's address and the context of the kubeconfig.
         services: the Service of the old version, and the one of the new.
         before: the new one's share before, 0 to 1.
-        share: its share now; of a dry run, what it would be.
-        steps: the shares that it got on the way, the last one included; empty where nothing was asked for.
+        share: its share now. Of a dry run, what it would be.
+        steps: the shares that it got on the way, the last one included. Empty where nothing was asked for.
         dry_run: nothing was changed.
     """
 
@@ -77,14 +77,14 @@ def shift_traffic(
     dry_run: bool = False,
     report: Report = lambda _: None,
 ) -> Traffic:
-    """Give a Service of an HTTPRoute a share of the traffic, in steps; each is accepted by every gateway first.
+    """Give a Service of an HTTPRoute a share of the traffic, in steps. Each is accepted by every gateway first.
 
     On any failure, Ctrl-C and SIGTERM the weights of before come back.
 
     Args:
         route: `gateway://namespace/route`, with `?context=NAME` where the kubeconfig has several.
-        steps: shares, 0 to 1, one after the other; empty only reads.
-        services: the Service of the old version, and of the new; `None` takes the first and the second of the first
+        steps: shares, 0 to 1, one after the other. Empty only reads.
+        services: the Service of the old version, and of the new. `None` takes the first and the second of the first
             rule that has two.
         step_s: how long each share but the last stays.
         dry_run: only say what would be done.
@@ -92,7 +92,7 @@ def shift_traffic(
 
     Raises:
         UsageError: the route or a share cannot be read.
-        ServerError: there is no such route, or the first share was refused; nothing was changed.
+        ServerError: there is no such route, or the first share was refused. Nothing was changed.
         RolloutUndoneError: a share was not accepted, and the weights of before came back.
         RollbackFailedError: they did not come back.
     """

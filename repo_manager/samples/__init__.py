@@ -1,8 +1,8 @@
 """A real 2:4-sparse model and its data, for `quickstart`, the sample repository and the tests.
 
-A small CNN that tells handwritten digits apart, written by `examples/train_sparse_digits.py --seed 0`;
-`examples/README.md` has the recipe and the accuracy. Input `image` `[batch, 1, 8, 8]` float32 in 0..1, output
-`logits` `[batch, 10]` float32.
+A small CNN that tells handwritten digits apart, written by `examples/train_sparse_digits.py --seed 0`.
+`examples/README.md` has the recipe and the accuracy. Input `image` `[batch, 1, 8, 8]` float32 in 0..1, output `logits`
+`[batch, 10]` float32.
 """
 
 from __future__ import annotations

@@ -53,10 +53,10 @@ def _answers_in_tls(endpoint: Endpoint) -> bool:
 
 @contextlib.contextmanager
 def reading(endpoint: Endpoint, what: str) -> Iterator[None]:
-    """Take an answer apart: whatever is wrong with it is the server's refusal, and no fault of ours.
+    """Take an answer apart: any fault of it is the server's refusal, and no fault of ours.
 
     Raises:
-        ServerRefusedError: the answer is not what Triton's is; with what was found.
+        ServerRefusedError: the answer is not what Triton's is. With what was found.
     """
     try:
         yield
@@ -82,7 +82,7 @@ def text_of(value: object) -> str:
 
 
 def version_of(value: object) -> int | None:
-    """Return a version's number; `None` for the empty text.
+    """Return a version's number, or `None` for the empty text.
 
     Raises:
         ValueError: it is none.
@@ -108,7 +108,7 @@ def array_of(name: str, result: Any) -> np.ndarray[Any, Any]:
 
 
 def several(value: object) -> Sequence[Any]:
-    """Return a list of an answer; an absent one is empty.
+    """Return a list of an answer. An absent one is empty.
 
     Raises:
         TypeError: it is none.
@@ -126,8 +126,8 @@ def several(value: object) -> Sequence[Any]:
 def without_stack(reason: str) -> str:
     """Return Triton's reason without the stack that its Python backend appends to a model's exception.
 
-    pybind11 ends the text of an exception with `At:` and one line per frame (`error_string` in pybind11/pytypes.h);
-    the frames are in the server's log.
+    pybind11 ends the text of an exception with `At:` and one line per frame (`error_string` in pybind11/pytypes.h).
+    The frames are in the server's log.
     """
     return reason.partition("\n\nAt:\n")[0].strip()
 

@@ -31,7 +31,7 @@ exec "${{0%/*}}/stub/{_STUB}" "$@"
 # A line of a .pth file that the interpreter runs. Bytecode in a version's folder would make Triton load the version
 # again, and nobody has signed it. The interpreter takes no PYTHONDONTWRITEBYTECODE.
 _NO_BYTECODE = "import sys; sys.dont_write_bytecode = True"
-# What the onnxruntime backend shares with the checks of configurations; it imports nothing of ours.
+# What the onnxruntime backend shares with the checks of configurations. It imports nothing of ours.
 SHARED = (Path(backend_io.__file__),)
 
 
@@ -41,8 +41,8 @@ class BackendDirectory:
 
     Attributes:
         path: for `--backend-directory`.
-        python_bin: a folder whose `python3` makes the stub see this environment's packages when it
-            comes first in PATH; `None` for a tritonserver with native backends, which is used as it is.
+        python_bin: a folder whose `python3` makes the stub see this environment's packages when it comes first in
+            PATH. `None` for a tritonserver with native backends, which is used as it is.
     """
 
     path: Path
@@ -59,7 +59,7 @@ def backend_directory() -> Path:
 
 
 def assemble(triton: TritonInstallation) -> BackendDirectory:
-    """Assemble the python backend, its stub and our Python-based backends; one rename makes it visible.
+    """Assemble the python backend, its stub and our Python-based backends. One rename makes it visible.
 
     The folder's name is a digest of everything in it, so an upgrade of this package, of the wheel or
     of Python gets a folder of its own and a server that is running keeps its files.

@@ -44,7 +44,7 @@ _PLAIN = RequestOptions()
 
 
 class TritonClient:
-    """Talks to one Triton server; every call has a deadline.
+    """Talks to one Triton server. Every call has a deadline.
 
     Every call raises ServerUnreachableError when no answer came within its deadline, and
     ServerRefusedError with Triton's own reason when the server answered with an error.
@@ -58,7 +58,7 @@ class TritonClient:
 
     @classmethod
     def connect(cls, url: str, options: ClientOptions | None = None) -> TritonClient:
-        """Make a client; nothing is sent yet.
+        """Make a client. Nothing is sent yet.
 
         Args:
             url: `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
@@ -73,7 +73,7 @@ class TritonClient:
         return cls(endpoint, kind(endpoint, options), options)
 
     def another(self) -> TritonClient:
-        """Make one more client of the same server, connected the same way; nothing is sent yet."""
+        """Make one more client of the same server, connected the same way. Nothing is sent yet."""
         return TritonClient.connect(self.url, self._options)
 
     @property
@@ -86,7 +86,7 @@ class TritonClient:
         """Hold all calls together to one deadline.
 
         Args:
-            limit: given how many seconds a call may take by itself, returns how many it gets; raises ServerError when
+            limit: given how many seconds a call may take on its own, returns how many it gets. Raises ServerError when
                 none is left.
         """
         previous, self._limit = self._limit, limit
@@ -108,18 +108,18 @@ class TritonClient:
         self._transport.close()
 
     def live(self, *, timeout_s: float | None = None) -> bool:
-        """Say whether the server answers that it is alive."""
+        """Return whether the server answers that it is alive."""
         return self._transport.live(self._deadline(timeout_s))
 
     def ready(self, *, timeout_s: float | None = None) -> bool:
-        """Say whether the server answers that it is ready."""
+        """Return whether the server answers that it is ready."""
         return self._transport.ready(self._deadline(timeout_s))
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until the server is ready (it is not, for Triton, while any model's last load has failed).
 
         Raises:
-            ServerUnreachableError: it was not within `timeout_s`; with the last reason.
+            ServerUnreachableError: it was not within `timeout_s`. With the last reason.
         """
         self._wait(self._transport.ready, "ready", timeout_s)
 
@@ -127,7 +127,7 @@ class TritonClient:
         """Wait until the server is alive, whatever the state of its models.
 
         Raises:
-            ServerUnreachableError: it was not within `timeout_s`; with the last reason.
+            ServerUnreachableError: it was not within `timeout_s`. With the last reason.
         """
         self._wait(self._transport.live, "live", timeout_s)
 
@@ -179,7 +179,7 @@ class TritonClient:
         files: Mapping[str, bytes] | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        """Load or reload a model; returns when its versions are ready (or when there was nothing to do).
+        """Load or reload a model. Returns when its versions are ready (or when there was nothing to do).
 
         Args:
             name: the model.
@@ -201,7 +201,7 @@ class TritonClient:
             raise refusal(self.endpoint, f"load {name}", f"{exc.reason}: {found}") from exc
 
     def unload(self, name: str, *, dependents: bool = False, timeout_s: float | None = None) -> None:
-        """Unload a model; Triton answers before in-flight requests have ended."""
+        """Unload a model. Triton answers before in-flight requests have ended."""
         self._transport.unload(name, dependents, self._load_deadline(timeout_s))
 
     def statistics(
@@ -221,11 +221,11 @@ class TritonClient:
     def register_memory(
         self, name: str, key: str | CudaHandle, size_bytes: int, *, timeout_s: float | None = None
     ) -> None:
-        """Let the server map memory as region `name`; the server has to be on this machine.
+        """Let the server map memory as region `name`. The server must be on this machine.
 
         Args:
             name: the region.
-            key: of POSIX shared memory; or a handle of memory on a GPU that the server uses, too.
+            key: of POSIX shared memory, or a handle of memory on a GPU that the server uses, too.
             size_bytes: of the region.
             timeout_s: `None` takes the client's.
         """
@@ -240,7 +240,7 @@ class TritonClient:
         return self._transport.registered_memory(kind, self._deadline(timeout_s))
 
     def model_ready(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> bool:
-        """Say whether a version (`None`: the newest served one) is ready; a killed stub still counts as ready."""
+        """Return whether a version (`None`: the newest served one) is ready. A killed stub still counts as ready."""
         return self._transport.model_ready(name, _text(version), self._deadline(timeout_s))
 
     def infer(
@@ -259,12 +259,12 @@ class TritonClient:
             name: the model.
             version: `None` leaves the choice to the server.
             inputs: name -> array, batch axis included.
-            outputs: the outputs wanted; `None` for all.
+            outputs: the outputs wanted. `None` for all.
             options: the sequence that the request belongs to, and custom parameters.
             timeout_s: `None` takes the options' `timeout_s`.
 
         Returns:
-            Output name -> array; strings as `object` arrays of bytes, bfloat16 as float32.
+            Output name -> array. Strings as `object` arrays of bytes, bfloat16 as float32.
         """
         return self._transport.infer(name, _text(version), inputs, outputs, options, self._deadline(timeout_s))
 
@@ -276,7 +276,7 @@ class TritonClient:
         *,
         timeout_s: float | None = None,
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        """Send requests on one stream, one after another, as decoupled models need it; gRPC only.
+        """Send requests on one stream, one after another, as decoupled models need it. gRPC only.
 
         The next request is taken from `requests`, and sent, after the final response of the one before.
 
@@ -285,7 +285,7 @@ class TritonClient:
             version: `None` leaves the choice to the server.
             requests: of each the inputs, name -> array with the batch axis, and its options: the sequence that it
                 belongs to, and custom parameters.
-            timeout_s: of each request until its final response; `None` takes the options' `timeout_s`.
+            timeout_s: of each request until its final response. `None` takes the options' `timeout_s`.
 
         Yields:
             One response each: output name -> array, as `infer` returns it.
@@ -303,7 +303,7 @@ class TritonClient:
 
 
 def _own_deadline(timeout_s: float) -> float:
-    """Leave a call the time that it has by itself."""
+    """Leave a call the time that it has on its own."""
     return timeout_s
 
 

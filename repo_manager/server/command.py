@@ -40,7 +40,7 @@ __all__ = [
 #
 # Triton 2.51 starts the stub by a shell command into which it writes the model's path as it is
 # (`StubLauncher::Launch` in triton-inference-server/python_backend): a blank in it shifts the stub's
-# arguments, the stub dies with `stol`, and the load never returns; other characters would be run. Such a
+# arguments, the stub dies with `stol`, and the load never returns. Other characters would be run. Such a
 # path gets a link with a plain name.
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+:@%,=-]+")
@@ -50,8 +50,8 @@ def shell_safe(path: Path) -> Path:
     """Return `path`, or a link to it where its name would be misread by a shell.
 
     Args:
-        path: an absolute path. The link lies in the user's cache, or in a folder of the user's own below
-            `/tmp` when the cache's path is no better; the same path always gets the same link.
+        path: an absolute path. The link is in the user's cache, or in a folder of the user's own below `/tmp` when the
+            cache's path is no better. The same path always gets the same link.
 
     Raises:
         ServerError: the folder below `/tmp` belongs to another user.
@@ -82,7 +82,7 @@ _CONNECT_S = 1.0
 def free_ports(host: str, count: int) -> tuple[int, ...]:
     """Return `count` different ports that nobody listens on at `host` right now.
 
-    Another process may take one before it is used: whoever binds them tries again with new ones.
+    Another process may take one before it is used: anyone who binds them tries again with new ones.
 
     Args:
         host: the address to bind, `127.0.0.1` or `::1` for instance.
@@ -123,14 +123,14 @@ def check_port_is_free(host: str, port: int, purpose: str) -> None:
 
 
 def takes_connections(host: str, port: int) -> bool:
-    """Say whether somebody listens on a port of this machine. A refusal costs a tenth of a millisecond."""
+    """Return whether somebody listens on a port of this machine. A refusal costs a tenth of a millisecond."""
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.settimeout(_CONNECT_S)
         return probe.connect_ex((host, port)) == 0
 
 
 def listens_on(pid: int, ports: Iterable[int]) -> bool:
-    """Say whether a process of this user listens on all of these TCP ports, by /proc.
+    """Return whether a process of this user listens on all of these TCP ports, by /proc.
 
     The kernel takes some five milliseconds to list each of its two tables of sockets, so the second is read only for
     what the first has not.
@@ -181,12 +181,12 @@ class ServerSecurity:
 
     Attributes:
         certificate: PEM file: gRPC speaks TLS with it. Triton's HTTP has no TLS, so HTTP and metrics then stay on the
-            loopback, whatever the host.
+            loopback, regardless of the host.
         key: PEM file with the certificate's key.
-        client_authority: PEM file: clients have to show a certificate of this authority (mutual TLS).
-        restricted: header and value without which both protocols refuse what changes the server; `None`: a random
-            key, which the server's record holds, so commands of the same user on this machine show it by themselves.
-        open_control: whoever reaches the server may change it, without a key.
+        client_authority: PEM file: clients must show a certificate of this authority (mutual TLS).
+        restricted: header and value without which both protocols refuse what changes the server. `None`: a random key,
+            which the server's record holds, so commands of the same user on this machine show it by themselves.
+        open_control: anyone who reaches the server may change it, without a key.
     """
 
     certificate: Path | None = None
@@ -225,7 +225,7 @@ class ServerSecurity:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What our own requests have to carry."""
+        """What our own requests must carry."""
         return {} if self.restricted is None else {self.restricted[0]: self.restricted[1]}
 
 
@@ -234,7 +234,7 @@ def _handed_on(argument: str, value: str, *, default: Any) -> Any:
 
     Args:
         argument: its name there.
-        value: what it gets; `{}` stands for the setting.
+        value: what it gets. `{}` represents the setting.
         default: tritonserver's own.
     """
     return dataclasses.field(default=default, metadata={"argument": f"{argument}={value}"})
@@ -247,13 +247,14 @@ class ServerSettings:
     A setting that is one argument of tritonserver is one line here, and an option of `serve` if people need it.
 
     Attributes:
-        host: the address to bind; the loopback unless told otherwise.
+        host: the address to bind. The loopback unless told otherwise.
         http_port: 0 takes a free port.
         grpc_port: 0 takes a free port.
         metrics_port: 0 takes a free port.
         security: TLS, and who may change the server: without more, who has its random key.
-        rate_limiter: heed the `rate_limiter` of configurations (resources and priorities); Triton ignores it otherwise.
-        cache_bytes: size of the response cache, for models whose configuration turns it on; 0 has none.
+        rate_limiter: heed the `rate_limiter` of configurations (resources and priorities). Triton ignores it
+            otherwise.
+        cache_bytes: size of the response cache, for models whose configuration turns it on. 0 has none.
         verbosity: how much Triton logs of each request: 0 nothing, 1 a few lines, 2 and more everything.
     """
 
@@ -290,11 +291,11 @@ class ServerOptions(ServerSettings):
 
     Attributes:
         repository: a folder, or a URL that tritonserver understands (`s3://...`).
-        load: models to load at the start; `*` stands for all of them, and implies `load_what_loads`.
-        load_what_loads: list a model that fails in `EmbeddedServer.failures` and serve the others; otherwise one
+        load: models to load at the start. `*` represents all of them, and implies `load_what_loads`.
+        load_what_loads: list a model that fails in `EmbeddedServer.failures` and serve the others. Otherwise one
             failure ends the start.
         refused: models that were to be loaded and may not be -> why: they are in the failures from the start.
-        log_path: where the log goes (appended); `None` keeps it in the user's cache.
+        log_path: where the log goes (appended). `None` keeps it in the user's cache.
         auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
             faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
         extra_args: more arguments for tritonserver.
@@ -326,7 +327,7 @@ def command_of(
     Args:
         options: what is asked for.
         ports: HTTP, gRPC, metrics.
-        name: the server's own, by which it is told from others.
+        name: the server's own, by which it is distinguished from others.
         triton: the installation.
         backends: the backend directory.
         prefix: of its shared memory.
@@ -362,7 +363,7 @@ def _security_of(security: ServerSecurity) -> list[str]:
 
 
 def restrictions_of(security: ServerSecurity) -> list[str]:
-    """Return the arguments with the key: Triton takes it in no other way, and nobody else may see them."""
+    """Return the arguments with the key: Triton takes it in no other way, and no other process may see them."""
     if security.restricted is None:
         return []
     setting = f"{','.join(RESTRICTED_APIS)}:{security.restricted[0]}={security.restricted[1]}"
@@ -378,7 +379,7 @@ def environment_of(
         given: more variables, whatever they are.
         triton: the installation.
         backends: the backend directory.
-        remote: its repository is in object storage, so it needs the credentials for that; stubs do not get them.
+        remote: its repository is in object storage, so it needs the credentials for that. Stubs do not get them.
     """
     own = os.environ
     kept = {name: value for name, value in own.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)}

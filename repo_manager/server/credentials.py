@@ -9,9 +9,9 @@ from repo_manager.errors import UsageError
 
 __all__ = ["check_header", "read_headers", "read_token"]
 
-# RFC 9110, 5.6.2: a token; what both protocols take as a name.
+# RFC 9110, 5.6.2: a token. What both protocols take as a name.
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# gRPC's metadata is printable ASCII; HTTP would take more, but one file serves both.
+# gRPC's metadata is printable ASCII. HTTP would take more, but one file serves both.
 _VALUE = re.compile(r"[\x20-\x7e]*")
 
 
@@ -19,7 +19,7 @@ def check_header(name: str, value: str, where: str) -> None:
     """Check that both protocols can carry a header.
 
     Raises:
-        UsageError: they cannot; the message says neither name nor value when the name may be part of a secret.
+        UsageError: they cannot. The message says neither name nor value when the name may be part of a secret.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{where}: expected `Name: value` with a name of letters, digits and hyphens")
@@ -30,7 +30,7 @@ def check_header(name: str, value: str, where: str) -> None:
 
 
 def read_headers(path: Path) -> dict[str, str]:
-    """Read `Name: value` lines; blank lines and lines that begin with `#` do not count.
+    """Read `Name: value` lines. Blank lines and lines that begin with `#` do not count.
 
     Raises:
         UsageError: the file cannot be read, a line has another form, or a name comes twice.

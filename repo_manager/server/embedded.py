@@ -105,7 +105,7 @@ class EmbeddedServer:
 
     @property
     def client_options(self) -> ClientOptions:
-        """What a client needs to load and unload; `TritonClient.connect` finds it by itself on this machine."""
+        """What a client needs to load and unload. `TritonClient.connect` finds it on its own on this machine."""
         return ClientOptions(headers=self._security.headers)
 
     @property
@@ -115,18 +115,18 @@ class EmbeddedServer:
         return restricted is not None and self._running().shows(restricted[1])
 
     def is_alive(self) -> bool:
-        """Say whether the tritonserver process runs."""
+        """Return whether the tritonserver process runs."""
         return self._process is not None and self._process.poll() is None
 
     def wait(self, timeout_s: float) -> int | None:
-        """Wait for the server's end; return its exit code, or `None` after `timeout_s`."""
+        """Wait for the server's end. Return its exit code, or `None` after `timeout_s`."""
         return self._running().wait(timeout_s)
 
     def successor(self, options: ServerOptions | None = None) -> EmbeddedServer:
         """Return a server like this one, on the same ports and log, not started: for a restart after a crash.
 
         Args:
-            options: what it loads, and how; `None` takes this one's.
+            options: what it loads, and how. `None` takes this one's.
         """
         http, grpc, metrics = self._ports
         options = dataclasses.replace(
@@ -141,14 +141,14 @@ class EmbeddedServer:
         return "\n".join(self._running().read_log().splitlines()[-lines:])
 
     def start(self, *, timeout_s: float = 30.0) -> None:
-        """Start the server and wait until it listens; no model is loaded yet.
+        """Start the server and wait until it listens. No model is loaded yet.
 
         A free port that another process takes between choosing and binding costs another attempt.
 
         Raises:
             MissingDependencyError: there is no tritonserver on this machine.
             RepositoryError: the repository is a path that is no folder.
-            ServerError: a given port is taken, or the server ended; with Triton's own reason.
+            ServerError: a given port is taken, or the server ended. With Triton's own reason.
         """
         if self._process is not None:
             raise ServerError("This embedded server was started before", hint="Make a new EmbeddedServer.")
@@ -181,7 +181,7 @@ class EmbeddedServer:
                 raise ServerError(f"tritonserver did not start: {reason}", hint=f"Its log: {self._log}")
 
     def _listens(self, triton: TritonInstallation, backends: BackendDirectory, timeout_s: float) -> bool:
-        """Run one attempt; say whether the server came up on the chosen ports."""
+        """Run one attempt. Return whether the server came up on the chosen ports."""
         assert self._log is not None
         prefix = shared_memory_prefix()
         command = command_of(self.options, self._ports, self._id, triton, backends.path, prefix)
@@ -214,10 +214,10 @@ class EmbeddedServer:
         """Load the models that `load` names and wait until the server says that it is ready.
 
         Raises:
-            ServerRefusedError: a model that was named failed to load; with Triton's own reason. Not with
+            ServerRefusedError: a model that was named failed to load. With Triton's own reason. Not with
                 `load_what_loads`.
             ServerUnreachableError: not ready within `timeout_s`.
-            ServerError: the server ended; with Triton's own reason.
+            ServerError: the server ended. With Triton's own reason.
         """
         deadline = time.monotonic() + timeout_s
         try:
@@ -278,11 +278,11 @@ class EmbeddedServer:
             self._process.stop(deadline_s)
 
     def _client(self, *, secret: bool = True) -> TritonClient:
-        """Return what asks the server; without the restriction's header until it is known to be ours."""
+        """Return what asks the server. Without the restriction's header until it is known to be ours."""
         return TritonClient.connect(self.http_url, self.client_options if secret else ClientOptions())
 
     def _is_ours(self) -> bool:
-        """Say whether a server answers under the name that this one was given."""
+        """Return whether a server answers under the name that this one was given."""
         try:
             with self._client(secret=False) as client:
                 return client.metadata(timeout_s=_PROBE_S).name == self._id

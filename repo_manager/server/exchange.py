@@ -70,7 +70,7 @@ class Response:
 
 
 def kind_of(client: TritonClient, name: str, version: int | None = None, *, config: Any = None) -> ModelKind:
-    """Ask a server how a model wants to be asked; an ensemble needs what any of its models needs.
+    """Ask a server how a model wants to be asked. An ensemble needs what any of its models needs.
 
     Args:
         client: the server.
@@ -134,15 +134,15 @@ def ask(
     """Send requests one after another and yield every response as it comes.
 
     Args:
-        client: of the server; gRPC for a decoupled model.
+        client: of the server. gRPC for a decoupled model.
         name: the model.
         version: `None` leaves the choice to the server.
         requests: the inputs of each, batch axis included.
         kind: what they need.
-        sequence: the sequence that they are a part of; `None`: one of their own from start to end, where the model
+        sequence: the sequence that they are a part of. `None`: one of their own from start to end, where the model
             needs one.
         parameters: custom parameters of every request.
-        timeout_s: of each request, up to its final response; `None` takes the client's.
+        timeout_s: of each request, up to its final response. `None` takes the client's.
 
     Raises:
         UsageError: the model is decoupled and the connection is HTTP.

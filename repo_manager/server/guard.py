@@ -53,13 +53,13 @@ def stubs_of(server_pid: int) -> frozenset[_Stub]:
 
 
 class StubGuard:
-    """Watches one server's stubs; call `check` every second or so.
+    """Watches one server's stubs. Call `check` every second or so.
 
     Args:
         server_pid: the tritonserver's process id.
         url: the server's URL.
-        options: how to connect to it; `None` takes the defaults.
-        may_load: asked with a model's name before it is loaded again; a `ServerError` of it leaves the model unloaded.
+        options: how to connect to it. `None` takes the defaults.
+        may_load: asked with a model's name before it is loaded again. A `ServerError` of it leaves the model unloaded.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class StubGuard:
         self._missing: dict[tuple[str, int], float] = {}
 
     def check(self) -> tuple[str, ...]:
-        """Unload and load the models of which a stub has died; return their names.
+        """Unload and load the models of which a stub has died. Return their names.
 
-        Triton keeps such a version READY and answers every request with an error; only this mends it.
+        Triton keeps such a version READY and answers every request with an error. Only this repairs it.
 
         Raises:
             ServerError: the server does not answer, or a model does not come back.
@@ -145,7 +145,7 @@ def _reload(client: TritonClient, model: str, may_load: Callable[[str], None]) -
     """
     client.unload(model)
     deadline = time.monotonic() + _UNLOAD_S
-    # Triton may wait for the dead process for ever; a version that is UNLOADING does not hinder a load.
+    # Triton may wait for the dead process for ever. A version that is UNLOADING does not hinder a load.
     while time.monotonic() < deadline:
         if all(entry.state not in {READY, "UNLOADING"} for entry in client.versions(model).values()):
             break

@@ -25,13 +25,13 @@ _PIECE_BYTES = 1 << 20
 
 
 class HttpWire:
-    """Sends requests; safe to share between threads.
+    """Sends requests. Safe to share between threads.
 
     A request has one deadline, from the look-up of the host's name to the last byte of the answer, and its answer one
     limit on its size. No redirect is followed: a model server that was named is asked, and no other.
 
     Args:
-        endpoint: of the server; its path, if it has one, comes before that of each request.
+        endpoint: of the server. Its path, if it has one, comes before that of each request.
         options: TLS and headers.
 
     Raises:
@@ -64,7 +64,7 @@ class HttpWire:
         Args:
             method: the HTTP method.
             path: below the endpoint's.
-            body: what is sent; `None` for nothing.
+            body: what is sent. `None` for nothing.
             timeout_s: for everything together.
             headers: beside those of every request.
             limit_bytes: the largest body that is read.
@@ -203,6 +203,6 @@ def _body(answer: http.client.HTTPResponse, limit_bytes: int) -> bytes:
 
 
 def _socket_of(connection: http.client.HTTPConnection) -> TimedSocket | None:
-    """Return the connection's socket; the type stubs know only the library's own."""
+    """Return the connection's socket. The type stubs know only the library's own."""
     found: Any = connection.sock
     return found if isinstance(found, TimedSocket) else None

@@ -33,13 +33,13 @@ _HINT = "It exists for Linux on x86-64 with glibc 2.35 or newer; --to works with
 
 
 def cached_site() -> Path | None:
-    """Return the folder that `install_tritonserver` filled; it is laid out as site-packages. `None`: it did not."""
+    """Return the folder that `install_tritonserver` filled. It is laid out as site-packages. `None`: it did not."""
     folder = cache_directory() / f"tritonserver-{_VERSION}"
     return folder if folder.is_dir() else None
 
 
 def install_tritonserver() -> Path:
-    """Fetch the tritonserver of nvidia-pytriton; a second call does nothing. The folder appears by one rename.
+    """Fetch the tritonserver of nvidia-pytriton. A second call does nothing. The folder appears by one rename.
 
     Returns:
         The folder, laid out as site-packages.
@@ -90,9 +90,9 @@ class TritonInstallation:
         binary: the executable.
         libraries: folders for LD_LIBRARY_PATH.
         backends: the folder with its backends (`python/` and perhaps native ones).
-        stub: the python backend's stub for the running Python, where it is kept apart from the
-            backend (as in the wheel); `None`: the backend's folder has its own.
-        caches: the folder with the response caches; `None` leaves tritonserver's default.
+        stub: the python backend's stub for the running Python, where it is kept apart from the backend (as in the
+            wheel). `None`: the backend's folder has its own.
+        caches: the folder with the response caches. `None` leaves tritonserver's default.
     """
 
     binary: Path
@@ -157,7 +157,7 @@ def _package() -> Path:
 
 
 def _from_binary(binary: Path) -> TritonInstallation:
-    """Describe a given tritonserver; its backends lie as in NVIDIA's images (`../backends`)."""
+    """Describe a given tritonserver. Its backends lie as in NVIDIA's images (`../backends`)."""
     if not binary.is_file() or not os.access(binary, os.X_OK):
         raise UsageError(
             f"{ENVIRONMENT_VARIABLE}={binary} is not an executable file",
@@ -183,7 +183,7 @@ def _from_binary(binary: Path) -> TritonInstallation:
 def libpython_directory() -> Path | None:
     """Return the folder of the running Python's shared library, which the stub links to.
 
-    `None` means that the loader finds it by itself.
+    `None` means that the loader finds it on its own.
 
     Raises:
         MissingDependencyError: it is not on this machine (Debian keeps it in a package of its own).

@@ -19,7 +19,7 @@ _GPU_MEMORY = re.compile(
 
 
 def metrics_url_of(url: str) -> str | None:
-    """Return where a server's metrics are: of ours as recorded, else by Triton's default ports; `None`: not known."""
+    """Return where a server's metrics are: of ours as recorded, else by Triton's default ports. `None`: not known."""
     server = local_server(url)
     if server is not None:
         return server.metrics_url
@@ -30,7 +30,7 @@ def metrics_url_of(url: str) -> str | None:
 
 
 def metrics_text(url: str, *, timeout_s: float = 1.0) -> str | None:
-    """Return a metrics page's text; `None` when it cannot be had: nothing depends on it."""
+    """Return a metrics page's text, or `None` when it cannot be had: nothing depends on it."""
     try:
         return fetch_text(url, timeout_s=timeout_s)
     except RepoManagerError:
@@ -38,7 +38,7 @@ def metrics_text(url: str, *, timeout_s: float = 1.0) -> str | None:
 
 
 def free_gpu_bytes(text: str) -> int | None:
-    """Return the free memory of the GPU that has the least, in bytes; `None` when the page tells of no GPU."""
+    """Return the free memory of the GPU that has the least, in bytes, or `None` when the page tells of no GPU."""
     values = {(match["uuid"], match["kind"]): float(match["value"]) for match in _GPU_MEMORY.finditer(text)}
     free = [
         total - values[uuid, "used"]

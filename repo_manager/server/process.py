@@ -36,14 +36,14 @@ _PREFIX = re.compile(r"repo_manager_(?P<namespace>\d+)_(?P<pid>\d+)_[0-9a-f]+_")
 _LOG_REASON = re.compile(r"^(?:error: |E\d{4} \S+\s+\d+ \S+\] )(?P<reason>.*)$")
 _OPEN_FILES = 256
 POLL_FAILED = "failed to poll"
-"""What Triton says of a load when it cannot read a model's folder, whatever the reason."""
+"""What Triton says of a load when it cannot read a model's folder, regardless of the reason."""
 _LOG_END_BYTES = 64 << 10
 _PARSE_ERROR = re.compile(r"libprotobuf ERROR .*?\] (?:Error parsing text-format inference\.ModelConfig: )?(.*)$")
 _NOTHING_IN_FLIGHT = "Found 0 model versions that have in-flight inferences"
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; `None` when it does not run.
+    """Return when a process started, in clock ticks since boot, or `None` when it does not run.
 
     With the process id it names a process for good: ids are used again, start times are not.
     """
@@ -55,7 +55,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def is_running(pid: int, ticks: int) -> bool:
-    """Say whether the process that started at `ticks` still runs under `pid`."""
+    """Return whether the process that started at `ticks` still runs under `pid`."""
     return start_ticks(pid) == ticks
 
 
@@ -69,7 +69,7 @@ def shared_memory_prefix() -> str:
 
 
 def sweep_shared_memory() -> tuple[str, ...]:
-    """Remove the shared memory of servers whose owner and supervisor were both killed; return the names."""
+    """Remove the shared memory of servers whose owner and supervisor were both killed. Return the names."""
     removed = []
     with contextlib.suppress(OSError):
         for path in sorted(_SHARED_MEMORY.iterdir()):
@@ -120,7 +120,7 @@ def reason_in_log(text: str) -> str | None:
 
 
 def log_end(path: Path) -> str:
-    """Return the end of a log; empty when it cannot be read."""
+    """Return the end of a log. Empty when it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_END_BYTES))
@@ -130,7 +130,7 @@ def log_end(path: Path) -> str:
 
 
 def poll_failure(text: str, name: str) -> str | None:
-    """Return why Triton could not read a model's folder, by its log; `None` when the log does not say.
+    """Return why Triton could not read a model's folder, by its log, or `None` when the log does not say.
 
     Its answer to the load is "failed to poll from model repository" only. Where the folder's config.pbtxt cannot be
     parsed, protobuf has said in a line of its own which line of the file is wrong.
@@ -146,7 +146,7 @@ def poll_failure(text: str, name: str) -> str | None:
 
 @dataclasses.dataclass
 class ServerProcess:
-    """A tritonserver under a supervisor; see `supervisor.py` for what is promised of its end.
+    """A tritonserver under a supervisor. See `supervisor.py` for what is promised of its end.
 
     Attributes:
         pid: the tritonserver's process id.
@@ -217,7 +217,7 @@ class ServerProcess:
             raise
 
     def shows(self, text: str) -> bool:
-        """Say whether the process list has a text among the server's arguments, for every user of the machine."""
+        """Return whether the process list has a text among the server's arguments, for every user of the machine."""
         try:
             return os.fsencode(text) in Path(f"/proc/{self.pid}/cmdline").read_bytes()
         except OSError:
@@ -241,23 +241,23 @@ class ServerProcess:
         for line in output.splitlines():
             if line.startswith(b"exit "):
                 return int(line[5:])
-        # Someone killed the supervisor; the kernel then killed the server (PR_SET_PDEATHSIG).
+        # Someone killed the supervisor. The kernel then killed the server (PR_SET_PDEATHSIG).
         return -9
 
     def wait(self, timeout_s: float) -> int | None:
-        """Wait for the server's end; return its exit code, or `None` after `timeout_s`."""
+        """Wait for the server's end. Return its exit code, or `None` after `timeout_s`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(timeout_s)
         return self.poll()
 
     def stop(self, deadline_s: float, *, unload_s: float = 5.0) -> int:
-        """End the server: SIGTERM, and SIGKILL to its whole group after a deadline; return its exit code.
+        """End the server: SIGTERM, and SIGKILL to its whole group after a deadline. Return its exit code.
 
         Safe to call twice, and to interrupt: a second call goes on where the first one was cut off.
 
         Args:
             deadline_s: for everything, the end of in-flight requests included.
-            unload_s: for what comes after the last request; Triton waits 30 s for a stub that has died.
+            unload_s: for what comes after the last request. Triton waits 30 s for a stub that has died.
         """
         if self.poll() is None:
             deadline = time.monotonic() + deadline_s

@@ -51,11 +51,11 @@ class RunningServer:
         grpc_url: `grpc://host:port`.
         metrics_url: `http://host:port/metrics`.
         log: its log.
-        restarts: how often `serve` has started it again because it had ended by itself.
-        owner: process id of the `serve` that runs it, or of the Python program that does; 0: written before this was
+        restarts: how often `serve` has started it again because it had ended on its own.
+        owner: process id of the `serve` that runs it, or of the Python program that does. 0: written before this was
             recorded.
         failures: models that were to be loaded at the start and were not, with Triton's reason.
-        headers: the key that loading and unloading take; a record that nobody else can read holds it.
+        headers: the key that loading and unloading take. A record that no other process can read holds it.
     """
 
     repository: Location
@@ -91,7 +91,7 @@ def only_server(repository: Location) -> Iterator[None]:
     """Be the one `serve` of a repository on this machine, of this user, until the block ends.
 
     Raises:
-        ServerError: another one runs, or is about to; with where it listens.
+        ServerError: another one runs, or is about to. With where it listens.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -105,7 +105,7 @@ def only_server(repository: Location) -> Iterator[None]:
 
 
 def is_served(repository: Location) -> bool:
-    """Say whether a `serve` of this user holds a repository; a server of a Python program holds none."""
+    """Return whether a `serve` of this user holds a repository. A server of a Python program holds none."""
     try:
         for lock in kept_files("servers", f"{_prefix(repository)}.serve.lock"):
             with file_lock(lock, timeout_s=0.0):
@@ -131,7 +131,7 @@ def served_already(repository: Location, running: RunningServer | None) -> Serve
 
     Args:
         repository: as the user named it.
-        running: its server; `None`: one that is just starting.
+        running: its server. `None`: one that is just starting.
     """
     where = "its server is just starting" if running is None else f"by pid {running.pid}, {running.control_url}"
     return ServerError(
@@ -141,7 +141,7 @@ def served_already(repository: Location, running: RunningServer | None) -> Serve
 
 
 def write_record(server: RunningServer) -> Path:
-    """Write a server's record into the user's cache; return its path."""
+    """Write a server's record into the user's cache. Return its path."""
     path = record_directory() / f"{_prefix(server.repository)}-{server.pid}.json"
     fields = {**as_json(server), "headers": dict(server.headers)}
     write_atomic(path, json.dumps(fields, indent=2).encode(), mode=0o600)
@@ -164,7 +164,7 @@ def forget_key(urls: Iterable[str]) -> None:
 
 
 def local_server(url: str) -> RunningServer | None:
-    """Return the embedded server of this machine that a URL leads to; `None` when it is another one."""
+    """Return the embedded server of this machine that a URL leads to, or `None` when it is another one."""
     url = url.replace("://localhost:", "://127.0.0.1:", 1)
     return next((server for server in running_servers() if url in (server.grpc_url, server.http_url)), None)
 
@@ -183,7 +183,7 @@ def with_key(url: str, options: ClientOptions) -> ClientOptions:
 
 
 def remove_record(path: Path) -> None:
-    """Remove a record; one that is gone already does not matter."""
+    """Remove a record. One that is gone already does not matter."""
     with contextlib.suppress(OSError):
         path.unlink()
 
@@ -230,7 +230,7 @@ def record_of(
     failures: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> RunningServer | None:
-    """Describe a server that was just started; `None` when it has ended meanwhile.
+    """Describe a server that was just started. `None` when it has ended by then.
 
     Args:
         repository: its repository.
@@ -238,8 +238,8 @@ def record_of(
         urls: HTTP, gRPC and metrics.
         log: its log.
         restarts: how often it was started again.
-        failures: models that were not loaded, with the reason; `None`: all were.
-        headers: its key; `None`: it needs none.
+        failures: models that were not loaded, with the reason. `None`: all were.
+        headers: its key. `None`: it needs none.
     """
     ticks = start_ticks(pid)
     if ticks is None:

@@ -12,7 +12,7 @@ server has ended for whatever reason; stubs that lost their parent become childr
 Other users of the machine can neither read `hidden` arguments in the process list (see `hide_arguments`) nor open the
 files (umask) and the shared memory (see `keep_memory_private`) that the server makes.
 
-Everybody waits for this process before the server even starts, so it imports only what the start needs, and the rest
+Everyone waits for this process before the server even starts, so it imports only what the start needs, and the rest
 when the server is on its way: json and pathlib alone would cost more than the interpreter.
 """
 
@@ -23,7 +23,7 @@ import os
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGCHLD, SIGXFSZ = 1, 2, 9, 13, 15, 17, 25
-"""As Linux numbers them on every architecture that Triton runs on; the signal module is not imported yet."""
+"""As Linux numbers them on every architecture that Triton runs on. The signal module is not imported yet."""
 SIG_DFL, SIG_IGN = 0, 1
 SHARED_MEMORY = "/dev/shm"
 POLL_S = 0.5
@@ -40,7 +40,7 @@ WORD = ctypes.sizeof(ctypes.c_void_p)
 
 
 def spawn(spec: dict[str, object]) -> int:
-    """Start the server; return its process id.
+    """Start the server. Return its process id.
 
     Hidden arguments stay visible where the system allows no tracing: the owner looks whether they are.
     """
@@ -54,7 +54,7 @@ def spawn(spec: dict[str, object]) -> int:
 
 
 def start(spec: dict[str, object], hidden: "list[bytes]", *, traced: bool) -> int:
-    """Start the server in a process group of its own, its output in the log; return its process id.
+    """Start the server in a process group of its own, its output in the log. Return its process id.
 
     Args:
         spec: as it came from the owner.
@@ -69,7 +69,7 @@ def start(spec: dict[str, object], hidden: "list[bytes]", *, traced: bool) -> in
     pid = os.fork()
     if pid:
         try:  # noqa: SIM105  # contextlib is not imported yet
-            os.setpgid(pid, pid)  # also done by the child: whoever comes first
+            os.setpgid(pid, pid)  # also done by the child: anyone who comes first
         except OSError:
             pass
         return pid
@@ -96,10 +96,10 @@ def start(spec: dict[str, object], hidden: "list[bytes]", *, traced: bool) -> in
 
 
 def hide_arguments(pid: int, hidden: "list[bytes]") -> bool:
-    """Give the server its last arguments without showing them; return whether that was possible (else it is ended).
+    """Give the server its last arguments without showing them. Return whether that was possible (else it is ended).
 
-    Everybody may read a process's command line, and nobody but its owner its environment. execve puts both onto the
-    new process's stack, and the vector of arguments is made of pointers to them. The server stops before its first
+    Everyone may read a process's command line, and nobody but its owner its environment. execve puts both onto the new
+    process's stack, and the vector of arguments is made of pointers to them. The server stops before its first
     instruction (ptrace), its last pointers are set to where the environment has the arguments, and it goes on: at no
     moment has the command line more than the placeholders. The variables become copies of another one, so the server's
     children do not inherit them.
@@ -189,7 +189,7 @@ def keep_memory_private(libc: ctypes.CDLL) -> None:
 
 
 def watch(server: int, wakeup: int) -> int:
-    """Wait for the server's end, obeying the owner; return its exit code (negative: the signal)."""
+    """Wait for the server's end, obeying the owner. Return its exit code (negative: the signal)."""
     import contextlib
     import select
     import time
@@ -224,7 +224,7 @@ def watch(server: int, wakeup: int) -> int:
 
 
 def reap(server: int) -> "int | None":
-    """Collect every ended child; return the server's exit code when it was among them."""
+    """Collect every ended child. Return the server's exit code when it was among them."""
     code = None
     while True:
         try:
@@ -268,7 +268,7 @@ def wake_on_ended_children() -> int:
 
 
 def read_exactly(size: int) -> "bytes | None":
-    """Read from standard input, unbuffered: what follows belongs to `watch`; `None` at its end."""
+    """Read from standard input, unbuffered: what follows belongs to `watch`. `None` at its end."""
     data = b""
     while len(data) < size:
         more = os.read(0, size - len(data))
@@ -293,7 +293,7 @@ def main() -> None:
 
 
 def report(message: str) -> None:
-    """Tell the owner; an owner that is gone does not mind."""
+    """Tell the owner. An owner that is gone does not mind."""
     try:  # noqa: SIM105  # likewise
         os.write(1, f"{message}\n".encode())
     except OSError:

@@ -55,9 +55,9 @@ class ClientOptions:
     Attributes:
         timeout_s: the deadline of every call but loading and unloading.
         load_timeout_s: the deadline of loading and unloading a model.
-        headers: sent with every call, restricted-API headers for instance; never logged.
-        token: a bearer token; never logged.
-        root_certificates: PEM file with the authorities to trust; `None` takes the system's.
+        headers: sent with every call, restricted-API headers for instance. Never logged.
+        token: a bearer token. Never logged.
+        root_certificates: PEM file with the authorities to trust. `None` takes the system's.
         client_certificate: PEM file, for mutual TLS.
         client_key: PEM file, for mutual TLS.
         server_name: the name that the server's certificate must have when it is not the URL's host.
@@ -88,7 +88,7 @@ class ClientOptions:
         return TlsFiles(self.root_certificates, self.client_certificate, self.client_key, self.server_name)
 
     def all_headers(self, protocol: str | None = None) -> dict[str, str]:
-        """Return the headers with the token among them; names in lower case, as gRPC wants them.
+        """Return the headers with the token among them. Names in lower case, as gRPC wants them.
 
         Args:
             protocol: `grpc` or `http` adds Triton's restricted-API headers under the name that the protocol wants:
@@ -113,7 +113,7 @@ class RequestOptions:
     """What an inference request says besides its tensors.
 
     Attributes:
-        sequence_id: correlation ID of the sequence that the request belongs to; 0 and "" mean that it belongs to none.
+        sequence_id: correlation ID of the sequence that the request belongs to. 0 and "" mean that it belongs to none.
         sequence_start: whether it is the first of its sequence.
         sequence_end: whether it is the last.
         parameters: custom parameters that the model's backend reads.
@@ -200,7 +200,7 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        """The path of the URL, which comes before that of each request; empty without one."""
+        """The path of the URL, which comes before that of each request. Empty without one."""
         return urlsplit(f"//{self.address}").path
 
 
@@ -215,7 +215,7 @@ class ServerMetadata:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMetadata:
-    """An input or output as the server describes it; the shape has the batch axis, `-1` is dynamic."""
+    """An input or output as the server describes it. The shape has the batch axis, `-1` is dynamic."""
 
     name: str
     datatype: str
@@ -227,7 +227,7 @@ class ModelMetadata:
     """A model as the server describes it.
 
     Attributes:
-        versions: those that are served.
+        versions: those served.
         platform: backend or platform, as Triton names it.
     """
 
@@ -299,12 +299,12 @@ class CudaHandle:
 
 
 def memory_kind(key: str | CudaHandle) -> MemoryKind:
-    """Return where the memory is that a key stands for."""
+    """Return where the memory is that a key represents."""
     return "cuda" if isinstance(key, CudaHandle) else "system"
 
 
 class Transport(Protocol):
-    """The calls as one protocol makes them; errors are `ServerUnreachableError` and `ServerRefusedError`."""
+    """The calls as one protocol makes them. Errors are `ServerUnreachableError` and `ServerRefusedError`."""
 
     def live(self, timeout_s: float) -> bool: ...  # noqa: D102
 

@@ -54,7 +54,7 @@ else:
 
 __all__ = ["GrpcTransport"]
 
-# Triton answers UNAVAILABLE too (a model that is not ready); these are the words of gRPC itself.
+# Triton answers UNAVAILABLE too (a model that is not ready). These are the words of gRPC itself.
 _NO_CONNECTION = re.compile(
     r"failed to connect|connection (refused|reset|timed out|attempt timed out)|socket closed|goaway|no route|resolution"
     r"|errors resolving|address lookup|handshake|broken pipe|endpoint closing|stream removed|ping timeout|transport"
@@ -62,7 +62,7 @@ _NO_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 # What gRPC says of a call that never reached the server: it went to a connection that the server was closing. A call
-# that the server has taken ends by itself, so it is safe to send this one again.
+# that the server has taken ends on its own, so it is safe to send this one again.
 _NOT_TAKEN = "goaway received"
 _RESENDS = 2
 _GRACE_S = 0.25  # how much later than by its own deadline a call is given up
@@ -79,7 +79,7 @@ _LIMITS = json.dumps(
 
 
 class GrpcTransport:
-    """One gRPC channel to one server; safe to share between threads."""
+    """One gRPC channel to one server. Safe to share between threads."""
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
         self._endpoint = endpoint
@@ -103,7 +103,7 @@ class GrpcTransport:
         )
         self._client = self._connected()
         self._deputies = Deputies()
-        # It prints a traceback for each answer that is no protobuf message; the error tells of it.
+        # It prints a traceback for each answer that is no protobuf message. The error tells of it.
         logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
 
     def _ask(self, what: str, timeout_s: float, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -151,11 +151,11 @@ class GrpcTransport:
         return refusal(self._endpoint, what, reason)
 
     def live(self, timeout_s: float) -> bool:
-        """Say whether the server is alive."""
+        """Return whether the server is alive."""
         return bool(self._ask("liveness", timeout_s, self._client.is_server_live))
 
     def ready(self, timeout_s: float) -> bool:
-        """Say whether the server is ready."""
+        """Return whether the server is ready."""
         return bool(self._ask("readiness", timeout_s, self._client.is_server_ready))
 
     def metadata(self, timeout_s: float) -> ServerMetadata:
@@ -179,7 +179,7 @@ class GrpcTransport:
         self._ask(f"load {name}", timeout_s, self._client.load_model, name, config=config_json, files=given or None)
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None:
-        """Unload a model; Triton answers before it is gone."""
+        """Unload a model. Triton answers before it is gone."""
         self._ask(f"unload {name}", timeout_s, self._client.unload_model, name, unload_dependents=dependents)
 
     def statistics(self, name: str, version: str, timeout_s: float) -> tuple[VersionStatistics, ...]:
@@ -251,7 +251,7 @@ class GrpcTransport:
         return tuple(self._ask("regions of shared memory", timeout_s, of_kind[kind]).regions)
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
-        """Say whether a version is ready."""
+        """Return whether a version is ready."""
         return bool(self._ask(f"readiness of {name}", timeout_s, self._client.is_model_ready, name, version))
 
     def infer(

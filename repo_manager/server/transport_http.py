@@ -51,10 +51,10 @@ _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class HttpTransport:
-    """HTTP connections to one server; safe to share between threads.
+    """HTTP connections to one server. Safe to share between threads.
 
-    Requests and answers of inferences are written and read by Triton's client library; the connection is ours,
-    because the library's belongs to the thread that made it and cannot be given a deadline per call.
+    Requests and answers of inferences are written and read by Triton's client library. The connection is ours, because
+    the library's belongs to the thread that made it and cannot be given a deadline per call.
     """
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
@@ -62,11 +62,11 @@ class HttpTransport:
         self._wire = HttpWire(endpoint, options)
 
     def live(self, timeout_s: float) -> bool:
-        """Say whether the server is alive."""
+        """Return whether the server is alive."""
         return self._says_yes("/v2/health/live", timeout_s)
 
     def ready(self, timeout_s: float) -> bool:
-        """Say whether the server is ready."""
+        """Return whether the server is ready."""
         return self._says_yes("/v2/health/ready", timeout_s)
 
     def metadata(self, timeout_s: float) -> ServerMetadata:
@@ -100,7 +100,7 @@ class HttpTransport:
         self._json(f"load {name}", "POST", f"/v2/repository/models/{_safe(name)}/load", body, timeout_s)
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None:
-        """Unload a model; Triton answers before it is gone."""
+        """Unload a model. Triton answers before it is gone."""
         body = {"parameters": {"unload_dependents": dependents}}
         self._json(f"unload {name}", "POST", f"/v2/repository/models/{_safe(name)}/unload", body, timeout_s)
 
@@ -160,7 +160,7 @@ class HttpTransport:
             return tuple(text_of(region["name"]) for region in several(answer))
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
-        """Say whether a version is ready."""
+        """Return whether a version is ready."""
         return self._says_yes(f"{_model(name, version)}/ready", timeout_s)
 
     def infer(
@@ -218,7 +218,7 @@ class HttpTransport:
         return self._wire.request("GET", path, None, timeout_s, limit_bytes=ANSWER_BYTES)[0] == 200
 
     def _json(self, what: str, method: str, path: str, body: Any, timeout_s: float) -> Any:
-        """Send JSON and return what comes back; an empty answer is an empty object.
+        """Send JSON and return what comes back. An empty answer is an empty object.
 
         Raises:
             ServerRefusedError: the server answered with an error, or not as a Triton does.

@@ -13,7 +13,7 @@ __all__ = ["files_beside"]
 
 
 def files_beside(path: Path) -> tuple[str, ...]:
-    """Return the names of the files, relative to the model's folder; a file that is no model names none."""
+    """Return the names of the files, relative to the model's folder. A file that is no model names none."""
     suffix = path.suffix.lower()
     if suffix == ".xml":
         return (path.with_suffix(".bin").name,)

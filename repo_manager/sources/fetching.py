@@ -21,7 +21,7 @@ MOST_FILES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
-    """A source that lies on this machine.
+    """A source that is on this machine.
 
     Attributes:
         path: the file or the folder.
@@ -36,7 +36,7 @@ class Receiver:
     """Where a source is fetched to, and who is told of it.
 
     Args:
-        folder: of this source alone; what an interrupted command has left lies there.
+        folder: of this source alone. What an interrupted command has left is there.
         report: takes one line.
     """
 
@@ -44,11 +44,11 @@ class Receiver:
         self._folder, self._report = folder, report
 
     def folder(self, revision: str) -> Path:
-        """Return the folder of one revision of the source; what is left of others is removed.
+        """Return the folder of one revision of the source. What is left of others is removed.
 
         Args:
-            revision: a text that changes with the content, such as an ETag. A fetch goes on with what lies in the
-                folder only if it is the same. An empty one is of no content: the folder is new.
+            revision: a text that changes with the content, such as an ETag. A fetch goes on with what is in the folder
+                only if it is the same. An empty one is of no content: the folder is new.
         """
         name = hashlib.sha256(revision.encode()).hexdigest()[:16]
         for other in self._folder.iterdir():
@@ -63,7 +63,7 @@ class Receiver:
 
         Args:
             what: the source, as it is shown.
-            size_bytes: of all of it; 0 when it is not known.
+            size_bytes: of all of it. 0 when it is not known.
             files: how many files it has.
 
         Raises:
@@ -88,7 +88,7 @@ name is the URL's scheme."""
 
 
 def check_name(name: str, where: str) -> None:
-    """See that a file's name, or its path below a folder, stays in that folder.
+    """Check that a file's name, or its path below a folder, stays in that folder.
 
     Raises:
         InputError: it does not, or is no file's name.

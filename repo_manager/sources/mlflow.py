@@ -47,7 +47,7 @@ def fetch_from_mlflow(url: str, receiver: Receiver) -> Fetched:
         receiver.expects(url, sum(sizes.values()), max(len(sizes), 1))
         for name in sizes:
             check_name(name, url)
-        target = receiver.folder("")  # MLflow goes on with nothing, so what lies there is no help
+        target = receiver.folder("")  # MLflow goes on with nothing, so what is there is no help
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=pinned, dst_path=str(target)))
         return Fetched(path, {"tracking": _tracking(mlflow), **facts})
     except RepoManagerError:
@@ -76,7 +76,7 @@ def _pinned(mlflow: Any, url: str) -> tuple[str, dict[str, Any]]:
 
 
 def _sizes(mlflow: Any, url: str) -> dict[str, int]:
-    """Return the files of an artifact's folder: path -> size in bytes; of a single file nothing.
+    """Return the files of an artifact's folder: path -> size in bytes. Of a single file nothing.
 
     Raises:
         InputError: there are more than any model has.
@@ -107,7 +107,7 @@ def model_file(path: Path) -> tuple[Path, Mapping[str, Any]]:
     """Return what of a folder with an MLmodel file Triton serves, and what the manifest says of it.
 
     Args:
-        path: any path; one without an MLmodel file is returned as it is.
+        path: any path. One without an MLmodel file is returned as it is.
 
     Raises:
         InputError: the file is broken, or none of the model's flavors can be served as it is.
@@ -142,7 +142,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 
 def _inside(folder: Path, name: Any) -> Path | None:
-    """Return an entry of the folder; `None` when it is not there or leads out of the folder."""
+    """Return an entry of the folder, or `None` when it is not there or leads out of the folder."""
     if not isinstance(name, str) or not name:
         return None
     place = (folder / name).resolve()
@@ -162,7 +162,7 @@ def _triton(folder: Path, entry: Mapping[str, Any]) -> Path | None:
 
 
 def _torchscript(folder: Path, entry: Mapping[str, Any]) -> Path | None:
-    """Return the file of a PyTorch model that is TorchScript; a pickled module can only be loaded by its own code."""
+    """Return the file of a PyTorch model that is TorchScript. A pickled module can only be loaded by its own code."""
     data = _inside(folder, entry.get("model_data"))
     file = None if data is None else _inside(data, "model.pth")
     if file is None or not zipfile.is_zipfile(file):

@@ -22,7 +22,7 @@ def fetch_objects(url: str, receiver: Receiver) -> Fetched:
 
     Raises:
         InputError: there is nothing, or too much.
-        RepositoryError: the store cannot be reached, refuses, or what comes changes meanwhile.
+        RepositoryError: the store cannot be reached, refuses, or what comes changes during the read.
     """
     place = parse_object_url(url)
     if not place.prefix:
@@ -88,7 +88,7 @@ def _revised(name: str, fact: ObjectFact) -> str:
 
 
 def _save(store: ObjectClient, files: Mapping[str, tuple[ObjectFact, Path]], told: Callable[[int], None]) -> None:
-    """Fetch files, small ones several at a time; each goes on with what lies there already."""
+    """Fetch files, small ones several at a time. Each goes on with what is there already."""
 
     def one(key: str) -> None:
         fact, path = files[key]

@@ -44,7 +44,7 @@ class Source:
 
     Attributes:
         path: the file or folder.
-        origin: what the manifest says of it under `source.origin`; empty for a path that was given as such.
+        origin: what the manifest says of it under `source.origin`. Empty for a path that was given as such.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Source:
 def open_source(place: StrPath | Source, report: Callable[[str], None] = lambda _: None) -> Iterator[Source]:
     """Give a model that a path or a URL names as a file or folder on this machine.
 
-    What is fetched lies in the user's cache while the block runs, and stays there when the fetch is interrupted: the
+    What is fetched is in the user's cache while the block runs, and stays there when the fetch is interrupted: the
     same command then goes on where it was. Credentials are those of the environment, as the stores take them.
 
     Args:
@@ -103,7 +103,7 @@ def open_source(place: StrPath | Source, report: Callable[[str], None] = lambda 
 
 
 def _fetch_of(text: str) -> Fetch | None:
-    """Return what fetches a URL; `None` for a path.
+    """Return what fetches a URL, or `None` for a path.
 
     Raises:
         UsageError: it is a URL, and nothing fetches that kind.
@@ -118,7 +118,7 @@ def _fetch_of(text: str) -> Fetch | None:
     if scheme in plugins:
         try:
             found: Fetch = plugins[scheme].load()
-        except Exception as exc:  # whatever a foreign package raises
+        except Exception as exc:  # a foreign package may raise anything
             raise UsageError(
                 f"the plugin {plugins[scheme].value} for {scheme}: cannot be loaded: {type(exc).__name__}: {exc}"
             ) from exc
@@ -132,7 +132,7 @@ def _fetch_of(text: str) -> Fetch | None:
 
 
 def _measured(path: Path) -> tuple[int, str]:
-    """Return size and digest of a file; of a folder the digest of its list of names and digests.
+    """Return size and digest of a file. Of a folder the digest of its list of names and digests.
 
     Raises:
         InputError: there is nothing.

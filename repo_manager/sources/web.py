@@ -30,7 +30,7 @@ __all__ = ["fetch_web", "without_query"]
 _PIECE_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _SLOWEST_BYTES = 64 << 10
-"""What has to come within each `_TIMEOUT_S`: a server that sends a byte a second is not waited for."""
+"""What must come within each `_TIMEOUT_S`: a server that sends a byte a second is not waited for."""
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _DIGEST = re.compile(r"sha256=([0-9a-fA-F]{64})")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
@@ -54,7 +54,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
 
 
 def without_query(url: str) -> str:
-    """Return a URL without what stands behind the path: a signed one has its signature there."""
+    """Return a URL without what is behind the path: a signed one has its signature there."""
     if not url.startswith(("http://", "https://")):
         return url
     parts = urlsplit(url)
@@ -65,7 +65,7 @@ def fetch_web(url: str, receiver: Receiver) -> Fetched:
     """Fetch a file, and the files that it names beside it.
 
     Args:
-        url: https://, or http:// of this machine or with the digest; `#sha256=HEX` behind it is compared.
+        url: https://, or http:// of this machine or with the digest. `#sha256=HEX` behind it is compared.
         receiver: where to.
 
     Raises:
@@ -102,7 +102,7 @@ def _same(folder: Path, _seen: _Seen) -> Path:
 
 
 def _check_url(url: str) -> str:
-    """Return the digest that the URL ends with; empty without.
+    """Return the digest that the URL ends with. Empty without.
 
     Raises:
         UsageError: see `fetch_web`.
@@ -128,7 +128,7 @@ class _Seen:
 
     Attributes:
         size_bytes: `None` when it does not say.
-        validator: what `If-Range` takes: a strong ETag, else the time of the last change; empty without both.
+        validator: what `If-Range` takes: a strong ETag, else the time of the last change. Empty without both.
         facts: for the manifest.
     """
 
@@ -166,11 +166,11 @@ class _Remote:
         return unquote(urlsplit(self.url).path).rpartition("/")[2]
 
     def fetch(self, receiver: Receiver, folder_for: Callable[[_Seen], Path]) -> tuple[Path, Mapping[str, str]]:
-        """Fetch it; return where it is and what the server says of it.
+        """Fetch it. Return where it is and what the server says of it.
 
         Raises:
             FileNotFoundError: there is nothing.
-            InputError: it is refused, or changes meanwhile.
+            InputError: it is refused, or changes during the read.
             RepositoryError: as `retried`.
         """
         response = retried(f"fetch {self.shown}", self._opened, _FIRST)
@@ -203,7 +203,7 @@ class _Remote:
         return path, seen.facts
 
     def _opened(self, start: int = 0, seen: _Seen | None = None) -> Any:
-        """Send a request; return the response.
+        """Send a request. Return the response.
 
         Raises:
             FileNotFoundError: there is nothing.

@@ -1,6 +1,6 @@
 """The 2:4 pattern itself: in every four consecutive values along an axis, at most two are not zero.
 
-Rule: NVIDIA TensorRT developer guide, "Structured Sparsity"; mask: NVIDIA ASP (`sparse_masklib`, m4n2_1d).
+Rule: NVIDIA TensorRT developer guide, "Structured Sparsity". Mask: NVIDIA ASP (`sparse_masklib`, m4n2_1d).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
         return np.asarray(array != 0)
     if dtype.kind == "c":
         return np.asarray(array != 0)
-    # NumPy compares float16, bfloat16 and float8 one by one; their bits as integers it does not.
+    # NumPy compares float16, bfloat16 and float8 one by one. Their bits as integers it does not.
     bits = array.view(f"u{dtype.itemsize}")
     if any(part in dtype.name for part in _UNSIGNED_ZERO_TYPES):
         return np.ones(array.shape, bool) if "e8m0" in dtype.name else np.asarray(bits != 0)
@@ -52,7 +52,7 @@ def valid_groups(array: NDArray[Any], axis: int) -> tuple[int, int]:
 
     Args:
         array: the weight, any rank from 1 and any numeric type. Zero is value 0: subtract a zero point first.
-        axis: the reduction axis; negative counts from the end. Its size must divide by 4.
+        axis: the reduction axis. Negative counts from the end. Its size must divide by 4.
 
     Returns:
         (valid groups, all groups).
@@ -87,7 +87,7 @@ def _count_block(filled: NDArray[np.bool_]) -> tuple[int, int]:
     run = filled.shape[2]
     ones = filled.view(np.uint8)
     if run == 1:
-        # The four bytes of a group are one word; the product's top byte is their sum.
+        # The four bytes of a group are one word. The product's top byte is their sum.
         words = ones.reshape(-1).view(np.uint32)
         sums = (words * np.uint32(0x01010101)) >> np.uint32(24)
         return int(np.count_nonzero(sums > 2)), int(np.count_nonzero(filled))
@@ -111,16 +111,16 @@ def _count_block(filled: NDArray[np.bool_]) -> tuple[int, int]:
 def two_four_mask(array: NDArray[Any], axis: int) -> NDArray[np.bool_]:
     """Return which values a 2:4 magnitude pruning keeps.
 
-    Per group of four, of the six pairs the one with the largest sum of magnitudes; on a tie the pair that
-    comes first in (0,1) (0,2) (0,3) (1,2) (1,3) (2,3). That pair is the two largest magnitudes, the lower
-    index first among equals. NaN counts as infinitely large, so that it stays visible.
+    Per group of four, of the six pairs the one with the largest sum of magnitudes. On a tie the pair that comes first
+    in (0,1) (0,2) (0,3) (1,2) (1,3) (2,3). That pair is the two largest magnitudes, the lower index first among
+    equals. NaN counts as infinitely large, so that it stays visible.
 
     Args:
         array: the weight, any numeric type.
-        axis: the reduction axis; its size must divide by 4.
+        axis: the reduction axis. Its size must divide by 4.
 
     Returns:
-        `True` where a value is kept, exactly two in each group; shape of `array`.
+        `True` where a value is kept, exactly two in each group. Shape of `array`.
 
     Raises:
         ValueError: the axis does not exist or its size does not divide by 4.
@@ -146,7 +146,7 @@ def magnitude_prune(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, 
 
     Args:
         array: the weight, C-contiguous, any numeric type.
-        axis: the reduction axis; its size must divide by 4.
+        axis: the reduction axis. Its size must divide by 4.
 
     Returns:
         (a new array, how many non-zeros became zero, their share of the sum of magnitudes; 0 when that sum
@@ -189,7 +189,7 @@ def _mask_block(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _magnitude(values: NDArray[Any]) -> NDArray[Any]:
-    """Return comparable magnitudes; for every float type, their bits without the sign sort like their size."""
+    """Return comparable magnitudes. For every float type, their bits without the sign sort like their size."""
     dtype = values.dtype
     if dtype.kind == "u" or dtype.kind == "b":
         return values
@@ -216,7 +216,7 @@ def _order(array: NDArray[Any]) -> list[int]:
 
 
 def _memory_order(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], int]:
-    """Return the array with its axes as they lie in memory (no copy for a transposed view), and where `axis` went."""
+    """Return the array with its axes as they are in memory (no copy for a transposed view), and where `axis` went."""
     if array.ndim == 0 or array.flags.c_contiguous:
         return array, axis % max(array.ndim, 1)
     order = _order(array)

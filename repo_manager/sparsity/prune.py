@@ -1,4 +1,4 @@
-"""One-shot 2:4 magnitude pruning of a model's weights; everything else of the file stays as it is."""
+"""One-shot 2:4 magnitude pruning of a model's weights. Everything else of the file stays as it is."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def prune(
     """Prune weights to 2:4 by magnitude.
 
     Args:
-        model: the model; not changed.
-        layers: shell patterns of node or weight names to prune; empty is all.
-        exclude: patterns of those to leave alone; wins over `layers`.
+        model: the model, not changed.
+        layers: shell patterns of node or weight names to prune. Empty is all.
+        exclude: patterns of those to leave alone. Wins over `layers`.
         all_valid: go beyond ASP's default (outputs divide by 8, inputs by 16): prune every weight that
             TensorRT would consider.
 
@@ -93,12 +93,12 @@ def choose(
         layers: see `prune`.
         exclude: see `prune`.
         all_valid: see `prune`.
-        shapes: of the inputs, to count multiply-accumulates; `None` does not count.
+        shapes: of the inputs, to count multiply-accumulates. `None` does not count.
 
     Raises:
         ModelError: a pattern matches no layer, or a weight cannot be read.
     """
-    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are told apart by identity
+    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are distinguished by identity
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
     uses = list(uses_of(model.graph_only, model.weights, shapes))
     _check_patterns(uses, (*layers, *exclude), str(model.path))
@@ -121,7 +121,7 @@ def _candidates(
     all_valid: bool,
     skipped: list[SkippedLayer],
 ) -> list[Use]:
-    """Return the uses of one tensor that are to be pruned; the others are added to `skipped`."""
+    """Return the uses of one tensor that will be pruned. The others are added to `skipped`."""
     protected = [use for use in group if _matches(use, exclude)]
     candidates = []
     for use in group:
@@ -141,7 +141,7 @@ def _weight(use: Use) -> Weight:
 
 
 def _by_tensor(uses: Iterable[Use]) -> Iterable[list[Use]]:
-    """Group uses by stored tensor, in the graph's order; each dynamic weight stands alone."""
+    """Group uses by stored tensor, in the graph's order. Each dynamic weight is alone."""
     groups: dict[int, list[Use]] = {}
     for use in uses:
         source = None if use.weight is None else use.weight.source
@@ -165,7 +165,7 @@ def _check_patterns(uses: Sequence[Use], patterns: Sequence[str], where: str) ->
 
 
 def _reason_against(use: Use, layers: Sequence[str], exclude: Sequence[str], all_valid: bool) -> str | None:
-    """Return why a use is left alone, or `None` when it is to be pruned."""
+    """Return why a use is left alone, or `None` when it will be pruned."""
     obstacle = obstacle_of(use)
     if obstacle is not None:
         return obstacle[1]
@@ -194,7 +194,7 @@ def skip(use: Use, reason: str) -> SkippedLayer:
 
 
 def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, bytes | None] | str:
-    """Prune one stored tensor for all its uses; a string says why that is not possible.
+    """Prune one stored tensor for all its uses. A string says why that is not possible.
 
     Returns:
         The layer's record, and the new stored bytes (`None` when nothing changes).
@@ -278,7 +278,7 @@ def _zeros_as_stored(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def as_bytes(values: NDArray[Any], data_type: int) -> bytes:
-    """Return values as `raw_data` stores them; types below a byte are packed, lowest bits first."""
+    """Return values as `raw_data` stores them. Types below a byte are packed, lowest bits first."""
     bits = stored_bits(data_type, "a weight")
     if bits >= 8:
         return np.ascontiguousarray(values).tobytes()

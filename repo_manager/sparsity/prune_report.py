@@ -29,7 +29,7 @@ RETRAIN_ADVICE = (
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """One weight that was pruned.
+    """One weight pruned.
 
     Attributes:
         node: the first node that uses it.
@@ -39,10 +39,10 @@ class PrunedLayer:
         values: how many values it has.
         removed: how many non-zero values became zero.
         lost_magnitude: their share of the sum of all magnitudes, 0 to 1.
-        error: of its outputs against the dense model's on the calibration data, relative; `None` without data.
+        error: of its outputs against the dense model's on the calibration data, relative. `None` without data.
         magnitude_error: the same for the weights that magnitude pruning gives.
-        shifted: the constant that took up the change of its outputs' means; `None`: none could.
-        macs: multiply-accumulates per sample; `None` when not known.
+        shifted: the constant that took up the change of its outputs' means. `None`: none could.
+        macs: multiply-accumulates per sample. `None` when not known.
         damping: that its solution was found with.
     """
 
@@ -75,12 +75,12 @@ class FrontPoint:
 
     Attributes:
         layers: how many are pruned.
-        added: those that the point before has not, by name; empty for the final set.
+        added: those that the point before has not, by name. Empty for the final set.
         macs_share: share of the model's multiply-accumulates that can run sparse.
-        drift: the worst output's relative error; `None` if a metric counts.
+        drift: the worst output's relative error. `None` if a metric counts.
         drift_upper: with 95 % confidence it is below this on inputs of the same kind.
-        metric: the user's metric; `None` if the drift counts.
-        final: its layers are solved one behind the other, as in the result; elsewhere each is solved by itself.
+        metric: the user's metric. `None` if the drift counts.
+        final: its layers are solved one behind the other, as in the result. Elsewhere each is solved on its own.
     """
 
     layers: int
@@ -99,9 +99,9 @@ class BudgetEvidence:
     Attributes:
         kind: `drift` or `metric`.
         limit: of the drift, or of how far the metric may fall.
-        samples: how many the layers were chosen by; 0 with a metric, which has data of its own.
-        looks: how many sets were measured on the held-out samples; above 1 the first ones exceeded the limit there.
-        dense_metric: the dense model's, when it judges; `None` without a metric.
+        samples: how many the layers were chosen by. 0 with a metric, which has data of its own.
+        looks: how many sets were measured on the held-out samples. Above 1 the first ones exceeded the limit there.
+        dense_metric: the dense model's, when it judges. `None` without a metric.
         metric: the pruned model's, when it judges.
         front: all that was measured, from few layers to all.
     """
@@ -153,8 +153,8 @@ class PruneEvidence:
         versions: of the libraries that computed.
         drift_upper: output -> with 95 % confidence, its drift on inputs of the same kind is below this. `None`: the
             samples that judge are those that the layers were solved on, which says nothing of others.
-        budget: how layers were chosen; `None`: all were pruned.
-        permutation: of channels; `None`: none was asked for.
+        budget: how layers were chosen. `None`: all were pruned.
+        permutation: of channels. `None`: none was asked for.
     """
 
     data: str

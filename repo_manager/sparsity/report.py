@@ -36,18 +36,18 @@ class LayerSparsity:
     Attributes:
         node: the node's name, with the bodies and functions around it.
         op_type: of the node.
-        weight: the stored tensor's name; the input's name for a dynamic weight.
-        dtype: the stored element type; empty for a dynamic weight.
-        shape: as the node uses it; empty for a dynamic weight.
-        axis: the reduction axis of `shape`; `None` when there is none.
-        groups: how many groups of four; 0 when the axis does not divide.
+        weight: the stored tensor's name. The input's name for a dynamic weight.
+        dtype: the stored element type. Empty for a dynamic weight.
+        shape: as the node uses it. Empty for a dynamic weight.
+        axis: the reduction axis of `shape`. `None` when there is none.
+        groups: how many groups of four. 0 when the axis does not divide.
         valid_groups: how many of them hold at most two non-zeros.
         zeros: values that are zero (the zero point, for quantised ones).
         size: values in all.
         verdict: see `Verdict`.
         reason: the verdict in words, with numbers and source.
         hints: what may still keep it from running faster.
-        macs: multiply-accumulates at the report's shapes; `None` when a shape is not known.
+        macs: multiply-accumulates at the report's shapes. `None` when a shape is not known.
         conv_groups: of a convolution.
         asp_eligible: whether NVIDIA ASP would prune it by default.
         via: operators between the stored tensor and the node.
@@ -73,12 +73,12 @@ class LayerSparsity:
 
     @property
     def valid_share(self) -> float:
-        """Share of valid groups, 0 to 1; 0 when there are no groups."""
+        """Share of valid groups, 0 to 1. 0 when there are no groups."""
         return self.valid_groups / self.groups if self.groups else 0.0
 
     @property
     def density(self) -> float:
-        """Share of values that are not zero, 0 to 1; 1 for a dynamic weight."""
+        """Share of values that are not zero, 0 to 1. 1 for a dynamic weight."""
         return 1.0 - self.zeros / self.size if self.size else 1.0
 
 
@@ -87,14 +87,14 @@ class SparsityTotals:
     """Sums over all layers.
 
     Attributes:
-        parameters: values of all judged weights; one that several layers share counts once.
+        parameters: values of all judged weights. One that several layers share counts once.
         valid_parameters: of those whose verdict is valid in every use.
         eligible_parameters: of those that are valid or could be (right shape, considered by TensorRT).
         macs: multiply-accumulates of all layers whose shapes are known, dynamic weights included.
         valid_macs: of those whose verdict is valid.
         eligible_macs: of those that are valid or could be.
         uncounted_layers: layers whose multiply-accumulates are not known and so not in the sums.
-        gain_share: share of the compute that can gain now, 0 to 1; `None` when nothing is counted.
+        gain_share: share of the compute that can gain now, 0 to 1. `None` when nothing is counted.
         speedup_bound: `1 / (1 - share + share / 2)` (Amdahl): no more is possible, and less is usual.
         speedup_bound_if_pruned: the same if every layer that could be 2:4 were.
     """
@@ -170,10 +170,10 @@ def sparsity_report(
     """Judge every use of a weight in a model.
 
     Args:
-        model: a loaded model, or a whole model in memory (then its digest is that of its serialised form,
-            and it has to be below 2 GB).
-        shapes: input shapes at which compute is counted; an input that is missing keeps its fixed sizes,
-            and gets batch 1 and usual sizes for its dynamic ones (`usual_shapes`).
+        model: a loaded model, or a whole model in memory (then its digest is that of its serialised form, and it must
+            be below 2 GB).
+        shapes: input shapes at which compute is counted. An input that is missing keeps its fixed sizes, and gets
+            batch 1 and usual sizes for its dynamic ones (`usual_shapes`).
 
     Raises:
         ModelError: a weight cannot be read, or a given shape contradicts an input or is of none.

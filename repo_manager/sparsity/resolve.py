@@ -50,10 +50,10 @@ def fold(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], scope: Scope)
     Args:
         node: one of `FOLDED_OPERATORS`.
         values: of all its inputs.
-        scope: of the node; a function's attributes are not followed.
+        scope: of the node. A function's attributes are not followed.
 
     Returns:
-        Values by output name; empty when it cannot be computed, or would be too large.
+        Values by output name. Empty when it cannot be computed, or would be too large.
     """
     if any(attribute.ref_attr_name for attribute in node.attribute) or not _is_small(node, values):
         return {}
@@ -76,7 +76,7 @@ def fold(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], scope: Scope)
 
 
 def _is_small(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]]) -> bool:
-    """Say whether the outputs stay small, before computing them."""
+    """Return whether the outputs stay small, before computing them."""
     arrays = [values[name] for name in node.input if name]
     if node.op_type in _ELEMENTWISE:
         try:
@@ -285,14 +285,14 @@ class Resolver:
     def zero_point_step(
         self, weight: Weight, name: str, scope: Scope, axis: int, block: int = 0
     ) -> SubtractZeroPoint | None:
-        """Return the step that makes a quantised weight's zero point zero; `None` when it is not constant.
+        """Return the step that makes a quantised weight's zero point zero, or `None` when it is not constant.
 
         Args:
             weight: the quantised weight.
-            name: of its zero point; empty is 0.
+            name: of its zero point. Empty is 0.
             scope: resolves the name.
             axis: of the weight, along which a zero point of rank 1 runs.
-            block: how many values share one zero point along `axis`; 0 when not blocked.
+            block: how many values share one zero point along `axis`. 0 when not blocked.
         """
         none = SubtractZeroPoint(np.zeros((), np.int8))
         if not name:
@@ -307,7 +307,7 @@ class Resolver:
 
 
 def _is_contrib_quantisation(node: onnx.NodeProto) -> bool:
-    """Say whether it is ONNX Runtime's own Q/DQ, which takes 16-bit and 4-bit types at any opset."""
+    """Return whether it is ONNX Runtime's own Q/DQ, which takes 16-bit and 4-bit types at any opset."""
     return node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear")
 
 

@@ -1,4 +1,4 @@
-"""Names and what they stand for in a graph, a nested body or a local function's body."""
+"""Names and what they represent in a graph, a nested body or a local function's body."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shape = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Inferred:
-    """What shape inference found out about the values of a scope, by name; empty where it did not run."""
+    """What shape inference found out about the values of a scope, by name. Empty where it did not run."""
 
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     types: Mapping[str, int] = field(default_factory=dict)
@@ -25,8 +25,8 @@ class Scope:
     """The names that a node may use.
 
     Attributes:
-        path: prefix of node names, for instance `if_1/then_branch/`; empty in the main graph.
-        outer: the enclosing scope of a nested body; `None` in the main graph and in functions.
+        path: prefix of node names, for instance `if_1/then_branch/`. Empty in the main graph.
+        outer: the enclosing scope of a nested body. `None` in the main graph and in functions.
         tensors: initializers.
         sparse: sparse initializers.
         producers: output name -> the node that computes it.
@@ -55,7 +55,7 @@ class Scope:
     opset: int = 17
 
     def home_of(self, name: str) -> tuple[Scope, str] | None:
-        """Return the scope that defines a name, following function arguments outwards; `None` if none does."""
+        """Return the scope that defines a name, following function arguments outwards, or `None` if none does."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.bound:

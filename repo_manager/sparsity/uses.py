@@ -28,13 +28,13 @@ class Use:
     """One operator's use of one weight.
 
     Attributes:
-        label: the node's name with the bodies and functions around it, `/` between; its first output
-            when it has no name.
+        label: the node's name with the bodies and functions around it, `/` between. Its first output when it has no
+            name.
         node: the node.
         scope: the names that it may use.
         site: which input, along which axis.
-        weight: the constant; `None` when it is computed at run time.
-        macs: multiply-accumulates at the report's shapes; `None` when a shape is not known.
+        weight: the constant. `None` when it is computed at run time.
+        macs: multiply-accumulates at the report's shapes. `None` when a shape is not known.
     """
 
     label: str
@@ -55,7 +55,7 @@ class _Walker:
     def walk(
         self, nodes: Sequence[onnx.NodeProto], twins: Sequence[onnx.NodeProto], scope: Scope, depth: int
     ) -> Iterator[Use]:
-        """Yield the uses among `nodes`; `twins` are the same nodes with shapes inferred in their bodies."""
+        """Yield the uses among `nodes`. `twins` are the same nodes with shapes inferred in their bodies."""
         if depth > _MAX_DEPTH:
             raise ModelError(f"bodies and functions are nested more than {_MAX_DEPTH} deep")
         for index, node in enumerate(nodes):
@@ -132,14 +132,14 @@ def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int | None:
 def uses_of(
     proto: onnx.ModelProto, store: WeightStore, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> Iterator[Use]:
-    """Yield every use of a weight, in the graph's order, bodies and function calls where they stand.
+    """Yield every use of a weight, in the graph's order, bodies and function calls where they are.
 
     A local function's body is visited once per call, with that call's arguments.
 
     Args:
-        proto: the model; large weights may be cut out of it and held by `store`.
+        proto: the model. Large weights may be cut out of it and held by `store`.
         store: reads the weights of `proto`.
-        shapes: input shapes for counting multiply-accumulates; `None` does not count.
+        shapes: input shapes for counting multiply-accumulates. `None` does not count.
 
     Raises:
         ModelError: nested too deeply, too many function calls, or a weight that cannot be read.

@@ -71,9 +71,9 @@ def sizes_of(use: Use) -> tuple[int | None, int | None]:
 
 
 def is_asp_eligible(use: Use) -> bool:
-    """Say whether NVIDIA ASP would prune this weight by default: outputs divide by 8, inputs by 16, not grouped.
+    """Return whether NVIDIA ASP would prune this weight by default: outputs divide by 8, inputs by 16, not grouped.
 
-    ASP knows linear layers and convolutions; transposed convolutions and recurrent layers are none of them.
+    ASP knows linear layers and convolutions. Transposed convolutions and recurrent layers are none of them.
     """
     if obstacle_of(use) is not None or "ConvTranspose" in use.node.op_type or "DeformConv" in use.node.op_type:
         return False
@@ -82,7 +82,7 @@ def is_asp_eligible(use: Use) -> bool:
 
 
 def hints_of(use: Use) -> tuple[str, ...]:
-    """Return what may keep a 2:4 weight from running faster; none of it is certain."""
+    """Return what may keep a 2:4 weight from running faster. None of it is certain."""
     weight, op = use.weight, use.node.op_type
     if weight is None or obstacle_of(use) is not None:
         return ()
@@ -128,7 +128,7 @@ def _is_dequantised(name: str, scope: Scope) -> bool:
 
 
 def _is_requantised(node: onnx.NodeProto, scope: Scope) -> bool:
-    """Say whether every way out of a node meets a QuantizeLinear, behind operators that are fused at most."""
+    """Return whether every way out of a node meets a QuantizeLinear, behind operators that are fused at most."""
     frontier, seen = [node], set()
     while frontier:
         name = next(iter(frontier.pop().output), "")

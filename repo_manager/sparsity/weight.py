@@ -28,16 +28,16 @@ __all__ = [
 ]
 
 
-# What lies between a stored weight and the operator that uses it: layout changes and value changes.
+# What is between a stored weight and the operator that uses it: layout changes and value changes.
 
 _Array = NDArray[Any]
 
 
 class Step(Protocol):
-    """One change. `apply` gives what the next operator sees; `invert` carries a mask back to the storage."""
+    """One change. `apply` gives what the next operator sees. `invert` carries a mask back to the storage."""
 
     def apply(self, values: _Array) -> _Array:
-        """Return the changed values; a view where the layout allows."""
+        """Return the changed values. A view where the layout allows."""
         ...
 
     def invert(self, mask: _Array) -> _Array:
@@ -96,8 +96,8 @@ class Cast:
 class Quantize:
     """QuantizeLinear: `saturate(round(x / scale) + zero)`, in the stored type.
 
-    Rounds half to even (ONNX, QuantizeLinear). `bounds` are the stored type's; `None` for float8, which
-    only rounds to `dtype`.
+    Rounds half to even (ONNX, QuantizeLinear). `bounds` are the stored type's. `None` for float8, which only rounds to
+    `dtype`.
     """
 
     scale: _Array
@@ -141,10 +141,10 @@ class SubtractZeroPoint:
 class Dequantize(SubtractZeroPoint):
     """DequantizeLinear. `apply` gives the distance from the zero point: zero is zero, the scale is left out.
 
-    An INT8 kernel sees these integers, whatever their scale; `real` gives the numbers themselves.
+    An INT8 kernel sees these integers, regardless of their scale. `real` gives the numbers themselves.
 
     Attributes:
-        scale: broadcasts to the values; `None` when it is computed at run time.
+        scale: broadcasts to the values. `None` when it is computed at run time.
     """
 
     scale: _Array | None
@@ -166,7 +166,7 @@ def per_axis(parameter: _Array, shape: tuple[int, ...], axis: int, block: int) -
     """Spread a scale or zero point (one number, one an axis, or blocked) so that it broadcasts to `shape`.
 
     Returns:
-        The parameter, broadcastable; `None` when it does not fit the shape.
+        The parameter, broadcastable. `None` when it does not fit the shape.
     """
     if parameter.size == 1:
         return parameter.reshape(())
@@ -195,10 +195,10 @@ class Weight:
 
     Attributes:
         name: of the stored tensor.
-        source: the stored tensor; `None` for one number repeated (ConstantOfShape).
+        source: the stored tensor. `None` for one number repeated (ConstantOfShape).
         sparse: the sparse initializer whose values `source` holds, if it is one.
         fill: the repeated number, rank 0.
-        computed: values that the graph computes from constants (Slice, Concat, Mul, ...); no tensor holds them.
+        computed: values that the graph computes from constants (Slice, Concat, Mul, ...). No tensor holds them.
         dtype: element type as stored.
         stored_shape: shape as stored.
         shape: shape as the user sees it.
@@ -224,7 +224,7 @@ class Weight:
 
     @property
     def holder(self) -> onnx.TensorProto | NDArray[Any]:
-        """The object that holds the values; two weights without steps have the same values if it is the same object."""
+        """The object that holds the values. Two weights without steps have the same values if it is the same object."""
         for holder in (self.source, self.computed, self.fill):
             if holder is not None:
                 return holder
@@ -232,7 +232,7 @@ class Weight:
 
     @property
     def scale_is_known(self) -> bool:
-        """Whether every scale on the way is a constant, so that the real numbers can be told."""
+        """Whether every scale on the way is a constant, so that the real numbers is known."""
         return all(step.scale is not None for step in self.steps if isinstance(step, Dequantize))
 
     def then(self, step: Step | None, via: str, shape: tuple[int, ...] | None = None) -> Weight:
@@ -241,7 +241,7 @@ class Weight:
         return replace(self, steps=steps, via=(*self.via, via), shape=self.shape if shape is None else shape)
 
     def values(self, store: WeightStore) -> NDArray[Any]:
-        """Return the values as the user sees them; zero is zero.
+        """Return the values as the user sees them. Zero is zero.
 
         The scale of a quantised weight is left out, unless what follows it depends on the size of a number (a cast,
         another quantisation).
@@ -252,7 +252,7 @@ class Weight:
         return self._after_steps(self.stored(store), self.steps)
 
     def single_value(self) -> NDArray[Any] | None:
-        """Return the one number that all values are, as `values` gives it; `None` when they may differ."""
+        """Return the one number that all values are, as `values` gives it, or `None` when they may differ."""
         if self.fill is None:
             return None
         steps = tuple(step for step in self.steps if not isinstance(step, Permute | Reshape))
@@ -260,7 +260,7 @@ class Weight:
         return value if value.size == 1 else None
 
     def real_values(self, store: WeightStore) -> NDArray[Any]:
-        """Return the values as the graph defines them, scales included; `scale_is_known` must hold.
+        """Return the values as the graph defines them, scales included. `scale_is_known` must hold.
 
         Raises:
             ModelError: the file no longer holds them.

@@ -22,8 +22,8 @@ class Score:
     """How good one model is.
 
     Attributes:
-        value: higher is better; for labels the share of correct answers, 0 to 1.
-        each: the score of each sample, float64 `[samples]`; `None` where a function returned one number.
+        value: higher is better. For labels the share of correct answers, 0 to 1.
+        each: the score of each sample, float64 `[samples]`. `None` where a function returned one number.
     """
 
     value: float
@@ -31,7 +31,7 @@ class Score:
 
     @property
     def samples(self) -> int | None:
-        """How many samples were scored; `None` where that is not known."""
+        """How many samples were scored. `None` where that is not known."""
         return None if self.each is None else int(self.each.size)
 
 
@@ -41,15 +41,15 @@ class Accuracy:
 
     Attributes:
         data: where the data came from, or the function that scored.
-        digest: of the data; `None` for a function.
+        digest: of the data. `None` for a function.
         metric: what was measured: `top-1 accuracy`, `accuracy`, or the function.
-        value: of the model; higher is better.
+        value: of the model. Higher is better.
         source: of the model that it was made from.
-        samples: how many samples; `None` where a function returned one number.
-        interval: 95 % interval of `value`; `None` where it cannot be told.
-        drop_interval: 95 % interval of `source - value`, from the same samples in pairs; `None` likewise.
-        min_accuracy: the smallest value that is accepted; `None` for none.
-        max_drop: the largest drop below `source` that is accepted; `None` for none.
+        samples: how many samples. `None` where a function returned one number.
+        interval: 95 % interval of `value`. `None` where it is unknown.
+        drop_interval: 95 % interval of `source - value`, from the same samples in pairs. `None` likewise.
+        min_accuracy: the smallest value accepted. `None` for none.
+        max_drop: the largest drop below `source` that is accepted. `None` for none.
         passed: whether both hold.
         detail: the numbers and the rule that decided, in words.
     """
@@ -69,7 +69,7 @@ class Accuracy:
 
     @property
     def drop(self) -> float:
-        """How far the model is below its source; negative where it is better."""
+        """How far the model is below its source. Negative where it is better."""
         return self.source - self.value
 
 
@@ -109,7 +109,7 @@ def judge_accuracy(
     min_accuracy: float | None = None,
     max_drop: float | None = None,
 ) -> Accuracy:
-    """Hold a model's score against limits. The measured numbers decide; a limit within their interval is said to be.
+    """Hold a model's score against limits. The measured numbers decide. A limit within their interval is said to be.
 
     Args:
         source: the score of the model that it was made from.

@@ -19,21 +19,21 @@ class OutputDrift:
 
     Attributes:
         output: its name.
-        cosine: of the two, all samples joined; 1.0 is equal. `None` for types that have no angle.
-        relative_error: |candidate - source| / |source|; for integers, booleans and strings the share of
-            elements that differ. Infinite when shapes differ or a number became NaN or infinite.
+        cosine: of the two, all samples joined. 1.0 is equal. `None` for types that have no angle.
+        relative_error: |candidate - source| / |source|. For integers, booleans and strings the share of elements that
+            differ. Infinite when shapes differ or a number became NaN or infinite.
         max_abs_error: largest single difference.
-        top1_agreement: share of rows with the same top class; `None` when the output is no class score.
-        rounded_relative_error: the relative error when each 16-bit value is rounded as it is written, as a
-            GPU does; ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
+        top1_agreement: share of rows with the same top class. `None` when the output is no class score.
+        rounded_relative_error: the relative error when each 16-bit value is rounded as it is written, as a GPU does.
+            ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
         samples: how many samples.
         rows: how many rows `top1_agreement` was counted over.
-        calibration_relative_error: INT8: the relative error on samples that the scales were calibrated with; the other
+        calibration_relative_error: INT8: the relative error on samples that the scales were calibrated with. The other
             numbers are of held-out ones. `None`: no samples were held out.
-        served_relative_error: INT8: the relative error as ONNX Runtime serves it on this CPU, with its fused kernels;
+        served_relative_error: INT8: the relative error as ONNX Runtime serves it on this CPU, with its fused kernels.
             `relative_error` is that of the arithmetic in the file, the same on every machine. `None`: not measured.
         judged_by: values that are judged in place of this output, which is a selection (boxes kept, top classes) whose
-            members or number changes with the smallest error; empty: the output itself is judged.
+            members or number changes with the smallest error. Empty: the output itself is judged.
         is_output: `False` for such a value.
         top1_lost: in how many of them another class came first that the source does not rank level with its own
             (closer than `max_drift` times the spread of the row's scores).
@@ -60,7 +60,7 @@ class OutputDrift:
 
 
 def relative_error(candidate: Array, source: Array) -> float:
-    """Return |candidate - source| / |source| (Euclidean); infinite when shapes differ or only one is finite."""
+    """Return |candidate - source| / |source| (Euclidean). Infinite when shapes differ or only one is finite."""
     meter = _Sums()
     meter.add(candidate, source)
     return meter.relative_error
@@ -181,7 +181,7 @@ class DriftMeter:
 
 
 def looks_like_scores(output: Array) -> bool:
-    """Say whether an output looks like one row of class scores per sample: floats of shape [N, classes > 1]."""
+    """Return whether an output looks like one row of class scores per sample: floats of shape [N, classes > 1]."""
     return output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
 
 

@@ -1,9 +1,9 @@
 """A histogram of integer nanoseconds with bounded relative error, mergeable across processes and machines.
 
-The layout is that of HDR histograms (Gil Tene, HdrHistogram): values below 2048 have a bin each; above,
-every power of two is cut into 1024 equal bins, so that a bin is never wider than 1/1024 of its value and its
-middle never further than 1/2048 from any value in it. Percentiles of several load generators come from
-merged histograms and never from averaged percentiles.
+The layout is that of HDR histograms (Gil Tene, HdrHistogram): values below 2048 have a bin each. Above, every power of
+two is cut into 1024 equal bins, so that a bin is never wider than 1/1024 of its value and its middle never further
+than 1/2048 from any value in it. Percentiles of several load generators come from merged histograms and never from
+averaged percentiles.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Ints = npt.NDArray[np.int64]
 
 
 def bins_of(values_ns: Sequence[int] | Ints) -> Ints:
-    """Return the bin number of each value; negative values count as 0.
+    """Return the bin number of each value. Negative values count as 0.
 
     Args:
         values_ns: integers, any shape `[N]`.
     """
     values = np.maximum(np.asarray(values_ns, dtype=np.int64), 0)
-    # frexp gives value = m * 2**e with 0.5 <= m < 1; exact for every int64 below 2**53 ns (104 days).
+    # frexp gives value = m * 2**e with 0.5 <= m < 1. Exact for every int64 below 2**53 ns (104 days).
     shift = np.maximum(np.frexp(values.astype(np.float64))[1].astype(np.int64) - (_SUB_BITS + 1), 0)
     bins: Ints = shift * _SUB + (values >> shift)
     return bins
@@ -55,8 +55,8 @@ class Histogram:
         counts: values in each bin, int64 `[B]`.
         total_ns: sum of all values.
         squares: sum of all squared values, in ns².
-        min_ns: smallest value; `None` when the histogram is empty.
-        max_ns: largest value; `None` when the histogram is empty.
+        min_ns: smallest value. `None` when the histogram is empty.
+        max_ns: largest value. `None` when the histogram is empty.
     """
 
     bins: Ints
@@ -90,7 +90,7 @@ class Histogram:
 
     @classmethod
     def merge(cls, parts: Iterable[Histogram]) -> Histogram:
-        """Add histograms up; the result is what counting all values at once gives."""
+        """Add histograms up. The result is what counting all values at once gives."""
         filled = [part for part in parts if part.bins.size]
         if len(filled) < 2:
             return filled[0] if filled else cls.empty()
@@ -113,12 +113,12 @@ class Histogram:
 
     @property
     def mean_ns(self) -> float | None:
-        """The exact mean; `None` when empty."""
+        """The exact mean. `None` when empty."""
         return self.total_ns / self.count if self.bins.size else None
 
     @property
     def std_ns(self) -> float | None:
-        """The standard deviation of the population; `None` when empty."""
+        """The standard deviation of the population. `None` when empty."""
         if not self.bins.size:
             return None
         mean = self.total_ns / self.count
@@ -131,7 +131,7 @@ class Histogram:
             quantile: from 0 to 1.
 
         Returns:
-            Nanoseconds, never outside the exact minimum and maximum; `None` when empty.
+            Nanoseconds, never outside the exact minimum and maximum. `None` when empty.
         """
         if not self.bins.size or self.min_ns is None or self.max_ns is None:
             return None
@@ -145,7 +145,7 @@ class Histogram:
         return tuple(self.quantile_ns(quantile) for quantile in quantiles)
 
     def share_above(self, limit_ns: int) -> float | None:
-        """Return the share of values above a limit (to a bin's width); `None` when empty."""
+        """Return the share of values above a limit (to a bin's width), or `None` when empty."""
         if not self.bins.size:
             return None
         return float(self.counts[self.bins > int(bins_of([limit_ns])[0])].sum() / self.count)

@@ -23,7 +23,7 @@ _Z = 1.96
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An interval, both ends included; of 95 % unless its maker says otherwise."""
+    """An interval, both ends included. Of 95 % unless its maker says otherwise."""
 
     low: float
     high: float
@@ -70,7 +70,7 @@ def spent(alpha: float, look: int) -> float:
 
 
 def wilson_interval(hits: int, total: int) -> Interval | None:
-    """Return Wilson's 95 % interval of a share (Wilson 1927); without a hit, the upper end is about 3.8 / total."""
+    """Return Wilson's 95 % interval of a share (Wilson 1927). Without a hit, the upper end is about 3.8 / total."""
     if not total:
         return None
     share, square = hits / total, _Z * _Z

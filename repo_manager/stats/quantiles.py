@@ -1,4 +1,4 @@
-"""The percentiles of latency that are reported, each written once.
+"""The percentiles of latency reported, each written once.
 
 A percentile is one field of `Quantiles`: the load test's rows and their intervals, the gates of load tests and of
 trials, and every report take it from here.
@@ -23,7 +23,7 @@ def _row(share: float, *places: Place, has_interval: bool = True) -> dict[str, A
 
     Args:
         share: 0 to 1.
-        places: where it is shown; gates and OpenMetrics take every percentile.
+        places: where it is shown. Gates and OpenMetrics take every percentile.
         has_interval: whether a bootstrap over a few thousand requests can give it one.
     """
     return {"share": share, "places": frozenset(places), "has_interval": has_interval}
@@ -31,7 +31,7 @@ def _row(share: float, *places: Place, has_interval: bool = True) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Quantiles(Generic[T]):
-    """Something about each percentile; `None` where it is not known."""
+    """Something about each percentile. `None` where it is not known."""
 
     p50_ns: T | None = dataclasses.field(default=None, metadata=_row(0.5, *_REPORTS, "baseline", "compare"))
     p90_ns: T | None = dataclasses.field(default=None, metadata=_row(0.9, *_REPORTS))

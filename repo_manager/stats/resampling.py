@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 def block_weights(slices: int, resamples: int, seed: int) -> npt.NDArray[np.float64]:
-    """Return how often each slice is drawn in each resample, `[resamples, slices]`; rows sum to `slices`."""
+    """Return how often each slice is drawn in each resample, `[resamples, slices]`. Rows sum to `slices`."""
     length = max(round(slices ** (1 / 3)), 1)
     blocks = -(-slices // length)
     starts = np.random.default_rng(seed).integers(0, slices, size=(resamples, blocks))
@@ -42,7 +42,7 @@ def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: floa
     Args:
         columns: one row an observation, in order of time, `[rows, columns]`.
         of: the number that is asked for, of resampled rows.
-        alpha: the probability that the interval misses; at least `2 / 300` in effect, as there are 300 resamples.
+        alpha: the probability that the interval misses. At least `2 / 300` in effect, as there are 300 resamples.
         seed: of the resampling.
     """
     rows = len(columns)
@@ -95,7 +95,7 @@ class ComparedNumber:
         ratio: B by A, the geometric mean over pairs.
         interval: of the ratio, simultaneous over all compared numbers.
         shown: whether it leaves 1 out.
-        better: `A` or `B`; `None` when no difference is shown.
+        better: `A` or `B`. `None` when no difference is shown.
     """
 
     name: str
@@ -122,7 +122,7 @@ def compared_numbers(
     with no difference that makes the sign of each log ratio a coin's, whatever the noise remembers from pair to pair.
 
     Args:
-        of_a: for each pair, name -> A's number; above 0.
+        of_a: for each pair, name -> A's number. Above 0.
         of_b: the same of B.
         wholes: the numbers of A and of B over all pairs, for display.
         lower_is_better: the names to compare, in order of display, and whether less is better.

@@ -63,8 +63,8 @@ class Tensor:
     Attributes:
         name: its name.
         data_type: as in config.pbtxt, `TYPE_FP32`.
-        dims: with -1 where they are dynamic; empty for a scalar, and for an unknown rank.
-        shown: how a message shows it; empty shows type and dims.
+        dims: with -1 where they are dynamic. Empty for a scalar, and for an unknown rank.
+        shown: how a message shows it. Empty shows type and dims.
     """
 
     name: str
@@ -99,8 +99,8 @@ class Mismatch:
     """One contradiction between a configuration and its model.
 
     Attributes:
-        text: for a person; empty where another mismatch says it better.
-        native: the native backend's message; empty where it says nothing.
+        text: for a person. Empty where another mismatch says it better.
+        native: the native backend's message. Empty where it says nothing.
         fatal: whether the model does not load, or cannot be asked.
     """
 
@@ -147,7 +147,7 @@ def fed_tensors(config: Mapping[str, Any]) -> tuple[Fed, ...]:
 
 
 def taken_tensors(config: Mapping[str, Any]) -> tuple[Fed, ...]:
-    """Return everything that Triton takes from the model; see `fed_tensors`."""
+    """Return everything that Triton takes from the model. See `fed_tensors`."""
     scattered = {name for entry in config.get("batch_output") or () for name in entry.get("target_name") or ()}
     taken = [
         Fed(
@@ -178,12 +178,12 @@ def _dims(entry: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def needs_completion(config: Mapping[str, Any]) -> bool:
-    """Say whether the backend fills in inputs, outputs and batching: not where both are listed already."""
+    """Return whether the backend fills in inputs, outputs and batching: not where both are listed already."""
     return not ((config.get("input") or config.get("batch_input")) and config.get("output"))
 
 
 def complete(config: dict[str, Any], inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-    """Fill in what a configuration leaves out, as the native backend does; `config` is changed.
+    """Fill in what a configuration leaves out, as the native backend does. `config` is changed.
 
     Raises:
         ConfigMismatch: it asks for batches and the model has no batch axis.
@@ -224,7 +224,7 @@ def check(
 
     Args:
         config: the model's configuration.
-        inputs: what has to be fed.
+        inputs: what must be fed.
         optional: initializers that may be fed.
         outputs: what comes out.
 
@@ -244,15 +244,15 @@ def mismatches(
     *,
     completed: bool = False,
 ) -> Iterator[Mismatch]:
-    """Compare a configuration with its model; see `check`.
+    """Compare a configuration with its model. See `check`.
 
     Args:
         config: the model's configuration.
-        inputs: what has to be fed.
+        inputs: what must be fed.
         optional: initializers that may be fed.
         outputs: what comes out.
-        completed: the backend has filled in what was missing; else inputs or outputs that are not listed at all are not
-            compared.
+        completed: the backend has filled in what was missing, else inputs or outputs that are not listed at all are
+            not compared.
     """
     fed, taken = fed_tensors(config), taken_tensors(config)
     if completed or config.get("input") or config.get("batch_input"):

@@ -32,9 +32,9 @@ class ReloadEffect(str, enum.Enum):
     NOTHING = "nothing"
     """The text may differ, the configuration does not."""
     KEEP = "keep"
-    """Versions stay loaded; only instances or the set of served versions change."""
+    """Versions stay loaded. Only instances or the set of served versions change."""
     RELOAD = "reload"
-    """Every served version is loaded anew beside the old one, which serves until then."""
+    """Every served version is reloaded beside the old one, which serves until then."""
 
     def __str__(self) -> str:
         return self.value
@@ -48,7 +48,7 @@ def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
     way than by requests: controls and states of sequences, batch inputs, the model's own defaults.
 
     Returns:
-        One sentence a difference; empty when a version of `new` can be served under `existing`.
+        One sentence a difference. Empty when a version of `new` can be served under `existing`.
     """
     found: list[str] = []
     for label, old, now in (
@@ -153,7 +153,7 @@ def check_config(
         where: the subject of the findings.
 
     Returns:
-        What the onnxruntime backend would refuse at load; empty when nothing.
+        What the onnxruntime backend would refuse at load. Empty when nothing.
     """
     unsuitable: list[Problem] = []
 

@@ -32,7 +32,7 @@ _FILLED_IN = ("name", "runtime", "instance_group", "version_policy", "optimizati
 
 
 def backend_of_files(names: Iterable[str], model: str = "") -> str:
-    """Return the backend that Triton takes for a model without a configuration; empty when it cannot tell.
+    """Return the backend that Triton takes for a model without a configuration. Empty when it cannot tell.
 
     Args:
         names: the files and folders in a version's folder.
@@ -49,11 +49,11 @@ def completed_config(config: ModelConfig, signature: ServedSignature) -> ModelCo
     """Return what the onnxruntime backends, the native one and the embedded one, make of a configuration.
 
     Args:
-        config: the configuration; an empty one where there is none.
+        config: the configuration. An empty one where there is none.
         signature: of the ONNX model.
 
     Raises:
-        ConfigError: it asks for batches, and the model has no batch axis; or a tensor has a type that Triton lacks.
+        ConfigError: it asks for batches, and the model has no batch axis, or a tensor has a type that Triton lacks.
     """
     document = as_document(config)
     document.setdefault("backend", "onnxruntime")
@@ -72,7 +72,7 @@ def completed_config(config: ModelConfig, signature: ServedSignature) -> ModelCo
 
 
 def config_as_written(message: Any) -> ModelConfig:
-    """Return a running server's configuration without what every server fills in by itself.
+    """Return a running server's configuration without what every server fills in on its own.
 
     Args:
         message: a `model_config_pb2.ModelConfig` as a server shows it, of a model that has no config.pbtxt.

@@ -29,14 +29,14 @@ __all__ = [
 
 CONFIG_FILENAME = "config.pbtxt"
 
-# triton-inference-server/core, src/constants.h; Triton has none for tensorrt_rtx, so ours is always written out.
+# triton-inference-server/core, src/constants.h. Triton has none for tensorrt_rtx, so ours is always written out.
 DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "tensorrt_rtx": "model.engine"}
 # Beside the versions: tritonserver --model-config-name=NAME reads NAME.pbtxt in it in place of config.pbtxt.
 VARIANTS_FOLDER = "configs"
 _PLATFORM_BACKENDS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 
 _NO_FIELD = re.compile(r'has no field named "([^"]*)"')
-# Stands for 0 while printing; no valid configuration holds it (max_batch_size must not be negative).
+# Represents 0 while printing. No valid configuration holds it (max_batch_size must not be negative).
 _ZERO_STAND_IN = -(2**31)
 
 
@@ -45,7 +45,7 @@ class ModelConfig:
     """A model's configuration.
 
     Attributes:
-        text: protobuf's text form, in the fields' order; two equal configurations have equal texts.
+        text: protobuf's text form, in the fields' order. Two equal configurations have equal texts.
         labels: content of the label files that the outputs name: file name -> one label a line.
         variants: configurations for tritonserver's `--model-config-name`: name -> text of `configs/NAME.pbtxt`.
         unknown_fields: fields of the parsed text that our copy of Triton's schema does not know (of a newer Triton, or
@@ -69,7 +69,7 @@ class ModelConfig:
         """Wrap a copy of a `model_config_pb2.ModelConfig`.
 
         Args:
-            message: the protobuf message; later changes to it do not reach the copy.
+            message: the protobuf message. Later changes to it do not reach the copy.
             labels: content of the label files that it names.
             variants: see the attribute.
         """
@@ -85,22 +85,22 @@ class ModelConfig:
 
     @property
     def name(self) -> str:
-        """The model's name; empty where Triton takes the folder's."""
+        """The model's name. Empty where Triton takes the folder's."""
         return str(self._message.name)
 
     @property
     def backend(self) -> str:
-        """The backend's name, also when only the older `platform` is given; empty when neither is."""
+        """The backend's name, also when only the older `platform` is given. Empty when neither is."""
         return str(self._message.backend) or _PLATFORM_BACKENDS.get(self._message.platform, "")
 
     @property
     def max_batch_size(self) -> int:
-        """The largest batch; 0 when the tensors have no batch axis of Triton's."""
+        """The largest batch. 0 when the tensors have no batch axis of Triton's."""
         return int(self._message.max_batch_size)
 
     @property
     def model_filename(self) -> str:
-        """The model file's name in a version's folder; empty when Triton has no default for the backend."""
+        """The model file's name in a version's folder. Empty when Triton has no default for the backend."""
         return str(self._message.default_model_filename) or DEFAULT_FILENAMES.get(self.backend, "")
 
     @property
@@ -126,14 +126,14 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     """Parse a config.pbtxt.
 
     A field that our copy of the schema lacks (of a newer Triton, or misspelt) is named in `unknown_fields`, and is not
-    in `text`: whoever rewrites the file must edit its text, not print the result.
+    in `text`: anyone who rewrites the file must edit its text, not print the result.
 
     Args:
         text: the file's content.
         where: what to call it in an error, normally its path.
 
     Raises:
-        ConfigError: the text is not a model configuration; the message has the line.
+        ConfigError: the text is not a model configuration. The message has the line.
     """
     if text.startswith("\ufeff"):
         raise ConfigError(

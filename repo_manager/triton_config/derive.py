@@ -29,11 +29,11 @@ _FLOATS = ("TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_BF16")
 def add_warmup(message: Any, options: ConfigOptions) -> None:
     """Add one sample of batch 1, and one of the largest batch.
 
-    Floating-point inputs get random values (each byte random, as Triton makes them); all others zeros, which are valid
+    Floating-point inputs get random values (each byte random, as Triton makes them). All others zeros, which are valid
     indices, flags and empty strings: a sample that the model refuses fails the whole load.
 
     Args:
-        message: a `ModelConfig` message whose inputs are complete; the samples are added to it.
+        message: a `ModelConfig` message whose inputs are complete. The samples are added to it.
         options: `warmup_shapes` gives the sizes of dynamic dims.
 
     Raises:
@@ -196,7 +196,7 @@ def _add_model_file(message: Any, backend: Backend, options: ConfigOptions) -> N
 def _add_labels(
     message: Any, options: ConfigOptions, outputs: tuple[TensorSpec, ...], batched: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Name a label file on each output that has labels; return file name -> labels."""
+    """Name a label file on each output that has labels. Return file name -> labels."""
     check_labels(options.labels, outputs, batched=batched)
     files: dict[str, tuple[str, ...]] = {}
     for position, output in enumerate(message.output):

@@ -1,7 +1,7 @@
 """Ensembles and the models that they consist of: who needs whom, which versions are pinned, whether the tensors fit.
 
 Everything here is a pure function of configurations. What Triton checks once the models of an ensemble are loaded
-(`ValidateEnsembleConfig` and `DependencyGraph` of triton-inference-server/core) is in `check_ensemble`; what it checks
+(`ValidateEnsembleConfig` and `DependencyGraph` of triton-inference-server/core) is in `check_ensemble`. What it checks
 in the ensemble's own config.pbtxt is a table of rules (`rules/ensemble.py`).
 """
 
@@ -42,7 +42,7 @@ class Step:
 
     Attributes:
         model: the model that it runs.
-        version: the version that it asks for; `None`: the newest that is served.
+        version: the version that it asks for. `None`: the newest served.
         inputs: input of the model -> tensor of the ensemble.
         outputs: output of the model -> tensor of the ensemble.
     """
@@ -58,9 +58,9 @@ class Member:
     """A model as an ensemble sees it.
 
     Attributes:
-        config: its configuration, completed as far as it is known what the server would complete.
+        config: its configuration, completed if known what the server would complete.
         served: the versions that a load serves.
-        refused: why Triton would not load it; empty when nothing is known of it.
+        refused: why Triton would not load it. Empty when nothing is known of it.
     """
 
     config: ModelConfig
@@ -69,12 +69,12 @@ class Member:
 
 
 def is_ensemble(config: ModelConfig) -> bool:
-    """Say whether a configuration is an ensemble's."""
+    """Return whether a configuration is an ensemble's."""
     return bool(config.message().HasField("ensemble_scheduling"))
 
 
 def steps_of(config: ModelConfig) -> tuple[Step, ...]:
-    """Return the steps of an ensemble in their order; none for any other model."""
+    """Return the steps of an ensemble in their order. None for any other model."""
     return tuple(
         Step(
             step.model_name,
@@ -102,7 +102,7 @@ def pinned_versions(ensembles: Mapping[str, ModelConfig], name: str) -> dict[int
     """Return the versions of a model that ensembles ask for by number, each with the ensembles that do.
 
     Args:
-        ensembles: name -> configuration; models that are no ensembles do no harm.
+        ensembles: name -> configuration. Models that are no ensembles do no harm.
         name: the model.
     """
     found: dict[int, set[str]] = {}
@@ -134,7 +134,7 @@ def models_needed_by(models: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
     Args:
         models: name -> configuration. A model that is needed and missing here is in the result all the same.
-        name: an ensemble, or a model whose code asks others; the result is empty for any other.
+        name: an ensemble, or a model whose code asks others. The result is empty for any other.
     """
     direct: dict[str, set[str]] = {}
     waiting = [name]
@@ -147,7 +147,7 @@ def models_needed_by(models: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
 
 def _inner_first(names: tuple[str, ...], direct: Mapping[str, Collection[str]]) -> tuple[str, ...]:
-    """Order ensembles so that each comes after what it contains; in a cycle the given order stands."""
+    """Order ensembles so that each comes after what it contains. In a cycle the given order stands."""
     ordered: dict[str, None] = {}
     visiting: set[str] = set()
 
@@ -169,8 +169,8 @@ def check_ensembles(names: Iterable[str], models: Mapping[str, Member]) -> list[
     """Check ensembles and whatever they contain: one that contains what Triton refuses is refused, too.
 
     Args:
-        names: the ensembles; others do no harm.
-        models: name -> model; of those that the ensembles need, missing ones do not exist.
+        names: the ensembles. Others do no harm.
+        models: name -> model. Of those that the ensembles need, missing ones do not exist.
 
     Returns:
         The findings on the ensembles named, each with `NAME/config.pbtxt` as its subject.
@@ -194,7 +194,7 @@ def check_ensembles(names: Iterable[str], models: Mapping[str, Member]) -> list[
 
 
 def _own_errors(config: ModelConfig) -> list[Problem]:
-    """Return why Triton would refuse a configuration by itself, whatever a backend completes."""
+    """Return why Triton would refuse a configuration on its own, whatever a backend completes."""
     problems = check_rules(config)
     return [each for each in problems if each.severity is Severity.ERROR]
 
@@ -206,11 +206,11 @@ def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> li
 
     Args:
         name: the ensemble.
-        models: name -> model, of everything that the ensemble needs and that exists; the ensemble itself included.
+        models: name -> model, of everything that the ensemble needs and that exists. The ensemble itself included.
         where: the subject of the findings.
 
     Returns:
-        Why Triton would refuse to load the ensemble; empty for a model that is none.
+        Why Triton would refuse to load the ensemble. Empty for a model that is none.
     """
     config = models[name].config
     if not is_ensemble(config):
@@ -231,7 +231,7 @@ def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> li
 
 
 def _cycle(name: str, models: Mapping[str, Member]) -> tuple[str, ...]:
-    """Return the way from an ensemble back to itself; empty when there is none."""
+    """Return the way from an ensemble back to itself. Empty when there is none."""
     ways: list[tuple[str, ...]] = [(name,)]
     seen: set[str] = set()
     while ways:
@@ -286,7 +286,7 @@ class _Tensor:
     full_dims: tuple[int, ...]
 
     def differs_from(self, other: _Tensor) -> str:
-        """Return how another view of the same tensor contradicts this one; empty when it does not."""
+        """Return how another view of the same tensor contradicts this one. Empty when it does not."""
         if self.data_type != other.data_type:
             one, two = (model_config_pb2.DataType.Name(each) for each in (self.data_type, other.data_type))
             return f"it is {one} for {self.source} and {two} for {other.source}"
@@ -296,7 +296,7 @@ class _Tensor:
 
 
 def dims_match(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Say whether two shapes can be the same tensor's: -1 stands for any size (CompareDimsWithWildcard of core)."""
+    """Return whether two shapes can be the same tensor's: -1 represents any size (CompareDimsWithWildcard of core)."""
     return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -311,7 +311,7 @@ class _Tensors:
             self._known.setdefault(tensor.name, _tensor(f"the ensemble {name!r}", config, tensor, dims))
 
     def add(self, step: Step, member: Member) -> Iterator[str]:
-        """Compare a step with what is known of its tensors; yield each contradiction."""
+        """Compare a step with what is known of its tensors. Yield each contradiction."""
         message = member.config.message()
         source = f"the model {step.model!r}"
         for kind, tensors, mapping in (
@@ -362,7 +362,7 @@ def _mixed_streams(config: ModelConfig, models: Mapping[str, Member]) -> Iterato
 
 
 def _is_decoupled(name: str, models: Mapping[str, Member]) -> bool:
-    """Say whether a model streams; an ensemble does when one of its models does."""
+    """Return whether a model streams. An ensemble does when one of its models does."""
     config = models[name].config
     inner = {step.model for step in steps_of(config)}
     if not inner:

@@ -22,7 +22,7 @@ _STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\[(\d+)\])?")
 
 
 def get_field(config: ModelConfig, path: str) -> str:
-    """Return a field's text; a single value without its name, a message with its fields.
+    """Return a field's text. A single value without its name, a message with its fields.
 
     Args:
         config: the configuration.
@@ -51,13 +51,13 @@ def get_field(config: ModelConfig, path: str) -> str:
 def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> str:
     """Return a config.pbtxt's text with some fields set or cleared.
 
-    What changes is written anew, a single value where that can be done, else its top-level field; all other text,
+    What changes is rewritten, a single value where that can be done, else its top-level field. All other text,
     comments and unknown fields stay.
 
     Args:
         text: the file's content.
-        changes: `field.field` -> the value in text format (quotes around a string may be left out), `None` to clear.
-            A step into a repeated field is its first element, or the one that `[i]` says; a map's step is its key.
+        changes: `field.field` -> the value in text format (quotes around a string may be left out), `None` to clear. A
+            step into a repeated field is its first element, or the one that `[i]` says. A map's step is its key.
         where: the file's name in an error.
 
     Raises:
@@ -79,7 +79,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
         if _says(written, message, before.unknown_fields, where):
             return written
     except (NotInPlaceError, ConfigError):
-        pass  # then the whole field is written anew
+        pass  # then the whole field is rewritten
     lost = [field for field in before.unknown_fields if field.partition(".")[0] in changed]
     if lost:
         raise ConfigError(
@@ -148,7 +148,7 @@ def set_field(message: Any, path: str, value: str | None) -> None:
 
 
 def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | None]:
-    """Walk to a field: (its message, its descriptor, a map's key); (None, None, None) when a step does not exist."""
+    """Walk to a field: (its message, its descriptor, a map's key). (None, None, None) when a step does not exist."""
     steps = path.split(".")
     current = message
     for position, step in enumerate(steps):
@@ -204,6 +204,6 @@ def _enter(message: Any, field: Any, index: int, path: str, create: bool) -> Any
 
 
 def _field_text(config: ModelConfig, name: str) -> str:
-    """Return one top-level field's text in canonical form; empty when it is not set."""
+    """Return one top-level field's text in canonical form. Empty when it is not set."""
     fields = [field for field in top_level_fields(config.text, where=name) if field.name == name]
     return "\n".join(config.text[field.start : field.end] for field in fields)

@@ -1,6 +1,6 @@
 """What Triton does to a model's answers when it joins requests to a batch.
 
-It stands apart because the graph is judged by modules that need onnx and NumPy, and reading a repository does not.
+It is separate because the graph is judged by modules that need onnx and NumPy, and reading a repository does not.
 """
 
 from __future__ import annotations

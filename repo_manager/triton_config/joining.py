@@ -27,7 +27,7 @@ class Part:
 
     Attributes:
         model: its name.
-        version: the version that the ensemble asks for; `None`: the newest that is served.
+        version: the version that the ensemble asks for. `None`: the newest served.
         config: its configuration, with the inputs and outputs listed.
     """
 
@@ -41,7 +41,7 @@ class TensorMap:
     """A decision about one input.
 
     Attributes:
-        source: `OUTPUT` or `MODEL.OUTPUT` of an earlier model; `input:NAME` is an input of the ensemble.
+        source: `OUTPUT` or `MODEL.OUTPUT` of an earlier model. `input:NAME` is an input of the ensemble.
         target: `INPUT` or `MODEL.INPUT` of a later model. A model that the ensemble has twice is `MODEL#1`, `MODEL#2`.
     """
 
@@ -102,11 +102,11 @@ def join_models(
         name: the ensemble's name.
         parts: its models, in the order in which data flows through them.
         maps: decisions that are not left to the matching.
-        outputs: the tensors that the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`; none: every output that no
-            later model takes.
+        outputs: the tensors that the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`. None: every output that no later
+            model takes.
 
     Raises:
-        UsageError: more than one tensor fits an input, or a name in `maps` or `outputs` is unknown or stands for
+        UsageError: more than one tensor fits an input, or a name in `maps` or `outputs` is unknown or represents
             several tensors.
         ConfigError: a model's configuration lists no inputs or outputs.
     """
@@ -126,8 +126,8 @@ class _Tensor:
     """A tensor of the ensemble.
 
     Attributes:
-        place: the number of the model that makes it; -1 for an input of the ensemble.
-        step: that model's name, with `#1`, `#2` where the ensemble has it twice; empty for an input of the ensemble.
+        place: the number of the model that makes it. -1 for an input of the ensemble.
+        step: that model's name, with `#1`, `#2` where the ensemble has it twice. Empty for an input of the ensemble.
         name: as the model, or the ensemble, calls it.
         data_type: number of its type.
         dims: without the batch axis that `max_batch_size` adds.
@@ -156,7 +156,7 @@ class _Tensor:
         return f"{self.text} ({kind} {list(self.dims)})"
 
     def fits(self, other: _Tensor) -> bool:
-        """Say whether Triton takes one for the other (`ValidateTensorConsistency` of core)."""
+        """Return whether Triton takes one for the other (`ValidateTensorConsistency` of core)."""
         return self.data_type == other.data_type and (
             dims_match(self.dims, other.dims) or dims_match(self.full_dims, other.full_dims)
         )
@@ -219,7 +219,7 @@ class _Joining:
         return Joined(self._config(returned), edges, tuple(left_out))
 
     def _choices(self, wanted: _Tensor, place: int) -> list[_Tensor]:
-        """Return what an input may take; none: a new input of the ensemble."""
+        """Return what an input may take. None: a new input of the ensemble."""
         earlier = [each for made in self._made[:place] for each in made if each.fits(wanted)]
         named = [each for each in earlier if each.name == wanted.name]
         own = self._own.get(wanted.name)
@@ -339,7 +339,7 @@ class _Joining:
         return found
 
     def _tensor_names(self, returned: Sequence[_Tensor]) -> dict[_Tensor, str]:
-        """Give each tensor in use a name of its own; inputs and outputs of the ensemble keep theirs first."""
+        """Give each tensor in use a name of its own. Inputs and outputs of the ensemble keep theirs first."""
         used = [*self._own.values(), *returned, *self._takes.values()]
         names: dict[_Tensor, str] = {}
         taken: set[str] = set()

@@ -13,11 +13,11 @@ __all__ = ["check_labels", "label_filename", "labels_text"]
 
 
 def label_filename(output: str, position: int) -> str:
-    """Return the name of an output's label file; it lies beside the versions, as Triton requires.
+    """Return the name of an output's label file. It is beside the versions, as Triton requires.
 
     Args:
         output: the output's name.
-        position: its place among the outputs; makes names unique that differ in odd characters only.
+        position: its place among the outputs. Makes names unique that differ in odd characters only.
     """
     plain = re.sub(r"[^A-Za-z0-9_]+", "_", output).strip("_")[:64]
     return f"labels_{position}_{plain}.txt" if plain else f"labels_{position}.txt"

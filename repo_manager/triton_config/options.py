@@ -35,18 +35,18 @@ class ConfigOptions:
     Attributes:
         max_batch_size: `None`: 8 when the model has a batch axis, else 0. 0 on a batched model leaves the batch axis
             in the dims, and Triton then joins no requests.
-        instance_count: instances per GPU (`gpu`) or in all (`cpu`); `None`: 1.
+        instance_count: instances per GPU (`gpu`) or in all (`cpu`). `None`: 1.
         instance_kind: `cpu`, `gpu`, or `auto`: Triton then takes every GPU that it sees and the backend can use,
             else the CPU. A `gpu` model does not load on a server without a GPU.
-        dynamic_batching: let Triton join waiting requests; used only when `max_batch_size` > 0.
-        preferred_batch_sizes: sizes that the batcher prefers to wait for; empty is best for most models.
+        dynamic_batching: let Triton join waiting requests. Used only when `max_batch_size` > 0.
+        preferred_batch_sizes: sizes that the batcher prefers to wait for. Empty is best for most models.
         max_queue_delay_us: how long the batcher may hold a request back, in microseconds.
         labels: output name -> class labels, in order.
         warmup: run the model once per batch size 1 and maximum before it is READY.
         warmup_shapes: input name -> shape without the batch axis, for inputs whose config dims are dynamic.
-        threads: ONNX Runtime's intra-op threads of each instance; `None`: its default (all cores).
+        threads: ONNX Runtime's intra-op threads of each instance. `None`: its default (all cores).
         parameters: more `parameters` of the backend.
-        model_filename: the file in the version's folder; `None`: the backend's default.
+        model_filename: the file in the version's folder. `None`: the backend's default.
         fields: any other field of config.pbtxt -> its value, as `set_fields` takes them.
     """
 

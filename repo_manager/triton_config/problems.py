@@ -14,7 +14,7 @@ class Severity(str, enum.Enum):
     ERROR = "error"
     """Triton refuses it, serves something else, or the content is not what was published."""
     WARNING = "warning"
-    """Triton serves it all the same; a person should look."""
+    """Triton serves it all the same. A person should look."""
 
     def __str__(self) -> str:
         return self.value
@@ -28,8 +28,8 @@ class Problem:
         where: the subject: a path below the repository's root, or a field of a configuration.
         what: what was found and what was expected.
         severity: error or warning.
-        hint: the next step; empty when there is none.
-        rule: the name of the rule of Triton that decided; empty for findings of our own.
+        hint: the next step. Empty when there is none.
+        rule: the name of the rule of Triton that decided. Empty for findings of our own.
     """
 
     where: str

@@ -1,8 +1,8 @@
 """A model's inputs and outputs as ONNX Runtime sees them once it has loaded the file as a server does.
 
-While loading, ONNX Runtime folds constants, infers shapes and narrows what the file declares: an output declared
-`[N, ?]` becomes `[N, 10]` when the graph says so. Triton's onnxruntime backends, the native one and the embedded one,
-compare the configuration's output dims with the narrowed shape, exactly; a configuration derived from the file, or
+While loading, ONNX Runtime folds constants, infers shapes and narrows what the file declares: an output declared `[N,
+?]` becomes `[N, 10]` when the graph says so. Triton's onnxruntime backends, the native one and the embedded one,
+compare the configuration's output dims with the narrowed shape, exactly. A configuration derived from the file, or
 from a load without optimisations, can be refused.
 """
 
@@ -99,7 +99,7 @@ def check_dtypes(specs: tuple[TensorSpec, ...], backend: Backend) -> None:
 
 # onnxruntime names its tensor types after C++.
 _DTYPES = {"float": "float32", "double": "float64"}
-_LARGE_BYTES = 64 << 20  # with its external data, which lies in the same folder
+_LARGE_BYTES = 64 << 20  # with its external data, which is in the same folder
 _SESSION_PARAMETERS = ("session.", "optimization.", "ep.")
 
 
@@ -108,7 +108,7 @@ class ServedSignature:
     """What `check_config` and `derive_config` need of a signature.
 
     Attributes:
-        inputs: what has to be fed.
+        inputs: what must be fed.
         outputs: what comes out.
         initializers: inputs that have a default in the model.
     """
@@ -124,7 +124,7 @@ def served_signature(signature: Signature, path: Path, config: ModelConfig | Non
     Args:
         signature: of the model in `path`.
         path: the ONNX file that is going to be served.
-        config: what it is served with; see `runtime_signature`.
+        config: what it is served with. See `runtime_signature`.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
@@ -144,8 +144,8 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
 
     Args:
         path: the file.
-        config: its graph optimisation level and session parameters are applied; `None` takes a server's defaults,
-            all optimisations.
+        config: its graph optimisation level and session parameters are applied. `None` takes a server's defaults, all
+            optimisations.
 
     Raises:
         ModelError: ONNX Runtime does not take the model, or a tensor is a sequence, map or optional.
@@ -166,7 +166,7 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
 
 
 def _source(path: Path, config: ModelConfig | None) -> SessionSource:
-    """Return the load with which the graph becomes what it is in a server; nothing runs, so nothing is packed."""
+    """Return the load with which the graph becomes what it is in a server. Nothing runs, so nothing is packed."""
     entries = {"session.disable_prepacking": "1"}
     # The layout optimisations, which only ALL adds, change no output's shape and keep the weights once more.
     folder_bytes = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())

@@ -13,7 +13,7 @@ __all__ = ["meant_field", "meant_value"]
 
 _NO_VALUE = re.compile(r'Enum type "(?:inference\.)?([\w.]+)" has no value named (\w+)')
 _CLOSE = 0.75
-# What other tools and formats call it, or what people write for it; in lower case.
+# What other tools and formats call it, or what people write for it. In lower case.
 _FIELDS = {
     "versions": "version_policy",
     "version": "version_policy",
@@ -50,7 +50,7 @@ _TYPES = {
 
 
 def meant_field(path: str) -> str:
-    """Return the field that an unknown one is a slip of; empty when none is near.
+    """Return the field that an unknown one is a slip of. Empty when none is near.
 
     Args:
         path: as in `ModelConfig.unknown_fields`: `field`, or `field.field` for one anywhere inside the first.
@@ -64,7 +64,7 @@ def meant_field(path: str) -> str:
 
 
 def meant_value(error: str) -> str:
-    """Return the value that an unknown one in a parser's message is a slip of; empty when none is near."""
+    """Return the value that an unknown one in a parser's message is a slip of. Empty when none is near."""
     match = _NO_VALUE.search(error)
     if match is None:
         return ""

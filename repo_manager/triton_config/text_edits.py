@@ -1,7 +1,7 @@
 """Changing a field in a protobuf text value by value: what stays the same in it stays as a person wrote it.
 
 People put comments inside the fields of config.pbtxt, and newer servers know fields there that our copy of the schema
-does not. Writing the whole field anew would lose both.
+does not. Writing the whole field again would lose both.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class NotInPlaceError(Exception):
 
 
 def edit_field(text: str, name: str, before: Any, after: Any) -> str:
-    """Change one field of a text; values that both messages share, comments and unknown fields stay.
+    """Change one field of a text. Values that both messages share, comments and unknown fields stay.
 
     Args:
         text: the fields of a message, without braces around them.
-        name: the field; it is in the text.
+        name: the field. It is in the text.
         before: the message that the text says.
         after: the one that it is to say.
 
@@ -70,12 +70,12 @@ def edit_field(text: str, name: str, before: Any, after: Any) -> str:
 
 
 def _with_entries(text: str, spans: list[_Span], field: Any, old: Any, new: Any) -> str:
-    """Change a map's entries, each in its place; new ones follow the last."""
+    """Change a map's entries, each in its place. New ones follow the last."""
     entry = field.message_type._concrete_class
     bodies = [text[start + 1 : end - 1] for _, start, end in spans]
     keys = [text_format.Parse(body, entry(), allow_unknown_field=True).key for body in bodies]
     if not keys or sorted(keys) != sorted(old):
-        raise NotInPlaceError(field.name)  # a key stands twice
+        raise NotInPlaceError(field.name)  # a key is twice
     added = [entry(key=key, value=new[key]) for key in sorted(set(new) - set(old))]
     text = _with_more(text, spans[-1], field.name, added)
     for key, (each, start, end) in reversed(list(zip(keys, spans, strict=True))):
@@ -132,7 +132,7 @@ def _only(found: list[TextField]) -> TextField:
 
 
 def _printed(message: Any, name: str) -> str:
-    """Return one field as protobuf prints it; empty where it is not set, or has the value that is the default."""
+    """Return one field as protobuf prints it. Empty where it is not set, or has the value that is the default."""
     alone = type(message)()
     alone.CopyFrom(message)
     for field, _ in message.ListFields():

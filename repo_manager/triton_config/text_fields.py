@@ -121,7 +121,7 @@ def canonical_values(text: str) -> dict[str, str] | None:
     Ten times as fast as `top_level_fields`, for listing thousands of files.
 
     Returns:
-        `None` when the text is laid out in any other way; it may then still be a good message.
+        `None` when the text is laid out in any other way. It may then still be a good message.
     """
     values: dict[str, str] = {}
     position = 0
@@ -133,12 +133,12 @@ def canonical_values(text: str) -> dict[str, str] | None:
 
 
 def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
-    """Put `replacement` where the top-level field `name` stands; append it where there is none.
+    """Put `replacement` where the top-level field `name` stands. Append it where there is none.
 
     Args:
         text: the file's content.
-        name: a top-level field; all its occurrences are replaced by one.
-        replacement: the field's new text with its name; empty removes the field.
+        name: a top-level field. All its occurrences are replaced by one.
+        replacement: the field's new text with its name. Empty removes the field.
         where: what to call the file in an error.
 
     Raises:
@@ -166,7 +166,7 @@ class _Outlined:
 
 
 def _outline(text: str) -> list[_Outlined]:
-    """Return every field of a text-format message; a message in a list is a field of the list's name.
+    """Return every field of a text-format message. A message in a list is a field of the list's name.
 
     Raises:
         ConfigError: a string does not end.
@@ -198,7 +198,7 @@ def _outline(text: str) -> list[_Outlined]:
 
 
 def line_of(text: str, what: str) -> int | None:
-    """Return the line of a configuration that a finding is about; `None` when it names nothing that is there.
+    """Return the line of a configuration that a finding is about, or `None` when it names nothing that is there.
 
     A parser's message has its line. Of the fields that a finding names (or, if it names none, that hold a string of
     it), the one counts of which the finding names the most: fields around it, tensors and models in them. Of equals it
@@ -249,7 +249,7 @@ def list_elements(text: str, field: TextField) -> list[tuple[int, int]]:
 
 
 def cut_field(text: str, field: TextField) -> str:
-    """Remove a field, with its line when nothing else stands there."""
+    """Remove a field, with its line when nothing else is there."""
     before, after = text[: field.start], text[field.end :]
     bare, rest = before.rstrip(" \t"), after.lstrip(" \t,;")
     if (not bare or bare.endswith("\n")) and rest.startswith("\n"):

@@ -44,7 +44,7 @@ class Answers:
         self.notes: list[str] = []
 
     def record(self, copy: str) -> None:
-        """Ask today's set; what it does not answer the same twice is not compared later.
+        """Ask today's set. What it does not answer the same twice is not compared later.
 
         Raises:
             ServerRefusedError: it does not answer.
@@ -60,7 +60,7 @@ class Answers:
                 del self._asked[model]
 
     def differ(self, copy: str) -> str:
-        """Return how a set's answers differ from today's; empty when they do not."""
+        """Return how a set's answers differ from today's. Empty when they do not."""
         problems = (self._difference(copy, model) for model in self._asked)
         return next((problem for problem in problems if problem), "")
 
@@ -76,7 +76,7 @@ class Answers:
         return list(samples)
 
     def _difference(self, copy: str, model: str) -> str:
-        """Ask all samples at once from several connections, then joined; return the first difference."""
+        """Ask all samples at once from several connections, then joined. Return the first difference."""
         served, tolerance = self._copies.named(copy, model), self._copies.subjects.models[model].tolerance
         asked, expected = self._asked[model], self._expected[model]
         numbers = [list(range(first, len(asked), _THREADS)) for first in range(min(_THREADS, len(asked)))]

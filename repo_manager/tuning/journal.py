@@ -1,6 +1,6 @@
 """What a tuning has measured, one JSON line each, so that a second run goes on where the first one ended.
 
-It stands apart from the run because what a killed process leaves of a file is its own matter.
+It is separate from the run because what a killed process leaves of a file is its own matter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Journal:
     """A file of JSON lines that is only ever added to.
 
     Args:
-        folder: where the file lies.
+        folder: where the file is.
         facts: all that decides a measurement beside the setting: another model, version, objective or machine has
             another file.
         fresh: forget what was measured before.
@@ -41,7 +41,7 @@ class Journal:
             self._write({"kind": "facts", **facts})
 
     def _read(self) -> list[dict[str, Any]]:
-        """Return the whole lines; the last one may be half-written by a run that was killed."""
+        """Return the whole lines. The last one may be half-written by a run killed."""
         found = []
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -62,7 +62,7 @@ class Journal:
         self._lines.append(_as_read(line))
 
     def curve(self, model: str) -> tuple[BatchTime, ...]:
-        """Return the times of a model's batches that are known."""
+        """Return the times of a model's batches known."""
         lines = [line for line in self._lines if line["kind"] == "batch" and line["model"] == model]
         return tuple(BatchTime(line["size"], line["median_ns"]) for line in lines)
 
@@ -71,7 +71,9 @@ class Journal:
         self._write({"kind": "batch", "model": model, **dataclasses.asdict(time)})
 
     def trial(self, state: Mapping[str, Setting], against: float | None) -> Trial | None:
-        """Return what is known of settings that were held against the same value; `None` if they were not measured."""
+        """Return what is known of settings that were held against the same value, or `None` if they were not
+        measured.
+        """
         wanted = _as_read({name: dataclasses.asdict(setting) for name, setting in state.items()})
         for line in reversed(self._lines):
             if line["kind"] == "trial" and line["state"] == wanted and line["against"] == against:

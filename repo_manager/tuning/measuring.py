@@ -27,7 +27,7 @@ _WARMUP_TOGETHER_S = 1.0  # workers of several load tests do not start at the sa
 _BLOCK_S = 1.0
 _FEWEST_PAIRS = 6
 _PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # from this gain on, so many pairs
-_STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # shares of the rate that a better setting has to hold
+_STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # shares of the rate that a better setting must hold
 _MOST_LEVELS = 40
 _OF_TOPS_ONLY = ("data", "image", "shapes", "recorded", "parameters", "distinct")
 _STAGES = ("queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns")
@@ -40,7 +40,7 @@ class Measured:
     """What a set of copies held.
 
     Attributes:
-        value: in the objective's unit; `None` when it holds nothing of what was asked.
+        value: in the objective's unit. `None` when it holds nothing of what was asked.
         reason: what says so, with its numbers.
         levels: each load level.
         busy: model -> time a second that its requests waited and were computed, by the server's counters.
@@ -56,7 +56,7 @@ class Loads:
     """Puts load on copies.
 
     Attributes:
-        rate: requests a second at which the others than throughput are measured; `None` as long as it is not known.
+        rate: requests a second at which the others than throughput are measured. `None` as long as it is not known.
         start_rate: where the search for today's largest rate begins.
         mix: model under load -> its share of all requests.
     """
@@ -97,7 +97,7 @@ class Loads:
         )
 
     def batch_time(self, copy: str, model: str, size: int) -> BatchTime | None:
-        """Measure the time of a batch; `None` when no request of that size is answered."""
+        """Measure the time of a batch. `None` when no request of that size is answered."""
         options = self.options_of(
             copy, model, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
         )
@@ -109,7 +109,7 @@ class Loads:
 
         Args:
             copy: the set.
-            against: what it has to hold or beat for more to be measured; `None`: nothing.
+            against: what it must hold or beat for more to be measured. `None`: nothing.
         """
         tops = self.copies.subjects.tops
         if self._options.seeks == "throughput" or self.rate is None:
@@ -122,7 +122,7 @@ class Loads:
         return self._lowest_p99(copy, tops[0], against)
 
     def _upwards(self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, against: float) -> Measured:
-        """Search from the rate that has to be held, in steps that grow: most settings that hold it hold little more."""
+        """Search from the rate that must be held, in steps that grow: most settings that hold it hold little more."""
         held: Measured | None = None
         levels: tuple[Mapping[str, Any], ...] = ()
         for low, high in _STEPS_UP:

@@ -44,23 +44,23 @@ class TuneOptions:
     """What is sought, and how.
 
     Attributes:
-        gates: upper limits that have to be held, by every model that is asked.
-        own_gates: model -> further ones that it has to hold.
+        gates: upper limits that must be held, by every model asked.
+        own_gates: model -> further ones that it must hold.
         objective: `throughput` (the largest rate that holds the gates), `latency` (the lowest p99 at `rate`) or
-            `energy` (the most inferences per joule at `rate`); `None`: latency where a rate is given, else throughput.
-        rate: requests a second; `None`: for energy nine tenths of the largest rate that today's setting holds.
-        mix: model -> how many of the requests it gets beside the others', where several are tuned together; where
-            none are given, as many as it answers when it is asked alone, one request at a time.
+            `energy` (the most inferences per joule at `rate`). `None`: latency where a rate is given, else throughput.
+        rate: requests a second. `None`: for energy nine tenths of the largest rate that today's setting holds.
+        mix: model -> how many of the requests it gets beside the others', where several are tuned together. Where none
+            are given, as many as it answers when it is asked alone, one request at a time.
         arrival: how requests come.
-        budget_s: the longest that all may take; a quarter of it is kept for the proof.
-        search: the axes that are searched; others keep today's value.
-        fixed: fields of config.pbtxt (of one of several models: MODEL:FIELD) that are set beforehand, in today's
+        budget_s: the longest that all may take. A quarter of it is kept for the proof.
+        search: the axes searched. Others keep today's value.
+        fixed: fields of config.pbtxt (of one of several models: MODEL:FIELD) that are set in advance, in today's
             configuration as well as in all others.
         load: more settings of `LoadTestOptions`: shapes, ranges, data, seed.
-        url: a server that takes the copies, by its load API; `None` starts one on this machine.
-        access: how that server is reached; `None` without TLS and headers.
+        url: a server that takes the copies, by its load API. `None` starts one on this machine.
+        access: how that server is reached. `None` without TLS and headers.
         fresh: forget what an earlier run measured.
-        signed_by: public keys one of which has to vouch for each version that is run; empty asks for no signature.
+        signed_by: public keys one of which must vouch for each version that is run. Empty asks for no signature.
     """
 
     gates: tuple[Gate, ...] = ()
@@ -79,7 +79,7 @@ class TuneOptions:
     signed_by: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        """See that they hold together."""
+        """Check that they hold together."""
         check_fields(self)
         gates = (*self.gates, *(gate for own in self.own_gates.values() for gate in own))
         if not gates and self.rate is None:
@@ -100,10 +100,10 @@ class TuneOptions:
             raise UsageError("each model's part of the mix has to be more than 0")
 
     def check_models(self, tops: Sequence[str]) -> None:
-        """See that what is said of single models is said of models that are asked, and is given for each of them.
+        """Check that what is said of single models is said of models asked, and is given for each of them.
 
         Args:
-            tops: the models that are asked.
+            tops: the models asked.
 
         Raises:
             UsageError: it is not.
@@ -128,7 +128,7 @@ class TuneOptions:
         return self.objective or ("throughput" if self.rate is None else "latency")
 
     def gates_of(self, model: str) -> tuple[Gate, ...]:
-        """Return the gates that a model has to hold."""
+        """Return the gates that a model must hold."""
         return (*self.gates, *self.own_gates.get(model, ()))
 
     @property
@@ -137,7 +137,7 @@ class TuneOptions:
         return min(max(self.budget_s * _LEVEL_SHARE, _LEVEL_S[0]), _LEVEL_S[1])
 
     def latency_ns(self, model: str) -> float | None:
-        """Return the lowest upper limit of a latency among the gates of a model, in nanoseconds; `None` has none."""
+        """Return the lowest upper limit of a latency among the gates of a model, in nanoseconds. `None` has none."""
         return min((gate.limit for gate in self.gates_of(model) if metric_of(gate.metric).is_latency), default=None)
 
 
@@ -148,7 +148,7 @@ class TuneProgress:
     Attributes:
         text: what was measured, and what came of it.
         remaining_s: of the budget.
-        best: the best setting so far, and what it holds; empty as long as there is none.
+        best: the best setting so far, and what it holds. Empty as long as there is none.
     """
 
     text: str
@@ -161,7 +161,7 @@ class Tuning:
     """What came of a tuning.
 
     Attributes:
-        model: what was tuned: the models that were asked, with their versions.
+        model: what was tuned: the models asked, with their versions.
         versions: every model that was measured -> its version.
         outcome: `better` (the comparison shows it), `kept` (today's is as good), `none holds` or `undecided` (the
             budget ended first).
@@ -170,15 +170,14 @@ class Tuning:
             an inference.
         objective: what was sought, in words.
         today: today's setting, measured.
-        best: the best that was found; `today` where nothing beat it.
-        changes: model -> fields of config.pbtxt from today's to the best; empty unless the outcome is `better`.
-        trials: every setting that was measured, in order.
+        best: the best found. `today` where nothing beat it.
+        changes: model -> fields of config.pbtxt from today's to the best. Empty unless the outcome is `better`.
+        trials: every setting measured, in order.
         curves: model -> the time of one batch by its size.
         settings: how many settings there are in the space.
         left_out: what was not tried, and why.
-        comparisons: today's against the best, paired, for each model that is asked; empty where there was nothing to
-            compare.
-        is_complete: the search ended by itself, not by the budget.
+        comparisons: today's against the best, paired, for each model asked. Empty where there was nothing to compare.
+        is_complete: the search ended on its own, not by the budget.
         journal: the file with every measurement.
     """
 
@@ -213,8 +212,8 @@ def conclude(
         options: what was sought.
         trials: what was measured, today's setting first.
         best: the best of them.
-        comparisons: today's against the best; none where one of them holds nothing, or they are the same.
-        is_complete: whether the search ended by itself.
+        comparisons: today's against the best. None where one of them holds nothing, or they are the same.
+        is_complete: whether the search ended on its own.
     """
     today = trials[0]
     if best.value is None:
@@ -260,7 +259,7 @@ def _held(value: float, options: TuneOptions) -> str:
 
 
 def _show(comparisons: Sequence[Comparison], seeks: Objective) -> bool:
-    """Say whether the comparisons show that B is better in what is sought somewhere, and A nowhere.
+    """Return whether the comparisons show that B is better in what is sought somewhere, and A nowhere.
 
     Under the same load the larger rate shows as a shorter p99 or as more throughput. For energy a longer p99 is no
     loss: the gates hold it.

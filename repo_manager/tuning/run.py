@@ -50,8 +50,8 @@ def tune(
     machine.
 
     Args:
-        repository: where the models are; nothing in it is changed.
-        versions: model -> the version that is measured.
+        repository: where the models are. Nothing in it is changed.
+        versions: model -> the version measured.
         options: what is sought.
         inputs: tells what is known of a model's requests.
         progress: told after each measurement.
@@ -118,7 +118,7 @@ def _facts(repository: str, subjects: Subjects, options: TuneOptions) -> dict[st
 
 
 class TuningRun:
-    """One run, from its start to its result; `benchmarks/tune.py` asks it for every setting instead.
+    """One run, from its start to its result. `benchmarks/tune.py` asks it for every setting instead.
 
     Attributes:
         subjects: what is tuned.
@@ -149,7 +149,7 @@ class TuningRun:
         self._best: Trial
 
     def prepare(self) -> Mapping[str, Space]:
-        """Measure the time of batches; return the settings that it leaves of each model.
+        """Measure the time of batches. Return the settings that it leaves of each model.
 
         Raises:
             RepositoryError: one more copy of the models does not fit into memory.
@@ -263,7 +263,7 @@ class TuningRun:
         return descend(space, today, guesses, evaluate, is_enough=lambda trial: self._is_moved_on(model, trial))
 
     def _is_moved_on(self, model: str, trial: Trial) -> bool:
-        """Say whether an ensemble's requests now spend most time in another model than the one that is tuned."""
+        """Return whether an ensemble's requests now spend most time in another model than the one that is tuned."""
         return self._is_one_ensemble and self._busiest(trial, ()) != model
 
     def _left_s(self) -> float:
@@ -310,9 +310,9 @@ class TuningRun:
 
         Args:
             state: the setting of each tunable model.
-            best: the best so far; `None`: there is none yet.
-            margin: the share by which it has to be beaten.
-            model: the one whose setting is searched; empty: the first.
+            best: the best so far. `None`: there is none yet.
+            margin: the share by which it must be beaten.
+            model: the one whose setting is searched. Empty: the first.
 
         Raises:
             _BudgetEndedError: there is no time for it.
@@ -336,7 +336,7 @@ class TuningRun:
         return self.loads.rate is None
 
     def _challenge(self, best: Trial | None, margin: float) -> float | None:
-        """Return what a setting has to hold to be better; `None` where any value is."""
+        """Return what a setting must hold to be better, or `None` where any value is."""
         if best is None:
             return None
         if best.value is None:  # nothing is known to hold: the smallest load that failed is the question
@@ -344,7 +344,7 @@ class TuningRun:
         return float(f"{best.value * (1 + margin if self._options.seeks == 'throughput' else 1 - margin):.4g}")
 
     def _load(self, state: Mapping[str, Setting]) -> str:
-        """Serve settings; return why they are out of the question, empty when they are not."""
+        """Serve settings. Return why they are out of the question, empty when they are not."""
         changes = {name: setting.changes(self._today[name]) for name, setting in state.items()}
         try:
             self.copies.load(CANDIDATE, changes)

@@ -48,7 +48,7 @@ Changes = Mapping[str, Mapping[str, str | None]]
 
 
 def tuning_directory() -> Path:
-    """Return where tunings keep their records and copies, in the user's cache; created when missing."""
+    """Return where tunings keep their records and copies, in the user's cache. Created when missing."""
     folder = cache_directory() / "tune"
     folder.mkdir(exist_ok=True, mode=0o700)
     return folder
@@ -61,13 +61,13 @@ class Copies(ABC):
         subjects: what they are copies of.
         client: of the server that serves them.
         url: of that server, for a load test.
-        metrics_url: of its metrics; `None`: not known.
+        metrics_url: of its metrics. `None`: not known.
         access: how it is reached.
-        cores: CPUs that the copies share; 0: not known.
+        cores: CPUs that the copies share. 0: not known.
     """
 
     keeps_instances = False
-    """Whether the server changes the number of instances without loading the model anew."""
+    """Whether the server changes the number of instances without loading the model again."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Copies(ABC):
 
     @abstractmethod
     def room(self, *, on_gpu: bool) -> Room | None:
-        """Return the memory that is free for copies; `None` when nobody tells."""
+        """Return the memory that is free for copies, or `None` when nobody tells."""
 
     def load(self, copy: str, changes: Changes) -> None:
         """Serve a set of copies with changed configurations, in place of what has that name now.
@@ -136,7 +136,7 @@ class Copies(ABC):
                 del served[name]
 
     def _stays(self, before: ModelConfig, after: ModelConfig) -> bool:
-        """Say whether only instances come or go, while those that stay are as they would be in a new load."""
+        """Return whether only instances come or go, while those that stay are as they would be in a new load."""
         shares_cores = after.backend == "onnxruntime" and THREADS not in after.message().parameters
         return self.keeps_instances and changed_fields(before, after) == ("instance_group",) and not shares_cores
 
@@ -156,11 +156,11 @@ class Copies(ABC):
 
 @contextlib.contextmanager
 def copies_of(subjects: Subjects, *, url: str | None = None, access: ClientOptions | None = None) -> Iterator[Copies]:
-    """Make ready to serve copies of models; they are gone at the end of the block.
+    """Make ready to serve copies of models. They are gone at the end of the block.
 
     Args:
         subjects: the models.
-        url: a server that takes the copies; `None` starts one.
+        url: a server that takes the copies. `None` starts one.
         access: how that server is reached.
 
     Raises:
@@ -237,7 +237,7 @@ class _There(Copies):
         if contents:
             self.client.load(served, document, files=contents, timeout_s=_LOAD_S)
             return
-        try:  # An ensemble has no files, and a load that brings a model has to bring one.
+        try:  # An ensemble has no files, and a load that brings a model must bring one.
             self.client.load(served, document, files={"1/ensemble": b"\n"}, timeout_s=_LOAD_S)
         except ServerRefusedError:
             # Triton also looks for the parts in its repository, complains of those that came by load, and serves it.

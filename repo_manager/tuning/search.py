@@ -1,7 +1,7 @@
 """Coordinate descent over settings that each are held against the best one so far.
 
-A candidate has to beat the best by a margin; one that takes less of the machine only has to be as good. So a candidate
-is a question with a yes or no, which a few seconds of load decide, and only a better one is measured to its end.
+A candidate must beat the best by a margin. One that takes less of the machine only must be as good. So a candidate is
+a question with a yes or no, which a few seconds of load decide, and only a better one is measured to its end.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Trial:
 
     Attributes:
         setting: which.
-        is_better: it holds more than what it was held against; the first one always is.
-        value: what is sought of it (the largest rate that holds, in requests a second, or the p99 in nanoseconds);
-            `None` where it was given up before that was known.
+        is_better: it holds more than what it was held against. The first one always is.
+        value: what is sought of it (the largest rate that holds, in requests a second, or the p99 in nanoseconds).
+            `None` where it was given up before known.
         reason: what decided, with its numbers.
         seconds: what the measuring took.
-        against: the value that it had to hold; `None` for the first one.
+        against: the value that it had to hold. `None` for the first one.
         model: whose setting that is, where there are several.
-        state: the settings of all models, where there are several; empty for one.
+        state: the settings of all models, where there are several. Empty for one.
         busy: model -> time a second that its requests waited and were computed, at the largest load.
         levels: each load level: `label`, `decision`, `throughput_per_s`, `p99_ns`, `reason`, `seconds`.
     """
@@ -61,7 +61,7 @@ class Trial:
 
 
 Evaluate = Callable[[Setting, "Trial | None", float], Trial]
-"""Measures a setting against the best trial so far, by the margin that it has to beat it by."""
+"""Measures a setting against the best trial so far, by the margin that it must beat it by."""
 
 
 def descend(
@@ -72,19 +72,19 @@ def descend(
     *,
     is_enough: Callable[[Trial], bool] = lambda _: False,
 ) -> Trial:
-    """Return the best trial that is found.
+    """Return the best trial found.
 
     Args:
         space: the settings.
         start: today's, or what else is known already.
         guesses: settings to try first.
         evaluate: measures. It may raise to end the search: what it returned until then is known to the caller.
-        is_enough: asked of each better trial; the search ends with the first one of which it holds.
+        is_enough: asked of each better trial. The search ends with the first one of which it holds.
     """
     best, tried = start, {start.setting}
 
     def attempt(setting: Setting) -> bool | None:
-        """Measure a setting; say whether it is better, `None` when it makes no sense."""
+        """Measure a setting. Return whether it is better, `None` when it makes no sense."""
         nonlocal best
         if not space.allows(setting):
             return None
@@ -97,7 +97,7 @@ def descend(
         return trial.is_better
 
     def walk(direction: Sequence[Setting]) -> bool:
-        """Follow a direction for as long as it is worth it; say whether it led to a better setting."""
+        """Follow a direction for as long as it is worth it. Return whether it led to a better setting."""
         misses, found = 0, False
         for setting in direction:
             is_better = attempt(setting)
@@ -134,7 +134,7 @@ def likely_good(
         space: the settings.
         today: today's one.
         curve: the time of batches.
-        latency_ns: the upper limit of a latency that has to be held; `None` has none.
+        latency_ns: the upper limit of a latency that must be held. `None` has none.
     """
     sizes, delays = space.axes["max_batch_size"], space.axes["queue_delay"]
     most = space.axes["instances"][-1]

@@ -25,7 +25,7 @@ __all__ = [
 THREADS = "intra_op_thread_count"
 """The parameter of config.pbtxt for the threads of an instance on ONNX Runtime."""
 AXES = ("max_batch_size", "queue_delay", "preferred", "threads", "instances")
-"""In the order in which they are searched: a change of `instances` alone reloads no model, so it comes last."""
+"""In the order of appearance searched: a change of `instances` alone reloads no model, so it comes last."""
 _LARGEST_BATCH = 64
 _LEAST_GAIN = 0.97  # by a measured curve, one that answers as many is not told from one that answers hardly more
 _DELAYS = (0.25, 0.5, 1.0)
@@ -39,9 +39,9 @@ class Setting:
     Attributes:
         instances: of the model, in its one instance group.
         max_batch_size: 0 for a model without a batch axis of Triton's.
-        queue_delay: how long a request waits for others, in microseconds; `None`: Triton forms no batches.
-        threads: of ONNX Runtime in each instance; `None` leaves it to the backend.
-        preferred: batch sizes that the batcher waits for; `None` leaves today's.
+        queue_delay: how long a request waits for others, in microseconds. `None`: Triton forms no batches.
+        threads: of ONNX Runtime in each instance. `None` leaves it to the backend.
+        preferred: batch sizes that the batcher waits for. `None` leaves today's.
     """
 
     instances: int
@@ -112,10 +112,10 @@ class Bounds:
     """What the machine and the model allow.
 
     Attributes:
-        cores: CPUs of the server, which instances times threads must not exceed; 0 where the model runs on a GPU.
+        cores: CPUs of the server, which instances times threads must not exceed. 0 where the model runs on a GPU.
         instances: the most that fit into memory.
         batch: the largest batch that the model takes.
-        profile: the batch size that the engine's kernels were chosen for; `None` where it is no engine.
+        profile: the batch size that the engine's kernels were chosen for. `None` where it is no engine.
         least_batch: the smallest `max_batch_size` that ensembles which use the model let it have.
     """
 
@@ -163,7 +163,7 @@ def setting_of(config: ModelConfig) -> Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """The settings that are tried.
+    """The settings tried.
 
     Attributes:
         axes: axis -> its values, in rising order (`None` first).
@@ -190,10 +190,10 @@ class Space:
         Args:
             config: today's configuration.
             bounds: what the machine and the model allow.
-            curve: the time of batches; a size whose batch alone takes longer than the limit is left out, and so is one
+            curve: the time of batches. A size whose batch alone takes longer than the limit is left out, and so is one
                 that answers fewer samples a second than a smaller one.
-            latency_ns: the upper limit of a latency that has to be held; `None` has none.
-            search: the axes that are searched; others keep today's value.
+            latency_ns: the upper limit of a latency that must be held. `None` has none.
+            search: the axes searched. Others keep today's value.
         """
         today = setting_of(config)
         axes: dict[str, tuple[Any, ...]] = {axis: (getattr(today, axis),) for axis in AXES}
@@ -231,7 +231,7 @@ class Space:
         yield from sorted((Setting(**each) for each in found if self.allows(Setting(**each))), key=lambda s: s.cost)
 
     def allows(self, setting: Setting) -> bool:
-        """Say whether a setting makes sense: no more threads than cores, and batches both wanted and formed."""
+        """Return whether a setting makes sense: no more threads than cores, and batches both wanted and formed."""
         size, delay = setting.max_batch_size, setting.queue_delay
         if setting.preferred is not None and (delay is None or max(setting.preferred, default=1) > size):
             return False
@@ -246,8 +246,8 @@ class Space:
     def along(self, setting: Setting, axis: str) -> tuple[tuple[Setting, ...], tuple[Setting, ...]]:
         """Return the settings that differ in one axis, upwards and downwards from it, the nearest first.
 
-        What belongs together moves together: threads and instances share the cores, and a larger batch has to be
-        formed by somebody.
+        What belongs together moves together: threads and instances share the cores, and a larger batch must be formed
+        by somebody.
         """
         values = self.axes[axis]
         place = values.index(getattr(setting, axis))
@@ -326,7 +326,7 @@ def curve_sizes(bounds: Bounds) -> tuple[int, ...]:
 
 
 def runs_on_gpu(config: ModelConfig) -> bool:
-    """Say whether a model's instances are on GPUs, as far as its configuration tells."""
+    """Return whether a model's instances are on GPUs, as far as its configuration tells."""
     groups = config.message().instance_group
     return config.backend in _ENGINES or any(group.kind == 1 for group in groups)
 
@@ -339,7 +339,7 @@ def left_out(
     Args:
         space: of the model.
         curve: the time of its batches.
-        tried: the settings that were measured.
+        tried: the settings measured.
         search: the axes that were to be searched.
         config: today's configuration.
     """

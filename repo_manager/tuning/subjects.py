@@ -25,15 +25,15 @@ __all__ = ["Subject", "Subjects", "read_subjects"]
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """One model in the version that is measured.
+    """One model in the version measured.
 
     Attributes:
         name: the model.
         version: the version.
         written: the configuration as the repository has it.
-        config: the same with what was fixed beforehand: today's, for the tuning.
+        config: the same with what was fixed in advance: today's, for the tuning.
         files: path in a copy's folder -> file.
-        profile: batch sizes that the engine was built for: the one that its kernels were chosen for, and the largest;
+        profile: batch sizes that the engine was built for: the one that its kernels were chosen for, and the largest.
             `None` where it is no engine, or nothing is recorded.
         tolerance: of its answers, as recorded with the version.
     """
@@ -57,7 +57,7 @@ class Subjects:
     """All models of a tuning.
 
     Attributes:
-        tops: the models that are asked.
+        tops: the models asked.
         models: name -> model, what others need first.
         tunable: the models whose configuration is searched: all but ensembles.
     """
@@ -68,7 +68,7 @@ class Subjects:
 
     @property
     def title(self) -> str:
-        """Return the models that are asked, with their versions."""
+        """Return the models asked, with their versions."""
         return ", ".join(f"{name}:{self.models[name].version}" for name in self.tops)
 
     def today(self) -> dict[str, Setting]:
@@ -82,12 +82,12 @@ def read_subjects(
     fixed: Mapping[str, str | None],
     stack: contextlib.ExitStack,
 ) -> Subjects:
-    """Read models and what they are made of; their files are there until the stack ends.
+    """Read models and what they are made of. Their files are there until the stack ends.
 
     Args:
         repository: where they are.
-        versions: model -> the version that is measured.
-        fixed: field of config.pbtxt, or MODEL:FIELD -> its value; without a model it is set in each tunable one.
+        versions: model -> the version measured.
+        fixed: field of config.pbtxt, or MODEL:FIELD -> its value. Without a model it is set in each tunable one.
         stack: keeps files from object storage.
 
     Raises:

@@ -1,7 +1,7 @@
 """Memory of this machine's GPU that a Triton server on the same machine maps, by CUDA's driver alone.
 
-The driver's library comes with every NVIDIA driver, so no CUDA package is needed. Stands apart from `shared_memory.py`
-because it knows nothing of regions and requests.
+The driver's library comes with every NVIDIA driver, so no CUDA package is needed. It is separate from
+`shared_memory.py` because it knows nothing of regions and requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HINT = "It needs an NVIDIA GPU that this process and the server both use. Or le
 
 
 class _Driver:
-    """Calls of CUDA's driver; the first one that fails is an error.
+    """Calls of CUDA's driver. The first one that fails is an error.
 
     Raises:
         UsageError: there is no driver, or no GPU.
@@ -64,7 +64,7 @@ class CudaMemory:
         self._driver, self._address, self.key = driver, address, key
 
     def write(self, offset: int, data: bytes) -> None:
-        """Copy bytes to the GPU; returns when they are there."""
+        """Copy bytes to the GPU. Returns when they are there."""
         if data:
             place = ctypes.c_uint64(self._address + offset)
             self._driver.call("cuMemcpyHtoD_v2", place, ctypes.c_char_p(data), ctypes.c_size_t(len(data)))

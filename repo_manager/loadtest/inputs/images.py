@@ -29,7 +29,7 @@ _READER = "repo_manager.precision.calibration.images"  # brings ONNX Runtime: on
 
 
 def is_images(path: Path) -> bool:
-    """Say whether input data is an image or a folder, which holds images."""
+    """Return whether input data is an image or a folder, which holds images."""
     suffix = path.suffix.lower()
     return path.is_dir() or (suffix not in DATA_SUFFIXES and suffix in require(_READER).IMAGE_SUFFIXES)
 
@@ -41,8 +41,8 @@ def read_images(
 
     Args:
         path: an image, or a folder (its sub-folders too).
-        facts: the model; it has one input.
-        shape: the input's shape without the batch axis that `max_batch_size` adds; `-1` where it is dynamic.
+        facts: the model. It has one input.
+        shape: the input's shape without the batch axis that `max_batch_size` adds. `-1` where it is dynamic.
         given: the options, over what a `calibration.yaml` in the folder says.
         limit_bytes: images beyond this many bytes of input are left out.
 
@@ -108,7 +108,7 @@ def _pixels(file: Path, item: InputFacts, recipe: ImageRecipe) -> Array:
 
 
 def _takes_files(item: InputFacts) -> bool:
-    """Say whether an input takes an image as its file holds it: a string, or bytes of any number."""
+    """Return whether an input takes an image as its file holds it: a string, or bytes of any number."""
     return (item.datatype, item.shape) in (("BYTES", (1,)), ("BYTES", (-1,)), ("UINT8", (-1,)))
 
 
@@ -169,7 +169,7 @@ def _changes(recipe: ImageRecipe, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _stated(path: Path, item: InputFacts) -> ImageRecipe | None:
-    """Return what a `calibration.yaml` in the folder says; `None` without one."""
+    """Return what a `calibration.yaml` in the folder says. `None` without one."""
     reader = require(_READER)
     for name in reader.YAML_NAMES:
         file = path / name

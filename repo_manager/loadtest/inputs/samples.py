@@ -119,7 +119,7 @@ def make_sequences(facts: TargetFacts, options: LoadTestOptions) -> tuple[list[S
 
 
 def drawn_note(facts: TargetFacts, options: LoadTestOptions) -> str | None:
-    """Say which integer inputs are drawn from ranges of their own; `None` when none is."""
+    """Say which integer inputs are drawn from ranges of their own. `None` when none is."""
     integers = [item.name for item in facts.inputs if NUMPY_OF_TRITON[item.datatype].kind in "iu"]
     ranges = {name: options.int_ranges[name] for name in integers if name in options.int_ranges}
     if options.data is not None or options.recorded or not ranges:
@@ -145,7 +145,7 @@ def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Samp
 
 
 def _without_batch_axis(row: Sample, facts: TargetFacts) -> list[Sample]:
-    """Return the samples of a request that has a batch axis; any other request is one sample."""
+    """Return the samples of a request that has a batch axis. Any other request is one sample."""
     ranks = {item.name: len(item.shape) for item in facts.inputs}
     sizes = {len(array) if array.ndim == ranks[name] + 1 else 0 for name, array in row.items()}
     if len(sizes) != 1 or 0 in sizes or (facts.max_batch_size == 0 and sizes != {1}):

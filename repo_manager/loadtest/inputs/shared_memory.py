@@ -1,6 +1,6 @@
 """Inputs and outputs in memory that the server maps, instead of in each request: POSIX shared memory, or a GPU's.
 
-A POSIX region is a locked file below /dev/shm. It goes when the load test ends, whatever ends it; what a killed
+A POSIX region is a locked file below /dev/shm. It goes when the load test ends, whatever ends it. What a killed
 process left is recognised by its lock, which died with it, and removed by the next run.
 """
 
@@ -40,13 +40,13 @@ class Area:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the tensors of each request lie.
+    """Where the tensors of each request are.
 
     Attributes:
         region: the name that the server knows the memory by.
         inputs: for each sample, input name -> place.
         outputs: for each sample, output name -> place. Requests in flight with the same sample write to the same
-            place: nobody reads it. Empty when the size of an output is not known beforehand.
+            place: nobody reads it. Empty when the size of an output is not known in advance.
         size: of the region in bytes.
     """
 
@@ -111,7 +111,7 @@ def _plan(facts: TargetFacts, samples: list[Sample], options: LoadTestOptions) -
 
 
 def _output_bytes(item: InputFacts, facts: TargetFacts, options: LoadTestOptions) -> int | None:
-    """Return an output's size in a request; `None` when a dimension or the type leaves it open."""
+    """Return an output's size in a request, or `None` when a dimension or the type leaves it open."""
     if item.datatype == "BYTES" or any(size < 0 for size in item.shape):
         return None
     batch = options.batch_size if facts.max_batch_size > 0 else 1
@@ -159,7 +159,7 @@ def _posix_memory(placement: Placement) -> Iterator[_PosixMemory]:
 
 
 def _name(descriptor: int, path: Path) -> None:
-    """Give a nameless file its name (open(2), O_TMPFILE); the folder's descriptor makes Python call `linkat`."""
+    """Give a nameless file its name (open(2), O_TMPFILE). The folder's descriptor makes Python call `linkat`."""
     folder = os.open("/proc/self/fd", os.O_RDONLY)
     try:
         os.link(str(descriptor), path, src_dir_fd=folder, follow_symlinks=True)

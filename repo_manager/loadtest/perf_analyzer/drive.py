@@ -39,18 +39,18 @@ _EXPORTED_ELEMENTS = 1024  # the export repeats every request's inputs: minutes 
 _DRAWN_ELEMENTS = 1 << 20  # of all samples together: perf_analyzer reads them as text
 _REQUEST_COUNT = re.compile(r"^\s*Request count: (\d+)", re.M)
 _KILL_AFTER_S = 60.0
-# Over HTTP it takes a thread a request; many of them, on a fast server, keep the one that measures from ever running
+# Over HTTP it takes a thread a request. Many of them, on a fast server, keep the one that measures from ever running
 # (2.50 on 2 CPUs: from 8 threads on). Its asynchronous calls do not.
 _THREADS_PER_CPU = 2
 _UNSTABLE_EXIT, _OPTION_EXIT = 2, 3
-# What it prints before it measures a level; it ends with the code of wrong options also when no request ended in time.
+# What it prints before it measures a level. It ends with the code of wrong options also when no request ended in time.
 _MEASURED = re.compile(r"^\s*Request (?:concurrency|rate): ", re.M | re.I)
 
 
 def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
     """Return the binary on PATH (a real one that starts, not pip's stub) or the one in the user's cache.
 
-    The libraries of one on PATH may lie in a folder `lib` beside it, also where PATH has a link to it.
+    The libraries of one on PATH may be in a folder `lib` beside it, also where PATH has a link to it.
 
     Raises:
         MissingDependencyError: there is neither.
@@ -76,7 +76,7 @@ def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
 
 
 def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTestOptions, files: Path) -> list[str]:
-    """Return the command line of one level; results go to `files`/result.csv and `files`/profile.json.
+    """Return the command line of one level. Results go to `files`/result.csv and `files`/profile.json.
 
     Raises:
         UsageError: the options ask for what perf_analyzer cannot do.
@@ -201,7 +201,7 @@ def _tls_arguments(options: LoadTestOptions) -> list[str]:
 
 
 def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:
-    """Return the inputs with the sizes of a request; a dimension that only the data file knows counts as large."""
+    """Return the inputs with the sizes of a request. A dimension that only the data file knows counts as large."""
     return [
         dataclasses.replace(
             item,
@@ -215,7 +215,7 @@ def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:
 
 
 def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, options: LoadTestOptions) -> LoadPoint:
-    """Run one level and return its row, whatever happened.
+    """Run one level and return its row, in any case.
 
     Raises:
         UsageError: the options ask for what perf_analyzer cannot do, or it rejected them.
@@ -251,7 +251,7 @@ def _with_inputs_file(facts: TargetFacts, options: LoadTestOptions, folder: Path
     """Write the inputs as its JSON: what a file holds, read and checked as for the native client, or drawn integers.
 
     Drawn where integers have ranges of their own: perf_analyzer draws from the whole type. A sequence model's file is
-    left to it, with its streams; a recorded sequence is one stream.
+    left to it, with its streams. A recorded sequence is one stream.
     """
     is_drawn = options.data is None and not options.recorded
     if (facts.sequence and not options.recorded) or (is_drawn and drawn_note(facts, options) is None):
@@ -354,9 +354,9 @@ def _server(row: Mapping[str, float], profile: Mapping[str, float]) -> ServerTim
 
 
 def parse_csv(text: str) -> list[dict[str, float]]:
-    """Return the rows of a perf_analyzer CSV (microseconds), by column; cells that are no numbers are left out.
+    """Return the rows of a perf_analyzer CSV (microseconds), by column. Cells that are no numbers are left out.
 
-    Columns come and go between versions and models (cache columns, GPU columns), so they are found by name; GPU cells
+    Columns come and go between versions and models (cache columns, GPU columns), so they are found by name. GPU cells
     (`GPU-...:12;GPU-...:13`) are left out.
     """
     rows: list[dict[str, float]] = []
@@ -375,7 +375,7 @@ def parse_csv(text: str) -> list[dict[str, float]]:
 def parse_profile_export(text: str) -> dict[str, float]:
     """Return `requests` and `duration_s` of a profile export, empty when there is none.
 
-    The export holds every request of the run; the ones inside the last three windows are what the row was made of.
+    The export holds every request of the run. The ones inside the last three windows are what the row was made of.
     """
     try:
         experiments: list[dict[str, Any]] = json.loads(text).get("experiments", []) if text else []

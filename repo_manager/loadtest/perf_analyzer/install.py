@@ -1,8 +1,8 @@
 """Fetches perf_analyzer by pip alone, into the user's cache.
 
-The package `perf-analyzer` is an empty stub where glibc is older than 2.38. The wheel tritonclient 2.50.0
-(manylinux1) carries the binary; it needs libb64 (0d) and the CUDA 12 runtime, which come from the wheels
-nvidia-pytriton (when installed) and nvidia-cuda-runtime-cu12. No wheel is installed: only files are taken out of them.
+The package `perf-analyzer` is an empty stub where glibc is older than 2.38. The wheel tritonclient 2.50.0 (manylinux1)
+carries the binary. It needs libb64 (0d) and the CUDA 12 runtime, which come from the wheels nvidia-pytriton (when
+installed) and nvidia-cuda-runtime-cu12. No wheel is installed: only files are taken out of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PerfAnalyzer:
         return values
 
     def lacks(self) -> str:
-        """Start it; return what the loader says that it lacks, empty when it starts."""
+        """Start it. Return what the loader says that it lacks, empty when it starts."""
         done = subprocess.run(
             [str(self.binary), "--version"],
             capture_output=True,
@@ -65,10 +65,10 @@ def cached_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer | None:
 
 
 def install_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
-    """Fetch and unpack perf_analyzer; a second call does nothing. The folder appears by one rename.
+    """Fetch and unpack perf_analyzer. A second call does nothing. The folder appears by one rename.
 
     Args:
-        cache: the folder to unpack below; `None` takes the user's cache.
+        cache: the folder to unpack below. `None` takes the user's cache.
 
     Raises:
         MissingDependencyError: pip cannot fetch the wheel, or a library is not to be had by pip.

@@ -39,12 +39,12 @@ class WireConnection(abc.ABC):
             self._fail_all(f"the connection broke while sending: {exc}")
 
     def close(self) -> None:
-        """Close the socket; tells nobody."""
+        """Close the socket. Tells nobody."""
         self.usable = False
         self._sock.close()
 
     def _received_now(self) -> bytes | None:
-        """Return what came; `None` when nothing did or the connection has ended, which is then dealt with."""
+        """Return what came, or `None` when nothing did or the connection has ended, which is then dealt with."""
         try:
             data = self._sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -58,7 +58,7 @@ class WireConnection(abc.ABC):
         return data
 
     def _forget_open(self) -> None:
-        """Forget the open requests; a subclass drops what it keeps of them."""
+        """Forget the open requests. A subclass drops what it keeps of them."""
         self.in_flight = 0
 
     def _fail_all(self, message: str) -> None:
@@ -77,10 +77,10 @@ class WireConnection(abc.ABC):
 
     @abc.abstractmethod
     def end_sequences(self) -> int:
-        """Send the last request of every sequence that is open; returns how many requests that are."""
+        """Send the last request of every sequence that is open. Returns how many requests that are."""
 
     def end_streams(self) -> int:
-        """End the streams that are kept open between requests; returns how many the server has not ended yet."""
+        """End the streams that are kept open between requests. Returns how many the server has not ended yet."""
         return 0
 
     @abc.abstractmethod

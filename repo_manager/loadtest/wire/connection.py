@@ -68,7 +68,7 @@ class TlsSocket:
         self._sock.close()
 
     def recv(self, size_bytes: int) -> bytes:
-        """Return what came, at least `size_bytes` if that much is there; empty at the end.
+        """Return what came, at least `size_bytes` if that much is there. Empty at the end.
 
         Raises:
             BlockingIOError: nothing came.
@@ -96,7 +96,7 @@ class TlsSocket:
         return b"".join(parts)
 
     def send(self, data: bytes | memoryview) -> int:
-        """Send from the start of `data`; returns how much went.
+        """Send from the start of `data`. Returns how much went.
 
         Raises:
             BlockingIOError: the socket is full.
@@ -108,7 +108,7 @@ class TlsSocket:
             raise BlockingIOError from None
 
     def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
-        """Send from the start of the buffers; small ones share a record.
+        """Send from the start of the buffers. Small ones share a record.
 
         Raises:
             BlockingIOError: the socket is full.
@@ -150,12 +150,12 @@ class Endpoint:
         json_bytes: HTTP only: the length of the JSON part of each body (`Inference-Header-Content-Length`).
         timeout_ns: a request without an answer for this long is an error.
         protocol: `grpc` or `http`.
-        sequences: the requests belong to sequences, and `messages` lack their parameters; `None`: they do not.
+        sequences: the requests belong to sequences, and `messages` lack their parameters. `None`: they do not.
         decoupled: gRPC: a request has any number of responses.
         keeps_streams: gRPC: calls of `ModelStreamInfer` stay open and carry one request after another. Without it, a
             request to a decoupled model is a call of its own.
         is_compressed: gRPC: the messages are, as the header `grpc-encoding` says.
-        tls: encrypt the connection; `None` does not.
+        tls: encrypt the connection. `None` does not.
     """
 
     host: str
@@ -175,13 +175,13 @@ class Endpoint:
 
 
 class Sink(Protocol):
-    """Is told of every answer."""
+    """Is called with every answer."""
 
     def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> int:
-        """Requests ended well; latency counts from each one's start stamp.
+        """Requests ended well. Latency counts from each one's start stamp.
 
         Returns:
-            How many new requests the connection has to send at once, without being told again.
+            How many new requests the connection must send at once, without being told again.
         """
 
     def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
@@ -191,10 +191,10 @@ class Sink(Protocol):
         """More was measured than whole requests: of sequences, or of single responses. See `Slice.details`."""
 
     def returned(self, starts_ns: list[int]) -> None:
-        """Requests that the server certainly did not begin have to be sent elsewhere; their start stamps."""
+        """Requests that the server certainly did not begin must be sent elsewhere. Their start stamps."""
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
-        """The connection is gone; its open requests have been reported as failed before."""
+        """The connection is gone. Its open requests have been reported as failed before."""
 
 
 class Connection(Protocol):
@@ -211,7 +211,7 @@ class Connection(Protocol):
         """Return how many more requests it can carry now."""
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Put requests on the wire; latency counts from `starts_ns`, or from the write when `None`."""
+        """Put requests on the wire. Latency counts from `starts_ns`, or from the write when `None`."""
 
     def flush(self) -> None:
         """Write what was submitted."""
@@ -223,11 +223,11 @@ class Connection(Protocol):
         """Fail the requests that are older than the time-out."""
 
     def close(self) -> None:
-        """Close the socket; tells nobody."""
+        """Close the socket. Tells nobody."""
 
 
 def open_sockets(endpoint: Endpoint, count: int) -> list[Socket]:
-    """Connect, all at the same moment, without Nagle's delay; the sockets are non-blocking.
+    """Connect, all at the same moment, without Nagle's delay. The sockets are non-blocking.
 
     All of it, from the look-up of the name to the last TLS handshake, takes no longer than a request may, and at most
     `_CONNECT_S`.
@@ -263,7 +263,7 @@ def open_sockets(endpoint: Endpoint, count: int) -> list[Socket]:
 
 
 def _resolved(endpoint: Endpoint, timer: Timer) -> tuple[int, Any]:
-    """Return family and address of the server; of several addresses, the first one that takes a connection."""
+    """Return family and address of the server. Of several addresses, the first one that takes a connection."""
     found = resolve(endpoint.host, endpoint.port, timer)
     for family, address in found[:-1]:
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -1,10 +1,9 @@
 """gRPC client connection: HTTP/2 frames built once, many streams on one connection.
 
-The header block of a request is the same for every request. The first one on a connection teaches the
-server's HPACK table its fields (literals with incremental indexing); every later one is a few index bytes. A request
-is then: HEADERS with its stream id, DATA with its stream id and the prebuilt message (RFC 9113, RFC 7541, and
-the gRPC over HTTP/2 mapping). Large messages are written as slices of the prebuilt one, within the server's flow
-control.
+The header block of a request is the same for every request. The first one on a connection teaches the server's HPACK
+table its fields (literals with incremental indexing). Every later one is a few index bytes. A request is then: HEADERS
+with its stream id, DATA with its stream id and the prebuilt message (RFC 9113, RFC 7541, and the gRPC over HTTP/2
+mapping). Large messages are written as slices of the prebuilt one, within the server's flow control.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class GrpcConnection(WireConnection):
         return self._peer.max_streams - self.in_flight if self.usable and self.ready else 0
 
     def _build_frames(self) -> None:
-        """Prebuild what does not change between requests; again when the server's SETTINGS change it."""
+        """Prebuild what does not change between requests. Again when the server's SETTINGS change it."""
         self._headers_prefix = frame(HEADERS, _END_HEADERS, 0, self._block)[:5]
         whole: list[tuple[bytes, bytes, int]] = []
         for message in self._messages:
@@ -95,7 +94,7 @@ class GrpcConnection(WireConnection):
         self._fits_one_frame = largest <= min(self._peer.max_frame_bytes, self._peer.initial_window_bytes)
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Queue requests; `flush` writes them. See `Connection.submit`."""
+        """Queue requests. `flush` writes them. See `Connection.submit`."""
         out, unstamped, prefix, whole = self._out, self._unstamped, self._headers_prefix, self._whole
         flow = self._flow
         for place in range(count):
@@ -157,7 +156,7 @@ class GrpcConnection(WireConnection):
         self._starts.update(dict.fromkeys(numbers, now_ns))
 
     def _answered(self, starts_ns: list[int], now_ns: int) -> int:
-        """Tell the sink of calls that ended well; returns how many it wants next."""
+        """Tell the sink of calls that ended well. Returns how many it wants next."""
         return self._sink.completed(self, [now_ns - start_ns for start_ns in starts_ns], now_ns)
 
     def _dropped(self, start_ns: int) -> None:
@@ -236,7 +235,7 @@ class GrpcConnection(WireConnection):
         return ended
 
     def _on_data(self, number: int, payload: bytes) -> None:
-        """Take a piece of a call's responses; only told to a subclass that wants it."""
+        """Take a piece of a call's responses. Only told to a subclass that wants it."""
 
     def _end_call(self, number: int, block: bytes, flags: int, ended: list[int]) -> None:
         """Handle trailers that were not seen before, or that carry an error."""
@@ -253,7 +252,7 @@ class GrpcConnection(WireConnection):
             self._again(self._sink.failed(self, 1, problem, time.monotonic_ns()))
 
     def _again(self, count: int) -> None:
-        """Queue what the sink asks for; more than the server allows would be refused, so that part is given back."""
+        """Queue what the sink asks for. More than the server allows would be refused, so that part is given back."""
         if count > 0:
             allowed = min(count, self.free_slots())
             self.submit(allowed)
@@ -298,7 +297,7 @@ class GrpcConnection(WireConnection):
             self._send_waiting()
 
     def _go_away(self, payload: bytes) -> None:
-        """Take no new requests; hand the streams back that the server says it did not begin (RFC 9113, 6.8)."""
+        """Take no new requests. Hand the streams back that the server says it did not begin (RFC 9113, 6.8)."""
         self.usable = False
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         refused = [number for number in self._starts if number > last]

@@ -70,7 +70,7 @@ def _huffman(data: bytes) -> bytes:
 
 
 class Decoder:
-    """Decodes the header blocks of one connection, in order; keeps the dynamic table."""
+    """Decodes the header blocks of one connection, in order. Keeps the dynamic table."""
 
     def __init__(self) -> None:
         self._entries: collections.deque[tuple[str, str]] = collections.deque()
@@ -81,7 +81,7 @@ class Decoder:
         """Return the block's fields.
 
         Raises:
-            HpackError: it is malformed; the connection cannot be decoded any further.
+            HpackError: it is malformed. The connection cannot be decoded any further.
         """
         fields: list[tuple[str, str]] = []
         position = 0
@@ -129,7 +129,7 @@ def _entry_size(name: str, value: str) -> int:
 
 
 def _integer(block: bytes, position: int, prefix_bits: int) -> tuple[int, int]:
-    """Decode an integer; return it and the position after it (RFC 7541, 5.1)."""
+    """Decode an integer. Return it and the position after it (RFC 7541, 5.1)."""
     limit = (1 << prefix_bits) - 1
     value = block[position] & limit
     position += 1

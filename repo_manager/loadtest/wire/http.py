@@ -92,7 +92,7 @@ class HttpConnection(WireConnection):
             yield (head + body,) if len(body) < _JOIN_BELOW_BYTES else (head, body)
 
     def end_sequences(self) -> int:
-        """Send the last request of a sequence that is open; returns how many requests that are."""
+        """Send the last request of a sequence that is open. Returns how many requests that are."""
         if self._lane is None or not self._lane.is_open or self.in_flight or not self.usable:
             return 0
         self._is_closing = True
@@ -112,7 +112,7 @@ class HttpConnection(WireConnection):
         return 1 - self.in_flight if self.usable else 0
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Queue one request; `flush` writes it. See `Connection.submit`."""
+        """Queue one request. `flush` writes it. See `Connection.submit`."""
         self.in_flight = 1
         self._queued = next(self._requests)
         self._stamp_on_write = starts_ns is None
@@ -154,8 +154,8 @@ class HttpConnection(WireConnection):
     def on_readable(self) -> None:
         """Read and handle what the server sent.
 
-        A plain socket is read into the same memory again and again. Mostly what came is the whole of an answer with the
-        header block of the last good one; every step of that case is a part of what the client costs a request.
+        A plain socket is read into the same memory again and again. Mostly what came is the whole of an answer with
+        the header block of the last good one. Every step of that case is a part of what the client costs a request.
         """
         if self._receive_into is None:
             data = self._received_now()
@@ -229,7 +229,7 @@ class HttpConnection(WireConnection):
         self._take_body(data, cut + 4, now_ns)
 
     def _take_body(self, data: bytes, begin: int, now_ns: int) -> None:
-        """Count the body bytes from `begin` on; only an error's body is kept."""
+        """Count the body bytes from `begin` on. Only an error's body is kept."""
         self._missing -= len(data) - begin
         if self._status != 200 and len(self._error_body) < _KEPT_BODY_BYTES:
             self._error_body += data[begin:]
@@ -273,7 +273,7 @@ class HttpConnection(WireConnection):
             self._sink.lost(self, "the server closes the connection after each answer", now_ns)
 
     def expire(self, now_ns: int) -> None:
-        """Fail the request in flight when it is older than the time-out; HTTP/1.1 then has to reconnect."""
+        """Fail the request in flight when it is older than the time-out. HTTP/1.1 then must reconnect."""
         if self.in_flight and now_ns - self._start_ns > self._timeout_ns:
             self._fail_all(f"no answer within {self._timeout_ns / 1e9:g} s")
 

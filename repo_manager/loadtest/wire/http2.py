@@ -97,7 +97,7 @@ def request_blocks(endpoint: Endpoint, *, indexed: bool) -> tuple[bytes, bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class PeerSettings:
-    """What the server's SETTINGS frames say; the standard's initial values until then."""
+    """What the server's SETTINGS frames say. The standard's initial values until then."""
 
     header_table_bytes: int = 4096
     max_streams: int = 1 << 30
@@ -175,7 +175,7 @@ class SendFlow:
     """The connection's window, and the streams whose message is not wholly sent.
 
     Attributes:
-        window_bytes: what the connection may still send; a caller that sends a whole message takes it off itself.
+        window_bytes: what the connection may still send. A caller that sends a whole message takes it off itself.
         kept: the streams that stay open after a message.
     """
 
@@ -192,7 +192,7 @@ class SendFlow:
         return not self._waiting
 
     def start(self, stream: int, message: bytes) -> None:
-        """Queue a stream's message; `frames` yields it, and ends the stream with it unless it is one of `kept`."""
+        """Queue a stream's message. `frames` yields it, and ends the stream with it unless it is one of `kept`."""
         self._stream_windows.setdefault(stream, self._peer.initial_window_bytes)
         self._waiting.append((stream, memoryview(message)))
 
@@ -208,7 +208,7 @@ class SendFlow:
         self._waiting.clear()
 
     def grant(self, stream: int, size_bytes: int) -> None:
-        """Apply a WINDOW_UPDATE; stream 0 is the connection."""
+        """Apply a WINDOW_UPDATE. Stream 0 is the connection."""
         if stream == 0:
             self.window_bytes += size_bytes
         elif stream in self._stream_windows:

@@ -1,7 +1,7 @@
 """Calls of `ModelStreamInfer` that stay open and carry one request after another, as Triton's own clients use them.
 
 Every request in flight has a call of its own, and a live sequence keeps one for all its requests. Triton marks the
-final response of a request to a decoupled model when the request asks for it; any other request has one response.
+final response of a request to a decoupled model when the request asks for it. Any other request has one response.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         self._rotation = itertools.cycle(self._messages)
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Queue requests, each on a stream that has none; `flush` writes them."""
+        """Queue requests, each on a stream that has none. `flush` writes them."""
         if self._endpoint.sequences is not None:
             super().submit(count, starts_ns)
             return
@@ -61,7 +61,7 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         return number
 
     def _resting_stream(self, lane: Lane | None) -> int | None:
-        """Return the stream of a live sequence, or any other that waits for a request; `None`: there is none."""
+        """Return the stream of a live sequence, or any other that waits for a request. `None`: there is none."""
         if lane is not None:
             return lane.stream if lane.stream in self._flow.kept else None
         while self._resting:
@@ -80,7 +80,7 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         return number
 
     def end_streams(self) -> int:
-        """End the streams without a request; returns how many the server has not ended yet."""
+        """End the streams without a request. Returns how many the server has not ended yet."""
         for number in self._flow.kept - self._ending - self._starts.keys():
             self._ending.add(number)
             self._queue(frame(DATA, _END_STREAM, number, b""))
@@ -96,7 +96,7 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         call = self._starts.get(number)
         taken = self._follow(number, call, payload) if isinstance(call, Call) else 0
         if taken < len(payload) and number in self._flow.kept:
-            self._flow.forget(number)  # nobody asked for it: what follows cannot be told from the next answers
+            self._flow.forget(number)  # nobody asked for it: what follows cannot be distinguished from the next answers
             self._queue(frame(RST_STREAM, 0, number, struct.pack(">I", 8)))
             return
         self._taken[number] += len(payload)

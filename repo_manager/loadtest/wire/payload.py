@@ -40,8 +40,8 @@ def build_endpoint(
         facts: the model.
         samples: inputs of each request.
         options: of the load test.
-        placement: where the tensors lie in shared memory; `None` puts them into the messages.
-        streams: recorded sequences, each the numbers of its samples; of a sequence model only.
+        placement: where the tensors are in shared memory. `None` puts them into the messages.
+        streams: recorded sequences, each the numbers of its samples. Of a sequence model only.
 
     Raises:
         UsageError: the model is decoupled and the protocol HTTP, or takes sequences and the batch size is above 1.
@@ -131,7 +131,7 @@ def _sequences(
 def _grpc_sequence_parts(
     options: LoadTestOptions, is_first: bool, is_last: bool, *, as_text: bool
 ) -> tuple[bytes, bytes]:
-    """Return what stands before and after the correlation ID; protobuf merges messages that follow one another."""
+    """Return what is before and after the correlation ID. Protobuf merges messages that follow one another."""
     messages = require("tritonclient.grpc.service_pb2")
     identity, flags = messages.ModelInferRequest(), messages.ModelInferRequest()
     if as_text:
@@ -147,7 +147,7 @@ def _grpc_sequence_parts(
 def _http_sequence_parts(
     options: LoadTestOptions, is_first: bool, is_last: bool, *, as_text: bool
 ) -> tuple[bytes, bytes]:
-    """Return the start of a body before and after the correlation ID; what follows begins with the inputs."""
+    """Return the start of a body before and after the correlation ID. What follows begins with the inputs."""
     quote = b'"' if as_text else b""
     flags = {"sequence_start": is_first, "sequence_end": is_last, **_HTTP_PARAMETERS, **options.parameters}
     return b'{"parameters": {"sequence_id": ' + quote, quote + b", " + json.dumps(flags).encode()[1:] + b", "
@@ -160,7 +160,7 @@ def _http_path(options: LoadTestOptions) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Places:
-    """Where one request's tensors lie; `region` is empty when they travel in the message."""
+    """Where one request's tensors are. `region` is empty when they travel in the message."""
 
     region: str
     inputs: Mapping[str, Area]
@@ -222,7 +222,7 @@ def _set_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
 def _http_body(
     sample: Sample, types: dict[str, str], options: LoadTestOptions, places: _Places, *, in_sequence: bool
 ) -> tuple[bytes, int]:
-    """Return a body and the length of its JSON part; of a sequence without its start, which holds the parameters."""
+    """Return a body and the length of its JSON part. Of a sequence without its start, which holds the parameters."""
     raw = {name: b"" if name in places.inputs else raw_bytes(array) for name, array in sample.items()}
     document: dict[str, Any] = {
         "inputs": [

@@ -1,7 +1,7 @@
 """Sequences of requests on the wire: correlation IDs put into prebuilt requests, and the live sequences themselves.
 
-A request of a sequence begins with its parameters: `before`, the correlation ID in a fixed number of bytes, `after`;
-what follows is prebuilt as for any request. A live sequence (a `Lane`) has one request open at a time: the next one is
+A request of a sequence begins with its parameters: `before`, the correlation ID in a fixed number of bytes, `after`.
+What follows is prebuilt as for any request. A live sequence (a `Lane`) has one request open at a time: the next one is
 sent when the last one was answered.
 """
 
@@ -59,8 +59,8 @@ class SequencePlan:
 
     Attributes:
         parameters: (start, end) -> the bytes before and after the correlation ID.
-        as_varint: whether the ID is a varint of protobuf; else it is digits.
-        streams: recorded sequences, each the numbers of its requests' messages; sent whole, in rotation.
+        as_varint: whether the ID is a varint of protobuf, else it is digits.
+        streams: recorded sequences, each the numbers of its requests' messages. Sent whole, in rotation.
         lengths: without recorded ones: lengths in rotation, of messages in rotation.
         messages: how many messages there are.
     """
@@ -94,7 +94,7 @@ class Lanes:
     Args:
         plan: what sequences are made of.
         worker: this worker's number.
-        workers: how many workers there are; no two give the same ID.
+        workers: how many workers there are. No two give the same ID.
         seed: of the first ID, so that a test that follows another soon does not meet the sequences it left.
     """
 
@@ -116,7 +116,7 @@ class Lane:
 
     Attributes:
         is_last: whether the request that was taken last ends its sequence.
-        began_ns: start of the sequence's first request; set by the connection that sends it.
+        began_ns: start of the sequence's first request. Set by the connection that sends it.
         stream: the HTTP/2 stream of the open request.
     """
 
@@ -149,5 +149,5 @@ class Lane:
         return before + self._id + after, message
 
     def abandon(self) -> None:
-        """Leave the sequence, of which a request failed; the next request starts another one."""
+        """Leave the sequence, of which a request failed. The next request starts another one."""
         self.is_last = True

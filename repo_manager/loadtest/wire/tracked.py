@@ -31,7 +31,7 @@ class Call(int):
 
     Attributes:
         lane: the live sequence that it belongs to.
-        last_ns: when its last response came; 0 before the first.
+        last_ns: when its last response came. 0 before the first.
         problem: the error that a response carries.
         is_final: on a stream that is kept open: the final response has come.
     """
@@ -71,7 +71,7 @@ class TrackedGrpcConnection(GrpcConnection):
         return min(allowed, len(self._free)) if self._endpoint.sequences is not None else allowed
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Queue requests, each of another live sequence; `flush` writes them."""
+        """Queue requests, each of another live sequence. `flush` writes them."""
         if self._endpoint.sequences is None:
             first = self._next_id
             super().submit(count, starts_ns)
@@ -91,7 +91,7 @@ class TrackedGrpcConnection(GrpcConnection):
                 self._stamp([number], starts_ns[place])
 
     def _submit_one(self, message: bytes, _lane: Lane | None) -> int:
-        """Queue a request, given with its gRPC prefix; returns its HTTP/2 stream."""
+        """Queue a request, given with its gRPC prefix. Returns its HTTP/2 stream."""
         number = self._next_id
         self._next_id = number + 2
         size = len(message)
@@ -146,7 +146,7 @@ class TrackedGrpcConnection(GrpcConnection):
             self._free.append(lane)
 
     def end_sequences(self) -> int:
-        """Send the last request of every sequence that is open; returns how many requests that are."""
+        """Send the last request of every sequence that is open. Returns how many requests that are."""
         self._is_closing = True
         self._free = collections.deque(lane for lane in self._free if lane.is_open)
         count = self.free_slots()
@@ -156,13 +156,13 @@ class TrackedGrpcConnection(GrpcConnection):
         return max(count, 0)
 
     def _on_data(self, number: int, payload: bytes) -> None:
-        """Follow the messages in a piece of a call's responses; a response has come when its last byte has."""
+        """Follow the messages in a piece of a call's responses. A response has come when its last byte has."""
         call = self._starts.get(number)
         if isinstance(call, Call):
             self._follow(number, call, payload)
 
     def _follow(self, number: int, call: Call, payload: bytes) -> int:
-        """Read a piece of a call's responses, up to its final one; returns how many bytes were read."""
+        """Read a piece of a call's responses, up to its final one. Returns how many bytes were read."""
         place, size, now_ns = 0, len(payload), 0
         while place < size and not call.is_final:
             kept = call.kept

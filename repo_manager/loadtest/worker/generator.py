@@ -67,7 +67,7 @@ class Generator:
             raise
 
     def close(self) -> None:
-        """Close every connection; tells nobody."""
+        """Close every connection. Tells nobody."""
         for connection in self._connections.values():
             connection.close()
         self._epoll.close()
@@ -172,7 +172,7 @@ class Generator:
         connection.flush()
 
     def _replace_connections(self, count: int = 1) -> list[GrpcConnection | HttpConnection]:
-        """Open connections in the place of lost ones, or the ones still missing; after a failure 0.1 s later."""
+        """Open connections in the place of lost ones, or the ones still missing. After a failure 0.1 s later."""
         now_ns = time.monotonic_ns()
         count = min(count, self._most_connections - len(self._connections))
         if now_ns < self._retry_ns or count < 1:
@@ -212,7 +212,7 @@ class Generator:
             self._housekeep()
             self._hand_over_when_quiet(following)
             wait_ns = _HOUSEKEEPING_NS if following is None else following - time.monotonic_ns()
-            # epoll waits in whole milliseconds; select takes microseconds, and an epoll can be selected.
+            # epoll waits in whole milliseconds. Select takes microseconds, and an epoll can be selected.
             if wait_ns <= 0 or select.select(waited, [], [], min(wait_ns, _HOUSEKEEPING_NS) / 1e9)[0]:
                 self._poll(0)
 
@@ -311,7 +311,7 @@ class Generator:
     # --- Sink -----------------------------------------------------------------------------------
 
     def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> int:
-        """Record answers; a closed loop sends as many new requests on the same connection."""
+        """Record answers. A closed loop sends as many new requests on the same connection."""
         recorder = self._recorder
         if now_ns < recorder.boundary_ns:
             recorder.latencies += latencies_ns
@@ -322,7 +322,7 @@ class Generator:
         return self._after(connection, len(latencies_ns))
 
     def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
-        """Record errors; a closed loop goes on."""
+        """Record errors. A closed loop goes on."""
         self._recorder.add_errors(count, message, now_ns)
         return self._after(connection, count)
 
@@ -339,13 +339,13 @@ class Generator:
         self._recorder.add_details(name, values_ns, now_ns)
 
     def returned(self, starts_ns: list[int]) -> None:
-        """Take requests back that a connection could not place; the loop sends them on another one."""
+        """Take requests back that a connection could not place. The loop sends them on another one."""
         self._in_flight -= len(starts_ns)
         if not self._is_closed:
             self._backlog = sorted(starts_ns) + self._backlog
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
-        """Forget a connection; the loops open another one."""
+        """Forget a connection. The loops open another one."""
         self._last_loss = message
         descriptor = connection.fileno()
         if self._connections.pop(descriptor, None) is not None:

@@ -23,7 +23,7 @@ __all__ = ["WorkerPool", "default_workers"]
 
 _START_DELAY_NS = 5_000_000
 _EXIT_TIMEOUT_S = 5.0
-# Not `-m`, which would let a file in the current folder stand in for any module that the worker imports.
+# Not `-m`, which would let a file in the current folder are in for any module that the worker imports.
 _START = (
     "import sys; sys.path[:] = [folder for folder in sys.path if folder]; "
     f"sys.path.append({str(Path(repo_manager.__file__).parents[1])!r}); "
@@ -124,7 +124,7 @@ class WorkerPool:
             self._spawn()
 
     def close(self) -> None:
-        """End the workers; never leaves one behind."""
+        """End the workers. Never leaves one behind."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:

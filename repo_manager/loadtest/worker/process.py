@@ -1,8 +1,8 @@
 """A load worker: its own process, told what to do over a pipe, answering with slices of time.
 
-Started by `WorkerPool` with the number of an inherited socket. Messages, all pickled:
-in: `Job`, then `("start", monotonic ns)`, then `("stop",)`; out: `("ready",)` or `("error", text, hint)`, then
-`Slice`s, then `("done",)`. The end of the pipe ends the process, so no worker outlives its parent.
+Started by `WorkerPool` with the number of an inherited socket. Messages, all pickled: in: `Job`, then `("start",
+monotonic ns)`, then `("stop",)`. Out: `("ready",)` or `("error", text, hint)`, then `Slice`s, then `("done",)`. The
+end of the pipe ends the process, so no worker outlives its parent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def serve(pipe: Pipe) -> None:
 
 
 def _run(pipe: Pipe, job: Job) -> bool:
-    """Run one job; False when the parent is gone."""
+    """Run one job. False when the parent is gone."""
     alive = True
 
     def on_control() -> None:

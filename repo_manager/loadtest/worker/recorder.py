@@ -1,6 +1,6 @@
 """Cuts a worker's answers into slices of time, by the moment at which each answer came.
 
-Ending a slice costs nothing; counting it and handing it on costs most of a millisecond on a CPU that was idle, which
+Ending a slice costs nothing. Counting it and handing it on costs most of a millisecond on a CPU that was idle, which
 is why the load loop chooses when (`hand_over`): every moment is a request's in a closed loop, but not in an open one.
 """
 
@@ -24,8 +24,8 @@ class Slice:
     """What one worker (or all of them, merged) saw in one slice of time.
 
     Attributes:
-        index: number of the slice; slice `k` covers `[k, k+1) * slice_ns` after the start of the load.
-        length_ns: how long it lasted; less than the others only for the last one.
+        index: number of the slice. Slice `k` covers `[k, k+1) * slice_ns` after the start of the load.
+        length_ns: how long it lasted. Less than the others only for the last one.
         latencies: of the requests that ended well in the slice.
         errors: how many requests ended in an error.
         messages: error message -> how often, at most 8 kinds.
@@ -155,7 +155,7 @@ class Recorder:
 
     @property
     def kept_since_ns(self) -> int | None:
-        """When the oldest slice that was not handed on ended; `None` when there is none."""
+        """When the oldest slice that was not handed on ended. `None` when there is none."""
         return self._ended[0][0] if self._ended else None
 
     def hand_over(self) -> None:
@@ -178,7 +178,7 @@ class Recorder:
 def _process_times() -> tuple[int, int]:
     """Return the CPU time of this process and the time it waited for a CPU, in nanoseconds.
 
-    The second number of /proc/self/schedstat is the wait; 0 where the kernel does not count it.
+    The second number of /proc/self/schedstat is the wait. 0 where the kernel does not count it.
     """
     try:
         with open("/proc/self/schedstat", encoding="ascii") as file:  # noqa: PTH123  # a path object costs more than the read

@@ -38,7 +38,7 @@ class Schedule:
         arrival: `constant` (evenly spaced), `poisson` (independent arrivals, exponential gaps), `burst`
             (`burst_size` at once, bursts evenly spaced), `ramp` (the rate rises linearly from `ramp_from_per_s` to
             `rate_per_s` over `ramp_s`, then stays), `replay` (recorded moments).
-        rate_per_s: mean rate in requests a second; the final one of a ramp. Ignored by `replay`.
+        rate_per_s: mean rate in requests a second. The final one of a ramp. Ignored by `replay`.
         seed: of `poisson`.
         burst_size: requests in a burst.
         ramp_from_per_s: rate at the start of a ramp.
@@ -70,7 +70,7 @@ class Schedule:
             )
 
     def chunks(self) -> Iterator[Offsets]:
-        """Yield the moments in chunks; endless except for `replay`."""
+        """Yield the moments in chunks. Endless except for `replay`."""
         if self.arrival == "replay":
             offsets = np.asarray(self.offsets_ns, np.int64)
             for start in range(0, offsets.size, _CHUNK):
@@ -95,7 +95,7 @@ class Schedule:
             return bursts * self.burst_size / self.rate_per_s
         if self.arrival == "constant":
             return numbers / self.rate_per_s
-        # A ramp: arrivals up to t are a*t + (b-a)*t²/(2T); solved for t, then the constant rate b.
+        # A ramp: arrivals up to t are a*t + (b-a)*t²/(2T). Solved for t, then the constant rate b.
         start, end, length = self.ramp_from_per_s, self.rate_per_s, self.ramp_s
         in_ramp = (start + end) / 2 * length
         half_slope = (end - start) / (2 * length)
@@ -179,15 +179,15 @@ class Job:
     Attributes:
         protocol: `grpc` or `http`.
         endpoint: the server and the prebuilt requests.
-        slots: closed loop: requests kept in flight. Open loop: connections opened beforehand over HTTP.
+        slots: closed loop: requests kept in flight. Open loop: connections opened in advance over HTTP.
         connections: gRPC connections (HTTP opens one a slot).
-        schedule: open loop: the whole schedule; `None` for a closed loop.
+        schedule: open loop: the whole schedule. `None` for a closed loop.
         worker: this worker's number, from 0.
         workers: how many workers share the schedule.
         slice_ns: length of a recorded slice of time.
-        max_in_flight: open loop: requests that may be open at once; what is due beyond that waits, and its
-            waiting counts as latency.
-        sequences: live sequences of this worker; 0 where requests belong to none.
+        max_in_flight: open loop: requests that may be open at once. What is due beyond that waits, and its waiting
+            counts as latency.
+        sequences: live sequences of this worker. 0 where requests belong to none.
         seed: of the sequences' IDs.
     """
 

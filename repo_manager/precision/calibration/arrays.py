@@ -1,9 +1,9 @@
 """Calibration data from NumPy's own files. Pickled objects are refused, always.
 
-How an array's axes are read, for an input of rank r: with r + 1 axes the first counts the samples. With r
-axes the first is the batch axis: of a dynamic size, each row is a sample; of a fixed size b, each b rows are. A
-recurrent state, whose batch is another axis, is parted along that one; one state is that of every sample. So is a
-single number for a scalar.
+How an array's axes are read, for an input of rank r: with r + 1 axes the first counts the samples. With r axes the
+first is the batch axis: of a dynamic size, each row is a sample. Of a fixed size b, each b rows are. A recurrent
+state, whose batch is another axis, is parted along that one. One state is that of every sample. So is a single number
+for a scalar.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def array_of_npz(path: Path, name: str) -> Array:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """Open an archive of arrays; what goes wrong while it is read is an error that names it.
+    """Open an archive of arrays. What goes wrong while it is read is an error that names it.
 
     Raises:
         CalibrationError: unreadable or pickled.
@@ -148,9 +148,9 @@ class _Layout:
     """Where the samples of an array are.
 
     Attributes:
-        count: how many there are; `None`: it is the same for every sample.
+        count: how many there are. `None`: it is the same for every sample.
         axis: along which they lie.
-        step: how many rows make one; 0: the axis counts samples and goes.
+        step: how many rows make one. 0: the axis counts samples and goes.
     """
 
     count: int | None

@@ -1,4 +1,4 @@
-"""What calibration data is, and the checks that every sample has to pass, whatever it was read from."""
+"""What calibration data is, and the checks that every sample must pass, whatever it was read from."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class CalibrationData:
         source: where they came from.
         names: the model's inputs.
         count: how many samples.
-        digest: of all values, types and shapes, in order; a part keeps the digest of the whole.
-        degenerate: why no range of values can be learnt from it; empty when one can.
+        digest: of all values, types and shapes, in order. A part keeps the digest of the whole.
+        degenerate: why no range of values can be learnt from it. Empty when one can.
     """
 
     source: str
@@ -53,7 +53,7 @@ class CalibrationData:
         """Part the data: what to calibrate with, and every fourth sample, held out to judge the result.
 
         Returns:
-            Both parts; `None` with fewer than `MIN_TO_SPLIT` samples.
+            Both parts. `None` with fewer than `MIN_TO_SPLIT` samples.
         """
         if self.count < MIN_TO_SPLIT:
             return None
@@ -85,7 +85,7 @@ def validated(
     """Read every sample once, check it, and take the digest.
 
     Raises:
-        CalibrationError: a sample does not fit the model; `where` names its file.
+        CalibrationError: a sample does not fit the model. `where` names its file.
     """
     digest = hashlib.sha256()
     varieties = {spec.name: _Variety() for spec in signature.inputs}
@@ -156,7 +156,7 @@ def data_of_samples(samples: Sequence[Any], signature: Signature, source: str) -
 
 
 def check_names(found: Mapping[str, Any], signature: Signature, where: str) -> None:
-    """See that the names are exactly the model's inputs.
+    """Check that the names are exactly the model's inputs.
 
     Raises:
         CalibrationError: a name is missing or unknown.
@@ -173,7 +173,7 @@ def _list(names: list[str]) -> str:
 
 
 def numpy_name(spec: TensorSpec) -> np.dtype[Any]:
-    """Return the NumPy type in which an input has to come."""
+    """Return the NumPy type in which an input must come."""
     if spec.dtype == "string":
         return np.dtype(object)
     return np.dtype(getattr(ml_dtypes, spec.dtype, spec.dtype) if not hasattr(np, spec.dtype) else spec.dtype)
@@ -184,10 +184,10 @@ def _is_free(spec: TensorSpec, axis: int) -> bool:
 
 
 def check_sample(array: Array, spec: TensorSpec, where: str) -> None:
-    """See that one input of one sample has the model's type and shape and only finite numbers.
+    """Check that one input of one sample has the model's type and shape and only finite numbers.
 
     Raises:
-        CalibrationError: it does not; `where` opens the message.
+        CalibrationError: it does not. `where` opens the message.
     """
     wanted = numpy_name(spec)
     if array.dtype != wanted and not (spec.dtype == "string" and array.dtype.kind in "UO"):

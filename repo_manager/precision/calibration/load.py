@@ -44,8 +44,8 @@ def load_calibration(source: StrPath, signature: Signature, *, min_samples: int 
         The data, arrays read lazily where the format allows it.
 
     Raises:
-        CalibrationError: names, types or shapes that do not fit the model, NaN or infinite values, too few
-            samples, an unreadable file; the message names the file.
+        CalibrationError: names, types or shapes that do not fit the model, NaN or infinite values, too few samples, an
+            unreadable file. The message names the file.
         MissingDependencyError: images without Pillow.
     """
     text = os.fspath(source)
@@ -78,7 +78,7 @@ def load_calibration(source: StrPath, signature: Signature, *, min_samples: int 
 
 
 def _require_yaml(folder: Path) -> None:
-    """See that a folder of images says how they become inputs.
+    """Check that a folder of images says how they become inputs.
 
     Raises:
         CalibrationError: it does not.

@@ -49,9 +49,9 @@ def largest_values(
         draft: the float32 model.
         values: float32 values of its main graph.
         samples: inputs.
-        folder: for the temporary model; emptied by the caller.
+        folder: for the temporary model. Emptied by the caller.
         optimize: let ONNX Runtime fuse operators: faster, at up to three times the memory.
-        finite: refuse values that are not finite; `False` counts them as infinite.
+        finite: refuse values that are not finite. `False` counts them as infinite.
 
     Raises:
         CalibrationError: a value became NaN or infinite, and `finite` asks for none.
@@ -120,12 +120,12 @@ def percentile_values(
 ) -> dict[str, float]:
     """Return, for each value, the absolute size that `percentile` percent of its numbers do not exceed.
 
-    A histogram of 65536 bins per value, up to its largest size, summed over the samples; no activation is kept.
+    A histogram of 65536 bins per value, up to its largest size, summed over the samples. No activation is kept.
 
     Args:
         draft: the float32 model.
         largest: value -> its largest absolute size on the same samples.
-        samples: inputs; iterated several times.
+        samples: inputs. Iterated several times.
         folder: for temporary models.
         percentile: in percent, above 0 and up to 100.
 

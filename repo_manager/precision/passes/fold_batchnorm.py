@@ -32,8 +32,8 @@ _EPSILON = 1e-5  # BatchNormalization's default
 def fold_batchnorm(draft: Draft) -> Draft:
     """Fold each BatchNormalization with constant parameters.
 
-    Requires: nodes in topological order. Ensures: same results up to rounding; a node keeps its name and
-    the last node of a folded pair keeps its output's name. Weights in other types than float32 stay as they are.
+    Requires: nodes in topological order. Ensures: same results up to rounding. A node keeps its name and the last node
+    of a folded pair keeps its output's name. Weights in other types than float32 stay as they are.
     """
     draft = draft.copy()
     readers = _reader_counts(draft.graph)
@@ -85,7 +85,9 @@ def _scale_and_shift(draft: Draft, node: onnx.NodeProto) -> tuple[Array, Array] 
 
 
 def _fold_into(draft: Draft, node: onnx.NodeProto, terms: tuple[Array, Array], names: set[str]) -> bool:
-    """Multiply a node's weight by s along its output channels and put b into its bias; say whether it was possible."""
+    """Multiply a node's weight by s along its output channels and put b into its bias. Return whether it was
+    possible.
+    """
     if node.domain not in ONNX_DOMAINS or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
         return False
     weight = draft.weights.get(node.input[1])

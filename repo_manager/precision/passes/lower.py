@@ -1,9 +1,8 @@
 """Turn a float32 graph into a typed FP16 or BF16 one.
 
-Every value has one type. A node that computes in 16 bits reads 16-bit values and writes 16-bit values under
-the names it always had; where its neighbour needs FP32, one Cast is made per value and shared. A weight is
-stored in the type (or types) that its readers need. Bodies of If, Loop and Scan keep FP32 inputs and outputs
-and are lowered inside.
+Every value has one type. A node that computes in 16 bits reads 16-bit values and writes 16-bit values under the names
+it always had. Where its neighbour needs FP32, one Cast is made per value and shared. A weight is stored in the type
+(or types) that its readers need. Bodies of If, Loop and Scan keep FP32 inputs and outputs and are lowered inside.
 
 Ensures: topologically sorted, no Cast there and back, inputs and outputs as asked.
 """
@@ -54,10 +53,10 @@ def lower(draft: Draft, low: int, *, keep_io_types: bool, keep: Callable[[onnx.N
     Requires: names on all nodes, topological order.
 
     Args:
-        draft: float32 model; values of other types are left alone.
+        draft: float32 model. Values of other types are left alone.
         low: `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
-        keep_io_types: leave float32 inputs and outputs float32, with Casts; `False` gives them the low type.
-        keep: says of a node why it has to stay in FP32; `None`: it need not.
+        keep_io_types: leave float32 inputs and outputs float32, with Casts. `False` gives them the low type.
+        keep: says of a node why it must stay in FP32. `None`: it need not.
 
     Raises:
         ModelError: the graph's types contradict each other.
@@ -112,7 +111,9 @@ class _Job:
     main: _Scope | None = None
 
     def low_weight(self, name: str) -> str | None:
-        """Return the name of a weight in the low type, making it when needed; `None` if `name` is no float weight."""
+        """Return the name of a weight in the low type, making it when needed, or `None` if `name` is no float
+        weight.
+        """
         weight = self.draft.weights.get(name)
         if weight is None or weight.data_type != FLOAT:
             return None
@@ -142,7 +143,7 @@ class _Scope:
         self.nodes: list[onnx.NodeProto] = []
 
     def is_float(self, name: str) -> bool:
-        """Say whether a value was float32 in the source."""
+        """Return whether a value was float32 in the source."""
         found = self.types.get(name)
         return name in self.now or (found is not None and found.data_type == FLOAT)
 
@@ -179,7 +180,7 @@ class _Scope:
                 self._plain(node)
 
     def deliver(self, name: str, data_type: int) -> None:
-        """See that a value leaves the graph in `data_type` under its own name."""
+        """Check that a value leaves the graph in `data_type` under its own name."""
         if self.now.get(name, FLOAT) == data_type or not any(name in node.output for node in self.nodes):
             return
         inner = unique_name(f"{name}_{_SUFFIX[self.now.get(name, FLOAT)]}", self.job.names)
@@ -227,7 +228,7 @@ class _Scope:
         self.nodes.append(node)
 
     def _constant(self, node: onnx.NodeProto, constant: Weight) -> None:
-        """Put a constant of a body beside its 16-bit twin; the one that nobody reads is dropped at the end."""
+        """Put a constant of a body beside its 16-bit twin. The one that nobody reads is dropped at the end."""
         self.nodes.append(node)
         if constant.data_type != FLOAT or constant.tensor is not None:
             return

@@ -1,6 +1,6 @@
 """Which operators may compute in 16 bits: what ONNX's schemas allow, and what numbers need.
 
-The rules come in this order; the first that applies gives the reason shown to the user.
+The rules come in this order. The first that applies gives the reason shown to the user.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Roles", "keep_reasons", "roles_of", "statistics_nodes", "to_low"]
 # Find the variance in normalisations that are written out in small operators.
 #
 # LayerNorm, RMSNorm and the like, exported as x * x -> mean -> + epsilon -> 1 / sqrt, overflow FP16 at |x| > 255
-# and lose a small epsilon; in the form mean(x^2) - mean(x)^2 they cancel. The operators are few and cheap: they
+# and lose a small epsilon. In the form mean(x^2) - mean(x)^2 they cancel. The operators are few and cheap: they
 # stay in FP32, as NVIDIA advises for LayerNorm (TensorRT developer guide, "Reduced precision").
 
 _SQUARES = {"ReduceSumSquare", "ReduceL2", "LpNormalization"}
@@ -38,7 +38,7 @@ _MOST_STEPS = 10
 def statistics_nodes(draft: Draft) -> set[str]:
     """Return the names of the nodes between squares and the root of their mean, and of what is mixed in between.
 
-    Squares whose mean never comes to a root are no normalisation; of these only square and mean are returned.
+    Squares whose mean never comes to a root are no normalisation. Of these only square and mean are returned.
     """
     graph = _Graph(draft)
     found: set[str] = set()
@@ -62,7 +62,7 @@ class _Graph:
                 self.readers.setdefault(name, []).append(node)
 
     def means_of_squares(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Return the reductions of a node's squares; the node itself where it squares and sums."""
+        """Return the reductions of a node's squares. The node itself where it squares and sums."""
         if node.op_type in _SQUARES:
             return [node]
         squares = node.op_type == "Mul" and len(set(node.input)) == 1
@@ -107,7 +107,7 @@ class _Graph:
         return found
 
     def _from_reduction(self, node: onnx.NodeProto) -> bool:
-        """Say whether every activation that a node reads comes from a reduction, through nodes on the way."""
+        """Return whether every activation that a node reads comes from a reduction, through nodes on the way."""
         stack, seen = [node], {node.name}
         while stack:
             for name in stack.pop().input:

@@ -1,6 +1,6 @@
 """The passes that come before any change of precision, and the proof that they changed nothing.
 
-Before and after them the model has to be the same in FP32. Otherwise the gate of a conversion, whose limit is made for
+Before and after them the model must be the same in FP32. Otherwise the gate of a conversion, whose limit is made for
 rounding to 16 or 8 bits, hides a wrong pass.
 """
 
@@ -39,7 +39,7 @@ class Prepared:
 
     Attributes:
         draft: the same model as the source up to rounding, sorted, with names on all nodes.
-        error: largest relative error against the source; `None`: not measured, or no pass changed anything.
+        error: largest relative error against the source. `None`: not measured, or no pass changed anything.
         dropped: passes that were left out because they changed the numbers, each with its error.
     """
 
@@ -73,7 +73,7 @@ def prepare(draft: Draft, *, opset: int) -> Draft:
 
 
 def prepare_checked(draft: Draft, *, opset: int, check: SourceCheck) -> Prepared:
-    """Do the same, and compare the result with the source; only if they differ, compare each pass by itself.
+    """Do the same, and compare the result with the source. Only if they differ, compare each pass on its own.
 
     Raises:
         ModelError: the opset cannot be raised, or the raised model is another one.
@@ -99,7 +99,7 @@ def _is_same(before: Draft, after: Draft) -> bool:
 
 
 def _one_by_one(draft: Draft, passes: tuple[_Pass, ...], check: SourceCheck) -> Prepared:
-    """Apply each pass by itself, and leave out the optional ones that change the numbers."""
+    """Apply each pass on its own, and leave out the optional ones that change the numbers."""
     limit = check.limit
     error = check.error(draft)
     if not error <= limit:
@@ -133,7 +133,7 @@ class SourceCheck:
     Args:
         model: the source.
         draft: of it, before any pass.
-        reference: its answers; a few of the samples are taken, spread evenly.
+        reference: its answers. A few of the samples are taken, spread evenly.
         folder: for temporary models, removed again.
     """
 
@@ -157,7 +157,7 @@ class SourceCheck:
         return min(max(SAME, _MARGIN * max(errors.values(), default=0.0)), _MOST)
 
     def error(self, draft: Draft) -> float:
-        """Return the largest relative error of any output; infinite when the draft does not run (see `failure`).
+        """Return the largest relative error of any output. Infinite when the draft does not run (see `failure`).
 
         An output that is a selection, and differs, is compared by the values that it is chosen from.
         """
@@ -182,7 +182,7 @@ class SourceCheck:
         return max(errors.values(), default=0.0)
 
     def _selection(self) -> tuple[Selection, tuple[Mapping[str, Array], ...]] | None:
-        """Return what outputs are chosen from, and the source's values; `None` when there is nothing of the kind."""
+        """Return what outputs are chosen from, and the source's values, or `None` when there is nothing of the kind."""
         try:
             selection = selection_of(self._draft, self._folder)
             return None if selection is None else (selection, selection.answers(self._inputs))

@@ -1,8 +1,8 @@
 """Insert explicit QuantizeLinear/DequantizeLinear pairs, and store weights as INT8.
 
-Symmetric, zero point 0, so that a zero weight stays zero and TensorRT takes it. Weights get one scale per
-output channel and lie in the file as INT8 with a DequantizeLinear; activations one scale; biases stay FP32.
-The INT8 range is -127..127.
+Symmetric, zero point 0, so that a zero weight stays zero and TensorRT takes it. Weights get one scale per output
+channel and are in the file as INT8 with a DequantizeLinear; activations one scale; biases stay FP32. The INT8 range is
+-127..127.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _node(op_type: str, inputs: list[str], output: str, names: set[str]) -> onnx
 
 
 def _activation_scales(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, float]:
-    """Return value -> scale; a value that only passes on another quantised value's numbers shares its scale."""
+    """Return value -> scale. A value that only passes on another quantised value's numbers shares its scale."""
     producer = {name: node for node in draft.graph.node for name in node.output}
     scales: dict[str, float] = {}
     for value in plan.values:
@@ -148,7 +148,7 @@ def _bias(draft: Draft, node: onnx.NodeProto, adders: Mapping[str, onnx.NodeProt
 
 
 def _store_weight(draft: Draft, key: _Stored, floor: Array | None, names: set[str], nodes: list[onnx.NodeProto]) -> str:
-    """Store a weight as INT8 with its scales; return the name of its dequantised value."""
+    """Store a weight as INT8 with its scales. Return the name of its dequantised value."""
     name, axis = key
     weight = draft.weights[name]
     load = weight.load

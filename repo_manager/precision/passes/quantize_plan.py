@@ -36,7 +36,7 @@ class QuantizedNode:
         name: the node's.
         data_index: which input is the activation.
         weight_index: which input is the weight.
-        channel_axis: axis of the weight's output channels; `None` quantises the weight with one scale.
+        channel_axis: axis of the weight's output channels. `None` quantises the weight with one scale.
     """
 
     name: str
@@ -51,7 +51,7 @@ class QuantizationPlan:
 
     Attributes:
         nodes: name -> how.
-        values: activations that get a Q/DQ pair, in the order in which they are made.
+        values: activations that get a Q/DQ pair, in the order of appearance made.
         readers: value -> the nodes (names) that read it quantised.
         kept: weighted operators left in FP32: name -> (operator, reason).
     """
@@ -76,7 +76,7 @@ def plan_quantization(
     Args:
         draft: to be quantised.
         quantize_outputs: see `ConvertOptions`.
-        keep: says why a node stays in FP32; `None`: it need not.
+        keep: says why a node stays in FP32. `None`: it need not.
         left_out: operators and names of nodes that the target's builder computes in floating point, Q/DQ or not.
     """
     nodes: dict[str, QuantizedNode] = {}
@@ -177,7 +177,7 @@ class _Planner:
         return found[0] if len(found) == 1 and name not in self.outputs else None
 
     def _follow(self, node: onnx.NodeProto, fused: dict[str, str]) -> str:
-        """Return the value at the end of what fuses with a node; note the additions on the way."""
+        """Return the value at the end of what fuses with a node. Note the additions on the way."""
         name = str(node.output[0])
         while (reader := self._next(name)) is not None and reader.domain in ONNX_DOMAINS:
             if reader.op_type == "Add" and self._is_residual(reader, name):
@@ -189,7 +189,7 @@ class _Planner:
         return name
 
     def _is_residual(self, addition: onnx.NodeProto, branch: str) -> bool:
-        """Say whether an Add joins two activations and `branch` is made last, so that it can fuse."""
+        """Return whether an Add joins two activations and `branch` is made last, so that it can fuse."""
         others = [name for name in addition.input if name != branch]
         if len(others) != 1 or others[0] in self.draft.weights:
             return False
@@ -212,7 +212,9 @@ class _Planner:
         return results
 
     def _reaches_quantized(self, name: str) -> bool:
-        """Say whether a value feeds, through operators that take INT8, a quantised one: heads keep full precision."""
+        """Return whether a value feeds, through operators that take INT8, a quantised one: heads keep full
+        precision.
+        """
         stack, seen = [name], {name}
         while stack:
             for reader in self.readers.get(stack.pop(), []):

@@ -6,9 +6,9 @@
   ones: the lower neighbour where they enlarge, the upper one where they shrink, as ONNX Runtime computes them.
 - Hardmax before opset 13 flattens its input to two dimensions, and the converter changes its axis. Softmax and
   LogSoftmax flatten, too: the converter knows, but fails where a body reads their result.
-- An empty tensor that stands for a missing input of Resize is not known to be empty in a body.
+- An empty tensor that represents a missing input of Resize is not known to be empty in a body.
 - Constants that the converter makes in a body can have the name of a value outside.
-- A Dropout's mask changes its type, although nothing reads it; a Pad that does not pad with a constant keeps its
+- A Dropout's mask changes its type, although nothing reads it. A Pad that does not pad with a constant keeps its
   attribute `value`, which no longer exists.
 """
 
@@ -40,14 +40,14 @@ from repo_manager.precision.passes.value_types import ValueType, infer_types, ty
 
 __all__ = ["raise_opset"]
 
-_SMALL_WEIGHT = 1024  # elements; larger ones stand in as inputs, so that the converter never sees their values
+_SMALL_WEIGHT = 1024  # elements; larger ones are in as inputs, so that the converter never sees their values
 _SOFTMAXES = {"Hardmax", "LogSoftmax", "Softmax"}
 # The opsets at which Resize got other coordinates, Resize took missing inputs, and Softmax stopped flattening.
 _RESIZE_CHANGED, _EMPTY_INPUTS, _SOFTMAX_CHANGED = 11, 13, 13
 
 
 def raise_opset(draft: Draft, minimum: int) -> Draft:
-    """Convert ONNX's own operators to at least opset `minimum`; a draft that is there already is returned as it is.
+    """Convert ONNX's own operators to at least opset `minimum`. A draft that is there already is returned as it is.
 
     Ensures: same weights; same results; operators of other domains untouched.
 
@@ -146,7 +146,7 @@ def _name_apart(
     Args:
         graph: changed.
         known: names of the source, which stay.
-        taken: names in use; the new ones are added.
+        taken: names in use. The new ones are added.
         outer: what enclosing graphs renamed, old -> new.
     """
     renamed = dict(outer or {})
@@ -185,7 +185,7 @@ def _restore_resizes(graph: onnx.GraphProto, outer: Mapping[str, Array], names: 
     Args:
         graph: changed.
         outer: constants of the enclosing graphs.
-        names: in use; new ones are added.
+        names: in use. New ones are added.
         asymmetric: they were Upsample, or Resize before opset 11.
     """
     constants = {**outer, **{tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}}

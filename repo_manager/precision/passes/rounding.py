@@ -1,9 +1,9 @@
 """A float32 stand-in of a 16-bit graph that rounds each 16-bit value as it is written.
 
-ONNX Runtime's CPU computes FP16 graphs in FP32 and removes the Casts in between, so neither rounding nor
-overflow shows there; and it has no BF16 kernels at all. The stand-in has the same nodes and weights, computes
-in float32 (as tensor cores accumulate), and sends each 16-bit result through Cast -> Identity -> Cast. The
-Identity keeps ONNX Runtime, run without optimisations, from cancelling the Casts.
+ONNX Runtime's CPU computes FP16 graphs in FP32 and removes the Casts in between, so neither rounding nor overflow
+shows there, and it has no BF16 kernels at all. The stand-in has the same nodes and weights, computes in float32 (as
+tensor cores accumulate), and sends each 16-bit result through Cast -> Identity -> Cast. The Identity keeps ONNX
+Runtime, run without optimisations, from cancelling the Casts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["rounded"]
 def rounded(draft: Draft, low: int) -> Draft:
     """Return the stand-in of a typed draft, to be run without optimisations.
 
-    Ensures: same names of inputs, outputs and values; those of type `low` are float32 with rounded numbers.
+    Ensures: same names of inputs, outputs and values. Those of type `low` are float32 with rounded numbers.
     """
     typed = infer_types(draft)
     result = draft.copy()
@@ -78,7 +78,7 @@ def _graph(
 
 
 def _node(job: _Job, node: onnx.NodeProto, types: dict[str, ValueType]) -> list[onnx.NodeProto]:
-    """Return the nodes that stand for one."""
+    """Return the nodes that represent one."""
     if node.domain in ONNX_DOMAINS and node.op_type == "Cast" and attribute(node, "to") == job.low:
         return job.round_trip(node.input[0], node.output[0])
     if node.domain in ONNX_DOMAINS and node.op_type == "Constant":

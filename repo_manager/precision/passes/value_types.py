@@ -26,8 +26,8 @@ class ValueType:
 def infer_types(draft: Draft) -> onnx.ModelProto:
     """Return a copy of the draft's graph, same node order, with value_info at every depth.
 
-    Large weights stand in as graph inputs, so the cost depends on the number of nodes and not on the
-    model's size (protobuf's 2 GB limit never applies).
+    Large weights are in as graph inputs, so the cost depends on the number of nodes and not on the model's size
+    (protobuf's 2 GB limit never applies).
 
     Raises:
         ModelError: the graph's types contradict each other.
@@ -66,5 +66,5 @@ def _value_type(value: onnx.ValueInfoProto) -> ValueType:
 
 
 def has_bodies(graph: onnx.GraphProto) -> bool:
-    """Say whether any node of the graph holds a body (If, Loop, Scan, ...)."""
+    """Return whether any node of the graph holds a body (If, Loop, Scan, ...)."""
     return any(True for node in graph.node for _ in walk.node_graphs(node))

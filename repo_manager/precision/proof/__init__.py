@@ -1,1 +1,1 @@
-"""What a candidate has to prove before it is written, and where its drift began."""
+"""What a candidate must prove before it is written, and where its drift began."""

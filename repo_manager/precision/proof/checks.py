@@ -82,7 +82,7 @@ def check_signature(source: Signature, found: Signature, precision: Precision, *
 
 
 def check_sparsity(source: SparsityReport, found: SparsityReport) -> Check:
-    """See that each use of a weight that was 2:4 before is so in the stored values now."""
+    """Check that each use of a weight that was 2:4 before is so in the stored values now."""
     before = [layer for layer in source.layers if _is_valid(layer)]
     after: dict[str, bool] = {}
     for layer in found.layers:
@@ -133,7 +133,7 @@ def check_drift(
         precision: sets the limits that `options` leaves open.
         options: with the limits asked for.
         inputs: `held-out`, `calibration` or `natural`.
-        probabilities: outputs whose numbers are probabilities; a difference of at most 0.001 passes, unless
+        probabilities: outputs whose numbers are probabilities. A difference of at most 0.001 passes, unless
             `options.max_drift` asks for a limit of the outputs.
     """
     limit = drift_limit(precision, options)
@@ -173,12 +173,12 @@ def check_drift(
 
 
 def _is_negligible(item: OutputDrift, options: ConvertOptions) -> bool:
-    """Say whether a probability may differ; a limit that was asked for is one of outputs."""
+    """Return whether a probability may differ. A limit that was asked for is one of outputs."""
     return item.max_abs_error <= NEGLIGIBLE_PROBABILITY and not (item.is_output and options.max_drift is not None)
 
 
 def nothing_shown(answers: Sequence[Mapping[str, Array]]) -> str:
-    """Say why the source's answers cannot show a drift; empty where they can.
+    """Say why the source's answers cannot show a drift. Empty where they can.
 
     Args:
         answers: of the source, one mapping a sample.
@@ -210,7 +210,7 @@ def _on_others(drift: Sequence[OutputDrift], precision: Precision, inputs: str) 
 
 
 def served_text(drift: Sequence[OutputDrift], limit: float) -> str:
-    """Say how INT8 answers as ONNX Runtime serves it on this CPU; empty when that was not measured.
+    """Say how INT8 answers as ONNX Runtime serves it on this CPU. Empty when that was not measured.
 
     It is no check: a CPU without VNNI must not refuse what another one accepts.
     """

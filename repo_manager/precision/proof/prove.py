@@ -40,9 +40,9 @@ class Proof:
     """What was found out about a candidate.
 
     Attributes:
-        checks: in order; those after one that failed may be missing.
-        drift: one per output; empty when it did not run.
-        found: the candidate, loaded; the source when it could not be.
+        checks: in order. Those after one that failed may be missing.
+        drift: one per output. Empty when it did not run.
+        found: the candidate, loaded. The source when it could not be.
         sparsity: of `found`.
     """
 
@@ -53,7 +53,7 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Say whether every check passed."""
+        """Return whether every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
@@ -62,7 +62,7 @@ class Proof:
         return next((check for check in self.checks if not check.passed), None)
 
     def failed_only(self, name: str) -> bool:
-        """Say whether one check, and no other, failed."""
+        """Return whether one check, and no other, failed."""
         return [check.name for check in self.checks if not check.passed] == [name]
 
 
@@ -74,8 +74,8 @@ class Prover:
         precision: that was asked for.
         options: with the limits.
         reference: the source's answers, which decide.
-        calibrated: its answers on samples that INT8's scales are made from, when `reference` holds others; their
-            error is reported.
+        calibrated: its answers on samples that INT8's scales are made from, when `reference` holds others. Their error
+            is reported.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Prover:
         Args:
             written: its files.
             rounded: the drift with each 16-bit value rounded (`rounded_drift`).
-            stage: the candidate with float32 values, for outputs that are selections; `None` judges them directly.
+            stage: the candidate with float32 values, for outputs that are selections. `None` judges them directly.
         """
         path = written.files[0]
         checks = [check_file(path, self.model.path)]
@@ -148,7 +148,7 @@ class Prover:
         return check
 
     def rounded_drift(self, written: WrittenModel, stand_in: Draft | None) -> tuple[OutputDrift, ...]:
-        """Run the stand-in that rounds each 16-bit value; return the drift, empty when there is none to run.
+        """Run the stand-in that rounds each 16-bit value. Return the drift, empty when there is none to run.
 
         A stand-in that ONNX Runtime does not take is left to `prove`: the candidate will fail there, too.
         """
@@ -176,7 +176,7 @@ class Prover:
             return tuple(replace(item, rounded_relative_error=item.relative_error) for item in rounded)
         low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
         low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
-        # ONNX Runtime's fused INT8 kernels are not the same on every CPU; a graph as it is written is.
+        # ONNX Runtime's fused INT8 kernels are not the same on every CPU. A graph as it is written is.
         session = Session(path, optimize=not self.quantizes)
         self.optimisations = session.optimisations
         stored = self._run(session, low, self.reference)

@@ -56,7 +56,7 @@ class Selection:
         return tuple(dict.fromkeys(value for values in self.judges.values() for value in values))
 
     def answers(self, samples: Iterable[Mapping[str, Array]]) -> tuple[Mapping[str, Array], ...]:
-        """Run the source; return its values, one dictionary per sample.
+        """Run the source. Return its values, one dictionary per sample.
 
         Raises:
             ModelError: the draft does not run.
@@ -138,7 +138,7 @@ def _judges(draft: Draft) -> dict[str, tuple[str, ...]]:
 
 
 def _has(node: onnx.NodeProto, operators: Container[str]) -> bool:
-    """Say whether a node, or one inside its bodies, is one of these operators."""
+    """Return whether a node, or one inside its bodies, is one of these operators."""
     bodies = (graph for body in walk.node_graphs(node) for graph in walk.graphs_of(body))
     each = itertools.chain([node], *(graph.node for graph in bodies))
     return any(inner.op_type in operators and inner.domain in ONNX_DOMAINS for inner in each)
@@ -147,7 +147,7 @@ def _has(node: onnx.NodeProto, operators: Container[str]) -> bool:
 def _chosen_from(
     output: str, chosen: set[str], producer: Mapping[str, onnx.NodeProto], types: Mapping[str, ValueType]
 ) -> tuple[str, ...]:
-    """Walk back from an output; return the computed float values at which the walk leaves what was chosen."""
+    """Walk back from an output. Return the computed float values at which the walk leaves what was chosen."""
     stack, seen, values = [output], {output}, []
     while stack:
         name = stack.pop()

@@ -53,10 +53,10 @@ def trace_drift(
         candidate: a draft whose values are float32, too (`rounded` for 16-bit ones).
         samples: inputs.
         folder: for the temporary models.
-        every_node: compare each node's results; else those of weighted operators, at most about 100.
+        every_node: compare each node's results, else those of weighted operators, at most about 100.
 
     Returns:
-        One entry per compared value, in the order in which they are made.
+        One entry per compared value, in the order of appearance made.
 
     Raises:
         ModelError: one of the two does not run.

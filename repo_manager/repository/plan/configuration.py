@@ -25,12 +25,12 @@ class ConfigChange:
     Attributes:
         name: the model.
         before: the file's text as it was.
-        after: the file's text as it is to be.
+        after: the file's text as it will be.
         fields: the top-level fields that differ.
         effect: what a running server does at its next load, by Triton's reload rules.
         served: the versions that the next load serves.
         reloaded: those of them that it would load again.
-        problems: what is wrong with the new configuration; an error keeps it from being written.
+        problems: what is wrong with the new configuration. An error keeps it from being written.
         applied: whether it was written.
     """
 
@@ -46,7 +46,7 @@ class ConfigChange:
 
     @property
     def diff(self) -> str:
-        """The change as a unified diff; empty when there is none."""
+        """The change as a unified diff. Empty when there is none."""
         lines = difflib.unified_diff(
             self.before.splitlines(), self.after.splitlines(), CONFIG_FILENAME, f"{CONFIG_FILENAME} (new)", lineterm=""
         )
@@ -58,7 +58,7 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
 
     Args:
         view: the model, with what is beside its versions.
-        before: config.pbtxt as it is; may be broken.
+        before: config.pbtxt as it is. May be broken.
         after: the new text.
 
     Raises:
@@ -120,7 +120,7 @@ def _check(view: ModelView, config: ModelConfig, served: tuple[int, ...]) -> lis
 
 
 def served_model_file(config: ModelConfig) -> str:
-    """Return the file that a version is served from; empty where config.pbtxt does not say which one."""
+    """Return the file that a version is served from. Empty where config.pbtxt does not say which one."""
     return "" if config.message().cc_model_filenames else config.model_filename
 
 

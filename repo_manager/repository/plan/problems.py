@@ -42,7 +42,7 @@ _WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one
 
 
 def readable_config(view: ModelView) -> ModelConfig | None:
-    """Return a model's configuration; `None` when it has none that can be read."""
+    """Return a model's configuration, or `None` when it has none that can be read."""
     try:
         return view.parsed_config() if view.has_config else None
     except ConfigError:
@@ -252,7 +252,7 @@ def version_problems(version: VersionView, config: ModelConfig | None) -> Iterat
 
     Args:
         version: what is in it.
-        config: the model's configuration; `None` when it has none that can be read.
+        config: the model's configuration. `None` when it has none that can be read.
     """
     where = f"{version.path.parent.name}/{version.number}"
     for entry in version.files:

@@ -1,4 +1,4 @@
-"""What has to hold before a version is published: of its files, and of the model that it joins."""
+"""What must hold before a version is published: of its files, and of the model that it joins."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def check_model(view: ModelView, config: ModelConfig, *, appears_at_once: bool) 
 
 
 def _label_differences(view: ModelView, existing: ModelConfig, config: ModelConfig) -> list[str]:
-    """Labels lie beside the versions: a change would make Triton reload every version, so it is refused."""
+    """Labels are beside the versions: a change would make Triton reload every version, so it is refused."""
     old_names = {o.name: o.label_filename for o in existing.message().output}
     found = []
     for output in config.message().output:
@@ -129,7 +129,7 @@ def _label_differences(view: ModelView, existing: ModelConfig, config: ModelConf
 
 
 def _variant_differences(view: ModelView, config: ModelConfig) -> list[str]:
-    """Configurations for --model-config-name lie beside the versions, too: they come with the first version only."""
+    """Configurations for --model-config-name are beside the versions, too: they come with the first version only."""
     found = []
     for name, text in config.variants.items():
         file = f"{VARIANTS_FOLDER}/{name}.pbtxt"
@@ -141,7 +141,7 @@ def _variant_differences(view: ModelView, config: ModelConfig) -> list[str]:
 
 
 def files_beside(config: ModelConfig) -> dict[str, bytes]:
-    """Return what lies beside the versions and comes with the first one only: labels, and variants of config.pbtxt."""
+    """Return what is beside the versions and comes with the first one only: labels, and variants of config.pbtxt."""
     labels = {check_file_name(file): labels_text(text).encode() for file, text in config.labels.items()}
     variants = {
         check_file_name(f"{VARIANTS_FOLDER}/{name}.pbtxt"): text.encode() for name, text in config.variants.items()
@@ -155,7 +155,7 @@ def first_config_text(version: int, config: ModelConfig, config_text: str | None
     Args:
         version: the version.
         config: the configuration.
-        config_text: a text to keep instead of its canonical one, but for the policy.
+        config_text: a text to keep instead of its canonical one, except for the policy.
     """
     if config_text is not None:
         return replace_version_policy(config_text, (version,), where=CONFIG_FILENAME)
@@ -163,7 +163,7 @@ def first_config_text(version: int, config: ModelConfig, config_text: str | None
 
 
 def served_after_publishing(view: ModelView, version: int) -> bool:
-    """Say whether a load would serve a version of the model once it is published.
+    """Return whether a load would serve a version of the model once it is published.
 
     Raises:
         ConfigError: config.pbtxt is broken.

@@ -32,7 +32,7 @@ class Removal:
         whole_model: whether the model's folder goes as well.
         size_bytes: what is freed.
         in_use: removed all the same because it was told so: one sentence each.
-        applied: whether it was done; false for a dry run.
+        applied: whether it was done. False for a dry run.
     """
 
     name: str
@@ -117,7 +117,7 @@ def _way_out(view: ModelView, versions: tuple[int, ...], whole: bool) -> str:
 
 
 def _reasons_to_keep(view: ModelView, *, whole: bool = False) -> dict[int, list[str]]:
-    """Return for each version why it is in use; versions that nothing needs are left out.
+    """Return for each version why it is in use. Versions that nothing needs are left out.
 
     Of a model that goes as a whole, neither the policy nor a roll-back keeps a version unless one is deployed: `add`
     writes a policy before anything is served, and `undeploy` leaves it.
@@ -168,7 +168,7 @@ def made_at(version: VersionView) -> float:
 
 
 def without_versions(view: ModelView, versions: tuple[int, ...]) -> str | None:
-    """Return config.pbtxt with these versions taken out of its policy; `None` when it does not name them.
+    """Return config.pbtxt with these versions taken out of its policy. `None` when it does not name them.
 
     Raises:
         ConfigError: it is broken, or names nothing else.
@@ -181,7 +181,7 @@ def without_versions(view: ModelView, versions: tuple[int, ...]) -> str | None:
 
 
 def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
-    """Keep the numbers given out; drop tags, load tests, and for a whole model its deployments."""
+    """Keep the numbers given out. Drop tags, load tests, and for a whole model its deployments."""
     kept = tuple(test for test in state.load_tests if not whole and test.version not in versions)
     state = dataclasses.replace(state.numbered(highest).without_free(*versions), load_tests=kept)
     if whole:

@@ -1,4 +1,4 @@
-"""What a place that keeps a repository must be able to do; every operation is written over these verbs."""
+"""What a place that keeps a repository must be able to do. Every operation is written over these verbs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 
 
 def untold(_: int) -> None:
-    """Whoever does not want to know of progress."""
+    """Anyone who does not want to know of progress."""
 
 
 class ChangedMeanwhileError(Exception):
@@ -49,16 +49,16 @@ class Incoming:
     Attributes:
         name: the model.
         files: path inside the version -> the file on this machine.
-        expected: what each file must be; `None`: nobody knows.
+        expected: what each file must be. `None`: unknown.
         beside: label files and variants that come with the model's first version.
         identity: what tells this content from another with the same files and `beside`.
-        check: looks at the model as it is at that moment; whether the version is its first. Raises when it does not
+        check: looks at the model as it is at that moment. Whether the version is its first. Raises when it does not
             fit. Asked before anything large is read, and again when it matters.
         manifest: number and records -> manifest.
         first_config: number -> the config.pbtxt that comes with a first version.
         progress: told the bytes that have arrived.
-        number: the number that it has to have; `None` takes the next one.
-        claiming: asked where the number is claimed, when no other writer can come between; raises what ends the
+        number: the number that it must have. `None` takes the next one.
+        claiming: asked where the number is claimed, when no other writer can come between. Raises what ends the
             publication. `None`: the same content may come twice, also by two commands at a time.
     """
 
@@ -100,7 +100,7 @@ class Departure:
         view: the model as it was looked at, with the contents of these versions.
         versions: their numbers, ascending.
         whole: the model's folder goes as well.
-        force: also a version that was deployed or tagged since `view`.
+        force: also a version deployed or tagged since `view`.
         forget: what is remembered of the model, without them.
     """
 
@@ -128,8 +128,8 @@ class Step:
         where: path below the root.
         action: what is done.
         kind: what it is about.
-        apply: does it; false where another command was quicker.
-        problem: what `verify` says of it; `None`: the model's view shows it already.
+        apply: does it. False where another command was quicker.
+        problem: what `verify` says of it. `None`: the model's view shows it already.
     """
 
     where: str
@@ -144,11 +144,11 @@ class Traits:
     """What a store is like.
 
     Attributes:
-        remote: files have to be fetched, and a new version appears file by file. On a disk Triton sees all of it or
+        remote: files must be fetched, and a new version appears file by file. On a disk Triton sees all of it or
             nothing, whatever the version policy says.
         changes_visible: Triton sees that a file has changed. On Azure every time of modification is 0 (server#6958).
         lookups: how many reads the store bears at a time.
-        record: the file in the root that remembers a model; `{name}` stands for the model where each has its own.
+        record: the file in the root that remembers a model. `{name}` represents the model where each has its own.
     """
 
     remote: bool
@@ -167,7 +167,7 @@ class Store(Protocol):
     | `exclusive`, `lease` | keep other writers, or other roll-outs, away |
     | `replace_if`, `put`, `change_state` | write config.pbtxt, a file, a record: compared with what is there |
     | `publish_version`, `discard_versions` | let versions appear and go, whole |
-    | `mend` | say what is to be put right in the store's own records |
+    | `mend` | say what will be put right in the store's own records |
 
     Every verb raises `RepositoryError` when the store refuses; on a disk also `OSError`.
     """
@@ -184,10 +184,10 @@ class Store(Protocol):
         """List one level of a folder."""
 
     def read(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
-        """Return a file's content; `None` when there is none. With a limit, refuse links and larger files."""
+        """Return a file's content, or `None` when there is none. With a limit, refuse links and larger files."""
 
     def digest(self, key: str, entry: Entry) -> FileRecord:
-        """Read a file to its end; return its digest and size."""
+        """Read a file to its end. Return its digest and size."""
 
     def fetch(
         self,
@@ -204,10 +204,10 @@ class Store(Protocol):
         Args:
             name: the model.
             version: its version.
-            names: only these files, and the manifest; `None`: all.
+            names: only these files, and the manifest. `None`: all.
             compare: refuse a fetched file that is not what the manifest says.
             resume: digest of the content. What has arrived stays when the block fails, so that the next attempt with
-                the same digest goes on; empty: nothing stays.
+                the same digest goes on. Empty: nothing stays.
             progress: told the bytes that have arrived.
         """
 
@@ -215,18 +215,18 @@ class Store(Protocol):
         """Look at a model: its folder, config.pbtxt and, with `record`, what is remembered of it."""
 
     def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
-        """Return what is remembered of these models; `None`: of every model, removed ones included."""
+        """Return what is remembered of these models. `None`: of every model, removed ones included."""
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Keep other commands from changing the model, where the store can; elsewhere each write is compared."""
+        """Keep other commands from changing the model, where the store can. Elsewhere each write is compared."""
 
     def lease(self, name: str, *, timeout_s: float) -> contextlib.AbstractContextManager[Callable[[], str]]:
         """Hold the right to change what is served of a model. It ends with its holder, however that one ends.
 
-        It gives a function that returns who holds it by now, when that is somebody else; empty while it is ours.
+        It gives a function that returns who holds it by now, when that is another process. Empty while it is ours.
 
         Raises:
-            RepositoryError: somebody else holds it for longer than `timeout_s`.
+            RepositoryError: another process holds it for longer than `timeout_s`.
         """
 
     def replace_if(self, view: ModelView, contents: Mapping[str, bytes | None], *, serves: Sequence[int] = ()) -> None:
@@ -235,7 +235,7 @@ class Store(Protocol):
         Args:
             view: the model as it was looked at.
             contents: name below the model's folder -> its new content. config.pbtxt comes last.
-            serves: versions that the new config.pbtxt serves; one that is being removed is refused.
+            serves: versions that the new config.pbtxt serves. One that is being removed is refused.
 
         Raises:
             ChangedMeanwhileError: it is not.
@@ -266,35 +266,35 @@ class Store(Protocol):
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
     ) -> ModelState:
-        """Change what is remembered of a model, atomically; `needs` is a version that must exist at that moment."""
+        """Change what is remembered of a model, atomically. `needs` is a version that must exist at that moment."""
 
     def publish_version(self, incoming: Incoming) -> Arrived:
         """Make a version visible, whole, under a number that was never given out before."""
 
     def discard_versions(self, departure: Departure) -> None:
         """Remove versions: out of the policy, then their files, then out of the record. A crash at any point leaves a
-        model that serves what it should; where the store refuses, everything is as it was.
+        model that serves what it should. Where the store refuses, everything is as it was.
         """
 
     def mend(self, names: Iterable[str]) -> Iterator[Step]:
-        """Say what is to be put right in the store's own records, and what dead commands left.
+        """Say what will be put right in the store's own records, and what dead commands left.
 
         The steps come one after the other: a caller applies one before it asks for the next.
 
         Args:
-            names: the models to look at; what belongs to no model always comes along.
+            names: the models to look at. What belongs to no model always comes along.
         """
 
 
 def model_names(store: Store) -> tuple[str, ...]:
-    """Return every model that has a folder or a record of its own, ascending; hidden folders are left out."""
+    """Return every model that has a folder or a record of its own, ascending. Hidden folders are left out."""
     level = store.list_level()
     recorded = {name for entry in level.files if (name := recorded_model(store.traits.record, entry.name)) is not None}
     return tuple(sorted({*(name for name in level.folders if not name.startswith(".")), *recorded}))
 
 
 def recorded_model(record: str, file: str) -> str | None:
-    """Return the model whose record a file in the root is; `None` when it is none, or the record is of all models."""
+    """Return the model of a record file in the root. `None`: it is no record, or the record of all models."""
     before, _, after = record.partition("{name}")
     if not after or not file.startswith(before) or not file.endswith(after) or len(file) <= len(before) + len(after):
         return None
@@ -302,5 +302,5 @@ def recorded_model(record: str, file: str) -> str | None:
 
 
 def mended(store: Store, names: Iterable[str], *kinds: StepKind) -> tuple[str, ...]:
-    """Remove, or end, what dead commands have left of these models; return what that was."""
+    """Remove, or end, what dead commands have left of these models. Return what that was."""
     return tuple(step.where for step in store.mend(names) if step.kind in kinds and step.apply())

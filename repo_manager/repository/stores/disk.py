@@ -65,7 +65,7 @@ _LEASE_POLL_S = 0.02
 
 
 class DiskStore:
-    """A repository below one folder; one for each operation, as it keeps what the operation holds."""
+    """A repository below one folder. One for each operation, as it keeps what the operation holds."""
 
     traits = Traits(remote=False, changes_visible=True, lookups=1, record=STATE_FILENAME)
 
@@ -368,7 +368,7 @@ class DiskStore:
     def lease(self, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
         """As `Store.lease`: a lock on a hidden file in the root, where Triton ignores files.
 
-        The kernel gives it up when its holder dies, so a lease never has to be broken by hand.
+        The kernel gives it up when its holder dies, so a lease never must be broken by hand.
         """
         path = self.location / f".repo-manager.rollout.{name}.lock"
         try:
@@ -384,7 +384,7 @@ class DiskStore:
             )
 
         def other() -> str:
-            """Say whether somebody removed the file, and somebody else made and locked one since."""
+            """Return whether somebody removed the file, and another process made and locked one since."""
             return "" if not path.exists() or is_same_file(descriptor, path) else f"another process holds {path}"
 
         try:

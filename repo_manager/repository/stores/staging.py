@@ -1,9 +1,9 @@
 """Where a version is put together before one rename makes it visible.
 
-The staging area lies on the repository's file system, because only there a rename is atomic, and outside its root,
+The staging area is on the repository's file system, because only there a rename is atomic, and outside its root,
 because Triton takes every folder in the root for a model: `../.ROOTNAME.staging`. Where that is impossible (the root
 is a mount point, or its parent is not writable) it is `ROOT/.repo-manager.staging`, which exists only while a command
-runs; Triton in explicit mode, the only mode that this project uses, does not look at it.
+runs. Triton in explicit mode, the only mode that this project uses, does not look at it.
 
 Each command works in a folder of its own beside a lock file that it holds. The kernel drops the lock when the command
 dies, and the next command removes what is then left.
@@ -51,7 +51,7 @@ _ELSEWHERE = (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
 
 @contextlib.contextmanager
 def staged(root: Path) -> Iterator[Path]:
-    """Give an empty folder from which a rename into the repository is atomic; remove it and its rest afterwards.
+    """Give an empty folder from which a rename into the repository is atomic. Remove it and its rest afterwards.
 
     Args:
         root: the repository's real path.
@@ -70,18 +70,18 @@ def staged(root: Path) -> Iterator[Path]:
 
 
 def take_out(path: Path, entry: Path) -> Path | None:
-    """Take a folder out of the repository by one rename; `put_back` undoes it, `delete` ends it.
+    """Take a folder out of the repository by one rename. `put_back` undoes it, `delete` ends it.
 
     Args:
         path: a model's or a version's folder.
-        entry: the folder that `staged` gave; what a crash leaves there is swept by the next command.
+        entry: the folder that `staged` gave. What a crash leaves there is swept by the next command.
 
     Returns:
-        Where it is now; `None` where this file system cannot rename it (a folder of a lower layer of an overlay): it
-        has to be deleted where it is.
+        Where it is now. `None` where this file system cannot rename it (a folder of a lower layer of an overlay): it
+        must be deleted where it is.
 
     Raises:
-        OSError: the rename failed; `path` is then as it was.
+        OSError: the rename failed. `path` is then as it was.
     """
     target = entry / secrets.token_hex(8)
     try:
@@ -95,7 +95,7 @@ def take_out(path: Path, entry: Path) -> Path | None:
 
 
 def _rename_folder(path: Path, target: Path) -> None:
-    """Rename a folder to another parent, for which it has to be writable itself: its owner makes it so."""
+    """Rename a folder to another parent, for which it must be writable itself: its owner makes it so."""
     try:
         path.rename(target)
     except PermissionError:
@@ -121,7 +121,7 @@ def put_back(target: Path, path: Path) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete a folder that is out of the repository; what cannot be deleted stays for the next sweep."""
+    """Delete a folder that is out of the repository. What cannot be deleted stays for the next sweep."""
     for inside, _, _ in os.walk(folder):
         with contextlib.suppress(OSError):
             Path(inside).chmod(0o700)  # Published read-only, perhaps.
@@ -140,7 +140,7 @@ def delete_in_place(folder: Path) -> None:
 
 
 def stage_files(content: Path, files: Mapping[str, Path], progress: Progress) -> dict[str, FileRecord]:
-    """Copy a version's files into a new folder and make them durable; return what they are."""
+    """Copy a version's files into a new folder and make them durable. Return what they are."""
     content.mkdir()
     records: dict[str, FileRecord] = {}
     for name, source in sorted(files.items()):
@@ -213,7 +213,7 @@ def _is_abandoned(area: Path, name: str) -> bool:
 
 
 def sweep_entry(area: Path, name: str, root: Path) -> bool:
-    """Remove what a dead command left; false when its owner lives after all."""
+    """Remove what a dead command left. False when its owner lives after all."""
     with _locked(area, name) as ours:
         if ours:
             _remove_entry(area, name, root)
@@ -224,7 +224,7 @@ def sweep_entry(area: Path, name: str, root: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(area: Path, name: str) -> Iterator[bool]:
-    """Hold an entry's lock; false when its owner lives."""
+    """Hold an entry's lock. False when its owner lives."""
     try:
         lock = os.open(_lock_of(area, name), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -315,7 +315,7 @@ def _probe(entry: Path, root: Path) -> None:
 
 
 def _mount_of(folder: Path) -> str | None:
-    """Return the kernel's id of the mount that a folder is in; `None` where /proc does not tell."""
+    """Return the kernel's id of the mount that a folder is in, or `None` where /proc does not tell."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         text = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
@@ -343,7 +343,7 @@ def _probe_of(root: Path, name: str) -> Path:
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
-    """Say whether a path is the file that a descriptor has open."""
+    """Return whether a path is the file that a descriptor has open."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Encoded images (JPEG, PNG, ...) in, a model's input out. Written by `repo-manager add --preprocess`.
 
-It runs in Triton's Python backend with NumPy and Pillow; recipe.json beside it says what is done.
+It runs in Triton's Python backend with NumPy and Pillow. Recipe.json beside it says what is done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except ImportError as exc:
         "this model decodes images with Pillow, which the server's Python lacks: pip install pillow"
     ) from exc
 
-# Pillow warns of images above 89 million pixels, and refuses those of twice as many; the warning is refused, too.
+# Pillow warns of images above 89 million pixels, and refuses those of twice as many. The warning is refused, too.
 warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
 
 

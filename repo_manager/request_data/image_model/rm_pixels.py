@@ -32,13 +32,13 @@ class ImageRecipe:
 
     Attributes:
         size: height and width that the model takes.
-        resize: shorter side before a centre crop to `size`; `None` stretches straight to `size`.
+        resize: shorter side before a centre crop to `size`. `None` stretches straight to `size`.
         layout: `nchw` or `nhwc`.
         color: `rgb`, `bgr` or `gray`.
         scale: what each 0..255 value is multiplied by first.
         mean: subtracted, per channel, after `scale`.
         std: divided by, per channel.
-        input: the model's input; `None`: its only one.
+        input: the model's input. `None`: its only one.
         folder: of the images.
     """
 
@@ -113,7 +113,7 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
 
 
 def _check_pixels(what: str, size: tuple[int, int], most: int | None) -> None:
-    """Refuse more pixels than Pillow warns of: a file of a few KB, or a strip that is resized, can be made of any."""
+    """Refuse more pixels than Pillow warns of: a file of a few KB, or a strip resized, can be made of any."""
     if most is not None and size[0] * size[1] > most:
         raise UnreadableImage(f"{what} {size[0]} x {size[1]} pixels, and at most {most:,} are read")
 

@@ -24,7 +24,7 @@ __all__ = ["Fingerprint", "read_fingerprint"]
 _SELF = ""
 # Triton's own folders beside the versions.
 _NOT_VERSIONS = {"warmup", "initial_state"}
-# std::stoll: blanks, a sign, then as many digits as there are; what follows is ignored.
+# std::stoll: blanks, a sign, then as many digits as there are. What follows is ignored.
 _NUMBER = re.compile(r"\s*([+-]?[0-9]+)")
 _DEEPEST = 64
 
@@ -34,10 +34,10 @@ class Fingerprint:
     """What a load compares, taken at one moment.
 
     Attributes:
-        times_ns: entry of the model's folder -> the newest modification or change time of it and of everything in it;
-            the empty name is the folder itself.
+        times_ns: entry of the model's folder -> the newest modification or change time of it and of everything in it.
+            The empty name is the folder itself.
         folders: entries that are folders.
-        dangling: entries that are links to nothing; Triton then cannot list the versions.
+        dangling: entries that are links to nothing. Triton then cannot list the versions.
     """
 
     times_ns: Mapping[str, int]
@@ -52,7 +52,7 @@ class Fingerprint:
 
     @property
     def newest_ns(self) -> int:
-        """The newest time of all; 0 when Triton sees none (it gives up where two entries look like a configuration)."""
+        """The newest time of all. 0 when Triton sees none (it gives up where two entries look like a configuration)."""
         return 0 if self.lookalikes else max(self.times_ns.values(), default=0)
 
     @property
@@ -77,7 +77,7 @@ class Fingerprint:
         return found
 
     def version_ns(self, version: int) -> int:
-        """Return the time that decides whether a version has changed: its own, or of what lies beside the versions."""
+        """Return the time that decides whether a version has changed: its own, or of what is beside the versions."""
         if self.lookalikes:
             return 0
         return max(self.times_ns.get(str(version), 0), self.beside_ns)
@@ -89,7 +89,7 @@ class Fingerprint:
 
     @property
     def newest_beside(self) -> str:
-        """The entry of that time; empty when there is none."""
+        """The entry of that time. Empty when there is none."""
         return max(self._beside, key=lambda name: self.times_ns[name], default="")
 
     @property
@@ -110,7 +110,7 @@ class Fingerprint:
 
 
 def read_fingerprint(folder: Path) -> Fingerprint | None:
-    """Read a model's folder; `None` when there is none.
+    """Read a model's folder. `None` when there is none.
 
     Raises:
         RepositoryError: it cannot be read.
@@ -156,7 +156,7 @@ def _newest(path: Path, found: os.stat_result, depth: int) -> int:
 
 
 def _number_of(name: str) -> int | None:
-    """Return the version that Triton reads from a folder's name; `None` when it reads none."""
+    """Return the version that Triton reads from a folder's name, or `None` when it reads none."""
     match = _NUMBER.match(name)
     ignored = match is None or name in _NOT_VERSIONS or (len(name) > 1 and name.startswith("0"))
     return None if match is None or ignored else int(match.group(1))

@@ -1,6 +1,6 @@
-"""What a load will do to every version of a model, from Triton's reload rules; pure, so that it is tested at length.
+"""What a load will do to every version of a model, from Triton's reload rules. Pure, so that it is tested at length.
 
-The rules are those of `ModelRepositoryManager` and `ModelLifeCycle` of triton-inference-server/core; each is listed
+The rules are those of `ModelRepositoryManager` and `ModelLifeCycle` of triton-inference-server/core. Each is listed
 with its test in docs/triton-reload.md, and `tests/integration/test_prediction.py` holds this module against the real
 server over hundreds of random changes.
 """
@@ -59,8 +59,8 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
     Args:
         served: what the server says it runs the model with.
         wanted: what config.pbtxt, or the load's own configuration, says.
-        auto_complete: whether the server completes configurations from the model; then what the file leaves out and
-            the server may have found by itself is no change.
+        auto_complete: whether the server completes configurations from the model. Then what the file leaves out and
+            the server may have found on its own is no change.
     """
     theirs, ours = _normalised(served, served), _normalised(wanted, served)
     silent = _FILLED_IN | (_COMPLETED if auto_complete else set())
@@ -84,9 +84,9 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
 
 
 def instances_differ(served: ModelConfig, wanted: ModelConfig) -> bool:
-    """Say whether a load changes a model's instances in place.
+    """Return whether a load changes a model's instances in place.
 
-    Triton fills in a group's kind, count and GPUs where config.pbtxt leaves them out; what it filled in is no
+    Triton fills in a group's kind, count and GPUs where config.pbtxt leaves them out. What it filled in is no
     difference. The name of a group is free text.
 
     Args:
@@ -128,7 +128,7 @@ def _is_set(message: Any, field: Any) -> bool:
 
 
 def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
-    """Fill in what Triton fills in; its own answer is not changed by it."""
+    """Fill in what Triton fills in. Its own answer is not changed by it."""
     message = config.message()
     for name in ("input_pinned_memory", "output_pinned_memory"):
         if not message.optimization.HasField(name):
@@ -143,12 +143,12 @@ def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
 
 
 def _is_bare_batching(batching: Any) -> bool:
-    """Say whether nothing is set but the default: completion turns it on for a model that has a batch axis."""
+    """Return whether nothing is set but the default: completion turns it on for a model that has a batch axis."""
     return [field.name for field, _ in batching.ListFields()] in ([], ["preferred_batch_size"])
 
 
 def _within(ours: Any, theirs: Any) -> bool:
-    """Say whether everything that one list of tensors, or number, says is so in the other."""
+    """Return whether everything that one list of tensors, or number, says is so in the other."""
     if not hasattr(ours, "__len__"):
         return bool(ours == theirs)
     by_name = {tensor.name: tensor for tensor in theirs}
@@ -197,7 +197,7 @@ class Prediction:
 
     Attributes:
         versions: the fate of every version that is READY or wanted, ascending.
-        refusal: why the load will be answered with an error; `None` when it will be answered with 200.
+        refusal: why the load will be answered with an error. `None` when it will be answered with 200.
     """
 
     versions: tuple[VersionPlan, ...]
@@ -215,9 +215,9 @@ class Wanted:
     """The repository's side of a load.
 
     Attributes:
-        files: the model's folder as it is; `None` when it is gone.
-        config: what config.pbtxt says, or what is sent with the load; `None` when it cannot be read.
-        problem: why the configuration cannot be used; `None` when it can.
+        files: the model's folder as it is. `None` when it is gone.
+        config: what config.pbtxt says, or what is sent with the load. `None` when it cannot be read.
+        problem: why the configuration cannot be used. `None` when it can.
         unloadable: versions known not to load, and why (damaged, or their last load failed and nothing has changed).
         sent: whether the configuration is sent with the load: then Triton looks at the model in any case.
         auto_complete: whether the server completes configurations (its default).
@@ -255,7 +255,7 @@ def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> 
 
     Args:
         served: what the server serves now, and with which configuration.
-        loaded: the folder as it was at the last load that Triton acted on with success; `None` when it has none in
+        loaded: the folder as it was at the last load that Triton acted on with success. `None` when it has none in
             mind: it never loaded the model, or unloaded it. After a first load that failed past its configuration it
             knows the model and no time of it: `Fingerprint({})`.
         wanted: what it will find.
@@ -309,7 +309,7 @@ def _fate(
 
 
 def _updates(served: ServedState, wanted: Wanted) -> bool:
-    """Say whether a load that is acted on changes the instances of the versions that stay."""
+    """Return whether a load that is acted on changes the instances of the versions that stay."""
     return served.config is not None and wanted.config is not None and instances_differ(served.config, wanted.config)
 
 
@@ -355,7 +355,7 @@ def _refused(
     culprits: Mapping[int, str] | None = None,
     fates: Iterable[VersionPlan] = (),
 ) -> Prediction:
-    """Predict a load that is refused: every version stays as it is, but for instances that had changed by then."""
+    """Predict a load refused: every version stays as it is, except for instances that had changed by then."""
     culprits = culprits or {}
     plans = []
     updated = {fate.version: fate for fate in fates if fate.action is Action.UPDATE}

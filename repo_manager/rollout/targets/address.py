@@ -35,7 +35,7 @@ class ClusterAddress:
         IS_NOT: what another text is not, and how to write it instead.
         namespace: where it is.
         name: its name.
-        context: of the kubeconfig; `None`: its current one.
+        context: of the kubeconfig. `None`: its current one.
     """
 
     SCHEME: ClassVar[str]

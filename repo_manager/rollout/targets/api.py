@@ -39,7 +39,7 @@ def patiently(call: Callable[[], Answer], *, until: float | None = None) -> Answ
 
     Args:
         call: the request.
-        until: moment of `time.monotonic` after which it is not asked again; `None`: a minute from now.
+        until: moment of `time.monotonic` after which it is not asked again. `None`: a minute from now.
 
     Raises:
         ServerUnreachableError: there was no answer for a minute, or until then.
@@ -61,14 +61,14 @@ def change_unless_changed(
 ) -> Object:
     """Patch an object that nobody has changed since it was read.
 
-    A status that moves, a pod that dies and an autoscaler that scales make new resource versions too: on a conflict the
-    object is read again, and the patch is sent again while `spec` is the same but for the number of replicas.
+    A status that moves, a pod that dies and an autoscaler that scales make new resource versions too: on a conflict
+    the object is read again, and the patch is sent again while `spec` is the same except for the number of replicas.
 
     Args:
         seen: the object as it was read.
-        read: reads it again; `None`: it is gone.
+        read: reads it again. `None`: it is gone.
         send: sends a patch.
-        patch: the patch; its `resourceVersion` is set here.
+        patch: the patch. Its `resourceVersion` is set here.
 
     Raises:
         ConflictError: somebody has changed the spec.
@@ -97,7 +97,7 @@ def _asked_for(item: Object) -> Object:
 
 @contextlib.contextmanager
 def using(api: Api | None) -> Iterator[Api]:
-    """Give this cluster; `None`: the configured one, closed afterwards."""
+    """Give this cluster. `None`: the configured one, closed afterwards."""
     if api is not None:
         yield api
         return
@@ -123,8 +123,8 @@ class Api:
     reason when it refused.
 
     Args:
-        timeout_s: deadline of one call, its last byte included; at most `_CALL_S`.
-        context: of the kubeconfig; `None` takes its current one, or the pod's own service account.
+        timeout_s: deadline of one call, its last byte included. At most `_CALL_S`.
+        context: of the kubeconfig. `None` takes its current one, or the pod's own service account.
     """
 
     def __init__(self, timeout_s: float = _CALL_S, context: str | None = None) -> None:
@@ -206,7 +206,7 @@ class Api:
         return tuple(sorted(found, key=lambda item: str(item["metadata"]["name"])))
 
     def deployment(self, namespace: str, name: str) -> Object | None:
-        """Return one Deployment; `None` when there is none of that name."""
+        """Return one Deployment, or `None` when there is none of that name."""
 
         def read() -> Object | None:
             try:
@@ -219,7 +219,7 @@ class Api:
         return self._ask(f"read Deployment {namespace}/{name}", read)
 
     def patch_deployment(self, namespace: str, name: str, patch: Object) -> Object:
-        """Change a Deployment by a strategic merge patch; if it has a `resourceVersion`, only while that is current."""
+        """Change a Deployment by a strategic merge patch. If it has a `resourceVersion`, only while that is current."""
 
         def change() -> Object:
             made = self._client.patch(
@@ -244,7 +244,7 @@ class Api:
         self._ask(f"write an Event in {namespace}", lambda: self._client.create(made, namespace=namespace))
 
     def log_tail(self, namespace: str, pod: str, container: str) -> str:
-        """Return the last lines that a container wrote; empty when they cannot be had."""
+        """Return the last lines that a container wrote. Empty when they cannot be had."""
 
         def read() -> str:
             lines = self._client.log(pod, namespace=namespace, container=container, tail_lines=_LOG_LINES)
@@ -263,7 +263,7 @@ class Api:
         )
 
     def customs(self, kind: tuple[str, str, str, str], namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
-        """Return the custom resources with these labels; none where the cluster does not know the kind."""
+        """Return the custom resources with these labels. None where the cluster does not know the kind."""
         try:
             return tuple(self._listed(f"list {kind[3]} in {namespace}", self._resource(kind), namespace, labels))
         except ServerRefusedError as exc:
@@ -272,7 +272,7 @@ class Api:
             raise
 
     def patch_custom(self, kind: tuple[str, str, str, str], namespace: str, name: str, patch: Object) -> Object:
-        """Change a custom resource by a JSON merge patch; with a `resourceVersion` only if it is still that one."""
+        """Change a custom resource by a JSON merge patch. With a `resourceVersion` only if it is still that one."""
 
         def change() -> Object:
             made = self._client.patch(
@@ -294,7 +294,7 @@ class Api:
 
     @contextlib.contextmanager
     def _translated(self, what: str, timeout_s: float) -> Iterator[None]:
-        # lightkube 1.x speaks through httpx2 and 0.x through httpx; it imports either under this name.
+        # lightkube 1.x speaks through httpx2 and 0.x through httpx. It imports either under this name.
         transport = self._errors.httpx
         try:
             yield
@@ -330,5 +330,5 @@ class Api:
 
 
 def _own_deadline(timeout_s: float) -> float:
-    """Leave a call the time that it has by itself."""
+    """Leave a call the time that it has on its own."""
     return timeout_s

@@ -29,7 +29,7 @@ class ConflictError(ServerRefusedError):
 
 
 class _Seen(Object):
-    """An object as the API server told it; a field that is missing is the server's fault, and no KeyError."""
+    """An object as the API server told it. A field that is missing is the server's fault, and no KeyError."""
 
     def __missing__(self, name: str) -> Any:
         raise ServerRefusedError(
@@ -39,7 +39,7 @@ class _Seen(Object):
 
 
 def seen(told: Any) -> Object:
-    """Take over an object: null is the same as absent, and what every object has is of the type that it has to be.
+    """Take over an object: null is the same as absent, and what every object has is of the type that it must be.
 
     Raises:
         TypeError: it is not.
@@ -82,7 +82,7 @@ def limited(httpx: Any, stream: Any) -> Any:
 
 
 def may_pass(code: int | None, *, named: bool) -> bool:
-    """Say whether an API server that has just started may answer so until its rights and kinds are read.
+    """Return whether an API server that has just started may answer so until its rights and kinds are read.
 
     A 404 that names the object is an answer: the object is gone.
     """

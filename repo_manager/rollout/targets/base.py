@@ -14,11 +14,11 @@ __all__ = ["JointTarget", "LeftAloneError", "Part", "Target"]
 
 
 class LeftAloneError(RepoManagerError):
-    """Nothing is undone: somebody else has changed the part since, and that change stays."""
+    """Nothing is undone: another process has changed the part since, and that change stays."""
 
 
 class Part(Protocol):
-    """One part of a target that changes by itself: a Triton server, a Deployment, an InferenceService.
+    """One part of a target that changes on its own: a Triton server, a Deployment, an InferenceService.
 
     Any method may raise whatever it wants: the engine undoes every part that is `touched`.
     """
@@ -39,7 +39,7 @@ class Part(Protocol):
         """Serve the new version, beside the old one where both can be served. Does nothing where nothing changes."""
 
     def prove(self) -> None:
-        """See that the new version serves.
+        """Check that the new version serves.
 
         Raises:
             RepoManagerError: it does not.
@@ -53,12 +53,12 @@ class Part(Protocol):
 
         Raises:
             ServerUnreachableError: no answer, and none is needed: what starts again serves what it served before.
-            LeftAloneError: somebody else has changed it since, so it was left as it is.
+            LeftAloneError: another process has changed it since, so it was left as it is.
             RepoManagerError: it does not serve it.
         """
 
     def by_hand(self) -> str:
-        """Say what a person has to do when the undo failed."""
+        """Say what a person must do when the undo failed."""
 
     def result(self) -> ServerResult:
         """Describe what was done, or what would be."""
@@ -73,45 +73,45 @@ class Target(Protocol):
 
     @property
     def changes(self) -> bool:
-        """Whether anything has to be done."""
+        """Whether anything must be done."""
 
     @property
     def batch(self) -> int:
-        """How many parts change at a time; 1 or more."""
+        """How many parts change at a time. 1 or more."""
 
     @property
     def trial(self) -> TrialResult | None:
-        """What the trial showed; `None` without."""
+        """What the trial showed. `None` without."""
 
     @property
     def before(self) -> tuple[int, ...] | None:
-        """The versions that config.pbtxt, which a roll-out changes, goes back to; `None`: it changes none of it."""
+        """The versions that config.pbtxt, which a roll-out changes, goes back to. `None`: it changes none of it."""
 
     def describe(self) -> str:
         """Return what it is called."""
 
     def look(self) -> None:
-        """See what is served, and plan; nothing is changed.
+        """See what is served, and plan. Nothing is changed.
 
         Raises:
             RepoManagerError: it cannot be seen, or cannot be rolled out to.
         """
 
     def check(self) -> None:
-        """Check the version and every part, for `Part.checks`; the engine refuses."""
+        """Check the version and every part, for `Part.checks`. The engine refuses."""
 
     def put_back(self) -> None:
         """Put back what the parts share, before any of them is undone."""
 
 
 class JointTarget:
-    """Releases and InferenceServices, in one cluster or several, one after the other; together or not at all.
+    """Releases and InferenceServices, in one cluster or several, one after the other. Together or not at all.
 
     With a canary, each goes through its shares below all of the traffic before the next one begins, and all get all of
     it at the end.
 
     Args:
-        targets: each with its cluster; they share no config.pbtxt.
+        targets: each with its cluster. They share no config.pbtxt.
     """
 
     batch = 1
@@ -126,7 +126,7 @@ class JointTarget:
 
     @property
     def changes(self) -> bool:
-        """Whether anything has to be done on any of them."""
+        """Whether anything must be done on any of them."""
         return any(target.changes for target in self._targets)
 
     @property

@@ -51,7 +51,7 @@ class ClusterKind:
     """One kind of target in a cluster.
 
     Attributes:
-        parse: reads what `--to` names; raises UsageError.
+        parse: reads what `--to` names. Raises UsageError.
         previous: the version of a model to go back to: target, repository, model, cluster.
         pointers: what its objects point at: target, cluster.
         target: what the engine rolls out to: context, target, cluster, trial, how to connect to pods.

@@ -18,7 +18,7 @@ _LONGEST = 1024
 
 
 class Events:
-    """The Events of one object; a roll-out never fails for one that cannot be written.
+    """The Events of one object. A roll-out never fails for one that cannot be written.
 
     Args:
         api: the cluster.

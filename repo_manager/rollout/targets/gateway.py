@@ -45,7 +45,7 @@ class GatewayWeights:
         self.touched = False
 
     def _share(self) -> float:
-        """Return the canary's share in the first rule; a weight that is left out is 1."""
+        """Return the canary's share in the first rule. A weight that is left out is 1."""
         held = {name: 1 if weight is None else weight for name, weight in self._before[0].items()}
         both = held[self._stable] + held[self._canary]
         return held[self._canary] / both if both else 0.0
@@ -54,7 +54,7 @@ class GatewayWeights:
         """Give the canary this share, and wait until every gateway has accepted it.
 
         Raises:
-            ServerError: the API server or a gateway refused it, or somebody else changed the route meanwhile.
+            ServerError: the API server or a gateway refused it, or another process changed the route meanwhile.
         """
         share = round(fraction * _WHOLE)
         self._set([{self._canary: share, self._stable: _WHOLE - share}] * len(self._before))
@@ -97,7 +97,7 @@ class GatewayWeights:
         self._wait()
 
     def current(self) -> float:
-        """Return the share that was set last; before, the one that the route has."""
+        """Return the share that was set last. Before, the one that the route has."""
         return self._fraction
 
     def _rules(self, route: Object) -> Iterator[Object]:

@@ -95,7 +95,7 @@ class KServeWeights:
     """The share of an InferenceService's newest revision, for `repo_manager.rollout.trial.canary`.
 
     Args:
-        service: the InferenceService; its newest revision is the new version.
+        service: the InferenceService. Its newest revision is the new version.
         api: the cluster.
         timeout_s: how long KServe may take to route so.
     """
@@ -105,7 +105,7 @@ class KServeWeights:
         self._fraction = 0.0
 
     def set_weight(self, fraction: float) -> None:
-        """Route this share to the newest revision, and wait until it is routed so; 1 promotes it.
+        """Route this share to the newest revision, and wait until it is routed so. 1 promotes it.
 
         Raises:
             ServerError: KServe does not come to it.
@@ -118,5 +118,5 @@ class KServeWeights:
         self._fraction = fraction
 
     def current(self) -> float:
-        """Return the share that was set last; 0 before."""
+        """Return the share that was set last. 0 before."""
         return self._fraction

@@ -1,10 +1,10 @@
 """`--to kserve://namespace/name`: an InferenceService pinned to a snapshot, by steps of canary traffic.
 
 With Knative, KServe makes a new revision when `storageUri` changes and sends `canaryTrafficPercent` of the traffic to
-it; the rest goes to the revision that was rolled out last. Removing the field promotes the new one, 0 takes all traffic
-from it (kserve, `pkg/controller/v1beta1/inferenceservice/reconcilers/knative/ksvc_reconciler.go`). In Standard mode,
-from KServe 0.20 on, `spec.canary` lists Deployments beside the predictor's, each with its share; naming the predictor
-after one of them promotes it without a restart (kserve#5672).
+it. The rest goes to the revision that was rolled out last. Removing the field promotes the new one, 0 takes all
+traffic from it (kserve, `pkg/controller/v1beta1/inferenceservice/reconcilers/knative/ksvc_reconciler.go`). In Standard
+mode, from KServe 0.20 on, `spec.canary` lists Deployments beside the predictor's, each with its share. Naming the
+predictor after one of them promotes it without a restart (kserve#5672).
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class KServeTarget:
     a revision's address is a matter of the cluster's ingress.
 
     Args:
-        context: of the roll-out; `load_timeout_s` bounds the wait for each step.
+        context: of the roll-out. `load_timeout_s` bounds the wait for each step.
         service: the InferenceService.
         api: the cluster.
-        trial: steps on the way; `None`: all of the traffic at once, when the revision is ready.
+        trial: steps on the way. `None`: all of the traffic at once, when the revision is ready.
 
     Raises:
         UsageError: the steps are no whole percentages that ascend, or the trial needs servers that can be asked.
@@ -89,13 +89,13 @@ class KServeTarget:
 
     @property
     def label(self) -> str:
-        """The InferenceService's name, with its context where that was named."""
+        """The InferenceService's name, with its context where named."""
         context = self._service.context
         return self._service.name if context is None else f"{self._service.name} in {context}"
 
     @property
     def trial(self) -> TrialResult | None:
-        """The steps that were taken."""
+        """The steps taken."""
         return TrialResult(self._options.steps, steps=tuple(self._steps)) if self._wanted else None
 
     def describe(self) -> str:
@@ -174,9 +174,9 @@ class KServeTarget:
         """Write the snapshot and point the InferenceService at it, with the first share of the traffic.
 
         Raises:
-            UsageError: this KServe has no canary in Standard mode; nothing was changed.
+            UsageError: this KServe has no canary in Standard mode. Nothing was changed.
         """
-        if not self.changes:  # of several services, another one has to change
+        if not self.changes:  # of several services, another one must change
             return
         write_snapshot(snapshots_of(self._context.repository), self._models, signed_by=self._context.options.signed_by)
         self._context.note(f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
@@ -187,7 +187,7 @@ class KServeTarget:
             made = change_unless_changed(
                 self._before, self._read, self._patch, {"metadata": metadata, "spec": self._spec(self._percent)}
             )
-        except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
+        except ServerRefusedError:  # Nothing was changed: nothing will be put back, least of all over another's.
             self.touched = False
             raise
         if self._canary and not canaries_of(made):  # the API server drops a field that the CRD does not have
@@ -234,13 +234,13 @@ class KServeTarget:
             made_since = "" if now.revision == self.seen.revision else now.revision
             wanted = Wanted(self._uri, share_of(self._before), not_revision=made_since, known=failure_of(now.service))
             self._wait(wanted, self._context.options.load_timeout_s)
-        except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
+        except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back on its own
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
         self._events.tell("RolloutUndone", f"put back, it serves {self._uri}", warning=True)
         return f"it serves {self._uri}"
 
     def by_hand(self) -> str:
-        """Say what a person has to do when the undo failed."""
+        """Say what a person must do when the undo failed."""
         self._events.tell("RolloutFailed", f"not put back; before, it served {self._uri}", warning=True)
         where = self._service.namespace
         if self._service.context is not None:
@@ -286,7 +286,7 @@ class KServeTarget:
         self._wait()
 
     def _watch(self, percent: int, seconds: float) -> None:
-        """See that the service stays as it is for a while.
+        """Check that the service stays as it is for a while.
 
         Raises:
             ServerError: it does not.
@@ -307,7 +307,7 @@ class KServeTarget:
         )
 
     def _wait(self, wanted: Wanted | None = None, timeout_s: float | None = None) -> None:
-        """Wait for the share; `None` takes the new version's, and what the deadline leaves."""
+        """Wait for the share. `None` takes the new version's, and what the deadline leaves."""
         if timeout_s is None:
             timeout_s = self._context.deadline.remaining_s(self._context.options.load_timeout_s)
         self._revision = wait_for_service(

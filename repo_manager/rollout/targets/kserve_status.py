@@ -45,7 +45,7 @@ class Sight:
 
     Attributes:
         service: the InferenceService.
-        deployments: those that it owns in Standard mode; empty with Knative.
+        deployments: those that it owns in Standard mode. Empty with Knative.
     """
 
     service: Object
@@ -53,19 +53,19 @@ class Sight:
 
     @property
     def revision(self) -> str:
-        """The newest Knative revision; empty in Standard mode, and before there is one."""
+        """The newest Knative revision. Empty in Standard mode, and before there is one."""
         return str(_component(self.service).get("latestCreatedRevision") or "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What an InferenceService has to come to.
+    """What an InferenceService must come to.
 
     Attributes:
-        uri: the `storageUri` that it has to serve.
-        percent: its share of the traffic; 100: it is rolled out.
-        canary: the name of the canary that serves it in Standard mode; empty: the predictor itself does.
-        not_revision: a Knative revision that serves something else; empty: any may be the one.
+        uri: the `storageUri` that it must serve.
+        percent: its share of the traffic. 100: it is rolled out.
+        canary: the name of the canary that serves it in Standard mode. Empty: the predictor itself does.
+        not_revision: a Knative revision that serves something else. Empty: any may be the one.
         known: a failure from before the change, which KServe may go on reporting for a while.
     """
 
@@ -77,7 +77,7 @@ class Wanted:
 
 
 def mode_of(service: Object) -> str:
-    """Return `Knative` or `Standard`; empty while no controller has said which."""
+    """Return `Knative` or `Standard`. Empty while no controller has said which."""
     annotation = (service["metadata"].get("annotations") or {}).get(_MODE)
     told = str(annotation or (service.get("status") or {}).get("deploymentMode") or "")
     return _MODES.get(told, KNATIVE if _component(service).get("latestCreatedRevision") else told)
@@ -116,12 +116,12 @@ def wait_for_service(
         api: the cluster.
         namespace: of the InferenceService.
         name: of the InferenceService.
-        wanted: what it has to come to.
+        wanted: what it must come to.
         timeout_s: how long it may take.
         report: told whenever something changes.
 
     Returns:
-        The newest revision's name; empty without Knative.
+        The newest revision's name. Empty without Knative.
 
     Raises:
         ServerRefusedError: KServe or a Deployment says that it failed, or it was not ready within `timeout_s`.
@@ -165,7 +165,7 @@ def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, second
 
 
 def failure_of(service: Object) -> str | None:
-    """Return why KServe has given up, as its model status says; `None` while it has not."""
+    """Return why KServe has given up, as its model status says, or `None` while it has not."""
     model = (service.get("status") or {}).get("modelStatus") or {}
     state = (model.get("states") or {}).get("targetModelState")
     if model.get("transitionStatus") in _FAILED_TRANSITIONS or state == "FailedToLoad":
@@ -177,7 +177,7 @@ def failure_of(service: Object) -> str | None:
 
 
 def missing(now: Sight, wanted: Wanted) -> Iterator[str]:
-    """Yield what is still to come; nothing: the InferenceService serves what is wanted."""
+    """Yield what is still to come. Nothing: the InferenceService serves what is wanted."""
     begun = _not_begun(now, wanted)
     if begun:
         yield begun
@@ -199,7 +199,7 @@ def missing(now: Sight, wanted: Wanted) -> Iterator[str]:
 
 
 def _not_begun(now: Sight, wanted: Wanted) -> str:
-    """Say why the status is still that of what was served before; empty: it is of what is wanted."""
+    """Say why the status is still that of what was served before. Empty: it is of what is wanted."""
     if mode_of(now.service) == STANDARD:
         if any(_source_of(each) == wanted.uri for each in now.deployments):
             return ""

@@ -42,7 +42,7 @@ class KubernetesTarget:
     written beside the repository. New pods are asked for an inference where they can be reached from here.
 
     Args:
-        context: of the roll-out; `load_timeout_s` is the time without progress after which it fails.
+        context: of the roll-out. `load_timeout_s` is the time without progress after which it fails.
         release: the release.
         api: the cluster.
         connection: how to talk to the pods' gRPC endpoint.
@@ -61,7 +61,7 @@ class KubernetesTarget:
 
     @property
     def changes(self) -> bool:
-        """Whether a pod template has to be changed."""
+        """Whether a pod template must be changed."""
         return any(part.changes for part in self.parts)
 
     def describe(self) -> str:
@@ -117,7 +117,7 @@ class KubernetesTarget:
             self.context.note(f"snapshot {made.id}: {'written' if made.created else 'there already'}")
 
     def _name_keeper(self, deployment: Object) -> None:
-        """Say whether somebody else may put the roll-out back."""
+        """Return whether another process may put the roll-out back."""
         keeper = keeper_of(deployment)
         if keeper is not None:
             what = "" if self.context.leaves else f" {self.context.name}:{self.context.version}"
@@ -127,7 +127,7 @@ class KubernetesTarget:
             )
 
     def _held(self, first: ServedTemplate) -> tuple[Mapping[str, tuple[int, ...]], Location]:
-        """Return what the release serves, and where the files of it are; say what a snapshot of the repository pins."""
+        """Return what the release serves, and where the files of it are. Say what a snapshot of the repository pins."""
         repository = self.context.repository
         models, source = models_served(repository, first.url, first.snapshots, str(self.release), first.load)
         if source != repository:
@@ -170,7 +170,7 @@ class DeploymentPart:
 
     @property
     def label(self) -> str:
-        """The Deployment's name, with its context where that was named."""
+        """The Deployment's name, with its context where named."""
         context = self._target.release.context
         return self._name if context is None else f"{self._name} in {context}"
 
@@ -199,7 +199,7 @@ class DeploymentPart:
                 lambda body: api.patch_deployment(space, self._name, body),
                 patch,
             )
-        except ServerRefusedError:  # Nothing was changed: nothing is to be put back, least of all over another's.
+        except ServerRefusedError:  # Nothing was changed: nothing will be put back, least of all over another's.
             self.touched = False
             raise
         self._events.tell("RolloutStarted", f"{self._served.url} -> {self._url}")
@@ -223,7 +223,7 @@ class DeploymentPart:
         """Restore the pod template and wait for its pods.
 
         Raises:
-            LeftAloneError: somebody else has changed it.
+            LeftAloneError: another process has changed it.
             ServerRefusedError: the pods do not come back.
         """
         space = self._target.release.namespace
@@ -236,13 +236,13 @@ class DeploymentPart:
                 body = patch_back(self._deployment, self._served)
                 patiently(lambda: self._api.patch_deployment(space, self._name, body))
             self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
-        except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back by itself
+        except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back on its own
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
         self._events.tell("RolloutUndone", f"put back, it serves {self._served.url}", warning=True)
         return f"the pods of {self.label} were put back: they serve {self._served.url}"
 
     def by_hand(self) -> str:
-        """Say what a person has to do when the undo failed."""
+        """Say what a person must do when the undo failed."""
         self._events.tell("RolloutFailed", f"not put back; before, it served {self._served.url}", warning=True)
         space, name = self._target.release.namespace, self._name
         if self._target.release.context is not None:
@@ -272,7 +272,7 @@ class DeploymentPart:
         )
 
     def _wait(self, url: str, timeout_s: float, look: Callable[[Sequence[Object]], None]) -> int:
-        """Wait until every pod serves a URL; return how many there are to be."""
+        """Wait until every pod serves a URL. Return how many there will be."""
         final = wait_for_rollout(
             self._api,
             self._target.release.namespace,

@@ -1,4 +1,4 @@
-"""Waiting for a Deployment to become what its template says; judged from its status and its pods."""
+"""Waiting for a Deployment to become what its template says. Judged from its status and its pods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from repo_manager.rollout.targets.template import read_template, url_of_pod
 
 __all__ = ["Progress", "Trouble", "is_ready", "judge", "new_pods", "wait_for_rollout"]
 
-# Waiting reasons that do not pass by themselves. A first ErrImagePull may; the back-off that follows it is sure.
+# Waiting reasons that do not pass by themselves. A first ErrImagePull may. The back-off that follows it is sure.
 _FATAL = frozenset(
     {
         *("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"),
@@ -29,7 +29,7 @@ class Trouble:
 
     Attributes:
         what: the sentence.
-        pod: whose log says more; `None` when none does.
+        pod: whose log says more. `None` when none does.
         container: of that pod.
     """
 
@@ -61,7 +61,7 @@ def new_pods(pods: Sequence[Object], url: str) -> tuple[Object, ...]:
 
 
 def is_ready(pod: Object) -> bool:
-    """Say whether a pod is in service."""
+    """Return whether a pod is in service."""
     return any(
         condition["type"] == "Ready" and condition["status"] == "True"
         for condition in pod.get("status", {}).get("conditions") or ()
@@ -149,21 +149,21 @@ def wait_for_rollout(
     look: Callable[[Sequence[Object]], None] = lambda _: None,
     progressed: Callable[[], None] = lambda: None,
 ) -> Object:
-    """Wait until every pod of a Deployment serves a snapshot; return the Deployment as it is then.
+    """Wait until every pod of a Deployment serves a snapshot. Return the Deployment as it is then.
 
     Args:
         api: the cluster.
         namespace: the Deployment's.
         deployment: as it was read before.
-        url: what its pods have to serve.
+        url: what its pods must serve.
         timeout_s: how long it may take until one pod more is new, available or gone: a large Deployment is no slower
             for each of its pods than a small one.
         report: told whenever something changes.
-        look: shown the new pods at every turn; what it raises ends the wait.
+        look: shown the new pods at every turn. What it raises ends the wait.
         progressed: called when a pod more is new, available or gone.
 
     Raises:
-        ServerRefusedError: it will not come to an end, made no progress within `timeout_s`, or somebody else has
+        ServerRefusedError: it will not come to an end, made no progress within `timeout_s`, or another process has
             changed it.
         ServerUnreachableError: the API server gave no answer for a minute.
     """

@@ -25,8 +25,8 @@ _TRIES = 3
 class PodProver:
     """Asks each new pod once, as soon as it is ready. Mostly, pods can be reached from inside the cluster only.
 
-    A pod is asked for an inference; after an undeployment, for its index. One pod that answers shows that pods can be
-    reached; from then on, a pod that cannot be is a failure.
+    A pod is asked for an inference. After an undeployment, for its index. One pod that answers shows that pods can be
+    reached. From then on, a pod that cannot be is a failure.
     """
 
     def __init__(self, context: Context, connection: ClientOptions) -> None:
@@ -67,7 +67,7 @@ class PodProver:
             self._proofs[name] = PodProof(name, url, latency_ns)
 
     def _again(self, pod: str) -> bool:
-        """Say whether to ask once more: a pod that cannot be reached is no news where none can be."""
+        """Return whether to ask once more: a pod that cannot be reached is no news where none can be."""
         self._tries[pod] = self._tries.get(pod, 0) + 1
         if not self._reachable:
             return False
@@ -93,7 +93,7 @@ class PodProver:
         return result.latency_ns
 
     def _index_of(self, pod: str, client: TritonClient) -> int:
-        """See in a pod's index that what leaves is gone; return how long the answer took."""
+        """See in a pod's index that what leaves is gone. Return how long the answer took."""
         began = time.monotonic_ns()
         ready = observe(client, self._name).ready
         if self._context.remaining(ready) != ready:

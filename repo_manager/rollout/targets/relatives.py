@@ -32,11 +32,11 @@ READY = "READY"
 
 @dataclasses.dataclass(frozen=True)
 class Needed:
-    """A model that has to be served for the one that is rolled out.
+    """A model that must be served for the one that is rolled out.
 
     Attributes:
         entry: the model.
-        versions: that have to be served.
+        versions: that must be served.
         original: its config.pbtxt as it is.
     """
 
@@ -64,9 +64,9 @@ class Family:
         self.needs = context.needs
 
     def needed(self, ready: Sequence[Mapping[str, tuple[int, ...]]]) -> tuple[Needed, ...]:
-        """Return the models that some server does not serve and that have to be, in the order of loading.
+        """Return the models that some server does not serve and that must be, in the order of loading.
 
-        What is served somewhere stays; else it is the newest version that config.pbtxt serves, else the newest. What
+        What is served somewhere stays, else it is the newest version that config.pbtxt serves, else the newest. What
         an ensemble asks for by number is always among them.
 
         Args:
@@ -133,7 +133,7 @@ class Relatives:
 
     @property
     def brought(self) -> tuple[Needed, ...]:
-        """The models that this server does not serve as they have to be."""
+        """The models that this server does not serve as they must be."""
         return tuple(each for each in self.needed if not set(each.versions) <= set(self.ready.get(each.name, ())))
 
     def plan(self) -> tuple[tuple[Relative, ...], tuple[Relative, ...]]:
@@ -161,11 +161,11 @@ class Relatives:
         )
 
     def bring(self) -> None:
-        """Serve and prove what the model needs, the inner ones first; see first how what needs the model answers.
+        """Serve and prove what the model needs, the inner ones first. See first how what needs the model answers.
 
         Raises:
             ServerRefusedError: a model does not load.
-            SmokeFailedError: one does not answer as it has to.
+            SmokeFailedError: one does not answer as it must.
         """
         context = self._context
         for name in self.dependents:
@@ -191,7 +191,7 @@ class Relatives:
             check_loaded(context.repository, needed.entry, version, keys, vouched, config)
 
     def prove(self, served: Sequence[int]) -> None:
-        """Ask what needs the model; the values of its answers may be others now.
+        """Ask what needs the model. The values of its answers may be others now.
 
         Args:
             served: the model's versions now. What asks for another one by number is lost, as `drop_pinned` allows.

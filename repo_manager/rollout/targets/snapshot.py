@@ -114,7 +114,7 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
 
     Args:
         context: of the roll-out.
-        held: models and versions that are served.
+        held: models and versions served.
         source: where their files are.
     """
     repository, name, version = context.repository, context.name, context.version
@@ -132,13 +132,13 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
 
 
 def versions_brought(context: Context, held: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return what `models_after` adds of the models that the new version needs; arguments as there."""
+    """Return what `models_after` adds of the models that the new version needs. Arguments as there."""
     wanted = {} if context.leaves else versions_needed(context, held)
     return {needed: versions for needed, versions in wanted.items() if versions != held.get(needed)}
 
 
 def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, tuple[int, ...]]:
-    """Return the versions of each model that the new version needs; a model without versions is left out.
+    """Return the versions of each model that the new version needs. A model without versions is left out.
 
     Args:
         context: of the roll-out.

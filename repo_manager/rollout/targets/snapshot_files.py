@@ -1,7 +1,7 @@
 """Snapshots of a repository: exactly what pods serve, at an address of its own, never changed once it is there.
 
     <repository>.snapshots/<id>/
-      snapshot.json                    what it holds; written last
+      snapshot.json                    what it holds. Written last
       <model>/config.pbtxt             with the version policy that is served
       <model>/<version>/...            the files as published
       .repo-manager.<model>.<version>.sig.json, and the like: signatures, where there are any
@@ -60,7 +60,7 @@ class SnapshotModel:
 
     Attributes:
         name: the model.
-        versions: those that are served, ascending.
+        versions: those served, ascending.
         source: the repository, or the earlier snapshot, that it is taken from.
     """
 
@@ -76,7 +76,7 @@ class Snapshot:
     Attributes:
         id: of its content.
         location: where it was written, as this machine sees it.
-        models: model -> the versions that are served.
+        models: model -> the versions served.
         created: whether it was written now, or was there already.
     """
 
@@ -102,7 +102,7 @@ def snapshots_of(repository: Location) -> Location:
 
 
 def read_snapshot(root: Location, chosen: str) -> Snapshot | None:
-    """Read what a snapshot holds; `None` when there is none of that id, or it is incomplete.
+    """Read what a snapshot holds. `None` when there is none of that id, or it is incomplete.
 
     Raises:
         RepositoryError: the place cannot be read, or the record is damaged.
@@ -134,7 +134,7 @@ def write_snapshot(
     Args:
         root: where the snapshots are.
         models: what it holds.
-        signed_by: keys one of which has to vouch for each version; empty asks for no signature. Versions of an earlier
+        signed_by: keys one of which must vouch for each version. Empty asks for no signature. Versions of an earlier
             snapshot were checked when they came into it.
         dry_run: only say which it would be.
 
@@ -256,7 +256,7 @@ def _signatures(source: Store, model: SnapshotModel) -> dict[str, bytes]:
 
 
 def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
-    """Read what lies beside the versions: labels, configurations per kind of GPU; not the versions themselves."""
+    """Read what is beside the versions: labels, configurations per kind of GPU, not the versions themselves."""
     keys = [entry.name for entry in view.level.files]
     for folder in view.folders:
         if version_number(folder) is None and folder not in view.level.links:

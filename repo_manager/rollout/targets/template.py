@@ -49,7 +49,7 @@ class ServedTemplate:
         container: the name of the container that is told the repository's URL: Triton's, or the one that keeps
             snapshots on the node for it.
         containers: the list of the pod's spec that it is in: `containers` or `initContainers`.
-        variable: the environment variable that holds the repository's URL; `None`: it stands in the arguments.
+        variable: the environment variable that holds the repository's URL. `None`: it is in the arguments.
         url: the repository's URL, as the pods see it.
         load: what the pods load at the start: model names, or `*`.
         snapshots: where snapshots are, as the pods see it.
@@ -111,9 +111,9 @@ def patch_for(
 ) -> Object:
     """Return the strategic merge patch that makes a Deployment's pods serve a snapshot.
 
-    It holds the `resourceVersion` that was read, so it changes nothing when somebody else was faster. It owns one field
-    of the pod template, where the URL is: what helm or a GitOps controller applies conflicts there alone. Annotations
-    that earlier versions wrote beside it go.
+    It holds the `resourceVersion` that was read, so it changes nothing when another process was faster. It owns one
+    field of the pod template, where the URL is: what helm or a GitOps controller applies conflicts there alone.
+    Annotations that earlier versions wrote beside it go.
 
     Args:
         deployment: as it was read.
@@ -152,7 +152,7 @@ def patch_back(before: Object, served: ServedTemplate) -> Object:
 
 
 def url_of_pod(pod: Object) -> str:
-    """Return what a pod serves; empty when it is no pod of Triton's."""
+    """Return what a pod serves. Empty when it is no pod of Triton's."""
     try:
         template = {"metadata": {"name": pod["metadata"].get("name", "")}, "spec": {"template": {"spec": pod["spec"]}}}
         return read_template(template).url
@@ -167,7 +167,7 @@ def _copies_in(deployment: Object) -> dict[str, str]:
 
 
 def history_of(deployment: Object) -> list[dict[str, Any]]:
-    """Return what was rolled out, oldest first; an annotation that is damaged counts as none."""
+    """Return what was rolled out, oldest first. An annotation that is damaged counts as none."""
     try:
         found = json.loads((deployment["metadata"].get("annotations") or {}).get(HISTORY) or "[]")
     except ValueError:
@@ -176,7 +176,7 @@ def history_of(deployment: Object) -> list[dict[str, Any]]:
 
 
 def is_snapshot(url: str, snapshots: str) -> bool:
-    """Say whether a URL that is served is a snapshot's, rather than the repository's itself."""
+    """Return whether a URL that is served is a snapshot's, rather than the repository's itself."""
     above, _, _ = url.rstrip("/").rpartition("/")
     return above in (snapshots.rstrip("/"), snapshots_beside(url))
 
@@ -196,7 +196,7 @@ _KEEPERS = {
 
 
 def keeper_of(item: Object) -> str | None:
-    """Return which GitOps controller applies an object, and may put changes of it back; `None`: none that is known."""
+    """Return which GitOps controller applies an object, and may put changes of it back. `None`: none known."""
     marks = [*(item["metadata"].get("labels") or {}), *(item["metadata"].get("annotations") or {})]
     return next((name for mark, name in _KEEPERS.items() if any(each.startswith(mark) for each in marks)), None)
 
@@ -207,7 +207,7 @@ def models_text(models: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def parse_models(text: str | None) -> dict[str, tuple[int, ...]] | None:
-    """Read such an annotation; `None` when there is none, or it is damaged."""
+    """Read such an annotation. `None` when there is none, or it is damaged."""
     try:
         found = json.loads(text or "null")
         return None if found is None else {str(name): tuple(int(v) for v in held) for name, held in found.items()}

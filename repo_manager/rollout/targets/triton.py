@@ -27,7 +27,7 @@ WIDE = 16
 class TritonTarget:
     """One or more servers of one repository.
 
-    First every server serves the old and the new version and proves the new one; only when all have, the old one is
+    First every server serves the old and the new version and proves the new one. Only when all have, the old one is
     dropped, again a batch at a time.
 
     Args:
@@ -55,12 +55,12 @@ class TritonTarget:
 
     @property
     def changes(self) -> bool:
-        """Whether anything has to be done, on a server or in config.pbtxt."""
+        """Whether anything must be done, on a server or in config.pbtxt."""
         return any(part.plan.changes for part in self.parts)
 
     @property
     def before(self) -> tuple[int, ...] | None:
-        """What all servers serve now; where that is nothing, what config.pbtxt serves apart from the new version."""
+        """What all servers serve now. Where that is nothing, what config.pbtxt serves apart from the new version."""
         ready = {version for part in self.parts for version in part.before.ready}
         state = model_state(self._context.repository, self._context.name)
         left = state.unproven
@@ -109,7 +109,7 @@ class TritonTarget:
         return [part for part in found if part is not None]
 
     def check(self) -> None:
-        """Check the version once, and every server; what is served already only where keys are given."""
+        """Check the version once, and every server. What is served already only where keys are given."""
         if not self.changes and not self._context.options.signed_by:
             return
         context = self._context

@@ -109,7 +109,7 @@ class TritonPart:
         self.load()
 
     def prove(self) -> None:
-        """Ask the new version for an inference; where nothing was applied, bring a dead process back first."""
+        """Ask the new version for an inference. Where nothing was applied, bring a dead process back first."""
         if not self.touched:
             self.smoke = self._confirm()
             return
@@ -159,7 +159,7 @@ class TritonPart:
             try:
                 self.client.load(context.name, timeout_s=timeout_s)
             except ServerRefusedError as exc:
-                # The file that is put back may be what it refuses; what was served is served then, as it never stopped.
+                # The file that is put back may be what it refuses. What was served is served then, as it never stopped.
                 refusal = f" ({exc.message})"
         state = wait_until_only_ready(self.client, context.name, before, options.settle_timeout_s)
         if state.ready != before:
@@ -168,7 +168,7 @@ class TritonPart:
         return state.sentence
 
     def by_hand(self) -> str:
-        """Say what a person has to do when the undo failed."""
+        """Say what a person must do when the undo failed."""
         name, policy = self.context.name, self.plan.policy_before
         text = policy if isinstance(policy, str) else "specific { versions: [" + ", ".join(map(str, policy)) + "] }"
         missing = " (it had no such file)" if self.original is None else ""
@@ -201,7 +201,7 @@ class TritonPart:
             self.note("plan: " + "; ".join(f"{step.action} {step.version} ({step.reason})" for step in self.plan.steps))
 
     def note(self, event: str) -> None:
-        """Record what is being done; among several servers with the URL."""
+        """Record what is being done. Among several servers with the URL."""
         self.context.note(event if self.context.total == 1 else f"{self.label}: {event}")
 
     def load(self) -> None:
@@ -217,7 +217,7 @@ class TritonPart:
         context.retried(load)
 
     def _write_policy(self, versions: tuple[int, ...]) -> None:
-        """Say in the repository which versions the next load serves; a file that says so already stays as it is."""
+        """Say in the repository which versions the next load serves. A file that says so already stays as it is."""
         numbers = ", ".join(map(str, versions))
         self.note(f"serving version{'s' if len(versions) > 1 else ''} {numbers}")
         context = self.context
@@ -234,11 +234,11 @@ class TritonPart:
         """Unload the model, and wait a moment until none of its versions is left."""
         context = self.context
         self.client.unload(context.name, timeout_s=context.options.load_timeout_s)
-        # Triton may wait for a dead process for ever; a version that is UNLOADING does not hinder a load.
+        # Triton may wait for a dead process for ever. A version that is UNLOADING does not hinder a load.
         wait_until_only_ready(self.client, context.name, (), _UNLOAD_S, settled=True)
 
     def _took(self, state: ServedState) -> bool:
-        """Say whether a load did what it was for: every version is READY, and its instances are the new ones."""
+        """Return whether a load did what it was for: every version is READY, and its instances are the new ones."""
         if not set(self.plan.ready_after) <= set(state.ready):
             return False
         updates = any(step.action is Action.UPDATE for step in self.plan.steps)
@@ -288,7 +288,7 @@ class TritonPart:
         return context.retried(ask)
 
     def _confirm(self) -> SmokeResult:
-        """Prove that what is deployed answers; unload and load it where only its process has died.
+        """Prove that what is deployed answers. Unload and load it where only its process has died.
 
         Raises:
             ServerRefusedError: it does not come back, or still does not answer.

@@ -35,15 +35,15 @@ class ServerAddress:
 
     Attributes:
         url: where it is.
-        server_name: what its certificate is checked against when it was found by its name but is reached by
-            its address; `None`: the URL's host.
+        server_name: what its certificate is checked against when it was found by its name but is reached by its
+            address. `None`: the URL's host.
     """
 
     url: str
     server_name: str | None = None
 
     def options(self, base: ClientOptions) -> ClientOptions:
-        """Return how to connect to it; a server name that was given wins."""
+        """Return how to connect to it. A server name that was given wins."""
         if self.server_name is None or base.server_name is not None or not Endpoint.parse(self.url).tls:
             return base
         return dataclasses.replace(base, server_name=self.server_name)
@@ -84,7 +84,7 @@ def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) 
 
 
 def is_cluster(target: object) -> bool:
-    """Say whether a target names something in a cluster, rather than servers."""
+    """Return whether a target names something in a cluster, rather than servers."""
     return isinstance(target, str) and target.startswith(CLUSTERS)
 
 

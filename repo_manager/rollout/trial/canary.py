@@ -32,7 +32,7 @@ __all__ = ["CanaryTarget"]
 
 
 class CanaryTarget:
-    """A Triton server whose new version has to prove itself on requests, beside its inference, before it takes over.
+    """A Triton server whose new version must prove itself on requests, beside its inference, before it takes over.
 
     Args:
         target: the one server.
@@ -53,7 +53,7 @@ class CanaryTarget:
 
     @property
     def changes(self) -> bool:
-        """Whether anything has to be done, on the server or in config.pbtxt."""
+        """Whether anything must be done, on the server or in config.pbtxt."""
         return self._target.changes or any(isinstance(part, _Trial) for part in self.parts)
 
     @property
@@ -179,7 +179,7 @@ class _Trial:
         return self._part.undo()
 
     def by_hand(self) -> str:
-        """Say what a person has to do when the undo failed."""
+        """Say what a person must do when the undo failed."""
         return self._part.by_hand()
 
     def result(self) -> ServerResult:

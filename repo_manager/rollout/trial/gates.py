@@ -1,4 +1,4 @@
-"""What a new version has to hold: `p99<20ms`, `p99<1.2x`, `mean<5ms`, `errors<0.1%`, `agreement>99%`, `drift<1e-2`.
+"""What a new version must hold: `p99<20ms`, `p99<1.2x`, `mean<5ms`, `errors<0.1%`, `agreement>99%`, `drift<1e-2`.
 
 Almost every gate is a share of requests: `p99<20ms` says that fewer than 1 % take longer than 20 ms, `drift<1e-2` that
 fewer than 1 % of the answers differ by more. A gate passes when the whole interval is on the right side, fails when it
@@ -39,9 +39,9 @@ class Evidence:
         source: `shadow` or `traffic`.
         requests: requests that the new version was sent, those that no version could answer left out.
         errors: of these, how many it failed.
-        latencies_ns: `[requests, 2]` of the new and the old version, in order of time; for traffic one row a
-            period with its mean latency and its requests.
-        compared: rows of class scores that were compared.
+        latencies_ns: `[requests, 2]` of the new and the old version, in order of time. For traffic one row a period
+            with its mean latency and its requests.
+        compared: rows of class scores compared.
         agreeing: of these, how many have the same top class.
         drifts: relative error of each pair's answers.
     """
@@ -61,12 +61,12 @@ def worst_outcome(results: Sequence[GateResult]) -> Outcome:
 
 
 def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> tuple[GateResult, ...]:
-    """Judge every gate that this evidence can speak to; 5 % of error are shared by all gates and all looks.
+    """Judge every gate that this evidence can speak to. 5 % of error are shared by all gates and all looks.
 
     Args:
         gates: the conditions.
         evidence: what was seen so far.
-        look: the number of this judgement, from 1; only bootstrapped gates depend on it.
+        look: the number of this judgement, from 1. Only bootstrapped gates depend on it.
     """
     alpha = _ALPHA / max(len(gates), 1)
     results = []
@@ -79,7 +79,7 @@ def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> 
 
 
 def _judge_share(gate: Gate, evidence: Evidence, alpha: float, look: int) -> GateResult:
-    """Judge what is a share of requests; `look` does not matter."""
+    """Judge what is a share of requests. `look` does not matter."""
     hits, total, allowed, what = _share_of(gate, evidence)
     if total == 0:
         return _nothing_seen(gate, evidence)

@@ -32,7 +32,7 @@ class _Reply:
     """What one version answered.
 
     Attributes:
-        answers: of each request its responses, in order; `None` when one of the requests failed.
+        answers: of each request its responses, in order. `None` when one of the requests failed.
         error: why.
         latencies_ns: of each request, to its last response.
     """
@@ -46,10 +46,10 @@ class Mirror:
     """Sends each request, or each whole sequence, to both versions in random order, and keeps the score.
 
     Args:
-        connect: makes a client; called once a worker, because an HTTP client is for one thread.
+        connect: makes a client. Called once a worker, because an HTTP client is for one thread.
         name: the model.
         versions: the old and the new version.
-        exchanges: what to send, over and over in an order drawn anew each round.
+        exchanges: what to send, over and over in an order drawn again each round.
         options: rate and deadlines.
         kind: how the model is asked.
     """
@@ -83,7 +83,7 @@ class Mirror:
 
         Args:
             seconds: for how long.
-            stop: asked again and again; `True` ends it.
+            stop: asked again and again. `True` ends it.
 
         Raises:
             ServerUnreachableError: the server does not answer any more.
@@ -107,7 +107,7 @@ class Mirror:
     def _send(
         self, tickets: queue.Queue[Exchange | None], began: float, seconds: float, stop: Callable[[], bool]
     ) -> None:
-        """Hand out requests at the rate; what is due while every worker waits is left out, not made up for later."""
+        """Hand out requests at the rate. What is due while every worker waits is left out, not made up for later."""
         order: list[Exchange] = []
         due, asked = began, began
         while (now := time.monotonic()) < began + seconds and self._failure is None:
@@ -182,7 +182,7 @@ class Mirror:
         self._drifts.append(drift)
 
     def _compare(self, old: Mapping[str, Array], new: Mapping[str, Array]) -> float:
-        """Compare two responses; return how far the new one drifts."""
+        """Compare two responses. Return how far the new one drifts."""
         if old.keys() - new.keys():
             return float("inf")
         if self._meter is None:
@@ -196,7 +196,7 @@ class Mirror:
 
     @property
     def sent(self) -> int:
-        """Requests that the new version was sent, warm-up included; of a sequence that failed one is known."""
+        """Requests that the new version was sent, warm-up included. Of a sequence that failed one is known."""
         return self._sent
 
     def evidence(self) -> Evidence:
@@ -235,7 +235,7 @@ class Mirror:
 
 
 def _dismiss(tickets: queue.Queue[Exchange | None], workers: Sequence[concurrent.futures.Future[None]]) -> None:
-    """Tell every worker that is still at work to end; one that failed takes no ticket any more."""
+    """Tell every worker that is still at work to end. One that failed takes no ticket any more."""
     left = len(workers)
     while left and not all(worker.done() for worker in workers):
         try:

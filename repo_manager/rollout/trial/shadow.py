@@ -32,17 +32,17 @@ _DATA_TYPE = model_config_pb2.DataType.DESCRIPTOR
 
 
 def read_exchanges(path: Path, config: ModelConfig, *, sequence: bool = False) -> tuple[Exchange, ...]:
-    """Read recorded requests for a model; see `request_data.read.read_rows` for the forms of the file.
+    """Read recorded requests for a model. See `request_data.read.read_rows` for the forms of the file.
 
     A request without batch axis gets one of size 1 where the model batches.
 
     Args:
         path: the file.
         config: what the server runs the model with: names, types and dims come from it.
-        sequence: a file is one sequence, of perf_analyzer's JSON each stream; else each request is by itself.
+        sequence: a file is one sequence, of perf_analyzer's JSON each stream, else each request is on its own.
 
     Raises:
-        InputError: the file cannot be read, holds no request, or one does not fit the model; with its number.
+        InputError: the file cannot be read, holds no request, or one does not fit the model. With its number.
     """
     inputs = {entry.name: _facts(entry) for entry in config.message().input}
     batched = config.max_batch_size > 0
@@ -82,7 +82,7 @@ def _fitted(array: Array, item: InputFacts, batched: bool, where: str) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class LatencySummary:
-    """Latencies of one version, the client's work included; `None` without an answer."""
+    """Latencies of one version, the client's work included. `None` without an answer."""
 
     mean_ns: float | None
     p50_ns: float | None
@@ -106,11 +106,11 @@ class ShadowReport:
         model: the model.
         old: the version that was served before.
         new: the version on trial.
-        pairs: requests, or whole sequences, that both versions were sent; those that neither could answer are in
+        pairs: requests, or whole sequences, that both versions were sent. Those that neither could answer are in
             `refused_by_both` alone.
         errors_old: of these, how many the old version failed.
         errors_new: of these, how many the new one failed.
-        first_error: the new version's first error; `None` without one.
+        first_error: the new version's first error. `None` without one.
         refused_by_both: recorded requests that neither version could answer.
         skipped: requests that were due while all workers were waiting for answers.
         seconds: how long it took.

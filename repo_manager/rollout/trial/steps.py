@@ -1,7 +1,7 @@
-"""The steps of a canary: a share, a while of watching, a judgement, the next share; back to 0 when one fails.
+"""The steps of a canary: a share, a while of watching, a judgement, the next share. Back to 0 when one fails.
 
-Whoever weights the traffic is behind `Weights`, whoever watches it behind `Watch`: the same steps drive clients that
-read their weights, a gateway, or KServe.
+Anyone who weights the traffic is behind `Weights`, anyone who watches it behind `Watch`: the same steps drive clients
+that read their weights, a gateway, or KServe.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from repo_manager.server.client import TritonClient
 __all__ = ["CanaryStep", "FileWeights", "PublishedWeights", "Watch", "check_kind", "gate_error", "run_steps", "untried"]
 
 
-# Whoever gives the new version its share of the traffic: clients that read it, a gateway, KServe.
+# Anyone who gives the new version its share of the traffic: clients that read it, a gateway, KServe.
 
 
 class PublishedWeights:
     """The weights in the name of the model's first instance group, where `VersionedClient` reads them from the server.
 
-    A change of that name alone reloads nothing (docs/triton-reload.md), so a step costs milliseconds. It is a change of
-    config.pbtxt all the same: whoever drives the roll-out puts the file back, and the weights are gone with it.
+    A change of that name alone reloads nothing (docs/triton-reload.md), so a step costs milliseconds. It is a change
+    of config.pbtxt all the same: anyone who drives the roll-out puts the file back, and the weights are gone with it.
 
     Args:
         repository: the repository that the server serves.
@@ -57,7 +57,7 @@ class PublishedWeights:
     def set_weight(self, fraction: float) -> None:
         """Write the weights and let the server read them."""
         groups = self._client.model_config(self._name).instance_group
-        # Triton makes the name up where the file has none; ours is then the weights alone.
+        # Triton makes the name up where the file has none. Ours is then the weights alone.
         name = published_name(groups[0].name if groups else "", _weights(self._old, self._new, fraction))
         change_config(self._repository, self._name, {"instance_group.name": f'"{name}"'})
         self._load()
@@ -72,7 +72,7 @@ class FileWeights:
     """The weights in a JSON file, for clients of several servers or for something else that reads it.
 
     Args:
-        path: the file; it is replaced as a whole.
+        path: the file. It is replaced as a whole.
         name: the model.
         versions: the old and the new version.
     """
@@ -105,10 +105,10 @@ def _weights(old: int, new: int, fraction: float) -> VersionWeights:
 
 
 class Watch(Protocol):
-    """Whoever sees how the new version does."""
+    """Anyone who sees how the new version does."""
 
     def watch(self, seconds: float) -> tuple[GateResult, ...]:
-        """Watch for some time, less when a gate fails before; return how every gate stands over all time so far."""
+        """Watch for some time, less when a gate fails before. Return how every gate stands over all time so far."""
 
     def requests(self) -> int:
         """Return how many requests the new version has been seen to get."""
@@ -116,7 +116,7 @@ class Watch(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class CanaryStep:
-    """One step that was taken.
+    """One step taken.
 
     Attributes:
         fraction: the new version's share of the traffic, 0 to 1.
@@ -143,8 +143,9 @@ def run_steps(
 ) -> tuple[CanaryStep, ...]:
     """Take the steps one after the other.
 
-    A failed gate ends it at once. A gate that is undecided does not stop a step from being followed by the next, except
-    for 100 %: before that every gate has to have passed. Whatever ends it early, Ctrl-C too, sets the weight back to 0.
+    A failed gate ends it at once. A gate that is undecided does not stop a step from being followed by the next,
+    except for 100 %: before that every gate must have passed. Whatever ends it early, Ctrl-C too, sets the weight back
+    to 0.
 
     Args:
         weights: gives the new version its share.
@@ -152,7 +153,7 @@ def run_steps(
         step_s: how long each is watched.
         watch: judges.
         report: told what is being done.
-        on_step: given each share below 1 after it was watched; what it raises ends the steps.
+        on_step: given each share below 1 after it was watched. What it raises ends the steps.
 
     Raises:
         GateError: a gate failed.
@@ -219,10 +220,10 @@ def check_kind(name: str, options: TrialOptions, *, sequence: bool, streams: boo
         name: the model.
         options: of the trial.
         sequence: its requests, or those of a part, belong to sequences.
-        streams: the connection can carry all the responses that it gives; HTTP cannot where there are several.
+        streams: the connection can carry all the responses that it gives. HTTP cannot where there are several.
 
     Raises:
-        UsageError: it cannot; with what to do.
+        UsageError: it cannot. With what to do.
     """
     hint = f"Deploy {name} without a trial: every recorded request and response is compared. "
     hint += "For times under load: repo-manager compare."

@@ -15,11 +15,11 @@ from repo_manager.server.client import TritonClient
 __all__ = ["ShadowWatch", "TrafficWatch"]
 
 _POLL_S = 0.2
-_MORE = 1.25  # bootstrapped gates are judged anew when there is this much more to judge by
+_MORE = 1.25  # bootstrapped gates are judged again when there is this much more to judge by
 
 
 class _Looks:
-    """Judges as often as it is asked; a look of a bootstrapped gate costs, so it waits until there is more to see."""
+    """Judges as often as it is asked. A look of a bootstrapped gate costs, so it waits until there is more to see."""
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         self._gates = gates
@@ -49,7 +49,7 @@ class ShadowWatch:
         self._looks = _Looks(gates)
 
     def watch(self, seconds: float) -> tuple[GateResult, ...]:
-        """Mirror for some time; return how the gates stand over all time so far."""
+        """Mirror for some time. Return how the gates stand over all time so far."""
 
         def decided() -> bool:
             results = self._looks.judge(self._mirror.evidence())
@@ -74,8 +74,8 @@ class TrafficWatch:
         client: of the server.
         name: the model.
         version: the new version.
-        gates: the conditions; those that the counters cannot speak to are left to the shadow.
-        shadow: mirrors meanwhile; its gates count, too.
+        gates: the conditions. Those that the counters cannot speak to are left to the shadow.
+        shadow: mirrors meanwhile. Its gates count, too.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TrafficWatch:
         self._periods: list[tuple[float, float]] = []
 
     def watch(self, seconds: float) -> tuple[GateResult, ...]:
-        """Watch for some time; return how the gates stand over all time so far."""
+        """Watch for some time. Return how the gates stand over all time so far."""
         end = time.monotonic() + seconds
         mirrored: tuple[GateResult, ...] = ()
         while (left := end - time.monotonic()) > 0:

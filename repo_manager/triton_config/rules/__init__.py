@@ -32,7 +32,7 @@ _CURED = "the server may complete it; one with --disable-auto-complete-config re
 
 
 def check_rules(config: ModelConfig, *, where: str = "config.pbtxt", completes: bool = True) -> list[Problem]:
-    """Check a configuration by itself, without a model.
+    """Check a configuration on its own, without a model.
 
     Args:
         config: any configuration.
@@ -41,7 +41,7 @@ def check_rules(config: ModelConfig, *, where: str = "config.pbtxt", completes: 
             then a warning.
 
     Returns:
-        What keeps a model of this configuration from loading, and what a person should look at; each with its rule.
+        What keeps a model of this configuration from loading, and what a person should look at. Each with its rule.
     """
     message = config.message()
     never = not completes or config.backend in _NEVER_CURED or message.HasField("ensemble_scheduling")

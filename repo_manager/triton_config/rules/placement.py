@@ -1,4 +1,4 @@
-"""Rules for what runs a model, and where: backend, platform, instances, rate limiter; or an ensemble of others."""
+"""Rules for what runs a model, and where: backend, platform, instances, rate limiter, or an ensemble of others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLATFORMS = {
     "onnxruntime": ("onnxruntime_onnx",),
     "pytorch": ("pytorch_libtorch", "torch_aoti"),
 }
-"""Backend -> its platforms (`GetBackendTypeFromPlatform`); other backends take any platform."""
+"""Backend -> its platforms (`GetBackendTypeFromPlatform`). Other backends take any platform."""
 _PLATFORMS_ALONE = {"libtorch", *(platform for platforms in _PLATFORMS.values() for platform in platforms)}
 """From these Triton fills in the backend (`AutoCompleteBackendFields`)."""
 
@@ -104,7 +104,7 @@ PLACEMENT_RULES = (
 )
 
 
-# Rules for the data flow inside an ensemble; what its models say about it is not here.
+# Rules for the data flow inside an ensemble. What its models say about it is not here.
 
 
 def _is_ensemble(message: Any) -> bool:

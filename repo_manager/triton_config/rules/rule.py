@@ -18,7 +18,7 @@ class Fault:
     Attributes:
         what: what was found and what was expected.
         severity: an error keeps the model from loading.
-        hint: the next step; empty when the text says it.
+        hint: the next step. Empty when the text says it.
         curable: whether a server that completes configurations, as servers do by default, may cure it.
     """
 
@@ -35,7 +35,7 @@ class Rule:
     Attributes:
         name: stable, for reports and for suppressing a finding.
         source: the function of triton-inference-server/core that enforces it.
-        check: takes a `model_config_pb2.ModelConfig`; yields each breach.
+        check: takes a `model_config_pb2.ModelConfig`. Yields each breach.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Rule:
 
 
 def is_tensorrt(message: Any) -> bool:
-    """Say whether Triton takes a configuration for a TensorRT model's; it fills in the platform of the backend.
+    """Return whether Triton takes a configuration for a TensorRT model's. It fills in the platform of the backend.
 
     One that states neither may be one: Triton then tells by the files.
     """

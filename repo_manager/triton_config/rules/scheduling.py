@@ -1,4 +1,4 @@
-"""Rules for the schedulers: the dynamic batcher, its queues and the response cache; the sequence batcher."""
+"""Rules for the schedulers: the dynamic batcher, its queues and the response cache. The sequence batcher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def preferred_sizes(sizes: Any, message: Any, where: str) -> Iterator[Fault]:
 
 
 def _dynamic_sizes(message: Any) -> Iterator[Fault]:
-    """Preferred batch sizes lie between 1 and `max_batch_size`."""
+    """Preferred batch sizes are between 1 and `max_batch_size`."""
     if message.HasField("dynamic_batching"):
         yield from preferred_sizes(message.dynamic_batching.preferred_batch_size, message, "dynamic_batching")
 

@@ -58,7 +58,7 @@ def _reshapes(message: Any) -> Iterator[Fault]:
 
 
 def _chunks(dims: Iterable[int]) -> list[int]:
-    """Return the element counts between variable-size dimensions; equal ones can be reshaped into each other."""
+    """Return the element counts between variable-size dimensions. Equal ones can be reshaped into each other."""
     counts = [1]
     for dim in dims:
         if dim == -1:
@@ -181,7 +181,7 @@ def _inputs(message: Any) -> Iterator[Fault]:
 
 
 def _batch(message: Any) -> Iterator[Fault]:
-    """A warm-up sample holds at most `max_batch_size`; Triton 2.51 sometimes crashes over a larger one."""
+    """A warm-up sample holds at most `max_batch_size`. Triton 2.51 sometimes crashes over a larger one."""
     for label, sample in _samples(message):
         if sample.batch_size > max(1, message.max_batch_size):
             yield Fault(f"{label} has batch_size {sample.batch_size}; max_batch_size is {message.max_batch_size}")

@@ -99,7 +99,7 @@ def test_controls_are_the_reference_of_the_model_that_they_belong_to():
     assert _couples("a", "b:2", []) == [("a", "b:2")]
     assert _couples("a:3", None, ["dense", "noflag"]) == [("a__dense", "a:3"), ("a__noflag", "a:3")]
     assert _couples("a", "b", ["dense", "other"]) == [("a", "b"), ("b__dense", "b"), ("other", "b")]
-    with pytest.raises(UsageError, match="with nothing"):
+    with pytest.raises(UsageError, match="needs a second model"):
         _couples("a", None, [])
 
 
@@ -118,7 +118,7 @@ def test_controls_are_the_reference_of_the_model_that_they_belong_to():
         ),
         (("loadtest", "m", "--url", "grpc://127.0.0.1:9", "--until", "throughput>5"), "no load can be searched"),
         (("loadtest", "m", "--url", "http://127.0.0.1:9", "--streaming"), "part of gRPC"),
-        (("compare", "m", "--url", "grpc://127.0.0.1:9"), "with nothing"),
+        (("compare", "m", "--url", "grpc://127.0.0.1:9"), "needs a second model"),
         (("compare", "m", "n", "--url", "grpc://127.0.0.1:9", "--tls-ca", "x.pem"), "TLS"),
     ],
 )

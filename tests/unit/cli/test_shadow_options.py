@@ -64,9 +64,9 @@ def test_without_a_gate_errors_are_judged() -> None:
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        (["--gate", "p99<1ms"], "--gate is of no use without"),
-        (["--weights-file", "w", "--shadow", "r.jsonl"], "--weights-file is of no use without --canary"),
-        (["--shadow-report", "s", "--canary", "5%,100%"], "--shadow-report is of no use without --shadow"),
+        (["--gate", "p99<1ms"], "--gate requires"),
+        (["--weights-file", "w", "--shadow", "r.jsonl"], "--weights-file requires --canary"),
+        (["--shadow-report", "s", "--canary", "5%,100%"], "--shadow-report requires --shadow"),
         (["--canary", "5%"], "are not shares that rise"),
         (["--canary", "5%,100%", "--step", "x"], "--step x"),
         (["--shadow", "r.jsonl", "--shadow-duration", "x"], "--shadow-duration x"),

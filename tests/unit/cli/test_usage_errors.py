@@ -249,7 +249,7 @@ def test_two_services_on_one_port_are_refused_before_a_server_starts(
     monkeypatch.setattr(sys, "argv", ["repo-manager", *words])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert (ended.value.code, "need a port each" in capsys.readouterr().err) == (2, True)
+    assert (ended.value.code, "must differ" in capsys.readouterr().err) == (2, True)
 
 
 @pytest.mark.parametrize(

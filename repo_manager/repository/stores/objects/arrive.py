@@ -1,13 +1,14 @@
 """Publishing to object storage, where nothing can be renamed into place.
 
     1. claim      the number, by compare-and-swap of the ledger: from then on it is "being published"
-    2. files      each compared with what was sent; those of an interrupted attempt are found again
+    2. files each compared with what was sent. Those of an interrupted attempt are found again
     3. manifest   create-only, last of the version's objects
     4. current    for a first version config.pbtxt, create-only, which names this version
     5. settle     the ledger's entry goes: only now the version exists for any of our commands
 
 Triton has no idea of the ledger: it takes a prefix with a number for a version as soon as it holds one object. So a
-model whose policy is `latest` or `all` is not published to; by numbers (`specific`) Triton asks only for what is named.
+model whose policy is `latest` or `all` is not published to. By numbers (`specific`) Triton asks only for what is
+named.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def _told(claim: Claim, progress: Progress) -> Progress:
 def _make_current(
     store: ObjectClient, version: int, look: Callable[[], ModelView], incoming: Incoming, view: ModelView
 ) -> tuple[bool, ModelView]:
-    """Write the config.pbtxt of a first version, create-only; return whether it was one, and the model as it is now.
+    """Write the config.pbtxt of a first version, create-only. Return whether it was one, and the model as it is now.
 
-    Where another writer was quicker this version is the next one, and has to fit what he wrote.
+    Where another writer was quicker this version is the next one, and must fit what he wrote.
     """
     key = f"{incoming.name}/{CONFIG_FILENAME}"
     data = incoming.first_config(version)
@@ -115,7 +116,7 @@ def _content_digest(records: Mapping[str, FileRecord], beside: Mapping[str, byte
 
 
 def _create_manifest(store: ObjectClient, key: str, manifest: Manifest) -> Manifest:
-    """Write the manifest create-only; return the one that stands there: an interrupted attempt's, if any."""
+    """Write the manifest create-only. Return the one that is there: an interrupted attempt's, if any."""
     try:
         store.create(key, manifest_text(manifest).encode())
         return manifest

@@ -1,8 +1,8 @@
 """Requests of the store's library under a deadline and a limit on memory, both of which it lacks.
 
 The library's own time limits do not cover its look-ups of credentials, and it reads a listing whole before it looks at
-it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is free.
-It stands apart from `client.py` because it knows nothing of stores.
+it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is
+free. It is separate from `client.py` because it knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["check_first_answer", "run_within"]
 R = TypeVar("R")
 
 _MOST_GROWTH_BYTES = 256 << 20
-"""How much this process may grow while one request of a listing or a record runs; a page of a listing has 1 MiB."""
+"""How much this process may grow while one request of a listing or a record runs. A page of a listing has 1 MiB."""
 _HEADER_BYTES = 256 << 10
 _LOOK_S = 0.05
 _STATM = Path("/proc/self/statm")
@@ -59,7 +59,7 @@ class _AnswerLoop(asyncio.SelectorEventLoop):
 
 
 class _Loop:
-    """The event loop that requests run on, in a thread of its own, made when first used; a fork makes its own."""
+    """The event loop that requests run on, in a thread of its own, made when first used. A fork makes its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ def run_within(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
     Raises:
         TransientError: no answer in time.
         RepositoryError: its answer has no end.
-        Exception: whatever the request raises.
+        Exception: any exception of the request.
     """
     future = _LOOP.submit(_watched(request, timeout_s))
     try:
@@ -130,7 +130,7 @@ async def _watched(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
 
 
 def check_first_answer(endpoint: str, bucket: str, timeout_s: float) -> None:
-    """See that what answers at a store's address announces no body that the library would end this process for.
+    """Check that what answers at a store's address announces no body that the library would end this process for.
 
     It takes the memory that the length of a listing announces at once, and aborts where there is not as much. So the
     first question to an address that is not the vendor's own is ours: it shows no credentials, and whatever a store

@@ -20,7 +20,7 @@ _ACTIVE: set[str] = set()
 
 
 def is_abandoned(entry: Pending) -> bool:
-    """Say whether nobody works on a version any more, so that its rest may be continued or swept."""
+    """Return whether nobody works on a version any more, so that its rest may be continued or swept."""
     mine = entry.holder.pid == Holder.me().pid and entry.holder.machine == Holder.me().machine
     if mine and entry.holder.alive:
         return entry.holder.token not in _ACTIVE
@@ -36,7 +36,7 @@ class Claim:
         self._lock = threading.Lock()
 
     def keep_alive(self) -> None:
-        """Renew the claim when a third of its time is over; cheap to call often.
+        """Renew the claim when a third of its time is over. Cheap to call often.
 
         Raises:
             RepositoryError: it was taken away: this process was silent for too long.
@@ -49,7 +49,7 @@ class Claim:
             self._renewed = time.monotonic()
 
     def check(self) -> None:
-        """See that the claim is still ours.
+        """Check that the claim is still ours.
 
         Raises:
             RepositoryError: it is not.
@@ -89,8 +89,8 @@ class Wanted:
         content: digest of what is published.
         files: names of the version's objects, sorted.
         beside: names of the label files that come with a first version, sorted.
-        number: the number that it has to be; `None`: the next one.
-        claiming: as `Incoming.claiming`; with it, nobody else may be publishing the same content.
+        number: the number that it must be. `None`: the next one.
+        claiming: as `Incoming.claiming`. With it, no other process may be publishing the same content.
     """
 
     content: str
@@ -115,7 +115,7 @@ def claimed(
         store: the repository's.
         name: the model.
         wanted: what for.
-        taken: numbers that stand in the store whatever the ledger says.
+        taken: numbers that are in the store whatever the ledger says.
 
     Raises:
         RepositoryError: the wanted number is not free, or another command publishes the same content.
@@ -126,7 +126,7 @@ def claimed(
     def draw(ledger: Ledger) -> Ledger:
         nonlocal number
         if wanted.claiming is not None:
-            wanted.claiming()  # What is settled by now it sees; what is not, stands in the ledger.
+            wanted.claiming()  # What is settled by now it sees; what is not, is in the ledger.
             _refuse_twin(ledger, name, wanted, holder)
         for version, entry in sorted(ledger.pending.items()):
             ours = entry.holder.token == holder.token

@@ -48,7 +48,7 @@ class StoreOptions:
         first_contact_s: deadline of a request, all its attempts together, while the store has not answered once: the
             address may be wrong.
         request_timeout_s: deadline of one attempt, its body included.
-        part_bytes: size of a part, for uploads and downloads; S3 wants 5 MiB or more.
+        part_bytes: size of a part, for uploads and downloads. S3 wants 5 MiB or more.
         workers: parts or files on their way at a time. `workers * part_bytes` bounds the memory.
         lookups: small requests on their way at a time.
     """
@@ -62,7 +62,7 @@ class StoreOptions:
 
 
 DEFAULT_OPTIONS = StoreOptions()
-"""What every operation uses; tests set shorter ones."""
+"""What every operation uses. Tests set shorter ones."""
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -75,7 +75,7 @@ def _opened(place: ObjectRepository, options: StoreOptions, environment: tuple[t
 
 
 def open_client(location: ObjectRepository, options: StoreOptions | None = None) -> ObjectClient:
-    """Return the store of a place; the same one while the environment stays the same.
+    """Return the store of a place. The same one while the environment stays the same.
 
     Raises:
         MissingDependencyError: the `[cloud]` extra is not installed.
@@ -115,7 +115,8 @@ class ObjectClient:
             "connect_timeout": datetime.timedelta(seconds=min(10.0, options.request_timeout_s)),
             **without_redirects(self._endpoint, config, self.environment),
         }
-        # Retried here, not there: only so a lost answer to a create-only write is told from somebody else's object.
+        # Retried here, not there: only so a lost answer to a create-only write is distinguished from another process's
+        # object.
         retry = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=options.request_timeout_s)}
         try:
             return made(
@@ -132,7 +133,7 @@ class ObjectClient:
             ) from exc
 
     def get(self, key: str) -> tuple[bytes, ObjectFact] | None:
-        """Return an object's content and what the store says of it; `None` when there is none."""
+        """Return an object's content and what the store says of it, or `None` when there is none."""
 
         async def read() -> tuple[bytes, ObjectFact] | None:
             try:
@@ -150,7 +151,7 @@ class ObjectClient:
         return self._request(f"read {key}", read)
 
     def head(self, key: str) -> ObjectFact | None:
-        """Return what the store says of an object; `None` when there is none."""
+        """Return what the store says of an object, or `None` when there is none."""
 
         async def ask() -> ObjectFact | None:
             try:
@@ -164,7 +165,7 @@ class ObjectClient:
         """Return the bytes from `start` to before `end` of the content that was seen.
 
         Raises:
-            RepositoryError: it is gone, or another content stands there now.
+            RepositoryError: it is gone, or another content is there now.
         """
 
         async def read() -> bytes:
@@ -185,7 +186,7 @@ class ObjectClient:
 
         Raises:
             ChangedMeanwhileError: there is one with another content.
-            RepositoryError: the store has no conditional writes; then the object is removed again.
+            RepositoryError: the store has no conditional writes. Then the object is removed again.
         """
         mark = self._conditional(key, data, "create", None)
         try:
@@ -206,9 +207,9 @@ class ObjectClient:
         return self._conditional(key, data, mark.mode(), mark)
 
     def _require_conditional_writes(self, key: str) -> None:
-        """See that the store heeds the conditions of a write; asked once, of an object that exists.
+        """Check that the store heeds the conditions of a write. Asked once, of an object that exists.
 
-        Writes of the object's own content that have to be refused are sent, so nothing changes in either case.
+        Writes of the object's own content that must be refused are sent, so nothing changes in either case.
 
         Raises:
             RepositoryError: the store writes whatever the condition says, or does not know conditions.
@@ -232,7 +233,7 @@ class ObjectClient:
         self._conditional_writes = True
 
     def put(self, key: str, data: bytes) -> Mark:
-        """Write an object, whatever is there."""
+        """Write an object, unconditionally."""
 
         async def write() -> Mark:
             return self._mark(await self._api.put_async(self._store, key, data))
@@ -240,7 +241,7 @@ class ObjectClient:
         return self._request(f"write {key}", write)
 
     def put_streamed(self, key: str, chunks: Iterator[bytes], chunk_bytes: int, workers: int) -> None:
-        """Write a large object in parts, once; the store shows nothing of it until all are there.
+        """Write a large object in parts, once. The store shows nothing of it until all are there.
 
         Raises:
             TransientError: it did not work, and nothing of it is visible.
@@ -249,7 +250,7 @@ class ObjectClient:
             self._api.put(self._store, key, chunks, use_multipart=True, chunk_size=chunk_bytes, max_concurrency=workers)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects; those that are gone already do not matter."""
+        """Delete objects. Those that are gone already do not matter."""
         for key in keys:
 
             async def once(key: str = key) -> None:
@@ -262,7 +263,7 @@ class ObjectClient:
         """Return one level: by delimiter, never recursively.
 
         Args:
-            folder: relative to the place; empty for the place itself.
+            folder: relative to the place. Empty for the place itself.
         """
 
         async def ask() -> Listing:
@@ -276,7 +277,7 @@ class ObjectClient:
         return self._request(f"list {folder or 'it'}", ask, listing=True)
 
     def walk(self, folder: str) -> tuple[ObjectFact, ...]:
-        """Return every object below a folder, keys relative to it; level by level."""
+        """Return every object below a folder, keys relative to it. Level by level."""
         level = self.list(folder)
         found = list(level.files)
         for name in level.folders:
@@ -294,7 +295,7 @@ class ObjectClient:
         def judged(answer: Mark | Exception) -> Mark:
             if isinstance(answer, Mark):
                 return answer
-            # Refused; or written, its answer lost, and refused when it was sent again.
+            # Refused, or written, its answer lost, and refused when it was sent again.
             found = self.get(key)
             if found is not None and found[0] == data:
                 return found[1].mark
@@ -317,7 +318,7 @@ class ObjectClient:
         Args:
             what: for errors.
             attempt: makes it once.
-            judged: makes the result of an answer; may raise TransientError.
+            judged: makes the result of an answer. May raise TransientError.
             listing: the library reads the answer whole, however long it says that it is.
         """
         retry = self.options.retry
@@ -388,7 +389,7 @@ class ObjectClient:
             ) from exc
 
     def _require_credentials(self, text: str) -> None:
-        """See that an error is not of the address where cloud machines ask for their role: the last place to look.
+        """Check that an error is not of the address where cloud machines ask for their role: the last place to look.
 
         Raises:
             RepositoryError: it is, so there are no credentials.

@@ -22,8 +22,8 @@ class Measured:
 
     Attributes:
         record: digest and size, as the manifest says it.
-        part_bytes: the size of the parts that it is sent in; the last one may be smaller.
-        part_md5s: of each part, hexadecimal; one when the file is sent whole.
+        part_bytes: the size of the parts that it is sent in. The last one may be smaller.
+        part_md5s: of each part, hexadecimal. One when the file is sent whole.
     """
 
     record: FileRecord
@@ -44,7 +44,7 @@ class Measured:
         return f'"{joined.hexdigest()}-{len(self.part_md5s)}"'
 
     def part_size(self, number: int) -> int:
-        """Return the size of a part; numbers start at 1."""
+        """Return the size of a part. Numbers start at 1."""
         return min(self.part_bytes, self.record.size_bytes - (number - 1) * self.part_bytes)
 
 
@@ -82,10 +82,10 @@ def measure(path: Path, part_bytes: int) -> Measured:
 
 
 def read_part(path: Path, measured: Measured, number: int) -> bytes:
-    """Return a part's bytes, the same that were measured.
+    """Return a part's bytes, the same measured.
 
     Raises:
-        RepositoryError: the file was changed meanwhile.
+        RepositoryError: the file changed at the same time.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:

@@ -44,12 +44,12 @@ _ROLE_URLS = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ENDPOINT_URL_STS", "IDE
 
 @dataclasses.dataclass(frozen=True)
 class S3Keys:
-    """Keys that requests to S3 are signed with; they stay out of every text.
+    """Keys that requests to S3 are signed with. They stay out of every text.
 
     Attributes:
         access: the access key's id.
         secret: the secret key.
-        token: of a session; empty when there is none.
+        token: of a session. Empty when there is none.
         region: the region.
     """
 
@@ -83,7 +83,7 @@ def store_config(location: ObjectRepository, environment: Mapping[str, str]) -> 
 
 
 def own_endpoint(location: ObjectRepository, environment: Mapping[str, str]) -> str:
-    """Return the address of a store that is not the vendor's own, `http://host:port`; empty for the vendor's."""
+    """Return the address of a store that is not the vendor's own, `http://host:port`. Empty for the vendor's."""
     named = location.endpoint if location.scheme == "s3" else ""
     return named or _first(environment, _OTHER_ENDPOINT[location.scheme])
 
@@ -96,12 +96,12 @@ def without_redirects(endpoint: str, config: Mapping[str, str], environment: Map
     does not exist.
 
     Args:
-        endpoint: of the store; empty for the vendor's own, whose TLS certificate says who it is.
+        endpoint: of the store. Empty for the vendor's own, whose TLS certificate says who it is.
         config: what `store_config` returned: without keys in it the library also asks for a role's.
         environment: it may name where a role is asked for.
 
     Returns:
-        The options; empty where a proxy of the environment is on the way: then that decides what is reached.
+        The options. Empty where a proxy of the environment is on the way: then that decides what is reached.
     """
     host = urlsplit(endpoint).hostname
     proxies = getproxies_environment()
@@ -116,7 +116,7 @@ def without_redirects(endpoint: str, config: Mapping[str, str], environment: Map
 
 
 def s3_keys(location: ObjectRepository, environment: Mapping[str, str]) -> S3Keys | None:
-    """Return static keys for S3; `None` when only the machine's role can give some.
+    """Return static keys for S3, or `None` when only the machine's role can give some.
 
     Raises:
         RepositoryError: a file that the environment names cannot be read.
@@ -157,7 +157,7 @@ def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def _triton_entry(location: ObjectRepository, environment: Mapping[str, str]) -> object:
-    """Return what Triton's credential file holds for the longest prefix of this place; `None` without one."""
+    """Return what Triton's credential file holds for the longest prefix of this place, or `None` without one."""
     path = environment.get(_TRITON_FILE)
     if not path:
         return None

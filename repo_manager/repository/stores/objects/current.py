@@ -16,7 +16,7 @@ _LONGEST_TICK_S = 3.0
 
 
 def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact | None) -> Mark:
-    """Write config.pbtxt if nobody else did meanwhile, and see that Triton can tell that it is new.
+    """Write config.pbtxt if no other process did meanwhile, and see that Triton can tell that it is new.
 
     S3 keeps times of modification by the second, and Triton loads nothing that is not newer than what it saw: a second
     write within one second waits for the next and writes again.
@@ -25,10 +25,10 @@ def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact 
         client: the repository's.
         name: the model.
         data: the new content.
-        before: what stood there; `None`: nothing did.
+        before: what stood there. `None`: nothing did.
 
     Raises:
-        ChangedMeanwhileError: another content stands there now.
+        ChangedMeanwhileError: another content is there now.
     """
     key = f"{name}/{CONFIG_FILENAME}"
     mark = client.create(key, data) if before is None else client.replace(key, data, before.mark)

@@ -66,7 +66,7 @@ def discard_versions(store: ObjectClient, departure: Departure) -> None:
 
 
 def _require_no_markers(store: ObjectClient, name: str, departure: Departure) -> None:
-    """See that no empty object marks a folder that went: Triton takes it for a model or a version.
+    """Check that no empty object marks a folder that went: Triton takes it for a model or a version.
 
     obstore has no way to name such an object, so nothing here can delete it.
 
@@ -85,7 +85,7 @@ def _require_no_markers(store: ObjectClient, name: str, departure: Departure) ->
 
 
 def _take_out_of_policy(store: ObjectClient, departure: Departure) -> None:
-    """See that config.pbtxt, as it is after the mark, does not serve what goes; take it out where that was told."""
+    """Check that config.pbtxt, as it is after the mark, does not serve what goes. Take it out where that was told."""
     view = departure.view
     found = store.get(f"{view.name}/{CONFIG_FILENAME}")
     if found is None:
@@ -126,7 +126,7 @@ def _delete_version(store: ObjectClient, name: str, version: int, files: tuple[s
 
 
 def _delete_rest(store: ObjectClient, name: str) -> None:
-    """Delete what lies beside the versions of a model that goes; config.pbtxt last, by it a model is known.
+    """Delete what is beside the versions of a model that goes. The last is config.pbtxt, which marks the model.
 
     Never where another version has come meanwhile.
     """
@@ -154,7 +154,7 @@ def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> boo
         seen: what `abandoned_work` says of it.
 
     Returns:
-        False where somebody else goes on with it.
+        False where another process goes on with it.
     """
     holder = Holder.me()
 
@@ -188,9 +188,9 @@ def _has_versions(store: ObjectClient, name: str) -> bool:
 
 
 def _still_served(store: ObjectClient, name: str, version: int) -> bool:
-    """Take a version that is being removed out of the policy; say whether it has to stay, as nothing else is served.
+    """Take a version that is being removed out of the policy. Return whether it must stay, as nothing else is served.
 
-    Its manifest is the first that is deleted: while it is there, the version is whole.
+    Its manifest is the first deleted: while it is there, the version is whole.
     """
     found = store.get(f"{name}/{CONFIG_FILENAME}")
     if found is None:
@@ -206,7 +206,7 @@ def _still_served(store: ObjectClient, name: str, version: int) -> bool:
 
 
 def _settle(store: ObjectClient, name: str, version: int) -> bool:
-    """End a publication of which only the last steps are missing; say whether it was one."""
+    """End a publication of which only the last steps are missing. Return whether it was one."""
     try:
         manifest = read_manifest(store, name, version)
     except RepositoryError:

@@ -15,7 +15,7 @@ __all__ = ["fetch_version", "read_manifest"]
 
 
 def read_manifest(store: ObjectClient, name: str, version: int) -> Manifest | None:
-    """Return a version's manifest; `None` when it has none.
+    """Return a version's manifest, or `None` when it has none.
 
     Raises:
         RepositoryError: it is no manifest.
@@ -43,9 +43,9 @@ def fetch_version(
         store: the repository's.
         name: the model.
         version: its version.
-        target: the folder; made when it is missing. Files that are there, whole or in part, are kept.
-        names: the files wanted, missing ones are left out; `None`: all. The manifest always comes along.
-        compare: refuse a file that is not as its manifest says; without it everything is fetched as it is.
+        target: the folder. Made when it is missing. Files that are there, whole or in part, are kept.
+        names: the files wanted, missing ones are left out. `None`: all. The manifest always comes along.
+        compare: refuse a file that is not as its manifest says. Without it everything is fetched as it is.
         progress: told the bytes that have arrived.
 
     Raises:

@@ -18,7 +18,7 @@ LEASE_S = 900.0
 """How long a holder that is not heard of counts as alive. A transfer renews its claim after a third of it."""
 
 _MOST_S = 2 * LEASE_S
-"""Nobody writes an end that is later, unless his clock is a quarter of an hour ahead; then it counts as ended."""
+"""Nobody writes an end that is later, unless his clock is a quarter of an hour ahead. Then it counts as ended."""
 _STARTED_AT = 19  # `starttime` among the fields behind the command's name in /proc/PID/stat.
 
 
@@ -28,11 +28,11 @@ class Holder:
 
     Attributes:
         host: its machine's name, for people.
-        machine: its boot and its process namespace; the process's id means something only there.
+        machine: its boot and its process namespace. The process's id means something only there.
         pid: its process id.
-        started: its start time in clock ticks since boot, so that a reused id is told apart.
+        started: its start time in clock ticks since boot, so that a reused id is recognised.
         token: drawn once a claim.
-        expires_at: seconds since 1970. Later than this, by the reader's clock, nobody holds it; nor where it is
+        expires_at: seconds since 1970. Later than this, by the reader's clock, nobody holds it, nor where it is
             further ahead than anybody's lease reaches.
     """
 

@@ -29,10 +29,10 @@ def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterat
 
     A holder of this machine that is dead, and any that has not renewed its lease for a minute, is replaced. All of it
     is compare-and-swap, so there is one holder at most. It gives a function that returns who else holds it by now,
-    empty while nobody else does.
+    empty while no other process does.
 
     Raises:
-        RepositoryError: somebody else holds it for longer than `timeout_s`.
+        RepositoryError: another process holds it for longer than `timeout_s`.
     """
     keeper = _Keeper(client, name, _acquire(client, name, time.monotonic() + timeout_s))
     keeper.start()
@@ -80,7 +80,7 @@ class _Keeper(threading.Thread):
                 self._set(self._holder.renewed(_LEASE_S))
 
     def other(self) -> str:
-        """Return who else holds the lease by now; empty while nobody else does.
+        """Return who else holds the lease by now. Empty while no other process does.
 
         Raises:
             RepositoryError: the store cannot be read.
@@ -89,7 +89,7 @@ class _Keeper(threading.Thread):
         return "" if lease is None or lease.token == self._holder.token or not lease.alive else str(lease)
 
     def end(self) -> None:
-        """Give it back; where the store cannot be reached its end does."""
+        """Give it back. Where the store cannot be reached its end does."""
         self._ended.set()
         self.join()
         with contextlib.suppress(RepositoryError):

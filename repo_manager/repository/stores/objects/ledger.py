@@ -41,7 +41,7 @@ class Pending:
     Attributes:
         action: `publish` or `remove`.
         holder: who does it.
-        content: digest of what is published, by which the same command finds its own rest; empty for a removal.
+        content: digest of what is published, by which the same command finds its own rest. Empty for a removal.
         files: the objects of the version: all that a sweep may delete.
         beside: label files that would come with a model's first version.
         whole: the model is removed with all its versions.
@@ -62,8 +62,8 @@ class Ledger:
     Attributes:
         state: as for a repository on disk.
         pending: version -> what is being done with it.
-        lease: who may change what is served right now; `None` when nobody has asked for it.
-        mark: the object's content that this was read from; `None` when there is none.
+        lease: who may change what is served right now. `None` when nobody has asked for it.
+        mark: the object's content that this was read from. `None` when there is none.
     """
 
     state: ModelState = dataclasses.field(default_factory=ModelState)
@@ -83,10 +83,10 @@ def ledger_key(name: str) -> str:
 
 
 def read_ledger(store: ObjectClient, name: str) -> Ledger:
-    """Read a model's record; an empty one when there is none.
+    """Read a model's record. An empty one when there is none.
 
-    A repository that was copied here from a disk brings its `.repo-manager.json`: what that says counts until the
-    model has a record of its own.
+    A repository copied here from a disk brings its `.repo-manager.json`: what that says counts until the model has a
+    record of its own.
 
     Raises:
         RepositoryError: it is damaged.
@@ -109,12 +109,12 @@ def read_ledger(store: ObjectClient, name: str) -> Ledger:
 
 
 def change_ledger(store: ObjectClient, name: str, change: Callable[[Ledger], Ledger]) -> Ledger:
-    """Change a model's record by compare-and-swap; when another writer was first, `change` is asked again.
+    """Change a model's record by compare-and-swap. When another writer was first, `change` is asked again.
 
     Args:
         store: the repository's.
         name: the model.
-        change: the record as it is to the record as it is to be; an equal one writes nothing. May raise to give up.
+        change: the record as it is to the record as it will be. An equal one writes nothing. May raise to give up.
 
     Raises:
         RepositoryError: the record is damaged, or others changed it all the time for minutes.

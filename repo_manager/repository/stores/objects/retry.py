@@ -1,4 +1,4 @@
-"""Trying again: exponential backoff with jitter, a slow-down that is heeded, and one deadline over all of it."""
+"""Trying again: exponential backoff with jitter, a slow-down heeded, and one deadline over all of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RetryOptions:
 
     Attributes:
         deadline_s: over all attempts of one request.
-        first_s: the longest wait before the second attempt; it doubles with each further one.
+        first_s: the longest wait before the second attempt. It doubles with each further one.
         longest_s: the longest wait of all.
         slow_down_s: the shortest wait after the store asked for fewer requests (503 SlowDown, 429).
     """
@@ -55,16 +55,16 @@ class TransientError(Exception):
 def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
     """Call `attempt` until it does not fail transiently, or the deadline is over.
 
-    The wait is drawn evenly between 0 and a bound that doubles ("full jitter"), so that many clients that were refused
-    together do not come back together.
+    The wait is drawn evenly between 0 and a bound that doubles ("full jitter"), so that many clients refused together
+    do not come back together.
 
     Args:
         what: for the error: what was tried.
-        attempt: raises `TransientError` for what may succeed later; everything else ends it.
+        attempt: raises `TransientError` for what may succeed later. Everything else ends it.
         options: how long.
 
     Raises:
-        RepositoryError: the deadline is over; with the last reason.
+        RepositoryError: the deadline is over. With the last reason.
     """
     deadline = time.monotonic() + options.deadline_s
     tries = 0
@@ -93,7 +93,7 @@ def readable(text: str) -> str:
 
 
 def tls_refusal(text: str) -> tuple[str, str] | None:
-    """Return what is wrong with a connection's TLS and what to do; `None` where another attempt may succeed."""
+    """Return what is wrong with a connection's TLS and what to do, or `None` where another attempt may succeed."""
     if _NO_TLS in text:
         what = "the endpoint does not speak TLS, and its address says https"
         return what, "Write http:// for an endpoint without TLS, or name the port that speaks TLS."

@@ -95,7 +95,7 @@ class ObjectStore:
             found = self.client.get(f"{name}/{CONFIG_FILENAME}")
         numbers = {number for folder in listing.folders if (number := version_number(folder)) is not None}
         if numbers - ledger.pending.keys() - set(range(ledger.state.highest_version + 1)):
-            # Published between the two requests, or by somebody else.
+            # Published between the two requests, or by another process.
             ledger = read_ledger(self.client, name)
         level = _level(listing)
         folders = tuple(folder for folder in level.folders if version_number(folder) not in ledger.pending)
@@ -150,7 +150,7 @@ class ObjectStore:
     def replace_if(self, view: ModelView, contents: Mapping[str, bytes | None], *, serves: Sequence[int] = ()) -> None:
         """As `Store.replace_if`.
 
-        A removal marks a version in the ledger and then looks at the policy; this writes the policy and then looks at
+        A removal marks a version in the ledger and then looks at the policy. This writes the policy and then looks at
         the ledger. So never both go through.
         """
         before = {entry.name: _fact(entry) for entry in view.level.files}
@@ -265,7 +265,7 @@ def _fact(entry: Entry) -> ObjectFact:
 
 
 def _level(listing: Listing) -> Level:
-    """Return a listing as a level; where an object and a prefix have one name Triton sees the prefix.
+    """Return a listing as a level. Where an object and a prefix have one name Triton sees the prefix.
 
     Others' objects may be named in ways that no file can: they are left out.
     """

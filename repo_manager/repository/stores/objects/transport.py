@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 def upload_files(
     store: ObjectClient, folder: str, files: Mapping[str, tuple[Path, Measured]], progress: Progress
 ) -> tuple[str, ...]:
-    """Send files; those that are there already, whole and right, are not sent again.
+    """Send files. Those that are there already, whole and right, are not sent again.
 
     Args:
         store: the repository's.
@@ -37,7 +37,7 @@ def upload_files(
         The names that were there already.
 
     Raises:
-        RepositoryError: the store refuses, a file was changed meanwhile, or what arrived is not what was sent.
+        RepositoryError: the store refuses, a file changed at the same time, or what arrived is not what was sent.
     """
     small = {name: each for name, each in files.items() if each[1].whole}
     large = {name: each for name, each in files.items() if not each[1].whole}
@@ -59,7 +59,7 @@ def upload_files(
 
 
 def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progress: Progress) -> bool:
-    """Send one file and compare it; return whether it was there already."""
+    """Send one file and compare it. Return whether it was there already."""
     fact = store.head(key)
     if fact is not None and _holds(store, fact, key, measured):
         progress(measured.record.size_bytes)
@@ -80,7 +80,7 @@ def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progr
 
 
 def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: Measured, progress: Progress) -> None:
-    """Send a large file by one multipart upload, begun anew when it fails; nothing of it is visible before its end."""
+    """Send a large file by one multipart upload, restarted when it fails. Nothing of it is visible before its end."""
     told = 0
 
     def parts() -> Iterator[bytes]:
@@ -98,7 +98,7 @@ def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: Measur
 
 
 def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: Measured) -> bool:
-    """Say whether an object is these bytes: by the checksum that the store made of it, else by reading it back."""
+    """Return whether an object is these bytes: by the checksum that the store made of it, else by reading it back."""
     if fact.size_bytes != measured.record.size_bytes:
         return False
     if fact.mark.e_tag == measured.e_tag:
@@ -107,7 +107,7 @@ def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: Measured) 
 
 
 def object_record(store: ObjectClient, key: str, fact: ObjectFact) -> FileRecord:
-    """Read an object to its end; return its digest and size.
+    """Read an object to its end. Return its digest and size.
 
     Raises:
         RepositoryError: it cannot be read, or changed meanwhile.
@@ -119,12 +119,12 @@ def object_record(store: ObjectClient, key: str, fact: ObjectFact) -> FileRecord
 
 
 def read_parts(store: ObjectClient, key: str, fact: ObjectFact, start: int = 0) -> Iterator[bytes]:
-    """Yield an object's bytes in order; a few parts are fetched ahead, each request is retried by itself.
+    """Yield an object's bytes in order. A few parts are fetched ahead, each request is retried on its own.
 
     Args:
         store: the repository's.
         key: the object's.
-        fact: what was seen of it; another content in its place is an error.
+        fact: what was seen of it. Another content in its place is an error.
         start: the first byte wanted.
     """
     size, step = fact.size_bytes, store.options.part_bytes
@@ -151,18 +151,18 @@ def save_object(
     *,
     resume: bool | None = None,
 ) -> None:
-    """Write an object to a file; what an interrupted attempt has left there is kept and gone on from.
+    """Write an object to a file. What an interrupted attempt has left there is kept and gone on from.
 
     Args:
         store: the repository's.
         key: the object's.
         fact: what was seen of it.
-        target: the file; it may hold the beginning already.
-        expected: what it must be; `None` when nobody knows.
-        resume: whether what lies in `target` is of the same content; `None`: where `expected` can prove it.
+        target: the file. It may hold the beginning already.
+        expected: what it must be. `None` when unknown.
+        resume: whether what is in `target` is of the same content. `None`: where `expected` can prove it.
 
     Raises:
-        RepositoryError: it is not what was expected; `target` is then removed.
+        RepositoryError: it is not what was expected. `target` is then removed.
         OSError: it cannot be written.
     """
     digest, found = hashlib.sha256(), 0

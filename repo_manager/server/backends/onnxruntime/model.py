@@ -1,8 +1,8 @@
 """Triton's `onnxruntime` backend on top of its Python backend (no repo_manager here: it runs in Triton's stub).
 
-It serves the repositories of the native C++ backend unchanged. What is done for speed: a request that
-comes alone is run on the shared memory that it lies in; the requests of a batch are joined by one copy
-into a buffer that is kept; nothing that is the same for every request is asked of Python twice.
+It serves the repositories of the native C++ backend unchanged. What is done for speed: a request that comes alone is
+run on the shared memory that it is in; the requests of a batch are joined by one copy into a buffer kept; nothing that
+is the same for every request is asked of Python twice.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class TritonPythonModel:
     def _run_special(
         self, requests: Sequence[Any], members: list[tuple[int, dict[str, Array]]], responses: list[Any]
     ) -> bool:
-        """Run requests as one; say whether they have their answers, the error of a single one included."""
+        """Run requests as one. Return whether they have their answers, the error of a single one included."""
         names = tuple(dict.fromkeys((*self._outputs, *self._states.outputs)))
         try:
             feeds = [feed for _, feed in members]
@@ -152,7 +152,7 @@ class TritonPythonModel:
             return _error(exc)
 
     def _answer_alike(self, requests: Sequence[Any]) -> list[Any] | None:
-        """Run requests to a model of one input and one output as one; `None` when they differ, or it fails."""
+        """Run requests to a model of one input and one output as one. `None` when they differ, or it fails."""
         name = self._outputs[0]
         try:
             arrays = [array_of(request.inputs()[0]) for request in requests]
@@ -181,7 +181,7 @@ class TritonPythonModel:
         return self._run_alone(outputs, feed)
 
     def _read(self, request: Any) -> dict[str, Array]:
-        """Return the request's inputs: views of the shared memory that they lie in."""
+        """Return the request's inputs: views of the shared memory that they are in."""
         if self._single is not None:
             return {self._single: array_of(request.inputs()[0])}
         feed = {tensor.name(): array_of(tensor) for tensor in request.inputs()}
@@ -215,7 +215,7 @@ class TritonPythonModel:
             return _error(exc)
 
     def _run_joined(self, key: tuple[Any, ...], members: list[tuple[int, dict[str, Array]]]) -> list[Any] | None:
-        """Run requests of the same shape as one; `None` when that fails or its outputs cannot be parted."""
+        """Run requests of the same shape as one. `None` when that fails or its outputs cannot be parted."""
         outputs = key[0]
         first = members[0][1]
         sizes = [next(iter(feed.values())).shape[0] for _, feed in members]

@@ -1,6 +1,6 @@
 """States of sequences and ragged batches, as in the native backend (beside model.py, in Triton's stub process).
 
-Triton hands a Python backend the control tensors of a sequence and the initial state; it neither keeps a state between
+Triton hands a Python backend the control tensors of a sequence and the initial state. It neither keeps a state between
 requests nor makes batch inputs for it. Both are done here, as `backend_input_collector.cc` and `sequence_state.cc` do.
 """
 
@@ -31,7 +31,7 @@ class SequenceStates:
     def __init__(self, config: Mapping[str, Any]) -> None:
         batching = config.get("sequence_batching") or {}
         self.pairs = tuple((state["input_name"], state["output_name"]) for state in batching.get("state") or ())
-        # Triton does not initialise what has no initial_state; zeros are at least the same ones every time.
+        # Triton does not initialise what has no initial_state. Zeros are at least the same ones every time.
         self._unset = {state["input_name"] for state in batching.get("state") or () if not state.get("initial_state")}
         idle_us = int(batching.get("max_sequence_idle_microseconds") or 0)
         # Triton ends an idle sequence without a word to the backend. A queue may hold a request for longer.
@@ -44,7 +44,7 @@ class SequenceStates:
         return tuple(output for _, output in self.pairs)
 
     def give(self, request: Any, feed: dict[str, Array]) -> None:
-        """Put the sequence's states into a feed; at its start the initial ones, which Triton's request has, stay."""
+        """Put the sequence's states into a feed. At its start the initial ones, which Triton's request has, stay."""
         if request.flags() & _START:
             self._states.pop(request.correlation_id(), None)
         found = self._states.get(request.correlation_id())
@@ -62,7 +62,7 @@ class SequenceStates:
         if request.flags() & _END:
             self._states.pop(sequence, None)
             return
-        # A copy: what the model has made of a batch lies in one array, which the next batch may reuse.
+        # A copy: what the model has made of a batch is in one array, which the next batch may reuse.
         self._states[sequence] = (now, {name: outputs[output].copy() for name, output in self.pairs})
         oldest = next(iter(self._states))
         while now - self._states[oldest][0] > self._kept_s:

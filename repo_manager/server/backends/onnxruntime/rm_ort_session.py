@@ -17,7 +17,7 @@ _GRAPH_LEVELS = {
 
 
 # On an x86 CPU without VNNI, ONNX Runtime's fused INT8 kernels saturate 16-bit sums (onnxruntime#6004, #14642). With
-# this entry it takes kernels that do not; other CPUs ignore it.
+# this entry it takes kernels that do not. Other CPUs ignore it.
 _EXACT_INT8 = "session.x64quantprecision"
 
 

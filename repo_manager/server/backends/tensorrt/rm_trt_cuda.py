@@ -51,7 +51,7 @@ class Cuda:
         return ".".join(values)
 
     def stream(self) -> int:
-        """Make a stream; returns its handle."""
+        """Make a stream. Returns its handle."""
         handle = ctypes.c_void_p()
         self._check(self._lib.cudaStreamCreateWithFlags(ctypes.byref(handle), 1), "make a stream")
         return int(handle.value or 0)
@@ -99,7 +99,7 @@ class Cuda:
 
 
 def host_bytes(address: int, size_bytes: int) -> np.ndarray[Any, Any]:
-    """Return pinned memory as bytes that NumPy can write; it must not outlive the allocation."""
+    """Return pinned memory as bytes that NumPy can write. It must not outlive the allocation."""
     memory = (ctypes.c_uint8 * max(size_bytes, 1)).from_address(address)
     return np.asarray(np.ctypeslib.as_array(memory))
 

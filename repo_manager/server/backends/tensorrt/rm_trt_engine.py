@@ -1,6 +1,6 @@
 """One engine on one GPU: kept buffers, one context per profile, one stream, one wait per answer.
 
-No repo_manager here: it runs in Triton's stub. `tensorrt` from 8.6 on and `tensorrt_rtx` share the calls that are used.
+No repo_manager here: it runs in Triton's stub. `tensorrt` from 8.6 on and `tensorrt_rtx` share the calls used.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Engine:
         cuda: the device it runs on.
 
     Raises:
-        Mismatch: the library does not take it; with the library's reasons.
+        Mismatch: the library does not take it. With the library's reasons.
     """
 
     def __init__(self, library: Any, path: Path, cuda: Cuda) -> None:
@@ -120,7 +120,7 @@ class Engine:
         return {name: self._view(name, shape, size) for name, (shape, size) in results.items()}
 
     def close(self) -> None:
-        """Free the buffers; the engine cannot be used afterwards."""
+        """Free the buffers. The engine cannot be used afterwards."""
         self._contexts.clear()
         for buffer in self._buffers.values():
             self._cuda.free(buffer.device, buffer.host)

@@ -23,7 +23,7 @@ def open_engine(library_name: str, default_file: str, folder: Path, config: dict
     """Load a version's engine.
 
     Raises:
-        TritonModelException: no GPU, no library, or a plan that does not fit; in words for the user.
+        TritonModelException: no GPU, no library, or a plan that does not fit. In words for the user.
     """
     try:
         cuda = Cuda(device)
@@ -40,7 +40,7 @@ def open_engine(library_name: str, default_file: str, folder: Path, config: dict
 
 
 class EngineModel:
-    """One instance of one version; the two backends name the library and the file."""
+    """One instance of one version. The two backends name the library and the file."""
 
     library_name = ""
     default_file = ""
@@ -89,7 +89,7 @@ class EngineModel:
         self._engine.close()
 
     def _key(self, index: int, feed: dict[str, Array]) -> tuple[Any, ...]:
-        """Return what requests must have in common to run as one; without batching each stands alone."""
+        """Return what requests must have in common to run as one. Without batching each is alone."""
         if not self._batched:
             return (index,)
         return tuple((name, array.shape[1:]) for name, array in sorted(feed.items()))

@@ -25,7 +25,7 @@ class Mismatch(Exception):  # noqa: N818 - it becomes Triton's message, not an e
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An engine's input or output; -1 is dynamic."""
+    """An engine's input or output. -1 is dynamic."""
 
     name: str
     is_input: bool
@@ -63,7 +63,7 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
     """Return the profile that holds the shapes and is tuned closest to them.
 
     Raises:
-        Mismatch: none holds them; the message has the shapes and the ranges.
+        Mismatch: none holds them. The message has the shapes and the ranges.
     """
     fitting = [profile for profile in profiles if profile.holds(shapes)]
     if fitting:
@@ -129,7 +129,7 @@ def plan_filename(config: Mapping[str, Any], capability: str, default: str) -> s
 
 
 def complete(config: dict[str, Any], tensors: Sequence[Tensor], profiles: Sequence[Profile]) -> None:
-    """Fill in inputs, outputs and batching where a configuration leaves them out; `config` is changed."""
+    """Fill in inputs, outputs and batching where a configuration leaves them out. `config` is changed."""
     batchable = all(tensor.shape and tensor.shape[0] == -1 for tensor in tensors)
     if batchable and not config.get("max_batch_size"):
         config["max_batch_size"] = min((_largest_batch(profile) for profile in profiles), default=1)

@@ -1,6 +1,6 @@
 """Triton's `tensorrt_rtx` backend for the embedded server (no repo_manager here: it runs in Triton's stub).
 
-It shares the modules of the `tensorrt` backend, whose folder lies beside this one.
+It shares the modules of the `tensorrt` backend, whose folder is beside this one.
 """
 
 from __future__ import annotations
