@@ -39,9 +39,9 @@ def add_warmup(message: Any, options: ConfigOptions) -> None:
     Raises:
         ConfigError: an input's dims are dynamic and no shape is given for it, or the given one does not fit.
     """
-    sizes = sorted({1, message.max_batch_size}) if message.max_batch_size > 0 else [0]
-    for batch_size in sizes:
-        sample = message.model_warmup.add(name=f"batch_{batch_size}" if batch_size else "single")
+    batched = message.max_batch_size > 0
+    for batch_size in sorted({1, message.max_batch_size}) if batched else [1]:  # Triton skips a sample of 0
+        sample = message.model_warmup.add(name=f"batch_{batch_size}" if batched else "single")
         sample.batch_size = batch_size
         for tensor in message.input:
             entry = sample.inputs[tensor.name]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.serving import scaling_model
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.server.client import TritonClient
@@ -62,6 +63,10 @@ def step(source: str, made: str) -> str:
     return STEP.replace('value: "x"', f'value: "{source}"').replace('value: "y"', f'value: "{made}"')
 
 
+def parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }} '
+
+
 def control(name: str, *controls: str) -> str:
     return f'control_input {{ name: "{name}" {" ".join(controls)} }}'
 
@@ -100,6 +105,11 @@ LEGAL = {
     "no count": PLAIN + "instance_group { kind: KIND_CPU count: -1 }",
     "ensemble": ensemble(STEP),
     "ensemble of two": ensemble(step("x", "z"), step("z", "y")),
+    "a sample that Triton skips": PLAIN
+    + WARMUP.replace("size: 1", "size: 0")
+    + "{ data_type: TYPE_INT32 dims: 9 zero_data: true } } }",
+    "listed twice": PLAIN + X,
+    "python parameters": PLAIN + 'parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }',
     "model kind": PLAIN + "instance_group { kind: KIND_MODEL }",
 }
 ILLEGAL = {
@@ -108,6 +118,9 @@ ILLEGAL = {
         f'backend: "tensorrt" platform: "onnxruntime_onnx" {X} {Y}',
         f'platform: "caffe2_netdef" {X} {Y}',
         'backend: "python" ' + ENSEMBLE + X + Y + f"ensemble_scheduling {{ {STEP} }}",
+        f'backend: "ensemble" {X} {Y}',
+        f'backend: "../python" {X} {Y}',
+        f'backend: "Python" {X} {Y}',
     ],
     "max-batch-size": [f'backend: "python" max_batch_size: -1 {X} {Y}'],
     "instance-group": [
@@ -187,6 +200,7 @@ ILLEGAL = {
         PLAIN + STATE + INITIAL.replace("dims: 2", "dims: -1") + 'name: "i" } } }',
         PLAIN + STATE + INITIAL.replace("dims: 2", "dims: [ 2, 1 ]") + 'name: "i" } } }',
         PLAIN + STATE + INITIAL + 'name: "i" } ' + INITIAL + 'name: "j" } } }',
+        PLAIN + STATE + INITIAL.replace("zero_data: true", "") + 'name: "i" } } }',
     ],
     "ensemble": [
         f"{ENSEMBLE} {X} {Y}",
@@ -212,6 +226,19 @@ ILLEGAL = {
         PLAIN + WARMUP + "{ data_type: TYPE_FP32 dims: 5 zero_data: true } } }",
         PLAIN + WARMUP.replace('"x"', '"z"') + "{ data_type: TYPE_FP32 dims: 4 zero_data: true } } }",
     ],
+}
+ILLEGAL |= {
+    "python-parameters": [PLAIN + parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "maybe")],
+    "batching-strategy": [PLAIN + "sequence_batching { } " + parameter("TRITON_BATCH_STRATEGY_PATH", "/none.so")],
+}
+NATIVE = "optimization { execution_accelerators { cpu_execution_accelerator { name: 'none' } } }"
+ONNX = {
+    "onnxruntime-parameters": [
+        parameter("execution_mode", "2"),
+        parameter("intra_op_thread_count", "many"),
+        parameter("enable_mem_arena", "maybe"),
+    ],
+    "execution-accelerators": [NATIVE],
 }
 LARGE_WARMUP = WARMUP.replace("batch_size: 1", "batch_size: 9") + "{ data_type: TYPE_FP32 dims: 4 zero_data: true } } }"
 CASES = [(None, name, text) for name, text in LEGAL.items()] + [
@@ -309,15 +336,50 @@ def test_a_warm_up_batch_above_the_maximum_fails_and_may_end_the_server(tmp_path
         connected.load("large")  # Triton 2.51 refuses it, or crashes
 
 
+def test_a_batch_output_without_a_target_ends_the_server(tmp_path: Path) -> None:
+    text = PLAIN + 'batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "x" }'
+    (problem,) = check_rules(parse_config(text))
+    assert (problem.rule, problem.severity) == ("batch-output", Severity.ERROR)
+    with served(tmp_path, {"aimless": text}) as connected, pytest.raises(ServerError):
+        connected.load("aimless")  # Triton 2.51 crashes
+
+
 def test_what_triton_ignores_is_a_warning() -> None:
     for text in (
         "instance_group { kind: KIND_CPU count: -1 }",
         "instance_group { rate_limiter { priority: 1 } }",
         'instance_group { rate_limiter { resources { name: "r" } resources { name: "r" global: true } } }',
+        parameter("EXECUTION_ENV_PATH", "/opt/env.tar.gz"),
+        parameter("TRITON_BATCH_STRATEGY_PATH", "/opt/strategy.so"),
+        'model_repository_agents { agents { name: "checksum" } }',
     ):
         problems = check_rules(parse_config(PLAIN + text))
         assert {problem.severity for problem in problems} == {Severity.WARNING}, text
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {rule.name for rule in RULES} == {*ILLEGAL, "rate-limiter", "model-metrics", "warmup-batch-size"}
+    apart = {"rate-limiter", "model-metrics", "warmup-batch-size", "repository-agents"}
+    assert {rule.name for rule in RULES} == {*ILLEGAL, *ONNX, *apart}
+
+
+def test_a_rule_of_the_onnxruntime_backend_decides_as_the_server_does(tmp_path: Path) -> None:
+    """The parameters and accelerators of the native backend, which the embedded one takes or refuses alike."""
+    plain = f'backend: "onnxruntime" max_batch_size: 8 {X} {Y} '
+    legal = {
+        "flags": parameter("enable_mem_arena", "off") + parameter("enable_mem_pattern", "True"),
+        "counts": parameter("intra_op_thread_count", "2") + parameter("execution_mode", "1"),
+        "openvino": NATIVE.replace("none", "openvino"),
+    }
+    illegal = {f"{rule}{n}": (rule, text) for rule, texts in ONNX.items() for n, text in enumerate(texts)}
+    for name, text in {**legal, **{name: text for name, (_, text) in illegal.items()}}.items():
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "model.onnx").write_bytes(scaling_model(2.0).SerializeToString())
+        (tmp_path / name / "config.pbtxt").write_text(plain + text)
+    with running(tmp_path) as client:
+        for name, text in legal.items():
+            assert check_rules(parse_config(plain + text)) == []
+            client.load(name)
+        for name, (rule, text) in illegal.items():
+            assert [each.rule for each in check_rules(parse_config(plain + text))] == [rule]
+            with pytest.raises(ServerRefusedError):
+                client.load(name)

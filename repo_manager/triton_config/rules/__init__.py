@@ -2,8 +2,8 @@
 
 Each rule is one row of a table: a name, the function of Triton that it restates, and a check. The rules follow
 `ValidateModelConfig`, `ValidateModelIOConfig`, `ValidateBatchIO`, `ValidateInstanceGroup`,
-`ValidateEnsembleSchedulingConfig`, the sequence scheduler and the warm-up of
-triton-inference-server/core (2.51 to 2.71).
+`ValidateEnsembleSchedulingConfig`, the sequence scheduler and the warm-up of triton-inference-server/core (2.51 to
+2.71), and the parameters that the onnxruntime and python backends check.
 Rules that need other models or files are not here.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.problems import Problem, Severity
+from repo_manager.triton_config.rules.backends import BACKEND_RULES
 from repo_manager.triton_config.rules.placement import ENSEMBLE_RULES, PLACEMENT_RULES
 from repo_manager.triton_config.rules.rule import Rule
 from repo_manager.triton_config.rules.scheduling import BATCHING_RULES, SEQUENCE_RULES
@@ -25,6 +26,7 @@ RULES: tuple[Rule, ...] = (
     *SEQUENCE_RULES,
     *ENSEMBLE_RULES,
     *WARMUP_RULES,
+    *BACKEND_RULES,
 )
 # Backends that complete inputs and outputs only where none is listed at all.
 _NEVER_CURED = {"onnxruntime", "tensorrt_rtx"}

@@ -23,6 +23,9 @@ _PLATFORMS_ALONE = {"libtorch", *(platform for platforms in _PLATFORMS.values() 
 """From these Triton fills in the backend (`AutoCompleteBackendFields`)."""
 
 
+_BACKENDS = {*_PLATFORMS, "python", "openvino", "dali", "fil", "tensorrtllm", "vllm", "identity", "repeat", "square"}
+
+
 def _backend(message: Any) -> Iterator[Fault]:
     """The backend or platform is one that Triton knows, and an ensemble has none."""
     backend, platform = message.backend, message.platform
@@ -30,6 +33,12 @@ def _backend(message: Any) -> Iterator[Fault]:
         if message.WhichOneof("scheduling_choice") != "ensemble_scheduling":  # a rule of ensembles asks for it
             text = "states no backend; Triton guesses it from the files"
             yield Fault(text, Severity.WARNING, "write the backend down")
+    elif backend == ENSEMBLE:
+        yield Fault('backend "ensemble" does not exist', hint='write platform: "ensemble", and no backend')
+    elif "/" in backend:
+        yield Fault(f"backend {backend!r} is no name of a backend")
+    elif backend not in _BACKENDS and backend.lower() in _BACKENDS:
+        yield Fault(f"backend {backend!r} does not exist; Triton's is {backend.lower()!r}")
     elif platform == ENSEMBLE:
         if backend:
             yield Fault(f'platform "ensemble" has no backend; found backend: "{backend}"', hint="remove the backend")
@@ -87,6 +96,8 @@ def _metrics(message: Any) -> Iterator[Fault]:
     """A metric control names a family and its buckets."""
     if "model_metrics" not in message.DESCRIPTOR.fields_by_name or not message.HasField("model_metrics"):
         return
+    text = "model_metrics is unknown to Triton 2.51 and older, which refuse the model"
+    yield Fault(text, Severity.WARNING, "leave it out for such a server")
     for control in message.model_metrics.metric_control:
         if not control.metric_identifier.family:
             yield Fault("a metric_control has no metric_identifier with a family")

@@ -133,8 +133,8 @@ def _strategy(message: Any) -> Iterator[Fault]:
     batching = message.sequence_batching
     if batching.HasField("oldest"):
         yield from preferred_sizes(batching.oldest.preferred_batch_size, message, "sequence_batching.oldest")
-    if batching.HasField("direct") and not 0.0 <= batching.direct.minimum_slot_utilization <= 1.0:
-        share = batching.direct.minimum_slot_utilization
+    share = batching.direct.minimum_slot_utilization
+    if batching.HasField("direct") and (share < 0.0 or share > 1.0):  # not a number passes
         yield Fault(f"minimum_slot_utilization is {share:g}; expected 0 to 1")
 
 
@@ -162,6 +162,8 @@ def _initial_state(label: str, state: Any, initial: Any) -> Iterator[Fault]:
         yield Fault(f"{label}: its initial_state has no name")
     if initial.data_type != state.data_type:
         yield Fault(f"{label}: its initial_state has another data_type than the state")
+    if initial.WhichOneof("state_data") is None:
+        yield Fault(f"{label}: its initial_state has no data: zero_data or data_file")
     if any(dim == -1 for dim in initial.dims):
         yield Fault(f"{label}: its initial_state has dims {list(initial.dims)}; expected a fixed size")
     elif len(initial.dims) != len(state.dims) or any(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from repo_manager.triton_config.problems import Severity
 from repo_manager.triton_config.rules.rule import Fault, Rule, is_tensorrt
 
 __all__ = ["TENSOR_RULES", "WARMUP_RULES"]
@@ -24,7 +25,9 @@ def _names(message: Any) -> Iterator[Fault]:
             yield Fault(f"an {kind} has no name")
         for name in sorted(set(names) - {""}):
             if names.count(name) > 1:
-                yield Fault(f"{kind} {name!r} is listed twice")
+                yield Fault(
+                    f"{kind} {name!r} is listed twice", Severity.WARNING, "Triton takes it, and uses one of them"
+                )
 
 
 def _data_types(message: Any) -> Iterator[Fault]:
@@ -110,6 +113,8 @@ def _batch_outputs(message: Any) -> Iterator[Fault]:
     for batch_output in message.batch_output:
         targets = list(batch_output.target_name)
         label = f"batch_output {', '.join(targets)!r}"
+        if not targets:
+            yield Fault("a batch_output has no target_name; Triton 2.51 crashes over it")
         if len(batch_output.source_input) != 1:
             yield Fault(f"{label} has {len(batch_output.source_input)} source inputs; expected 1")
         for name in sorted(set(batch_output.source_input) - inputs):
@@ -143,7 +148,8 @@ def _samples(message: Any) -> Iterator[tuple[str, Any]]:
     if message.HasField("ensemble_scheduling"):
         return  # a rule of ensembles refuses them
     for index, sample in enumerate(message.model_warmup):
-        yield f"warm-up sample {sample.name or index!r}", sample
+        if sample.batch_size:  # Triton skips the others
+            yield f"warm-up sample {sample.name or index!r}", sample
 
 
 def _data(message: Any) -> Iterator[Fault]:
@@ -181,7 +187,11 @@ def _inputs(message: Any) -> Iterator[Fault]:
 
 
 def _batch(message: Any) -> Iterator[Fault]:
-    """A warm-up sample holds at most `max_batch_size`. Triton 2.51 sometimes crashes over a larger one."""
+    """A warm-up sample holds 1 to `max_batch_size`. Triton 2.51 sometimes crashes over a larger one."""
+    for sample in message.model_warmup:
+        if sample.batch_size == 0 and not message.HasField("ensemble_scheduling"):
+            text = f"warm-up sample {sample.name!r} has batch_size 0, and Triton skips it"
+            yield Fault(text, Severity.WARNING, "write batch_size: 1, also where max_batch_size is 0")
     for label, sample in _samples(message):
         if sample.batch_size > max(1, message.max_batch_size):
             yield Fault(f"{label} has batch_size {sample.batch_size}; max_batch_size is {message.max_batch_size}")

@@ -207,7 +207,7 @@ def test_warmup_uses_random_floats_and_zero_integers() -> None:
     assert list(samples[0].inputs["x"].dims) == [7]
     assert samples[0].inputs["i"].zero_data
     single = derive(sig, UNBATCHED, warmup=True, warmup_shapes={"x": (1, 7), "i": (1,)}).message().model_warmup
-    assert [sample.batch_size for sample in single] == [0]
+    assert [sample.batch_size for sample in single] == [1]
 
 
 def test_differences_between_signatures() -> None:

@@ -64,9 +64,9 @@ def _flag(parameters: dict[str, str], key: str) -> bool | None:
     text = parameters.get(key)
     if text is None:
         return None
-    if text.lower() not in {"0", "1", "true", "false"}:
+    if text.lower() not in {"0", "1", "true", "false", "on", "off"}:
         raise BadParameterError(f"parameter {key} is '{text}', expected 0, 1, true or false")
-    return text.lower() in {"1", "true"}
+    return text.lower() in {"1", "true", "on"}
 
 
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
@@ -115,15 +115,22 @@ def default_threads(config: dict[str, Any]) -> int:
 
 
 def providers(config: dict[str, Any], kind: str, device: int) -> list[Any]:
-    """Return the execution providers for an instance, the best first."""
+    """Return the execution providers for an instance, the best first.
+
+    Raises:
+        BadParameterError: the configuration asks for an accelerator that the native backend refuses, too.
+    """
+    asked = (config.get("optimization") or {}).get("execution_accelerators") or {}
+    known = {"cpu": ("openvino",), "gpu": ("tensorrt", "cuda")}
+    for device_kind in ("cpu", "gpu") if kind == "GPU" else ("cpu",):
+        for accelerator in asked.get(f"{device_kind}_execution_accelerator", ()):
+            if accelerator.get("name") not in known[device_kind]:
+                raise BadParameterError(f"unknown Execution Accelerator '{accelerator.get('name')}' is requested")
     if kind != "GPU":
         return ["CPUExecutionProvider"]
     available = set(ort.get_available_providers())
     chosen: list[Any] = []
-    accelerators = ((config.get("optimization") or {}).get("execution_accelerators") or {}).get(
-        "gpu_execution_accelerator", ()
-    )
-    for accelerator in accelerators:
+    for accelerator in asked.get("gpu_execution_accelerator", ()):
         if accelerator.get("name") == "tensorrt" and "TensorrtExecutionProvider" in available:
             chosen.append(("TensorrtExecutionProvider", {"device_id": device, **_tensorrt(accelerator)}))
     if "CUDAExecutionProvider" in available:
