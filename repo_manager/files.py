@@ -31,6 +31,7 @@ __all__ = [
     "reason_of",
     "sha256_bytes",
     "sha256_file",
+    "sweep_work_folders",
     "take_lock",
     "work_folder",
     "write_atomic",
@@ -309,7 +310,7 @@ def work_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
         OSError: it cannot be made: the disk is full, read-only, ...
     """
     root = Path(tempfile.gettempdir()) if folder is None else folder
-    _sweep(root, _OURS if folder is None else prefix)
+    sweep_work_folders(root, _OURS if folder is None else prefix)
     path, lock = _locked_folder(root, prefix)
     try:
         yield path
@@ -362,7 +363,7 @@ def _lock_folder(path: Path) -> int:
 
 
 @functools.cache
-def _sweep(root: Path, prefix: str) -> None:
+def sweep_work_folders(root: Path, prefix: str) -> None:
     """Remove the work folders of this user whose owners are dead, once in the life of a process."""
     with contextlib.suppress(OSError):
         for path in list(root.iterdir()):

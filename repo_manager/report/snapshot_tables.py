@@ -83,7 +83,7 @@ def cluster_view(status: ClusterStatus) -> list[RenderableType]:
 
 def _facts(part: PartStatus) -> list[tuple[str, object]]:
     ready = sum(pod.ready for pod in part.pods)
-    wanted = len(part.pods) if part.wanted is None else part.wanted
+    wanted = sum(not pod.ending for pod in part.pods) if part.wanted is None else part.wanted
     seen = "" if part.observed in (None, part.generation) else f", its controller has seen {part.observed}"
     owners = [f"{what} {manager}" for what, manager in part.owners.items()]
     applied = [] if part.keeper is None else [f"{part.keeper} applies it"]

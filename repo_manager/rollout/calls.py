@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 
-__all__ = ["Deadline", "Result", "in_waves", "retried"]
+__all__ = ["Deadline", "OutOfTimeError", "Result", "in_waves", "retried"]
 
 Result = TypeVar("Result")
 
@@ -23,6 +23,14 @@ _BUSY = re.compile(
     r"exceeds maximum queue size|too many requests|bad gateway|gateway time-?out|RESOURCE_EXHAUSTED", re.I
 )
 _TOO_LARGE = "message larger than max"  # gRPC's own RESOURCE_EXHAUSTED: asking again changes nothing
+
+
+class OutOfTimeError(ServerUnreachableError):
+    """No time is left for another call."""
+
+    def waiting_for(self, what: str) -> OutOfTimeError:
+        """Return the same error with what was waited for last."""
+        return OutOfTimeError(f"{self.message}: {what}", hint=self.hint)
 
 
 class Deadline:
@@ -45,10 +53,10 @@ class Deadline:
         """Return how long the next call may take.
 
         Raises:
-            ServerUnreachableError: no time is left.
+            OutOfTimeError: no time is left.
         """
         if self.left_s <= 0:
-            raise ServerUnreachableError(
+            raise OutOfTimeError(
                 f"it was not done within the {self.seconds:g} s of --timeout", hint="Give it longer with --timeout."
             )
         return min(self.left_s, most_s)

@@ -31,6 +31,7 @@ class PodStatus:
         node: where it runs. Empty before it is scheduled.
         restarts: how often its containers were started again.
         note: why it is not ready, as Kubernetes says. Empty otherwise.
+        ending: whether it is terminating: it finishes its requests and gets no new ones.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PodStatus:
     node: str
     restarts: int
     note: str
+    ending: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,8 @@ class _Reader:
         return self._api.pods(namespace, owned_by(pointer.name))
 
     def _pod(self, pod: Object, pointer: Pointer) -> PodStatus:
-        status, ready = pod.get("status") or {}, is_ready(pod)
+        status, ending = pod.get("status") or {}, bool(pod["metadata"].get("deletionTimestamp"))
+        ready = is_ready(pod) and not ending
         notes = pod["metadata"].get("annotations") or {}
         url = str(url_of_pod(pod) or notes.get("internal.serving.kserve.io/storage-initializer-sourceuri") or "")
         every = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
@@ -148,7 +151,8 @@ class _Reader:
             models=self._held(url, pointer) if ready and url else {},
             node=str((pod.get("spec") or {}).get("nodeName") or ""),
             restarts=sum(int(each.get("restartCount") or 0) for each in every),
-            note="" if ready else next(_why(pod, every), "not ready"),
+            note="" if ready else "it is ending" if ending else next(_why(pod, every), "not ready"),
+            ending=ending,
         )
 
     def _held(self, url: str, pointer: Pointer) -> Mapping[str, tuple[int, ...]]:
@@ -171,10 +175,11 @@ class _Reader:
         for pointer, part in zip(found, parts, strict=True):
             if not is_snapshot(part.url, pointer.snapshots):
                 yield f"{part.name}: pods load the repository itself, as it is when they start; deploy pins a snapshot"
-            others = [pod.name for pod in part.pods if pod.url and pod.url != part.url]
+            staying = [pod for pod in part.pods if not pod.ending]
+            others = [pod.name for pod in staying if pod.url and pod.url != part.url]
             if others:
                 some = ", ".join(others[:5])
-                yield f"{part.name}: {len(others)} of {len(part.pods)} pods serve something else: {some}"
+                yield f"{part.name}: {len(others)} of {len(staying)} pods serve something else: {some}"
             if part.kind == "Deployment":
                 yield from _of_deployment(pointer)
             elif (failed := failure_of(pointer.item)) is not None:
@@ -194,8 +199,6 @@ def _of_deployment(pointer: Pointer) -> Iterator[str]:
 def _why(pod: Object, containers: Sequence[Object]) -> Iterator[str]:
     """Yield why a pod is not ready: what its containers wait for, else its conditions."""
     status = pod.get("status") or {}
-    if pod["metadata"].get("deletionTimestamp"):
-        yield "it is ending"
     for container in containers:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason"):

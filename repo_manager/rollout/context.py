@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import time
@@ -23,11 +24,29 @@ from repo_manager.rollout.result import Action
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.ensembles import pinned_versions
 
-__all__ = ["Context", "Report"]
+__all__ = ["Change", "Context", "Report"]
 
 _RECONNECT_S = 1.5
 
 Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What one roll-out changes.
+
+    Attributes:
+        name: the model.
+        version: the version to serve, or to take out of service. `None` with `undeploy`: every version.
+        action: what is done: it decides the words, and what is recorded.
+    """
+
+    name: str
+    version: int | None
+    action: Action = "deploy"
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}:{self.version}"
 
 
 class Context:
@@ -35,14 +54,12 @@ class Context:
 
     Args:
         repository: the repository served.
-        name: the model.
-        version: the version to serve, or to take out of service. `None` with `undeploy`: every version.
+        change: the model, the version, and what is done with it.
         options: how to roll out.
         report: told what is being done. From several threads when a batch has more than one server.
         trial_s: how long a trial takes, on top of the deadline.
         confirm: asked when no other process can roll the model out any more: raises if what was decided on before
             holds no longer.
-        action: what is done: it decides the words, and what is recorded.
 
     Raises:
         RepositoryError: no such model or version.
@@ -51,29 +68,31 @@ class Context:
     def __init__(
         self,
         repository: Location,
-        name: str,
-        version: int | None,
+        change: Change,
         options: RolloutOptions,
         report: Report,
         *,
         trial_s: float = 0.0,
         confirm: Callable[[], None] = lambda: None,
-        action: Action = "deploy",
     ) -> None:
         self.confirm = confirm
-        self.repository, self.name = repository.resolve(), name
-        self.options, self._tell, self.action = options, report, action
-        self.entry = find_model(self.repository, name)
-        self.whole = version is None
-        self.version = max((each.version for each in self.entry.versions), default=0) if version is None else version
-        self.what = name if version is None else f"{name}:{version}"
+        self.repository, self.name, self.action, self.what = (
+            repository.resolve(),
+            change.name,
+            change.action,
+            str(change),
+        )
+        self.options, self._tell = options, report
+        self.entry = find_model(self.repository, change.name)
+        self.whole = change.version is None
+        newest = max((each.version for each in self.entry.versions), default=0)
+        self.version = newest if change.version is None else change.version
         self.folder = self.entry.path / str(self.version) if self.whole else self.entry.version(self.version).path
         self.deadline = Deadline(options.deadline_s + trial_s)
         self.began = time.monotonic()
         self.events: list[str] = []
         self.missing: dict[str, ServerUnreachableError] = {}
         self.vouched: list[SignatureCheck] = []
-        self.brought: Mapping[str, tuple[int, ...]] = {}
         self.total = 1
         self._halted = threading.Event()
         self._lock = threading.Lock()
@@ -145,8 +164,12 @@ class Context:
         if self._halted.is_set():
             raise ServerRefusedError(f"the roll-out of {self.what} was called off")
 
-    def check_version(self) -> tuple[Check, ...]:
-        """Check what is the same on every server, before one is asked to read it."""
+    def check_version(self, serving: Mapping[str, tuple[int, ...]]) -> tuple[Check, ...]:
+        """Check what is the same on every server, before one is asked to read it.
+
+        Args:
+            serving: model -> versions that are served first, because this one needs them.
+        """
         self.vouched.clear()
         with runtime_within(self.call_s(self.options.deadline_s)):
             return check_version(
@@ -155,7 +178,7 @@ class Context:
                 self.version,
                 signed_by=self.options.signed_by,
                 vouched=self.vouched,
-                serving=self.brought,
+                serving=serving,
             )
 
     def check_others(self, versions: Sequence[int]) -> tuple[Check, ...]:
@@ -199,13 +222,13 @@ class Context:
         """
         return check_pinned(self.name, self.pinned, before, after, self.options)
 
-    def refused_version(self) -> tuple[Check, ...]:
-        """Check the version before anything else is asked, and refuse it.
+    def refused_version(self, serving: Mapping[str, tuple[int, ...]]) -> tuple[Check, ...]:
+        """Check the version before anything else is asked, and refuse it; `serving` as in `check_version`.
 
         Raises:
             RepositoryError: something speaks against it.
         """
-        checks = self.check_version()
+        checks = self.check_version(serving)
         refuse(self.what, checks, self.options)
         return checks
 

@@ -13,7 +13,7 @@ from repo_manager.repository.location import Location
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.tags import previous_deployment
 from repo_manager.rollout import engine
-from repo_manager.rollout.context import Context, Report
+from repo_manager.rollout.context import Change, Context, Report
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.targets.api import Api
@@ -86,7 +86,7 @@ def deploy(
         trial.check()
     parts = 1 if isinstance(to, str | TritonClient) else max(1, len(to))  # of several, each has its trial
     trial_s = 0.0 if trial is None else trial.longest_s * parts
-    context = Context(repository, name, version, options, report, trial_s=trial_s)
+    context = Context(repository, Change(name, version), options, report, trial_s=trial_s)
     reached = _reach(to, options)
     with reached as reach, reach.target(context, trial, connection or ClientOptions()) as target, _leases(context):
         return engine.run(target, context)
@@ -133,9 +133,8 @@ def rollback(
                     hint="Nothing was changed. See `repo-manager status`, then run the command again.",
                 )
 
-        context = Context(
-            repository, name, version, options or RolloutOptions(), report, confirm=confirm, action="rollback"
-        )
+        change = Change(name, version, "rollback")
+        context = Context(repository, change, options or RolloutOptions(), report, confirm=confirm)
         with reach.target(context, None, connection or ClientOptions()) as target:
             return engine.run(target, context)
 
@@ -169,7 +168,7 @@ def undeploy(
         RepoManagerError: as `deploy`.
     """
     options = options or RolloutOptions()
-    context = Context(repository, name, version, options, report, action="undeploy")
+    context = Context(repository, Change(name, version, "undeploy"), options, report)
     with _reach(to, options) as reach, reach.target(context, None, connection or ClientOptions()) as target:
         return engine.run(target, context)
 

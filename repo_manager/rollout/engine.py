@@ -120,7 +120,7 @@ class _Run:
                 self._in_batches(self._finish)
             else:
                 self._in_batches(lambda part: part.prove())
-            for name, versions in context.brought.items():
+            for name, versions in target.brought.items():
                 record_deployment(context.repository, name, versions[-1])
             result = self._result()
             record = self._record("done") if result.changed else None

@@ -18,7 +18,7 @@ from repo_manager.repository.stores import open_store
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.clusters import api_of, kind_of, parse_cluster, pointers
-from repo_manager.rollout.targets.snapshot_files import SNAPSHOT_FILENAME, snapshots_of
+from repo_manager.rollout.targets.snapshot_files import SNAPSHOT_FILENAME, snapshots_of, sweep_snapshots
 
 __all__ = ["SnapshotRemovals", "gc_snapshots"]
 
@@ -97,6 +97,8 @@ def gc_snapshots(
         unused = tuple(name for name in there if name not in kept)
         for name in () if dry_run else unused:
             store.erase(name, SNAPSHOT_FILENAME)
+        if not dry_run:
+            sweep_snapshots(root)
     return SnapshotRemovals(unused, {name: kept[name] for name in there if name in kept}, dry_run)
 
 

@@ -105,8 +105,8 @@ _OWN_KINDS = [
         "runtimeClassName": "nvidia",
         "autoscaling": {"by": "keda", "prometheus": "http://prometheus:9090", "maxReplicas": 20},
     },
-    {**_GPU_KINDS[1], "autoscaling": {"enabled": False}},
-    {"name": "cpu"},
+    {**_GPU_KINDS[1], "autoscaling": {"enabled": False}, "podDisruptionBudget": {"maxUnavailable": "25%"}},
+    {"name": "cpu", "podDisruptionBudget": {"enabled": False}},
 ]
 _MATRIX["own-kinds"] = {**_BASE, "kinds": _OWN_KINDS, "autoscaling": {"enabled": True}, "deployer": _DEPLOYER}
 _SNAPSHOT = {"url": "s3://bucket/models", "snapshot": "s3://bucket/models.snapshots/0123456789abcdef"}
@@ -202,6 +202,7 @@ def test_lint() -> None:
         ({"kinds": [{"name": "l4", "gpus": 0.5}]}, 'kinds "l4": gpus is 0.5: expected a whole number, 0 or more'),
         ({"autoscaling": {"minReplicas": 0}}, 'kinds "any": autoscaling.minReplicas is 0: expected a whole number, 1'),
         ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable"),
+        ({"kinds": [{"podDisruptionBudget": {"maxUnavailable": 0}}]}, "/kinds/0/podDisruptionBudget/maxUnavailable"),
         ({"kinds": [{"name": "H100_SXM"}]}, "/kinds/0/name"),
         ({"kinds": [{"name": "l4"}, {"name": "l4", "gpus": 1}]}, 'two of them are named "l4"'),
         ({"kinds": [{"name": ""}, {"name": "any", "gpus": 1}]}, 'two of them are named "any"'),
@@ -478,6 +479,10 @@ def test_what_a_kind_has_of_its_own_is_its_alone(tmp_path: Path) -> None:
         (None, False)
     ] * 2
     assert [item["spec"].get("replicas") for item in (large, fixed, plain)] == [None, 3, None]
+    budgets = [
+        (each["metadata"]["name"], each["spec"]["maxUnavailable"]) for each in of_kind(objects, "PodDisruptionBudget")
+    ]
+    assert budgets == [(large["metadata"]["name"], 1), (fixed["metadata"]["name"], "25%")]
     (scaler,) = of_kind(objects, "HorizontalPodAutoscaler")
     assert scaler["spec"]["scaleTargetRef"]["name"] == plain["metadata"]["name"]
     (scaled,) = of_kind(objects, "ScaledObject")

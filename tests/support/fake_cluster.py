@@ -2,7 +2,8 @@
 
 Objects keep `resourceVersion` and `generation` as the real one does: a patch with an old version is a conflict, only
 a change of the spec makes a new generation, strategic patches merge containers and variables by name, null removes.
-The controller takes a step at each read of a Deployment; what becomes of new pods is a test's `Behaviour`.
+The controller takes a step at each read of a Deployment, sees a change some reads late, and its pods end slowly; what
+becomes of new pods is a test's `Behaviour`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Object = dict[str, Any]
 Behaviour = Callable[["FakeCluster", Object, Object], None]
 """cluster, deployment, pod: makes a pod that was just created what the test wants."""
 
+_LAG = 2
+"""How many reads after a change the Deployment controller sees it, and after its end a pod is gone."""
 _MERGE_KEYS = {"containers": "name", "initContainers": "name", "env": "name", "volumes": "name"}
 _PATHS = {
     "deployments": re.compile(r"/apis/apps/v1/namespaces/([^/]+)/deployments(?:/([^/?]+))?"),
@@ -203,6 +206,8 @@ class FakeCluster:
     """What was created as Events, in order."""
     frozen: bool = False
     """The Deployment controller does nothing."""
+    _unseen: dict[tuple[str, str, str], int] = dataclasses.field(default_factory=dict)
+    _ending: list[tuple[int, Object]] = dataclasses.field(default_factory=list)
 
     def add(self, item: Object, *, settled: bool = True) -> Object:
         """Put an object there, as applied; a settled Deployment has its pods at once."""
@@ -227,9 +232,12 @@ class FakeCluster:
 
     def _step(self, deployment: Object, behaviour: Behaviour) -> None:
         """One turn of the Deployment controller: at most one pod more, then at most one less."""
-        if self.frozen:
-            return
         meta, spec = deployment["metadata"], deployment["spec"]
+        self._ending = [(left - 1, pod) for left, pod in self._ending if left > 0]
+        key = ("deployments", meta.get("namespace", "default"), meta["name"])
+        self._unseen[key] = self._unseen.get(key, 0) - 1
+        if self.frozen or self._unseen[key] >= 0:
+            return
         template, wanted = spec["template"], spec["replicas"]
         mark = json.dumps(template, sort_keys=True)
         own = [pod for pod in self.pods if pod["owner"] == meta["uid"]]
@@ -257,9 +265,9 @@ class FakeCluster:
         old = [pod for pod in self.pods if pod["owner"] == meta["uid"] and pod["mark"] != mark]
         stuck = [pod for pod in old if not _is_ready(pod)]
         if stuck or (old and len(alive) + len(old) > wanted):
-            self.pods.remove((stuck or old)[0])
+            self._end((stuck or old)[0])
         while len(new) > wanted:
-            self.pods.remove(new.pop())
+            self._end(new.pop())
         own = [pod for pod in self.pods if pod["owner"] == meta["uid"]]
         available = len([pod for pod in own if _is_ready(pod)])
         before = deployment.get("status")
@@ -274,6 +282,17 @@ class FakeCluster:
         }
         if deployment["status"] != before:
             touch(deployment)
+
+    def settle(self) -> None:
+        """Let the pods that are on their way out be gone."""
+        self._ending.clear()
+
+    def _end(self, pod: Object) -> None:
+        """Let a pod end: it is listed for a while still, ready and on its way out."""
+        self.pods.remove(pod)
+        going = copy.deepcopy(pod)
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+        self._ending.append((_LAG, going))
 
     def _replica_set(self, deployment: Object, mark: str) -> None:
         """Make the ReplicaSet of a template, unless it is there: it is kept for `kubectl rollout undo`."""
@@ -291,7 +310,8 @@ class FakeCluster:
 
     def get(self, kind: str, namespace: str, name: str | None, labels: Mapping[str, str]) -> Object | None:
         if kind == "pods":
-            found = [{k: v for k, v in pod.items() if k not in ("owner", "mark")} for pod in self.pods]
+            there = [*self.pods, *(pod for _, pod in self._ending)]
+            found = [{k: v for k, v in pod.items() if k not in ("owner", "mark")} for pod in there]
         elif kind == "replicasets":
             found = list(self.replica_sets.values())
         else:
@@ -324,6 +344,7 @@ class FakeCluster:
         touch(changed)
         if changed["spec"] != before:
             changed["metadata"]["generation"] = item["metadata"]["generation"] + 1
+            self._unseen[key] = _LAG
         self.objects[key] = changed
         self.on_patch(changed)
         return 200, changed
@@ -411,7 +432,7 @@ class Handler(BaseHTTPRequestHandler):
                     else:
                         self._json(200, found)
                 return
-        self._status(404, f"the server could not find the requested resource: {path}")
+        self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")  # of a kind that it does not know
 
     def _created(self, kind: str, body: Object) -> None:
         """Take over an Event, and nothing else: roll-outs create nothing."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.optional import require
+from repo_manager.rollout.calls import OutOfTimeError
 from repo_manager.rollout.targets.api_objects import REACH, ConflictError, Object, limited, may_pass, refused, seen
 from repo_manager.sockets import Deputies
 
@@ -43,16 +44,23 @@ def patiently(call: Callable[[], Answer], *, until: float | None = None) -> Answ
 
     Raises:
         ServerUnreachableError: there was no answer for a minute, or until then.
+        OutOfTimeError: no time is left of --timeout; with the reason why there was no answer.
         ServerRefusedError: it refused.
     """
+    silent: ServerUnreachableError | None = None
     silence = time.monotonic() + _SILENCE_S
     end = silence if until is None else min(silence, until)
     while True:
         try:
             return call()
-        except ServerUnreachableError as exc:
-            if time.monotonic() > end or "of --timeout" in exc.message:  # no time is left for another call
+        except OutOfTimeError as exc:
+            if silent is None:
                 raise
+            raise exc.waiting_for(silent.message) from silent
+        except ServerUnreachableError as exc:
+            if time.monotonic() > end:
+                raise
+            silent = exc
         pause()
 
 
@@ -212,7 +220,7 @@ class Api:
             try:
                 return seen(self._client.get(self._apps.Deployment, name, namespace=namespace).to_dict())
             except self._errors.ApiError as exc:
-                if exc.status.code == 404:
+                if exc.status.code == 404 and _names(exc):
                     return None
                 raise
 
@@ -292,6 +300,14 @@ class Api:
     def _resource(self, kind: tuple[str, str, str, str]) -> Any:
         return self._generic.create_namespaced_resource(*kind)
 
+    def _refusal(self, what: str, code: int | None, reason: str, *, named: bool) -> RepoManagerError:
+        if what in self._allowed and may_pass(code, named=named):
+            return ServerUnreachableError(
+                f"The Kubernetes API server could not {what}, which it did before: {reason.strip()} ({code})",
+                hint="While it starts it refuses what it allows later. Check the rights if it goes on.",
+            )
+        return refused(what, code, reason, named=named)
+
     @contextlib.contextmanager
     def _translated(self, what: str, timeout_s: float) -> Iterator[None]:
         # lightkube 1.x speaks through httpx2 and 0.x through httpx. It imports either under this name.
@@ -306,16 +322,9 @@ class Api:
                 f"The Kubernetes API server did not answer within {timeout_s:.3g} s: {what}", hint=REACH
             ) from exc
         except self._errors.ApiError as exc:
-            named = exc.status.details is not None and bool(exc.status.details.name)
-            if what in self._allowed and may_pass(exc.status.code, named=named):
-                raise ServerUnreachableError(
-                    f"The Kubernetes API server could not {what}, which it did before: {exc.status.message} "
-                    f"({exc.status.code})",
-                    hint="While it starts it refuses what it allows later. Check the rights if it goes on.",
-                ) from exc
-            raise refused(what, exc.status.code, exc.status.message or str(exc)) from exc
-        except transport.HTTPStatusError as exc:
-            raise refused(what, exc.response.status_code, exc.response.text[:300]) from exc
+            raise self._refusal(what, exc.status.code, exc.status.message or str(exc), named=_names(exc)) from exc
+        except transport.HTTPStatusError as exc:  # plain text: of a path that it does not serve, or not yet
+            raise self._refusal(what, exc.response.status_code, exc.response.text[:300], named=False) from exc
         except transport.HTTPError as exc:
             raise ServerUnreachableError(
                 f"The Kubernetes API server gave no answer to: {what} ({exc or type(exc).__name__})",
@@ -327,6 +336,11 @@ class Api:
                 f"The answer to {what} is not what the Kubernetes API server's is: {type(exc).__name__}: {found}",
                 hint=REACH,
             ) from exc
+
+
+def _names(exc: Any) -> bool:
+    """Say whether an API server's refusal names the object."""
+    return exc.status.details is not None and bool(exc.status.details.name)
 
 
 def _own_deadline(timeout_s: float) -> float:

@@ -89,8 +89,18 @@ def may_pass(code: int | None, *, named: bool) -> bool:
     return code in (401, 403) or (code == 404 and not named)
 
 
-def refused(what: str, code: int | None, reason: str) -> ServerRefusedError | ServerUnreachableError:
-    """Return the error for a call that the API server answered with this HTTP status code, and with a next step."""
+def refused(
+    what: str, code: int | None, reason: str, *, named: bool = True
+) -> ServerRefusedError | ServerUnreachableError:
+    """Return the error for a call that the API server answered with this HTTP status code, and with a next step.
+
+    Args:
+        what: the call was to do.
+        code: the status code; `None`: the answer had none.
+        reason: in the API server's words.
+        named: whether the answer names the object. A 404 that does not is about the kind.
+    """
+    reason = " ".join(reason.split())
     if code is not None and (code >= 500 or code == 429):  # It may be another answer in a moment.
         return ServerUnreachableError(f"The Kubernetes API server could not {what}: {reason} ({code})")
     hints = {
@@ -98,7 +108,9 @@ def refused(what: str, code: int | None, reason: str) -> ServerRefusedError | Se
         403: "Bind a Role that allows it: the chart's `deployer` values make one for its release, "
         "deploy/kserve/role.yaml one for an InferenceService. Where a Role names its objects, a mistyped name is "
         "forbidden too.",
-        404: "Check the namespace and the name; kubectl get shows what is there.",
+        404: "Check the namespace and the name; kubectl get shows what is there."
+        if named
+        else "This cluster does not know the kind: install its CRDs (KServe, Gateway API), or check --context.",
         409: "Somebody else has changed it; run the command again.",
     }
     kind = ConflictError if code == 409 else ServerRefusedError

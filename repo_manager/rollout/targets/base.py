@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from repo_manager.errors import RepoManagerError
@@ -87,6 +87,10 @@ class Target(Protocol):
     def before(self) -> tuple[int, ...] | None:
         """The versions that config.pbtxt, which a roll-out changes, goes back to. `None`: it changes none of it."""
 
+    @property
+    def brought(self) -> Mapping[str, tuple[int, ...]]:
+        """Model -> versions of what the new version needs and is served with it, because it was not served so."""
+
     def describe(self) -> str:
         """Return what it is called."""
 
@@ -140,6 +144,15 @@ class JointTarget:
     def before(self) -> None:
         """Nothing: the repository's config.pbtxt stays as it is."""
         return
+
+    @property
+    def brought(self) -> Mapping[str, tuple[int, ...]]:
+        """What any of them brings along: a model that one of them serves already may be new to the next."""
+        found: dict[str, tuple[int, ...]] = {}
+        for target in self._targets:
+            for name, versions in target.brought.items():
+                found[name] = tuple(sorted({*found.get(name, ()), *versions}))
+        return found
 
     def describe(self) -> str:
         """Return the targets."""

@@ -83,6 +83,7 @@ class KServeTarget:
         self._wanted = trial is not None
         self.parts = (self,)
         self.checks: tuple[Check, ...] = ()
+        self.brought: Mapping[str, tuple[int, ...]] = {}
         self.touched = False
         self.changes = False
         self._revision = self._canary = ""
@@ -110,8 +111,7 @@ class KServeTarget:
             UsageError: a model of this kind cannot have one.
         """
         if not self._context.leaves:
-            self._context.brought = versions_needed(self._context)
-            self.checks = self._context.refused_version()
+            self.checks = self._context.refused_version(versions_needed(self._context))
         if self._percents:
             self._check_kind()
         self.seen: Sight = see(self._api, self._service.namespace, self._service.name)
@@ -130,7 +130,7 @@ class KServeTarget:
             )
         self._held, source = models_served(self._context.repository, self._uri, self._snapshots, str(self._service))
         self._models = models_after(self._context, self._held, source)
-        self._context.brought = versions_brought(self._context, self._held)
+        self.brought = versions_brought(self._context, self._held)
         if self._context.leaves:
             self.checks = check_leaving(self._context, self._held, str(self._service))
         else:

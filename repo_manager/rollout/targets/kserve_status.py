@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from repo_manager.errors import ServerRefusedError
+from repo_manager.rollout.calls import OutOfTimeError
 from repo_manager.rollout.targets.api import Api, Kind, patiently, pause
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kubernetes_status import Progress, judge
@@ -129,7 +130,10 @@ def wait_for_service(
     """
     deadline, told = time.monotonic() + timeout_s, ""
     while True:
-        now = see(api, namespace, name)
+        try:
+            now = see(api, namespace, name)
+        except OutOfTimeError as exc:
+            raise (exc.waiting_for(f"{name}: {told}") if told else exc) from exc
         lacking = list(missing(now, wanted))
         failure = None if _not_begun(now, wanted) else failure_of(now.service) or _stuck(now, wanted)
         if failure is not None and failure != wanted.known:

@@ -55,6 +55,7 @@ class KubernetesTarget:
         self.context, self.release, self.api = context, release, api
         self.prover = PodProver(context, connection)
         self.checks: tuple[Check, ...] = ()
+        self.brought: Mapping[str, tuple[int, ...]] = {}
         self.parts: list[DeploymentPart] = []
         self._models: Sequence[SnapshotModel] = ()
         self._snapshot: Snapshot | None = None
@@ -71,8 +72,7 @@ class KubernetesTarget:
     def look(self) -> None:
         """Check the version, read the Deployments, and see which snapshot they would serve."""
         if not self.context.leaves:
-            self.context.brought = versions_needed(self.context)
-            self.checks = self.context.refused_version()
+            self.checks = self.context.refused_version(versions_needed(self.context))
         deployments = find_deployments(self.release, self.api)
         served = [read_template(deployment) for deployment in deployments]
         for deployment in deployments:
@@ -85,7 +85,7 @@ class KubernetesTarget:
         self._name_keeper(deployments[0])
         held, source = self._held(served[0])
         self._models = models_after(self.context, held, source)
-        self.context.brought = versions_brought(self.context, held)
+        self.brought = versions_brought(self.context, held)
         if self.context.leaves:
             self.checks = check_leaving(self.context, held, str(self.release), served[0].load)
         else:
@@ -163,7 +163,7 @@ class DeploymentPart:
         self._replicas: int = deployment["spec"].get("replicas", 1)
         self._pods: tuple[PodProof, ...] = ()
         self._events = Events(self._api, deployment, self._context)
-        self.touched = False
+        self.touched = self._restored = False
         before = held.get(self._context.name, ())
         leaves_nothing = self._context.leaves and self._context.remaining(before) == before
         self.changes = self._url != served.url and not leaves_nothing
@@ -235,6 +235,7 @@ class DeploymentPart:
             if url == self._url:  # else the change never reached it, or somebody has undone it
                 body = patch_back(self._deployment, self._served)
                 patiently(lambda: self._api.patch_deployment(space, self._name, body))
+            self._restored = True
             self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back on its own
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
@@ -247,6 +248,11 @@ class DeploymentPart:
         space, name = self._target.release.namespace, self._name
         if self._target.release.context is not None:
             space += f" --context {self._target.release.context}"
+        if self._restored:
+            return (
+                f"The template of {name} is as it was before, and its pods do not come up. See why: "
+                f"kubectl describe deployment/{name} -n {space}, and kubectl get pods -n {space}"
+            )
         before = f"before, it served {self._served.url}"
         if self._served.variable is None:
             return f"By hand: kubectl edit deployment/{name} -n {space}, and set --model-repository; {before}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from repo_manager.errors import ServerRefusedError
+from repo_manager.rollout.calls import OutOfTimeError
 from repo_manager.rollout.targets.api import Api, patiently, pause
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.template import read_template, url_of_pod
@@ -165,13 +166,13 @@ def wait_for_rollout(
     Raises:
         ServerRefusedError: it will not come to an end, made no progress within `timeout_s`, or another process has
             changed it.
-        ServerUnreachableError: the API server gave no answer for a minute.
+        ServerUnreachableError: the API server gave no answer for a minute, or no time is left of --timeout.
     """
     name = deployment["metadata"]["name"]
     labels = deployment["spec"]["selector"].get("matchLabels") or {}
     deadline, best, told = time.monotonic() + timeout_s, -(10**9), ""
     while True:
-        now, pods = patiently(lambda: (api.deployment(namespace, name), api.pods(namespace, labels)), until=deadline)
+        now, pods = _seen(api, (namespace, name), labels, until=deadline, told=told)
         if now is None:
             raise ServerRefusedError(f"Deployment {namespace}/{name} was deleted during the roll-out")
         pods = new_pods(pods, url)
@@ -194,6 +195,16 @@ def wait_for_rollout(
                 hint="--timeout allows each pod longer.",
             )
         pause()
+
+
+def _seen(
+    api: Api, place: tuple[str, str], labels: Object, *, until: float, told: str
+) -> tuple[Object | None, Sequence[Object]]:
+    """Return a Deployment, by namespace and name, and its pods; where no time is left, say what was told last."""
+    try:
+        return patiently(lambda: (api.deployment(*place), api.pods(place[0], labels)), until=until)
+    except OutOfTimeError as exc:
+        raise (exc.waiting_for(f"{place[1]}: {told}") if told else exc) from exc
 
 
 def _still_ours(deployment: Object, url: str) -> None:

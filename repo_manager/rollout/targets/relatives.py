@@ -146,6 +146,7 @@ class Relatives:
         """Check what is brought along as the model itself is checked."""
         context = self._context
         self._vouched.clear()
+        serving = {each.name: each.versions for each in self.needed}
         return tuple(
             dataclasses.replace(check, detail=f"{each.name}:{version}: {check.detail}")
             for each in self.brought
@@ -156,7 +157,7 @@ class Relatives:
                 version,
                 signed_by=context.options.signed_by,
                 vouched=self._vouched,
-                serving=context.brought,
+                serving=serving,
             )
         )
 

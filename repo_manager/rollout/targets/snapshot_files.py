@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError
-from repo_manager.files import copy_folder, fsync_tree, work_folder, write_atomic
+from repo_manager.files import copy_folder, fsync_tree, sweep_work_folders, work_folder, write_atomic
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.location import Location, local_folder
@@ -47,11 +47,13 @@ __all__ = [
     "read_snapshot",
     "snapshot_id",
     "snapshots_of",
+    "sweep_snapshots",
     "write_snapshot",
 ]
 
 SNAPSHOT_FILENAME = "snapshot.json"
 _ID_DIGITS = 16
+_STAGING = ".staging-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,7 @@ def write_snapshot(
     store = open_store(target, may_be_new=True)
     if dry_run:
         return Snapshot(chosen, target, held, created=False)
+    sweep_snapshots(root)
     if store.read(SNAPSHOT_FILENAME) is not None:
         with disk_errors(f"sign the snapshot {target}"):
             _put_signatures(target, contents)  # a version may have been signed since
@@ -162,6 +165,13 @@ def write_snapshot(
             _write_objects(store, contents, record)
     _check_signatures(root, models, signed_by)  # what was copied meanwhile is what was vouched for
     return Snapshot(chosen, target, held, created=True)
+
+
+def sweep_snapshots(root: Location) -> None:
+    """Remove what killed commands left on disk when they wrote a snapshot; in object storage it is written over."""
+    folder = local_folder(root)
+    if folder is not None:
+        sweep_work_folders(folder, _STAGING)
 
 
 def models_in(snapshot: Snapshot) -> tuple[SnapshotModel, ...]:
@@ -267,7 +277,7 @@ def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
 
 def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with work_folder(".staging-", target.parent) as staging:
+    with work_folder(_STAGING, target.parent) as staging:
         for name, content in contents.items():
             for place, data in content.small.items():
                 file = staging / name / place

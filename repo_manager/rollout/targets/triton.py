@@ -7,7 +7,7 @@ and the undo of a version that never took over is one more load.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.repository.configuration import read_config_bytes, write_config_bytes
@@ -70,6 +70,11 @@ class TritonTarget:
         known = tuple(sorted(ready)) or self._context.entry.selected
         return tuple(version for version in known if version != self._context.version)
 
+    @property
+    def brought(self) -> Mapping[str, tuple[int, ...]]:
+        """What some server has to serve first, because the model needs it."""
+        return {each.name: each.versions for each in self._needed}
+
     def describe(self) -> str:
         """Return the servers' URLs."""
         return ", ".join(client.url for client in self._clients)
@@ -84,7 +89,6 @@ class TritonTarget:
         meanwhile = tuple(sorted({version for part in self.parts for version in part.loaded_meanwhile()}))
         self._original = read_config_bytes(self._context.repository, self._context.name)
         self._needed = family.needed([part.relatives.ready for part in self.parts])
-        self._context.brought = {each.name: each.versions for each in self._needed}
         for part in self.parts:
             part.meanwhile, part.original, part.relatives.needed = meanwhile, self._original, self._needed
             brings, dependents = part.relatives.plan()
@@ -114,7 +118,7 @@ class TritonTarget:
             return
         context = self._context
         loads = {step.version for part in self.parts for step in part.plan.steps if step.action not in LEFT_ALONE}
-        shared = (*context.check_version(), *context.check_others(sorted(loads)))
+        shared = (*context.check_version(self.brought), *context.check_others(sorted(loads)))
 
         def check(part: TritonPart) -> None:
             part.checks = (*shared, *part.check_server()) if self.changes else shared

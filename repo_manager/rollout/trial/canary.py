@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from repo_manager.errors import RepositoryError
 from repo_manager.gates import Gate, GateResult, Outcome
@@ -64,6 +64,11 @@ class CanaryTarget:
             if isinstance(part, _Trial):
                 return TrialResult(steps, part.shadow, part.steps, part.notes)
         return TrialResult(steps, notes=(self._note,) if self._note else ())
+
+    @property
+    def brought(self) -> Mapping[str, tuple[int, ...]]:
+        """What the server has to serve first, because the model needs it."""
+        return self._target.brought
 
     def describe(self) -> str:
         """Return the server's URL."""

@@ -48,7 +48,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/*
 What a kind has of its own over the values of all, as JSON {image, resources, affinity, runtimeClassName, autoscaling,
-rollout}. Arguments: (list $ kind).
+rollout, podDisruptionBudget}. Arguments: (list $ kind).
 */}}
 {{- define "triton.kindValues" -}}
 {{- $root := index . 0 }}{{- $kind := index . 1 }}
@@ -61,8 +61,9 @@ rollout}. Arguments: (list $ kind).
 {{- $_ := set $own "resources" (mergeOverwrite (deepCopy $root.Values.resources) (deepCopy (default dict $kind.resources))) }}
 {{- $_ := set $own "affinity" (default $root.Values.affinity $kind.affinity) }}
 {{- $_ := set $own "runtimeClassName" (default $root.Values.runtimeClassName $kind.runtimeClassName) }}
-{{- $_ := set $own "autoscaling" (mergeOverwrite (deepCopy $root.Values.autoscaling) (deepCopy (default dict $kind.autoscaling))) }}
-{{- $_ := set $own "rollout" (mergeOverwrite (deepCopy $root.Values.rollout) (deepCopy (default dict $kind.rollout))) }}
+{{- range $name := list "autoscaling" "rollout" "podDisruptionBudget" }}
+{{- $_ := set $own $name (mergeOverwrite (deepCopy (get $root.Values $name)) (deepCopy (default dict (get $kind $name)))) }}
+{{- end }}
 {{- toJson $own }}
 {{- end }}
 

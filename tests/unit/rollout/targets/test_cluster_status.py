@@ -32,6 +32,7 @@ def test_a_release_before_and_after_a_roll_out(deployed: FakeCluster, repository
     (difference,) = cluster_status(repository, TARGET, api).differences
     assert "pods load the repository itself" in difference
     done = deploy(repository, "scale", 2, TARGET, options=QUICK)
+    deployed.settle()
     after = cluster_status(repository, TARGET, api)
     assert after.differences == ()
     (part,) = after.parts
@@ -43,8 +44,22 @@ def test_a_release_before_and_after_a_roll_out(deployed: FakeCluster, repository
     assert part.models == {"other": (1,), "scale": (2,)}
 
 
+def test_pods_on_their_way_out_are_shown_and_are_no_difference(
+    deployed: FakeCluster, repository: Path, api: Api
+) -> None:
+    deploy(repository, "scale", 2, TARGET, options=QUICK)
+    found = cluster_status(repository, TARGET, api)
+    assert found.differences == ()
+    pods = found.parts[0].pods
+    assert [(pod.ready, pod.ending, pod.note) for pod in pods] == [(False, True, "it is ending")] * 2 + [
+        (True, False, "")
+    ] * 2
+    assert "2 of 2 ready" in " ".join(run(repository, "--to", TARGET).stdout.split())
+
+
 def test_pods_that_do_not_become_ready_say_why(deployed: FakeCluster, repository: Path, api: Api) -> None:
     deploy(repository, "scale", 2, TARGET, options=QUICK)
+    deployed.settle()
     deployed.behaviour = waiting("ImagePullBackOff", "no such image")
     deployment = deployed.deployment("models", "rel-triton")
     deployment["spec"]["template"]["spec"]["containers"][0]["image"] = "tritonserver:nope"
@@ -73,6 +88,7 @@ def test_a_snapshot_that_is_not_here_is_said_and_the_pods_are_shown(
     deployed: FakeCluster, tmp_path: Path, repository: Path, api: Api
 ) -> None:
     deploy(repository, "scale", 2, TARGET, options=QUICK)
+    deployed.settle()
     (tmp_path / "elsewhere").mkdir()
     found = cluster_status(tmp_path / "elsewhere", TARGET, api)
     assert [pod.ready for pod in found.parts[0].pods] == [True, True]
@@ -103,6 +119,7 @@ def test_an_inference_service(cluster: FakeCluster, repository: Path, api: Api) 
 
 def test_the_command(deployed: FakeCluster, repository: Path) -> None:
     deploy(repository, "scale", 2, TARGET, options=QUICK)
+    deployed.settle()
     shown = run(repository, "--to", TARGET)
     assert shown.exit_code == 0, shown.output
     text = " ".join(shown.stdout.split())

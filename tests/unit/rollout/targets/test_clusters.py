@@ -11,11 +11,14 @@ import pytest
 import yaml
 from support.fake_cluster import FakeCluster, ServedCluster, ready, waiting
 from support.kserve_controller import START, Controller
+from support.python_models import write_python_model
 from support.triton_deployment import triton_deployment
 from typer.testing import CliRunner, Result
 
 from repo_manager.cli.main import app
 from repo_manager.errors import RolloutUndoneError, UsageError
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets import api as cluster_api
@@ -159,6 +162,24 @@ def test_a_release_and_a_service_go_together_and_back(
     assert rollback(repository, "scale", (EU, US_SERVICE), options=QUICK).version == 2
     deploy(repository, "scale", 3, US_SERVICE, options=QUICK)
     assert deploy(repository, "scale", 3, (EU, US_SERVICE), options=QUICK).changed, "one of them has to change"
+
+
+def test_what_comes_along_in_one_cluster_alone_is_recorded(
+    clusters: tuple[FakeCluster, FakeCluster], repository: Path
+) -> None:
+    """The last of the clusters serves it already, which says nothing of the first."""
+    write_python_model(repository, "opt")
+    write_python_model(repository, "scale_py", kind="scale", versions=(1, 2))
+    write_python_model(repository, "ens")
+    config = repository / "ens" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"scale" model_version: -1', '"scale_py" model_version: 1'))
+    for name in ("opt", "scale_py", "ens"):
+        adopt(repository, name)
+    deploy(repository, "scale_py", 2, EU, options=QUICK)
+    deploy(repository, "scale_py", 1, US, options=QUICK)
+    done = deploy(repository, "ens", 1, (EU, US), options=QUICK)
+    assert [server.snapshot.models["scale_py"] for server in done.servers if server.snapshot] == [(1, 2), (1,)]
+    assert [each.version for each in model_state(repository, "scale_py").deployments] == [2, 1, 2]
 
 
 def dry(options: RolloutOptions) -> RolloutOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import fake_cluster
 from support.fake_cluster import FakeCluster, ServedCluster
 from support.triton_deployment import triton_deployment
 
@@ -29,6 +30,17 @@ def test_refusals_name_the_next_step(deployed: FakeCluster, repository: Path, co
         deploy(repository, "scale", 2, TARGET, options=QUICK)
     assert hint in str(caught.value.hint)
     assert "secret-token" not in str(caught.value)
+
+
+def test_a_kind_that_the_cluster_does_not_know(
+    cluster: FakeCluster, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_cluster, "_PATHS", {})
+    with pytest.raises(
+        ServerRefusedError, match=r"read InferenceService models/digits: 404 page not found \(404\)"
+    ) as caught:
+        deploy(repository, "scale", 2, "kserve://models/digits", options=QUICK)
+    assert "does not know the kind" in (caught.value.hint or "")
 
 
 def test_a_release_that_is_not_there(cluster: FakeCluster, repository: Path) -> None:

@@ -14,7 +14,14 @@ import pytest
 from support.fake_cluster import FakeCluster, ready, touch, unschedulable, waiting
 from support.triton_deployment import publish_scaling, triton_deployment
 
-from repo_manager.errors import RepositoryError, RollbackFailedError, RolloutUndoneError, ServerRefusedError, UsageError
+from repo_manager.errors import (
+    RepositoryError,
+    RollbackFailedError,
+    RolloutUndoneError,
+    ServerRefusedError,
+    ServerUnreachableError,
+    UsageError,
+)
 from repo_manager.repository.configuration import set_served_versions
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import model_state
@@ -241,6 +248,35 @@ def test_what_never_ends_is_undone_after_the_timeout_and_says_what_it_waited_for
     deployed.behaviour = unschedulable
     with pytest.raises(RolloutUndoneError, match=r"no progress within 0.5 s: .*Insufficient nvidia.com/gpu"):
         deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=0.5))
+
+
+def test_where_the_time_is_up_first_it_says_what_it_waited_for(
+    deployed: FakeCluster, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command does it: --timeout is the time without progress, and the time that all has."""
+    deployed.behaviour = unschedulable
+    monkeypatch.setattr(cluster_api, "_POLL_S", 0.5)  # no look between the two ends
+    options = RolloutOptions(load_timeout_s=2.0, deadline_s=2.0)
+    with pytest.raises(RolloutUndoneError, match=r"2 s( of --timeout)?: .*Insufficient nvidia.com/gpu"):
+        deploy(repository, "scale", 2, TARGET, options=options)
+
+
+def test_where_the_time_is_up_an_api_server_that_says_nothing_is_named(deployed: FakeCluster, repository: Path) -> None:
+    deployed.refuse = lambda _method, _path: (503, "starting")
+    options = RolloutOptions(load_timeout_s=2.0, deadline_s=2.0)
+    with pytest.raises(ServerUnreachableError, match=r"list the Deployments in models: starting \(503\)"):
+        deploy(repository, "scale", 2, TARGET, options=options)
+
+
+def test_a_template_that_was_put_back_is_not_to_be_put_back_by_hand(deployed: FakeCluster, repository: Path) -> None:
+    broken = waiting("ImagePullBackOff", "no such image")
+    deployed.behaviour = broken
+    deployed.on_patch = lambda _: deployed.pods.clear()  # the nodes are gone
+    with pytest.raises(RollbackFailedError, match="no such image") as caught:
+        deploy(repository, "scale", 2, TARGET, options=QUICK)
+    assert "kubectl describe deployment/rel-triton -n models" in str(caught.value.hint)
+    assert "set env" not in str(caught.value.hint)
+    assert url_of(deployed) == "/models/repository"
 
 
 def test_several_kinds_go_one_after_the_other_and_back_together(cluster: FakeCluster, repository: Path) -> None:

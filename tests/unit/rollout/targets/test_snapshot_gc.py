@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +50,34 @@ def test_what_a_release_names_in_any_way_stays(deployed: FakeCluster, repository
         del deployed.replica_sets[key]
     assert gc_snapshots(repository, [TARGET], older_than_s=0.0).removed == (first,)
     assert deploy(repository, "scale", 2, TARGET, options=QUICK).changed, "it can be written anew"
+
+
+KILLED = """
+import os, signal, sys
+from repo_manager.rollout.targets import snapshot_files
+from repo_manager.cli.main import app
+snapshot_files.fsync_tree = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+app(["snapshot", "scale:2", "--repository", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("command", ["snapshot", "gc"])
+def test_what_a_killed_command_left_goes_with_the_next(repository: Path, tmp_path: Path, command: str) -> None:
+    file = tmp_path / "snapshot.yaml"
+    snapshot(repository, ("scale:3",), values=file)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(repository)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(there(repository)) == 2
+    again = ["snapshot", "scale:3", "--values", str(file)] if command == "snapshot" else ["gc", "--snapshots"]
+    more = [] if command == "snapshot" else ["--values", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "repo_manager", *again, *more, "--repository", str(repository)],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in there(repository) if name.startswith(".")]
+    assert len(there(repository)) == 1
 
 
 def test_what_is_young_or_pinned_stays(deployed: FakeCluster, repository: Path, tmp_path: Path) -> None:
