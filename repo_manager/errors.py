@@ -7,7 +7,8 @@
     │   ├── CalibrationError             the calibration data
     │   ├── ConfigError                  a config.pbtxt
     │   ├── RepositoryError              the model repository on disk
-    │   │   └── LockHeldError            another process holds a lock
+    │   │   ├── LockHeldError         5  another process holds a lock: try again
+    │   │   └── StoreUnreachableError 5  the object store does not answer: try again
     │   ├── EngineError                  a TensorRT engine that cannot be built, read or run here
     │   └── MissingDependencyError       an optional package that this step needs
     ├── GateError                     4  a gate (sparsity, drift, objective) failed
@@ -45,6 +46,7 @@ __all__ = [
     "ServerError",
     "ServerRefusedError",
     "ServerUnreachableError",
+    "StoreUnreachableError",
     "UsageError",
     "WiderPrecisionError",
     "keep_secret",
@@ -121,7 +123,15 @@ class RepositoryError(InputError):
 
 
 class LockHeldError(RepositoryError):
-    """Another process holds a lock for longer than this one waits."""
+    """Another process holds a lock for longer than this one waits; the same command succeeds once it is free."""
+
+    exit_code = 5
+
+
+class StoreUnreachableError(RepositoryError):
+    """The object store of a repository does not answer; the same command succeeds once it does."""
+
+    exit_code = 5
 
 
 class EngineError(InputError):

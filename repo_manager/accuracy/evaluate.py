@@ -219,7 +219,8 @@ def _of_labels(path: Path, name: str, output: str, signature: Signature, model: 
         each = np.array([right.mean() for right in counted])
         return Score(float(np.concatenate(counted).mean()), each)
 
-    return Evaluator(f"{path.name}:{name}", sha256_file(path), metric, evaluate)
+    given = f"{path.name}:{name}:{output}" if output else f"{path.name}:{name}"
+    return Evaluator(given, sha256_file(path), metric, evaluate)
 
 
 def _chosen_output(output: str, labels: str, signature: Signature) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from repo_manager.cli.connection import Connection
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.load_options import DataFlags, Load, ServerFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs, writing
@@ -63,7 +64,7 @@ class PairFlags:
         help="Samples per request: 1, 1,8,32 or 1:256 (doubling).",
     )
     pairs: int = option("--pairs", sets=(ComparePlan, "pairs"), help="Number of block pairs, at least 6.")
-    block: float = option("--block", sets=(ComparePlan, "block_s"), help="Measured seconds per block.")
+    block: float = seconds_option("--block", sets=(ComparePlan, "block_s"), help="Measured seconds per block.")
     html: Path | None = option(
         "--html", metavar="FILE", help="Also write a one-file HTML page.", rich_help_panel="Output"
     )

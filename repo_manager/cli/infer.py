@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_outputs, parse_pairs, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
@@ -76,9 +77,7 @@ class RequestFlags:
         read=lambda texts: parse_pairs(texts, "--parameter"),
         help="A custom parameter of each request (may be given often).",
     )
-    timeout: float = option(
-        "--timeout", metavar="SECONDS", sets=(InferOptions, "timeout_s"), min=0.1, help="Deadline of each request."
-    )
+    timeout: float = seconds_option("--timeout", sets=(InferOptions, "timeout_s"), help="Deadline of each request.")
 
 
 @dataclasses.dataclass(frozen=True)

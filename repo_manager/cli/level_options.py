@@ -8,6 +8,7 @@ import datetime
 from pathlib import Path
 from typing import ClassVar
 
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import option
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate
@@ -121,20 +122,19 @@ class MeasureFlags:
     """How long, and by what."""
 
     PANEL: ClassVar[str] = "Measurement"
-    warmup: float = option(
-        "--warmup", sets=(LoadTestOptions, "warmup_s"), min=0.0, help="Seconds of load before each measurement."
+    warmup: float = seconds_option(
+        "--warmup", sets=(LoadTestOptions, "warmup_s"), least=0.0, help="Load before each measurement."
     )
-    duration: float | None = option(
-        "--duration", sets=(LoadTestOptions, "duration_s"), min=0.1, help="Seconds per level [default: until stable]."
+    duration: float | None = seconds_option(
+        "--duration", sets=(LoadTestOptions, "duration_s"), help="Of each level [default: until stable]."
     )
     request_count: int | None = option(
         "--request-count", sets=(LoadTestOptions, "request_count"), min=1, help="Requests per level instead."
     )
-    window: float = option(
+    window: float = seconds_option(
         "--window",
         sets=(LoadTestOptions, "window_s"),
-        min=0.1,
-        help="Seconds of a measuring window; three have to agree.",
+        help="Of a measuring window; three have to agree.",
     )
     stability: float = option(
         "--stability",

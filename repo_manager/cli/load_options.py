@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import parse_shapes, parse_target, writing
 from repo_manager.cli.repository_options import RepositoryFlag, resolve_repository
@@ -39,11 +40,9 @@ class ServerFlags:
     protocol: Protocol | None = option(
         "--protocol", sets=(LoadTestOptions, "protocol"), help="Protocol of the server [default: the URL's]."
     )
-    timeout: float = option(
+    timeout: float = seconds_option(
         "--timeout",
-        metavar="SECONDS",
         sets=(LoadTestOptions, "timeout_s"),
-        min=0.1,
         help="A request without an answer for this long is an error.",
     )
 

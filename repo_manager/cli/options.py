@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from repo_manager.cli.contexts import chosen_context, context_taken
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.errors import InputError, UsageError
 from repo_manager.files import reason_of
@@ -67,11 +68,9 @@ class RuntimeFlags:
     """What a model may take while ONNX Runtime loads or runs it here."""
 
     PANEL: ClassVar[str] = "Running the model here"
-    timeout: float = option(
+    timeout: float = seconds_option(
         "--timeout",
-        metavar="SECONDS",
         sets=(RuntimeLimits, "timeout_s"),
-        min=0.1,
         help="How long ONNX Runtime may take for one load or one run of the model.",
     )
     memory: float | None = option(

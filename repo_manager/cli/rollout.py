@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import typer
 
 from repo_manager.cli.connection import Connection, client_options, urls_of
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_keys
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target, model_versions
@@ -189,12 +190,8 @@ class UndeployFlags(FleetFlags):
         sets=(RolloutOptions, "drop_pinned"),
         help="Undeploy a version even if an ensemble pins it. Triton then unloads the ensemble.",
     )
-    timeout: float = option(
-        "--timeout",
-        metavar="SECONDS",
-        sets=(RolloutOptions, "deadline_s"),
-        min=0.1,
-        help="Deadline of the whole command.",
+    timeout: float = seconds_option(
+        "--timeout", sets=(RolloutOptions, "deadline_s"), help="Deadline of the whole command."
     )
     dry_run: bool = option(
         "--dry-run",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import check_outputs, writing
 from repo_manager.errors import UsageError
@@ -19,7 +19,7 @@ from repo_manager.types import as_json
 if TYPE_CHECKING:
     from repo_manager.rollout.trial.shadow import ShadowReport
 
-__all__ = ["RolloutFlags", "Trial", "parse_duration"]
+__all__ = ["RolloutFlags", "Trial"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +32,10 @@ class RolloutFlags:
         sets=(RolloutOptions, "keep_previous"),
         help="Keep the previous version and the versions that ensembles pin loaded, so that a roll-back is instant.",
     )
-    timeout: float | None = option(
+    timeout: float | None = seconds_option(
         "--timeout",
-        metavar="SECONDS",
-        min=0.1,
         help="Deadline of a model's roll-out, and of each load in it "
-        f"[default: {RolloutOptions.deadline_s:g}, a load {RolloutOptions.load_timeout_s:g}].",
+        f"[default: {RolloutOptions.deadline_s:g}s, a load {RolloutOptions.load_timeout_s:g}s].",
     )
 
     @property
@@ -55,9 +53,6 @@ class RolloutFlags:
 
 # `deploy`'s options of a trial: recorded requests in the shadow, a growing share of the traffic, gates.
 
-_SECONDS_OF = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)")
-
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -73,13 +68,11 @@ class Trial:
     shadow_rate: float = option(
         "--shadow-rate", metavar="R", sets=(ShadowOptions, "rate_per_s"), min=0.001, help="Pairs of requests a second."
     )
-    shadow_duration: str = option(
+    shadow_duration: float = seconds_option(
         "--shadow-duration",
-        metavar="T",
         sets=(ShadowOptions, "duration_s"),
-        read=lambda text: parse_duration(text, "--shadow-duration"),
-        show=lambda seconds: f"{seconds:g}s",
-        help="Longest duration: 30s, 5m, 1h.",
+        least=0.001,
+        help="Longest duration.",
     )
     shadow_report: Path | None = option(
         "--shadow-report", metavar="FILE.json", help="File for the shadow's report. It is written in any case."
@@ -92,12 +85,10 @@ class Trial:
         help="Then give the new version these shares of the traffic, one after the other. Clients follow with "
         "VersionedClient (document canary.md).",
     )
-    step: str = option(
+    step: float = seconds_option(
         "--step",
-        metavar="T",
         sets=(TrialOptions, "step_s"),
-        read=lambda text: parse_duration(text, "--step"),
-        show=lambda seconds: f"{seconds:g}s",
+        least=0.001,
         help="How long each share is watched.",
     )
     weights_file: Path | None = option(
@@ -151,16 +142,3 @@ class Trial:
         if self.shadow_report is not None:
             with writing(self.shadow_report):
                 self.shadow_report.write_text(json.dumps(as_json(report), indent=2) + "\n", encoding="utf-8")
-
-
-def parse_duration(text: str, option: str) -> float:
-    """Read `90`, `90s`, `1.5m`, `2h` or `500ms`. Return seconds.
-
-    Raises:
-        UsageError: it is none of these, or 0.
-    """
-    match = _DURATION.fullmatch(text.strip().lower())
-    seconds = 0.0 if match is None else float(match.group(1)) * _SECONDS_OF[match.group(2)]
-    if seconds <= 0:
-        raise UsageError(f"{option} {text}: expected a time such as 30s, 5m or 1h")
-    return seconds

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import typer
 
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import RepositoryFlag, model_names
@@ -120,11 +121,9 @@ class RunFlags:
         show=lambda restart: "on-failure" if restart else "no",
         help="Restart a server that failed.",
     )
-    timeout: float = option(
+    timeout: float = seconds_option(
         "--timeout",
-        metavar="SECONDS",
         sets=(ServeOptions, "timeout_s"),
-        min=0.1,
         help="Time until the server must be ready. With --stop: time until it must be gone; it is killed shortly "
         "before.",
     )
@@ -224,7 +223,7 @@ def serve_command(
     _warn_if_open(terminal, options.host, options.security)
     if flags.detach:
         running = start_detached(options)
-        _warn_of_failures(terminal, running.failures)
+        _warn_of_failures(terminal, root, running.failures)
         terminal.result(running, machine_tables.running_server_view(running))
         return
 
@@ -301,17 +300,18 @@ def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> No
         terminal.note(f"The server listens on {host} without TLS: a key that loads models travels in the clear.")
 
 
-def _warn_of_failures(terminal: Terminal, failures: Mapping[str, str]) -> None:
+def _warn_of_failures(terminal: Terminal, root: Location, failures: Mapping[str, str]) -> None:
     for name, reason in failures.items():
         terminal.warn(
-            f"{name} did not load: {reason}\nThe other models are served. Look at it: repo-manager verify {name}"
+            f"{name} did not load: {reason}\n"
+            f"The other models are served. Look at it: repo-manager verify {name} -r {root}"
         )
 
 
 def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> None:
     """Say that the server is ready, where, and what did not load."""
     urls = {"http_url": server.http_url, "grpc_url": server.grpc_url, "metrics_url": server.metrics_url}
-    _warn_of_failures(terminal, server.failures)
+    _warn_of_failures(terminal, options.repository, server.failures)
     if server.shows_key:
         terminal.warn(
             "this system does not allow tracing a child (ptrace), so other users of this machine can read the key that "
@@ -321,7 +321,8 @@ def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> 
         terminal.result(ReadyServer(**urls, pid=server.pid, log=server.log_path, failures=server.failures))
     if not options.load and not server.options.load:
         terminal.note("No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all.")
-    if server.options.load:
-        terminal.note(f"Loaded at the start: {', '.join(server.options.load)}")
+    loaded = [name for name in server.options.load if name not in server.failures]
+    if loaded:
+        terminal.note(f"Loaded at the start: {', '.join(loaded)}")
     terminal.note(f"Log: {server.log_path} (new lines follow here)")
     terminal.note(f"Ready: {server.http_url}  {server.grpc_url}  {server.metrics_url} (Ctrl-C stops it)")

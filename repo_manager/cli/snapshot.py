@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output, check_keys, check_outputs
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, model_versions
@@ -26,7 +26,6 @@ from repo_manager.settings import load_settings
 __all__ = ["app"]
 
 app = typer.Typer()
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +158,12 @@ class GcFlags:
     """Which versions are old."""
 
     keep: int = option("--keep", sets=(gc, "keep"), min=1, help="Number of newest versions to keep.")
-    older_than: str | None = option(
+    older_than: float | None = seconds_option(
         "--older-than",
-        metavar="AGE",
         sets=(gc, "older_than_s"),
-        read=lambda text: parse_age(text),
-        help="E.g. 30d, 12h.",
+        least=0.0,
+        needs_unit=True,
+        help="Only versions of at least this age: 30d, 12h.",
     )
     snapshots: bool = option(
         "--snapshots",
@@ -186,7 +185,7 @@ class GcFlags:
 
     def removed_snapshots(self, root: Location, *, dry_run: bool) -> SnapshotRemovals:
         """Remove the snapshots that nothing names."""
-        age = {} if self.older_than is None else {"older_than_s": parse_age(self.older_than)}
+        age = {} if self.older_than is None else {"older_than_s": self.older_than}
         return gc_snapshots(root, tuple(self.to or ()), pinned=pinned_by(self.values or ()), dry_run=dry_run, **age)
 
 
@@ -221,15 +220,3 @@ def gc_command(
     terminal.result(result, *removals_view(result.removals, dry_run=dry_run))
     if result.failed:
         raise typer.Exit(RepositoryError.exit_code)
-
-
-def parse_age(text: str) -> float:
-    """Return an age in seconds.
-
-    Raises:
-        UsageError: it is no number with one of the units s, m, h, d, w.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
-    if match is None:
-        raise UsageError(f"--older-than {text}: expected a number and a unit, for instance 30d or 12h")
-    return float(match[1]) * _SECONDS[match[2]]

@@ -9,6 +9,7 @@ from typing import ClassVar
 import typer
 
 from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.engine_options import parse_server
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
@@ -46,9 +47,7 @@ class ServerFlags:
     for_server: str | None = option(
         "--for-server", metavar="26.07[:9.0]", help="Check them against this Triton release (and GPU)."
     )
-    timeout: float = option(
-        "--timeout", sets=(_version_of, "timeout_s"), metavar="SECONDS", min=0.1, help="How long to wait for --to."
-    )
+    timeout: float = seconds_option("--timeout", sets=(_version_of, "timeout_s"), help="How long to wait for --to.")
 
     def target(self, connection: Connection) -> tuple[str, FitTarget]:
         """Return the server in words, and its known properties.

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repo_manager.cli.connection import Connection, client_options, urls_of
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
@@ -34,18 +35,14 @@ class StatusFlags:
         help="Servers to ask, k8s://namespace/release or kserve://namespace/name, as for deploy (may be given often) "
         "[default: the running serve].",
     )
-    timeout: float = option(
-        "--timeout", metavar="SECONDS", sets=(status, "timeout_s"), min=0.1, help="How long to wait for a server."
-    )
+    timeout: float = seconds_option("--timeout", sets=(status, "timeout_s"), help="How long to wait for a server.")
     watch: bool = option(
         "--watch",
         "-w",
         default=False,
         help="Repeat until Ctrl-C: in place on a terminal, else print each change (with --json one per line).",
     )
-    interval: float = option(
-        "--interval", metavar="SECONDS", sets=(watch_status, "interval_s"), min=0.1, help="Interval of --watch."
-    )
+    interval: float = seconds_option("--interval", sets=(watch_status, "interval_s"), help="Interval of --watch.")
 
 
 @app.command("status")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output
-from repo_manager.cli.rollout_options import parse_duration
 from repo_manager.report.rollout_tables import traffic_view
 from repo_manager.rollout.traffic import parse_shares, shift_traffic
 
@@ -29,12 +29,10 @@ class TrafficFlags:
         read=lambda text: parse_shares(text),
         help="The new version's shares, one after the other. 0% takes all traffic from it [default: show the shares].",
     )
-    step: str = option(
+    step: float = seconds_option(
         "--step",
-        metavar="T",
         sets=(shift_traffic, "step_s"),
-        read=lambda text: parse_duration(text, "--step"),
-        show=lambda seconds: f"{seconds:g}s",
+        least=0.001,
         help="Duration of each share but the last.",
     )
     stable: str | None = option(

@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.load_options import DataFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs, parse_changes, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
-from repo_manager.cli.rollout_options import parse_duration
 from repo_manager.errors import GateError, InconclusiveError, UsageError
 from repo_manager.files import write_atomic
 from repo_manager.gates import Gate
@@ -78,13 +78,10 @@ class GoalFlags:
         metavar="NAME=N,...",
         help="Shares of the models' requests [default: the rate of each model alone, one request at a time].",
     )
-    budget: str = option(
+    budget: float = seconds_option(
         "--budget",
-        metavar="TIME",
         sets=(TuneOptions, "budget_s"),
-        read=lambda text: parse_duration(text, "--budget"),
-        show=lambda seconds: f"{seconds / 60:g}m",
-        help="Longest duration: 90s, 15m.",
+        help="Longest duration.",
     )
     search: str = option(
         "--search",

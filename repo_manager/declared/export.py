@@ -19,7 +19,7 @@ from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.relabel import read_labels
-from repo_manager.repository.scan import ModelEntry, find_model, scan
+from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.tags import model_states
 from repo_manager.triton_config.config import DEFAULT_FILENAMES, parse_config
@@ -84,16 +84,16 @@ def document_text(document: Mapping[str, Any]) -> str:
 
 
 def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[str, Any]:
-    manifest = entry.versions[-1].manifest
-    found: dict[str, Any] = {} if manifest is None else _source(manifest)
-    config = _config(repository, entry.name, manifest if "source" in found else None)
+    described = _described(entry)
+    found = _source(described.manifest)
+    config = _config(repository, entry.name, described.manifest if "source" in found else None)
     if config:
         found["config"] = config
     labels = {output: list(names) for output, names in read_labels(repository, entry.name).items() if names}
     if labels:
         found["labels"] = labels
     # By its source, not by its number, so that the file also rebuilds the repository.
-    newest = entry.versions[-1].version if "source" in found else None
+    newest = described.version if "source" in found else None
     if state.tags:
         found["tags"] = {tag: "newest" if n == newest else n for tag, n in sorted(state.tags.items())}
     if isinstance(entry.policy, tuple) and entry.selected == entry.policy:
@@ -104,8 +104,35 @@ def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[s
     return found
 
 
-def _source(manifest: Manifest) -> dict[str, Any]:
-    """Return what a version was made from. Nothing where the manifest does not say enough to recognise it."""
+def _described(entry: ModelEntry) -> VersionEntry:
+    """Return the version whose source the file has, which `newest` means there: the only one served, else the newest.
+
+    Of versions made from the same source in the same way `apply` takes the newest.
+    """
+    newest = entry.versions[-1]
+    if not (isinstance(entry.policy, tuple) and len(entry.policy) == 1 and entry.selected == entry.policy):
+        return newest
+    served = next(version for version in entry.versions if version.version == entry.policy[0])
+    source = _source(served.manifest)
+    alike = [version for version in entry.versions if source and _source(version.manifest) == source]
+    return served if alike and alike[-1] is served else newest
+
+
+def _not_built(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what of a model's part names a version by its number, which `apply` does not build anew."""
+    yield from (f"tag {tag} ({number})" for tag, number in found.get("tags", {}).items() if number != "newest")
+    if found.get("serve", "newest") != "newest":
+        yield f"serve ({', '.join(map(str, _listed(found['serve'])))})"
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _source(manifest: Manifest | None) -> dict[str, Any]:
+    """Return what a version was made from; nothing where the manifest does not say enough to recognise it."""
+    if manifest is None:
+        return {}
     source, request = manifest.source or {}, manifest.extra.get("request")
     if manifest.precision is None or not source.get("path") or not source.get("digest"):
         return {}
@@ -117,6 +144,9 @@ def _source(manifest: Manifest) -> dict[str, Any]:
     calibration = request.get("calibration")
     if isinstance(calibration, Mapping):
         found["calibration"] = {key: value for key, value in calibration.items() if value is not None}
+    accuracy = _accuracy(manifest)
+    if accuracy:
+        found["eval"] = accuracy
     if request.get("sparsity") not in (None, "report"):
         found["sparsity"] = request["sparsity"]
     engine = dict(request.get("engine", {}))
@@ -127,6 +157,21 @@ def _source(manifest: Manifest) -> dict[str, Any]:
         if value:
             found[key] = dict(value)
     return found
+
+
+def _measured(manifest: Manifest | None) -> Mapping[str, Any]:
+    """Return what is recorded of a version's accuracy; empty without."""
+    found = ((manifest.conversion if manifest else None) or {}).get("accuracy")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _accuracy(manifest: Manifest) -> dict[str, Any]:
+    """Return the held-out data and the limits that a version was made with; empty without."""
+    measured = _measured(manifest)
+    if not measured.get("data"):
+        return {}
+    limits = {"min_accuracy": measured.get("min_accuracy"), "max_accuracy_drop": measured.get("max_drop")}
+    return {"data": measured["data"], **{key: value for key, value in limits.items() if value is not None}}
 
 
 class _Places:
@@ -149,9 +194,14 @@ class _Places:
                 f"{entry.name}: version {versions} cannot be built by apply, which builds from ONNX sources that the "
                 f"manifest names; take the versions along: repo-manager copy {entry.name}:VERSION --into DIR"
             ]
-        manifest = entry.versions[-1].manifest
+        manifest = _described(entry).manifest
         external = tuple(map(str, ((manifest.source if manifest else None) or {}).get("external") or ()))
         notes = []
+        if others := list(_not_built(found)):
+            notes.append(
+                f"{entry.name}: apply builds the version of the source only, so elsewhere these fail: "
+                f"{', '.join(others)}; take the versions along: repo-manager copy {entry.name}:VERSION --into DIR"
+            )
         for key, names in (("source", external), ("calibration", ())):
             record = found.get(key)
             if not isinstance(record, dict) or not record.get("digest"):
@@ -165,7 +215,22 @@ class _Places:
                 )
             else:
                 record["path"] = os.path.relpath(place, self._base)
-        return notes
+        return [*notes, *self._fill_in_eval(entry, found)]
+
+    def _fill_in_eval(self, entry: ModelEntry, found: dict[str, Any]) -> Iterator[str]:
+        """Write the place of the held-out data; yield that it was not found."""
+        digest = str(_measured(_described(entry).manifest).get("digest") or "")
+        if "eval" not in found or not digest:
+            return  # A function is found by its name.
+        name, _, labels = found["eval"]["data"].partition(".npz:")
+        place = self._place_of(f"{name}.npz", digest, (), [])
+        if place is None:
+            yield (
+                f"{entry.name}: the held-out data {name}.npz ({digest[:19]}) were not found; apply needs them to build "
+                "the model anew: give their folder with --sources"
+            )
+        else:
+            found["eval"]["data"] = f"{os.path.relpath(place, self._base)}:{labels}"
 
     def _place_of(self, name: str, digest: str, external: tuple[str, ...], own: Sequence[Path]) -> Path | None:
         """Return a file or folder of this content. Of that name first."""

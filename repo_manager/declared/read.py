@@ -15,6 +15,7 @@ from repo_manager.declared.document import Document, parse_document
 from repo_manager.declared.schema import NOTES_PREFIX, Declaration
 from repo_manager.errors import InputError, RepositoryError
 from repo_manager.files import document
+from repo_manager.lfs import refuse_lfs_pointer
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.tags import validate_tag
 from repo_manager.types import StrPath
@@ -44,6 +45,7 @@ def read_declaration(path: StrPath) -> Declaration:
             return parse_declaration(text, name="standard input")
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is not a regular file; `-` reads standard input", hint=_HINT)
+        refuse_lfs_pointer(path)
         with path.open("rb") as stream:
             text = _bounded(stream.read(MAX_BYTES + 1), str(path))
     except OSError as exc:

@@ -175,7 +175,8 @@ def check_accuracy(where: str, manifest: Manifest, request: Request) -> None:
     data = str(request.accuracy["data"])
     file, is_file, names = data.rpartition(".npz:")
     path = Path(f"{file}.npz")
-    same = found.get("data") == (f"{path.name}:{names.partition(':')[0]}" if is_file else data)
+    labels = f"{path.name}:{names.partition(':')[0]}"
+    same = found.get("data") in ((labels, f"{path.name}:{names}") if is_file else (data,))
     if is_file and path.is_file():
         same = same and found.get("digest") == calibration_record(path)["digest"]
     value, source = found.get("value"), found.get("source")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.files import sha256_file
+from repo_manager.lfs import LFS_HINT, LFS_POINTER
 from repo_manager.onnx_model.order import sort_nodes
 from repo_manager.onnx_model.validate import (
     check_external_files,
@@ -202,7 +203,7 @@ def _file_size(path: Path) -> int:
 
 # How files begin that are taken for ONNX files by mistake.
 _OTHERS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the model itself", "Fetch the model: git lfs pull"),
+    (b"version https://git-lfs", LFS_POINTER, LFS_HINT),
     (b"PK\x03\x04", "a ZIP archive (PyTorch's .pt and Keras's .keras files are)", "Export the model to ONNX first."),
     (b"\x89HDF", "an HDF5 file (Keras's .h5)", "Export the model to ONNX first."),
     (b"\x80", "a pickle (an old PyTorch .pt)", "Export the model to ONNX first."),

@@ -124,11 +124,7 @@ def make_calibration(
         staged = Path(folder, output.name)
         _write(samples, staged, signature)
         data = load_calibration(staged, signature, min_samples=1)
-        if data.degenerate:
-            raise CalibrationError(
-                f"{source}: {data.degenerate}. No range of values can be learnt from that",
-                hint="Give typical inputs, prepared as the model's application prepares them.",
-            )
+        dataclasses.replace(data, source=str(source)).require_variety()
         _move(staged, output)
     digest = sha256_file(output) if output.is_file() else data.digest
     return MadeCalibration(output, str(source), available, len(samples), _ranges(samples, signature), digest)

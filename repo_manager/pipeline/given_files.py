@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from repo_manager.errors import InputError
+from repo_manager.lfs import refuse_lfs_pointer
 from repo_manager.repository.golden import GOLDEN_FILE_NAME
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig
@@ -68,8 +69,15 @@ class GivenFiles:
         """Look at what was given.
 
         Raises:
-            InputError: it is not there, or holds no file.
+            InputError: it is not there, holds no file, or one that is a Git LFS pointer.
         """
+        found = cls._find(path)
+        for file in filter(None, (*found.files.values(), found.config)):
+            refuse_lfs_pointer(file)
+        return found
+
+    @classmethod
+    def _find(cls, path: Path) -> GivenFiles:
         if path.is_file():
             files = {path.name: path}
             weights = path.with_suffix(".bin")

@@ -25,11 +25,12 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.write import WrittenModel, write_view
 from repo_manager.precision.attempt import Attempt, Attempts, auto_keep, refusal, where_it_began
+from repo_manager.precision.calibration.data import TYPICAL_INPUTS
 from repo_manager.precision.calibration.load import CalibrationData
 from repo_manager.precision.candidate import Builder
 from repo_manager.precision.options import Check, Conversion, ConvertOptions, KeptNode
 from repo_manager.precision.passes.prepare import SourceCheck
-from repo_manager.precision.proof.checks import drift_limit
+from repo_manager.precision.proof.checks import drift_limit, same_answers
 from repo_manager.precision.proof.prove import Proof, Prover
 from repo_manager.precision.proof.selection import after_selection, selection_of
 from repo_manager.precision.samples import Reference, reference_of
@@ -74,7 +75,7 @@ def convert(
             BF16 value rounded.
 
     Raises:
-        CalibrationError: INT8 without calibration data.
+        CalibrationError: INT8 without calibration data, or with samples that show nothing.
         GateError: a check failed. Nothing was written. The message has the table.
         ModelError: the source does not run, or cannot take this precision.
         UsageError: a `keep_fp32` pattern names nothing, or there is no such precision.
@@ -135,11 +136,8 @@ def _check_given(model: Model, precision: Precision, output: Path, calibration: 
             hint="Give 100 or more typical inputs with --calibration DATA.npz (one array per input, samples along the "
             "first axis); a folder of .npy or images, or module:function, works, too.",
         )
-    if calibration is not None and calibration.degenerate and precision is not Precision.FP32:
-        raise CalibrationError(
-            f"{calibration.source}: {calibration.degenerate}. That shows neither ranges of values nor drift",
-            hint="Give 100 or more typical inputs, prepared as the model's application prepares them.",
-        )
+    if calibration is not None and precision is not Precision.FP32:
+        calibration.require_variety()
     if not output.parent.is_dir():
         raise ModelError(f"{output}: its folder does not exist", hint=f"Create it: mkdir -p {output.parent}")
 
@@ -155,6 +153,8 @@ def _prover(
     given = given_sizes(signature, options.shapes)
     answers = functools.partial(reference_of, model, signature, samples=options.drift_samples, given=given)
     reference = answers(held_out, seed=options.seed, kind=kind)
+    if calibration is not None and precision.facts.quantizes and (silence := same_answers(reference.outputs)):
+        raise CalibrationError(f"{calibration.source}: {silence}, so they show no drift", hint=TYPICAL_INPUTS)
     calibrated = None if parts is None else answers(fitted, seed=options.seed)
     return Prover(model, precision, options, reference, calibrated), fitted
 

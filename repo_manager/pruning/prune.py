@@ -111,13 +111,15 @@ def prune_with_data(
         A new model in memory (external data loaded), and the report. Only values of weights and biases differ.
 
     Raises:
-        CalibrationError: a value is not finite on a sample, the metric fails, or too few samples for `max_drift`.
+        CalibrationError: the samples are all the same, a value is not finite on one, the metric fails, or there are too
+            few samples for `max_drift`.
         GateError: not even one layer stays within the budget.
         InputError: `PruneOptions.work` belongs to another run.
         ModelError: a pattern matches no layer, or ONNX Runtime does not run the model.
         UsageError: both `max_drift` and `metric`.
     """
     options = options or PruneOptions()
+    data.require_variety()
     if options.permute:
         return _prune_permuted(model, data, options, progress)
     parts = _Parts.of(data, options)

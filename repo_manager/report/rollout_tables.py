@@ -165,8 +165,8 @@ def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[Ren
     ]
     if server.draining:
         pairs.append(("draining", _versions(server.draining)))
-    if server.mended:
-        pairs.append(("mended", "it was READY and did not answer; it was unloaded and loaded again"))
+    if server.reloaded:
+        pairs.append(("reloaded", "it was READY and did not answer; it was unloaded and loaded again"))
     doubts = tuple(check for check in server.checks if str(check.outcome) != "passed")
     return [_head(rollout, back), key_values(pairs), *_notes(server.plan), *checks_view(doubts)]
 
@@ -302,8 +302,8 @@ def _short_proof(server: ServerResult) -> str:
         return "index"
     if server.smoke is None:
         return "-"
-    mended = "mended, " if server.mended else ""
-    return f"{mended}{server.smoke.reference}, {server.smoke.latency_ns / 1e6:.1f} ms"
+    reloaded = "reloaded, " if server.reloaded else ""
+    return f"{reloaded}{server.smoke.reference}, {server.smoke.latency_ns / 1e6:.1f} ms"
 
 
 def _proof(server: ServerResult) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.lfs import LFS_HINT, LFS_MOST_BYTES, LFS_POINTER, is_lfs_pointer
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import LocationLike
@@ -57,8 +58,8 @@ def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = 
         dry_run: only say what would be written.
 
     Raises:
-        RepositoryError: no such model, or a version holds links or special files, whose content can change unseen. Of
-            all models, after the others were adopted.
+        RepositoryError: no such model, or a version holds links or special files, whose content can change unseen, or
+            Git LFS pointers. Of all models, after the others were adopted.
         ConfigError: the named model's config.pbtxt is broken.
     """
     with disk_errors(f"adopt versions in {repository}"):
@@ -121,7 +122,10 @@ def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
     view = with_versions(store, changeable_model(store, name))
 
     def record(version: VersionView, entry: Entry) -> FileRecord:
-        return store.digest(f"{name}/{version.number}/{entry.name}", entry)
+        key = f"{name}/{version.number}/{entry.name}"
+        if entry.size_bytes <= LFS_MOST_BYTES and is_lfs_pointer(store.read(key) or b""):
+            raise RepositoryError(f"{key} is {LFS_POINTER}", hint=LFS_HINT)
+        return store.digest(key, entry)
 
     plans = _plan(view, record)
     if dry_run or not plans:

@@ -62,7 +62,7 @@ def read_labels(repository: LocationLike, name: str) -> dict[str, tuple[str, ...
                 if found is None:
                     raise RepositoryError(
                         f"{view.place / output.label_filename} does not exist, and {CONFIG_FILENAME} names it",
-                        hint=f"Write the labels: repo-manager labels {name} --set FILE --output {output.name}",
+                        hint=f"Write the labels: repo-manager labels {name} --file FILE --output {output.name}",
                     )
                 labels[output.name] = found
         return labels

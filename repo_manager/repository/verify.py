@@ -10,6 +10,7 @@ from typing import Any
 
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
 from repo_manager.files import sha256_file
+from repo_manager.lfs import LFS_HINT, LFS_MOST_BYTES, LFS_POINTER, is_lfs_pointer
 from repo_manager.onnx_model.runtime import RuntimeLateError
 from repo_manager.repository.configuration import is_as_derived
 from repo_manager.repository.ensembles import ensembles_problems
@@ -21,7 +22,7 @@ from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store, model_names
-from repo_manager.repository.view import Level, ModelView, VersionView
+from repo_manager.repository.view import Entry, Level, ModelView, VersionView
 from repo_manager.triton_config.compare import check_config
 from repo_manager.triton_config.completion import backend_of_files, completed_config, described
 from repo_manager.triton_config.config import CONFIG_FILENAME, DEFAULT_FILENAMES, ModelConfig, parse_config
@@ -195,12 +196,23 @@ def _content_problems(
 ) -> Iterator[Problem]:
     """Check what is in a version's files. What their names and sizes tell already is not said again."""
     where = f"{version.path.parent.name}/{version.number}"
+    pointers = [entry.name for entry in version.files if _is_pointer(folder, entry)]
+    for name in pointers:
+        yield Problem(f"{where}/{name}", f"is {LFS_POINTER}", hint=LFS_HINT, rule="lfs-pointer")
+    if pointers:
+        return  # Nothing else can be said of a version without its files.
     if content.models and config is not None:
         yield from _model_file(folder, version, config, where)
     elif content.models and not has_config and backend_of_files(top_names(version)) == Backend.ONNXRUNTIME:
         yield from _derived(folder / DEFAULT_FILENAMES[Backend.ONNXRUNTIME], version, where)
     if content.digests and version.has_manifest:
         yield from _digests(folder, version, where)
+
+
+def _is_pointer(folder: Path, entry: Entry) -> bool:
+    if entry.size_bytes > LFS_MOST_BYTES or not (folder / entry.name).is_file():
+        return False
+    return is_lfs_pointer((folder / entry.name).read_bytes())
 
 
 def _derived(file: Path, version: VersionView, where: str) -> Iterator[Problem]:

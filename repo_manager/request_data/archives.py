@@ -6,6 +6,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from repo_manager.lfs import refuse_lfs_pointer
+
 __all__ = ["RECORDED_COUNTS", "RECORDED_KEY", "check_archive"]
 
 RECORDED_KEY = re.compile(
@@ -24,9 +26,11 @@ def check_archive(path: Path) -> None:
 
     Raises:
         ValueError: it unpacks to more than 256 MiB and 50 times its size, which no recorded data does.
+        InputError: it is a Git LFS pointer.
         OSError: it cannot be read.
         zipfile.BadZipFile: it is a damaged archive.
     """
+    refuse_lfs_pointer(path)
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:

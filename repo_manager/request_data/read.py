@@ -16,6 +16,7 @@ import numpy as np
 
 from repo_manager.errors import InputError
 from repo_manager.files import reason_of
+from repo_manager.lfs import refuse_lfs_pointer
 from repo_manager.request_data.archives import check_archive
 from repo_manager.request_data.tensors import (
     Array,
@@ -119,6 +120,8 @@ def read_streams(
     Raises:
         InputError: as `read_rows`.
     """
+    if path.is_file():
+        refuse_lfs_pointer(path)
     suffix = path.suffix.lower()
     if suffix not in DATA_SUFFIXES and not holds_tensors(path, inputs):
         raise InputError(

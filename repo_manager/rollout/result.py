@@ -71,7 +71,7 @@ class ServerResult:
         smoke: the inference that proved it on a Triton server, else `None`.
         plan: what was predicted for a Triton server, else `None`.
         checks: what was looked at before anything was touched. Empty when nothing had to be done.
-        mended: the version was READY and did not answer, and was unloaded and loaded again.
+        reloaded: the version was READY and did not answer, and was unloaded and loaded again.
         draining: versions that were dropped and still end their last requests, or their process.
         snapshot: what a Deployment or InferenceService was pointed at. `None` for a Triton server.
         started: whether the server was started for this roll-out, and goes on running.
@@ -85,7 +85,7 @@ class ServerResult:
     smoke: SmokeResult | None = None
     plan: RolloutPlan | None = None
     checks: tuple[Check, ...] = ()
-    mended: bool = False
+    reloaded: bool = False
     draining: tuple[int, ...] = ()
     snapshot: SnapshotChange | None = None
     started: bool = False

@@ -8,7 +8,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import ConfigError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.optional import deferred
 from repo_manager.repository.location import Location
 from repo_manager.repository.scan import ModelEntry, scan
@@ -21,6 +21,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.records import local_server
 from repo_manager.server.transport import ClientOptions
 from repo_manager.summary import Summarized
+from repo_manager.triton_config.config import ModelConfig
 
 if TYPE_CHECKING:
     from repo_manager.rollout import cluster_status
@@ -161,7 +162,8 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
         if not names and not state.is_deployed and state.unproven is None and is_idle:
             continue
         last = state.deployments[-1] if state.deployments else None
-        differing = _differing(entry, served)
+        config, unreadable = _config_of(entry)
+        differing = _differing(entry, config, served)
         obstacle = obstacle_of(repository, entry) if differing else None
         overridden = differing if obstacle is not None and not obstacle.always else ()
         found.append(
@@ -178,11 +180,20 @@ def _on_server(repository: Location, client: TritonClient, names: Sequence[str])
                 restarted=None if server is None or last is None else _text(server.started_at) > last.at,
                 differences=(
                     *_on_trial(state),
-                    *_differences(entry, served, last, overridden),
+                    *unreadable,
+                    *_differences(entry, served, last, differing_fields(config, served.config), overridden),
                 ),
             )
         )
     return found
+
+
+def _config_of(entry: ModelEntry) -> tuple[ModelConfig | None, tuple[str, ...]]:
+    """Return a model's configuration; where it cannot be read none, and why: the other models are still compared."""
+    try:
+        return entry.config(), ()
+    except ConfigError as exc:
+        return None, (f"{exc.message} (repo-manager verify {entry.name})",)
 
 
 def _on_trial(state: ModelState) -> tuple[str, ...]:
@@ -201,9 +212,8 @@ def _text(moment_s: float) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _differing(entry: ModelEntry, served: ServedState) -> tuple[str, ...]:
+def _differing(entry: ModelEntry, config: ModelConfig | None, served: ServedState) -> tuple[str, ...]:
     """Return the fields, the version policy among them, in which the server does not do what the file says."""
-    config = entry.config()
     if config is None or served.config is None:
         return ()
     # A version that stays through a change of the policy keeps the one that it was loaded with in its own
@@ -213,7 +223,11 @@ def _differing(entry: ModelEntry, served: ServedState) -> tuple[str, ...]:
 
 
 def _differences(
-    entry: ModelEntry, served: ServedState, last: Deployment | None, overridden: tuple[str, ...]
+    entry: ModelEntry,
+    served: ServedState,
+    last: Deployment | None,
+    fields: tuple[str, ...],
+    overridden: tuple[str, ...],
 ) -> tuple[str, ...]:
     found = []
     existing = {each.version for each in entry.versions}
@@ -232,7 +246,6 @@ def _differences(
     found += [f"version {each} is ready and its folder is gone" for each in served.ready if each not in existing]
     reasons = served.reasons.items() if last is None or deployed is not None else ()
     found += [f"version {each}: {reason}" for each, reason in reasons if each in entry.selected]
-    fields = differing_fields(entry.config(), served.config)
     if served.is_listed_twice:
         found.append("the server has several models of this name, in several repositories (--model-namespacing)")
     if served.hidden:

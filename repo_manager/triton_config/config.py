@@ -12,6 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # its s
 
 from repo_manager.errors import ConfigError
 from repo_manager.files import read_regular
+from repo_manager.lfs import LFS_HINT, LFS_MOST_BYTES, LFS_POINTER, is_lfs_pointer
 from repo_manager.triton_config.slips import meant_value
 from repo_manager.triton_config.text_fields import top_level_fields
 from repo_manager.triton_messages import is_repeated, model_config_pb2
@@ -140,6 +141,8 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
             f"{where} starts with a byte order mark, which Triton does not take",
             hint="Save it as UTF-8 without a byte order mark (sed -i '1s/^\\xEF\\xBB\\xBF//' FILE).",
         )
+    if is_lfs_pointer(text[:LFS_MOST_BYTES].encode(errors="replace")):
+        raise ConfigError(f"{where} is {LFS_POINTER}", hint=LFS_HINT)
     message = model_config_pb2.ModelConfig()
     unknown: tuple[str, ...] = ()
     try:

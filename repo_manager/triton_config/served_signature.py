@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repo_manager.errors import ConfigError, ModelError
+from repo_manager.lfs import refuse_lfs_pointer
 from repo_manager.onnx_model.runtime import RuntimeRefusedError, SessionSource, runtime_process
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.types import Backend, Dim, TensorSpec
@@ -149,7 +150,9 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
 
     Raises:
         ModelError: ONNX Runtime does not take the model, or a tensor is a sequence, map or optional.
+        InputError: the file is a Git LFS pointer.
     """
+    refuse_lfs_pointer(path)
     process = runtime_process()
     try:
         number, found = process.open(_source(path, config), str(path))

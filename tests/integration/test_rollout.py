@@ -225,7 +225,7 @@ def test_a_golden_sample_that_the_deployed_version_contradicts_is_told(
         deploy(repository, model, 1, client)
 
 
-def test_a_killed_stub_is_mended(repository: Path, client: TritonClient, server: EmbeddedServer, model: str) -> None:
+def test_a_killed_stub_is_reloaded(repository: Path, client: TritonClient, server: EmbeddedServer, model: str) -> None:
     deploy(repository, model, 1, client)
     stubs = [
         int(path.parent.name)
@@ -237,7 +237,7 @@ def test_a_killed_stub_is_mended(repository: Path, client: TritonClient, server:
         os.kill(pid, signal.SIGKILL)
     assert ready(client, model) == (1,)
     result = deploy(repository, model, 1, client)
-    assert result.servers[0].mended
+    assert result.servers[0].reloaded
     assert answer(client, model) == 2.0
 
 

@@ -66,6 +66,30 @@ def options_of(command: object) -> Iterator[str]:
         yield from options_of(each)
 
 
+def texts_of(path: Path) -> Iterator[str]:
+    """Yield the texts of a module, what is filled in as X."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_command_that_a_message_names_has_the_options_beside_it() -> None:
+    root = typer.main.get_command(app)
+    options = {name: set(options_of(root.get_command(None, name))) for name in NAMES}  # type: ignore[attr-defined, arg-type]
+    found = [
+        (str(path.relative_to(ROOT)), name, option)
+        for path in PACKAGE.rglob("*.py")
+        for text in texts_of(path)
+        for name, rest in re.findall(r"repo-manager ([a-z]+)( [^.;,()`\n]*)", text)
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest)
+        if name in NAMES
+    ]
+    assert len(found) > 20
+    assert [each for each in found if each[2] not in options[each[1]]] == []
+
+
 @pytest.fixture(scope="module")
 def known() -> tuple[set[str], str]:
     """The options of all commands, and the text of everything else here that takes options."""

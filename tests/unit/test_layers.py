@@ -11,7 +11,8 @@ import repo_manager
 
 PACKAGE = Path(repo_manager.__file__).parent
 LAYERS = [
-    {"errors", "types", "files", "optional", "samples", "sockets", "summary", "tls", "triton_messages", "validation"},
+    {"errors", "types", "files", "lfs", "optional", "samples", "sockets", "summary"}
+    | {"tls", "triton_messages", "validation"},
     {"settings", "stats"},
     {"gates", "request_data"},
     {"onnx_model"},

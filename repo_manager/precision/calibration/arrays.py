@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from repo_manager.errors import CalibrationError
+from repo_manager.lfs import refuse_lfs_pointer
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.precision.calibration.data import CalibrationData, check_names, numpy_name, validated
@@ -119,6 +120,7 @@ def _unreadable(path: Path, exc: BaseException) -> CalibrationError:
 
 
 def _load(path: Path) -> Array:
+    refuse_lfs_pointer(path)
     try:
         array: Array = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]  # NumPy has no hints here
     except (OSError, ValueError, EOFError, MemoryError) as exc:

@@ -17,6 +17,7 @@ from repo_manager.types import Digest, TensorSpec
 
 __all__ = [
     "MIN_TO_SPLIT",
+    "TYPICAL_INPUTS",
     "CalibrationData",
     "check_names",
     "check_sample",
@@ -25,6 +26,7 @@ __all__ = [
     "validated",
 ]
 
+TYPICAL_INPUTS = "Give 100 or more typical inputs, prepared as the model's application prepares them."
 MIN_TO_SPLIT = 16
 """With fewer samples none is held out: fewer than four would judge."""
 _HELD_OUT_EVERY = 4
@@ -48,6 +50,17 @@ class CalibrationData:
     digest: Digest
     _get: Callable[[int], Mapping[str, Array]] = field(repr=False, compare=False, metadata={"json": False})
     degenerate: str = ""
+
+    def require_variety(self) -> None:
+        """See that a range of values can be learnt from the samples.
+
+        Raises:
+            CalibrationError: they are all the same, or one value throughout.
+        """
+        if self.degenerate:
+            raise CalibrationError(
+                f"{self.source}: {self.degenerate}. That shows neither ranges of values nor drift", hint=TYPICAL_INPUTS
+            )
 
     def split(self) -> tuple[CalibrationData, CalibrationData] | None:
         """Part the data: what to calibrate with, and every fourth sample, held out to judge the result.

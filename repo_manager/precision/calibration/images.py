@@ -11,6 +11,7 @@ import yaml
 
 from repo_manager.errors import CalibrationError
 from repo_manager.files import reason_of
+from repo_manager.lfs import refuse_lfs_pointer
 from repo_manager.onnx_model.draft import Array
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.optional import require
@@ -56,6 +57,7 @@ def read_recipe(path: Path) -> ImageRecipe:
     Raises:
         CalibrationError: not YAML, an unknown key, or a value of the wrong kind.
     """
+    refuse_lfs_pointer(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as exc:

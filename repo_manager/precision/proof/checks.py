@@ -26,6 +26,7 @@ __all__ = [
     "drift_limit",
     "nothing_shown",
     "probability_values",
+    "same_answers",
     "served_text",
 ]
 
@@ -189,6 +190,11 @@ def nothing_shown(answers: Sequence[Mapping[str, Array]]) -> str:
     largest = max(float(np.nanmax(np.abs(array))) for found in floats for array in found)
     if largest <= SILENT:
         return f"the source answers at most {largest:.1g} everywhere on these samples"
+    return same_answers(answers)
+
+
+def same_answers(answers: Sequence[Mapping[str, Array]]) -> str:
+    """Say that the source answers the same to every sample; empty where it does not, or there is one sample."""
     first, *others = answers
     if others and all(np.array_equal(first[name], answer[name], equal_nan=True) for answer in others for name in first):
         return "the source answers the same to every one of these samples"

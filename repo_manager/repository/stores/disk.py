@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import LockHeldError, RepositoryError
 from repo_manager.files import fsync_directory, read_regular, sha256_file, take_lock, write_atomic
 from repo_manager.repository.file_system import copy_durably, write_durably
 from repo_manager.repository.layout import (
@@ -378,7 +378,7 @@ class DiskStore:
                 f"{path} cannot be created: {exc.strerror}", hint="Deploying needs write access."
             ) from exc
         if descriptor is None:
-            raise RepositoryError(
+            raise LockHeldError(
                 f"another roll-out of {name} is under way (it holds {path})",
                 hint="Wait for it to end, then run this command again.",
             )

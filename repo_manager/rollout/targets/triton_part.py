@@ -45,7 +45,7 @@ class TritonPart:
 
     def __init__(self, context: Context, client: TritonClient, family: Family) -> None:
         self.context, self.client = context, client
-        self.touched = self._mended = False
+        self.touched = self._reloaded = False
         self.checks: tuple[Check, ...] = ()
         self.before = self._observe()
         context.retried(lambda: require_known(self.before, client, context.name))
@@ -184,14 +184,14 @@ class TritonPart:
         dry_run = self.context.options.dry_run
         return ServerResult(
             name=self.label,
-            changed=self._mended or (not dry_run and (self.plan.changes or self._state.ready != self.before.ready)),
+            changed=self._reloaded or (not dry_run and (self.plan.changes or self._state.ready != self.before.ready)),
             ready=self._state.ready,
             previous=self.before.ready,
             proof=_proof(self.smoke),
             smoke=self.smoke,
             plan=self.plan,
             checks=self.checks,
-            mended=self._mended,
+            reloaded=self._reloaded,
             draining=self._state.busy if self.touched else (),
         )
 
@@ -305,7 +305,7 @@ class TritonPart:
         settle_s = context.options.settle_timeout_s
         self._state = wait_until_only_ready(self.client, context.name, self.plan.ready_after, settle_s)
         smoke = self._smoke(self._state)
-        self._mended = True
+        self._reloaded = True
         return smoke
 
 

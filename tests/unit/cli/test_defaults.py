@@ -123,4 +123,17 @@ def test_a_deadline_that_is_given_holds_for_each_load() -> None:
         given = RolloutOptions(**RolloutFlags(timeout=seconds).settings())
         assert (given.deadline_s, given.load_timeout_s) == (seconds, seconds)
     text = (inspect.signature(CALLBACKS["deploy"]).parameters["timeout"].annotation.__metadata__[0]).help
-    assert f"default: {RolloutOptions.deadline_s:g}, a load {RolloutOptions.load_timeout_s:g}" in text
+    assert f"default: {RolloutOptions.deadline_s:g}s, a load {RolloutOptions.load_timeout_s:g}s" in text
+
+
+def test_every_option_in_seconds_is_a_duration() -> None:
+    """An option that sets seconds takes `3s` and `2m`, whatever the command."""
+    in_seconds = {
+        (name, field.name)
+        for name, group, field in BOUND
+        if dict(bindings_of(group))[field.name].name.endswith("_s")
+        and not dict(bindings_of(group))[field.name].name.endswith("_per_s")
+    }
+    takes_units = {(name, field.name) for name, _, field in BOUND if field.metadata["parameter"].metavar == "DURATION"}
+    assert in_seconds == takes_units
+    assert ("loadtest", "duration") in in_seconds

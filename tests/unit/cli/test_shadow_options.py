@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from repo_manager.cli.rollout_options import Trial, parse_duration
+from repo_manager.cli.durations import parse_duration
+from repo_manager.cli.rollout_options import Trial
 from repo_manager.errors import UsageError
 from repo_manager.report.terminal import Terminal
 
@@ -16,16 +17,28 @@ Run = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("30s", 30), ("1.5m", 90), ("2 h", 7200), ("500ms", 0.5), (" 1M ", 60)]
+    ("text", "seconds"),
+    [("90", 90), ("30s", 30), ("1.5m", 90), ("2 h", 7200), ("500ms", 0.5), (" 1M ", 60), ("1d", 86400), (3.5, 3.5)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations(text: str | float, seconds: float) -> None:
     assert parse_duration(text, "--step") == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "0s", "-1s", "1d", "s", "1m30s"])
+@pytest.mark.parametrize("text", ["", "-1s", "1y", "s", "1m30s", "nan", "inf"])
 def test_durations_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match=f"--step {text}: expected a time"):
         parse_duration(text, "--step")
+
+
+def test_a_duration_has_a_least_value() -> None:
+    with pytest.raises(UsageError, match=r"--step 0s: expected 0\.1s or longer"):
+        parse_duration("0s", "--step")
+    assert parse_duration("0s", "--warmup", least=0.0) == 0.0
+
+
+def test_an_age_needs_its_unit() -> None:
+    with pytest.raises(UsageError, match="--older-than 30: expected a number and a unit such as 12h or 30d"):
+        parse_duration("30", "--older-than", needs_unit=True)
 
 
 def test_without_a_trial_nothing_is_asked_for() -> None:
@@ -37,9 +50,9 @@ def test_every_option_arrives() -> None:
     options = Trial(
         shadow=Path("r.jsonl"),
         shadow_rate=5.0,
-        shadow_duration="2m",
+        shadow_duration=120.0,
         canary="10%,100%",
-        step="30s",
+        step=30.0,
         weights_file=Path("w.json"),
         gate=["p99<20ms", "errors<1%, drift<0.1"],
     ).options(Terminal())

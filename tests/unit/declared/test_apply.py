@@ -335,6 +335,45 @@ def test_an_exported_repository_can_be_built_again(place: Place) -> None:
     assert find_model(place.root, "m").selected == (1,)
 
 
+def test_the_served_version_is_exported_and_built_again(place: Place) -> None:
+    """`serve: 1` says nothing in a repository that is built anew: the file has the source of the served version."""
+    for precision in ("fp32", "fp16"):
+        place.write({"m": {"source": "a.onnx", "precision": precision, "backend": "onnxruntime"}})
+        place.settle()
+    place.write({"m": {"source": "a.onnx", "backend": "onnxruntime", "serve": 1}})
+    place.settle()
+    set_tag(place.root, "m", "next", 2)
+    document, notes = export_document(place.root, base=place.folder)
+    model = document["models"]["m"]
+    assert (model["precision"], model["serve"], model["tags"]) == ("fp32", "newest", {"next": 2})
+    assert "elsewhere these fail: tag next (2);" in " ".join(notes)
+    place.write(document["models"])
+    assert place.plan()[0].steps == ()
+    del model["tags"]
+    place.write(document["models"])
+    shutil.rmtree(place.root)
+    place.settle()
+    (version,) = find_model(place.root, "m").versions
+    assert version.manifest is not None
+    assert version.manifest.precision == "fp32"
+
+
+def test_the_accuracy_gate_is_exported(place: Place) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
+    held = place.folder / "data" / "held.npz"
+    held.parent.mkdir()
+    np.savez(held, x=x, labels=Session(place.folder / "a.onnx").run({"x": x})["y"].argmax(axis=1))
+    gate = {"data": "data/held.npz:labels:y", "min_accuracy": 0.5, "max_accuracy_drop": 0.25}
+    place.write({"m": {"source": "a.onnx", "backend": "onnxruntime", "eval": gate}})
+    place.settle()
+    document, notes = export_document(place.root, base=place.folder, sources=[held.parent])
+    assert (document["models"]["m"]["eval"], notes) == (gate, ())
+    place.write(document["models"])
+    assert place.plan()[0].steps == ()
+    held.unlink()
+    assert "held.npz" in " ".join(export_document(place.root, base=place.folder)[1])
+
+
 RICH = {
     "several groups": {"instance_group": "[{ kind: KIND_CPU }, { name: 'b' count: 2 kind: KIND_CPU }]"},
     "a group without a count": {"instance_group": "[{ kind: KIND_CPU }]"},

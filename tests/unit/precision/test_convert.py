@@ -291,6 +291,18 @@ def test_calibration_that_shows_no_range_is_refused(save, out, content):
     assert not out.exists()
 
 
+def test_calibration_that_the_source_answers_alike_is_refused(save, out):
+    """Inputs so small that a bias is all that is left of them show no range."""
+    weights = {"w": floats(8, 4), "b": floats(4)}
+    model = save(
+        [node("MatMul", ["x", "w"], ["z"]), node("Add", ["z", "b"], ["y"])], {"x": ["N", 8]}, {"y": ["N", 4]}, weights
+    )
+    samples = [{"x": floats(1, 8) * np.float32(1e-30)} for _ in range(4)]
+    with pytest.raises(CalibrationError, match="answers the same to every one of these samples"):
+        convert(model, Precision.INT8, out, calibration=data_of_samples(samples, signature_of(model), "memory"))
+    assert not out.exists()
+
+
 def test_signature_check_sees_a_changed_output(cnn, save):
     other = save([node("Relu", ["x"], ["z"])], {"x": ["N", 3, 8, 8]}, {"z": ["N", 3, 8, 8]}, name="other.onnx")
     check = check_signature(signature_of(cnn), signature_of(other), Precision.FP16, keep_io_types=True)

@@ -281,6 +281,13 @@ def test_a_value_that_is_not_finite_names_layer_and_sample(tmp_path: Path) -> No
         prune_with_data(model, data, ALL)
 
 
+def test_samples_that_show_no_variety_are_refused(tmp_path: Path) -> None:
+    model = load(onnx_models.cnn(sparse=False), tmp_path)
+    zeros = [{name: np.zeros_like(array) for name, array in each.items()} for each in data_for(model, 8).batches()]
+    with pytest.raises(CalibrationError, match="every input is one and the same value"):
+        prune_with_data(model, data_of_samples(zeros, signature_of(model), "zeros"), ALL)
+
+
 def test_one_sample_is_judged_on_itself(tmp_path: Path) -> None:
     model = load(onnx_models.cnn(sparse=False), tmp_path)
     _, report = prune_with_data(model, data_for(model, 1), ALL)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import RepositoryError, StoreUnreachableError
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository.location import ObjectRepository, parse_location
 from repo_manager.repository.stores.base import Store, recorded_model
@@ -183,7 +183,7 @@ def test_retries_end_with_the_deadline_and_say_why() -> None:
         raise TransientError("503 by the test", slow_down=len(calls) == 1)
 
     options = RetryOptions(deadline_s=0.2, first_s=0.001, longest_s=0.01, slow_down_s=0.02)
-    with pytest.raises(RepositoryError, match=r"cannot do it: 503 by the test \(\d+ attempts in 0.2 s\)"):
+    with pytest.raises(StoreUnreachableError, match=r"cannot do it: 503 by the test \(\d+ attempts in 0.2 s\)"):
         retried("do it", fail, options)
     assert len(calls) > 3
 

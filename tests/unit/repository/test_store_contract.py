@@ -11,7 +11,7 @@ from support.object_stores import tiny_config
 from support.repository_suites.operations import CONTENT, build
 from support.repository_suites.places import Place, place_in
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import LockHeldError, RepositoryError
 from repo_manager.repository.adopt import adopt
 from repo_manager.repository.configuration import set_served_versions
 from repo_manager.repository.look import existing_model, walk, with_beside, with_versions
@@ -156,8 +156,9 @@ def test_state_is_changed_by_what_is_there_at_that_moment(store: Store, place: P
 def test_a_lease_has_one_holder_for_each_model(store: Store, place: Place) -> None:
     with store.lease("m", timeout_s=0.0), open_store(place.root).lease("n", timeout_s=0.0):
         again = open_store(place.root).lease("m", timeout_s=0.0)
-        with pytest.raises(RepositoryError, match="another roll-out of m"), again:
+        with pytest.raises(LockHeldError, match="another roll-out of m") as held, again:
             pass
+        assert held.value.exit_code == 5  # The same command succeeds later.
     with store.lease("m", timeout_s=0.0):
         pass
 

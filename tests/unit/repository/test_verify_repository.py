@@ -38,6 +38,24 @@ def only(root: Path, text: str) -> str:
     return found[0]
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize("file", ["1/model.onnx", "1/model.plan", "1/weights/a.bin", "config.pbtxt"])
+def test_a_git_lfs_pointer_is_named(root: Path, put: Put, file: str) -> None:
+    model = put().path.parent
+    (model / "1" / "manifest.json").unlink()
+    (model / file).parent.mkdir(exist_ok=True)
+    (model / file).write_text(POINTER)
+    (found,) = [problem for problem in verify(root) if problem.severity is Severity.ERROR]
+    assert found.where == f"m/{file}"
+    assert "is a Git LFS pointer, not the file itself" in found.what
+    assert "git lfs pull" in found.hint
+    with pytest.raises((RepositoryError, ConfigError), match="Git LFS pointer"):
+        adopt(root)
+    assert not (model / "1" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

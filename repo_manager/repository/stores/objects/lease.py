@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import LockHeldError, RepositoryError
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.holder import Holder
 from repo_manager.repository.stores.objects.ledger import Ledger, change_ledger, read_ledger
@@ -57,7 +57,7 @@ def _acquire(client: ObjectClient, name: str, deadline: float) -> Holder:
             return holder
         except _HeldError as exc:
             if time.monotonic() >= deadline:
-                raise RepositoryError(
+                raise LockHeldError(
                     f"another roll-out of {name} is under way ({exc})",
                     hint="Wait for it to end, then run this command again.",
                 ) from exc

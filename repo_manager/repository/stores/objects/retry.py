@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import StoreUnreachableError
 
 __all__ = ["RetryOptions", "TransientError", "readable", "retried", "tls_refusal"]
 
@@ -64,7 +64,7 @@ def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
         options: how long.
 
     Raises:
-        RepositoryError: the deadline is over. With the last reason.
+        StoreUnreachableError: the deadline is over. With the last reason.
     """
     deadline = time.monotonic() + options.deadline_s
     tries = 0
@@ -78,7 +78,7 @@ def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
             if exc.slow_down:
                 wait += options.slow_down_s
             if time.monotonic() + wait >= deadline:
-                raise RepositoryError(
+                raise StoreUnreachableError(
                     f"cannot {what}: {exc} ({tries} attempts in {options.deadline_s:g} s)",
                     hint="Check the network and the store, then run the same command again: it goes on where it was.",
                 ) from exc
