@@ -250,7 +250,7 @@ def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: 
 
 def _joined_requests(version: VersionView, config: ModelConfig, file: Path, where: str) -> Iterator[Problem]:
     """Find a model whose answers hold other clients' data when Triton joins requests to a batch."""
-    if config.max_batch_size < 1:
+    if config.max_batch_size < 1 or config.is_ragged:
         return
     recorded = _recorded_axis(version)
     if recorded.get("kind") == "batched" and not recorded.get("forced"):

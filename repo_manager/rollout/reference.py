@@ -103,7 +103,7 @@ def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Ref
             golden = read_golden(folder / GOLDEN_FILE_NAME)
             if _is_taken(golden, config):
                 return Reference((golden,), "golden", tolerance, promised, parts)
-    if config.backend == "onnxruntime" and not kind.sequence:
+    if config.backend == "onnxruntime" and not kind.sequence and not config.is_ragged:
         with version_files(version) as folder:
             path = folder / (config.message().default_model_filename or "model.onnx")
             try:

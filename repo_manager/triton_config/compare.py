@@ -170,13 +170,12 @@ def check_config(
     inputs, outputs = tensors_of("input", signature.inputs), tensors_of("output", signature.outputs)
     initializers = tensors_of("input", getattr(signature, "initializers", ()))
     hint = "requests are joined flat: an output needs a batch axis in the model, or a batch_output"
-    ragged = bool(config.message().batch_input) or any(each.allow_ragged_batch for each in config.message().input)
     return unsuitable + [
         Problem(
             where,
             mismatch.text,
             Severity.ERROR if mismatch.fatal else Severity.WARNING,
-            hint if ragged and mismatch.fatal and mismatch.text.startswith("output ") else "",
+            hint if config.is_ragged and mismatch.fatal and mismatch.text.startswith("output ") else "",
             rule="tensors-of-the-model",
         )
         for mismatch in mismatches(as_document(config), inputs, initializers, outputs)

@@ -100,6 +100,11 @@ class ModelConfig:
         return int(self._message.max_batch_size)
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether requests are joined flat, so that the model's first axis need not be the batch axis."""
+        return bool(self._message.batch_input) or any(each.allow_ragged_batch for each in self._message.input)
+
+    @property
     def model_filename(self) -> str:
         """The model file's name in a version's folder. Empty when Triton has no default for the backend."""
         return str(self._message.default_model_filename) or DEFAULT_FILENAMES.get(self.backend, "")

@@ -14,8 +14,11 @@ import tritonclient.grpc as grpc
 from onnx import TensorProto, helper
 from support.serving import onnx_model, write_model
 
+from repo_manager.repository.verify import verify
+from repo_manager.rollout.deploy import deploy
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.triton_config.problems import Severity
 
 pytestmark = pytest.mark.integration
 
@@ -227,6 +230,19 @@ def test_ragged_requests_are_one_run(serve: Callable[..., str], server: Embedded
         else:
             assert list(b[0]) == expected
     assert any(len(answer[1][0]) > 1 for answer in answers)  # requests did meet
+
+
+def test_a_ragged_model_is_verified_and_deployed(
+    serve: Callable[..., str], repository: Path, client: TritonClient
+) -> None:
+    outputs = "".join(f'output {{ name: "{name}" data_type: TYPE_FP32 dims: -1 }}\n' for name in ("y", "c", "b"))
+    made = batch_input("BATCH_ELEMENT_COUNT", "count") + batch_input("BATCH_ACCUMULATED_ELEMENT_COUNT", "told")
+    name = serve("ragged_deployed", RAGGED + outputs + made, ragged_model())
+    client.unload(name)
+    assert [each for each in verify(repository, name) if each.severity is Severity.ERROR] == []
+    (server,) = deploy(repository, name, 1, client).servers
+    assert server.smoke is not None
+    assert server.smoke.reference == "none"  # ONNX Runtime alone does not join requests
 
 
 def test_a_scattered_output_has_the_shape_of_its_request(serve: Callable[..., str], server: EmbeddedServer) -> None:
