@@ -28,9 +28,9 @@ _TOO_LARGE = "message larger than max"  # gRPC's own RESOURCE_EXHAUSTED: asking 
 class OutOfTimeError(ServerUnreachableError):
     """No time is left for another call."""
 
-    def waiting_for(self, what: str) -> OutOfTimeError:
-        """Return the same error with what was waited for last."""
-        return OutOfTimeError(f"{self.message}: {what}", hint=self.hint)
+    def waiting_for(self, what: str, hint: str = "") -> OutOfTimeError:
+        """Return the same error with what was waited for last, and one more thing to do."""
+        return OutOfTimeError(f"{self.message}: {what}", hint=f"{self.hint} {hint}".rstrip())
 
 
 class Deadline:

@@ -31,6 +31,7 @@ __all__ = [
     "watch_service",
 ]
 
+_STILL = "If nothing changes at all, check that KServe's controller runs."
 KNATIVE = "Knative"
 STANDARD = "Standard"
 _MODE = "serving.kserve.io/deploymentMode"
@@ -133,7 +134,7 @@ def wait_for_service(
         try:
             now = see(api, namespace, name)
         except OutOfTimeError as exc:
-            raise (exc.waiting_for(f"{name}: {told}") if told else exc) from exc
+            raise (exc.waiting_for(f"{name}: {told}", _STILL) if told else exc) from exc
         lacking = list(missing(now, wanted))
         failure = None if _not_begun(now, wanted) else failure_of(now.service) or _stuck(now, wanted)
         if failure is not None and failure != wanted.known:
@@ -147,7 +148,7 @@ def wait_for_service(
         if time.monotonic() > deadline:
             raise ServerRefusedError(
                 f"InferenceService {name} was not ready within {timeout_s:g} s: {note}",
-                hint="--timeout allows it longer. If nothing changes at all, see whether KServe's controller runs.",
+                hint=f"--timeout allows it longer. {_STILL}",
             )
         pause()
 

@@ -63,6 +63,14 @@ def test_the_pin_comes_after_the_values_that_it_completes() -> None:
         assert (DEPLOY.parent / place).samefile(CHART)
 
 
+def test_a_sync_that_turns_the_autoscaler_on_leaves_the_number_of_pods() -> None:
+    """Applied on the server, a field that its only owner leaves out goes back to its default: one pod."""
+    spec = of_kind("Application")["spec"]
+    assert "ServerSideApply=true" in spec["syncPolicy"]["syncOptions"]
+    assert "RespectIgnoreDifferences=true" in spec["syncPolicy"]["syncOptions"]
+    assert spec["ignoreDifferences"] == [{"group": "apps", "kind": "Deployment", "jsonPointers": ["/spec/replicas"]}]
+
+
 def test_a_release_has_time_for_its_slowest_pod() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     minutes = int(of_kind("HelmRelease")["spec"]["timeout"].removesuffix("m"))

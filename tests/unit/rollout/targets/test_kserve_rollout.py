@@ -190,9 +190,12 @@ def test_without_a_controller_nothing_is_said_to_be_deployed(
     controller = (StandardController if standard else Controller)(cluster)
     controller.stopped = True
     before = copy.deepcopy(standard_service(cluster)["spec"])
-    with pytest.raises(RolloutUndoneError, match=r"the controller has (made no revision after|not changed the Depl)"):
+    said = r"the controller has (made no revision after|not changed the Depl)[^\n]*\n.*KServe's controller runs"
+    with pytest.raises(RolloutUndoneError, match=said):
         deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=0.3))
     assert standard_service(cluster)["spec"] == before
+    with pytest.raises(RolloutUndoneError, match=r"2 s of --timeout: digits: " + said):
+        deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=20.0, deadline_s=2.0))
 
 
 def test_deployments_that_may_not_be_read_are_named_before_anything_is_changed(
