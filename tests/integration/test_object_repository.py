@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +38,7 @@ from repo_manager.repository.remove import gc, remove
 from repo_manager.repository.repair import repair
 from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.stores import open_store
+from repo_manager.repository.stores.objects import lease
 from repo_manager.repository.stores.objects.client import ObjectClient, open_client
 from repo_manager.repository.stores.objects.facts import Listing, Mark
 from repo_manager.repository.stores.objects.holder import Holder
@@ -565,6 +568,41 @@ def test_a_lease_tells_who_has_taken_it_since(root: ObjectRepository, put: Put, 
         change_ledger(store, "m", lambda ledger: dataclasses.replace(ledger, lease=elsewhere))
         assert other() == "process 1 on far"
     assert read_ledger(store, "m").lease == elsewhere, "theirs"
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, -40.0, 3600.0])
+def test_no_clock_takes_a_lease_from_a_holder_that_renews_it(
+    ahead_s: float, root: ObjectRepository, put: Put, store: ObjectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder's clock is behind or ahead of this machine's, and jumps two hours now and then."""
+    put()
+    elsewhere = dataclasses.replace(Holder.me(), machine="another", host="far", pid=1)
+    clock, told = itertools.count(step=20.0), itertools.count()
+
+    def renew(_: float = 0.0) -> None:
+        holder = dataclasses.replace(elsewhere, expires_at=time.time() + 60.0 + ahead_s + next(told) % 2 * 7200.0)
+        change_ledger(store, "m", lambda ledger: dataclasses.replace(ledger, lease=holder))
+
+    renew()
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=renew))
+    again = open_store(root).lease("m", timeout_s=600.0)
+    with pytest.raises(RepositoryError, match="process 1 on far"), again:
+        pass
+    monkeypatch.setattr(lease.time, "sleep", lambda _: None)
+    with open_store(root).lease("m", timeout_s=600.0):  # It is silent now, whatever its clock says.
+        assert (read_ledger(store, "m").lease or elsewhere).token != elsewhere.token
+
+
+def test_a_lease_of_another_machine_is_taken_when_it_is_over_and_silent(
+    root: ObjectRepository, put: Put, store: ObjectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    dead = dataclasses.replace(Holder.me(), machine="another", pid=1, expires_at=time.time() - 1.0)
+    change_ledger(store, "m", lambda ledger: dataclasses.replace(ledger, lease=dead))
+    clock = itertools.count(step=20.0)
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    with open_store(root).lease("m", timeout_s=0.0):
+        assert next(clock) >= 60.0
 
 
 WRITER = """

@@ -154,6 +154,8 @@ def test_a_holder_is_alive_as_long_as_its_process_and_its_lease() -> None:
     assert not me.released().alive
     assert not dataclasses.replace(me, started=me.started + 1).alive  # the same number, another process
     assert not dataclasses.replace(me, pid=2**22 + 1).alive
+    for clock in (1.0, time.time() + 10 * LEASE_S):  # it has jumped since; the process is known to live
+        assert dataclasses.replace(me, expires_at=clock).alive
     elsewhere = dataclasses.replace(me, machine="another", pid=2**22 + 1)
     assert elsewhere.alive
     assert not dataclasses.replace(elsewhere, expires_at=1.0).alive

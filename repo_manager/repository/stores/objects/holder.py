@@ -32,8 +32,8 @@ class Holder:
         pid: its process id.
         started: its start time in clock ticks since boot, so that a reused id is recognised.
         token: drawn once a claim.
-        expires_at: seconds since 1970. Later than this, by the reader's clock, nobody holds it, nor where it is
-            further ahead than anybody's lease reaches.
+        expires_at: seconds since 1970, 0 when it was released. On another machine nobody holds it later than this, by
+            the reader's clock; nor where it is further ahead than anybody's lease reaches.
     """
 
     host: str
@@ -61,10 +61,14 @@ class Holder:
     @property
     def alive(self) -> bool:
         """Whether it may still be at work: known for a process of this machine, else by its end."""
-        left_s = self.expires_at - time.time()
-        if self.machine == _machine():
-            return left_s > 0 and _started(self.pid) == self.started
-        return 0 < left_s <= _MOST_S
+        if self.is_known:
+            return self.expires_at > 0 and _started(self.pid) == self.started
+        return 0 < self.expires_at - time.time() <= _MOST_S
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is of this machine, so that no clock is needed to tell whether it lives."""
+        return self.machine == _machine()
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"

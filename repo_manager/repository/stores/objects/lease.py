@@ -20,19 +20,25 @@ _POLL_S = 0.2
 
 
 class _HeldError(Exception):
-    """Somebody else holds the lease."""
+    """Another process holds the lease."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(str(holder))
+        self.holder = holder
 
 
 @contextlib.contextmanager
 def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
     """Hold a model's lease, an entry of its ledger, which is renewed while the block runs.
 
-    A holder of this machine that is dead, and any that has not renewed its lease for a minute, is replaced. All of it
-    is compare-and-swap, so there is one holder at most. It gives a function that returns who else holds it by now,
-    empty while no other process does.
+    A holder of this machine that is dead is replaced. So is one of another machine that does not renew its lease for a
+    minute while this process looks on: the clocks of two machines may differ, and may jump. All of it is
+    compare-and-swap, so there is one holder at most. It gives a function that returns who else holds it by now, empty
+    while no other process does.
 
     Raises:
-        RepositoryError: another process holds it for longer than `timeout_s`.
+        LockHeldError: another process holds it for longer than `timeout_s`. Where its time is up by this machine's
+            clock, the minute is waited for.
     """
     keeper = _Keeper(client, name, _acquire(client, name, time.monotonic() + timeout_s))
     keeper.start()
@@ -42,21 +48,45 @@ def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterat
         keeper.end()
 
 
+class _Watch:
+    """Looks on whether a holder renews its lease.
+
+    Attributes:
+        renewed: it was renewed, or went to another holder, since the first look.
+    """
+
+    def __init__(self) -> None:
+        self.renewed = False
+        self._seen, self._since = "", 0.0
+
+    def is_silent(self, other: Holder) -> bool:
+        """Say whether a lease has been the same for as long as one lasts."""
+        told, now = repr(other), time.monotonic()
+        if told != self._seen:
+            self.renewed = bool(self._seen)
+            self._seen, self._since = told, now
+        return now - self._since >= _LEASE_S
+
+
 def _acquire(client: ObjectClient, name: str, deadline: float) -> Holder:
+    watch = _Watch()
     while True:
         holder = Holder.me(_LEASE_S)
 
         def take(ledger: Ledger, holder: Holder = holder) -> Ledger:
             other = ledger.lease
-            if other is not None and other.token != holder.token and other.alive:
-                raise _HeldError(str(other))
+            if other is not None and other.token != holder.token:
+                is_dead = other.is_known and not other.alive
+                if not is_dead and not watch.is_silent(other):
+                    raise _HeldError(other)
             return dataclasses.replace(ledger, lease=holder)
 
         try:
             change_ledger(client, name, take)
             return holder
         except _HeldError as exc:
-            if time.monotonic() >= deadline:
+            is_doubtful = not exc.holder.alive and not watch.renewed
+            if time.monotonic() >= deadline and not is_doubtful:
                 raise LockHeldError(
                     f"another roll-out of {name} is under way ({exc})",
                     hint="Wait for it to end, then run this command again.",
@@ -86,7 +116,7 @@ class _Keeper(threading.Thread):
             RepositoryError: the store cannot be read.
         """
         lease = read_ledger(self._client, self._model).lease
-        return "" if lease is None or lease.token == self._holder.token or not lease.alive else str(lease)
+        return "" if lease is None or lease.token == self._holder.token else str(lease)
 
     def end(self) -> None:
         """Give it back. Where the store cannot be reached its end does."""
