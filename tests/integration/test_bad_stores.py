@@ -11,6 +11,7 @@ import pytest
 import yaml
 from support.bad_peers import API_ANSWERS, HTTP_MANNERS, STORE_ANSWERS, AnsweringPeer, BadPeer
 from support.forked_commands import Command, findings, run_commands
+from support.tiny_s3 import tiny_s3
 
 from repo_manager.repository.tags import record_deployment
 
@@ -48,6 +49,29 @@ def test_a_command_survives_every_store(
     assert found == []
     # Some say what an empty repository says: that there is nothing.
     assert {outcome.code for outcome in outcomes} <= {0, 3}
+
+
+def test_a_store_that_turns_bad_ends_no_process(model: Path, tmp_path: Path) -> None:
+    """It announces more than there is memory, for which its client aborts, in the middle of a publication."""
+    with contextlib.ExitStack() as stack:
+
+        def command(good_for: int | None, status: int) -> Command:
+            store = stack.enter_context(tiny_s3())
+            store.good_for, store.bad_status = good_for, status
+            keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+            words = ("add", str(model), "--name", "m", "--precision", "fp32")
+            location = f"s3://http://127.0.0.1:{store.port}/bucket/models"
+            return Command((*words, "--repository", location), {**_homes(tmp_path), **keys}, presets=SHORT)
+
+        commands = {
+            f"{status} after {good_for}": command(good_for, status)
+            for status in (200, 404)
+            for good_for in (0, 3, 6, 9, 12, 15)
+        }
+        found, outcomes = findings(commands, command(None, 200), tmp_path / "output", deadline_s=DEADLINE_S)
+        assert found == []
+        assert {outcome.code for outcome in outcomes} <= {0, 3}, [outcome.output for outcome in outcomes]
+        assert sum("larger than the memory" in outcome.output for outcome in outcomes) >= 4
 
 
 @pytest.mark.parametrize("status", [301, 307])

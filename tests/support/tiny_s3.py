@@ -34,10 +34,12 @@ class TinyS3:
         self.clock = 1.7e9
         self.lock = threading.Lock()
         self._kill: tuple[int, int] | None = None
-        self._requests = 0
+        self.requests = 0
         self.watch: Watch | None = None
         self.refuses: tuple[str, ...] = ()  # headers that it answers with 501
         self.ignores: tuple[str, ...] = ()
+        self.good_for: int | None = None  # requests; from then on each answer announces more than there is memory
+        self.bad_status = 200
         store = self
 
         class Handler(_Handler):
@@ -50,7 +52,7 @@ class TinyS3:
     def kill(self, pid: int, number: int) -> None:
         """Kill a process at its n-th request from now."""
         with self.lock:
-            self._kill, self._requests = (pid, number), 0
+            self._kill, self.requests = (pid, number), 0
 
     def write(self, change: Write) -> int:
         """Do a write; return the status of its answer. The caller holds no lock."""
@@ -67,8 +69,8 @@ class TinyS3:
     def killed(self) -> bool:
         """Count a request; kill if it is the one."""
         with self.lock:
-            self._requests += 1
-            if self._kill is None or self._requests != self._kill[1]:
+            self.requests += 1
+            if self._kill is None or self.requests != self._kill[1]:
                 return False
             os.kill(self._kill[0], signal.SIGKILL)
             self._kill = None
@@ -95,6 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.owner.killed():
             self.close_connection = True
             return
+        if self.owner.good_for is not None and self.owner.requests > self.owner.good_for:
+            self._announce_too_much()
+            return
         url = urlsplit(self.path)
         key = unquote(url.path).lstrip("/").partition("/")[2]
         query = parse_qs(url.query, keep_blank_values=True)
@@ -115,6 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
                     self._list(query.get("prefix", [""])[0])
                 else:
                     self._get(key)
+
+    def _announce_too_much(self) -> None:
+        self.close_connection = True
+        self.send_response_only(self.owner.bad_status)
+        self.send_header("Content-Length", str(10**13))
+        self.end_headers()
+        while self.command != "HEAD":  # until the peer has seen enough
+            self.wfile.write(b"x" * 65_536)
+            self.wfile.flush()
+            time.sleep(0.05)
 
     def _put(self, key: str, body: bytes) -> None:
         if any(self.headers.get(name) for name in self.owner.refuses):

@@ -1,8 +1,9 @@
 """Requests of the store's library under a deadline and a limit on memory, both of which it lacks.
 
 The library's own time limits do not cover its look-ups of credentials, and it reads a listing whole before it looks at
-it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is
-free. It is separate from `client.py` because it knows nothing of stores.
+it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is free.
+It also takes the memory that an answer announces at once, and aborts the process where there is not as much.
+It is separate from `client.py` because it knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -10,33 +11,30 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
-import contextlib
 import contextvars
-import http.client
+import ctypes
+import math
 import os
 import resource
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies_environment
 
 from repo_manager.errors import RepositoryError
 from repo_manager.repository.stores.objects.retry import TransientError
-from repo_manager.sockets import AnswerTooLargeError, TimedSocket, Timer, connect
-from repo_manager.tls import TlsFiles, tls_context
 
-__all__ = ["check_first_answer", "run_within"]
+__all__ = ["outlive_aborts", "run_within"]
 
 R = TypeVar("R")
 
 _MOST_GROWTH_BYTES = 256 << 20
 """How much this process may grow while one request of a listing or a record runs. A page of a listing has 1 MiB."""
-_HEADER_BYTES = 256 << 10
 _LOOK_S = 0.05
 _STATM = Path("/proc/self/statm")
+_LIBRARY_THREADS = "tokio"
 
 
 class _AnswerLoop(asyncio.SelectorEventLoop):
@@ -91,12 +89,56 @@ class _Loop:
 _LOOP = _Loop()
 
 
-def run_within(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
+class _AbortGuard:
+    """Stops a thread of the library that aborts, where the whole process would end otherwise.
+
+    A handler in Python comes too late for that: the process is gone before the interpreter runs it. This one runs on
+    the thread itself and does not return. Aborts of other threads end the process as ever.
+
+    Attributes:
+        stopped: a thread was stopped, so the library is of no use any more.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._handler: Any = None
+        self._before: Any = None
+
+    def install(self) -> None:
+        if self._handler is None:
+            self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._stop)
+            self._before = self._set(ctypes.cast(self._handler, ctypes.c_void_p))
+
+    def _stop(self, _: int) -> None:
+        thread = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
+        if not thread.read_text(encoding="ascii", errors="replace").startswith(_LIBRARY_THREADS):
+            self._set(self._before)
+            return
+        self.stopped.set()
+        while True:
+            threading.Event().wait()
+
+    @staticmethod
+    def _set(handler: Any) -> Any:
+        change = ctypes.CDLL(None).signal
+        change.restype, change.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+        return change(signal.SIGABRT, handler)
+
+
+_ABORTS = _AbortGuard()
+
+
+def outlive_aborts() -> None:
+    """From now on an answer that the library aborts for is an error of its request, and of all later ones."""
+    _ABORTS.install()
+
+
+def run_within(request: Coroutine[Any, Any, R], timeout_s: float | None) -> R:
     """Make a request, and call it off when it takes too long or too much memory.
 
     Args:
         request: the library's coroutine, not begun.
-        timeout_s: for all of it.
+        timeout_s: for all of it; `None`: neither its time nor its memory is limited.
 
     Raises:
         TransientError: no answer in time.
@@ -110,70 +152,28 @@ def run_within(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
         future.cancel()  # interrupted: nobody waits for it any more
 
 
-async def _watched(request: Coroutine[Any, Any, R], timeout_s: float) -> R:
+async def _watched(request: Coroutine[Any, Any, R], timeout_s: float | None) -> R:
     task = asyncio.ensure_future(request)
-    end, before = time.monotonic() + timeout_s, _resident_bytes()
+    end, before = time.monotonic() + (math.inf if timeout_s is None else timeout_s), _resident_bytes()
     try:
         while True:
             await asyncio.wait({task}, timeout=max(0.0, min(_LOOK_S, end - time.monotonic())))
             if task.done():
                 return task.result()
+            if _ABORTS.stopped.is_set():
+                raise RepositoryError(
+                    "the store announces an answer that is larger than the memory of this machine",
+                    hint="Check the endpoint: a store answers a listing in pages of 1,000 names.",
+                )
             if time.monotonic() >= end:
                 raise TransientError(f"no answer within {timeout_s:.3g} s")
-            if _resident_bytes() - before > _MOST_GROWTH_BYTES:
+            if timeout_s is not None and _resident_bytes() - before > _MOST_GROWTH_BYTES:
                 raise RepositoryError(
                     f"the store's answer takes more than {_MOST_GROWTH_BYTES >> 20} MiB and was called off",
                     hint="Check the endpoint: a store answers a listing in pages of 1,000 names.",
                 )
     finally:
         task.cancel()
-
-
-def check_first_answer(endpoint: str, bucket: str, timeout_s: float) -> None:
-    """Check that what answers at a store's address announces no body that the library would end this process for.
-
-    It takes the memory that the length of a listing announces at once, and aborts where there is not as much. So the
-    first question to an address that is not the vendor's own is ours: it shows no credentials, and whatever a store
-    says to it, "forbidden" above all, is good. What else can be wrong is left to the library's own request.
-
-    Args:
-        endpoint: `http://host:port`, a path after it at most.
-        bucket: of which a listing is asked.
-        timeout_s: for all of it.
-
-    Raises:
-        RepositoryError: the announced length, or the header, is larger than any answer.
-        TransientError: no answer in time.
-    """
-    url = urlsplit(endpoint)
-    if url.hostname is None or set(getproxies_environment()) - {"no"}:
-        return
-    timer, port = Timer(timeout_s), url.port or {"https": 443}.get(url.scheme, 80)
-    connection = http.client.HTTPConnection(url.hostname, port)
-    try:
-        with contextlib.closing(connection):
-            sock = connect(url.hostname, port, timer)
-            connection.sock = sock
-            if url.scheme == "https":
-                sock.settimeout(timer.left_s())
-                sock = tls_context(TlsFiles()).wrap_socket(sock, server_hostname=url.hostname)
-            timed = TimedSocket(sock)
-            connection.sock = timed
-            timed.begin(timer)
-            connection.request("GET", f"{url.path.rstrip('/')}/{bucket}?list-type=2&max-keys=1")
-            timed.allow(_HEADER_BYTES)
-            announced = connection.getresponse().length or 0
-    except TimeoutError:
-        raise TransientError(f"no answer within {timeout_s:.3g} s") from None
-    except AnswerTooLargeError:
-        announced = _MOST_GROWTH_BYTES + 1
-    except (OSError, ValueError, http.client.HTTPException):
-        return
-    if announced > _MOST_GROWTH_BYTES:
-        raise RepositoryError(
-            f"{endpoint} begins an answer of more than {_MOST_GROWTH_BYTES >> 20} MiB to a question about one name",
-            hint="Check the endpoint and its port: a store answers a listing in pages of 1,000 names.",
-        )
 
 
 def _resident_bytes() -> int:

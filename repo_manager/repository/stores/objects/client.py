@@ -21,7 +21,7 @@ from repo_manager.files import document
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
 from repo_manager.repository.stores.base import ChangedMeanwhileError
-from repo_manager.repository.stores.objects.bounded import check_first_answer, run_within
+from repo_manager.repository.stores.objects.bounded import outlive_aborts, run_within
 from repo_manager.repository.stores.objects.credentials import NOWHERE, own_endpoint, store_config, without_redirects
 from repo_manager.repository.stores.objects.facts import Listing, Mark, ObjectFact
 from repo_manager.repository.stores.objects.retry import RetryOptions, TransientError, readable, retried, tls_refusal
@@ -102,7 +102,8 @@ class ObjectClient:
         self._endpoint = own_endpoint(location, environment)
         self._store = self._connect(options)
         self._answered = self._asked_for_tls = False
-        self._unchecked = bool(self._endpoint)
+        if self._endpoint:  # not the vendor's own
+            outlive_aborts()
         self._conditional_writes = False
 
     def _connect(self, options: StoreOptions) -> Any:
@@ -246,8 +247,14 @@ class ObjectClient:
         Raises:
             TransientError: it did not work, and nothing of it is visible.
         """
+
+        async def write() -> None:
+            await self._api.put_async(
+                self._store, key, chunks, use_multipart=True, chunk_size=chunk_bytes, max_concurrency=workers
+            )
+
         with self._translated(f"write {key}"):
-            self._api.put(self._store, key, chunks, use_multipart=True, chunk_size=chunk_bytes, max_concurrency=workers)
+            run_within(write(), None)  # each part has its own deadline, and memory is the caller's `workers` parts
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects. Those that are gone already do not matter."""
@@ -274,7 +281,7 @@ class ObjectClient:
             files = tuple(sorted((fact for fact in facts if fact.key), key=lambda fact: fact.key))
             return Listing(tuple(name for name in folders if name), files, marked=len(files) < len(facts))
 
-        return self._request(f"list {folder or 'it'}", ask, listing=True)
+        return self._request(f"list {folder or 'it'}", ask)
 
     def walk(self, folder: str) -> tuple[ObjectFact, ...]:
         """Return every object below a folder, keys relative to it. Level by level."""
@@ -310,8 +317,6 @@ class ObjectClient:
         what: str,
         attempt: Callable[[], Coroutine[Any, Any, A]],
         judged: Callable[[A], R] = _as_it_is,
-        *,
-        listing: bool = False,
     ) -> R:
         """Make a request, again and again until it has an answer or the deadline over all attempts has passed.
 
@@ -319,7 +324,6 @@ class ObjectClient:
             what: for errors.
             attempt: makes it once.
             judged: makes the result of an answer. May raise TransientError.
-            listing: the library reads the answer whole, however long it says that it is.
         """
         retry = self.options.retry
         if not self._answered:
@@ -329,9 +333,6 @@ class ObjectClient:
         def once() -> R:
             with self._translated(what):
                 attempt_end = min(end, time.monotonic() + self.options.request_timeout_s)
-                if listing and self._unchecked:
-                    check_first_answer(self._endpoint, self.location.bucket, attempt_end - time.monotonic())
-                    self._unchecked = False
                 answer = judged(run_within(attempt(), max(0.01, attempt_end - time.monotonic())))
             self._answered = True
             return answer
