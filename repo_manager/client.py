@@ -133,7 +133,7 @@ def published_name(base: str, weights: VersionWeights) -> str:
 
     Args:
         base: the name without them. The result can be passed here again.
-        weights: the weights.
+        weights: share of the traffic of each version.
     """
     shares = ",".join(f"{version}={share:.6g}" for version, share in weights.shares.items())
     return f"{base.partition(_MARK)[0]}{_MARK}{shares}"
@@ -194,7 +194,7 @@ class VersionedClient:
 
         Args:
             url: `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
-            model: the model's name.
+            model: name of the model on the server.
             weights: version -> weight, a file of them, or a function that returns them. `None`: what a canary
                 publishes on the server.
             options: deadlines, TLS and headers. `None` takes the defaults.

@@ -77,7 +77,7 @@ class RepoManagerError(Exception):
 
     Args:
         message: subject, what was found, what was expected.
-        hint: the next step for the user. Shown on its own line.
+        hint: the next step for the user, shown on its own line. `None`: there is none.
         is_shown: a command's result, printed before, says it already: with `--json` the error is no second document.
     """
 
@@ -150,6 +150,11 @@ class GateError(RepoManagerError):
 
 class WiderPrecisionError(GateError):
     """Layers of an engine run in a wider type than the graph asks for.
+
+    Args:
+        message: subject, what was found, what was expected.
+        hint: the next step for the user. `None`: there is none.
+        not_in_int8: names of the quantised nodes that run in floating point.
 
     Attributes:
         not_in_int8: names of the nodes whose data and weight are quantised and that run in floating point.

@@ -125,7 +125,7 @@ def copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object]
     `shutil.copytree` goes on, and then raises a list of failures that has no errno.
 
     Args:
-        source: the folder.
+        source: the folder to copy.
         target: made, with those above it.
         copy: takes a file, and where to put it.
 
@@ -156,7 +156,7 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: 
 
     Args:
         path: the file to create or replace.
-        data: its new content.
+        data: new content of the file.
         staging: a directory on the same file system for the temporary file. `None` puts it beside `path`. Triton reads
             a model's folder, so nothing temporary may be there.
 
@@ -263,7 +263,7 @@ def kept_folder(content: str, *, timeout_s: float = 600.0) -> Iterator[Path]:
     It is in the user's cache under a name made of the content, and is used by one process at a time.
 
     Args:
-        content: what is fetched.
+        content: text that identifies the content, such as a digest.
         timeout_s: how long to wait for another process that fetches the same.
 
     Raises:
@@ -302,7 +302,7 @@ def work_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
     Its owner holds a lock on it, which the kernel drops when the owner dies: a folder that can be locked is nobody's.
 
     Args:
-        prefix: of its name.
+        prefix: start of the folder's name.
         folder: where it is made. `None`: where the system keeps temporary files. `prefix` then begins with
             "repo-manager-", and what any command of ours has left there is removed.
 

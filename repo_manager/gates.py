@@ -53,7 +53,12 @@ class Unit:
         return f"{named} or no unit" if "" in self.sizes else named
 
     def text(self, value: float, interval: Interval | None = None) -> str:
-        """Return `1.39 ms`, or with an interval `1.39 ms [1.23, 1.53]`."""
+        """Return `1.39 ms`, or with an interval `1.39 ms [1.23, 1.53]`.
+
+        Args:
+            value: the number, in the base unit.
+            interval: confidence interval of the number. `None`: unknown.
+        """
         name, size = next(((name, size) for name, size in self.shown if value >= size), self.shown[-1])
         text = f"{value / size:.4g} {name}"
         return text if interval is None else f"{text} [{interval.low / size:.4g}, {interval.high / size:.4g}]"
@@ -251,6 +256,11 @@ def decide(interval: Interval, limit: float, *, below: bool) -> Outcome:
     """Return pass when the whole interval is on the right side of the limit, fail when it is on the wrong side.
 
     The limit itself is on the wrong side. An interval that reaches over the limit decides nothing.
+
+    Args:
+        interval: confidence interval of the measured number.
+        limit: the gate's limit, in the unit of the number.
+        below: whether the number must stay below the limit.
     """
     if below:
         passes, fails = interval.high < limit, interval.low >= limit
@@ -271,9 +281,9 @@ def growth_needed(value: float, interval: Interval, limit: float, *, power: floa
     """Estimate how many times the observations would decide, if the number stays what it is. `None`: none would.
 
     Args:
-        value: the number.
-        interval: around it.
-        limit: that it contains.
+        value: the number that was measured.
+        interval: confidence interval of the number.
+        limit: the limit, inside the interval.
         power: 2 for an interval that shrinks with the square root of the observations, 1 for one that shrinks as they
             grow.
     """
@@ -286,6 +296,9 @@ def combine_verdicts(verdicts: Iterable[Verdict | None]) -> Verdict | None:
     """Return one verdict of several on the same levels: every gate, the worst outcome. `None` of none.
 
     A level holds when it does in each of them.
+
+    Args:
+        verdicts: verdicts of the same levels. `None` is skipped.
     """
     found = [verdict for verdict in verdicts if verdict is not None]
     if not found:

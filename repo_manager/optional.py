@@ -139,10 +139,10 @@ def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str |
     """Fetch one wheel by pip, without what it depends on. Nothing is installed.
 
     Args:
-        requirement: for instance `tritonclient==2.50.0`.
+        requirement: pinned requirement, for instance `tritonclient==2.50.0`.
         folder: where to put it, in a folder of its own.
-        platform: pip's platform tag.
-        hint: the next step when it cannot be had.
+        platform: platform tag of pip, for instance `manylinux2014_x86_64`.
+        hint: the next step if the download fails. `None`: pip's reason alone.
 
     Raises:
         MissingDependencyError: pip cannot fetch it. With pip's words.

@@ -95,7 +95,11 @@ _CHOSEN: list[str | None] = [None]
 
 
 def use_context(name: str | None) -> None:
-    """Take a context in this process, whatever the environment says. `None` leaves it to environment and file."""
+    """Take a context in this process, whatever the environment says. `None` leaves it to environment and file.
+
+    Args:
+        name: name of the context. `None`: leave the choice to environment and file.
+    """
     _CHOSEN[0] = name
 
 
@@ -142,6 +146,9 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 def load_contexts(environment: Mapping[str, str] | None = None) -> Mapping[str, Context]:
     """Return the contexts of the settings file, by name.
+
+    Args:
+        environment: environment variables. `None`: those of this process.
 
     Raises:
         UsageError: the file cannot be read, or a context is no mapping.

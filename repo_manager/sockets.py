@@ -124,6 +124,11 @@ def resolve(host: str, port: int, timer: Timer) -> list[Address]:
 
     The system's resolver takes no deadline, so names are looked up in a thread that is left behind when it is late.
 
+    Args:
+        host: name or address of the server.
+        port: TCP port of the server.
+        timer: deadline of the whole exchange.
+
     Raises:
         OSError: it has none. TimeoutError: not in time.
     """
@@ -145,6 +150,11 @@ def _is_address(host: str) -> bool:
 
 def connect(host: str, port: int, timer: Timer) -> socket.socket:
     """Connect to the first address of a host that takes a connection.
+
+    Args:
+        host: name or address of the server.
+        port: TCP port of the server.
+        timer: deadline of the whole exchange.
 
     Raises:
         OSError: none does. TimeoutError: not in time.

@@ -83,8 +83,8 @@ def speaks_tls(host: str, port: int, *, timeout_s: float = 1.0) -> bool:
     """Ask a port, on a connection of its own, whether it answers in TLS. Its certificate does not matter.
 
     Args:
-        host: name or address.
-        port: its port.
+        host: name or address of the server.
+        port: TCP port of the server.
         timeout_s: an answer that takes longer is none.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

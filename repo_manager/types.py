@@ -177,6 +177,6 @@ def extended(kind: type[_Extended], result: Any, **more: Any) -> _Extended:
     Args:
         kind: a dataclass that adds fields to the class of `result`.
         result: an instance of a dataclass.
-        more: the added fields.
+        more: fields to add to the object.
     """
     return kind(**{field.name: getattr(result, field.name) for field in dataclasses.fields(result)}, **more)

@@ -28,7 +28,7 @@ def choice(kind: type[E], value: E | str, what: str) -> E:
     """Return the member of an enumeration that a value names.
 
     Args:
-        kind: the enumeration.
+        kind: class of the enumeration.
         value: a member, or a member's value.
         what: the option, for the message.
 
@@ -43,6 +43,12 @@ def choice(kind: type[E], value: E | str, what: str) -> E:
 
 def check_range(what: str, value: float | None, *, least: float = 0.0, most: float = float("inf")) -> None:
     """Check that a number is within its limits, both included. `None` is.
+
+    Args:
+        what: name of the number, for the message.
+        value: the number. `None` is accepted.
+        least: the smallest accepted number.
+        most: the largest accepted number.
 
     Raises:
         UsageError: it is not, or is not a number (NaN).

@@ -144,9 +144,9 @@ class AccuracyGate:
         """Write a model that was made of the source, if it is good enough. Otherwise nothing.
 
         Args:
-            proto: the model.
+            proto: the ONNX model. Large weights may be cut out.
             path: where to write. Its folder must exist.
-            external: see `save_model`.
+            external: as in `save_model`: `None` writes a data file above 2 GB only.
             keep: `False` scores it only.
 
         Raises:
@@ -173,7 +173,7 @@ def load_evaluator(data: StrPath, signature: Signature, *, model: Model | None =
     Args:
         data: see `AccuracyOptions`. A function is imported from the current folder or the environment, and so runs
             code: a caller that read its name from a file asks the user first.
-        signature: of the models.
+        signature: the model's inputs and outputs.
         model: one of them. Where its first axis is a batch axis, samples run together. `None`: one at a time.
 
     Raises:

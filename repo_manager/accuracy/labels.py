@@ -39,7 +39,7 @@ def correct_answers(output: Array, labels: NDArray[np.int64], where: str) -> NDA
     Args:
         output: class scores `[rows, classes, ...]` or `[rows, ..., classes]`; class numbers of the labels' shape; or
             one probability or logit a row, for the classes 0 and 1.
-        labels: `[rows, ...]`.
+        labels: class numbers `[rows, ...]`, below 0 to skip a row.
         where: names the output, for a message.
 
     Returns:

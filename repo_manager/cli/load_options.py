@@ -260,8 +260,8 @@ def show_report(terminal: Terminal, report: LoadTestReport, verdict: Verdict | N
     """Write the report's files and print it, each with the verdict.
 
     Args:
-        terminal: prints the report.
-        report: the load test.
+        terminal: the terminal that prints the report.
+        report: called with one line per step.
         verdict: the outcome of its gates. `None`: no gate was given.
         files: files to write. Each file's ending chooses its format.
     """
@@ -277,7 +277,7 @@ def raise_for(report: LoadTestReport, verdict: Verdict | None) -> None:
     """Turn the shown result into an exit code: the server's failure first, then the gates.
 
     Args:
-        report: the load test.
+        report: called with one line per step.
         verdict: the outcome of its gates. `None`: no gate was given.
 
     Raises:

@@ -68,7 +68,7 @@ def parse_document(text: str, *, name: str) -> Document:
     A key that is twice, and a value that YAML reads otherwise than it looks, are among the document's problems.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         name: what to call it in errors.
 
     Raises:

@@ -51,7 +51,7 @@ def export_document(
     in `base`, below `sources` and among the repository's own files. So `apply` can rebuild the models from the file.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         base: the folder of the YAML file, to which paths in it are relative. `None` looks for nothing.
         sources: folders with ONNX files and calibration data. They are searched with all that is below them.
 

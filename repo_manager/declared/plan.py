@@ -43,10 +43,10 @@ def planned(
     atomic, and for a read-only one, in which a change fails on its own.
 
     Args:
-        declaration: as read.
+        declaration: the file, read and checked.
         base: the folder of its file: paths in it are relative to that.
         repository: where. Need not exist yet.
-        servers: of the declaration.
+        servers: clients of the servers that the file names.
         prune: also plan the removal of what is not declared.
 
     Yields:
@@ -69,10 +69,10 @@ def plan_declaration(
     """Plan every declared model, in the file's order, then what will be pruned.
 
     Args:
-        declaration: as read.
+        declaration: the file, read and checked.
         base: the folder of its file: paths in it are relative to that.
         repository: where. Need not exist yet.
-        servers: of the declaration.
+        servers: clients of the servers that the file names.
         prune: also plan the removal of what is not declared.
 
     Returns:

@@ -65,7 +65,7 @@ def parse_declaration(text: str, *, name: str) -> Declaration:
     """Check a file's content.
 
     Args:
-        text: YAML.
+        text: content of the file.
         name: what to call it in errors.
 
     Raises:

@@ -68,8 +68,8 @@ def request_record(
 
     Args:
         backend: as it was chosen.
-        sparsity: the mode.
-        calibration: as it was given.
+        sparsity: the sparsity mode: `fail`, `report` or `prune`.
+        calibration: the calibration option as given. `None`: no calibration data.
         convert: the conversion's options, a dataclass.
         engine: the engine's options, a dataclass.
 
@@ -116,7 +116,7 @@ def source_digest(path: Path, external: Mapping[str, Any] | tuple[str, ...] = ()
     """Return the digest of a model, as `onnx_model` makes it, without reading the model.
 
     Args:
-        path: the ONNX file.
+        path: path of the file.
         external: the names of its files with external data, in order, beside it.
 
     Raises:
@@ -162,8 +162,8 @@ def check_accuracy(where: str, manifest: Manifest, request: Request) -> None:
 
     Args:
         where: `NAME:VERSION`, for the message.
-        manifest: of the version.
-        request: what is declared.
+        manifest: manifest of the version.
+        request: the declared accuracy limits.
 
     Raises:
         GateError: it was measured on these data, and is below a limit.

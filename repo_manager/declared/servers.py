@@ -32,7 +32,7 @@ class Servers:
     Args:
         repository: the repository that they serve.
         base: the folder of the YAML file, for `@FILE`.
-        options: how to connect.
+        options: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
         start: starts the embedded server, and returns its URL. `None`: it is not started.
     """
 
@@ -59,7 +59,7 @@ class Servers:
         """Return a client for each server of some targets. Those in a cluster are left out.
 
         Args:
-            targets: as declared.
+            targets: targets as the file declares them.
             start: start the embedded server where it is named and does not run, else it is left out.
 
         Raises:

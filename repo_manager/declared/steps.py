@@ -145,9 +145,9 @@ def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
     """Return what a version of a declared model is asked for, or `None` without a source.
 
     Args:
-        model: as declared.
+        model: the model as the file declares it.
         base: the folder of the YAML file.
-        backend: of the existing model, for `auto`.
+        backend: backend of the existing model, for `auto`. `None`: there is no such model.
     """
     if model.source is None:
         return None
@@ -176,9 +176,9 @@ def config_changes(name: str, config: Config, text: str, base: Path, *, where: s
     """Return what `change_config` must set so that a config.pbtxt says what is declared.
 
     Args:
-        name: the model.
-        config: as declared.
-        text: the file's content.
+        name: name of the model.
+        config: the declared fields of config.pbtxt.
+        text: content of the file.
         base: the folder of the YAML file.
         where: its name in an error.
 

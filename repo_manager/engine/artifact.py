@@ -88,10 +88,10 @@ def build_artifact(
     Args:
         files: the converted model's file first, then its external data.
         backend: onnxruntime serves the ONNX file as it is.
-        source: for the engine backends.
+        source: the model, its profiles and its folder, for the engine backends. `None`: another backend.
         options: likewise. `None` takes the defaults.
-        progress: told about the build's steps.
-        cancelled: set it to stop the build.
+        progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
+        cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
 
     Raises:
         MissingDependencyError: the backend's builder is not installed.

@@ -135,9 +135,9 @@ def build_error(path: Path, log: BuildLog, able: Capabilities) -> EngineError:
     """Describe why `build_serialized_network` returned nothing.
 
     Args:
-        path: the model.
-        log: of that build.
-        able: the library.
+        path: path of the file.
+        log: messages of the build so far.
+        able: capabilities of the TensorRT library.
     """
     reasons = [_PLACE.sub("", message).strip() for message in dict.fromkeys(log.errors)]
     text = "\n".join(f"  {reason}" for reason in reasons[:3]) or "  it gave no reason"

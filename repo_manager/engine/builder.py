@@ -109,7 +109,7 @@ def default_cache_path(able: Capabilities, gpu: str) -> Path:
     TensorRT combines caches of one version only, and times belong to one kind of GPU.
 
     Args:
-        able: the library.
+        able: capabilities of the TensorRT library.
         gpu: the GPU's name and compute capability.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -121,8 +121,8 @@ def load_timing_cache(config: Any, path: Path, *, required: bool = False) -> Any
     """Make the configuration use the times in a file. An empty cache when there is none.
 
     Args:
-        config: an `IBuilderConfig`.
-        path: the file.
+        config: an `IBuilderConfig` of the library.
+        path: path of the file.
         required: fail when the file is missing or empty (`--deterministic`).
 
     Returns:
@@ -226,8 +226,8 @@ def build_engine(
         profile: input -> range of shapes, see `derive_profile`.
         precision: what the graph was converted to. Only TensorRT 8 must be told.
         options: `None` takes the defaults.
-        progress: told about every step of every phase, in the building thread.
-        cancelled: set it from another thread to stop the build. Ctrl-C does.
+        progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
+        cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
 
     Raises:
         UsageError: the options contradict each other or this library.

@@ -178,9 +178,9 @@ def measure_layer_times(
     """Run an engine on the GPU and time its layers.
 
     Args:
-        library: `tensorrt` or `tensorrt_rtx`.
-        plan: the engine's file.
-        shapes: input -> shape.
+        library: module `tensorrt` or `tensorrt_rtx`.
+        plan: path of the engine's file.
+        shapes: input name -> shape, batch axis included.
         runs: how many runs count. A few come before.
 
     Returns:
@@ -228,7 +228,7 @@ def join_times(
         rows: of the sparse engine.
         sparse_ns: engine layer -> nanoseconds, of the same engine.
         dense_rows: of its dense twin, whose builder may have fused otherwise: rows are matched by the ONNX node.
-        dense_ns: of the twin.
+        dense_ns: layer name -> nanoseconds in the dense twin.
     """
     dense_layer = {row.layer: row.engine_layer for row in dense_rows}
     return tuple(

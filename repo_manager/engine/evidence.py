@@ -64,7 +64,7 @@ class LayerEvidence:
     """One weight's way to a sparse kernel.
 
     Attributes:
-        layer: the ONNX node.
+        layer: node of the graph.
         op_type: its operator.
         pattern: the verdict of the 2:4 report.
         engine_layer: the engine's (fused) layer that computes it. `None` when it is not listed.
@@ -128,7 +128,7 @@ def join_evidence(
 
     Args:
         report: of the ONNX file built.
-        builder: see `read_evidence`.
+        builder: the builder's log and layers, from `read_evidence`.
         layers: of the engine. Their kernel names count as evidence too.
     """
     return tuple(_row(layer, builder, layers) for layer in report.layers)

@@ -227,7 +227,7 @@ def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts
     """Collect a plan's facts from its own head and, when we built it, from its manifest.
 
     Args:
-        path: the plan.
+        path: path of the file.
         engine: the manifest's section `engine`. `None` for a plan that others built.
 
     Raises:
@@ -238,6 +238,11 @@ def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts
 
 def plan_facts_of(header: PlanHeader, engine: Mapping[str, Any], *, where: str) -> PlanFacts:
     """Join a plan's head and the manifest's section `engine` (empty for a plan that others built).
+
+    Args:
+        header: the plan's head, as read from its file.
+        engine: section `engine` of the manifest. Empty: the plan was built elsewhere.
+        where: place of the value, as the error message names it.
 
     Raises:
         EngineError: the manifest speaks of another plan.

@@ -85,7 +85,7 @@ def check_version_fit(
         files: the version's folder, or name -> the first `HEADER_BYTES` (or more) of each file that ends in
             `.plan` or `.engine`. Empty for a version whose files are not at hand: then its manifest is believed.
         manifest: the version's manifest as read from JSON. `None` for a version that others made.
-        target: see `fit_target_of`.
+        target: release, GPU and libraries of the server (`fit_target_of`).
 
     Returns:
         Problems, those that would make the load fail first. A version without engines has none.

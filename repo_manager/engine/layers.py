@@ -264,7 +264,7 @@ def precision_mismatches(rows: Sequence[LayerPrecision], *, int8_wanted: bool = 
     """Return the rows that run in a wider type than was asked.
 
     Args:
-        rows: of an engine.
+        rows: precision of each layer of an engine.
         int8_wanted: whether the conversion was to INT8. If not, a model that came with quantised weights alone
             means to save memory, not to compute in INT8.
     """

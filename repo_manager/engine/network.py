@@ -37,6 +37,12 @@ _NO_PLUGIN = "Plugin not found"
 def create_builder(library: ModuleType, logger: Any, log: BuildLog, able: Capabilities) -> Any:
     """Make an `IBuilder`.
 
+    Args:
+        library: module `tensorrt` or `tensorrt_rtx`.
+        logger: an `ILogger` of the library.
+        log: messages of the build so far.
+        able: capabilities of the TensorRT library.
+
     Raises:
         EngineError: the library finds no GPU that it can use.
     """
@@ -59,11 +65,11 @@ def parse_network(
     Models with external data are parsed from their file, so that weights above 2 GB work.
 
     Args:
-        library: the module.
-        builder: of that library.
-        model: the model.
-        renamed: see `named_graph`.
-        logger: of that library.
+        library: module `tensorrt` or `tensorrt_rtx`.
+        builder: an `IBuilder` of the library.
+        model: the ONNX model, which is not changed.
+        renamed: the model with named nodes, from `named_graph`. `None`: all its nodes have names.
+        logger: an `ILogger` of the library.
 
     Returns:
         (network, parser). The parser holds the weights and must outlive the build.
@@ -90,7 +96,7 @@ def quantised_in_the_graph(model: Model, renamed: onnx.ModelProto | None) -> onn
     misaligns with the input kernel shape"). The values stay: each float is a multiple of its scale.
 
     Args:
-        model: the model.
+        model: the ONNX model, which is not changed.
         renamed: the graph that would be parsed. `None`: the file itself.
 
     Returns:
@@ -190,6 +196,13 @@ def create_config(
 ) -> Any:
     """Make an `IBuilderConfig`. `options` have passed `check_options`.
 
+    Args:
+        library: module `tensorrt` or `tensorrt_rtx`.
+        builder: an `IBuilder` of the library.
+        options: settings of the engine.
+        able: capabilities of the TensorRT library.
+        precision: precision of the conversion.
+
     Raises:
         EngineError: this version has no flag that the precision needs.
     """
@@ -278,9 +291,9 @@ def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mappi
     ONNX graph: TensorRT 8's parser calls the output of a convolution with half weights FLOAT as well.
 
     Args:
-        library: the module.
-        network: as parsed.
-        config: of the build.
+        library: module `tensorrt` or `tensorrt_rtx`.
+        network: parsed network, an `INetworkDefinition`.
+        config: an `IBuilderConfig` of the library.
         wide: node -> whether it is computed in float32, see `wide_nodes`. The parser names a node's layers after it,
             the second and later ones with a number behind the name.
 
@@ -303,6 +316,12 @@ def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mappi
 
 def add_profile(builder: Any, config: Any, network: Any, profile: Mapping[str, ShapeRange]) -> None:
     """Add one optimization profile when an input is dynamic.
+
+    Args:
+        builder: an `IBuilder` of the library.
+        config: an `IBuilderConfig` of the library.
+        network: parsed network, an `INetworkDefinition`.
+        profile: input name -> smallest, usual and largest shape.
 
     Raises:
         EngineError: an input's values are a shape, or the builder refuses the ranges.

@@ -123,6 +123,11 @@ def check_one_version(versions: Mapping[str, str]) -> None:
 def check_buildable(capability: str, able: Capabilities, gpus: Sequence[Gpu]) -> None:
     """Check that an engine for a GPU kind can be built here.
 
+    Args:
+        capability: compute capability of the GPU, such as `8.9`.
+        able: capabilities of the TensorRT library.
+        gpus: GPUs of this machine.
+
     Raises:
         UsageError: TensorRT builds for the GPU at hand only. TensorRT-RTX for those it knows.
     """

@@ -77,11 +77,12 @@ def derive_profile(
     """Give every input its range of shapes.
 
     Args:
-        signature: of the model.
+        signature: the model's inputs and outputs.
         batched: whether the first axis is a batch axis.
         max_batch_size: the batch axis runs from 1 to this, tuned for this. `None` and 0 take 8.
-        free: ranges of the other dynamic dimensions, by symbol or by `input:axis`. See `find_dim_ranges`.
-        overrides: input -> range, in place of the derived one.
+        free: ranges of the other dynamic dimensions, by symbol or by `input:axis`, from `find_dim_ranges`. `None`:
+            there are none.
+        overrides: input -> range, in place of the derived one. `None`: derive all ranges.
 
     Raises:
         UsageError: an override names no input, has another rank, or contradicts a fixed dimension.

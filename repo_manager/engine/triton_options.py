@@ -117,7 +117,7 @@ def config_variant(
     """Return the configuration that a server started with `--model-config-name=NAME` reads in place of config.pbtxt.
 
     Args:
-        config: the model's.
+        config: configuration of the model (config.pbtxt).
         name: of the variant, for an error.
         value: a compute capability, whose plan becomes the default, or a file in protobuf's text form, whose fields
             take the place of the model's (a repeated field as a whole).

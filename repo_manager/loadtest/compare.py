@@ -157,8 +157,8 @@ def compare(
     Args:
         a: the reference. Its first concurrency, or else its first rate, is the load of both.
         b: what is compared with it. May be on another server.
-        plan: how long to look.
-        progress: is told after each pair of blocks.
+        plan: number and length of the blocks. `None`: the defaults of `ComparePlan`.
+        progress: called after each pair of blocks. `None`: nothing is reported.
         following: comparisons after this one, for the estimate of the time left.
 
     Raises:
@@ -180,9 +180,9 @@ def compare_together(
 
     Args:
         couples: what is compared with what, each under its own load.
-        plan: as `compare`.
-        progress: as `compare`.
-        following: as `compare`.
+        plan: number and length of the blocks. `None`: the defaults of `ComparePlan`.
+        progress: called after each pair of blocks. `None`: nothing is reported.
+        following: comparisons after this one, for the estimate of the time left.
 
     Raises:
         UsageError: as `compare`.
@@ -259,8 +259,8 @@ def compare_all(
         couples: what is compared with what.
         batch_sizes: samples in a request, in place of each couple's own.
         concurrency: requests in flight, for a couple whose options name no level.
-        plan: as `compare`.
-        progress: as `compare`.
+        plan: number and length of the blocks. `None`: the defaults of `ComparePlan`.
+        progress: called after each pair of blocks. `None`: nothing is reported.
 
     Raises:
         UsageError: as `compare`, or no couple or batch size.

@@ -49,7 +49,7 @@ def agreement(windows: list[Window], stability: float) -> tuple[bool, str]:
 
     Args:
         windows: the last ones, in order of time.
-        stability: the allowed share.
+        stability: largest accepted deviation from the windows' mean, as a share.
     """
     spread = spread_of(windows)
     agree = all(share <= stability for share in spread.values())
@@ -70,7 +70,13 @@ def spread_of(windows: list[Window]) -> dict[str, float]:
 
 
 def outcome_of(last: list[Window], used: list[Slice], options: LoadTestOptions) -> tuple[str, str]:
-    """Return a level's outcome and the rule that decided it, from its last windows and all it measured."""
+    """Return a level's outcome and the rule that decided it, from its last windows and all it measured.
+
+    Args:
+        last: the last windows, in order of time.
+        used: the slices that were measured.
+        options: settings of the load test.
+    """
     whole = Slice.merge(used) if used else None
     if whole is None or not whole.latencies.count:
         first = whole.messages[0][0] if whole is not None and whole.messages else "no answer in the measured time"
@@ -94,7 +100,7 @@ def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight
 
     Args:
         series: all slices from the start of the load, in order of time.
-        used: the measured ones.
+        used: the measured slices, in order of time.
         rate: requests due a second.
         in_flight_limit: how many may be open at once. What is due beyond that waits in the client.
     """
@@ -154,7 +160,14 @@ def server_times(before: ModelStatistics, after: ModelStatistics) -> ServerTimes
 
 
 def client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> ClientUse:
-    """Judge the client itself: it is the bottleneck when its CPUs were not enough or its sends came late."""
+    """Judge the client itself: it is the bottleneck when its CPUs were not enough or its sends came late.
+
+    Args:
+        whole: all measured slices, merged.
+        seconds: measured time in seconds.
+        workers: number of worker processes.
+        is_open: whether the loop is open (requests sent at a rate).
+    """
     if not seconds:
         return ClientUse("native", workers)
     ended = whole.latencies.count + whole.errors
@@ -188,7 +201,7 @@ def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Inte
     Args:
         slices: measured slices of equal length, in order of time.
         batch_size: inferences in a request.
-        seed: of the resampling.
+        seed: seed of the random numbers.
     """
     slices = _grouped(slices)
     whole = Histogram.merge(piece.latencies for piece in slices)

@@ -55,8 +55,8 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every"
     """Judge a report.
 
     Args:
-        report: the load test.
-        gates: the gates.
+        report: called with one line per step.
+        gates: limits and their metrics.
         over: `every`: each level must hold them. `some`: one level that holds all of them is enough.
 
     Raises:
@@ -88,8 +88,8 @@ def judge_point(point: LoadPoint, gate: Gate, *, looks: int = 1) -> GateResult:
     """Judge one gate at one load level.
 
     Args:
-        point: the level.
-        gate: the gate.
+        point: row of the load level.
+        gate: limit and its metric.
         looks: how often the level is judged while it runs. The interval is widened so that all of these looks
             together miss the number with 5 % (Bonferroni).
     """
@@ -152,7 +152,7 @@ def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance
     when the whole interval is beyond the tolerance, passes when none of it is, and is inconclusive between.
 
     Args:
-        report: the new report.
+        report: called with one line per step.
         baseline: the earlier one, by `read_report`.
         tolerance: the allowed share of worsening.
 
@@ -241,7 +241,7 @@ def compare_load_tests(before: LoadTestReport, after: LoadTestReport) -> LoadCom
 
     Args:
         before: the earlier one, or that of the first version.
-        after: the other one.
+        after: result of the later load test.
     """
     facts = (
         ("servers", before.target.url, after.target.url),

@@ -42,6 +42,15 @@ def measure_level(
     """Measure one level on running workers.
 
     A server that goes away in the middle gives a row with the outcome `failed`.
+
+    Args:
+        pool: the running load workers.
+        level: the load: requests in flight, or a rate.
+        endpoint: address, path, headers and messages of the requests.
+        options: settings of the load test.
+        sources: the target, and the server's metrics page.
+        progress: called about ten times a second, and with each finished row. `None`: nothing is reported.
+        early_stop: decides after each slice whether the level can end. `None`: it runs to its end.
     """
     measurement: Measurement | None = None
     try:
@@ -77,7 +86,14 @@ def measure_level(
 
 
 def jobs_of(level: Level, endpoint: Endpoint, options: LoadTestOptions, workers: int) -> list[Job]:
-    """Share a level among workers: requests in flight as evenly as they divide, or every n-th arrival."""
+    """Share a level among workers: requests in flight as evenly as they divide, or every n-th arrival.
+
+    Args:
+        level: the load: requests in flight, or a rate.
+        endpoint: address, path, headers and messages of the requests.
+        options: settings of the load test.
+        workers: number of worker processes.
+    """
     is_closed = level.mode == "concurrency"
     sequences = 0 if endpoint.sequences is None else int(level.level) if is_closed else options.sequences
     schedule = None if is_closed else schedule_of(level, options)

@@ -94,7 +94,16 @@ def slice_length_ns(options: LoadTestOptions) -> int:
 
 
 class Measurement:
-    """Takes the slices of one level, decides when it has seen enough, and makes the row."""
+    """Takes the slices of one level, decides when it has seen enough, and makes the row.
+
+    Args:
+        level: the load: requests in flight, or a rate.
+        options: settings of the load test.
+        target: the model under load.
+        metrics: reads the server's metrics page.
+        progress: called about ten times a second, and with each finished row. `None`: nothing is reported.
+        early_stop: decides after each slice whether the level can end. `None`: it runs to its end.
+    """
 
     def __init__(
         self,

@@ -56,8 +56,8 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
     """Measure a served model at every level of `options`.
 
     Args:
-        options: what to do.
-        progress: is told about ten times a second, and once with each finished row.
+        options: settings of the load test.
+        progress: called about ten times a second, and with each finished row. `None`: nothing is reported.
 
     Returns:
         One row a level. A level that failed is a row with the outcome `failed`, not an exception.

@@ -119,7 +119,7 @@ def search_load(space: LoadSpace, options: LoadTestOptions, measure: Measure) ->
     """Measure level after level until the largest load that holds `options.until` is known or cannot be.
 
     Args:
-        space: where to search.
+        space: the loads to search, and the first one.
         options: gates and the longest time of a level.
         measure: measures one level until the early stop says that it is enough. For its whole time without one.
 
@@ -186,8 +186,8 @@ def decided(point: LoadPoint, gates: Sequence[Gate], looks: int) -> tuple[Outcom
     """Return what a level's numbers say of all gates together, and the gates that say so.
 
     Args:
-        point: the level.
-        gates: upper limits.
+        point: row of the load level.
+        gates: limits and their metrics.
         looks: how often the level is judged while it runs, see `judge_point`.
     """
     if point.outcome in ("failed", "overloaded"):
@@ -251,7 +251,13 @@ def _bracket(steps: Sequence[SearchStep]) -> tuple[float | None, float | None, l
 
 
 def conclude(space: LoadSpace, gates: Sequence[Gate], steps: Sequence[SearchStep]) -> LoadSearch:
-    """Return what the measured levels say of the largest load."""
+    """Return what the measured levels say of the largest load.
+
+    Args:
+        space: the loads that were searched.
+        gates: limits and their metrics.
+        steps: the measured levels, in order.
+    """
     holds, fails, undecided = _bracket(steps)
     outcome, reason = _answer(space, steps, (holds, fails, undecided))
     return LoadSearch(

@@ -190,6 +190,11 @@ class Target:
     def register_memory(self, name: str, key: str | CudaHandle, size_bytes: int) -> None:
         """Let the server map memory as region `name`: POSIX shared memory by its key, or memory of a GPU.
 
+        Args:
+            name: name of the region on the server.
+            key: key of the POSIX region, or handle of the GPU's memory.
+            size_bytes: size of the memory in bytes.
+
         Raises:
             ServerError: it cannot, or is not allowed to.
         """

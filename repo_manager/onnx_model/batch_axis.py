@@ -47,7 +47,11 @@ class BatchAxis:
         return self.kind == "batched"
 
     def asked_for(self, max_batch_size: int | None) -> BatchAxis:
-        """Return the verdict after somebody has asked for batches, which is his to decide where shapes allow it."""
+        """Return the verdict after somebody has asked for batches, which is his to decide where shapes allow it.
+
+        Args:
+            max_batch_size: largest batch asked for. `None`: nothing was asked.
+        """
         if self.batched or not self.stackable or not max_batch_size:
             return self
         return replace(self, kind="batched", forced=True)
@@ -81,7 +85,13 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
 
 
 def try_batch_axis(model: Model, signature: Signature, samples: _Arrays | None = None) -> BatchAxis:
-    """Decide by running. The graph is asked again with sizes that the model runs with. See `find_batch_axis`."""
+    """Decide by running. The graph is asked again with sizes that the model runs with. See `find_batch_axis`.
+
+    Args:
+        model: the ONNX model, which is not changed.
+        signature: the model's inputs and outputs.
+        samples: input samples: input name -> array, batch axis included. `None`: made-up samples.
+    """
     reason = _size_reason(model)
     if reason is not None:
         return BatchAxis("unbatched", reason, stackable=True)

@@ -55,7 +55,6 @@ _NUMBERS: Mapping[str, Callable[..., Any]] = {
 }
 """Elementwise operators whose small results are worth knowing: shapes, indices and masks are made of them."""
 
-
 _MAX_NUMBERS = 1 << 16
 
 
@@ -261,7 +260,13 @@ def _rowwise(call: Call) -> list[Value]:
 
 
 def by_rows(call: Call, shape: tuple[int, ...], *, inputs: Sequence[int] | None = None) -> Value:
-    """Return a value whose rows along axis 0 depend on the same rows of the inputs."""
+    """Return a value whose rows along axis 0 depend on the same rows of the inputs.
+
+    Args:
+        call: the node and its inputs.
+        shape: shape of the value.
+        inputs: positions of the inputs that count. `None`: all inputs.
+    """
     marks: Marks = np.zeros((1,) * len(shape), np.uint16)
     for index, value in enumerate(call.inputs):
         if value is None:

@@ -135,7 +135,13 @@ def _neighbour(array: NDArray[Any], kind: str, limit: int | None) -> NDArray[Any
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any], *, units: int = 0) -> bool:
-    """Whether two arrays are equal, NaN to NaN, except for some units in the last place."""
+    """Whether two arrays are equal, NaN to NaN, except for some units in the last place.
+
+    Args:
+        one: the first array to compare.
+        other: the second array, of the same shape.
+        units: accepted difference, in units in the last place.
+    """
     if one.shape != other.shape:
         return False
     if one.dtype.kind in "OUSbiu":

@@ -148,7 +148,12 @@ NOTHING = np.zeros((), np.uint16)
 
 
 def constant(array: NDArray[Any] | None, shape: Sequence[int]) -> Value:
-    """Return a value that no sample has part in. `array` are its numbers where they are small."""
+    """Return a value that no sample has part in. `array` are its numbers where they are small.
+
+    Args:
+        array: the numbers, if they are few. `None`: unknown.
+        shape: shape of the constant.
+    """
     dims = tuple(int(size) for size in shape)
     known = array if array is not None and array.size <= _MAX_KNOWN and array.dtype.kind in "iubf" else None
     return Value(dims, np.zeros((1,) * len(dims), np.uint16), known)
@@ -181,7 +186,12 @@ def is_mixed(value: Value) -> bool:
 
 
 def packed(marks: NDArray[Any], shape: Sequence[int] | None = None) -> Marks:
-    """Store once what is equal along an axis."""
+    """Store once what is equal along an axis.
+
+    Args:
+        marks: dependence of each element on the samples.
+        shape: shape of the value. `None`: that of the array.
+    """
     result: Marks = np.asarray(marks, np.uint16)
     for axis in range(result.ndim):
         if result.shape[axis] > 1:
@@ -222,7 +232,13 @@ def loose(values: Sequence[Value], *, extra: int = MAYBE) -> Value:
 
 
 def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
-    """Return the union along axes. One whose length follows the number of samples adds `SIZE`."""
+    """Return the union along axes. One whose length follows the number of samples adds `SIZE`.
+
+    Args:
+        value: the value to reduce.
+        axes: axes to reduce, counted from 0.
+        keep: keep reduced axes with size 1.
+    """
     wanted = tuple(sorted({axis % value.rank for axis in axes})) if value.rank else ()
     marks: Marks = np.bitwise_or.reduce(value.marks, axis=wanted, keepdims=True) if wanted else value.marks
     if any(value.is_sized(axis) for axis in wanted):
@@ -299,6 +315,10 @@ class Call:
     def ints(self, index: int | None, name: str = "") -> tuple[int, ...] | None:
         """Return integers from an attribute or from an input, or `None` when neither is there.
 
+        Args:
+            index: position of the input. `None`: the attribute alone counts.
+            name: name of the attribute.
+
         Raises:
             UnknownError: the input's numbers are not known.
         """
@@ -313,7 +333,13 @@ class Call:
         return tuple(int(each) for each in np.broadcast_to(value.numbers, value.dims).reshape(-1))
 
     def integer(self, index: int | None, name: str = "", default: int | None = None) -> int:
-        """Return one integer. See `ints`."""
+        """Return one integer. See `ints`.
+
+        Args:
+            index: position of the input. `None`: the attribute alone counts.
+            name: name of the attribute.
+            default: value if neither is stated. `None`: there is no default.
+        """
         found = self.ints(index, name)
         if found:
             return found[0]

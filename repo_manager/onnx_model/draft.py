@@ -80,7 +80,12 @@ class Draft:
 
 
 def weight_of_array(array: Array, data_type: int | None = None) -> Weight:
-    """Hold values in memory as a weight. `None` takes the element type from the array."""
+    """Hold values in memory as a weight. `None` takes the element type from the array.
+
+    Args:
+        array: values of the weight.
+        data_type: element type, a `TensorProto` constant. `None`: that of the array.
+    """
     number = onnx.helper.np_dtype_to_tensor_dtype(array.dtype) if data_type is None else data_type
     return Weight(number, array.shape, lambda: array)
 
@@ -116,7 +121,13 @@ def _unreadable(where: str) -> Array:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Return an attribute's value, or `default` when the node does not state it."""
+    """Return an attribute's value, or `default` when the node does not state it.
+
+    Args:
+        node: node of the graph.
+        name: name of the attribute.
+        default: value if the node does not state the attribute.
+    """
     for item in node.attribute:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)

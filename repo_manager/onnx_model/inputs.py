@@ -90,11 +90,11 @@ def natural_inputs(
     1. The same symbol gets the same size everywhere.
 
     Args:
-        signature: of the model.
+        signature: the model's inputs and outputs.
         batch: size of a dynamic first dimension. `None` is 1.
         seed: same seed, same values.
-        sizes: see `resolve_shape`.
-        limits: integers of these inputs go up to, not including, this number (`index_limits`).
+        sizes: size per symbol or per `input:axis`, as in `resolve_shape`. `None`: usual sizes.
+        limits: input name -> exclusive upper limit of its integers (`index_limits`). `None`: no limits.
 
     Raises:
         ModelError: an input of a type that NumPy cannot make, or too large.
@@ -119,8 +119,8 @@ def natural_answers(
     """Make one request for a model and have ONNX Runtime answer it.
 
     Args:
-        path: the model's file.
-        shapes: input -> its sizes, batch axis included; -1 leaves a size open.
+        path: path of the file.
+        shapes: input name -> shape, batch axis included. `None`: the model's own shapes.
 
     Returns:
         The inputs, batch 1, and the outputs.
@@ -143,7 +143,7 @@ def given_sizes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> 
     """Turn shapes that a person gave for inputs into sizes for `natural_inputs` and `find_sizes`.
 
     Args:
-        signature: of the model.
+        signature: the model's inputs and outputs.
         shapes: input -> every size, the batch included.
 
     Raises:
@@ -243,11 +243,11 @@ def find_sizes(
     """Find sizes for the dynamic axes with which the model runs, trying a few usual ones.
 
     Args:
-        session: runs the model.
+        session: session that runs the model.
         signature: of the same model.
         seed: of the made values.
         budget_s: no further size is tried after so many seconds.
-        given: sizes that are known (`given_sizes`). Only the others are tried.
+        given: known sizes (`given_sizes`). Only the others are tried. `None`: none is known.
 
     Returns:
         Sizes for `natural_inputs` and `resolve_shape`.

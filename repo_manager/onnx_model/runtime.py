@@ -193,7 +193,7 @@ class RuntimeProcess:
         return number, answer
 
     def run(self, number: int, inputs: Mapping[str, NDArray[Any]], where: str) -> list[NDArray[Any] | str]:
-        """Run a loaded model once.
+        """Run the loaded model `number` once, on `inputs` (name -> array). Errors name `where`, as `Session.run` does.
 
         Returns:
             Its outputs in order. Of one that is no tensor the name of its type.

@@ -76,7 +76,13 @@ def limit_memory(size_bytes: int) -> None:
 def answer_to(
     header: dict[str, Any], arrays: list[Any], sessions: dict[int, Any]
 ) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
-    """Do what a message asks for."""
+    """Do what a message asks for.
+
+    Args:
+        header: the message: the verb and its arguments.
+        arrays: arrays of the message.
+        sessions: number of the model -> its session. Changed by loads.
+    """
     number = header["session"]
     if header["do"] == "close":
         sessions.pop(number, None)
@@ -122,7 +128,13 @@ def described_value(value: Any) -> dict[str, Any]:
 
 
 def send(peer: socket.socket, header: dict[str, Any], arrays: list[np.ndarray[Any, Any]]) -> None:
-    """Send a message."""
+    """Send a message.
+
+    Args:
+        peer: socket to the other process.
+        header: the message, as JSON values.
+        arrays: arrays that follow the message.
+    """
     contents: list[Any] = []
     described = []
     for array in arrays:
@@ -151,7 +163,13 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], list[Any]] | None:
 
 
 def array_of(content: bytearray | None, kind: str, shape: list[int]) -> Any:
-    """Return the array sent."""
+    """Return the array sent.
+
+    Args:
+        content: bytes of the array. `None`: it is empty.
+        kind: NumPy type, or `str` for texts.
+        shape: shape of the array.
+    """
     if kind == "str":
         return np.array(json.loads(bytes(content or b"[]")), dtype=object).reshape(shape)
     return np.frombuffer(content or b"", dtype=np.dtype(kind)).reshape(shape)

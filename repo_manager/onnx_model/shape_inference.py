@@ -75,6 +75,11 @@ def evaluate(
     """Return a node's outputs computed from known small inputs. Empty when it is not such a node.
 
     The caller has made sure, by shape inference, that the outputs are small.
+
+    Args:
+        node: node of the graph.
+        values: name -> value of the known inputs.
+        opsets: operator sets of the model.
     """
     if node.op_type not in _OPERATORS or node.domain not in ("", "ai.onnx"):
         return {}
@@ -179,7 +184,11 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def static_shape(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
-    """Return a tensor type's shape when every size is known, else `None`."""
+    """Return a tensor type's shape when every size is known, else `None`.
+
+    Args:
+        kind: type of the value. `None`: unknown.
+    """
     if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
         return None
     dims = kind.tensor_type.shape.dim

@@ -104,7 +104,7 @@ def resolve_shape(
     Args:
         spec: the tensor. An unknown rank is taken as a scalar.
         batch: size of a dynamic first dimension that `sizes` does not name.
-        sizes: size per symbol, or per `"input:axis"`, which wins over the symbol.
+        sizes: size per symbol, or per `"input:axis"`, which wins over the symbol. `None`: usual sizes.
         default: size of every other dynamic dimension.
 
     Raises:

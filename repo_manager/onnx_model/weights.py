@@ -182,6 +182,11 @@ def unpack(packed: NDArray[np.uint8], data_type: int, count: int) -> NDArray[np.
     Integers keep their value. A `float4_e2m1fn` becomes its signed place in the order of magnitudes (int8, -7 to 7):
     its sign and its zeros are those of the number.
 
+    Args:
+        packed: bytes as ONNX stores them.
+        data_type: element type, a `TensorProto` constant.
+        count: number of elements to return.
+
     Raises:
         ModelError: the type is not one below a byte.
     """

@@ -103,7 +103,7 @@ def cut_weights(data: bytes | mmap.mmap, marker: bytes) -> tuple[bytes, dict[byt
     """Return a serialised `ModelProto` without its large weights, and where these are.
 
     Args:
-        data: the whole file.
+        data: bytes of the whole file.
         marker: random bytes that no tensor of the file can hold by accident. Each cut `raw_data` becomes the marker
             and a number, which is its key in the returned mapping.
 

@@ -106,7 +106,7 @@ def write_draft(draft: Draft, path: Path, *, limit_bytes: int = PROTOBUF_LIMIT_B
     For a folder of one's own: nothing is synchronised to disk, and an error leaves a part of the file behind.
 
     Args:
-        draft: what to write.
+        draft: the model as a float32 draft.
         path: the model's file. Replaced when there.
         limit_bytes: the most that one file may hold before the weights move out of it.
 

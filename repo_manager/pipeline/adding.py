@@ -67,8 +67,8 @@ def add(
         repository: the model repository's root. Created when missing.
         options: `None` takes the defaults.
         report: told what is being done.
-        progress: told about the steps of an engine's build, in the building thread.
-        cancelled: set it from another thread to stop a build. Ctrl-C does.
+        progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
+        cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
 
     Raises:
         InputError: the model, the calibration data or the repository is bad.

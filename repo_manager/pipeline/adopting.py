@@ -20,7 +20,7 @@ def write_configs(
     """Write config.pbtxt for every model that has versions and no configuration.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all.
         url: a server that has the models loaded. `None` computes what servers derive from ONNX files.
         connection: how to connect to it.

@@ -79,10 +79,10 @@ def apply(
     all the same. What is not declared is removed last, and not at all when a model failed.
 
     Args:
-        declaration: as read.
+        declaration: the file, read and checked.
         base: the folder of its file.
         repository: where. Made when it does not exist.
-        servers: of the declaration.
+        servers: clients of the servers that the file names.
         options: `None` takes the defaults.
         report: told what is being done.
         show: given the plan before anything is done.
@@ -110,12 +110,12 @@ def carry_out(
     """Execute the steps of plans, and nothing else. Call it inside the `planned` block that made them.
 
     Args:
-        plans: one per model.
+        plans: the plan of each model.
         declaration: that they were made from.
         base: the folder of its file.
         repository: where. Made when it does not exist.
-        servers: of the declaration.
-        options: how.
+        servers: clients of the servers that the file names.
+        options: what `apply` may do.
         report: receives one line per step.
     """
     base, repository = Path(base), as_location(repository)

@@ -55,7 +55,7 @@ def ensure_server(
     """Return the server that a command with or without `--to` talks to.
 
     Args:
-        repository: the model repository.
+        repository: the model repository: a folder, or a URL of object storage.
         url: the server's URL. `None` takes the running `serve` of the repository, else starts one, which goes on
             running in the background.
         timeout_s: how long a new server may take.
@@ -236,7 +236,7 @@ def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Itera
 
     Args:
         repository: whose server it is.
-        log: its file.
+        log: path of the log file.
         lines: how many from the end. 0: all.
     """
     repository, log = as_location(repository), Path(log)

@@ -28,7 +28,7 @@ def version_cards(
     """Return the cards of one version, of a model's versions, or of all, by name and version.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         target: `NAME:VERSION` (a number or a tag), or `NAME`. `None`: the whole repository.
         loads: load tests besides the kept ones. Each goes to the card of its version.
 

@@ -43,7 +43,7 @@ def build_controls(main: Prepared, options: AddOptions, watch: Watch) -> tuple[P
     Args:
         main: the version. Its layers that stayed in FP32 stay so in the twins, and its shapes are theirs.
         options: that it was made with.
-        watch: is told.
+        watch: receives progress, and can stop the build.
 
     Raises:
         ModelError: the model holds no zero where sparsity counts, so there is no denser twin.

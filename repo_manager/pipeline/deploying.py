@@ -55,8 +55,8 @@ def deploy(
     """Put a version into service, proven by an inference. On any failure the previous state is put back.
 
     Args:
-        repository: the model repository.
-        name: the model.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
         version: its number or a tag. `None` takes the newest.
         to: connected clients, URLs, or one `k8s://namespace/release` or `kserve://namespace/name`. `None` takes the
             server of the settings, else the running `serve` of the repository, else starts one that goes on running.
@@ -104,6 +104,14 @@ def rollback(
 ) -> Rollout:
     """Go back to the version that was deployed before the current one, with the same proof as `deploy`.
 
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
+        options: settings of the roll-out. `None`: the defaults.
+        connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
+        report: called with one line per step.
+
     Raises:
         RepositoryError: there is none.
         RepoManagerError: as `repo_manager.rollout.deploy`.
@@ -141,8 +149,8 @@ def undeploy(
     """Take a model, or one version of it, out of service. The server's index proves it.
 
     Args:
-        repository: the model repository.
-        name: the model.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
         version: its number or a tag. `None`: all versions served.
         to: as for `deploy`, but no server is started: without one, what is recorded as deployed is no longer loaded
             when `serve` starts.

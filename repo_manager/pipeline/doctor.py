@@ -126,7 +126,7 @@ def examine_engines(repository: LocationLike, target: FitTarget) -> tuple[Engine
 
     Args:
         repository: on disk its engines' own heads are read. In object storage the manifests are believed.
-        target: the server.
+        target: release, GPU and libraries of the server (`fit_target_of`).
 
     Raises:
         RepositoryError: the repository cannot be read.

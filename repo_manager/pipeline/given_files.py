@@ -43,7 +43,12 @@ _SKIPPED = ("__pycache__",)
 
 
 def is_converted(path: Path, backend: str | None) -> bool:
-    """Return whether `add` converts what was given for this backend. Anything else is published as it is."""
+    """Return whether `add` converts what was given for this backend. Anything else is published as it is.
+
+    Args:
+        path: path of the given file or folder.
+        backend: backend asked for. `None`: chosen by the kind of file.
+    """
     other = backend not in (None, "auto", *(known.value for known in Backend))
     return not other and not path.is_dir() and path.suffix.lower() not in _BACKENDS.keys() - {".onnx"}
 

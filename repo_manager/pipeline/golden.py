@@ -45,7 +45,7 @@ def golden_sample(
     Args:
         model: the converted ONNX file.
         inputs: input name -> array, batch axis included.
-        precision: decides the tolerance.
+        precision: precision of the conversion.
         repeatable: whether every operator is known to give the same numbers each time.
         threads: of ONNX Runtime. `None` leaves it to it.
 

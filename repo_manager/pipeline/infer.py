@@ -79,6 +79,10 @@ class InferOptions:
 def server_of(repository: LocationLike, url: str | None) -> str:
     """Return the server to ask: the one given, else the running `serve` of the repository.
 
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        url: address of the server. `None`: the running `serve`.
+
     Raises:
         ServerUnreachableError: none runs.
     """
@@ -108,7 +112,7 @@ def infer(
 
     Args:
         repository: where labels and the golden sample are looked up. The server may serve another one.
-        name: the model.
+        name: name of the model.
         version: its number, which need not be in the repository, or a tag. `None` leaves the choice to the server.
         to: the server, gRPC for a decoupled model. `None` takes the server of the settings, else the running `serve`
             of the repository.

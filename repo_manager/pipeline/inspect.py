@@ -60,7 +60,7 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
     """Read a model and judge its weights. Changes nothing.
 
     Args:
-        path: an ONNX file.
+        path: path of the file.
         shapes: input name -> shape, for the multiply-accumulate counts. `None` counts at batch 1.
 
     Raises:

@@ -48,8 +48,8 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
     """Read the record of a version's inputs.
 
     Args:
-        repository: the model repository.
-        name: the model.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
         version: `None` takes the newest version served.
 
     Returns:

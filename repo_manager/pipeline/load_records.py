@@ -61,8 +61,8 @@ def kept_load_tests(repository: LocationLike, name: str, version: int | None = N
     """Return the load tests that were kept of a version, oldest first. Without charts.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
         version: one of its versions. `None`: all of them.
 
     Raises:
@@ -74,7 +74,13 @@ def kept_load_tests(repository: LocationLike, name: str, version: int | None = N
 
 
 def read_kept(name: str, tests: Iterable[KeptLoadTest], version: int | None = None) -> tuple[LoadTestReport, ...]:
-    """Return the reports of records. Those of a newer repo-manager that cannot be read are left out."""
+    """Return the reports of records. Those of a newer repo-manager that cannot be read are left out.
+
+    Args:
+        name: name of the model.
+        tests: records of load tests.
+        version: version of the model. `None`: the newest, or the server's choice.
+    """
     reports = []
     for test in tests:
         if version in (None, test.version):

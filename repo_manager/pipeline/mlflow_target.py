@@ -59,9 +59,9 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
         Args:
             name: the model's name in Triton.
             model_uri: what `add` takes: models:/, runs:/, s3://, a path, ...
-            flavor: nothing else than `triton`.
-            config: see `target_help`.
-            endpoint: not known here.
+            flavor: must be `triton`. `None`: `triton`.
+            config: options of the target, as in `target_help`. `None`: the defaults.
+            endpoint: must be `None`: MLflow's endpoints are not supported.
 
         Raises:
             MlflowException: as `add` and `deploy`, with their words.
@@ -83,6 +83,13 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
     ) -> dict[str, Any]:
         """Publish and deploy another version. Without a model URI the newest version is deployed.
 
+        Args:
+            name: name of the model.
+            model_uri: MLflow's URI of the model. `None`: deploy the newest version.
+            flavor: must be `triton`. `None`: `triton`.
+            config: options of the target, as in `target_help`. `None`: the defaults.
+            endpoint: must be `None`: MLflow's endpoints are not supported.
+
         Raises:
             MlflowException: as `create_deployment`.
         """
@@ -96,6 +103,11 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> None:
         """Take the model out of service. Its versions stay in the repository.
 
+        Args:
+            name: name of the model.
+            config: options of the target, as in `target_help`. `None`: the defaults.
+            endpoint: must be `None`: MLflow's endpoints are not supported.
+
         Raises:
             MlflowException: as `undeploy`.
         """
@@ -104,7 +116,11 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
             undeploy(self._repository(), name, to=_checked(config).get("to"))
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """Return every model that is recorded as deployed."""
+        """Return every model that is recorded as deployed.
+
+        Args:
+            endpoint: must be `None`: MLflow's endpoints are not supported.
+        """
         with _in_words_of_mlflow():
             _refuse(None, endpoint)
             names = [entry.name for entry in scan(self._repository())]
@@ -113,6 +129,10 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         """Return one model.
+
+        Args:
+            name: name of the model in Triton.
+            endpoint: must be `None`: MLflow's endpoints are not supported.
 
         Raises:
             MlflowException: there is none.
@@ -126,9 +146,9 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
         """Send one request a row, and return the outputs of all.
 
         Args:
-            deployment_name: the model.
+            deployment_name: name of the model. `None` is refused.
             inputs: a DataFrame whose columns are inputs, or a mapping of them to arrays whose first axis counts rows.
-            endpoint: not known here.
+            endpoint: must be `None`: MLflow's endpoints are not supported.
 
         Raises:
             MlflowException: as `infer`.
@@ -150,7 +170,15 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
 
 
 def run_local(target: str, name: str, model_uri: str, flavor: str | None = None, config: Any = None) -> Any:
-    """Deploy on the embedded server of this machine, which is what happens without `to` in any case."""
+    """Deploy on the embedded server of this machine, which is what happens without `to` in any case.
+
+    Args:
+        target: name of the MLflow target, with the repository.
+        name: name of the model.
+        model_uri: MLflow's URI of the model.
+        flavor: must be `triton`. `None`: `triton`.
+        config: options of the target, as in `target_help`. `None`: the defaults.
+    """
     return RepoManagerDeploymentClient(target).create_deployment(name, model_uri, flavor, config)
 
 

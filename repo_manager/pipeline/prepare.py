@@ -100,6 +100,12 @@ def convert_and_build(model: Model, target: Target, options: AddOptions, watch: 
     Layers that the conversion made INT8, and that the builder turns out to compute in floating point, are left out of
     a second conversion: the first engine would be slower than an honest one.
 
+    Args:
+        model: the ONNX model, which is not changed.
+        target: name, repository and backend of the version.
+        options: settings of the conversion and of the version.
+        watch: receives progress, and can stop the build.
+
     Returns:
         The version, and the options with what was found out, for its controls.
 
@@ -123,6 +129,12 @@ def convert_and_build(model: Model, target: Target, options: AddOptions, watch: 
 
 def convert_model(model: Model, target: Target, options: AddOptions, watch: Watch) -> Converted:
     """Find out how the model is fed, check the options against it, and convert it.
+
+    Args:
+        model: the ONNX model, which is not changed.
+        target: name, repository and backend of the version.
+        options: settings of the conversion and of the version.
+        watch: receives progress, and can stop the build.
 
     Raises:
         InputError: the model, the calibration data or the options are bad.
@@ -153,6 +165,12 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
 
 def build_version(converted: Converted, target: Target, options: AddOptions, watch: Watch) -> Prepared:
     """Make what the backend loads, and the golden sample, which runs on the processor while an engine is built.
+
+    Args:
+        converted: the converted model and its checks.
+        target: name, repository and backend of the version.
+        options: settings of the conversion and of the version.
+        watch: receives progress, and can stop the build.
 
     Raises:
         InputError: the engine cannot be built, or the options do not fit.

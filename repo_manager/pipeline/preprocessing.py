@@ -143,13 +143,13 @@ def add_with_images(
 
     Args:
         path: an ONNX file with one input, an image. As `add`.
-        name: the model's name.
-        repository: the root.
+        name: name of the model.
+        repository: the model repository: a folder, or a URL of object storage.
         preprocess: the YAML file that says how images become the input. Its folder holds images.
-        options: as `add`.
-        report: as `add`.
-        progress: as `add`.
-        cancelled: as `add`.
+        options: settings of the conversion and of the version. `None`: the defaults.
+        report: called with one line per step.
+        progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
+        cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
 
     Raises:
         CalibrationError: the YAML is wrong or does not fit the model, or an image cannot be read.

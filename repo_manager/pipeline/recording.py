@@ -112,7 +112,7 @@ def trial_run(
     """Run a version on an embedded server of its own, in a repository of its own.
 
     Args:
-        name: the model.
+        name: name of the model.
         files: path in the version's folder -> file.
         config: its configuration. The backend may complete it.
         repository: where the models are that it needs.
@@ -190,10 +190,10 @@ def needs_of(
     """Return what a model needs, directly or through others, in the order of loading.
 
     Args:
-        repository: where.
-        name: the model.
-        config: its configuration.
-        parts: see `Trial`.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        config: configuration of the model (config.pbtxt).
+        parts: model -> version, as in `Trial`.
 
     Returns:
         Name -> configuration that serves what `parts` says, else what the model's own does, and every version that is
@@ -253,6 +253,11 @@ def exchanges_of(path: Path, config: ModelConfig, kind: ModelKind) -> tuple[Exch
     counts the requests: of a sequence, its steps (of several streams, those of the first), else the first one alone,
     and then, where the model takes batches, as many together as fit.
 
+    Args:
+        path: path of the sample.
+        config: configuration of the model (config.pbtxt).
+        kind: how the model is asked: batched, stateful, decoupled.
+
     Raises:
         InputError: it cannot be read, or does not fit the model's inputs.
     """
@@ -300,11 +305,11 @@ def record(
     """Record a version's answers to a sample.
 
     Args:
-        name: the model.
+        name: name of the model.
         exchanges: what is sent. Where there are responses, those are the reference, and the run is compared with them.
         run: the running version, or why there is none.
-        tolerance: of each output.
-        timeout_s: of each request.
+        tolerance: largest accepted error of each output.
+        timeout_s: deadline of the call in seconds.
 
     Raises:
         GateError: it refuses the sample, or answers otherwise than the sample says.

@@ -94,7 +94,14 @@ _OPTION_OF = {
 def config_options(
     options: ConfigOptions, target: Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
 ) -> ConfigOptions:
-    """Fill in what was not asked for: the existing model's largest batch and file, the sample's sizes for warm-up."""
+    """Fill in what was not asked for: the existing model's largest batch and file, the sample's sizes for warm-up.
+
+    Args:
+        options: fields of config.pbtxt that the caller chose.
+        target: name, repository and backend of the version.
+        sample: input name -> array of the golden sample.
+        batched: whether the arrays have a batch axis.
+    """
     size = options.max_batch_size
     existing = existing_config(target)
     if size is None and batched and existing is not None:
@@ -120,8 +127,8 @@ def serving_config(
     """Derive the configuration, plans per GPU kind, accelerator and named variants included.
 
     Args:
-        target: name and backend.
-        signature: what is served.
+        target: name, repository and backend of the version.
+        signature: the model's inputs and outputs, shapes with the batch axis.
         axis: whether the first axis is a batch axis.
         options: `options.config` is complete, see `config_options`.
         model: to try sizes on, when the accelerator needs a range for a dynamic axis.
@@ -173,6 +180,11 @@ def _with_profile(
 
 def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tuple[str, ...]:
     """Compare with the config.pbtxt that is there: all versions share it, and publishing leaves it as it is.
+
+    Args:
+        target: name, repository and backend of the version.
+        config: configuration of the model (config.pbtxt).
+        options: settings of the conversion and of the version.
 
     Returns:
         The fields in which it says something else, for a note. Empty for a new model.

@@ -54,7 +54,7 @@ def snapshot(
     """Write a snapshot, and pin it in a values file.
 
     Args:
-        repository: the repository.
+        repository: the model repository: a folder, or a URL of object storage.
         targets: what is to change, each `NAME` or `NAME:VERSION`. Empty takes every model as its policy serves it.
         values: a YAML file for the pin alone. What it pins now stays, except for `targets`. `None` writes no file. The
             other models are then taken as the repository's policies serve them.
@@ -101,7 +101,7 @@ def fetch(
     """Bring a snapshot into a cache on this machine, unless it is there, and check every file and signature of it.
 
     Args:
-        url: the snapshot, `<repository>.snapshots/<id>`.
+        url: place of the snapshot, `<repository>.snapshots/<id>`.
         cache: the folder, which pods of one machine share.
         signed_by: public keys one of which must vouch for each version. Empty takes the settings'.
         keep: how many snapshots stay beside it that no process serves.

@@ -30,8 +30,8 @@ def refuse_while_ready(repository: LocationLike, name: str, version: int | None)
     """Check that the repository's own running server, where there is one, does not serve what will be removed.
 
     Args:
-        repository: the model repository.
-        name: the model.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
         version: one version. `None`: any.
 
     Raises:
@@ -63,7 +63,7 @@ def status(
     """Show what servers serve, and where they differ from the repository. Nothing is changed.
 
     Args:
-        repository: the model repository.
+        repository: the model repository: a folder, or a URL of object storage.
         name: the model. `None` for all that were deployed or are loaded.
         to: connected clients or URLs. `None` takes the server of the settings, else the running `serve`.
         timeout_s: how long to wait for each answer.
@@ -103,12 +103,12 @@ def watch_status(
     """Look at the status again and again, for ever. A server that is away for a moment ends nothing.
 
     Args:
-        repository: as for `status`.
-        name: likewise.
-        to: likewise.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model. `None`: all models that were deployed or are loaded.
+        to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
         interval_s: the pause after each look.
-        timeout_s: as for `status`.
-        connection: likewise.
+        timeout_s: deadline of the call in seconds.
+        connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
 
     Yields:
         What is seen, or why nothing is.

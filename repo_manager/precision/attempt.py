@@ -43,9 +43,9 @@ class Attempts:
     """Makes attempts. Each goes to a folder of its own, which `forget` removes.
 
     Args:
-        builder: of candidates.
-        prover: of them.
-        folder: the staging folder.
+        builder: makes the candidates of the conversion.
+        prover: judges the candidates by their drift.
+        folder: folder for the files.
         name: of the model's file.
     """
 
@@ -129,8 +129,8 @@ def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> At
     Args:
         attempts: makes and proves candidates.
         first: the attempt that failed by drift alone.
-        most: largest number nodes.
-        folder: for temporary models.
+        most: largest number of nodes to keep.
+        folder: folder for the files.
 
     Returns:
         The attempt with the fewest kept nodes that passes. `first`, without its files, when none does.
@@ -186,7 +186,14 @@ def _word(check: Check) -> str:
 
 
 def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -> str:
-    """Return the message of a failed gate."""
+    """Return the message of a failed gate.
+
+    Args:
+        model: the ONNX model, which is not changed.
+        precision: precision of the conversion.
+        proof: failed checks of the candidate.
+        began: table of the error after each block. Empty: there is none.
+    """
     failed = ", ".join(check.name for check in proof.checks if not check.passed)
     lines = [f"{model.path} as {precision}: the gate failed ({failed})"]
     lines += [f"  {_word(check)}  {check.name}: {check.detail}" for check in proof.checks]
@@ -196,7 +203,13 @@ def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -
 
 
 def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
-    """Return the error after each block as a table, one column a stage (int8, fp16). Empty when it was not drift."""
+    """Return the error after each block as a table, one column a stage (int8, fp16). Empty when it was not drift.
+
+    Args:
+        attempts: builds candidates of the conversion.
+        attempt: the attempt that failed.
+        folder: folder for the files.
+    """
     if not attempt.proof.failed_only("drift"):
         return ""
     samples = attempts.prover.reference.inputs[:1]

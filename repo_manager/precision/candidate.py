@@ -33,7 +33,7 @@ class Keep:
 
     Args:
         patterns: shell patterns (`*`, `?`, `[...]`), case matters.
-        names: further nodes, by exact name, and why.
+        names: further nodes to keep, by exact name, with reasons. `None`: no others.
     """
 
     def __init__(self, patterns: Iterable[str] = (), names: Mapping[str, str] | None = None) -> None:
@@ -104,11 +104,11 @@ class Builder:
     What does not depend on the kept nodes (preparation, ranges of activations) is done once.
 
     Args:
-        draft: the source.
-        precision: not FP32.
-        options: of the conversion.
+        draft: the model as a float32 draft.
+        precision: precision of the conversion.
+        options: settings of the conversion.
         samples: calibration inputs, for INT8. Iterated again for each pass.
-        folder: for temporary models.
+        folder: folder for the files.
         check: compares the prepared model with the source. `None`: it is not compared.
 
     Raises:

@@ -53,13 +53,13 @@ def reference_of(
     """Run the source model.
 
     Args:
-        model: the source.
-        signature: of it.
+        model: the ONNX model, which is not changed.
+        signature: the model's inputs and outputs.
         calibration: where inputs come from. `None` makes natural ones.
         samples: largest number of the calibration data, spread evenly over it.
-        seed: of natural inputs.
+        seed: seed of the random numbers.
         kind: what to call the calibration data.
-        given: sizes of natural inputs that are known (`given_sizes`).
+        given: known sizes of natural inputs (`given_sizes`). `None`: usual sizes.
 
     Raises:
         ModelError: ONNX Runtime does not run the source.

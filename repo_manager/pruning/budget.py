@@ -107,7 +107,7 @@ class Meter:
         """Measure the model with some layers pruned.
 
         Args:
-            layers: names, in order.
+            layers: layers to prune, in the graph's order.
             changed: layer -> the constants that it changes.
             kind: of the solutions: what is remembered is of this kind.
         """
@@ -130,7 +130,7 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
     """Add layers until all are pruned, the cheapest for its gain first.
 
     Args:
-        meter: measures.
+        meter: measures a choice of layers.
         changed: layer -> the constants that it changes when it is pruned.
         budget: a layer that exceeds it by far waits until no other one fits. Then the rest is added in lots.
 
@@ -177,7 +177,7 @@ def points_of(
     """Return steps as they are reported.
 
     Args:
-        steps: of the front.
+        steps: steps of the front, from dense to pruned.
         macs: of the whole model.
         labels: layer -> what it is called.
         alone: each layer was solved behind dense ones.

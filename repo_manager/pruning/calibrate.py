@@ -103,7 +103,7 @@ class Journal:
 
         Args:
             key: everything that the solutions depend on.
-            folder: `None` keeps nothing.
+            folder: folder of solved layers, created if needed. `None`: keep nothing.
 
         Raises:
             InputError: the folder belongs to another run.
@@ -147,7 +147,11 @@ class Journal:
 
 @contextmanager
 def workers(threads: int | None) -> Iterator[tuple[Executor, int]]:
-    """Give a pool of threads, and how many, and hold BLAS to one thread each: so no result depends on their number."""
+    """Give a pool of threads, and how many, and hold BLAS to one thread each: so no result depends on their number.
+
+    Args:
+        threads: number of threads. `None`: one per CPU.
+    """
     width = threads or os.cpu_count() or 1
     with threadpoolctl.threadpool_limits(limits=1), ThreadPoolExecutor(width) as pool:
         yield pool, width
@@ -189,7 +193,7 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
 
     Args:
         run: the dense model and its data.
-        layers: those to prune.
+        layers: layers to prune, in the graph's order.
         progress: told before each layer.
 
     Returns:
@@ -236,7 +240,7 @@ def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _
 
     Args:
         run: the dense model and its data.
-        layers: in any order.
+        layers: layers to prune, in the graph's order.
         progress: told before each layer.
 
     Raises:
@@ -263,7 +267,14 @@ def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _
 
 
 def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], store: WeightStore) -> dict[str, Weight]:
-    """Return the constants that a solved layer changes, by name, as they are stored."""
+    """Return the constants that a solved layer changes, by name, as they are stored.
+
+    Args:
+        layer: the layer that was solved.
+        solved: new values of the layer.
+        weights: name -> constants of the model.
+        store: reads the values of constants.
+    """
     weight = weights[layer.name]
     found = {layer.name: weight_of_array(layer.stored(solved.matrix, store), weight.data_type)}
     if layer.shift is not None:

@@ -35,7 +35,14 @@ class MatrixColumns:
     channel: int
 
     def of(self, value: Array, output: Array, limit: int, random: np.random.Generator) -> tuple[Array, Array]:
-        """Return inputs `[P, K]` and outputs `[P, N]`, float32, of at most `limit` products, drawn by `random`."""
+        """Return inputs `[P, K]` and outputs `[P, N]`, float32, of at most `limit` products, drawn by `random`.
+
+        Args:
+            value: input of the product.
+            output: output of the product.
+            limit: largest number of rows.
+            random: generator that chooses the rows.
+        """
         reduction = -1 if value.ndim == 1 else self.reduction
         inputs = np.moveaxis(value, reduction, -1).reshape(-1, value.shape[reduction])
         channel = -1 if value.ndim == 1 else self.channel
@@ -82,7 +89,14 @@ class ConvColumns:
         )
 
     def of(self, value: Array, output: Array, limit: int, random: np.random.Generator) -> tuple[Array, Array]:
-        """Return inputs `[P, K]` and outputs `[P, N]` of at most `limit` places. K in the order kernel, channel."""
+        """Return inputs `[P, K]` and outputs `[P, N]` of at most `limit` places. K in the order kernel, channel.
+
+        Args:
+            value: input of the convolution, `[N, C, ...]`.
+            output: output of the convolution, `[N, K, ...]`.
+            limit: largest number of places.
+            random: generator that chooses the places.
+        """
         batch, channels = value.shape[:2]
         places = output.shape[2:]
         chosen = _drawn(batch * math.prod(places), limit, random)

@@ -63,10 +63,10 @@ class Judge:
     """Measures models on one set of samples, against the dense model's answers.
 
     Args:
-        model: the dense one.
-        data: the samples.
-        folder: for temporary models.
-        metric: of the user, too.
+        model: the ONNX model, which is not changed.
+        data: representative inputs of the model.
+        folder: folder for the files.
+        metric: the user's metric. `None`: only the drift is measured.
         part: `choose` or `judge`: what this judge is for, which a metric with two parameters is told.
     """
 
@@ -83,8 +83,8 @@ class Judge:
         """Measure a draft with some constants changed.
 
         Args:
-            draft: the dense model.
-            changed: constants by name.
+            draft: the model as a float32 draft.
+            changed: name -> changed constants.
             drift: `False` asks the metric only.
 
         Raises:
@@ -130,6 +130,11 @@ def metric_of(evaluator: Evaluator) -> Metric:
 
 def measure_metric(metric: Metric, run: Runs, part: str) -> float:
     """Ask the user's function.
+
+    Args:
+        metric: the quantity that is measured.
+        run: function that runs the model.
+        part: name of the measured model, for messages.
 
     Raises:
         CalibrationError: it fails, or gives no finite number.

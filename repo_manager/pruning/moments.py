@@ -42,8 +42,8 @@ class Moments:
     Products are computed in float32, of distances from the first columns' mean, and summed in float64.
 
     Args:
-        outputs: N.
-        columns: K.
+        outputs: number of outputs N.
+        columns: number of inputs K.
         pool: shares out the products.
     """
 
@@ -53,7 +53,13 @@ class Moments:
         self.origin: Array | None = None
 
     def add(self, inputs: Array, outputs: Array, *, judging: bool = False) -> None:
-        """Add columns: inputs `[P, K]`, outputs `[P, N]`, float32."""
+        """Add columns: inputs `[P, K]`, outputs `[P, N]`, float32.
+
+        Args:
+            inputs: inputs `[P, K]`, float32.
+            outputs: outputs `[P, N]`, float32.
+            judging: whether the columns are held out to judge by.
+        """
         sums = self.judging if judging else self.rest
         sums.waiting.append((inputs, outputs))
         if sum(len(pair[0]) for pair in sums.waiting) >= max(_PANEL, min(2048, inputs.shape[1])):
@@ -96,7 +102,7 @@ class Moments:
         """Return the problem of all samples. Ends the sums: nothing may be added afterwards.
 
         Args:
-            dense: `[N, K]`.
+            dense: dense weights `[N, K]`.
             centred: a constant is free to take up the means.
         """
         self._flush(self.rest)

@@ -55,7 +55,7 @@ def permuted(draft: Draft, pruned: Sequence[str], seed: int = 0) -> Permuted:
     Args:
         draft: the model, not changed.
         pruned: names of the tensors that are to become 2:4.
-        seed: of the search.
+        seed: seed of the random numbers.
     """
     channels = channels_of(draft)
     wanted = [axis for axis in channels.axes if axis.reduces and axis.weight in set(pruned)]

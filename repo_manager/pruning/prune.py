@@ -103,7 +103,7 @@ def prune_with_data(
 
     Args:
         model: the model, not changed.
-        data: representative inputs.
+        data: representative inputs of the model.
         options: `None` takes the defaults.
         progress: told before each layer.
 

@@ -157,7 +157,13 @@ def _invert_upper(matrix: Array) -> None:
 
 
 def errors_of(system: System, weights: Array, wanted: Array) -> Array:
-    """Return w A w' - 2 c w' of each row."""
+    """Return w A w' - 2 c w' of each row.
+
+    Args:
+        system: moments of the layer's inputs and outputs.
+        weights: weights `[K, N]`, float32, one column per output.
+        wanted: right-hand side `[K, N]`.
+    """
     return np.asarray(np.einsum("ij,ij->j", system.matrix @ weights - 2 * wanted, weights))
 
 
@@ -167,14 +173,27 @@ def dot(left: Array, right: Array) -> float:
 
 
 def fit(matrix: Array, weights: Array, wanted: Array) -> Array:
-    """Find the best values for a fixed mask: exactly in small problems, else by conjugate gradients."""
+    """Find the best values for a fixed mask: exactly in small problems, else by conjugate gradients.
+
+    Args:
+        matrix: second moments A of the inputs, `[K, K]`.
+        weights: weights `[K, N]`, 0 outside the mask.
+        wanted: right-hand side c, `[K, N]`.
+    """
     if len(weights) <= DOUBLE_UP_TO:
         return _fit_exactly(matrix, weights, wanted)
     return fit_roughly(matrix, weights, wanted, _MAX_FIT_STEPS)
 
 
 def fit_roughly(matrix: Array, weights: Array, wanted: Array, steps: int) -> Array:
-    """Improve the values for a fixed mask by some steps of preconditioned conjugate gradients."""
+    """Improve the values for a fixed mask by some steps of preconditioned conjugate gradients.
+
+    Args:
+        matrix: second moments A of the inputs, `[K, K]`.
+        weights: weights `[K, N]`, 0 outside the mask.
+        wanted: right-hand side c, `[K, N]`.
+        steps: number of gradient steps.
+    """
     mask = weights != 0
     scale = mask / matrix.diagonal()[:, None]
     residual = (wanted - matrix @ weights) * mask

@@ -68,7 +68,15 @@ class Search:
 
     @classmethod
     def of(cls, run: Run, layers: Sequence[Layer], judge: Judge, budget: Budget, progress: Progress) -> Search:
-        """Measure every layer, and the front."""
+        """Measure every layer, and the front.
+
+        Args:
+            run: solves layers and builds models.
+            layers: layers to prune, in the graph's order.
+            judge: measures a pruned model.
+            budget: limit of the drift.
+            progress: called with the progress.
+        """
         solved = solve_alone(run.within("alone"), layers, scaled(progress, 0.0, _ALONE))
         weights, store = run.graph.draft.weights, run.store
         changed = {layer.name: replacements(layer, solved[layer.name], weights, store) for layer in layers}
@@ -149,5 +157,11 @@ class Search:
 
 
 def scaled(progress: Progress, start: float, end: float) -> Callable[[float, str], None]:
-    """Return a progress that is a part of another."""
+    """Return a progress that is a part of another.
+
+    Args:
+        progress: called with the progress.
+        start: share at the start of the part, 0 to 1.
+        end: share at the end of the part, 0 to 1.
+    """
     return lambda share, now: progress(start + share * (end - start), now)

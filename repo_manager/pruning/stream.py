@@ -104,7 +104,14 @@ class Stream:
 
     @classmethod
     def at_start(cls, graph: Graph, samples: Iterable[Mapping[str, Array]], folder: Path, keep_bytes: int) -> Stream:
-        """Begin with the model's inputs."""
+        """Begin with the model's inputs.
+
+        Args:
+            graph: order of the model's nodes.
+            samples: input samples: input name -> array, batch axis included.
+            folder: folder for the files.
+            keep_bytes: bytes to keep in memory. The rest goes to `folder`.
+        """
         folder.mkdir()
         stream = cls(graph, dict(graph.draft.weights), [], folder, keep_bytes)
         later = frozenset().union(*graph.reads)
@@ -121,7 +128,7 @@ class Stream:
         Args:
             done: a set closed: what its nodes read is computed by its nodes.
             also: values that `done` computes, or inputs.
-            pool: where samples run.
+            pool: executor that runs the work.
             width: how many samples at a time.
 
         Raises:
@@ -209,7 +216,14 @@ class Stream:
 def in_order(
     work: Callable[[_Item], _Result], items: Collection[_Item], pool: Executor, width: int
 ) -> Iterator[_Result]:
-    """Yield results in the order of the items, `width` of them under way at a time."""
+    """Yield results in the order of the items, `width` of them under way at a time.
+
+    Args:
+        work: function that makes a result of an item.
+        items: the items, in order.
+        pool: executor that runs the work.
+        width: largest number of running items.
+    """
     waiting: deque[Future[_Result]] = deque()
     try:
         for item in items:

@@ -31,8 +31,8 @@ def added_view(added: Any, repository: str | None = None) -> list[RenderableType
     """Show a `pipeline.Added`.
 
     Args:
-        added: what `add` returned.
-        repository: what was given as `--repository`, which the next command needs, too.
+        added: the result of `pipeline.adding.add`.
+        repository: value of `--repository`, for the next command. `None`: the option was not given.
     """
     views: list[RenderableType] = []
     layers = added.engine.get("layers")
@@ -51,7 +51,12 @@ def added_view(added: Any, repository: str | None = None) -> list[RenderableType
 
 
 def added_files_view(added: Any, repository: str | None = None) -> list[RenderableType]:
-    """Show a `pipeline.adding_files.AddedFiles`. `repository` as for `added_view`."""
+    """Show a `pipeline.adding_files.AddedFiles`. `repository` as for `added_view`.
+
+    Args:
+        added: the result of `pipeline.adding_files.add_files`.
+        repository: value of `--repository`, for the next command. `None`: the option was not given.
+    """
     proof = {
         "embedded server": f"{added.requests} request(s), answers recorded on the embedded server",
         "given": f"{added.requests} request(s) with the answers of the sample",
@@ -77,7 +82,12 @@ def added_files_view(added: Any, repository: str | None = None) -> list[Renderab
 
 
 def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableType]:
-    """Show a `pipeline.ensembling.MadeEnsemble`. `repository` as for `added_view`."""
+    """Show a `pipeline.ensembling.MadeEnsemble`. `repository` as for `added_view`.
+
+    Args:
+        made: the result of `pipeline.ensembling.make_ensemble`.
+        repository: value of `--repository`, for the next command. `None`: the option was not given.
+    """
     rows = [[edge.source, f"{edge.model}.{edge.input}", _MATCHED[edge.by]] for edge in made.edges]
     views: list[RenderableType] = [make_table(" -> ".join(made.models), ["tensor", "goes to", "because of"], rows)]
     if made.left_out:
@@ -86,7 +96,12 @@ def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableTy
 
 
 def images_view(made: Any, repository: str | None = None) -> list[RenderableType]:
-    """Show what a `pipeline.preprocessing.AddedWithImages` has beside the model. `repository` as for `added_view`."""
+    """Show what a `pipeline.preprocessing.AddedWithImages` has beside the model. `repository` as for `added_view`.
+
+    Args:
+        made: the result of `pipeline.preprocessing.add_with_images`.
+        repository: value of `--repository`, for the next command. `None`: the option was not given.
+    """
     if made.ensemble is None:
         return []
     ran = made.ensemble.added.golden == "embedded server"

@@ -98,7 +98,7 @@ def version_card(
     """Collect what is known of a version.
 
     Args:
-        model: the model.
+        model: the model of the version.
         version: one of its versions, as a deep scan found it.
         state: what is remembered of the model.
         signature: what is known of its signature, in words. Empty: nothing.
@@ -121,7 +121,7 @@ def card_html(card: Card, *, sparsity: Markup | None = None) -> str:
     """Return the card as a complete HTML document that refers to nothing outside itself.
 
     Args:
-        card: the card.
+        card: facts of the version.
         sparsity: from `sparsity_part`, in place of the card's own tables of layers. `None` for none.
     """
     return render_page("card.html.j2", card=card, sparsity=sparsity)

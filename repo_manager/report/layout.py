@@ -83,7 +83,7 @@ def make_table(
 
     Args:
         title: stands above it. `None` for none.
-        columns: the headings.
+        columns: headings of the columns.
         rows: one value per column. Printed as text, never as markup.
         right: the headings of the columns that are aligned to the right, separated by commas. They are never folded.
         drop: the headings of the columns that a narrow terminal leaves out, separated by commas, the first one first.

@@ -37,7 +37,13 @@ def latency_unit(points: Sequence[LoadPoint]) -> Unit:
 
 
 def number_cell(metric: Metric, point: LoadPoint, size: float) -> str:
-    """Return a number as a table shows it, latencies in a unit of `size` nanoseconds. `-` when it is not known."""
+    """Return a number as a table shows it, latencies in a unit of `size` nanoseconds. `-` when it is not known.
+
+    Args:
+        metric: the quantity that is measured.
+        point: row of the load level.
+        size: nanoseconds of the latency unit.
+    """
     value = metric.get(point)
     if value is None:
         return "-"
@@ -49,7 +55,13 @@ def _measured(report: LoadTestReport) -> list[LoadPoint]:
 
 
 def latency_against_throughput(report: LoadTestReport, verdict: Verdict | None, unit: Unit) -> str | None:
-    """Return p50 and p99 against throughput, with the knee and the latency gates. `None` below two levels."""
+    """Return p50 and p99 against throughput, with the knee and the latency gates. `None` below two levels.
+
+    Args:
+        report: called with one line per step.
+        verdict: outcome of the gates. `None`: there are no gates.
+        unit: unit of the numbers.
+    """
     points = sorted(_measured(report), key=lambda point: (point.mode, point.level))
     if len(points) < 2:
         return None

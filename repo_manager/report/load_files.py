@@ -32,6 +32,10 @@ def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
 
     A failed gate is a failure, an inconclusive one an error (it is not known), an unstable level a skipped case. The
     levels of a search go beyond what the server holds: only one without any answer is a failure of its own.
+
+    Args:
+        report: result of the load test.
+        verdict: outcome of the gates. `None`: there are no gates.
     """
     name = f"loadtest.{report.target.model}"
     suite = ElementTree.Element("testsuite", name=name, timestamp=report.started, time=f"{report.seconds:.3f}")
@@ -78,7 +82,12 @@ def _case(suite: ElementTree.Element, suite_name: str, name: str, seconds: str) 
 
 
 def load_openmetrics(report: LoadTestReport, verdict: Verdict | None = None) -> str:
-    """Return gauges and latency summaries by model, version and load level, ended by `# EOF`."""
+    """Return gauges and latency summaries by model, version and load level, ended by `# EOF`.
+
+    Args:
+        report: result of the load test.
+        verdict: outcome of the gates. `None`: there are no gates.
+    """
     rows: dict[str, list[str]] = {}
     for point in report.points:
         labels = _labels(report, point)
@@ -128,7 +137,12 @@ _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclus
 
 
 def load_markdown(report: LoadTestReport, verdict: Verdict | None = None) -> str:
-    """Return the report's levels, gates and notes as GitHub-flavoured Markdown."""
+    """Return the report's levels, gates and notes as GitHub-flavoured Markdown.
+
+    Args:
+        report: result of the load test.
+        verdict: outcome of the gates. `None`: there are no gates.
+    """
     unit, size = latency_unit(report.points)
     target = report.target
     version = f", version {target.version}" if target.version else ""
@@ -242,6 +256,12 @@ def check_report_path(path: StrPath) -> Path:
 
 
 def report_text(path: StrPath, report: LoadTestReport, verdict: Verdict | None) -> str:
-    """Return the report as the ending of `path` asks for it. See `check_report_path`."""
+    """Return the report as the ending of `path` asks for it. See `check_report_path`.
+
+    Args:
+        path: path of the file.
+        report: called with one line per step.
+        verdict: outcome of the gates. `None`: there are no gates.
+    """
     path = Path(path)
     return redacted(_WRITERS[path.suffix.lower()](report, verdict))

@@ -28,7 +28,7 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
     """Return the page of a load test.
 
     Args:
-        report: the load test.
+        report: called with one line per step.
         verdict: its gates, drawn as limits and listed. `None` when there are none.
         comparisons: of batch sizes, drawn as ratios.
 

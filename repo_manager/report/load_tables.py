@@ -53,7 +53,11 @@ _STYLES = {
 
 
 def format_ms(nanoseconds: float | None) -> str:
-    """Format a latency in milliseconds. `-` when it is not known."""
+    """Format a latency in milliseconds. `-` when it is not known.
+
+    Args:
+        nanoseconds: the latency. `None`: unknown.
+    """
     return "-" if nanoseconds is None else f"{nanoseconds / 1e6:.3g}"
 
 

@@ -21,7 +21,7 @@ def machine_view(machine: Any, server: str = "") -> list[RenderableType]:
     """Show a `pipeline.doctor.Machine`.
 
     Args:
-        machine: what was found.
+        machine: the result of `pipeline.doctor`.
         server: what its engines were checked against, in words. Empty: they were not.
     """
     gpus = "; ".join(

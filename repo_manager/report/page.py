@@ -51,7 +51,7 @@ def render_page(template: str, **values: Any) -> str:
     """Render a template beside this module.
 
     Args:
-        template: its file name.
+        template: file name of the template.
         **values: what it shows. Every text is escaped.
 
     Returns:

@@ -100,7 +100,7 @@ def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str],
 
     Args:
         terminal: its stderr is written to. Nothing is when it is quiet.
-        title: of the whole.
+        title: text of the title.
     """
     if terminal.quiet:
         yield lambda _share, _now: None
@@ -144,10 +144,10 @@ def transfer_progress(
     A transfer that takes less than that is not spoken of.
 
     Args:
-        report: takes one line.
+        report: called with one line per step.
         total_bytes: what there is to transfer. 0 when it is not known.
         every_s: the shortest time between two lines.
-        clock: seconds.
+        clock: returns the time in seconds.
     """
     lock = threading.Lock()
     done, began = 0, clock()
@@ -191,8 +191,8 @@ def load_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Progre
     """Give a function that shows a load test's progress, as long as the context lasts.
 
     Args:
-        console: of stderr.
-        quiet: show nothing.
+        console: console that writes to stderr.
+        quiet: whether to show nothing.
     """
     with _shown(console, _line, _LoadView(), quiet=quiet, refreshes_per_s=8) as told:
         yield told
@@ -299,8 +299,8 @@ def compare_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Com
     """Give a function that shows a comparison's progress: a live bar, or a line for each batch size.
 
     Args:
-        console: of stderr.
-        quiet: show nothing.
+        console: console that writes to stderr.
+        quiet: whether to show nothing.
     """
     with _shown(console, _compare_line, _CompareView(), quiet=quiet, refreshes_per_s=4) as told:
         yield told
@@ -344,9 +344,9 @@ def tune_progress(console: Console, budget_s: float, *, quiet: bool) -> Iterator
     """Give a function that shows a tuning's progress: what was measured last, the best so far, the budget left.
 
     Args:
-        console: of stderr.
-        budget_s: of the whole.
-        quiet: show nothing.
+        console: console that writes to stderr.
+        budget_s: budget of the whole search in seconds.
+        quiet: whether to show nothing.
     """
     with _shown(console, _tune_line, _TuneView(budget_s), quiet=quiet, refreshes_per_s=4) as told:
         yield told

@@ -46,8 +46,8 @@ def models_view(root: Location, models: Sequence[ModelEntry], states: Mapping[st
     """List models, one a line.
 
     Args:
-        root: the repository.
-        models: what is there.
+        root: the model repository: a folder, or a place in object storage.
+        models: the models to list.
         states: model -> what is remembered of it. One may be missing.
     """
     if not models:
@@ -167,9 +167,9 @@ def config_change_view(change: ConfigChange, *, shown: bool, repository: str | N
     """Show a configuration, or its change, what that makes a server do, and the command that makes it do it.
 
     Args:
-        change: done or planned.
+        change: the change, planned or made.
         shown: nothing was to be changed: show the configuration.
-        repository: what was given as `--repository`, which the next command needs, too.
+        repository: value of `--repository`, for the next command. `None`: the option was not given.
     """
     if shown:
         return [Text(change.before.rstrip())]

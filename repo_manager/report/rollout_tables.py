@@ -136,7 +136,7 @@ def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType
     """Show what was done, or would be, and how it was proven. The plan of what was done has been told before it was.
 
     Args:
-        rollout: done or planned.
+        rollout: the roll-out, planned or made.
         back: it was a roll-back.
     """
     first = rollout.servers[0]

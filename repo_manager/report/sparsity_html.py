@@ -57,8 +57,8 @@ def sparsity_page(
     """Return the whole page. Every name from the model is escaped.
 
     Args:
-        report: what to show.
-        title: the model's name.
+        report: sparsity of each layer.
+        title: text of the title.
         evidence: of an engine that was built of it. Empty for none.
         pruned: what pruning did, as it is in a manifest or in JSON. `None`: nothing is known of it.
     """
@@ -73,7 +73,13 @@ def sparsity_page(
 def sparsity_part(
     report: SparsityReport, *, evidence: Sequence[LayerEvidence] = (), pruned: Mapping[str, Any] | None = None
 ) -> Markup:
-    """Return the sections of the page, as a part of another one. Its arguments are those of `sparsity_page`."""
+    """Return the sections of the page, as a part of another one. Its arguments are those of `sparsity_page`.
+
+    Args:
+        report: sparsity of each layer.
+        evidence: what the engine's builder did with each layer. Empty: there is no engine.
+        pruned: what pruning did, from the manifest. `None`: unknown.
+    """
     section = render_part("sparsity_section.html.j2", **_values(report, evidence))
     return section if pruned is None else section + _pruning_section(pruned)
 

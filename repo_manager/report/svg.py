@@ -46,7 +46,14 @@ class Axis:
 
     @classmethod
     def around(cls, title: str, values: Sequence[float], *, is_log: bool = False, zero: bool = True) -> Axis:
-        """Return an axis that holds the values: from 0 (unless `zero` is off), or from decade to decade."""
+        """Return an axis that holds the values: from 0 (unless `zero` is off), or from decade to decade.
+
+        Args:
+            title: title of the axis, with its unit.
+            values: numbers that the axis must hold.
+            is_log: use a logarithmic scale.
+            zero: start a linear axis at 0.
+        """
         known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
         high = max(known) or 1.0
         if is_log:
@@ -97,8 +104,8 @@ class Chart:
     Args:
         title: shown above, and the image's name.
         description: what a reader who does not see it must know.
-        x: the horizontal axis.
-        y: the vertical axis.
+        x: horizontal axis of the chart.
+        y: vertical axis of the chart.
         width: of the view box. The image takes its container's width.
         height: of the view box.
     """
@@ -119,7 +126,14 @@ class Chart:
         return _LEFT + self._x.share(x) * across, self._height - _BOTTOM - self._y.share(y) * down
 
     def line(self, name: str, points: Sequence[tuple[float, float]], series: int, *, dashed: bool = False) -> Chart:
-        """Add a line. Points that are no finite numbers interrupt it."""
+        """Add a line. Points that are no finite numbers interrupt it.
+
+        Args:
+            name: name in the legend.
+            points: points (x, y) in axis units.
+            series: number of the series, which chooses the colour.
+            dashed: draw a dashed line.
+        """
         path, pen = [], "M"
         for x, y in points:
             if not (math.isfinite(x) and math.isfinite(y)):
@@ -135,7 +149,13 @@ class Chart:
         return self
 
     def marks(self, points: Sequence[tuple[float, float, str]], series: int, *, ring: bool = False) -> Chart:
-        """Add marks with a title each: (x, y, title)."""
+        """Add marks with a title each: (x, y, title).
+
+        Args:
+            points: points (x, y) in axis units, each with a title.
+            series: number of the series, which chooses the colour.
+            ring: draw rings instead of dots.
+        """
         for x, y, title in points:
             left, top = self._at(x, y)
             kind = "ring" if ring else f"mark s{series % _SERIES}"
@@ -146,7 +166,14 @@ class Chart:
         return self
 
     def label(self, x: float, y: float, text: str, *, above: bool = True) -> Chart:
-        """Add a text at a point. One below a point near the horizontal axis stands above it, clear of a ring."""
+        """Add a text at a point. One below a point near the horizontal axis stands above it, clear of a ring.
+
+        Args:
+            x: position on the horizontal axis.
+            y: position on the vertical axis.
+            text: text of the label.
+            above: draw it above the point.
+        """
         left, top = self._at(x, y)
         anchor = "end" if left > self._width - 120 else "middle"
         top += -9 if above else 17 if self._y.share(y) > _NEAR_THE_AXIS else -14
@@ -168,7 +195,13 @@ class Chart:
         return self
 
     def band(self, start: float, end: float, title: str) -> Chart:
-        """Shade a stretch of the horizontal axis."""
+        """Shade a stretch of the horizontal axis.
+
+        Args:
+            start: start on the horizontal axis.
+            end: end on the horizontal axis.
+            title: text of the stretch.
+        """
         left, _ = self._at(max(start, self._x.low), self._y.low)
         right, _ = self._at(min(end, self._x.high), self._y.low)
         self._back.append(
@@ -178,7 +211,14 @@ class Chart:
         return self
 
     def span(self, x: float, low: float, high: float, series: int) -> Chart:
-        """Add a vertical interval with end caps."""
+        """Add a vertical interval with end caps.
+
+        Args:
+            x: position on the horizontal axis.
+            low: lower end on the vertical axis.
+            high: upper end on the vertical axis.
+            series: number of the series, which chooses the colour.
+        """
         left, top = self._at(x, high)
         _, bottom = self._at(x, low)
         self._front.append(
@@ -234,11 +274,11 @@ def stacked_bars(
     """Return horizontal stacked bars as an `<svg>` element.
 
     Args:
-        title: the image's name.
+        title: name of the image, for screen readers.
         description: what a reader who does not see it must know.
         rows: a label and its parts, in the order of `names`.
         names: what the parts are.
-        unit: of the parts.
+        unit: unit of the numbers.
     """
     width, left, height = 620.0, 130.0, 58.0 + 30.0 * len(rows)
     axis = Axis.around(unit, [sum(parts) for _, parts in rows])

@@ -38,7 +38,11 @@ _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def format_count(value: float | None) -> str:
-    """Format a count with three digits: `1.23 M`."""
+    """Format a count with three digits: `1.23 M`.
+
+    Args:
+        value: the count. `None`: unknown.
+    """
     if value is None:
         return "-"
     for step, suffix in _STEPS:
@@ -58,7 +62,11 @@ def format_bytes(value: int) -> str:
 
 
 def format_share(value: float | None) -> str:
-    """Format a share of one as a percentage. Never rounds up to 100 %."""
+    """Format a share of one as a percentage. Never rounds up to 100 %.
+
+    Args:
+        value: the share, 0 to 1. `None`: unknown.
+    """
     if value is None:
         return "-"
     if value < 1 and round(value * 100, 1) == 100.0:
@@ -234,7 +242,12 @@ def calibration_view(made: Any) -> list[RenderableType]:
 
 
 def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]:
-    """Show what pruning took from each layer, what it left alone, and with data what it cost."""
+    """Show what pruning took from each layer, what it left alone, and with data what it cost.
+
+    Args:
+        report: layers that pruning changed or left alone.
+        output: path of the written model. `None`: a dry run.
+    """
     solved = report.evidence is not None
     columns = ["layer", "weight", "shape", "values removed", "magnitude lost"]
     columns += ["error", "error by magnitude"] if solved else []

@@ -172,7 +172,14 @@ class Terminal:
 
 
 def error_document(kind: str, message: str, hint: str | None, exit_code: int) -> str:
-    """Return an error as the JSON that a command prints in place of its result."""
+    """Return an error as the JSON that a command prints in place of its result.
+
+    Args:
+        kind: name of the error's class.
+        message: text of the error.
+        hint: the next step for the user. `None`: there is none.
+        exit_code: exit code of the command.
+    """
     error = {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}
     return json.dumps({"error": error}, indent=2) + "\n"
 

@@ -33,9 +33,9 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     """Return what a terminal shows of a tuning.
 
     Args:
-        result: the tuning.
+        result: result of the search.
         written: the models' config.pbtxt have been changed to it.
-        repository: what was given as `--repository`, which the next command needs, too.
+        repository: value of `--repository`, for the next command. `None`: the option was not given.
     """
     pairs: list[tuple[str, object]] = [
         ("model", result.model),

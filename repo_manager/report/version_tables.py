@@ -28,7 +28,7 @@ def version_view(model: ModelEntry, version: VersionEntry, state: ModelState) ->
     """Show one version: what state it is in, where it came from, what was checked, and its files.
 
     Args:
-        model: the model.
+        model: the model of the version.
         version: one of its versions, as a deep scan found it.
         state: what is remembered of the model.
     """

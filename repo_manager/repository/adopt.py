@@ -53,7 +53,7 @@ def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = 
     Nothing else changes. The record says `"adopted": true`: where the content came from is not known.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all. One that cannot be adopted does not stop the others.
         dry_run: only say what would be written.
 
@@ -86,8 +86,8 @@ def without_config(repository: LocationLike, name: str | None = None) -> tuple[s
     """Return the models that have versions and no config.pbtxt.
 
     Args:
-        repository: the root.
-        name: look at this one only.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of one model. `None`: all models.
     """
     store = open_store(repository)
     names = model_names(store) if name is None else (name,)

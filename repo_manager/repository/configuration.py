@@ -63,8 +63,8 @@ def change_config(
     what the manifests recorded of them.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
         changes: `field.field` -> the value as it is in a config.pbtxt, `None` to clear it. `instance_group.count` is
             the first group's, `instance_group[1].count` the second's, `parameters.KEY` a parameter's string.
         dry_run: only check and say what would change.
@@ -86,9 +86,9 @@ def edit_config(
     """Replace a model's config.pbtxt by a new text, as it is. Checked as by `change_config`.
 
     Args:
-        repository: the root.
-        name: the model.
-        text: the whole file.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        text: content of the file.
         based_on: the text changed to it. `None` replaces unconditionally.
         dry_run: only check and say what would change.
 
@@ -122,9 +122,9 @@ def replace_config(
     """Give a model another config.pbtxt with the files that it names, except for its version policy, which stays.
 
     Args:
-        target: the root.
-        name: the model.
-        text: of the file.
+        target: the repository to write to: a folder, or a URL of object storage.
+        name: name of the model.
+        text: content of the file.
         beside: label files and variants: path in the model's folder -> content.
         dry_run: only check and say what would change.
 
@@ -196,6 +196,11 @@ def settle_trial(repository: Location, name: str, report: Callable[[str], None])
 
     The record stays until the next roll-out is proven, or undone: servers may serve the version still.
 
+    Args:
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        report: called with one line per step.
+
     Returns:
         Whether there was one.
 
@@ -226,8 +231,8 @@ def set_served_versions(repository: Location, name: str, versions: Iterable[int]
     already says so it is not touched.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
         versions: the versions to serve. Each must exist.
 
     Returns:
@@ -265,8 +270,8 @@ def write_config_bytes(repository: Location, name: str, content: bytes | None) -
     """Make config.pbtxt what it was. A file that says so already is not touched. The last writer wins.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
         content: its bytes. `None`: there was none.
 
     Raises:
@@ -319,8 +324,8 @@ def is_as_derived(version: VersionView, config: ModelConfig, file: Path) -> bool
     it then, and ONNX Runtime is of the same release now: a load would find what that load found.
 
     Args:
-        version: of a repository.
-        config: the model's configuration.
+        version: the version, with its manifest.
+        config: configuration of the model (config.pbtxt).
         file: the version's model on this machine.
     """
     with contextlib.suppress(RepositoryError, ConfigError, OSError):

@@ -75,7 +75,7 @@ def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:
 
     Args:
         a: the first, from `find_model`.
-        b: the second.
+        b: the second version to compare.
     """
     names = tuple(f"{entry.path.parent.name}:{entry.version}" for entry in (a, b))
     sizes = (a.size_bytes or 0, b.size_bytes or 0)

@@ -61,8 +61,8 @@ def with_dependents(store: Store, view: ModelView, ensembles: Mapping[str, Model
     """Return the view with the ensembles that contain the model, and the versions of it that they pin.
 
     Args:
-        store: where.
-        view: the model.
+        store: store of the repository.
+        view: the model as it was read, with the files beside its versions.
         ensembles: what `ensembles_in` returned. `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
@@ -75,8 +75,8 @@ def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] 
     """Return the models of the repository that a model needs, directly or through others, in the order of loading.
 
     Args:
-        store: where.
-        name: the model.
+        store: store of the repository.
+        name: name of the model.
         ensembles: what `ensembles_in` returned. `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
@@ -87,8 +87,8 @@ def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[
     """Check the ensembles that a model is, or is part of, with another configuration of this model.
 
     Args:
-        store: where.
-        view: the model.
+        store: store of the repository.
+        view: the model as it was read, with the files beside its versions.
         config: its configuration as it will be.
 
     Returns:
@@ -115,9 +115,10 @@ def ensembles_problems(
     """Check the ensembles of a repository against their models.
 
     Args:
-        store: where.
+        store: store of the repository.
         names: these models, and the ensembles that they are part of. `None`: all.
-        serving: model -> the versions that it will serve by then, where that is not what its config.pbtxt says.
+        serving: model -> the versions that it will serve, if not those of its config.pbtxt. `None`: config.pbtxt holds
+            for all.
     """
     ensembles = ensembles_in(store)
     if names is None:

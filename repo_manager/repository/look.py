@@ -38,8 +38,8 @@ def existing_model(store: Store, name: str, *, record: bool = False) -> ModelVie
     """Look at a model that must be there.
 
     Args:
-        store: where.
-        name: the model.
+        store: store of the repository.
+        name: name of the model.
         record: also what is remembered of it.
 
     Raises:
@@ -54,6 +54,11 @@ def existing_model(store: Store, name: str, *, record: bool = False) -> ModelVie
 def changeable_model(store: Store, name: str, *, record: bool = False) -> ModelView:
     """Look at a model that is going to be changed, or whose record is read.
 
+    Args:
+        store: store of the repository.
+        name: name of the model.
+        record: also read the model's record.
+
     Raises:
         RepositoryError: there is none of that name, or it is a symbolic link.
     """
@@ -64,6 +69,10 @@ def changeable_model(store: Store, name: str, *, record: bool = False) -> ModelV
 
 def check_no_link(place: str, link: Link | None) -> None:
     """Refuse to change anything through a symbolic link.
+
+    Args:
+        place: place of the folder, for the message.
+        link: link of the folder. `None`: it is no link.
 
     Raises:
         RepositoryError: there is one.
@@ -76,7 +85,13 @@ def check_no_link(place: str, link: Link | None) -> None:
 
 
 def each(store: Store, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
-    """Call a function that reads, for each item. As many at a time as the store bears."""
+    """Call a function that reads, for each item. As many at a time as the store bears.
+
+    Args:
+        store: store of the repository.
+        act: function that reads one item.
+        items: the items, in order.
+    """
     waiting = list(items)
     if store.traits.lookups <= 1 or len(waiting) <= 1:
         return [act(item) for item in waiting]
@@ -138,7 +153,7 @@ def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None 
     """Return the view with what is in its versions.
 
     Args:
-        store: where.
+        store: store of the repository.
         view: as `Store.look` gave it.
         versions: these. `None`: all. One that was removed by then is left out.
     """

@@ -102,7 +102,7 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     """Parse a manifest's text. Fields that this version does not know go to `extra`.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         where: its path, for an error.
 
     Raises:

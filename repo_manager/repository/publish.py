@@ -98,6 +98,12 @@ class PublishTerms:
 def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path], config: ModelConfig) -> PublishPlan:
     """Check everything that `publish` checks, and say what it would do. Nothing is written.
 
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        files: name in the version -> path of the file.
+        config: configuration of the model (config.pbtxt).
+
     Raises:
         RepositoryError: as `publish`.
     """
@@ -109,7 +115,15 @@ def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path],
 def plan_publish_sizes(
     repository: LocationLike, name: str, sizes: Mapping[str, int], config: ModelConfig, number: int | None = None
 ) -> PublishPlan:
-    """As `plan_publish`, for files that are elsewhere: their names and sizes in bytes are known."""
+    """As `plan_publish`, for files that are elsewhere: their names and sizes in bytes are known.
+
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        sizes: name in the version -> size in bytes.
+        config: configuration of the model (config.pbtxt).
+        number: number for the version. `None`: the next one.
+    """
     check_names(name, sizes, config)
     store = open_store(repository, may_be_new=True)
     view = with_beside(store, store.look(name, record=True))
@@ -139,12 +153,12 @@ def publish(
 
     Args:
         repository: the root. A folder is made when it does not exist.
-        name: the model.
+        name: name of the model.
         files: path inside the version -> file to copy. `config.model_filename` must be among them.
         config: for a first version, written (with its labels), else compared with the existing one.
         details: more fields of the manifest: precision, source, conversion, sparsity, golden, tools, machine, others.
         terms: `None` asks for nothing more.
-        progress: called with the number of new bytes as they arrive.
+        progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Returns:
         The version. Another process may already have published the one after it.

@@ -74,8 +74,8 @@ def set_labels(
     """Change an output's labels for all versions.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
         output: one of its outputs.
         labels: one a class, in order.
         dry_run: only check and say what would change.

@@ -52,8 +52,8 @@ def remove(
     what it has loaded until it is told to load or unload.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
         version: its number. `None`: the model with all its versions.
         force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken
             out of the policy first.
@@ -85,7 +85,7 @@ def gc(
     what a roll-back goes back to, or pinned by an ensemble. A model always keeps at least one version.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all.
         keep: how many of the newest versions stay. At least 1.
         older_than_s: only versions made before that many seconds. `None`: of any age.

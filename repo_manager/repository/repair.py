@@ -46,7 +46,7 @@ def repair(
     holds the same content. Files that a manifest does not list stay: they may be somebody's.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all.
         copies: other repositories to take content from.
         dry_run: only say what would be done.

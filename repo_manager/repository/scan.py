@@ -116,7 +116,7 @@ def scan(repository: LocationLike, *, deep: bool = True) -> tuple[ModelEntry, ..
     In object storage it takes one listing of the root and three small requests a model, many at a time.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         deep: read each version's manifest and sizes as well. Without it 10,000 models of 10 versions on a disk take
             about a second.
 

@@ -87,9 +87,9 @@ def sign_version(
     storage the version is fetched.
 
     Args:
-        repository: the root.
-        name: the model.
-        version: its version.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        version: version of the model.
         key: a private elliptic curve key in PEM, or one with its password or certificate.
         dry_run: check and sign, but write nothing.
 
@@ -128,9 +128,9 @@ def check_signature(repository: LocationLike, name: str, version: int, keys: Seq
     signed manifest says; and files beside the versions that nobody signed. From object storage the version is fetched.
 
     Args:
-        repository: the root.
-        name: the model.
-        version: its version.
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        version: version of the model.
         keys: public keys or root certificates, PEM. One must fit.
 
     Raises:
@@ -159,8 +159,8 @@ def check_served(
     """Check that keys vouch for all that a load of a model runs: its versions, and those of the models of an ensemble.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
         versions: those that the load serves.
         keys: public keys or root certificates, PEM. One must fit each version.
 

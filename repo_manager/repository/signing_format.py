@@ -71,8 +71,8 @@ def make_signature(folder: Path, key: SigningKey) -> bytes:
     """Sign all files below a folder.
 
     Args:
-        folder: what to sign.
-        key: with what.
+        folder: folder for the files.
+        key: private key and its certificates.
 
     Returns:
         The signature's file content.
@@ -106,7 +106,7 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
     """Check a signature by one key: that this key made it, and that it lists exactly the files below a folder.
 
     Args:
-        folder: what was signed.
+        folder: folder for the files.
         content: the signature's file content.
         key: a public key, or a root certificate, PEM.
 

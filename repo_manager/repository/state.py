@@ -160,6 +160,9 @@ class ModelState:
         nothing.
 
         What was never deployed is not taken out of service either.
+
+        Args:
+            version: version of the model. `None`: the newest, or the server's choice.
         """
         if current_version(self) == version:
             return dataclasses.replace(self, unproven=None)
@@ -214,8 +217,8 @@ class ModelState:
         """Return the state after `number_for` gave out a version. It remembers the numbers in between as free.
 
         Args:
-            version: the number.
-            used: as for `number_for`.
+            version: version of the model.
+            used: numbers of existing versions, as for `number_for`.
             kept: it stays free until the version is there, so that a copy killed can be made again.
         """
         between = range(max(0, self.highest_version, *used) + 1, version)
@@ -238,7 +241,17 @@ def record_of(
     reason: str = "",
     context: str | None = None,
 ) -> RolloutRecord:
-    """Return a record of a roll-out that this process ends now. Its fields as in `RolloutRecord`."""
+    """Return a record of a roll-out that this process ends now. Its fields as in `RolloutRecord`.
+
+    Args:
+        action: `deploy`, `rollback` or `undeploy`.
+        version: version rolled out. `None`: the model was taken out of service.
+        before: versions that were served before.
+        target: address of the target.
+        outcome: `done`, `undone` or `failed`.
+        reason: reason, as the error message quotes it.
+        context: name of the context. `None`: no context was used.
+    """
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container may run as a number without a name

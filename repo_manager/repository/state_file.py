@@ -66,7 +66,7 @@ def change_state(root: Path, name: str, change: Callable[[ModelState], ModelStat
 
     Args:
         root: the repository's real path.
-        name: the model.
+        name: name of the model.
         change: the old state to the new one. An equal one writes nothing.
         staging: a folder for the temporary file, on the same file system.
 

@@ -58,6 +58,13 @@ def validate_tag(tag: str) -> str:
 def set_tag(repository: LocationLike, name: str, tag: str, version: int, *, dry_run: bool = False) -> int | None:
     """Give a version a name. A tag is at one version of a model at a time.
 
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        tag: name for the version.
+        version: version of the model.
+        dry_run: check only, and change nothing.
+
     Returns:
         The version that had the tag before. `None` when none had.
 
@@ -81,6 +88,12 @@ def set_tag(repository: LocationLike, name: str, tag: str, version: int, *, dry_
 
 def remove_tag(repository: LocationLike, name: str, tag: str, *, dry_run: bool = False) -> int:
     """Take a tag away.
+
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        tag: the name to remove.
+        dry_run: check only, and change nothing.
 
     Returns:
         The version that had it.
@@ -138,8 +151,8 @@ def record_deployment(
     """Remember that a version is what is served now, for `previous_deployment`. Write nothing if that is recorded.
 
     Args:
-        repository: the root.
-        name: the model.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
         version: the version. `None`: nothing of the model is served any more.
         record: of the roll-out, for the history. `None` when nothing had to be done.
         before: versions served until now. Where the record does not know them, the newest becomes the deployment
@@ -163,6 +176,11 @@ def record_deployment(
 def record_rollout(repository: Location, name: str, record: RolloutRecord) -> None:
     """Keep a roll-out that failed in the history. What is served is what was served before.
 
+    Args:
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        record: the roll-out that failed.
+
     Raises:
         RepositoryError: the store refuses.
     """
@@ -172,6 +190,11 @@ def record_rollout(repository: Location, name: str, record: RolloutRecord) -> No
 
 def record_load_test(repository: LocationLike, name: str, test: KeptLoadTest) -> None:
     """Keep a load test with its version. Of a version the latest five stay.
+
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        name: name of the model.
+        test: result of the load test.
 
     Raises:
         RepositoryError: there is no such model or version, or the store refuses.
@@ -187,9 +210,9 @@ def begin_trial(repository: Location, name: str, version: int, before: tuple[int
     """Remember, before a server is asked to load a version, that it is not proven yet.
 
     Args:
-        repository: the root.
-        name: the model.
-        version: its version.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        version: version of the model.
         before: what is served until it is proven.
 
     Raises:

@@ -119,13 +119,13 @@ def copy_version(
 
     Args:
         source: the repository to copy from.
-        name: the model there.
-        version: its version there.
+        name: name of the model.
+        version: version of the model.
         target: the repository to copy to. A folder is made when it does not exist. May be `source` with another
             `target_name`.
         options: `None` takes the defaults.
         dry_run: only say what would be done.
-        progress: told the bytes that have arrived, those fetched and those sent.
+        progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Raises:
         RepositoryError: no such version, it has no manifest, its files are not what the manifest says, its number is
@@ -224,9 +224,9 @@ def copy_needed(
         source: the repository to copy from.
         name: an ensemble, or a model whose code asks others. Nothing is copied for any other.
         target: the repository to copy to.
-        keep_number: as in `CopyOptions`.
+        keep_number: keep the version numbers, as in `CopyOptions`.
         dry_run: only say what would be done.
-        progress: told the bytes that have arrived.
+        progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Raises:
         RepositoryError: as `copy_version`.
@@ -342,7 +342,7 @@ def version_files(version: LocationLike, names: Sequence[str] | None = None) -> 
     digest is compared with it.
 
     Args:
-        version: `VersionEntry.path`.
+        version: folder or URL of the version, `VersionEntry.path`.
         names: the files wanted, those that do not exist are left out. `None`: all of them. The manifest is always
             there when the version has one.
 

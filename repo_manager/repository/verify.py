@@ -66,9 +66,9 @@ def verify(
     storage files are fetched one version at a time. Without `digests` nothing but small files is.
 
     Args:
-        repository: the root.
+        repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all of them, and the root itself.
-        version: read the content of this version only. Of the others what their names and sizes tell.
+        version: version of the model. `None`: the newest, or the server's choice.
         digests: read every file to compare its digest. Without it only sizes are compared.
         models: load each ONNX model that the onnxruntime backend serves, and compare it with config.pbtxt.
 

@@ -205,6 +205,9 @@ class ModelView:
     def number_for(self, wanted: int | None = None) -> int:
         """Return the number that a new version gets, `wanted` or the next one. It needs `state`.
 
+        Args:
+            wanted: the wanted number. `None`: the next one.
+
         Raises:
             RepositoryError: the wanted one is not free.
         """

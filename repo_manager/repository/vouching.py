@@ -149,6 +149,12 @@ def _reads(warmup: Any) -> bool:
 def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) -> tuple[str, bytes | None]:
     """Sign the files beside a model's versions.
 
+    Args:
+        store: store of the repository.
+        view: the model as it was read, with the files beside its versions.
+        version: version of the model.
+        key: private key and its certificates.
+
     Returns:
         The signature's file, and its content. `None` when there is nothing beside the versions.
 
@@ -165,6 +171,11 @@ def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) ->
 
 def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
     """Check that a key vouches for all that Triton may read beside the versions and config.pbtxt.
+
+    Args:
+        store: store of the repository.
+        view: the model as it was read, with the files beside its versions.
+        keys: public keys and root certificates, as PEM files.
 
     Raises:
         RepositoryError: a file is not signed, with its name.

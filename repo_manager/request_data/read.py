@@ -94,7 +94,7 @@ def read_rows(
     Args:
         path: the file, or the folder.
         inputs: of the model, without a batch axis.
-        flat: the shape of flat lists by input, where two dimensions or more are dynamic.
+        flat: input name -> shape of its flat lists, for two or more dynamic dimensions. `None`: no list is flat.
         ignore_others: arrays of an .npz file that are no input of the model are left out, not refused.
 
     Raises:
@@ -116,6 +116,12 @@ def read_streams(
     perf_analyzer's JSON may hold several streams (a list of lists). Every other file is one.
 
     Args: as `read_rows`.
+
+    Args:
+        path: path of the file.
+        inputs: inputs of the model.
+        flat: input name -> shape of its flat lists. `None`: no list is flat.
+        ignore_others: skip names that are not inputs, else refuse them.
 
     Raises:
         InputError: as `read_rows`.
@@ -376,8 +382,8 @@ def write_rows(path: Path, rows: Sequence[Sample], *, as_stream: bool = False) -
     """Write samples, without the batch axis, as perf_analyzer's JSON: every byte as it is.
 
     Args:
-        path: the file.
-        rows: the samples.
+        path: path of the file.
+        rows: samples without the batch axis.
         as_stream: they are the steps of one sequence.
     """
     data = [

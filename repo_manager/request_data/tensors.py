@@ -103,7 +103,7 @@ def exact_array(value: Any, datatype: str) -> Array:
 
     Args:
         value: nested lists or an array, of any shape.
-        datatype: `INT32`, `BYTES`, ...
+        datatype: Triton type, such as `INT32` or `BYTES`.
 
     Raises:
         ValueError: nested lists of different lengths, no numbers, a fraction or a number out of the range of an integer

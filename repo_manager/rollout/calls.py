@@ -70,10 +70,10 @@ def retried(
     Only for calls that may be made twice: reading, loading and the smoke inference.
 
     Args:
-        call: raises ServerError.
+        call: the request. It raises ServerError.
         retries: how many more calls after the first.
-        report: told of each.
-        deadline: no pause goes past it.
+        report: called with one line per pause.
+        deadline: end of the last pause. `None`: no deadline.
 
     Raises:
         ServerError: the last call's.

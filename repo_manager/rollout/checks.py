@@ -85,12 +85,12 @@ def check_version(
     """Check what is the same for every server: files, configuration, signature.
 
     Args:
-        repository: the repository.
-        entry: the model.
+        repository: the model repository: a folder, or a place in object storage.
+        entry: the model and its versions, as `scan` lists them.
         version: the version to be served.
         signed_by: public keys one of which must vouch for the version. Empty asks for no signature.
-        vouched: takes the signatures that hold.
-        serving: model -> versions that the roll-out serves first, because this one needs them.
+        vouched: list to which valid signatures are added. `None`: they are not kept.
+        serving: model -> versions that the roll-out serves first, because this one needs them. `None`: no others.
     """
     try:
         config = entry.config()
@@ -112,9 +112,9 @@ def check_pinned(
     """Check whether an ensemble would lose a version that it asks for by number.
 
     Args:
-        name: the model.
+        name: name of the model.
         pinned: version -> the ensembles that ask for it.
-        before: the versions served.
+        before: versions that are served now.
         after: the versions that will be.
         options: how to roll out.
     """
@@ -268,11 +268,11 @@ def check_signatures(
     """Check that keys vouch for versions, and for the models of an ensemble.
 
     Args:
-        repository: the repository.
-        name: the model.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
         versions: those that a load runs.
         keys: public keys, one of which must fit each.
-        vouched: takes the signatures that hold.
+        vouched: list to which valid signatures are added. `None`: they are not kept.
     """
     try:
         found = check_served(repository, name, versions, keys)
@@ -299,9 +299,9 @@ def check_loaded(
     remembers. In object storage only what is different now is noticed.
 
     Args:
-        repository: the repository.
-        entry: the model.
-        version: its version loaded.
+        repository: the model repository: a folder, or a place in object storage.
+        entry: the model and its versions, as `scan` lists them.
+        version: version of the model.
         keys: public keys, one of which must fit.
         vouched: the signatures that held before the load.
         config: what the server runs the model with. `None`: it does not tell.

@@ -96,8 +96,8 @@ def cluster_status(repository: Location, target: str, api: Api) -> ClusterStatus
 
     Args:
         repository: the repository that its snapshots were made from.
-        target: `k8s://namespace/release` or `kserve://namespace/name`.
-        api: the cluster.
+        target: address: `k8s://namespace/release` or `kserve://namespace/name`.
+        api: API of the cluster.
 
     Raises:
         UsageError: the target cannot be read.

@@ -191,6 +191,9 @@ class Context:
     def check_loaded(self, config: ModelConfig | None) -> None:
         """See under a policy that what a server has just loaded is what was vouched for before.
 
+        Args:
+            config: the model's configuration. `None`: it has none, or it cannot be parsed.
+
         Raises:
             RepositoryError: it is not.
         """
@@ -217,7 +220,7 @@ class Context:
         """Check whether an ensemble would lose a version that it asks for by number.
 
         Args:
-            before: the versions served.
+            before: versions that are served now.
             after: the versions that will be.
         """
         return check_pinned(self.name, self.pinned, before, after, self.options)

@@ -57,7 +57,7 @@ def deploy(
 
     Args:
         repository: the repository that the target serves.
-        name: the model.
+        name: name of the model.
         version: the version to serve.
         to: connected clients, one a server; or URLs (`grpc://host:port`, `http://host:port`, `dns://name:port`,
             `@FILE`); or one `k8s://namespace/release` or `kserve://namespace/name`.
@@ -118,6 +118,14 @@ def rollback(
 ) -> Rollout:
     """Go back to the version that was deployed before the current one, with the same proof as `deploy`.
 
+    Args:
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
+        options: settings of the roll-out. `None`: the defaults.
+        connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
+        report: called with one line per step.
+
     Raises:
         RepositoryError: there is none, or it is another one by the time that the roll-out begins, and as `deploy`.
         RepoManagerError: as `deploy`.
@@ -156,9 +164,9 @@ def undeploy(
 
     Args:
         repository: the repository that the target serves.
-        name: the model.
+        name: name of the model.
         version: one version. `None`: all of them.
-        to: as for `deploy`.
+        to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
         options: `None` takes the defaults.
         connection: how to connect to URLs, and to pods. `None` connects without TLS and headers.
         report: told what is being done.

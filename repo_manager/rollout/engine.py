@@ -43,8 +43,8 @@ def run(target: Target, context: Context) -> Rollout:
     """Roll a version out to a target, or undo it.
 
     Args:
-        target: where to.
-        context: what, and how.
+        target: target of the roll-out.
+        context: the roll-out's context: model, options, deadline, report.
 
     Returns:
         What was done. When the version is served already, nothing is changed, and it is proven that it answers.

@@ -59,6 +59,12 @@ class ServedState:
 def load_model(client: TritonClient, repository: Location, name: str, timeout_s: float) -> None:
     """Ask a server to look at a model's folder again.
 
+    Args:
+        client: connected client of the server.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        timeout_s: deadline of the call in seconds.
+
     Raises:
         ServerRefusedError: it does not load. Where the server only says that it could not read the folder, the message
             names what `verify` finds in it.
@@ -115,6 +121,11 @@ def observe(client: TritonClient, name: str) -> ServedState:
 def require_known(state: ServedState, client: TritonClient, name: str) -> None:
     """Check that a server tells what it serves of a model, also after a roll-out: an undo must see that it worked.
 
+    Args:
+        state: the model's versions on the server.
+        client: connected client of the server.
+        name: name of the model.
+
     Raises:
         ServerRefusedError: it does not show the model's configuration, or has several models of this name.
     """
@@ -162,10 +173,10 @@ def wait_until_only_ready(
     Whether it is the wanted one is for the caller to see.
 
     Args:
-        client: of the server.
-        name: the model.
-        wanted: the versions, ascending.
-        timeout_s: how long.
+        client: connected client of the server.
+        name: name of the model.
+        wanted: numbers of the versions, ascending.
+        timeout_s: deadline of the call in seconds.
         settled: wait also until nothing is on its way (a dropped version stays UNLOADING until its last request has
             ended and its process is gone).
     """

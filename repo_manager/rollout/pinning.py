@@ -64,7 +64,7 @@ def pin_snapshot(
     """Write the snapshot that holds some versions, beside everything that is pinned already.
 
     Args:
-        repository: the repository.
+        repository: the model repository: a folder, or a place in object storage.
         versions: model -> the version that it is to have. Empty takes every model, as its policy serves it.
         mounted: the repository's URL or path, as the pods see it. `None`: as this machine does.
         pinned: URL of the snapshot that is pinned now, whose other models stay as they are. `None`: the other models

@@ -105,6 +105,13 @@ def plan_deploy(
 ) -> RolloutPlan:
     """Predict what deploying a version will do. Nothing is changed.
 
+    Args:
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        version: version of the model.
+        client: connected client of the server.
+        keep_previous: keep the previous version loaded.
+
     Raises:
         RepositoryError: no such model or version.
         ServerError: the server does not answer.
@@ -193,12 +200,12 @@ def plan_from(
     """Predict from what the repository and the server say.
 
     Args:
-        entry: the model.
+        entry: the model and its versions, as `scan` lists them.
         version: the version to serve.
         served: what the server serves now.
         keep_previous: leave the newest other version served, and those pinned.
         pinned: versions that ensembles ask for by number.
-        obstacle: what would keep a load from doing anything.
+        obstacle: reason why a load would do nothing. `None`: there is none.
     """
     existing = {each.version for each in entry.versions}
     others = (set(served.ready) & existing) - {version}
@@ -260,7 +267,7 @@ def plan_undeploy(
     """Say what taking a model or a version out of service does.
 
     Args:
-        entry: the model.
+        entry: the model and its versions, as `scan` lists them.
         served: what the server serves now.
         after: the versions that stay.
         keeps: models that it needs, which stay served.
@@ -356,6 +363,10 @@ def differing_fields(repository: ModelConfig | None, served: ModelConfig | None)
     """Return the fields in which what a server runs differs from config.pbtxt, except for the version policy.
 
     What the server fills in where the file is silent is no difference.
+
+    Args:
+        repository: configuration of the repository. `None`: there is none.
+        served: configuration that the server runs. `None`: unknown.
     """
     if repository is None or served is None:
         return ()

@@ -88,7 +88,13 @@ class Reference:
 
 
 def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Reference:
-    """Return requests with their right answers, where the answers come from, and the tolerance."""
+    """Return requests with their right answers, where the answers come from, and the tolerance.
+
+    Args:
+        version: folder or URL of the version.
+        config: configuration of the model (config.pbtxt).
+        kind: how the model is asked: batched, stateful, decoupled.
+    """
     tolerance, parts = DEFAULT_TOLERANCE, {}
     promised = None
     with version_files(version, [GOLDEN_FILE_NAME]) as folder:
@@ -198,7 +204,13 @@ def dims_of(entry: Any, batched: bool) -> list[int]:
 
 
 def as_served(array: Array, dims: list[int] | None, batched: bool) -> Array:
-    """Give an array the shape that clients send where the configuration reshapes (scalars have one axis there)."""
+    """Give an array the shape that clients send where the configuration reshapes (scalars have one axis there).
+
+    Args:
+        array: one input of a request.
+        dims: dimensions of the request. `None`: no reshape.
+        batched: whether the arrays have a batch axis.
+    """
     if dims is None or array.ndim == len(dims):
         return array
     shape = [array.shape[0], *dims[1:]] if batched and array.ndim else dims

@@ -29,10 +29,10 @@ def check_server(
     """Check whether one server can take a version: its TensorRT, its GPU, its memory.
 
     Args:
-        entry: the model.
+        entry: the model and its versions, as `scan` lists them.
         version: the version to be served.
         new_bytes: size of what must be loaded. 0 skips the memory.
-        client: of the server.
+        client: connected client of the server.
         timeout_s: deadline of each question.
     """
     config = entry.config()
@@ -118,9 +118,9 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
     """Return the room for another version of a model, or `None` when nobody tells.
 
     Args:
-        model: its name.
-        url: the server.
-        metrics: its metrics page.
+        model: name of the model.
+        url: address of the server.
+        metrics: URL of the metrics page. `None`: the default port.
         wants_gpu: whether the model is in GPU memory, else in the host's, which is known of this machine only.
     """
     if wants_gpu:

@@ -106,10 +106,10 @@ def smoke_test(
     the final one, and compared in order.
 
     Args:
-        client: of the server.
+        client: connected client of the server.
         folder: the version's folder in the repository.
-        name: the model.
-        version: the version.
+        name: name of the model.
+        version: version of the model.
         config: what the server runs it with.
         timeout_s: deadline of each request, and of the run that answers it here where no answer was recorded.
         readiness_only: made-up requests that the server refuses say nothing of the version: its readiness is enough.
@@ -328,8 +328,8 @@ def unlike_promised(config: ModelConfig, responses: Iterable[Mapping[str, Array]
     """Say which outputs come in another type or shape than config.pbtxt promises, which Triton does not check.
 
     Args:
-        config: of the model.
-        responses: its outputs.
+        config: configuration of the model (config.pbtxt).
+        responses: outputs of each response.
     """
     outputs = {entry.name: entry for entry in config.message().output}
     batched = config.max_batch_size > 0
@@ -357,7 +357,7 @@ def compare_outputs(
     Args:
         served: output name -> array.
         expected: output name -> the reference. Other outputs are not compared.
-        tolerance: of each output.
+        tolerance: largest accepted error of each output.
         where: the request and the response, where there are several.
     """
     suffix = f" ({where})" if where else ""

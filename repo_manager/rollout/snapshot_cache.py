@@ -90,7 +90,7 @@ def fetch_snapshot(
     One that is there and is not whole any more is fetched again. Object storage is not asked for one that is whole.
 
     Args:
-        url: the snapshot, `<repository>.snapshots/<id>`.
+        url: place of the snapshot, `<repository>.snapshots/<id>`.
         cache: the folder. Made when missing.
         signed_by: public keys one of which must vouch for each version. Empty asks for no signature.
         keep: how many snapshots stay that no process serves, beside this one. The longest unused go first, and more of

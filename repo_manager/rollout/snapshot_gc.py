@@ -58,9 +58,9 @@ def gc_snapshots(
     held.
 
     Args:
-        repository: the repository.
-        targets: `k8s://namespace/release` and `kserve://namespace/name`.
-        pinned: what pins a snapshot -> its URL: values files in Git.
+        repository: the model repository: a folder, or a place in object storage.
+        targets: addresses, `k8s://namespace/release` or `kserve://namespace/name`.
+        pinned: values file -> URL of its snapshot. `None`: no file pins one.
         older_than_s: younger snapshots stay: anyone who wrote one may be about to name it.
         dry_run: only say which would be removed.
 

@@ -33,7 +33,13 @@ _NOBODY = re.compile(r"refused|timed out|no route|unreachable|resol|getaddrinfo|
 
 
 def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
-    """Return the error for a call that reached no server."""
+    """Return the error for a call that reached no server.
+
+    Args:
+        endpoint: address, path, headers and messages of the requests.
+        what: subject of the error message.
+        reason: reason, as the error message quotes it.
+    """
     hint = "Check that it runs, the address, and the port's protocol (Triton: 8001 gRPC, 8000 HTTP)."
     if endpoint.tls and any(
         word in reason for word in ("WRONG_VERSION_NUMBER", "EOF occurred in violation of protocol")
@@ -133,7 +139,13 @@ def without_stack(reason: str) -> str:
 
 
 def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
-    """Return the error for a call that the server answered with an error, with Triton's own reason."""
+    """Return the error for a call that the server answered with an error, with Triton's own reason.
+
+    Args:
+        endpoint: address, path, headers and messages of the requests.
+        what: subject of the error message.
+        reason: reason, as the error message quotes it.
+    """
     hint = "Give the header that it expects: --header-file FILE." if "is restricted" in reason else None
     error = ServerRefusedError(f"{endpoint} refused: {what}: {without_stack(reason)}", hint=hint)
     error.reason = redacted(without_stack(reason))
@@ -144,7 +156,7 @@ def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> l
     """Return the `InferInput` list of a request.
 
     Args:
-        module: `tritonclient.grpc` or `tritonclient.http`.
+        module: module `tritonclient.grpc` or `tritonclient.http`.
         inputs: name -> array of any shape; strings as `object`, `S` or `U` arrays; bfloat16 as ml_dtypes has it.
 
     Raises:

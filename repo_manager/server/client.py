@@ -48,6 +48,11 @@ class TritonClient:
 
     Every call raises ServerUnreachableError when no answer came within its deadline, and
     ServerRefusedError with Triton's own reason when the server answered with an error.
+
+    Args:
+        endpoint: address, path, headers and messages of the requests.
+        transport: the implementation of the protocol.
+        options: TLS, headers and deadlines of clients.
     """
 
     def __init__(self, endpoint: Endpoint, transport: Transport, options: ClientOptions) -> None:
@@ -108,11 +113,19 @@ class TritonClient:
         self._transport.close()
 
     def live(self, *, timeout_s: float | None = None) -> bool:
-        """Return whether the server answers that it is alive."""
+        """Return whether the server answers that it is alive.
+
+        Args:
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.live(self._deadline(timeout_s))
 
     def ready(self, *, timeout_s: float | None = None) -> bool:
-        """Return whether the server answers that it is ready."""
+        """Return whether the server answers that it is ready.
+
+        Args:
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.ready(self._deadline(timeout_s))
 
     def wait_ready(self, timeout_s: float) -> None:
@@ -146,7 +159,11 @@ class TritonClient:
             time.sleep(_POLL_S)
 
     def metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
-        """Return the server's name, version and extensions."""
+        """Return the server's name, version and extensions.
+
+        Args:
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.metadata(self._deadline(timeout_s))
 
     def repository_index(self, *, timeout_s: float | None = None) -> tuple[IndexEntry, ...]:
@@ -154,6 +171,9 @@ class TritonClient:
 
         Triton lists the root and then looks at each entry, and fails when one is gone by then: a temporary file, or a
         model that is removed at that moment. It is asked again then.
+
+        Args:
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
         timeout_s = self._deadline(timeout_s)
         end = time.monotonic() + timeout_s
@@ -167,7 +187,12 @@ class TritonClient:
         return self._transport.index(timeout_s)
 
     def versions(self, name: str, *, timeout_s: float | None = None) -> dict[int, IndexEntry]:
-        """Return the index's versions of one model (not those that were never loaded)."""
+        """Return the index's versions of one model (not those that were never loaded).
+
+        Args:
+            name: name of the model.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         entries = (entry for entry in self.repository_index(timeout_s=timeout_s) if entry.name == name)
         return {entry.version: entry for entry in entries if entry.version is not None}
 
@@ -182,9 +207,11 @@ class TritonClient:
         """Load or reload a model. Returns when its versions are ready (or when there was nothing to do).
 
         Args:
-            name: the model.
-            config: a config in JSON that overrides the repository's until the model is unloaded.
-            files: path in the model's folder -> content: a model that is in no repository, with `config`.
+            name: name of the model.
+            config: configuration in JSON that replaces the repository's until the model is unloaded. `None`: use the
+                repository's.
+            files: path in the model's folder -> content, with `config`: a model that is in no repository. `None`: no
+                files.
             timeout_s: `None` takes the options' `load_timeout_s`.
 
         Raises:
@@ -201,21 +228,45 @@ class TritonClient:
             raise refusal(self.endpoint, f"load {name}", f"{exc.reason}: {found}") from exc
 
     def unload(self, name: str, *, dependents: bool = False, timeout_s: float | None = None) -> None:
-        """Unload a model. Triton answers before in-flight requests have ended."""
+        """Unload a model. Triton answers before in-flight requests have ended.
+
+        Args:
+            name: name of the model.
+            dependents: also unload models that need it.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         self._transport.unload(name, dependents, self._load_deadline(timeout_s))
 
     def statistics(
         self, name: str = "", version: int | None = None, *, timeout_s: float | None = None
     ) -> tuple[VersionStatistics, ...]:
-        """Return the counters of the loaded versions of a model (all models when `name` is empty)."""
+        """Return the counters of the loaded versions of a model (all models when `name` is empty).
+
+        Args:
+            name: name of the model.
+            version: version of the model. `None`: the newest, or the server's choice.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.statistics(name, _text(version), self._deadline(timeout_s))
 
     def model_config(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> Config:
-        """Return the config that the server runs a model with, as a `ModelConfig` protobuf message."""
+        """Return the config that the server runs a model with, as a `ModelConfig` protobuf message.
+
+        Args:
+            name: name of the model.
+            version: version of the model. `None`: the newest, or the server's choice.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.model_config(name, _text(version), self._deadline(timeout_s))
 
     def model_metadata(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> ModelMetadata:
-        """Return the inputs, outputs and served versions of a model."""
+        """Return the inputs, outputs and served versions of a model.
+
+        Args:
+            name: name of the model.
+            version: version of the model. `None`: the newest, or the server's choice.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.model_metadata(name, _text(version), self._deadline(timeout_s))
 
     def register_memory(
@@ -224,23 +275,40 @@ class TritonClient:
         """Let the server map memory as region `name`. The server must be on this machine.
 
         Args:
-            name: the region.
+            name: name of the region.
             key: of POSIX shared memory, or a handle of memory on a GPU that the server uses, too.
-            size_bytes: of the region.
+            size_bytes: size of the memory in bytes.
             timeout_s: `None` takes the client's.
         """
         self._transport.register_memory(name, key, size_bytes, self._deadline(timeout_s))
 
     def unregister_memory(self, name: str, kind: MemoryKind = "system", *, timeout_s: float | None = None) -> None:
-        """Let the server forget a region of shared memory."""
+        """Let the server forget a region of shared memory.
+
+        Args:
+            name: name of the region.
+            kind: the kind of shared memory.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         self._transport.unregister_memory(name, kind, self._deadline(timeout_s))
 
     def registered_memory(self, kind: MemoryKind = "system", *, timeout_s: float | None = None) -> tuple[str, ...]:
-        """Return the names of the regions of shared memory that the server maps."""
+        """Return the names of the regions of shared memory that the server maps.
+
+        Args:
+            kind: the kind of shared memory.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.registered_memory(kind, self._deadline(timeout_s))
 
     def model_ready(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> bool:
-        """Return whether a version (`None`: the newest served one) is ready. A killed stub still counts as ready."""
+        """Return whether a version (`None`: the newest served one) is ready. A killed stub still counts as ready.
+
+        Args:
+            name: name of the model.
+            version: version of the model. `None`: the newest, or the server's choice.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        """
         return self._transport.model_ready(name, _text(version), self._deadline(timeout_s))
 
     def infer(
@@ -256,7 +324,7 @@ class TritonClient:
         """Run one inference.
 
         Args:
-            name: the model.
+            name: name of the model.
             version: `None` leaves the choice to the server.
             inputs: name -> array, batch axis included.
             outputs: the outputs wanted. `None` for all.
@@ -281,7 +349,7 @@ class TritonClient:
         The next request is taken from `requests`, and sent, after the final response of the one before.
 
         Args:
-            name: the model.
+            name: name of the model.
             version: `None` leaves the choice to the server.
             requests: of each the inputs, name -> array with the batch axis, and its options: the sequence that it
                 belongs to, and custom parameters.

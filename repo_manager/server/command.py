@@ -86,7 +86,7 @@ def free_ports(host: str, count: int) -> tuple[int, ...]:
 
     Args:
         host: the address to bind, `127.0.0.1` or `::1` for instance.
-        count: how many.
+        count: number of ports to return.
 
     Raises:
         ServerError: the address is not one of this machine.
@@ -106,6 +106,11 @@ def free_ports(host: str, count: int) -> tuple[int, ...]:
 
 def check_port_is_free(host: str, port: int, purpose: str) -> None:
     """Check that a given port can be bound.
+
+    Args:
+        host: name or address to listen on.
+        port: TCP port of the server.
+        purpose: use of the port, for the message.
 
     Raises:
         ServerError: it is taken, or the address is not one of this machine.
@@ -132,8 +137,7 @@ def takes_connections(host: str, port: int) -> bool:
 def listens_on(pid: int, ports: Iterable[int]) -> bool:
     """Return whether a process of this user listens on all of these TCP ports, by /proc.
 
-    The kernel takes some five milliseconds to list each of its two tables of sockets, so the second is read only for
-    what the first has not.
+    The kernel takes about 5 ms to list each table of sockets. So the second is read only if the first lacks a port.
     """
     missing = set(ports)
     inodes = set()
@@ -292,8 +296,7 @@ class ServerOptions(ServerSettings):
     Attributes:
         repository: a folder, or a URL that tritonserver understands (`s3://...`).
         load: models to load at the start. `*` represents all of them, and implies `load_what_loads`.
-        load_what_loads: list a model that fails in `EmbeddedServer.failures` and serve the others. Otherwise one
-            failure ends the start.
+        load_what_loads: list failed models in `EmbeddedServer.failures`, and serve the rest. Else one ends the start.
         refused: models that were to be loaded and may not be -> why: they are in the failures from the start.
         log_path: where the log goes (appended). `None` keeps it in the user's cache.
         auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
@@ -326,10 +329,10 @@ def command_of(
 
     Args:
         options: what is asked for.
-        ports: HTTP, gRPC, metrics.
+        ports: ports of HTTP, gRPC and metrics.
         name: the server's own, by which it is distinguished from others.
-        triton: the installation.
-        backends: the backend directory.
+        triton: the installed tritonserver and its libraries.
+        backends: folder of the backends.
         prefix: of its shared memory.
     """
     repository = options.repository
@@ -377,8 +380,8 @@ def environment_of(
 
     Args:
         given: more variables, whatever they are.
-        triton: the installation.
-        backends: the backend directory.
+        triton: the installed tritonserver and its libraries.
+        backends: folders of the backends.
         remote: its repository is in object storage, so it needs the credentials for that. Stubs do not get them.
     """
     own = os.environ

@@ -18,6 +18,11 @@ _VALUE = re.compile(r"[\x20-\x7e]*")
 def check_header(name: str, value: str, where: str) -> None:
     """Check that both protocols can carry a header.
 
+    Args:
+        name: name of the header.
+        value: value of the header.
+        where: origin of the header, for messages.
+
     Raises:
         UsageError: they cannot. The message says neither name nor value when the name may be part of a secret.
     """

@@ -73,8 +73,8 @@ def kind_of(client: TritonClient, name: str, version: int | None = None, *, conf
     """Ask a server how a model wants to be asked. An ensemble needs what any of its models needs.
 
     Args:
-        client: the server.
-        name: the model.
+        client: connected client of the server.
+        name: name of the model.
         version: `None` leaves the choice to the server.
         config: the model's `ModelConfig` where it is known already.
 
@@ -135,13 +135,13 @@ def ask(
 
     Args:
         client: of the server. gRPC for a decoupled model.
-        name: the model.
+        name: name of the model.
         version: `None` leaves the choice to the server.
         requests: the inputs of each, batch axis included.
-        kind: what they need.
+        kind: how the model is asked: batched, stateful, decoupled.
         sequence: the sequence that they are a part of. `None`: one of their own from start to end, where the model
             needs one.
-        parameters: custom parameters of every request.
+        parameters: custom parameters of every request. `None`: none.
         timeout_s: of each request, up to its final response. `None` takes the client's.
 
     Raises:

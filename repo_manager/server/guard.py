@@ -57,7 +57,7 @@ class StubGuard:
 
     Args:
         server_pid: the tritonserver's process id.
-        url: the server's URL.
+        url: address of the server.
         options: how to connect to it. `None` takes the defaults.
         may_load: asked with a model's name before it is loaded again. A `ServerError` of it leaves the model unloaded.
     """

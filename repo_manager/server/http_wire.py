@@ -32,7 +32,7 @@ class HttpWire:
 
     Args:
         endpoint: of the server. Its path, if it has one, comes before that of each request.
-        options: TLS and headers.
+        options: TLS, headers and deadlines of clients.
 
     Raises:
         UsageError: a certificate cannot be read.
@@ -62,11 +62,11 @@ class HttpWire:
         """Return status, headers and body of the answer.
 
         Args:
-            method: the HTTP method.
-            path: below the endpoint's.
+            method: HTTP method, such as `GET`.
+            path: path below the endpoint's.
             body: what is sent. `None` for nothing.
-            timeout_s: for everything together.
-            headers: beside those of every request.
+            timeout_s: deadline of the call in seconds.
+            headers: headers of this request, besides those of every request. `None`: no others.
             limit_bytes: the largest body that is read.
 
         Raises:
@@ -164,6 +164,11 @@ class HttpWire:
 
 def fetch_text(url: str, *, timeout_s: float, limit_bytes: int = 64 << 20) -> str:
     """Return the text of a page, asked for without a proxy: a model server's metrics.
+
+    Args:
+        url: address of the server.
+        timeout_s: deadline of the call in seconds.
+        limit_bytes: largest accepted size in bytes.
 
     Raises:
         ServerUnreachableError: no answer within `timeout_s`, or no connection.

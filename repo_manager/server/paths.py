@@ -18,8 +18,8 @@ def kept_files(folder: str, pattern: str) -> list[Path]:
     Commands that only look make no folder, so they work where the cache cannot be written.
 
     Args:
-        folder: below `cache_directory`.
-        pattern: as for `Path.glob`.
+        folder: name of the folder below `cache_directory`.
+        pattern: file pattern, as for `Path.glob`.
 
     Raises:
         RepositoryError: the cache belongs to another user.

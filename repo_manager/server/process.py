@@ -172,7 +172,7 @@ class ServerProcess:
         """Start a tritonserver.
 
         Args:
-            command: its command line.
+            command: command line of the server.
             environment: all of its environment.
             log: the file that its output is appended to.
             shm_prefix: of its shared memory.

@@ -233,10 +233,10 @@ def record_of(
     """Describe a server that was just started. `None` when it has ended by then.
 
     Args:
-        repository: its repository.
+        repository: the model repository: a folder, or a place in object storage.
         pid: the tritonserver's process id.
         urls: HTTP, gRPC and metrics.
-        log: its log.
+        log: path of the server's log.
         restarts: how often it was started again.
         failures: models that were not loaded, with the reason. `None`: all were.
         headers: its key. `None`: it needs none.

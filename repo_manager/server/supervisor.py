@@ -135,6 +135,11 @@ def point_into_environment(memory: int, stack: int, hidden: "list[bytes]") -> No
 
     The stack has a word with the number of arguments, as many pointers, a zero, and pointers to the variables.
 
+    Args:
+        memory: file descriptor of the process's memory.
+        stack: address of the stack.
+        hidden: the hidden arguments, the last ones of the command line.
+
     Raises:
         OSError: it cannot be read or written.
         ValueError: something else is there.

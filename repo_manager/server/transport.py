@@ -91,8 +91,8 @@ class ClientOptions:
         """Return the headers with the token among them. Names in lower case, as gRPC wants them.
 
         Args:
-            protocol: `grpc` or `http` adds Triton's restricted-API headers under the name that the protocol wants:
-                `<key>` over HTTP is `triton-grpc-protocol-<key>` over gRPC, so one set of headers serves both.
+            protocol: `grpc` or `http`: also add Triton's restricted-API headers under the protocol's names. `<key>`
+                over HTTP is `triton-grpc-protocol-<key>` over gRPC. `None`: add none.
         """
         headers = {name.lower(): value for name, value in self.headers.items()}
         if protocol == "grpc":
@@ -304,7 +304,12 @@ def memory_kind(key: str | CudaHandle) -> MemoryKind:
 
 
 class Transport(Protocol):
-    """The calls as one protocol makes them. Errors are `ServerUnreachableError` and `ServerRefusedError`."""
+    """The calls as one protocol makes them. Errors are `ServerUnreachableError` and `ServerRefusedError`.
+
+    In every call, `name` is the model or the region of shared memory, `version` is empty for the server's choice, and
+    `timeout_s` is the deadline in seconds. `config_json` replaces the repository's configuration until the model is
+    unloaded. Without it (`None`), the server reads config.pbtxt. `outputs` names the wanted outputs, `None` all.
+    """
 
     def live(self, timeout_s: float) -> bool: ...  # noqa: D102
 

@@ -174,16 +174,16 @@ class GrpcTransport:
             )
 
     def load(self, name: str, config_json: str | None, files: Mapping[str, bytes], timeout_s: float) -> None:
-        """Load or reload a model."""
+        """Load or reload a model, as `Transport.load`."""
         given = {f"file:{place}": content for place, content in files.items()}
         self._ask(f"load {name}", timeout_s, self._client.load_model, name, config=config_json, files=given or None)
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None:
-        """Unload a model. Triton answers before it is gone."""
+        """Unload a model, as `Transport.unload`. Triton answers before it is gone."""
         self._ask(f"unload {name}", timeout_s, self._client.unload_model, name, unload_dependents=dependents)
 
     def statistics(self, name: str, version: str, timeout_s: float) -> tuple[VersionStatistics, ...]:
-        """Return the counters of the loaded versions."""
+        """Return the counters of the loaded versions, as `Transport.statistics`."""
         answer = self._ask(f"statistics of {name}", timeout_s, self._client.get_inference_statistics, name, version)
         with reading(self._endpoint, f"statistics of {name}"):
             return tuple(
@@ -208,11 +208,11 @@ class GrpcTransport:
             )
 
     def model_config(self, name: str, version: str, timeout_s: float) -> Config:
-        """Return the config that the server runs a model with."""
+        """Return the config that the server runs a model with, as `Transport.model_config`."""
         return self._ask(f"configuration of {name}", timeout_s, self._client.get_model_config, name, version).config
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
-        """Return what the server says of a model."""
+        """Return what the server says of a model, as `Transport.model_metadata`."""
         answer = self._ask(f"metadata of {name}", timeout_s, self._client.get_model_metadata, name, version)
         with reading(self._endpoint, f"metadata of {name}"):
             inputs, outputs = (
@@ -225,7 +225,7 @@ class GrpcTransport:
             return ModelMetadata(answer.name, versions, answer.platform, inputs, outputs)
 
     def register_memory(self, name: str, key: str | CudaHandle, size_bytes: int, timeout_s: float) -> None:
-        """Let the server map POSIX shared memory, or memory of a GPU."""
+        """Let the server map POSIX shared memory, or memory of a GPU, as `Transport.register_memory`."""
         what = f"register shared memory {name}"
         if isinstance(key, CudaHandle):
             handle = base64.b64encode(key.raw)
@@ -235,7 +235,7 @@ class GrpcTransport:
             self._ask(what, timeout_s, self._client.register_system_shared_memory, name, key, size_bytes)
 
     def unregister_memory(self, name: str, kind: MemoryKind, timeout_s: float) -> None:
-        """Let the server forget a region."""
+        """Let the server forget a region, as `Transport.unregister_memory`."""
         of_kind = {
             "system": self._client.unregister_system_shared_memory,
             "cuda": self._client.unregister_cuda_shared_memory,
@@ -243,7 +243,7 @@ class GrpcTransport:
         self._ask(f"unregister shared memory {name}", timeout_s, of_kind[kind], name)
 
     def registered_memory(self, kind: MemoryKind, timeout_s: float) -> tuple[str, ...]:
-        """Return the names of the regions that the server maps."""
+        """Return the names of the regions that the server maps, as `Transport.registered_memory`."""
         of_kind = {
             "system": self._client.get_system_shared_memory_status,
             "cuda": self._client.get_cuda_shared_memory_status,
@@ -251,7 +251,7 @@ class GrpcTransport:
         return tuple(self._ask("regions of shared memory", timeout_s, of_kind[kind]).regions)
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
-        """Return whether a version is ready."""
+        """Return whether a version is ready, as `Transport.model_ready`."""
         return bool(self._ask(f"readiness of {name}", timeout_s, self._client.is_model_ready, name, version))
 
     def infer(
@@ -263,7 +263,7 @@ class GrpcTransport:
         options: RequestOptions,
         timeout_s: float,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Run one inference."""
+        """Run one inference, as `Transport.infer`."""
         wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
         tensors = request_inputs(triton, inputs)
         what = f"inference on {name}"
@@ -287,7 +287,7 @@ class GrpcTransport:
         requests: Iterable[StreamRequest],
         timeout_s: float,
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        """Send requests on one stream, each after the final response of the one before, and yield every response.
+        """Send requests on one stream, one after another, and yield every response, as `Transport.stream`.
 
         The stream has a connection of its own: Triton's client library keeps at most one stream a client.
         """

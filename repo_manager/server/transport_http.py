@@ -93,26 +93,26 @@ class HttpTransport:
             )
 
     def load(self, name: str, config_json: str | None, files: Mapping[str, bytes], timeout_s: float) -> None:
-        """Load or reload a model."""
+        """Load or reload a model, as `Transport.load`."""
         body = {} if config_json is None else {"parameters": {"config": config_json}}
         for place, content in files.items():
             body.setdefault("parameters", {})[f"file:{place}"] = base64.b64encode(content).decode("ascii")
         self._json(f"load {name}", "POST", f"/v2/repository/models/{_safe(name)}/load", body, timeout_s)
 
     def unload(self, name: str, dependents: bool, timeout_s: float) -> None:
-        """Unload a model. Triton answers before it is gone."""
+        """Unload a model, as `Transport.unload`. Triton answers before it is gone."""
         body = {"parameters": {"unload_dependents": dependents}}
         self._json(f"unload {name}", "POST", f"/v2/repository/models/{_safe(name)}/unload", body, timeout_s)
 
     def statistics(self, name: str, version: str, timeout_s: float) -> tuple[VersionStatistics, ...]:
-        """Return the counters of the loaded versions."""
+        """Return the counters of the loaded versions, as `Transport.statistics`."""
         path = f"{_model(name, version)}/stats" if name else "/v2/models/stats"
         answer = self._json(f"statistics of {name}", "GET", path, None, timeout_s)
         with reading(self._endpoint, f"statistics of {name}"):
             return tuple(_statistics(each) for each in several(answer.get("model_stats")))
 
     def model_config(self, name: str, version: str, timeout_s: float) -> Config:
-        """Return the config that the server runs a model with."""
+        """Return the config that the server runs a model with, as `Transport.model_config`."""
         path = f"{_model(name, version)}/config"
         answer = self._json(f"configuration of {name}", "GET", path, None, timeout_s)
         json_format = require("google.protobuf.json_format")
@@ -120,7 +120,7 @@ class HttpTransport:
             return json_format.ParseDict(answer, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
-        """Return what the server says of a model."""
+        """Return what the server says of a model, as `Transport.model_metadata`."""
         answer = self._json(f"metadata of {name}", "GET", _model(name, version), None, timeout_s)
         with reading(self._endpoint, f"metadata of {name}"):
             inputs, outputs = (
@@ -139,7 +139,7 @@ class HttpTransport:
             return ModelMetadata(text_of(answer["name"]), versions, platform, inputs, outputs)
 
     def register_memory(self, name: str, key: str | CudaHandle, size_bytes: int, timeout_s: float) -> None:
-        """Let the server map POSIX shared memory, or memory of a GPU."""
+        """Let the server map POSIX shared memory, or memory of a GPU, as `Transport.register_memory`."""
         if isinstance(key, CudaHandle):
             handle = {"b64": base64.b64encode(key.raw).decode()}
             body: dict[str, Any] = {"raw_handle": handle, "device_id": key.device, "byte_size": size_bytes}
@@ -149,18 +149,18 @@ class HttpTransport:
         self._json(f"register shared memory {name}", "POST", path, body, timeout_s)
 
     def unregister_memory(self, name: str, kind: MemoryKind, timeout_s: float) -> None:
-        """Let the server forget a region."""
+        """Let the server forget a region, as `Transport.unregister_memory`."""
         path = f"{_MEMORY[kind]}/region/{_safe(name)}/unregister"
         self._json(f"unregister shared memory {name}", "POST", path, {}, timeout_s)
 
     def registered_memory(self, kind: MemoryKind, timeout_s: float) -> tuple[str, ...]:
-        """Return the names of the regions that the server maps."""
+        """Return the names of the regions that the server maps, as `Transport.registered_memory`."""
         answer = self._json("regions of shared memory", "GET", f"{_MEMORY[kind]}/status", None, timeout_s)
         with reading(self._endpoint, "regions of shared memory"):
             return tuple(text_of(region["name"]) for region in several(answer))
 
     def model_ready(self, name: str, version: str, timeout_s: float) -> bool:
-        """Return whether a version is ready."""
+        """Return whether a version is ready, as `Transport.model_ready`."""
         return self._says_yes(f"{_model(name, version)}/ready", timeout_s)
 
     def infer(
@@ -172,7 +172,7 @@ class HttpTransport:
         options: RequestOptions,
         timeout_s: float,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Run one inference."""
+        """Run one inference, as `Transport.infer`."""
         triton = require("tritonclient.http")  # it brings gevent, which a gRPC client has no use for
         wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
         body, json_size = triton.InferenceServerClient.generate_request_body(
@@ -203,7 +203,7 @@ class HttpTransport:
         requests: Iterable[StreamRequest],
         timeout_s: float,
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        """Refuse: Triton streams the tensors of a decoupled model over gRPC only."""
+        """Refuse: Triton streams the tensors of a decoupled model over gRPC only, as `Transport.stream`."""
         raise UsageError(
             f"{name} answers a request with several responses, which Triton sends over gRPC only, not over "
             f"{self._endpoint}",

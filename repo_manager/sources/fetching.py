@@ -37,7 +37,7 @@ class Receiver:
 
     Args:
         folder: of this source alone. What an interrupted command has left is there.
-        report: takes one line.
+        report: called with one line per step.
     """
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:

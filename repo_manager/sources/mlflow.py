@@ -32,7 +32,7 @@ def fetch_from_mlflow(url: str, receiver: Receiver) -> Fetched:
 
     Args:
         url: models:/NAME/VERSION, models:/NAME@ALIAS, runs:/RUN/PATH or mlflow-artifacts:/PATH.
-        receiver: where to.
+        receiver: folder and progress of the download.
 
     Raises:
         MissingDependencyError: the [mlflow] extra is not installed.

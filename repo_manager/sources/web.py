@@ -66,7 +66,7 @@ def fetch_web(url: str, receiver: Receiver) -> Fetched:
 
     Args:
         url: https://, or http:// of this machine or with the digest. `#sha256=HEX` behind it is compared.
-        receiver: where to.
+        receiver: folder and progress of the download.
 
     Raises:
         UsageError: it holds credentials, or is no encrypted address.

@@ -45,8 +45,8 @@ def sites_of(node: onnx.NodeProto, scope: Scope, is_constant: _IsConstant, rank_
     """Return the places of a node that hold weights; empty for an operator that multiplies nothing.
 
     Args:
-        node: the node.
-        scope: resolves its attributes.
+        node: node of the graph.
+        scope: names and attributes visible to the node.
         is_constant: says whether the input of that index is a constant.
         rank_of: rank of the input of that index, `None` when unknown.
     """
@@ -201,6 +201,11 @@ def macs_of(node: onnx.NodeProto, scope: Scope, site: Site) -> int | None:
 
     Convolution: output positions x weight size / groups' share; matrix product: output size x reduction;
     recurrent: steps x batch x weight size.
+
+    Args:
+        node: node of the graph.
+        scope: names and attributes visible to the node.
+        site: position of the weight in the node.
     """
     weight = scope.shape_of(node.input[site.input]) if site.input < len(node.input) else None
     output = scope.shape_of(node.output[0]) if node.output else None

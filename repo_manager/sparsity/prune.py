@@ -89,10 +89,10 @@ def choose(
     """Find the weights that `prune` prunes.
 
     Args:
-        model: the model.
-        layers: see `prune`.
-        exclude: see `prune`.
-        all_valid: see `prune`.
+        model: the ONNX model, which is not changed.
+        layers: names of the only layers to prune, as for `prune`.
+        exclude: names of layers to skip, as for `prune`.
+        all_valid: also take layers that ASP skips, as for `prune`.
         shapes: of the inputs, to count multiply-accumulates. `None` does not count.
 
     Raises:

@@ -172,8 +172,7 @@ def sparsity_report(
     Args:
         model: a loaded model, or a whole model in memory (then its digest is that of its serialised form, and it must
             be below 2 GB).
-        shapes: input shapes at which compute is counted. An input that is missing keeps its fixed sizes, and gets
-            batch 1 and usual sizes for its dynamic ones (`usual_shapes`).
+        shapes: input name -> shape, batch axis included. `None`: the model's own shapes.
 
     Raises:
         ModelError: a weight cannot be read, or a given shape contradicts an input or is of none.

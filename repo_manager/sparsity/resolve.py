@@ -48,7 +48,7 @@ def fold(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], scope: Scope)
     """Return a node's outputs, computed by ONNX's reference implementation.
 
     Args:
-        node: one of `FOLDED_OPERATORS`.
+        node: node of one of `FOLDED_OPERATORS`.
         values: of all its inputs.
         scope: of the node. A function's attributes are not followed.
 
@@ -111,6 +111,11 @@ class Resolver:
     def weight(self, name: str, scope: Scope, depth: int = 0) -> Weight | None:
         """Return the constant behind a name, or `None` when it is computed from the model's inputs.
 
+        Args:
+            name: name of the value.
+            scope: names and attributes visible to the node.
+            depth: nesting depth of the call, which is bounded.
+
         Raises:
             ModelError: a tensor on the way cannot be read.
         """
@@ -155,7 +160,7 @@ class Resolver:
         )
 
     def small(self, name: str, scope: Scope, depth: int = 0) -> NDArray[Any] | None:
-        """Return a small constant's values, or `None`."""
+        """Return a small constant's values, or `None`. As `Resolver.weight`."""
         weight = self.weight(name, scope, depth)
         if weight is None or weight.size > MAX_SMALL_ELEMENTS or weight.dtype == "string":
             return None
@@ -172,7 +177,13 @@ class Resolver:
         return Weight(sparse.values.name, sparse.values, sparse, None, dtype, shape, shape, via=("sparse",))
 
     def constant(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """Constant in each of its forms."""
+        """Constant in each of its forms.
+
+        Args:
+            node: node of the graph.
+            scope: names and attributes visible to the node.
+            depth: nesting depth of the call, which is bounded.
+        """
         name = node.output[0]
         value = attribute_of(node, "value", scope)
         if value is not None:
@@ -190,7 +201,7 @@ class Resolver:
         return None
 
     def constant_of_shape(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """ConstantOfShape: one number repeated."""
+        """ConstantOfShape: one number repeated. As `Resolver.constant`."""
         dims = self.small(node.input[0], scope, depth)
         if dims is None or dims.ndim != 1 or dims.size > 32 or (dims < 0).any():
             return None
@@ -208,12 +219,12 @@ class Resolver:
         return Weight(node.output[0], None, None, fill, dtype, shape, shape, via=("ConstantOfShape",))
 
     def identity(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """Identity, and Dropout, which does nothing when a model is served."""
+        """Identity, and Dropout, which does nothing when a model is served. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         return None if weight is None else weight.then(None, node.op_type)
 
     def cast(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """Cast to a type that NumPy knows."""
+        """Cast to a type that NumPy knows. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         target = attribute_of(node, "to", scope)
         if weight is None or target is None:
@@ -222,7 +233,7 @@ class Resolver:
         return None if dtype is None else weight.then(Cast(dtype), "Cast")
 
     def transpose(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """Transpose."""
+        """Transpose. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         if weight is None:
             return None
@@ -234,7 +245,7 @@ class Resolver:
         return weight.then(Permute(order), "Transpose", tuple(weight.shape[axis] for axis in order))
 
     def reshape(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """Reshape, Flatten, Squeeze, Unsqueeze: values keep their order."""
+        """Reshape, Flatten, Squeeze, Unsqueeze: values keep their order. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         if weight is None:
             return None
@@ -244,7 +255,7 @@ class Resolver:
         return weight.then(Reshape(weight.shape, shape), node.op_type, shape)
 
     def dequantize(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """DequantizeLinear: zero is the zero point."""
+        """DequantizeLinear: zero is the zero point. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         if weight is None:
             return None
@@ -257,7 +268,7 @@ class Resolver:
         return _bounded(weight.then(Dequantize(zero.zero_point, spread), "DequantizeLinear"))
 
     def quantize(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """QuantizeLinear of a constant: what rounds to the zero point is zero."""
+        """QuantizeLinear of a constant: what rounds to the zero point is zero. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         scale = self.small(node.input[1], scope, depth) if weight is not None else None
         if weight is None or scale is None or not weight.scale_is_known:
@@ -288,9 +299,9 @@ class Resolver:
         """Return the step that makes a quantised weight's zero point zero, or `None` when it is not constant.
 
         Args:
-            weight: the quantised weight.
+            weight: the weight after DequantizeLinear.
             name: of its zero point. Empty is 0.
-            scope: resolves the name.
+            scope: names and attributes visible to the node.
             axis: of the weight, along which a zero point of rank 1 runs.
             block: how many values share one zero point along `axis`. 0 when not blocked.
         """

@@ -96,7 +96,18 @@ def scope_of(
     inferred: Inferred | None = None,
     opset: int | None = None,
 ) -> Scope:
-    """Build the scope of a graph, or of a function's nodes (`graph` is `None`)."""
+    """Build the scope of a graph, or of a function's nodes (`graph` is `None`).
+
+    Args:
+        path: names of the enclosing nodes, joined by `/`.
+        nodes: nodes of the graph or function.
+        graph: the graph. `None`: the nodes are a function's.
+        outer: scope of the enclosing graph. `None`: the main graph.
+        bound: parameter -> scope and name of the argument. `None`: not a function call.
+        attributes: attributes of the function call. `None`: not a function call.
+        inferred: shapes found by inference. `None`: those of the enclosing scope.
+        opset: version of ONNX's operators. `None`: that of the enclosing scope.
+    """
     found = Inferred() if inferred is None else inferred
     producers: dict[str, onnx.NodeProto] = {}
     consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -123,7 +134,13 @@ def scope_of(
 
 
 def attribute_of(node: onnx.NodeProto, name: str, scope: Scope) -> onnx.AttributeProto | None:
-    """Return a node's attribute, a reference to the enclosing function's attribute resolved."""
+    """Return a node's attribute, a reference to the enclosing function's attribute resolved.
+
+    Args:
+        node: node of the graph.
+        name: name of the attribute.
+        scope: names and attributes visible to the node.
+    """
     for attribute in node.attribute:
         if attribute.name == name:
             return scope.attributes.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute

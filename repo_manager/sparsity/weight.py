@@ -165,6 +165,12 @@ class Dequantize(SubtractZeroPoint):
 def per_axis(parameter: _Array, shape: tuple[int, ...], axis: int, block: int) -> _Array | None:
     """Spread a scale or zero point (one number, one an axis, or blocked) so that it broadcasts to `shape`.
 
+    Args:
+        parameter: scale or zero point.
+        shape: shape of the weight.
+        axis: axis of the channels or blocks.
+        block: size of a block. 0: not blocked.
+
     Returns:
         The parameter, broadcastable. `None` when it does not fit the shape.
     """
@@ -236,7 +242,13 @@ class Weight:
         return all(step.scale is not None for step in self.steps if isinstance(step, Dequantize))
 
     def then(self, step: Step | None, via: str, shape: tuple[int, ...] | None = None) -> Weight:
-        """Return the weight with one more step towards its user."""
+        """Return the weight with one more step towards its user.
+
+        Args:
+            step: change of the values. `None`: the values stay.
+            via: name of the operator.
+            shape: shape after the step. `None`: the shape stays.
+        """
         steps = self.steps if step is None else (*self.steps, step)
         return replace(self, steps=steps, via=(*self.via, via), shape=self.shape if shape is None else shape)
 

@@ -113,12 +113,12 @@ def judge_accuracy(
 
     Args:
         source: the score of the model that it was made from.
-        found: its own.
+        found: score of the model.
         data: where the data came from.
-        digest: of them.
+        digest: digest of the held-out data. `None`: unknown.
         metric: what the score is.
-        min_accuracy: see `Accuracy`.
-        max_drop: see `Accuracy`.
+        min_accuracy: smallest accepted accuracy, as in `Accuracy`. `None`: no limit.
+        max_drop: largest accepted loss against the source, as in `Accuracy`. `None`: no limit.
     """
     interval, between = score_interval(found), drop_interval(source, found)
     drop = source.value - found.value

@@ -145,7 +145,7 @@ class DriftMeter:
     """Accumulates the drift of every output, sample by sample, holding no sample.
 
     Args:
-        outputs: names.
+        outputs: names of the outputs.
         tie: two classes whose scores differ, in the source, by less than this share of the spread (standard
             deviation) of the row's scores are level: either may come first.
     """

@@ -25,7 +25,13 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 def block_weights(slices: int, resamples: int, seed: int) -> npt.NDArray[np.float64]:
-    """Return how often each slice is drawn in each resample, `[resamples, slices]`. Rows sum to `slices`."""
+    """Return how often each slice is drawn in each resample, `[resamples, slices]`. Rows sum to `slices`.
+
+    Args:
+        slices: number of slices to draw from.
+        resamples: number of resamples to draw.
+        seed: seed of the random numbers.
+    """
     length = max(round(slices ** (1 / 3)), 1)
     blocks = -(-slices // length)
     starts = np.random.default_rng(seed).integers(0, slices, size=(resamples, blocks))
@@ -43,7 +49,7 @@ def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: floa
         columns: one row an observation, in order of time, `[rows, columns]`.
         of: the number that is asked for, of resampled rows.
         alpha: the probability that the interval misses. At least `2 / 300` in effect, as there are 300 resamples.
-        seed: of the resampling.
+        seed: seed of the random numbers.
     """
     rows = len(columns)
     length = max(rows // _BLOCKS, 1)
@@ -126,7 +132,7 @@ def compared_numbers(
         of_b: the same of B.
         wholes: the numbers of A and of B over all pairs, for display.
         lower_is_better: the names to compare, in order of display, and whether less is better.
-        seed: of the resampling.
+        seed: seed of the random numbers.
 
     Returns:
         The compared numbers, and each one's ratios B/A in order of time.
@@ -168,7 +174,7 @@ def ratio_interval(logs: Doubles, *, alpha: float, seed: int = 0) -> Interval:
     Args:
         logs: log ratio of each pair, float64 `[pairs]`.
         alpha: the share of such intervals that miss.
-        seed: of the resampling.
+        seed: seed of the random numbers.
     """
     count = logs.size
     mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1) / np.sqrt(count))

@@ -185,6 +185,11 @@ def needs_completion(config: Mapping[str, Any]) -> bool:
 def complete(config: dict[str, Any], inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
     """Fill in what a configuration leaves out, as the native backend does. `config` is changed.
 
+    Args:
+        config: configuration of the model, as parsed JSON.
+        inputs: name -> input of the model.
+        outputs: name -> output of the model.
+
     Raises:
         ConfigMismatch: it asks for batches and the model has no batch axis.
     """
@@ -223,10 +228,10 @@ def check(
     """Check a configuration against the model.
 
     Args:
-        config: the model's configuration.
+        config: configuration of the model, as parsed JSON.
         inputs: what must be fed.
         optional: initializers that may be fed.
-        outputs: what comes out.
+        outputs: name -> output of the model.
 
     Raises:
         ConfigMismatch: with the native backend's message, else with ours.
@@ -247,10 +252,10 @@ def mismatches(
     """Compare a configuration with its model. See `check`.
 
     Args:
-        config: the model's configuration.
+        config: configuration of the model, as parsed JSON.
         inputs: what must be fed.
         optional: initializers that may be fed.
-        outputs: what comes out.
+        outputs: name -> output of the model.
         completed: the backend has filled in what was missing, else inputs or outputs that are not listed at all are
             not compared.
     """

@@ -71,8 +71,8 @@ class ModelConfig:
 
         Args:
             message: the protobuf message. Later changes to it do not reach the copy.
-            labels: content of the label files that it names.
-            variants: see the attribute.
+            labels: file name -> labels of the label files. `None`: no files.
+            variants: name -> text of the variants, as in the attribute. `None`: none.
         """
         copy = model_config_pb2.ModelConfig()
         copy.CopyFrom(message)
@@ -135,7 +135,7 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     in `text`: anyone who rewrites the file must edit its text, not print the result.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         where: what to call it in an error, normally its path.
 
     Raises:

@@ -87,11 +87,11 @@ def derive_config(
     (core refuses an empty reshape there; the backend takes `[1]` for a scalar).
 
     Args:
-        name: the model's name.
+        name: name of the model.
         signature: inputs and outputs, shapes with the batch axis, as `served_signature` returns it: the native
             onnxruntime backend compares output dims with the shapes that ONNX Runtime infers, not with the file's.
         batch_axis: whether the first axis is a batch axis, and why (not).
-        backend: the Triton backend.
+        backend: name of the Triton backend.
         options: what the model does not decide.
 
     Raises:

@@ -103,7 +103,7 @@ def pinned_versions(ensembles: Mapping[str, ModelConfig], name: str) -> dict[int
 
     Args:
         ensembles: name -> configuration. Models that are no ensembles do no harm.
-        name: the model.
+        name: name of the model.
     """
     found: dict[int, set[str]] = {}
     for ensemble, config in ensembles.items():
@@ -118,7 +118,7 @@ def dependents_of(ensembles: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
     Args:
         ensembles: name -> configuration, of ensembles and of models whose code asks others.
-        name: the model.
+        name: name of the model.
     """
     direct = {ensemble: set(models_of(config)) for ensemble, config in ensembles.items()}
     found: dict[str, None] = {}
@@ -205,7 +205,7 @@ def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> li
     Tensors of a model whose configuration does not list them are not compared: only the server's backend knows them.
 
     Args:
-        name: the ensemble.
+        name: name of the ensemble.
         models: name -> model, of everything that the ensemble needs and that exists. The ensemble itself included.
         where: the subject of the findings.
 

@@ -25,8 +25,8 @@ def get_field(config: ModelConfig, path: str) -> str:
     """Return a field's text. A single value without its name, a message with its fields.
 
     Args:
-        config: the configuration.
-        path: as in `set_fields`.
+        config: configuration of the model (config.pbtxt).
+        path: path of the field, as in `set_fields`.
 
     Raises:
         ConfigError: there is no such field.
@@ -55,7 +55,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
     comments and unknown fields stay.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         changes: `field.field` -> the value in text format (quotes around a string may be left out), `None` to clear. A
             step into a repeated field is its first element, or the one that `[i]` says. A map's step is its key.
         where: the file's name in an error.
@@ -108,6 +108,11 @@ def _says(text: str, message: Any, unknown: tuple[str, ...], where: str) -> bool
 
 def set_field(message: Any, path: str, value: str | None) -> None:
     """Set or clear one field of a message, as `set_fields` does in a text.
+
+    Args:
+        message: the protobuf message, which is changed.
+        path: path of the field, as in `set_fields`.
+        value: new value, as config.pbtxt writes it. `None`: clear the field.
 
     Raises:
         ConfigError: there is no such field, or the value does not fit.

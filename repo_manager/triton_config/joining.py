@@ -99,7 +99,7 @@ def join_models(
     """Write the configuration of an ensemble.
 
     Args:
-        name: the ensemble's name.
+        name: name of the ensemble.
         parts: its models, in the order in which data flows through them.
         maps: decisions that are not left to the matching.
         outputs: the tensors that the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`. None: every output that no later

@@ -16,7 +16,7 @@ def label_filename(output: str, position: int) -> str:
     """Return the name of an output's label file. It is beside the versions, as Triton requires.
 
     Args:
-        output: the output's name.
+        output: name of the output.
         position: its place among the outputs. Makes names unique that differ in odd characters only.
     """
     plain = re.sub(r"[^A-Za-z0-9_]+", "_", output).strip("_")[:64]

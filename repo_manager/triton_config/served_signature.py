@@ -58,7 +58,7 @@ def triton_dtype(dtype: str) -> str:
     """Return the type's name in the inference protocol, for instance `FP32` or `BYTES`.
 
     Args:
-        dtype: as in `TensorSpec.dtype`.
+        dtype: NumPy's name, as in `TensorSpec.dtype`.
 
     Raises:
         ConfigError: Triton has no such type (complex numbers, 8-bit floats, 4-bit integers).
@@ -125,7 +125,7 @@ def served_signature(signature: Signature, path: Path, config: ModelConfig | Non
     Args:
         signature: of the model in `path`.
         path: the ONNX file that is going to be served.
-        config: what it is served with. See `runtime_signature`.
+        config: the model's configuration. `None`: it has none, or it cannot be parsed.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
@@ -144,7 +144,7 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
     A shape of rank 0 may also be an unknown rank: ONNX Runtime reports both alike, and so Triton treats them.
 
     Args:
-        path: the file.
+        path: path of the file.
         config: its graph optimisation level and session parameters are applied. `None` takes a server's defaults, all
             optimisations.
 

@@ -73,7 +73,7 @@ def top_level_fields(text: str, *, where: str) -> tuple[TextField, ...]:
     """Find every top-level field of a text-format message.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         where: what to call it in an error.
 
     Raises:
@@ -136,7 +136,7 @@ def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
     """Put `replacement` where the top-level field `name` stands. Append it where there is none.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         name: a top-level field. All its occurrences are replaced by one.
         replacement: the field's new text with its name. Empty removes the field.
         where: what to call the file in an error.
@@ -206,7 +206,7 @@ def line_of(text: str, what: str) -> int | None:
 
     Args:
         text: the configuration as a person wrote it.
-        what: the finding's text.
+        what: subject of the error message.
     """
     if match := _PLACE.search(what):
         return int(match[1] or match[2])

@@ -34,7 +34,7 @@ def served_versions(config: ModelConfig, existing: Iterable[int]) -> tuple[int, 
     """Return the versions that Triton would serve, ascending.
 
     Args:
-        config: the model's configuration.
+        config: configuration of the model (config.pbtxt).
         existing: the versions that have a folder. A specific version without one is skipped with a log line,
             as in `VersionsToLoad` of triton-inference-server/core.
     """
@@ -67,7 +67,7 @@ def replace_version_policy(text: str, versions: Iterable[int], *, where: str) ->
     """Change the policy in a config.pbtxt's text, and nothing else: comments and unknown fields stay.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         versions: the versions to serve.
         where: the file's name in an error.
 

@@ -33,7 +33,7 @@ class Curves:
     """Measures the time of batches.
 
     Args:
-        options: what is sought.
+        options: goal and limits of the search.
         loads: puts load on the copies.
         journal: of what was measured before.
         tell: told after each measurement.

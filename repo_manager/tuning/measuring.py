@@ -55,6 +55,11 @@ class Measured:
 class Loads:
     """Puts load on copies.
 
+    Args:
+        copies: sets of copies on the server.
+        options: goal and limits of the search.
+        inputs: requests of each model.
+
     Attributes:
         rate: requests a second at which the others than throughput are measured. `None` as long as it is not known.
         start_rate: where the search for today's largest rate begins.
@@ -97,7 +102,13 @@ class Loads:
         )
 
     def batch_time(self, copy: str, model: str, size: int) -> BatchTime | None:
-        """Measure the time of a batch. `None` when no request of that size is answered."""
+        """Measure the time of a batch. `None` when no request of that size is answered.
+
+        Args:
+            copy: name of the set.
+            model: name of the model.
+            size: samples of the batch.
+        """
         options = self.options_of(
             copy, model, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
         )
@@ -108,7 +119,7 @@ class Loads:
         """Measure what a set holds.
 
         Args:
-            copy: the set.
+            copy: name of the set.
             against: what it must hold or beat for more to be measured. `None`: nothing.
         """
         tops = self.copies.subjects.tops

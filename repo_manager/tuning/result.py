@@ -103,7 +103,7 @@ class TuneOptions:
         """Check that what is said of single models is said of models asked, and is given for each of them.
 
         Args:
-            tops: the models asked.
+            tops: names of the models to tune.
 
         Raises:
             UsageError: it is not.
@@ -209,7 +209,7 @@ def conclude(
     """Return the outcome and its reason.
 
     Args:
-        options: what was sought.
+        options: goal and limits of the search.
         trials: what was measured, today's setting first.
         best: the best of them.
         comparisons: today's against the best. None where one of them holds nothing, or they are the same.

@@ -52,7 +52,7 @@ def tune(
     Args:
         repository: where the models are. Nothing in it is changed.
         versions: model -> the version measured.
-        options: what is sought.
+        options: goal and limits of the search.
         inputs: tells what is known of a model's requests.
         progress: told after each measurement.
 
@@ -76,6 +76,13 @@ def tuning_run(
     progress: Callable[[TuneProgress], None] = lambda _: None,
 ) -> Iterator[TuningRun]:
     """Make what `tune` does ready: the server of the copies runs for as long as the block lasts.
+
+    Args:
+        repository: the model repository: a folder, or a URL of object storage.
+        versions: name of the model -> its version.
+        options: goal and limits of the search.
+        inputs: requests of each model.
+        progress: called with each step of the search.
 
     Raises:
         RepoManagerError: as `tune`.
@@ -119,6 +126,14 @@ def _facts(repository: str, subjects: Subjects, options: TuneOptions) -> dict[st
 
 class TuningRun:
     """One run, from its start to its result. `benchmarks/tune.py` asks it for every setting instead.
+
+    Args:
+        options: goal and limits of the search.
+        loads: puts load on the copies.
+        answers: checks the answers of the copies.
+        journal: record of the measurements.
+        progress: called with each step of the search.
+        clock: returns the time in seconds.
 
     Attributes:
         subjects: what is tuned.

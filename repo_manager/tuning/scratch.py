@@ -57,6 +57,12 @@ def tuning_directory() -> Path:
 class Copies(ABC):
     """Sets of copies of the models of a tuning, each with its own configurations.
 
+    Args:
+        subjects: the models to copy.
+        client: connected client of the server.
+        reach: URL of the server, URL of its metrics (`None`: the default port), and options of its client.
+        cores: number of CPU cores of the server.
+
     Attributes:
         subjects: what they are copies of.
         client: of the server that serves them.
@@ -87,6 +93,11 @@ class Copies(ABC):
     @abstractmethod
     def serve(self, served: str, model: str, config: ModelConfig) -> None:
         """Load one copy.
+
+        Args:
+            served: name of the copy.
+            model: name of the model.
+            config: configuration of the model (config.pbtxt).
 
         Raises:
             ServerRefusedError: it does not load.
@@ -159,9 +170,9 @@ def copies_of(subjects: Subjects, *, url: str | None = None, access: ClientOptio
     """Make ready to serve copies of models. They are gone at the end of the block.
 
     Args:
-        subjects: the models.
+        subjects: the models to copy.
         url: a server that takes the copies. `None` starts one.
-        access: how that server is reached.
+        access: options of that server's client. `None`: the server is this machine's.
 
     Raises:
         MissingDependencyError: there is no tritonserver on this machine.

@@ -75,7 +75,7 @@ def descend(
     """Return the best trial found.
 
     Args:
-        space: the settings.
+        space: settings that may change.
         start: today's, or what else is known already.
         guesses: settings to try first.
         evaluate: measures. It may raise to end the search: what it returned until then is known to the caller.
@@ -131,8 +131,8 @@ def likely_good(
     """Return what is likely good: one instance with the whole machine, and as many instances as there may be.
 
     Args:
-        space: the settings.
-        today: today's one.
+        space: settings that may change.
+        today: the setting of today.
         curve: the time of batches.
         latency_ns: the upper limit of a latency that must be held. `None` has none.
     """

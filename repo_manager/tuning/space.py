@@ -188,7 +188,7 @@ class Space:
         """Return the space for a model.
 
         Args:
-            config: today's configuration.
+            config: configuration of the model (config.pbtxt).
             bounds: what the machine and the model allow.
             curve: the time of batches. A size whose batch alone takes longer than the limit is left out, and so is one
                 that answers fewer samples a second than a smaller one.
@@ -337,11 +337,11 @@ def left_out(
     """Yield what was not tried of a model's axes, and why.
 
     Args:
-        space: of the model.
+        space: settings of the model.
         curve: the time of its batches.
-        tried: the settings measured.
+        tried: settings that were measured.
         search: the axes that were to be searched.
-        config: today's configuration.
+        config: configuration of the model (config.pbtxt).
     """
     missing = [axis for axis in AXES if axis not in search]
     if missing:

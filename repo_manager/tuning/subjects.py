@@ -85,9 +85,10 @@ def read_subjects(
     """Read models and what they are made of. Their files are there until the stack ends.
 
     Args:
-        repository: where they are.
+        repository: the model repository: a folder, or a place in object storage.
         versions: model -> the version measured.
-        fixed: field of config.pbtxt, or MODEL:FIELD -> its value. Without a model it is set in each tunable one.
+        fixed: field of config.pbtxt, or MODEL:FIELD -> its value. `None` clears it. Without a model it is set in each
+            tunable one.
         stack: keeps files from object storage.
 
     Raises:

@@ -56,6 +56,11 @@ class _Driver:
 class CudaMemory:
     """A piece of a GPU's memory.
 
+    Args:
+        driver: the CUDA driver's library.
+        address: address in the GPU's memory.
+        key: handle by which a server maps the memory.
+
     Attributes:
         key: what a server maps it by.
     """
@@ -75,7 +80,7 @@ def cuda_memory(size_bytes: int, device: int = 0) -> Iterator[CudaMemory]:
     """Give memory of a GPU as long as the block lasts.
 
     Args:
-        size_bytes: how much.
+        size_bytes: size of the memory in bytes.
         device: which GPU, as CUDA counts those that CUDA_VISIBLE_DEVICES leaves.
 
     Raises:

@@ -80,7 +80,7 @@ def image_samples(
     """Return a sample for each image, as the recipe has it, up to a limit in bytes.
 
     Args:
-        files: the images.
+        files: paths of the images.
         item: the input that they fill.
         recipe: `None` for an input that takes a file's content as it is.
         limit_bytes: images beyond this many bytes of input are left out.
@@ -125,6 +125,11 @@ def recipe_of(path: Path, item: InputFacts, given: Mapping[str, str]) -> ImageRe
 
     The shape gives the size, the number of channels and the layout. Values are scaled to 0..1, those of integer
     inputs stay 0..255.
+
+    Args:
+        path: path of the file.
+        item: the input that takes the image.
+        given: options of the user: resize, color, scale, mean, std, layout.
 
     Raises:
         UsageError: an option is unknown or wrong, the shape is none of an image, or its size is open.

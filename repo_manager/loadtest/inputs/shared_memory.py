@@ -63,8 +63,8 @@ def shared_samples(
     """Put the samples into shared memory and register it, as long as the context lasts.
 
     Args:
-        target: the server.
-        facts: the model.
+        target: connection to the server under load.
+        facts: the model's inputs, outputs and limits, as the server reports them.
         samples: inputs of each request.
         options: with `shared_memory="none"` nothing happens and the placement is `None`.
 

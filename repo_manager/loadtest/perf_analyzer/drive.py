@@ -1,8 +1,7 @@
 """Drives the real perf_analyzer: one process a load level, its CSV into the same `LoadPoint`.
 
-In a sweep perf_analyzer ends at the first level that is unstable or over its limit, writes no row for it, and exits
-with 0 unless it was the first. With one process a level, its exit codes (0, 2 unstable, 3 options, 99) and a missing
-row are that level's outcome.
+In a sweep, perf_analyzer ends at the first unstable level, and exits with 0 unless that level was the first. With one
+process per level, its exit code (0, 2 unstable, 3 options, 99) or a missing row is the level's outcome.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ _EXPORTED_ELEMENTS = 1024  # the export repeats every request's inputs: minutes 
 _DRAWN_ELEMENTS = 1 << 20  # of all samples together: perf_analyzer reads them as text
 _REQUEST_COUNT = re.compile(r"^\s*Request count: (\d+)", re.M)
 _KILL_AFTER_S = 60.0
-# Over HTTP it takes a thread a request. Many of them, on a fast server, keep the one that measures from ever running
-# (2.50 on 2 CPUs: from 8 threads on). Its asynchronous calls do not.
+# Over HTTP it uses one thread per request. Many threads starve the measuring one (2.50: from 8 on 2 CPUs).
 _THREADS_PER_CPU = 2
 _UNSTABLE_EXIT, _OPTION_EXIT = 2, 3
 # What it prints before it measures a level. It ends with the code of wrong options also when no request ended in time.
@@ -77,6 +75,13 @@ def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
 
 def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTestOptions, files: Path) -> list[str]:
     """Return the command line of one level. Results go to `files`/result.csv and `files`/profile.json.
+
+    Args:
+        binary: path of the perf_analyzer binary.
+        level: the load: requests in flight, or a rate.
+        facts: the model's inputs, outputs and limits, as the server reports them.
+        options: settings of the load test.
+        files: folder for its results.
 
     Raises:
         UsageError: the options ask for what perf_analyzer cannot do.
@@ -215,7 +220,7 @@ def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:
 
 
 def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, options: LoadTestOptions) -> LoadPoint:
-    """Run one level and return its row, in any case.
+    """Run one level, as `command_of` writes it, and return its row in any case.
 
     Raises:
         UsageError: the options ask for what perf_analyzer cannot do, or it rejected them.
@@ -356,8 +361,7 @@ def _server(row: Mapping[str, float], profile: Mapping[str, float]) -> ServerTim
 def parse_csv(text: str) -> list[dict[str, float]]:
     """Return the rows of a perf_analyzer CSV (microseconds), by column. Cells that are no numbers are left out.
 
-    Columns come and go between versions and models (cache columns, GPU columns), so they are found by name. GPU cells
-    (`GPU-...:12;GPU-...:13`) are left out.
+    Columns differ between versions and models, so they are found by name. GPU cells (`GPU-...:12`) are left out.
     """
     rows: list[dict[str, float]] = []
     for record in csv.DictReader(text.splitlines()):

@@ -15,7 +15,14 @@ RECEIVE_BYTES = 262_144
 
 
 class WireConnection(abc.ABC):
-    """Base of the two clients: socket, sink, and the end of everything that was open on it."""
+    """Base of the two clients: socket, sink, and the end of everything that was open on it.
+
+    Args:
+        sock: connected socket in non-blocking mode.
+        endpoint: address, path, headers and messages of the requests.
+        sink: receives results and errors of requests.
+        want_write: called when the socket must become writable.
+    """
 
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         self.in_flight = 0

@@ -32,6 +32,13 @@ _context = functools.lru_cache(maxsize=8)(tls_context)  # shared by a worker's c
 def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str, timer: Timer) -> TlsSocket:
     """Shake hands on a connected socket.
 
+    Args:
+        sock: socket connected to the server.
+        host: name or address of the server.
+        files: trusted authorities, and the client's certificate.
+        protocol: application protocol for ALPN, such as `h2`.
+        timer: deadline of the whole exchange.
+
     Raises:
         UsageError: as `tls_context`.
         ServerUnreachableError: the certificate is not trusted, the server wants one, or speaks no TLS.
@@ -141,7 +148,7 @@ class Endpoint:
 
     Attributes:
         host: name or address.
-        port: TCP port.
+        port: TCP port of the server.
         authority: value of the `:authority` or `Host` header.
         path: `:path` of the gRPC method or the HTTP request target.
         headers: further headers (lower-case names), such as the key of a restricted API.
@@ -180,12 +187,24 @@ class Sink(Protocol):
     def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> int:
         """Requests ended well. Latency counts from each one's start stamp.
 
+        Args:
+            connection: the connection that the requests used.
+            latencies_ns: latency of each request in nanoseconds.
+            now_ns: present time in nanoseconds.
+
         Returns:
             How many new requests the connection must send at once, without being told again.
         """
 
     def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
-        """Requests ended in an error. Returns the same as `completed`."""
+        """Requests ended in an error. Returns the same as `completed`.
+
+        Args:
+            connection: the connection that the requests used.
+            count: number of requests that ended.
+            message: text of the error.
+            now_ns: present time in nanoseconds.
+        """
 
     def noted(self, name: str, values_ns: list[int], now_ns: int) -> None:
         """More was measured than whole requests: of sequences, or of single responses. See `Slice.details`."""
@@ -194,7 +213,13 @@ class Sink(Protocol):
         """Requests that the server certainly did not begin must be sent elsewhere. Their start stamps."""
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
-        """The connection is gone. Its open requests have been reported as failed before."""
+        """The connection is gone. Its open requests have been reported as failed before.
+
+        Args:
+            connection: the connection that the requests used.
+            message: the error's text, or the reason of the end.
+            now_ns: present time in nanoseconds.
+        """
 
 
 class Connection(Protocol):

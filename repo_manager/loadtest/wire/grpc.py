@@ -53,7 +53,14 @@ def _prefixed(endpoint: Endpoint) -> tuple[bytes, ...]:
 
 
 class GrpcConnection(WireConnection):
-    """One HTTP/2 connection that carries unary calls of one gRPC method."""
+    """One HTTP/2 connection that carries unary calls of one gRPC method.
+
+    Args:
+        sock: connected socket in non-blocking mode.
+        endpoint: address, path, headers and messages of the requests.
+        sink: receives results and errors of requests.
+        want_write: called when the socket must become writable.
+    """
 
     _tells_data = False
     _remembers_ends = True  # a known block ends a call without being looked at again

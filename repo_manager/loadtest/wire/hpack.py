@@ -157,7 +157,13 @@ def _string(block: bytes, position: int) -> tuple[str, int]:
 
 
 def encode_integer(value: int, prefix_bits: int, first: int) -> bytes:
-    """Encode an integer behind the pattern `first` (RFC 7541, 5.1)."""
+    """Encode an integer behind the pattern `first` (RFC 7541, 5.1).
+
+    Args:
+        value: the integer, 0 or more.
+        prefix_bits: number of bits of the prefix, 1 to 8.
+        first: bits of the first byte before the prefix.
+    """
     limit = (1 << prefix_bits) - 1
     if value < limit:
         return bytes((first | value,))
@@ -172,8 +178,8 @@ def encode_literal(name: str, value: str, *, indexed: bool) -> bytes:
     """Encode a field with a literal name and value, not Huffman-coded.
 
     Args:
-        name: in lower case.
-        value: the value.
+        name: field name in lower case.
+        value: field value, in ASCII.
         indexed: the peer enters the field into its dynamic table.
     """
     raw_name, raw_value = name.encode("ascii"), value.encode("utf-8")

@@ -32,8 +32,8 @@ def http_request(endpoint: Endpoint, number: int, parameters: bytes = b"") -> tu
     """Return the header block and the body of message `number`.
 
     Args:
-        endpoint: where it goes.
-        number: of the message.
+        endpoint: address, path, headers and messages of the requests.
+        number: number of the message, from 0.
         parameters: of a sequence: the beginning of the body, sent with the header block.
     """
     body = endpoint.messages[number]
@@ -56,7 +56,14 @@ def _requests(endpoint: Endpoint) -> tuple[tuple[bytes, ...], ...]:
 
 
 class HttpConnection(WireConnection):
-    """One keep-alive connection with at most one request in flight."""
+    """One keep-alive connection with at most one request in flight.
+
+    Args:
+        sock: connected socket in non-blocking mode.
+        endpoint: address, path, headers and messages of the requests.
+        sink: receives results and errors of requests.
+        want_write: called when the socket must become writable.
+    """
 
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         super().__init__(sock, endpoint, sink, want_write)

@@ -48,7 +48,14 @@ _END_STREAM = 0x1
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Return one frame."""
+    """Return one frame.
+
+    Args:
+        kind: type of the frame (RFC 9113, section 6).
+        flags: flag bits of the frame.
+        stream: stream number; 0 is the connection.
+        payload: content of the frame.
+    """
     size = len(payload)
     return FRAME_HEADER.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
 
@@ -71,6 +78,7 @@ def request_blocks(endpoint: Endpoint, *, indexed: bool) -> tuple[bytes, bytes]:
     """Return the header block of the first request on a connection and of all later ones.
 
     Args:
+        endpoint: address, path, headers and messages of the requests.
         indexed: the first block enters the fields into the peer's dynamic table and later ones name them by
             index, which is smaller and cheaper for the server. False: literals every time, for a peer whose table is
             smaller than the standard's 4096 bytes.
@@ -133,7 +141,7 @@ class BlockReader:
 
         Args:
             block: payload of a HEADERS frame.
-            flags: the frame's flags.
+            flags: flag bits of the frame.
         """
         if flags & _PADDED and not block:
             return "the server's header block cannot be decoded: it is empty"

@@ -27,7 +27,14 @@ _FINAL = b"\x0a\x15triton_final_response\x12\x02\x08"  # an entry of the paramet
 
 
 class KeptGrpcConnection(TrackedGrpcConnection):
-    """One HTTP/2 connection whose calls stay open between requests."""
+    """One HTTP/2 connection whose calls stay open between requests.
+
+    Args:
+        sock: connected socket in non-blocking mode.
+        endpoint: address, path, headers and messages of the requests.
+        sink: receives results and errors of requests.
+        want_write: called when the socket must become writable.
+    """
 
     _remembers_ends = False
     _kept_bytes = 65_536  # of a response: what precedes its outputs
@@ -41,7 +48,12 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         self._rotation = itertools.cycle(self._messages)
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Queue requests, each on a stream that has none. `flush` writes them."""
+        """Queue requests, each on a stream that has none. `flush` writes them.
+
+        Args:
+            count: number of requests to queue.
+            starts_ns: start stamps of the requests in nanoseconds. `None`: the time of the send.
+        """
         if self._endpoint.sequences is not None:
             super().submit(count, starts_ns)
             return

@@ -37,7 +37,7 @@ def build_endpoint(
     """Return the endpoint with one prebuilt message a sample.
 
     Args:
-        facts: the model.
+        facts: the model's inputs, outputs and limits, as the server reports them.
         samples: inputs of each request.
         options: of the load test.
         placement: where the tensors are in shared memory. `None` puts them into the messages.

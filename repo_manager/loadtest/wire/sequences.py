@@ -32,7 +32,7 @@ def drawn_lengths(text: str, seed: int) -> tuple[int, ...]:
     Args:
         text: `20` (always), `10:30` (each equally likely, the ends included) or `mean:20` (geometric: with the same
             probability after each request).
-        seed: of the drawing.
+        seed: seed of the random numbers.
 
     Raises:
         UsageError: any other text.
@@ -93,7 +93,7 @@ class Lanes:
 
     Args:
         plan: what sequences are made of.
-        worker: this worker's number.
+        worker: number of this worker, from 0.
         workers: how many workers there are. No two give the same ID.
         seed: of the first ID, so that a test that follows another soon does not meet the sequences it left.
     """

@@ -48,7 +48,14 @@ class Call(int):
 
 
 class TrackedGrpcConnection(GrpcConnection):
-    """One HTTP/2 connection whose calls belong to sequences, or have any number of responses."""
+    """One HTTP/2 connection whose calls belong to sequences, or have any number of responses.
+
+    Args:
+        sock: connected socket in non-blocking mode.
+        endpoint: address, path, headers and messages of the requests.
+        sink: receives results and errors of requests.
+        want_write: called when the socket must become writable.
+    """
 
     _kept_bytes = 300  # of a response: enough for an error
 
@@ -71,7 +78,12 @@ class TrackedGrpcConnection(GrpcConnection):
         return min(allowed, len(self._free)) if self._endpoint.sequences is not None else allowed
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Queue requests, each of another live sequence. `flush` writes them."""
+        """Queue requests, each of another live sequence. `flush` writes them.
+
+        Args:
+            count: number of requests to queue.
+            starts_ns: start stamps of the requests in nanoseconds. `None`: the time of the send.
+        """
         if self._endpoint.sequences is None:
             first = self._next_id
             super().submit(count, starts_ns)

@@ -33,7 +33,13 @@ _QUIET_NS = 1_500_000  # until the next request is due: long enough to count a s
 
 
 class Generator:
-    """Runs a `Job`. `open`, then `run` until `stop` is set and the last answers came."""
+    """Runs a `Job`. `open`, then `run` until `stop` is set and the last answers came.
+
+    Args:
+        job: share of the load, and the requests.
+        recorder: counts the results of requests.
+        control: file descriptor to watch, and the function to call when it is readable.
+    """
 
     def __init__(self, job: Job, recorder: Recorder, control: tuple[int, Callable[[], None]]) -> None:
         self.stopping = False
@@ -311,7 +317,13 @@ class Generator:
     # --- Sink -----------------------------------------------------------------------------------
 
     def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> int:
-        """Record answers. A closed loop sends as many new requests on the same connection."""
+        """Record answers. A closed loop sends as many new requests on the same connection.
+
+        Args:
+            connection: the connection that the requests used.
+            latencies_ns: latency of each request in nanoseconds.
+            now_ns: present time in nanoseconds.
+        """
         recorder = self._recorder
         if now_ns < recorder.boundary_ns:
             recorder.latencies += latencies_ns
@@ -322,7 +334,14 @@ class Generator:
         return self._after(connection, len(latencies_ns))
 
     def failed(self, connection: Connection, count: int, message: str, now_ns: int) -> int:
-        """Record errors. A closed loop goes on."""
+        """Record errors. A closed loop goes on.
+
+        Args:
+            connection: the connection that the requests used.
+            count: number of requests that ended.
+            message: text of the error.
+            now_ns: present time in nanoseconds.
+        """
         self._recorder.add_errors(count, message, now_ns)
         return self._after(connection, count)
 
@@ -335,7 +354,13 @@ class Generator:
         return 0
 
     def noted(self, name: str, values_ns: list[int], now_ns: int) -> None:
-        """Record what was measured besides whole requests."""
+        """Record what was measured besides whole requests.
+
+        Args:
+            name: name of the measured quantity.
+            values_ns: measured times in nanoseconds.
+            now_ns: present time in nanoseconds.
+        """
         self._recorder.add_details(name, values_ns, now_ns)
 
     def returned(self, starts_ns: list[int]) -> None:
@@ -345,7 +370,13 @@ class Generator:
             self._backlog = sorted(starts_ns) + self._backlog
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
-        """Forget a connection. The loops open another one."""
+        """Forget a connection. The loops open another one.
+
+        Args:
+            connection: the connection that the requests used.
+            message: text of the error.
+            now_ns: present time in nanoseconds.
+        """
         self._last_loss = message
         descriptor = connection.fileno()
         if self._connections.pop(descriptor, None) is not None:

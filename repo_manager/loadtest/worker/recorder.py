@@ -116,7 +116,13 @@ class Recorder:
         self._details.setdefault(name, []).extend(values_ns)
 
     def add_errors(self, count: int, message: str, now_ns: int) -> None:
-        """Count requests that ended in an error at `now_ns`."""
+        """Count requests that ended in an error at `now_ns`.
+
+        Args:
+            count: number of requests that ended.
+            message: text of the error.
+            now_ns: present time in nanoseconds.
+        """
         if now_ns >= self.boundary_ns:
             self.roll(now_ns)
         self._errors += count
@@ -124,7 +130,13 @@ class Recorder:
             self._messages[message] += count
 
     def add_sends(self, sent: int, late: int, max_late_ns: int) -> None:
-        """Count open-loop sends and how many of them missed their moment."""
+        """Count open-loop sends and how many of them missed their moment.
+
+        Args:
+            sent: number of sends in this round.
+            late: number of sends that missed their moment.
+            max_late_ns: delay of the latest send in nanoseconds.
+        """
         self._sent += sent
         self._late += late
         self._max_late_ns = max(self._max_late_ns, max_late_ns)

@@ -33,8 +33,8 @@ def from_npz(path: Path, signature: Signature, *, with_others: bool = False) -> 
     """Read one array per input from an .npz file.
 
     Args:
-        path: the file.
-        signature: of the model.
+        path: path of the file.
+        signature: the model's inputs and outputs.
         with_others: the file may hold other arrays, labels for instance, which are not read.
 
     Raises:

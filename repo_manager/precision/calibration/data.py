@@ -97,6 +97,13 @@ def validated(
 ) -> CalibrationData:
     """Read every sample once, check it, and take the digest.
 
+    Args:
+        source: origin of the data, for messages.
+        signature: the model's inputs and outputs.
+        count: number of samples in the data.
+        get: returns a sample by its number, from 0.
+        where: returns the place of a sample, for messages.
+
     Raises:
         CalibrationError: a sample does not fit the model. `where` names its file.
     """
@@ -157,6 +164,11 @@ def _bytes(array: Array) -> bytes:
 def data_of_samples(samples: Sequence[Any], signature: Signature, source: str) -> CalibrationData:
     """Make calibration data of dictionaries in memory: input name -> array, batch axis included.
 
+    Args:
+        samples: input samples: input name -> array, batch axis included.
+        signature: the model's inputs and outputs.
+        source: origin of the data, for messages.
+
     Raises:
         CalibrationError: one is no such dictionary, or does not fit the model.
     """
@@ -170,6 +182,11 @@ def data_of_samples(samples: Sequence[Any], signature: Signature, source: str) -
 
 def check_names(found: Mapping[str, Any], signature: Signature, where: str) -> None:
     """Check that the names are exactly the model's inputs.
+
+    Args:
+        found: name -> array of the sample.
+        signature: the model's inputs and outputs.
+        where: place of the value, as the error message names it.
 
     Raises:
         CalibrationError: a name is missing or unknown.
@@ -198,6 +215,11 @@ def _is_free(spec: TensorSpec, axis: int) -> bool:
 
 def check_sample(array: Array, spec: TensorSpec, where: str) -> None:
     """Check that one input of one sample has the model's type and shape and only finite numbers.
+
+    Args:
+        array: one input of one sample.
+        spec: type and shape of the input.
+        where: place of the value, as the error message names it.
 
     Raises:
         CalibrationError: it does not. `where` opens the message.

@@ -116,6 +116,11 @@ def _numbers(raw: dict[str, Any], key: str, count: int, default: float | None, p
 def input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSpec:
     """Return the input that the images fill.
 
+    Args:
+        recipe: how an image becomes the input.
+        signature: the model's inputs and outputs.
+        path: path of the file.
+
     Raises:
         CalibrationError: the model has no such input, or several.
     """
@@ -129,6 +134,11 @@ def input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSpe
 
 def read_image(pillow: ModuleType, file: Path, recipe: ImageRecipe) -> Array:
     """Return an image as the recipe wants it, float32 `[1, C, H, W]` or `[1, H, W, C]`.
+
+    Args:
+        pillow: Pillow's module `PIL.Image`, imported.
+        file: path of the image.
+        recipe: how an image becomes the input.
 
     Raises:
         CalibrationError: it cannot be read.

@@ -46,9 +46,9 @@ def largest_values(
     The maxima are computed inside ONNX Runtime, so no activation leaves it.
 
     Args:
-        draft: the float32 model.
+        draft: the model as a float32 draft.
         values: float32 values of its main graph.
-        samples: inputs.
+        samples: input samples: input name -> array, batch axis included.
         folder: for the temporary model. Emptied by the caller.
         optimize: let ONNX Runtime fuse operators: faster, at up to three times the memory.
         finite: refuse values that are not finite. `False` counts them as infinite.
@@ -123,10 +123,10 @@ def percentile_values(
     A histogram of 65536 bins per value, up to its largest size, summed over the samples. No activation is kept.
 
     Args:
-        draft: the float32 model.
+        draft: the model as a float32 draft.
         largest: value -> its largest absolute size on the same samples.
         samples: inputs. Iterated several times.
-        folder: for temporary models.
+        folder: folder for the files.
         percentile: in percent, above 0 and up to 100.
 
     Raises:
@@ -160,8 +160,8 @@ def overflowing_nodes(draft: Draft, samples: Iterable[Mapping[str, Array]], fold
     A reader counts, too: left in FP16 it would read the value rounded to infinity.
 
     Args:
-        draft: the float32 model.
-        samples: inputs.
+        draft: the model as a float32 draft.
+        samples: input samples: input name -> array, batch axis included.
         folder: for the temporary model.
 
     Returns:

@@ -54,7 +54,7 @@ def lower(draft: Draft, low: int, *, keep_io_types: bool, keep: Callable[[onnx.N
 
     Args:
         draft: float32 model. Values of other types are left alone.
-        low: `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
+        low: the low type, `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
         keep_io_types: leave float32 inputs and outputs float32, with Casts. `False` gives them the low type.
         keep: says of a node why it must stay in FP32. `None`: it need not.
 

@@ -204,7 +204,14 @@ def _is_float(types: dict[str, ValueType], name: str, *, unknown: bool = False) 
 def keep_reasons(
     draft: Draft, types: dict[str, ValueType], low: int, keep: Callable[[onnx.NodeProto], str | None]
 ) -> dict[str, str]:
-    """Return node name -> reason, for the main graph's nodes that stay in FP32 although their type could change."""
+    """Return node name -> reason, for the main graph's nodes that stay in FP32 although their type could change.
+
+    Args:
+        draft: the model as a float32 draft.
+        types: name -> type of each value.
+        low: the low type, `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
+        keep: returns the reason to keep a node in FP32. `None`: lower it.
+    """
     shapes = _shape_values(draft)
     statistics = statistics_nodes(draft)
     reasons: dict[str, str] = {}

@@ -75,6 +75,11 @@ def prepare(draft: Draft, *, opset: int) -> Draft:
 def prepare_checked(draft: Draft, *, opset: int, check: SourceCheck) -> Prepared:
     """Do the same, and compare the result with the source. Only if they differ, compare each pass on its own.
 
+    Args:
+        draft: the model as a float32 draft.
+        opset: smallest opset of the result.
+        check: compares the result with the source.
+
     Raises:
         ModelError: the opset cannot be raised, or the raised model is another one.
     """
@@ -131,7 +136,7 @@ class SourceCheck:
     """Compares float32 drafts with the source's answers.
 
     Args:
-        model: the source.
+        model: the ONNX model, which is not changed.
         draft: of it, before any pass.
         reference: its answers. A few of the samples are taken, spread evenly.
         folder: for temporary models, removed again.

@@ -186,7 +186,13 @@ def channel_scales(values: Array, axis: int | None) -> Array:
 
 
 def to_int8(values: Array, scale: Array, axis: int | None) -> Array:
-    """Return round(w / scale), to nearest even as QuantizeLinear does, within -127..127."""
+    """Return round(w / scale), to nearest even as QuantizeLinear does, within -127..127.
+
+    Args:
+        values: float32 values to quantise.
+        scale: scale, one number or one per channel.
+        axis: axis of the channels. `None`: one scale for all.
+    """
     shape = [-1 if other == axis else 1 for other in range(values.ndim)] if axis is not None else []
     scaled = values / scale.reshape(shape)
     np.rint(scaled, out=scaled)

@@ -74,8 +74,8 @@ def plan_quantization(
     Requires: constants and BatchNormalization folded, names on all nodes.
 
     Args:
-        draft: to be quantised.
-        quantize_outputs: see `ConvertOptions`.
+        draft: the model as a float32 draft.
+        quantize_outputs: also quantise the results of quantised layers, as in `ConvertOptions`.
         keep: says why a node stays in FP32. `None`: it need not.
         left_out: operators and names of nodes that the target's builder computes in floating point, Q/DQ or not.
     """

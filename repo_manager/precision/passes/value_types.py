@@ -46,7 +46,12 @@ def infer_types(draft: Draft) -> onnx.ModelProto:
 
 
 def type_table(graph: onnx.GraphProto, outer: dict[str, ValueType] | None = None) -> dict[str, ValueType]:
-    """Return name -> type for a graph of `infer_types`, on top of what its enclosing graphs define."""
+    """Return name -> type for a graph of `infer_types`, on top of what its enclosing graphs define.
+
+    Args:
+        graph: the graph, with its types inferred.
+        outer: types of the enclosing graphs. `None`: the main graph.
+    """
     table = dict(outer or {})
     for value in (*graph.value_info, *graph.input, *graph.output):
         table[value.name] = _value_type(value)

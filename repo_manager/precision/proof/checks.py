@@ -65,7 +65,14 @@ def _complaint(path: Path, *, full: bool) -> str | None:
 
 
 def check_signature(source: Signature, found: Signature, precision: Precision, *, keep_io_types: bool) -> Check:
-    """Compare names, order, types and shapes of inputs and outputs."""
+    """Compare names, order, types and shapes of inputs and outputs.
+
+    Args:
+        source: inputs and outputs of the source.
+        found: inputs and outputs of the converted model.
+        precision: precision of the conversion.
+        keep_io_types: whether inputs and outputs stay float32.
+    """
     low = precision.facts.low
 
     def wanted(spec: TensorSpec) -> TensorSpec:
@@ -130,7 +137,7 @@ def check_drift(
     """Hold every output to the limits.
 
     Args:
-        drift: measured.
+        drift: measured drift of each output.
         precision: sets the limits that `options` leaves open.
         options: with the limits asked for.
         inputs: `held-out`, `calibration` or `natural`.

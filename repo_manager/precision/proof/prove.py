@@ -70,12 +70,12 @@ class Prover:
     """Judges candidates of one conversion against one source.
 
     Args:
-        model: the source.
+        model: the ONNX model, which is not changed.
         precision: that was asked for.
-        options: with the limits.
+        options: settings of the conversion.
         reference: the source's answers, which decide.
-        calibrated: its answers on samples that INT8's scales are made from, when `reference` holds others. Their error
-            is reported.
+        calibrated: answers of the source on the samples of INT8's scales, whose error is reported. `None`: `reference`
+            holds these samples itself.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Prover:
         """Check a written candidate.
 
         Args:
-            written: its files.
+            written: files of the candidate.
             rounded: the drift with each 16-bit value rounded (`rounded_drift`).
             stage: the candidate with float32 values, for outputs that are selections. `None` judges them directly.
         """
@@ -151,6 +151,10 @@ class Prover:
         """Run the stand-in that rounds each 16-bit value. Return the drift, empty when there is none to run.
 
         A stand-in that ONNX Runtime does not take is left to `prove`: the candidate will fail there, too.
+
+        Args:
+            written: files of the candidate.
+            stand_in: the stand-in. `None`: there is none.
         """
         if stand_in is None:
             return ()

@@ -49,9 +49,9 @@ def trace_drift(
     """Run source and candidate beside each other and compare the values that both have.
 
     Args:
-        source: the float32 draft.
+        source: the float32 draft of the source.
         candidate: a draft whose values are float32, too (`rounded` for 16-bit ones).
-        samples: inputs.
+        samples: input samples: input name -> array, batch axis included.
         folder: for the temporary models.
         every_node: compare each node's results, else those of weighted operators, at most about 100.
 

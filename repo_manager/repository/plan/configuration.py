@@ -59,7 +59,7 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
     Args:
         view: the model, with what is beside its versions.
         before: config.pbtxt as it is. May be broken.
-        after: the new text.
+        after: new text of config.pbtxt.
 
     Raises:
         ConfigError: `after` is no model configuration, or a version that is still being published would be served.

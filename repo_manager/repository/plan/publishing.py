@@ -33,6 +33,11 @@ __all__ = [
 def check_names(name: str, files: Iterable[str], config: ModelConfig) -> None:
     """Check what can be checked without the repository.
 
+    Args:
+        name: name of the model.
+        files: names of the version's files.
+        config: configuration of the model (config.pbtxt).
+
     Raises:
         RepositoryError: a name or the configuration does not fit.
     """
@@ -65,7 +70,7 @@ def check_model(view: ModelView, config: ModelConfig, *, appears_at_once: bool) 
 
     Args:
         view: the model, with what is beside its versions.
-        config: of the version.
+        config: configuration of the model (config.pbtxt).
         appears_at_once: whether Triton sees all of a version or nothing. Elsewhere a policy by which it would take a
             version that is still being uploaded is refused.
 
@@ -153,9 +158,9 @@ def first_config_text(version: int, config: ModelConfig, config_text: str | None
     """Return the config.pbtxt of a model whose first version is the only one to be served.
 
     Args:
-        version: the version.
-        config: the configuration.
-        config_text: a text to keep instead of its canonical one, except for the policy.
+        version: version of the model.
+        config: configuration of the model (config.pbtxt).
+        config_text: text to keep instead of the canonical one, except for the policy. `None`: the canonical text.
     """
     if config_text is not None:
         return replace_version_policy(config_text, (version,), where=CONFIG_FILENAME)

@@ -75,7 +75,7 @@ def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, for
 
     Args:
         view: the model with its state and the ensembles that need it.
-        versions: to remove.
+        versions: numbers of the versions to remove.
         whole: the model's folder as well.
         force: also what is in use.
 
@@ -181,7 +181,14 @@ def without_versions(view: ModelView, versions: tuple[int, ...]) -> str | None:
 
 
 def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole: bool) -> ModelState:
-    """Keep the numbers given out. Drop tags, load tests, and for a whole model its deployments."""
+    """Keep the numbers given out. Drop tags, load tests, and for a whole model its deployments.
+
+    Args:
+        state: record of the model.
+        versions: numbers of the removed versions.
+        highest: highest number ever given out.
+        whole: whether the whole model was removed.
+    """
     kept = tuple(test for test in state.load_tests if not whole and test.version not in versions)
     state = dataclasses.replace(state.numbered(highest).without_free(*versions), load_tests=kept)
     if whole:

@@ -184,7 +184,12 @@ class Store(Protocol):
         """List one level of a folder."""
 
     def read(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
-        """Return a file's content, or `None` when there is none. With a limit, refuse links and larger files."""
+        """Return a file's content, or `None` when there is none. With a limit, refuse links and larger files.
+
+        Args:
+            key: path below the root.
+            limit_bytes: largest accepted size in bytes. `None`: any size.
+        """
 
     def digest(self, key: str, entry: Entry) -> FileRecord:
         """Read a file to its end. Return its digest and size."""
@@ -202,8 +207,8 @@ class Store(Protocol):
         """Give a folder with a version's files, for as long as the block lasts.
 
         Args:
-            name: the model.
-            version: its version.
+            name: name of the model.
+            version: version of the model.
             names: only these files, and the manifest. `None`: all.
             compare: refuse a fetched file that is not what the manifest says.
             resume: digest of the content. What has arrived stays when the block fails, so that the next attempt with
@@ -215,7 +220,11 @@ class Store(Protocol):
         """Look at a model: its folder, config.pbtxt and, with `record`, what is remembered of it."""
 
     def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
-        """Return what is remembered of these models. `None`: of every model, removed ones included."""
+        """Return what is remembered of these models. `None`: of every model, removed ones included.
+
+        Args:
+            names: names of the models. `None`: all, removed ones included.
+        """
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Keep other commands from changing the model, where the store can. Elsewhere each write is compared."""
@@ -234,7 +243,8 @@ class Store(Protocol):
 
         Args:
             view: the model as it was looked at.
-            contents: name below the model's folder -> its new content. config.pbtxt comes last.
+            contents: name below the model's folder -> its new content. `None` removes the file. config.pbtxt comes
+                last.
             serves: versions that the new config.pbtxt serves. One that is being removed is refused.
 
         Raises:
@@ -245,10 +255,10 @@ class Store(Protocol):
         """Write a file.
 
         Args:
-            key: where.
+            key: path below the root.
             content: the bytes, or a file on this machine that holds them.
             new: refuse where the file exists.
-            record: what a file on this machine must be.
+            record: size and digest that a file on this machine must have. `None`: they are unknown.
 
         Raises:
             ChangedMeanwhileError: `new`, and it exists.
@@ -259,14 +269,20 @@ class Store(Protocol):
         """Remove a folder of the root that is no model's, with all that is below it.
 
         Args:
-            folder: the folder.
+            folder: name of the folder in the root.
             first: the file of it that goes before all others: it says that the folder is complete.
         """
 
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
     ) -> ModelState:
-        """Change what is remembered of a model, atomically. `needs` is a version that must exist at that moment."""
+        """Change what is remembered of a model, atomically. `needs` is a version that must exist at that moment.
+
+        Args:
+            name: name of the model.
+            change: makes the new record from the current one.
+            needs: version that must exist at that moment. `None`: none.
+        """
 
     def publish_version(self, incoming: Incoming) -> Arrived:
         """Make a version visible, whole, under a number that was never given out before."""

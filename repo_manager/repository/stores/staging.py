@@ -140,7 +140,13 @@ def delete_in_place(folder: Path) -> None:
 
 
 def stage_files(content: Path, files: Mapping[str, Path], progress: Progress) -> dict[str, FileRecord]:
-    """Copy a version's files into a new folder and make them durable. Return what they are."""
+    """Copy a version's files into a new folder and make them durable. Return what they are.
+
+    Args:
+        content: new folder for the copies.
+        files: name in the version -> path of the file.
+        progress: called with the number of new bytes.
+    """
     content.mkdir()
     records: dict[str, FileRecord] = {}
     for name, source in sorted(files.items()):
@@ -156,6 +162,11 @@ def stage_files(content: Path, files: Mapping[str, Path], progress: Progress) ->
 def check_copies(content: Path, records: Mapping[str, FileRecord], expected: Mapping[str, FileRecord]) -> None:
     """Read the copies again.
 
+    Args:
+        content: folder of the copies.
+        records: name -> size and digest of the copy.
+        expected: name -> size and digest of the source.
+
     Raises:
         RepositoryError: one is not what it should be.
     """
@@ -169,7 +180,14 @@ def check_copies(content: Path, records: Mapping[str, FileRecord], expected: Map
 
 
 def place_first(folder: Path, staging: Path, version: int, incoming: Incoming) -> None:
-    """Put the whole model together and rename it into the root (over an empty folder, if there is one)."""
+    """Put the whole model together and rename it into the root (over an empty folder, if there is one).
+
+    Args:
+        folder: the model's folder in the root.
+        staging: folder of the staged model.
+        version: version of the model.
+        incoming: the version to publish.
+    """
     model = staging / "model"
     model.mkdir()
     (staging / "version").rename(model / str(version))
@@ -213,7 +231,13 @@ def _is_abandoned(area: Path, name: str) -> bool:
 
 
 def sweep_entry(area: Path, name: str, root: Path) -> bool:
-    """Remove what a dead command left. False when its owner lives after all."""
+    """Remove what a dead command left. False when its owner lives after all.
+
+    Args:
+        area: staging area of the repository.
+        name: name of the entry.
+        root: root of the repository.
+    """
     with _locked(area, name) as ours:
         if ours:
             _remove_entry(area, name, root)

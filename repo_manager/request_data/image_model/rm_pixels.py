@@ -73,9 +73,9 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
     """Return an image as the recipe wants it, float32 `[C, H, W]` or `[H, W, C]`.
 
     Args:
-        pillow: the module `PIL.Image`.
+        pillow: Pillow's module `PIL.Image`, imported.
         image: a file, or an open one.
-        recipe: what is done.
+        recipe: how an image becomes the input.
 
     Raises:
         UnreadableImage: it is no image, or one of more pixels than Pillow takes.

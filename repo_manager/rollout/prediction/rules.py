@@ -234,6 +234,11 @@ class Wanted:
 def read_wanted(folder: Path, *, unloadable: Mapping[int, str] | None = None, auto_complete: bool = True) -> Wanted:
     """Read the repository's side from a model's folder.
 
+    Args:
+        folder: folder of the model.
+        unloadable: version -> reason why it cannot load. `None`: all can.
+        auto_complete: whether the server completes configurations.
+
     Raises:
         RepositoryError: the folder cannot be read.
     """

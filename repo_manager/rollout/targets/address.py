@@ -17,7 +17,7 @@ def form_of(scheme: str, namespace: str, name: str) -> re.Pattern[str]:
     """Return the form of an address.
 
     Args:
-        scheme: without `://`.
+        scheme: scheme of the address, without `://`.
         namespace: the form of a namespace, a regular expression.
         name: that of a name.
     """

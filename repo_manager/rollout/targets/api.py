@@ -39,7 +39,7 @@ def patiently(call: Callable[[], Answer], *, until: float | None = None) -> Answ
     """Ask an API server, and ask again for up to a minute while it gives no answer: it may be restarting.
 
     Args:
-        call: the request.
+        call: the request to the API server.
         until: moment of `time.monotonic` after which it is not asked again. `None`: a minute from now.
 
     Raises:
@@ -75,7 +75,7 @@ def change_unless_changed(
     Args:
         seen: the object as it was read.
         read: reads it again. `None`: it is gone.
-        send: sends a patch.
+        send: function that sends the patch.
         patch: the patch. Its `resourceVersion` is set here.
 
     Raises:
@@ -105,7 +105,11 @@ def _asked_for(item: Object) -> Object:
 
 @contextlib.contextmanager
 def using(api: Api | None) -> Iterator[Api]:
-    """Give this cluster. `None`: the configured one, closed afterwards."""
+    """Give this cluster. `None`: the configured one, closed afterwards.
+
+    Args:
+        api: the cluster's API. `None`: the configured cluster, closed afterwards.
+    """
     if api is not None:
         yield api
         return
@@ -227,7 +231,13 @@ class Api:
         return self._ask(f"read Deployment {namespace}/{name}", read)
 
     def patch_deployment(self, namespace: str, name: str, patch: Object) -> Object:
-        """Change a Deployment by a strategic merge patch. If it has a `resourceVersion`, only while that is current."""
+        """Change a Deployment by a strategic merge patch. If it has a `resourceVersion`, only while that is current.
+
+        Args:
+            namespace: namespace of the object.
+            name: name of the Deployment.
+            patch: strategic merge patch of the object.
+        """
 
         def change() -> Object:
             made = self._client.patch(
@@ -252,7 +262,13 @@ class Api:
         self._ask(f"write an Event in {namespace}", lambda: self._client.create(made, namespace=namespace))
 
     def log_tail(self, namespace: str, pod: str, container: str) -> str:
-        """Return the last lines that a container wrote. Empty when they cannot be had."""
+        """Return the last lines that a container wrote. Empty when they cannot be had.
+
+        Args:
+            namespace: namespace of the object.
+            pod: name of the pod.
+            container: name of the container.
+        """
 
         def read() -> str:
             lines = self._client.log(pod, namespace=namespace, container=container, tail_lines=_LOG_LINES)
@@ -264,14 +280,26 @@ class Api:
             return ""
 
     def custom(self, kind: tuple[str, str, str, str], namespace: str, name: str) -> Object:
-        """Return one custom resource."""
+        """Return one custom resource.
+
+        Args:
+            kind: group, version, plural and kind of the resource.
+            namespace: namespace of the object.
+            name: name of the resource.
+        """
         return self._ask(
             f"read {kind[2]} {namespace}/{name}",
             lambda: seen(self._client.get(self._resource(kind), name, namespace=namespace).to_dict()),
         )
 
     def customs(self, kind: tuple[str, str, str, str], namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
-        """Return the custom resources with these labels. None where the cluster does not know the kind."""
+        """Return the custom resources with these labels. None where the cluster does not know the kind.
+
+        Args:
+            kind: group, version, plural and kind of the resource.
+            namespace: namespace of the object.
+            labels: labels that the resources must have.
+        """
         try:
             return tuple(self._listed(f"list {kind[3]} in {namespace}", self._resource(kind), namespace, labels))
         except ServerRefusedError as exc:
@@ -280,7 +308,14 @@ class Api:
             raise
 
     def patch_custom(self, kind: tuple[str, str, str, str], namespace: str, name: str, patch: Object) -> Object:
-        """Change a custom resource by a JSON merge patch. With a `resourceVersion` only if it is still that one."""
+        """Change a custom resource by a JSON merge patch. With a `resourceVersion` only if it is still that one.
+
+        Args:
+            kind: group, version, plural and kind of the resource.
+            namespace: namespace of the object.
+            name: name of the resource.
+            patch: JSON merge patch of the object.
+        """
 
         def change() -> Object:
             made = self._client.patch(

@@ -85,6 +85,10 @@ def may_pass(code: int | None, *, named: bool) -> bool:
     """Return whether an API server that has just started may answer so until its rights and kinds are read.
 
     A 404 that names the object is an answer: the object is gone.
+
+    Args:
+        code: HTTP status code. `None`: there was no answer.
+        named: whether the answer names the object.
     """
     return code in (401, 403) or (code == 404 and not named)
 

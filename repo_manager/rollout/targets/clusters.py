@@ -123,6 +123,10 @@ def parse_cluster(text: str) -> Release | InferenceService:
 def api_of(text: str, timeout_s: float | None = None) -> Api:
     """Connect to the cluster that a target names.
 
+    Args:
+        text: address of the target.
+        timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+
     Raises:
         UsageError: the target cannot be read, or no such cluster is configured.
     """
@@ -143,6 +147,11 @@ def pointers(text: str, api: Api) -> tuple[Pointer, ...]:
 
 def models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[int, ...]]:
     """Return what a target serves, model -> versions.
+
+    Args:
+        repository: the model repository: a folder, or a place in object storage.
+        text: address of the target.
+        api: API of the cluster.
 
     Raises:
         ServerRefusedError: its Deployments do not serve the same.

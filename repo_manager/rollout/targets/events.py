@@ -21,9 +21,9 @@ class Events:
     """The Events of one object. A roll-out never fails for one that cannot be written.
 
     Args:
-        api: the cluster.
+        api: API of the cluster.
         item: the Deployment or InferenceService, as it was read.
-        context: of the roll-out.
+        context: the roll-out's context: model, options, deadline, report.
     """
 
     def __init__(self, api: Api, item: Object, context: Context) -> None:

@@ -19,10 +19,10 @@ class GatewayWeights:
     """The canary's share in every rule of a route that names both Services, for `repo_manager.rollout.trial.canary`.
 
     Args:
-        namespace: the route's.
-        route: its name.
+        namespace: namespace of the route.
+        route: name of the HTTPRoute.
         services: the Service of the old version and the one of the new.
-        api: the cluster.
+        api: API of the cluster.
         timeout_s: how long a gateway may take to accept a change.
 
     Raises:
@@ -120,6 +120,11 @@ class GatewayWeights:
 
 def backends_of(api: Api, namespace: str, route: str) -> tuple[str, str]:
     """Return the first two backends of the first rule that has two.
+
+    Args:
+        api: API of the cluster.
+        namespace: namespace of the object.
+        route: name of the HTTPRoute.
 
     Raises:
         ServerError: there is no such route, or none of its rules has two.

@@ -42,6 +42,12 @@ class InferenceService(ClusterAddress):
 def previous_on_kserve(service: InferenceService, repository: Location, name: str, api: Api) -> int:
     """Return the version of a model to go back to: the one deployed before the one that the InferenceService serves.
 
+    Args:
+        service: address of the InferenceService.
+        repository: the model repository: a folder, or a place in object storage.
+        name: name of the model.
+        api: API of the cluster.
+
     Raises:
         RepositoryError: the repository remembers none.
         ServerError: the API server refused or did not answer.
@@ -96,7 +102,7 @@ class KServeWeights:
 
     Args:
         service: the InferenceService. Its newest revision is the new version.
-        api: the cluster.
+        api: API of the cluster.
         timeout_s: how long KServe may take to route so.
     """
 

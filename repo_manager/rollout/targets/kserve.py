@@ -64,8 +64,8 @@ class KServeTarget:
 
     Args:
         context: of the roll-out. `load_timeout_s` bounds the wait for each step.
-        service: the InferenceService.
-        api: the cluster.
+        service: address of the InferenceService.
+        api: API of the cluster.
         trial: steps on the way. `None`: all of the traffic at once, when the revision is ready.
 
     Raises:

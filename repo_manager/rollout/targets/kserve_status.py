@@ -93,6 +93,11 @@ def owned_by(name: str) -> dict[str, str]:
 def see(api: Api, namespace: str, name: str) -> Sight:
     """Read an InferenceService and, in Standard mode, the Deployments that it owns.
 
+    Args:
+        api: API of the cluster.
+        namespace: namespace of the object.
+        name: name of the InferenceService.
+
     Raises:
         ServerRefusedError: it does not exist, or the Deployments may not be listed.
         ServerUnreachableError: the API server gave no answer for a minute.
@@ -115,9 +120,9 @@ def wait_for_service(
     """Wait until an InferenceService serves what is wanted, with the wanted share of the traffic.
 
     Args:
-        api: the cluster.
-        namespace: of the InferenceService.
-        name: of the InferenceService.
+        api: API of the cluster.
+        namespace: namespace of the InferenceService.
+        name: name of the InferenceService.
         wanted: what it must come to.
         timeout_s: how long it may take.
         report: told whenever something changes.
@@ -155,6 +160,13 @@ def wait_for_service(
 
 def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, seconds: float) -> None:
     """See for a while that an InferenceService stays ready with its newest revision's share.
+
+    Args:
+        api: API of the cluster.
+        namespace: namespace of the object.
+        name: name of the InferenceService.
+        wanted: snapshot and share to hold.
+        seconds: how long to watch.
 
     Raises:
         ServerRefusedError: it did not.

@@ -43,8 +43,8 @@ class KubernetesTarget:
 
     Args:
         context: of the roll-out. `load_timeout_s` is the time without progress after which it fails.
-        release: the release.
-        api: the cluster.
+        release: address of the release.
+        api: API of the cluster.
         connection: how to talk to the pods' gRPC endpoint.
     """
 
@@ -142,7 +142,7 @@ class DeploymentPart:
     """One Deployment of the release.
 
     Args:
-        target: the release.
+        target: the release that owns it.
         deployment: as it was read.
         served: what its pods serve.
         held: models and versions that the release serves.

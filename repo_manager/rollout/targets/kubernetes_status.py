@@ -74,7 +74,7 @@ def judge(deployment: Object, pods: Sequence[Object]) -> Progress:
 
     Args:
         deployment: as the API server has it now.
-        pods: the new ones.
+        pods: pods of the new template.
 
     The rules are those of `kubectl rollout status` (kubernetes/kubectl, `polymorphichelpers/rollout_status.go`), plus
     what pods say long before the progress deadline passes.
@@ -153,8 +153,8 @@ def wait_for_rollout(
     """Wait until every pod of a Deployment serves a snapshot. Return the Deployment as it is then.
 
     Args:
-        api: the cluster.
-        namespace: the Deployment's.
+        api: API of the cluster.
+        namespace: namespace of the object.
         deployment: as it was read before.
         url: what its pods must serve.
         timeout_s: how long it may take until one pod more is new, available or gone: a large Deployment is no slower

@@ -54,7 +54,7 @@ class Family:
     """What the repository says of the models around one.
 
     Args:
-        context: of the roll-out.
+        context: the roll-out's context: model, options, deadline, report.
     """
 
     def __init__(self, context: Context) -> None:
@@ -106,8 +106,8 @@ class Relatives:
     """The models around one, on one server.
 
     Args:
-        context: of the roll-out.
-        client: of the server.
+        context: the roll-out's context: model, options, deadline, report.
+        client: connected client of the server.
         family: what the repository says.
     """
 

@@ -33,6 +33,11 @@ class Release(ClusterAddress):
 def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
     """Return the version of a model that the release served before the current one.
 
+    Args:
+        release: address of the release.
+        name: name of the model.
+        api: API of the cluster.
+
     Raises:
         RepositoryError: the release's history has none.
         ServerError: the API server refused or did not answer.

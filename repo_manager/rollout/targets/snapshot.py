@@ -84,7 +84,7 @@ def check_leaving(
     """Check whether a cluster can do without a model or a version.
 
     Args:
-        context: of the roll-out.
+        context: the roll-out's context: model, options, deadline, report.
         held: what the cluster serves, model -> versions.
         served_by: the target, for messages.
         load: the models that its pods name to load, or `*`.
@@ -113,7 +113,7 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
     ensemble that lacks a part.
 
     Args:
-        context: of the roll-out.
+        context: the roll-out's context: model, options, deadline, report.
         held: models and versions served.
         source: where their files are.
     """
@@ -141,8 +141,8 @@ def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None
     """Return the versions of each model that the new version needs. A model without versions is left out.
 
     Args:
-        context: of the roll-out.
-        held: models and versions that are served already, and stay.
+        context: the roll-out's context: model, options, deadline, report.
+        held: models and versions that are served already, and stay. `None`: none.
     """
     within = {each: context.ensembles[each] for each in (*context.needs, context.name) if each in context.ensembles}
     found: dict[str, tuple[int, ...]] = {}
@@ -161,7 +161,7 @@ def check_relatives(
     """Check whether pods will serve the model and whatever it needs.
 
     Args:
-        context: of the roll-out.
+        context: the roll-out's context: model, options, deadline, report.
         models: what the snapshot holds.
         served_by: the target, for messages.
         load: the models that its pods name to load, or `*`. With an ensemble Triton loads its parts, never what a

@@ -135,7 +135,7 @@ def write_snapshot(
 
     Args:
         root: where the snapshots are.
-        models: what it holds.
+        models: models and versions of the snapshot.
         signed_by: keys one of which must vouch for each version. Empty asks for no signature. Versions of an earlier
             snapshot were checked when they came into it.
         dry_run: only say which it would be.

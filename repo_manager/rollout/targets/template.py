@@ -117,7 +117,7 @@ def patch_for(
 
     Args:
         deployment: as it was read.
-        served: what it serves.
+        served: models and snapshot of the pods.
         after: the snapshot's URL and models.
         before: the models that it serves, the first entry of its history.
     """
@@ -207,7 +207,11 @@ def models_text(models: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def parse_models(text: str | None) -> dict[str, tuple[int, ...]] | None:
-    """Read such an annotation. `None` when there is none, or it is damaged."""
+    """Read such an annotation. `None` when there is none, or it is damaged.
+
+    Args:
+        text: text of the annotation. `None`: there is none.
+    """
     try:
         found = json.loads(text or "null")
         return None if found is None else {str(name): tuple(int(v) for v in held) for name, held in found.items()}

@@ -31,8 +31,8 @@ class TritonTarget:
     dropped, again a batch at a time.
 
     Args:
-        context: of the roll-out.
-        clients: one a server.
+        context: the roll-out's context: model, options, deadline, report.
+        clients: one connected client per server.
 
     Raises:
         UsageError: no server.

@@ -34,8 +34,8 @@ class TritonPart:
     """One server, from a look at what it serves to the proof of what it serves then.
 
     Args:
-        context: of the roll-out.
-        client: of the server.
+        context: the roll-out's context: model, options, deadline, report.
+        client: connected client of the server.
         family: the models around the one that is rolled out.
 
     Raises:

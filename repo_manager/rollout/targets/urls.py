@@ -93,6 +93,11 @@ def connect(
 ) -> list[TritonClient]:
     """Return a client of each server: those given, and one for each that a text names, closed with the stack.
 
+    Args:
+        servers: connected clients, or URLs.
+        connection: TLS, headers and deadlines of clients.
+        stack: closes the new clients at its end.
+
     Raises:
         UsageError: a text is not understood.
         ServerUnreachableError: a name has no address.

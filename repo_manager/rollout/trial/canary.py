@@ -35,9 +35,9 @@ class CanaryTarget:
     """A Triton server whose new version must prove itself on requests, beside its inference, before it takes over.
 
     Args:
-        target: the one server.
-        context: of the roll-out.
-        options: of the trial.
+        target: target of the roll-out.
+        context: the roll-out's context: model, options, deadline, report.
+        options: steps, duration and gates of the trial.
         connect: makes more clients of the same server, for mirroring.
     """
 

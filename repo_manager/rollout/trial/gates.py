@@ -64,7 +64,7 @@ def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> 
     """Judge every gate that this evidence can speak to. 5 % of error are shared by all gates and all looks.
 
     Args:
-        gates: the conditions.
+        gates: limits and their metrics.
         evidence: what was seen so far.
         look: the number of this judgement, from 1. Only bootstrapped gates depend on it.
     """

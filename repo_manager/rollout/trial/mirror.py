@@ -47,10 +47,10 @@ class Mirror:
 
     Args:
         connect: makes a client. Called once a worker, because an HTTP client is for one thread.
-        name: the model.
+        name: name of the model.
         versions: the old and the new version.
         exchanges: what to send, over and over in an order drawn again each round.
-        options: rate and deadlines.
+        options: rate, duration and deadlines of the shadow.
         kind: how the model is asked.
     """
 
@@ -82,7 +82,7 @@ class Mirror:
         """Mirror for some time.
 
         Args:
-            seconds: for how long.
+            seconds: how long to mirror.
             stop: asked again and again. `True` ends it.
 
         Raises:

@@ -37,7 +37,7 @@ def read_exchanges(path: Path, config: ModelConfig, *, sequence: bool = False) -
     A request without batch axis gets one of size 1 where the model batches.
 
     Args:
-        path: the file.
+        path: path of the file.
         config: what the server runs the model with: names, types and dims come from it.
         sequence: a file is one sequence, of perf_analyzer's JSON each stream, else each request is on its own.
 

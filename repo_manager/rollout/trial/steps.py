@@ -36,9 +36,9 @@ class PublishedWeights:
 
     Args:
         repository: the repository that the server serves.
-        name: the model.
+        name: name of the model.
         versions: the old and the new version.
-        client: of the server.
+        client: connected client of the server.
         load: makes the server read the file.
     """
 
@@ -73,7 +73,7 @@ class FileWeights:
 
     Args:
         path: the file. It is replaced as a whole.
-        name: the model.
+        name: name of the model.
         versions: the old and the new version.
     """
 
@@ -151,7 +151,7 @@ def run_steps(
         weights: gives the new version its share.
         steps: rising shares, the last one 1.
         step_s: how long each is watched.
-        watch: judges.
+        watch: receives progress, and can stop the build.
         report: told what is being done.
         on_step: given each share below 1 after it was watched. What it raises ends the steps.
 
@@ -205,7 +205,13 @@ def gate_error(results: Sequence[GateResult]) -> GateError | InconclusiveError:
 
 
 def untried(name: str, version: int, where: str) -> InconclusiveError:
-    """Return the error of a trial that was asked for and has nothing to be judged against."""
+    """Return the error of a trial that was asked for and has nothing to be judged against.
+
+    Args:
+        name: name of the model.
+        version: version of the model.
+        where: place of the value, as the error message names it.
+    """
     return InconclusiveError(
         f"{name}:{version} is served already on {where}, without an older version beside it, so it cannot be tried. "
         "No gate was judged, and nothing was changed.",
@@ -217,8 +223,8 @@ def check_kind(name: str, options: TrialOptions, *, sequence: bool, streams: boo
     """See whether a model of this kind can have the trial.
 
     Args:
-        name: the model.
-        options: of the trial.
+        name: name of the model.
+        options: steps, duration and gates of the trial.
         sequence: its requests, or those of a part, belong to sequences.
         streams: the connection can carry all the responses that it gives. HTTP cannot where there are several.
 

@@ -39,8 +39,8 @@ class ShadowWatch:
     """Watches by mirroring recorded requests to both versions.
 
     Args:
-        mirror: sends them.
-        gates: the conditions.
+        mirror: sends requests to both versions.
+        gates: limits and their metrics.
         until_decided: end as soon as every gate is decided, instead of only when one fails.
     """
 
@@ -71,11 +71,11 @@ class TrafficWatch:
     Python model answers with as a success: where models are written in Python, look at clients or use a shadow, too.
 
     Args:
-        client: of the server.
-        name: the model.
-        version: the new version.
+        client: connected client of the server.
+        name: name of the model.
+        version: version of the model.
         gates: the conditions. Those that the counters cannot speak to are left to the shadow.
-        shadow: mirrors meanwhile. Its gates count, too.
+        shadow: mirrors during the watch. Its gates count, too. `None`: no shadow.
     """
 
     def __init__(

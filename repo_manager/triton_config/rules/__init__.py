@@ -37,7 +37,7 @@ def check_rules(config: ModelConfig, *, where: str = "config.pbtxt", completes: 
     """Check a configuration on its own, without a model.
 
     Args:
-        config: any configuration.
+        config: configuration of the model (config.pbtxt).
         where: the subject of the findings.
         completes: whether the server completes configurations, as servers do by default. What a backend may fill in is
             then a warning.

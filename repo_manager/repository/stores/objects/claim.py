@@ -28,7 +28,14 @@ def is_abandoned(entry: Pending) -> bool:
 
 
 class Claim:
-    """A number that is ours until `settled` or `claimed`'s end."""
+    """A number that is ours until `settled` or `claimed`'s end.
+
+    Args:
+        store: store of the repository.
+        name: name of the model.
+        version: version of the model.
+        holder: identity of this process.
+    """
 
     def __init__(self, store: ObjectClient, name: str, version: int, holder: Holder) -> None:
         self.store, self.name, self.version, self.holder = store, name, version, holder
@@ -112,9 +119,9 @@ def claimed(
     When the block fails the claim is released and stays in the ledger, so that the same command goes on from there.
 
     Args:
-        store: the repository's.
-        name: the model.
-        wanted: what for.
+        store: store of the repository.
+        name: name of the model.
+        wanted: content and wanted number of the version.
         taken: numbers that are in the store whatever the ledger says.
 
     Raises:

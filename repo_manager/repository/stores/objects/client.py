@@ -77,6 +77,10 @@ def _opened(place: ObjectRepository, options: StoreOptions, environment: tuple[t
 def open_client(location: ObjectRepository, options: StoreOptions | None = None) -> ObjectClient:
     """Return the store of a place. The same one while the environment stays the same.
 
+    Args:
+        location: place of the repository.
+        options: deadlines and retries of requests. `None`: the defaults.
+
     Raises:
         MissingDependencyError: the `[cloud]` extra is not installed.
         RepositoryError: the environment's credentials cannot be read.
@@ -91,7 +95,13 @@ class _NoConditionsError(RepositoryError):
 
 
 class ObjectClient:
-    """Requests to one place."""
+    """Requests to one place.
+
+    Args:
+        location: place of the repository.
+        options: deadlines and retries of requests.
+        environment: environment variables of the process.
+    """
 
     def __init__(self, location: ObjectRepository, options: StoreOptions, environment: Mapping[str, str]) -> None:
         self.location, self.options, self.environment = location, options, environment
@@ -165,6 +175,12 @@ class ObjectClient:
     def read_range(self, key: str, start: int, end: int, mark: Mark) -> bytes:
         """Return the bytes from `start` to before `end` of the content that was seen.
 
+        Args:
+            key: path below the repository's root.
+            start: first byte of the range.
+            end: byte after the last one.
+            mark: version of the object's content that was read.
+
         Raises:
             RepositoryError: it is gone, or another content is there now.
         """
@@ -199,6 +215,11 @@ class ObjectClient:
 
     def replace(self, key: str, data: bytes, mark: Mark) -> Mark:
         """Write an object if it still has the content that was seen (compare-and-swap).
+
+        Args:
+            key: path below the repository's root.
+            data: new content of the object.
+            mark: version of the object's content that was read.
 
         Raises:
             ChangedMeanwhileError: it has not.
@@ -243,6 +264,12 @@ class ObjectClient:
 
     def put_streamed(self, key: str, chunks: Iterator[bytes], chunk_bytes: int, workers: int) -> None:
         """Write a large object in parts, once. The store shows nothing of it until all are there.
+
+        Args:
+            key: path below the repository's root.
+            chunks: content in pieces of `chunk_bytes`, the last one shorter.
+            chunk_bytes: size of a part in bytes.
+            workers: parts sent at a time.
 
         Raises:
             TransientError: it did not work, and nothing of it is visible.

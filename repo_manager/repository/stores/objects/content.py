@@ -84,6 +84,11 @@ def measure(path: Path, part_bytes: int) -> Measured:
 def read_part(path: Path, measured: Measured, number: int) -> bytes:
     """Return a part's bytes, the same measured.
 
+    Args:
+        path: path of the file.
+        measured: size, digest and parts of the file.
+        number: number of the part, from 0.
+
     Raises:
         RepositoryError: the file changed at the same time.
         OSError: it cannot be read.

@@ -22,9 +22,9 @@ def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact 
     write within one second waits for the next and writes again.
 
     Args:
-        client: the repository's.
-        name: the model.
-        data: the new content.
+        client: store of the repository.
+        name: name of the model.
+        data: new content of config.pbtxt.
         before: what stood there. `None`: nothing did.
 
     Raises:

@@ -148,9 +148,9 @@ def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> boo
     Only what the ledger names is touched, and only where its holder is dead or has not been heard of for long.
 
     Args:
-        store: the repository's.
-        name: the model.
-        version: the version.
+        store: store of the repository.
+        name: name of the model.
+        version: version of the model.
         seen: what `abandoned_work` says of it.
 
     Returns:

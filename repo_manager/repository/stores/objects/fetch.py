@@ -17,6 +17,11 @@ __all__ = ["fetch_version", "read_manifest"]
 def read_manifest(store: ObjectClient, name: str, version: int) -> Manifest | None:
     """Return a version's manifest, or `None` when it has none.
 
+    Args:
+        store: store of the repository.
+        name: name of the model.
+        version: version of the model.
+
     Raises:
         RepositoryError: it is no manifest.
     """
@@ -40,9 +45,9 @@ def fetch_version(
     """Write a version's files into a folder, each as its manifest says.
 
     Args:
-        store: the repository's.
-        name: the model.
-        version: its version.
+        store: store of the repository.
+        name: name of the model.
+        version: version of the model.
         target: the folder. Made when it is missing. Files that are there, whole or in part, are kept.
         names: the files wanted, missing ones are left out. `None`: all. The manifest always comes along.
         compare: refuse a file that is not as its manifest says. Without it everything is fetched as it is.

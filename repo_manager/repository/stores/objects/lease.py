@@ -36,6 +36,11 @@ def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterat
     compare-and-swap, so there is one holder at most. It gives a function that returns who else holds it by now, empty
     while no other process does.
 
+    Args:
+        client: store of the repository.
+        name: name of the model.
+        timeout_s: deadline of the call in seconds.
+
     Raises:
         LockHeldError: another process holds it for longer than `timeout_s`. Where its time is up by this machine's
             clock, the minute is waited for.

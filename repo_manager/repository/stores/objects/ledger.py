@@ -72,7 +72,12 @@ class Ledger:
     mark: Mark | None = None
 
     def with_pending(self, version: int, entry: Pending | None) -> Ledger:
-        """Return it with an entry set, or taken away."""
+        """Return it with an entry set, or taken away.
+
+        Args:
+            version: number of the version.
+            entry: the entry. `None`: remove it.
+        """
         rest = {number: each for number, each in self.pending.items() if number != version}
         return dataclasses.replace(self, pending=rest if entry is None else {**rest, version: entry})
 
@@ -112,8 +117,8 @@ def change_ledger(store: ObjectClient, name: str, change: Callable[[Ledger], Led
     """Change a model's record by compare-and-swap. When another writer was first, `change` is asked again.
 
     Args:
-        store: the repository's.
-        name: the model.
+        store: store of the repository.
+        name: name of the model.
         change: the record as it is to the record as it will be. An equal one writes nothing. May raise to give up.
 
     Raises:

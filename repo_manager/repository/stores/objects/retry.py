@@ -43,7 +43,7 @@ class TransientError(Exception):
     """A request that may succeed when it is sent again.
 
     Args:
-        message: what happened.
+        message: text of the error.
         slow_down: whether the store asked for fewer requests.
     """
 
@@ -61,7 +61,7 @@ def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
     Args:
         what: for the error: what was tried.
         attempt: raises `TransientError` for what may succeed later. Everything else ends it.
-        options: how long.
+        options: number of attempts, waits and deadline.
 
     Raises:
         StoreUnreachableError: the deadline is over. With the last reason.

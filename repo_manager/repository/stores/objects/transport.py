@@ -28,7 +28,7 @@ def upload_files(
     """Send files. Those that are there already, whole and right, are not sent again.
 
     Args:
-        store: the repository's.
+        store: store of the repository.
         folder: where to, relative to the repository.
         files: name below the folder -> the file and what it held when it was measured.
         progress: told the bytes that are there.
@@ -109,6 +109,11 @@ def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: Measured) 
 def object_record(store: ObjectClient, key: str, fact: ObjectFact) -> FileRecord:
     """Read an object to its end. Return its digest and size.
 
+    Args:
+        store: store of the repository.
+        key: path below the repository's root.
+        fact: size and mark of the object, from a listing.
+
     Raises:
         RepositoryError: it cannot be read, or changed meanwhile.
     """
@@ -122,8 +127,8 @@ def read_parts(store: ObjectClient, key: str, fact: ObjectFact, start: int = 0) 
     """Yield an object's bytes in order. A few parts are fetched ahead, each request is retried on its own.
 
     Args:
-        store: the repository's.
-        key: the object's.
+        store: store of the repository.
+        key: path below the repository's root.
         fact: what was seen of it. Another content in its place is an error.
         start: the first byte wanted.
     """
@@ -154,8 +159,8 @@ def save_object(
     """Write an object to a file. What an interrupted attempt has left there is kept and gone on from.
 
     Args:
-        store: the repository's.
-        key: the object's.
+        store: store of the repository.
+        key: path below the repository's root.
         fact: what was seen of it.
         target: the file. It may hold the beginning already.
         expected: what it must be. `None` when unknown.

@@ -25,7 +25,7 @@ class SequenceStates:
     """The states of live sequences, which an instance sees from their start to their end.
 
     Args:
-        config: the model's configuration.
+        config: configuration of the model, as parsed JSON.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Batches:
     """Requests as one batch: ragged inputs joined flat, others along the batch axis, with batch inputs and outputs.
 
     Args:
-        config: the model's configuration.
+        config: configuration of the model, as parsed JSON.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

@@ -117,6 +117,11 @@ def default_threads(config: dict[str, Any]) -> int:
 def providers(config: dict[str, Any], kind: str, device: int) -> list[Any]:
     """Return the execution providers for an instance, the best first.
 
+    Args:
+        config: configuration of the model, as parsed JSON.
+        kind: kind of the instance: `CPU` or `GPU`.
+        device: number of the GPU.
+
     Raises:
         BadParameterError: the configuration asks for an accelerator that the native backend refuses, too.
     """
@@ -153,6 +158,12 @@ def _tensorrt(accelerator: dict[str, Any]) -> dict[str, str]:
 
 def open_session(folder: Path, config: dict[str, Any], kind: str, device: int) -> ort.InferenceSession:
     """Open the model in a version's folder as the configuration says.
+
+    Args:
+        folder: folder for the files.
+        config: configuration of the model, as parsed JSON.
+        kind: kind of the instance: `CPU` or `GPU`.
+        device: number of the GPU.
 
     Raises:
         BadParameterError: there is no model file, or a parameter's value cannot be used.

@@ -61,11 +61,25 @@ class Cuda:
         self._check(self._lib.cudaStreamSynchronize(ctypes.c_void_p(stream)), "run the engine")
 
     def to_device(self, device: int, host: int, size_bytes: int, stream: int) -> None:
-        """Copy from pinned memory, without waiting."""
+        """Copy from pinned memory, without waiting.
+
+        Args:
+            device: address in the GPU's memory.
+            host: address in pinned memory.
+            size_bytes: size of the memory in bytes.
+            stream: handle of the CUDA stream.
+        """
         self._copy(device, host, size_bytes, _TO_DEVICE, stream)
 
     def to_host(self, host: int, device: int, size_bytes: int, stream: int) -> None:
-        """Copy to pinned memory, without waiting."""
+        """Copy to pinned memory, without waiting.
+
+        Args:
+            host: address in pinned memory.
+            device: address in the GPU's memory.
+            size_bytes: size of the memory in bytes.
+            stream: handle of the CUDA stream.
+        """
         self._copy(host, device, size_bytes, _TO_HOST, stream)
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: int, stream: int) -> None:

@@ -45,6 +45,11 @@ def import_library(name: str) -> Any:
 def check_plan(name: str, version: str, path: Path) -> None:
     """Check a plan's first bytes before the library sees it: each failed load costs GPU memory.
 
+    Args:
+        name: name of the model.
+        version: version of the model. Empty: the server's choice.
+        path: path of the file.
+
     Raises:
         Mismatch: the file is missing, no plan, another library's, or another version's.
     """
@@ -67,8 +72,8 @@ class Engine:
     """A loaded engine.
 
     Args:
-        library: the module.
-        path: the plan.
+        library: module `tensorrt` or `tensorrt_rtx`.
+        path: path of the file.
         cuda: the device it runs on.
 
     Raises:

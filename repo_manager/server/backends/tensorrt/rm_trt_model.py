@@ -22,6 +22,13 @@ Array = np.ndarray[Any, Any]
 def open_engine(library_name: str, default_file: str, folder: Path, config: dict[str, Any], device: int) -> Engine:
     """Load a version's engine.
 
+    Args:
+        library_name: name of the module, `tensorrt` or `tensorrt_rtx`.
+        default_file: file name without one in the configuration.
+        folder: folder for the files.
+        config: configuration of the model, as parsed JSON.
+        device: number of the GPU.
+
     Raises:
         TritonModelException: no GPU, no library, or a plan that does not fit. In words for the user.
     """

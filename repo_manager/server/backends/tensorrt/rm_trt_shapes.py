@@ -79,6 +79,11 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
 def check(config: Mapping[str, Any], tensors: Sequence[Tensor], profiles: Sequence[Profile]) -> None:
     """Check a configuration against the engine, as Triton's tensorrt backend does when it loads a plan.
 
+    Args:
+        config: configuration of the model, as parsed JSON.
+        tensors: inputs and outputs of the engine.
+        profiles: optimisation profiles of the engine.
+
     Raises:
         Mismatch: with what was found and expected.
     """
@@ -123,13 +128,25 @@ def _largest_batch(profile: Profile) -> int:
 
 
 def plan_filename(config: Mapping[str, Any], capability: str, default: str) -> str:
-    """Return which file a GPU loads: `cc_model_filenames`, then `default_model_filename`, then the default."""
+    """Return which file a GPU loads: `cc_model_filenames`, then `default_model_filename`, then the default.
+
+    Args:
+        config: configuration of the model, as parsed JSON.
+        capability: compute capability of the GPU, such as `8.9`.
+        default: file name without one in the configuration.
+    """
     by_capability = config.get("cc_model_filenames") or {}
     return str(by_capability.get(capability) or config.get("default_model_filename") or default)
 
 
 def complete(config: dict[str, Any], tensors: Sequence[Tensor], profiles: Sequence[Profile]) -> None:
-    """Fill in inputs, outputs and batching where a configuration leaves them out. `config` is changed."""
+    """Fill in inputs, outputs and batching where a configuration leaves them out. `config` is changed.
+
+    Args:
+        config: configuration of the model, as parsed JSON.
+        tensors: inputs and outputs of the engine.
+        profiles: optimisation profiles of the engine.
+    """
     batchable = all(tensor.shape and tensor.shape[0] == -1 for tensor in tensors)
     if batchable and not config.get("max_batch_size"):
         config["max_batch_size"] = min((_largest_batch(profile) for profile in profiles), default=1)
